@@ -1,0 +1,22 @@
+"""Fixtures shared by all tests."""
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    folder = os.environ.get("CV_PIPELINE_REAL_DATA")
+    if not folder:
+        pytest.skip("CV_PIPELINE_REAL_DATA is not set: the real data is not on this machine")
+    path = Path(folder)
+    assert path.is_dir(), f"CV_PIPELINE_REAL_DATA={folder} is not a folder"
+    return path

@@ -1,0 +1,125 @@
+"""Guards of the notebook house: the exported package is what the notebooks say, and only that."""
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NBS, LIB = ROOT / "nbs", ROOT / "cv_pipeline"
+DIRECTIVES = {"default_exp", "export", "exporti", "exports", "hide", "hide_input", "hide_output", "eval:", "notest", "echo:", "code-fold:"}
+
+
+def source(cell) -> str:
+    return "".join(cell["source"])
+
+
+def notebooks() -> dict[Path, list[dict]]:
+    books = (nb for nb in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in nb.parts)
+    return {nb: json.loads(nb.read_text(encoding="utf-8"))["cells"] for nb in books}
+
+
+BOOKS = notebooks()
+
+
+def code_cells(cells) -> list[str]:
+    return [source(c) for c in cells if c["cell_type"] == "code"]
+
+
+def module_of(cells) -> str | None:
+    found = [m[1] for text in code_cells(cells) for m in re.finditer(r"^#\|\s*default_exp\s+(\S+)", text, re.M)]
+    assert len(found) <= 1, "two default_exp in one notebook"
+    return found[0] if found else None
+
+
+def floor_of(nb: Path) -> int:
+    m = re.match(r"(\d+)", nb.name)
+    assert m, f"{nb.name} exports a module but has no number"
+    return int(m[1])
+
+
+def exported(cells) -> list[str]:
+    return [text for text in code_cells(cells) if re.search(r"^#\|\s*exporti?s?\s*$", text, re.M)]
+
+
+OWNERS = {nb: module_of(cells) for nb, cells in BOOKS.items()}
+
+
+def test_every_module_is_authored_by_exactly_one_notebook():
+    wanted = sorted(name for name in OWNERS.values() if name)
+    assert len(wanted) == len(set(wanted)), "two notebooks export one module: the last would silently win"
+    files = {p.relative_to(LIB).with_suffix("").as_posix().replace("/", ".") for p in LIB.rglob("*.py")}
+    assert {f for f in files if not f.endswith("__init__") and f != "_modidx"} == set(wanted)
+
+
+@pytest.mark.parametrize("nb", [nb for nb, name in OWNERS.items() if name], ids=lambda nb: nb.stem)
+def test_path_and_module_have_the_same_name(nb):
+    stem = re.sub(r"^\d+_", "", nb.stem)
+    assert OWNERS[nb] == ".".join([*nb.relative_to(NBS).parts[:-1], stem])
+
+
+@pytest.mark.parametrize("nb", [nb for nb, name in OWNERS.items() if name], ids=lambda nb: nb.stem)
+def test_only_earlier_notebooks_are_imported(nb):
+    floors = {name: floor_of(other) for other, name in OWNERS.items() if name}
+    pattern = r"^\s*(?:from\s+cv_pipeline\.([\w.]+)\s+import|import\s+cv_pipeline\.([\w.]+))"
+    for text in exported(BOOKS[nb]):
+        assert not re.search(r"^\s*from\s+\.", text, re.M), "relative imports hide the order of the rooms"
+        assert not re.search(r"^\s*from\s+cv_pipeline\s+import", text, re.M), "import from the room itself"
+        for match in re.finditer(pattern, text, re.M):
+            name = match[1] or match[2]
+            assert name in floors, f"{nb.name} imports {name}, which no notebook exports"
+            assert floors[name] < floor_of(nb), f"{nb.name} imports the later room {name}"
+
+
+def test_export_is_reproducible_byte_for_byte(tmp_path):
+    "clean + export in a copy of the tree: notebooks and modules come out as they are committed."
+    copy = tmp_path / "copy"
+    ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "models")
+    for name in ("nbs", "cv_pipeline"):
+        shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+    for name in ("settings.ini", "setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, copy / name)
+    for old in copy.joinpath("cv_pipeline").rglob("*.py"):
+        old.unlink()
+    for command in ("nbdev_clean", "nbdev_export"):
+        subprocess.run([Path(sys.executable).parent / command], cwd=copy, check=True, capture_output=True)
+    for folder, pattern in (("nbs", "*.ipynb"), ("cv_pipeline", "*.py")):
+        before = {p.relative_to(ROOT): p.read_bytes() for p in (ROOT / folder).rglob(pattern) if ".ipynb_checkpoints" not in p.parts}
+        after = {p.relative_to(copy): p.read_bytes() for p in (copy / folder).rglob(pattern)}
+        assert set(before) == set(after)
+        assert [str(p) for p in sorted(before) if before[p] != after[p]] == [], "run `make sync` and commit what it changes"
+    assert (ROOT / "pyproject.toml").read_bytes() == (copy / "pyproject.toml").read_bytes()
+
+
+@pytest.mark.parametrize("nb", [nb for nb in BOOKS if "reports" in nb.relative_to(NBS).parts[:-1]], ids=lambda nb: nb.stem)
+def test_a_template_has_exactly_one_parameters_cell(nb):
+    tagged = [c for c in BOOKS[nb] if "parameters" in c.get("metadata", {}).get("tags", [])]
+    assert len(tagged) == 1 and tagged[0]["cell_type"] == "code"
+    assert OWNERS[nb] is None, "templates export nothing"
+
+
+@pytest.mark.parametrize("nb", list(BOOKS), ids=lambda nb: nb.stem)
+def test_cells_keep_the_house_rules(nb):
+    cells = BOOKS[nb]
+    assert len(cells) <= 80, "split the room"
+    assert nb.stat().st_size <= 400 * 1024, "shrink the pictures"
+    for text in code_cells(cells):
+        for directive in re.findall(r"^#\|\s*(\S+)", text, re.M):
+            assert directive in DIRECTIVES, f"nbdev would silently ignore '#| {directive}'"
+    for text in exported(cells):
+        lines = [line for line in text.splitlines() if line.strip()]
+        assert len(lines) <= 40, f"an exported cell has {len(lines)} lines: {lines[1][:60]}"
+        assert not re.search(r"^\s*[%!]", text, re.M), "a magic in an exported cell breaks __all__"
+        assert not re.search(r"^\s*from\s+\S+\s+import\s+\*", text, re.M), "star import"
+        assert not re.search(r"^#\|\s*(notest|eval:\s*false)", text, re.M), "a skipped exported cell is not defined in tests"
+
+
+def test_readme_is_the_rendered_index():
+    index = next(cells for nb, cells in BOOKS.items() if nb.name == "index.ipynb")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for cell in index:
+        if cell["cell_type"] == "markdown":
+            assert source(cell).strip() in text, "README.md is stale: run `make sync`"
