@@ -18,7 +18,7 @@ from .types import ConfigError
 __all__ = ['SourceConfig', 'ModelConfig', 'PostprocessConfig', 'SelectionConfig', 'TrackerConfig', 'RuntimeConfig',
            'DeliveryConfig', 'HealthConfig', 'RunConfig', 'load_config', 'show_config', 'config_schema']
 
-# %% ../nbs/01_config.ipynb #7860ad65
+# %% ../nbs/01_config.ipynb #31de2307
 class _Section(BaseModel):
     "A part of the configuration: unknown keys are errors, fields are documented."
 
@@ -28,7 +28,7 @@ class _Section(BaseModel):
 class SourceConfig(_Section):
     "One camera, file or folder."
 
-    uri: str = Field(description="File, folder, `line:` (the synthetic factory line), a camera number, or an rtsp:// address.")
+    uri: str = Field(description="File, folder, a camera number, or `line:` (the synthetic factory line).")
     id: str | None = Field(None, description="Name in results and metrics; taken from the uri when not given.")
     realtime: bool = Field(False, description="Play a file at its own speed, as if it were a camera.")
 
@@ -41,7 +41,7 @@ class ModelConfig(_Section):
     providers: list[str] | None = Field(None, description="ONNX Runtime providers in order of preference; None takes the best that is present.")
     threads: int = Field(0, ge=0, description="Threads inside the model call; 0 leaves the choice to the runtime.")
 
-# %% ../nbs/01_config.ipynb #25e3aa4a
+# %% ../nbs/01_config.ipynb #b4d54332
 class PostprocessConfig(_Section):
     "Overrides of the thresholds in the model's manifest; None keeps the manifest's."
 
@@ -59,7 +59,7 @@ class SelectionConfig(_Section):
 
     every: int = Field(1, ge=1, description="Every n-th frame.")
     max_fps: float | None = Field(None, gt=0, description="At most this many frames a second and camera, by capture time.")
-    motion: float | None = Field(None, gt=0, description="Only frames that differ from the last selected one by this mean grey level (0..255).")
+    motion: float | None = Field(None, gt=0, le=1, description="Only frames in which this share of the pixels changed, e.g. 0.002.")
 
 
 class TrackerConfig(_Section):
@@ -71,12 +71,12 @@ class TrackerConfig(_Section):
     minimum_iou_threshold: float = Field(0.3, ge=0, le=1)
     minimum_consecutive_frames: int = Field(3, ge=1, description="Frames before a track is confirmed and gets an id.")
 
-# %% ../nbs/01_config.ipynb #dd41322c
+# %% ../nbs/01_config.ipynb #cb2ec859
 class RuntimeConfig(_Section):
     "Queues, batches and what happens when something breaks."
 
     policy: Literal["auto", "every-frame", "freshest-frame"] = Field("auto", description="auto: freshest for live sources, every frame for files.")
-    queue_size: int = Field(8, ge=1, le=1024, description="Frames that wait between two stages, per camera at the entrance.")
+    queue_size: int = Field(4, ge=1, le=1024, description="Frames that wait between two stages, per camera at the entrance.")
     max_batch: int = Field(4, ge=1, le=256)
     max_wait_ms: float = Field(5.0, ge=0, description="How long a batch waits for company; only live sources ever wait.")
     on_model_error: Literal["stop", "skip"] = Field("stop", description="After the retry: stop the run, or mark the frames as failed and go on.")
@@ -97,7 +97,7 @@ class HealthConfig(_Section):
 
     port: int | None = Field(None, ge=0, le=65535, description="None: no endpoint. 0: a free port.")
     host: str = "127.0.0.1"
-    stale_after_s: float = Field(10.0, gt=0, description="A live source without a frame for so long makes /readyz fail.")
+    stale_after_s: float = Field(10.0, gt=0, description="A live source without a frame for so long counts as stale.")
 
 
 class RunConfig(_Section):

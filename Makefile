@@ -1,0 +1,66 @@
+# Two commands do all set-up: `make demo` and `make test`. Each target makes .venv if it is missing and installs only what it needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= runs/demo
+BIN    := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PACKAGING := settings.ini setup.py constraints.txt
+export YOLO_OFFLINE := 1
+export YOLO_AUTOINSTALL := false
+
+.PHONY: help demo test sync lab bench train-bundled wheel clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "no '$(PYTHON)' here: install Python 3.10 or newer, or say make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(PACKAGING) | $(BIN)/python
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.lab: $(PACKAGING) | $(VENV)/.core
+	$(INSTALL) --editable ".[lab,viz]"
+	@touch $@
+
+# ultralytics brings opencv-python, which writes the same cv2 folder as the headless build: the headless one goes in last
+$(VENV)/.dev: $(PACKAGING) | $(VENV)/.core
+	$(INSTALL) --editable ".[lab,viz,train,dev]"
+	$(INSTALL) --force-reinstall --no-deps opencv-python-headless
+	@touch $@ $(VENV)/.lab
+
+demo: $(VENV)/.core  ## the factory line, the bundled detector, annotated video: offline, no torch
+	$(BIN)/cv-pipeline demo --out $(OUT)
+
+test: $(VENV)/.dev  ## every notebook top to bottom, then all tests
+	$(BIN)/ruff check cv_pipeline tests setup.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest -q $(ARGS)
+
+sync: $(VENV)/.lab  ## clean the notebooks, export the package, render README.md; fails when that changes anything
+	PATH="$(CURDIR)/$(BIN):$$PATH"; nbdev_clean; nbdev_export
+	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --output-dir . --output README nbs/index.ipynb
+	@changed="$$(git status --porcelain)"; [ -z "$$changed" ] || { echo "changed:"; echo "$$changed"; exit 1; }
+
+lab: $(VENV)/.lab  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir nbs
+
+bench: $(VENV)/.dev  ## speed beside named peers, same input, one run
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+train-bundled: $(VENV)/.dev  ## train the bundled detector again (about an hour on 2 cores)
+	$(BIN)/python -m papermill nbs/reports/bundled_detector.ipynb reports/bundled_detector.ipynb --cwd nbs/reports -y "{smoke: false}"
+
+wheel: $(VENV)/.dev  ## build the wheel into dist/
+	$(BIN)/python -m build --wheel --outdir dist
+
+clean:  ## remove the environment and everything that was made
+	rm -rf $(VENV) build dist runs out *.egg-info .pytest_cache .hypothesis .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
