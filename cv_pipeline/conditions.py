@@ -18,9 +18,9 @@ from .synthetic import Light, Moment, View
 from .types import ConfigError
 
 # %% auto #0
-__all__ = ['LADDERS', 'CONDITION_NAMES', 'ladder', 'fog_map', 'fogged', 'dirt_map', 'noise_bank', 'noisy', 'tone', 'coarse',
-           'compressed', 'banded', 'shaken', 'Conditions', 'hanging', 'flicker_phase', 'lighting', 'lens', 'sensor',
-           'codec', 'Changing', 'random_conditions']
+__all__ = ['LADDERS', 'CONDITION_NAMES', 'ladder', 'hanging', 'flicker_phase', 'lighting', 'fog_map', 'fogged', 'dirt_map',
+           'noise_bank', 'noisy', 'tone', 'coarse', 'compressed', 'banded', 'shaken', 'lens', 'sensor', 'codec',
+           'Conditions', 'Changing', 'random_conditions']
 
 # %% ../nbs/06_conditions.ipynb #ccc0c01d
 LADDERS: dict[str, tuple[float, ...]] = {  # severity 0 … 5 → the physical quantity
@@ -47,6 +47,34 @@ LADDERS: dict[str, tuple[float, ...]] = {  # severity 0 … 5 → the physical q
 def ladder(name: str, severity: float) -> float:
     "The quantity at a severity; between two rungs it is interpolated."
     return float(np.interp(severity, range(6), LADDERS[name]))
+
+# %% ../nbs/06_conditions.ipynb #3a9255ce
+def hanging(c: Conditions, at: Moment) -> View:
+    "Field of view, a knock that stays, a vibration that changes with every frame."
+    unit, rng = at.size[1] / 480, seeded(at.seed, "hanging", at.camera)
+    turn, lean = rng.uniform(-np.pi, np.pi), rng.choice([-1, 1])
+    far = ladder("shift", c.shift) * unit
+    dx, dy = far * np.cos(turn), far * np.sin(turn)
+    if c.vibration:
+        jump = seeded(at.seed, "vibration", at.camera, at.index).normal(0, ladder("jitter", c.vibration) * unit / 2, 2)
+        dx, dy = dx + jump[0], dy + jump[1]
+    return View(ladder("zoom", c.field_of_view), float(dx), float(dy), float(lean * ladder("turn", c.shift)))
+
+# %% ../nbs/06_conditions.ipynb #655ca6a6
+def flicker_phase(at: Moment) -> float:
+    "A 100 Hz ripple seen by a camera that is not quite in step."
+    return 2 * np.pi * 3.3 * at.t + seeded(at.seed, "flicker", at.camera).uniform(0, 6)
+
+
+def lighting(c: Conditions, at: Moment) -> Light:
+    "Lamps and window at this moment."
+    left = seeded(at.seed, "lamp", at.camera).random() < .5
+    night, weak = c.time_of_day / 5, ladder("failure", c.lamp_failure)
+    lamps = tuple(round(ladder("lamps", c.time_of_day) * (weak if broken else 1), 4) for broken in (left, not left))
+    warm = (1 - .28 * night, 1 - .06 * night, 1 + .06 * night)
+    sun = (1.06 - .5 * min(2 * night, 1), 1 - .12 * night, .95 + .3 * night)
+    level = float(1 - ladder("flicker", c.lamp_flicker) * (.5 + .5 * np.sin(flicker_phase(at))))
+    return Light(lamps, warm, ladder("window", c.time_of_day), sun, level)
 
 # %% ../nbs/06_conditions.ipynb #6594b670
 @lru_cache(maxsize=32)
@@ -131,6 +159,34 @@ def shaken(image: np.ndarray, length: float) -> np.ndarray:
     long, wide = (max(1, round(v)) for v in (length, length / 3))
     return cv2.blur(image, (long, wide)) if max(long, wide) > 1 else image
 
+# %% ../nbs/06_conditions.ipynb #8c4f48c9
+def lens(image: np.ndarray, c: Conditions, at: Moment) -> np.ndarray:
+    "Vibration, fog and dirt: what happens to light before it reaches the sensor."
+    if c.vibration:
+        length = ladder("blur", c.vibration) * at.size[1] / 480
+        image = shaken(image, length * seeded(at.seed, "smear", at.camera, at.index).uniform(.6, 1))
+    if c.fog: image = fogged(image, fog_map(at.seed, at.camera, at.size, ladder("fog", c.fog)))
+    if c.dirt: image = cv2.multiply(image, dirt_map(at.seed, at.camera, at.size, round(ladder("dirt", c.dirt))), scale=1 / 255)
+    return image
+
+
+def sensor(image: np.ndarray, c: Conditions, at: Moment) -> np.ndarray:
+    "Flicker bands, exposure, white balance, resolution and noise."
+    if c.lamp_flicker: image = banded(image, .5 * ladder("flicker", c.lamp_flicker), flicker_phase(at) * .7)
+    if c.exposure or c.white_balance:
+        rng = seeded(at.seed, "sensor", at.camera)
+        gain = ladder("over" if rng.random() < .5 else "under", c.exposure)
+        cast = ladder("cast", c.white_balance) * rng.choice([-1, 1])
+        image = tone(image, (gain * (1 - cast), gain, gain * (1 + cast)))
+    if c.resolution: image = coarse(image, ladder("sharpness", c.resolution))
+    if c.noise: image = noisy(image, ladder("noise", c.noise), seeded(at.seed, "noise", at.camera, at.index))
+    return image
+
+
+def codec(image: np.ndarray, c: Conditions) -> np.ndarray:
+    "Compression comes last."
+    return compressed(image, round(ladder("quality", c.compression))) if c.compression else image
+
 # %% ../nbs/06_conditions.ipynb #d2282b05
 @dataclass(frozen=True)
 class Conditions:
@@ -172,62 +228,6 @@ class Conditions:
 
 
 CONDITION_NAMES: tuple[str, ...] = tuple(f.name for f in fields(Conditions))
-
-# %% ../nbs/06_conditions.ipynb #7c1853a5
-def hanging(c: Conditions, at: Moment) -> View:
-    "Field of view, a knock that stays, a vibration that changes with every frame."
-    unit, rng = at.size[1] / 480, seeded(at.seed, "hanging", at.camera)
-    turn, lean = rng.uniform(-np.pi, np.pi), rng.choice([-1, 1])
-    far = ladder("shift", c.shift) * unit
-    dx, dy = far * np.cos(turn), far * np.sin(turn)
-    if c.vibration:
-        jump = seeded(at.seed, "vibration", at.camera, at.index).normal(0, ladder("jitter", c.vibration) * unit / 2, 2)
-        dx, dy = dx + jump[0], dy + jump[1]
-    return View(ladder("zoom", c.field_of_view), dx, dy, lean * ladder("turn", c.shift))
-
-
-def flicker_phase(at: Moment) -> float:
-    "A 100 Hz ripple seen by a camera that is not quite in step."
-    return 2 * np.pi * 3.3 * at.t + seeded(at.seed, "flicker", at.camera).uniform(0, 6)
-
-
-def lighting(c: Conditions, at: Moment) -> Light:
-    "Lamps and window at this moment."
-    left = seeded(at.seed, "lamp", at.camera).random() < .5
-    night, weak = c.time_of_day / 5, ladder("failure", c.lamp_failure)
-    lamps = tuple(round(ladder("lamps", c.time_of_day) * (weak if broken else 1), 4) for broken in (left, not left))
-    warm = (1 - .28 * night, 1 - .06 * night, 1 + .06 * night)
-    sun = (1.06 - .5 * min(2 * night, 1), 1 - .12 * night, .95 + .3 * night)
-    level = 1 - ladder("flicker", c.lamp_flicker) * (.5 + .5 * np.sin(flicker_phase(at)))
-    return Light(lamps, warm, ladder("window", c.time_of_day), sun, level)
-
-# %% ../nbs/06_conditions.ipynb #8c4f48c9
-def lens(image: np.ndarray, c: Conditions, at: Moment) -> np.ndarray:
-    "Vibration, fog and dirt: what happens to light before it reaches the sensor."
-    if c.vibration:
-        length = ladder("blur", c.vibration) * at.size[1] / 480
-        image = shaken(image, length * seeded(at.seed, "smear", at.camera, at.index).uniform(.6, 1))
-    if c.fog: image = fogged(image, fog_map(at.seed, at.camera, at.size, ladder("fog", c.fog)))
-    if c.dirt: image = cv2.multiply(image, dirt_map(at.seed, at.camera, at.size, round(ladder("dirt", c.dirt))), scale=1 / 255)
-    return image
-
-
-def sensor(image: np.ndarray, c: Conditions, at: Moment) -> np.ndarray:
-    "Flicker bands, exposure, white balance, resolution and noise."
-    if c.lamp_flicker: image = banded(image, .5 * ladder("flicker", c.lamp_flicker), flicker_phase(at) * .7)
-    if c.exposure or c.white_balance:
-        rng = seeded(at.seed, "sensor", at.camera)
-        gain = ladder("over" if rng.random() < .5 else "under", c.exposure)
-        cast = ladder("cast", c.white_balance) * rng.choice([-1, 1])
-        image = tone(image, (gain * (1 - cast), gain, gain * (1 + cast)))
-    if c.resolution: image = coarse(image, ladder("sharpness", c.resolution))
-    if c.noise: image = noisy(image, ladder("noise", c.noise), seeded(at.seed, "noise", at.camera, at.index))
-    return image
-
-
-def codec(image: np.ndarray, c: Conditions) -> np.ndarray:
-    "Compression comes last."
-    return compressed(image, round(ladder("quality", c.compression))) if c.compression else image
 
 # %% ../nbs/06_conditions.ipynb #39646ea1
 class Changing:

@@ -23,8 +23,9 @@ from .types import ConfigError, Detections, Frame
 # %% auto #0
 __all__ = ['EDGES', 'SLOWEST', 'BELTS', 'LOOP', 'LineConfig', 'Slot', 'lone_slot', 'slot', 'camera_centre', 'first_slot', 'along',
            'slots_in_view', 'View', 'mounting', 'to_frame', 'stacked', 'belt_texture', 'surroundings', 'Light',
-           'light_map', 'Moment', 'Condition', 'Truth', 'stamp', 'tally', 'sprite_place', 'Hand', 'hand_at', 'ground',
-           'frame_around', 'parts_on_belt', 'hand_over_belt', 'compose', 'FactoryLine']
+           'light_map', 'Moment', 'Condition', 'Truth', 'stamp', 'tally', 'sprite_place', 'Hand', 'hand_at', 'Kept',
+           'ground', 'frame_around', 'part_sprite', 'hand_sprite', 'parts_on_belt', 'hand_over_belt', 'compose',
+           'FactoryLine']
 
 # %% ../nbs/05_synthetic.ipynb #a0784e72
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ class Truth:
         "The parts of which enough is visible to ask a detector for them."
         return self.detections[self.detections.data["visibility"] >= min_visibility]
 
-# %% ../nbs/05_synthetic.ipynb #6989b785
+# %% ../nbs/05_synthetic.ipynb #9e13f979
 def stamp(
     canvas: np.ndarray,   # (h, w, 3) uint8, changed
     owner: np.ndarray,    # (h, w) int16, changed: whose pixel it is
@@ -298,9 +299,10 @@ def stamp(
     bx, by, bw, bh = cv2.boundingRect(solid)
     if bw == 0: return None
     np.copyto(owner[cy0:cy1, cx0:cx1], np.int16(label), where=solid.view(bool))
-    whole = (x0, y0, x1, y1) == (cx0, cy0, cx1, cy1)
+    box = int(cx0 + bx), int(cy0 + by), int(cx0 + bx + bw), int(cy0 + by + bh)
+    whole = box[0] > 0 and box[1] > 0 and box[2] < w and box[3] < h  # else the border may have cut it: take the area of the sprite
     area = cv2.countNonZero(solid) if whole else np.count_nonzero(sprite.mask > 127) * abs(np.linalg.det(place[:, :2]))
-    return (int(cx0 + bx), int(cy0 + by), int(cx0 + bx + bw), int(cy0 + by + bh)), float(area)
+    return box, float(area)
 
 # %% ../nbs/05_synthetic.ipynb #4029c46c
 def tally(
@@ -347,11 +349,31 @@ def hand_at(config: LineConfig, camera: int, t: float) -> Hand | None:
     y = -260 + reach * (y + 260) if above else 740 - reach * (740 - y)
     return Hand(number, above, x + 22 * np.sin(5 * phase + number), y + 8 * np.sin(9 * phase))
 
-# %% ../nbs/05_synthetic.ipynb #64e7d2ad
+# %% ../nbs/05_synthetic.ipynb #30b4318d
+class Kept:
+    "Drawn things by key, the most recently used ones; safe to use from several threads."
+
+    def __init__(self, most: int = 160):
+        self.most, self._things, self._lock = most, OrderedDict(), Lock()
+
+    def get(self, key: Any, make: Callable[[], Any], version: Any = None) -> Any:
+        "`make()`, or what it gave last time for this key and version."
+        with self._lock:
+            found = self._things.get(key)
+            if found and found[0] == version:
+                self._things.move_to_end(key)
+                return found[1]
+        made = make()
+        with self._lock:
+            self._things[key] = version, made
+            while len(self._things) > self.most: self._things.popitem(last=False)
+        return made
+
+# %% ../nbs/05_synthetic.ipynb #edf08de6
 def ground(line: FactoryLine, at: Moment, view: View) -> np.ndarray:
     "The belt at this moment, (h, w, 3) uint8."
     config, scale = line.config, line.scale(at.camera)
-    texture = line.keep(("belt", scale), lambda: belt_texture((config.seed, "belt"), scale, config.width * 2.2 + 300))
+    texture = line.kept.get(("belt", scale), lambda: belt_texture((config.seed, "belt"), scale, config.width * 2.2 + 300))
     left = -config.width * 1.1 - 150
     begin = (camera_centre(config, at.camera) + left - config.speed * at.t) % LOOP
     cut = np.array([[1 / scale, 0, left - begin], [0, 1 / scale, EDGES[0] - 20]])
@@ -362,30 +384,42 @@ def frame_around(line: FactoryLine, at: Moment, view: View) -> list[tuple[slice,
     "Rails and floor as seen in this view: bands of rows, each with paint and what it lets through."
     config, scale = line.config, line.scale(at.camera)
     wide, high = config.width * 1.9, 480 * 1.9
-    paint, cover = line.keep(("around", at.camera), lambda: surroundings((config.seed, "around", at.camera), scale, wide, high))
+    paint, cover = line.kept.get(("around", at.camera), lambda: surroundings((config.seed, "around", at.camera), scale, wide, high))
     m = stacked(to_frame(config, at.camera, view), np.array([[1 / scale, 0, -wide / 2], [0, 1 / scale, 240 - high / 2]]))
     paint, cover = (cv2.warpAffine(a, m, config.size, borderMode=cv2.BORDER_REPLICATE) for a in (paint, cover))
     rows = np.flatnonzero(np.diff(np.r_[0, cover.max(axis=1) > 3, 0].astype(np.int8)))
     return [(slice(a, b), paint[a:b], cv2.cvtColor(255 - cover[a:b], cv2.COLOR_GRAY2BGR)) for a, b in zip(rows[::2], rows[1::2])]
 
-# %% ../nbs/05_synthetic.ipynb #a1e546fb
+# %% ../nbs/05_synthetic.ipynb #64a9704b
+def part_sprite(line: FactoryLine, camera: int, k: int) -> Sprite:
+    "The part in slot `k` as drawn for one camera."
+    seed, s = line.config.seed, slot(line.config, k)
+    return line.kept.get(("part", camera, k), lambda: draw_part(s.class_id, (seed, "part", k), line.scale(camera), s.angle))
+
+
+def hand_sprite(line: FactoryLine, camera: int, hand: Hand) -> Sprite:
+    "A hand as drawn for one camera."
+    key = line.config.seed, "hand", camera, hand.number, "look"
+    return line.kept.get(key, lambda: draw_hand(key, line.scale(camera), hand.above))
+
+
 def parts_on_belt(line: FactoryLine, at: Moment, view: View, canvas: np.ndarray, owner: np.ndarray) -> list[tuple]:
     "Stamp all parts, lowest first; rows of (persistent id, class, box, area of the whole part)."
     config, rows = line.config, []
     centre, offset = camera_centre(config, at.camera), first_slot(config)
     for k in slots_in_view(config, at.camera, at.t, config.width / 2 / min(view.zoom, 1) + 60):
         s, x = slot(config, k), along(config, k, at.t) - centre
-        sprite = line.sprite(at.camera, k)
+        sprite = part_sprite(line, at.camera, k)
         drawn = stamp(canvas, owner, sprite, sprite_place(config, at.camera, view, sprite, x, s.y, s.spin * x / config.speed), len(rows) + 1)
         if drawn: rows.append((k - offset, s.class_id, *drawn))
     return rows
 
-
+# %% ../nbs/05_synthetic.ipynb #72b615ea
 def hand_over_belt(line: FactoryLine, at: Moment, view: View, canvas: np.ndarray, owner: np.ndarray) -> bool:
     "Stamp the hand, if one is there; its pixels belong to nobody."
     hand = hand_at(line.config, at.camera, at.t)
     if hand is None: return False
-    sprite, lift = line.hand(at.camera, hand), (-1 if hand.above else 1) * 130  # the palm lies that far from the sprite's middle
+    sprite, lift = hand_sprite(line, at.camera, hand), (-1 if hand.above else 1) * 130  # the palm lies that far from the sprite's middle
     return stamp(canvas, owner, sprite, sprite_place(line.config, at.camera, view, sprite, hand.x, hand.y + lift), -1) is not None
 
 
@@ -398,14 +432,14 @@ def compose(
     config, view = line.config, condition.view(at) if condition else View()
     canvas, owner = ground(line, at, view), np.zeros(config.size[::-1], np.int16)
     rows = parts_on_belt(line, at, view, canvas, owner)
-    for band, paint, through in line.bands(at, view):
+    for band, paint, through in line.kept.get(("bands", at.camera), lambda: frame_around(line, at, view), view):
         cv2.add(cv2.multiply(canvas[band], through, scale=1 / 255), paint, dst=canvas[band])
     hand = hand_over_belt(line, at, view, canvas, owner)
     light = condition.light(at) if condition else Light()
     cv2.multiply(canvas, light_map(replace(light, level=1.0), config.size), dst=canvas, scale=light.level / 128)
     return (condition.develop(canvas, at) if condition else canvas), tally(rows, owner), hand
 
-# %% ../nbs/05_synthetic.ipynb #a6313643
+# %% ../nbs/05_synthetic.ipynb #1ec34fe7
 class FactoryLine:
     "A belt under cameras. Every frame is a function of (configuration, camera, number): ask in any order, get the same bytes."
 
@@ -418,33 +452,11 @@ class FactoryLine:
         self.conditions = conditions if isinstance(conditions, Mapping) else dict.fromkeys(range(self.config.cameras), conditions)
         unknown = [c for c in self.conditions if c not in range(self.config.cameras)]
         if unknown: raise ConfigError(f"conditions for cameras {unknown}, the line has {self.config.cameras}", "FactoryLine", "cameras count from 0")
-        self._kept: OrderedDict[Any, Any] = OrderedDict()  # drawn sprites and textures; forgetting them changes nothing but the time
-        self._lock = Lock()                                # cameras may be asked from several threads
+        self.kept = Kept()
 
-    def keep(self, key: Any, make: Callable[[], Any], version: Any = None) -> Any:
-        "`make()`, or what it gave last time for this key and version."
-        with self._lock:
-            found = self._kept.get(key)
-            if found and found[0] == version:
-                self._kept.move_to_end(key)
-                return found[1]
-        made = make()
-        with self._lock:
-            self._kept[key] = version, made
-            while len(self._kept) > 160: self._kept.popitem(last=False)
-        return made
-
-    def scale(self, camera: int) -> float: return self.config.size[1] / 480 * mounting(self.config, camera).zoom
-
-    def sprite(self, camera: int, k: int) -> Sprite:
-        c = self.config
-        return self.keep(("part", camera, k), lambda: draw_part(slot(c, k).class_id, (c.seed, "part", k), self.scale(camera), slot(c, k).angle))
-
-    def hand(self, camera: int, hand: Hand) -> Sprite:
-        key = self.config.seed, "hand", camera, hand.number, "look"
-        return self.keep(key, lambda: draw_hand(key, self.scale(camera), hand.above))
-
-    def bands(self, at: Moment, view: View) -> list: return self.keep(("bands", at.camera), lambda: frame_around(self, at, view), view)
+    def scale(self, camera: int) -> float:
+        "Pixels of a camera's frame per reference pixel."
+        return self.config.size[1] / 480 * mounting(self.config, camera).zoom
 
     def render(
         self,

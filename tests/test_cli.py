@@ -1,0 +1,307 @@
+"""The command line as a user meets it: real processes, real files, exit codes, and bad input of every kind."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cv_pipeline.line import open_line, write_video
+from cv_pipeline.video.sinks import read_results
+
+CLI = str(Path(sys.executable).with_name("cv-pipeline"))
+COLUMNS = ["source_id", "frame_id", "captured_at", "class_id", "class_name", "confidence", "x1", "y1", "x2", "y2", "tracker_id", "decision"]
+
+
+def cli(*args, **kwargs):
+    return subprocess.run([CLI, *map(str, args)], capture_output=True, text=True, timeout=120, **kwargs)
+
+
+def line_frames(n, seed=3):
+    return [f.image for f in open_line(f"line:frames={n},seed={seed}", "x")]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clips") / "belt.mp4"
+    write_video(path, line_frames(40))
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(clip, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    result = cli("run", clip, "--out", out, "--save-video")
+    assert result.returncode == 0, result.stderr
+    return out, result
+
+
+def test_run_writes_the_promised_results(done):
+    out, result = done
+    table = pq.read_table(out / "results.parquet")
+    assert table.column_names == COLUMNS
+    rows = table.to_pylist()
+    assert rows and {r["source_id"] for r in rows} == {"belt"} and {r["decision"] for r in rows} <= {"accept", "review"}
+    assert all(0 <= r["x1"] <= r["x2"] <= 640 and 0 <= r["y1"] <= r["y2"] <= 480 for r in rows)
+    assert str(table.schema.field("captured_at").type) == "timestamp[us, tz=UTC]"
+    lines = [json.loads(text) for text in (out / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == 40
+    assert not (out / "results.parts").exists()
+
+
+def test_summary_has_the_promised_keys(done):
+    out, _ = done
+    summary = json.loads((out / "summary.json").read_text())
+    rows = pq.read_table(out / "results.parquet").num_rows
+    assert summary["frames_read"] == summary["frames_inferred"] == 40 and summary["frames_dropped"] == 0
+    assert summary["detections"] == rows and summary["tracks"] >= 3
+    for stage in ("ingest", "preprocess", "inference", "postprocess", "deliver", "total"):
+        p = summary["latency_ms"][stage]
+        assert 0 < p["p50"] <= p["p95"] <= p["p99"]
+    assert summary["model"]["provider"] == "CPUExecutionProvider" and summary["model"]["sha256"]
+    assert summary["config"]["delivery"]["video"] is True and summary["environment"]["cv_pipeline"]
+
+
+def test_annotated_video_plays(done):
+    import av
+
+    out, _ = done
+    videos = list(out.rglob("*.mp4"))
+    assert len(videos) == 1
+    with av.open(str(videos[0])) as container:
+        frames = [f.to_ndarray(format="bgr24") for f in container.decode(video=0)]
+    assert len(frames) == 40 and frames[0].shape == (480, 640, 3)
+
+
+def test_help_has_examples():
+    for args in (["--help"], ["run", "--help"], ["demo", "--help"], ["tune", "--help"], ["config", "--help"], ["models", "--help"]):
+        result = cli(*args)
+        assert result.returncode == 0 and "cv-pipeline" in result.stdout
+        if len(args) > 1:
+            assert "Example" in result.stdout, args
+
+
+def test_config_round_trip(tmp_path, clip):
+    shown = cli("config", "--show")
+    assert shown.returncode == 0
+    file = tmp_path / "line.yaml"
+    file.write_text(shown.stdout)
+    assert cli("config", file).returncode == 0
+    assert json.loads(cli("config", "--schema").stdout)["title"] == "RunConfig"
+    file.write_text(f"sources: [{clip}]\nselection: {{every: 10}}\ndelivery: {{out: {tmp_path / 'out'}}}\n")
+    assert cli("run", "--config", file, "--conf", "0.5").returncode == 0
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["frames_inferred"] == 4 and summary["config"]["postprocess"]["conf"] == 0.5
+
+
+def test_all_problems_of_a_config_at_once(tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text("sources: []\npostprocess: {confidence: 1}\nruntime: {queue_size: many}\nmodle: {}\n")
+    result = cli("run", "--config", file)
+    assert result.returncode == 2
+    text = " ".join(result.stderr.split())
+    for word in ("4 problem", "sources", "did you mean 'conf'", "queue_size", "did you mean 'model'"):
+        assert word in text
+
+
+@pytest.mark.parametrize("args,code,words", [
+    (["run"], 2, "nothing to run"),
+    (["run", "line:frames=2", "--conf", "7"], 2, "postprocess.conf"),
+    (["run", "line:frames=2", "--tracker", "magic"], 2, "tracker.name"),
+    (["run", "line:frames=2", "--classes", "unicorn"], 2, "unicorn"),
+    (["run", "line:frames=2", "--nonsense"], 2, "nonsense"),
+    (["run", "line:speeed=2"], 2, "speeed"),
+    (["run", "line:frames=2", "--config", "/no/such.yaml"], 2, "cannot read the configuration"),
+    (["run", "line:frames=2", "--model", "/no/such.onnx"], 4, "no such model"),
+    (["run", "/no/such.mp4"], 3, "such.mp4"),
+    (["run", "a.mp4", "b.mp4"], 3, "none of the 2 sources"),
+    (["models", "nobody"], 4, "no such model"),
+])
+def test_bad_usage_has_the_right_code_and_one_sentence(args, code, words, tmp_path):
+    result = cli(*args, cwd=tmp_path)
+    assert result.returncode == code, result.stderr
+    assert words in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def test_unwritable_output(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = cli("run", "line:frames=2", "--out", tmp_path / "file" / "out")
+    assert result.returncode == 2 and "cannot be written" in " ".join(result.stderr.split())
+
+
+def bad_files(folder: Path, clip: Path) -> dict[str, Path]:
+    files = {name: folder / name for name in ("empty.mp4", "text.mp4", "truncated.mp4", "empty.jpg", "broken.jpg")}
+    files["empty.mp4"].write_bytes(b"")
+    files["text.mp4"].write_text("this is not a video\n" * 100)
+    files["truncated.mp4"].write_bytes(clip.read_bytes()[:2000])
+    files["empty.jpg"].write_bytes(b"")
+    files["broken.jpg"].write_bytes(cv2.imencode(".jpg", line_frames(1)[0])[1].tobytes()[:300])
+    return files
+
+
+@pytest.mark.parametrize("name", ["empty.mp4", "text.mp4", "truncated.mp4", "empty.jpg", "broken.jpg"])
+def test_bad_source_files_exit_3_and_name_the_file(name, tmp_path, clip):
+    result = cli("run", bad_files(tmp_path, clip)[name], "--out", tmp_path / "out")
+    assert result.returncode == 3, result.stderr
+    assert name in result.stderr.replace("\n", "") and "Traceback" not in result.stderr
+
+
+def test_one_bad_file_among_good_ones(tmp_path, clip):
+    bad = bad_files(tmp_path, clip)["text.mp4"]
+    result = cli("run", clip, bad, "--out", tmp_path / "out")
+    assert result.returncode == 3
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["sources"]["belt"]["state"] == "done" and summary["sources"]["belt"]["frames_inferred"] == 40
+    assert summary["sources"]["text"]["state"] == "failed"
+    assert pq.read_table(tmp_path / "out/results.parquet").num_rows > 0
+
+
+def test_a_folder_with_one_broken_picture(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for k, image in enumerate(line_frames(4)):
+        cv2.imwrite(str(folder / f"{k}.png"), image)
+    grey = cv2.imread(str(folder / "1.png"), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(folder / "grey.png"), grey)
+    cv2.imwrite(str(folder / "deep.png"), grey.astype(np.uint16) * 257)
+    cv2.imwrite(str(folder / "alpha.png"), np.dstack([line_frames(1)[0], np.full(grey.shape, 255, np.uint8)]))
+    (folder / "broken.png").write_bytes((folder / "2.png").read_bytes()[:500])
+    result = cli("run", folder, "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["frames_inferred"] == 7 and summary["frames_skipped"] == 1
+    assert "broken.png" in str(summary["sources"]["photos"]["skipped"]) and "broken.png" in result.stderr.replace("\n", "")
+
+
+def small_onnx(path: Path, outputs: list[tuple[int, ...]], imgsz=320, opset=17) -> Path:
+    "A model with the input of a detector and outputs of any shape."
+    import onnx
+    from onnx import TensorProto, helper
+
+    image = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, imgsz, imgsz])
+    nodes, infos = [], []
+    for i, shape in enumerate(outputs):
+        value = helper.make_tensor(f"v{i}", TensorProto.FLOAT, shape, np.zeros(shape, np.float32).ravel())
+        nodes.append(helper.make_node("Constant", [], [f"output{i}"], value=value))
+        infos.append(helper.make_tensor_value_info(f"output{i}", TensorProto.FLOAT, shape))
+    model = helper.make_model(helper.make_graph(nodes, "g", [image], infos), opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("outputs,words", [
+    ([(1, 1000)], "classifier"), ([(1, 7, 2100), (1, 32, 80, 80)], "2 outputs"), ([(1, 99, 2100)], "classes"),
+], ids=["classifier", "segmentation", "other classes"])
+def test_onnx_of_another_task_is_refused(outputs, words, tmp_path):
+    model = small_onnx(tmp_path / "other.onnx", outputs)
+    (tmp_path / "other.yaml").write_text("names: [a, b, c]\npreprocess: {imgsz: [320, 320]}\n")
+    result = cli("run", "line:frames=2", "--model", model, "--out", tmp_path / "out")
+    assert result.returncode == 4 and words in " ".join(result.stderr.split()) and "other.onnx" in result.stderr.replace("\n", "")
+
+
+def test_an_onnx_without_a_manifest_needs_a_spec(tmp_path):
+    model = small_onnx(tmp_path / "bare.onnx", [(1, 7, 2100)])
+    result = cli("run", "line:frames=2", "--model", model, "--out", tmp_path / "out")
+    assert result.returncode == 4 and "--spec" in result.stderr
+    (tmp_path / "my.yaml").write_text("names: [a, b, c]\npreprocess: {imgsz: [320, 320]}\n")
+    result = cli("run", "line:frames=2", "--model", model, "--spec", tmp_path / "my.yaml", "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_manifest_that_disagrees_with_the_graph(tmp_path):
+    model = small_onnx(tmp_path / "m.onnx", [(1, 7, 2100)])
+    (tmp_path / "m.yaml").write_text("names: [a, b, c]\npreprocess: {imgsz: [640, 640]}\n")
+    result = cli("run", "line:frames=2", "--model", model, "--out", tmp_path / "out")
+    assert result.returncode == 4 and "640" in result.stderr and "320" in result.stderr
+
+
+def test_a_file_that_is_no_model(tmp_path):
+    (tmp_path / "fake.onnx").write_text("not a protobuf")
+    result = cli("run", "line:frames=2", "--model", tmp_path / "fake.onnx", "--out", tmp_path / "out")
+    assert result.returncode == 4 and "fake.onnx" in result.stderr.replace("\n", "")
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def start_endless(out, *args):
+    return subprocess.Popen([CLI, "run", "line:", "--out", str(out), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def lines_in(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_runs_finish_their_files(tmp_path, sig):
+    process = start_endless(tmp_path, "--save-video")
+    assert wait_for(lambda: lines_in(tmp_path / "results.jsonl") > 30), process.communicate()
+    process.send_signal(sig)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["interrupted"] and summary["frames_read"] == lines_in(tmp_path / "results.jsonl")
+    assert pq.read_table(tmp_path / "results.parquet").num_rows == summary["detections"]
+
+
+def test_kill_9_leaves_readable_results(tmp_path):
+    process = start_endless(tmp_path)
+    assert wait_for(lambda: any((tmp_path / "results.parts").glob("*.parquet"))), process.communicate()
+    process.kill()
+    process.communicate()
+    table = read_results(tmp_path)
+    assert table.num_rows > 0 and table.column_names == COLUMNS
+    text = (tmp_path / "results.jsonl").read_text().splitlines()
+    frames = [json.loads(line) for line in text[:-1]]  # the last line may be half written
+    assert [f["frame_id"] for f in frames] == list(range(len(frames)))
+
+
+def test_disk_full_keeps_what_was_written(tmp_path):
+    "RLIMIT_FSIZE makes every file stop growing at 200 kB, as a full disk would."
+    code = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
+            "from cv_pipeline.cli import main; sys.argv[1:] = ['run', 'line:', '--out', sys.argv[1]]; main()")
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 5, result.stderr
+    assert "Traceback" not in result.stderr
+    text = (tmp_path / "results.jsonl").read_bytes().splitlines()
+    frames = [json.loads(line) for line in text[:-1]]
+    assert len(frames) > 20 and [f["frame_id"] for f in frames] == list(range(len(frames)))
+    assert read_results(tmp_path).num_rows > 0
+
+
+def test_health_endpoint_of_a_running_process(tmp_path):
+    from urllib.request import urlopen
+
+    process = start_endless(tmp_path, "--serve-health", "0")
+    try:
+        url = process.stderr.readline().split()[1].removesuffix("/healthz")
+        assert wait_for(lambda: lines_in(tmp_path / "results.jsonl") > 10)
+        assert json.load(urlopen(url + "/readyz", timeout=10))["status"] == "ready"
+        assert json.load(urlopen(url + "/healthz", timeout=10))["status"] == "alive"
+        metrics = urlopen(url + "/metrics", timeout=10).read().decode()
+        assert 'cv_pipeline_frames_read_total{source="line"}' in metrics and 'stage="inference"' in metrics
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_importing_the_core_pulls_in_no_extra():
+    code = ("import sys, cv_pipeline, cv_pipeline.cli, cv_pipeline.video.run; "
+            "heavy = {'torch', 'ultralytics', 'matplotlib', 'supervision', 'IPython', 'fastcore', 'nbdev', 'pandas'} & set(sys.modules); "
+            "assert not heavy, heavy")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
+    assert result.returncode == 0, result.stderr
