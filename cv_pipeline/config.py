@@ -18,7 +18,7 @@ from .types import ConfigError
 __all__ = ['SourceConfig', 'ModelConfig', 'PostprocessConfig', 'SelectionConfig', 'TrackerConfig', 'RuntimeConfig',
            'DeliveryConfig', 'HealthConfig', 'RunConfig', 'load_config', 'show_config', 'config_schema']
 
-# %% ../nbs/01_config.ipynb #31de2307
+# %% ../nbs/01_config.ipynb #a2086a26
 class _Section(BaseModel):
     "A part of the configuration: unknown keys are errors, fields are documented."
 
@@ -30,6 +30,7 @@ class SourceConfig(_Section):
 
     uri: str = Field(description="File, folder, a camera number, or `line:` (the synthetic factory line).")
     id: str | None = Field(None, description="Name in results and metrics; taken from the uri when not given.")
+    fps: float | None = Field(None, gt=0, description="Rate of a folder of frames, or to ask a camera for; None: file times, the camera's own.")
     realtime: bool = Field(False, description="Play a file at its own speed, as if it were a camera.")
 
 

@@ -349,11 +349,11 @@ def hand_at(config: LineConfig, camera: int, t: float) -> Hand | None:
     y = -260 + reach * (y + 260) if above else 740 - reach * (740 - y)
     return Hand(number, above, x + 22 * np.sin(5 * phase + number), y + 8 * np.sin(9 * phase))
 
-# %% ../nbs/05_synthetic.ipynb #30b4318d
+# %% ../nbs/05_synthetic.ipynb #061496ae
 class Kept:
     "Drawn things by key, the most recently used ones; safe to use from several threads."
 
-    def __init__(self, most: int = 160):
+    def __init__(self, most: int):
         self.most, self._things, self._lock = most, OrderedDict(), Lock()
 
     def get(self, key: Any, make: Callable[[], Any], version: Any = None) -> Any:
@@ -439,7 +439,7 @@ def compose(
     cv2.multiply(canvas, light_map(replace(light, level=1.0), config.size), dst=canvas, scale=light.level / 128)
     return (condition.develop(canvas, at) if condition else canvas), tally(rows, owner), hand
 
-# %% ../nbs/05_synthetic.ipynb #1ec34fe7
+# %% ../nbs/05_synthetic.ipynb #d6b8a774
 class FactoryLine:
     "A belt under cameras. Every frame is a function of (configuration, camera, number): ask in any order, get the same bytes."
 
@@ -452,7 +452,7 @@ class FactoryLine:
         self.conditions = conditions if isinstance(conditions, Mapping) else dict.fromkeys(range(self.config.cameras), conditions)
         unknown = [c for c in self.conditions if c not in range(self.config.cameras)]
         if unknown: raise ConfigError(f"conditions for cameras {unknown}, the line has {self.config.cameras}", "FactoryLine", "cameras count from 0")
-        self.kept = Kept()
+        self.kept = Kept(32 + 64 * self.config.cameras)
 
     def scale(self, camera: int) -> float:
         "Pixels of a camera's frame per reference pixel."

@@ -103,7 +103,7 @@ class Frame:
         "(width, height) in pixels."
         return self.image.shape[1], self.image.shape[0]
 
-# %% ../nbs/00_types.ipynb #78228947
+# %% ../nbs/00_types.ipynb #2dabca43
 def _column(value: Any, name: str, dtype: type, shape: tuple[int | None, ...]) -> np.ndarray:
     "`value` as an array of `dtype`; DataError when its shape is not `shape` (None = any length)."
     array = np.asarray(value, dtype=dtype)
@@ -125,13 +125,21 @@ def box_iou(
     a: np.ndarray,  # (n, 4) xyxy pixels
     b: np.ndarray,  # (m, 4) xyxy pixels
 ) -> np.ndarray:    # (n, m) intersection over union, 0 where both boxes are empty
-    "Intersection over union of every box of `a` with every box of `b`."
-    left_top = np.maximum(a[:, None, :2], b[None, :, :2])
-    right_bottom = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    side = np.clip(right_bottom - left_top, 0, None)
-    overlap = side[..., 0] * side[..., 1]
-    union = box_area(a)[:, None] + box_area(b)[None, :] - overlap
-    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    "Intersection over union of every box of `a` with every box of `b`; one plane a coordinate, in place."
+    left, top, right, bottom = a.T[..., None]
+    x1, y1, x2, y2 = b.T
+    overlap = np.minimum(right, x2)
+    overlap -= np.maximum(left, x1)
+    np.maximum(overlap, 0, out=overlap)
+    height = np.minimum(bottom, y2)
+    height -= np.maximum(top, y1)
+    np.maximum(height, 0, out=height)
+    overlap *= height
+    union = box_area(a)[:, None] + box_area(b)
+    union -= overlap
+    np.maximum(union, 1e-9, out=union)
+    overlap /= union
+    return overlap
 
 # %% ../nbs/00_types.ipynb #dd700287
 @dataclass(slots=True)

@@ -58,7 +58,12 @@ def _label(image: np.ndarray, text: str, at: tuple[int, int], colour: Sequence[i
     dark = 0.114 * colour[0] + 0.587 * colour[1] + 0.299 * colour[2] > 130
     cv2.putText(image, text, (x + 2, y - base + 1), font, scale, (0, 0, 0) if dark else (255, 255, 255), thin, cv2.LINE_AA)
 
-# %% ../nbs/03_viz.ipynb #2e00ad6a
+# %% ../nbs/03_viz.ipynb #0b0a42dd
+def _pixels(xyxy: np.ndarray) -> np.ndarray:
+    "Corners as finite numbers that OpenCV can take, whatever a broken model delivered."
+    return np.nan_to_num(xyxy, nan=0, posinf=1e6, neginf=-1e6).clip(-1e6, 1e6)
+
+
 class Trails:
     "The last positions of every confirmed track of one camera."
 
@@ -75,7 +80,7 @@ class Trails:
         "Note where each confirmed track is now; rows with tracker_id −1 leave no trail."
         self.now += 1
         confirmed = detections.tracker_id >= 0
-        for number, box in zip(detections.tracker_id[confirmed].tolist(), detections.xyxy[confirmed].tolist()):
+        for number, box in zip(detections.tracker_id[confirmed].tolist(), _pixels(detections.xyxy[confirmed]).tolist()):
             middle = round((box[0] + box[2]) / 2), round((box[1] + box[3]) / 2)
             self._points.setdefault(number, deque(maxlen=self.length)).append(middle)
             self._seen[number] = self.now
@@ -91,7 +96,7 @@ class Trails:
 
     def __len__(self) -> int: return len(self._points)
 
-# %% ../nbs/03_viz.ipynb #fb29e6f4
+# %% ../nbs/03_viz.ipynb #fddd0175
 def draw_detections(
     image: np.ndarray,                       # (h, w, 3) uint8 BGR, not changed
     detections: Detections,                  # in pixels of this image
@@ -106,8 +111,7 @@ def draw_detections(
     thick, scale, dash = max(1, round(2 * unit)), 0.42 * max(unit, .8), max(3, round(6 * unit))
     decisions = np.asarray(detections.data.get("decision", np.zeros(len(detections), np.int8)))
     if trails is not None: trails.update(detections).draw(out, thick)
-    finite = np.nan_to_num(detections.xyxy, nan=0, posinf=0, neginf=0).clip(-1e6, 1e6)
-    rows = zip(finite.round().astype(int).tolist(), detections.class_id.tolist(), detections.tracker_id.tolist(), detections.confidence.tolist(), decisions.tolist())
+    rows = zip(_pixels(detections.xyxy).round().astype(int).tolist(), detections.class_id.tolist(), detections.tracker_id.tolist(), detections.confidence.tolist(), decisions.tolist())
     for (x1, y1, x2, y2), cls, track, conf, decision in rows:
         if decision == Decision.DROP: continue
         colour = colour_of(track if by == "track" or (by == "auto" and track >= 0) else cls)

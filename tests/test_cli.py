@@ -1,6 +1,7 @@
 """The command line as a user meets it: real processes, real files, exit codes, and bad input of every kind."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -286,17 +287,18 @@ def test_disk_full_keeps_what_was_written(tmp_path):
 def test_health_endpoint_of_a_running_process(tmp_path):
     from urllib.request import urlopen
 
-    process = start_endless(tmp_path, "--serve-health", "0")
+    with open(tmp_path / "stderr", "w") as stderr:
+        process = subprocess.Popen([CLI, "run", "line:", "--out", str(tmp_path), "--serve-health", "0"], stdout=subprocess.DEVNULL, stderr=stderr)
     try:
-        url = process.stderr.readline().split()[1].removesuffix("/healthz")
         assert wait_for(lambda: lines_in(tmp_path / "results.jsonl") > 10)
+        url = re.search(r"http://127\.0\.0\.1:\d+", (tmp_path / "stderr").read_text())[0]
         assert json.load(urlopen(url + "/readyz", timeout=10))["status"] == "ready"
         assert json.load(urlopen(url + "/healthz", timeout=10))["status"] == "alive"
         metrics = urlopen(url + "/metrics", timeout=10).read().decode()
         assert 'cv_pipeline_frames_read_total{source="line"}' in metrics and 'stage="inference"' in metrics
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 def test_importing_the_core_pulls_in_no_extra():

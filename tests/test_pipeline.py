@@ -24,6 +24,10 @@ from cv_pipeline.video.tracking import SortTracker
 START = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 
 
+def track(source):
+    return SortTracker(frame_rate=25)
+
+
 class Recorder:
     "Keeps every result."
 
@@ -112,7 +116,7 @@ def test_results_equal_batch_one_and_order_is_kept_per_camera(model):
     answers = {}
     for max_batch in (1, 4, 7):
         sink = Recorder()
-        summary = Pipeline([Pictures(k, v) for k, v in cameras.items()], model, [sink], SortTracker, runtime=RuntimeConfig(max_batch=max_batch)).run()
+        summary = Pipeline([Pictures(k, v) for k, v in cameras.items()], model, [sink], track, runtime=RuntimeConfig(max_batch=max_batch)).run()
         assert summary["frames_inferred"] == 120 and summary["frames_dropped"] == 0
         answers[max_batch] = sink.by_source()
         for results in answers[max_batch].values():
@@ -140,7 +144,7 @@ def test_batches_really_form(model):
 
 def test_frames_that_are_not_selected_are_delivered_without_detections(model):
     sink = Recorder()
-    summary = Pipeline([Pictures("a", line_images(20))], model, [sink], SortTracker, lambda: make_selector(every=4)).run()
+    summary = Pipeline([Pictures("a", line_images(20))], model, [sink], track, lambda source: make_selector(every=4)).run()
     assert summary["frames_read"] == 20 and summary["frames_inferred"] == 5
     assert [r.inferred for r in sink.results] == [k % 4 == 0 for k in range(20)]
     assert all(len(r.detections) == 0 for r in sink.results if not r.inferred)
@@ -150,7 +154,7 @@ def test_frames_that_are_not_selected_are_delivered_without_detections(model):
 def test_frame_size_may_change_in_the_middle(model):
     images = line_images(4) + [np.ascontiguousarray(im[:200, :300]) for im in line_images(4)]
     sink = Recorder()
-    summary = Pipeline([Pictures("a", images)], model, [sink], SortTracker).run()
+    summary = Pipeline([Pictures("a", images)], model, [sink], track).run()
     assert summary["sources"]["a"]["size"] == (300, 200) and len(sink.results) == 8
     for r in sink.results[4:]:
         assert (r.detections.xyxy[:, [0, 2]] <= 300).all() and (r.detections.xyxy[:, [1, 3]] <= 200).all()
@@ -207,7 +211,7 @@ def test_model_raising_skip_marks_frames_and_recovers(model):
 
     sink = Recorder()
     broken = with_backend(model, before=before)
-    summary = Pipeline([Pictures("a", line_images(20))], broken, [sink], SortTracker, runtime=RuntimeConfig(max_batch=1, on_model_error="skip")).run()
+    summary = Pipeline([Pictures("a", line_images(20))], broken, [sink], track, runtime=RuntimeConfig(max_batch=1, on_model_error="skip")).run()
     assert Counter(r.status for r in sink.results) == {"ok": 18, "model_error": 2}
     assert [r.frame.frame_id for r in sink.results if r.status != "ok"] == [7, 8]
     assert summary["stages"]["inference"]["errors"] == 2 and summary["model"]["events"]["retry"] == 2
@@ -328,7 +332,7 @@ def test_memory_is_flat(model):
     raw = model.backend.infer(model.preprocess.batch([image])[0])
     fast.infer = lambda batch: np.repeat(raw, len(batch), axis=0)
     gc.collect()
-    Pipeline([Pictures("a", (image for _ in range(3000)))], Model(model.manifest, fast, model.preprocess, model.postprocess), [Meter()], SortTracker).run()
+    Pipeline([Pictures("a", (image for _ in range(3000)))], Model(model.manifest, fast, model.preprocess, model.postprocess), [Meter()], track).run()
     growth = np.median(readings[-5:]) - np.median(readings[8:13])
     assert growth < 8 * 2**20, f"{growth / 2**20:.1f} MiB more after 2,000 frames"
 

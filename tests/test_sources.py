@@ -167,15 +167,14 @@ def test_overwritten_bytes_are_skipped_counted_and_marked(clip, tmp_path, seed):
     whole = {round(p.pts * 30): p.image for p in decode_video(clip)}
     source = FileSource(corrupt(clip, tmp_path / "worn.mp4", seed=seed))
     frames = list(source)
-    assert 45 <= len(frames) < 60 or (len(frames) == 60 and any(f.meta for f in frames))
-    assert source.skipped_count >= 1 and len(source.skipped) >= 1
-    assert source.skipped_count + len(frames) >= 60
-    clean = [f for f in frames if "damaged" not in f.meta]
-    same = [np.array_equal(f.image, whole[round(f.pts * 30)]) for f in clean]
-    assert sum(same) >= len(same) - 3          # frames before and after the damaged stretch are untouched
-    assert frames[-1].pts == pytest.approx(59 / 30, abs=2e-3)
-    assert np.array_equal(frames[-1].image, whole[59])
+    assert 30 <= len(frames) < 60 and source.skipped and source.skipped_count + len(frames) >= 60
+    numbers = [round(f.pts * 30) for f in frames]
+    assert numbers == sorted(set(numbers)) and numbers[-1] == 59        # true times, in order, to the end
     assert [f.frame_id for f in frames] == list(range(len(frames)))
+    changed = [n for n, f in zip(numbers, frames) if not np.array_equal(f.image, whole[n])]
+    marked = [n for n, f in zip(numbers, frames) if "damaged" in f.meta]
+    assert set(changed) <= set(marked)                                  # nothing smeared is delivered as if it were whole
+    assert len(marked) < 20                                             # the next key frame heals it
     list(source)
     assert source.skipped_count >= 1           # counts start anew with every iteration
 
@@ -204,7 +203,7 @@ def test_a_file_cut_behind_its_index_delivers_what_is_there_and_says_so(clip, tm
     source = FileSource(cut)
     frames = list(source)
     assert 10 < len(frames) < 60
-    assert any("the header promises 60 frames" in reason for _, reason in source.skipped)
+    assert any("the header promises 60 frames" in reason for _, reason in source.skipped) and source.skipped_count >= 60 - len(frames)
 
 
 def audio_only(path):
@@ -332,6 +331,7 @@ def test_natural_order_and_unicode_names(tmp_path):
     assert source.skipped_count == 0 and source.info.frame_count == 5
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**6), min_size=1, unique=True))
 def test_natural_key_orders_numbers(numbers):
     names = [f"f{n}.png" for n in numbers]
@@ -440,6 +440,7 @@ def test_many_sources_have_names_of_their_own(clip, tmp_path):
     assert "no such file" in str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a/x.mp4", "b/x.mp4", "x.mp4", "0", "1", "y", "a/x-2.mp4", "/"]), max_size=12))
 def test_unique_ids_are_unique(uris):
     names = unique_ids(uris)

@@ -157,7 +157,7 @@ def test_every_severity_is_worse_than_the_one_below(name):
     "Averaged over moments and lines, because flicker and vibration change with every frame."
     apart = np.zeros(6)
     for seed in range(4):
-        clean = FactoryLine(LineConfig(seed=seed, size=(320, 240)))
+        clean = FactoryLine(LineConfig(seed=seed, size=(240, 180)))
         for severity in range(6):
             line = FactoryLine(clean.config, Conditions(**{name: severity}))
             apart[severity] += sum(np.abs(line.render(i)[0].image.astype(int) - clean.render(i)[0].image).mean() for i in (7, 50, 93))
@@ -224,7 +224,7 @@ def test_other_bad_input():
 
 def test_named_random_numbers_are_independent_of_each_other():
     assert seeded(1, "a").random() == seeded(1, "a").random()
-    assert len({seeded(*key).random() for key in [(1, "a"), (1, "b"), (2, "a"), ("a", 1), (1, "a", 0), (-1, "a")]}) == 6
+    assert len({seeded(*key).random() for key in [(1, "a"), (1, "b"), (2, "a"), ("a", 1), (1, "a", 1), (-1, "a")]}) == 6
 
 
 def test_parts_have_the_size_that_is_promised():

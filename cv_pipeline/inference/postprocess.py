@@ -171,13 +171,14 @@ def nms(
     kept = _suppressor().run(None, feed)[0][:, 2]
     return kept if rows is None else rows[kept]
 
-# %% ../../nbs/inference/11_postprocess.ipynb #16121bd2
+# %% ../../nbs/inference/11_postprocess.ipynb #de83a0bc
 class ClassRules(NamedTuple):
     "Thresholds and policy as arrays indexed by class id."
 
     floor: np.ndarray   # (classes,) float32: scores must be above; infinite for classes that are not wanted
     accept: np.ndarray  # (classes,) float32: from here on accepted
     policy: np.ndarray  # (classes,) int8: Decision for what lies between
+    banded: bool        # whether anything can lie between
 
 
 def class_rules(
@@ -196,7 +197,8 @@ def class_rules(
     if spec.classes is not None: floor[np.setdiff1d(np.arange(len(names)), np.array(spec.classes, int))] = np.inf
     code = {"accept": Decision.ACCEPT, "review": Decision.REVIEW, "drop": Decision.DROP}
     policies = fill(code[spec.policy], {name: code[p] for name, p in spec.class_policy.items()}, np.int8)
-    return ClassRules(floor, fill(spec.accept_conf, spec.class_accept_conf, np.float32), policies)
+    accept = fill(spec.accept_conf, spec.class_accept_conf, np.float32)
+    return ClassRules(floor, accept, policies, bool((accept > floor).any() and policies.any()))
 
 
 def decide(
@@ -205,9 +207,10 @@ def decide(
     rules: ClassRules,
 ) -> np.ndarray:             # (n,) int8, values of Decision
     "What becomes of each detection."
+    if not rules.banded: return np.zeros(len(confidence), np.int8)
     return np.where(confidence >= rules.accept[class_id], np.int8(Decision.ACCEPT), rules.policy[class_id])
 
-# %% ../../nbs/inference/11_postprocess.ipynb #76cb43c3
+# %% ../../nbs/inference/11_postprocess.ipynb #700bda1f
 def _check_raw(raw: Any, images: int, head: str, nc: int, imgsz: tuple[int, int]) -> np.ndarray:
     "The output as float32; ModelSpecMismatch when it is not what the head promises."
     raw = np.asarray(raw, np.float32)
@@ -242,11 +245,10 @@ class Postprocessor:
         else: kept = nms(found.xyxy, found.confidence, found.class_id, spec.iou, spec.max_det, spec.agnostic_nms)
         confidence, class_id = found.confidence[kept], found.class_id[kept]
         boxes, decision = geometry.to_original(found.xyxy[kept]), decide(confidence, class_id, self.rules)
-        result = Detections(boxes, confidence, class_id.astype(np.int32), data={"decision": decision})
-        dropped = int(np.count_nonzero(decision == Decision.DROP))
-        if not dropped: return result
-        self.dropped += dropped
-        return result[decision != Decision.DROP]
+        result = Detections(boxes, confidence, class_id, data={"decision": decision})
+        if not self.rules.banded or not (drop := decision == Decision.DROP).any(): return result
+        self.dropped += int(drop.sum())
+        return result[~drop]
 
     def __call__(self, raw: np.ndarray, geometries: Sequence[Geometry]) -> list[Detections]:
         "Detections of every image of a batch: raw (B, …), one geometry an image."

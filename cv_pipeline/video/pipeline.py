@@ -164,15 +164,19 @@ def _prepare(run: _Run) -> None:
     finally:
         run.to_model.put(None)
 
-# %% ../../nbs/video/27_pipeline.ipynb #8a93fa11
+# %% ../../nbs/video/27_pipeline.ipynb #4601d743
+def _model_error(error: Exception, name: str) -> BackendError:
+    "Whatever a backend threw, as a BackendError that names the model."
+    return error if isinstance(error, BackendError) else BackendError(f"the model raised {type(error).__name__}: {error}", name)
+
+
 def _ask(run: _Run, batch: _Batch) -> None:
     "One model call; the outcome is stored in the batch."
     wanted, stats = batch.wanted, run.stages["inference"]
     started = run.clock()
-    try:
-        batch.raw = run.backend.infer(batch.tensor[: len(wanted)])
+    try: batch.raw = run.backend.infer(batch.tensor[: len(wanted)])
     except Exception as e:
-        batch.error = e if isinstance(e, BackendError) else BackendError(f"the model raised {type(e).__name__}: {e}", run.backend.name)
+        batch.error = _model_error(e, run.backend.name)
         stats.failed(batch.error)
         return
     now = run.clock()
@@ -246,7 +250,7 @@ def _deliver(run: _Run) -> None:
             if item.selected: run.total.add(item.timings["total"])
         run.tensors.put(batch.tensor)
 
-# %% ../../nbs/video/27_pipeline.ipynb #18047835
+# %% ../../nbs/video/27_pipeline.ipynb #c1e7cbe2
 def _depth(source: Source, runtime: RuntimeConfig) -> tuple[int, bool]:
     "Queue length and whether the oldest frame is dropped, from the policy."
     fresh = source.live if runtime.policy == "auto" else runtime.policy == "freshest-frame"
@@ -254,14 +258,14 @@ def _depth(source: Source, runtime: RuntimeConfig) -> tuple[int, bool]:
 
 
 def _new_run(
-    sources: Sequence[Source], model: Model, sinks: Sequence[Sink], trackers: Callable[[], Tracker] | None,
-    selectors: Callable[[], Selector] | None, runtime: RuntimeConfig, recover: Callable[[], Backend] | None, clock: Clock,
+    sources: Sequence[Source], model: Model, sinks: Sequence[Sink], trackers: Callable[[Source], Tracker] | None,
+    selectors: Callable[[Source], Selector] | None, runtime: RuntimeConfig, recover: Callable[[], Backend] | None, clock: Clock,
 ) -> _Run:
     "Channels, queues and tensors for a run."
     names = [s.source_id for s in sources]
     if not names or len(set(names)) < len(names):
         raise ConfigError("sources need distinct ids and there must be at least one", names, "give each source an `id`")
-    channels = [Channel(s, selectors() if selectors else None, trackers() if trackers else None) for s in sources]
+    channels = [Channel(s, selectors(s) if selectors else None, trackers(s) if trackers else None) for s in sources]
     backend = SteadyBackend(model.backend, recover)
     max_batch = min(runtime.max_batch, backend.max_batch)
     entrance = FrameQueues({s.source_id: _depth(s, runtime) for s in sources})
@@ -269,7 +273,7 @@ def _new_run(
     for _ in range(3): run.tensors.put(np.empty((max_batch, 3, *model.manifest.preprocess.imgsz), np.float32))
     return run
 
-# %% ../../nbs/video/27_pipeline.ipynb #b4b23234
+# %% ../../nbs/video/27_pipeline.ipynb #b51e6a7e
 class Pipeline:
     "Runs a model over sources and delivers results; overlapped, bounded, one camera's failure is its own."
 
@@ -278,8 +282,8 @@ class Pipeline:
         sources: Sequence[Source],
         model: Model,
         sinks: Sequence[Sink] = (),
-        trackers: Callable[[], Tracker] | None = None,    # called once per source
-        selectors: Callable[[], Selector] | None = None,  # called once per source
+        trackers: Callable[[Source], Tracker] | None = None,    # called once per source
+        selectors: Callable[[Source], Selector] | None = None,  # called once per source
         runtime: RuntimeConfig | None = None,
         recover: Callable[[], Backend] | None = None,     # opens the backend anew after a runtime error
         clock: Clock = time.perf_counter,
@@ -306,11 +310,18 @@ class Pipeline:
         "Counts, latencies and the state of every source."
         return summarise(self, self._run)
 
-# %% ../../nbs/video/27_pipeline.ipynb #fe68fb08
+# %% ../../nbs/video/27_pipeline.ipynb #b9691522
+def _warm_up(run: _Run) -> bool:
+    "Let the model answer once before the first frame; False when it cannot."
+    try: run.backend.warmup()
+    except Exception as e: run.fail(_model_error(e, run.backend.name), "inference")
+    run.ready = run.error is None
+    return run.ready
+
+
 def _run_threads(pipeline: Pipeline, run: _Run, tick: Callable | None) -> None:
     "Start the threads and wait for them."
-    run.backend.warmup()
-    run.ready = True
+    if not _warm_up(run): return
     inner = [threading.Thread(target=body, args=(run,), name=body.__name__, daemon=True) for body in (_deliver, _infer, _prepare)]
     readers = [threading.Thread(target=_read, args=(run, c), name=f"read {c.source.source_id}", daemon=True) for c in run.channels]
     for thread in inner + readers: thread.start()

@@ -27,10 +27,10 @@ from .sources import masked, open_source, unique_ids
 from .tracking import SortTracker
 
 # %% auto #0
-__all__ = ['UnopenedSource', 'open_configured', 'open_configured_model', 'tracker_factory', 'selector_factory', 'open_sinks',
-           'environment', 'build_pipeline', 'run_config', 'describe']
+__all__ = ['UnopenedSource', 'open_configured', 'open_configured_model', 'nominal_fps', 'tracker_factory', 'selector_factory',
+           'open_sinks', 'environment', 'build_pipeline', 'run_config', 'describe']
 
-# %% ../../nbs/video/29_run.ipynb #9ce2fcc8
+# %% ../../nbs/video/29_run.ipynb #8877e4ac
 @dataclass
 class UnopenedSource:
     "A source that could not be opened; reading it raises the reason."
@@ -50,7 +50,7 @@ def open_configured(
     opened: list[Source] = []
     for config, name in zip(configs, unique_ids(["line" if c.uri.startswith("line:") else c.uri for c in configs])):
         name = config.id or name
-        try: opened.append(open_line(config.uri, name) if config.uri.startswith("line:") else open_source(config.uri, name, realtime=config.realtime))
+        try: opened.append(open_line(config.uri, name) if config.uri.startswith("line:") else open_source(config.uri, name, realtime=config.realtime, fps=config.fps))
         except SourceError as e: opened.append(UnopenedSource(name, e))
     failed = [s for s in opened if isinstance(s, UnopenedSource)]
     if len(failed) == len(opened) == 1: raise failed[0].error
@@ -58,33 +58,38 @@ def open_configured(
         raise SourceError(f"none of the {len(opened)} sources can be opened:\n  - " + "\n  - ".join(str(s.error) for s in failed))
     return opened
 
-# %% ../../nbs/video/29_run.ipynb #877b9a5b
+# %% ../../nbs/video/29_run.ipynb #75d4659e
 def open_configured_model(config: RunConfig) -> Model:
     "The model with the configuration's thresholds laid over its manifest."
     model = load_model(config.model.path, config.model.spec, config.model.providers, config.model.threads)
     return model.with_postprocess(**config.postprocess.model_dump())
 
 
-def tracker_factory(config: TrackerConfig) -> Callable[[], Tracker] | None:
-    "Makes one tracker a source; None when tracking is off."
+def nominal_fps(source: Source) -> float | None:
+    "Frames a second that a source announces, where it does."
+    return getattr(getattr(source, "info", None), "fps", None)
+
+
+def tracker_factory(config: TrackerConfig) -> Callable[[Source], Tracker] | None:
+    "Makes one tracker a source, at its frame rate; None when tracking is off."
     if config.name == "none": return None
     settings = config.model_dump(exclude={"name"})
-    return lambda: SortTracker(**settings)
+    return lambda source: SortTracker(**settings, frame_rate=nominal_fps(source) or 30.0)
 
 
-def selector_factory(config: RunConfig) -> Callable[[], Selector] | None:
+def selector_factory(config: RunConfig) -> Callable[[Source], Selector] | None:
     "Makes one selector a source; None when every frame is wanted."
     s = config.selection
     if s.every == 1 and s.max_fps is None and s.motion is None: return None
-    return lambda: make_selector(s.every, s.max_fps, {"changed": s.motion} if s.motion else False)
+    return lambda source: make_selector(s.every, s.max_fps, {"changed": s.motion} if s.motion else False)
 
 
-def open_sinks(config: RunConfig, fps: float | None) -> list[Sink]:
+def open_sinks(config: RunConfig) -> list[Sink]:
     "The files that a run leaves in its folder."
     d, sinks = config.delivery, []
     if d.parquet: sinks.append(ParquetSink(d.out))
     if d.jsonl: sinks.append(JsonlSink(d.out / "results.jsonl"))
-    if d.video: sinks.append(VideoSink(d.out, fps=fps or 25.0))
+    if d.video: sinks.append(VideoSink(d.out))
     return sinks
 
 # %% ../../nbs/video/29_run.ipynb #f615b146
@@ -115,14 +120,13 @@ def environment() -> dict[str, Any]:
     return {"cv_pipeline": __version__, "python": platform.python_version(), "numpy": numpy.__version__, "opencv": cv2.__version__,
             "onnxruntime": onnxruntime.__version__, "machine": platform.machine(), "cpus": os.cpu_count()}
 
-# %% ../../nbs/video/29_run.ipynb #ed7305d7
+# %% ../../nbs/video/29_run.ipynb #93037b26
 def build_pipeline(config: RunConfig) -> Pipeline:
     "All parts of a run, opened and wired. Errors in files and settings appear here, before the first frame."
     _prepare_folder(config.delivery.out)
     model = open_configured_model(config)
     sources = open_configured(config.sources)
-    fps = next((s.info.fps for s in sources if getattr(s, "info", None) is not None and s.info.fps), None)
-    sinks = open_sinks(config, fps)
+    sinks = open_sinks(config)
     recover = lambda: load_backend(model.path, model.manifest, config.model.providers, config.model.threads)
     return Pipeline(sources, model, sinks, tracker_factory(config.tracker), selector_factory(config), config.runtime, recover)
 

@@ -58,7 +58,7 @@ class First:
 
 def whole(model, video: Path, frames: int) -> float:
     source = First(open_source(video, threads=1), frames)
-    summary = Pipeline([source], model, [Discard()], SortTracker, runtime=RuntimeConfig(max_batch=1)).run()
+    summary = Pipeline([source], model, [Discard()], lambda source: SortTracker(), runtime=RuntimeConfig(max_batch=1)).run()
     return summary["frames_per_second"]
 
 

@@ -50,7 +50,7 @@ def run(quick: bool = False) -> list[dict]:
     meter = Meter()
     with tempfile.TemporaryDirectory() as folder:
         sinks = [ParquetSink(Path(folder)), JsonlSink(Path(folder) / "results.jsonl"), meter]
-        Pipeline([Loop(frames)], load_model("factory_line"), sinks, SortTracker).run()
+        Pipeline([Loop(frames)], load_model("factory_line"), sinks, lambda source: SortTracker()).run()
     at = {k: v for k, v in meter.readings}
     late = [v for k, v in meter.readings if k >= frames // 4]
     slope = statistics.linear_regression(range(len(late)), late).slope * (1000 / 500)
