@@ -47,6 +47,7 @@ test: $(VENV)/.dev  ## every notebook top to bottom, then all tests
 sync: $(VENV)/.lab  ## clean the notebooks, export the package, render README.md; fails when that changes anything
 	PATH="$(CURDIR)/$(BIN):$$PATH"; nbdev_clean; nbdev_export
 	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --output-dir . --output README nbs/index.ipynb
+	sed -i.bak -E 's#\]\(\.\./#](#g; s#\]\(([^):]*\.ipynb)\)#](nbs/\1)#g' README.md && rm README.md.bak
 	@changed="$$(git status --porcelain)"; [ -z "$$changed" ] || { echo "changed:"; echo "$$changed"; exit 1; }
 
 lab: $(VENV)/.lab  ## JupyterLab on the notebooks

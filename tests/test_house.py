@@ -122,4 +122,7 @@ def test_readme_is_the_rendered_index():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for cell in index:
         if cell["cell_type"] == "markdown":
-            assert source(cell).strip() in text, "README.md is stale: run `make sync`"
+            seen_from_root = re.sub(r"\]\(([^):]*\.ipynb)\)", r"](nbs/\1)", source(cell).replace("](../", "]("))
+            assert seen_from_root.strip() in text, "README.md is stale: run `make sync`"
+    for link in re.findall(r"\]\(([^):#]+)\)", text):
+        assert (ROOT / link).exists(), f"README.md links to {link}, which is not there"

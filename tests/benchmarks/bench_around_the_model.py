@@ -19,8 +19,8 @@ os.environ.update(YOLO_OFFLINE="1", YOLO_AUTOINSTALL="false")
 REAL = Path(os.environ["CV_PIPELINE_REAL_DATA"]) if os.environ.get("CV_PIPELINE_REAL_DATA") else None
 
 
-def ours(model, video: Path, frames: int) -> list[float]:
-    "Milliseconds around the model call, for each frame."
+def ours(model, video: Path, frames: int) -> tuple[list[float], float]:
+    "Milliseconds around the model call for each frame, and objects a frame."
     tracker, times, objects = SortTracker(), [], []
     tensor = np.empty((1, 3, *model.manifest.preprocess.imgsz), np.float32)
     for k, frame in enumerate(open_source(video)):
@@ -61,7 +61,7 @@ class TimedDataset:
             self.seconds += time.perf_counter() - started
 
 
-def theirs(yolo, video: Path, frames: int, **settings) -> list[float]:
+def theirs(yolo, video: Path, frames: int, **settings) -> tuple[list[float], float]:
     "The same for YOLO(onnx).track(stream=True)."
     holder = {}
 
@@ -70,7 +70,7 @@ def theirs(yolo, video: Path, frames: int, **settings) -> list[float]:
 
     yolo.callbacks["on_predict_start"] = [wrap, *[f for f in yolo.callbacks.get("on_predict_start", []) if getattr(f, "__name__", "") != "wrap"]]
     times, objects, previous, read = [], [], None, 0.0
-    for k, result in enumerate(yolo.track(str(video), stream=True, persist=False, tracker="bytetrack.yaml", verbose=False, **settings)):
+    for k, result in enumerate(yolo.track(str(video), stream=True, persist=False, tracker="bytetrack.yaml", rect=False, verbose=False, **settings)):
         now = time.perf_counter()
         if previous is not None:
             times.append((now - previous - (holder["data"].seconds - read)) * 1e3 - result.speed["inference"])
@@ -84,8 +84,8 @@ def theirs(yolo, video: Path, frames: int, **settings) -> list[float]:
 def run(quick: bool = False) -> list[dict]:
     from ultralytics import YOLO
 
-    frames, rounds, rows = (60, 1) if quick else (250, 3), None, []
-    frames, rounds = frames
+    frames, rounds = (60, 1) if quick else (250, 3)
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         crowded = Path(folder) / "line-1080p.mp4"
         line = FactoryLine(LineConfig(size=(1920, 1080), seed=77, density=20))
