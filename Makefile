@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= runs/demo
 BIN    := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PACKAGING := settings.ini setup.py constraints.txt
 export YOLO_OFFLINE := 1
 export YOLO_AUTOINSTALL := false
@@ -51,7 +51,7 @@ sync: $(VENV)/.lab  ## clean the notebooks, export the package, render README.md
 	@changed="$$(git status --porcelain)"; [ -z "$$changed" ] || { echo "changed:"; echo "$$changed"; exit 1; }
 
 lab: $(VENV)/.lab  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir nbs
+	$(BIN)/jupyter lab --notebook-dir nbs $$([ $$(id -u) != 0 ] || echo --allow-root) $(ARGS)
 
 bench: $(VENV)/.dev  ## speed beside named peers, same input, one run
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -273,7 +273,7 @@ def _new_run(
     for _ in range(3): run.tensors.put(np.empty((max_batch, 3, *model.manifest.preprocess.imgsz), np.float32))
     return run
 
-# %% ../../nbs/video/27_pipeline.ipynb #b51e6a7e
+# %% ../../nbs/video/27_pipeline.ipynb #ffcf58e1
 class Pipeline:
     "Runs a model over sources and delivers results; overlapped, bounded, one camera's failure is its own."
 
@@ -293,6 +293,7 @@ class Pipeline:
 
     def run(self, tick: Callable[[Pipeline], None] | None = None) -> dict[str, Any]:  # tick: called about 5 times a second
         "Run to the end and return the summary; raises the error that ended the run."
+        if self.started is not None: raise ConfigError("a pipeline runs once", hint="build a new one")
         self.started = self._run.clock()
         try: _run_threads(self, self._run, tick)
         finally:
@@ -310,7 +311,7 @@ class Pipeline:
         "Counts, latencies and the state of every source."
         return summarise(self, self._run)
 
-# %% ../../nbs/video/27_pipeline.ipynb #b9691522
+# %% ../../nbs/video/27_pipeline.ipynb #72fd3f43
 def _warm_up(run: _Run) -> bool:
     "Let the model answer once before the first frame; False when it cannot."
     try: run.backend.warmup()
@@ -332,7 +333,10 @@ def _run_threads(pipeline: Pipeline, run: _Run, tick: Callable | None) -> None:
         except KeyboardInterrupt:
             if pipeline.interrupted: raise
             pipeline.stop()
-    for thread in readers: thread.join(2.0)  # a reader that hangs in a driver is left behind, it is a daemon
+    for channel in run.channels:
+        if channel.source.live: channel.source.close()  # wakes a reader that waits for its camera
+    deadline = time.monotonic() + 2.0  # for all of them; one that hangs in a driver is left behind, it is a daemon
+    for thread in readers: thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _close_sinks(run: _Run) -> None:
