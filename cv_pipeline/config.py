@@ -72,13 +72,13 @@ class TrackerConfig(_Section):
     minimum_iou_threshold: float = Field(0.3, ge=0, le=1)
     minimum_consecutive_frames: int = Field(3, ge=1, description="Frames before a track is confirmed and gets an id.")
 
-# %% ../nbs/01_config.ipynb #cb2ec859
+# %% ../nbs/01_config.ipynb #8358c38e
 class RuntimeConfig(_Section):
     "Queues, batches and what happens when something breaks."
 
     policy: Literal["auto", "every-frame", "freshest-frame"] = Field("auto", description="auto: freshest for live sources, every frame for files.")
     queue_size: int = Field(4, ge=1, le=1024, description="Frames that wait between two stages, per camera at the entrance.")
-    max_batch: int = Field(4, ge=1, le=256)
+    max_batch: int | None = Field(None, ge=1, le=256, description="Most frames a model call; None: 1 on a CPU, 8 on an accelerator.")
     max_wait_ms: float = Field(5.0, ge=0, description="How long a batch waits for company; only live sources ever wait.")
     on_model_error: Literal["stop", "skip"] = Field("stop", description="After the retry: stop the run, or mark the frames as failed and go on.")
     max_consecutive_errors: int = Field(10, ge=1, description="With `skip`: this many failed batches in a row end the run after all.")

@@ -250,7 +250,7 @@ def _deliver(run: _Run) -> None:
             if item.selected: run.total.add(item.timings["total"])
         run.tensors.put(batch.tensor)
 
-# %% ../../nbs/video/27_pipeline.ipynb #c1e7cbe2
+# %% ../../nbs/video/27_pipeline.ipynb #d45d0696
 def _depth(source: Source, runtime: RuntimeConfig) -> tuple[int, bool]:
     "Queue length and whether the oldest frame is dropped, from the policy."
     fresh = source.live if runtime.policy == "auto" else runtime.policy == "freshest-frame"
@@ -267,7 +267,7 @@ def _new_run(
         raise ConfigError("sources need distinct ids and there must be at least one", names, "give each source an `id`")
     channels = [Channel(s, selectors(s) if selectors else None, trackers(s) if trackers else None) for s in sources]
     backend = SteadyBackend(model.backend, recover)
-    max_batch = min(runtime.max_batch, backend.max_batch)
+    max_batch = min(runtime.max_batch or (1 if backend.provider == "CPUExecutionProvider" else 8), backend.max_batch)
     entrance = FrameQueues({s.source_id: _depth(s, runtime) for s in sources})
     run = _Run(channels, model, backend, list(sinks), runtime, clock, max_batch, entrance)
     for _ in range(3): run.tensors.put(np.empty((max_batch, 3, *model.manifest.preprocess.imgsz), np.float32))
