@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['app', 'Opt', 'main', 'say', 'show_summary', 'run', 'config_command', 'models_command', 'demo', 'tune']
 
-# %% ../nbs/92_cli.ipynb #17ab687b
+# %% ../nbs/92_cli.ipynb #65014cac
 app = typer.Typer(
     name="cv-pipeline", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
     help="Computer vision from notebook to production.",
@@ -35,6 +35,9 @@ def main() -> None:
     except CVPipelineError as e:
         say(f"[bold red]error[/] {_plain(e)}")
         sys.exit(e.exit_code)
+    except KeyboardInterrupt:
+        say("interrupted; `cv_pipeline.video.sinks.read_results` reads the unfinished results")
+        sys.exit(130)
 
 
 def say(text: str) -> None:
@@ -50,7 +53,7 @@ def _plain(value: object) -> str:
 
     return escape(str(value))
 
-# %% ../nbs/92_cli.ipynb #bb29a528
+# %% ../nbs/92_cli.ipynb #49f3ac6b
 @contextmanager
 def _progress(total: int | None) -> Iterator[Callable[[Pipeline], None]]:  # frames to expect, None when unknown
     "A progress bar over the frames of a pipeline."
@@ -78,7 +81,8 @@ def _table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     table = Table(title=title, title_justify="left")
     for i, name in enumerate(columns): table.add_column(name, justify="left" if i == 0 else "right")
     for row in rows: table.add_row(*(_plain("–" if v is None else f"{v:.2f}" if isinstance(v, float) else v) for v in row))
-    Console().print(table)
+    console = Console()
+    console.print(table) if console.is_terminal or console.is_jupyter else Console(width=120).print(table)  # a log file has no edge to wrap at
 
 
 def show_summary(summary: dict[str, Any]) -> None:
@@ -92,6 +96,7 @@ def show_summary(summary: dict[str, Any]) -> None:
     model = summary["model"]
     speed = f"{summary['frames_per_second']} frames/s" if summary["frames_per_second"] else "no frames"
     say(f"{speed} in {summary['seconds']} s · {_plain(model['name'])} on {model['provider']}")
+    if summary["uncertain_dropped"]: say(f"uncertain detections dropped by policy: {summary['uncertain_dropped']}")
     for name, s in summary["sources"].items():
         for item, reason in s["skipped"][:5]: say(f"[yellow]skipped[/] {_plain(name)}: {_plain(item)}: {_plain(reason)}")
         if s["error"]: say(f"[bold red]source failed[/] {_plain(s['error'])}")
@@ -113,20 +118,15 @@ def _overrides(sources: list[str], how: dict[str, Any], options: dict[str, Any])
     if sources: given["sources"] = [{"uri": s, **how} for s in sources]
     return given
 
-# %% ../nbs/92_cli.ipynb #9d090bbf
-def _execute(config: Any, frames: int | None = None) -> dict[str, Any]:
-    "Run a configuration with progress; SIGTERM ends it like Ctrl-C."
+# %% ../nbs/92_cli.ipynb #e147df3c
+def _ready(url: str | None, pipeline: Pipeline) -> None:
+    "Say where health is served; from now on SIGTERM ends the run like Ctrl-C."
     import signal
 
-    from cv_pipeline.video.run import run_config
+    if url: say(f"health: {url}/healthz /readyz /metrics")
+    signal.signal(signal.SIGTERM, lambda *_: pipeline.stop())
 
-    def ready(url: str | None, pipeline: Pipeline) -> None:
-        if url: say(f"health: {url}/healthz /readyz /metrics")
-        signal.signal(signal.SIGTERM, lambda *_: pipeline.stop())
-
-    with _progress(frames) as tick: return run_config(config, tick, ready)
-
-# %% ../nbs/92_cli.ipynb #602f5200
+# %% ../nbs/92_cli.ipynb #089852df
 Opt = typer.Option
 
 
@@ -144,7 +144,7 @@ def run(
     agnostic_nms: Annotated[bool, Opt("--agnostic-nms", help="Boxes of different classes suppress each other.")] = False,
     every: Annotated[int | None, Opt(help="Only every n-th frame.")] = None,
     max_fps: Annotated[float | None, Opt(help="At most so many frames a second and source.")] = None,
-    motion: Annotated[float | None, Opt(help="Only frames that changed by this mean grey level.")] = None,
+    motion: Annotated[float | None, Opt(help="Only frames in which this share of the pixels changed, e.g. 0.002.")] = None,
     tracker: Annotated[str | None, Opt(help="sort or none.")] = None,
     fps: Annotated[float | None, Opt(help="Frame rate of a folder that holds the frames of a video.")] = None,
     realtime: Annotated[bool, Opt("--realtime", help="Play files at their own speed, like cameras.")] = False,
@@ -161,15 +161,18 @@ def run(
     options = {k: v for k, v in locals().items() if k in _OVERRIDES}
     _finish(_run_command(source or [], config, {"realtime": realtime, "fps": fps}, options))
 
-# %% ../nbs/92_cli.ipynb #5928eb0b
+# %% ../nbs/92_cli.ipynb #5731b6a0
 def _run_command(sources: list[str], config: Path | None, how: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     "Validate, run, show; returns the summary."
     from cv_pipeline.config import load_config
+    from cv_pipeline.video.run import run_config
 
     if not sources and config is None:
         raise ConfigError("nothing to run", "command line", "name a file, folder or camera, `line:` for the synthetic line, or give --config")
     cfg = load_config(config, _overrides(sources, how, options))
-    summary = _execute(cfg)
+    given = {k: v for k, v in how.items() if v}  # also for sources that come from the YAML
+    cfg.sources = [s.model_copy(update=given) for s in cfg.sources]
+    with _progress(None) as tick: summary = run_config(cfg, tick, _ready)
     show_summary(summary)
     say(f"results: {_plain(cfg.delivery.out)}")
     return summary
@@ -217,7 +220,7 @@ def models_command(
         rows.append([key, manifest.version, ", ".join(manifest.names), size, file.stat().st_size / 2**20])
     _table("Bundled models", ["name", "version", "classes", "input", "MiB"], rows)
 
-# %% ../nbs/92_cli.ipynb #56161ef3
+# %% ../nbs/92_cli.ipynb #236116d9
 def _show_scores(scores: list[dict[str, Any]]) -> None:
     "The comparison with the truth, as a table."
     _table("Result against the known truth", list(scores[0]), [list(s.values()) for s in scores])
@@ -232,8 +235,9 @@ def demo(
     from cv_pipeline.demo import run_demo
 
     say(f"drawing two cameras, {seconds:g} s each …")
-    with _progress(round(seconds * 50)) as tick: summary, scores, page = run_demo(out, seconds, tick)
+    with _progress(round(seconds * 50)) as tick: summary, scores, page = run_demo(out, seconds, tick, _ready)
     show_summary(summary)
+    _finish(summary)
     _show_scores(scores)
     say(f"look at [bold]{_plain(page)}[/]")
 
@@ -269,23 +273,34 @@ def _labelled(data: Path, split: str | None, names: tuple[str, ...]) -> Iterator
         truth.class_id = np.array([mapping[c] for c in truth.class_id.tolist()], np.int32)
         yield image, truth
 
-# %% ../nbs/92_cli.ipynb #50243670
-def _store(model: Any, manifest: Any, out: Path | None) -> Path:
-    "Write the tuned manifest; returns the file."
+# %% ../nbs/92_cli.ipynb #5e1115e2
+def _manifest_file(given: str, model: Any) -> Path:
+    "The manifest that belongs to what the user named; for a bare ONNX the one beside it, there or not yet."
+    from cv_pipeline.inference.manifest import bundled_models, find_model
+
+    place = find_model(given)
+    if place in bundled_models().values(): raise ConfigError("a bundled model is not changed", place, "give --out FOLDER for a tuned copy")
+    beside = [place / f"manifest{s}" for s in (".json", ".yaml", ".yml")] if place.is_dir() else [place.with_suffix(s) for s in (".json", ".yaml", ".yml")]
+    if place.suffix.lower() in (".json", ".yaml", ".yml"): return place
+    return next((p for p in beside if p.exists()), beside[0])
+
+
+def _target(given: str, model: Any, out: Path | None) -> Path:
+    "Where the tuned manifest will be written; ConfigError before any work is done when it cannot be."
     import shutil
 
-    from cv_pipeline.inference.manifest import bundled_models, save_manifest
+    from cv_pipeline.inference.manifest import file_sha256
+    from cv_pipeline.video.run import output_folder
 
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        if not (out / manifest.file).exists(): shutil.copy(model.path, out / manifest.file)
-        return save_manifest(manifest, out)
-    if model.path.parent in bundled_models().values():
-        raise ConfigError("a bundled model is not changed", model.path.parent, "give --out FOLDER for a tuned copy")
-    beside = model.path.parent / "manifest.json"
-    return save_manifest(manifest, beside if beside.exists() else model.path.with_suffix(".json"))
+    if out is None: return _manifest_file(given, model)
+    with output_folder(out):
+        copy = out / model.manifest.file
+        if copy.exists() and file_sha256(copy) != file_sha256(model.path):
+            raise ConfigError(f"the folder holds another model called {copy.name}", out, "choose an empty folder")
+        if not copy.exists(): shutil.copy(model.path, copy)
+    return out / "manifest.json"
 
-# %% ../nbs/92_cli.ipynb #84a36826
+# %% ../nbs/92_cli.ipynb #2145b7aa
 @app.command(epilog="Examples: `cv-pipeline tune model/ data.yaml --split val` · `cv-pipeline tune factory_line data/ --objective recall@precision=0.95 --out tuned/`")
 def tune(
     model: Annotated[str, typer.Argument(help="Bundled name, model folder or ONNX file.")],
@@ -299,9 +314,11 @@ def tune(
 ) -> None:
     "Choose confidence and NMS thresholds on labelled pictures and write them into the model's manifest."
     from cv_pipeline.inference.backends import load_model
+    from cv_pipeline.inference.manifest import save_manifest
     from cv_pipeline.inference.tuning import tune as search
 
     m = load_model(model, spec)
+    target = None if dry_run else _target(model, m, out)
 
     def raw(image):
         batch, (geometry,) = m.preprocess.batch([image])
@@ -311,7 +328,7 @@ def tune(
     found = search(raw, pictures, m.manifest.postprocess, m.manifest.names, m.manifest.preprocess.imgsz, objective, per_class)
     _show_tuning(found)
     if not found.reachable: raise typer.Exit(2)
-    if not dry_run: say(f"written: {_plain(_store(m, _tuned(m.manifest, found), out))}")
+    if target is not None: say(f"written: {_plain(save_manifest(_tuned(m.manifest, found), target))}")
 
 # %% ../nbs/92_cli.ipynb #e0b4f6b1
 def _tuned(manifest: Any, found: Any) -> Any:

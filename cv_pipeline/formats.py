@@ -251,7 +251,7 @@ def _read_names(folder: Path) -> tuple[str, ...]:
         if (folder / file).exists(): return tuple((folder / file).read_text().split("\n")[:-1] or ())
     return ()
 
-# %% ../nbs/02_formats.ipynb #97857afe
+# %% ../nbs/02_formats.ipynb #ca482658
 def _read_yolo_folder(root: Path, split: str | None) -> Iterator[LabelledImage]:
     "Pictures under `root` whose path has a folder `images`, or lies in `root` itself, with labels beside or in `labels`."
     names = _read_names(root) or _read_names(root.parent)
@@ -269,7 +269,7 @@ def _read_coco_file(file: Path) -> Iterator[LabelledImage]:
     try:
         book = json.loads(file.read_text())
         images, categories = book["images"], sorted(book["categories"], key=lambda c: c["id"])
-    except (json.JSONDecodeError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, OSError) as e:  # ValueError: not JSON, not even text
         raise DataError(f"not a COCO file: {e!r}", file, "it needs the keys images, annotations and categories") from e
     names, ids = tuple(c["name"] for c in categories), tuple(c["id"] for c in categories)
     by_image: dict[Any, list] = {}

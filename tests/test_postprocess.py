@@ -145,6 +145,20 @@ def test_best_class_ties_go_to_the_lower_class():
         assert len(yolov8_candidates(np.ones((7, cells), np.float32), 0.25).class_id) == cells
 
 
+@pytest.mark.parametrize("nc", [1, 3, 255, 256, 300])
+@pytest.mark.parametrize("share", [0.05, 0.95])  # few and many survivors take different ways
+def test_candidates_are_the_best_class_of_each_column(nc, share):
+    rng = np.random.default_rng(nc)
+    raw = rng.uniform(0, 1, (4 + nc, 700)).astype(np.float32)
+    raw[4:] = np.round(raw[4:] * 50) / 50 * (rng.uniform(0, 1, 700) < share)  # ties are common
+    raw[4:, ::97] = np.nan
+    found, best = yolov8_candidates(raw, 0.01), raw[4:].max(0)
+    index = np.flatnonzero(best > 0.01)
+    x, y, w, h = raw[:4, index]
+    assert np.array_equal(found.confidence, best[index]) and np.array_equal(found.class_id, raw[4:, index].argmax(0))
+    assert np.array_equal(found.xyxy, np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 1))
+
+
 def test_yolox_decoding_against_the_formula():
     rng = np.random.default_rng(8)
     raw = rng.normal(0, 1, (21, 9)).astype(np.float32)  # 16·4 + 4 + 1 cells of a 32×32 input

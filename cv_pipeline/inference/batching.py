@@ -15,7 +15,7 @@ from ..types import Clock, ConfigError
 # %% auto #0
 __all__ = ['DynamicBatcher']
 
-# %% ../../nbs/inference/16_batching.ipynb #e94177e0
+# %% ../../nbs/inference/16_batching.ipynb #71ef6dae
 class DynamicBatcher:
     "Collects items; a batch is ready when it is full or its oldest item has waited long enough. First in, first out."
 
@@ -28,18 +28,20 @@ class DynamicBatcher:
         if max_batch < 1 or max_wait_s < 0:
             raise ConfigError(f"a batch needs max_batch ≥ 1 and max_wait ≥ 0, not {max_batch} and {max_wait_s}", "batching")
         self.max_batch, self.max_wait_s, self.clock = max_batch, max_wait_s, clock
-        self._items: deque[tuple[float, Any]] = deque()
+        self._items: deque[tuple[float, Any, bool]] = deque()
+        self.room = max_batch  # places left in the next batch
 
     def __len__(self) -> int: return len(self._items)
 
-    def add(self, item: Any) -> None:
-        "Put an item at the end."
-        self._items.append((self.clock(), item))
+    def add(self, item: Any, counts: bool = True) -> None:
+        "Put an item at the end. One that does not count takes no place in the batch; it only keeps its place in the order."
+        self._items.append((self.clock(), item, counts))
+        self.room -= counts
 
     def wait_s(self) -> float | None:
         "Seconds until the waiting items must leave; 0 when they must leave now, None when nothing waits."
         if not self._items: return None
-        if len(self._items) >= self.max_batch: return 0.0
+        if self.room <= 0: return 0.0
         return max(0.0, self._items[0][0] + self.max_wait_s - self.clock())
 
     def ready(self) -> bool:
@@ -48,4 +50,10 @@ class DynamicBatcher:
 
     def take(self) -> list[Any]:
         "The next batch, whether ready or not; empty when nothing waits."
-        return [self._items.popleft()[1] for _ in range(min(self.max_batch, len(self._items)))]
+        taken, places = [], self.max_batch
+        while self._items and places >= self._items[0][2]:
+            _, item, counts = self._items.popleft()
+            places -= counts
+            taken.append(item)
+        self.room = self.max_batch - sum(counts for *_, counts in self._items)
+        return taken

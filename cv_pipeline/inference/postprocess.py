@@ -19,7 +19,7 @@ from ..types import ConfigError, DataError, Decision, Detections, ModelSpecMisma
 __all__ = ['CLASS_OFFSET', 'MAX_CANDIDATES', 'Candidates', 'yolov8_candidates', 'yolox_grid', 'yolox_candidates',
            'end2end_candidates', 'decode', 'nms_model', 'nms', 'ClassRules', 'class_rules', 'decide', 'Postprocessor']
 
-# %% ../../nbs/inference/11_postprocess.ipynb #2f6c8e3c
+# %% ../../nbs/inference/11_postprocess.ipynb #52e4d878
 class Candidates(NamedTuple):
     "Boxes that passed the threshold, before suppression, in pixels of the network input."
 
@@ -28,19 +28,26 @@ class Candidates(NamedTuple):
     class_id: np.ndarray    # (n,) integer
 
 
+_TO_CORNERS = np.float32([[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]])  # exact: one rounding, as in x - w / 2
+
+
 def _corners(xywh: np.ndarray) -> np.ndarray:
     "(n, 4) centre and size → left top right bottom."
-    half, corners = xywh[:, 2:] * np.float32(0.5), np.empty((len(xywh), 4), np.float32)
-    np.subtract(xywh[:, :2], half, out=corners[:, :2])
-    np.add(xywh[:, :2], half, out=corners[:, 2:])
-    return corners
+    return xywh @ _TO_CORNERS
 
 
-def _best_score(scores: np.ndarray, step: int = 2800) -> np.ndarray:
+def _best_score(scores: np.ndarray, step: int = 4224) -> np.ndarray:
     "(classes, N) → (N,): the maximum over classes, `step` columns at a time."
     best = np.empty(scores.shape[1], np.float32)
     for a in range(0, len(best), step): np.maximum.reduce(scores[:, a:a + step], axis=0, out=best[a:a + step])
     return best
+
+
+def _best_class(scores: np.ndarray, best: np.ndarray) -> np.ndarray:
+    "(classes, N) and their maximum (N,) → (N,): the first class that holds it."
+    rank = np.arange(len(scores), 0, -1, dtype=np.uint8 if len(scores) < 256 else np.uint32)
+    top = np.maximum.reduce((scores == best).view(np.uint8) * rank[:, None], axis=0)
+    return len(scores) - top.astype(np.intp)
 
 
 def yolov8_candidates(
@@ -51,12 +58,10 @@ def yolov8_candidates(
     scores = raw[4:]
     best = _best_score(scores)
     index = (best > np.float32(conf)).nonzero()[0]
-    if len(index) * 3 < len(best):
+    if len(index) * 5 < len(best):
         rows = raw.T[index]
-        return Candidates(_corners(rows[:, :4]), best[index], rows[:, 4:].argmax(1))
-    class_id = np.zeros(len(best), np.intp)
-    for c in range(len(scores) - 1, -1, -1): np.copyto(class_id, c, where=scores[c] == best)
-    return Candidates(_corners(raw.T[index, :4]), best[index], class_id[index])
+        return Candidates(_corners(rows[:, :4]), best.take(index), rows[:, 4:].argmax(1))
+    return Candidates(_corners(raw[:4].take(index, axis=1).T), best.take(index), _best_class(scores, best).take(index))
 
 # %% ../../nbs/inference/11_postprocess.ipynb #5169f761
 @lru_cache(maxsize=8)
@@ -109,7 +114,7 @@ def decode(
     if head == "yolov8": return yolov8_candidates(raw, conf)
     return yolox_candidates(raw, conf, imgsz) if head == "yolox" else end2end_candidates(raw, conf)
 
-# %% ../../nbs/inference/11_postprocess.ipynb #69fdcf5b
+# %% ../../nbs/inference/11_postprocess.ipynb #a52a57f8
 def _field(number: int, value: int | str | bytes) -> bytes:
     "One protocol-buffer field: a small integer, or bytes with their length (both below 128 here or split in groups of 7 bits)."
     def varint(n: int) -> bytes: return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
@@ -145,7 +150,13 @@ def _float32_below(value: float) -> np.float32:
     rounded = np.float32(value)
     return np.nextafter(rounded, np.float32(-1)) if float(rounded) > value else rounded
 
-# %% ../../nbs/inference/11_postprocess.ipynb #7e75a78b
+
+@lru_cache(maxsize=64)
+def _limits(iou: float, max_det: int) -> dict[str, np.ndarray]:
+    "The two inputs of `nms_model` that are settings."
+    return {"max_det": np.array([max_det]), "iou": np.array([_float32_below(iou)])}
+
+# %% ../../nbs/inference/11_postprocess.ipynb #9eeec6bd
 CLASS_OFFSET = np.float32(7680)  # pixels between classes: more than any network input
 MAX_CANDIDATES = 30000           # more are cut before suppression, best first
 
@@ -166,9 +177,8 @@ def nms(
         rows = np.argsort(-confidence, kind="stable")[:MAX_CANDIDATES]
         xyxy, confidence, class_id = xyxy[rows], confidence[rows], None if class_id is None else np.asarray(class_id)[rows]
     if n == 1: return np.zeros(1, np.int64)
-    if class_id is not None and not agnostic: xyxy = xyxy + (np.asarray(class_id).astype(np.float32) * CLASS_OFFSET)[:, None]
-    feed = {"boxes": xyxy[None], "scores": confidence[None, None], "max_det": np.array([max_det]), "iou": np.array([_float32_below(iou)])}
-    kept = _suppressor().run(None, feed)[0][:, 2]
+    if class_id is not None and not agnostic: xyxy = xyxy + np.multiply(class_id, CLASS_OFFSET, dtype=np.float32)[:, None]
+    kept = _suppressor().run(None, {"boxes": xyxy[None], "scores": confidence[None, None], **_limits(iou, max_det)})[0][:, 2]
     return kept if rows is None else rows[kept]
 
 # %% ../../nbs/inference/11_postprocess.ipynb #de83a0bc
@@ -210,7 +220,7 @@ def decide(
     if not rules.banded: return np.zeros(len(confidence), np.int8)
     return np.where(confidence >= rules.accept[class_id], np.int8(Decision.ACCEPT), rules.policy[class_id])
 
-# %% ../../nbs/inference/11_postprocess.ipynb #700bda1f
+# %% ../../nbs/inference/11_postprocess.ipynb #a43eeed1
 def _check_raw(raw: Any, images: int, head: str, nc: int, imgsz: tuple[int, int]) -> np.ndarray:
     "The output as float32; ModelSpecMismatch when it is not what the head promises."
     raw = np.asarray(raw, np.float32)
@@ -243,8 +253,8 @@ class Postprocessor:
         found, spec = self.candidates(raw), self.spec
         if spec.head == "end2end": kept = np.arange(min(len(found.xyxy), spec.max_det))
         else: kept = nms(found.xyxy, found.confidence, found.class_id, spec.iou, spec.max_det, spec.agnostic_nms)
-        confidence, class_id = found.confidence[kept], found.class_id[kept]
-        boxes, decision = geometry.to_original(found.xyxy[kept]), decide(confidence, class_id, self.rules)
+        confidence, class_id = found.confidence.take(kept), found.class_id.take(kept)
+        boxes, decision = geometry.to_original(found.xyxy.take(kept, axis=0)), decide(confidence, class_id, self.rules)
         result = Detections(boxes, confidence, class_id, data={"decision": decision})
         if not self.rules.banded or not (drop := decision == Decision.DROP).any(): return result
         self.dropped += int(drop.sum())

@@ -21,7 +21,7 @@ from .stages import LatencyHistogram
 # %% auto #0
 __all__ = ['BUCKETS_MS', 'healthz', 'readyz', 'PipelineCollector', 'HealthServer']
 
-# %% ../../nbs/video/28_health.ipynb #f67ce02f
+# %% ../../nbs/video/28_health.ipynb #1b3f09b3
 def healthz(summary: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     "Is the process alive: (HTTP status, body)."
     failed = summary["error"] is not None
@@ -30,20 +30,21 @@ def healthz(summary: dict[str, Any]) -> tuple[int, dict[str, Any]]:
 
 def readyz(
     summary: dict[str, Any],
-    stale_after_s: float,   # a live source without a frame for so long is stale
+    stale_after_s: float,   # a source that should deliver and has not for so long is stale: camera silent, decoder stalled
 ) -> tuple[int, dict[str, Any]]:
     "Is it ready to give results: (HTTP status, body)."
     states = {}
     for name, s in summary["sources"].items():
         age = s["seconds_since_frame"]
-        stale = s["live"] and s["state"] == "running" and age is not None and age > stale_after_s
+        silent = summary["seconds"] if age is None else age  # never a frame: silent since the start
+        stale = s["state"] in ("waiting", "running") and silent > stale_after_s
         states[name] = {"state": "stale" if stale else s["state"], "error": s["error"], "seconds_since_frame": age}
     usable = [n for n, s in states.items() if s["state"] not in ("failed", "stale")]
     ready = summary["warm"] and bool(usable) and summary["error"] is None
     reason = None if ready else summary["error"] or ("no source delivers" if summary["warm"] else "the model is warming up")
     return (200 if ready else 503), {"status": "ready" if ready else "not ready", "reason": reason, "sources": states}
 
-# %% ../../nbs/video/28_health.ipynb #5f76737d
+# %% ../../nbs/video/28_health.ipynb #623f4133
 BUCKETS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
@@ -62,7 +63,7 @@ class PipelineCollector:
     def collect(self) -> Iterator[Any]:
         "All metric families."
         summary = self.pipeline.summary()
-        for key, text in (("frames_read", "Frames read"), ("frames_inferred", "Frames the model answered"), ("frames_dropped", "Frames dropped at the entrance"),
+        for key, text in (("frames_read", "Frames read"), ("frames_inferred", "Frames the model answered"), ("frames_dropped", "Frames dropped at the entrance"), ("frames_delivered", "Frames delivered"),
                           ("frames_skipped", "Broken frames skipped"), ("detections", "Detections delivered"), ("uncertain", "Detections in the uncertain band"),
                           ("tracks", "Tracks confirmed")):
             family = CounterMetricFamily(f"cv_pipeline_{key}", text, labels=["source"])

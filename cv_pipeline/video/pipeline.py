@@ -26,16 +26,16 @@ from .stages import STAGES, FrameQueues, LatencyHistogram, StageStats
 # %% auto #0
 __all__ = ['Channel', 'Pipeline', 'latencies', 'summarise']
 
-# %% ../../nbs/video/27_pipeline.ipynb #00a8cfa3
+# %% ../../nbs/video/27_pipeline.ipynb #34b736af
 @dataclass(slots=True)
 class _Item:
     "A frame on its way through the pipeline."
 
     channel: Channel
     frame: Frame
-    selected: bool
     arrived: float                                           # clock when decoding had ended
     timings: dict[str, float] = field(default_factory=dict)  # stage → ms
+    selected: bool = True                                    # the model is asked about it
     geometry: Any = None                                     # from preprocess, maps boxes back
     detections: Detections | None = None                     # None: the model was not asked, or did not answer
 
@@ -54,7 +54,7 @@ class _Batch:
         "The frames that the model is asked about."
         return [item for item in self.items if item.selected]
 
-
+# %% ../../nbs/video/27_pipeline.ipynb #a6463a60
 @dataclass
 class Channel:
     "One source with everything that belongs to it alone: selector, tracker, counts. Nothing is shared between cameras."
@@ -62,12 +62,14 @@ class Channel:
     source: Source
     selector: Selector | None = None
     tracker: Tracker | None = None
-    state: str = "waiting"            # waiting, running, done, failed
+    state: str = "waiting"            # waiting, running, done, stopped, failed
     error: CVPipelineError | None = None
     size: tuple[int, int] | None = None
     last_frame: float | None = None   # clock
     frames_read: int = 0
     frames_inferred: int = 0
+    frames_delivered: int = 0
+    broken: bool = False              # selector, preprocessing or tracker failed: nothing more is delivered
     detections: int = 0
     uncertain: int = 0
 
@@ -76,7 +78,7 @@ class Channel:
         "Confirmed tracks so far."
         return self.tracker.confirmed if self.tracker is not None else 0
 
-# %% ../../nbs/video/27_pipeline.ipynb #37b18931
+# %% ../../nbs/video/27_pipeline.ipynb #31d73f1f
 @dataclass
 class _Run:
     "Everything that the threads of one run share."
@@ -104,43 +106,77 @@ class _Run:
         if self.error is None: self.error = error
         self.entrance.close(discard=True)
 
+    def fail_channel(self, channel: Channel, error: Exception, stage: str, what: str) -> None:
+        "One source, its selector or its tracker failed: that channel ends, the others do not notice."
+        if not isinstance(error, CVPipelineError): error = SourceError(f"{what} raised {type(error).__name__}: {error}", channel.source.source_id)
+        channel.state, channel.error, channel.broken = "failed", error, stage != "ingest"
+        self.stages[stage].failed(error)
+        self.entrance.close([channel.source.source_id])
+
     @property
     def waits(self) -> bool:
         "Batches wait for company only where frames come at their own pace."
         return self.max_batch > 1 and any(c.source.live for c in self.channels)
 
-# %% ../../nbs/video/27_pipeline.ipynb #43e8280c
+# %% ../../nbs/video/27_pipeline.ipynb #74b59d61
 def _read(run: _Run, channel: Channel) -> None:
     "Body of a reader thread."
-    stats, key = run.stages["ingest"], channel.source.source_id
-    started = run.clock()
+    stats, key, live = run.stages["ingest"], channel.source.source_id, channel.source.live
     try:
+        started, state = run.clock(), "done"
         for frame in channel.source:
             now = run.clock()
-            channel.state, channel.size, channel.last_frame = "running", frame.size, now
-            ms = (now - started) * 1e3
-            selected = channel.selector is None or channel.selector.select(frame)
-            if not run.entrance.put(key, _Item(channel, frame, selected, now, {"ingest": ms})): break
+            ms = 0.0 if live else (now - started) * 1e3  # a live source's time is spent waiting for the camera
+            if channel.state == "waiting": channel.state = "running"
+            channel.size, channel.last_frame = frame.size, now
+            if not run.entrance.put(key, _Item(channel, frame, now, {"ingest": ms})):
+                state = "stopped"
+                break
             stats.done(ms, now)
             channel.frames_read += 1
             started = run.clock()
-        channel.state = "done"
-    except Exception as e:
-        error = e if isinstance(e, CVPipelineError) else SourceError(f"the source raised {type(e).__name__}: {e}", key)
-        channel.state, channel.error = "failed", error
-        stats.failed(error)
+        if channel.state != "failed": channel.state = state
+    except Exception as e: run.fail_channel(channel, e, "ingest", "the source")
     finally:
         run.entrance.close([key])
         channel.source.close()
 
-# %% ../../nbs/video/27_pipeline.ipynb #76f77559
+# %% ../../nbs/video/27_pipeline.ipynb #9108eeff
+def _select(run: _Run, item: _Item) -> bool:
+    "Whether the model is asked about a frame; a selector that fails ends its own channel only."
+    channel = item.channel
+    if channel.broken or channel.selector is None: return not channel.broken
+    try: return channel.selector.select(item.frame)
+    except Exception as e: run.fail_channel(channel, e, "preprocess", "the selector")
+    return False
+
+
 def _next_items(run: _Run, batcher: DynamicBatcher) -> list[_Item] | None:
-    "The frames of the next batch; None at the end."
-    while True:
-        if len(batcher) and (batcher.ready() or not run.waits): return batcher.take()
-        found = run.entrance.take(run.max_batch - len(batcher), batcher.wait_s())
+    "The frames of the next batch, as many selected ones as fit; None at the end."
+    while not batcher.ready() and len(batcher) < 4 * run.max_batch:
+        wait = batcher.wait_s() if run.waits else 0.0 if len(batcher) else None
+        found = run.entrance.take(batcher.room, wait)
         if found is None: return batcher.take() or None
-        for item in found: batcher.add(item)
+        if not found and not run.waits: break
+        for item in found:
+            item.selected = _select(run, item)
+            batcher.add(item, item.selected)
+    return batcher.take()
+
+# %% ../../nbs/video/27_pipeline.ipynb #4119a222
+def _fill(run: _Run, batch: _Batch) -> None:
+    "Write the wanted frames into the batch's tensor. A picture that cannot be prepared ends its own channel only."
+    slot = 0
+    for item in batch.wanted:
+        started = run.clock()
+        try: item.geometry = run.model.preprocess.into(item.frame.image, batch.tensor[slot])
+        except Exception as e:
+            run.fail_channel(item.channel, e, "preprocess", "preprocessing")
+            item.selected = False
+            continue
+        slot, now = slot + 1, run.clock()
+        item.timings["preprocess"] = (now - started) * 1e3
+        run.stages["preprocess"].done(item.timings["preprocess"], now)
 
 
 def _prepare(run: _Run) -> None:
@@ -152,19 +188,12 @@ def _prepare(run: _Run) -> None:
             items = _next_items(run, batcher)
             if items is None: break
             batch = _Batch(items, tensor)
-            for slot, item in enumerate(batch.wanted):
-                started = run.clock()
-                item.geometry = run.model.preprocess.into(item.frame.image, tensor[slot])
-                now = run.clock()
-                item.timings["preprocess"] = (now - started) * 1e3
-                run.stages["preprocess"].done(item.timings["preprocess"], now)
+            _fill(run, batch)
             run.to_model.put(batch)
-    except Exception as e:
-        run.fail(e if isinstance(e, CVPipelineError) else CVPipelineError(f"preprocessing raised {type(e).__name__}: {e}"), "preprocess")
-    finally:
-        run.to_model.put(None)
+    except Exception as e: run.fail(CVPipelineError(f"the preparing thread raised {type(e).__name__}: {e}"), "preprocess")
+    finally: run.to_model.put(None)
 
-# %% ../../nbs/video/27_pipeline.ipynb #4601d743
+# %% ../../nbs/video/27_pipeline.ipynb #1c51c375
 def _model_error(error: Exception, name: str) -> BackendError:
     "Whatever a backend threw, as a BackendError that names the model."
     return error if isinstance(error, BackendError) else BackendError(f"the model raised {type(error).__name__}: {error}", name)
@@ -190,13 +219,13 @@ def _infer(run: _Run) -> None:
     failures = 0
     while (batch := run.to_model.get()) is not None:
         if run.error is None and batch.wanted: _ask(run, batch)
-        failures = failures + 1 if batch.error else 0
+        if batch.wanted: failures = failures + 1 if batch.error else 0
         if batch.error and (run.runtime.on_model_error == "stop" or failures >= run.runtime.max_consecutive_errors): run.fail(batch.error)
         if run.error is None: run.to_deliver.put(batch)
         else: run.tensors.put(batch.tensor)  # stopping: not delivered, but the preparing thread may wait for the tensor
     run.to_deliver.put(None)
 
-# %% ../../nbs/video/27_pipeline.ipynb #dbb8ba8e
+# %% ../../nbs/video/27_pipeline.ipynb #dd82cf70
 def _postprocess(run: _Run, batch: _Batch) -> list[Detections]:
     "Detections of the wanted frames, in order; also counts and times them."
     wanted = batch.wanted
@@ -206,7 +235,11 @@ def _postprocess(run: _Run, batch: _Batch) -> list[Detections]:
     share = (run.clock() - started) * 1e3 / len(wanted)
     for item, detections in zip(wanted, found):
         begun, channel = run.clock(), item.channel
-        if channel.tracker is not None: detections = channel.tracker.update(detections, item.frame)
+        if channel.broken: continue
+        try: detections = channel.tracker.update(detections, item.frame) if channel.tracker is not None else detections
+        except Exception as e:
+            run.fail_channel(channel, e, "postprocess", "the tracker")
+            continue
         item.timings["postprocess"] = share + (run.clock() - begun) * 1e3
         channel.frames_inferred += 1
         channel.detections += len(detections)
@@ -225,7 +258,7 @@ def _write(run: _Run, item: _Item, result: FrameResult) -> None:
             run.broken.add(position)
             run.fail(e if isinstance(e, SinkError) else SinkError(f"{type(sink).__name__} raised {type(e).__name__}: {e}", item.frame.source_id), "deliver")
 
-# %% ../../nbs/video/27_pipeline.ipynb #02d19e32
+# %% ../../nbs/video/27_pipeline.ipynb #80eb909d
 def _result(run: _Run, item: _Item, failed: bool) -> FrameResult:
     "What is said about one frame."
     answered = item.detections is not None
@@ -241,12 +274,14 @@ def _deliver(run: _Run) -> None:
             run.fail(e if isinstance(e, CVPipelineError) else CVPipelineError(f"postprocessing raised {type(e).__name__}: {e}"), "postprocess")
             batch.items.clear()
         for item in batch.items:
+            if item.channel.broken: continue
             started = run.clock()
             _write(run, item, _result(run, item, batch.error is not None))
             now = run.clock()
             item.timings["deliver"] = (now - started) * 1e3
             item.timings["total"] = (now - item.arrived) * 1e3 + (0 if item.channel.source.live else item.timings["ingest"])
             run.stages["deliver"].done(item.timings["deliver"], now)
+            item.channel.frames_delivered += 1
             if item.selected: run.total.add(item.timings["total"])
         run.tensors.put(batch.tensor)
 
@@ -273,7 +308,7 @@ def _new_run(
     for _ in range(3): run.tensors.put(np.empty((max_batch, 3, *model.manifest.preprocess.imgsz), np.float32))
     return run
 
-# %% ../../nbs/video/27_pipeline.ipynb #ffcf58e1
+# %% ../../nbs/video/27_pipeline.ipynb #31a49016
 class Pipeline:
     "Runs a model over sources and delivers results; overlapped, bounded, one camera's failure is its own."
 
@@ -289,29 +324,36 @@ class Pipeline:
         clock: Clock = time.perf_counter,
     ):
         self._run = _new_run(sources, model, sinks, trackers, selectors, runtime or RuntimeConfig(), recover, clock)
-        self.interrupted, self.started, self.seconds = False, None, 0.0
+        self.interrupted, self.finished, self.started, self.seconds = False, False, None, 0.0
+
+    def attach(self, sinks: Sequence[Sink]) -> None:
+        "Add sinks before the run."
+        self._run.sinks += sinks
 
     def run(self, tick: Callable[[Pipeline], None] | None = None) -> dict[str, Any]:  # tick: called about 5 times a second
         "Run to the end and return the summary; raises the error that ended the run."
         if self.started is not None: raise ConfigError("a pipeline runs once", hint="build a new one")
-        self.started = self._run.clock()
         try: _run_threads(self, self._run, tick)
         finally:
-            self.seconds = self._run.clock() - self.started
+            self.seconds, self.finished = self._run.clock() - (self.started or self._run.clock()), True
             _close_sinks(self._run)
         if self._run.error is not None: raise self._run.error
         return self.summary()
 
-    def stop(self) -> None:
+    def stop(self, discard: bool = False) -> None:  # discard: forget frames that wait
         "End the run early: no new frames; those already read are finished and delivered."
         self.interrupted = True
-        self._run.entrance.close()
+        self._run.entrance.close(discard=discard)
+
+    def close(self) -> None:
+        "Release the model."
+        self._run.backend.close()
 
     def summary(self) -> dict[str, Any]:
         "Counts, latencies and the state of every source."
         return summarise(self, self._run)
 
-# %% ../../nbs/video/27_pipeline.ipynb #72fd3f43
+# %% ../../nbs/video/27_pipeline.ipynb #c186358e
 def _warm_up(run: _Run) -> bool:
     "Let the model answer once before the first frame; False when it cannot."
     try: run.backend.warmup()
@@ -322,21 +364,35 @@ def _warm_up(run: _Run) -> bool:
 
 def _run_threads(pipeline: Pipeline, run: _Run, tick: Callable | None) -> None:
     "Start the threads and wait for them."
+    pipeline.started = run.clock()
     if not _warm_up(run): return
     inner = [threading.Thread(target=body, args=(run,), name=body.__name__, daemon=True) for body in (_deliver, _infer, _prepare)]
     readers = [threading.Thread(target=_read, args=(run, c), name=f"read {c.source.source_id}", daemon=True) for c in run.channels]
+    pipeline.started = run.clock()  # the warm-up is not part of the run
     for thread in inner + readers: thread.start()
-    while any(thread.is_alive() for thread in inner):
+    try: _wait(pipeline, inner, tick)
+    except BaseException:  # a failing tick, or Ctrl-C for the third time
+        pipeline.stop(discard=True)
+        for thread in inner: thread.join(5.0)
+        raise
+    finally:
+        for channel in run.channels:
+            if channel.source.live: channel.source.close()  # wakes a reader that waits for its camera
+        deadline = time.monotonic() + 2.0  # for all of them; one that hangs in a driver is left behind, it is a daemon
+        for thread in readers: thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _wait(pipeline: Pipeline, threads: list[threading.Thread], tick: Callable | None) -> None:
+    "Wait for the threads; Ctrl-C ends the run, a second one forgets the frames that wait, a third one is raised."
+    pressed = 0
+    while any(thread.is_alive() for thread in threads):
         try:
-            for thread in inner: thread.join(0.2 / len(inner))
+            for thread in threads: thread.join(0.2 / len(threads))
             if tick is not None: tick(pipeline)
         except KeyboardInterrupt:
-            if pipeline.interrupted: raise
-            pipeline.stop()
-    for channel in run.channels:
-        if channel.source.live: channel.source.close()  # wakes a reader that waits for its camera
-    deadline = time.monotonic() + 2.0  # for all of them; one that hangs in a driver is left behind, it is a daemon
-    for thread in readers: thread.join(max(0.0, deadline - time.monotonic()))
+            pressed += 1
+            if pressed > 2: raise
+            pipeline.stop(discard=pressed > 1)
 
 
 def _close_sinks(run: _Run) -> None:
@@ -346,14 +402,16 @@ def _close_sinks(run: _Run) -> None:
         except Exception as e:
             run.fail(e if isinstance(e, SinkError) else SinkError(f"{type(sink).__name__} could not be closed: {e}"), "deliver")
 
-# %% ../../nbs/video/27_pipeline.ipynb #9252f775
-def _channel_summary(run: _Run, channel: Channel) -> dict[str, Any]:
-    "What is known about one source."
+# %% ../../nbs/video/27_pipeline.ipynb #6580921e
+def _channel_summary(run: _Run, channel: Channel, finished: bool) -> dict[str, Any]:
+    "What is known about one source. After the run, read = delivered + dropped + discarded."
     key, info = channel.source.source_id, getattr(channel.source, "info", None)
     return {
         "state": channel.state, "error": str(channel.error) if channel.error else None, "live": channel.source.live,
         "size": channel.size, "decoder": getattr(info, "decoder", None),
         "frames_read": channel.frames_read, "frames_inferred": channel.frames_inferred, "frames_dropped": run.entrance.dropped[key],
+        "frames_delivered": channel.frames_delivered,
+        "frames_discarded": channel.frames_read - channel.frames_delivered - run.entrance.dropped[key] if finished else 0,
         "frames_skipped": getattr(channel.source, "skipped_count", 0),
         "skipped": [list(map(str, s)) for s in list(getattr(channel.source, "skipped", ()))[:20]],
         "detections": channel.detections, "uncertain": channel.uncertain, "tracks": channel.tracks,
@@ -368,9 +426,11 @@ def latencies(pipeline: Pipeline) -> dict[str, LatencyHistogram]:
 
 def summarise(pipeline: Pipeline, run: _Run) -> dict[str, Any]:
     "The summary of a run, finished or not; what `summary.json` holds."
-    sources = {c.source.source_id: _channel_summary(run, c) for c in run.channels}
+    sources = {c.source.source_id: _channel_summary(run, c, pipeline.finished) for c in run.channels}
     total = {key: sum(s[key] for s in sources.values())
-             for key in ("frames_read", "frames_inferred", "frames_dropped", "frames_skipped", "detections", "uncertain", "tracks")}
+             for key in ("frames_read", "frames_inferred", "frames_delivered", "frames_dropped", "frames_discarded", "frames_skipped",
+                         "detections", "uncertain", "tracks")}
+    total["uncertain_dropped"] = run.model.postprocess.dropped  # by the policy "drop"
     waiting = {"preprocess": len(run.entrance), "inference": run.to_model.qsize(), "postprocess": run.to_deliver.qsize()}
     seconds = pipeline.seconds or (run.clock() - pipeline.started if pipeline.started is not None else 0.0)
     latency = {name: histogram.summary() for name, histogram in latencies(pipeline).items()}

@@ -4,7 +4,10 @@ Two comparisons a row:
   suppression   raw (1, 84, 8400) → boxes, scores, classes in network pixels: `non_max_suppression` against `yolov8_candidates` + `nms`
   whole way     raw → a result object in picture pixels: + `scale_boxes` + `Results` against `Postprocessor.one` (with its decisions)
 
-torchvision is loaded, as it is after any Ultralytics prediction. Run: python tests/benchmarks/bench_nms.py [--quick]
+torchvision is loaded, as it is after any Ultralytics prediction. The two sides take turns, so each call meets caches and a branch predictor that
+the other has just used, much as it would after a network's run; the same call repeated alone takes a quarter to a third less on both sides.
+torch gets one thread, or all with --threads (on an idle machine only: its threads wait for each other, which on a busy one takes milliseconds and
+says nothing); this package uses one in either case. Run: python tests/benchmarks/bench_nms.py [--quick] [--threads]
 """
 
 import os
@@ -36,7 +39,7 @@ def crowd(objects: int, seed: int = 0) -> np.ndarray:
 
 
 def photos(folder: Path, limit: int) -> dict[str, np.ndarray]:
-    "Raw outputs of YOLOv8n on real photos."
+    "Raw outputs of YOLOv8n on real pictures: photos of two public sets, frames of a video with people."
     import cv2
     import onnxruntime as ort
 
@@ -45,13 +48,18 @@ def photos(folder: Path, limit: int) -> dict[str, np.ndarray]:
 
     net = ort.InferenceSession(str(folder / "models" / "yolov8n_fp32_reconstructed.onnx"), providers=["CPUExecutionProvider"])
     prepare = Preprocessor(PreprocessSpec())
-    files = sorted((folder / "coco8").rglob("*.jpg"))
+    files = sorted((folder / "coco8").rglob("*.jpg")) + sorted((folder / "voc100").rglob("*.jpg"))[::20]
     try:
         from ultralytics.utils import ASSETS
 
         files = [ASSETS / "bus.jpg", ASSETS / "zidane.jpg", *files]
     except ImportError: pass
-    return {f.name: net.run(None, {"images": prepare.batch([cv2.imread(str(f))])[0]})[0][0] for f in files[:limit]}
+    images, video = {f.name: cv2.imread(str(f)) for f in files}, cv2.VideoCapture(str(folder / "videos" / "one-by-one-person-detection.mp4"))
+    for number in (100, 300, 500):
+        video.set(cv2.CAP_PROP_POS_FRAMES, number)
+        good, frame = video.read()
+        if good: images[f"video {number}.jpg"] = frame
+    return {name: net.run(None, {"images": prepare.batch([image])[0]})[0][0] for name, image in list(images.items())[:limit]}
 
 
 def alternate(calls: list, rounds: int, seconds: float) -> list[float]:
@@ -99,11 +107,11 @@ def compare(name: str, raw: np.ndarray, conf: float, iou: float, rounds: int, se
             "ours_us": b, "ratio": a / b, "ultralytics_whole_us": c, "ours_whole_us": d, "ratio_whole": c / d, "threads": torch.get_num_threads()}
 
 
-def run(quick: bool = False) -> list[dict]:
-    "One row for each input and threshold."
+def run(quick: bool = False, threads: int = 1) -> list[dict]:
+    "One row for each input and threshold; `threads` for torch."
     import torch
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.set_num_threads(threads)
     inputs = {"dense": dense(), "crowd of 300": crowd(300), "crowd of 50": crowd(50), "crowd of 5": crowd(5)}
     folder = os.environ.get("CV_PIPELINE_REAL_DATA")
     if folder: inputs = {**photos(Path(folder), 3 if quick else 99), **inputs}
@@ -111,8 +119,8 @@ def run(quick: bool = False) -> list[dict]:
 
 
 def main() -> None:
-    rows = run("--quick" in sys.argv)
-    print(f"{rows[0]['threads']} thread(s), medians of alternating rounds, microseconds; iou {rows[0]['iou']}, max_det 300")
+    rows = run("--quick" in sys.argv, os.cpu_count() or 1 if "--threads" in sys.argv else 1)
+    print(f"torch: {rows[0]['threads']} thread(s), medians of alternating rounds, microseconds; iou {rows[0]['iou']}, max_det 300")
     print(f"{'input':18} {'conf':>6} {'above':>6} {'kept':>5} same | suppression: Ultralytics    ours  ratio | whole way: Ultralytics    ours  ratio")
     for r in rows:
         print(f"{r['input']:18} {r['conf']:6} {r['candidates']:6} {r['kept']:5} {'yes' if r['same'] else 'NO':4} | {r['ultralytics_us']:24.0f} {r['ours_us']:7.0f} {r['ratio']:5.1f}x"
@@ -120,7 +128,9 @@ def main() -> None:
     for conf in (0.25, 0.001):
         for kind, some in (("photos", [r for r in rows if r["input"].endswith(".jpg")]), ("synthetic", [r for r in rows if not r["input"].endswith(".jpg")])):
             some = [r for r in some if r["conf"] == conf]
-            if some: print(f"conf {conf}, {kind}: median ratio {median(r['ratio'] for r in some):.1f}x suppression, {median(r['ratio_whole'] for r in some):.1f}x whole way")
+            if not some: continue
+            spread = [(min(ratios), median(ratios), max(ratios)) for ratios in ([r["ratio"] for r in some], [r["ratio_whole"] for r in some])]
+            print(f"conf {conf}, {kind}: " + ", ".join(f"{m:.1f}x {what} ({a:.1f} to {b:.1f})" for (a, m, b), what in zip(spread, ("suppression", "whole way"))))
 
 
 if __name__ == "__main__": main()
