@@ -57,7 +57,7 @@ bench: $(VENV)/.dev  ## speed beside named peers, same input, one run
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 train-bundled: $(VENV)/.dev  ## train the bundled detector again (about an hour on 2 cores)
-	$(BIN)/python -m papermill nbs/reports/bundled_detector.ipynb reports/bundled_detector.ipynb --cwd nbs/reports -y "{smoke: false}"
+	$(BIN)/python -m papermill nbs/reports/bundled_detector.ipynb reports/bundled_detector.ipynb --cwd nbs/reports -y "{smoke: false, install: true}"
 
 wheel: $(VENV)/.dev  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist

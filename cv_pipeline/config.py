@@ -73,7 +73,7 @@ class TrackerConfig(_Section):
     minimum_iou_threshold: float = Field(0.3, gt=0, le=1)
     minimum_consecutive_frames: int = Field(3, ge=1, description="Frames before a track is confirmed and gets an id.")
 
-# %% ../nbs/01_config.ipynb #bc9455ca
+# %% ../nbs/01_config.ipynb #77c6da15
 class RuntimeConfig(_Section):
     "Queues, batches and what happens when something breaks."
 
@@ -101,7 +101,7 @@ class HealthConfig(_Section):
     host: str = "127.0.0.1"
     stale_after_s: float = Field(10.0, gt=0, description="A live source without a frame for so long counts as stale.")
 
-
+# %% ../nbs/01_config.ipynb #2895e321
 class RunConfig(_Section):
     "Everything `cv-pipeline run` needs."
 

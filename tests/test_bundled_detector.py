@@ -26,7 +26,7 @@ def shots(condition=None, lines=6, frames=30, step=12):
 
 
 def score(model, **kwargs):
-    wide = model.with_postprocess(conf=.001, accept_conf=.001)
+    wide = model.with_postprocess(conf=.001, accept_conf=.001, agnostic_nms=False)  # the usual protocol of AP
     pairs = list(shots(**kwargs))
     return average_precision([t for _, t in pairs], wide.predict([f.image for f, _ in pairs]))
 

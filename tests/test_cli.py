@@ -284,6 +284,131 @@ def test_disk_full_keeps_what_was_written(tmp_path):
     assert read_results(tmp_path).num_rows > 0
 
 
+@pytest.fixture
+def tiny_disk(tmp_path):
+    "A file system of 600 kB that really runs full."
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_disk_that_is_really_full(tiny_disk):
+    result = cli("run", "line:", "--out", tiny_disk, "--save-video")
+    assert result.returncode == 5 and "Traceback" not in result.stderr, result.stderr
+    frames = [json.loads(line) for line in (tiny_disk / "results.jsonl").read_bytes().splitlines()[:-1]]
+    assert len(frames) > 5 and [f["frame_id"] for f in frames] == list(range(len(frames)))
+    assert not list(tiny_disk.glob(".*.part"))
+
+
+def test_a_mistake_does_not_destroy_the_results_of_the_run_before(tmp_path, clip):
+    import socket
+
+    out = tmp_path / "out"
+    assert cli("run", clip, "--out", out).returncode == 0
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        wrong = [["--serve-health", taken.getsockname()[1]], ["--model", "/no/such.onnx"], ["--classes", "unicorn"], ["--motion", "6"]]
+        for args in wrong:
+            assert cli("run", clip, "--out", out, *args).returncode in (2, 4)
+            assert {p.name: p.read_bytes() for p in out.iterdir() if p.name != ".lock"} == before, args
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    first = start_endless(tmp_path)
+    try:
+        assert wait_for(lambda: lines_in(tmp_path / "results.jsonl") > 5)
+        second = cli("run", "line:frames=5", "--out", tmp_path)
+        assert second.returncode == 2 and "another run" in second.stderr
+    finally:
+        first.send_signal(signal.SIGINT)
+        first.communicate(timeout=60)
+    assert cli("run", "line:frames=5", "--out", tmp_path).returncode == 0  # the lock ends with the run
+
+
+def test_realtime_also_holds_for_sources_of_a_file(tmp_path, clip):
+    (tmp_path / "c.yaml").write_text(f"sources: [{{uri: '{clip}'}}]\nmodel:\n")
+    result = cli("run", "--config", tmp_path / "c.yaml", "--realtime", "--conf", "0.4", "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "out/summary.json").read_text())["sources"]["belt"]["live"] is True
+
+
+def test_interrupted_demo_gives_no_scores(tmp_path):
+    process = subprocess.Popen([CLI, "demo", "--seconds", "30", "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert wait_for(lambda: lines_in(tmp_path / "results.jsonl") > 10)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "known truth" not in out and not (tmp_path / "index.html").exists()
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    "A YOLO folder of line pictures whose classes are numbered in another order than the model's."
+    from cv_pipeline.line import FactoryLine, LineConfig, write_dataset
+
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(folder, FactoryLine(LineConfig(seed=31)).frames(12), ["yolo"], split="val")
+    names = ["defect", "nut", "gear", "bracket", "bolt"]
+    ours = ["gear", "bolt", "nut", "bracket", "defect"]
+    for file in (folder / "labels/val").glob("*.txt"):
+        rows = [line.split(" ", 1) for line in file.read_text().splitlines()]
+        file.write_text("".join(f"{names.index(ours[int(c)])} {rest}\n" for c, rest in rows))
+    (folder / "data.yaml").write_text(f"path: .\nval: images/val\nnames: {names}\n")
+    return folder
+
+
+def test_tune_matches_classes_by_name_and_writes_a_tuned_copy(labelled, tmp_path):
+    result = cli("tune", "factory_line", labelled / "data.yaml", "--split", "val", "--out", tmp_path / "tuned")
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads((tmp_path / "tuned/manifest.json").read_text())
+    assert manifest["metrics"]["tuning"]["after"]["recall"] > 0.9  # by number instead of name it would find next to nothing
+    assert cli("run", "line:frames=3", "--model", tmp_path / "tuned", "--out", tmp_path / "run").returncode == 0
+    assert cli("tune", "factory_line", labelled).returncode == 2  # a bundled model is not changed
+
+
+def test_tune_writes_back_to_the_manifest_that_was_read(labelled, tmp_path):
+    import shutil
+
+    from cv_pipeline.inference.manifest import bundled_models
+
+    source = bundled_models()["factory_line"]
+    shutil.copy(source / "model.onnx", tmp_path / "b.onnx")
+    manifest = json.loads((source / "manifest.json").read_text())
+    (tmp_path / "b.json").write_text(json.dumps({**manifest, "file": "b.onnx"}))
+    (tmp_path / "manifest.json").write_text("{}")  # somebody else's
+    result = cli("tune", tmp_path / "b.onnx", labelled)
+    assert result.returncode == 0, result.stderr
+    assert "tuning" in json.loads((tmp_path / "b.json").read_text())["metrics"] and (tmp_path / "manifest.json").read_text() == "{}"
+
+
+def test_tune_refuses_a_folder_with_another_model(labelled, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"another model")
+    result = cli("tune", "factory_line", labelled, "--out", tmp_path)
+    assert result.returncode == 2 and "another model" in result.stderr and not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("args,words", [
+    (["tune", "factory_line", "CLIP", "--dry-run"], "not a COCO file"),
+    (["tune", "factory_line", "DATA", "--out", "FILE"], "cannot be written"),
+    (["tune", "factory_line", "DATA", "--out", "FILE/x"], "cannot be written"),
+    (["tune", "factory_line", "DATA", "--objective", "beauty", "--dry-run"], "beauty"),
+    (["demo", "--out", "FILE"], "cannot be written"),
+    (["run", "line:frames=3", "--threads", "9999"], "less than or equal to 256"),
+    (["run", "line:frames=3", "--motion", "6"], "selection.motion"),
+])
+def test_more_bad_usage(args, words, labelled, clip, tmp_path):
+    (tmp_path / "file").write_text("")
+    places = {"CLIP": str(clip), "DATA": str(labelled), "FILE": str(tmp_path / "file"), "FILE/x": str(tmp_path / "file/x")}
+    result = cli(*(places.get(a, a) for a in args), cwd=tmp_path)
+    assert result.returncode == 2 and words in " ".join(result.stderr.split()), result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_health_endpoint_of_a_running_process(tmp_path):
     from urllib.request import urlopen
 

@@ -21,7 +21,7 @@ from ..types import BackendError, ConfigError, ModelSpecMismatch
 
 # %% auto #0
 __all__ = ['PreprocessSpec', 'PostprocessSpec', 'ModelManifest', 'file_sha256', 'save_manifest', 'from_ultralytics_metadata',
-           'bundled_models', 'find_model', 'load_manifest', 'grid_cells', 'check_graph']
+           'bundled_models', 'find_model', 'load_manifest', 'output_shape', 'grid_cells', 'check_graph']
 
 # %% ../../nbs/inference/09_manifest.ipynb #c6d378df
 def _real(low: float, high: float = float("inf"), above: bool = False) -> Callable[[Any], float]:
@@ -384,10 +384,17 @@ def load_manifest(
                                 "restore the file, or measure the new one and write its manifest with save_manifest")
     return manifest, model
 
-# %% ../../nbs/inference/09_manifest.ipynb #2470f327
+# %% ../../nbs/inference/09_manifest.ipynb #3becdd76
 def _head_shape(head: str, nc: int) -> tuple[int | None, int | None]:
     "What a head promises about dimensions 1 and 2 of its output; None = anything."
     return {"yolov8": (4 + nc, None), "yolox": (None, 5 + nc), "end2end": (None, 6)}[head]
+
+
+def output_shape(
+    manifest: ModelManifest,
+) -> tuple[int | None, int | None]:  # after the batch axis; None = any
+    "What the manifest promises about every output of its model."
+    return _head_shape(manifest.postprocess.head, len(manifest.names))
 
 
 def grid_cells(

@@ -26,7 +26,7 @@ from .stages import STAGES, FrameQueues, LatencyHistogram, StageStats
 # %% auto #0
 __all__ = ['Channel', 'Pipeline', 'latencies', 'summarise']
 
-# %% ../../nbs/video/27_pipeline.ipynb #34b736af
+# %% ../../nbs/video/27_pipeline.ipynb #015ed227
 @dataclass(slots=True)
 class _Item:
     "A frame on its way through the pipeline."
@@ -36,6 +36,7 @@ class _Item:
     arrived: float                                           # clock when decoding had ended
     timings: dict[str, float] = field(default_factory=dict)  # stage → ms
     selected: bool = True                                    # the model is asked about it
+    lost: bool = False                                       # its channel failed at or before this frame: not delivered
     geometry: Any = None                                     # from preprocess, maps boxes back
     detections: Detections | None = None                     # None: the model was not asked, or did not answer
 
@@ -54,7 +55,7 @@ class _Batch:
         "The frames that the model is asked about."
         return [item for item in self.items if item.selected]
 
-# %% ../../nbs/video/27_pipeline.ipynb #a6463a60
+# %% ../../nbs/video/27_pipeline.ipynb #40ee4cd9
 @dataclass
 class Channel:
     "One source with everything that belongs to it alone: selector, tracker, counts. Nothing is shared between cameras."
@@ -69,7 +70,7 @@ class Channel:
     frames_read: int = 0
     frames_inferred: int = 0
     frames_delivered: int = 0
-    broken: bool = False              # selector, preprocessing or tracker failed: nothing more is delivered
+    broken: bool = False              # selector, preprocessing or tracker failed: no further frame is prepared
     detections: int = 0
     uncertain: int = 0
 
@@ -141,13 +142,14 @@ def _read(run: _Run, channel: Channel) -> None:
         run.entrance.close([key])
         channel.source.close()
 
-# %% ../../nbs/video/27_pipeline.ipynb #9108eeff
+# %% ../../nbs/video/27_pipeline.ipynb #4952135f
 def _select(run: _Run, item: _Item) -> bool:
     "Whether the model is asked about a frame; a selector that fails ends its own channel only."
-    channel = item.channel
-    if channel.broken or channel.selector is None: return not channel.broken
+    channel, item.lost = item.channel, item.channel.broken
+    if item.lost or channel.selector is None: return not item.lost
     try: return channel.selector.select(item.frame)
     except Exception as e: run.fail_channel(channel, e, "preprocess", "the selector")
+    item.lost = True
     return False
 
 
@@ -163,7 +165,7 @@ def _next_items(run: _Run, batcher: DynamicBatcher) -> list[_Item] | None:
             batcher.add(item, item.selected)
     return batcher.take()
 
-# %% ../../nbs/video/27_pipeline.ipynb #4119a222
+# %% ../../nbs/video/27_pipeline.ipynb #e87390b3
 def _fill(run: _Run, batch: _Batch) -> None:
     "Write the wanted frames into the batch's tensor. A picture that cannot be prepared ends its own channel only."
     slot = 0
@@ -172,7 +174,7 @@ def _fill(run: _Run, batch: _Batch) -> None:
         try: item.geometry = run.model.preprocess.into(item.frame.image, batch.tensor[slot])
         except Exception as e:
             run.fail_channel(item.channel, e, "preprocess", "preprocessing")
-            item.selected = False
+            item.selected, item.lost = False, True
             continue
         slot, now = slot + 1, run.clock()
         item.timings["preprocess"] = (now - started) * 1e3
@@ -225,7 +227,17 @@ def _infer(run: _Run) -> None:
         else: run.tensors.put(batch.tensor)  # stopping: not delivered, but the preparing thread may wait for the tensor
     run.to_deliver.put(None)
 
-# %% ../../nbs/video/27_pipeline.ipynb #dd82cf70
+# %% ../../nbs/video/27_pipeline.ipynb #322af52f
+@dataclass
+class _Refuses:
+    "Stands where a tracker failed: nothing more of this camera is delivered, its count stays."
+
+    confirmed: int
+
+    def update(self, detections: Detections, frame: Frame) -> Detections: return detections
+    def reset(self) -> None: pass
+
+
 def _postprocess(run: _Run, batch: _Batch) -> list[Detections]:
     "Detections of the wanted frames, in order; also counts and times them."
     wanted = batch.wanted
@@ -235,10 +247,12 @@ def _postprocess(run: _Run, batch: _Batch) -> list[Detections]:
     share = (run.clock() - started) * 1e3 / len(wanted)
     for item, detections in zip(wanted, found):
         begun, channel = run.clock(), item.channel
-        if channel.broken: continue
         try: detections = channel.tracker.update(detections, item.frame) if channel.tracker is not None else detections
         except Exception as e:
             run.fail_channel(channel, e, "postprocess", "the tracker")
+            channel.tracker = _Refuses(channel.tracker.confirmed)
+        if isinstance(channel.tracker, _Refuses):
+            item.lost = True
             continue
         item.timings["postprocess"] = share + (run.clock() - begun) * 1e3
         channel.frames_inferred += 1
@@ -258,7 +272,7 @@ def _write(run: _Run, item: _Item, result: FrameResult) -> None:
             run.broken.add(position)
             run.fail(e if isinstance(e, SinkError) else SinkError(f"{type(sink).__name__} raised {type(e).__name__}: {e}", item.frame.source_id), "deliver")
 
-# %% ../../nbs/video/27_pipeline.ipynb #80eb909d
+# %% ../../nbs/video/27_pipeline.ipynb #3880da90
 def _result(run: _Run, item: _Item, failed: bool) -> FrameResult:
     "What is said about one frame."
     answered = item.detections is not None
@@ -274,7 +288,7 @@ def _deliver(run: _Run) -> None:
             run.fail(e if isinstance(e, CVPipelineError) else CVPipelineError(f"postprocessing raised {type(e).__name__}: {e}"), "postprocess")
             batch.items.clear()
         for item in batch.items:
-            if item.channel.broken: continue
+            if item.lost: continue
             started = run.clock()
             _write(run, item, _result(run, item, batch.error is not None))
             now = run.clock()
@@ -353,7 +367,7 @@ class Pipeline:
         "Counts, latencies and the state of every source."
         return summarise(self, self._run)
 
-# %% ../../nbs/video/27_pipeline.ipynb #c186358e
+# %% ../../nbs/video/27_pipeline.ipynb #21f8e80c
 def _warm_up(run: _Run) -> bool:
     "Let the model answer once before the first frame; False when it cannot."
     try: run.backend.warmup()
@@ -381,7 +395,7 @@ def _run_threads(pipeline: Pipeline, run: _Run, tick: Callable | None) -> None:
         deadline = time.monotonic() + 2.0  # for all of them; one that hangs in a driver is left behind, it is a daemon
         for thread in readers: thread.join(max(0.0, deadline - time.monotonic()))
 
-
+# %% ../../nbs/video/27_pipeline.ipynb #d2bd4565
 def _wait(pipeline: Pipeline, threads: list[threading.Thread], tick: Callable | None) -> None:
     "Wait for the threads; Ctrl-C ends the run, a second one forgets the frames that wait, a third one is raised."
     pressed = 0

@@ -18,13 +18,13 @@ from ..types import Clock, ConfigError
 # %% auto #0
 __all__ = ['STAGES', 'LatencyHistogram', 'StageStats', 'FrameQueues']
 
-# %% ../../nbs/video/26_stages.ipynb #e7023e70
+# %% ../../nbs/video/26_stages.ipynb #8656e3c3
 _LOWEST, _GROWTH, _BUCKETS = 1e-3, 1.02, 1050  # milliseconds; the last bucket lies above 15 minutes
 _EDGES = _LOWEST * _GROWTH ** np.arange(_BUCKETS)
 
 
 class LatencyHistogram:
-    "Counts latencies in logarithmic buckets; any percentile to within 2 %, constant memory."
+    "Counts latencies in logarithmic buckets; any percentile to within 2 % of a measured value, constant memory."
 
     def __init__(self):
         self.counts = np.zeros(_BUCKETS + 1, np.int64)
@@ -38,7 +38,7 @@ class LatencyHistogram:
     def __len__(self) -> int: return int(self.counts.sum())
 
     def percentile(self, q: float) -> float | None:  # 0..100 → milliseconds, None without events
-        "The q-th percentile."
+        "The q-th percentile, nearest rank: within 2 % of a value that was measured, nothing between two values."
         total = len(self)
         if total == 0: return None
         bucket = int(np.searchsorted(self.counts.cumsum(), q / 100 * total))
