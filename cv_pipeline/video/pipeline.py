@@ -416,12 +416,13 @@ def _close_sinks(run: _Run) -> None:
         except Exception as e:
             run.fail(e if isinstance(e, SinkError) else SinkError(f"{type(sink).__name__} could not be closed: {e}"), "deliver")
 
-# %% ../../nbs/video/27_pipeline.ipynb #6580921e
+# %% ../../nbs/video/27_pipeline.ipynb #6de2c285
 def _channel_summary(run: _Run, channel: Channel, finished: bool) -> dict[str, Any]:
     "What is known about one source. After the run, read = delivered + dropped + discarded."
     key, info = channel.source.source_id, getattr(channel.source, "info", None)
     return {
-        "state": channel.state, "error": str(channel.error) if channel.error else None, "live": channel.source.live,
+        "state": channel.state, "error": str(error) if (error := channel.error or getattr(channel.source, "last_error", None)) else None,
+        "live": channel.source.live, "connection": getattr(channel.source, "state", None), "reconnects": getattr(channel.source, "reconnects", 0),
         "size": channel.size, "decoder": getattr(info, "decoder", None),
         "frames_read": channel.frames_read, "frames_inferred": channel.frames_inferred, "frames_dropped": run.entrance.dropped[key],
         "frames_delivered": channel.frames_delivered,

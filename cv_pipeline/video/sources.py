@@ -25,7 +25,8 @@ from .images import IMAGE_SUFFIXES, MAX_PIXELS, image_header, natural_key, read_
 
 # %% auto #0
 __all__ = ['Skip', 'Picture', 'decode_video', 'SourceInfo', 'BaseSource', 'probe_video', 'FileSource', 'list_images',
-           'FolderSource', 'ImageSource', 'CameraSource', 'masked', 'open_source', 'unique_ids', 'open_sources']
+           'FolderSource', 'ImageSource', 'CameraSource', 'masked', 'is_camera', 'open_source', 'unique_ids',
+           'open_sources']
 
 # %% ../../nbs/video/20_sources.ipynb #ef575d5b
 def _why_not(path: Path) -> tuple[str, str]:
@@ -384,7 +385,7 @@ def _camera_frames(source: CameraSource) -> Iterator[Frame]:
         yield Frame(image, source.source_id, number, captured, (captured - first).total_seconds())
         number += 1
 
-# %% ../../nbs/video/20_sources.ipynb #f8710d45
+# %% ../../nbs/video/20_sources.ipynb #f1c84e1d
 def masked(
     uri: object,  # a path, number or URL
 ) -> str:         # the same without user name and password
@@ -401,6 +402,14 @@ def _is_image(path: Path) -> bool:
         return path.suffix.lower() in IMAGE_SUFFIXES
 
 
+def is_camera(
+    uri: object,  # a path, number or URL
+) -> bool:
+    "A camera number or device, not a file."
+    text = str(uri)
+    return (text.isdecimal() and not Path(text).exists()) or re.match(r"/dev/video[0-9]+$", text) is not None
+
+
 def open_source(
     uri: str | int | Path,            # video file, image, folder, camera number or device path
     source_id: str | None = None,     # name in results; from the file or camera when not given
@@ -413,8 +422,7 @@ def open_source(
 ) -> BaseSource:
     "Open whatever `uri` names; an option that does not concern it is ignored. SourceError says why it cannot be opened."
     text, images = str(uri), {"start": start, "max_pixels": max_pixels, "bits": bits}
-    if isinstance(uri, int) or (text.isdecimal() and not Path(text).exists()): return CameraSource(int(text), source_id, fps=fps)
-    if re.match(r"/dev/video[0-9]+$", text): return CameraSource(text, source_id, fps=fps)
+    if is_camera(uri): return CameraSource(int(text) if text.isdecimal() else text, source_id, fps=fps)
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", text):
         raise SourceError("network streams are not supported by this version", masked(text), "give a file, a folder or a camera number")
     path = Path(uri)
