@@ -2,11 +2,14 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +30,7 @@ from cv_pipeline.video.sinks import (
     results_schema,
     safe_name,
 )
-from cv_pipeline.video.sources import decode_video
+from cv_pipeline.video.sources import FolderSource, decode_video
 
 ROOT = Path(__file__).resolve().parents[1]
 NOON = datetime(2026, 6, 1, 12, 0, 0, 123457, tzinfo=timezone.utc)
@@ -218,6 +221,104 @@ def test_one_pixel_and_drawing_by_default(tmp_path):
     assert next(decode_video(tmp_path / "cam.mp4")).image.shape == (2, 2, 3) and drawn.std() > 5  # the frame itself is one colour
 
 
+@pytest.fixture
+def photos(tmp_path):
+    "Four pictures of three sizes; two files a month apart, two of the same second, and one of before."
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for k, (size, when) in enumerate([((64, 48), 1.75e9), ((40, 80), 1.75e9 + 30 * 86400), ((200, 30), 1.75e9 + 30 * 86400), ((64, 48), 1e9)]):
+        cv2.imwrite(str(folder / f"{k}.png"), np.full((size[1], size[0], 3), 100 + 40 * k, np.uint8))
+        os.utime(folder / f"{k}.png", (when, when))
+    return folder
+
+
+@pytest.mark.parametrize("source_fps, sink_fps, step", [(None, None, 0.5), (None, 4, 0.25), (10, None, 0.1), (10, 5, 0.2)])
+def test_a_folder_of_photographs_is_one_steady_film(tmp_path, photos, source_fps, sink_fps, step):
+    sink = VideoSink(tmp_path / "out", fps=sink_fps)
+    for frame in FolderSource(photos, fps=source_fps): sink.write(FrameResult(frame, Detections.empty(), NAMES))
+    sink.close()
+    assert [p.name for p in sink.files] == ["photos.mp4"]
+    film = list(decode_video(sink.files[0]))
+    assert np.allclose([p.pts for p in film], np.arange(4) * step, atol=1e-3)
+    assert {p.image.shape for p in film} == {(48, 64, 3)}
+    tall, wide = film[1].image, film[2].image
+    assert np.abs(tall[24, [21, 32, 42]].astype(int) - 140).max() < 10 and tall[24, [5, 15, 48, 60]].max() < 60    # 40×80 stands between dark borders
+    assert np.abs(wide[[21, 24, 26], 32].astype(int) - 180).max() < 10 and wide[[5, 17, 31, 45], 32].max() < 60    # 200×30 lies between them
+
+
+def test_a_camera_or_a_video_that_changes_its_size_still_gets_a_new_file(tmp_path):
+    sink = VideoSink(tmp_path)
+    for i in range(4):
+        r = result(i, 0, size=(64, 48) if i < 2 else (32, 32))
+        r.frame.pts = i / 25
+        sink.write(r)
+    sink.close()
+    assert [len(list(decode_video(p))) for p in sink.files] == [2, 2]
+
+
+def boxed(i, seconds=None, inferred=True, status="ok", source="cam", size=(96, 96), meta=None):
+    "Frame i of a grey source; the model sees one box where it is asked."
+    seen = inferred and status == "ok"
+    found = Detections([[20, 30, 70, 80]], [0.9], [0], [4]) if seen else Detections.empty()
+    image = np.full((size[1], size[0], 3), 128, np.uint8)
+    seconds = i / 10 if seconds is None else seconds
+    return FrameResult(Frame(image, source, i, NOON + timedelta(seconds=seconds), None if meta else seconds, meta or {}), found, NAMES, inferred=seen, status=status)
+
+
+def strength(sink, results):
+    "How strongly the box's lower edge stands out in every frame of the first file."
+    for r in results: sink.write(r)
+    sink.close()
+    return np.array([np.abs(p.image[79, 30:60].astype(int) - 128).max(axis=1).mean() for p in decode_video(sink.files[0])])
+
+
+def test_between_the_frames_that_the_model_saw_the_last_boxes_stay_pale(tmp_path):
+    full = strength(VideoSink(tmp_path, crf=4), [boxed(i, inferred=i % 4 == 0) for i in range(12)])
+    asked = np.arange(12) % 4 == 0
+    assert full[asked].min() > 40
+    assert (full[~asked] > 0.25 * full[asked].mean()).all() and (full[~asked] < 0.7 * full[asked].mean()).all()
+
+
+@pytest.mark.parametrize("rest, why", [
+    ([boxed(1, status="model_error"), boxed(2, inferred=False)], "the model failed since"),
+    ([boxed(1, seconds=2.1, inferred=False), boxed(2, seconds=60, inferred=False)], "too old"),
+    ([boxed(1, seconds=-1, inferred=False), boxed(2, seconds=-0.5, inferred=False)], "the clock jumped back"),
+], ids=lambda x: x if isinstance(x, str) else "")
+def test_old_boxes_are_not_shown(tmp_path, rest, why):
+    seen = strength(VideoSink(tmp_path, crf=4), [boxed(0), *rest])
+    assert seen[0] > 40 and (seen[1:] < 8).all(), why
+
+
+def test_boxes_stay_with_their_source_their_size_and_their_picture(tmp_path):
+    sink = VideoSink(tmp_path / "a", crf=4)
+    sink.write(boxed(0, source="other"))
+    assert strength_of(sink, boxed(1, inferred=False)) < 8                   # another source knows of no box
+    sink = VideoSink(tmp_path / "b", crf=4)
+    sink.write(boxed(0))
+    assert strength_of(sink, boxed(1, inferred=False, size=(98, 98))) < 8    # a picture of another size
+    stills = [boxed(i, seconds=0, inferred=i == 0, meta={"path": f"{i}.png"}) for i in range(3)]
+    assert (strength(VideoSink(tmp_path / "c", crf=4), stills) > 8).tolist() == [True, False, False]
+
+
+def strength_of(sink, last):
+    sink.write(last)
+    sink.close()
+    image = list(decode_video(sink.files[-1]))[-1].image
+    return np.abs(image[79, 30:60].astype(int) - 128).max(axis=1).mean()
+
+
+def test_drawing_of_ones_own_is_left_alone(tmp_path):
+    seen = strength(VideoSink(tmp_path, crf=4, draw=lambda r, trails: r.frame.image), [boxed(0), boxed(1, inferred=False)])
+    assert (seen < 8).all()
+
+
+def test_known_boxes_do_not_follow_a_callers_buffers(tmp_path):
+    first, sink = boxed(0), VideoSink(tmp_path, crf=4)
+    sink.write(first)
+    first.detections.xyxy[:] = 0
+    assert 12 < strength_of(sink, boxed(1, inferred=False)) < 35
+
+
 @settings(deadline=None)
 @given(st.text(max_size=120), st.sets(st.sampled_from(["source", "a", "a-2"])))
 def test_safe_names_stay_in_the_folder(text, taken):
@@ -243,15 +344,39 @@ def test_callback_errors_are_sink_errors(tmp_path):
 @pytest.mark.parametrize("make", [lambda p: JsonlSink(p / "r.jsonl"), ParquetSink, VideoSink], ids=["jsonl", "parquet", "video"])
 def test_an_unwritable_folder_is_found_at_construction(tmp_path, make):
     (tmp_path / "file").touch()
-    places = [tmp_path / "file" / "out", Path("/proc/nowhere")]
-    if os.geteuid() != 0:
-        (tmp_path / "locked").mkdir(mode=0o555)
-        places.append(tmp_path / "locked")
-    for place in places:
+    for place in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/nowhere")):
         with pytest.raises(SinkError) as caught: make(place)
         assert caught.value.hint and str(place).split("/")[-1] in str(caught.value)
     (tmp_path / "r.jsonl").mkdir()
     with pytest.raises(SinkError, match="cannot open"): JsonlSink(tmp_path / "r.jsonl")
+
+
+@pytest.fixture
+def locked():
+    "A folder in which this process may not write. Permissions do not bind root, so as root the test runs as nobody meanwhile."
+    outer = Path(tempfile.mkdtemp())  # not tmp_path: nobody may not even look into that
+    outer.chmod(0o755)
+    (outer / "locked").mkdir(mode=0o555)
+    as_root = os.geteuid() == 0
+    if as_root:
+        try:
+            os.seteuid(65534)
+        except OSError as e:
+            shutil.rmtree(outer)
+            pytest.skip(f"root here cannot become another user, and permissions do not bind it: {e}")
+    yield outer / "locked"
+    if as_root:
+        os.seteuid(0)
+    shutil.rmtree(outer)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="POSIX permissions")
+@pytest.mark.parametrize("make", [lambda p: JsonlSink(p / "r.jsonl"), ParquetSink, VideoSink], ids=["jsonl", "parquet", "video"])
+@pytest.mark.parametrize("below", ["", "new/deep"])
+def test_a_folder_without_permission_is_found_at_construction(locked, make, below):
+    with pytest.raises(SinkError, match="Permission denied") as caught:
+        make(locked / below)
+    assert "no permission" in caught.value.hint and "locked" in str(caught.value) and not list(locked.iterdir())
 
 
 # --- kill -9 and a full disk, with real processes

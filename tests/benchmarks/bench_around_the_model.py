@@ -22,12 +22,12 @@ REAL = Path(os.environ["CV_PIPELINE_REAL_DATA"]) if os.environ.get("CV_PIPELINE_
 def ours(model, video: Path, frames: int) -> tuple[list[float], float]:
     "Milliseconds around the model call for each frame, and objects a frame."
     tracker, times, objects = SortTracker(), [], []
-    tensor = np.empty((1, 3, *model.manifest.preprocess.imgsz), np.float32)
+    tensor, geometry = np.empty((1, 3, *model.manifest.preprocess.imgsz), np.float32), None
     for k, frame in enumerate(open_source(video)):
         if k == frames:
             break
         a = time.perf_counter()
-        geometry = model.preprocess.into(frame.image, tensor[0])
+        geometry = model.preprocess.into(frame.image, tensor[0], geometry)
         b = time.perf_counter()
         raw = model.backend.infer(tensor)
         c = time.perf_counter()
