@@ -220,8 +220,8 @@ def to_ultralytics(
     table = np.hstack([detections.xyxy, ids, detections.confidence[:, None], detections.class_id[:, None]]).astype(np.float32)
     return Results(image, path="", names=dict(enumerate(names)), boxes=torch.from_numpy(table))
 
-# %% ../nbs/02_formats.ipynb #26ef3be7
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+# %% ../nbs/02_formats.ipynb #cee922df
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .png .bmp .dib .webp .tif .tiff .gif .ppm .pgm .pbm .pnm".split())
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def _read_names(folder: Path) -> tuple[str, ...]:
         if (folder / file).exists(): return tuple((folder / file).read_text().split("\n")[:-1] or ())
     return ()
 
-# %% ../nbs/02_formats.ipynb #ca482658
+# %% ../nbs/02_formats.ipynb #79104cba
 def _read_yolo_folder(root: Path, split: str | None) -> Iterator[LabelledImage]:
     "Pictures under `root` whose path has a folder `images`, or lies in `root` itself, with labels beside or in `labels`."
     names = _read_names(root) or _read_names(root.parent)
@@ -289,5 +289,5 @@ def read_dataset(
     if not path.exists(): raise DataError("no such dataset", path, "give a YOLO folder or a COCO json")
     if path.suffix in (".yaml", ".yml"): path = path.parent
     found = list(_read_yolo_folder(path, split)) if path.is_dir() else list(_read_coco_file(path))
-    if not found: raise DataError("the dataset holds no pictures", path, f"looked for {', '.join(IMAGE_SUFFIXES)}" + (f" below a folder '{split}'" if split else ""))
+    if not found: raise DataError("the dataset holds no pictures", path, f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}" + (f" below a folder '{split}'" if split else ""))
     return found

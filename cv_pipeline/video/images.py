@@ -18,7 +18,7 @@ import numpy as np
 from ..types import SourceError
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'tiff_tags', 'image_header', 'read_image', 'natural_key']
+__all__ = ['MAX_PIXELS', 'tiff_tags', 'image_header', 'read_image', 'natural_key']
 
 # %% ../../nbs/video/19_images.ipynb #a1610904
 def _png(f: BinaryIO) -> tuple[int, int]:
@@ -86,8 +86,7 @@ def _tiff(f: BinaryIO) -> tuple[int, int]:
     tags = tiff_tags(f)
     return tags[256], tags[257]
 
-# %% ../../nbs/video/19_images.ipynb #1e49e76c
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .png .bmp .dib .webp .tif .tiff .gif .ppm .pgm .pbm .pnm".split())
+# %% ../../nbs/video/19_images.ipynb #041adf47
 _READERS: list[tuple[re.Pattern, str, Callable]] = [
     (re.compile(rb"\x89PNG\r\n\x1a\n"), "png", _png),
     (re.compile(rb"\xff\xd8\xff"), "jpeg", _jpeg),
