@@ -273,8 +273,8 @@ def _labelled(data: Path, split: str | None, names: tuple[str, ...]) -> Iterator
         truth.class_id = np.array([mapping[c] for c in truth.class_id.tolist()], np.int32)
         yield image, truth
 
-# %% ../nbs/92_cli.ipynb #5e1115e2
-def _manifest_file(given: str, model: Any) -> Path:
+# %% ../nbs/92_cli.ipynb #2060ca81
+def _manifest_file(given: str) -> Path:
     "The manifest that belongs to what the user named; for a bare ONNX the one beside it, there or not yet."
     from cv_pipeline.inference.manifest import bundled_models, find_model
 
@@ -292,7 +292,7 @@ def _target(given: str, model: Any, out: Path | None) -> Path:
     from cv_pipeline.inference.manifest import file_sha256
     from cv_pipeline.video.run import output_folder
 
-    if out is None: return _manifest_file(given, model)
+    if out is None: return _manifest_file(given)
     with output_folder(out):
         copy = out / model.manifest.file
         if copy.exists() and file_sha256(copy) != file_sha256(model.path):

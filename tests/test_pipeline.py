@@ -304,6 +304,7 @@ def test_freshest_frame_bounds_latency_and_counts_drops(model):
     pipeline = Pipeline([camera], model, [slow], runtime=RuntimeConfig(max_batch=1))
     summary = pipeline.run()
     assert summary["frames_read"] == 120 == len(slow.results) + summary["frames_dropped"]
+    assert summary["latency_ms"]["ingest"]["p50"] is None and summary["stages"]["ingest"]["count"] == 120  # waiting for a camera is no latency
     assert summary["frames_dropped"] > 30
     numbers = [r.frame.frame_id for r in slow.results]
     assert numbers == sorted(numbers) and numbers[-1] == 119  # the newest one is never the one that is dropped

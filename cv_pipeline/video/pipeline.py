@@ -128,7 +128,7 @@ class _Run:
         "Batches wait for company only where frames come at their own pace."
         return self.max_batch > 1 and any(c.source.live for c in self.channels)
 
-# %% ../../nbs/video/27_pipeline.ipynb #74b59d61
+# %% ../../nbs/video/27_pipeline.ipynb #854ed6ff
 def _read(run: _Run, channel: Channel) -> None:
     "Body of a reader thread."
     stats, key, live = run.stages["ingest"], channel.source.source_id, channel.source.live
@@ -136,10 +136,10 @@ def _read(run: _Run, channel: Channel) -> None:
         started, state = run.clock(), "done"
         for frame in channel.source:
             now = run.clock()
-            ms = 0.0 if live else (now - started) * 1e3  # a live source's time is spent waiting for the camera
+            ms = None if live else (now - started) * 1e3  # a live source's time is spent waiting for the camera
             if channel.state == "waiting": channel.state = "running"
             channel.size, channel.last_frame = frame.size, now
-            if not run.entrance.put(key, _Item(channel, frame, now, {"ingest": ms})):
+            if not run.entrance.put(key, _Item(channel, frame, now, {} if live else {"ingest": ms})):
                 state = "stopped"
                 break
             stats.done(ms, now)
@@ -238,7 +238,7 @@ def _infer(run: _Run) -> None:
         else: run.tensors.put(batch.tensor)  # stopping: not delivered, but the preparing thread may wait for the tensor
     run.to_deliver.put(None)
 
-# %% ../../nbs/video/27_pipeline.ipynb #322af52f
+# %% ../../nbs/video/27_pipeline.ipynb #3e66f7c3
 @dataclass
 class _Refuses:
     "Stands where a tracker failed: nothing more of this camera is delivered, its count stays."
@@ -249,10 +249,10 @@ class _Refuses:
     def reset(self) -> None: pass
 
 
-def _postprocess(run: _Run, batch: _Batch) -> list[Detections]:
-    "Detections of the wanted frames, in order; also counts and times them."
+def _postprocess(run: _Run, batch: _Batch) -> None:
+    "Give each wanted frame its detections; count and time them."
     wanted = batch.wanted
-    if not wanted or batch.raw is None: return []
+    if not wanted or batch.raw is None: return
     started = run.clock()
     found = run.model.postprocess(batch.raw, [item.geometry for item in wanted])
     share = (run.clock() - started) * 1e3 / len(wanted)
@@ -271,7 +271,6 @@ def _postprocess(run: _Run, batch: _Batch) -> list[Detections]:
         channel.uncertain += int(np.count_nonzero(detections.data["decision"] == Decision.REVIEW)) if len(detections) else 0
         run.stages["postprocess"].done(item.timings["postprocess"], run.clock())
         item.detections = detections
-    return found
 
 
 def _write(run: _Run, item: _Item, result: FrameResult) -> None:
@@ -283,7 +282,7 @@ def _write(run: _Run, item: _Item, result: FrameResult) -> None:
             run.broken.add(position)
             run.fail(e if isinstance(e, SinkError) else SinkError(f"{type(sink).__name__} raised {type(e).__name__}: {e}", item.frame.source_id), "deliver")
 
-# %% ../../nbs/video/27_pipeline.ipynb #3880da90
+# %% ../../nbs/video/27_pipeline.ipynb #41915391
 def _result(run: _Run, item: _Item, failed: bool) -> FrameResult:
     "What is said about one frame."
     answered = item.detections is not None
@@ -304,7 +303,7 @@ def _deliver(run: _Run) -> None:
             _write(run, item, _result(run, item, batch.error is not None))
             now = run.clock()
             item.timings["deliver"] = (now - started) * 1e3
-            item.timings["total"] = (now - item.arrived) * 1e3 + (0 if item.channel.source.live else item.timings["ingest"])
+            item.timings["total"] = (now - item.arrived) * 1e3 + item.timings.get("ingest", 0.0)
             run.stages["deliver"].done(item.timings["deliver"], now)
             item.channel.frames_delivered += 1
             if item.selected: run.total.add(item.timings["total"])

@@ -52,7 +52,7 @@ class LatencyHistogram:
         "p50, p95 and p99 in milliseconds."
         return {f"p{q}": None if (v := self.percentile(q)) is None else round(v, 3) for q in (50, 95, 99)}
 
-# %% ../../nbs/video/26_stages.ipynb #dc4b7992
+# %% ../../nbs/video/26_stages.ipynb #fdfb343e
 STAGES = ("ingest", "preprocess", "inference", "postprocess", "deliver")
 
 
@@ -66,11 +66,11 @@ class StageStats:
     last_error: str | None = None
     latency: LatencyHistogram = field(default_factory=LatencyHistogram)
 
-    def done(self, ms: float, now: float, n: int = 1) -> None:
+    def done(self, ms: float | None, now: float, n: int = 1) -> None:  # ms: None where there is nothing to measure
         "`n` frames took `ms` milliseconds each."
         self.count += n
         self.last_success = now
-        self.latency.add(ms, n)
+        if ms is not None: self.latency.add(ms, n)
 
     def failed(self, error: BaseException | str) -> None:
         "Something went wrong; the message is kept."
