@@ -17,8 +17,9 @@ import yaml
 from .types import DataError, Detections, MissingExtraError, validate_detections
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'to_yolo', 'from_yolo', 'to_coco_annotations', 'from_coco_annotations', 'to_mot', 'from_mot',
-           'to_supervision', 'from_supervision', 'from_ultralytics', 'to_ultralytics', 'LabelledImage', 'read_dataset']
+__all__ = ['IMAGE_SUFFIXES', 'to_yolo', 'from_yolo', 'to_coco_annotations', 'from_coco_annotations', 'to_mot', 'mot_rows',
+           'from_mot', 'to_supervision', 'from_supervision', 'from_ultralytics', 'to_ultralytics', 'LabelledImage',
+           'read_dataset']
 
 # %% ../nbs/02_formats.ipynb #6cc62e18
 def _rows(text: str, where: object, widths: tuple[int, int], sep: str | None = None) -> tuple[np.ndarray, list[int]]:
@@ -131,7 +132,7 @@ def from_coco_annotations(
     scores, crowd = [a.get("score", 1.0) for a in annotations], np.array([a.get("iscrowd", 0) for a in annotations], np.int8)
     return validate_detections(Detections(xyxy, scores, classes, data={"iscrowd": crowd}), where)
 
-# %% ../nbs/02_formats.ipynb #a792c108
+# %% ../nbs/02_formats.ipynb #7a43f1bd
 def to_mot(
     detections: Detections,
     frame_id: int,              # 0-based
@@ -147,16 +148,27 @@ def to_mot(
     return "".join(f"{frame_id + 1},{t}," + ",".join(f"{v:.6f}" for v in box) + f",{p:.6f},{c},{v:.4f}\n" for t, box, p, c, v in rows)
 
 
+def mot_rows(
+    text: str,
+    where: object = None,
+) -> np.ndarray:  # (n, 10) float64: frame from 1, id, left, top, width, height, confidence, class, visibility, unused; NaN where missing
+    "The rows of a MOTChallenge file at full precision, checked; `from_mot` makes Detections of them."
+    rows, numbers = _rows(text, where, (6, 10), sep=",")
+    _finite(rows[:, :6], numbers, where)
+    frames = _whole(rows[:, 0], "frame numbers", where)
+    _whole(rows[:, 1], "ids", where)
+    if (frames < 1).any():
+        raise DataError(f"line {numbers[int(np.argmin(frames))]} has frame {frames.min()}; MOTChallenge counts from 1", where)
+    return rows
+
+
 def from_mot(
     text: str,
     where: object = None,
 ) -> dict[int, Detections]:  # 0-based frame → detections, frames in order
     "Detections by frame from a MOTChallenge ground truth, detection or result file."
-    rows, numbers = _rows(text, where, (6, 10), sep=",")
-    _finite(rows[:, :6], numbers, where)
-    frames = _whole(rows[:, 0], "frame numbers", where)
-    if (frames < 1).any():
-        raise DataError(f"line {numbers[int(np.argmin(frames))]} has frame {frames.min()}; MOTChallenge counts from 1", where)
+    rows = mot_rows(text, where)
+    frames = rows[:, 0].astype(np.int32)
     filled = np.where(np.isnan(rows[:, 6:9]), 1.0, rows[:, 6:9])
     # column 8 is a class in ground truth; in public detection files it is -1 or a world coordinate: no class
     is_class = (filled[:, 1] >= 0) & (filled[:, 1] == np.round(filled[:, 1])) & (filled[:, 1] < 10_000)

@@ -35,10 +35,11 @@ def module_of(cells) -> str | None:
     return found[0] if found else None
 
 
-def floor_of(nb: Path) -> int:
-    m = re.match(r"(\d+)", nb.name)
+def floor_of(nb: Path) -> tuple[int, str]:
+    "Number, then letter: 22 < 22a < 22b < 23."
+    m = re.match(r"(\d+)([a-z]?)_", nb.name)
     assert m, f"{nb.name} exports a module but has no number"
-    return int(m[1])
+    return int(m[1]), m[2]
 
 
 def exported(cells) -> list[str]:
@@ -57,7 +58,7 @@ def test_every_module_is_authored_by_exactly_one_notebook():
 
 @pytest.mark.parametrize("nb", [nb for nb, name in OWNERS.items() if name], ids=lambda nb: nb.stem)
 def test_path_and_module_have_the_same_name(nb):
-    stem = re.sub(r"^\d+_", "", nb.stem)
+    stem = re.sub(r"^\d+[a-z]?_", "", nb.stem)
     assert OWNERS[nb] == ".".join([*nb.relative_to(NBS).parts[:-1], stem])
 
 
@@ -106,6 +107,8 @@ def test_cells_keep_the_house_rules(nb):
     cells = BOOKS[nb]
     assert len(cells) <= 80, "split the room"
     assert nb.stat().st_size <= 400 * 1024, "shrink the pictures"
+    outputs = json.dumps([c.get("outputs") for c in cells])
+    assert '"name": "stderr"' not in outputs and "site-packages" not in outputs, "warnings with paths of one machine: run the notebook again"
     for text in code_cells(cells):
         for directive in re.findall(r"^#\|\s*(\S+)", text, re.M):
             assert directive in DIRECTIVES, f"nbdev would silently ignore '#| {directive}'"
