@@ -132,7 +132,7 @@ def from_coco_annotations(
     scores, crowd = [a.get("score", 1.0) for a in annotations], np.array([a.get("iscrowd", 0) for a in annotations], np.int8)
     return validate_detections(Detections(xyxy, scores, classes, data={"iscrowd": crowd}), where)
 
-# %% ../nbs/02_formats.ipynb #7a43f1bd
+# %% ../nbs/02_formats.ipynb #07c05a26
 def to_mot(
     detections: Detections,
     frame_id: int,              # 0-based
@@ -147,7 +147,7 @@ def to_mot(
     rows = zip(keep.tracker_id, np.hstack([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]]), keep.confidence, keep.class_id, visibility)
     return "".join(f"{frame_id + 1},{t}," + ",".join(f"{v:.6f}" for v in box) + f",{p:.6f},{c},{v:.4f}\n" for t, box, p, c, v in rows)
 
-
+# %% ../nbs/02_formats.ipynb #1c715faf
 def mot_rows(
     text: str,
     where: object = None,
