@@ -506,3 +506,84 @@ def test_queues_keep_the_newest_in_order_and_count_every_drop(puts, depth, most)
     for camera in "abc":
         assert got[camera] == sent[camera][-depth:]
         assert queues.dropped[camera] == len(sent[camera]) - len(got[camera])
+
+
+class Listener:
+    "Every fourth frame, or every frame while the last answer had fewer than four boxes; notes what it hears."
+
+    def __init__(self, fail_on=None):
+        self.fail_on, self.heard = fail_on, []
+        self.reset()
+
+    def reset(self):
+        self.seen, self.boxes = 0, 0
+
+    def select(self, frame):
+        self.seen += 1
+        return self.boxes < 4 or self.seen % 4 == 0
+
+    def observe(self, frame, detections, tracker):
+        if frame.frame_id == self.fail_on:
+            raise ValueError("cannot understand the answer")
+        self.heard.append((frame.frame_id, len(detections), tracker.confirmed))
+        self.boxes = len(detections)
+
+
+def listen(model, images, max_batch=1, live=False, pauses=False, **kwargs):
+    rng, sink, made = np.random.default_rng(0), Recorder(), {}
+
+    def delay(calls, batch):
+        if pauses:
+            time.sleep(rng.uniform(0, 0.01))
+
+    def selector(source):
+        made[source.source_id] = Listener(**kwargs)
+        return made[source.source_id]
+
+    slow = with_backend(model, before=delay)
+    sources = [Pictures(f"cam{c}", images[c], live=live) for c in range(len(images))]
+    summary = Pipeline(sources, slow, [sink], track, selector, RuntimeConfig(max_batch=max_batch, policy="every-frame")).run()
+    return summary, sink.by_source(), made
+
+
+def test_what_a_listening_selector_chooses_from_files_does_not_depend_on_speed_or_batches(model):
+    images = [line_images(40, c) for c in range(3)]
+    _, first, made = listen(model, images)
+    for max_batch, pauses in ((4, False), (1, True), (8, True)):
+        summary, again, heard = listen(model, images, max_batch, pauses=pauses)
+        for camera, results in first.items():
+            assert [r.frame.frame_id for r in again[camera]] == list(range(40))
+            assert [r.inferred for r in again[camera]] == [r.inferred for r in results]
+            assert [h[:2] for h in heard[camera].heard] == [h[:2] for h in made[camera].heard]
+    inferred = [r.frame.frame_id for r in first["cam0"] if r.inferred]
+    assert [h[0] for h in made["cam0"].heard] == inferred and 10 <= len(inferred) < 40  # told about each frame it chose, and only those
+
+
+def test_a_live_camera_does_not_wait_for_its_listening_selector(model):
+    summary, results, made = listen(model, [line_images(30)], live=True, pauses=True)
+    assert summary["frames_read"] == 30 == len(results["cam0"]) and made["cam0"].heard
+    assert summary["latency_ms"]["end_to_end"]["p50"] is not None  # by the wall clock, live sources only
+
+
+def test_a_selector_that_cannot_take_the_answer_ends_its_own_camera(model):
+    images = [line_images(30, c) for c in range(2)]
+    sink, made = Recorder(), {"cam0": Listener(fail_on=0), "cam1": Listener()}
+    summary = Pipeline([Pictures(k, images[i]) for i, k in enumerate(made)], model, [sink], track, lambda s: made[s.source_id]).run()
+    assert summary["sources"]["cam0"]["state"] == "failed" and "cannot understand" in summary["sources"]["cam0"]["error"]
+    assert summary["sources"]["cam1"]["state"] == "done" and len(sink.by_source()["cam1"]) == 30
+
+
+def test_a_model_that_does_not_answer_does_not_leave_the_selector_waiting(model):
+    def before(calls, batch):
+        if 4 <= calls <= 9:
+            raise BackendError("device lost", "x")
+
+    sink, ears = Recorder(), Listener()
+    broken = with_backend(model, before=before)
+    summary = Pipeline([Pictures("a", line_images(30))], broken, [sink], track, lambda s: ears, RuntimeConfig(on_model_error="skip")).run()
+    assert len(sink.results) == 30 and summary["stages"]["inference"]["errors"] >= 2
+    failed = {r.frame.frame_id for r in sink.results if r.status == "model_error"}
+    assert failed and not failed & {h[0] for h in ears.heard}
+    stopped = Pipeline([Pictures("a", line_images(30))], with_backend(model, before=before), [], track, lambda s: Listener())
+    with pytest.raises(BackendError, match="device lost"):
+        stopped.run()
