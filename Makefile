@@ -34,6 +34,7 @@ $(VENV)/.lab: $(PACKAGING) | $(VENV)/.core
 $(VENV)/.dev: $(PACKAGING) | $(VENV)/.core
 	$(INSTALL) --editable ".[lab,viz,train,dev]"
 	$(INSTALL) --force-reinstall --no-deps opencv-python-headless
+	$(INSTALL) --no-deps trackeval  # it asks for a NumPy that opencv 4.12 refuses, and runs with ours
 	@touch $@ $(VENV)/.lab
 
 demo: $(VENV)/.core  ## the factory line, the bundled detector, annotated video: offline, no torch

@@ -432,3 +432,21 @@ def test_importing_the_core_pulls_in_no_extra():
             "assert not heavy, heavy")
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
     assert result.returncode == 0, result.stderr
+
+
+def test_eval_tracking_prints_the_scores_of_a_run_and_of_files(tmp_path, done):
+    "The command on a run folder, on files, as JSON; wrong paths are one sentence."
+    out, _ = done
+    runs = pq.read_table(out / "results.parquet").to_pylist()
+    rows = [r for r in runs if r["tracker_id"] >= 0]
+    (tmp_path / "gt.txt").write_text("".join(f"{r['frame_id'] + 1},{r['tracker_id']},{r['x1']},{r['y1']},{r['x2'] - r['x1']},{r['y2'] - r['y1']},1,1,1\n" for r in rows))
+    found = cli("eval-tracking", tmp_path / "gt.txt", out, "--json")
+    assert found.returncode == 0, found.stderr
+    scores = json.loads(found.stdout)["gt"]
+    assert scores["HOTA"] == pytest.approx(1, abs=1e-3) and scores["FN"] == scores["FP"] == scores["IDSW"] == 0 and scores["switches"] == []
+    half = (tmp_path / "gt.txt").read_text().splitlines()
+    (tmp_path / "res.txt").write_text("\n".join(line if int(line.split(",")[0]) < 20 else line.replace(",", ",1", 1) for line in half))  # other ids later
+    table = cli("eval-tracking", tmp_path / "gt.txt", tmp_path / "res.txt", "--switches")
+    assert table.returncode == 0 and "HOTA" in table.stdout and "IDF1" in table.stdout and "switch" in table.stderr
+    wrong = cli("eval-tracking", tmp_path / "gt.txt", tmp_path / "nothing.txt")
+    assert wrong.returncode == 2 and "no such file" in wrong.stderr and "Traceback" not in wrong.stderr

@@ -143,3 +143,9 @@ def test_missing_results_and_empty_truth_are_errors(tmp_path):
     with pytest.raises(DataError, match="seqinfo.ini cannot be read"): find_sequences(tmp_path / "gt", tmp_path / "res")
     (tmp_path / "empty").mkdir()
     with pytest.raises(SinkError, match="no results here"): read_run(tmp_path / "empty")
+
+
+def test_a_truth_is_not_compared_with_itself(tmp_path):
+    (tmp_path / "gt.txt").write_text("1,1,10,10,5,5,1,-1,-1,-1\n")
+    with pytest.raises(DataError, match="compared with itself"): find_sequences(tmp_path / "gt.txt", tmp_path / "gt.txt")
+    with pytest.raises(DataError, match="compared with itself"): find_sequences(tmp_path / "gt.txt", tmp_path)  # the folder holds only the truth

@@ -97,7 +97,7 @@ def tracks_of(
     frame = np.repeat(np.arange(len(results)), [len(d) for d in results])
     return track_table(frame, np.concatenate([d.tracker_id for d in results] or [[]]), np.concatenate([d.xyxy for d in results] or [np.zeros((0, 4))]), len(results))
 
-# %% ../../nbs/evaluation/34_tracking.ipynb #5786eda8
+# %% ../../nbs/evaluation/34_tracking.ipynb #d8836ab6
 @dataclass(frozen=True)
 class _Pairs:
     "Overlaps of a sequence by frame, with ids that count from 0."
@@ -116,7 +116,7 @@ def _pairs(truth: TrackTable, result: TrackTable) -> _Pairs:
     others, r, r_count = np.unique(result.id, return_inverse=True, return_counts=True)
     at = np.union1d(truth.frame, result.frame)
     (a, b), (c, d) = ((np.searchsorted(t.frame, at, "left"), np.searchsorted(t.frame, at, "right")) for t in (truth, result))
-    steps = [(g[i:j], r[k:l], box_iou(truth.xyxy[i:j], result.xyxy[k:l])) for i, j, k, l in zip(a, b, c, d)]
+    steps = [(g[i:j], r[k:m], box_iou(truth.xyxy[i:j], result.xyxy[k:m])) for i, j, k, m in zip(a, b, c, d)]
     return _Pairs(steps, g_count, r_count, names, others, at)
 
 # %% ../../nbs/evaluation/34_tracking.ipynb #17d02e01
@@ -238,7 +238,7 @@ def ids_along_truth(
         covered[a[i[good]]] = result.id[b[j[good]]]
     return covered
 
-# %% ../../nbs/evaluation/34_tracking.ipynb #4470c813
+# %% ../../nbs/evaluation/34_tracking.ipynb #5fe02bb8
 def find_sequences(
     truth: str | Path,      # gt.txt, or a folder of sequences
     result: str | Path,     # result file, folder of NAME.txt, or the output folder of a run
@@ -251,12 +251,22 @@ def find_sequences(
     else:
         labelled = {p.parent.parent.name: p for p in sorted(truth.glob("*/gt/gt.txt"))} or {_name(p): p for p in sorted([*truth.glob("gt/gt.txt"), *truth.glob("*.txt")])}
     if not labelled: raise DataError("no ground truth here", truth, "give gt.txt, or a folder with NAME/gt/gt.txt or NAME.txt")
-    answers: dict[str, Any] = {_name(result): result} if result.is_file() else {p.stem: p for p in sorted(result.glob("*.txt"))} or read_run(result)
+    answers = _answers(result)
+    itself = [str(p) for p in labelled.values() for a in answers.values() if isinstance(a, Path) and a.samefile(p)]
+    if itself: raise DataError("the truth would be compared with itself", itself[0], "give the tracker's result as the second path")
     if len(labelled) == len(answers) == 1: answers = dict(zip(labelled, answers.values()))
     missing = [name for name in labelled if name not in answers]
     if missing: raise DataError(f"no result for {', '.join(missing)}", result, f"results found: {', '.join(answers) or 'none'}")
     load = lambda a: a if isinstance(a, TrackTable) else read_mot(a)
     return {name: (read_mot(path, truth=True), load(answers[name])) for name, path in labelled.items()}
+
+
+def _answers(result: Path) -> dict[str, Any]:
+    "Results by name: the sources of a run, the NAME.txt of a folder, or one file."
+    if result.is_file(): return {_name(result): result}
+    files = {p.stem: p for p in sorted(result.glob("*.txt"))}
+    is_run = any((result / name).exists() for name in ("results.parquet", "results.parts"))
+    return read_run(result) if is_run or not files else files
 
 
 def _name(path: Path) -> str:
