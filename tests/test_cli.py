@@ -450,3 +450,14 @@ def test_eval_tracking_prints_the_scores_of_a_run_and_of_files(tmp_path, done):
     assert table.returncode == 0 and "HOTA" in table.stdout and "IDF1" in table.stdout and "switch" in table.stderr
     wrong = cli("eval-tracking", tmp_path / "gt.txt", tmp_path / "nothing.txt")
     assert wrong.returncode == 2 and "no such file" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_a_yaml_may_stand_in_the_place_of_a_source(tmp_path, clip):
+    (tmp_path / "cameras.yaml").write_text(f"sources:\n  - {{uri: '{clip}', id: belt}}\ndelivery: {{out: '{tmp_path / 'out'}'}}\n")
+    result = cli("run", tmp_path / "cameras.yaml", "--every", "10")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["frames_inferred"] == 4 and "decoding: h264" in result.stderr
+    twice = cli("run", tmp_path / "cameras.yaml", "--config", tmp_path / "cameras.yaml")
+    assert twice.returncode == 2 and "one configuration at a time" in twice.stderr
+    nowhere = cli("run", tmp_path / "none.yaml")
+    assert nowhere.returncode == 2 and "cannot read the configuration" in nowhere.stderr
