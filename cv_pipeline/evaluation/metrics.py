@@ -17,8 +17,8 @@ from .records import BoxTable, EvalSet
 from ..types import DataError, MissingExtraError
 
 # %% auto #0
-__all__ = ['COCO_NAMES', 'IOUS', 'RECALLS', 'SIZES', 'coco_books', 'coco_metrics', 'Matches', 'match_set', 'class_ap', 'ap_table',
-           'mean_ap', 'slice_table', 'Curve', 'pr_curve', 'confusion_matrix']
+__all__ = ['COCO_NAMES', 'IOUS', 'RECALLS', 'SIZES', 'coco_books', 'coco_metrics', 'candidate_pairs', 'Matches', 'match_set',
+           'class_ap', 'ap_table', 'mean_ap', 'slice_table', 'Curve', 'pr_curve', 'confusion_matrix']
 
 # %% ../../nbs/evaluation/30a_metrics.ipynb #f2496a23
 COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -49,11 +49,11 @@ def coco_metrics(s: EvalSet) -> dict[str, float | None]:
         judge.evaluate(); judge.accumulate(); judge.summarize()
     return {name: None if v < 0 else float(v) for name, v in zip(COCO_NAMES, judge.stats[:12])}
 
-# %% ../../nbs/evaluation/30a_metrics.ipynb #c8b62667
+# %% ../../nbs/evaluation/30a_metrics.ipynb #def851fb
 IOUS = np.linspace(0.5, 0.95, 10)
 
 
-def _candidates(truth: BoxTable, said: BoxTable, n_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def candidate_pairs(truth: BoxTable, said: BoxTable, n_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Pairs (prediction, object) of one picture and class, and their overlap; sorted by prediction, objects in order, crowds last."
     g_key, d_key = (t.image.astype(np.int64) * n_classes + t.class_id for t in (truth, said))
     g_order = np.lexsort((truth.crowd, g_key))
@@ -76,7 +76,7 @@ def _take(value: np.ndarray, allowed: np.ndarray, first: np.ndarray) -> np.ndarr
     winner = allowed & (score == np.repeat(best, sizes, axis=1))
     return np.maximum.reduceat(np.where(winner, np.arange(score.shape[1]), -1), first, axis=1)
 
-# %% ../../nbs/evaluation/30a_metrics.ipynb #c2b1af17
+# %% ../../nbs/evaluation/30a_metrics.ipynb #4afd8f4d
 @dataclass(frozen=True)
 class Matches:
     "Who belongs to whom. Rows are the predictions that take part, best first within each class."
@@ -107,7 +107,7 @@ def match_set(
     order, rank = order[rank < max_det], rank[rank < max_det]
     outside = np.zeros(len(truth), bool) if area is None else (truth.area < area[0]) | (truth.area > area[1])
     void = truth.crowd | outside
-    d, g, overlap = _candidates(truth, said[order], max(len(s.names), 1))
+    d, g, overlap = candidate_pairs(truth, said[order], max(len(s.names), 1))
     found, near = _match_by_rank(rank, d, g, overlap, void, truth.crowd, thresholds, len(order), len(truth))
     ignored = np.where(found >= 0, void[np.maximum(found, 0)] if len(truth) else False, False)
     if area is not None:
