@@ -19,7 +19,7 @@ tidecv = pytest.importorskip("tidecv", reason="tidecv is not installed: `make te
 
 def oracle(s: EvalSet) -> tuple[float, dict[str, float], dict[str, int]]:
     "tidecv's AP, gains (fractions) and counts."
-    from tidecv import Data, TIDE
+    from tidecv import TIDE, Data
 
     truth, said = Data("truth"), Data("said")
     for c, name in enumerate(s.names): truth.add_class(c, name); said.add_class(c, name)
