@@ -123,7 +123,7 @@ def ap_interval(
     samples = np.array([value(sampler(w * mask)) for w in weights])
     return interval_of(value(sampler(mask)), samples, n_clusters=len(np.unique(clusters(s)[mask > 0])))
 
-# %% ../../nbs/evaluation/30c_intervals.ipynb #5834fb20
+# %% ../../nbs/evaluation/30c_intervals.ipynb #23fc6017
 def picture_counts(
     s: EvalSet,
     matches: Matches,
@@ -138,17 +138,20 @@ def picture_counts(
     return np.stack([hits, count(shown & ~matches.hit[level] & ~matches.ignored[level], said.image), count(matches.counted, s.truth.image) - hits], axis=1)
 
 
-RATES = {"precision": (0, (0, 1)), "recall": (0, (0, 2)), "F1": (0, (0, 0, 1, 2))}  # above, and what is added up below (F1 with 2 hits above)
+RATES = {"precision": lambda hit, false, missed: (hit, hit + false), "recall": lambda hit, false, missed: (hit, hit + missed),
+         "F1": lambda hit, false, missed: (2 * hit, 2 * hit + false + missed)}  # what stands above and below the line
+
+
+def _rate(name: str, counts: np.ndarray) -> np.ndarray:
+    "A rate from (…, 3) counts; NaN where it does not exist."
+    above, below = RATES[name](*np.moveaxis(np.asarray(counts, float), -1, 0))
+    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 
 
 def rate_intervals(counts: np.ndarray, weights: np.ndarray, level: float = 0.95, n_clusters: int = 0) -> dict[str, Interval]:
     "Precision, recall and F1 at a threshold with intervals, from `picture_counts`."
-    drawn, once, found = weights @ counts.astype(np.float32), counts.sum(axis=0), {}
-    for name, (above, below) in RATES.items():
-        factor = 2 if name == "F1" else 1
-        rate = lambda x: factor * x[..., above] / np.where((total := sum(x[..., b] for b in below)) > 0, total, np.nan)
-        found[name] = interval_of(float(rate(once.astype(float))), rate(drawn.astype(np.float64)), level, n_clusters)
-    return found
+    drawn, once = weights @ counts.astype(np.float32), counts.sum(axis=0)
+    return {name: interval_of(float(_rate(name, once)), _rate(name, drawn), level, n_clusters) for name in RATES}
 
 # %% ../../nbs/evaluation/30c_intervals.ipynb #4ad122bc
 def same_pictures(a: EvalSet, b: EvalSet) -> None:
