@@ -55,7 +55,7 @@ def _plain(value: object) -> str:
 
     return escape(str(value))
 
-# %% ../nbs/92_cli.ipynb #741c0851
+# %% ../nbs/92_cli.ipynb #430b0b1b
 @contextmanager
 def _progress(total: int | None) -> Iterator[Callable[[Pipeline], None]]:  # frames to expect, None when unknown
     "A progress bar over the frames of a pipeline."
@@ -74,7 +74,7 @@ def _progress(total: int | None) -> Iterator[Callable[[Pipeline], None]]:  # fra
 
         yield tick
 
-
+# %% ../nbs/92_cli.ipynb #9e2aab2c
 def _table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     "A table on stdout: first column left, the others right."
     from rich.console import Console
@@ -166,7 +166,7 @@ def run(
     options = {k: v for k, v in locals().items() if k in _OVERRIDES}
     _finish(_run_command(source or [], config, {"realtime": realtime, "fps": fps}, options))
 
-# %% ../nbs/92_cli.ipynb #1f01cd01
+# %% ../nbs/92_cli.ipynb #e0fe5ee7
 def _run_command(sources: list[str], config: Path | None, how: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     "Validate, run, show; returns the summary."
     from cv_pipeline.config import load_config
@@ -183,7 +183,7 @@ def _run_command(sources: list[str], config: Path | None, how: dict[str, Any], o
     say(f"results: {_plain(cfg.delivery.out)}")
     return summary
 
-
+# %% ../nbs/92_cli.ipynb #c04784b9
 def _yaml_among(sources: list[str], config: Path | None) -> tuple[list[str], Path | None]:
     "`cv-pipeline run cameras.yaml` means `--config cameras.yaml`: a YAML is never a source."
     files = [s for s in sources if s.lower().endswith((".yaml", ".yml"))]
