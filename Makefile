@@ -32,7 +32,7 @@ $(VENV)/.lab: $(PACKAGING) | $(VENV)/.core
 
 # ultralytics brings opencv-python, which writes the same cv2 folder as the headless build: the headless one goes in last
 $(VENV)/.dev: $(PACKAGING) | $(VENV)/.core
-	$(INSTALL) --editable ".[lab,viz,eval,train,dev]"
+	$(INSTALL) --editable ".[lab,viz,report,train,dev]"
 	$(INSTALL) --force-reinstall --no-deps opencv-python-headless
 	$(INSTALL) --no-deps trackeval tidecv  # the oracles of the tests ask for a NumPy and an OpenCV that do not go together, and run with ours
 	@touch $@ $(VENV)/.lab

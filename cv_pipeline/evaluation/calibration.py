@@ -126,7 +126,7 @@ def plot_claims(claims: Claims, ax: Any = None, title: str = "reliability", bins
     ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="share that is right", title=f"{title}\nD-ECE {d_ece(claims):.3f}, null {null:.3f}")
     return ax
 
-# %% ../../nbs/evaluation/31_calibration.ipynb #375144df
+# %% ../../nbs/evaluation/31_calibration.ipynb #56922320
 def fit_platt(confidence: np.ndarray, truth: np.ndarray, slope: bool = True) -> dict[str, Any]:
     "Maximum likelihood of a line in the logit (Platt, 1999; targets drawn in a little, as he does). `slope=False`: temperature only."
     n, hits = len(truth), float(truth.sum())
@@ -147,7 +147,7 @@ def fit_platt(confidence: np.ndarray, truth: np.ndarray, slope: bool = True) -> 
 def fit_isotonic(confidence: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     "Monotone regression, thinned to its knots."
     try: from sklearn.isotonic import IsotonicRegression
-    except ImportError as e: raise MissingExtraError("scikit-learn", "eval") from e
+    except ImportError as e: raise MissingExtraError("scikit-learn", "report") from e
     model = IsotonicRegression(y_min=0.0, y_max=1.0).fit(confidence, truth)
     x, y = np.asarray(model.X_thresholds_, float), np.asarray(model.y_thresholds_, float)
     keep = np.concatenate([[True], np.diff(x) > 1e-9])

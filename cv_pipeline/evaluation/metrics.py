@@ -20,7 +20,7 @@ from ..types import DataError, MissingExtraError
 __all__ = ['COCO_NAMES', 'IOUS', 'RECALLS', 'SIZES', 'coco_books', 'coco_metrics', 'candidate_pairs', 'Matches', 'match_set',
            'class_ap', 'ap_table', 'mean_ap', 'slice_table', 'Curve', 'pr_curve', 'confusion_matrix']
 
-# %% ../../nbs/evaluation/30a_metrics.ipynb #f2496a23
+# %% ../../nbs/evaluation/30a_metrics.ipynb #a4a428a6
 COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
@@ -39,7 +39,7 @@ def coco_books(s: EvalSet) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def coco_metrics(s: EvalSet) -> dict[str, float | None]:
     "The twelve COCO numbers, fractions; None where there is no object of a size. Without one prediction all are 0."
     try: from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError as e: raise MissingExtraError("faster-coco-eval", "eval") from e
+    except ImportError as e: raise MissingExtraError("faster-coco-eval", "report") from e
     if not len(s.truth): raise DataError("AP does not exist without labelled boxes", s.where)
     truth, said = coco_books(s)
     if not said: said = [{"image_id": 1, "category_id": 1, "bbox": [0.0, 0.0, 0.0, 0.0], "score": 0.0}]  # the library wants one row; this one matches nothing
