@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from cv_pipeline.inference.backends import load_model
 from cv_pipeline.line import open_line
-from cv_pipeline.types import Frame, Source, SourceError
+from cv_pipeline.types import ConfigError, Frame, Source, SourceError
 from cv_pipeline.video.pipeline import Pipeline
-from cv_pipeline.video.reconnect import ReconnectingSource, backoff_s
+from cv_pipeline.video.reconnect import ReconnectingSource, SourceState, StateLog, backoff_s
+from cv_pipeline.video.streams import SourceAuthError
 from cv_pipeline.video.tracking import SortTracker
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
@@ -110,7 +111,7 @@ def test_in_a_pipeline_the_other_camera_and_the_tracker_do_not_notice():
     summary = Pipeline([camera, line], load_model(threads=1), [Keep()], lambda s: SortTracker(), runtime=RuntimeConfig(policy="every-frame")).run()
     assert [r.frame.frame_id for r in results["gate"]] == list(range(12)) and len(results["line"]) == 20
     gate = summary["sources"]["gate"]
-    assert gate["reconnects"] == 2 and gate["connection"] == "lost" and gate["size"] == (320, 240) and "script ended" in gate["error"]
+    assert gate["reconnects"] == 1 and gate["connection"] == "lost" and gate["size"] == (320, 240) and "connection reset" in gate["error"]
 
 
 def test_closing_wakes_a_camera_that_waits():
@@ -128,3 +129,108 @@ def test_closing_wakes_a_camera_that_waits():
     camera.close()
     reader.join(5)
     assert not reader.is_alive()
+
+
+# --- states
+
+def states(camera):
+    return [str(c.state) for c in camera.state_changes]
+
+
+def test_the_states_of_a_camera_and_what_is_told_about_them():
+    told, refused = [], SourceAuthError("the camera refuses this user name or password", "gate")
+    camera, waits = scripted(SourceError("no route to host", "gate"), refused, refused, Wire(black(2)), first_s=1, longest_s=40, on_state=told.append)
+    assert camera.state is SourceState.CONNECTING and states(camera) == ["connecting"]
+    for _frame in camera: assert camera.state == "live"
+    assert states(camera) == ["connecting", "lost", "auth_failed", "live", "lost", "closed"] and told == camera.state_changes[1:]
+    assert [c.reason for c in camera.state_changes][1:5] == ["no route to host", "the camera refuses this user name or password", "", "connection reset"]
+    assert waits == [1, 40, 40, 1]  # a refused password waits longest, at once; a good frame forgets it
+    assert camera.reconnects == 0 and camera.last_error.what == "connection reset" and camera.state == "closed"
+    assert all(c.at.tzinfo is not None for c in camera.state_changes)
+
+
+def test_a_listener_that_fails_does_not_hurt_the_camera(caplog):
+    def listener(change): raise ZeroDivisionError
+
+    camera, _ = scripted(Wire(black(2)), on_state=listener)
+    assert len(list(camera)) == 2 and camera.state == "closed" and "ZeroDivisionError" in caplog.text
+
+
+def test_a_refused_password_is_never_hammered():
+    tries, now = [], [0.0]
+
+    def connect():
+        tries.append(now[0])
+        raise SourceAuthError("no", "gate")
+
+    def wait(seconds):
+        now[0] += seconds
+        if now[0] > 3600: camera.close()
+
+    camera = ReconnectingSource(connect, "gate", wait=wait, longest_s=60)
+    list(camera)
+    assert min(b - a for a, b in zip(tries, tries[1:])) >= 45 and len(tries) <= 81
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=60), st.integers(1, 5))
+def test_stale_is_exactly_a_wait_that_is_too_long(rounds, limit):
+    now, expected = [0.0], ["connecting"]
+    log = StateLog(limit, lambda: now[0], lambda: NOON + timedelta(seconds=now[0]))
+    for number, (camera_takes, consumer_takes) in enumerate(rounds):
+        log.waiting(True)
+        now[0] += camera_takes
+        stale = number > 0 and camera_takes >= limit
+        if number > 0: assert log.state == ("stale" if stale else "live")
+        log.set(SourceState.LIVE)
+        log.waiting(False)
+        now[0] += consumer_takes  # a slow consumer is not the camera's fault
+        assert log.state == "live"
+        if stale: expected += ["stale", "live"]
+        elif number == 0: expected.append("live")
+    assert [c.state for c in log.changes] == expected[-100:]
+    assert [c.at for c in log.changes] == sorted(c.at for c in log.changes)
+    log.set(SourceState.CLOSED); log.set(SourceState.LIVE)
+    assert log.state == "closed"
+
+
+def test_history_is_bounded_and_counts_are_those_of_all_connections():
+    class Dropping(Wire):
+        dropped, skipped = 3, [("packet", "broken")]
+
+    camera, _ = scripted(*[Dropping(black(1), skipped=2) for _ in range(150)])
+    assert len(list(camera)) == 150
+    assert len(camera.state_changes) == 100 and len(camera.skipped) == 100
+    assert camera.reconnects == 149 and camera.dropped == 450 and camera.skipped_count == 300
+
+
+def test_time_and_numbers_go_on_when_the_camera_wakes_up_in_the_past():
+    class Late(Wire):
+        def __init__(self, start, ids): self.source_id, self.start, self.ids = "wire", start, ids
+
+        def __iter__(self):
+            for k in self.ids: yield Frame(np.zeros((4, 4, 3), np.uint8), "wire", k, self.start + timedelta(seconds=k))
+
+        def close(self): pass
+
+    camera, _ = scripted(Late(NOON, [0, 1, 4]), Late(NOON - timedelta(hours=1), [2, 3]), Late(NOON + timedelta(minutes=1), [0]))
+    frames = list(camera)
+    assert [f.frame_id for f in frames] == [0, 1, 4, 7, 8, 9]  # gaps are frames that were dropped on the way; they stay visible
+    times = [f.captured_at for f in frames]
+    assert times == sorted(set(times)) and times[:3] == [NOON, NOON + timedelta(seconds=1), NOON + timedelta(seconds=4)] and times[-1] == NOON + timedelta(minutes=1)
+
+
+def test_closing_while_it_connects_closes_what_was_opened():
+    wire = Wire(black(3))
+
+    def connect():
+        camera.close()
+        return wire
+
+    camera = ReconnectingSource(connect, "gate", wait=lambda s: None)
+    next(iter(camera), None)
+    assert wire.closed and camera.state == "closed"
+
+
+@pytest.mark.parametrize("times", [(0, 1), (5, 1), (-1, 5)])
+def test_waits_that_make_no_sense_are_refused(times):
+    with pytest.raises(ConfigError, match="waits of"): ReconnectingSource(lambda: None, "gate", first_s=times[0], longest_s=times[1])
