@@ -110,6 +110,19 @@ def test_chain_and_make_selector():
     assert chain.select(at(0))
 
 
+def test_a_chain_passes_on_what_was_found_only_if_somebody_asks():
+    heard = []
+
+    class Curious(EveryN):
+        def observe(self, frame, detections, tracker): heard.append((frame.frame_id, detections, tracker))
+
+    chain = Chain([EveryN(1), Curious(1), Curious(1)])
+    assert chain.select(at(0)) and isinstance(chain, Selector)
+    chain.observe(at(0, number=7), "found", "tracker")
+    assert heard == [(7, "found", "tracker")] * 2
+    assert not hasattr(Chain([EveryN(1)]), "observe") and not hasattr(make_selector(every=2, max_fps=5), "observe")
+
+
 @pytest.mark.parametrize("make", [lambda: EveryN(0), lambda: EveryN(1.5), lambda: MaxFps(0), lambda: MaxFps(float("nan")), lambda: MaxFps("5"),
                                   lambda: MotionSelector(changed=0), lambda: MotionSelector(threshold=-1), lambda: MotionSelector(max_gap=0),
                                   lambda: make_selector(motion={"wrong": 1}), lambda: make_selector(max_fps=-3)])

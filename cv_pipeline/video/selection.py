@@ -119,11 +119,15 @@ class MotionSelector:
         self._when: datetime | None = None
         self.score = (0.0, 0.0)  # (mean difference, share of changed pixels) of the last frame asked about
 
-# %% ../../nbs/video/21_selection.ipynb #a0d21beb
+# %% ../../nbs/video/21_selection.ipynb #56d0ed2a
 class Chain:
     "All selectors in turn; each is asked only about frames that those before it selected."
 
-    def __init__(self, selectors: Sequence[Selector]): self.selectors = list(selectors)
+    def __init__(self, selectors: Sequence[Selector]):
+        self.selectors = list(selectors)
+        curious = [selector for selector in self.selectors if hasattr(selector, "observe")]
+        if curious: self.observe = lambda *seen: [selector.observe(*seen) for selector in curious]  # only then: it costs the pipeline a wait
+
     def select(self, frame: Frame) -> bool: return all(selector.select(frame) for selector in self.selectors)
 
     def reset(self) -> None:

@@ -29,8 +29,8 @@ from ..viz import Trails, draw_detections
 
 # %% auto #0
 __all__ = ['STILLS_A_SECOND', 'KNOWN_FOR', 'PALE', 'sink_error', 'writable_folder', 'result_record', 'JsonlSink', 'read_jsonl',
-           'results_schema', 'unfinished_parts', 'read_results', 'merge_results', 'ParquetSink', 'safe_name',
-           'is_still', 'letterboxed', 'VideoSink', 'CallbackSink']
+           'results_schema', 'unfinished_parts', 'read_table', 'read_results', 'merge_results', 'PartedTable',
+           'ParquetSink', 'safe_name', 'is_still', 'letterboxed', 'VideoSink', 'CallbackSink']
 
 # %% ../../nbs/video/24_sinks.ipynb #b0042979
 _REMEDY = {errno.ENOSPC: "the disk is full: free some space; what was written before is intact",
@@ -195,10 +195,7 @@ def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
         draft.unlink(missing_ok=True)
         raise sink_error("could not be written", e, path) from e
 
-# %% ../../nbs/video/24_sinks.ipynb #8d6119a6
-_PARTS, _RESULTS = "results.parts", "results.parquet"
-
-
+# %% ../../nbs/video/24_sinks.ipynb #8937c062
 def _run_of(path: Path) -> str:
     "The run that a file belongs to; empty for a foreign file."
     import pyarrow.parquet as pq
@@ -207,35 +204,44 @@ def _run_of(path: Path) -> str:
 
 
 def unfinished_parts(
-    folder: str | Path,  # what ParquetSink was given
-) -> list[Path]:         # in the order of writing; none when the last run was closed
+    folder: str | Path,     # what the sink was given
+    name: str = "results",  # of the table
+) -> list[Path]:            # in the order of writing; none when the last run was closed
     "Parts of a run that was not closed."
-    parts = sorted((Path(folder) / _PARTS).glob("part-*.parquet"))
-    final = Path(folder) / _RESULTS
+    parts = sorted((Path(folder) / f"{name}.parts").glob("part-*.parquet"))
+    final = Path(folder) / f"{name}.parquet"
     return [] if parts and final.exists() and _run_of(final) == _run_of(parts[0]) else parts
 
 
-def read_results(
-    folder: str | Path,  # what ParquetSink was given; while it runs, after it was closed, or after it was killed
-) -> Any:                # pyarrow.Table, one row a detection
+def read_table(
+    folder: str | Path,  # what the sink was given; while it runs, after it was closed, or after it was killed
+    name: str,           # of the table: "results", "events"
+) -> Any:                # pyarrow.Table
     "All rows of the newest run."
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    paths = unfinished_parts(folder) or [Path(folder) / _RESULTS]
-    if not paths[0].exists(): raise SinkError("no results here", folder, "is this the folder that the run wrote to?")
+    paths = unfinished_parts(folder, name) or [Path(folder) / f"{name}.parquet"]
+    if not paths[0].exists(): raise SinkError(f"no {name} here", folder, "is this the folder that the run wrote to?")
     return pa.concat_tables([pq.ParquetFile(path).read() for path in paths]).replace_schema_metadata(None)
 
-# %% ../../nbs/video/24_sinks.ipynb #12f80a29
+
+def read_results(folder: str | Path) -> Any:
+    "A run's detections as a pyarrow.Table, one row a detection."
+    return read_table(folder, "results")
+
+# %% ../../nbs/video/24_sinks.ipynb #2593aea6
 def merge_results(
-    folder: str | Path,            # what ParquetSink was given
+    folder: str | Path,            # what the sink was given
     rows_a_group: int = 100_000,   # rows held in memory at a time
+    name: str = "results",         # of the table
 ) -> Path:                         # results.parquet
-    "Stream the parts of an unclosed run into results.parquet and remove them; finishes what a killed run could not."
+    "Stream the parts of an unclosed run into one file and remove them; finishes what a killed run could not."
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder, parts = Path(folder), unfinished_parts(folder)
+    folder, parts = Path(folder), unfinished_parts(folder, name)
+    final = folder / f"{name}.parquet"
 
     def stream(f: BinaryIO) -> None:
         schema, held, count = pq.read_schema(parts[0]), [], 0
@@ -247,24 +253,68 @@ def merge_results(
                 writer.write_table(pa.concat_tables(held))
                 held, count = [], 0
 
-    if len(parts) == 1: os.replace(parts[0], folder / _RESULTS)
-    elif parts: _replace(folder / _RESULTS, stream)
-    shutil.rmtree(folder / _PARTS, ignore_errors=True)
-    return folder / _RESULTS
+    if len(parts) == 1: os.replace(parts[0], final)
+    elif parts: _replace(final, stream)
+    shutil.rmtree(folder / f"{name}.parts", ignore_errors=True)
+    return final
 
-# %% ../../nbs/video/24_sinks.ipynb #7d932795
-def _set_aside(folder: Path) -> None:
+# %% ../../nbs/video/24_sinks.ipynb #9d560d68
+def _set_aside(folder: Path, name: str) -> None:
     "Make an empty folder for parts; what a killed run left there moves to results.interrupted-1, -2, …"
-    parts = folder / _PARTS
-    if unfinished_parts(folder):
-        names = (folder / f"results.interrupted-{i}" for i in range(1, 10**6))
-        aside = writable_folder(next(name for name in names if not name.exists()))
-        parts.rename(aside / _PARTS)
+    parts = folder / f"{name}.parts"
+    if unfinished_parts(folder, name):
+        names = (folder / f"{name}.interrupted-{i}" for i in range(1, 10**6))
+        aside = writable_folder(next(path for path in names if not path.exists()))
+        parts.rename(aside / parts.name)
     shutil.rmtree(parts, ignore_errors=True)
     writable_folder(parts)
 
-# %% ../../nbs/video/24_sinks.ipynb #da1d04c9
-class ParquetSink:
+# %% ../../nbs/video/24_sinks.ipynb #cc59eac3
+class PartedTable:
+    "Rows of any kind in `<name>.parquet`; whole parts on disk every few seconds until then. Safe to use from several threads."
+
+    def __init__(
+        self,
+        folder: str | Path,
+        name: str,                      # of the file, without .parquet
+        new_rows: Callable[[], Any],    # an empty collection of rows, with `add(item)` and `count`
+        to_table: Callable[[Any, str], Any],  # rows and the run's number → pyarrow.Table with "cv_pipeline.run" in its metadata
+        part_rows: int = 50_000,       # rows after which a part is written
+        part_seconds: float = 5.0,     # or seconds since the first row that is not on disk yet
+        max_pending: int = 1_000_000,  # rows kept in memory while the disk is full
+        clock: Clock = time.monotonic,
+    ):
+        self.folder, self.name, self.run, self.rows_written, self._number = writable_folder(folder), name, uuid.uuid4().hex, 0, 0
+        self.part_rows, self.part_seconds, self.max_pending, self._clock = part_rows, part_seconds, max_pending, clock
+        self._new_rows, self._to_table, self._rows, self._due, self._lock = new_rows, to_table, new_rows(), 0.0, threading.Lock()
+        _set_aside(self.folder, name)
+
+    def add(self, item: Any = None) -> None:
+        "Keep the rows of an item; None only brings what waits for too long to disk."
+        with self._lock:
+            if self._rows.count >= self.max_pending: self._flush()
+            if not self._rows.count: self._due = self._clock() + self.part_seconds
+            if item is not None: self._rows.add(item)
+            late = self._rows.count >= self.part_rows or self._clock() >= self._due
+        if late and self._rows.count: self.flush()
+
+    def flush(self) -> None:
+        "Write a part now, with all rows that are not on disk yet."
+        with self._lock: self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow.parquet as pq
+
+        table, self._due = self._to_table(self._rows, self.run), self._clock() + self.part_seconds
+        _replace(self.folder / f"{self.name}.parts" / f"part-{self._number:06d}.parquet", lambda f: pq.write_table(table, f, compression="zstd"))
+        self.rows_written, self._number, self._rows = self.rows_written + len(table), self._number + 1, self._new_rows()
+
+    def close(self) -> None:
+        if self._rows.count or not self._number: self.flush()  # a run without rows leaves an empty table, not none
+        merge_results(self.folder, name=self.name)
+
+# %% ../../nbs/video/24_sinks.ipynb #025e9819
+class ParquetSink(PartedTable):
     "One row a detection in `results.parquet`; whole parts on disk every few seconds until then."
 
     def __init__(
@@ -276,33 +326,9 @@ class ParquetSink:
         max_pending: int = 1_000_000,  # rows kept in memory while the disk is full (about 50 MB)
         clock: Clock = time.monotonic,
     ):
-        self.folder, self.run, self.rows_written, self._number = writable_folder(folder), uuid.uuid4().hex, 0, 0
-        self.part_rows, self.part_seconds, self.max_pending, self._clock = part_rows, part_seconds, max_pending, clock
-        self._rows, self._due, self._lock = _Rows(), 0.0, threading.Lock()
-        _set_aside(self.folder)
+        super().__init__(folder, "results", _Rows, _table, part_rows, part_seconds, max_pending, clock)
 
-    def write(self, result: FrameResult) -> None:
-        with self._lock:
-            if self._rows.count >= self.max_pending: self._flush()
-            if not self._rows.count: self._due = self._clock() + self.part_seconds
-            if len(result.detections): self._rows.add(result)
-            late = self._rows.count >= self.part_rows or self._clock() >= self._due
-        if late and self._rows.count: self.flush()
-
-    def flush(self) -> None:
-        "Write a part now, with all rows that are not on disk yet."
-        with self._lock: self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow.parquet as pq
-
-        table, self._due = _table(self._rows, self.run), self._clock() + self.part_seconds
-        _replace(self.folder / _PARTS / f"part-{self._number:06d}.parquet", lambda f: pq.write_table(table, f, compression="zstd"))
-        self.rows_written, self._number, self._rows = self.rows_written + len(table), self._number + 1, _Rows()
-
-    def close(self) -> None:
-        if self._rows.count or not self._number: self.flush()  # a run without detections leaves an empty table, not none
-        merge_results(self.folder)
+    def write(self, result: FrameResult) -> None: self.add(result if len(result.detections) else None)
 
 # %% ../../nbs/video/24_sinks.ipynb #47b99b33
 def safe_name(
