@@ -74,7 +74,7 @@ def _progress(total: int | None) -> Iterator[Callable[[Pipeline], None]]:  # fra
 
         yield tick
 
-# %% ../nbs/92_cli.ipynb #9e2aab2c
+# %% ../nbs/92_cli.ipynb #5a43ce25
 def _table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     "A table on stdout: first column left, the others right."
     from rich.console import Console
@@ -94,10 +94,11 @@ def show_summary(summary: dict[str, Any]) -> None:
     rows = [[name, f"{s['state']}, {s['connection']}" if s["connection"] else s["state"], *(s[key] for key in columns.values())] for name, s in summary["sources"].items()]
     _table("Sources: frames, detections, tracks", ["source", "state", *columns], rows)
     latency = summary["latency_ms"]
-    _table("Latency a frame, ms", ["stage", "p50", "p95", "p99"], [[name, *values.values()] for name, values in latency.items()])
+    _table("Latency a frame, ms", ["stage", "p50", "p95", "p99"], [[name, *values.values()] for name, values in latency.items() if any(v is not None for v in values.values())])
     model = summary["model"]
     speed = f"{summary['frames_per_second']} frames/s" if summary["frames_per_second"] else "no frames"
     say(f"{speed} in {summary['seconds']} s · {_plain(model['name'])} on {model['provider']}")
+    if "rules" in summary: _show_rules(summary["rules"])
     if summary["uncertain_dropped"]: say(f"uncertain detections dropped by policy: {summary['uncertain_dropped']}")
     decoders = Counter(s["decoder"] for s in summary["sources"].values() if s["decoder"])
     for decoder, count in decoders.items(): say(f"decoding: {_plain(decoder)}" + (f" ({count} sources)" if count > 1 else ""))
@@ -106,11 +107,19 @@ def show_summary(summary: dict[str, Any]) -> None:
         for item, reason in s["skipped"][:5]: say(f"[yellow]skipped[/] {_plain(name)}: {_plain(item)}: {_plain(reason)}")
         if s["error"]: say(f"[bold red]source failed[/] {_plain(s['error'])}")
 
-# %% ../nbs/92_cli.ipynb #43f81a4e
+# %% ../nbs/92_cli.ipynb #6140ec99
+def _show_rules(rules: dict[str, Any]) -> None:
+    "What zones and lines have counted, and callbacks that failed."
+    rows = [[source, rule, name, *cell.values()] for source, by_rule in rules["counts"].items() for rule, classes in by_rule.items() for name, cell in classes.items()]
+    if rows: _table(f"Zones and lines: {rules['events']} events", ["source", "rule", "class", *next(iter(next(iter(next(iter(rules['counts'].values())).values())).values()))], rows)
+    else: say("zones and lines: no events")
+    for name, (count, last) in rules["callback_errors"].items(): say(f"[bold red]callback failed[/] {_plain(name)}: {count} times, last {_plain(last)}")
+
+# %% ../nbs/92_cli.ipynb #02200983
 _OVERRIDES = {
     "model": "model.path", "spec": "model.spec", "threads": "model.threads", "conf": "postprocess.conf", "iou": "postprocess.iou",
     "max_det": "postprocess.max_det", "classes": "postprocess.classes", "agnostic_nms": "postprocess.agnostic_nms", "every": "selection.every",
-    "max_fps": "selection.max_fps", "motion": "selection.motion", "tracker": "tracker.name", "policy": "runtime.policy", "max_batch": "runtime.max_batch",
+    "max_fps": "selection.max_fps", "motion": "selection.motion", "adaptive": "selection.adaptive", "tracker": "tracker.name", "policy": "runtime.policy", "max_batch": "runtime.max_batch",
     "on_model_error": "runtime.on_model_error", "out": "delivery.out", "save_video": "delivery.video", "serve_health": "health.port",
     "health_host": "health.host",
 }
@@ -131,7 +140,7 @@ def _ready(url: str | None, pipeline: Pipeline) -> None:
     if url: say(f"health: {url}/healthz /readyz /metrics")
     signal.signal(signal.SIGTERM, lambda *_: pipeline.stop())
 
-# %% ../nbs/92_cli.ipynb #4e48f458
+# %% ../nbs/92_cli.ipynb #a82e1149
 Opt = typer.Option
 
 
@@ -150,7 +159,8 @@ def run(
     every: Annotated[int | None, Opt(help="Only every n-th frame.")] = None,
     max_fps: Annotated[float | None, Opt(help="At most so many frames a second and source.")] = None,
     motion: Annotated[float | None, Opt(help="Only frames in which this share of the pixels changed, e.g. 0.002.")] = None,
-    tracker: Annotated[str | None, Opt(help="sort or none.")] = None,
+    adaptive: Annotated[bool, Opt("--adaptive", help="Frames by need: often while something new moves, rarely while nothing happens.")] = False,
+    tracker: Annotated[str | None, Opt(help="sort, bytetrack, ocsort, deepsort or none.")] = None,
     fps: Annotated[float | None, Opt(help="Frame rate of a folder that holds the frames of a video.")] = None,
     realtime: Annotated[bool, Opt("--realtime", help="Play files at their own speed, like cameras.")] = False,
     policy: Annotated[str | None, Opt(help="auto, every-frame or freshest-frame.")] = None,

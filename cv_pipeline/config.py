@@ -20,7 +20,7 @@ __all__ = ['SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig',
            'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig',
            'load_config', 'show_config', 'config_schema']
 
-# %% ../nbs/01_config.ipynb #3a519c35
+# %% ../nbs/01_config.ipynb #eebae6c7
 class _Section(BaseModel):
     "A part of the configuration: unknown keys are errors, fields are documented."
 
@@ -39,6 +39,7 @@ class SourceConfig(_Section):
     transport: Literal["tcp", "udp"] = Field("tcp", description="How RTSP travels.")
     open_timeout_s: float = Field(10.0, gt=0, description="A stream must give its first frame within this time.")
     read_timeout_s: float = Field(10.0, gt=0, description="A stream that is silent for so long is lost, and opened again.")
+    stale_after_s: float = Field(3.0, gt=0, description="A live source that is silent for so long is called stale.")
     hardware: Literal["auto", "none", "cuda", "qsv", "vaapi", "videotoolbox", "d3d11va"] = Field("auto", description="Who decodes video; auto: a device that is present, else software.")
 
 
@@ -62,7 +63,7 @@ class PostprocessConfig(_Section):
     accept_conf: float | None = Field(None, ge=0, le=1, description="At or above: accepted. Between `conf` and this: uncertain.")
     policy: Literal["accept", "review", "drop"] | None = Field(None, description="What happens to uncertain detections.")
 
-# %% ../nbs/01_config.ipynb #f9acec16
+# %% ../nbs/01_config.ipynb #a6f1ba3f
 class AdaptiveConfig(_Section):
     "Frames by need: often while something new moves, rarely while nothing happens."
 
@@ -70,6 +71,7 @@ class AdaptiveConfig(_Section):
     ceiling_fps: float = Field(5.0, gt=0, description="Looks a second at most, on average.")
     tracked_fps: float = Field(0.33, gt=0, description="Looks a second at least while something is tracked.")
     area: float = Field(0.002, gt=0, le=1, description="Share of the picture that unexplained motion must cover.")
+    reach: tuple[float, float] = Field((0.3, 1.0), description="Own sizes that a track may move between two looks: at first, at most.")
     budget: float | None = Field(None, gt=0, description="Model calls a second that all cameras share by need; None: no limit.")
 
 
