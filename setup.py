@@ -1,9 +1,11 @@
 """Packaging, driven by settings.ini: the core from `requirements`, one extra for each `<name>_requirements` key."""
+import json
 import shlex
 from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_namespace_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 
@@ -18,6 +20,23 @@ def extras(settings: dict[str, str]) -> dict[str, list[str]]:
     suffix = "_requirements"
     found = {key[: -len(suffix)]: shlex.split(value) for key, value in settings.items() if key.endswith(suffix)}
     return {**found, "all": sorted({req for reqs in found.values() for req in reqs})}
+
+
+class WithTemplates(build_py):
+    "Report templates are notebooks of the repository; a wheel carries copies of them."
+
+    def run(self):
+        super().run()
+        target = Path(self.build_lib) / "cv_pipeline" / "templates"
+        if self.editable_mode:
+            return  # they are found where they are edited
+        target.mkdir(parents=True, exist_ok=True)
+        for template in sorted((HERE / "nbs" / "reports").glob("*.ipynb")):
+            book = json.loads(template.read_text(encoding="utf-8"))
+            for cell in book["cells"]:
+                if cell["cell_type"] == "code":
+                    cell["outputs"] = []
+            (target / template.name).write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 cfg = read_settings()
@@ -40,5 +59,6 @@ setup(
     extras_require=extras(cfg),
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Image Recognition"],
+    cmdclass={"build_py": WithTemplates},
     zip_safe=False,
 )

@@ -103,7 +103,7 @@ class Frame:
         "(width, height) in pixels."
         return self.image.shape[1], self.image.shape[0]
 
-# %% ../nbs/00_types.ipynb #2dabca43
+# %% ../nbs/00_types.ipynb #7755dede
 def _column(value: Any, name: str, dtype: type, shape: tuple[int | None, ...]) -> np.ndarray:
     "`value` as an array of `dtype`; DataError when its shape is not `shape` (None = any length)."
     array = np.asarray(value, dtype=dtype)
@@ -118,7 +118,7 @@ def box_area(
     xyxy: np.ndarray,  # (n, 4) pixels
 ) -> np.ndarray:       # (n,) square pixels, 0 for inverted boxes
     "Area of each box."
-    return np.clip(xyxy[:, 2] - xyxy[:, 0], 0, None) * np.clip(xyxy[:, 3] - xyxy[:, 1], 0, None)
+    return np.maximum(xyxy[:, 2] - xyxy[:, 0], 0) * np.maximum(xyxy[:, 3] - xyxy[:, 1], 0)
 
 
 def box_iou(

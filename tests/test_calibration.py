@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 from test_metrics import random_set
 
 from cv_pipeline.evaluation.calibration import (
-    Claims, calibrate, claims_of, curve_for, d_ece, fit_calibrator, fit_isotonic, fit_platt, halves, la_ece, lrp_thresholds, null_ece, reliability,
+    Claims,
+    calibrate,
+    claims_of,
+    curve_for,
+    d_ece,
+    fit_calibrator,
+    fit_isotonic,
+    fit_platt,
+    halves,
+    la_ece,
+    lrp_thresholds,
+    null_ece,
+    reliability,
 )
 from cv_pipeline.evaluation.metrics import match_set
 from cv_pipeline.evaluation.records import EvalSet, box_table

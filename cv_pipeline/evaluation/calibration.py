@@ -98,7 +98,7 @@ def null_ece(confidence: np.ndarray, bins: int = BINS, draws: int = 200, seed: i
     errors = np.array([np.abs((confidence - (rng.random(len(confidence)) < confidence)) @ onehot).sum() for _ in range(draws)]) / len(confidence)
     return float(errors.mean()), float(np.quantile(errors, 0.95))
 
-# %% ../../nbs/evaluation/31_calibration.ipynb #e6b44268
+# %% ../../nbs/evaluation/31_calibration.ipynb #ce6a4603
 def reliability(claims: Claims, bins: int = 10) -> list[dict[str, float]]:
     "A row for each bin that is not empty: mean confidence, share right, count, and Wilson's 95 % interval of the share."
     rows, z = [], 1.96
@@ -118,7 +118,7 @@ def plot_claims(claims: Claims, ax: Any = None, title: str = "reliability", bins
     ax = plt.subplots(figsize=(3.6, 3.2), dpi=70)[1] if ax is None else ax
     rows = reliability(claims, bins)
     x, y = ([r[k] for r in rows] for k in ("confidence", "right"))
-    spread = [[r["right"] - r["low"] for r in rows], [r["high"] - r["right"] for r in rows]]
+    spread = [[max(0.0, r["right"] - r["low"]) for r in rows], [max(0.0, r["high"] - r["right"]) for r in rows]]
     ax.plot([0, 1], [0, 1], "--", color=".6", lw=1)
     ax.errorbar(x, y, yerr=spread, fmt="o", color="#223355", ecolor="#4477aa", capsize=2, ms=4)
     for r in rows: ax.text(r["confidence"], 0.02, r["count"], ha="center", fontsize=6, color=".4")
