@@ -20,7 +20,7 @@ __all__ = ['SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig',
            'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig',
            'load_config', 'show_config', 'config_schema']
 
-# %% ../nbs/01_config.ipynb #eebae6c7
+# %% ../nbs/01_config.ipynb #004de3b7
 class _Section(BaseModel):
     "A part of the configuration: unknown keys are errors, fields are documented."
 
@@ -40,7 +40,7 @@ class SourceConfig(_Section):
     open_timeout_s: float = Field(10.0, gt=0, description="A stream must give its first frame within this time.")
     read_timeout_s: float = Field(10.0, gt=0, description="A stream that is silent for so long is lost, and opened again.")
     stale_after_s: float = Field(3.0, gt=0, description="A live source that is silent for so long is called stale.")
-    hardware: Literal["auto", "none", "cuda", "qsv", "vaapi", "videotoolbox", "d3d11va"] = Field("auto", description="Who decodes video; auto: a device that is present, else software.")
+    hardware: Literal["auto", "none", "cuda", "qsv", "vaapi", "videotoolbox"] = Field("auto", description="Who decodes video; auto: a device that is present, else software.")
 
 
 class ModelConfig(_Section):

@@ -1,0 +1,112 @@
+"""Reports: parameters are refused before a kernel starts, a failing cell leaves a page, numbers equal the oracle's."""
+import json
+import re
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from cv_pipeline import reports
+from cv_pipeline.reports import ReportFailed, check_parameters, cron_line, find_template, github_workflow, read_parameters, run_report
+from cv_pipeline.types import ConfigError
+
+CLI = str(Path(sys.executable).with_name("cv-pipeline"))
+
+
+def template(folder: Path, *sources: str, name: str = "small") -> Path:
+    cells = [nbformat.v4.new_code_cell(s) for s in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    path = folder / f"{name}.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), path)
+    return path
+
+
+PARAMETERS = 'model: str = "m"  # which\nfloor: float = 0.5\nslices: list = []\nn: "Optional[int]" = None\noutput: str = "out"'
+
+
+@pytest.mark.parametrize("given, words", [
+    ({"flor": 1}, "did you mean 'floor'"), ({"floor": "high"}, "valid number"), ({"slices": "camera"}, "valid list"), ({"n": "2.5"}, "int"), ({"floor": "nan"}, "finite"),
+])
+def test_wrong_parameters_are_refused_before_a_kernel_starts(tmp_path, given, words, monkeypatch):
+    import papermill
+
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: pytest.fail("the kernel was started"))
+    with pytest.raises(ConfigError, match=words): run_report(template(tmp_path, PARAMETERS), given, root=tmp_path / "reports")
+    assert not (tmp_path / "reports").exists()
+
+
+def test_values_from_a_command_line_become_their_types(tmp_path):
+    known = read_parameters(template(tmp_path, PARAMETERS))
+    assert known["model"].help == "which" and known["n"].annotation == "Optional[int]"
+    assert check_parameters(known, {"floor": "0.25", "slices": "[a, b]", "n": "3", "model": "12"}) == {"floor": 0.25, "slices": ["a", "b"], "n": 3, "model": "12"}
+    assert check_parameters(known, {"n": "null"}) == {"n": None}
+
+
+@pytest.mark.parametrize("cells, words", [(["x = 1"], "not `name: type = value`"), (["x: int = 1 + 1"], "line 1"), (["x: weird = 1"], None)])
+def test_a_parameters_cell_that_cannot_be_read_is_refused(tmp_path, cells, words):
+    path = template(tmp_path, *cells)
+    with pytest.raises(ConfigError, match=words or "is not known"): check_parameters(read_parameters(path), {"x": 1})
+    with pytest.raises(ConfigError, match="there is no report 'weather'"): find_template("weather")
+    (tmp_path / "two.ipynb").write_text("{}")
+    with pytest.raises((ConfigError, KeyError)): read_parameters(tmp_path / "two.ipynb")
+
+
+def test_a_failing_cell_leaves_a_readable_page_and_exit_code_1(tmp_path):
+    path = template(tmp_path, PARAMETERS, "print('before the accident')", "raise RuntimeError('lens cap on')", "print('never')")
+    with pytest.raises(ReportFailed, match="lens cap on") as e: run_report(path, {}, root=tmp_path / "r", today=date(2026, 6, 1))
+    folder = tmp_path / "r" / "2026-06-01" / "small"
+    page = (folder / "report.html").read_text()
+    assert e.value.exit_code == 1 and "before the accident" in page and "lens cap on" in page and "never" not in re.sub("print.*never", "", page)
+    assert nbformat.read(folder / "report.ipynb", 4).metadata.papermill.exception
+    result = subprocess.run([CLI, "report", str(path), "--root", str(tmp_path / "cli")], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1 and "lens cap on" in result.stderr and "Traceback" not in result.stderr
+    again = run_report(template(tmp_path, PARAMETERS, "pass"), {}, root=tmp_path / "r", today=date(2026, 6, 1))  # the next run of the day replaces it
+    assert again.metrics == {} and again.verdict is None and [p.name for p in (tmp_path / "r" / "2026-06-01").iterdir()] == ["small"]
+
+
+def test_the_schedule_lines_are_complete_and_quoted():
+    line = cron_line("evaluation", {"model": "a b.onnx", "floors": {"AP": 0.5}}, "30 5 * * 1-5", Path("/srv/x"), "/opt/cv-pipeline")
+    assert line.startswith("30 5 * * 1-5 cd /srv/x && /opt/cv-pipeline report evaluation -p 'model=a b.onnx' -p 'floors={\"AP\": 0.5}'")
+    import yaml
+
+    flow = yaml.safe_load(github_workflow("evaluation", {"model": "a b.onnx"}))
+    assert flow[True if True in flow else "on"]["schedule"] == [{"cron": "0 6 * * 1"}]
+    assert any("cv-pipeline report evaluation -p 'model=a b.onnx'" in s.get("run", "") for s in flow["jobs"]["report"]["steps"])
+    with pytest.raises(ConfigError, match="cron schedule"): github_workflow("evaluation", {}, "sometimes")
+
+
+def test_the_evaluation_report_of_the_line_says_pass_and_its_page_needs_no_network(tmp_path):
+    result = subprocess.run([CLI, "report", "evaluation", "-p", "pictures=60", "-p", "draws=200", "-p", "floors={AP: 0.5, 'AP, light = good': 0.5}", "--gate", "--root", str(tmp_path)],
+                            capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    folder = next(tmp_path.glob("*/evaluation-factory_line"))
+    metrics, page = json.loads((folder / "metrics.json").read_text()), (folder / "report.html").read_text()
+    assert metrics["verdict"] == "PASS" and {f["what"] for f in metrics["findings"]} == {"AP", "AP, light = good"} and metrics["header"]["pictures"] == 60
+    assert metrics["intervals"]["AP"]["low"] < metrics["coco"]["AP"] < metrics["intervals"]["AP"]["high"]
+    assert not [u for u in re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="([^"]*)"', page) if u.startswith("http")]
+    assert "PASS" in page and "data:image" in page
+    closed = subprocess.run([CLI, "report", "evaluation", "-p", "pictures=60", "-p", "draws=100", "-p", "floors={AP: 0.99}", "--gate", "--root", str(tmp_path / "b")], capture_output=True, text=True, timeout=300)
+    assert closed.returncode == 1 and "FAIL" in closed.stderr
+
+
+@pytest.mark.real
+def test_metrics_of_the_report_on_real_photos_equal_pycocotools(real_data, tmp_path):
+    from test_metrics import pycocotools_numbers
+
+    from cv_pipeline.evaluation.metrics import COCO_NAMES
+    from cv_pipeline.evaluation.records import predict_set
+    from cv_pipeline.formats import read_dataset
+    from cv_pipeline.inference.backends import load_model
+
+    data, model = real_data / "voc100/coco_format_v1/instances_default.json", real_data / "models/yolov8n_fp32_reconstructed.onnx"
+    done = run_report("evaluation", {"model": str(model), "data": str(data), "slices": [], "draws": 100}, root=tmp_path)
+    theirs = pycocotools_numbers(predict_set(load_model(model), read_dataset(data)))
+    for name, value in zip(COCO_NAMES, theirs.stats): assert done.metrics["coco"][name] == pytest.approx(None if value < 0 else value, abs=1e-6)
+    assert done.metrics["header"]["objects"] > 100
+
+
+def test_templates_that_are_shipped_have_typed_parameters():
+    for name in ("evaluation", "tracking"): assert read_parameters(reports.find_template(name))
