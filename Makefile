@@ -13,7 +13,7 @@ PACKAGING := settings.ini setup.py constraints.txt
 export YOLO_OFFLINE := 1
 export YOLO_AUTOINSTALL := false
 
-.PHONY: help demo test sync lab bench train-bundled wheel clean
+.PHONY: help demo test sync lab bench report train-bundled wheel clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -56,6 +56,9 @@ lab: $(VENV)/.lab  ## JupyterLab on the notebooks
 
 bench: $(VENV)/.dev  ## speed beside named peers, same input, one run
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+report: $(VENV)/.dev  ## an evaluation report of the bundled detector on the line; ARGS="-p model=… -p data=…" for yours
+	$(BIN)/cv-pipeline report evaluation $(ARGS)
 
 train-bundled: $(VENV)/.dev  ## train the bundled detector again (about an hour on 2 cores)
 	$(BIN)/python -m papermill nbs/reports/bundled_detector.ipynb reports/bundled_detector.ipynb --cwd nbs/reports -y "{smoke: false, install: true}"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['app', 'Opt', 'main', 'say', 'show_summary', 'run', 'config_command', 'models_command', 'demo', 'tune',
-           'eval_tracking', 'report_command', 'json_text']
+           'eval_tracking', 'report_command', 'json_text', 'baseline']
 
 # %% ../nbs/92_cli.ipynb #2cbb1b69
 app = typer.Typer(
@@ -446,3 +446,39 @@ def json_text(value: Any) -> str:
     import json
 
     return value if isinstance(value, str) else json.dumps(value)
+
+# %% ../nbs/92_cli.ipynb #f3765710
+def _floors(pairs: list[str]) -> dict[str, float]:
+    "`--floor AP=0.5` as a table of numbers."
+    try: return {k.strip(): float(v) for k, v in _given(pairs).items()}
+    except ValueError as e: raise ConfigError(f"a floor is not a number: {e}", "--floor", "e.g. --floor AP=0.5 --floor recall=0.9") from e
+
+
+@app.command(epilog="Examples: `cv-pipeline baseline --model yolo.onnx --data photos/ --floor AP=0.5` · `cv-pipeline baseline --model yolo.onnx --data val.json --floor recall=0.9 --max-ms 40 --json`")
+def baseline(
+    model: Annotated[str, Opt(help="Bundled name, model folder or ONNX file.")],
+    data: Annotated[Path, Opt(help="YOLO folder, its data.yaml, or a COCO json.")],
+    floor: Annotated[list[str] | None, Opt(metavar="NAME=VALUE", help="What is needed: AP, AP50, precision, recall, F1.")] = None,
+    max_ms: Annotated[float | None, Opt(help="Milliseconds that 95 of 100 pictures may take.")] = None,
+    split: Annotated[str | None, Opt(help="Only pictures below a folder of this name.")] = None,
+    spec: Annotated[Path | None, Opt(help="Manifest for an ONNX that carries none.")] = None,
+    as_json: Annotated[bool, Opt("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    "Any pretrained model on your sample: accuracy with intervals, latency, and whether custom training is needed."
+    import json
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from cv_pipeline.evaluation.baseline import ANSWERS, baseline_experiment
+    from cv_pipeline.formats import read_dataset
+    from cv_pipeline.inference.backends import load_model
+
+    console = Console(stderr=True)
+    bar = lambda items: track(items, "running the model", console=console, transient=True, disable=not console.is_terminal)
+    b = baseline_experiment(load_model(model, spec), read_dataset(data, split), _floors(floor or []), max_ms, bar)
+    if as_json: return typer.echo(json.dumps(b.to_dict(), indent=2, default=str))
+    _table(f"{model} on {len(b.evaluation.set)} pictures", ["", "value", "low", "high"], [[k, *(f"{x:.3f}" for x in (v.value, v.low, v.high))] for k, v in b.evaluation.intervals.items()])
+    _table("Milliseconds a picture", list(b.evaluation.latency_ms), [list(b.evaluation.latency_ms.values())])
+    say(f"custom training needed? [bold]{b.answer}[/]: {_plain(ANSWERS[b.answer])}")
+    for reason in b.reasons: say(f"  {_plain(reason)}")

@@ -110,3 +110,18 @@ def test_metrics_of_the_report_on_real_photos_equal_pycocotools(real_data, tmp_p
 
 def test_templates_that_are_shipped_have_typed_parameters():
     for name in ("evaluation", "tracking"): assert read_parameters(reports.find_template(name))
+
+
+@pytest.mark.real
+def test_baseline_answers_on_real_photos(real_data):
+    def ask(*more):
+        return subprocess.run([CLI, "baseline", "--model", str(real_data / "models/yolov8n_fp32_reconstructed.onnx"), "--data", str(real_data / "coco8"), *more], capture_output=True, text=True, timeout=120)
+
+    few = ask("--floor", "AP=0.3")
+    assert few.returncode == 0 and "label more" in few.stderr, few.stderr  # eight photos decide nothing
+    answer = json.loads(ask("--floor", "AP=0.3", "--max-ms", "1000", "--json").stdout)
+    assert answer["custom training"] == "label more" and answer["latency_ms"]["p95"] > 0 and answer["intervals"]["AP"][1] <= answer["intervals"]["AP"][0]
+    assert ask("--floor", "AP=high").returncode == 2 and "not a number" in ask("--floor", "AP=high").stderr
+    assert "no such number" in ask("--floor", "mAP=0.3").stderr
+
+
