@@ -74,7 +74,7 @@ def _progress(total: int | None) -> Iterator[Callable[[Pipeline], None]]:  # fra
 
         yield tick
 
-# %% ../nbs/92_cli.ipynb #5a43ce25
+# %% ../nbs/92_cli.ipynb #1ccb45e7
 def _table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     "A table on stdout: first column left, the others right."
     from rich.console import Console
@@ -89,7 +89,7 @@ def _table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
 
 def show_summary(summary: dict[str, Any]) -> None:
     "What a run did, as tables: one row a source, one row a stage."
-    columns = {"read": "frames_read", "asked": "frames_inferred", "dropped": "frames_dropped", "skipped": "frames_skipped", "boxes": "detections",
+    columns = {"read": "frames_read", "asked": "frames_inferred", "dropped": "frames_dropped", "late": "frames_not_taken", "skipped": "frames_skipped", "boxes": "detections",
                "unsure": "uncertain", "tracks": "tracks"}
     rows = [[name, f"{s['state']}, {s['connection']}" if s["connection"] else s["state"], *(s[key] for key in columns.values())] for name, s in summary["sources"].items()]
     _table("Sources: frames, detections, tracks", ["source", "state", *columns], rows)
@@ -193,10 +193,10 @@ def _run_command(sources: list[str], config: Path | None, how: dict[str, Any], o
     say(f"results: {_plain(cfg.delivery.out)}")
     return summary
 
-# %% ../nbs/92_cli.ipynb #c04784b9
+# %% ../nbs/92_cli.ipynb #cc61bd2e
 def _yaml_among(sources: list[str], config: Path | None) -> tuple[list[str], Path | None]:
     "`cv-pipeline run cameras.yaml` means `--config cameras.yaml`: a YAML is never a source."
-    files = [s for s in sources if s.lower().endswith((".yaml", ".yml"))]
+    files = [s for s in sources if s.lower().endswith((".yaml", ".yml")) and "://" not in s]
     if len(files) + (config is not None) > 1:
         raise ConfigError(f"one configuration at a time, not {', '.join([*files, *([str(config)] if config else [])])}", "command line", "put all cameras into one file")
     return [s for s in sources if s not in files], Path(files[0]) if files else config
@@ -207,7 +207,7 @@ def _finish(summary: dict[str, Any]) -> None:
     if summary["interrupted"]: raise typer.Exit(130)
     if any(s["state"] == "failed" for s in summary["sources"].values()): raise typer.Exit(3)
 
-# %% ../nbs/92_cli.ipynb #adb8d1a5
+# %% ../nbs/92_cli.ipynb #58f244c8
 @app.command("config", epilog="Examples: `cv-pipeline config --show > line.yaml` · `cv-pipeline config line.yaml --show` · `cv-pipeline config line.yaml`")
 def config_command(
     file: Annotated[Path | None, typer.Argument(help="A YAML to check.")] = None,
@@ -220,9 +220,17 @@ def config_command(
     from cv_pipeline.config import config_schema, load_config, show_config
 
     checked = load_config(file) if file is not None else None
+    if checked is not None: _checked_further(checked)
     if schema: typer.echo(json.dumps(config_schema(), indent=2))
     elif show or file is None: typer.echo(show_config(checked), nl=False)
     else: say(f"{_plain(file)}: good")
+
+
+def _checked_further(config: Any) -> None:
+    "What `run` would refuse before it opens anything."
+    from cv_pipeline.video.run import check_run
+
+    check_run(config)
 
 
 @app.command("models", epilog="Examples: `cv-pipeline models` · `cv-pipeline models factory_line` · `cv-pipeline models yolo.onnx --spec yolo.yaml`")

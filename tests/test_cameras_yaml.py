@@ -95,7 +95,9 @@ def test_zones_and_lines_come_out_as_events(tmp_path):
     ({"events": {"zones": [{"name": "z", "polygon": [[0, 0], [1, 0], [1, 1]], "classes": ["cat"]}]}}, "cat"),
     ({"tracker": {"name": "bytetrack", "options": {"delta_t": 3}}}, "delta_t"), ({"tracker": {"name": "deepsort", "embedder": "none.onnx"}}, "none.onnx"),
     ({"tracker": {"name": "magic"}}, "magic"), ({"selection": {"adaptive": {"floor_fps": 9, "ceiling_fps": 1}}}, "floor_fps"),
-    ({"selection": {"adaptive": True, "every": 3}}, "adaptive cannot be combined"), ({"sources": [{"uri": "rtsp://x/y", "password_env": "NOT_THERE_AT_ALL"}]}, "NOT_THERE_AT_ALL"),
+    ({"selection": {"adaptive": True, "every": 3}}, "adaptive cannot be combined"), ({"sources": [{"uri": "rtsp://x/y", "user": "me", "password_env": "NOT_THERE_AT_ALL"}]}, "NOT_THERE_AT_ALL"),
+    ({"sources": [{"uri": "rtsp://x/y", "password_env": "NOT_THERE_AT_ALL"}]}, "without user"), ({"sources": [{"uri": "line:", "hardware": "d3d11va"}]}, "hardware"),
+    ({"events": {"zones": [{"name": "z", "polygon": [[0, 0], [1, 0], [1, 1]], "sources": ["bgi"]}]}}, "wants the source 'bgi'"),
     ({"sources": [{"uri": "line:", "transport": "pigeon"}]}, "transport"), ({"events": {"zones": [{"nmae": "z"}]}}, "did you mean 'name'"),
 ])
 def test_mistakes_in_the_yaml_are_said_before_anything_runs(tmp_path, change, words):
@@ -104,6 +106,27 @@ def test_mistakes_in_the_yaml_are_said_before_anything_runs(tmp_path, change, wo
     result = subprocess.run([CLI, "run", str(tmp_path / "cameras.yaml")], capture_output=True, text=True, timeout=60)
     assert result.returncode in (2, 4) and words in result.stderr and "Traceback" not in result.stderr, result.stderr
     assert not (tmp_path / "out" / "results.jsonl").exists()
+    checked = subprocess.run([CLI, "config", str(tmp_path / "cameras.yaml")], capture_output=True, text=True, timeout=60)
+    assert checked.returncode in (2, 4) or words == "cat", "what `run` refuses, `config` does not call good (a model's classes are only known with the model)"
+
+
+@pytest.mark.parametrize("text", [
+    "sources:\n  - {uri: 'rtsp://admin:S3cretPw@h/a', id: x}\n  - {uri: 'rtsp://admin:S3cretPw@h/b', id: x}\n", "sources: {uri: 'rtsp://admin:S3cretPw@h/a'}\n",
+    "sources:\n  - uri: 'rtsp://admin:S3cretPw@h/a'\n   id: x\n", "sources: [['rtsp://admin:S3cretPw@h/a']]\n", "sources: ['line:']\nmodel: 'rtsp://admin:S3cretPw@h/a'\n",
+])
+def test_errors_in_a_configuration_do_not_print_its_passwords(tmp_path, text):
+    (tmp_path / "cameras.yaml").write_text(text)
+    result = subprocess.run([CLI, "run", str(tmp_path / "cameras.yaml")], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and "S3cretPw" not in result.stderr + result.stdout, result.stderr
+    address = subprocess.run([CLI, "run", "rtsp://u:S3cretPw@127.0.0.1:9/cfg.yaml"], capture_output=True, text=True, timeout=60)
+    assert address.returncode == 3 and "S3cretPw" not in address.stderr
+
+
+def test_names_that_are_made_keep_clear_of_names_that_are_given():
+    from cv_pipeline.config import SourceConfig
+    from cv_pipeline.video.run import source_names
+
+    assert source_names([SourceConfig(uri="belt0.mp4"), SourceConfig(uri="belt1.mp4", id="belt0"), SourceConfig(uri="a/belt0.mp4")]) == ["belt0-2", "belt0", "a_belt0"]
 
 
 def test_when_no_stream_answers_the_run_does_not_start(tmp_path):

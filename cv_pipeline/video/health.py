@@ -22,11 +22,14 @@ from .stages import LatencyHistogram
 # %% auto #0
 __all__ = ['BUCKETS_MS', 'healthz', 'readyz', 'PipelineCollector', 'HealthServer']
 
-# %% ../../nbs/video/28_health.ipynb #1b3f09b3
+# %% ../../nbs/video/28_health.ipynb #c1a11938
 def healthz(summary: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     "Is the process alive: (HTTP status, body)."
     failed = summary["error"] is not None
     return (503 if failed else 200), {"status": "failed" if failed else "alive", "error": summary["error"]}
+
+
+_AWAY = ("stale", "lost", "auth_failed")  # connections that give no frames
 
 
 def readyz(
@@ -38,14 +41,15 @@ def readyz(
     for name, s in summary["sources"].items():
         age = s["seconds_since_frame"]
         silent = summary["seconds"] if age is None else age  # never a frame: silent since the start
+        away = s.get("connection") if s.get("connection") in _AWAY else None  # a camera that says that it is gone need not be waited for
         stale = s["state"] in ("waiting", "running") and silent > stale_after_s
-        states[name] = {"state": "stale" if stale else s["state"], "error": s["error"], "seconds_since_frame": age}
-    usable = [n for n, s in states.items() if s["state"] not in ("failed", "stale")]
+        states[name] = {"state": away or ("stale" if stale else s["state"]), "error": s["error"], "seconds_since_frame": age}
+    usable = [n for n, s in states.items() if s["state"] not in ("failed", *_AWAY)]
     ready = summary["warm"] and bool(usable) and summary["error"] is None
     reason = None if ready else summary["error"] or ("no source delivers" if summary["warm"] else "the model is warming up")
     return (200 if ready else 503), {"status": "ready" if ready else "not ready", "reason": reason, "sources": states}
 
-# %% ../../nbs/video/28_health.ipynb #2deec00e
+# %% ../../nbs/video/28_health.ipynb #5920d9f5
 BUCKETS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
@@ -66,14 +70,14 @@ class PipelineCollector:
         summary = self.pipeline.summary()
         for key, text in (("frames_read", "Frames read"), ("frames_inferred", "Frames the model answered"), ("frames_dropped", "Frames dropped at the entrance"), ("frames_delivered", "Frames delivered"),
                           ("frames_skipped", "Broken frames skipped"), ("detections", "Detections delivered"), ("uncertain", "Detections in the uncertain band"),
-                          ("tracks", "Tracks confirmed"), ("reconnects", "Connections opened again after a loss")):
+                          ("tracks", "Tracks confirmed"), ("reconnects", "Connections opened again after a loss"), ("frames_not_taken", "Frames that a stream brought and nobody took in time")):
             family = CounterMetricFamily(f"cv_pipeline_{key}", text, labels=["source"])
             for name, s in summary["sources"].items(): family.add_metric([name], s[key])
             yield family
         up = GaugeMetricFamily("cv_pipeline_source_up", "1 while the source delivers frames", labels=["source"])
         age = GaugeMetricFamily("cv_pipeline_seconds_since_frame", "Age of the newest frame", labels=["source"])
         for name, s in summary["sources"].items():
-            up.add_metric([name], float(s["state"] == "running"))
+            up.add_metric([name], float(s["state"] == "running" and s["connection"] in (None, "live")))
             if s["seconds_since_frame"] is not None: age.add_metric([name], s["seconds_since_frame"])
         yield from (up, age)
         yield from _source_families(summary["sources"])
@@ -90,15 +94,15 @@ def _source_families(sources: dict[str, dict[str, Any]]) -> Iterator[Any]:
         for state in SourceState if s["connection"] else (): connection.add_metric([name, str(state)], float(state == s["connection"]))
     yield from (decoder, connection)
 
-# %% ../../nbs/video/28_health.ipynb #d02a5623
+# %% ../../nbs/video/28_health.ipynb #9173c8d2
 def _rule_families(pipeline: Pipeline) -> Iterator[Any]:
     "What zones and lines have counted: in, out, now, total."
     family = GaugeMetricFamily("cv_pipeline_rule_count", "Counts of zones and lines", labels=["source", "rule", "class", "count"])
     for sink in pipeline.sinks:
-        for source, rules in getattr(sink, "counts", {}).items():
-            for rule, classes in rules.items():
-                for name, cell in classes.items():
-                    for key, value in cell.items(): family.add_metric([source, rule, str(name), key], float(value))
+        for source, rules in list(getattr(sink, "counts", {}).items()):  # copies: the delivering thread adds to them meanwhile
+            for rule, classes in list(rules.items()):
+                for name, cell in list(classes.items()):
+                    for key, value in list(cell.items()): family.add_metric([source, rule, str(name), key], float(value))
     yield family
 
 # %% ../../nbs/video/28_health.ipynb #34231e7a

@@ -67,7 +67,7 @@ class _Batch:
         "The frames that the model is asked about."
         return [item for item in self.items if item.selected]
 
-# %% ../../nbs/video/27_pipeline.ipynb #9592a183
+# %% ../../nbs/video/27_pipeline.ipynb #6ac2998e
 @dataclass
 class Channel:
     "One source with everything that belongs to it alone: selector, tracker, counts. Nothing is shared between cameras."
@@ -75,6 +75,7 @@ class Channel:
     source: Source
     selector: Selector | None = None
     tracker: Tracker | None = None
+    new_tracker: Callable[[Source], Tracker] | None = None  # called when the first frame is there: only then a camera's frame rate is known
     state: str = "waiting"            # waiting, running, done, stopped, failed
     error: CVPipelineError | None = None
     size: tuple[int, int] | None = None
@@ -97,6 +98,11 @@ class Channel:
     def tracks(self) -> int:
         "Confirmed tracks so far."
         return self.tracker.confirmed if self.tracker is not None else 0
+
+    def track(self, detections: Detections, frame: Frame) -> Detections:
+        "Detections with the tracker's ids, where there is a tracker."
+        if self.tracker is None and self.new_tracker is not None: self.tracker = self.new_tracker(self.source)
+        return detections if self.tracker is None else self.tracker.update(detections, frame)
 
 # %% ../../nbs/video/27_pipeline.ipynb #97ec293b
 @dataclass
@@ -269,7 +275,7 @@ def _infer(run: _Run) -> None:
         else: run.tensors.put(batch.tensor)  # stopping: not delivered, but the preparing thread may wait for the tensor
     run.to_deliver.put(None)
 
-# %% ../../nbs/video/27_pipeline.ipynb #dfa525a4
+# %% ../../nbs/video/27_pipeline.ipynb #87e22b5d
 @dataclass
 class _Refuses:
     "Stands where a tracker failed: nothing more of this camera is delivered, its count stays."
@@ -289,10 +295,10 @@ def _postprocess(run: _Run, batch: _Batch) -> None:
     share = (run.clock() - started) * 1e3 / len(wanted)
     for item, detections in zip(wanted, found):
         begun, channel = run.clock(), item.channel
-        try: detections = channel.tracker.update(detections, item.frame) if channel.tracker is not None else detections
+        try: detections = channel.track(detections, item.frame)
         except Exception as e:
             run.fail_channel(channel, e, "postprocess", "the tracker")
-            channel.tracker = _Refuses(channel.tracker.confirmed)
+            channel.tracker = _Refuses(channel.tracks)
         if isinstance(channel.tracker, _Refuses):
             item.lost = True
             continue
@@ -357,7 +363,7 @@ def _deliver(run: _Run) -> None:
             if item.channel.source.live: run.end_to_end.add((run.now() - item.frame.captured_at).total_seconds() * 1e3)
         run.tensors.put(batch.tensor)
 
-# %% ../../nbs/video/27_pipeline.ipynb #90abc5e7
+# %% ../../nbs/video/27_pipeline.ipynb #e57cea1b
 def _depth(source: Source, runtime: RuntimeConfig) -> tuple[int, bool]:
     "Queue length and whether the oldest frame is dropped, from the policy."
     fresh = source.live if runtime.policy == "auto" else runtime.policy == "freshest-frame"
@@ -373,7 +379,7 @@ def _new_run(
     names = [s.source_id for s in sources]
     if not names or len(set(names)) < len(names):
         raise ConfigError("sources need distinct ids and there must be at least one", names, "give each source an `id`")
-    channels = [Channel(s, selectors(s) if selectors else None, trackers(s) if trackers else None) for s in sources]
+    channels = [Channel(s, selectors(s) if selectors else None, trackers(s) if trackers and not s.live else None, trackers) for s in sources]
     backend = SteadyBackend(model.backend, recover, shape=output_shape(model.manifest))
     max_batch = min(runtime.max_batch or (1 if backend.provider == "CPUExecutionProvider" else 8), backend.max_batch)
     entrance = FrameQueues({s.source_id: _depth(s, runtime) for s in sources})
@@ -477,7 +483,7 @@ def _close_sinks(run: _Run) -> None:
         except Exception as e:
             run.fail(e if isinstance(e, SinkError) else SinkError(f"{type(sink).__name__} could not be closed: {e}"), "deliver")
 
-# %% ../../nbs/video/27_pipeline.ipynb #8b015ba9
+# %% ../../nbs/video/27_pipeline.ipynb #342c88b3
 def _channel_summary(run: _Run, channel: Channel, finished: bool) -> dict[str, Any]:
     "What is known about one source. After the run, read = delivered + dropped + discarded."
     key, info = channel.source.source_id, getattr(channel.source, "info", None)
@@ -487,6 +493,7 @@ def _channel_summary(run: _Run, channel: Channel, finished: bool) -> dict[str, A
         "state_changes": [[c.at.isoformat(), str(c.state), c.reason] for c in list(getattr(channel.source, "state_changes", ()))[-20:]],
         "size": channel.size, "decoder": getattr(info, "decoder", None), "decoder_choice": asdict(choice) if (choice := getattr(info, "choice", None)) else None,
         "selected_because": dict(getattr(channel.selector, "reasons", ())), "frames_not_taken": getattr(channel.source, "dropped", 0),
+        "clock_jumps": getattr(channel.tracker, "clock_jumps", 0),
         "frames_read": channel.frames_read, "frames_inferred": channel.frames_inferred, "frames_dropped": run.entrance.dropped[key],
         "frames_delivered": channel.frames_delivered,
         "frames_discarded": channel.frames_read - channel.frames_delivered - run.entrance.dropped[key] if finished else 0,
@@ -502,7 +509,7 @@ def _connection(source: Source) -> str | None:
     if state != "closed": return None if state is None else str(state)
     return next((str(c.state) for c in reversed(list(getattr(source, "state_changes", ()))) if c.state != "closed"), "closed")
 
-# %% ../../nbs/video/27_pipeline.ipynb #259fbb69
+# %% ../../nbs/video/27_pipeline.ipynb #695aba99
 def latencies(pipeline: Pipeline) -> dict[str, LatencyHistogram]:
     "Histograms by stage, `total` from decoding to delivery, and for live sources `end_to_end` from capture to delivery."
     run = pipeline._run
@@ -513,7 +520,7 @@ def summarise(pipeline: Pipeline, run: _Run) -> dict[str, Any]:
     "The summary of a run, finished or not; what `summary.json` holds."
     sources = {c.source.source_id: _channel_summary(run, c, pipeline.finished) for c in run.channels}
     total = {key: sum(s[key] for s in sources.values())
-             for key in ("frames_read", "frames_inferred", "frames_delivered", "frames_dropped", "frames_discarded", "frames_skipped",
+             for key in ("frames_read", "frames_inferred", "frames_delivered", "frames_dropped", "frames_not_taken", "frames_discarded", "frames_skipped",
                          "detections", "uncertain", "tracks")}
     total["uncertain_dropped"] = run.model.postprocess.dropped  # by the policy "drop"
     waiting = {"preprocess": len(run.entrance), "inference": run.to_model.qsize(), "postprocess": run.to_deliver.qsize()}

@@ -261,16 +261,17 @@ def open_source(
     if _is_image(path): return ImageSource(path, source_id, **images)
     return FileSource(path, source_id, start=start, realtime=realtime, threads=threads, hardware=hardware)
 
-# %% ../../nbs/video/20_sources.ipynb #15204881
+# %% ../../nbs/video/20_sources.ipynb #d55f1e21
 def unique_ids(
     uris: Iterable[str | int | Path],  # as for open_source
+    taken: Iterable[str] = (),         # names that somebody has already
 ) -> list[str]:                        # one name each, all different
     "Names for sources: the stem, with its folder where stems collide, with a number where that is not enough."
     parts = [["camera-" + str(u)] if str(u).isdecimal() else [stream_id(str(u))] if is_stream(u) else
              [*(p for p in Path(u).parts[:-1] if p not in ("/", ".", "..")), Path(u).stem or "source"] for u in uris]
     names = [p[-1] for p in parts]
     names = ["_".join(p[-2:]) if names.count(name) > 1 else name for p, name in zip(parts, names)]
-    taken: set[str] = set()
+    taken = set(taken)
     for i, name in enumerate(names):
         number = 1
         while names[i] in taken: number += 1; names[i] = f"{name}-{number}"

@@ -59,10 +59,11 @@ def run(quick: bool = False) -> list[dict]:
 
 def soak(seconds: float) -> None:
     "16 cameras for so long; resident memory every half minute."
-    process, seen, began = psutil.Process(), [], time.monotonic()
+    process, seen, began = psutil.Process(), [], []
 
     def tick(pipeline):
-        at = time.monotonic() - began
+        if not began: began.append(time.monotonic())
+        at = time.monotonic() - began[0]
         if at >= len(seen) * 30:
             s = pipeline.summary()
             seen.append(process.memory_info().rss / 2**20)
