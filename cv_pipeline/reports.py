@@ -119,7 +119,7 @@ def find_template(name: str | Path) -> Path:
     if str(name) in found: return found[str(name)]
     raise ConfigError(f"there is no report '{name}'", "reports", f"there are: {', '.join(found) or 'none'}")
 
-# %% ../nbs/90_reports.ipynb #4b50ff5f
+# %% ../nbs/90_reports.ipynb #b36ae1a4
 class ReportFailed(CVPipelineError):
     "A cell of the report failed; the report is there and shows where."
 
@@ -141,12 +141,17 @@ class Report:
 
 def to_html(notebook: Path, html: Path, code: bool = False) -> None:
     "One file that needs no network; without the code unless asked for."
-    try: from nbconvert import HTMLExporter
+    try:
+        import nbformat
+        from nbconvert import HTMLExporter
     except ImportError as e: raise MissingExtraError("nbconvert", "report") from e
     exporter = HTMLExporter(template_name="lab", exclude_input=not code, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True)
     exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = exporter.widget_renderer_url = ""
     exporter.mermaid_js_url = ""
-    body, _ = exporter.from_filename(str(notebook))
+    book = nbformat.read(notebook, as_version=4)
+    for cell in book.cells:  # a progress bar that misses its widget is no news for a reader
+        if "outputs" in cell: cell.outputs = [o for o in cell.outputs if "IProgress not found" not in str(o.get("text", ""))]
+    body, _ = exporter.from_notebook_node(book)
     body = re.sub(r'<script[^>]*src="http[^>]*></script>|<link[^>]*href="http[^>]*>', "", body)
     html.write_text(body, encoding="utf-8")
 

@@ -26,12 +26,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     args = parser.parse_args()
-    console, everything = Console(width=140), {}
+    console, everything = Console(width=170), {}
     console.print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
     for name in args.names or names:
         module = importlib.import_module(f"tests.benchmarks.bench_{name}")
         everything[name] = module.run(quick=args.quick)
-        console.print(table((module.__doc__ or name).strip().splitlines()[0], everything[name]))
+        title, rows = (module.__doc__ or name).strip().splitlines()[0], everything[name]
+        for keys in dict.fromkeys(tuple(row) for row in rows):  # rows with other columns are another table
+            console.print(table(title, [row for row in rows if tuple(row) == keys]))
+            title = ""
     if args.json:
         args.json.write_text(json.dumps(everything, indent=2) + "\n")
 
