@@ -216,7 +216,7 @@ OWN = (
     Corruption("camera_turn", "view", "degrees", (3, 6, 10, 15, 20), warp=camera_turn),
 )
 
-# %% ../../nbs/evaluation/32_robustness.ipynb #65a7e3c8
+# %% ../../nbs/evaluation/32_robustness.ipynb #5e9c6182
 def _albumentations() -> Any:
     "The package; it must not look for newer versions of itself on the network."
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -225,18 +225,19 @@ def _albumentations() -> Any:
     return albumentations
 
 
-def _by_albumentations(kind: str, **settings: Any) -> Callable[[np.ndarray, float, np.random.Generator], np.ndarray]:
-    "A painter from a transform; settings that are callables get the step of the ladder."
+def _by_albumentations(kind: str, mixed: bool = False, **settings: Any) -> Callable[[np.ndarray, float, np.random.Generator], np.ndarray]:
+    "A painter from a transform; settings that are callables get the step of the ladder, or (`mixed`) the step is how much of the result is mixed in."
     def paint(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndarray:
         A = _albumentations()
         step = A.Compose([getattr(A, kind)(p=1, **{k: v(value) if callable(v) else v for k, v in settings.items()})], seed=int(rng.integers(2**31)))
-        return np.ascontiguousarray(step(image=np.ascontiguousarray(image[..., ::-1]))["image"][..., ::-1])
+        made = np.ascontiguousarray(step(image=np.ascontiguousarray(image[..., ::-1]))["image"][..., ::-1])
+        return cv2.addWeighted(image, 1 - value, made, value, 0) if mixed else made
     return paint
 
 
 _pair = lambda v: (v, v)
 MORE = (
-    Corruption("snow", "weather", "snow point", (.05, .1, .16, .22, .3), _by_albumentations("RandomSnow", snow_point_range=_pair, method="texture"), extra=True),
+    Corruption("snow", "weather", "mixed in", (.2, .4, .6, .8, 1), _by_albumentations("RandomSnow", mixed=True, snow_point_range=(.25, .25), method="texture"), extra=True),
     Corruption("spatter", "weather", "cut of the mud", (.7, .685, .67, .655, .64), _by_albumentations("Spatter", mean=(.65, .65), std=(.3, .3), mode="mud", color=(63, 42, 20), cutout_threshold=_pair, gauss_sigma=(3, 3), intensity=(.6, .6)), extra=True),
     Corruption("sun_flare", "light", "radius, px", (60, 110, 170, 240, 320), _by_albumentations("RandomSunFlare", src_radius=int, flare_roi=(0, 0, 1, 1)), extra=True),
     Corruption("shadow", "light", "darkness", (.3, .45, .6, .75, .9), _by_albumentations("RandomShadow", shadow_intensity_range=_pair, shadow_roi=(0, 0, 1, 1), num_shadows_limit=(2, 2)), extra=True),
