@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['app', 'Opt', 'main', 'say', 'show_summary', 'run', 'config_command', 'models_command', 'demo', 'tune',
-           'eval_tracking', 'report_command', 'json_text', 'baseline']
+           'eval_tracking', 'report_command', 'json_text', 'baseline', 'robustness']
 
 # %% ../nbs/92_cli.ipynb #2cbb1b69
 app = typer.Typer(
@@ -490,3 +490,52 @@ def baseline(
     _table("Milliseconds a picture", list(b.evaluation.latency_ms), [list(b.evaluation.latency_ms.values())])
     say(f"custom training needed? [bold]{b.answer}[/]: {_plain(ANSWERS[b.answer])}")
     for reason in b.reasons: say(f"  {_plain(reason)}")
+
+# %% ../nbs/92_cli.ipynb #0361189b
+def _conditions(text: str | None) -> dict[str, Any]:
+    "`a,b` as conditions of the robustness room; nothing: its own."
+    return {} if not text else {"conditions": [c.strip() for c in text.split(",")]}
+
+
+@app.command(epilog="Examples: `cv-pipeline robustness --model factory_line` · `cv-pipeline robustness --model yolo.onnx --data val.json --conditions fog,jpeg --severities 1,3,5 --budget-s 300`")
+def robustness(
+    model: Annotated[str, Opt(help="Bundled name, model folder or ONNX file.")] = "factory_line",
+    data: Annotated[Path | None, Opt(help="YOLO folder, its data.yaml, or a COCO json. [default: the factory line]")] = None,
+    conditions: Annotated[str | None, Opt(help="Names, separated by commas. [default: all that need no extra]")] = None,
+    severities: Annotated[str, Opt(help="Of 1 to 5.")] = "1,3,5",
+    budget_s: Annotated[float | None, Opt(help="Seconds for asking the model; pictures are left out evenly.")] = 120.0,
+    split: Annotated[str | None, Opt(help="Only pictures below a folder of this name.")] = None,
+    seed: Annotated[int, Opt(help="Of everything that is drawn.")] = 0,
+    out: Annotated[Path, Opt(help="Folder for metrics.json and the heat map.")] = Path("runs/robustness"),
+) -> None:
+    "Corrupt labelled pictures in known ways and measure what is left: mPC, rPC, worst first."
+    from cv_pipeline.evaluation.robustness import line_subjects, picture_subjects
+    from cv_pipeline.evaluation.robustness import robustness as measure
+    from cv_pipeline.formats import read_dataset
+    from cv_pipeline.inference.backends import load_model
+    from cv_pipeline.video.run import output_folder
+
+    m = load_model(model)
+    try: steps = [int(x) for x in severities.split(",")]
+    except ValueError: raise ConfigError(f"severities must be whole numbers, not {severities!r}", "--severities", "e.g. 1,3,5") from None
+    subjects = line_subjects(seed=900 + seed) if data is None else picture_subjects(read_dataset(data, split), m.manifest.names, seed=seed)
+    with output_folder(out):
+        report = measure(m, subjects, severities=steps, budget_s=budget_s, thresholds=m.postprocess.rules.floor.clip(max=1.0), seed=seed, **_conditions(conditions))
+        _keep_robustness(report, out)
+
+# %% ../nbs/92_cli.ipynb #dd03088b
+def _keep_robustness(report: Any, out: Path) -> None:
+    "Tables on the screen, numbers and picture in the folder."
+    import json
+
+    (out / "metrics.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    say(f"written: {_plain(out / 'metrics.json')}")
+    if not report.sufficient: return say("[yellow]insufficient[/]: too few pictures or objects for numbers")
+    rows = report.rows()
+    _table(f"clean AP {report.clean}, mPC {report.mpc}, rPC {report.rpc}", list(rows[0]), [list(r.values()) for r in rows])
+    try: import matplotlib
+    except ImportError: return
+    matplotlib.use("agg")
+    from cv_pipeline.evaluation.robustness import plot_heat_map
+
+    plot_heat_map(report).figure.savefig(out / "heat_map.png", dpi=90, bbox_inches="tight")

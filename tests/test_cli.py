@@ -461,3 +461,12 @@ def test_a_yaml_may_stand_in_the_place_of_a_source(tmp_path, clip):
     assert twice.returncode == 2 and "one configuration at a time" in twice.stderr
     nowhere = cli("run", tmp_path / "none.yaml")
     assert nowhere.returncode == 2 and "cannot read the configuration" in nowhere.stderr
+
+
+def test_robustness_writes_numbers_and_refuses_what_it_does_not_know(tmp_path):
+    result = cli("robustness", "--conditions", "fog", "--severities", "1,5", "--budget-s", "4", "--out", tmp_path / "r")
+    assert result.returncode == 0, result.stderr
+    assert "clean" in json.dumps(json.loads((tmp_path / "r" / "metrics.json").read_text()))
+    wrong = cli("robustness", "--conditions", "locusts", "--out", tmp_path / "w")
+    assert wrong.returncode == 2 and "locusts" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert cli("robustness", "--severities", "many", "--out", tmp_path / "v").returncode == 2
