@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from cv_pipeline.video.pipeline import Pipeline
 
 # %% auto #0
-__all__ = ['app', 'Opt', 'main', 'say', 'show_summary', 'run', 'config_command', 'models_command', 'demo', 'tune',
-           'eval_tracking', 'report_command', 'json_text', 'baseline', 'robustness']
+__all__ = ['app', 'Opt', 'data_app', 'main', 'say', 'show_summary', 'run', 'config_command', 'models_command', 'demo', 'tune',
+           'eval_tracking', 'report_command', 'json_text', 'baseline', 'robustness', 'data_check', 'data_freeze',
+           'data_verify', 'failures']
 
 # %% ../nbs/92_cli.ipynb #2cbb1b69
 app = typer.Typer(
@@ -107,12 +108,13 @@ def show_summary(summary: dict[str, Any]) -> None:
         for item, reason in s["skipped"][:5]: say(f"[yellow]skipped[/] {_plain(name)}: {_plain(item)}: {_plain(reason)}")
         if s["error"]: say(f"[bold red]source failed[/] {_plain(s['error'])}")
 
-# %% ../nbs/92_cli.ipynb #6140ec99
+# %% ../nbs/92_cli.ipynb #82ea3277
 def _show_rules(rules: dict[str, Any]) -> None:
     "What zones and lines have counted, and callbacks that failed."
     rows = [[source, rule, name, *cell.values()] for source, by_rule in rules["counts"].items() for rule, classes in by_rule.items() for name, cell in classes.items()]
     if rows: _table(f"Zones and lines: {rules['events']} events", ["source", "rule", "class", *next(iter(next(iter(next(iter(rules['counts'].values())).values())).values()))], rows)
     else: say("zones and lines: no events")
+    for source, problem in rules["problems"].items(): say(f"[yellow]rule switched off[/] {_plain(source)}: {_plain(problem)}")
     for name, (count, last) in rules["callback_errors"].items(): say(f"[bold red]callback failed[/] {_plain(name)}: {count} times, last {_plain(last)}")
 
 # %% ../nbs/92_cli.ipynb #02200983
@@ -539,3 +541,76 @@ def _keep_robustness(report: Any, out: Path) -> None:
     from cv_pipeline.evaluation.robustness import plot_heat_map
 
     plot_heat_map(report).figure.savefig(out / "heat_map.png", dpi=90, bbox_inches="tight")
+
+# %% ../nbs/92_cli.ipynb #d0095860
+data_app = typer.Typer(no_args_is_help=True, help="Check, split and freeze labelled data.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("check", epilog="Examples: `cv-pipeline data check photos/` · `cv-pipeline data check val.json --images photos/`")
+def data_check(
+    path: Annotated[Path, typer.Argument(help="YOLO folder, data.yaml, COCO json or VOC folder.")],
+    split: Annotated[str | None, Opt(help="Only pictures below a folder of this name.")] = None,
+    images: Annotated[Path | None, Opt(help="Where the pictures lie, if not beside the labels.")] = None,
+    hamming: Annotated[int, Opt(min=0, max=32, help="Bits in which near-duplicates may differ.")] = 10,
+) -> None:
+    "Name everything that is wrong with a dataset, with file and row. Exit code 2 when there are errors."
+    from cv_pipeline.annotation.datasets import check_dataset
+
+    found = check_dataset(path, split, images, hamming)
+    for p in found[:50]: say(f"{'[bold red]error[/]' if p.severity == 'error' else '[yellow]' + p.severity + '[/]'} {_plain(p.kind)} {_plain(p.where)}: {_plain(p.what)}")
+    if len(found) > 50: say(f"… and {len(found) - 50} more")
+    errors = sum(p.severity == "error" for p in found)
+    say(f"{_plain(path)}: {errors} errors, {len(found) - errors} warnings")
+    if errors: raise typer.Exit(2)
+
+
+@data_app.command("freeze", epilog="Example: `cv-pipeline data freeze photos/ --split test --out test_set.json`")
+def data_freeze(
+    path: Annotated[Path, typer.Argument(help="The test set.")],
+    out: Annotated[Path, Opt(help="Manifest to write.")] = Path("test_set.json"),
+    split: Annotated[str | None, Opt(help="Only pictures below a folder of this name.")] = None,
+    replace: Annotated[bool, Opt("--replace", help="Overwrite a manifest that is there.")] = False,
+) -> None:
+    "Write the SHA-256 of every picture and label of a test set; a set with errors is refused."
+    from cv_pipeline.annotation.datasets import freeze
+
+    freeze(path, out, split, replace=replace)
+    say(f"frozen: {_plain(out)}")
+
+
+@data_app.command("verify", epilog="Example: `cv-pipeline data verify test_set.json --train photos/train`")
+def data_verify(
+    manifest: Annotated[Path, typer.Argument(help="What `data freeze` wrote.")],
+    data: Annotated[Path | None, Opt(help="The test set, if it has moved.")] = None,
+    train: Annotated[Path | None, Opt(help="Training data: none of it may be in the test set.")] = None,
+) -> None:
+    "Changed, missing or leaked files are an error that names them."
+    from cv_pipeline.annotation.datasets import check_test_set
+    from cv_pipeline.formats import read_dataset
+
+    check_test_set(manifest, None if train is None else read_dataset(train), data)
+    say(f"{_plain(manifest)}: unchanged" + (", no leaks" if train else ""))
+
+# %% ../nbs/92_cli.ipynb #6a7ad800
+@app.command(epilog="Examples: `cv-pipeline failures reports/2026-06-01/evaluation-yolo` · `cv-pipeline failures REPORT --no-app --name night-shift`")
+def failures(
+    report: Annotated[Path, typer.Argument(help="Folder of an evaluation report.")],
+    name: Annotated[str, Opt(help="Name of the FiftyOne dataset.")] = "failures",
+    worst: Annotated[int, Opt(min=1, help="How many pictures the view of the worst holds.")] = 25,
+    by: Annotated[str, Opt(help="Columns with a view for each value, separated by commas.")] = "camera",
+    port: Annotated[int, Opt(help="Of the App.")] = 5151,
+    replace: Annotated[bool, Opt("--replace", help="Overwrite a dataset of this name.")] = False,
+    no_app: Annotated[bool, Opt("--no-app", help="Build the dataset, do not open the App.")] = False,
+) -> None:
+    "Browse the errors of an evaluation in FiftyOne: every box with its cause, saved views for each kind."
+    from cv_pipeline.evaluation.failures import build_failures, find_failures, open_app, read_records
+
+    s, thresholds = read_records(report)
+    columns = [c.strip() for c in by.split(",") if c.strip() in s.columns]
+    dataset = build_failures(find_failures(s, thresholds, worst), name, columns, replace)
+    say(f"dataset '{_plain(name)}': {len(dataset)} pictures")
+    if no_app: return
+    session = open_app(dataset, port)
+    say(f"http://127.0.0.1:{port}/datasets/{_plain(name)} – Ctrl-C ends it")
+    session.wait(-1)

@@ -139,7 +139,7 @@ class HealthConfig(_Section):
     host: str = "127.0.0.1"
     stale_after_s: float = Field(10.0, gt=0, description="A live source without a frame for so long counts as stale.")
 
-# %% ../nbs/01_config.ipynb #0b710a23
+# %% ../nbs/01_config.ipynb #55227625
 class ZoneSection(_Section):
     "A polygon to watch."
 
@@ -167,7 +167,7 @@ class EventsConfig(_Section):
 
     zones: list[ZoneSection] = Field(default_factory=list, description="[{name, polygon: [[x, y], …], dwell_s, classes, sources, anchor}]")
     lines: list[LineSection] = Field(default_factory=list, description="[{name, start: [x, y], end: [x, y], classes, sources, anchor}]")
-    margin: float = Field(0.1, ge=0, le=1, description="How far beyond a border counts, in sizes of the box.")
+    margin: float = Field(0.12, ge=0, lt=1, description="How far beyond a border counts, in sizes of the box.")
     looks: int = Field(2, ge=1, description="Observations there in a row before it counts.")
     lost_s: float = Field(2.0, gt=0, description="Seconds without the track after which it has left.")
 

@@ -233,7 +233,7 @@ def to_ultralytics(
     table = np.hstack([detections.xyxy, ids, detections.confidence[:, None], detections.class_id[:, None]]).astype(np.float32)
     return Results(image, path="", names=dict(enumerate(names)), boxes=torch.from_numpy(table))
 
-# %% ../nbs/02_formats.ipynb #d7e08c7f
+# %% ../nbs/02_formats.ipynb #2bedff31
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .png .bmp .dib .webp .tif .tiff .gif .ppm .pgm .pbm .pnm".split())
 
 
@@ -265,10 +265,11 @@ def _read_names(folder: Path) -> tuple[str, ...]:
     return ()
 
 
-def _places(folder: Path, images: Path | None) -> list[Path]:
-    "Where pictures may lie whose labels are in `folder`, nearest first."
-    near = [images] if images else []
-    return near + [f / name for f in (folder, folder.parent, folder.parent.parent) for name in ("", "images", "JPEGImages")]
+def _places(folder: Path, images: Path | None, stem: str = "") -> list[Path]:
+    "Where pictures may lie whose labels are in `folder`, nearest first; those of instances_val.json also in images/val and val."
+    words = [word for word in stem.split("_")[1:] if word]
+    names = ["", "images", "JPEGImages", *words, *(f"images/{word}" for word in words)]
+    return ([images] if images else []) + [f / name for f in (folder, folder.parent, folder.parent.parent) for name in names]
 
 # %% ../nbs/02_formats.ipynb #7f242f46
 def _pictures_below(folder: Path) -> list[Path]: return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -298,9 +299,9 @@ def _read_yolo_folder(root: Path, split: str | None, images: Path | None = None)
     others = [] if labelled else [p for p in root.rglob("*") if p.suffix == ".json" or p.suffix == ".xml"]
     if others: raise DataError(f"none of the {len(found)} pictures has a YOLO label file", root, f"there are labels in another form: give {others[0] if others[0].suffix == '.json' else others[0].parent}")
 
-# %% ../nbs/02_formats.ipynb #acf161e7
+# %% ../nbs/02_formats.ipynb #cc88c2f1
 def _read_coco_file(file: Path, images: Path | None = None) -> Iterator[LabelledImage]:
-    "Pictures of a COCO json; looked for beside the file, in images/ and in the folders around it."
+    "Pictures of a COCO json; looked for beside the file, in images/, and around it."
     try:
         book = json.loads(file.read_text())
         pictures, categories = book["images"], sorted(book["categories"], key=lambda c: c["id"])
@@ -310,7 +311,7 @@ def _read_coco_file(file: Path, images: Path | None = None) -> Iterator[Labelled
         named = [(Path(p["file_name"]), by_image.get(p["id"], [])) for p in pictures]
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:  # ValueError: not JSON, not even text
         raise DataError(f"not a COCO file: {e!r}", file, "it needs the keys images, annotations and categories") from e
-    places = _places(file.parent, images)
+    places = _places(file.parent, images, file.stem)
     for name, rows in named:
         found = next((p / name for p in places if (p / name).exists()), places[0] / name)
         yield LabelledImage(found, names, None, rows, ids)

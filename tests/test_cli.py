@@ -466,7 +466,28 @@ def test_a_yaml_may_stand_in_the_place_of_a_source(tmp_path, clip):
 def test_robustness_writes_numbers_and_refuses_what_it_does_not_know(tmp_path):
     result = cli("robustness", "--conditions", "fog", "--severities", "1,5", "--budget-s", "4", "--out", tmp_path / "r")
     assert result.returncode == 0, result.stderr
-    assert "clean" in json.dumps(json.loads((tmp_path / "r" / "metrics.json").read_text()))
+    found = json.loads((tmp_path / "r" / "metrics.json").read_text())
+    assert [c["condition"] for c in found["conditions"]] == ["fog"] and found["severities"] == [1, 5] and found["about"]["asked"] > 10
     wrong = cli("robustness", "--conditions", "locusts", "--out", tmp_path / "w")
     assert wrong.returncode == 2 and "locusts" in wrong.stderr and "Traceback" not in wrong.stderr
     assert cli("robustness", "--severities", "many", "--out", tmp_path / "v").returncode == 2
+
+
+def test_data_is_checked_frozen_and_verified(labelled, tmp_path):
+    "The commands around a test set: good data, a changed label, a leak."
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(labelled, data)
+    assert cli("data", "check", data).returncode == 0
+    frozen = tmp_path / "test_set.json"
+    assert cli("data", "freeze", data, "--out", frozen).returncode == 0 and cli("data", "verify", frozen).returncode == 0
+    assert cli("data", "freeze", data, "--out", frozen).returncode == 2  # what is frozen is not overwritten by accident
+    leaked = cli("data", "verify", frozen, "--train", labelled)
+    assert leaked.returncode == 2 and "Traceback" not in leaked.stderr
+    label = next(p for p in sorted(data.rglob("*.txt")) if p.read_text().strip() and "labels" in p.parts)
+    label.write_text("99 0.5 0.5 0.1 0.1\n")
+    changed = cli("data", "verify", frozen)
+    assert changed.returncode == 2 and label.stem in changed.stderr.replace("\n", "")
+    broken = cli("data", "check", data)
+    assert broken.returncode == 2 and label.name in broken.stderr.replace("\n", "")

@@ -168,14 +168,14 @@ def water_fill(
     part = (capacity - used[i - 1]) / max(used[i] - used[i - 1], 1e-12)
     return np.clip((levels[i - 1] + part * (levels[i] - levels[i - 1])) * weight, low, high)
 
-# %% ../../nbs/video/23_adaptive.ipynb #9f073ada
+# %% ../../nbs/video/23_adaptive.ipynb #67a6dcb4
 class CallBudget:
     "Model calls a second, shared between cameras by need; safe to use from several threads."
 
     def __init__(
         self,
         calls_per_second: float,
-        burst: float = 2.0,             # calls that one camera can save
+        burst: float = 3.0,             # calls that one camera can save; as many as a tracker wants on end
         silent_s: float = 5.0,          # a camera that did not ask for so long has no share
         clock: Clock | None = None,     # None: the times that cameras hand in (captured_at)
     ):
@@ -186,8 +186,8 @@ class CallBudget:
         self.calls_per_second, self.burst, self.silent_s, self._clock = calls_per_second, burst, silent_s, clock
         self._lock, self._cameras, self._check = threading.Lock(), {}, -math.inf  # key → [last asked, floor, wanted, credit, share]; when to share anew
 
-    def ready(self, key: Hashable, at: float, wanted: float, floor: float) -> bool:
-        "What a camera wants now, calls a second; whether it may call. Ask with every frame."
+    def ready(self, key: Hashable, at: float, wanted: float, floor: float, calls: float = 1.0) -> bool:
+        "What a camera wants now, calls a second; whether it may make so many `calls` on end. Ask with every frame."
         with self._lock:
             at = self._clock() if self._clock else at
             row, wanted = self._cameras.setdefault(key, [at, floor, 0.0, 1.0, 0.0]), max(wanted, floor, 1e-6)
@@ -196,7 +196,7 @@ class CallBudget:
             if row[4] == 0 or floor != row[1] or abs(wanted - row[2]) > 0.1 * row[2] or at >= self._check:
                 row[1:3] = floor, wanted
                 _share(self, row)
-            return row[3] >= 1 - 1e-9
+            return row[3] >= min(calls, self.burst) - 1e-9
 
     def spend(self, key: Hashable) -> None:
         "A call was made."
@@ -219,7 +219,7 @@ def _share(budget: CallBudget, asker: list[float]) -> None:
     for row, share in zip(here, shares.tolist()): row[4] = share
     budget._check = newest + budget.silent_s / 4
 
-# %% ../../nbs/video/23_adaptive.ipynb #8fdc4f37
+# %% ../../nbs/video/23_adaptive.ipynb #5347cd5f
 _AROUND = np.ones((7, 7), np.uint8)
 
 
@@ -233,15 +233,16 @@ class _Scene:
         self.bored: np.ndarray | None = None
 
     def look(self, frame: Frame, seconds: float, boxes: np.ndarray) -> float | None:  # boxes: (k, 4) explained
-        "How urgent the news is: 1 = now, less when bored, 0 = none; None: there is nothing to compare with yet."
+        "How urgent the news is: 1 = now, less when bored, 0 = none; None: there is nothing to compare with yet. `cut`: it is another scene."
         grey = self.grey = sparse_grey(frame.image, self.width)
-        self.scale = frame.image.shape[1] / grey.shape[1]
+        self.scale, self.cut = frame.image.shape[1] / grey.shape[1], False
         if self.bored is None or self.bored.shape != grey.shape:
             self.background.start(grey)
             self.bored, self.news = np.zeros(grey.shape, np.float32), np.zeros(grey.shape, np.uint8)
             return None
         fore = self.background.foreground(grey)
-        if cv2.countNonZero(fore) > 0.6 * fore.size: fore[:] = 255; self.background.start(grey)  # another scene
+        self.cut = cv2.countNonZero(fore) > 0.6 * fore.size
+        if self.cut: fore[:] = 255; self.background.start(grey)
         explained = boxes_mask(boxes, grey.shape, self.scale)
         self.background.learn(grey, seconds, cv2.bitwise_and(self.background.still, cv2.bitwise_not(explained)))
         self.bored *= math.exp(-seconds / self.forget_s)
@@ -278,7 +279,7 @@ def _adaptive_problems(floor_fps: float, ceiling_fps: float, tracked_fps: float,
              (answer_s >= 0, f"answer_s: must be ≥ 0, not {answer_s!r}"), (8 <= width <= 1024, f"width: 8..1024 pixels, not {width!r}")]
     return [text for fine, text in rules if not fine]
 
-# %% ../../nbs/video/23_adaptive.ipynb #19dc0a62
+# %% ../../nbs/video/23_adaptive.ipynb #6dd43934
 class AdaptiveSelector:
     "Asks for a frame when something new moves or a track needs it; between `floor_fps` and `ceiling_fps`. One a camera."
 
@@ -313,13 +314,15 @@ class AdaptiveSelector:
         "Forget everything; the camera leaves the budget until its next frame."
         self.reasons: Counter[str] = Counter()  # why frames were selected: first, floor, motion, new, lost, follow
         self._scene, self._reach, self._rates, self._why = _Scene(self.area, self.width, self.forget_s), None, np.zeros(0, np.float32), np.zeros(0, "U6")
+        self._size: tuple[int, int] | None = None     # of the last frame
+        self._unseen, self._need, self._left = (0.0, ""), 1, 1  # a first picture or another scene that waits for its look; looks that confirm a track, still lacking
         self._last: float | None = None               # seconds of the last look
         self._now: float | None = None                # and of the last frame
         self._asked: dict[int, tuple[float, np.ndarray, np.ndarray]] = {}  # looks that wait for their answer: frame_id → seconds, picture, news
         self._saved = self._most = max(self.ceiling_fps, 3.0)  # looks that may be made at once
         if self.budget is not None: self.budget.leave(id(self))
 
-# %% ../../nbs/video/23_adaptive.ipynb #1c89b893
+# %% ../../nbs/video/23_adaptive.ipynb #a96eac6f
 def _explained(selector: AdaptiveSelector, at: float) -> np.ndarray:
     "(k, 4) where tracks may be now: predicted, and larger by their error, an eighth of their size and two small pixels."
     reach = selector._reach
@@ -329,17 +332,26 @@ def _explained(selector: AdaptiveSelector, at: float) -> np.ndarray:
     margin = 0.12 * size + 2 * selector._scene.scale + np.minimum(reach.states.uncertainty, 0.5 * size.min(axis=1))[:, None]
     return np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1)
 
+# %% ../../nbs/video/23_adaptive.ipynb #a4807201
+def _on_end(selector: AdaptiveSelector, why: str, gap: float) -> int:
+    "Calls that must be saved before this look is of use: what a new track still lacks, all if the last look is long ago; the floor needs no more than itself."
+    if why not in ("new", "motion") or gap >= 1 / selector.floor_fps - 2e-3: return 1
+    return selector._left if why == "new" and gap <= 1 / selector.ceiling_fps else selector._need
+
 
 def _select(selector: AdaptiveSelector, frame: Frame) -> bool:
     "Whether the model should see this frame; lock held."
     scene, at = selector._scene, frame.captured_at.timestamp()
     back = selector._now is not None and at < selector._now
-    if back: selector._reach, selector._rates = None, np.zeros(0, np.float32)  # the clock jumped back: what we knew of times is void
+    if back or frame.size != selector._size: selector._reach, selector._rates = None, np.zeros(0, np.float32)  # what we knew of times, or of pixels, is void
+    if frame.size != selector._size: selector._size, scene.bored = frame.size, None; selector._asked.clear()
     step = 0.0 if back or selector._now is None else at - selector._now
     urgency = scene.look(frame, step, _explained(selector, at))
     selector._now, wanted, why = at, selector.floor_fps, "floor"
-    if urgency is None: wanted, why = selector.ceiling_fps, "first"
-    elif urgency * selector.ceiling_fps > wanted: wanted, why = urgency * selector.ceiling_fps, "motion"
+    if urgency is None: selector._unseen = 1.0, "first"
+    elif scene.cut and urgency > selector._unseen[0]: selector._unseen = urgency, "motion"  # the next picture will not differ any more
+    urgency, cause = max(selector._unseen, (urgency or 0.0, "motion"), key=lambda news: news[0])
+    if urgency * selector.ceiling_fps > wanted: wanted, why = urgency * selector.ceiling_fps, cause
     if len(selector._rates) and selector._rates.max() > wanted:
         wanted, why = float(selector._rates.max()), str(selector._why[selector._rates.argmax()])
     selector._saved = min(selector._saved + step * selector.ceiling_fps, selector._most)
@@ -348,20 +360,24 @@ def _select(selector: AdaptiveSelector, frame: Frame) -> bool:
     if len(selector._asked) >= (3 if why == "new" else 1): wanted = min(wanted, selector.ceiling_fps)  # an answer is out: no haste
     due = gap >= 1 / wanted - 2e-3 and selector._saved >= 1 - 1e-6  # containers round times to 1/1000 s
     if selector.budget is not None:
-        if not selector.budget.ready(id(selector), at, wanted, selector.floor_fps) or not due: return False
+        if not selector.budget.ready(id(selector), at, wanted, selector.floor_fps, _on_end(selector, why, gap)) or not due: return False
         selector.budget.spend(id(selector))
     if not due: return False
     selector._saved -= 1
     selector.reasons[why] += 1
+    selector._unseen = 0.0, ""
     selector._last, selector._asked[frame.frame_id] = at, (at, scene.grey, scene.news)
     return True
 
-# %% ../../nbs/video/23_adaptive.ipynb #4b1b5455
+# %% ../../nbs/video/23_adaptive.ipynb #84efda4f
 def _observe(selector: AdaptiveSelector, frame: Frame, detections: Detections, tracker: Tracker | None) -> None:
     "Learn what a look found; lock held."
+    if selector._size not in (None, frame.size): return  # about pixels that are no more
     at, states = frame.captured_at.timestamp(), _known(detections, tracker)
     near, far = selector.reach
     selector._reach = next_reach(selector._reach, states, at, near, far)
     selector._rates, selector._why = look_rates(selector._reach, frame.size, near, selector.tracked_fps, selector.new_fps)
-    asked = selector._asked.pop(frame.frame_id, None)
+    asked, new = selector._asked.pop(frame.frame_id, None), states.hits[~states.confirmed]
+    selector._need = getattr(tracker, "minimum_consecutive_frames", 1) if hasattr(tracker, "tracks") else 1
+    selector._left = max(selector._need - int(new.max(initial=0)), 1)
     if asked is not None: selector._scene.dismiss(asked[1], asked[2], states.xyxy)

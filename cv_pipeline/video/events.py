@@ -57,7 +57,7 @@ def read_events(
     "All events of the newest run."
     return read_table(folder, "events")
 
-# %% ../../nbs/video/24a_events.ipynb #30402529
+# %% ../../nbs/video/24a_events.ipynb #a6136e61
 class EventSink:
     "Zones and lines over all sources: `events.parquet` and callbacks; a Sink."
 
@@ -88,9 +88,14 @@ class EventSink:
         finally: call_each(self.callbacks, events, self.callback_errors)
 
     @property
+    def problems(self) -> dict[str, str]:
+        "source → which of its rules are switched off, and why; sources without are left out."
+        return {source: "; ".join(f"'{rule}' {why}" for rule, why in watch.problems.items()) for source, watch in list(self.watches.items()) if watch.problems}
+
+    @property
     def counts(self) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
         "source → rule → class → in, out, now, total."
-        return {source: watch.counts for source, watch in self.watches.items()}
+        return {source: watch.counts for source, watch in list(self.watches.items())}
 
     def close(self) -> None:
         try: self._deliver([event for watch in self.watches.values() for event in watch.finish()])

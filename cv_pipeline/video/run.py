@@ -137,7 +137,7 @@ def nominal_fps(source: Source) -> float | None:
     "Frames a second that a source announces, where it does."
     return getattr(getattr(source, "info", None), "fps", None)
 
-# %% ../../nbs/video/29_run.ipynb #3c3a8248
+# %% ../../nbs/video/29_run.ipynb #0d0b9d69
 def tracker_factory(
     config: TrackerConfig,
     least_memory_s: float = 0.0,  # remember lost tracks for so long where nobody says otherwise
@@ -162,7 +162,8 @@ def selector_factory(config: RunConfig) -> Callable[[Source], Selector] | None:
     s = config.selection
     if s.adaptive is not None:
         settings = s.adaptive.model_dump(exclude={"budget"})
-        budget = CallBudget(s.adaptive.budget) if s.adaptive.budget else None
+        burst = max(3, config.tracker.minimum_consecutive_frames or 0)  # as many looks on end as it takes to confirm a track
+        budget = CallBudget(s.adaptive.budget, burst=burst) if s.adaptive.budget else None
         AdaptiveSelector(**settings)
         return lambda source: AdaptiveSelector(**settings, budget=budget)
     if s.every == 1 and s.max_fps is None and s.motion is None: return None
@@ -242,7 +243,7 @@ def environment() -> dict[str, Any]:
     return {"cv_pipeline": __version__, "python": platform.python_version(), "numpy": numpy.__version__, "opencv": cv2.__version__,
             "onnxruntime": onnxruntime.__version__, "machine": platform.machine(), "cpus": os.cpu_count()}
 
-# %% ../../nbs/video/29_run.ipynb #168870d9
+# %% ../../nbs/video/29_run.ipynb #5e98d108
 def build_pipeline(config: RunConfig) -> Pipeline:
     "All parts of a run but its sinks, opened and wired. Errors in files and settings appear here, before the first frame."
     model = open_configured_model(config)
@@ -277,5 +278,5 @@ def run_config(
 def describe(pipeline: Pipeline, config: RunConfig) -> dict[str, Any]:
     "The summary of a run with the configuration and the environment that produced it; credentials masked."
     settings = masked_values(config.model_dump(mode="json"))
-    events = [{"events": s.events, "counts": s.counts, "callback_errors": s.callback_errors} for s in pipeline.sinks if isinstance(s, EventSink)]
+    events = [{"events": s.events, "counts": s.counts, "problems": s.problems, "callback_errors": s.callback_errors} for s in pipeline.sinks if isinstance(s, EventSink)]
     return {**pipeline.summary(), **({"rules": events[0]} if events else {}), "config": settings, "environment": environment()}

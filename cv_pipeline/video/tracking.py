@@ -142,13 +142,13 @@ def tracker_problems(settings: dict[str, Any]) -> list[str]:
 
     return [f"{name}: must be {SETTINGS[name][2]}, not {value!r}" for name, value in settings.items() if name in SETTINGS and not fine(name, value)]
 
-# %% ../../nbs/video/22_tracking.ipynb #c99c03af
+# %% ../../nbs/video/22_tracking.ipynb #368e4088
 def _measured(detections: Detections, frame: Frame) -> np.ndarray:
-    "(n, 4) cx cy w h of the boxes; DataError for NaN, infinite or inverted ones."
-    xyxy = detections.xyxy
+    "(n, 4) cx cy w h of the boxes; DataError for NaN, infinite or inverted ones and for confidences outside 0..1."
+    xyxy, sure = detections.xyxy, detections.confidence
     measured = np.empty_like(xyxy)
     size = np.subtract(xyxy[:, 2:], xyxy[:, :2], out=measured[:, 2:])
-    if not ((size >= 0) & (size < np.inf)).all(): validate_detections(detections, f"{frame.source_id} frame {frame.frame_id}")
+    if not (((size >= 0) & (size < np.inf)).all() and (len(sure) == 0 or 0 <= sure.min() <= sure.max() <= 1)): validate_detections(detections, f"{frame.source_id} frame {frame.frame_id}")
     np.multiply(size, 0.5, out=measured[:, :2])
     measured[:, :2] += xyxy[:, :2]
     return measured

@@ -47,7 +47,7 @@ def line_distance(
     way, rel = end - start, points - start
     return (way[..., 0] * rel[..., 1] - way[..., 1] * rel[..., 0]) / np.hypot(way[..., 0], way[..., 1])
 
-# %% ../../nbs/video/23a_zones.ipynb #d02ee2ff
+# %% ../../nbs/video/23a_zones.ipynb #6da9301b
 ANCHORS: dict[str, tuple[float, float]] = {"bottom_center": (0.5, 1.0), "center": (0.5, 0.5), "top_center": (0.5, 0.0)}  # share of width and height
 
 
@@ -81,7 +81,7 @@ class Rules:
 
     zones: Sequence[ZoneConfig] = ()
     lines: Sequence[LineRule] = ()
-    margin: float = 0.05   # how far beyond the border, in sizes of the box (square root of its area)
+    margin: float = 0.12   # how far beyond the border, in sizes of the box (square root of its area): three times a detector's usual error
     looks: int = 2         # observations there in a row
     lost_s: float = 2.0    # seconds of looks without the track after which it has left
 
@@ -236,19 +236,20 @@ def settle(
     book.point[rows], book.time[rows] = np.where(applies[..., None], points, was), np.where(applies, now, book.time[rows])
     return Sides(flips, side)
 
-# %% ../../nbs/video/23a_zones.ipynb #5088ff9f
+# %% ../../nbs/video/23a_zones.ipynb #2817d7cb
 def placed(points: Any, size: tuple[int, int]) -> np.ndarray:
     "Pixels from pixels or shares."
     array = np.asarray(points, float)
     return array * size if array.max() <= 1 else array
 
 
-def _on_picture(rules: Sequence[ZoneConfig | LineRule], size: tuple[int, int], source_id: str) -> list[np.ndarray]:
-    "Each rule's points in pixels of a frame; ConfigError for one that lies outside."
-    shapes = [placed(r.polygon if isinstance(r, ZoneConfig) else [r.start, r.end], size) for r in rules]
-    bad = [f"'{r.name}' reaches to {s.max(axis=0).round(1).tolist()}" for r, s in zip(rules, shapes) if (s.max(axis=0) > size).any()]
-    if bad: raise ConfigError(f"zones or lines lie outside of the picture of {size[0]}×{size[1]}", source_id, "use shares 0..1 to fit any size", bad)
-    return shapes
+def _on_picture(rule: ZoneConfig | LineRule, size: tuple[int, int], made_for: tuple[int, int] | None) -> tuple[np.ndarray, tuple[int, int] | None]:
+    "A rule's points on a picture, and the size that its pixels are of: the first that they fit into, None before."
+    given = np.asarray(rule.polygon if isinstance(rule, ZoneConfig) else [rule.start, rule.end], float)
+    points = placed(given, size)
+    if points is not given: return points, size
+    if made_for is None and (given <= size).all(): made_for = size
+    return given if made_for is None else given * np.divide(size, made_for), made_for
 
 
 def _stacked(polygons: list[np.ndarray]) -> np.ndarray:
@@ -264,7 +265,7 @@ def _new_book(n: int) -> TrackRows:
                       pending=wide(np.int32), gap=wide(float), when=wide(float), frame=wide(np.int64), at=wide(float, 2), point=wide(float, 2), time=wide(float),
                       entered=wide(float), dwelt=wide(bool), ever=wide(bool), counted=wide(np.int32))
 
-# %% ../../nbs/video/23a_zones.ipynb #a02db0ba
+# %% ../../nbs/video/23a_zones.ipynb #67a1ec6e
 class RuleWatch:
     "Zones and lines of one source: looks in, events out; counts of what happened by rule and class."
 
@@ -279,15 +280,17 @@ class RuleWatch:
     def reset(self) -> None:
         "Forget tracks and counts."
         self._book, self._size, self._names, self._now = _new_book(len(self.rules)), None, (), -math.inf
+        self._made_for: list[tuple[int, int] | None] = [None] * len(self.rules)  # picture sizes
+        self.problems: dict[str, str] = {}  # rule → why it is switched off
         self.counts: dict[str, dict[str, dict[str, int]]] = {r.name: {} for r in self.rules}  # rule → class → in, out, now, total
 
     def update(self, detections: Detections, frame: Frame, names: Sequence[str] = ()) -> list[Event]:
         "Events that this look made certain; `detections` with tracker_id, of a frame that the model answered."
         if not self.rules: return []
         if frame.size != self._size or tuple(names) != self._names:
-            self._shapes, self._size, self._names = _on_picture(self.rules, frame.size, self.source_id), frame.size, tuple(names)
-            self._polygons, self._ends = _stacked([s for s, z in zip(self._shapes, self.zone) if z]), np.array([s for s, z in zip(self._shapes, self.zone) if not z])
-            self._classes = [class_numbers(r, self._names) for r in self.rules]
+            self._classes = [class_numbers(r, names) for r in self.rules]
+            self._names = tuple(names)
+            _fit(self, frame.size)
         now = self._now = max(frame.captured_at.timestamp(), self._now)  # a clock that jumps back stands still
         ids, first = np.unique(detections.tracker_id, return_index=True)
         seen = detections[first[ids >= 0]]
@@ -299,10 +302,23 @@ class RuleWatch:
         return events + _dwelt(self, rows, now, frame.frame_id) + _lost(self, rows, now)
 
     def finish(self) -> list[Event]:
-        "The run is over: lines beyond which a track was seen once count as crossed; who is inside has not left."
+        "The run is over: lines beyond which a track was seen twice, though `looks` asks for more, count as crossed; who is inside has not left."
         return _lost(self, np.zeros(0, np.intp), math.inf, leave=False)
 
-# %% ../../nbs/video/23a_zones.ipynb #4eb9b3d2
+# %% ../../nbs/video/23a_zones.ipynb #e2f50a09
+def _fit(watch: RuleWatch, size: tuple[int, int]) -> None:
+    "Put the rules on pictures of this size, and what is known of tracks with them; rules that do not fit are switched off and named."
+    book, before, watch._size = watch._book, watch._size or size, size
+    change = np.divide(size, before)
+    book.point, book.at, book.gap = book.point * change, book.at * change, book.gap * change.mean()
+    fitted = [_on_picture(rule, size, made_for) for rule, made_for in zip(watch.rules, watch._made_for)]
+    watch._shapes, watch._made_for = [s for s, _ in fitted], [m for _, m in fitted]
+    watch._off = np.array([m is None for m in watch._made_for], bool)
+    watch._polygons, watch._ends = _stacked([s for s, z in zip(watch._shapes, watch.zone) if z]), np.array([s for s, z in zip(watch._shapes, watch.zone) if not z])
+    watch.problems = {watch.rules[j].name: f"reaches to {watch._shapes[j].max(axis=0).round(1).tolist()}, outside of the picture of {size[0]}×{size[1]}; shares 0..1 fit any size"
+                      for j in watch._off.nonzero()[0]}
+
+
 def _rows_of(watch: RuleWatch, seen: Detections, now: float) -> np.ndarray:
     "(n,) rows of the table for detections with distinct ids; new tracks get one. Votes for their classes."
     book, most = watch._book, int(seen.class_id.max(initial=0)) + 1
@@ -317,11 +333,12 @@ def _rows_of(watch: RuleWatch, seen: Detections, now: float) -> np.ndarray:
 
 
 def _distances(watch: RuleWatch, points: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    "(n, rules) signed distances; NaN where the rule is for other classes."
+    "(n, rules) signed distances; NaN where the rule is for other classes or switched off."
     book, zones = watch._book, int(watch.zone.sum())
     out = np.empty(points.shape[:2])
     if zones: out[:, :zones] = signed_distance(points[:, :zones], watch._polygons)
     if zones < len(watch.zone): out[:, zones:] = line_distance(points[:, zones:], watch._ends[:, 0], watch._ends[:, 1])
+    out[:, watch._off] = np.nan
     for j, wanted in enumerate(watch._classes):
         if wanted is not None: out[~np.isin(book.votes[rows].argmax(axis=1), wanted), j] = np.nan
     return out
@@ -371,7 +388,7 @@ def _flipped(watch: RuleWatch, row: int, j: int) -> list[Event]:
     book.entered[row, j], book.dwelt[row, j] = moment, False
     return [*events, _event(watch, row, j, f"zone_{'enter' if direction == 'in' else 'leave'}", moment, frame_id, direction, place, dwell_s=stay)]
 
-# %% ../../nbs/video/23a_zones.ipynb #fb9e4e20
+# %% ../../nbs/video/23a_zones.ipynb #cb40108c
 def _dwelt(watch: RuleWatch, rows: np.ndarray, now: float, frame_id: int) -> list[Event]:
     "Who has been inside for long enough, and still is."
     book = watch._book
@@ -380,13 +397,13 @@ def _dwelt(watch: RuleWatch, rows: np.ndarray, now: float, frame_id: int) -> lis
 
 
 def _lost(watch: RuleWatch, rows: np.ndarray, now: float, leave: bool = True) -> list[Event]:
-    "Tracks that looks have not found for `lost_s`: they cross what they were last seen beyond, leave their zones and are forgotten."
+    "Tracks that looks have not found for `lost_s`: they cross what they were seen beyond twice at the end, leave their zones and are forgotten."
     book, events = watch._book, []
     away = np.ones(len(book.id), bool)
     away[rows] = False
     if leave: book.missing[away] = np.minimum(book.missing[away], now)
     gone = away & (now - book.missing >= watch.settings.lost_s) if leave else away
-    for row, j in np.argwhere(gone[:, None] & (book.pending > 0) & ~watch.zone).tolist():
+    for row, j in np.argwhere(gone[:, None] & (book.pending > 1) & ~watch.zone).tolist():
         book.pending[row, j] = 0
         events += _flipped(watch, row, j)
     if not leave: return events
