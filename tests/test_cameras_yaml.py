@@ -25,11 +25,16 @@ def clip(tmp_path_factory):
     return path
 
 
+def hears_ctrl_c():
+    "A shell starts background jobs deaf to Ctrl-C, and a test run may be one; the program under test is not."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run_for(folder: Path, config: dict, seconds: float, done=lambda out: False) -> tuple[dict, str, int]:
     "Run the command, end it with Ctrl-C after so many seconds or when `done`, and return summary, output and exit code."
     (folder / "cameras.yaml").write_text(json.dumps(config))  # JSON is YAML
     with open(folder / "log", "w") as log:
-        process = subprocess.Popen([CLI, "run", str(folder / "cameras.yaml")], stdout=log, stderr=log, env={**os.environ, "GATE_PASSWORD": SECRET})
+        process = subprocess.Popen([CLI, "run", str(folder / "cameras.yaml")], stdout=log, stderr=log, env={**os.environ, "GATE_PASSWORD": SECRET}, preexec_fn=hears_ctrl_c)
         try:
             end = time.monotonic() + seconds
             while process.poll() is None and time.monotonic() < end and not done(folder / "out"): time.sleep(0.2)

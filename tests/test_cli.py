@@ -238,8 +238,13 @@ def wait_for(condition, seconds=60):
     return False
 
 
+def hears_ctrl_c():
+    "A shell starts background jobs deaf to Ctrl-C, and a test run may be one; the program under test is not."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start_endless(out, *args):
-    return subprocess.Popen([CLI, "run", "line:", "--out", str(out), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([CLI, "run", "line:", "--out", str(out), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c)
 
 
 def lines_in(path: Path) -> int:
