@@ -439,9 +439,10 @@ def test_a_network_that_held_back_and_then_sends_all_at_once():
 
 def test_a_burst_and_then_silence_shows_its_last_frame():
     with listener(send(transport_stream(20))) as port, StreamSource(f"tcp://127.0.0.1:{port}", read_timeout_s=0.5) as source:
-        stream = iter(source)
-        assert next(stream).frame_id >= 15
-        with pytest.raises(SourceError, match="lost: no frame for 0.5 s"): list(stream)
+        seen = []
+        with pytest.raises(SourceError, match="lost: no frame for 0.5 s"):
+            for frame in source: seen.append(frame.frame_id)
+        assert seen == sorted(seen) and seen[-1] >= 15  # however slow this machine is, the last of the burst is shown
 
 
 def test_close_from_another_thread_wakes_the_reader():
