@@ -275,37 +275,24 @@ def demo(
     _show_scores(scores)
     say(f"look at [bold]{_plain(page)}[/]")
 
-# %% ../nbs/92_cli.ipynb #40c6173a
-def _class_map(theirs: tuple[str, ...], ours: tuple[str, ...], data: Path) -> dict[int, int]:
-    "Dataset class → model class, by name; by number where the dataset has no names."
-    if not theirs: return {i: i for i in range(len(ours))}
-    known = {name: i for i, name in enumerate(ours)}
-    found = {i: known[name] for i, name in enumerate(theirs) if name in known}
-    if not found:
-        raise DataError("dataset and model have no class in common", data, f"dataset: {', '.join(theirs)}; model: {', '.join(ours)}")
-    left_out = [name for i, name in enumerate(theirs) if i not in found]
-    if left_out: say(f"[yellow]labels not counted[/], the model does not know: {_plain(', '.join(left_out))}")
-    return found
-
-
+# %% ../nbs/92_cli.ipynb #96dbf046
 def _labelled(data: Path, split: str | None, names: tuple[str, ...]) -> Iterator[tuple[Any, Any]]:
     "Pictures of a dataset with their truth in the model's classes; with a progress bar."
-    import numpy as np
     from rich.console import Console
     from rich.progress import track
 
+    from cv_pipeline.evaluation.records import class_mapping, truth_in
     from cv_pipeline.formats import read_dataset
     from cv_pipeline.video.images import read_image
 
     items = read_dataset(data, split)
-    mapping = _class_map(items[0].names, names, data)
+    mapping = class_mapping(items[0].names, names, data)
+    left_out = [name for i, name in enumerate(items[0].names) if i not in mapping]
+    if left_out: say(f"[yellow]labels not counted[/], the model does not know: {_plain(', '.join(left_out))}")
     console = Console(stderr=True)
     for item in track(items, "running the model", console=console, transient=True, disable=not console.is_terminal):
         image = read_image(item.path)
-        truth = item.truth((image.shape[1], image.shape[0]))
-        truth = truth[np.isin(truth.class_id, list(mapping))]
-        truth.class_id = np.array([mapping[c] for c in truth.class_id.tolist()], np.int32)
-        yield image, truth
+        yield image, truth_in(item, image, mapping)
 
 # %% ../nbs/92_cli.ipynb #2060ca81
 def _manifest_file(given: str) -> Path:

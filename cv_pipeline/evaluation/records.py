@@ -21,7 +21,8 @@ from ..types import DataError, Detections
 from ..video.images import read_image
 
 # %% auto #0
-__all__ = ['BoxTable', 'box_table', 'EvalSet', 'check_set', 'read_coco', 'class_mapping', 'tabled', 'predict_set', 'read_columns']
+__all__ = ['BoxTable', 'box_table', 'EvalSet', 'check_set', 'read_coco', 'class_mapping', 'tabled', 'truth_in', 'values_of',
+           'short_names', 'look_at', 'predict_set', 'read_columns']
 
 # %% ../../nbs/evaluation/30_records.ipynb #9326b4c8
 @dataclass(frozen=True)
@@ -207,7 +208,56 @@ def tabled(
     crowd = np.concatenate([np.asarray(d.data.get("iscrowd", np.zeros(len(d))), bool) for d in found])
     return box_table(image, np.concatenate([d.xyxy for d in found]), np.concatenate([d.class_id for d in found]), np.concatenate([d.confidence for d in found]), crowd)
 
-# %% ../../nbs/evaluation/30_records.ipynb #ce685331
+# %% ../../nbs/evaluation/30_records.ipynb #4faa8592
+def truth_in(
+    item: LabelledImage,
+    image: np.ndarray,         # the picture, BGR
+    mapping: Mapping[int, int],  # dataset class → model class
+) -> Detections:
+    "What is labelled in a picture, in the model's classes; labels that the model does not know take no part."
+    said = item.truth((image.shape[1], image.shape[0]))
+    said = said[np.isin(said.class_id, list(mapping))]
+    return replace(said, class_id=np.array([mapping[c] for c in said.class_id.tolist()], np.int32))
+
+
+def values_of(
+    columns: Mapping[str, Mapping[str, Any]] | None,  # column → path or name of a picture → value
+    path: Path,
+) -> dict[str, Any]:
+    "What the columns say about one picture; \"\" where they say nothing."
+    return {k: v.get(str(path), v.get(path.name, "")) for k, v in (columns or {}).items()}
+
+
+def short_names(paths: Sequence[Path]) -> tuple[str, ...]:
+    "File names; with as much of their folder as tells them apart where two are equal."
+    names = tuple(p.name for p in paths)
+    if len(set(names)) == len(names): return names
+    base = os.path.commonpath([p.parent for p in paths])
+    return tuple(p.relative_to(base).as_posix() for p in paths)
+
+# %% ../../nbs/evaluation/30_records.ipynb #afc291f8
+def look_at(
+    items: Iterable[LabelledImage],
+    names: Sequence[str],                             # classes of the model
+    look: Callable[[np.ndarray], Detections],         # what is found in a BGR picture
+    columns: Mapping[str, Mapping[str, Any]] | None = None,  # column → path or name of a picture → value
+    progress: Callable[[Iterable], Iterable] = lambda items: items,
+) -> tuple[EvalSet, list[Detections]]:                # the set, and what was found in each picture with all its `data`
+    "Show labelled pictures to somebody and write down truth and answer. Only classes that both know take part."
+    items = list(items)
+    if not items: raise DataError("there are no labelled pictures", "look_at")
+    mapping, truths, said, sizes = class_mapping(items[0].names, names, items[0].path), [], [], []
+    for item in progress(items):
+        image = read_image(item.path)
+        sizes.append((image.shape[1], image.shape[0]))
+        truths.append(truth_in(item, image, mapping))
+        found = look(image)
+        said.append(found[np.isin(found.class_id, list(mapping.values()))])
+    paths, told = tuple(i.path for i in items), [values_of(columns, i.path) for i in items]
+    cut = {k: np.array([row[k] for row in told], object) for k in columns or {}}
+    return check_set(EvalSet(tuple(names), short_names(paths), np.array(sizes), tabled(truths), tabled(said), cut, paths, paths[0].parent)), said
+
+
 def predict_set(
     model: Any,                                 # cv_pipeline.inference.backends.Model
     items: Iterable[LabelledImage],
@@ -216,26 +266,16 @@ def predict_set(
     progress: Callable[[Iterable], Iterable] = lambda items: items,
     spent_ms: list[float] | None = None,        # filled with the milliseconds of each picture: preprocessing, model, postprocessing
 ) -> EvalSet:
-    "Run a model over labelled pictures. Only classes that both know take part; `names` are the model's."
-    items = list(items)
-    if not items: raise DataError("there are no labelled pictures", "predict_set")
-    mapping = class_mapping(items[0].names, model.manifest.names, items[0].path)
-    asked, truths, said, sizes = model.with_postprocess(conf=conf, accept_conf=0.0, max_det=300), [], [], []
-    for item in progress(items):
-        image = read_image(item.path)
-        sizes.append((image.shape[1], image.shape[0]))
-        truth = item.truth(sizes[-1])
-        truth = truth[np.isin(truth.class_id, list(mapping))]
-        truths.append(replace(truth, class_id=np.array([mapping[c] for c in truth.class_id.tolist()], np.int32)))
+    "Run a model over labelled pictures; `names` are the model's."
+    asked, spent = model.with_postprocess(conf=conf, accept_conf=0.0, max_det=300), [] if spent_ms is None else spent_ms
+
+    def look(image: np.ndarray) -> Detections:
         began = perf_counter()
-        said.append(asked.predict([image])[0])
-        if spent_ms is not None: spent_ms.append((perf_counter() - began) * 1e3)
-    common = list(mapping.values())
-    names = tuple(str(i.path.name) for i in items)
-    if len(set(names)) < len(names): names = tuple(i.path.relative_to(os.path.commonpath([i.path.parent for i in items])).as_posix() for i in items)
-    cut = {k: np.array([v.get(str(i.path), v.get(i.path.name, "")) for i in items], object) for k, v in (columns or {}).items()}
-    return check_set(EvalSet(model.manifest.names, names, np.array(sizes), tabled(truths), tabled([d[np.isin(d.class_id, common)] for d in said]), cut,
-                             tuple(i.path for i in items), items[0].path.parent))
+        found = asked.predict([image])[0]
+        spent.append((perf_counter() - began) * 1e3)
+        return found
+
+    return look_at(items, model.manifest.names, look, columns, progress)[0]
 
 # %% ../../nbs/evaluation/30_records.ipynb #f68034ef
 def read_columns(
