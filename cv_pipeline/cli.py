@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['app', 'Opt', 'data_app', 'main', 'say', 'show_summary', 'run', 'config_command', 'models_command', 'demo', 'tune',
-           'eval_tracking', 'report_command', 'json_text', 'baseline', 'robustness', 'data_check', 'data_freeze',
-           'data_verify', 'failures']
+           'eval_tracking', 'report_command', 'json_text', 'baseline', 'robustness', 'data_check', 'data_split',
+           'data_freeze', 'data_verify', 'failures']
 
 # %% ../nbs/92_cli.ipynb #2cbb1b69
 app = typer.Typer(
@@ -529,7 +529,7 @@ def _keep_robustness(report: Any, out: Path) -> None:
 
     plot_heat_map(report).figure.savefig(out / "heat_map.png", dpi=90, bbox_inches="tight")
 
-# %% ../nbs/92_cli.ipynb #d0095860
+# %% ../nbs/92_cli.ipynb #b0484dfb
 data_app = typer.Typer(no_args_is_help=True, help="Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
 
@@ -548,10 +548,34 @@ def data_check(
     for p in found[:50]: say(f"{'[bold red]error[/]' if p.severity == 'error' else '[yellow]' + p.severity + '[/]'} {_plain(p.kind)} {_plain(p.where)}: {_plain(p.what)}")
     if len(found) > 50: say(f"… and {len(found) - 50} more")
     errors = sum(p.severity == "error" for p in found)
-    say(f"{_plain(path)}: {errors} errors, {len(found) - errors} warnings")
+    say(f"{_plain(path)}: {errors} errors, {len(found) - errors} warnings and notes")
     if errors: raise typer.Exit(2)
 
+# %% ../nbs/92_cli.ipynb #209aecef
+@data_app.command("split", epilog="Example: `cv-pipeline data split photos/ --out divided/ --sequences '(clip\\d+)'`")
+def data_split(
+    path: Annotated[Path, typer.Argument(help="YOLO folder, data.yaml, COCO json or VOC folder.")],
+    out: Annotated[Path, Opt(help="New folder: images and labels of each side, data.yaml, split.csv.")],
+    images: Annotated[Path | None, Opt(help="Where the pictures lie, if not beside the labels.")] = None,
+    train: Annotated[float, Opt(min=0, max=1, help="Share of the training side.")] = 0.7,
+    val: Annotated[float, Opt(min=0, max=1, help="Share of the validation side; the test side gets what is left.")] = 0.15,
+    sequences: Annotated[str | None, Opt(help="Regular expression on the path; its first group names the clip a picture was cut from.")] = None,
+    hamming: Annotated[int, Opt(min=0, max=32, help="Bits in which near-duplicates may differ.")] = 10,
+    seed: Annotated[int, Opt(help="Another seed, another split.")] = 0,
+) -> None:
+    "Divide a dataset so that near-duplicates and frames of one clip stay on one side."
+    from cv_pipeline.annotation.datasets import split_dataset, write_split
+    from cv_pipeline.formats import read_dataset
 
+    shares = {k: v for k, v in (("train", train), ("val", val), ("test", round(1 - train - val, 9))) if v > 0}
+    if sum(shares.values()) > 1 + 1e-9: raise ConfigError(f"the shares add up to {sum(shares.values()):g}", "--train, --val", "together at most 1")
+    made = split_dataset(read_dataset(path, images=images), shares, sequences, hamming, seed=seed)
+    for p in write_split(made, out): say(f"[yellow]{p.severity}[/] {_plain(p.kind)} {_plain(p.where)}: {_plain(p.what)}")
+    rows = made.rows()
+    _table("sides, and the share of each class", list(rows[0]), [list(r.values()) for r in rows])
+    say(f"written: {_plain(out)}")
+
+# %% ../nbs/92_cli.ipynb #faac5312
 @data_app.command("freeze", epilog="Example: `cv-pipeline data freeze photos/ --split test --out test_set.json`")
 def data_freeze(
     path: Annotated[Path, typer.Argument(help="The test set.")],

@@ -125,3 +125,17 @@ def test_nothing_to_calibrate_is_refused_with_its_reason():
     assert not report.accepted and "too few" in report.reason and report.before == report.after
     silent = EvalSet(s.names, s.images, s.size, s.truth, box_table([], [], []))
     assert not calibrate(silent, draws=50).accepted and reliability(made_up(0, 0)) == []
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("photos, least", [("voc100/coco_format_v1/instances_default.json", 100), ("coco8/data.yaml", 8)])
+def test_photographs_hold_too_few_errors_for_a_curve(real_data, photos, least):
+    "YOLOv8n on classes that both know: refused, with the reason, and nothing is stored."
+    from cv_pipeline.evaluation.records import predict_set
+    from cv_pipeline.formats import read_dataset
+    from cv_pipeline.inference.backends import load_model
+
+    model = load_model(real_data / "models" / "yolov8n_fp32_reconstructed.onnx", threads=1)
+    s = predict_set(model, read_dataset(real_data / photos))
+    report = calibrate(s)
+    assert len(s) == least and not report.accepted and report.calibrator is None and "too few to calibrate on" in report.reason

@@ -496,3 +496,5 @@ def test_data_is_checked_frozen_and_verified(labelled, tmp_path):
     assert changed.returncode == 2 and label.stem in changed.stderr.replace("\n", "")
     broken = cli("data", "check", data)
     assert broken.returncode == 2 and label.name in broken.stderr.replace("\n", "")
+    divided = cli("data", "split", labelled, "--out", tmp_path / "sides", "--sequences", r"line-0_0*(\d+)")
+    assert divided.returncode == 2 and "too few" in divided.stderr  # consecutive frames of one line look alike: one group cannot be divided

@@ -379,3 +379,25 @@ def test_real_sets_have_no_errors(real_data):
 def test_bccd_leaks_one_field_of_view_into_its_validation_half(real_data):
     leaks = D.find_leaks(read_dataset(real_data / "bccd", "train"), read_dataset(real_data / "bccd", "val"))
     assert [(Path(k.train).stem, Path(k.test).stem, k.exact) for k in leaks] == [("BloodImage_00038", "BloodImage_00037", False)]
+
+
+def test_nearly_equal_pictures_are_said_once_a_group(tmp_path):
+    root = yolo_folder(tmp_path / "set", 3)
+    for quality in (30, 50, 70, 90): cv2.imwrite(str(root / f"images/near{quality}.jpg"), scene(1), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    near = [p for p in D.check_dataset(root) if p.kind == "nearly the same picture"]
+    assert len(near) == 1 and near[0].what.startswith("4 like it")
+
+
+@pytest.mark.parametrize("form", ["yolo", "coco"])
+def test_a_split_is_written_in_a_form_that_reads_back(tmp_path, form):
+    root = yolo_folder(tmp_path / "set", 12)
+    source = root if form == "yolo" else coco_file(tmp_path, [{"id": 1, "image_id": 0, "category_id": 3, "bbox": [4, 4, 20, 12], "iscrowd": 0}, {"id": 2, "image_id": 1, "category_id": 3, "bbox": [4, 4, 20, 12], "iscrowd": 1}])
+    split = D.split_dataset(read_dataset(source), {"train": 0.6, "val": 0.4}, hamming=0)
+    lost = D.write_split(split, tmp_path / "out")
+    assert [p.kind for p in lost] == ([] if form == "yolo" else ["crowd left out"])
+    back = {side: read_dataset(tmp_path / "out", side) for side in set(split.side.tolist())}
+    assert {side: len(items) for side, items in back.items()} == {side: len(split.of(side)) for side in back}
+    kept = split.counts.sum() - len(lost)
+    assert D.class_counts(read_dataset(tmp_path / "out")).sum() == kept
+    assert not any(p.severity == "error" for p in D.check_dataset(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="not an empty folder"): D.write_split(split, tmp_path / "out")
