@@ -155,7 +155,7 @@ def to_html(notebook: Path, html: Path, code: bool = False) -> None:
     body = re.sub(r'<script[^>]*src="http[^>]*></script>|<link[^>]*href="http[^>]*>', "", body)
     html.write_text(body, encoding="utf-8")
 
-# %% ../nbs/90_reports.ipynb #ab84f461
+# %% ../nbs/90_reports.ipynb #5f0895ca
 def run_report(
     template: str | Path,                 # name of a template, or its path
     parameters: Mapping[str, Any],
@@ -179,7 +179,7 @@ def run_report(
     except OSError as e: raise ConfigError(f"the report folder cannot be made: {e.strerror}", day, "choose another place") from e
     if "output" in known: values["output"] = str(part.resolve())
     notebook, failed = part / "report.ipynb", None
-    try: papermill.execute_notebook(str(path), str(notebook), values, kernel_name="python3", progress_bar=progress, log_output=False, stderr_file=None)
+    try: papermill.execute_notebook(str(path), str(notebook), values, kernel_name="python3", progress_bar=progress, log_output=False, extra_arguments=["--IPKernelApp.log_level=40"])
     except papermill.PapermillExecutionError as e: failed = e
     to_html(notebook, part / "report.html", code=failed is not None)
     shutil.rmtree(final, ignore_errors=True)

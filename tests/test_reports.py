@@ -102,7 +102,7 @@ def test_metrics_of_the_report_on_real_photos_equal_pycocotools(real_data, tmp_p
     from cv_pipeline.inference.backends import load_model
 
     data, model = real_data / "voc100/coco_format_v1/instances_default.json", real_data / "models/yolov8n_fp32_reconstructed.onnx"
-    done = run_report("evaluation", {"model": str(model), "data": str(data), "slices": [], "draws": 100}, root=tmp_path)
+    done = run_report("evaluation", {"model": str(model), "data": str(data), "draws": 100}, root=tmp_path)
     theirs = pycocotools_numbers(predict_set(load_model(model), read_dataset(data)))
     for name, value in zip(COCO_NAMES, theirs.stats): assert done.metrics["coco"][name] == pytest.approx(None if value < 0 else value, abs=1e-6)
     assert done.metrics["header"]["objects"] > 100

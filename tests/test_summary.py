@@ -72,3 +72,19 @@ def test_the_baselines_answer(verdicts, unknown, late, answer):
     kind = {"P": Verdict.PASS, "F": Verdict.FAIL, "I": Verdict.INSUFFICIENT}
     found, reasons = answer_for([Finding("AP", kind[v], "why") for v in verdicts], unknown, Finding("latency", kind[late], "slow") if late else None)
     assert found == answer and (reasons or answer == "floors?")
+
+
+def test_slices_come_from_the_coco_file_when_none_are_named(tmp_path):
+    "Every column that divides the set, and no more: not the sequence, not a value of its own for each picture."
+    from cv_pipeline.evaluation.records import coco_columns, read_coco
+    from cv_pipeline.evaluation.summary import sliceable
+
+    book = {"images": [{"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 64, "camera": "ab"[i % 2], "sequence": i // 2, "note": f"n{i}", "site": "x"} for i in range(20)],
+            "categories": [{"id": 1, "name": "part"}], "annotations": [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}]}
+    file = tmp_path / "val.json"
+    file.write_text(json.dumps(book))
+    assert coco_columns(file)["camera"] == {f"{i}.jpg": "ab"[i % 2] for i in range(20)}
+    s = read_coco(file)
+    assert sliceable(s) == ["camera"] and set(s.columns) == {"camera", "sequence", "note", "site"}
+    e = evaluate_set(s, slices=None, draws=20, with_calibration=False)
+    assert [r["what"] for r in e.slices] == ["camera = a", "camera = b"]

@@ -21,8 +21,8 @@ from ..types import DataError, Detections
 from ..video.images import read_image
 
 # %% auto #0
-__all__ = ['BoxTable', 'box_table', 'EvalSet', 'check_set', 'read_coco', 'class_mapping', 'tabled', 'truth_in', 'values_of',
-           'short_names', 'look_at', 'predict_set', 'read_columns']
+__all__ = ['BoxTable', 'box_table', 'EvalSet', 'check_set', 'coco_columns', 'read_coco', 'class_mapping', 'tabled', 'truth_in',
+           'values_of', 'short_names', 'look_at', 'predict_set', 'read_columns']
 
 # %% ../../nbs/evaluation/30_records.ipynb #9326b4c8
 @dataclass(frozen=True)
@@ -160,7 +160,16 @@ def _table_of(rows: list[dict], place: Mapping[Any, int], classes: Mapping[int, 
                      [r.get("score", 1.0) for r in rows], [bool(r.get("iscrowd", 0)) for r in rows],
                      [r.get("area", b[2] * b[3]) if what == "truth" else b[2] * b[3] for r, b in zip(rows, box)], [r.get("id", i) for i, r in enumerate(rows)])
 
-# %% ../../nbs/evaluation/30_records.ipynb #5d4a14ca
+# %% ../../nbs/evaluation/30_records.ipynb #104754f1
+def coco_columns(
+    truth: str | Path,                # instances json
+) -> dict[str, dict[str, Any]]:       # column → picture → value
+    "What a COCO file says about its pictures beyond COCO's own keys, e.g. camera or time of day; empty where it says nothing."
+    images = [im for im in _json(Path(truth)).get("images", []) if isinstance(im, dict)]
+    extra = sorted({k for im in images for k, v in im.items() if k not in _STANDARD and isinstance(v, (str, int, float, bool))})
+    return {k: {str(im.get("file_name", im.get("id"))): im.get(k, "") for im in images} for k in extra}
+
+# %% ../../nbs/evaluation/30_records.ipynb #860ed4e4
 def read_coco(
     truth: str | Path,                      # instances json
     predictions: str | Path | list | None = None,  # detections json, or its rows
@@ -176,13 +185,12 @@ def read_coco(
     if twice: raise DataError(f"{twice} image ids are there more than once", truth, "each picture needs its own id")
     classes = {c["id"]: i for i, c in enumerate(categories)}
     said = [] if predictions is None else predictions if isinstance(predictions, list) else _json(Path(predictions))
-    extra = sorted({k for im in images for k, v in im.items() if k not in _STANDARD and isinstance(v, (str, int, float, bool))})
     named = [str(im.get("file_name", im["id"])) for im in images]
     folders = [where.parent, where.parent / "images", where.parent.parent, where.parent.parent / "images"]
     paths = tuple(next((f / n for f in folders if (f / n).exists()), None) for n in named)
     made = EvalSet(tuple(c["name"] for c in categories), tuple(named), size, _table_of(book.get("annotations", []), place, classes, "truth", truth),
                    _table_of(said, place, classes, "predictions", truth if isinstance(predictions, list) else predictions),
-                   {k: np.array([im.get(k, "") for im in images], object) for k in extra}, paths, where)
+                   {k: np.array([v[n] for n in named], object) for k, v in coco_columns(where).items()}, paths, where)
     return check_set(made)
 
 # %% ../../nbs/evaluation/30_records.ipynb #b6f2f180

@@ -35,8 +35,9 @@ from ..synthetic import FactoryLine, LineConfig
 from ..types import ConfigError, DataError
 
 # %% auto #0
-__all__ = ['data_hash', 'versions', 'Evaluation', 'class_rows', 'slice_rows', 'judge_floors', 'evaluate_set', 'evaluate_model',
-           'line_pictures', 'html_table', 'html_verdict', 'plot_curves', 'plot_confusion', 'plot_reliability_pair']
+__all__ = ['data_hash', 'versions', 'Evaluation', 'class_rows', 'sliceable', 'slice_rows', 'judge_floors', 'evaluate_set',
+           'evaluate_model', 'line_pictures', 'html_table', 'html_verdict', 'plot_curves', 'plot_confusion',
+           'plot_reliability_pair']
 
 # %% ../../nbs/evaluation/36_summary.ipynb #a1a5bc28
 def data_hash(s: EvalSet) -> str:
@@ -90,7 +91,7 @@ class Evaluation:
                 "calibration": cal and {"accepted": cal.accepted, "reason": cal.reason, "before": cal.before, "after": cal.after, "thresholds": cal.thresholds,
                                         "calibrator": cal.calibrator and cal.calibrator.to_dict()}}
 
-# %% ../../nbs/evaluation/36_summary.ipynb #b7f93a28
+# %% ../../nbs/evaluation/36_summary.ipynb #f6c2fdc8
 def _row(what: str, s: EvalSet, m: Matches, weights: np.ndarray, pictures: np.ndarray, value: Callable[[np.ndarray], float], objects: int, least: tuple[int, int]) -> dict[str, Any]:
     "AP with its interval for a part of the set, or why there is none."
     row = {"what": what, "pictures": int(pictures.sum()), "objects": objects}
@@ -114,6 +115,11 @@ def class_rows(s: EvalSet, m: Matches, weights: np.ndarray) -> list[dict[str, An
     return rows
 
 
+def sliceable(s: EvalSet) -> list[str]:
+    "Columns that divide a set into 2 to 12 slices; `sequence` only makes clusters."
+    return [k for k, v in s.columns.items() if k != "sequence" and 2 <= len(set(v.tolist())) <= 12]
+
+
 def slice_rows(s: EvalSet, m: Matches, weights: np.ndarray, columns: Sequence[str]) -> list[dict[str, Any]]:
     "A row for each value of each column."
     rows = []
@@ -123,7 +129,7 @@ def slice_rows(s: EvalSet, m: Matches, weights: np.ndarray, columns: Sequence[st
             rows.append(_row(f"{column} = {value}", s, m, weights, mask, average, objects, (FEWEST_PICTURES, FEWEST_OBJECTS)))
     return rows
 
-# %% ../../nbs/evaluation/36_summary.ipynb #1de9cb03
+# %% ../../nbs/evaluation/36_summary.ipynb #6fbef6dd
 def judge_floors(floors: Mapping[str, float], intervals: Mapping[str, Interval], rows: Sequence[dict[str, Any]], pictures: int, objects: int) -> list[Finding]:
     "A finding for each floor; ConfigError for a floor of something that is not measured."
     named = {f"AP, {r['what']}": r for r in rows}
@@ -141,7 +147,7 @@ def judge_floors(floors: Mapping[str, float], intervals: Mapping[str, Interval],
 def evaluate_set(
     s: EvalSet,
     thresholds: Sequence[float] | float = 0.25,     # in use: one a class, or one for all
-    slices: Sequence[str] = (),
+    slices: Sequence[str] | None = (),              # columns; None: all that divide it
     floors: Mapping[str, float] | None = None,
     baseline: EvalSet | None = None,                # the same pictures, predictions of another model
     draws: int = 1000, seed: int = 0,
@@ -152,7 +158,7 @@ def evaluate_set(
     weights, every = draw_weights(clusters(s), draws, seed), int(clusters(s).max()) + 1
     intervals = {"AP": ap_interval(s, m, weights), "AP50": ap_interval(s, m, weights, lambda ap: average(ap[:1]))}
     intervals |= rate_intervals(picture_counts(s, m, use), weights, n_clusters=every)
-    per_class, per_slice = class_rows(s, m, weights), slice_rows(s, m, weights, slices)
+    per_class, per_slice = class_rows(s, m, weights), slice_rows(s, m, weights, sliceable(s) if slices is None else slices)
     compared = None
     if baseline is not None:
         gap = compare_models(s, baseline, m, match_set(baseline), weights)
