@@ -92,6 +92,25 @@ def test_the_evaluation_report_of_the_line_says_pass_and_its_page_needs_no_netwo
     assert closed.returncode == 1 and "FAIL" in closed.stderr
 
 
+def test_a_frozen_set_is_what_the_report_evaluates_and_a_changed_or_leaked_one_ends_it(tmp_path):
+    from cv_pipeline.annotation.datasets import freeze
+    from cv_pipeline.line import write_dataset
+    from cv_pipeline.synthetic import FactoryLine, LineConfig
+
+    for split, seed in (("test", 5), ("train", 6)): write_dataset(tmp_path / "set", FactoryLine(LineConfig(seed=seed)).frames(8, 0), ["yolo"], split=split)
+    frozen, asked = tmp_path / "test_set.json", {"draws": 20, "frozen": str(tmp_path / "test_set.json")}
+    freeze(tmp_path / "set", frozen, "test")
+    done = run_report("evaluation", asked, root=tmp_path / "r")
+    assert done.metrics["header"]["pictures"] == 8  # the frozen half, not the line and not all of the folder
+    with pytest.raises(ReportFailed, match="knows its split"): run_report("evaluation", {**asked, "data": str(tmp_path / "set"), "split": "train"}, root=tmp_path / "s")
+    seen = next((tmp_path / "set/images/test").iterdir())
+    (tmp_path / "set/images/train/copy.jpg").write_bytes(seen.read_bytes())
+    with pytest.raises(ReportFailed, match=f"(?s)in the training data.*{seen.name}"): run_report("evaluation", {**asked, "train": str(tmp_path / "set/images/train")}, root=tmp_path / "l")
+    label = tmp_path / "set/labels/test" / f"{seen.stem}.txt"
+    label.write_text("0 .5 .5 .1 .1\n")
+    with pytest.raises(ReportFailed, match=f"(?s)1 changed.*{seen.name}"): run_report("evaluation", asked, root=tmp_path / "c")
+
+
 @pytest.mark.real
 def test_metrics_of_the_report_on_real_photos_equal_pycocotools(real_data, tmp_path):
     from test_metrics import pycocotools_numbers
