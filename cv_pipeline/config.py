@@ -21,7 +21,7 @@ __all__ = ['SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig',
            'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig',
            'load_config', 'show_config', 'config_schema']
 
-# %% ../nbs/01_config.ipynb #004de3b7
+# %% ../nbs/01_config.ipynb #0dac29bd
 class _Section(BaseModel):
     "A part of the configuration: unknown keys are errors, fields are documented."
 
@@ -47,8 +47,9 @@ class SourceConfig(_Section):
 class ModelConfig(_Section):
     "Which model answers, and on what."
 
-    path: str = Field("factory_line", description="Name of a bundled model, a model directory with manifest.json, or an ONNX file.")
+    path: str = Field("factory_line", description="Name of a bundled model, a model directory with manifest.json, a model file, or triton://host:port/model.")
     spec: Path | None = Field(None, description="YAML or JSON with the preprocessing of an ONNX that does not carry its own.")
+    backend: str = Field("auto", description="Which file of a model directory runs: auto (the fastest accepted one here), or a runtime, a precision, runtime/precision, a file.")
     providers: list[str] | None = Field(None, description="ONNX Runtime providers in order of preference; None takes the best that is present.")
     threads: int = Field(0, ge=0, le=256, description="Threads inside the model call; 0 leaves the choice to the runtime.")
 

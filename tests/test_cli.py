@@ -498,3 +498,61 @@ def test_data_is_checked_frozen_and_verified(labelled, tmp_path):
     assert broken.returncode == 2 and label.name in broken.stderr.replace("\n", "")
     divided = cli("data", "split", labelled, "--out", tmp_path / "sides", "--sequences", r"line-0_0*(\d+)")
     assert divided.returncode == 2 and "too few" in divided.stderr  # consecutive frames of one line look alike: one group cannot be divided
+
+
+# ---- models: optimize, build, benchmark, serve-files
+
+@pytest.fixture(scope="module")
+def optimised(labelled, tmp_path_factory):
+    "The bundled detector as two files that went through the gate; twelve pictures are too few for it."
+    from cv_pipeline.line import FactoryLine, LineConfig, write_dataset
+
+    out = tmp_path_factory.mktemp("models") / "line"
+    few = cli("optimize", "--data", labelled, "--out", out, "--steps", "fp32,fp16", "--threads", 1)
+    assert few.returncode == 1 and "12 pictures" in few.stderr
+    data = tmp_path_factory.mktemp("judge")
+    write_dataset(data, FactoryLine(LineConfig(seed=77, density=6)).frames(40), ["yolo"], split="val")
+    result = cli("optimize", "--data", data, "--out", out, "--steps", "fp32,fp16", "--threads", 1, "--replace")
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_optimize_keeps_what_passes_and_run_takes_it(optimised, clip, tmp_path):
+    manifest = json.loads((optimised / "manifest.json").read_text())
+    assert {a["file"] for a in manifest["artefacts"]} >= {"model.onnx"} and all(a["gate"]["accepted"] for a in manifest["artefacts"])
+    assert {s["step"] for s in json.loads((optimised / "optimize.json").read_text())["steps"]} == {"fp32", "fp16"}
+    for wanted in ("model.onnx", "auto"):
+        made = cli("run", clip, "--every", 10, "--model", optimised, "--backend", wanted, "--out", tmp_path / wanted)
+        assert made.returncode == 0, made.stderr
+        said = json.loads((tmp_path / wanted / "summary.json").read_text())["model"]
+        assert said["state"] == "ready" and ("fastest" in said["chosen"] if wanted == "auto" else True), said
+    assert cli("run", clip, "--model", optimised, "--backend", "steam", "--out", tmp_path / "steam").returncode in (2, 4)
+    again = cli("optimize", optimised, "--data", "line", "--out", optimised)
+    assert again.returncode == 2 and "Traceback" not in again.stderr
+    assert cli("optimize", "--data", "nowhere", "--out", tmp_path / "x").returncode == 2 and not (tmp_path / "x").exists()
+
+
+def test_build_without_a_card_is_a_sentence(optimised):
+    result = cli("build", optimised)
+    assert result.returncode == 4 and "Traceback" not in result.stderr and "error" in result.stderr
+    assert not list(optimised.glob("*.engine*"))
+
+
+def test_benchmark_writes_a_document_and_compares(optimised, tmp_path):
+    short = ["--batches", "1", "--threads", "1", "--seconds", "0.1", "--rounds", "2", "--no-fit", "--backends", "onnxruntime"]
+    first = cli("benchmark", optimised, *short, "--out", tmp_path / "a")
+    assert first.returncode == 0, first.stderr
+    assert {p.name for p in (tmp_path / "a").iterdir()} >= {"benchmark.json", "benchmark.md", "benchmark.html"}
+    second = cli("benchmark", optimised, *short, "--out", tmp_path / "b", "--compare", tmp_path / "a")
+    assert second.returncode == 0 and "below 1 is faster" in second.stdout, second.stderr
+    wrong = cli("benchmark", optimised, "--batches", "one", "--out", tmp_path / "c")
+    assert wrong.returncode == 2 and "--batches" in wrong.stderr
+    assert cli("benchmark", optimised, "--compare", tmp_path / "nowhere", "--out", tmp_path / "d").returncode == 2
+
+
+def test_serve_files_writes_a_repository(optimised, tmp_path):
+    result = cli("serve-files", optimised, "--out", tmp_path / "repository", "--name", "line", "--max-batch", 4)
+    assert result.returncode == 0, result.stderr
+    assert 'max_batch_size: 4' in (tmp_path / "repository" / "line" / "config.pbtxt").read_text()
+    assert cli("serve-files", optimised, "--out", tmp_path / "repository", "--name", "line").returncode == 2  # what is there stays
+    assert cli("serve-files", optimised, "--out", tmp_path / "r2", "--platform", "magic").returncode == 2

@@ -10,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cv_pipeline.inference.manifest import (
+    Artefact,
     ModelManifest,
     PostprocessSpec,
     PreprocessSpec,
+    artefact_sha256,
     check_graph,
     file_sha256,
+    find_artefact,
     find_model,
     from_ultralytics_metadata,
     load_manifest,
@@ -176,3 +179,66 @@ def test_real_metadata(real_data):
     manifest, _ = load_manifest(file, metadata=lambda: session.get_modelmeta().custom_metadata_map)
     assert len(manifest.names) == 80 and manifest.names[0] == "person"
     check_graph(manifest, session.get_inputs()[0].shape, [o.shape for o in session.get_outputs()])
+
+
+def artefact(folder, name="m_int8.onnx", **more):
+    (folder / name).write_bytes(b"int8")
+    return Artefact(name, "onnxruntime", "int8", **more)
+
+
+def test_artefacts_round_trip_and_are_checked(tmp_path):
+    manifest = model(tmp_path)
+    good = artefact(tmp_path, gate={"accepted": True, "AP loss": 0.001}, options={"threads": 2}, layout="nhwc-uint8")
+    for suffix in ("json", "yaml"):
+        written = save_manifest(replace(manifest, artefacts=(good,)), tmp_path / f"manifest.{suffix}")
+        found = load_manifest(written)[0].artefacts[0]
+        assert replace(found, sha256="") == good and found.gated and find_artefact(tmp_path, found).name == "m_int8.onnx"
+    alone = load_manifest(written)[0].for_artefact(found)
+    assert (alone.file, alone.preprocess.layout, alone.sha256, alone.artefacts) == ("m_int8.onnx", "nhwc-uint8", found.sha256, ())
+    (tmp_path / "m_int8.onnx").write_bytes(b"other")
+    with pytest.raises(ModelSpecMismatch, match="went through the gate"): find_artefact(tmp_path, found)
+    (tmp_path / "m_int8.onnx").unlink()
+    with pytest.raises(ModelSpecMismatch, match="is not there"): find_artefact(tmp_path, found)
+
+
+def test_the_weights_of_an_openvino_pair_count(tmp_path):
+    (tmp_path / "m.xml").write_text("<net/>")
+    alone = artefact_sha256(tmp_path / "m.xml")
+    (tmp_path / "m.bin").write_bytes(b"1")
+    first = artefact_sha256(tmp_path / "m.xml")
+    (tmp_path / "m.bin").write_bytes(b"2")
+    assert len({alone, first, artefact_sha256(tmp_path / "m.xml")}) == 3
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"file": "../m.onnx"}, "file: must be a file inside"), ({"backend": "torch"}, "backend: must be one of"), ({"precision": "int4"}, "precision: must be one of"),
+    ({"layout": "nchw"}, "layout: must be one of"), ({"gate": {"accepted": 1}}, "accepted must be true or false"), ({"options": []}, "options: must be a table"),
+    ({"colour": 1}, "colour: unknown setting")])
+def test_an_artefact_refuses(tmp_path, change, said):
+    row = {"file": "m.onnx", "backend": "onnxruntime", "precision": "fp32", **change}
+    with pytest.raises(ConfigError) as e: ModelManifest("m", "m.onnx", ("a",), artefacts=(row,))
+    assert said in str(e.value)
+
+
+def test_the_same_artefact_twice_and_an_artefact_that_is_none():
+    row = {"file": "m.onnx", "backend": "openvino", "precision": "fp32"}
+    ModelManifest("m", "m.onnx", ("a",), artefacts=(row, {**row, "options": {"precision": "bf16"}}))
+    for wrong in ((row, row), row, "m.onnx", (3,)):
+        with pytest.raises(ConfigError, match="artefacts"): ModelManifest("m", "m.onnx", ("a",), artefacts=wrong)
+
+
+def test_manifests_without_artefacts_read_and_hash_as_before():
+    "What was written before there were artefacts and layouts comes out byte for byte."
+    old = {"imgsz": [640, 640], "letterbox": "center", "color": "RGB", "scale": 1 / 255, "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "pad_value": 114,
+           "stride": 32, "clahe": 0.0}
+    assert json.dumps(PreprocessSpec().to_dict()) == json.dumps(old)
+    data = ModelManifest("m", "m.onnx", ("a",)).to_dict()
+    assert data["preprocess"] == old and list(data) == ["name", "file", "names", "version", "sha256", "preprocess", "postprocess", "task", "license", "metrics",
+                                                        "training", "calibration", "format_version"]
+
+
+def test_the_graph_of_a_bytes_file_is_checked_as_one():
+    spec = ModelManifest("m", "m.onnx", ("a",), preprocess=PreprocessSpec(layout="nhwc-uint8"))
+    check_graph(spec, ("b", 640, 640, 3), ("b", 5, 8400))
+    for shape in (("b", 3, 640, 640), ("b", 640, 640, 4), (1, 320, 640, 3)):
+        with pytest.raises(ModelSpecMismatch, match="B, H, W, 3"): check_graph(spec, shape, ("b", 5, 8400))

@@ -208,3 +208,22 @@ def test_wrong_tensor():
     for tensor in (np.empty((3, 640, 320), np.float32), np.empty((3, 640, 640)), np.empty((640, 640, 3), np.float32).transpose(2, 0, 1)):
         with pytest.raises(DataError): prepare.into(image, tensor)
     with pytest.raises(ConfigError): fit(10, 10, (640, 640), "corner")
+
+
+@pytest.mark.parametrize("mode", ["center", "top-left", "stretch"])
+@pytest.mark.parametrize("clahe", [0, 2.0])
+def test_bytes_layout_is_the_float_tensor_before_its_arithmetic(mode, clahe):
+    "What a graph with the arithmetic inside receives, put through that arithmetic, is what the plain model receives."
+    floats, plain = (Preprocessor(PreprocessSpec(imgsz=(320, 416), letterbox=mode, clahe=clahe, layout=x)) for x in ("nchw-float", "nhwc-uint8"))
+    slot, last = np.empty((320, 416, 3), np.uint8), None
+    for width, height in sizes(60):
+        image = noise(width, height)
+        last = plain.into(image, slot, last)
+        assert np.array_equal(slot[..., ::-1].transpose(2, 0, 1).astype(np.float32) / 255, floats.batch([image])[0][0]), (width, height)
+
+
+def test_bytes_layout_checks_its_tensor():
+    plain = Preprocessor(PreprocessSpec(imgsz=64, layout="nhwc-uint8"))
+    assert (plain.shape, plain.dtype) == ((64, 64, 3), np.uint8) and plain.batch([])[0].shape == (0, 64, 64, 3)
+    for wrong in (np.empty((64, 64, 3), np.float32), np.empty((3, 64, 64), np.uint8), np.empty((64, 64, 6), np.uint8)[..., ::2]):
+        with pytest.raises(DataError, match="contiguous uint8"): plain.into(noise(9, 9), wrong)

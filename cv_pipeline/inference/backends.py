@@ -22,8 +22,8 @@ from .preprocess import Preprocessor
 from ..types import Backend, BackendError, ConfigError, Detections
 
 # %% auto #0
-__all__ = ['OutOfMemory', 'InvalidOutput', 'check_output', 'register_backend', 'load_backend', 'Model', 'make_postprocessor',
-           'load_model', 'SteadyBackend']
+__all__ = ['RUNTIMES', 'REMOTE', 'OutOfMemory', 'InvalidOutput', 'check_output', 'is_remote', 'register_backend', 'load_backend',
+           'Model', 'make_postprocessor', 'load_model', 'SteadyBackend']
 
 # %% ../../nbs/inference/12_backends.ipynb #dcd6307c
 class OutOfMemory(BackendError):
@@ -54,8 +54,18 @@ def check_output(
                             "a lower precision often overflows: run the float32 file, and check the preprocessing")
     return raw
 
-# %% ../../nbs/inference/12_backends.ipynb #5694d0c8
-_OPENERS = {".onnx": "cv_pipeline.inference.onnx:OnnxBackend"}
+# %% ../../nbs/inference/12_backends.ipynb #48180e73
+RUNTIMES = {"onnxruntime": "cv_pipeline.inference.onnx:OnnxBackend", "openvino": "cv_pipeline.inference.openvino:OpenVINOBackend",
+            "tensorrt": "cv_pipeline.inference.tensorrt:TensorRTBackend"}  # as an Artefact names them
+_OPENERS = {".onnx": RUNTIMES["onnxruntime"], ".xml": RUNTIMES["openvino"], ".engine": RUNTIMES["tensorrt"]}
+
+
+REMOTE = "triton://", "cv_pipeline.inference.triton:TritonBackend"  # how the address of a model on a server begins, and who asks it
+
+
+def is_remote(path: str | Path) -> bool:
+    "Whether a model is not a file here but an address of a server."
+    return str(path).startswith(REMOTE[0])
 
 
 def register_backend(
@@ -67,19 +77,22 @@ def register_backend(
 
 
 def load_backend(
-    path: Path,                                  # model file
+    path: Path | str,                            # model file, or "triton://host:port/model"
     manifest: ModelManifest,
     providers: Sequence[str] | None = None,      # preferred execution providers, runtime specific
     threads: int = 0,                            # inside the model call; 0: the runtime's choice
+    runtime: str | None = None,                  # one of RUNTIMES; None: the one for the file's ending
+    **options: Any,                              # for that runtime, e.g. precision="bf16"
 ) -> Backend:
     "Open a model file with the runtime for its ending. BackendError when it cannot be opened."
-    opener = _OPENERS.get(path.suffix.lower())
+    opener = REMOTE[1] if is_remote(path) else _OPENERS.get(Path(path).suffix.lower()) if runtime is None else RUNTIMES.get(runtime)
     if opener is None:
-        raise BackendError(f"nothing here opens '{path.suffix}' files", path, f"known: {', '.join(sorted(_OPENERS))}")
+        what, known = (f"nothing here opens '{Path(path).suffix}' files", _OPENERS) if runtime is None else (f"there is no runtime '{runtime}'", RUNTIMES)
+        raise BackendError(what, path, f"known: {', '.join(sorted(known))}")
     module, _, name = opener.partition(":")
-    return getattr(import_module(module), name)(path, manifest, providers=providers, threads=threads)
+    return getattr(import_module(module), name)(path, manifest, providers=providers, threads=threads, **options)
 
-# %% ../../nbs/inference/12_backends.ipynb #ae7f6127
+# %% ../../nbs/inference/12_backends.ipynb #d96a83f9
 @dataclass
 class Model:
     "A backend with the preprocessing and postprocessing of its manifest."
@@ -88,7 +101,12 @@ class Model:
     backend: Backend
     preprocess: Preprocessor
     postprocess: Postprocessor
-    path: Path | None = None
+    path: Path | str | None = None                # its file, or the address of a server
+    opener: Callable[[], Backend] | None = None   # opens a backend like this one anew, where that is more than opening the file
+
+    def reopen(self) -> Backend:
+        "A new backend like the one it has, for when that is broken."
+        return self.opener() if self.opener is not None else load_backend(self.path, self.manifest)
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Detections]:  # (H, W, 3) uint8 BGR each, any sizes
         "Detections of each picture, in its own pixels."
@@ -133,18 +151,20 @@ def _changed(manifest: ModelManifest, changes: dict[str, Any]) -> PostprocessSpe
     if "policy" in changes: changes = {"class_policy": {}, **changes}
     return replace(manifest.postprocess, **changes)
 
-# %% ../../nbs/inference/12_backends.ipynb #505cf084
+# %% ../../nbs/inference/12_backends.ipynb #213d245e
 def load_model(
-    path: str | Path = "factory_line",           # bundled name, model directory, or model file
+    path: str | Path = "factory_line",           # bundled name, model directory, model file, or "triton://host:port/model"
     spec: str | Path | None = None,              # YAML or JSON manifest for a file without one
     providers: Sequence[str] | None = None,
     threads: int = 0,
+    backend: str | None = None,                  # "auto", or which of the model's artefacts: see inference.choice; None: its main file
 ) -> Model:
     "Open a model with everything it carries. ModelSpecMismatch when file and manifest disagree."
+    if is_remote(path): return import_module("cv_pipeline.inference.triton").open_model(str(path), spec)
+    if backend is not None: return import_module("cv_pipeline.inference.choice").open_chosen(path, spec, providers, threads, backend)
     manifest, file = load_manifest(path, spec, lambda: _metadata(path))
-    backend = load_backend(file, manifest, providers, threads)
-    pre = Preprocessor(manifest.preprocess)
-    return Model(manifest, backend, pre, make_postprocessor(manifest), file)
+    opener = lambda: load_backend(file, manifest, providers, threads)
+    return Model(manifest, opener(), Preprocessor(manifest.preprocess), make_postprocessor(manifest), file, opener)
 
 
 def _metadata(path: str | Path) -> dict[str, str]:
@@ -153,7 +173,7 @@ def _metadata(path: str | Path) -> dict[str, str]:
     reader = getattr(import_module(opener.partition(":")[0]), "read_metadata", None) if opener else None
     return reader(Path(path)) if reader else {}
 
-# %% ../../nbs/inference/12_backends.ipynb #ce99fc8e
+# %% ../../nbs/inference/12_backends.ipynb #dd035266
 @dataclass
 class SteadyBackend:
     "A backend that splits batches when memory runs out and tries once more after a runtime error. Counts both."
@@ -161,10 +181,18 @@ class SteadyBackend:
     inner: Backend
     recover: Callable[[], Backend] | None = None  # opens the backend anew before the second try; the old one is closed by then
     shape: tuple[int | None, ...] | None = None   # promised after the batch axis, for check_output
-    events: Counter = field(default_factory=Counter)
+    counts: Counter = field(default_factory=Counter)
 
-    def __post_init__(self):
-        self.name, self.provider, self.max_batch = self.inner.name, self.inner.provider, self.inner.max_batch
+    def __post_init__(self): self.name, self.max_batch = self.inner.name, self.inner.max_batch
+
+    @property
+    def provider(self) -> str: return self.inner.provider  # what runs it now: a backend may change that
+
+    @property
+    def state(self) -> str: return getattr(self.inner, "state", "ready")  # in the backend's own words, e.g. "unreachable", "fallback"
+
+    @property
+    def events(self) -> Counter: return self.counts + getattr(self.inner, "events", Counter())  # with what the backend has counted itself
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         "(B, …) raw output; B may be larger than what fits at once."
@@ -174,7 +202,7 @@ class SteadyBackend:
         try: raw = self._call(batch)
         except OutOfMemory:
             if len(batch) == 1: raise
-            self.events["oom_split"] += 1
+            self.counts["oom_split"] += 1
             self.max_batch = max(1, len(batch) // 2)
             return self.infer(batch)
         return raw if getattr(self.inner, "checks_output", False) else check_output(raw, len(batch), self.name, self.shape)
@@ -183,11 +211,12 @@ class SteadyBackend:
         try: return self.inner.infer(batch)
         except (OutOfMemory, InvalidOutput): raise
         except BackendError:
-            self.events["retry"] += 1
+            self.counts["retry"] += 1
             if self.recover is not None: self._reopen()
             return self.inner.infer(batch)
 
     def _reopen(self) -> None:
+        self.counts += getattr(self.inner, "events", Counter())
         with suppress(Exception): self.inner.close()  # it is broken: that it cannot even be closed is no news
         self.inner = self.recover()
 

@@ -117,17 +117,27 @@ def equalise(
     lab[..., 0] = cv2.createCLAHE(clip, (8, 8)).apply(lab[..., 0])
     return cv2.cvtColor(lab, cv2.COLOR_LAB2BGR)
 
-# %% ../../nbs/inference/10_preprocess.ipynb #eafd9dfe
-def _paint_border(slot: np.ndarray, g: Geometry, grey: np.float32) -> None:
-    "Fill everything of one (H, W) tensor channel that lies outside the image."
+# %% ../../nbs/inference/10_preprocess.ipynb #0a3f98a1
+def _paint_border(slot: np.ndarray, g: Geometry, grey: np.float32 | np.uint8) -> None:
+    "Fill everything of one (H, W) tensor channel, or of an (H, W, 3) picture, that lies outside the image."
     (w, h), top, left = g.inner, g.pad_top, g.pad_left
     slot[:top] = slot[top + h:] = grey
     slot[top:top + h, :left] = slot[top:top + h, left + w:] = grey
 
 
-def _check_tensor(out: np.ndarray, imgsz: tuple[int, int]) -> None:
-    if out.shape != (3, *imgsz) or out.dtype != np.float32 or not out.flags.c_contiguous:
-        raise DataError(f"the tensor must be contiguous float32 {(3, *imgsz)}, not {out.dtype} {out.shape}", "preprocess")
+def _check_tensor(out: np.ndarray, shape: tuple[int, ...], dtype: type) -> None:
+    if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
+        raise DataError(f"the tensor must be contiguous {np.dtype(dtype)} {shape}, not {out.dtype} {out.shape}", "preprocess")
+
+
+def _write_picture(image: np.ndarray, out: np.ndarray, g: Geometry, last: Geometry | None, spec: PreprocessSpec) -> Geometry:
+    "The letterboxed picture as bytes, for a graph that does the arithmetic itself; resized straight into its place."
+    if last is None or last[4:] != g[4:]: _paint_border(out, g, np.uint8(spec.pad_value))
+    inside = out[g.pad_top:g.pad_top + g.inner[1], g.pad_left:g.pad_left + g.inner[0]]
+    if g.inner == (g.width, g.height): inside[:] = image
+    else: cv2.resize(image, g.inner, dst=inside, interpolation=cv2.INTER_LINEAR)
+    if spec.clahe: inside[:] = equalise(np.ascontiguousarray(inside), spec.clahe)
+    return g
 
 
 class _Scratch(threading.local):
@@ -141,7 +151,7 @@ class _Scratch(threading.local):
             self.arrays = np.empty((height, width, 3), np.uint8), [np.empty((height, width), np.uint8) for _ in range(3)]
         return self.arrays
 
-# %% ../../nbs/inference/10_preprocess.ipynb #6aa8bbb1
+# %% ../../nbs/inference/10_preprocess.ipynb #48205bba
 class Preprocessor:
     "Images to input tensors, as `spec` says. Safe to share between threads."
 
@@ -150,6 +160,8 @@ class Preprocessor:
         plain = spec.mean == (0, 0, 0) and spec.std == (1, 1, 1)
         self._divisor = {1 / 255: np.float32(255), 1.0: np.float32(1)}.get(spec.scale) if plain else None
         self._channels = (2, 1, 0) if spec.color == "RGB" else (0, 1, 2)  # which image channel feeds each tensor channel
+        self._bytes = spec.layout == "nhwc-uint8"
+        self.shape, self.dtype = ((*spec.imgsz, 3), np.uint8) if self._bytes else ((3, *spec.imgsz), np.float32)  # of one image's tensor
 
     def geometry(self, width: int, height: int) -> Geometry:
         "Where an image of this size lies in the input."
@@ -160,10 +172,11 @@ class Preprocessor:
         return found
 
     def into(self, image: np.ndarray, out: np.ndarray, last: Geometry | None = None) -> Geometry:
-        "Write one BGR uint8 image into `out`, (3, *imgsz) float32; `last`: geometry of what this preprocessor wrote there before."
+        "Write one BGR uint8 image into `out`, of `shape` and `dtype`; `last`: geometry of what this preprocessor wrote there before."
         image = _checked(image)
-        _check_tensor(out, self.spec.imgsz)
+        _check_tensor(out, self.shape, self.dtype)
         g = self.geometry(image.shape[1], image.shape[0])
+        if self._bytes: return _write_picture(image, out, g, last, self.spec)
         (w, h), top, left = g.inner, g.pad_top, g.pad_left
         small, planes = self._scratch.get(w, h)
         if g.inner != (g.width, g.height): image = cv2.resize(image, g.inner, dst=small, interpolation=cv2.INTER_LINEAR)
@@ -177,8 +190,8 @@ class Preprocessor:
         return g
 
     def batch(self, images: Sequence[np.ndarray], out: np.ndarray | None = None) -> tuple[np.ndarray, list[Geometry]]:
-        "B images of any sizes as one (B, 3, *imgsz) float32 tensor, into the first B slots of `out` when given; and their geometries."
-        if out is None: out = np.empty((len(images), 3, *self.spec.imgsz), np.float32)
+        "B images of any sizes as one tensor of `(B, *shape)`, into the first B slots of `out` when given; and their geometries."
+        if out is None: out = np.empty((len(images), *self.shape), self.dtype)
         if len(out) < len(images): raise DataError(f"a tensor for {len(out)} images cannot take {len(images)}", "preprocess")
         out = out[:len(images)]
         return out, [self.into(image, slot) for image, slot in zip(images, out)]

@@ -22,7 +22,7 @@ from .stages import LatencyHistogram
 # %% auto #0
 __all__ = ['BUCKETS_MS', 'healthz', 'readyz', 'PipelineCollector', 'HealthServer']
 
-# %% ../../nbs/video/28_health.ipynb #c1a11938
+# %% ../../nbs/video/28_health.ipynb #76cd14fd
 def healthz(summary: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     "Is the process alive: (HTTP status, body)."
     failed = summary["error"] is not None
@@ -45,9 +45,10 @@ def readyz(
         stale = s["state"] in ("waiting", "running") and silent > stale_after_s
         states[name] = {"state": away or ("stale" if stale else s["state"]), "error": s["error"], "seconds_since_frame": age}
     usable = [n for n, s in states.items() if s["state"] not in ("failed", *_AWAY)]
-    ready = summary["warm"] and bool(usable) and summary["error"] is None
-    reason = None if ready else summary["error"] or ("no source delivers" if summary["warm"] else "the model is warming up")
-    return (200 if ready else 503), {"status": "ready" if ready else "not ready", "reason": reason, "sources": states}
+    model = summary["model"]["state"]  # "fallback" still answers
+    ready = summary["warm"] and bool(usable) and summary["error"] is None and model not in ("failed", "unreachable", "timeout", "closed")
+    reason = None if ready else summary["error"] or ("the model is warming up" if not summary["warm"] else f"the model is {model}" if usable else "no source delivers")
+    return (200 if ready else 503), {"status": "ready" if ready else "not ready", "reason": reason, "model": model, "sources": states}
 
 # %% ../../nbs/video/28_health.ipynb #5920d9f5
 BUCKETS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
@@ -105,7 +106,7 @@ def _rule_families(pipeline: Pipeline) -> Iterator[Any]:
                     for key, value in list(cell.items()): family.add_metric([source, rule, str(name), key], float(value))
     yield family
 
-# %% ../../nbs/video/28_health.ipynb #34231e7a
+# %% ../../nbs/video/28_health.ipynb #d8265860
 def _stage_families(pipeline: Pipeline, summary: dict[str, Any]) -> Iterator[Any]:
     "Latency, errors and queue depth of each stage; retries of the model."
     latency = HistogramMetricFamily("cv_pipeline_stage_seconds", "Latency of a stage, per frame", labels=["stage"])
@@ -115,7 +116,7 @@ def _stage_families(pipeline: Pipeline, summary: dict[str, Any]) -> Iterator[Any
     for name, stage in summary["stages"].items():
         errors.add_metric([name], stage["errors"]); queued.add_metric([name], stage["queue"])
     events = CounterMetricFamily("cv_pipeline_model_events", "Retries and batch splits of the model", labels=["event"])
-    for event in ("retry", "oom_split"): events.add_metric([event], summary["model"]["events"].get(event, 0))
+    for event in sorted({"retry", "oom_split", *summary["model"]["events"]}): events.add_metric([event], summary["model"]["events"].get(event, 0))
     yield from (latency, errors, queued, events)
 
 # %% ../../nbs/video/28_health.ipynb #2ad0288d

@@ -363,7 +363,7 @@ def _deliver(run: _Run) -> None:
             if item.channel.source.live: run.end_to_end.add((run.now() - item.frame.captured_at).total_seconds() * 1e3)
         run.tensors.put(batch.tensor)
 
-# %% ../../nbs/video/27_pipeline.ipynb #e57cea1b
+# %% ../../nbs/video/27_pipeline.ipynb #0b19d622
 def _depth(source: Source, runtime: RuntimeConfig) -> tuple[int, bool]:
     "Queue length and whether the oldest frame is dropped, from the policy."
     fresh = source.live if runtime.policy == "auto" else runtime.policy == "freshest-frame"
@@ -381,11 +381,10 @@ def _new_run(
         raise ConfigError("sources need distinct ids and there must be at least one", names, "give each source an `id`")
     channels = [Channel(s, selectors(s) if selectors else None, trackers(s) if trackers and not s.live else None, trackers) for s in sources]
     backend = SteadyBackend(model.backend, recover, shape=output_shape(model.manifest))
-    max_batch = min(runtime.max_batch or (1 if backend.provider == "CPUExecutionProvider" else 8), backend.max_batch)
+    max_batch = min(runtime.max_batch or (1 if "CPU" in backend.provider else 8), backend.max_batch)
     entrance = FrameQueues({s.source_id: _depth(s, runtime) for s in sources})
     run = _Run(channels, model, backend, list(sinks), runtime, clock, now, max_batch, entrance)
-    shape = (max_batch, 3, *model.manifest.preprocess.imgsz)
-    for _ in range(3): run.tensors.put(_Tensor(np.empty(shape, np.float32), [None] * max_batch))
+    for _ in range(3): run.tensors.put(_Tensor(np.empty((max_batch, *model.preprocess.shape), model.preprocess.dtype), [None] * max_batch))
     return run
 
 # %% ../../nbs/video/27_pipeline.ipynb #c3277996
@@ -509,11 +508,17 @@ def _connection(source: Source) -> str | None:
     if state != "closed": return None if state is None else str(state)
     return next((str(c.state) for c in reversed(list(getattr(source, "state_changes", ()))) if c.state != "closed"), "closed")
 
-# %% ../../nbs/video/27_pipeline.ipynb #695aba99
+# %% ../../nbs/video/27_pipeline.ipynb #1e9faf04
 def latencies(pipeline: Pipeline) -> dict[str, LatencyHistogram]:
     "Histograms by stage, `total` from decoding to delivery, and for live sources `end_to_end` from capture to delivery."
     run = pipeline._run
     return {**{name: stats.latency for name, stats in run.stages.items()}, "total": run.total, "end_to_end": run.end_to_end}
+
+
+def _chosen(backend: Backend) -> dict[str, Any]:
+    "Why this file of the model runs, and what was given up on the way; nothing where there was no choice."
+    choice = getattr(backend, "choice", None)
+    return {} if choice is None else {"chosen": f"{choice.artefact.label}: {choice.reason}", "history": [str(step) for step in backend.history]}
 
 
 def summarise(pipeline: Pipeline, run: _Run) -> dict[str, Any]:
@@ -529,7 +534,7 @@ def summarise(pipeline: Pipeline, run: _Run) -> dict[str, Any]:
     return {
         **total, "seconds": round(seconds, 3), "frames_per_second": round(total["frames_read"] / seconds, 2) if seconds else None,
         "latency_ms": latency, "warm": run.ready, "interrupted": pipeline.interrupted, "error": str(run.error) if run.error else None,
-        "model": {"name": run.backend.name, "provider": run.backend.provider, "sha256": run.model.manifest.sha256,
-                  "max_batch": run.backend.max_batch, "events": dict(run.backend.events)},
+        "model": {"name": run.backend.name, "provider": run.backend.provider, "state": run.backend.state, "sha256": run.model.manifest.sha256,
+                  "max_batch": run.backend.max_batch, "events": dict(run.backend.events), **_chosen(run.model.backend)},
         "stages": {name: stats.to_dict(run.clock(), waiting.get(name, 0)) for name, stats in run.stages.items()},
         "sources": sources}

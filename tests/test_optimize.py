@@ -1,0 +1,268 @@
+"""From a model to a folder of files that passed: gate, artefacts, refusals that leave nothing, two at once, repair of sensitive layers."""
+import json
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+from cv_pipeline.evaluation.intervals import Interval, Verdict
+from cv_pipeline.evaluation.records import box_table, predict_set
+from cv_pipeline.evaluation.summary import line_pictures
+from cv_pipeline.inference import optimize as room
+from cv_pipeline.inference.backends import load_backend, load_model
+from cv_pipeline.inference.graphs import open_graph, save_graph
+from cv_pipeline.inference.manifest import find_artefact, load_manifest, save_manifest
+from cv_pipeline.inference.optimize import DEFAULT_STEPS, STEPS, Step, _decide, accuracy_gate, export_pt, optimize
+from cv_pipeline.inference.parity import ParityError
+from cv_pipeline.inference.quantize import CalibrationWarning, quantize_cpu
+from cv_pipeline.types import BackendError, ConfigError, DataError
+
+pytestmark = pytest.mark.filterwarnings("ignore::cv_pipeline.inference.quantize.CalibrationWarning")
+STEPS_HERE = ("fp16", "int8", "int8-openvino", "int8-tensorrt", "openvino", "openvino-bf16", "fp32-bytes")
+
+pytest.importorskip("openvino")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    "Labelled pictures to judge on, their columns, and paths of others to calibrate with."
+    folder = tmp_path_factory.mktemp("line")
+    items, columns = line_pictures(folder / "judge", 30)
+    return items, columns, [i.path for i in line_pictures(folder / "calibrate", 9, seed=90)[0]]
+
+
+@pytest.fixture(scope="module")
+def made(pictures, tmp_path_factory):
+    items, columns, calibration = pictures
+    out = tmp_path_factory.mktemp("models") / "fast"
+    said = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report = optimize("factory_line", out, items, calibration, STEPS_HERE, columns=columns, draws=200, max_loss=0.02, threads=1, progress=said.append)
+    return out, report, said
+
+
+def files(folder): return sorted(p.name for p in folder.iterdir())
+
+
+def test_the_folder_is_a_model_with_its_artefacts(made, pictures):
+    out, report, said = made
+    manifest, file = load_manifest(out)
+    original = load_manifest("factory_line")[0]
+    assert file.name == "model.onnx" and manifest.names == original.names and manifest.postprocess == original.postprocess
+    assert [s for s in said if s in STEPS] == [s for s in STEPS if s in {*STEPS_HERE, "fp32"}]
+    assert all(a.gated and a.sha256 and find_artefact(out, a).is_file() for a in manifest.artefacts)
+    assert {r.step for r in report.results if r.accepted} >= {"fp32", "fp16", "int8", "int8-tensorrt", "openvino", "fp32-bytes"}
+    named = {a.file for a in manifest.artefacts} | {a.file.replace(".xml", ".bin") for a in manifest.artefacts if a.file.endswith(".xml")}
+    assert set(files(out)) == named | {"manifest.json"}
+    eight = next(a for a in manifest.artefacts if a.file == "model_int8.onnx" and a.backend == "onnxruntime")
+    assert eight.made["calibration"]["pictures"] == 9 and eight.gate["pictures"] == 30 and len(eight.gate["interval"]) == 2 and eight.gate["parity"]["matched"] > 0.9
+    assert json.loads(json.dumps(report.to_dict()))["steps"] and "| int8 |" in report.markdown()
+
+
+def test_every_artefact_opens_and_sees_the_same(made, pictures):
+    out, report, _ = made
+    manifest, _ = load_manifest(out)
+    reference, image = load_model("factory_line", threads=1), __import__("cv2").imread(str(pictures[0][0].path))
+    wanted = reference.predict([image])[0]
+    for a in manifest.artefacts:
+        alone = manifest.for_artefact(a)
+        backend = load_backend(find_artefact(out, a), alone, threads=1, runtime=a.backend, **a.options)
+        model = replace(reference, manifest=alone, backend=backend, preprocess=type(reference.preprocess)(alone.preprocess))
+        found = model.predict([image, image])
+        assert len(found) == 2 and abs(len(found[0]) - len(wanted)) <= 2, a.label
+
+
+def test_nothing_is_left_beside_the_folder(made):
+    assert files(made[0].parent) == ["fast"]
+
+
+def broken_step(keep=()):
+    return Step("model_int8.onnx", "onnxruntime", "int8", lambda w, p: save_graph(quantize_cpu(w.graph, w.ranges, keep=keep), p))
+
+
+def test_a_broken_file_is_never_written(pictures, tmp_path, monkeypatch):
+    "Everything quantised: parity refuses, the folder does not hold it, the report says why."
+    monkeypatch.setitem(room.STEPS, "int8", broken_step())
+    report = optimize("factory_line", tmp_path / "m", pictures[0], pictures[2], ("int8",), draws=20, spare=(), threads=1)
+    assert not report["int8"].accepted and "scores are all the same" in report["int8"].problem
+    assert files(tmp_path / "m") == ["manifest.json", "model.onnx"] and [a.file for a in load_manifest(tmp_path / "m")[0].artefacts] == ["model.onnx"]
+
+
+def test_a_failed_gate_writes_nothing_and_says_where(pictures, tmp_path):
+    report = optimize("factory_line", tmp_path / "m", pictures[0], None, ("pruned",), draws=50, prune=0.3, threads=1)
+    failed = report["pruned"]
+    assert not failed.accepted and failed.gate.verdict == "FAIL" and "proven" in failed.problem
+    assert failed.gate.worst[0][2] < failed.gate.worst[0][1] and {"gear", "large objects"} & {w[0] for w in failed.gate.worst}
+    assert files(tmp_path / "m") == ["manifest.json", "model.onnx"] and "pruned loses most at" in report.markdown()
+
+
+def test_without_a_good_float_file_there_is_no_folder(pictures, tmp_path, monkeypatch):
+    def spoilt(w, p):
+        graph = open_graph(w.model.path)
+        for t in graph.graph.initializer:
+            if len(t.dims) == 4: t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t) * 0.5, t.name))
+        return save_graph(graph, p)
+    monkeypatch.setitem(room.STEPS, "fp32", replace(STEPS["fp32"], make=spoilt))
+    with pytest.raises(ParityError, match="not even the simplified float file"): optimize("factory_line", tmp_path / "m", pictures[0], None, ("fp32",), draws=20, threads=1)
+    assert files(tmp_path) == []
+
+
+def test_too_few_pictures_judge_nothing(pictures, tmp_path):
+    "Same arithmetic passes by parity; whatever rounds is refused."
+    report = optimize("factory_line", tmp_path / "m", pictures[0][:6], pictures[2], ("fp16", "openvino"), draws=20, threads=1)
+    assert report["fp32"].accepted and report["openvino"].accepted and not report["fp16"].accepted and "cannot judge" in report["fp16"].problem
+    assert not (tmp_path / "m" / "model_fp16.onnx").exists()
+
+
+def test_sensitive_layers_are_left_in_float(pictures, tmp_path, monkeypatch):
+    "Eight bits fail as they are; with four layers spared they pass, and the manifest names them."
+    real, asked = room.quantize_cpu, []
+
+    def fussy(graph, ranges, limits, keep):
+        asked.append(len(keep))
+        return real(graph, ranges, limits, keep if len(asked) > 1 else ())
+    monkeypatch.setattr(room, "quantize_cpu", fussy)
+    monkeypatch.setattr(room, "sensitivity", lambda graph, *a, **k: [(n.name, 1.0) for n in graph.graph.node if n.op_type == "Conv"][:6])
+    report = optimize("factory_line", tmp_path / "m", pictures[0], pictures[2], ("int8",), draws=50, max_loss=0.05, threads=1)
+    assert report["int8"].accepted and len(report["int8"].spared) == 4 and asked[1] == asked[0] + 4
+    assert report["int8"].artefact.made["in float besides the head"] == list(report["int8"].spared)
+
+
+def test_calibrating_with_the_pictures_of_the_gate_is_noted(pictures, tmp_path):
+    report = optimize("factory_line", tmp_path / "m", pictures[0], pictures[0], ("int8",), draws=20, spare=(), threads=1)
+    assert any("were also calibrated with" in n for n in report.notes) and "Note:" in report.markdown()
+
+
+@pytest.mark.parametrize("change, error, said", [
+    ({"steps": ("int4",)}, ConfigError, "no step 'int4'"), ({"max_loss": 1.5}, ConfigError, "share of AP"), ({"frozen": []}, DataError, "no labelled picture"),
+    ({"calibration": "nowhere"}, DataError, "no such folder of calibration"), ({"keep": ("Conv_999",)}, ConfigError, "no node 'Conv_999'"),
+    ({"model": "nowhere.onnx"}, BackendError, "nowhere.onnx"), ({"model": "nowhere.pt"}, BackendError, "no such checkpoint")])
+def test_wishes_that_cannot_be_granted(pictures, tmp_path, change, error, said):
+    wish = {"model": "factory_line", "out": tmp_path / "m", "frozen": pictures[0], "steps": ("fp32",), "draws": 10, "threads": 1, **change}
+    with pytest.raises(error) as e: optimize(**wish)
+    assert said in str(e.value) and files(tmp_path) == []
+
+
+def test_models_that_cannot_be_started_from(pictures, tmp_path):
+    manifest, file = load_manifest("factory_line")
+    quantised = tmp_path / "q"
+    quantised.mkdir()
+    graph = open_graph(file)
+    graph.graph.node.extend([helper.make_node("QuantizeLinear", ["images", "s"], ["iq"]), helper.make_node("DequantizeLinear", ["iq", "s"], ["unused"])])
+    graph.graph.initializer.append(numpy_helper.from_array(np.float32(1), "s"))
+    save_graph(graph, quantised / "model.onnx")
+    save_manifest(replace(manifest, sha256=""), quantised)
+    with pytest.raises(BackendError, match="quantised already"): optimize(quantised, tmp_path / "m", pictures[0], steps=("fp32",), threads=1)
+    graph = open_graph(file)
+    graph.graph.initializer.extend([numpy_helper.from_array(np.float32(np.zeros((1, 2, 4))), "nb"), numpy_helper.from_array(np.float32(np.zeros((1, 1, 2))), "ns")])
+    graph.graph.node.append(helper.make_node("NonMaxSuppression", ["nb", "ns"], ["rows"], name="nms"))
+    save_graph(graph, quantised / "model.onnx")
+    save_manifest(replace(manifest, sha256=""), quantised)
+    with pytest.raises(BackendError, match="suppression lies inside the graph"): optimize(quantised, tmp_path / "m", pictures[0], steps=("fp32",), threads=1)
+    assert files(tmp_path) == ["q"]
+
+
+def test_a_folder_that_is_there(pictures, tmp_path):
+    run = lambda **k: optimize("factory_line", tmp_path / "m", pictures[0][:3], steps=("openvino",), draws=10, threads=1, **k)
+    run()
+    (tmp_path / "m" / "gpu.engine").write_bytes(b"somebody's own")
+    with pytest.raises(ConfigError, match="there is a model in this folder already"): run()
+    optimize("factory_line", tmp_path / "m", pictures[0][:3], steps=("fp32",), draws=10, threads=1, overwrite=True)
+    assert files(tmp_path / "m") == ["gpu.engine", "manifest.json", "model.onnx"], "files that the old manifest named went, others stayed"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; tested below by another way")
+def test_a_folder_that_cannot_be_written(pictures, tmp_path):
+    (tmp_path / "ro").mkdir(mode=0o555)
+    with pytest.raises(ConfigError, match="cannot be written"): optimize("factory_line", tmp_path / "ro" / "m", pictures[0], steps=("fp32",), threads=1)
+
+
+def test_a_folder_where_there_can_be_none(pictures, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="cannot be written"): optimize("factory_line", tmp_path / "file" / "m", pictures[0], steps=("fp32",), threads=1)
+    def refused(folder): raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(room, "_writable", refused)
+    (tmp_path / "m").mkdir()
+    with pytest.raises(ConfigError, match="cannot be written: Permission denied"): optimize("factory_line", tmp_path / "m", pictures[0], steps=("fp32",), threads=1)
+    assert files(tmp_path / "m") == []
+
+
+def test_two_processes_do_not_write_one_folder(pictures, tmp_path):
+    "Another process holds the folder; this one says so at once and touches nothing."
+    code = ("import sys, pathlib\nfrom cv_pipeline.inference.optimize import _staging\nwith _staging(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.readline()\n")
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "m")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline().strip() == "held"
+        with pytest.raises(ConfigError, match="another process is writing"): optimize("factory_line", tmp_path / "m", pictures[0], steps=("fp32",), threads=1)
+        other.communicate("\n", timeout=30)
+    finally: other.kill()
+    assert files(tmp_path) == []
+    optimize("factory_line", tmp_path / "m", pictures[0][:3], steps=("fp32",), draws=10, threads=1)
+
+
+# the gate
+
+@given(st.floats(-0.2, 0.2), st.floats(0, 0.1), st.floats(0, 0.1), st.floats(0.001, 0.1), st.integers(0, 200), st.integers(0, 400), st.booleans())
+def test_decisions_keep_to_their_rules(value, down, up, allowed, count, objects, strict):
+    verdict, accepted, reason = _decide(Interval(value, value - down, value + up), allowed, count, objects, strict)
+    few = count < 30 or objects < 50
+    assert (verdict == Verdict.FAIL) == (not few and value + up < -allowed) and (verdict == Verdict.PASS) == (not few and value - down >= -allowed)
+    assert accepted == (not few and (verdict == Verdict.PASS or (verdict == Verdict.INSUFFICIENT and not strict and value >= -allowed)))
+    assert f"{-allowed:g}"[1:] in reason
+
+
+def test_the_gate_is_paired(pictures):
+    "The same predictions in another order of confidence: no change, and an interval of nothing; boxes thrown away: a proven loss."
+    items, columns, _ = pictures
+    old = predict_set(load_model("factory_line", threads=1), items, columns=columns)
+    same = accuracy_gate(old, old, draws=100)
+    assert same.accepted and same.verdict == "PASS" and (same.change.low, same.change.value, same.change.high) == (0, 0, 0)
+    p = old.predictions
+    fewer = replace(old, predictions=p[np.random.default_rng(0).random(len(p)) < 0.5])
+    lost = accuracy_gate(fewer, old, draws=100)
+    assert not lost.accepted and lost.verdict == "FAIL" and lost.change.high < -0.005 and lost.ap < lost.reference
+    assert lost.worst[0][1] - lost.worst[0][2] == max(a - b for _, a, b, _ in lost.worst)
+    none = accuracy_gate(replace(old, predictions=box_table([], [], [])), old, draws=20)
+    assert none.ap == 0 and not none.accepted
+    one = old.select(np.array([0]))
+    assert not accuracy_gate(one, one, draws=10).accepted
+    for wrong in (-0.1, 1, 5):
+        with pytest.raises(ConfigError, match="share of AP"): accuracy_gate(old, old, wrong)
+    with pytest.raises(DataError): accuracy_gate(old.select(np.arange(5)), old)
+
+
+def test_steps_are_consistent():
+    assert set(DEFAULT_STEPS) <= set(STEPS) and len({(s.file, s.runtime, tuple(s.options)) for s in STEPS.values()}) == len(STEPS)
+    for name, step in STEPS.items(): assert ("bytes" in name) == (step.layout == "nhwc-uint8") and (step.precision == "int8") == ("int8" in name)
+
+
+def test_few_calibration_pictures_warn(pictures, tmp_path):
+    with pytest.warns(CalibrationWarning, match="only 9 pictures"): report = optimize("factory_line", tmp_path / "m", pictures[0], pictures[2], ("fp32",), draws=10, threads=1)
+    assert any("only 9 pictures" in n for n in report.notes)
+
+
+def test_no_checkpoint(tmp_path):
+    pytest.importorskip("ultralytics")
+    (tmp_path / "a.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(BackendError, match="Ultralytics cannot export it"): export_pt(tmp_path / "a.pt", tmp_path / "out")
+
+
+def test_from_a_checkpoint(pictures, tmp_path):
+    "A real checkpoint of an untrained network: exported, simplified, judged by parity; nothing is written beside the checkpoint."
+    pytest.importorskip("ultralytics")
+    from ultralytics import YOLO
+    (tmp_path / "net").mkdir()
+    net = YOLO("yolov8n.yaml")
+    net.model.names = {i: n for i, n in enumerate(("gear", "bolt", "nut", "bracket", "defect"))} | {i: f"x{i}" for i in range(5, 80)}
+    net.save(tmp_path / "net" / "net.pt")
+    report = optimize(tmp_path / "net" / "net.pt", tmp_path / "m", pictures[0][:4], steps=("fp32",), draws=10, imgsz=64, threads=1)
+    manifest, _ = load_manifest(tmp_path / "m")
+    assert report["fp32"].accepted and manifest.names[:2] == ("gear", "bolt") and manifest.preprocess.imgsz == (64, 64) and files(tmp_path / "net") == ["net.pt"]
