@@ -37,7 +37,7 @@ def _judging(data: str, split: str | None, folder: Path, count: int = 120, seed:
             return check_test_set(data), None
     return read_dataset(data, split), None
 
-# %% ../nbs/91a_model_commands.ipynb #6323de27
+# %% ../nbs/91a_model_commands.ipynb #a96e97ad
 @model_commands.command(epilog="Examples: `cv-pipeline optimize yolov8n.onnx --data test_set.json --calibrate train/images --out models/yolo` · `cv-pipeline optimize --data line --calibrate line --out models/line --steps int8,openvino-int8`")
 def optimize(
     out: Annotated[Path, Opt(help="Model folder to write.")],
@@ -49,6 +49,8 @@ def optimize(
     strict: Annotated[bool, Opt("--strict", help="The whole interval of the loss must lie within --max-loss.")] = False,
     sensitivity: Annotated[bool, Opt("--sensitivity", help="For a refused file: which layers lose most (slow).")] = False,
     prune: Annotated[float, Opt(help="Share of channels that the step 'pruned' takes out.")] = 0.3,
+    retrain: Annotated[Path | None, Opt(help="data.yaml to train a pruned .pt on.")] = None,
+    epochs: Annotated[int, Opt(min=1, help="Of that training.")] = 20,
     pictures: Annotated[int, Opt(help="Most pictures to calibrate with.")] = 500,
     split: Annotated[str | None, Opt(help="Only pictures of --data below a folder of this name.")] = None,
     spec: Annotated[Path | None, Opt(help="Manifest for an ONNX that carries none.")] = None,
@@ -66,7 +68,7 @@ def optimize(
     with tempfile.TemporaryDirectory() as folder:
         items, columns = _judging(data, split, Path(folder) / "judge")
         with_these = [i.path for i in _judging("line", None, Path(folder) / "calibrate", 300, 2700)[0]] if calibrate == "line" else calibrate
-        report = make(model, out, items, with_these, chosen, spec, max_loss, strict, pictures=pictures, seed=seed, prune=prune, columns=columns,
+        report = make(model, out, items, with_these, chosen, spec, max_loss, strict, pictures=pictures, seed=seed, prune=prune, retrain=retrain, epochs=epochs, columns=columns,
                       with_sensitivity=sensitivity, threads=threads, overwrite=replace, progress=lambda text: say(f"[dim]{plain(text)}[/]"))
     _keep_optimised(report, out)
 
