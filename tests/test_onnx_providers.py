@@ -10,7 +10,16 @@ import pytest
 from tiny_detectors import manifest, tiny
 
 from cv_pipeline.inference import onnx as room
-from cv_pipeline.inference.onnx import OnnxBackend, ProviderOptions, choose_providers, parse_provider, provider_options, provider_settings
+from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.onnx import (
+    OnnxBackend,
+    ProviderOptions,
+    choose_providers,
+    options_in,
+    parse_provider,
+    provider_options,
+    provider_settings,
+)
 from cv_pipeline.inference.preprocess import Preprocessor
 from cv_pipeline.types import BackendError, ConfigError
 
@@ -50,6 +59,21 @@ def test_options_become_the_providers_own(tmp_path):
     assert provider_options({"fp16": True, "batches": [1, 2, 3]}) == ProviderOptions(fp16=True, batches=(1, 2, 3))
     with pytest.raises(ConfigError, match="unknown: fp8"):
         provider_options({"fp8": True})
+
+
+def test_options_may_stand_behind_the_name_of_a_provider():
+    asked = ["tensorrt:1?engine_cache=/var/cache/engines&fp16=true&batches=1,4,8", "cuda?memory_mb=2048&tf32=false"]
+    assert [parse_provider(p) for p in asked] == [("TensorrtExecutionProvider", 1), ("CUDAExecutionProvider", None)]
+    assert choose_providers(asked, ALL)[:2] == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+    assert options_in(asked) == {"engine_cache": "/var/cache/engines", "fp16": True, "batches": (1, 4, 8), "memory_mb": 2048, "tf32": False}
+    assert options_in(None) == options_in("cpu") == {}
+    for wrong in ("cuda?memory_mb=lots", "cuda?batches=1,x"):
+        with pytest.raises(ConfigError, match="cannot be read"): options_in(wrong)
+
+
+def test_unknown_options_end_it_before_a_session_is_opened():
+    with pytest.raises(ConfigError, match="unknown: fp8"): load_model("factory_line", providers=["cpu?fp8=true"])
+    assert load_model("factory_line", providers=["cpu?memory_mb=64"], threads=1).backend.provider == "CPUExecutionProvider"
 
 
 def test_a_cache_that_is_missing_or_cannot_be_made(tmp_path):

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import warnings
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -84,6 +85,15 @@ def one(name: str, model, items, calibration, folder: Path, quick: bool, **how) 
     return rows
 
 
+def document(folder: Path, name: str, items, quick: bool) -> None:
+    "The benchmark document of a model's files, under reports/."
+    from cv_pipeline.inference.benchmark import run_benchmark
+
+    where = Path("reports") / date.today().isoformat() / f"benchmark-{name}"
+    run_benchmark(folder / name, where, batches=(1, 2, 4), seconds=0.5 if quick else 2.0, data=None if quick else items, latency_budget_ms=50)
+    print(f"document: {where}")
+
+
 def run(quick: bool = False) -> list[dict]:
     "Rows of all models that are there."
     from cv_pipeline.evaluation.summary import line_pictures
@@ -97,10 +107,14 @@ def run(quick: bool = False) -> list[dict]:
             voc = [replace(i, names=tuple(SAME.get(n, n) for n in i.names)) for i in read_dataset(real / "voc100/coco_format_v1/instances_default.json")]
             calibration = frames_of(real / "videos/one-by-one-person-detection.mp4", 12 if quick else 4, folder / "film")
             rows += one("yolov8n", real / "models/yolov8n_fp32_reconstructed.onnx", voc, calibration, folder, quick)
-            if not quick: rows += one("yolox_nano", real / "models/yolox_nano.onnx", voc, calibration, folder, quick, spec=coco_spec(real))
+            document(folder, "yolov8n", voc, quick)
+            if not quick:
+                rows += one("yolox_nano", real / "models/yolox_nano.onnx", voc, calibration, folder, quick, spec=coco_spec(real))
+                document(folder, "yolox_nano", voc, quick)
         items, columns = line_pictures(folder / "judge", 30 if quick else 60)
         calibration = [i.path for i in line_pictures(folder / "calibrate", 30 if quick else 300, seed=90)[0]]
         rows += one("factory_line", "factory_line", items, calibration, folder, quick, columns=columns)
+        document(folder, "factory_line", items, quick)
     return rows
 
 
