@@ -79,7 +79,7 @@ def _keep_optimised(report: Any, out: Path) -> None:
 
     (out / "optimize.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     (out / "optimize.md").write_text(report.markdown(), encoding="utf-8")
-    shown = ("step", "MB", "matched", "AP", "AP change", "result")
+    shown = ("step", "MB", "matched", "AP", "AP change", "gate", "result")
     table("what became of each step", list(shown), [[str(r[k]) if r[k] is not None else None for k in shown] for r in report.rows()])
     for r in report.results:
         if not r.accepted: say(f"[yellow]{plain(r.step)}[/]: {plain(r.row()['why'])}")

@@ -518,7 +518,7 @@ def latencies(pipeline: Pipeline) -> dict[str, LatencyHistogram]:
 def _chosen(backend: Backend) -> dict[str, Any]:
     "Why this file of the model runs, and what was given up on the way; nothing where there was no choice."
     choice = getattr(backend, "choice", None)
-    return {} if choice is None else {"chosen": f"{choice.artefact.label}: {choice.reason}", "history": [str(step) for step in backend.history]}
+    return {} if choice is None else {"chosen": f"{choice.artefact.label}: {choice.reason}", "chosen_sha256": choice.artefact.sha256, "history": [str(step) for step in backend.history]}
 
 
 def summarise(pipeline: Pipeline, run: _Run) -> dict[str, Any]:
