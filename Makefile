@@ -41,6 +41,7 @@ $(VENV)/.dev: $(PACKAGING) | $(VENV)/.core
 	$(INSTALL) --no-deps --upgrade --target $(VENV)/trtrtx tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116  # a builder of the family that works without a card
 	$(BIN)/python -m venv $(VENV)/triton  # a real tritonserver, with the NumPy it needs
 	PYTHONWARNINGS=ignore $(VENV)/triton/bin/python -m pip --disable-pip-version-check install --quiet nvidia-pytriton==0.7.0 "numpy<2" onnxruntime==1.23.2 opencv-python-headless==4.11.0.86 pyyaml scipy
+	test -x $(VENV)/labelstudio/bin/label-studio || { $(BIN)/python -m venv $(VENV)/labelstudio && PYTHONWARNINGS=ignore $(VENV)/labelstudio/bin/python -m pip --disable-pip-version-check install --quiet label-studio==1.23.2; }  # the real server, apart from our packages
 	@touch $@ $(VENV)/.lab
 
 demo: $(VENV)/.core  ## the factory line, the bundled detector, annotated video: offline, no torch
