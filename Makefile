@@ -39,6 +39,7 @@ $(VENV)/.dev: $(PACKAGING) | $(VENV)/.core
 	$(INSTALL) --no-deps --upgrade --target $(VENV)/trt10 tensorrt-cu13-bindings==10.16.1.11  # names and signatures of both TensorRT generations; the libraries need a card
 	$(INSTALL) --no-deps --upgrade --target $(VENV)/trt11 tensorrt-cu13-bindings==11.4.0.106
 	$(INSTALL) --no-deps --upgrade --target $(VENV)/trtrtx tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116  # a builder of the family that works without a card
+	$(INSTALL) --no-deps --upgrade --target $(VENV)/ortgpu onnxruntime-gpu==1.31.1  # says the right thing where there is no card, and knows the options' names
 	$(BIN)/python -m venv $(VENV)/triton  # a real tritonserver, with the NumPy it needs
 	PYTHONWARNINGS=ignore $(VENV)/triton/bin/python -m pip --disable-pip-version-check install --quiet nvidia-pytriton==0.7.0 "numpy<2" onnxruntime==1.23.2 opencv-python-headless==4.11.0.86 pyyaml scipy
 	test -x $(VENV)/labelstudio/bin/label-studio || { $(BIN)/python -m venv $(VENV)/labelstudio && PYTHONWARNINGS=ignore $(VENV)/labelstudio/bin/python -m pip --disable-pip-version-check install --quiet label-studio==1.23.2; }  # the real server, apart from our packages

@@ -77,7 +77,9 @@ def show_summary(summary: dict[str, Any]) -> None:
     table("Latency a frame, ms", ["stage", "p50", "p95", "p99"], [[name, *values.values()] for name, values in latency.items() if any(v is not None for v in values.values())])
     model = summary["model"]
     speed = f"{summary['frames_per_second']} frames/s" if summary["frames_per_second"] else "no frames"
-    say(f"{speed} in {summary['seconds']} s · {plain(model['name'])} on {model['provider']}")
+    say(f"{speed} in {summary['seconds']} s · {plain(model['name'])} on {plain(model['provider'])}")
+    if "chosen" in model: say(f"chosen: {plain(model['chosen'])}")
+    for step in model.get("history", []): say(f"[yellow]given up[/]: {plain(step)}")
     if "rules" in summary: _show_rules(summary["rules"])
     if summary["uncertain_dropped"]: say(f"uncertain detections dropped by policy: {summary['uncertain_dropped']}")
     decoders = Counter(s["decoder"] for s in summary["sources"].values() if s["decoder"])

@@ -271,3 +271,20 @@ def test_auto_on_a_real_family_picks_nothing_slower_than_fp32(real_data, tmp_pat
     assert model.backend.choice.stored and len(model.predict([np.full((200, 300, 3), 114, np.uint8)])) == 1
     model.close()
     assert Path(model.path) == folder / c.artefact.file
+
+
+def test_a_model_with_one_file_of_somebody_elses_kind_opens_by_default(tmp_path, monkeypatch):
+    "`auto` where there is nothing to choose: whoever was registered for the ending opens it, and nothing is measured."
+    from cv_pipeline.inference import backends
+
+    class Theirs:
+        name, provider, max_batch = "theirs", "their runtime", 4
+        def __init__(self, path, manifest, providers=None, threads=0): self.path = path
+        def close(self): pass
+
+    monkeypatch.setattr(backends, "import_module", lambda name: type("room", (), {"Theirs": Theirs}))
+    monkeypatch.setitem(backends._OPENERS, ".theirs", "their_room:Theirs")
+    (tmp_path / "net.theirs").write_bytes(b"weights")
+    (tmp_path / "manifest.json").write_text(json.dumps({"name": "m", "file": "net.theirs", "names": ["part"]}))
+    model = load_model(tmp_path, backend="auto")
+    assert model.backend.provider == "their runtime" and model.reopen().path == tmp_path / "net.theirs"

@@ -25,7 +25,7 @@ from cv_pipeline.evaluation.records import EvalSet, box_table
 from cv_pipeline.types import ConfigError, DataError, box_iou
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-import bench_label_errors as bench
+import try_label_errors as bench
 
 
 @pytest.fixture(scope="module")

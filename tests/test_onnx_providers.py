@@ -143,6 +143,7 @@ def gpu_build() -> Path:
     for folder in (Path(sys.prefix) / "ortgpu", Path(os.environ.get("CV_PIPELINE_TRT", "/nowhere")) / "ortgpu"):
         if folder.is_dir():
             return folder
+    assert not os.environ.get("CV_PIPELINE_REQUIRE_SERVICES"), "no onnxruntime-gpu: `make test` puts it beside the environment"
     pytest.skip(f"no onnxruntime-gpu beside the environment (340 MB): pip install --no-deps --target {Path(sys.prefix) / 'ortgpu'} onnxruntime-gpu")
 
 

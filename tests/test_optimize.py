@@ -201,7 +201,7 @@ def test_two_processes_do_not_write_one_folder(pictures, tmp_path):
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "m")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline().strip() == "held"
-        with pytest.raises(ConfigError, match="another process is writing"): optimize("factory_line", tmp_path / "m", pictures[0], steps=("fp32",), threads=1)
+        with pytest.raises(BackendError, match="is building it right now"): optimize("factory_line", tmp_path / "m", pictures[0], steps=("fp32",), threads=1)
         other.communicate("\n", timeout=30)
     finally: other.kill()
     assert files(tmp_path) == []

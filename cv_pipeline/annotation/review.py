@@ -18,7 +18,7 @@ import numpy as np
 from .annotations import Annotation, Draft
 from .label_errors import error_suspects, label_errors, search_power
 from .qa import Suspect, agreement, box_suspects, class_balance, class_suspects, coverage, dispute_suspects, ranked
-from ..evaluation.failures import _fiftyone, twin_pairs
+from ..evaluation.failures import fiftyone_package, twin_pairs
 from ..evaluation.records import EvalSet, check_set
 from ..types import ConfigError, DataError, Detections
 
@@ -144,7 +144,7 @@ def build_review(
     "A FiftyOne dataset with every suspect tagged; complete, or not there at all."
     lost = [s.images[i] for i in range(len(s)) if not s.paths or s.paths[i] is None or not Path(s.paths[i]).exists()]
     if lost: raise DataError(f"{len(lost)} of {len(s)} pictures are not there, e.g. {lost[0]}", s.where, "FiftyOne shows the files themselves: put them back")
-    fo = _fiftyone()
+    fo = fiftyone_package()
     if name in fo.list_datasets() and not replace_old: raise ConfigError(f"FiftyOne has a dataset '{name}' already", "qa", "choose another name, or say --replace")
     made = fo.Dataset(f"{name} (in the making {os.getpid()})", persistent=True)
     try:

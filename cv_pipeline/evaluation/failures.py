@@ -30,7 +30,7 @@ from ..video.likeness import Fingerprint, fingerprints, near_pairs
 
 # %% auto #0
 __all__ = ['ABOUT', 'field_name', 'twin_pairs', 'Failures', 'find_failures', 'View', 'planned_views', 'view_rows',
-           'write_records', 'read_records', 'ViewerError', 'build_failures', 'open_app']
+           'write_records', 'read_records', 'ViewerError', 'fiftyone_package', 'build_failures', 'open_app']
 
 # %% ../../nbs/evaluation/33_failures.ipynb #dadc928f
 def _causes(s: EvalSet, m: Matches, report: ErrorReport) -> np.ndarray:  # (g,) of str
@@ -285,7 +285,7 @@ def _check_database(uri: str | None) -> None:
     except Exception as e: raise ViewerError(f"FiftyOne has no database: {e}", hint=_HOW) from None
 
 
-def _fiftyone() -> Any:
+def fiftyone_package() -> Any:
     "The package with a database that answers."
     for key in ("FIFTYONE_DO_NOT_TRACK", "FIFTYONE_SHOW_PROGRESS_BARS"): os.environ.setdefault(key, "true" if key.endswith("TRACK") else "false")
     try: import fiftyone as fo
@@ -348,7 +348,7 @@ def build_failures(
     "The dataset with its saved views; complete, or not there at all."
     lost = [f.set.images[i] for i in range(len(f.set)) if not f.set.paths or f.set.paths[i] is None or not Path(f.set.paths[i]).exists()]
     if lost: raise DataError(f"{len(lost)} of {len(f.set)} pictures are not there, e.g. {lost[0]}", f.set.where, "FiftyOne shows the files themselves: put them back, or run the report again with the pictures in a place that stays")
-    fo = _fiftyone()
+    fo = fiftyone_package()
     if name in fo.list_datasets() and not replace_old: raise ConfigError(f"FiftyOne has a dataset '{name}' already", "failures", "choose another --name, or say --replace")
     made = fo.Dataset(f"{name} (in the making {os.getpid()})", persistent=True)
     try:
@@ -374,7 +374,7 @@ def open_app(
     browser: bool = False,         # open a tab
 ) -> Any:                          # fiftyone.Session; .url, .close()
     "Serve the App; ViewerError when it does not come up."
-    fo = _fiftyone()
+    fo = fiftyone_package()
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind((address, port))

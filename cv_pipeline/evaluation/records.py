@@ -165,7 +165,11 @@ def coco_columns(
     truth: str | Path,                # instances json
 ) -> dict[str, dict[str, Any]]:       # column → picture → value
     "What a COCO file says about its pictures beyond COCO's own keys, e.g. camera or time of day; empty where it says nothing."
-    images = [im for im in _json(Path(truth)).get("images", []) if isinstance(im, dict)]
+    return _columns_of([im for im in _json(Path(truth)).get("images", []) if isinstance(im, dict)])
+
+
+def _columns_of(images: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    "Keys of COCO pictures that are not COCO's own."
     extra = sorted({k for im in images for k, v in im.items() if k not in _STANDARD and isinstance(v, (str, int, float, bool))})
     return {k: {str(im.get("file_name", im.get("id"))): im.get(k, "") for im in images} for k in extra}
 
@@ -190,7 +194,7 @@ def read_coco(
     paths = tuple(next((f / n for f in folders if (f / n).exists()), None) for n in named)
     made = EvalSet(tuple(c["name"] for c in categories), tuple(named), size, _table_of(book.get("annotations", []), place, classes, "truth", truth),
                    _table_of(said, place, classes, "predictions", truth if isinstance(predictions, list) else predictions),
-                   {k: np.array([v[n] for n in named], object) for k, v in coco_columns(where).items()}, paths, where)
+                   {k: np.array([v[n] for n in named], object) for k, v in _columns_of(images).items()}, paths, where)
     return check_set(made)
 
 # %% ../../nbs/evaluation/30_records.ipynb #b6f2f180

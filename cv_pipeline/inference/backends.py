@@ -22,8 +22,8 @@ from .preprocess import Preprocessor
 from ..types import Backend, BackendError, ConfigError, Detections
 
 # %% auto #0
-__all__ = ['RUNTIMES', 'REMOTE', 'OutOfMemory', 'InvalidOutput', 'check_output', 'is_remote', 'register_backend', 'load_backend',
-           'Model', 'make_postprocessor', 'load_model', 'SteadyBackend']
+__all__ = ['RUNTIMES', 'BY_ENDING', 'REMOTE', 'OutOfMemory', 'InvalidOutput', 'check_output', 'is_remote', 'register_backend',
+           'load_backend', 'Model', 'make_postprocessor', 'load_model', 'SteadyBackend']
 
 # %% ../../nbs/inference/12_backends.ipynb #dcd6307c
 class OutOfMemory(BackendError):
@@ -57,7 +57,8 @@ def check_output(
 # %% ../../nbs/inference/12_backends.ipynb #48180e73
 RUNTIMES = {"onnxruntime": "cv_pipeline.inference.onnx:OnnxBackend", "openvino": "cv_pipeline.inference.openvino:OpenVINOBackend",
             "tensorrt": "cv_pipeline.inference.tensorrt:TensorRTBackend"}  # as an Artefact names them
-_OPENERS = {".onnx": RUNTIMES["onnxruntime"], ".xml": RUNTIMES["openvino"], ".engine": RUNTIMES["tensorrt"]}
+BY_ENDING = {".onnx": "onnxruntime", ".xml": "openvino", ".engine": "tensorrt"}  # who runs a file when nobody says
+_OPENERS = {ending: RUNTIMES[runtime] for ending, runtime in BY_ENDING.items()}
 
 
 REMOTE = "triton://", "cv_pipeline.inference.triton:TritonBackend"  # how the address of a model on a server begins, and who asks it
@@ -161,8 +162,9 @@ def load_model(
 ) -> Model:
     "Open a model with everything it carries. ModelSpecMismatch when file and manifest disagree."
     if is_remote(path): return import_module("cv_pipeline.inference.triton").open_model(str(path), spec)
-    if backend is not None: return import_module("cv_pipeline.inference.choice").open_chosen(path, spec, providers, threads, backend)
     manifest, file = load_manifest(path, spec, lambda: _metadata(path))
+    if backend is not None and (manifest.artefacts or backend != "auto"):  # of one file there is nothing to choose
+        return import_module("cv_pipeline.inference.choice").open_chosen(path, spec, providers, threads, backend)
     opener = lambda: load_backend(file, manifest, providers, threads)
     return Model(manifest, opener(), Preprocessor(manifest.preprocess), make_postprocessor(manifest), file, opener)
 

@@ -29,7 +29,7 @@ from ..evaluation.records import predict_set
 from ..formats import LabelledImage, read_dataset
 from .backends import Model, OutOfMemory, _metadata, make_postprocessor
 from .batching import DynamicBatcher
-from .choice import _folder_of, _picture, _prepared, _said, machine, own_file
+from .choice import _folder_of, _picture, _prepared, _said, machine, nvml, own_file
 from .manifest import Artefact, ModelManifest, load_manifest
 from ..types import BackendError, ConfigError, DataError, SinkError
 
@@ -50,16 +50,9 @@ def _status(key: str) -> float | None:
 
 def gpu_mib(pid: int) -> float | None:
     "GPU memory of a process by NVML; None without a GPU that says so."
-    try:
-        import pynvml
-        pynvml.nvmlInit()
-    except Exception: return None  # no library or no driver
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        used = [p.usedGpuMemory or 0 for h in handles for p in pynvml.nvmlDeviceGetComputeRunningProcesses(h) if p.pid == pid]
-        return round(sum(used) / 2**20, 1) if handles else None
-    except Exception: return None
-    finally: pynvml.nvmlShutdown()
+    with suppress(Exception), nvml() as (lib, cards):
+        if cards: return round(sum(p.usedGpuMemory or 0 for c in cards for p in lib.nvmlDeviceGetComputeRunningProcesses(c) if p.pid == pid) / 2**20, 1)
+    return None
 
 
 def joules() -> dict[str, tuple[float, float]]:
@@ -67,11 +60,8 @@ def joules() -> dict[str, tuple[float, float]]:
     found = {}
     for zone in sorted(Path("/sys/class/powercap").glob("intel-rapl:?")):
         with suppress(OSError, ValueError): found[zone.name] = int((zone / "energy_uj").read_text()) / 1e6, int((zone / "max_energy_range_uj").read_text()) / 1e6
-    try:
-        import pynvml
-        pynvml.nvmlInit()
-        for i in range(pynvml.nvmlDeviceGetCount()): found[f"gpu{i}"] = pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByIndex(i)) / 1e3, float("inf")
-    except Exception: pass  # no library, no driver, or a card that does not count
+    with suppress(Exception), nvml() as (lib, cards):  # a card that does not count is left out
+        for i, card in enumerate(cards): found[f"gpu{i}"] = lib.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3, float("inf")
     return found
 
 

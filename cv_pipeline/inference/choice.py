@@ -11,8 +11,8 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -21,20 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from .backends import InvalidOutput, Model, OutOfMemory, _metadata, check_output, load_backend, make_postprocessor
+from .backends import BY_ENDING, InvalidOutput, Model, OutOfMemory, _metadata, check_output, load_backend, make_postprocessor
 from .manifest import Artefact, ModelManifest, PreprocessSpec, find_artefact, load_manifest, output_shape
 from .preprocess import Preprocessor, value_tables
 from ..types import Backend, BackendError, ConfigError, CVPipelineError
 
 # %% auto #0
-__all__ = ['PICTURE', 'RETRY_S', 'MARGIN', 'Candidate', 'own_file', 'candidates', 'machine', 'measure', 'cache_folder',
+__all__ = ['PICTURE', 'RETRY_S', 'MARGIN', 'Candidate', 'own_file', 'candidates', 'nvml', 'machine', 'measure', 'cache_folder',
            'record_key', 'read_record', 'write_record', 'Choice', 'rank', 'matching', 'choose', 'to_layout', 'Option',
            'answered', 'FallbackBackend', 'open_chosen']
 
 # %% ../../nbs/inference/12a_choice.ipynb #5d192b6b
-_BY_ENDING = {".onnx": "onnxruntime", ".xml": "openvino", ".engine": "tensorrt"}
-
-
 @dataclass(frozen=True)
 class Candidate:
     "One file of a model, and why it may not be chosen, if so."
@@ -48,8 +45,8 @@ class Candidate:
 
 def own_file(manifest: ModelManifest) -> Artefact:
     "The file that the manifest was written for, as an artefact."
-    runtime = _BY_ENDING.get(Path(manifest.file).suffix.lower())
-    if runtime is None: raise ConfigError(f"an automatic choice knows {', '.join(_BY_ENDING)} files, not '{manifest.file}'", manifest.name, "leave the backend out")
+    runtime = BY_ENDING.get(Path(manifest.file).suffix.lower())
+    if runtime is None: raise ConfigError(f"an automatic choice knows {', '.join(BY_ENDING)} files, not '{manifest.file}'", manifest.name, "leave the backend out")
     return Artefact(manifest.file, runtime, "fp32", manifest.sha256, manifest.preprocess.layout, gate={"accepted": True, "reason": "the model's own file"})
 
 
@@ -87,18 +84,24 @@ def _cores() -> float:
     return cores
 
 
-def _gpus() -> list[str]:
-    "Names of the GPUs and their driver; empty where NVML is not installed or finds none."
+@contextmanager
+def nvml() -> Iterator[tuple[Any, list[Any]]]:
+    "NVIDIA's management library and a handle for each GPU; no GPU where there is no library, no driver or no right to ask."
     try:
         import pynvml
         pynvml.nvmlInit()
-    except Exception: return []  # no library, no driver, no right to ask: no GPU that could be used
-    try:
-        text = lambda v: v.decode() if isinstance(v, bytes) else str(v)
-        names = [text(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i))) for i in range(pynvml.nvmlDeviceGetCount())]
-        return [*names, f"driver {text(pynvml.nvmlSystemGetDriverVersion())}"] if names else []
-    except Exception: return []
-    finally: pynvml.nvmlShutdown()
+    except Exception: pynvml = None
+    try: yield pynvml, [] if pynvml is None else [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    finally:
+        if pynvml is not None: pynvml.nvmlShutdown()
+
+
+def _gpus() -> list[str]:
+    "Names of the GPUs and their driver; empty where NVML is not installed or finds none."
+    text = lambda v: v.decode() if isinstance(v, bytes) else str(v)
+    with suppress(Exception), nvml() as (lib, cards):
+        if cards: return [*(text(lib.nvmlDeviceGetName(c)) for c in cards), f"driver {text(lib.nvmlSystemGetDriverVersion())}"]
+    return []
 
 
 def machine() -> dict[str, Any]:
@@ -445,5 +448,5 @@ def open_chosen(
     manifest, file = load_manifest(path, spec, lambda: _metadata(path))
     folder, first = _folder_of(manifest, file), manifest.for_artefact(choice.artefact)
     options = [Option(a.label, a.layout, partial(_open, manifest, folder, a, providers, threads)) for a in choice.order]
-    opener = options[0].open if len(options) == 1 else lambda: FallbackBackend(options, manifest.preprocess, output_shape(manifest), choice)  # one file: nothing to fall back to
+    opener = lambda: FallbackBackend(options, manifest.preprocess, output_shape(manifest), choice)
     return Model(first, opener(), Preprocessor(first.preprocess), make_postprocessor(first), folder / choice.artefact.file, opener)

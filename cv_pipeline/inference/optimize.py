@@ -24,6 +24,7 @@ from ..evaluation.records import EvalSet, predict_set
 from ..evaluation.summary import data_hash
 from ..formats import LabelledImage, read_dataset
 from .backends import Model, load_backend, load_model, make_postprocessor
+from .engines import build_lock
 from .graphs import bytes_input, dynamic_batch, half_precision, head_nodes, inspect_graph, open_graph, save_graph, simplify
 from .manifest import Artefact, artefact_sha256, load_manifest, save_manifest
 from .openvino import default_precision
@@ -305,22 +306,12 @@ def _opened(model: str | Path | Model, spec: str | Path | None, folder: Path, im
 # %% ../../nbs/inference/38_optimize.ipynb #4d68bcd0
 @contextlib.contextmanager
 def _staging(out: Path) -> Iterator[Path]:
-    "A hidden folder beside the target; ConfigError when another process is at it, or nothing can be written there."
-    import fcntl
-    lock = out.parent / f".{out.name}.lock"
+    "A hidden folder beside the target; ConfigError when nothing can be written there, BackendError when another process is at it."
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(lock, "w")  # noqa: SIM115  it is held for as long as the work lasts
-        if out.exists(): _writable(out)
+        _writable(out if out.exists() else out.parent)
     except OSError as e: raise ConfigError(f"the model folder cannot be written: {e.strerror or e}", out, "choose another folder") from e
-    with handle:
-        try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e: raise ConfigError("another process is writing this model folder", out, "wait for it, or choose another folder") from e
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.part-", dir=out.parent))
-        try: yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            lock.unlink(missing_ok=True)
+    with build_lock(out), tempfile.TemporaryDirectory(prefix=f".{out.name}.part-", dir=out.parent, ignore_cleanup_errors=True) as folder: yield Path(folder)
 
 
 def _writable(folder: Path) -> None:

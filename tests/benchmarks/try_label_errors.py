@@ -1,7 +1,7 @@
 """Label errors planted in the line and in BCCD's training pictures, found by ours and by cleanlab with its defaults: the same labels, the same detections.
 
-    python tests/benchmarks/bench_label_errors.py                 # the table; writes label_errors/bccd.json when CV_PIPELINE_REAL_DATA is set
-    python tests/benchmarks/bench_label_errors.py --train WEIGHTS # trains the two detectors of BCCD's halves again (about 6 minutes), writes label_errors/bccd.npz
+    python tests/benchmarks/try_label_errors.py                 # the table; writes label_errors/bccd.json when CV_PIPELINE_REAL_DATA is set
+    python tests/benchmarks/try_label_errors.py --train WEIGHTS # trains the two detectors of BCCD's halves again (about 6 minutes), writes label_errors/bccd.npz
 """
 from __future__ import annotations
 
