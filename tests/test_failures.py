@@ -297,12 +297,15 @@ def test_the_app_shows_the_dataset_and_its_views_in_chromium(fo, tmp_path):
         shown = lambda url: next(filter(lambda p: "samples|" in p, (text(chromium(tmp_path, url, "--dump-dom")) for _ in range(5))), "")  # the first load may end before the App is there
         whole, picture = f"http://127.0.0.1:{port}/datasets/in%20the%20app", tmp_path / "app.png"
         assert "|12|" in shown(whole).replace(" ", "")
-        chromium(tmp_path, whole, f"--screenshot={picture}")
-        shot = cv2.imread(str(picture))
-        assert shot.shape[:2] == (850, 1400)
+        for _ in range(5):  # a busy machine shows the App before its pictures
+            chromium(tmp_path, whole, f"--screenshot={picture}")
+            shot = cv2.imread(str(picture))
+            assert shot.shape[:2] == (850, 1400)
+            grid = shot[150:, 300:950].astype(int)  # beside the menus; our pictures are colourful, the App is grey
+            colourful = float(((grid.max(axis=2) - grid.min(axis=2)) > 60).mean())
+            if colourful > 0.15: break
         if os.environ.get("CV_PIPELINE_SHOTS"): cv2.imwrite(os.path.join(os.environ["CV_PIPELINE_SHOTS"], "fiftyone.png"), shot)
-        grid = shot[150:, 300:950].astype(int)  # beside the menus; our pictures are colourful, the App is grey
-        assert ((grid.max(axis=2) - grid.min(axis=2)) > 60).mean() > 0.15
+        assert colourful > 0.15
         for row in X.view_rows(X.planned_views(f), f"http://127.0.0.1:{port}", "in the app"):
             if row["view"] not in ("worst 4", "false: Bkg"): continue
             page = shown(row["link"])
