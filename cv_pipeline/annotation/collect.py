@@ -33,8 +33,8 @@ from ..video.sources import FolderSource, open_source, unique_ids
 # %% auto #0
 __all__ = ['REASONS', 'Pictures', 'CollectPolicy', 'chance', 'Looks', 'looks_of', 'Usual', 'usual_of', 'learn_usual', 'bounds',
            'flickering', 'alone', 'decide', 'reasons_of', 'Collected', 'read_collected', 'write_collected', 'Shelf',
-           'read_books', 'CollectSink', 'read_log', 'Flag', 'read_flags', 'KeptFrames', 'Collection', 'collect',
-           'estimated_mean']
+           'read_books', 'CollectSink', 'LiveCollection', 'open_collect', 'read_log', 'Flag', 'read_flags',
+           'KeptFrames', 'Collection', 'collect', 'estimated_mean']
 
 # %% ../../nbs/annotation/41_collect.ipynb #acf8c303
 REASONS = ("random", "flag", "flicker", "high", "many", "none", "low")  # a reason's bit is its place; kinds of cases from the strongest evidence on
@@ -554,7 +554,7 @@ def _resume(shelf: Shelf) -> None:
         heapq.heapify(heap)
     shelf.bytes = sum(shelf.lengths.values())
 
-# %% ../../nbs/annotation/41_collect.ipynb #942fe265
+# %% ../../nbs/annotation/41_collect.ipynb #a8da9b1e
 class CollectSink:
     "Collects while the pipeline runs; a Sink. Every case is decided when its camera's next look arrives."
 
@@ -600,6 +600,19 @@ class CollectSink:
     def close(self) -> None:
         for source, last in self._last.items(): self._decide(source, len(last) - 1)
         self.shelf.close()
+
+# %% ../../nbs/annotation/41_collect.ipynb #84f601bd
+class LiveCollection(CollectSink):
+    "The collection of a run: what it has counted goes into summary.json."
+
+    def summary(self) -> dict[str, Any]:
+        return {"folder": str(self.shelf.folder), "pictures": self.collected, "looks": sum(self.shelf.looks.values()), "cases": sum(self.shelf.cases.values()), **self.shelf.counts}
+
+
+def open_collect(settings: Any, out: Path) -> LiveCollection:  # settings: the section `collect` of a configuration
+    "The sink that a configuration asks for."
+    policy = CollectPolicy(**{f.name: getattr(settings, f.name) for f in fields(CollectPolicy) if hasattr(settings, f.name)})
+    return LiveCollection(settings.folder or Path(out) / "collected", policy, None if settings.max_gb is None else int(settings.max_gb * 1e9))
 
 # %% ../../nbs/annotation/41_collect.ipynb #ba59ac09
 def _learn(sink: CollectSink, source: str, count: int) -> None:

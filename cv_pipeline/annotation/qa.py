@@ -96,10 +96,10 @@ def _impossible(s: EvalSet) -> list[Suspect]:
     "Boxes without size, and boxes that leave a picture whose size is known."
     box, size = s.truth.xyxy, s.size[s.truth.image]
     side, known = box[:, 2:] - box[:, :2], (size > 0).all(axis=1)
-    found = [_said(s, r, "no size", 1.0, f"{side[r, 0]:.1f} x {side[r, 1]:.1f} pixels") for r in np.flatnonzero((side < 2).any(axis=1))]
+    found = [_said(s, r, "no size", 1.0, f"{side[r, 0]:.1f} x {side[r, 1]:.1f} pixels") for r in np.flatnonzero((side < 2).any(axis=1) & ~s.truth.crowd)]
     inside = np.maximum(np.minimum(box[:, 2:], size) - np.maximum(box[:, :2], 0), 0).prod(axis=1) / np.maximum(side.prod(axis=1), 1e-9)
     beyond = np.maximum(-box[:, :2], box[:, 2:] - size).max(axis=1, initial=0)
-    for r in np.flatnonzero(known & (beyond > 1) & (side >= 2).all(axis=1)):
+    for r in np.flatnonzero(known & (beyond > 1) & (side >= 2).all(axis=1) & ~s.truth.crowd):
         cut = [*np.clip(box[r], 0, np.tile(size[r], 2)).round(1).tolist()]
         found.append(_said(s, r, "outside", max(0.5, 1 - inside[r]), f"{1 - inside[r]:.0%} of the box lies outside, by up to {beyond[r]:.0f} pixels", **({"xyxy": cut} if inside[r] > 0 else {})))
     return found

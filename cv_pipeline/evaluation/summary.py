@@ -197,7 +197,7 @@ def line_pictures(folder: str | Path, pictures: int = 120, seed: int = 700) -> t
     for k in range(-(-pictures // 3)):
         poor = k % 2 == 1
         line = FactoryLine(LineConfig(seed=seed + k, density=5, cameras=2), Conditions(**({"fog": 4, "exposure": 3} if poor else {})))
-        shown = [(f, t) for f, t in line.frames(31, camera=k // 2 % 2) if t.frame_id % 15 == 0]
+        shown = [line.render(n, k // 2 % 2) for n in (0, 15, 30)]
         write_dataset(Path(folder) / f"line{k:03d}", shown, ["yolo", "coco"], split="val")
     items = [item for k in range(-(-pictures // 3)) for item in read_dataset(Path(folder) / f"line{k:03d}" / "annotations" / "val.json")]
     for item in items:
