@@ -18,8 +18,8 @@ from .types import ConfigError
 
 # %% auto #0
 __all__ = ['SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'SelectionConfig', 'TrackerConfig',
-           'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig',
-           'load_config', 'show_config', 'config_schema']
+           'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'TelemetryConfig', 'CollectConfig', 'ZoneSection',
+           'LineSection', 'EventsConfig', 'RunConfig', 'load_config', 'show_config', 'config_schema']
 
 # %% ../nbs/01_config.ipynb #0dac29bd
 class _Section(BaseModel):
@@ -140,6 +140,32 @@ class HealthConfig(_Section):
     host: str = "127.0.0.1"
     stale_after_s: float = Field(10.0, gt=0, description="A live source without a frame for so long counts as stale.")
 
+# %% ../nbs/01_config.ipynb #22b0eef4
+class TelemetryConfig(_Section):
+    "The prediction log: what the cameras showed and what the model said, as Parquet; alarms for cameras that need a hand."
+
+    folder: Path | None = Field(None, description="Where; many runs may share one. None: OUT/log.")
+    embed_every: int = Field(1, ge=1, description="Every n-th row of a camera gets an embedding.")
+    unasked_fps: float | None = Field(2.0, gt=0, description="Rows a second and camera of frames that the model was not asked about; None: all.")
+    part_seconds: float = Field(60.0, gt=0, description="A part is written at least so often: what a crash can cost.")
+    max_gb: float | None = Field(None, gt=0, description="Beyond this the oldest days are deleted. None: no limit.")
+    upkeep: bool = Field(True, description="Watch each camera: frame rate, blur, dirt, dark, bright, frozen, moved.")
+
+
+class CollectConfig(_Section):
+    "Pictures that deserve labels, collected while it runs: some by lot, all edge cases."
+
+    folder: Path | None = Field(None, description="Where. None: OUT/collected.")
+    random: float = Field(0.01, ge=0, le=1, description="Share of all looks, by lot.")
+    low: tuple[float, float] | None = Field((0.3, 0.6), description="A box whose confidence lies in this band.")
+    high: float | None = Field(0.9, ge=0, le=1, description="A box as sure as this that neighbouring looks know nothing of.")
+    none: float | None = Field(0.02, ge=0, le=1, description="An empty look, where a smaller share than this is empty.")
+    many: float | None = Field(5.0, gt=0, description="Robust standard deviations above the usual number of boxes.")
+    flicker: bool = Field(True, description="A track that is missing, or of another class, in one look.")
+    quota: int | None = Field(100, ge=0, description="Cases kept a camera, day and kind. None: all.")
+    seed: int = 0
+    max_gb: float | None = Field(None, gt=0, description="Of the pictures. None: no limit.")
+
 # %% ../nbs/01_config.ipynb #55227625
 class ZoneSection(_Section):
     "A polygon to watch."
@@ -172,7 +198,7 @@ class EventsConfig(_Section):
     looks: int = Field(2, ge=1, description="Observations there in a row before it counts.")
     lost_s: float = Field(2.0, gt=0, description="Seconds without the track after which it has left.")
 
-# %% ../nbs/01_config.ipynb #fc8dd047
+# %% ../nbs/01_config.ipynb #61644f39
 class RunConfig(_Section):
     "Everything `cv-pipeline run` needs."
 
@@ -185,6 +211,14 @@ class RunConfig(_Section):
     events: EventsConfig = EventsConfig()
     delivery: DeliveryConfig = DeliveryConfig()
     health: HealthConfig = HealthConfig()
+    telemetry: TelemetryConfig | None = Field(None, description="The prediction log; `true` takes the defaults.")
+    collect: CollectConfig | None = Field(None, description="Pictures for labelling; `true` takes the defaults.")
+
+    @field_validator("telemetry", "collect", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        "`telemetry: true` and `telemetry: false`."
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -200,8 +234,8 @@ class RunConfig(_Section):
         if twice: raise ValueError(f"the id {', '.join(twice)} is given twice")
         return value
 
-# %% ../nbs/01_config.ipynb #bcfd2a1b
-_ITEMS = {"sources": SourceConfig, "zones": ZoneSection, "lines": LineSection, "adaptive": AdaptiveConfig}  # sections inside lists and options
+# %% ../nbs/01_config.ipynb #2f501f26
+_ITEMS = {"sources": SourceConfig, "zones": ZoneSection, "lines": LineSection, "adaptive": AdaptiveConfig, "telemetry": TelemetryConfig, "collect": CollectConfig}  # sections inside lists and options
 
 
 def _known_keys(model: type[BaseModel], path: tuple) -> list[str]:

@@ -50,7 +50,7 @@ def readyz(
     reason = None if ready else summary["error"] or ("the model is warming up" if not summary["warm"] else f"the model is {model}" if usable else "no source delivers")
     return (200 if ready else 503), {"status": "ready" if ready else "not ready", "reason": reason, "model": model, "sources": states}
 
-# %% ../../nbs/video/28_health.ipynb #5920d9f5
+# %% ../../nbs/video/28_health.ipynb #4a0a53c7
 BUCKETS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
@@ -84,6 +84,7 @@ class PipelineCollector:
         yield from _source_families(summary["sources"])
         yield from _rule_families(self.pipeline)
         yield from _stage_families(self.pipeline, summary)
+        for sink in list(self.pipeline.sinks): yield from getattr(sink, "metric_families", tuple)()  # what a sink wants to say
 
 # %% ../../nbs/video/28_health.ipynb #fe00038a
 def _source_families(sources: dict[str, dict[str, Any]]) -> Iterator[Any]:

@@ -1,0 +1,323 @@
+"""Drift: the pieces against brute force, the verdict on streams with known truth, the report on a real prediction log, and every kind of bad input."""
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import lfilter
+from scipy.stats import ks_2samp
+
+from cv_pipeline.monitoring import drift as D
+from cv_pipeline.monitoring import statistics as S
+from cv_pipeline.monitoring.drift_report import control_charts, drift_of_log, observed_of, periods_of
+from cv_pipeline.monitoring.telemetry import TelemetrySink, read_log
+from cv_pipeline.types import ConfigError, DataError, Detections, Frame, FrameResult
+
+CLASSES = ("gear", "bolt", "nut")
+
+
+def ar(n, rho, rng, columns=1):
+    noise = rng.standard_normal((n + 300, columns)) * np.sqrt(1 - rho**2)
+    return lfilter([1], [1, -rho], noise, axis=0)[300:].astype(np.float32)
+
+
+def stream(seed, n=400, cameras=3, start=0.0, rho=.3, shift=None, mix=(1, 1, 1), scale=1.0, step=1.0, boxes=4):
+    "n looks of each camera with autocorrelated columns; `shift`: camera → standard deviations that its brightness and embedding have moved."
+    rng, shift = np.random.default_rng(seed), shift or {}
+    camera = np.repeat(np.arange(cameras), n)
+    moved = np.concatenate([np.full(n, shift.get(k, 0.0), np.float32) for k in range(cameras)])
+    columns = np.concatenate([ar(n, rho, rng, 8) for _ in range(cameras)]) * np.float32(scale)
+    count = rng.poisson(boxes, len(camera))
+    frame = np.repeat(np.arange(len(camera)), count)
+    embedding = columns[:, 2:].copy()
+    embedding[:, 0] += moved
+    return D.Observed(tuple(f"c{k}" for k in range(cameras)), camera, start + np.tile(np.arange(n) * step, cameras), {"brightness": 100 + 10 * (columns[:, 0] + moved), "blur": columns[:, 1]}, embedding, None,
+                      frame, rng.choice(3, len(frame), p=np.array(mix) / np.sum(mix)), rng.beta(5, 2, len(frame)).astype(np.float32), rng.gamma(4, .01, len(frame)).astype(np.float32), CLASSES, "test")
+
+
+FAST = D.DriftSettings(permutations=999)
+REFERENCE = stream(1, 500)
+
+
+def says(window, reference=REFERENCE, how=FAST): return D.compare(reference, window, how)
+
+
+# --- the pieces ------------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(-5, 5, width=32)), min_size=1, max_size=60), st.integers(1, 6))
+def test_block_sums_and_counts_are_what_brute_force_says(rows, cuts):
+    block, x = np.array([r[0] for r in rows]), np.array([r[1] for r in rows], np.float32)
+    assert S.block_sums(block, x[:, None], 5)[:, 0] == pytest.approx([x[block == b].sum(dtype=float) for b in range(5)], abs=1e-4)
+    edges = S.cuts_of(x, cuts)
+    assert (S.counts_below(block, x, edges, 5) == [[(x[block == b] <= e).sum() for e in edges] for b in range(5)]).all()
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_adjusted_p_values_keep_order_and_bounds(p):
+    p = np.array(p)
+    holm, bh = S.holm(p), S.benjamini_hochberg(p)
+    assert (p - 1e-12 <= bh).all() and (bh <= holm + 1e-12).all() and (holm <= 1).all()
+    order = np.argsort(p, kind="stable")
+    assert (np.diff(holm[order]) >= -1e-12).all() and (np.diff(bh[order]) >= -1e-12).all()
+    assert holm.min() == pytest.approx(min(1, p.min() * len(p)))
+
+
+@given(st.integers(2, 30), st.integers(1, 29), st.integers(0, 99))
+def test_every_shuffle_calls_as_many_blocks_the_window(blocks, inside, seed):
+    window = np.arange(blocks) < min(inside, blocks - 1)
+    drawn = S.shuffles(window, 50, np.random.default_rng(seed))
+    assert (drawn[0] == window).all() and (drawn.sum(axis=1) == window.sum()).all() and set(np.unique(drawn)) <= {0, 1}
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.floats(1, 50))
+def test_blocks_never_reach_over_a_gap(sizes, seconds):
+    at = np.concatenate([np.arange(n) + 1000.0 * i for i, n in enumerate(sizes)])
+    order, stretch = S.stretches(np.zeros(len(at), int), at, np.zeros(len(at), bool))
+    block = S.cut_blocks(at[order], stretch, seconds)
+    assert (np.diff(block) >= 0).all() and (np.diff(block) <= 1).all() and block[0] == 0
+    for b in range(block[-1] + 1): assert np.ptp(at[order][block == b]) < max(2 * seconds, 40) and len(set(stretch[block == b])) == 1
+
+
+@pytest.mark.parametrize("rho", [0, .5, .8])
+def test_autocorrelation_time_of_a_known_process(rho):
+    x = ar(30_000, rho, np.random.default_rng(3), 6)
+    found, true = S.autocorrelation_time(x), (1 + rho) / (1 - rho)
+    assert found.mean() == pytest.approx(true, rel=.12)
+    assert S.autocorrelation_time(-7 * x + 100) == pytest.approx(found)                      # whatever the unit
+    pooled = S.autocorrelation_time(x + np.repeat([0, 50], 15_000)[:, None], np.repeat([0, 1], 15_000))
+    assert pooled.mean() == pytest.approx(true, rel=.12)                                     # a jump between stretches is no memory
+
+
+def test_the_distance_is_kolmogorov_smirnovs():
+    rng = np.random.default_rng(4)
+    a, b = rng.standard_normal(4000), rng.standard_normal(2000) + .3
+    x, block, window = np.concatenate([a, b]), np.arange(6000) // 60, np.arange(100) >= 4000 / 60
+    block[4000:] = np.arange(2000) // 60 + 67
+    window = np.arange(block.max() + 1) >= 67
+    gap = S.differences(S.shuffles(window, 0, rng), S.counts_below(block, x, S.cuts_of(x), len(window)), np.bincount(block))
+    assert np.abs(gap[0]).max() == pytest.approx(ks_2samp(a, b).statistic, abs=.02)
+
+
+def test_the_kernel_sums_do_not_depend_on_how_many_rows_are_taken_at_a_time():
+    rng = np.random.default_rng(5)
+    x, block = rng.standard_normal((1000, 7)).astype(np.float32), np.sort(rng.integers(0, 40, 1000))
+    k = S.kernel_for(x, rng, 32)
+    direct = np.stack([k(x[block == b]).sum(axis=0) for b in range(40)])
+    assert S.kernel_sums(k, block, x, 40, rows=37) == pytest.approx(direct, abs=1e-3)
+    assert (np.square(k(x)).sum(axis=1)) == pytest.approx(1, abs=1e-4)
+
+
+# --- the verdict -----------------------------------------------------------------------------------------------------------------
+
+
+def test_quiet_streams_are_quiet_and_the_textbook_is_not():
+    "40 autocorrelated streams: at 5 % our test may alarm in a few of them; Kolmogorov-Smirnov alarms in most."
+    ours, theirs, amber = 0, 0, 0
+    for k in range(40):
+        a, b = stream(1000 + k, 900, 2, rho=.7), stream(5000 + k, 500, 2, start=1e5, rho=.7)
+        d = D.compare(a, b, D.DriftSettings(permutations=499, least=20, least_device=20))
+        ours += min(f.p_adjusted for f in d.families) < .05
+        amber += d.verdict != "GREEN"
+        theirs += min(ks_2samp(a.image[n], b.image[n]).pvalue for n in a.image) < .05 / 2
+    assert ours <= 6 and amber <= 2 and theirs >= 12, (ours, amber, theirs)
+
+
+def test_a_device_the_world_and_a_mix_are_told_apart():
+    cases = [({"shift": {1: 1.2}}, "device fault", ("c1",)), ({"shift": {0: 1, 1: 1, 2: 1}}, "world changed", ("c0", "c1", "c2")), ({"mix": (1, 1, 6)}, "world changed", None), ({}, "none", ())]
+    for how, cause, devices in cases:
+        d = says(stream(2, 250, start=1e5, **how))
+        assert d.cause == cause, (how, d.cause, [f.to_dict() for f in d.families])
+        assert devices is None or set(d.devices) == set(devices)
+        assert d.verdict == ("GREEN" if cause == "none" else "AMBER")
+    w = stream(2, 400, start=1e5)
+    seldom = w.rows((w.camera == 0) | (w.at % 5 == 0))
+    assert says(seldom).cause == "mix shift"
+    without = REFERENCE.rows(REFERENCE.camera != 2)
+    d = says(stream(2, 250, start=1e5), without)
+    assert d.cause == "mix shift" and any("c2 is in the window only" in n for n in d.notes)
+    alone = lambda o: o.rows(o.camera == 0)
+    assert says(alone(stream(2, 500, start=1e5, shift={0: 1.5})), alone(stream(1, 900))).cause == "device or world"
+
+
+def test_a_wider_cloud_is_seen_although_no_mean_moves():
+    d = says(stream(2, 300, start=1e5, scale=1.6))
+    states = {f.family: f.state for f in d.families}
+    assert states["embedding"] == "AMBER" and states["class"] == states["count"] == "GREEN"
+
+
+def test_many_frames_make_a_small_shift_significant_but_no_alarm():
+    a, b = stream(1, 12_000, 2, rho=0), stream(2, 6_000, 2, start=1e6, rho=0, shift={0: .12, 1: .12})
+    d = D.compare(a, b, FAST)
+    image = next(f for f in d.families if f.family == "image")
+    assert image.p_adjusted < .01 and image.effect < .15 and image.state == "GREEN" and d.verdict == "GREEN"
+
+
+def test_two_windows_running_are_red_and_only_in_the_same_family():
+    first = says(stream(2, 250, start=1e5, shift={1: 1.2}))
+    again = D.compare(REFERENCE, stream(3, 250, start=2e5, shift={1: 1.2}), FAST, first.families)
+    assert again.verdict == "RED" and {f.family for f in again.families if f.state == "RED"} == {"image", "embedding"}
+    other = D.compare(REFERENCE, stream(3, 250, start=2e5, mix=(1, 1, 6)), FAST, first.families)
+    assert other.verdict == "AMBER"
+
+
+def test_order_and_names_do_not_matter():
+    w = stream(2, 250, start=1e5, shift={1: 1.2})
+    base = says(w)
+    shuffled = w.rows(np.ones(len(w), bool))
+    order = np.random.default_rng(0).permutation(len(w))
+    back = np.argsort(order)
+    shuffled = replace(w, camera=w.camera[order], at=w.at[order], image={k: v[order] for k, v in w.image.items()}, embedding=w.embedding[order], box_frame=back[w.box_frame])  # a clock that ran backwards
+    renamed = replace(w, classes=("nut", "gear", "bolt"), box_class=np.array([1, 2, 0])[w.box_class])
+    for other in (shuffled, renamed):
+        d = says(other)
+        assert [(f.family, f.state, f.devices) for f in d.families] == [(f.family, f.state, f.devices) for f in base.families]
+        assert [f.p for f in d.families] == pytest.approx([f.p for f in base.families], abs=.02)
+    assert says(w).to_dict() == base.to_dict()  # and the same call says the same
+
+
+def test_what_is_written_is_json():
+    book = json.loads(json.dumps(says(stream(2, 250, start=1e5, shift={1: 1.2})).to_dict()))
+    assert book["verdict"] == "AMBER" and book["cause"] == "device fault" and book["devices"] == ["c1"]
+    row = book["families"][0]
+    assert {"family", "camera", "p", "p_adjusted", "effect", "floor", "state"} <= set(row) and row["camera"] == "c1"
+    assert book["window"]["from"].endswith("+00:00") and book["window"]["frames"] == 750
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------------------
+
+
+def test_too_little_is_grey():
+    d = says(stream(2, 40, start=1e5, shift={0: 3, 1: 3, 2: 3}))
+    assert d.verdict != "RED" and {f.state for f in d.families if f.family in ("image", "embedding", "count")} == {"GREY"}
+    d = says(stream(2, 900, start=1e5, rho=.98), stream(1, 900, rho=.98))
+    assert next(f for f in d.families if f.family == "image").state == "GREY"  # thousands of frames, few of them independent
+    few = D.compare(stream(1, 300, step=1e-3), stream(2, 2, start=1e5), D.DriftSettings(permutations=199, least=10, least_device=10))
+    assert few.verdict == "GREY" and few.cause == "insufficient" and any("too few" in n for n in few.notes)
+
+
+def test_values_that_never_change_are_no_drift():
+    flat = lambda o: replace(o, image={"brightness": np.full(len(o), 7, np.float32)}, embedding=np.ones((len(o), 4), np.float32))
+    d = says(flat(stream(2, 250, start=1e5)), flat(REFERENCE))
+    assert d.verdict == "GREEN"
+    stuck = replace(stream(2, 250, start=1e5), image={"brightness": np.full(750, 99, np.float32), "blur": stream(2, 250).image["blur"]})
+    assert next(f for f in says(stuck).families if f.family == "image").state == "AMBER"  # a frozen picture is
+
+
+@pytest.mark.parametrize("window, what", [
+    (stream(2, 250, start=400), "reference and window overlap"),
+    (stream(2, 250, start=1e5).rows(np.zeros(750, bool)), "the window holds no frames"),
+    (replace(stream(2, 250, start=1e5), embedder="another"), "embeddings of two models: 'test'.*'another'"),
+    (replace(stream(2, 250, start=1e5), embedding=np.zeros((750, 3), np.float32)), "embeddings of two models"),
+    (replace(stream(2, 250, start=1e5), image={"brightness": np.zeros(750)}), "other image statistics: blur"),
+    (replace(stream(2, 250, start=1e5), image={"brightness": np.full(750, np.nan), "blur": np.zeros(750)}), "NaN or infinity in 750 places"),
+    (replace(stream(2, 250, start=1e5), box_class=np.full(len(stream(2, 250).box_class), 9)), "class that is not in the list"),
+    (replace(stream(2, 250, start=1e5), at=np.zeros(3)), "3 rows, not 750"),
+])
+def test_what_cannot_be_compared_is_refused(window, what):
+    with pytest.raises(DataError, match=what): says(window)
+
+
+def test_missing_embeddings_and_nobody_asked_leave_families_out():
+    w = stream(2, 250, start=1e5)
+    d = says(replace(w, embedding=None))
+    assert "embedding: nothing to compare" in d.notes and "embedding" not in {f.family for f in d.families}
+    silent = replace(w, asked=np.zeros(750, bool), box_frame=np.zeros(0, int), box_class=np.zeros(0, int), confidence=np.zeros(0, np.float32), size=np.zeros(0, np.float32))
+    d = says(silent, replace(silent, at=silent.at - 1e5))
+    assert {f.family for f in d.families} == {"image", "embedding", "cameras"}
+
+
+@pytest.mark.parametrize("how, what", [({"permutations": 10}, "below 199"), ({"alpha": 0}, "outside 0..1"), ({"floor": {"colour": .1}}, "unknown families"), ({"floor": {"class": 2}}, "outside 0..1"), ({"least": 1}, "below 10")])
+def test_settings_say_what_is_wrong(how, what):
+    with pytest.raises(ConfigError, match=what): D.DriftSettings(**how)
+
+
+# --- from a log ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def log_folder(tmp_path_factory):
+    "Four days of two cameras, 60 looks a day; the second turns dark on the last two days."
+    from datetime import datetime, timedelta, timezone
+
+    import cv2
+
+    folder, rng = tmp_path_factory.mktemp("drift") / "log", np.random.default_rng(0)
+    for camera in ("north", "south"): (folder / "frames_kept" / camera).mkdir(parents=True)
+    sink = TelemetrySink(folder, part_rows=50)
+    for k, camera in enumerate(("north", "south")):
+        for i in range(240):
+            dark = 60 if k == 1 and i >= 120 else 0
+            image = np.clip(rng.normal(120 - dark, 25, (48, 64, 3)) + rng.normal(0, 4), 0, 255).astype(np.uint8)
+            at = datetime(2026, 6, 1, 6, tzinfo=timezone.utc) + timedelta(days=i // 60, minutes=15 * (i % 60))
+            if i % 5 == 0: cv2.imwrite(str(folder / "frames_kept" / camera / f"{i:06d}.png"), image)
+            boxes = rng.uniform(0, 20, (rng.poisson(3), 4)).astype(np.float32)
+            boxes[:, 2:] += boxes[:, :2] + 1
+            sink.write(FrameResult(Frame(image, camera, i, at), Detections(boxes, rng.uniform(.3, 1, len(boxes)), rng.integers(0, 2, len(boxes))), ("gear", "bolt"), model="m"))
+    sink.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def log(log_folder): return read_log(log_folder)
+
+
+SMALL = D.DriftSettings(permutations=999, least=40, least_device=20)
+
+
+def test_a_log_is_compared_with_its_own_past(log):
+    found = drift_of_log(log, None, None, SMALL)
+    assert found.drift.verdict == "RED" and found.drift.devices == ("south",)  # the last day against the first two; the third was dark already
+    assert found.periods.before is not None and len(found.reference) < 250
+    calm = drift_of_log(log, ["2026-06-01", "2026-06-02"], ["2026-06-02", "2026-06-03"], SMALL)
+    assert calm.drift.verdict == "GREEN" and calm.before is None
+    only = drift_of_log(log, None, None, SMALL, ["north"])
+    assert only.drift.verdict == "GREEN" and {c["camera"] for c in only.drift.cameras if c["window"]} == {"north"}
+    charts = {c.camera: c for c in control_charts(found.seen, "brightness", found.periods.reference, 24)}
+    late = charts["south"].at > found.periods.before[0]
+    assert charts["south"].outside[late].all() and not charts["south"].outside[~late].any() and charts["north"].outside.mean() < .2
+    assert len(control_charts(found.seen, "detections", found.periods.reference)) == 2
+
+
+def test_periods_say_what_is_wrong(log):
+    for reference, window, what in ((["2026-06-01"], None, "must be two times"), (["2026-06-03", "2026-06-01"], None, "ends before it begins"), (["2026-06-01", "2026-06-05"], None, "reference and window overlap"),
+                                    (["2026-06-01T06:00", "2026-06-02"], None, "has no time zone"), (["yesterday", "today"], None, "is not a time")):
+        with pytest.raises(ConfigError, match=what): periods_of(log.at, reference, window)
+    berlin = periods_of(log.at, ["2026-06-01T02:00+02:00", "2026-06-02T02:00+02:00"], ["2026-06-03", "2026-06-04"])
+    assert berlin.reference == periods_of(log.at, ["2026-06-01", "2026-06-02"], ["2026-06-03", "2026-06-04"]).reference
+    with pytest.raises(DataError, match="holds no frames"): periods_of(np.zeros(0))
+    with pytest.raises(ConfigError, match="no camera west"): drift_of_log(log, None, None, SMALL, ["west"])
+    with pytest.raises(DataError, match="the reference holds no frames"): drift_of_log(log, ["2025-01-01", "2025-01-02"], None, SMALL)
+
+
+def test_frames_that_could_not_be_measured_are_left_out(log):
+    broken = replace(log, frames={**log.frames, "brightness": np.where(np.arange(len(log)) < 100, np.nan, log.frames["brightness"])})
+    assert len(observed_of(broken)) == len(log) - 100
+    with pytest.raises(DataError, match="no frame of this log has image statistics"):
+        observed_of(replace(log, frames={**log.frames, "brightness": np.full(len(log), np.nan, np.float32)}))
+
+
+def test_the_report_is_a_page_with_pictures_and_metrics(log, log_folder, tmp_path):
+    "From a real prediction log: two dark days are RED, the camera is named, kept pictures are shown, metrics are there."
+    from cv_pipeline.reports import run_report
+
+    done = run_report("drift", {"log": str(log_folder), "least": 40, "permutations": 999}, root=tmp_path)
+    assert done.verdict == "RED" and done.metrics["cause"] == "device fault" and done.metrics["devices"] == ["south"] and done.metrics["before"]["verdict"] == "AMBER"
+    page = (done.folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64") >= 3 and "data:image/jpeg;base64" in page and "send somebody to the camera" in page and "src=\"http" not in page
+
+
+def test_a_report_with_wrong_parameters_does_not_begin(tmp_path):
+    from cv_pipeline.reports import ReportFailed, run_report
+
+    with pytest.raises(ConfigError, match="windows: unknown parameter, did you mean 'window'"): run_report("drift", {"windows": ["2026-06-01", "2026-06-02"]}, root=tmp_path)
+    with pytest.raises(ReportFailed, match="DataError"): run_report("drift", {"log": str(tmp_path / "nowhere")}, root=tmp_path)
+
+
+@settings(max_examples=5)
+@given(st.floats(.8, 3))
+def test_the_larger_the_shift_the_larger_the_effect(size):
+    effect = lambda s: next(f.effect for f in says(stream(2, 250, start=1e5, shift={1: s})).families if f.family == "image")
+    assert effect(size + .7) >= effect(size) - .02

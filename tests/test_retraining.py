@@ -1,0 +1,143 @@
+"""Retraining: what is recommended, why, and that the same evidence twice changes nothing."""
+import json
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cv_pipeline.monitoring.retraining import (
+    ACTIONS,
+    Change,
+    DriftWindow,
+    Evidence,
+    RetrainPolicy,
+    decide,
+    read_changes,
+    read_drift,
+    retrain_check,
+    running,
+    triggers,
+)
+from cv_pipeline.types import ConfigError, DataError
+
+NOW = datetime(2026, 6, 20, tzinfo=timezone.utc)
+DAY = timedelta(days=1)
+
+
+def window(day, verdict="AMBER", cause="world changed", alarms=("embedding",), reference="r", days=1, devices=()):
+    since = datetime(2026, 6, 1, tzinfo=timezone.utc) + day * DAY
+    return DriftWindow(since, since + days * DAY, verdict, cause, alarms if verdict in ("AMBER", "RED") else (), devices, reference)
+
+
+BELOW, KEPT = ({"state": s, "name": "AP", "change": c, "low": c - .02, "high": c + .02, "delta": .02} for s, c in (("below", -.2), ("kept", 0.)))
+
+
+@pytest.mark.parametrize("windows, count", [
+    ([window(0), window(1)], 2), ([window(1), window(0)], 2), ([window(0), window(1), window(2)], 3), ([window(0)], 1), ([], 0), ([window(0), window(1, "GREEN")], 0), ([window(0), window(1, "GREY"), window(2)], 1),
+    ([window(0), window(3)], 1), ([window(0), window(0)], 1), ([window(0, days=2), window(1, days=2)], 1), ([window(0, alarms=("image",)), window(1)], 1), ([window(0, reference="other"), window(1)], 1),
+    ([window(0), window(0.5), window(1)], 2)])
+def test_windows_that_run(windows, count):
+    assert running(windows)[0] == count
+
+
+def test_drift_alone_never_recommends_training():
+    assert decide(Evidence([window(d) for d in range(6)]), RetrainPolicy(), NOW)[0] == "AUDIT"
+    assert decide(Evidence([window(d) for d in range(6)], KEPT, audit_until=NOW), RetrainPolicy(), NOW)[0] == "NOTHING"
+    assert decide(Evidence([window(5)], None, labels=10_000), RetrainPolicy(), NOW)[0] == "WAIT"
+
+
+def test_persistent_drift_and_accuracy_or_labels_do():
+    twice = [window(4), window(5)]
+    assert decide(Evidence(twice, BELOW), RetrainPolicy(), NOW)[0] == "RETRAIN"
+    assert decide(Evidence(twice, None, labels=500), RetrainPolicy(), NOW)[0] == "RETRAIN"
+    assert decide(Evidence(twice, None, labels=499), RetrainPolicy(), NOW)[0] == "AUDIT"
+    assert decide(Evidence(twice, BELOW), RetrainPolicy(persistence=3), NOW)[0] == "LABEL"
+
+
+@pytest.mark.parametrize("cause, action", [("device fault", "MEND"), ("mix shift", "MIX")])
+def test_a_camera_or_the_mix_is_no_matter_for_training(cause, action):
+    evidence = Evidence([window(4, cause=cause, devices=("gate",)), window(5, cause=cause, devices=("gate",))], KEPT)
+    assert decide(evidence, RetrainPolicy(), NOW)[0] == action
+    if cause == "device fault": assert decide(Evidence(evidence.windows, BELOW, labels=9999), RetrainPolicy(), NOW)[0] == "MEND"
+
+
+def test_a_cooldown_holds_everything_but_a_fault_of_a_camera():
+    twice = [window(4), window(5)]
+    for days, action in ((3, "WAIT"), (13, "WAIT"), (14, "RETRAIN")):
+        assert decide(Evidence(twice, BELOW, labels=900, trained=NOW - days * DAY), RetrainPolicy(), NOW)[0] == action
+    assert decide(Evidence([window(5, cause="device fault")], trained=NOW - 3 * DAY), RetrainPolicy(), NOW)[0] == "MEND"
+
+
+def test_declared_changes_cadence_and_users():
+    washer = Change("class", "washer", NOW - 3 * DAY)
+    assert decide(Evidence(changes=[washer]), RetrainPolicy(), NOW)[0] == "LABEL"
+    assert decide(Evidence(changes=[washer], class_labels={"washer": 100}), RetrainPolicy(), NOW)[0] == "RETRAIN"
+    assert decide(Evidence(changes=[washer], class_labels={"washer": 100}, trained=NOW - 2 * DAY), RetrainPolicy(), NOW)[0] == "NOTHING"  # it was trained since
+    assert decide(Evidence(changes=[Change("class", "washer", NOW + DAY)]), RetrainPolicy(), NOW)[0] == "NOTHING"
+    assert decide(Evidence(changes=[Change("environment", "lamp", NOW - DAY)]), RetrainPolicy(), NOW)[0] == "AUDIT"
+    assert decide(Evidence((), KEPT, trained=NOW - 90 * DAY), RetrainPolicy(), NOW)[0] == "RETRAIN"
+    assert decide(Evidence((), KEPT, trained=NOW - 900 * DAY), RetrainPolicy(cadence_days=None), NOW)[0] == "NOTHING"
+    assert decide(Evidence(flags={"state": "raised", "flags": 9, "looks": 10}), RetrainPolicy(), NOW)[0] == "AUDIT"
+
+
+def test_reasons_are_ranked_and_nothing_known_is_said_to_be_unknown():
+    found = triggers(Evidence(), RetrainPolicy(), NOW)
+    assert [t.name for t in found] == ["accuracy", "new class", "drift", "users", "environment", "labels", "cadence"]
+    assert {t.name for t in found if t.state == "unknown"} == {"accuracy", "drift", "users", "labels", "cadence"}
+    assert "confidence drift" in triggers(Evidence([window(1, alarms=("confidence",))]), RetrainPolicy(), NOW)[2].reason
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["GREEN", "AMBER", "RED", "GREY"]), st.sampled_from(["world changed", "device fault", "mix shift", "none"])), max_size=6), st.sampled_from([None, BELOW, KEPT, {"state": "undecided"}]),
+       st.one_of(st.none(), st.integers(0, 1000)), st.one_of(st.none(), st.integers(0, 200)))
+def test_the_same_evidence_twice_changes_nothing(tmp_path_factory, rows, accuracy, labels, age):
+    folder = tmp_path_factory.mktemp("state")
+    evidence = Evidence([window(*row) for row in rows], accuracy, labels=labels, trained=None if age is None else NOW - age * DAY)
+    first = retrain_check(folder, evidence, NOW)
+    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+    assert retrain_check(folder, evidence, NOW) == first and first["action"] in ACTIONS
+    assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()} == before
+
+
+def test_two_windows_running_across_runs(tmp_path):
+    made = [retrain_check(tmp_path, Evidence([window(d, v)], labels=600), NOW)["action"] for d, v in ((4, "GREEN"), (5, "AMBER"), (6, "RED"))]
+    assert made == ["NOTHING", "WAIT", "RETRAIN"]
+    book = json.loads((tmp_path / "recommendation.json").read_text())
+    assert book["next_command"].startswith("cv-pipeline train ") and book["evidence"]["windows"][-1]["verdict"] == "RED" and book["since"] == "2026-06-08T00:00:00+00:00"
+    assert retrain_check(tmp_path, Evidence(labels=600), NOW + DAY)["since"] == book["since"]  # it stands since then
+    assert retrain_check(tmp_path, Evidence(trained=NOW), NOW + DAY)["action"] == "NOTHING"    # what was before the training is answered by it
+    assert retrain_check(tmp_path, Evidence([window(30), window(31)], labels=700), NOW + 20 * DAY)["action"] == "RETRAIN"
+
+
+def test_a_window_that_is_reported_again_with_another_verdict_counts_as_said_last(tmp_path):
+    retrain_check(tmp_path, Evidence([window(5), window(6)], labels=600), NOW)
+    assert retrain_check(tmp_path, Evidence([window(6, "GREEN")], labels=600), NOW)["action"] == "NOTHING"
+
+
+def report(tmp_path, **changes):
+    book = {"verdict": "AMBER", "cause": "world changed", "families": [{"family": "image", "state": "AMBER"}, {"family": "classes", "state": "GREEN"}], "window": {"from": "2026-06-01T00:00:00Z", "to": "2026-06-02T00:00:00+00:00"},
+            "reference": {"from": "a", "to": "b"}, "devices": ["gate"], **changes}
+    (tmp_path / "metrics.json").write_text(json.dumps({k: v for k, v in book.items() if v is not None}))
+    return tmp_path
+
+
+def test_drift_reports_are_read_and_others_refused_by_name(tmp_path):
+    found = read_drift(report(tmp_path))
+    assert found.alarms == ("image",) and found.until - found.since == DAY and found.devices == ("gate",) and found.reference == "a/b"
+    for changes, what in (({"cause": None}, "cause missing"), ({"verdict": "PASS"}, "verdict 'PASS'"), ({"window": {"from": "soon", "to": "2026-06-02"}}, "'soon' is not a time"),
+                          ({"window": {"from": "2026-06-03", "to": "2026-06-02"}}, "before it begins"), ({"families": [1]}, "no drift report")):
+        with pytest.raises(DataError, match=what): read_drift(report(tmp_path, **changes))
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(DataError, match="no drift report"): read_drift(tmp_path)
+
+
+def test_bad_files_and_settings(tmp_path):
+    (tmp_path / "state.json").write_text('{"format": "other"}')
+    with pytest.raises(DataError, match="delete it: persistence starts anew"): retrain_check(tmp_path, Evidence(), NOW)
+    (tmp_path / "c.yaml").write_text("changes:\n  - {kind: class}\n  - {kind: weather, name: rain, since: 2026-06-01}\n  - {kind: class, name: nut, since: never}\n")
+    with pytest.raises(DataError, match="3 declared changes are wrong"): read_changes(tmp_path / "c.yaml")
+    for text, what in (("[1", "cannot be read"), ("- a", "there is no list `changes`")):
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(DataError, match=what): read_changes(tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match="2 settings are wrong"): RetrainPolicy(persistence=0, cooldown_days=-1)
+    with pytest.raises(ConfigError, match="the time has no zone"): retrain_check(tmp_path / "x", Evidence(), datetime(2026, 6, 1))
