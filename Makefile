@@ -65,8 +65,10 @@ lab: $(VENV)/.lab  ## JupyterLab on the notebooks
 bench: $(VENV)/.dev  ## speed beside named peers, same input, one run
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-report: $(VENV)/.dev  ## an evaluation report of the bundled detector on the line; ARGS="-p model=… -p data=…" for yours
-	$(BIN)/cv-pipeline report evaluation $(ARGS)
+report: $(VENV)/.dev  ## reports of the line: the bundled detector's evaluation, and a week's drift; `cv-pipeline report` for yours
+	$(BIN)/cv-pipeline report evaluation
+	$(BIN)/cv-pipeline report drift
+	$(BIN)/cv-pipeline report list
 
 train-bundled: $(VENV)/.dev  ## train the bundled detector again (about an hour on 2 cores)
 	$(BIN)/python -m papermill nbs/reports/bundled_detector.ipynb reports/bundled_detector.ipynb --cwd nbs/reports -y "{smoke: false, install: true}"

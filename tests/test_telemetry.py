@@ -313,3 +313,36 @@ def test_a_configured_run_writes_log_and_collection(tmp_path):
     assert 10 < summary["sinks"]["LiveCollection"]["pictures"] < 70
     assert len(log.detections["frame"]) == summary["detections"]
     assert load_config(None, {"sources": ["a"]}).telemetry is None
+
+
+def test_days_that_are_over_become_one_file_and_nothing_else_changes(tmp_path):
+    for run in range(2):  # frame numbers begin anew with every run
+        written(tmp_path, [looked(k, at=NOON + timedelta(hours=7 * run, seconds=k), boxes=k % 3) for k in range(60)], part_rows=7)
+    written(tmp_path, [looked(k, boxes=1) for k in range(100, 105)], descriptor=None)
+    next(tmp_path.glob("detections/*/*/part-*.parquet")).unlink()
+    before = read_log(tmp_path)
+    assert telemetry.compact_log(tmp_path) == 0  # the newest day is not over
+    broken = next(tmp_path.glob("frames/*/*")) / "part-broken-000000.parquet"
+    broken.write_bytes(b"PAR1")
+    assert telemetry.compact_log(tmp_path, "2026-06-02") == 18
+    assert len(list(tmp_path.glob("frames/*/*/part-*.parquet"))) == 3 and broken.exists()
+    after = read_log(tmp_path)
+    for name in ("captured_at", "frame_id", "detections"): assert (after.frames[name] == before.frames[name]).all()
+    for name in ("frame", "xyxy", "confidence"): assert (after.detections[name] == before.detections[name]).all()
+
+
+def test_a_crash_between_merging_and_deleting_leaves_nothing_twice(tmp_path, monkeypatch):
+    written(tmp_path, [looked(k) for k in range(30)], part_rows=10)
+    with monkeypatch.context() as m:
+        m.setattr(Path, "unlink", lambda self, missing_ok=False: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt): telemetry.compact_log(tmp_path, "2026-06-02")
+    log = read_log(tmp_path)
+    assert len(log) == 30 and len(log.detections["frame"]) == 60 and log.counts["twice"] == 30
+    telemetry.compact_log(tmp_path, "2026-06-02")
+    assert len(read_log(tmp_path)) == 30 and len(read_log(tmp_path).detections["frame"]) == 60
+
+
+def test_a_new_day_merges_the_day_before(tmp_path):
+    sink = written(tmp_path, [looked(k, at=NOON + timedelta(hours=k)) for k in range(40)], part_rows=4)
+    assert [len(list(p.glob("*/*"))) for p in sorted(tmp_path.glob("frames/*"))][0] == 1 and sink.tally["merged"] > 1
+    assert len(read_log(tmp_path)) == 40

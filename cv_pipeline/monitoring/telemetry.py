@@ -29,7 +29,7 @@ from ..video.sinks import safe_name, sink_error, writable_folder
 # %% auto #0
 __all__ = ['EMBEDDING_SIZE', 'CELLS', 'SCHEMA_VERSION', 'STATISTICS', 'Listener', 'FrameStatistics', 'frame_statistics',
            'Descriptor', 'cell_descriptor', 'frames_schema', 'detections_schema', 'camera_folder', 'log_bytes',
-           'keep_within', 'PartWriter', 'TelemetrySink', 'PredictionLog', 'instant', 'read_log']
+           'keep_within', 'compact_log', 'PartWriter', 'TelemetrySink', 'PredictionLog', 'instant', 'read_log']
 
 # %% ../../nbs/monitoring/50_telemetry.ipynb #676cc66c
 _GRID, _PIECE = (3, 3), (32, 64)  # pieces down and across; their height and width
@@ -245,7 +245,7 @@ def _write_part(folder: Path, b: _Rows, metadata: dict[str, str]) -> tuple[int, 
             files += 1
     return files, size
 
-# %% ../../nbs/monitoring/50_telemetry.ipynb #bfc8a437
+# %% ../../nbs/monitoring/50_telemetry.ipynb #db9b1da4
 def log_bytes(folder: str | Path) -> dict[str, int]:
     "Day → bytes of a prediction log, oldest first."
     days: Counter = Counter()
@@ -262,7 +262,8 @@ def _delete(folder: Path, paths: Iterable[Path], what: str) -> int:
         try: size += path.stat().st_size
         except FileNotFoundError: continue
         path.unlink(missing_ok=True)
-        if not any(path.parent.iterdir()): path.parent.rmdir()
+        for place in (path.parent, path.parent.parent):
+            if place.is_dir() and not any(place.iterdir()): place.rmdir()
     with open(folder / "deleted.jsonl", "a", encoding="utf-8") as f: f.write(json.dumps({"what": what, "bytes": size}) + "\n")
     return size
 
@@ -287,13 +288,50 @@ def keep_within(
         total, gone[f"{day} in part"] = total - size, gone.get(f"{day} in part", 0) + size
     return gone
 
-# %% ../../nbs/monitoring/50_telemetry.ipynb #bdb45043
+# %% ../../nbs/monitoring/50_telemetry.ipynb #997fc3a8
+def _merge(folder: Path, paths: Sequence[Path]) -> None:
+    "Several parts of one day and camera as one, boxes first; then the parts go."
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    twin = lambda p: folder / "detections" / p.relative_to(folder / "frames")
+    name = paths[0].with_name(f"part-merged-{uuid.uuid4().hex[:8]}-000000.parquet")
+    for target, old in ((twin(name), [t for p in paths if (t := twin(p)).exists()]), (name, paths)):
+        if not old: continue
+        table = pa.concat_tables([pq.ParquetFile(p).read() for p in old], promote_options="default")
+        _whole(target, lambda f, table=table: pq.write_table(table, f, compression="zstd"))
+    for p in paths:
+        p.unlink(missing_ok=True)
+        twin(p).unlink(missing_ok=True)
+
+
+def compact_log(
+    folder: str | Path,
+    before: str | None = None,  # YYYY-MM-DD: only days before this one; None: all but the newest
+) -> int:                       # parts that became part of a larger file
+    "Merge the parts of days that are over. Broken files are left where they are."
+    import pyarrow.parquet as pq
+
+    folder, merged = Path(folder), 0
+    days = sorted(p.name[5:] for p in folder.glob("frames/date=*"))
+    for day in [d for d in days if d < (before or max(days, default=""))]:
+        for place in sorted(folder.glob(f"frames/date={day}/camera=*")):
+            groups: dict[tuple, list[Path]] = {}
+            for p in sorted(place.glob("part-*.parquet")):
+                try: said = pq.read_schema(p).metadata or {}
+                except (OSError, ValueError): continue
+                groups.setdefault(tuple(said.get(f"cv_pipeline.{k}".encode(), b"") for k in ("schema", "embedding")), []).append(p)
+            for paths in groups.values():
+                if len(paths) > 1: merged += len(paths); _merge(folder, paths)
+    return merged
+
+# %% ../../nbs/monitoring/50_telemetry.ipynb #8a9e0813
 class PartWriter:
     "Writes full buffers in a thread of its own: at most two wait. What could not be written is tried again when it closes."
 
     def __init__(self, folder: Path, metadata: dict[str, str], max_bytes: int | None):
         self.folder, self.metadata, self.max_bytes, self.tally, self.parts = folder, metadata, max_bytes, Counter(), 0
-        self._bytes = sum(log_bytes(folder).values()) if max_bytes is not None else 0
+        self._bytes, self._day = sum(log_bytes(folder).values()) if max_bytes is not None else 0, ""
         self._pool, self._under_way, self._failed = ThreadPoolExecutor(1, "telemetry"), deque(), []
 
     def put(self, rows: _Rows) -> None:
@@ -315,9 +353,10 @@ class PartWriter:
     def _store(self, rows: _Rows) -> None:
         files, size = _write_part(self.folder, rows, self.metadata)
         self.tally.update(frames=rows.count, detections=rows.boxes, files=files)
-        if self.max_bytes is None: return
+        day = f"{_EPOCH + timedelta(microseconds=int(rows.rows['captured_at'][:rows.count].max())):%Y-%m-%d}"
+        if day > self._day: self._day = day; self.tally["merged"] += compact_log(self.folder, day)
         self._bytes += size
-        if self._bytes > self.max_bytes:
+        if self.max_bytes is not None and self._bytes > self.max_bytes:
             gone = keep_within(self.folder, self.max_bytes)
             self.tally.update(deleted_bytes=sum(gone.values()), deleted_days=len(gone))
             self._bytes = sum(log_bytes(self.folder).values())
@@ -526,7 +565,7 @@ def _vectors(table: Any) -> np.ndarray:
     out[there] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, EMBEDDING_SIZE)
     return out
 
-# %% ../../nbs/monitoring/50_telemetry.ipynb #72066704
+# %% ../../nbs/monitoring/50_telemetry.ipynb #c6cc7340
 class _Books:
     "What is gathered while parts are read."
 
@@ -542,9 +581,11 @@ class _Books:
         number, counts = _numbers(table, "frame_id", np.int64, -1), np.maximum(frames["detections"], 0)
         frame = np.repeat(np.arange(len(counts)), counts)
         if len(frame) != len(number) or (frames["frame_id"][frame] != number).any():  # not what we wrote: look each frame up
-            order = np.argsort(frames["frame_id"], kind="stable")
-            place = np.minimum(np.searchsorted(frames["frame_id"][order], number), len(order) - 1)
-            frame = np.where(frames["frame_id"][order][place] == number, order[place], -1)
+            mixed = lambda at, n: at * np.int64(1_000_003) + n  # numbers begin anew with every run, times do not
+            known, wanted = mixed(frames["captured_at"], frames["frame_id"]), mixed(_times(table, Counter()), number) if "captured_at" in table.column_names else number
+            order = np.argsort(known, kind="stable")
+            place = np.minimum(np.searchsorted(known[order], wanted), len(order) - 1)
+            frame = np.where(known[order][place] == wanted, order[place], -1)
         decided = {word: i for i, word in enumerate(_DECISION)}
         book: dict[str, int] = {}
         word = _words(table, "decision", book)

@@ -175,15 +175,15 @@ class CameraWatch:
         changes = [(s, g.update(self.values[s], at)) for s, g in self.gates.items()]
         return [UpkeepEvent(self.camera, s, c, frame.captured_at.astimezone(timezone.utc), round(float(self.values[s]), 4)) for s, c in changes if c is not None]
 
-# %% ../../nbs/monitoring/50a_upkeep.ipynb #f8d8efcd
+# %% ../../nbs/monitoring/50a_upkeep.ipynb #fa6092c1
 FORGETS_S = 8.0  # seconds after which the background has forgotten two thirds of what it saw
 
 
 def _see(w: CameraWatch, image: np.ndarray, at: float) -> None:
     "The background, and when the picture last changed."
     rough = cv2.resize(image, (2 * _SMALL[0], 2 * _SMALL[1]), interpolation=cv2.INTER_NEAREST)  # every pixel of a large picture would take a millisecond
-    grey = cv2.resize(cv2.cvtColor(rough, cv2.COLOR_BGR2GRAY), _SMALL, interpolation=cv2.INTER_AREA).astype(np.float32)
-    digest = zlib.crc32(rough)
+    small = cv2.resize(cv2.cvtColor(rough, cv2.COLOR_BGR2GRAY), _SMALL, interpolation=cv2.INTER_AREA)
+    grey, digest = small.astype(np.float32), zlib.crc32(small)
     if digest != w._digest or w._changed is None: w._changed, w._digest = at, digest
     if w._background is None: w._background, w._begun = grey, at
     else: cv2.accumulateWeighted(grey, w._background, max(1 / w.looks, min(max(at - w._last, 0.0) / FORGETS_S, 0.25)))
