@@ -288,6 +288,7 @@ def test_periods_say_what_is_wrong(log):
     berlin = periods_of(log.at, ["2026-06-01T02:00+02:00", "2026-06-02T02:00+02:00"], ["2026-06-03", "2026-06-04"])
     assert berlin.reference == periods_of(log.at, ["2026-06-01", "2026-06-02"], ["2026-06-03", "2026-06-04"]).reference
     with pytest.raises(DataError, match="holds no frames"): periods_of(np.zeros(0))
+    with pytest.raises(ConfigError, match="nothing is left for a reference"): periods_of(log.at[log.at < log.at.min() + 3600])
     with pytest.raises(ConfigError, match="no camera west"): drift_of_log(log, None, None, SMALL, ["west"])
     with pytest.raises(DataError, match="the reference holds no frames"): drift_of_log(log, ["2025-01-01", "2025-01-02"], None, SMALL)
 

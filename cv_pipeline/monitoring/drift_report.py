@@ -75,7 +75,7 @@ def write_week(
     finally: sink.close(); model.close()
     return folder
 
-# %% ../../nbs/monitoring/51b_drift_report.ipynb #cbd88dc3
+# %% ../../nbs/monitoring/51b_drift_report.ipynb #a3730901
 def observed_of(log: PredictionLog, where: str = "prediction log") -> Observed:
     "The columns that drift is looked for in. DataError for a log without image statistics."
     f, d = log.frames, log.detections
@@ -115,6 +115,8 @@ def periods_of(
     last = float(at.max()) + 1e-6
     w = times(window, "window") if window else (last - 86_400, last)
     long = w[1] - w[0]
+    if not reference and not (at < w[0]).any():
+        raise ConfigError(f"the log covers {_day(at.min())} – {_day(at.max())}: nothing is left for a reference before the window", "drift", "give both periods, or let the cameras run longer")
     r = times(reference, "reference") if reference else (float(at.min()), w[0] - (long if with_before and at.min() < w[0] - 2 * long else 0))
     if r[0] < w[1] and w[0] < r[1]: raise ConfigError(f"reference and window overlap: {_day(r[0])} – {_day(r[1])} and {_day(w[0])} – {_day(w[1])}", "drift", "a window that is part of its own reference cannot differ from it")
     b = (w[0] - long, w[0])
