@@ -116,7 +116,7 @@ def _reference(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict): raise DataError("neither an audit's result nor an evaluation report", file)
     return found
 
-# %% ../nbs/91c_monitoring_commands.ipynb #cd9e2a44
+# %% ../nbs/91c_monitoring_commands.ipynb #c9f4ae9e
 @audit_app.command("score", epilog="Examples: `cv-pipeline audit score audits/june --labels labelled/` · `cv-pipeline audit score audits/june --labels labelled.json --model models/line --reference reports/2026-05-01/evaluation-line --gate`")
 def audit_score(
     audit: Annotated[Path, typer.Argument(help="Folder that `audit draw` wrote.")],
@@ -145,15 +145,10 @@ def audit_score(
 def _keep(path: Path, book: dict[str, Any]) -> None:
     "JSON in one step."
     import json
-    import os
 
-    from cv_pipeline.video.sinks import sink_error
+    from cv_pipeline.video.sinks import write_whole
 
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        draft.write_text(json.dumps(book, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(draft, path)
-    except OSError as e: raise sink_error("could not be written", e, path) from e
+    write_whole(path, json.dumps(book, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 # %% ../nbs/91c_monitoring_commands.ipynb #536175cd
 @audit_app.command("flags", epilog="Example: `cv-pipeline audit flags runs/latest/log runs/latest/flags.jsonl --reference 20 --reference-looks 10000 --out audits/flags.json`")
