@@ -75,7 +75,7 @@ def write_week(
     finally: sink.close(); model.close()
     return folder
 
-# %% ../../nbs/monitoring/51b_drift_report.ipynb #a3730901
+# %% ../../nbs/monitoring/51b_drift_report.ipynb #d91724cb
 def observed_of(log: PredictionLog, where: str = "prediction log") -> Observed:
     "The columns that drift is looked for in. DataError for a log without image statistics."
     f, d = log.frames, log.detections
@@ -89,7 +89,7 @@ def observed_of(log: PredictionLog, where: str = "prediction log") -> Observed:
                     np.nan_to_num(d["area_share"][seen]), log.names, log.embedding, where)
     return made if good.all() else made.rows(good)
 
-
+# %% ../../nbs/monitoring/51b_drift_report.ipynb #daf4b007
 @dataclass(frozen=True)
 class Periods:
     "Which part of the log is compared with which; seconds since 1970."
