@@ -66,7 +66,7 @@ class Observed:
         "Frames with since ≤ at < until, seconds since 1970."
         return self.rows((self.at >= since) & (self.at < until))
 
-# %% ../../nbs/monitoring/51a_drift.ipynb #5fbf36e9
+# %% ../../nbs/monitoring/51a_drift.ipynb #579d8fdb
 FLOORS = {**dict.fromkeys(FAMILIES, 0.15), "class": 0.1}
 
 
@@ -84,7 +84,7 @@ class DriftSettings:
 
     def __post_init__(self):
         object.__setattr__(self, "floor", {**FLOORS, **self.floor})
-        rules = [(self.permutations >= 199, f"permutations: {self.permutations} is below 199"), (0 < self.alpha < 1, f"alpha: {self.alpha} is outside 0..1"), (self.components >= 1, f"components: {self.components} is below 1"),
+        rules = [(0 < self.alpha < 1, f"alpha: {self.alpha} is outside 0..1"), (self.permutations + 1 >= len(FAMILIES) / max(self.alpha, 1e-9), f"permutations: {self.permutations} are too few for an alarm at alpha {self.alpha} over {len(FAMILIES)} families"), (self.components >= 1, f"components: {self.components} is below 1"),
                  (self.least >= 10, f"least: {self.least} is below 10"), (self.least_device >= 10, f"least_device: {self.least_device} is below 10"),
                  (set(self.floor) <= set(FAMILIES), f"floor: unknown families {sorted(set(self.floor) - set(FAMILIES))}"), (all(0 <= v < 1 for v in self.floor.values()), f"floor: {self.floor} is outside 0..1")]
         problems = [text for good, text in rules if not good]
@@ -385,7 +385,7 @@ def cause_of(
     mixed = any(f.family == "cameras" for f in alarmed) or (judged == cameras > 1 and np.isfinite(strongest.p_within))
     return "mix shift" if mixed else "device or world"
 
-# %% ../../nbs/monitoring/51a_drift.ipynb #1c29674d
+# %% ../../nbs/monitoring/51a_drift.ipynb #023252d4
 @dataclass(frozen=True)
 class Drift:
     "What a comparison says."
@@ -415,7 +415,7 @@ class Drift:
 def _rare_enough(window: np.ndarray, settings: DriftSettings) -> bool:
     "Are there so many ways to shuffle these blocks that one of them could be an alarm?"
     n, k = len(window), int(window.sum())
-    return comb(n, k) >= 2 * len(FAMILIES) / settings.alpha
+    return comb(n, k) >= len(FAMILIES) / settings.alpha
 
 
 def _states(families: Sequence[FamilyResult], settings: DriftSettings, before: Sequence[FamilyResult], able: bool) -> list[FamilyResult]:

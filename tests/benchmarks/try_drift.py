@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -185,14 +184,27 @@ def planted_row(bank: Bank, job: tuple[int, str]) -> dict:
             "effect": {f.family: f.effect for f in d.families}, "textbook": textbook(reference, window)}
 
 
+_BANK = None
+
+
+def _open(folder: Path) -> None:
+    "Each worker has files of its own."
+    global _BANK
+    _BANK = Bank(folder)
+
+
+def _quiet(k: int) -> dict: return quiet_row(_BANK, k)
+def _planted(job: tuple[int, str]) -> dict: return planted_row(_BANK, job)
+
+
 def study(folder: Path, workers: int) -> dict:
     "All streams of a bank."
     bank = Bank(folder)
     jobs = [(k, n) for k in bank.streams if bank.planted[k] for n in (*bank.planted[k], "mix: one camera six times as often", "mix: a new camera")]
-    call = map if workers < 2 else multiprocessing.get_context("fork").Pool(workers).map
     begun = time.time()
-    quiet = list(call(partial(quiet_row, bank), bank.streams))
-    planted = list(call(partial(planted_row, bank), jobs))
+    if workers < 2: quiet, planted = [quiet_row(bank, k) for k in bank.streams], [planted_row(bank, j) for j in jobs]
+    else:
+        with multiprocessing.get_context("fork").Pool(workers, initializer=_open, initargs=(folder,)) as pool: quiet, planted = pool.map(_quiet, bank.streams), pool.map(_planted, jobs, chunksize=8)
     print(f"{len(quiet)} streams without and {len(planted)} with drift in {time.time() - begun:.0f} s")
     return {"quiet": quiet, "planted": planted}
 
