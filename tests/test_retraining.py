@@ -141,3 +141,11 @@ def test_bad_files_and_settings(tmp_path):
         with pytest.raises(DataError, match=what): read_changes(tmp_path / "c.yaml")
     with pytest.raises(ConfigError, match="2 settings are wrong"): RetrainPolicy(persistence=0, cooldown_days=-1)
     with pytest.raises(ConfigError, match="the time has no zone"): retrain_check(tmp_path / "x", Evidence(), datetime(2026, 6, 1))
+
+
+def test_one_red_report_has_seen_two_windows_itself(tmp_path):
+    "A report with a moving reference: its RED says that the window ahead of it alarmed against the same reference."
+    red, amber = window(6, "RED"), window(6, "AMBER")
+    state = lambda w, **policy: next(t.state for t in triggers(Evidence([w]), RetrainPolicy(**policy), NOW) if t.name == "drift")
+    assert state(red) == "on" and state(amber) == "pending" and state(red, persistence=3) == "pending"
+    assert retrain_check(tmp_path, Evidence([red], labels=600), NOW)["action"] == "RETRAIN"

@@ -121,7 +121,7 @@ def read_changes(path: str | Path) -> list[Change]:
     if problems: raise DataError("\n  - ".join([f"{len(problems)} declared changes are wrong", *problems]), path, "each needs kind, name and since")
     return found
 
-# %% ../../nbs/monitoring/53_retraining.ipynb #3630e96a
+# %% ../../nbs/monitoring/53_retraining.ipynb #79cd1ae1
 @dataclass(frozen=True)
 class Evidence:
     "What is known. Nothing has to be there; what is not there is said to be unknown."
@@ -152,6 +152,7 @@ def _drift_trigger(e: Evidence, p: RetrainPolicy) -> tuple[Trigger, DriftWindow 
     if not e.windows: return Trigger("drift", 3, "unknown", "no drift report"), None
     newest = max(e.windows, key=lambda w: (w.until, w.since))
     count, families, broke = running(e.windows)
+    if newest.verdict == "RED" and count < 2: count, broke = 2, ""  # the report has compared the window ahead of this one itself
     what = "confidence" if families == ("confidence",) else "input" if "confidence" not in families else "input and confidence"
     if not count: return Trigger("drift", 3, "unknown" if newest.verdict == "GREY" else "off", f"the newest window is {newest.verdict}"), newest
     text = f"{what} drift ({', '.join(families)}) for {count} window(s), cause: {newest.cause}"
