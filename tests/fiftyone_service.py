@@ -59,6 +59,17 @@ def start_mongod(folder: Path) -> str:
     raise AssertionError(f"mongod did not come up:\n{(folder / 'mongod.log').read_text()[-2000:]}")
 
 
+def open_fiftyone(folder: Path):
+    "The package on a database of this test run: FiftyOne connects once in a process, so all files share the first one's."
+    if importlib.util.find_spec("fiftyone") is None: absent('fiftyone is not installed: pip install "cv_pipeline[failures]"')
+    if "FIFTYONE_DATABASE_URI" not in os.environ:
+        os.environ |= {"FIFTYONE_DATABASE_URI": start_mongod(folder), "FIFTYONE_DATABASE_NAME": "tests", "FIFTYONE_DO_NOT_TRACK": "true", "FIFTYONE_CONFIG_PATH": str(folder / "config.json"),
+                       "FIFTYONE_APP_CONFIG_PATH": str(folder / "app.json"), "FIFTYONE_DEFAULT_DATASET_DIR": str(folder), "FIFTYONE_DATABASE_VALIDATION": "false", "FIFTYONE_SHOW_PROGRESS_BARS": "false"}
+    import fiftyone
+    fiftyone.config.database_uri, fiftyone.config.database_name = os.environ["FIFTYONE_DATABASE_URI"], "tests"  # whoever imported it first
+    return fiftyone
+
+
 def chromium(folder: Path, url: str, *arguments: str) -> str:
     "What headless Chromium prints for a page."
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

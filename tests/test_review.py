@@ -1,12 +1,10 @@
 """One list from all checks: complete, honest about what was left out, whole in its file, as drafts, and as tags in a real FiftyOne."""
-import importlib.util
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fiftyone_service import absent, start_mongod
+from fiftyone_service import open_fiftyone
 from test_label_errors import bench
 from test_qa import people
 
@@ -87,15 +85,7 @@ def test_an_unusable_set_is_refused(noisy):
 
 
 @pytest.fixture(scope="module")
-def fo(tmp_path_factory):
-    if importlib.util.find_spec("fiftyone") is None: absent('fiftyone is not installed: pip install "cv_pipeline[failures]"')
-    folder = tmp_path_factory.mktemp("fiftyone")
-    if "FIFTYONE_DATABASE_URI" not in os.environ:  # another file of this run may have started one
-        os.environ |= {"FIFTYONE_DATABASE_URI": start_mongod(folder), "FIFTYONE_DATABASE_NAME": "tests", "FIFTYONE_DO_NOT_TRACK": "true", "FIFTYONE_CONFIG_PATH": str(folder / "config.json"),
-                       "FIFTYONE_APP_CONFIG_PATH": str(folder / "app.json"), "FIFTYONE_DEFAULT_DATASET_DIR": str(folder), "FIFTYONE_DATABASE_VALIDATION": "false", "FIFTYONE_SHOW_PROGRESS_BARS": "false"}
-    import fiftyone
-    fiftyone.config.database_uri, fiftyone.config.database_name = os.environ["FIFTYONE_DATABASE_URI"], "tests"
-    return fiftyone
+def fo(tmp_path_factory): return open_fiftyone(tmp_path_factory.mktemp("fiftyone"))
 
 
 def test_tags_in_a_real_fiftyone(fo, noisy, found):
