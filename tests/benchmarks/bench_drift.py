@@ -32,7 +32,7 @@ def run(quick: bool = False) -> list[dict]:
         begun = time.perf_counter()
         found = compare(a, b, DriftSettings(permutations=999))
         ours = time.perf_counter() - begun
-        x, window = components_of(np.concatenate([a.embedding, b.embedding])), np.repeat([False, True], [len(a), len(b)])
+        x = components_of(np.concatenate([a.embedding, b.embedding]))
         rng, taken = np.random.default_rng(0), []
         block = np.arange(n) // 50
         for _ in range(2 if quick else 5):
@@ -41,7 +41,6 @@ def run(quick: bool = False) -> list[dict]:
             for column in x.T: ks_2samp(column[chosen], column[~chosen])
             taken.append(time.perf_counter() - begun)
         rows.append({"frames": n, "numbers": 64, "shuffles": 999, "ours, s": ours, "loop of KS, s": 1000 * float(np.median(taken)), "ratio": 1000 * float(np.median(taken)) / ours, "peak MB of the process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "verdict": found.verdict})
-        assert window.sum() == len(b)
     return rows
 
 

@@ -133,7 +133,7 @@ def periods(bank: Bank, k: int, planted: str = "", looks: int = WINDOW) -> tuple
     first = observed({c: cut(v, REFERENCE, REFERENCE + WINDOW) for c, v in whole.items()})
     start, second = REFERENCE + WINDOW, {}
     for c, v in whole.items():
-        if planted and bank.has(k, c, planted): second[c] = cut(bank.camera(k, c, planted), 0, looks) | {}
+        if planted and bank.has(k, c, planted): second[c] = cut(bank.camera(k, c, planted), 0, looks)
         elif planted == "mix: one camera six times as often" and c: second[c] = cut(v, start, start + looks, 6)
         else: second[c] = cut(v, start, start + looks)
         if second[c]["at"].min() < start * 3.0: second[c]["at"] = second[c]["at"] + start * 3.0

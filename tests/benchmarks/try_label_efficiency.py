@@ -1,6 +1,6 @@
 """Labels: a detector retrained on what each strategy chose from a stream in which two of its five parts are rare; AP against number of labels.
 
-The stream: quarters (160x120) of frames of many factory lines, half of them in some bad condition; a bracket in 1 picture of 1,000, a defect in 1 of 1,000.
+The stream: quarters (160x120) of frames of many factory lines, half of them in some bad condition; a rare part (bracket or defect) is in about 1 picture of 100 (15 to 26 of 2,500 in the kept table).
 The detector: the bundled one, made to forget brackets and defects (their rows of the last layer are erased), all but the last layer of its
 class branch frozen; that layer is trained on 400 pictures of the first days, then anew on those and the chosen ones, as many times through all for everybody. What is frozen has seen such parts before: it stands for a pretrained backbone. In the kept
 table no choice of labels makes this detector better, so it shows what was found, not how many labels are saved. Test: unseen lines, all parts equally frequent. `--full` writes
