@@ -110,6 +110,78 @@ def test_the_kernel_sums_do_not_depend_on_how_many_rows_are_taken_at_a_time():
     assert (np.square(k(x)).sum(axis=1)) == pytest.approx(1, abs=1e-4)
 
 
+# --- looks that are not one a second, all asked and embedded --------------------------------------------------------------------
+
+
+def slow(seed, n, start=0.0, rho=.97, cameras=2, at=None, offset=0.0):
+    "Everything remembers: brightness, embedding, number of boxes, their confidence and size."
+    rng, made = np.random.default_rng(seed), []
+    for k in range(cameras):
+        x = ar(n, rho, rng, 6)
+        made.append((x, np.clip(np.round(5 + 3 * x[:, 4]), 0, None).astype(int), np.clip(.7 + .1 * x[:, 5], 0, 1)))
+    x, count, sure = (np.concatenate(v) for v in zip(*made))
+    frame, t = np.repeat(np.arange(len(x)), count), np.arange(n, dtype=float) if at is None else at
+    return D.Observed(tuple("ab"[:cameras]), np.repeat(np.arange(cameras), n), start + np.concatenate([t + offset * k for k in range(cameras)]), {"brightness": 100 + 10 * x[:, 0]}, x[:, 1:4].copy(), None, frame,
+                      np.zeros(len(frame), int), sure[frame].astype(np.float32), (.02 + .005 * sure[frame]).astype(np.float32), ("part",), "test")
+
+
+def every(o, k, what):
+    "Only each k-th look of a camera has an embedding, or was shown to the model."
+    kept = np.concatenate([np.arange((o.camera == c).sum()) % k == 0 for c in range(len(o.cameras))])
+    if what == "embedding": return replace(o, embedding=np.where(kept[:, None], o.embedding, np.nan).astype(np.float32))
+    boxes = kept[o.box_frame]
+    return replace(o, asked=kept, box_frame=o.box_frame[boxes], box_class=o.box_class[boxes], confidence=o.confidence[boxes], size=o.size[boxes])
+
+
+def quiet(make, streams=16, n=1500, far=1e6):
+    "Comparisons of streams in which nothing drifts."
+    return [D.compare(make(100 + k, n, 0.0), make(500 + k, n, far), FAST) for k in range(streams)]
+
+
+def effective(d, family): return next(f.effective for f in d.families if f.family == family)
+
+
+@pytest.mark.parametrize("what,families", [("embedding", ("embedding",)), ("asked", ("count", "confidence", "size"))])
+def test_looks_without_a_number_do_not_hide_that_the_others_are_alike(what, families):
+    thin, whole = (quiet(lambda seed, n, start, k=k: every(slow(seed, n, start), k, what)) for k in (5, 1))
+    for family in families:
+        for a, b in zip(thin, whole): assert .4 < effective(a, family)[0] / effective(b, family)[0] < 2.5
+    assert not any(d.verdict == "AMBER" for d in thin) and sum(np.nanmin([f.p for f in d.families if f.family in families]) < .01 for d in thin) <= 2
+
+
+def test_embeddings_that_are_nearly_absent_are_too_few_to_judge():
+    d = D.compare(every(slow(1, 3000, rho=.2), 100, "embedding"), every(slow(2, 3000, 1e6, rho=.2), 100, "embedding"), FAST)
+    assert max(effective(d, "embedding")) <= 60 and next(f.state for f in d.families if f.family == "embedding") == "GREY" and max(effective(d, "image")) > 1000
+
+
+def test_bursts_that_remember_each_other_are_not_many_samples():
+    at = (np.arange(600)[:, None] * 180.0 + np.arange(5)).ravel()  # five looks, three minutes nothing
+
+    def bursts(seed, n, start):
+        one = slow(seed, 600, start, rho=.95)
+        rows = np.concatenate([np.repeat(np.flatnonzero(one.camera == k), 5) for k in (0, 1)])
+        rng = np.random.default_rng(seed)
+        wide = replace(one, camera=one.camera[rows], at=start + np.tile(at, 2), image={"brightness": one.image["brightness"][rows] + rng.normal(0, .5, len(rows)).astype(np.float32)},
+                       embedding=one.embedding[rows] + rng.normal(0, .05, (len(rows), 3)).astype(np.float32), box_frame=np.zeros(0, int), box_class=np.zeros(0, int), confidence=np.zeros(0, np.float32), size=np.zeros(0, np.float32))
+        return wide
+
+    found = quiet(bursts)
+    assert not any(d.verdict == "AMBER" for d in found) and sum(min(f.p for f in d.families if f.family in ("image", "embedding")) < .01 for d in found) <= 2
+    assert np.median([effective(d, "image")[0] for d in found]) < 150  # 2 cameras, 600 bursts, about 39 of them alike
+
+
+def test_bursts_of_independent_looks_count_in_full():
+    at = (np.arange(120)[:, None] * 180.0 + np.arange(5)).ravel()
+    d = D.compare(slow(3, 600, rho=0, at=at), slow(4, 600, 1e6, rho=0, at=at), FAST)
+    assert effective(d, "image")[0] > 700 and d.verdict == "GREEN"
+
+
+def test_cameras_that_look_in_turn_are_one_stream_of_time():
+    together, turns = (quiet(lambda seed, n, start, o=o: slow(seed, n, start, rho=.9, offset=o)) for o in (0.0, .013))
+    for a, b in zip(turns, together): assert .8 < a.header["blocks"] / b.header["blocks"] < 1.25
+    assert not any(d.verdict == "AMBER" for d in turns)
+
+
 # --- the verdict -----------------------------------------------------------------------------------------------------------------
 
 

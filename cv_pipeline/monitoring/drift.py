@@ -19,8 +19,8 @@ from cv_pipeline.monitoring.statistics import (
 from ..types import ConfigError, DataError
 
 # %% auto #0
-__all__ = ['FAMILIES', 'FLOORS', 'BOXED', 'CAUSES', 'Observed', 'DriftSettings', 'joined', 'components_of', 'FeatureResult',
-           'FamilyResult', 'cause_of', 'Drift', 'compare']
+__all__ = ['FAMILIES', 'FLOORS', 'BOXED', 'BURSTS', 'CAUSES', 'Observed', 'DriftSettings', 'joined', 'components_of',
+           'FeatureResult', 'FamilyResult', 'cause_of', 'Drift', 'compare']
 
 # %% ../../nbs/monitoring/51a_drift.ipynb #41521e32
 FAMILIES = ("image", "embedding", "count", "class", "confidence", "size", "cameras")
@@ -128,7 +128,7 @@ def components_of(
     k = min(most, 1 + int(np.searchsorted(np.cumsum(value) / value.sum(), share)), int((value > 1e-9 * value[0]).sum()))
     return ((embedding - mean.astype(np.float32)) @ (vector[:, :k] / np.sqrt(value[:k])).astype(np.float32)).astype(np.float32)
 
-# %% ../../nbs/monitoring/51a_drift.ipynb #444e398f
+# %% ../../nbs/monitoring/51a_drift.ipynb #8b762e94
 BOXED = ("class", "confidence", "size")  # families whose unit is a box
 
 
@@ -140,49 +140,88 @@ class _Table:
     window: np.ndarray              # (n,) bool
     block: np.ndarray               # (n,) ascending
     block_window: np.ndarray        # (b,) bool
-    tau: Mapping[str, np.ndarray]   # family → (cameras,) frames that count as one
+    own: Mapping[str, np.ndarray]   # family → (n,) how much each frame says about it
+    tau: Mapping[str, np.ndarray]   # family → (cameras,) of those frames (boxes), how many count as one
 
     def effective(self, family: str, camera: int | None = None) -> tuple[float, float]:
         "Effective frames (boxes) of reference and window."
-        number = np.bincount(self.seen.box_frame, minlength=len(self.window)) if family in BOXED else np.ones(len(self.window))
-        n = np.stack([np.bincount(self.seen.camera[self.window == side], number[self.window == side], len(self.seen.cameras)) for side in (False, True)]) / self.tau[family]
+        sides = [self.window == side for side in (False, True)]
+        n = np.stack([np.bincount(self.seen.camera[s], self.own[family][s], len(self.seen.cameras)) for s in sides]) / self.tau[family]
         return tuple((n.sum(axis=1) if camera is None else n[:, camera]).tolist())
 
-# %% ../../nbs/monitoring/51a_drift.ipynb #bc9ba817
-def _per_frame(seen: Observed, rows: np.ndarray, most: int) -> dict[str, np.ndarray]:
-    "family → (n, k) columns whose memory is that of the family."
-    n, place = len(seen), np.full(len(seen), -1)
+
+def _own(seen: Observed) -> dict[str, np.ndarray]:
+    "family → (n,) how much each frame says about it: a frame that the model was not asked about says nothing about counts, one without boxes nothing about classes."
+    boxes, all_ = np.bincount(seen.box_frame, minlength=len(seen)).astype(float), np.ones(len(seen))
+    there = np.zeros(len(seen)) if seen.embedding is None else np.isfinite(seen.embedding).all(axis=1).astype(float)
+    return {"image": all_, "embedding": there, "count": seen.asked.astype(float), **dict.fromkeys(BOXED, boxes), "cameras": all_}
+
+# %% ../../nbs/monitoring/51a_drift.ipynb #5e776712
+def _columns(seen: Observed, family: str, rows: np.ndarray, most: int) -> np.ndarray:
+    "(rows, k) columns whose memory is that of the family."
+    if family == "image": return np.stack([v[rows] for v in seen.image.values()], axis=1).astype(np.float64) if seen.image else np.zeros((len(rows), 0))
+    if family == "embedding": return components_of(seen.embedding[rows], most).astype(np.float64)
+    place = np.full(len(seen), -1)
     place[rows] = np.arange(len(rows))
     mine = place[seen.box_frame] >= 0
-    frame, number = place[seen.box_frame[mine]], np.bincount(seen.box_frame, minlength=n)[rows].astype(float)
-    mean = lambda v: np.bincount(frame, v[mine], len(rows)) / np.maximum(number, 1)
-    made = {"image": [v[rows] for v in seen.image.values()], "count": [number], "confidence": [mean(seen.confidence)], "size": [mean(seen.size)],
-            "class": [mean((seen.box_class == c).astype(float)) for c in range(len(seen.classes))]}
-    if seen.embedding is not None and np.isfinite(seen.embedding[rows]).all() and len(rows) > 2: made["embedding"] = list(components_of(seen.embedding[rows], most).T)
-    return {k: np.stack(v, axis=1).astype(np.float64) for k, v in made.items() if len(v)}
+    frame = place[seen.box_frame[mine]]
+    number = np.bincount(frame, minlength=len(rows)).astype(float)
+    if family == "count": return number[:, None]
+    of_box = [seen.box_class == c for c in range(len(seen.classes))] if family == "class" else [getattr(seen, family)]
+    return np.stack([np.bincount(frame, v[mine], len(rows)) / number for v in of_box], axis=1)
 
-# %% ../../nbs/monitoring/51a_drift.ipynb #791ae130
-def _memory(seen: Observed, window: np.ndarray, settings: DriftSettings) -> dict[str, np.ndarray]:
-    "family → (cameras,) autocorrelation time in frames, of both periods together: three quarters of the family's columns are shorter."
-    found = {f: np.ones(len(seen.cameras)) for f in FAMILIES}
+
+def _memory(seen: Observed, window: np.ndarray, own: Mapping[str, np.ndarray], settings: DriftSettings) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    "family → (cameras,) frames that count as one; and how many seconds they take."
+    tau, seconds = ({f: np.full(len(seen.cameras), v) for f in FAMILIES} for v in (1.0, 0.0))
     for k in range(len(seen.cameras)):
-        rows = np.flatnonzero(seen.camera == k)
-        if len(rows) < 3: continue
-        stretch = stretches(seen.camera[rows], seen.at[rows], window[rows])[1]
-        for family, x in _per_frame(seen, rows, min(settings.components, 8)).items():
-            for s in np.unique(stretch[window[rows]]): _straighten(x, np.flatnonzero(stretch == s))
-            found[family][k] = np.quantile(autocorrelation_time(x, stretch), .75)
-    found["cameras"] = found["count"]
-    return found
+        step = _step(seen.at[seen.camera == k])
+        for family in FAMILIES[:-1]:
+            rows = np.flatnonzero((seen.camera == k) & (own[family] > 0))
+            if len(rows) < 3: continue
+            x = _columns(seen, family, rows, min(settings.components, 8))
+            if x.shape[1]: tau[family][k], seconds[family][k] = _memory_of(x, seen.at[rows], window[rows])
+        seconds["cameras"][k] = seconds["count"][k]
+        tau["cameras"][k] = max(seconds["count"][k] / step, 1.0) if step else 1.0
+    return tau, seconds
 
 
-def _straighten(x: np.ndarray, rows: np.ndarray) -> None:
-    "Take a straight line off these rows, in place."
-    if len(rows) < 8: return
-    t = np.linspace(-1, 1, len(rows))
-    x[rows] -= np.outer(t, (t @ (x[rows] - x[rows].mean(axis=0))) / (t @ t))
+def _step(at: np.ndarray) -> float:
+    "Seconds from one look to the next, usually."
+    d = np.diff(at)
+    return float(np.median(d[d > 0])) if (d > 0).any() else 0.0
 
-# %% ../../nbs/monitoring/51a_drift.ipynb #828afc22
+# %% ../../nbs/monitoring/51a_drift.ipynb #307ae23a
+BURSTS = 30  # from so many stretches on, memory is also measured from one to the next
+
+
+def _memory_of(x: np.ndarray, at: np.ndarray, window: np.ndarray) -> tuple[float, float]:
+    "Rows of one camera that count as one, and their seconds; of both periods together: three quarters of the columns have less. In order of time; `x` is changed."
+    stretch = stretches(np.zeros(len(x), int), at, window)[1]
+    first = np.flatnonzero(np.append(True, np.diff(stretch) > 0))
+    whole, size = x.copy(), np.diff(np.append(first, len(x)))
+    for i, n in zip(first, size):
+        if n >= 8 and window[i]: _straighten(x[i:i + n])
+    rows = float(np.quantile(autocorrelation_time(x, stretch), .75))
+    seconds = rows * _step(at)
+    if len(first) < BURSTS: return rows, seconds
+    mean, side, pause = np.add.reduceat(whole, first, axis=0) / size[:, None], window[first].astype(int), _step(at[first])
+    if side.sum() >= 8: mean[side == 1] -= (line := _line(mean[side == 1])); whole[window] -= np.repeat(line, size[side == 1], axis=0)
+    for v, s in ((mean, side), (whole, window.astype(int))): v -= np.stack([v[s == i].mean(axis=0) if (s == i).any() else np.zeros(v.shape[1]) for i in (0, 1)])[s]
+    between = autocorrelation_time(mean, np.cumsum(np.append(0, np.diff(side) != 0)))
+    with np.errstate(all="ignore"): long = np.nan_to_num((size**2).sum() / size.sum() * mean.var(axis=0) / whole.var(axis=0) * between)
+    return max(rows, float(np.quantile(long, .75))), max(seconds, float(np.quantile(np.where(long > rows, between, 0), .75)) * pause)
+
+
+def _line(x: np.ndarray) -> np.ndarray:
+    "(n, k) the straight line of each column, about its mean."
+    t = np.linspace(-1, 1, len(x))
+    return np.outer(t, (t @ (x - x.mean(axis=0))) / (t @ t))
+
+
+def _straighten(x: np.ndarray) -> None: x -= _line(x)
+
+# %% ../../nbs/monitoring/51a_drift.ipynb #dd20039d
 def _tabled(reference: Observed, window: Observed, settings: DriftSettings) -> _Table:
     "Sorted, measured, cut."
     both, inside = joined(reference, window)
@@ -192,15 +231,13 @@ def _tabled(reference: Observed, window: Observed, settings: DriftSettings) -> _
     box = np.argsort(back[both.box_frame], kind="stable")
     seen = replace(both, camera=both.camera[order], at=both.at[order], image={k: v[order] for k, v in both.image.items()}, embedding=None if both.embedding is None else both.embedding[order],
                    asked=both.asked[order], box_frame=back[both.box_frame][box], box_class=both.box_class[box], confidence=both.confidence[box], size=both.size[box])
-    inside = inside[order]
-    tau = _memory(seen, inside, settings)
-    steps = [np.diff(seen.at[seen.camera == k]) for k in range(len(seen.cameras))]
-    step = np.array([np.median(d[d > 0]) if (d > 0).any() else 0 for d in steps])
-    seconds = max(np.average(t * step, weights=np.bincount(seen.camera, minlength=len(step))) for t in tau.values())
-    stretch = stretches(np.zeros(len(seen), int), seen.at, inside)[1]
-    block = cut_blocks(seen.at, stretch, BLOCK * seconds)
+    inside, own = inside[order], _own(seen)
+    tau, seconds = _memory(seen, inside, own, settings)
+    long = BLOCK * max(np.average(s, weights=np.bincount(seen.camera, minlength=len(s))) for s in seconds.values())
+    stretch = np.cumsum(np.append(0, (np.diff(inside.astype(np.int8)) != 0) | (np.diff(seen.at) > long)))
+    block = cut_blocks(seen.at, stretch, long)
     first = np.flatnonzero(np.append(True, np.diff(block) != 0))
-    return _Table(seen, inside, block, inside[first], tau)
+    return _Table(seen, inside, block, inside[first], own, tau)
 
 # %% ../../nbs/monitoring/51a_drift.ipynb #b233ff8c
 @dataclass(frozen=True)

@@ -1,21 +1,31 @@
-"""Labels: a detector retrained on what each strategy chose from a stream in which two of its five parts are rare; AP against number of labels.
+"""Labels: a detector trained on with what each strategy chose from a stream of rare events; AP against number of labels.
 
-The stream: quarters (160x120) of frames of many factory lines, half of them in some bad condition; a rare part (bracket or defect) is in about 1 picture of 100 (15 to 26 of 2,500 in the kept table).
-The detector: the bundled one, made to forget brackets and defects (their rows of the last layer are erased), all but the last layer of its
-class branch frozen; that layer is trained on 400 pictures of the first days, then anew on those and the chosen ones, as many times through all for everybody. What is frozen has seen such parts before: it stands for a pretrained backbone. In the kept
-table no choice of labels makes this detector better, so it shows what was found, not how many labels are saved. Test: unseen lines, all parts equally frequent. `--full` writes
-label_efficiency.csv beside this file. Quick: one seed, tiny, only to see that it runs.
+The detector: the bundled one's layout, trained from nothing on pictures of gears, bolts and nuts in good light: it has never met a bracket, a defect, fog or a failing lamp, not in its deepest layer either.
+The stream: 30,000 quarters (160x120) of frames of many other lines. Four kinds of events, each in about 1 picture of 1,000: a bracket; a defect; thick fog; a lamp that fails. Everything else is what the detector knows.
+A strategy looks at the stream with that detector and chooses. Then the whole network is trained on from where it was, as many steps for everybody: half of each batch are old pictures, half are chosen ones
+(those with rare classes repeated, the same rule for all). "every event" chooses by the truth, as nobody can: what there is to be had.
+Test: other lines, all parts equally frequent, half of the frames in good light, a quarter each in fog and with a failing lamp.
+
+    python -m tests.benchmarks.try_label_efficiency --full FOLDER   # two cores: about an hour and a half; goes on where it stopped; writes label_efficiency.csv beside this file
+
+Without `--full`: one seed, tiny, only to see that it runs.
 """
 import argparse
 import csv
+import multiprocessing
+import pickle
+import tempfile
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
+import cv2
 import numpy as np
+import yaml
 
-from cv_pipeline.annotation.select import STRATEGIES, SelectSettings, candidates, select
-from cv_pipeline.conditions import Conditions, random_conditions
+from cv_pipeline.annotation.select import STRATEGIES, Candidates, SelectSettings, candidates, select
+from cv_pipeline.conditions import Conditions
 from cv_pipeline.evaluation.calibration import fit_platt
-from cv_pipeline.inference.backends import load_model
 from cv_pipeline.inference.calibrators import apply_curve
 from cv_pipeline.line import average_precision
 from cv_pipeline.parts import CLASS_NAMES, seeded
@@ -24,6 +34,8 @@ from cv_pipeline.types import Detections, box_iou
 
 WIDTH, HEIGHT, SIDE = 160, 120, 128  # of a picture; rows that the network sees (8 of them grey)
 RARE = (3, 4)                        # bracket, defect
+EVENTS = ("bracket", "defect", "fog", "lamp_failure")
+WEATHER = ({"fog": 4.0}, {"lamp_failure": 4.0})
 TABLE = Path(__file__).with_name("label_efficiency.csv")
 LAYOUT = """nc: 5
 scales: {n: [0.33, 0.125, 1024]}
@@ -32,18 +44,24 @@ backbone: [[-1,1,Conv,[64,3,2]],[-1,1,Conv,[128,3,2]],[-1,3,C2f,[128,True]],[-1,
 head: [[-1,1,nn.Upsample,[None,2,nearest]],[[-1,6],1,Concat,[1]],[-1,3,C2f,[512]],[-1,1,nn.Upsample,[None,2,nearest]],[[-1,4],1,Concat,[1]],[-1,3,C2f,[256]],
   [-1,1,Conv,[256,3,2]],[[-1,12],1,Concat,[1]],[-1,3,C2f,[512]],[-1,1,Conv,[512,3,2]],[[-1,9],1,Concat,[1]],[-1,3,C2f,[1024]],[[15,18,21],1,Detect,[nc]]]
 """
+FULL = {"first": 6000, "held": 1000, "pool": 30_000, "test": 800, "base_steps": 4000, "steps": 400}
+TINY = {"first": 64, "held": 32, "pool": 120, "test": 40, "base_steps": 3, "steps": 2}
+PLAN = {"random": [250, 500, 1000, 2000, 4000], "hybrid": [125, 250, 500, 1000], "uncertainty": [250, 500, 1000], "diversity": [250, 500, 1000], "every event": [0]}
+Picture = tuple[np.ndarray, Truth, str]  # (128, 160, 3) pixels, parts, weather
 
 
-def quarters(seed: int, n: int, rare: float) -> list[tuple[np.ndarray, Truth]]:
-    "(128x160 pixels, truth) of n quarters of frames; `rare`: weight of brackets and defects against 1."
+def quarters(seed: int, n: int, rare: float, weather: float) -> list[Picture]:
+    "n quarters of frames; `rare`: how often a part is a bracket (or a defect), against 1 for a gear; `weather`: probability of each weather."
     made = []
     for j in range(-(-n // 40)):
         rng = seeded(seed, "line", j)
         line = FactoryLine(LineConfig(size=(2 * WIDTH, 2 * HEIGHT), seed=seed * 100_000 + j, density=9, class_weights=(1, 1, 1, rare, rare)))
-        for k in range(10):
-            line.conditions = {0: random_conditions(rng) if rng.random() < .5 else Conditions()}
-            frame, truth = line.render(int(k * 75 + rng.integers(40)))
-            for x, y in ((0, 0), (WIDTH, 0), (0, HEIGHT), (WIDTH, HEIGHT)): made.append(cut(frame.image, truth, x, y))
+        for k in range(10):  # 8 s apart: other parts
+            lot, sun = rng.random(), float(rng.random() * .8)
+            kind = int(lot // weather) if weather and lot < weather * len(WEATHER) else None
+            line.conditions = {0: Conditions(time_of_day=sun) if kind is None else Conditions(**WEATHER[kind])}
+            frame, truth = line.render(int(k * 200 + rng.integers(40)))
+            for x, y in ((0, 0), (WIDTH, 0), (0, HEIGHT), (WIDTH, HEIGHT)): made.append((*cut(frame.image, truth, x, y), "" if kind is None else next(iter(WEATHER[kind]))))
     return made[:n]
 
 
@@ -58,141 +76,183 @@ def cut(image: np.ndarray, truth: Truth, x: int, y: int) -> tuple[np.ndarray, Tr
     return canvas, Truth(truth.camera, truth.frame_id, truth.t, seen)
 
 
-class Detector:
-    "The bundled detector in torch; only the last layer of its class branch learns, from what the frozen rest makes of each picture, computed once."
+def events(pictures: list[Picture]) -> np.ndarray:
+    "(n, 4) bool, see EVENTS."
+    classes = np.array([np.isin(RARE, t.labelled().class_id) for _, t, _ in pictures]).reshape(-1, len(RARE))
+    return np.column_stack([classes, [[w == k for k in EVENTS[2:]] for _, _, w in pictures]])
 
-    def __init__(self):
-        import onnx
+
+class Detector:
+    "The bundled detector's layout in torch, all of it learning."
+
+    def __init__(self, weights: dict | None = None, seed: int = 0):
         import torch
-        import yaml
         from ultralytics.cfg import get_cfg
         from ultralytics.nn.tasks import DetectionModel
 
-        torch.set_num_threads(1)
-        self.torch, self.net = torch, DetectionModel({**yaml.safe_load(LAYOUT), "scale": "n"}, ch=3, verbose=False).fuse(verbose=False)
-        bundled = load_model("factory_line", threads=1)
-        weights = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(str(bundled.path)).graph.initializer}
-        self.net.load_state_dict({k: torch.from_numpy(weights[k].copy()) for k in self.net.state_dict()})
-        self.net.args, self.head, self.inner, self.caught = get_cfg(overrides={"box": 7.5, "cls": .5, "dfl": 1.5}), self.net.model[-1], [], []
-        self.net.requires_grad_(False)
-        self.last = torch.nn.ModuleList(branch[-1] for branch in self.head.cv3)
-        for layer in self.last: layer.weight[list(RARE)], layer.bias[list(RARE)] = 0, -6.0
-        self.first = {k: v.clone() for k, v in self.last.state_dict().items()}
-        self.last.requires_grad_(True)
-        self.net.model[9].register_forward_hook(lambda m, i, o: self.inner.append(o.mean(dim=(2, 3)).numpy()))
-        self.head.register_forward_pre_hook(lambda m, i: self.caught.append(self._frozen(i[0])))
+        torch.set_num_threads(1); torch.manual_seed(seed); cv2.setNumThreads(1)
+        self.torch, self.net = torch, DetectionModel({**yaml.safe_load(LAYOUT), "scale": "n"}, ch=3, verbose=False).to(memory_format=torch.channels_last)
+        self.net.args, self.pooled = get_cfg(overrides={"box": 7.5, "cls": .5, "dfl": 1.5}), None
+        if weights is not None: self.net.load_state_dict(weights)
+        self.net.model[9].register_forward_hook(lambda m, i, o: setattr(self, "pooled", o.mean(dim=(2, 3))))
 
-    def _frozen(self, feats):
-        "Boxes (n, 64, cells), and for each level what the last layer of the class branch sees."
-        hidden = [branch[1](branch[0](f)) for branch, f in zip(self.head.cv3, feats)]
-        boxes = self.torch.cat([branch(f).flatten(2) for branch, f in zip(self.head.cv2, feats)], 2)
-        return [t.half() for t in (boxes, *hidden)]
+    def tensor(self, images: np.ndarray):
+        "(n, 3, 128, 160) RGB, 0..1."
+        return self.torch.from_numpy(np.ascontiguousarray(images[..., ::-1])).permute(0, 3, 1, 2).float() / 255
 
-    def features(self, pictures):
-        "What the frozen part makes of pictures, and one pooled vector each."
-        self.caught, self.inner = [], []
-        self.net.eval()
-        with self.torch.no_grad():
-            for i in range(0, len(pictures), 64):
-                batch = np.ascontiguousarray(np.stack(pictures[i:i + 64])[..., ::-1].transpose(0, 3, 1, 2))
-                self.net(self.torch.from_numpy(batch).float() / 255)
-        vectors = np.concatenate(self.inner)
-        return [self.torch.cat([part[k] for part in self.caught]) for k in range(4)], vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    def said(self, maps, rows):
-        hidden = [m[rows].float() for m in maps[1:]]
-        return {"boxes": maps[0][rows].float(), "scores": self.torch.cat([layer(h).flatten(2) for layer, h in zip(self.last, hidden)], 2), "feats": hidden}
-
-    def train(self, maps, truths, rows, epochs: int, seed: int, batch: int = 32, lr: float = 1e-2):
-        "The last layer, from its first state; so many times through all pictures."
-        torch, rng = self.torch, np.random.default_rng(seed)
-        self.last.load_state_dict(self.first)
+    def train(self, draw, steps: int, lr: float) -> None:
+        "`draw`: step → (images (n, 128, 160, 3), their labels)."
+        torch = self.torch
         self.net.train()
-        steps = max(2, epochs * len(rows) // batch)
-        opt = torch.optim.AdamW(self.last.parameters(), lr, weight_decay=1e-3)
+        opt = torch.optim.AdamW(self.net.parameters(), lr, weight_decay=1e-3)
         plan = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=.1)
-        order = np.concatenate([rng.permutation(rows) for _ in range(epochs + 1)])
         for k in range(steps):
-            part = order[k * batch:(k + 1) * batch]
-            wanted = [truths[i].labelled() for i in part]
+            images, wanted = draw(k)
             table = np.concatenate([np.column_stack([np.full(len(d), i), d.class_id, (d.xyxy[:, :2] + d.xyxy[:, 2:]) / 2 / [WIDTH, SIDE], (d.xyxy[:, 2:] - d.xyxy[:, :2]) / [WIDTH, SIDE]]) for i, d in enumerate(wanted)])
-            t = torch.from_numpy(table).float()
-            loss = self.net.loss({"img": torch.zeros(1, 3, SIDE, WIDTH), "batch_idx": t[:, 0], "cls": t[:, 1:2], "bboxes": t[:, 2:]}, self.said(maps, part))[0].sum()
+            t, x = torch.from_numpy(table).float(), self.tensor(images)
+            with torch.autocast("cpu", torch.bfloat16): said = self.net(x)
+            said = {name: [f.float() for f in v] if isinstance(v, list) else v.float() for name, v in said.items()}
+            loss = self.net.loss({"img": x, "batch_idx": t[:, 0], "cls": t[:, 1:2], "bboxes": t[:, 2:]}, said)[0].sum()
             opt.zero_grad(); loss.backward(); opt.step(); plan.step()
+            if k % 200 == 0 and steps > 1000: print(f"step {k} loss {loss.item() / len(images):.2f}", flush=True)
 
-    def look(self, maps, conf: float, agnostic: bool = True) -> list[Detections]:
+    def look(self, images, conf: float, agnostic: bool = True) -> tuple[list[Detections], np.ndarray]:
+        "What it finds in each picture, and one pooled vector each of length 1."
         from ultralytics.utils.nms import non_max_suppression
 
-        found = []
+        found, vectors = [], []
         self.net.eval()
         with self.torch.no_grad():
-            for i in range(0, len(maps[0]), 256):
-                said = self.head._inference(self.said(maps, slice(i, i + 256)))
+            for i in range(0, len(images), 64):
+                said = self.net(self.tensor(np.asarray(images[i:i + 64])))[0]
+                vectors.append(self.pooled.numpy())
                 found += [Detections(r[:, :4], r[:, 4], r[:, 5]) for r in (t.numpy() for t in non_max_suppression(said, conf, .5, agnostic=agnostic, max_det=60, max_time_img=5.0))]
-        return found
+        v = np.concatenate(vectors)
+        return found, v / np.linalg.norm(v, axis=1, keepdims=True)
 
 
-def calibrated(found: list[Detections], truths) -> dict:
-    "Platt's line for all classes together: is a box right (overlap .5, same class)?"
-    wanted = [t.labelled() for t in truths]
-    right = [((box_iou(d.xyxy, w.xyxy) >= .5) & (d.class_id[:, None] == w.class_id)).any(axis=1) for d, w in zip(found, wanted)]
-    return fit_platt(np.concatenate([d.confidence for d in found]).astype(float), np.concatenate(right).astype(float))
+def flipped(image: np.ndarray, d: Detections, rng: np.random.Generator) -> tuple[np.ndarray, Detections]:
+    "The picture or its mirror image, left to right; upside down inside its own 120 rows."
+    box = d.xyxy.copy()
+    if rng.random() < .5: image, box[:, [0, 2]] = image[:, ::-1], WIDTH - box[:, [2, 0]]
+    if rng.random() < .5: image, box[:, [1, 3]] = np.concatenate([image[:HEIGHT][::-1], image[HEIGHT:]]), HEIGHT - box[:, [3, 1]]
+    return image, Detections(box, None, d.class_id)
 
 
-def score(net: Detector, maps, truths) -> dict[str, float]:
-    "AP of all five parts, and of the two rare ones."
-    said = average_precision(truths, net.look(maps, .01, agnostic=False))
-    return {"AP": said["AP"], "AP_rare": round(sum(said["AP_by_class"][CLASS_NAMES[k]] for k in RARE) / len(RARE), 4)}
+def repeats(wanted: list[Detections], often: float = .1) -> np.ndarray:
+    "(n,) how often a picture is drawn: more for classes in fewer than a tenth of the pictures, by the square root (Gupta et al. 2019, LVIS)."
+    has = np.array([np.bincount(d.class_id, minlength=len(CLASS_NAMES)) > 0 for d in wanted])
+    factor = np.maximum(1, np.sqrt(often / np.maximum(has.mean(axis=0), 1e-9)))
+    return np.where(has, factor, 1).max(axis=1)
 
 
-def one_seed(seed: int, plan: dict[str, list[int]], pool: int, first: int, epochs: int, rare: tuple[float, float], test):
-    "Rows of the table for one stream and one lot."
-    old, held, stream = quarters(3000 + seed, first, rare[0]), quarters(5000 + seed, first // 2, rare[0]), quarters(1000 + seed, pool, rare[1])
-    net, pairs = Detector(), old + stream
-    truths = [t for _, t in pairs]
-    maps, vectors = net.features([p for p, _ in pairs])
-    net.train(maps, truths, np.arange(len(old)), epochs, seed)  # the detector that looks at the stream
-    begin = score(net, *test(net))
-    curve = calibrated(net.look(net.features([p for p, _ in held])[0], .05), [t for _, t in held])
-    found = [Detections(d.xyxy, apply_curve(curve, d.confidence.astype(float)), d.class_id) for d in net.look([m[len(old):] for m in maps], .05)]
-    c = candidates([f"{i:05d}" for i in range(pool)], found, CLASS_NAMES, vectors[len(old):])
-    labelled = candidates([f"old-{i}" for i in range(len(old))], [t.labelled() for _, t in old], CLASS_NAMES, vectors[:len(old)])
-    odd = np.array([np.isin(t.labelled().class_id, RARE).any() for _, t in stream])
-    yield {"seed": seed, "strategy": "none", "labels": 0, **begin, "rare_chosen": 0, "rare_there": int(odd.sum())}
-    print(len(old), "first pictures,", sum(np.isin(t.labelled().class_id, RARE).any() for _, t in old), "with rare parts; curve", curve, flush=True)
-    for budget, strategy in sorted((b, s) for s, budgets in plan.items() for b in budgets):
-        rows = np.array([i for i, _ in select(c, budget, strategy, SelectSettings(seed=seed), labelled)])
-        net.train(maps, truths, np.concatenate([np.arange(len(old)), len(old) + rows]), epochs, seed)
-        yield {"seed": seed, "strategy": strategy, "labels": budget, **score(net, *test(net)), "rare_chosen": int(odd[rows].sum()), "rare_there": int(odd.sum())}
+def batches(old: list[Picture], new: list[Picture], seed: int, size: int = 32):
+    "step → batch: half old, half new; without new ones all old."
+    rng, half = np.random.default_rng(seed), size // 2
+    parts = [(old, np.ones(len(old)), size - half if new else size)] + ([(new, repeats([t.labelled() for _, t, _ in new]), half)] if new else [])
+
+    def draw(step: int):
+        made = [flipped(p[i][0], p[i][1].labelled(), rng) for p, w, n in parts for i in rng.choice(len(p), n, p=w / w.sum())]
+        return np.stack([m[0] for m in made]), [m[1] for m in made]
+
+    return draw
 
 
-def run(quick: bool = False, seeds=(0, 1, 2), table: Path | None = None) -> list[dict]:
-    "Rows: seed, strategy, labels, AP of everything and of the rare parts, pictures with rare parts chosen and there. `quick` only shows that it runs."
-    plan = {s: [8] for s in STRATEGIES} if quick else {"random": [50, 100, 200, 400], "hybrid": [50, 100, 200], "uncertainty": [100], "diversity": [100]}
-    size = {"pool": 80, "first": 40, "epochs": 2, "rare": (.1, .05)} if quick else {"pool": 2500, "first": 400, "epochs": 20, "rare": (.02, .006)}
-    pairs, kept, rows = quarters(900, 40 if quick else 320, 1), {}, []
+def score(net: Detector, test: list[Picture]) -> dict[str, float]:
+    "AP of all parts in all weathers, of the rare parts, of the known parts in fog and with a failing lamp, and of what was known before."
+    found, _ = net.look(np.stack([p for p, _, _ in test]), .01, agnostic=False)
+    some = lambda keep: average_precision([t for (_, t, w) in test if keep(w)], [d for d, (_, _, w) in zip(found, test) if keep(w)])["AP_by_class"]
+    mean = lambda by, classes: round(float(np.mean([by[CLASS_NAMES[k]] for k in classes])), 4)
+    whole, known = some(lambda w: True), (0, 1, 2)
+    return {"AP": mean(whole, range(5)), "AP_rare": mean(whole, RARE), "AP_weather": mean(some(bool), known), "AP_known": mean(some(lambda w: not w), known)}
 
-    def test(net):
-        if "maps" not in kept: kept["maps"] = net.features([p for p, _ in pairs])[0]
-        return kept["maps"], [t for _, t in pairs]
 
-    for seed in seeds[:1] if quick else seeds:
-        for row in one_seed(seed, plan, test=test, **size):
-            rows.append(row)
-            if table is None: continue
-            with open(table, "w", newline="") as f:
-                out = csv.DictWriter(f, list(rows[0]))
-                out.writeheader(); out.writerows(rows)
-    return rows
+def once(path: Path, make):
+    "What `make` gives, or gave the last time."
+    if not path.exists():
+        made, part = make(), path.with_suffix(".part")
+        with open(part, "wb") as f: pickle.dump(made, f)
+        part.replace(path)
+        return made
+    with open(path, "rb") as f: return pickle.load(f)
+
+
+def base(folder: Path, size: dict) -> tuple[dict, np.ndarray]:
+    "The detector that knows three parts in good light, and its vectors of the pictures that it learnt from."
+    old, net = once(folder / "old.pickle", lambda: quarters(3000, size["first"], 0, 0)), Detector()
+    net.train(batches(old, [], 0), size["base_steps"], 2e-3)
+    return net.net.state_dict(), net.look([p for p, _, _ in old], .05)[1]
+
+
+def looked_at(folder: Path, seed: int, size: dict) -> Candidates:
+    "A seed's stream as the detector sees it; confidences calibrated on pictures of the old kind."
+    net, held = Detector(once(folder / "base.pickle", lambda: base(folder, size))[0]), quarters(5000 + seed, size["held"], 0, 0)
+    stream = once(folder / f"stream{seed}.pickle", lambda: quarters(1000 + seed, size["pool"], .0014, .001))
+    found = net.look([p for p, _, _ in held], .05)[0]
+    right = [((box_iou(d.xyxy, t.labelled().xyxy) >= .5) & (d.class_id[:, None] == t.labelled().class_id)).any(axis=1) for d, (_, t, _) in zip(found, held)]
+    curve = fit_platt(np.concatenate([d.confidence for d in found]).astype(float), np.concatenate(right).astype(float))
+    found, vectors = net.look([p for p, _, _ in stream], .05)
+    print(f"seed {seed}: pictures with {dict(zip(EVENTS, events(stream).sum(axis=0).tolist()))}; curve {curve}", flush=True)
+    return candidates([f"{i:05d}" for i in range(len(stream))], [Detections(d.xyxy, apply_curve(curve, d.confidence.astype(float)), d.class_id) for d in found], CLASS_NAMES, vectors)
+
+
+def one_run(job: tuple[Path, int, str, int, dict]) -> dict:
+    "A row of the table: choose, train on, test."
+    folder, seed, strategy, budget, size = job
+    begun = time.time()
+    (weights, vectors), old = once(folder / "base.pickle", lambda: base(folder, size)), once(folder / "old.pickle", lambda: quarters(3000, size["first"], 0, 0))
+    test = once(folder / "test.pickle", lambda: quarters(900, size["test"], 1, .25))
+    rows, happens, new, net = np.zeros(0, int), np.zeros((0, len(EVENTS)), bool), [], Detector(weights, seed)
+    if strategy != "none":
+        c, stream = once(folder / f"looks{seed}.pickle", lambda: looked_at(folder, seed, size)), once(folder / f"stream{seed}.pickle", lambda: quarters(1000 + seed, size["pool"], .0014, .001))
+        happens = events(stream)
+        labelled = candidates([f"old-{i}" for i in range(len(old))], [t.labelled() for _, t, _ in old], CLASS_NAMES, vectors)
+        rows = np.flatnonzero(happens.any(axis=1)) if strategy == "every event" else np.array([i for i, _ in select(c, budget, strategy, SelectSettings(seed=seed), labelled)])
+        new = [stream[i] for i in rows]
+        net.train(batches(old, new, seed), size["steps"], 1e-3)
+    row = {"seed": seed, "strategy": strategy, "labels": len(rows), **score(net, test), **{e: int(n) for e, n in zip(EVENTS, happens[rows].sum(axis=0))}, "events_chosen": int(happens[rows].any(axis=1).sum()), "events_there": int(happens.any(axis=1).sum())}
+    print(f"{time.time() - begun:.0f} s", row, flush=True)
+    return row
+
+
+def run(quick: bool = False, seeds=(0, 1, 2), folder: Path | None = None, table: Path | None = None, workers: int = 1) -> list[dict]:
+    "Rows: seed, strategy, labels, AP (see `score`), pictures with events chosen and there. `quick` only shows that it runs. What is in `table` already is not done again."
+    size, plan = (TINY, {s: [8] for s in PLAN}) if quick else (FULL, PLAN)
+    done = list(csv.DictReader(open(table))) if table and table.exists() else []
+    there = {(int(r["seed"]), r["strategy"], int(r["labels"]) if r["strategy"] in STRATEGIES else 0) for r in done}
+    with tempfile.TemporaryDirectory() as other:
+        folder = Path(folder or other)
+        folder.mkdir(parents=True, exist_ok=True)
+        first = [(folder, 0, "none", 0, size)]
+        jobs = [(folder, k, s, n, size) for n, s in sorted((n, s) for s, budgets in plan.items() for n in budgets) for k in (seeds[:1] if quick else seeds)]
+        todo = [j for j in first + jobs if (j[1], j[2], j[3] if j[2] in STRATEGIES else 0) not in there]
+        once(folder / "base.pickle", lambda: base(folder, size))
+        with multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else nullcontext() as pool:
+            if pool: list(pool.imap_unordered(prepare, [(folder, k, size) for k in seeds]))
+            for row in (pool.imap_unordered if pool else map)(one_run, todo):
+                done.append({k: str(v) for k, v in row.items()})
+                if table is None: continue
+                with open(table, "w", newline="") as f:
+                    out = csv.DictWriter(f, list(row))
+                    out.writeheader(); out.writerows(sorted(done, key=lambda r: (int(r["seed"]), int(r["labels"]), r["strategy"])))
+    return done
+
+
+def prepare(job: tuple[Path, int, dict]) -> None:
+    "A stream and what the detector says of it, before anything is chosen."
+    folder, seed, size = job
+    once(folder / f"looks{seed}.pickle", lambda: looked_at(folder, seed, size))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="the whole experiment; writes label_efficiency.csv")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", type=Path, metavar="FOLDER", help="the whole experiment; pictures and weights are kept there (8 GB)")
     parser.add_argument("--out", type=Path, default=TABLE)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-    for row in run(not args.full, tuple(args.seeds), args.out if args.full else None): print(row)
+    if args.full is None: run(quick=True)
+    else: run(False, tuple(args.seeds), args.full, args.out, args.workers)
 
 
 if __name__ == "__main__": main()
