@@ -150,7 +150,7 @@ def _keep(path: Path, book: dict[str, Any]) -> None:
 
     write_whole(path, json.dumps(book, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
-# %% ../nbs/91c_monitoring_commands.ipynb #536175cd
+# %% ../nbs/91c_monitoring_commands.ipynb #e506c8f8
 @audit_app.command("flags", epilog="Example: `cv-pipeline audit flags runs/latest/log runs/latest/flags.jsonl --reference 20 --reference-looks 10000 --out audits/flags.json`")
 def audit_flags(
     log: Annotated[Path, typer.Argument(help="Folder of the prediction log.")],
@@ -170,9 +170,9 @@ def audit_flags(
     period = read_log(log, since, until)
     found = flag_signal(flags_between(read_flags(flags), period), int(period.frames["selected"].sum()), None if reference is None else (reference, reference_looks))
     say(f"{found.flags} flags in {found.looks} looks: {found.per_1000} a thousand, ratio {found.ratio or '–'}: [bold]{found.state}[/]")
-    if out is not None: _keep(out, found.to_dict())
+    if out is not None: _keep(out, {**found.to_dict(), "until": datetime.fromtimestamp(float(period.at.max()), timezone.utc).isoformat() if len(period) else None})
 
-# %% ../nbs/91c_monitoring_commands.ipynb #95871911
+# %% ../nbs/91c_monitoring_commands.ipynb #60614255
 def _drift_windows(given: Sequence[Path], reports: Path) -> list[Any]:
     "Drift reports that were named, else all that lie under the reports."
     from cv_pipeline.monitoring.retraining import read_drift
@@ -180,8 +180,10 @@ def _drift_windows(given: Sequence[Path], reports: Path) -> list[Any]:
     if given: return [read_drift(p) for p in given]
     found = []
     for file in sorted(reports.glob("????-??-??/*/metrics.json")):
-        try: found.append(read_drift(file))
-        except DataError: continue  # another kind of report
+        try:
+            book = _json(file)
+            if isinstance(book, dict) and "families" in book: found.append(read_drift(file))  # others are another kind of report
+        except DataError as e: say(f"[yellow]left out[/]: {plain(str(e))}")
     return found
 
 
@@ -192,6 +194,28 @@ def _json(path: Path | None) -> Any:
     if path is None: return None
     try: return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e: raise DataError(f"cannot be read: {e}", path) from e
+
+
+def _audit_of(path: Path | None) -> tuple[dict[str, Any] | None, datetime | None]:
+    "What the audit says beside its reference, and when its period ends."
+    if path is None: return None, None
+    try:
+        book = _json(path)
+        against, until = book["against"], datetime.fromisoformat(book["window"][1])
+        if against is None: raise DataError("this audit was scored without a reference", path, "cv-pipeline audit score … --reference EARLIER")
+        if against.get("change") is not None: [float(against[k]) for k in ("change", "low", "high", "delta")]
+        return {**against, "state": str(against["state"])}, until if until.tzinfo else until.replace(tzinfo=timezone.utc)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e: raise DataError(f"this is no audit's result: {e!r}", path, "cv-pipeline audit score writes audit_result.json") from e
+
+
+def _flags_of(path: Path | None) -> tuple[dict[str, Any] | None, datetime | None]:
+    "The count of flags, and when its period ends."
+    if path is None: return None, None
+    try:
+        book = _json(path)
+        until = datetime.fromisoformat(book["until"]) if book.get("until") else None
+        return {**book, "state": str(book["state"]), "flags": int(book["flags"]), "looks": int(book["looks"])}, until
+    except (KeyError, TypeError, ValueError, AttributeError) as e: raise DataError(f"this is no count of flags: {e!r}", path, "cv-pipeline audit flags … --out writes one") from e
 
 
 def _class_counts(path: Path | None) -> dict[str, int]:
@@ -205,7 +229,7 @@ def _class_counts(path: Path | None) -> dict[str, int]:
     counts = Counter(c for i in items for c in i.truth((1, 1)).class_id.tolist())
     return {name: counts.get(k, 0) for k, name in enumerate(items[0].names)}
 
-# %% ../nbs/91c_monitoring_commands.ipynb #d988f586
+# %% ../nbs/91c_monitoring_commands.ipynb #9a98cb37
 @monitoring_commands.command("retrain-check", epilog="Examples: `cv-pipeline retrain-check` · `cv-pipeline retrain-check --drift reports/2026-06-08/drift --audit audits/june/audit_result.json --new-labels batches/june --changes changes.yaml --trained 2026-05-01`")
 def retrain_check_command(
     drift: Annotated[list[Path] | None, Opt(help="Drift reports; may be given many times. [default: all under --reports]")] = None,
@@ -214,26 +238,26 @@ def retrain_check_command(
     flags: Annotated[Path | None, Opt(help="JSON of `audit flags`.")] = None,
     changes: Annotated[Path | None, Opt(help="YAML of declared new classes and environments.")] = None,
     new_labels: Annotated[Path | None, Opt(help="Dataset that was reviewed since the last training: its boxes are counted.")] = None,
-    trained: Annotated[str | None, Opt(help="Day of the last training; remembered.")] = None,
+    trained: Annotated[str | None, Opt(help="Day of the last training; remembered, until another is given.")] = None,
     dataset: Annotated[str, Opt(help="What to train on, for the command to type.")] = "datasets/NEWEST",
     log: Annotated[str, Opt(help="Prediction log, for the command to type.")] = "runs/latest/log",
     state: Annotated[Path, Opt(help="Folder that remembers.")] = Path("runs/retraining"),
+    persistence: Annotated[int, Opt(min=1, help="Windows running in which drift must be.")] = 2,
     labels_enough: Annotated[int, Opt(min=1, help="Newly reviewed boxes that are enough.")] = 500,
     class_labels: Annotated[int, Opt(min=1, help="Of a new class.")] = 100,
     cadence_days: Annotated[int, Opt(min=0, help="Train at least so often; 0: no cadence.")] = 90,
     cooldown_days: Annotated[int, Opt(min=0, help="After a training.")] = 14,
+    stale_days: Annotated[int, Opt(min=1, help="Older reports, audits and counts of flags decide nothing.")] = 45,
     gate: Annotated[bool, Opt("--gate", help="Exit with 1 unless there is nothing to do.")] = False,
 ) -> None:
     "Should it be trained again? One recommendation, with the evidence and the next command."
     from cv_pipeline.monitoring.retraining import Evidence, RetrainPolicy, read_changes, retrain_check
     from cv_pipeline.monitoring.telemetry import instant
 
-    counts, at = _class_counts(new_labels), instant(trained, "--trained")
-    result = _json(audit) or {}
-    if audit is not None and not result.get("against"): raise DataError("this audit was scored without a reference", audit, "cv-pipeline audit score … --reference EARLIER")
-    evidence = Evidence(_drift_windows(drift or [], reports), result.get("against"), datetime.fromisoformat(result["window"][1]) if result else None, _json(flags), read_changes(changes) if changes else (),
+    counts, at, (accuracy, audited), (flagged, counted) = _class_counts(new_labels), instant(trained, "--trained"), _audit_of(audit), _flags_of(flags)
+    evidence = Evidence(_drift_windows(drift or [], reports), accuracy, audited, counted, flagged, read_changes(changes) if changes else (),
                         sum(counts.values()) if new_labels else None, counts, None if at is None else datetime.fromtimestamp(at / 1e6, timezone.utc), dataset)
-    made = retrain_check(state, evidence, datetime.now(timezone.utc), RetrainPolicy(labels=labels_enough, class_labels=class_labels, cadence_days=cadence_days or None, cooldown_days=cooldown_days), log)
+    made = retrain_check(state, evidence, datetime.now(timezone.utc), RetrainPolicy(persistence, labels_enough, class_labels, cadence_days or None, cooldown_days, stale_days), log)
     table("Reasons", ["reason", "state", "evidence"], [[t["name"], t["state"], t["reason"]] for t in made["triggers"]])
     say(f"[bold]{made['action']}[/]: {plain(made['why'])}\n{made['meaning']}, since {made['since']}")
     if made["next_command"]: say(f"next: {plain(made['next_command'])}")

@@ -11,8 +11,8 @@ from scipy.stats import ks_2samp
 
 from cv_pipeline.monitoring import drift as D
 from cv_pipeline.monitoring import statistics as S
-from cv_pipeline.monitoring.drift_report import control_charts, drift_of_log, observed_of, periods_of
-from cv_pipeline.monitoring.telemetry import TelemetrySink, read_log
+from cv_pipeline.monitoring.drift_report import control_charts, drift_of_log, drifted_pictures, kept_beside, observed_of, periods_of
+from cv_pipeline.monitoring.telemetry import STATISTICS, TelemetrySink, read_log
 from cv_pipeline.types import ConfigError, DataError, Detections, Frame, FrameResult
 
 CLASSES = ("gear", "bolt", "nut")
@@ -365,11 +365,48 @@ def test_periods_say_what_is_wrong(log):
     with pytest.raises(DataError, match="the reference holds no frames"): drift_of_log(log, ["2025-01-01", "2025-01-02"], None, SMALL)
 
 
-def test_frames_that_could_not_be_measured_are_left_out(log):
-    broken = replace(log, frames={**log.frames, "brightness": np.where(np.arange(len(log)) < 100, np.nan, log.frames["brightness"])})
-    assert len(observed_of(broken)) == len(log) - 100
+def test_numbers_that_are_not_there_are_left_out_and_said(log):
+    less = lambda name, n: replace(log, frames={**log.frames, name: np.where(np.arange(len(log)) < n, np.nan, log.frames[name]).astype(np.float32)})
+    some = observed_of(less("brightness", 8))
+    assert len(some) == len(log) - 8 and "brightness" in some.image and some.notes == ("8 frames could not be measured, and are left out",) and (some.row == np.arange(8, len(log))).all()
+    old = drift_of_log(less("saturation", 100), ["2026-06-01", "2026-06-02"], ["2026-06-02", "2026-06-03"], SMALL)  # the first day was written by another version
+    assert len(old.reference) == 200 and "saturation" not in old.reference.image and "saturation is missing on some days, and left out" in old.drift.notes
     with pytest.raises(DataError, match="no frame of this log has image statistics"):
-        observed_of(replace(log, frames={**log.frames, "brightness": np.full(len(log), np.nan, np.float32)}))
+        observed_of(replace(log, frames={**log.frames, **{n: np.full(len(log), np.nan, np.float32) for n in STATISTICS}}))
+
+
+def test_a_clock_that_is_ahead_is_not_the_last_day(log):
+    from datetime import datetime, timezone
+
+    at = log.frames["captured_at"].copy()
+    at[np.flatnonzero(log.frames["camera"] == 1)[5]] += 30 * 365 * 86_400_000_000
+    found = drift_of_log(replace(log, frames={**log.frames, "captured_at": at}), None, None, SMALL, now=datetime(2026, 6, 5, tzinfo=timezone.utc))
+    assert found.drift.verdict == "RED" and found.periods == drift_of_log(log, None, None, SMALL).periods
+    assert any("1 frames of south claim to be from 2056" in n and "wrong clock" in n for n in found.drift.notes)
+
+
+def test_kept_pictures_are_those_of_the_look_also_when_numbers_begin_anew(log, log_folder, tmp_path):
+    found = drift_of_log(log, None, None, SMALL)
+    whole, words = drifted_pictures(found, log, log_folder / "frames_kept", 4)
+    only = drift_of_log(log, None, None, SMALL, ["south"])
+    some, names = drifted_pictures(only, log, kept_beside(log_folder), 4)
+    assert len(whole) == 8 and words[0].startswith("south") and len(some) == 8 and names[0].startswith("south") and some[0].mean() < 90
+    again = replace(log, frames={**log.frames, "frame_id": log.frames["frame_id"] % 100})  # four runs: each number four times, so its file may be of any of them
+    assert drifted_pictures(drift_of_log(again, None, None, SMALL), again, log_folder / "frames_kept", 4) == ([], [])
+
+
+def test_pictures_of_a_collection_are_found_by_their_moment(tmp_path):
+    from cv_pipeline.config import load_config
+    from cv_pipeline.video.run import run_config
+
+    run_config(load_config(None, {"sources": [{"uri": "line:frames=60,seed=5", "id": "belt"}], "delivery.out": str(tmp_path / "run"), "model.threads": 1, "telemetry": True, "collect": {"random": .5}}))
+    log = read_log(tmp_path / "run" / "log")
+    middle = np.sort(log.at)[len(log) // 2]
+    time = lambda t: np.datetime_as_string(np.datetime64(int(t * 1e6), "us")) + "+00:00"
+    found = drift_of_log(log, [time(log.at.min()), time(middle)], [time(middle), time(log.at.max() + 1)], SMALL, now=None)
+    assert kept_beside(tmp_path / "run" / "log") == tmp_path / "run" / "collected" and len(drifted_pictures(found, log, tmp_path / "run" / "collected")[0]) > 0
+    moved = replace(found, seen=replace(found.seen, at=found.seen.at + .5), periods=replace(found.periods, window=(found.periods.window[0] + .5, found.periods.window[1] + .5)))
+    assert drifted_pictures(moved, log, tmp_path / "run" / "collected") == ([], [])
 
 
 def test_the_report_is_a_page_with_pictures_and_metrics(log, log_folder, tmp_path):
@@ -379,6 +416,7 @@ def test_the_report_is_a_page_with_pictures_and_metrics(log, log_folder, tmp_pat
     done = run_report("drift", {"log": str(log_folder), "least": 40, "permutations": 999}, root=tmp_path)
     assert done.verdict == "RED" and done.metrics["cause"] == "device fault" and done.metrics["devices"] == ["south"] and done.metrics["before"]["verdict"] == "AMBER"
     page = (done.folder / "report.html").read_text(encoding="utf-8")
+    assert done.metrics["periods"]["reference"] == "all before" and done.metrics["periods"]["window"]["from"] < done.metrics["window"]["from"]
     assert page.count("data:image/png;base64") >= 3 and "data:image/jpeg;base64" in page and "send somebody to the camera" in page and "src=\"http" not in page
 
 

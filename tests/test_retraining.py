@@ -83,9 +83,36 @@ def test_declared_changes_cadence_and_users():
 
 def test_reasons_are_ranked_and_nothing_known_is_said_to_be_unknown():
     found = triggers(Evidence(), RetrainPolicy(), NOW)
-    assert [t.name for t in found] == ["accuracy", "new class", "drift", "users", "environment", "labels", "cadence"]
-    assert {t.name for t in found if t.state == "unknown"} == {"accuracy", "drift", "users", "labels", "cadence"}
-    assert "confidence drift" in triggers(Evidence([window(1, alarms=("confidence",))]), RetrainPolicy(), NOW)[2].reason
+    assert [t.name for t in found] == ["accuracy", "new class", "confidence drift", "input drift", "users", "environment", "labels", "cadence"]
+    assert {t.name for t in found if t.state == "unknown"} == {"accuracy", "confidence drift", "input drift", "users", "labels", "cadence"}
+
+
+@pytest.mark.parametrize("families, confidence, inputs", [(("confidence",), "on", "off"), (("embedding", "image"), "off", "on"), (("confidence", "size"), "on", "on")])
+def test_confidence_and_input_are_reasons_of_their_own(families, confidence, inputs):
+    by = {t.name: t for t in triggers(Evidence([window(d, alarms=families) for d in (4, 5)]), RetrainPolicy(), NOW)}
+    assert (by["confidence drift"].state, by["input drift"].state) == (confidence, inputs)
+    assert decide(Evidence([window(d, alarms=families) for d in (4, 5)], labels=600), RetrainPolicy(), NOW)[0] == "RETRAIN"
+    changing = [window(4, alarms=("confidence",)), window(5, alarms=("image",))]  # one after the other is not two windows of either
+    assert {t.state for t in triggers(Evidence(changing), RetrainPolicy(), NOW) if t.name.endswith("drift")} == {"off", "pending"}
+
+
+def test_what_is_older_than_the_training_or_than_its_use_decides_nothing(tmp_path):
+    may, april = datetime(2026, 5, 1, tzinfo=timezone.utc), datetime(2026, 4, 7, tzinfo=timezone.utc)
+    assert decide(Evidence((), BELOW, april, labels=600, trained=may), RetrainPolicy(), NOW) == ("NOTHING", "no reason is strong enough")
+    assert decide(Evidence([window(4), window(5)], BELOW, april, labels=0, trained=may), RetrainPolicy(), NOW)[0] == "AUDIT"
+    assert decide(Evidence((), BELOW, NOW - 3 * DAY, labels=600, trained=may), RetrainPolicy(), NOW)[0] == "RETRAIN"
+    raised = {"state": "raised", "flags": 9, "looks": 10}
+    assert [decide(Evidence(flags=raised, flags_until=until, trained=may), RetrainPolicy(), NOW)[0] for until in (april, NOW)] == ["NOTHING", "AUDIT"]
+    old = Evidence([window(-60), window(-59)], labels=600)
+    assert decide(old, RetrainPolicy(), NOW)[0] == "NOTHING" and decide(old, RetrainPolicy(stale_days=90), NOW)[0] == "RETRAIN"
+    assert "days old" in triggers(old, RetrainPolicy(), NOW)[2].reason
+
+
+def test_the_day_of_the_training_can_be_corrected_and_is_not_in_the_future(tmp_path):
+    with pytest.raises(ConfigError, match="still to come"): retrain_check(tmp_path, Evidence(trained=datetime(2062, 5, 1, tzinfo=timezone.utc)), NOW)
+    for day in (NOW - 10 * DAY, NOW - 40 * DAY): made = retrain_check(tmp_path, Evidence(trained=day), NOW)
+    assert next(t["reason"] for t in made["triggers"] if t["name"] == "cadence").startswith("trained 40 days ago")
+    assert retrain_check(tmp_path, Evidence(), NOW)["evidence"]["trained"] == NOW - 40 * DAY
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["GREEN", "AMBER", "RED", "GREY"]), st.sampled_from(["world changed", "device fault", "mix shift", "none"])), max_size=6), st.sampled_from([None, BELOW, KEPT, {"state": "undecided"}]),
@@ -124,6 +151,10 @@ def report(tmp_path, **changes):
 def test_drift_reports_are_read_and_others_refused_by_name(tmp_path):
     found = read_drift(report(tmp_path))
     assert found.alarms == ("image",) and found.until - found.since == DAY and found.devices == ("gate",) and found.reference == "a/b"
+    asked = read_drift(report(tmp_path, window={"from": "2026-06-01T08:00:00Z", "to": "2026-06-01T18:00:00Z"}, periods={"reference": "all before", "window": {"from": "2026-06-01T00:00:00Z", "to": "2026-06-02T00:00:00Z"}}))
+    assert asked.until - asked.since == DAY and asked.reference == "all before"
+    one = {"from": "2026-06-01T08:00:00Z", "to": "2026-06-01T08:00:00Z"}
+    assert read_drift(report(tmp_path, window=one)).since == read_drift(report(tmp_path, window=one)).until
     for changes, what in (({"cause": None}, "cause missing"), ({"verdict": "PASS"}, "verdict 'PASS'"), ({"window": {"from": "soon", "to": "2026-06-02"}}, "'soon' is not a time"),
                           ({"window": {"from": "2026-06-03", "to": "2026-06-02"}}, "before it begins"), ({"families": [1]}, "no drift report")):
         with pytest.raises(DataError, match=what): read_drift(report(tmp_path, **changes))
@@ -146,6 +177,15 @@ def test_bad_files_and_settings(tmp_path):
 def test_one_red_report_has_seen_two_windows_itself(tmp_path):
     "A report with a moving reference: its RED says that the window ahead of it alarmed against the same reference."
     red, amber = window(6, "RED"), window(6, "AMBER")
-    state = lambda w, **policy: next(t.state for t in triggers(Evidence([w]), RetrainPolicy(**policy), NOW) if t.name == "drift")
+    state = lambda w, **policy: next(t.state for t in triggers(Evidence([w]), RetrainPolicy(**policy), NOW) if t.name == "input drift")
     assert state(red) == "on" and state(amber) == "pending" and state(red, persistence=3) == "pending"
     assert retrain_check(tmp_path, Evidence([red], labels=600), NOW)["action"] == "RETRAIN"
+
+
+def test_a_plant_that_rests_at_night_has_windows_running(tmp_path):
+    "What was asked for are whole days; the frames are from eight to six."
+    made = []
+    for day in (4, 5, 6):
+        period = {"from": f"2026-06-0{day}T00:00:00+00:00", "to": f"2026-06-0{day + 1}T00:00:00+00:00"}
+        made.append(read_drift(report(tmp_path, window={"from": f"2026-06-0{day}T08:00:00+00:00", "to": f"2026-06-0{day}T18:00:00+00:00"}, periods={"reference": "all before", "window": period})))
+    assert running(made)[0] == 3 and next(t.state for t in triggers(Evidence(made), RetrainPolicy(persistence=3), NOW) if t.name == "input drift") == "on"

@@ -22,7 +22,7 @@ from ..types import ConfigError, DataError
 __all__ = ['FAMILIES', 'FLOORS', 'BOXED', 'BURSTS', 'CAUSES', 'Observed', 'DriftSettings', 'joined', 'components_of',
            'FeatureResult', 'FamilyResult', 'cause_of', 'Drift', 'compare']
 
-# %% ../../nbs/monitoring/51a_drift.ipynb #41521e32
+# %% ../../nbs/monitoring/51a_drift.ipynb #932269f9
 FAMILIES = ("image", "embedding", "count", "class", "confidence", "size", "cameras")
 
 
@@ -43,6 +43,8 @@ class Observed:
     classes: tuple[str, ...] = ()
     embedder: str = ""                     # what made the embeddings
     where: str = ""                        # named in errors
+    row: np.ndarray | None = None          # (n,) where each frame stands in the log
+    notes: tuple[str, ...] = ()            # what a reader has to know
 
     def __len__(self) -> int: return len(self.camera)
 
@@ -60,7 +62,7 @@ class Observed:
         "Some frames (bool mask) with their detections."
         number, boxes = np.cumsum(keep) - 1, keep[self.box_frame]
         return replace(self, camera=self.camera[keep], at=self.at[keep], image={k: v[keep] for k, v in self.image.items()}, embedding=None if self.embedding is None else self.embedding[keep],
-                       asked=None if self.asked is None else self.asked[keep], box_frame=number[self.box_frame[boxes]], box_class=self.box_class[boxes], confidence=self.confidence[boxes], size=self.size[boxes])
+                       asked=None if self.asked is None else self.asked[keep], row=None if self.row is None else self.row[keep], box_frame=number[self.box_frame[boxes]], box_class=self.box_class[boxes], confidence=self.confidence[boxes], size=self.size[boxes])
 
     def between(self, since: float, until: float) -> Observed:
         "Frames with since ≤ at < until, seconds since 1970."
