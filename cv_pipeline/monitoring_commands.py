@@ -172,7 +172,7 @@ def audit_flags(
     say(f"{found.flags} flags in {found.looks} looks: {found.per_1000} a thousand, ratio {found.ratio or '–'}: [bold]{found.state}[/]")
     if out is not None: _keep(out, {**found.to_dict(), "until": datetime.fromtimestamp(float(period.at.max()), timezone.utc).isoformat() if len(period) else None})
 
-# %% ../nbs/91c_monitoring_commands.ipynb #60614255
+# %% ../nbs/91c_monitoring_commands.ipynb #39aa8d6d
 def _drift_windows(given: Sequence[Path], reports: Path) -> list[Any]:
     "Drift reports that were named, else all that lie under the reports."
     from cv_pipeline.monitoring.retraining import read_drift
@@ -195,7 +195,7 @@ def _json(path: Path | None) -> Any:
     try: return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e: raise DataError(f"cannot be read: {e}", path) from e
 
-
+# %% ../nbs/91c_monitoring_commands.ipynb #245e64ab
 def _audit_of(path: Path | None) -> tuple[dict[str, Any] | None, datetime | None]:
     "What the audit says beside its reference, and when its period ends."
     if path is None: return None, None

@@ -116,7 +116,7 @@ def test_the_kernel_sums_do_not_depend_on_how_many_rows_are_taken_at_a_time():
 def slow(seed, n, start=0.0, rho=.97, cameras=2, at=None, offset=0.0):
     "Everything remembers: brightness, embedding, number of boxes, their confidence and size."
     rng, made = np.random.default_rng(seed), []
-    for k in range(cameras):
+    for _ in range(cameras):
         x = ar(n, rho, rng, 6)
         made.append((x, np.clip(np.round(5 + 3 * x[:, 4]), 0, None).astype(int), np.clip(.7 + .1 * x[:, 5], 0, 1)))
     x, count, sure = (np.concatenate(v) for v in zip(*made))

@@ -135,7 +135,7 @@ def periods_of(
 
 def _day(t: float) -> str: return datetime.fromtimestamp(t, timezone.utc).strftime("%Y-%m-%d %H:%M")
 
-# %% ../../nbs/monitoring/51b_drift_report.ipynb #0df8ebe8
+# %% ../../nbs/monitoring/51b_drift_report.ipynb #5a6047e9
 @dataclass(frozen=True)
 class DriftOfLog:
     "A log compared: what was found, and what it was found in."
@@ -157,7 +157,7 @@ class DriftOfLog:
 
 def _iso(t: float) -> str: return datetime.fromtimestamp(t, timezone.utc).isoformat(timespec="seconds")
 
-
+# %% ../../nbs/monitoring/51b_drift_report.ipynb #5b2357e1
 def drift_of_log(
     log: PredictionLog,
     reference: Sequence[str] | None = None,  # see periods_of
