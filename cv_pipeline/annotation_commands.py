@@ -24,10 +24,10 @@ annotation_commands = typer.Typer(callback=lambda: None)
 label_app = typer.Typer(no_args_is_help=True, help="Send pictures to be labelled, get the answers back, make a dataset of them.")
 annotation_commands.add_typer(label_app, name="label")
 
-# %% ../nbs/91b_annotation_commands.ipynb #1baad194
+# %% ../nbs/91b_annotation_commands.ipynb #93631623
 def _moment(frame: str) -> tuple[int | None, datetime | None]:
     "A frame's number, or a time with its zone."
-    if frame.isdigit(): return int(frame), None
+    if frame.isascii() and frame.isdecimal() and len(frame) < 19: return int(frame), None
     try: at = datetime.fromisoformat(frame)
     except ValueError: raise ConfigError(f"{frame!r} is no frame number and no time", "FRAME", "e.g. 1200, or 2026-06-01T08:30:00+00:00") from None
     if at.tzinfo is None: raise ConfigError(f"the time {frame!r} has no zone", "FRAME", "e.g. 2026-06-01T08:30:00+00:00")
@@ -43,19 +43,17 @@ def flag(
     out: Annotated[Path | None, Opt(help="File of flags. [default: RUN/flags.jsonl]")] = None,
 ) -> None:
     "Say that a picture is worth a look: `collect` keeps it whatever the model says."
-    import json
-
+    from cv_pipeline.annotation.annotations import append_lines
     from cv_pipeline.annotation.collect import read_log
 
     number, at = _moment(frame)
     looks = read_log(run)
     if source not in looks.sources: raise DataError(f"the run has no source '{source}'", run, f"it has {', '.join(looks.sources[:8])}")
     row = {"source_id": source, **({"frame_id": number} if at is None else {"at": at.isoformat()}), **({"note": note} if note else {})}
-    file = out or run / "flags.jsonl"
-    with open(file, "a", encoding="utf-8") as f: f.write(json.dumps(row, ensure_ascii=False) + "\n")
+    file = append_lines(out or run / "flags.jsonl", [row])
     say(f"flagged: {plain(source)} {plain(frame)} in {plain(file)}")
 
-# %% ../nbs/91b_annotation_commands.ipynb #54b748d1
+# %% ../nbs/91b_annotation_commands.ipynb #ea5bdf33
 def _band(text: str) -> tuple[float, float] | None:
     "`0.3,0.6` as a band; `off` as None."
     if text == "off": return None
@@ -76,14 +74,14 @@ def collect(
     high: Annotated[float, Opt(help="A box as sure as this that no neighbouring look knows; -1: off.")] = 0.9,
     none: Annotated[float, Opt(help="An empty look, where a smaller share is empty; -1: off.")] = 0.02,
     many: Annotated[float, Opt(help="Robust standard deviations above the usual number of boxes; -1: off.")] = 5.0,
-    quota: Annotated[int, Opt(help="Cases kept a camera, day and kind; -1: all.")] = 100,
+    quota: Annotated[int, Opt(help="Most cases kept a camera, day and kind; -1: all.")] = 100,
     hamming: Annotated[int, Opt(help="Bits in which two pictures may differ and be one case; -1: keep both.")] = 10,
     flags: Annotated[Path | None, Opt(help="File of flags. [default: RUN/flags.jsonl, if it is there]")] = None,
     pictures: Annotated[Path | None, Opt(help="Kept frames, a folder a camera. [default: RUN/frames, or the sources again]")] = None,
     max_mb: Annotated[float | None, Opt(help="Most megabytes of pictures.")] = None,
     seed: Annotated[int, Opt(help="Of the lots.")] = 0,
 ) -> None:
-    "Take 1 % by lot and all doubtful cases out of a run's log, each with its reason and its chance of being there."
+    "Take 1 % by lot and the doubtful cases out of a run's log, at most 100 a camera, day and kind (`--quota -1`: all of them), each with its reason and its chance of being there."
     from cv_pipeline.annotation.collect import CollectPolicy, read_flags
     from cv_pipeline.annotation.collect import collect as gather
 
@@ -91,21 +89,21 @@ def collect(
     file = flags or (run / "flags.jsonl" if (run / "flags.jsonl").exists() else None)
     with share_bar("collecting") as tell:
         tell(0.0, "reading the log and the pictures")
-        found = gather(run, out, policy, pictures, read_flags(file) if file else (), max_bytes=None if max_mb is None else round(max_mb * 1e6))
+        found = gather(run, out, policy, pictures, read_flags(file) if file else (), max_bytes=None if max_mb is None else max_mb * 1e6)
     kept = {k: sum(k in r.reasons for r in found.rows) for k in found.found}
     table(f"{len(found.rows)} pictures collected", ["reason", "looks that have it", "pictures kept"], [[k, n, kept[k]] for k, n in found.found.items()])
     for text in found.notes: say(f"[yellow]note[/]: {plain(text)}")
     say(f"written: {plain(out)}; next: `cv-pipeline select {plain(out)} --budget N --out …`")
 
-# %% ../nbs/91b_annotation_commands.ipynb #c44b4e4f
-@annotation_commands.command(epilog="Examples: `cv-pipeline select collections/monday --budget 200 --out selected/monday` · `cv-pipeline select c --budget 100 --out s --strategy uncertainty` · `cv-pipeline select c --budget 100 --out s --model models/yolo --features model --before selected/last-week`")
+# %% ../nbs/91b_annotation_commands.ipynb #5bb4d2c3
+@annotation_commands.command(epilog="Examples: `cv-pipeline select collections/monday --budget 200 --out selected/monday` · `cv-pipeline select c --budget 100 --out s --strategy uncertainty` · `cv-pipeline select c --budget 100 --out s --model models/yolo --features model --before selected/last-week` · `cv-pipeline select c --budget 100 --out s --features embedder.onnx`")
 def select(
     collection: Annotated[Path, typer.Argument(help="Folder that `cv-pipeline collect` wrote.")],
     out: Annotated[Path, Opt(help="New folder for the chosen pictures.")],
     budget: Annotated[int, Opt(help="Pictures that can be labelled.")],
     strategy: Annotated[str, Opt(help="hybrid, uncertainty, diversity or random.")] = "hybrid",
     model: Annotated[str | None, Opt(help="Look again with this model. [default: what the log says]")] = None,
-    features: Annotated[str, Opt(help="light, or model: those of --model.")] = "light",
+    features: Annotated[str, Opt(metavar="[light|model|FILE.onnx]", help="What pictures are compared by: light; model: features of --model; or a file that ends in .onnx: any network that makes a vector of a picture.")] = "light",
     before: Annotated[list[Path] | None, Opt(help="Folders that were selected earlier; may be given many times.")] = None,
     seed: Annotated[int, Opt(help="Of the lots.")] = 0,
 ) -> None:
@@ -122,15 +120,27 @@ def select(
     table(f"{len(rows)} pictures selected by {strategy}", ["source", "reason", "pictures"], [[s, k, n] for (s, k), n in sorted(count.items())])
     say(f"written: {plain(out)}, the most wanted picture first; next: `cv-pipeline label push {plain(out)} --title T --url U` or `cv-pipeline label files {plain(out)} --out F`")
 
-# %% ../nbs/91b_annotation_commands.ipynb #37d2e5d2
+# %% ../nbs/91b_annotation_commands.ipynb #750e5d39
 def _drafts(folder: Path, names: str | None, model: str | None) -> list[Any]:
-    "Drafts of collected or selected pictures."
+    "Drafts of collected or selected pictures, in the order of the file: `select` writes the most wanted picture first."
     from cv_pipeline.annotation.collect import read_collected
     from cv_pipeline.annotation.label_studio import drafts_from
     from cv_pipeline.inference.backends import load_model
 
     chosen = listed(names) or (list(load_model(model).manifest.names) if model else None)
-    return drafts_from(read_collected(folder), folder, chosen)
+    rows, place = read_collected(folder), _places(folder / "collected.jsonl")
+    return drafts_from(sorted(rows, key=lambda r: place[r.picture]), folder, chosen)
+
+
+def _places(file: Path) -> dict[str, int]:
+    "Picture → the line that names it first."
+    import json
+
+    place: dict[str, int] = {}
+    for number, line in enumerate(file.read_bytes().split(b"\n")):
+        try: place.setdefault(json.loads(line)["picture"], number)
+        except (ValueError, KeyError, TypeError): continue  # torn by a crash, or blank
+    return place
 
 
 def _told(problems: Any, most: int = 20) -> None:
@@ -141,6 +151,7 @@ def _told(problems: Any, most: int = 20) -> None:
 
 _URL = Annotated[str, Opt(envvar="LABEL_STUDIO_URL", help="Address of the server; the token comes from LABEL_STUDIO_API_KEY.")]
 _TITLE = Annotated[str, Opt(help="Title of the project, 3 to 50 signs.")]
+_UNITS = Annotated[str, Opt(help="check: refuse boxes that look like percent; pixels: they are pixels.")]
 _NAMES = Annotated[str | None, Opt(help="Classes, separated by commas. [default: those of --model, or those that the model found]")]
 
 
@@ -161,10 +172,10 @@ def label_push(
     _told(done.problems)
     say(f"project {done.project.id} '{plain(title)}': {done.new} new tasks, {done.there} were there; next: people label, then `cv-pipeline label pull`")
 
-# %% ../nbs/91b_annotation_commands.ipynb #df7eb5ea
+# %% ../nbs/91b_annotation_commands.ipynb #e354c2b3
 @label_app.command("pull", epilog="Example: `LABEL_STUDIO_API_KEY=… cv-pipeline label pull --title 'Line, June' --url http://127.0.0.1:8080 --out annotations.jsonl`")
 def label_pull(
-    out: Annotated[Path, Opt(help="annotations.jsonl to write.")],
+    out: Annotated[Path, Opt(help="annotations.jsonl: answers are added to it.")],
     title: _TITLE, url: _URL = "http://127.0.0.1:8080",
     names: Annotated[str | None, Opt(help="Classes, separated by commas. [default: those of the project]")] = None,
     rename: Annotated[list[str] | None, Opt(metavar="OLD=NEW", help="What a label is called here; may be given many times.")] = None,
@@ -172,7 +183,7 @@ def label_pull(
     numbers: Annotated[bool, Opt("--numbers", help="People as numbers: names stay on the server.")] = False,
     shapes: Annotated[str, Opt(help="Polygons and turned rectangles: refuse, or box for the box around them.")] = "refuse",
 ) -> None:
-    "Fetch everybody's finished answers from a Label Studio project."
+    "Fetch everybody's finished answers from a Label Studio project; in a file that is there, only the same people's answers about the same pictures are replaced."
     from cv_pipeline.annotation.label_studio import Server, pull
 
     book = pictures / "label_studio.json" if pictures else None
@@ -189,8 +200,8 @@ def _renamed(pairs: list[str] | None) -> dict[str, str]:
     if wrong: raise ConfigError(f"not old=new: {', '.join(wrong)}", "--rename", "e.g. --rename 'scratch=scratched disc'")
     return dict(p.split("=", 1) for p in pairs or ())
 
-# %% ../nbs/91b_annotation_commands.ipynb #a8189a7d
-@label_app.command("files", epilog="Examples: `cv-pipeline label files selected/monday --out drafts/` · `cv-pipeline label files selected/monday --out drafts/ --form coco` · `cv-pipeline label files drafts/ --annotator ana --out annotations.jsonl`")
+# %% ../nbs/91b_annotation_commands.ipynb #00d6fbc8
+@label_app.command("files", epilog="Examples: `cv-pipeline label files selected/monday --out drafts/` · `cv-pipeline label files selected/monday --out drafts/ --form coco` · `cv-pipeline label files drafts/ --annotator ana --out annotations.jsonl` · `cv-pipeline label files drafts/ --annotator ana --out annotations.jsonl --unchanged accept`")
 def label_files(
     folder: Annotated[Path, typer.Argument(help="Selected pictures; or, with --annotator, what a person made of the drafts (folder or COCO json).")],
     out: Annotated[Path, Opt(help="Folder for the drafts; or, with --annotator, annotations.jsonl: answers are added to it.")],
@@ -201,9 +212,11 @@ def label_files(
     rename: Annotated[list[str] | None, Opt(metavar="OLD=NEW", help="What a label is called here.")] = None,
     drafts: Annotated[Path | None, Opt(help="Folder that the drafts were written to, if it is another one.")] = None,
     shapes: Annotated[str, Opt(help="Polygons and turned rectangles: refuse, or box.")] = "refuse",
+    unchanged: Annotated[str, Opt(help="With --annotator, drafts that are as they were sent: leave-out, or accept, if this person looked at all pictures and agrees.")] = "leave-out",
+    units: _UNITS = "check",
 ) -> None:
     "Drafts as files for any labelling tool, and a person's answers back from files."
-    if annotator is not None: return _read_back(folder, out, annotator, names, rename, drafts, shapes)
+    if annotator is not None: return _read_back(folder, out, annotator, listed(names), _renamed(rename), drafts, shapes, unchanged, units)
     from cv_pipeline.annotation.annotations import write_drafts
 
     new, problems = write_drafts(_drafts(folder, names, model), out, form)
@@ -211,18 +224,18 @@ def label_files(
     say(f"written: {plain(out)}: {new} new pictures with drafts; next: label them there, then `cv-pipeline label files {plain(out)} --annotator NAME --out annotations.jsonl`")
 
 
-def _read_back(path: Path, out: Path, annotator: str, names: str | None, rename: list[str] | None, drafts: Path | None, shapes: str) -> None:
+def _read_back(path: Path, out: Path, annotator: str, names: list[str], rename: dict[str, str], drafts: Path | None, shapes: str, unchanged: str, units: str) -> None:
     "One person's answers into the file of all answers; what this person said before about the same pictures is replaced."
-    from cv_pipeline.annotation.annotations import read_annotations, read_labelled, write_annotations
+    from cv_pipeline.annotation.annotations import add_annotations, read_labelled
 
-    said = read_labelled(path, annotator, listed(names) or None, drafts, shapes, _renamed(rename))
-    there = read_annotations(out, said[0].names, units="pixels") if out.exists() else []
-    again = {a.picture for a in said}
-    kept = [a for a in there if a.annotator != annotator or a.picture not in again]
-    write_annotations([*kept, *said], out)
-    say(f"written: {plain(out)}: {len(said)} pictures by {plain(annotator)}, {len(kept)} other answers")
+    notes: list[Any] = []
+    said = read_labelled(path, annotator, names or None, drafts, shapes, rename, unchanged=unchanged, units=units, notes=notes)
+    others = add_annotations(said, out)
+    _told(notes)
+    if any(n.kind == "unchanged drafts" for n in notes) and unchanged != "accept": say(f"if {plain(annotator)} looked at those too and agrees: `--unchanged accept`")
+    say(f"written: {plain(out)}: {len(said)} pictures by {plain(annotator)}, {others} other answers")
 
-# %% ../nbs/91b_annotation_commands.ipynb #4a4d0d2d
+# %% ../nbs/91b_annotation_commands.ipynb #39e66ab4
 @label_app.command("settle", epilog="Example: `cv-pipeline label settle annotations.jsonl --pictures selected/monday --out batches/monday --model factory_line`")
 def label_settle(
     annotations: Annotated[list[Path], typer.Argument(help="Files of answers.")],
@@ -234,6 +247,7 @@ def label_settle(
     conflicts: Annotated[str, Opt(help="One person's different answers about one picture: refuse, or latest.")] = "refuse",
     disputes: Annotated[str, Opt(help="Pictures that people disagree about: leave-out, or keep what most say.")] = "leave-out",
     iou: Annotated[float, Opt(help="Overlap from which boxes of different people are one object.")] = 0.5,
+    units: _UNITS = "check",
 ) -> None:
     "Everybody's answers put together by vote, as a labelled dataset."
     from cv_pipeline.annotation.annotations import consensus, read_annotations, settle, write_labelled
@@ -241,7 +255,7 @@ def label_settle(
 
     if disputes not in ("leave-out", "keep"): raise ConfigError(f"{disputes!r} is not leave-out or keep", "--disputes")
     chosen = listed(names) or (list(load_model(model).manifest.names) if model else None)
-    said, problems = settle(read_annotations(annotations, chosen, _renamed(rename)), conflicts)
+    said, problems = settle(read_annotations(annotations, chosen, _renamed(rename), units), conflicts)
     made = consensus(said, iou)
     kept = [c.annotation for c in made if c.agreed or disputes == "keep"]
     disputed = [p for c in made for p in c.disputes]
@@ -314,13 +328,14 @@ def qa(
     if not no_report: _qa_report(out, data, model, root)
     if gate and one.verdict.value != "PASS": raise typer.Exit(1)
 
-# %% ../nbs/91b_annotation_commands.ipynb #d37c8051
+# %% ../nbs/91b_annotation_commands.ipynb #41bfaf76
 def _again(one: Any, data: str, out: Path, budget: int) -> None:
     "The worst pictures as drafts."
     from cv_pipeline.annotation.annotations import write_drafts
     from cv_pipeline.annotation.review import review_drafts
 
-    inside = [x for x in one.review.suspects if x.picture in set(one.set.images)]
+    known = set(one.set.images)
+    inside = [x for x in one.review.suspects if x.picture in known]
     if not inside: return say("nothing to label again")
     paths = [Path(p) for p in one.set.paths]
     root = Path(data) if Path(data).is_dir() and all(Path(data).resolve() in p.resolve().parents for p in paths) else Path(_common(paths))
@@ -410,7 +425,7 @@ def gate(
     old: Annotated[str, Opt(help="The model in use.")],
     frozen: Annotated[Path, Opt(help="Manifest of the frozen test set, or a labelled dataset.")],
     out: Annotated[Path, Opt(help="New folder: the candidate, or gate.json alone.")],
-    train_data: Annotated[Path | None, Opt("--train", help="What was trained on: none of it may be in the test set.")] = None,
+    train_data: Annotated[Path | None, Opt("--train", help="What was trained on: none of it may be in the test set. The pictures in the run of the new model are always looked at.")] = None,
     val: Annotated[Path | None, Opt(help="For thresholds and calibration. [default: the model keeps its own]")] = None,
     columns: Annotated[Path | None, Opt(help="CSV: picture name, then conditions.")] = None,
     protect: Annotated[str | None, Opt(help="Columns whose values are protected. [default: all that divide the set]")] = None,

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from label_studio_server import TOKEN, LabelStudio
 from test_review import fo  # noqa: F401  # a real FiftyOne with its database
+from test_select import plain_onnx
 from typer.testing import CliRunner
 
 from cv_pipeline import cli
-from cv_pipeline.annotation.annotations import read_annotations
+from cv_pipeline.annotation.annotations import Annotation, read_annotations, write_annotations
 from cv_pipeline.annotation.collect import read_collected, read_flags
 from cv_pipeline.annotation.datasets import LeakError, freeze
 from cv_pipeline.annotation.label_studio import LabelStudioDenied, LabelStudioDown, Server, pages
@@ -23,7 +24,7 @@ from cv_pipeline.formats import read_dataset
 from cv_pipeline.inference.manifest import load_manifest
 from cv_pipeline.line import write_dataset
 from cv_pipeline.synthetic import FactoryLine, LineConfig
-from cv_pipeline.types import ConfigError, CVPipelineError, DataError, MissingExtraError
+from cv_pipeline.types import BackendError, ConfigError, CVPipelineError, DataError, Detections, MissingExtraError, SinkError
 from cv_pipeline.video.run import run_config
 
 CLI = str(Path(sys.executable).with_name("cv-pipeline"))
@@ -63,11 +64,11 @@ def answers(selected) -> Path:
     "Two people's answers through files; the second one calls every nut a bolt in one picture."
     root = selected.parent
     ask("label", "files", selected, "--out", root / "drafts", "--model", "factory_line")
-    ask("label", "files", root / "drafts", "--annotator", "ana", "--out", root / "annotations.jsonl")
+    ask("label", "files", root / "drafts", "--annotator", "ana", "--out", root / "annotations.jsonl", "--unchanged", "accept")  # she looked at all and agrees
     shutil.copytree(root / "drafts", root / "bens")
     label = next(p for p in sorted((root / "bens" / "labels").glob("*.txt")) if p.stem != "classes" and p.read_text())
     label.write_text(label.read_text().replace("\n2 ", "\n1 ") if "\n2 " in label.read_text() else "1" + label.read_text()[1:])
-    ask("label", "files", root / "bens", "--annotator", "ben", "--out", root / "annotations.jsonl")
+    ask("label", "files", root / "bens", "--annotator", "ben", "--out", root / "annotations.jsonl", "--unchanged", "accept")
     return root / "annotations.jsonl"
 
 
@@ -103,9 +104,18 @@ def test_flags_by_time_and_into_another_file(run, tmp_path):
     assert [f.note for f in read_flags(tmp_path / "f.jsonl")] == ["", "zwei"] and {r.frame_id for r in read_collected(tmp_path / "c") if "flag" in r.reasons} == {3, 4} and "flag" in said
 
 
+def test_flags_behind_a_torn_line_and_with_any_sign(run, tmp_path):
+    file = tmp_path / "new" / "flags.jsonl"  # a folder that is not there yet
+    ask("flag", run, "gate", 3, "--out", file)
+    with open(file, "ab") as f: f.write(json.dumps({"source_id": "gate", "frame_id": 4, "note": "ölig"}, ensure_ascii=False).encode()[:-6])  # killed while writing it
+    ask("flag", run, "gate", 5, "--out", file, "--note", "lid\u2028gone\x85")
+    rows = [json.loads(line) for line in file.read_bytes().decode().split("\n") if line]
+    assert [(r["frame_id"], r.get("note", "")) for r in rows] == [(3, ""), (5, "lid\u2028gone\x85")]
+
+
 @pytest.mark.parametrize("args, error, words", [
     (["flag", "{run}", "dock", "3"], DataError, "no source 'dock'"), (["flag", "{run}", "gate", "noon"], ConfigError, "no frame number"), (["flag", "{run}", "gate", "2026-06-01T08:00"], ConfigError, "has no zone"),
-    (["flag", "{tmp}", "gate", "3"], DataError, "no log here"), (["collect", "{tmp}", "--out", "{tmp}/c"], DataError, "no log here"), (["collect", "{run}", "--out", "{tmp}/c", "--low", "many"], ConfigError, "no band"),
+    (["flag", "{run}", "gate", "²"], ConfigError, "no frame number"), (["flag", "{run}", "gate", "9" * 5000], ConfigError, "no frame number"), (["flag", "{tmp}", "gate", "3"], DataError, "no log here"), (["collect", "{tmp}", "--out", "{tmp}/c"], DataError, "no log here"), (["collect", "{run}", "--out", "{tmp}/c", "--low", "many"], ConfigError, "no band"),
     (["collect", "{run}", "--out", "{tmp}/c", "--low", "0.9,0.2"], ConfigError, "low"), (["collect", "{run}", "--out", "{run}"], ConfigError, "not an empty folder"), (["collect", "{run}", "--out", "{tmp}/c", "--pictures", "{tmp}"], DataError, "no pictures of these sources"),
     (["select", "{run}", "--out", "{tmp}/s", "--budget", "3"], DataError, "no collection here"), (["merge", "{tmp}/no", "--out", "{tmp}/v"], DataError, "no such dataset"), (["qa", "{tmp}/no", "--out", "{tmp}/q"], DataError, "no such dataset"),
 ])
@@ -133,7 +143,81 @@ def test_every_strategy_keeps_the_budget(collection, tmp_path, strategy):
     with pytest.raises(ConfigError, match="budget"): ask("select", collection, "--out", tmp_path / "t", "--budget", 0)
 
 
+def test_any_onnx_can_say_what_is_alike(collection, tmp_path):
+    file, _ = plain_onnx(tmp_path / "embedder.onnx")
+    ask("select", collection, "--out", tmp_path / "s", "--budget", 5, "--strategy", "diversity", "--features", file)
+    assert len(read_collected(tmp_path / "s")) == 5
+    for features, error in ((tmp_path / "none.onnx", BackendError), ("heavy", ConfigError), ("model", ConfigError)):
+        with pytest.raises(error): ask("select", collection, "--out", tmp_path / "t", "--budget", 5, "--features", features)
+
+
 # ---- labels through files
+
+@pytest.mark.parametrize("form", ["yolo", "coco"])
+def test_drafts_that_nobody_touched_are_nobodys_answers(selected, tmp_path, form):
+    ask("label", "files", selected, "--out", tmp_path / "d", "--form", form, "--model", "factory_line")
+    place, out = tmp_path / "d" if form == "yolo" else tmp_path / "d" / "annotations.json", tmp_path / "a.jsonl"
+    with pytest.raises(DataError, match="all 12 drafts are as they were sent") as e: ask("label", "files", place, "--annotator", "ana", "--out", out)
+    assert "--unchanged accept" in e.value.hint and not out.exists()
+    if form == "yolo":
+        for label in sorted((tmp_path / "d" / "labels").glob("[0-9a-f]*.txt"))[:2]: label.write_text(label.read_text() + "0 .5 .5 .25 .25\n")
+    else:
+        book = json.loads(place.read_text())
+        for k in (0, 1): book["annotations"].append({"id": 10**6 + k, "image_id": book["images"][k]["id"], "category_id": 1, "bbox": [9, 9, 70, 70]})
+        place.write_text(json.dumps(book))
+    said = ask("label", "files", place, "--annotator", "ana", "--out", out)
+    assert "10 of 12 are as they were sent: left out" in said and "if ana looked at those too and agrees" in said and len(read_annotations(out)) == 2
+    assert "10 of 12 are as they were sent: accepted" in ask("label", "files", place, "--annotator", "ana", "--out", out, "--unchanged", "accept") and len(read_annotations(out)) == 12
+    with pytest.raises(ConfigError, match="unchanged='yes'"): ask("label", "files", place, "--annotator", "ana", "--out", out, "--unchanged", "yes")
+
+
+@pytest.mark.parametrize("form", ["yolo", "coco"])
+def test_two_batches_in_one_folder_keep_their_classes(selected, tmp_path, form):
+    monday, wednesday = (shutil.copytree(selected, tmp_path / day) for day in ("monday", "wednesday"))
+    lines = [json.loads(line) for line in (selected / "collected.jsonl").read_text().splitlines()]
+    for folder, part, old, new in ((monday, lines[:6], ("gear", "bolt", "nut", "bracket", "defect"), ("bolt", "nut")), (wednesday, lines[6:], ("gear", "bolt", "nut", "bracket", "defect"), ("screw", "washer"))):
+        for row in part: row["detections"] = [{**d, "class_name": new[old.index(d["class_name"]) % 2]} for d in row["detections"]]
+        (folder / "collected.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    for folder, names in ((monday, "bolt,nut"), (wednesday, "screw,washer")): ask("label", "files", folder, "--out", tmp_path / "d", "--form", form, "--names", names)
+    ask("label", "files", tmp_path / "d" if form == "yolo" else tmp_path / "d" / "annotations.json", "--annotator", "ana", "--out", tmp_path / "a.jsonl", "--unchanged", "accept")
+    said = {a.picture: sorted(a.class_names) for a in read_annotations(tmp_path / "a.jsonl")}
+    assert said == {row["picture"]: sorted(d["class_name"] for d in row["detections"]) for row in lines} and len({n for names in said.values() for n in names}) == 4
+
+
+def test_drafts_come_in_the_order_of_the_selection(selected, tmp_path):
+    copy = shutil.copytree(selected, tmp_path / "s")
+    lines = (selected / "collected.jsonl").read_text().splitlines()[::-1]
+    for k, order in enumerate((lines, lines[::-1])):
+        (copy / "collected.jsonl").write_text("\n".join(order) + "\n")
+        for form in ("yolo", "coco"): ask("label", "files", copy, "--out", tmp_path / f"{form}{k}", "--form", form, "--model", "factory_line")
+        wanted = [json.loads(line)["picture"] for line in order]
+        book = [json.loads(line) for line in (tmp_path / f"coco{k}" / "drafts.jsonl").read_text().splitlines()]
+        assert [r["picture"] for r in book] == wanted and [r["file_name"] for r in json.loads((tmp_path / f"coco{k}" / "annotations.json").read_text())["images"]] == [r["file"] for r in book]
+        assert [json.loads(line)["picture"] for line in (tmp_path / f"yolo{k}" / "drafts.jsonl").read_text().splitlines()] == wanted
+
+
+def test_files_that_are_no_answers_and_places_that_are_none(answers, selected, tmp_path):
+    (tmp_path / "bin.jsonl").write_bytes(b"\x80\x81\n\xff\n")
+    (tmp_path / "afile").write_text("")
+    settle = ["label", "settle", answers, "--pictures", selected, "--model", "factory_line", "--disputes", "keep"]
+    for file, words in ((tmp_path, "cannot be read"), (tmp_path / "bin.jsonl", "line 1 is not JSON")):
+        with pytest.raises(DataError, match=words): ask("label", "settle", file, "--pictures", selected, "--out", tmp_path / "b")
+    for iou in (2, "nan", 0):
+        with pytest.raises(ConfigError, match="is no overlap"): ask(*settle, "--out", tmp_path / "b", "--iou", iou)
+    with pytest.raises(ConfigError, match="'check' or 'pixels'"): ask(*settle, "--out", tmp_path / "b", "--units", "percent")
+    with pytest.raises(SinkError, match="a part of the path is a file"): ask(*settle, "--out", tmp_path / "afile" / "b")
+    with pytest.raises(SinkError, match="a part of the path is a file"): ask("label", "files", selected, "--out", tmp_path / "afile" / "x", "--model", "factory_line")
+    with pytest.raises(SinkError, match="could not be written"): ask("flag", answers.parent / "run", "gate", 1, "--out", tmp_path / "afile" / "f.jsonl")
+
+
+def test_boxes_that_look_like_percent_can_be_said_to_be_pixels(selected, tmp_path):
+    rows, file = read_collected(selected), tmp_path / "a.jsonl"
+    write_annotations([Annotation(r.picture, "ana", r.size, NAMES, Detections([[5 + k, 5, 20 + k, 95], [75, 3, 99, 9]], class_id=[0, 1])) for k, r in enumerate(rows)], file)
+    settle = ["label", "settle", file, "--pictures", selected, "--out", tmp_path / "b", "--model", "factory_line"]
+    with pytest.raises(DataError, match="look like percent") as e: ask(*settle)
+    assert "--units pixels" in e.value.hint
+    ask(*settle, "--units", "pixels")
+    assert len(read_dataset(tmp_path / "b")) == 12
 
 def test_answers_of_two_people_become_a_dataset(answers, batch, selected):
     said = read_annotations(answers)
@@ -146,7 +230,7 @@ def test_reading_a_person_twice_replaces_and_doubles_nothing(answers, tmp_path):
     copy, root = tmp_path / "a.jsonl", answers.parent
     shutil.copy(answers, copy)
     before = sorted(copy.read_text().splitlines())
-    ask("label", "files", root / "bens", "--annotator", "ben", "--out", copy)
+    ask("label", "files", root / "bens", "--annotator", "ben", "--out", copy, "--unchanged", "accept")
     assert sorted(copy.read_text().splitlines()) == before
 
 
@@ -202,6 +286,10 @@ def test_there_and_back_through_a_real_label_studio(studio, selected, tmp_path, 
     number = json.loads((copy / "label_studio.json").read_text())["project"]
     for task in pages(server, f"/api/tasks?project={number}&fields=all", "tasks", "total"):
         server.call("POST", f"/api/tasks/{task['id']}/annotations", {"result": [{k: v for k, v in r.items() if k != "score"} for r in task["predictions"][0]["result"]], "lead_time": 3.0})
+    mine = Annotation(read_collected(copy)[0].picture, "ben", (640, 480), ("bolt",), Detections.empty())
+    write_annotations([mine], tmp_path / "other.jsonl")
+    ask("label", "pull", *where, "--out", tmp_path / "other.jsonl")
+    assert ask("label", "pull", *where, "--out", tmp_path / "other.jsonl") and len(read_annotations(tmp_path / "other.jsonl")) == 13 and read_annotations(tmp_path / "other.jsonl")[0].to_dict() == mine.to_dict()
     said = ask("label", "pull", *where, "--out", tmp_path / "a.jsonl", "--pictures", copy)
     assert "12 answers to 12 tasks" in said and TOKEN not in said
     ask("label", "settle", tmp_path / "a.jsonl", "--pictures", copy, "--out", tmp_path / "b", "--model", "factory_line")
@@ -319,6 +407,7 @@ def test_training_without_its_extra_says_what_to_install(batch, tmp_path, monkey
 def test_every_command_has_examples_and_typed_exit_codes(tmp_path):
     for command in (["flag"], ["collect"], ["select"], ["label", "push"], ["label", "pull"], ["label", "files"], ["label", "settle"], ["qa"], ["merge"], ["train"], ["gate"]):
         assert "Example" in ask(*command, "--help"), command
+    assert "at most 100" in ask("collect", "--help") and ".onnx" in ask("select", "--help")
     done = subprocess.run([CLI, "merge", tmp_path / "nowhere", "--out", tmp_path / "v"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "no such dataset" in done.stderr and "Traceback" not in done.stderr
     cv2.imwrite(str(tmp_path / "p.png"), np.zeros((40, 40, 3), np.uint8))

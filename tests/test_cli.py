@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cv_pipeline.line import open_line, write_video
+from cv_pipeline.line import open_line, write_dataset, write_video
+from cv_pipeline.synthetic import FactoryLine, LineConfig
 from cv_pipeline.video.sinks import read_results
 
 CLI = str(Path(sys.executable).with_name("cv-pipeline"))
@@ -556,3 +557,17 @@ def test_serve_files_writes_a_repository(optimised, tmp_path):
     assert 'max_batch_size: 4' in (tmp_path / "repository" / "line" / "config.pbtxt").read_text()
     assert cli("serve-files", optimised, "--out", tmp_path / "repository", "--name", "line").returncode == 2  # what is there stays
     assert cli("serve-files", optimised, "--out", tmp_path / "r2", "--platform", "magic").returncode == 2
+
+
+@pytest.mark.parametrize("args, words", [
+    (["data", "freeze", "{data}", "--out", "{tmp}/afile/t.json"], "afile"), (["select", "x" * 300, "--budget", "3", "--out", "{tmp}/s"], "File name too long"), (["label", "settle", "{tmp}", "--pictures", ".", "--out", "{tmp}/b"], "cannot be read: Is a directory"),
+])
+def test_places_that_are_not_what_they_are_taken_for_are_one_line(tmp_path, args, words):
+    "What no command has foreseen about files and folders is a line with its path, not a traceback."
+    (tmp_path / "afile").write_text("")
+    write_dataset(tmp_path / "data", (f for f in [open_frame()]), ["yolo"], split="train")
+    result = cli(*(a.format(tmp=tmp_path, data=tmp_path / "data") for a in args))
+    assert result.returncode == 2 and words in " ".join(result.stderr.split()) and "Traceback" not in result.stderr and result.stderr.startswith("error "), result.stderr
+
+
+def open_frame(): return FactoryLine(LineConfig(seed=3, density=4)).render(10)

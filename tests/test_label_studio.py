@@ -18,7 +18,7 @@ from label_studio_server import TOKEN, LabelStudio
 from cv_pipeline.annotation import label_studio as L
 from cv_pipeline.annotation.annotations import Draft, read_annotations, settle
 from cv_pipeline.annotation.collect import Collected
-from cv_pipeline.types import ConfigError, DataError, Detections
+from cv_pipeline.types import ConfigError, DataError, Detections, SinkError
 
 NAMES = ("disc", "ring & <nut>")
 
@@ -451,6 +451,81 @@ def test_a_turned_rectangle_is_never_read_as_upright(degrees, size):
 def test_a_picture_turned_while_labelling_is_refused():
     data = {"picture": "a.jpg", "size": [64, 48]}
     with pytest.raises(DataError, match="was turned by 90"): L.read_annotation({"result": [{**region(L.Project(1, "t", NAMES)), "image_rotation": 90}]}, data, NAMES, "ana")
+
+
+PROJECT, DATA = L.Project(1, "t", NAMES), {"picture": "a.jpg", "size": [64, 48], "key": "k"}
+POLYGON = {"id": "p", "type": "polygonlabels", "value": {"points": [[10, 10], [50, 20], [20, 60]], "polygonlabels": ["disc"]}}
+ODD = {
+    "turned by a word": {"result": [region(PROJECT, rotation="abc")]}, "a day in words": {"result": [], "created_at": "yesterday"}, "no zone": {"result": [], "created_at": "2026-01-05T09:00:00"},
+    "time in words": {"result": [], "lead_time": "long"}, "value a list": {"result": [{**region(PROJECT), "value": [1, 2]}]}, "result a table": {"result": {"a": 1}}, "result a word": {"result": "nothing"}, "no result": {},
+    "regions no tables": {"result": [3]}, "person a list": {"result": [], "completed_by": [1]}, "no points": {"result": [{**POLYGON, "value": {"polygonlabels": ["disc"]}}]}, "points none": {"result": [{**POLYGON, "value": {**POLYGON["value"], "points": []}}]},
+    "points ragged": {"result": [{**POLYGON, "value": {**POLYGON["value"], "points": [[1, 2], [3]]}}]}, "points words": {"result": [{**POLYGON, "value": {**POLYGON["value"], "points": [["a", "b"]]}}]},
+    "points NaN": {"result": [{**POLYGON, "value": {**POLYGON["value"], "points": [[1, float("nan")], [3, 4]]}}]}, "label a list": {"result": [region(PROJECT, rectanglelabels=[["disc"]])]}, "labels null": {"result": [region(PROJECT, rectanglelabels=None)]},
+    "size in words": {"result": [{**region(PROJECT), "original_width": "wide"}]}, "turned picture in words": {"result": [{**region(PROJECT), "image_rotation": "left"}]}, "another size as text": {"result": [{**region(PROJECT), "original_width": "640"}]},
+    "endless": {"result": [], "lead_time": float("inf")},
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_one_odd_answer_costs_itself_only(odd):
+    good = {"id": 7, "completed_by": 1, "result": [region(PROJECT)], "created_at": "2026-01-05T09:00:00Z", "lead_time": 2.5}
+    tasks = [{"id": 1, "data": DATA, "annotations": [{"id": 5, "completed_by": 2, **odd}, good]}, {"id": 2, "data": {**DATA, "picture": "b.jpg"}, "annotations": [good]}]
+    came = L.read_tasks(tasks, NAMES, shapes="box")
+    assert [a.picture for a in came.annotations] == ["a.jpg", "b.jpg"] and {a.annotator for a in came.annotations} == {"user-1"}
+    assert [(p.kind, p.where) for p in came.problems] == [("answer left out", "task 1, answer 5")] and came.problems[0].what
+
+
+def test_odd_tasks_cost_themselves_only():
+    good = {"id": 1, "completed_by": 1, "result": [region(PROJECT)]}
+    tasks = [{"id": i, "data": d, "annotations": a} for i, d, a in [(3, DATA, [good]), ("x", DATA, [good]), (None, DATA, [good]), (1, {**DATA, "picture": "b.jpg"}, [{**good, "id": "z"}, good, 3, {**good, "id": None}]),
+                                                                     (2, [1], [good]), (4, {**DATA, "size": [float("inf"), 48]}, [good]), (5, {**DATA, "size": 3}, [good]), (6, DATA, {"a": good}), (7, DATA, "done"), (8, DATA, None)]]
+    came = L.read_tasks(tasks, NAMES)
+    assert [a.picture for a in came.annotations] == ["b.jpg"] * 3 + ["a.jpg"] * 3 and (came.tasks, came.waiting) == (10, 1)
+    assert [p.where for p in came.problems] == ["task 1, answer ?", "task 2, answer 1", "task 4, answer 1", "task 5, answer 1", "task 6, answer None", "task 7, answer ?"]
+
+
+def test_numbers_that_come_as_text_are_numbers():
+    text = {**region(PROJECT, x="10", rotation="0"), "original_width": "64", "original_height": "48.0", "image_rotation": "0"}
+    one, two = (L.read_annotation({"result": [r], "lead_time": t}, DATA, NAMES, "ana") for r, t in ((region(PROJECT), 3.2), (text, "3.2")))
+    assert one.to_dict() == two.to_dict() and one.lead_time_s == 3.2
+
+
+@pytest.mark.parametrize("body", ["[]", "{}", "null", '"tasks"', "3", '{"tasks": 3, "total": 1}', '{"tasks": [3], "total": 1}', '{"tasks": [{}], "total": 1}', '{"tasks": [{"id": 1}]}', '{"tasks": [{"id": 1}], "total": "many"}', '{"tasks": [], "total": null}'])
+def test_a_server_that_answers_something_else(token, body):
+    server = L.Server("http://x", send=lambda *a: (200, {}, body.encode()))
+    with pytest.raises(L.LabelStudioError, match="not the answer of Label Studio"): list(L.pages(server, "/api/tasks?project=1", "tasks", "total"))
+    for ask in (lambda: L.find_project(server, "line"), lambda: L._keys(server, PROJECT), lambda: L._uploads(server, PROJECT), lambda: L._serve_local(server, PROJECT, "local-files:/a/./b")):
+        try: ask()
+        except (L.LabelStudioError, DataError): pass  # and nothing else
+    if body != "[]":
+        with pytest.raises(L.LabelStudioError, match="not the answer"): L._uploads(server, PROJECT)
+    with pytest.raises(DataError, match="not a project"): L.read_config(json.loads(body))
+
+
+@pytest.mark.parametrize("text, message", [('{"url": "http://127.0.', "cannot be read"), ("[]", "does not name a project"), ('{"url": "http://x"}', "does not name a project")])
+def test_a_torn_book_is_named(token, tmp_path, text, message):
+    book = tmp_path / "label_studio.json"
+    book.write_text(text)
+    with pytest.raises(DataError, match=message) as e: L.find_project(L.Server("http://x", send=lambda *a: (500, {}, b"")), "line", book)
+    assert e.value.where == book and "delete it" in e.value.hint
+
+
+def test_books_and_tasks_are_written_whole_or_not_at_all(token, tmp_path, monkeypatch):
+    config = L.labelling_config(NAMES)
+    server = L.Server("http://x", send=answering((200, {}, b'{"results": [], "count": 0}'), (201, {}, json.dumps({"id": 4, "title": "line", "label_config": config}).encode())))
+    (tmp_path / "tasks.json").write_text("old")
+    def full(*a): raise OSError(28, "No space left on device")
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(SinkError, match="No space left"): L.open_project(server, "line", NAMES, book=tmp_path / "label_studio.json")
+    with pytest.raises(SinkError, match="No space left"): L.write_tasks(pictures(tmp_path, 1), tmp_path / "tasks.json", "/d")
+    assert not (tmp_path / "label_studio.json").exists() and (tmp_path / "tasks.json").read_text() == "old"
+
+
+def test_what_is_pulled_replaces_answers_of_the_same_person_only(tmp_path):
+    tasks = lambda who, *boxes: [{"id": 1, "data": DATA, "annotations": [{"id": 1, "completed_by": {"email": who}, "result": list(boxes)}]}]
+    file = tmp_path / "a.jsonl"
+    for who, boxes in (("ana", [region(PROJECT)]), ("ben", [region(PROJECT, rectanglelabels=[NAMES[1]])]), ("ana", [])): L.read_tasks(tasks(who, *boxes), NAMES).save(file)
+    assert {a.annotator: a.class_names for a in read_annotations(file)} == {"ana": (), "ben": (NAMES[1],)}
 
 
 def test_exports_in_another_form(tmp_path):

@@ -96,7 +96,7 @@ def same(a: Detections, b: Detections, pixels: float) -> bool:
 
 @pytest.mark.parametrize("form", ["yolo", "coco"])
 def test_what_a_careful_person_draws_is_what_is_trained_on(chosen, form, tmp_path):
-    answers = read_labelled(label(tmp_path / "anna", chosen, form, lambda r: truth_of(r.frame_id)), "anna", NAMES)
+    answers = read_labelled(label(tmp_path / "anna", chosen, form, lambda r: truth_of(r.frame_id)), "anna", NAMES, unchanged="accept")  # she looked at all of them
     together = consensus(settle(answers)[0])
     write_labelled([c.annotation for c in together], chosen[0], tmp_path / "batch")
     merge([old_labels(tmp_path / "old", 500, 6), tmp_path / "batch"], tmp_path / "v2", add_names=True, val=.3)
@@ -127,7 +127,7 @@ def test_errors_of_one_of_three_people_do_not_get_through_and_are_named(chosen, 
         return Detections(d.xyxy, None, classes)
 
     careful = lambda r: truth_of(r.frame_id)
-    answers = [a for who, form, eyes in (("anna", "yolo", careful), ("ben", "coco", careful), ("cara", "yolo", careless)) for a in read_labelled(label(tmp_path / who, chosen, form, eyes), who, NAMES)]
+    answers = [a for who, form, eyes in (("anna", "yolo", careful), ("ben", "coco", careful), ("cara", "yolo", careless)) for a in read_labelled(label(tmp_path / who, chosen, form, eyes), who, NAMES, unchanged="accept")]
     settled, notes = settle(answers)
     assert len(settled) == 27 and not notes and len(planted) >= 6
     by_picture = {r.picture: r.frame_id for r in chosen[1]}
@@ -142,7 +142,7 @@ def test_errors_of_one_of_three_people_do_not_get_through_and_are_named(chosen, 
 def test_a_lost_label_file_is_no_empty_picture(chosen, tmp_path):
     folder = label(tmp_path / "anna", chosen, "yolo", lambda r: truth_of(r.frame_id))
     next((folder / "labels").glob("*[0-9a-f].txt")).unlink()
-    assert len(read_labelled(folder, "anna", NAMES)) == len(chosen[1]) - 1
+    assert len(read_labelled(folder, "anna", NAMES, unchanged="accept")) == len(chosen[1]) - 1
     for file in (folder / "labels").glob("*.txt"): file.unlink()
     with pytest.raises(DataError, match="annotations|labelled"): read_labelled(folder, "anna", NAMES)
 
@@ -152,11 +152,12 @@ def test_drafts_never_become_training_data_by_mistake(chosen, tmp_path):
     pictures, rows = chosen
     write_drafts((Draft(r.picture, pictures / r.picture, r.size, NAMES, r.found(NAMES), {}, r.model) for r in rows), tmp_path / "out")
     with pytest.raises(DataError, match="drafts"): merge([tmp_path / "out"], tmp_path / "v1")
+    with pytest.raises(DataError, match="all 9 drafts are as they were sent"): read_labelled(tmp_path / "out", "anna", NAMES)
 
 
 def test_the_test_set_stays_out_of_every_door(chosen, tmp_path):
     pictures, rows = chosen
-    write_labelled([c.annotation for c in consensus(settle(read_labelled(label(tmp_path / "anna", chosen, "yolo", lambda r: truth_of(r.frame_id)), "anna", NAMES))[0])], pictures, tmp_path / "batch")
+    write_labelled([c.annotation for c in consensus(settle(read_labelled(label(tmp_path / "anna", chosen, "yolo", lambda r: truth_of(r.frame_id)), "anna", NAMES, unchanged="accept"))[0])], pictures, tmp_path / "batch")
     test = tmp_path / "test"
     for kind in ("images", "labels"): (test / kind / "test").mkdir(parents=True)
     for r in rows[:2]:  # one the same file, one saved again
