@@ -384,7 +384,7 @@ def eval_tracking(
     table("Tracking against the truth", ["sequence", *_SHOWN], [[k, *(f"{v:.3f}" if isinstance(v := s.to_dict()[c], float) else v for c in _SHOWN)] for k, s in scores.items()])
     for name, s in scores.items() if switches else (): _show_switches(name, s.switches)
 
-# %% ../nbs/92_cli.ipynb #5b87e124
+# %% ../nbs/92_cli.ipynb #601c87ff
 def _given(pairs: list[str]) -> dict[str, str]:
     "`-p key=value` as a table."
     wrong = [p for p in pairs if "=" not in p]
@@ -409,7 +409,7 @@ def report_command(
     root: Annotated[Path, Opt(help="Where reports are kept.")] = Path("reports"),
     gate: Annotated[bool, Opt("--gate", help="Exit with 1 unless the verdict is PASS or GREEN.")] = False,
     schedule: Annotated[bool, Opt("--schedule", help="Print a cron line and a GitHub Actions workflow; run nothing.")] = False,
-    cron: Annotated[str, Opt(help="When, for --schedule: minute hour day month weekday.")] = "0 6 * * 1",
+    cron: Annotated[str | None, Opt(help="When, for --schedule: minute hour day month weekday. [default: drift every day at six, others on Mondays]")] = None,
     help_parameters: Annotated[bool, Opt("--help-parameters", help="List the report's parameters.")] = False,
     keep_days: Annotated[int, Opt(min=0, help="prune: younger reports stay.")] = 365,
     keep_last: Annotated[int, Opt(min=0, help="prune: the newest of each name stay, however old.")] = 5,

@@ -147,8 +147,8 @@ class TelemetryConfig(_Section):
     folder: Path | None = Field(None, description="Where; many runs may share one. None: OUT/log.")
     embed_every: int = Field(1, ge=1, description="Every n-th row of a camera gets an embedding.")
     unasked_fps: float | None = Field(2.0, gt=0, description="Rows a second and camera of frames that the model was not asked about; None: all.")
-    part_seconds: float = Field(60.0, gt=0, description="A part is written at least so often: what a crash can cost.")
-    max_gb: float | None = Field(None, gt=0, description="Beyond this the oldest days are deleted. None: no limit.")
+    part_seconds: float = Field(60.0, gt=0, le=600, description="A part is written at least so often: what a crash can cost. At most 600: an alarm waits for it.")
+    max_gb: float | None = Field(None, gt=0, description="Beyond this the oldest parts are deleted. None: no limit.")
     upkeep: bool = Field(True, description="Watch each camera: frame rate, blur, dirt, dark, bright, frozen, moved.")
 
 

@@ -28,7 +28,7 @@ monitoring_commands.add_typer(audit_app, name="audit")
 _SINCE = Annotated[str | None, Opt(help="From here on: a day, or a time with its zone.")]
 _UNTIL = Annotated[str | None, Opt(help="Before this.")]
 
-# %% ../nbs/91c_monitoring_commands.ipynb #9c5930d8
+# %% ../nbs/91c_monitoring_commands.ipynb #cefc0f78
 @log_app.command("show", epilog="Examples: `cv-pipeline log show runs/latest/log` · `cv-pipeline log show LOG --since 2026-06-01 --until 2026-06-08`")
 def log_show(
     log: Annotated[Path, typer.Argument(help="Folder of the prediction log.")],
@@ -47,8 +47,9 @@ def log_show(
     days = log_bytes(log)
     table("Days", ["day", "MB"], [[d, n / 1e6] for d, n in days.items()][-14:])
     for name, at in (("from", found.at.min()), ("to", found.at.max())): say(f"{name} {datetime.fromtimestamp(at, timezone.utc).isoformat(timespec='seconds')}")
-    for note in found.notes: say(f"[yellow]note[/]: {plain(note)}")
-    last = {(e.camera, e.signal): e for e in read_events(log / "upkeep")}
+    notes = list(found.notes)
+    last = {(e.camera, e.signal): e for e in read_events(log / "upkeep", notes)}
+    for note in notes: say(f"[yellow]note[/]: {plain(note)}")
     for e in last.values():
         if e.raised: say(f"[bold red]upkeep[/] {plain(e.camera)}: {e.signal} since {e.at.isoformat(timespec='seconds')} ({e.value:.3g})")
 
@@ -59,7 +60,7 @@ def _camera_row(log: Any, camera: str, np: Any, statistics: Sequence[str]) -> li
     f, p = mine.frames, mine.detections["confidence"]
     return [camera, len(mine), int(f["selected"].sum()), len(p), float(p.mean()) if len(p) else None, *(float(np.nanmean(f[k])) for k in statistics)]
 
-# %% ../nbs/91c_monitoring_commands.ipynb #79fe3ec0
+# %% ../nbs/91c_monitoring_commands.ipynb #e78dbf43
 def _places(run: Path | None, pairs: Sequence[str]) -> dict[str, str]:
     "Camera → where its pictures can be read again."
     import json
@@ -95,7 +96,7 @@ def audit_draw(
     from cv_pipeline.monitoring.audit import AuditPlan, draw_audit, take_pictures, write_audit
     from cv_pipeline.monitoring.telemetry import read_log
 
-    only = None if collection is None else [(r.source_id, r.frame_id) for r in read_collected(collection, check=False) if "random" in r.reasons]
+    only = None if collection is None else [(r.source_id, r.frame_id, r.captured_at) for r in read_collected(collection, check=False) if "random" in r.reasons]
     found = draw_audit(read_log(log, since, until, listed(cameras) or None), AuditPlan(looks, by, seed=seed), only)
     write_audit(found, out)
     missing = take_pictures(found, out, _places(run, source or []), collection)
@@ -150,7 +151,7 @@ def _keep(path: Path, book: dict[str, Any]) -> None:
 
     write_whole(path, json.dumps(book, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
-# %% ../nbs/91c_monitoring_commands.ipynb #e506c8f8
+# %% ../nbs/91c_monitoring_commands.ipynb #a28a5cc9
 @audit_app.command("flags", epilog="Example: `cv-pipeline audit flags runs/latest/log runs/latest/flags.jsonl --reference 20 --reference-looks 10000 --out audits/flags.json`")
 def audit_flags(
     log: Annotated[Path, typer.Argument(help="Folder of the prediction log.")],
@@ -167,9 +168,10 @@ def audit_flags(
     from cv_pipeline.monitoring.telemetry import read_log
 
     if (reference is None) != (reference_looks is None): raise ConfigError("--reference and --reference-looks belong together", "audit flags")
-    period = read_log(log, since, until)
-    found = flag_signal(flags_between(read_flags(flags), period), int(period.frames["selected"].sum()), None if reference is None else (reference, reference_looks))
+    period, notes = read_log(log, since, until), []
+    found = flag_signal(flags_between(read_flags(flags), period, notes), int(period.frames["selected"].sum()), None if reference is None else (reference, reference_looks))
     say(f"{found.flags} flags in {found.looks} looks: {found.per_1000} a thousand, ratio {found.ratio or '–'}: [bold]{found.state}[/]")
+    for note in notes: say(f"[yellow]note[/]: {plain(note)}")
     if out is not None: _keep(out, {**found.to_dict(), "until": datetime.fromtimestamp(float(period.at.max()), timezone.utc).isoformat() if len(period) else None})
 
 # %% ../nbs/91c_monitoring_commands.ipynb #39aa8d6d

@@ -27,7 +27,7 @@ from .types import ConfigError, CVPipelineError, MissingExtraError
 
 # %% auto #0
 __all__ = ['Parameter', 'read_parameters', 'check_parameters', 'checked_here', 'template_folders', 'find_template',
-           'ReportFailed', 'Report', 'to_html', 'run_report', 'command_line', 'cron_line', 'github_workflow']
+           'ReportFailed', 'Report', 'to_html', 'run_report', 'command_line', 'usually', 'cron_line', 'github_workflow']
 
 # %% ../nbs/90_reports.ipynb #3349520c
 @dataclass(frozen=True)
@@ -193,28 +193,34 @@ def _safe(name: str) -> str:
     "A folder name without surprises."
     return re.sub(r"[^A-Za-z0-9._=-]+", "_", name).strip("._") or "report"
 
-# %% ../nbs/90_reports.ipynb #19bfcc06
+# %% ../nbs/90_reports.ipynb #044c751e
 def command_line(template: str, parameters: Mapping[str, Any], program: str = "cv-pipeline", options: Sequence[str] = ()) -> str:
     "The command that runs a report, quoted for a shell."
     text = lambda v: v if isinstance(v, str) else json.dumps(v)
     return shlex.join([program, "report", template, *options, *(x for k, v in parameters.items() for x in ("-p", f"{k}={text(v)}"))])
 
 
-def cron_line(template: str, parameters: Mapping[str, Any], when: str = "0 6 * * 1", folder: Path | None = None, program: str | None = None) -> str:
-    "A line for `crontab -e`: Mondays at six unless said otherwise."
-    _checked_cron(when)
+def usually(template: str) -> str:
+    "When a report runs unless said otherwise: drift every day at six, because its window is the last 24 hours; others on Mondays."
+    return "0 6 * * *" if Path(template).stem == "drift" else "0 6 * * 1"
+
+
+def cron_line(template: str, parameters: Mapping[str, Any], when: str | None = None, folder: Path | None = None, program: str | None = None) -> str:
+    "A line for `crontab -e`."
+    when = _checked_cron(when or usually(template))
     program = program or shutil.which("cv-pipeline") or "cv-pipeline"
     command = f"cd {shlex.quote(str((folder or Path.cwd()).resolve()))} && {command_line(template, parameters, program)} >> reports/cron.log 2>&1"
     return f"{when} {command}".replace("%", r"\%")
 
 
-def _checked_cron(when: str) -> None:
+def _checked_cron(when: str) -> str:
     if len(when.split()) != 5 or re.search(r"[^0-9*/,\-\sA-Za-z]", when): raise ConfigError(f"{when!r} is not a cron schedule", "--cron", "five fields: minute hour day month weekday, e.g. '0 6 * * 1'")
+    return when
 
 
-def github_workflow(template: str, parameters: Mapping[str, Any], when: str = "0 6 * * 1") -> str:
+def github_workflow(template: str, parameters: Mapping[str, Any], when: str | None = None) -> str:
     "A workflow for .github/workflows/: runs the report, keeps it as an artefact for 90 days."
-    _checked_cron(when)
+    when = _checked_cron(when or usually(template))
     steps = [{"uses": "actions/checkout@v4"}, {"uses": "actions/setup-python@v5", "with": {"python-version": "3.11"}}, {"run": 'pip install ".[report]"'},
              {"run": command_line(template, parameters)}, {"uses": "actions/upload-artifact@v4", "if": "always()", "with": {"name": f"{template}-report", "path": "reports/", "retention-days": 90}}]
     flow = {"name": f"{template} report", "on": {"schedule": [{"cron": when}], "workflow_dispatch": None}, "jobs": {"report": {"runs-on": "ubuntu-latest", "timeout-minutes": 60, "steps": steps}}}

@@ -146,6 +146,79 @@ def test_only_what_the_collection_kept_by_lot_is_drawn(tmp_path):
     with pytest.raises(DataError, match="none of the kept pictures belongs to this log"): draw_audit(log, AuditPlan(looks=20), [("attic", 1)])
 
 
+def two_runs(folder, value=lambda run, k: 10 + 100 * run + k % 60):
+    "Two runs of sixty looks of one camera, a day apart, numbers 0 to 59 in both; the picture's grey level says which."
+    for run in range(2):
+        sink = TelemetrySink(folder)
+        for k in range(60): sink.write(FrameResult(Frame(np.full((48, 64, 3), value(run, k), np.uint8), "gate", k, NOON + timedelta(days=run, seconds=k, microseconds=7)), Detections([[2, 2, 30, 30]], [0.9], [0]), ("bolt",), {}, True, "ok", "m"))
+        sink.close()
+    return read_log(folder)
+
+
+class Again:
+    "A run that can be read again, with its times or with others."
+
+    live = False
+
+    def __init__(self, run, offset=timedelta(0)): self.source_id, self.run, self.offset = "gate", run, offset
+
+    def __iter__(self):
+        for k in range(60): yield Frame(np.full((48, 64, 3), 10 + 100 * self.run + k, np.uint8), "gate", k, NOON + timedelta(days=self.run, seconds=k, microseconds=7) + self.offset)
+
+    def close(self): pass
+
+
+def right(audit, folder):
+    "How many pictures there are; each is the one of its own run."
+    found = [look for look in audit.looks if (folder / look.picture).exists()]
+    for look in found: assert abs(cv2.imread(str(folder / look.picture))[0, 0, 0] - (10 + 100 * (look.captured_at > "2026-06-02") + look.frame_id)) <= 1, look
+    return len(found)
+
+
+def test_runs_whose_numbers_begin_anew_do_not_get_each_others_pictures(tmp_path):
+    log = two_runs(tmp_path / "log")
+    audit = draw_audit(log, AuditPlan(looks=60, by="camera"))
+    assert len({(look.frame_id, look.captured_at) for look in audit.looks}) == len({look.picture for look in audit.looks}) == 60 and len({look.frame_id for look in audit.looks}) > 35
+    assert all(look.repeated for look in audit.looks)
+    second = [look for look in audit.looks if look.captured_at > "2026-06-02"]
+    missing = take_pictures(audit, tmp_path / "a", {"gate": Again(1)})
+    assert right(audit, tmp_path / "a") == len(second) == 60 - len(missing) and 15 < len(second) < 45
+    assert take_pictures(audit, tmp_path / "a", {"gate": Again(0)}) == [] and right(audit, tmp_path / "a") == 60  # the other run, later
+    assert len(take_pictures(audit, tmp_path / "b", {"gate": Again(1, timedelta(hours=1))})) == 60 and not (tmp_path / "b").exists()  # which run this is nobody knows
+    one = draw_audit(log.between("2026-06-02"), AuditPlan(looks=30, by="camera"))
+    assert take_pictures(one, tmp_path / "c", {"gate": Again(1, timedelta(hours=1))}) == [] and right(one, tmp_path / "c") == 30  # a file has no times of its own: the number is enough where it is the only one
+    write_audit(audit, tmp_path / "a")
+    assert read_audit(tmp_path / "a") == audit
+
+
+def test_a_collection_of_two_runs_is_matched_by_time(tmp_path):
+    log = two_runs(tmp_path / "log")
+    sink = CollectSink(tmp_path / "c", CollectPolicy(random=1.0, low=None, high=None, none=None, many=None, flicker=False, hamming=-1))
+    for k in range(60): sink.write(FrameResult(Frame(np.full((48, 64, 3), 110 + k, np.uint8), "gate", k, NOON + timedelta(days=1, seconds=k, microseconds=7)), Detections([[2, 2, 30, 30]], [0.9], [0]), ("bolt",), {}, True, "ok", "m"))
+    sink.close()
+    rows = [json.loads(line) for line in (tmp_path / "c" / "collected.jsonl").read_text().splitlines()]
+    kept = [("gate", r["frame_id"], datetime.fromisoformat(r["captured_at"]) + timedelta(microseconds=k % 3 - 1)) for k, r in enumerate(rows)]  # as times are that went through a float
+    audit = draw_audit(log, AuditPlan(looks=30, by="camera"), kept)
+    assert len(audit.looks) == 30 and all(look.captured_at > "2026-06-02" for look in audit.looks)
+    assert take_pictures(audit, tmp_path / "a", collection=tmp_path / "c") == [] and right(audit, tmp_path / "a") == 30
+    both = draw_audit(log, AuditPlan(looks=60, by="camera"))
+    missing = take_pictures(both, tmp_path / "b", collection=tmp_path / "c")
+    assert missing and {look.captured_at[:10] for look in missing} == {"2026-06-01"} and right(both, tmp_path / "b") == 60 - len(missing)
+    with pytest.raises(DataError, match="120 looks share their camera and number with others"): draw_audit(log, AuditPlan(looks=30, by="camera"), [k[:2] for k in kept])
+
+
+def test_flags_without_a_time_are_vague_where_numbers_repeat(tmp_path):
+    log, notes = two_runs(tmp_path / "log"), []
+    assert flags_between([Flag("gate", 3), Flag("gate", at=NOON), Flag("gate", 99)], log, notes) == 1 and notes == ["1 flags name a frame number that several runs have, and no time"]
+    assert flags_between([Flag("gate", 3)], log.between("2026-06-02"), notes) == 1 and len(notes) == 1
+
+
+def test_cameras_whose_names_look_alike_have_pictures_of_their_own():
+    twins = replace(LOG, cameras=("a/b", "a_b"))
+    audit = draw_audit(twins, AuditPlan(looks=360))
+    assert len({look.picture for look in audit.looks}) == 360
+
+
 def test_pictures_of_another_size_or_that_are_gone_are_missing_not_wrong(tmp_path):
     audit = draw_audit(LOG, AuditPlan(looks=40))
     assert len(take_pictures(audit, tmp_path, {"gate": "line:frames=5"})) == 40  # 640 × 480, the log says 640 × 640

@@ -67,6 +67,8 @@ def test_a_real_prometheus_scrapes_a_running_pipeline_and_a_rule_fires(tmp_path)
                 assert fired[0]["annotations"]["summary"] == "gate: dark"
                 assert source.shown.wait(60)
                 server.until(lambda: server.query("cv_pipeline_detections_per_image_count").get((("source", "gate"),)) == 260, "the last scrape")
+                server.until(lambda: set(server.query("cv_pipeline_source_up")) == set(server.query("cv_pipeline_frame_age_seconds")) == {(("source", "gate"),)}, "the end of the other source", 10)
+                assert pipeline.summary()["sources"]["exit"]["state"] == "done" and {a["labels"]["alertname"] for a in server.alerts()["firing"]} == {"CameraNeedsUpkeep"}  # it has ended: nobody is woken
                 boxes = server.query("cv_pipeline_detections_per_image_sum")
                 assert boxes == server.query("cv_pipeline_detections_total") == server.query("cv_pipeline_confidence_count")
                 assert server.query('cv_pipeline_confidence_bucket{le="+Inf"}').keys() == {(("le", "+Inf"), ("source", s)) for s in ("gate", "exit")}
@@ -96,19 +98,29 @@ def test_each_rule_fires_on_the_series_that_it_is_for(tmp_path):
     rule_file = tmp_path / "rules.yml"
     rule_file.write_text(alert_rules(AlertLimits()))
     flat, rise = "0+0x120", "0+60x120"
-    cases = [("CameraDown", {"source": "gate"}, {'cv_pipeline_source_up{source="gate"}': flat}), ("CameraSilent", {"source": "gate"}, {'cv_pipeline_seconds_since_frame{source="gate"}': "31+60x120"}),
+    cases = [("CameraDown", {"source": "gate"}, {'cv_pipeline_source_up{source="gate"}': flat}), ("CameraSilent", {"source": "gate"}, {'cv_pipeline_frame_age_seconds{source="gate"}': "31+60x120"}),
              ("FramesDropped", {"source": "gate"}, {'cv_pipeline_frames_dropped_total{source="gate"}': "0+30x120", 'cv_pipeline_frames_read_total{source="gate"}': rise}),
              ("UnsureModel", {"source": "gate"}, {'cv_pipeline_uncertain_total{source="gate"}': "0+30x120", 'cv_pipeline_detections_total{source="gate"}': rise}),
              ("SeesNothing", {"source": "gate"}, {'cv_pipeline_detections_per_image_sum{source="gate"}': flat, 'cv_pipeline_detections_per_image_count{source="gate"}': rise}),
              ("LogNotWritten", {"instance": "a"}, {'cv_pipeline_log_frames_total{instance="a"}': flat, 'cv_pipeline_frames_inferred_total{instance="a",source="gate"}': rise}),
+             ("CameraNeedsUpkeep", {"source": "gate", "signal": "dark"}, {'cv_pipeline_camera_upkeep{source="gate",signal="dark"}': "1+0x120"}),
              ("StageFails", {"stage": "inference"}, {'cv_pipeline_stage_errors_total{stage="inference"}': "0+1x120"}),
              ("Slow", {}, {f'cv_pipeline_stage_seconds_bucket{{stage="total",le="{le}"}}': f"0+{n}x120" for le, n in (("1", 1), ("5", 60), ("+Inf", 60))}),
              ("PipelineDown", {"job": "cv_pipeline", "instance": "a"}, {'up{job="cv_pipeline",instance="a"}': flat})]
     tests = [{"interval": "1m", "input_series": [{"series": s, "values": v} for s, v in series.items()], "promql_expr_test": [
         {"expr": f'count(ALERTS{{alertname="{name}",alertstate="firing"}})', "eval_time": "100m", "exp_samples": [{"labels": "{}", "value": 1}]}]} for name, _, series in cases]
     quiet = {'cv_pipeline_frames_dropped_total{source="gate"}': flat, 'cv_pipeline_frames_read_total{source="gate"}': rise, 'cv_pipeline_source_up{source="gate"}': "1+0x120", 'cv_pipeline_uncertain_total{source="gate"}': "0+1x120",
-             'cv_pipeline_detections_total{source="gate"}': rise, 'cv_pipeline_seconds_since_frame{source="gate"}': "1+0x120"}
-    tests.append({"interval": "1m", "input_series": [{"series": s, "values": v} for s, v in quiet.items()], "promql_expr_test": [{"expr": 'ALERTS{alertstate="firing"}', "eval_time": "100m", "exp_samples": []}]})
+             'cv_pipeline_detections_total{source="gate"}': rise, 'cv_pipeline_frame_age_seconds{source="gate"}': "1+0x120"}
+    ended = {f'cv_pipeline_{name}{{source="clip.mp4"}}': values for name, values in (  # a file that was read to its end beside a camera
+        ("source_up", "1+0x5 stale"), ("frame_age_seconds", "1+0x5 stale"), ("frames_read_total", "0+60x5 300+0x114"), ("frames_dropped_total", flat), ("detections_total", "0+60x5 300+0x114"), ("uncertain_total", "0+60x2 120+0x117"),
+        ("detections_per_image_sum", "0+60x5 300+0x114"), ("detections_per_image_count", "0+60x5 300+0x114"))}
+    seldom = {'cv_pipeline_log_frames_total{instance="a"}': " ".join(f"{6000 * k}+0x9" for k in range(12)), 'cv_pipeline_frames_inferred_total{instance="a",source="gate"}': rise}  # parts of ten minutes, the longest that the configuration allows
+    calm = {'cv_pipeline_camera_upkeep{source="gate",signal="dark"}': flat, 'cv_pipeline_confidence_sum{source="gate"}': "0+45x120", 'cv_pipeline_confidence_count{source="gate"}': rise}
+    tests.append({"interval": "1m", "input_series": [{"series": s, "values": v} for s, v in {**quiet, **ended, **seldom, **calm}.items()], "promql_expr_test": [{"expr": 'ALERTS{alertstate="firing"}', "eval_time": f"{m}m", "exp_samples": []} for m in (10, 40, 100)]})
+    day = {'cv_pipeline_confidence_sum{source="gate"}': "0+48x1500 72020+20x300", 'cv_pipeline_confidence_count{source="gate"}': "0+60x1801"}  # .8 for a day, then .33
+    fell = 'count(ALERTS{alertname="ConfidenceFell",alertstate="firing"})'
+    tests.append({"interval": "1m", "input_series": [{"series": s, "values": v} for s, v in day.items()], "promql_expr_test": [{"expr": fell, "eval_time": "1490m", "exp_samples": []}, {"expr": fell, "eval_time": "1700m", "exp_samples": [{"labels": "{}", "value": 1}]}]})
+    assert {r["alert"] for r in yaml.safe_load(rule_file.read_text())["groups"][0]["rules"]} == {name for name, _, _ in cases} | {"ConfidenceFell"}  # no rule without a case
     (tmp_path / "test.yml").write_text(yaml.safe_dump({"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": tests}))
     done = subprocess.run([find("promtool"), "test", "rules", "test.yml"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -127,6 +139,23 @@ def test_series_are_bounded():
     assert len({s.labels.get("source") for s in series} - {None}) == 6 and OTHER in metrics.statistics
     assert len({s.labels["class"] for s in series if "class" in s.labels}) == 4
     assert sum(h.counts.sum() for h in metrics.boxes.values()) == 200 and sum(metrics.classes.values()) == 600
+
+
+def test_series_of_the_upkeep_are_bounded_too(tmp_path):
+    sink = MonitoringSink(tmp_path, Upkeep(tmp_path / "upkeep", UpkeepSettings(dark=(1.1, 1.2), learn=1, learn_s=0, looks=1, hold_s=1e-9)))
+    sink.metrics.most_cameras = 4
+    for number in range(3):
+        for k in range(30): sink.write(result(f"camera-{k}", number=number))
+    series = [s for family in sink.metric_families() for s in family.samples if s.name == "cv_pipeline_camera_upkeep"]
+    assert {s.labels["source"] for s in series} == {*(f"camera-{k}" for k in range(4)), OTHER} and len(series) == 5 * 8
+    assert {s.labels["source"] for s in series if s.value} == {*(f"camera-{k}" for k in range(4)), OTHER}  # raised for one of the others: raised
+    values = {s.labels["source"] for family in sink.metric_families() for s in family.samples if s.name == "cv_pipeline_camera_upkeep_value"}
+    assert values == {f"camera-{k}" for k in range(4)}
+    sink.close()
+
+
+def test_parts_that_are_written_too_seldom_are_refused():
+    with pytest.raises(ConfigError, match="part_seconds"): load_config(None, {"sources": ["line:"], "telemetry": {"part_seconds": 601}})
 
 
 def test_histograms_count_every_value_once():

@@ -74,6 +74,7 @@ def test_the_schedule_lines_are_complete_and_quoted():
 
     flow = yaml.safe_load(github_workflow("evaluation", {"model": "a b.onnx"}))
     assert flow[True if True in flow else "on"]["schedule"] == [{"cron": "0 6 * * 1"}]
+    assert cron_line("drift", {}, folder=Path("/srv")).startswith("0 6 * * * ") and cron_line("nbs/evaluation.ipynb", {}, folder=Path("/srv")).startswith("0 6 * * 1 ")
     assert any("cv-pipeline report evaluation -p 'model=a b.onnx'" in s.get("run", "") for s in flow["jobs"]["report"]["steps"])
     with pytest.raises(ConfigError, match="cron schedule"): github_workflow("evaluation", {}, "sometimes")
 

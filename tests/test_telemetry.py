@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -89,6 +90,20 @@ def test_a_condition_moves_its_statistic_further_with_every_severity(name, colum
 def test_a_picture_without_content_gives_finite_numbers(shape, fill):
     statistics = frame_statistics(np.full((*shape, 3), fill, np.uint8))
     assert np.isfinite(statistics).all() and statistics.blur == 1.0 and statistics.noise == 0.0
+
+
+@pytest.mark.parametrize("h, w", [(1, 9), (24, 24), (95, 191), (480, 640), (1079, 1081), (1080, 1920), (1700, 1650), (2160, 3840), (3800, 3790)])
+def test_the_fast_way_to_blur_and_noise_gives_the_same_numbers(h, w):
+    "Pieces by slices and the whole kernel, as it is explained: not one bit differs, at any step."
+    image = np.random.default_rng(h).integers(0, 256, (h, w, 3), np.uint8)
+    step = max(1, min(h, w) // 540)
+    ph, pw = min(32, h // step // 3), min(64, w // step // 3)
+    cut = lambda i, n, size, p: slice(a := (2 * i + 1) * size // (2 * n) - p * step // 2, a + p * step, step)
+    pieces = image if min(ph, pw) < 8 else np.vstack([np.hstack([image[cut(i, 3, h, ph), cut(j, 3, w, pw)] for j in range(3)]) for i in range(3)])
+    assert (telemetry._pieces(image) == pieces).all()
+    grey = cv2.cvtColor(pieces, cv2.COLOR_BGR2GRAY)
+    curved = np.abs(cv2.filter2D(grey.astype(np.float64), -1, np.float64([[1, -2, 1], [-2, 4, -2], [1, -2, 1]]))).clip(0, 255).astype(int)
+    assert frame_statistics(image).noise == telemetry._median(np.bincount(curved.ravel(), minlength=256).astype(np.float32)) / (0.6745 * 6)
 
 
 def test_a_killed_run_leaves_whole_files_and_what_was_flushed(tmp_path):
@@ -346,3 +361,224 @@ def test_a_new_day_merges_the_day_before(tmp_path):
     sink = written(tmp_path, [looked(k, at=NOON + timedelta(hours=k)) for k in range(40)], part_rows=4)
     assert [len(list(p.glob("*/*"))) for p in sorted(tmp_path.glob("frames/*"))][0] == 1 and sink.tally["merged"] > 1
     assert len(read_log(tmp_path)) == 40
+
+
+def test_a_full_disk_with_many_cameras_loses_no_camera(tmp_path, monkeypatch):
+    disk = FullDisk(monkeypatch, 0)
+    sink = TelemetrySink(tmp_path, part_rows=10)
+    for k in range(9):
+        for camera in "bcdef": sink.write(looked(k, camera))
+    for k in range(10): sink.write(looked(k, "a"))  # full: it goes to the writer, and fails there
+    while not sink._writer._under_way[0][0].done(): pass
+    disk.left = 10**6
+    sink.close()
+    log = read_log(tmp_path)
+    assert len(log) == 55 and log.cameras == tuple("abcdef") and sink.tally["frames"] == 55
+
+
+def test_a_disk_that_is_full_again_and_again_keeps_every_buffer(tmp_path, monkeypatch):
+    disk = FullDisk(monkeypatch, 0)
+    sink = TelemetrySink(tmp_path, part_rows=1000)
+    for k in range(6): sink.write(looked(k, f"camera {k}"))
+    with pytest.raises(SinkError, match="the disk is full"): sink.flush()
+    disk.left = 5  # room for two cameras and the boxes of a third
+    with pytest.raises(SinkError, match="the disk is full"): sink.flush()
+    disk.left = 10**6
+    sink.flush()
+    assert len(read_log(tmp_path)) == 6 and sink._writer._failed == []
+
+
+def test_errors_that_nobody_foresaw_keep_the_buffer_too(tmp_path, monkeypatch):
+    sink = TelemetrySink(tmp_path)
+    sink.write(looked(0)); sink.write(looked(0, "exit"))
+    with monkeypatch.context() as m:
+        m.setattr(telemetry, "_frames_table", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError): sink.flush()
+        m.setattr(telemetry, "_frames_table", lambda *_: (_ for _ in ()).throw(pa.ArrowInvalid("a column")))
+        with pytest.raises(pa.ArrowInvalid): sink.flush()
+    monkeypatch.setattr(pq, "write_table", lambda *_, **__: (_ for _ in ()).throw(pa.ArrowInvalid("a page")))
+    with pytest.raises(SinkError, match="a part of the prediction log could not be written"): sink.flush()
+    assert not list(tmp_path.rglob("*.tmp"))
+    monkeypatch.undo()
+    sink.close()
+    assert len(read_log(tmp_path)) == 2
+
+
+def days_of(folder, days, parts=2, **options):
+    return written(folder, [looked(k, at=NOON + timedelta(days=d, seconds=k)) for d in range(days) for k in range(10 * parts)], part_rows=10, **options)
+
+
+def test_a_broken_pair_does_not_stop_merging_nor_the_run(tmp_path):
+    days_of(tmp_path, 1, parts=4)
+    twins = sorted(tmp_path.glob("detections/*/*/*.parquet"))
+    twins[1].write_bytes(twins[1].read_bytes()[:-100])
+    sink = written(tmp_path, [looked(k, at=NOON + timedelta(days=1, seconds=k)) for k in range(20)], part_rows=10)
+    assert sink.tally["merged"] == 3 and sink.tally["untidied"] == 0 and twins[1].exists() and telemetry._twin(tmp_path / "frames" / twins[1].relative_to(tmp_path / "detections")) == twins[1]
+    log = read_log(tmp_path)
+    assert len(log) == 60 and len(log.detections["frame"]) == 100 and log.counts["broken"] == 1
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), pa.ArrowInvalid("a page"), MemoryError(), SinkError("the disk is full")])
+@pytest.mark.parametrize("what", ["compact_log", "keep_within"])
+def test_what_keeps_the_log_tidy_may_fail_and_the_part_counts(tmp_path, monkeypatch, what, error):
+    days_of(tmp_path, 2)
+    with monkeypatch.context() as m:
+        m.setattr(telemetry, what, lambda *_, **__: (_ for _ in ()).throw(error))
+        sink = days_of(tmp_path, 1, max_bytes=1)
+    assert sink.tally["frames"] == 20 and sink.tally["untidied"] > 0 and sink.summary()["problem"] == (str(error) or "MemoryError()")
+
+
+def test_a_full_disk_while_a_deletion_is_written_down(tmp_path, monkeypatch):
+    days_of(tmp_path, 3)
+    limit, real, tries = sum(log_bytes(tmp_path).values()), open, Counter()
+
+    def full(path, mode="r", *args, **options):
+        tries[str(path)] += (deletes := str(path).endswith("deleted.jsonl"))
+        if deletes and tries[str(path)] < 2: raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, mode, *args, **options)
+
+    monkeypatch.setattr(telemetry, "open", full, raising=False)
+    sink = written(tmp_path, [looked(0, at=NOON + timedelta(days=3))], max_bytes=limit)
+    assert sink.tally["untidied"] == 0 and sink.tally["deleted_bytes"] > 0
+    assert "2026-06-01" in read_log(tmp_path).notes[0]
+
+
+def test_a_torn_line_of_deletions_is_counted_and_the_next_one_is_whole(tmp_path):
+    days_of(tmp_path, 3)
+    (tmp_path / "deleted.jsonl").write_text('{"what": "2026-05-01", "bytes": 3}\n["no row"]\n{"what": "2026-0')
+    notes = read_log(tmp_path).notes
+    assert notes[0] == "deleted to keep the log within its limit: 2026-05-01" and notes[1].startswith("2 lines of deleted.jsonl cannot be read")
+    telemetry.keep_within(tmp_path, sum(log_bytes(tmp_path).values()) - 1)
+    assert json.loads((tmp_path / "deleted.jsonl").read_text().splitlines()[-1])["what"].startswith("2026-06-01")
+    assert "2026-05-01, 2026-06-01" in read_log(tmp_path).notes[0]
+
+
+def test_no_more_is_deleted_than_must_be(tmp_path):
+    rng = np.random.default_rng(0)
+    options = {"part_rows": 100, "descriptor": Descriptor("noise", lambda image: rng.random(64))}
+    written(tmp_path, [looked(k, at=NOON + timedelta(seconds=k)) for k in range(3000)], **options)
+    telemetry.compact_log(tmp_path, "2026-06-02", largest=60_000)
+    limit = sum(log_bytes(tmp_path).values())
+    sink = written(tmp_path, [looked(0, at=NOON + timedelta(hours=12))], max_bytes=limit, **options)  # one frame after midnight
+    left = log_bytes(tmp_path)
+    assert 0.85 * limit < sum(left.values()) <= limit and 0 < sink.tally["deleted_bytes"] < limit / 8
+    log = read_log(tmp_path)
+    assert log.frames["frame_id"][-2] == 2999 and log.frames["frame_id"][0] > 0 and (np.diff(log.frames["captured_at"]) > 0).all()
+    assert log.notes == ("deleted to keep the log within its limit: 2026-06-01 in part",)
+
+
+def test_the_oldest_goes_by_the_time_it_was_captured(tmp_path):
+    for hour in (5, 1, 3): written(tmp_path, [looked(k, f"camera {hour}", at=NOON + timedelta(hours=hour, seconds=k)) for k in range(20)])
+    sizes = {p.parent.name: sum(f.stat().st_size for f in tmp_path.glob(f"*/*/{p.parent.name}/*.parquet")) for p in tmp_path.glob("frames/*/*/*.parquet")}
+    total = sum(sizes.values())
+    assert telemetry.keep_within(tmp_path, total) == {} and not (tmp_path / "deleted.jsonl").exists()
+    telemetry.keep_within(tmp_path, total - 1)
+    assert read_log(tmp_path).cameras == ("camera 3", "camera 5") and sum(log_bytes(tmp_path).values()) == total - sizes[camera_folder("camera 1")]
+    telemetry.keep_within(tmp_path, 0)
+    assert read_log(tmp_path).cameras == ("camera 5",)
+    assert read_log(tmp_path, cameras=["camera 5"]).notes == ()  # of this one nothing is gone
+    with pytest.raises(DataError, match="deleted to keep the log within its limit: 2026-06-01"): read_log(tmp_path, cameras=["camera 1"])
+
+
+def test_a_clock_of_the_next_century_neither_deletes_today_nor_stops_merging(tmp_path):
+    now = NOON + timedelta(days=2)
+    days_of(tmp_path, 1, parts=6, now=lambda: now)
+    wrong = [looked(0, "wrong", at=datetime(2099, 1, 1, tzinfo=timezone.utc))]
+    limit = sum(log_bytes(tmp_path).values())
+    written(tmp_path, wrong, max_bytes=limit, now=lambda: now)
+    days = log_bytes(tmp_path)
+    assert set(days) == {"2026-06-01", "2099-01-01"} and sum(days.values()) <= limit
+    sink = days_of(tmp_path, 3, now=lambda: now)
+    assert sink.tally["merged"] > 0 and telemetry.compact_log(tmp_path, now=now) == 0 and len(list(tmp_path.glob("frames/date=2026-06-03/*/*"))) == 2
+    for path in tmp_path.glob("*/date=2099*/*/*"): os.utime(path, ((NOON - timedelta(days=9)).timestamp(),) * 2)  # it was written long ago: it goes first
+    telemetry.keep_within(tmp_path, sum(log_bytes(tmp_path).values()) - 1, now)
+    assert "2099-01-01" not in log_bytes(tmp_path)
+
+
+def test_runs_that_share_a_folder_share_its_limit(tmp_path):
+    sinks, top = [TelemetrySink(tmp_path, part_rows=10, max_bytes=100_000) for _ in range(3)], 0
+    for k in range(150):
+        for c, sink in enumerate(sinks): sink.write(looked(k, f"camera {c}", at=NOON + timedelta(seconds=k)))
+        if k % 10 == 9:
+            for sink in sinks: sink._writer.settle(0)
+            top = max(top, sum(log_bytes(tmp_path).values()))
+    for sink in sinks: sink.close()
+    assert sum(s.tally["files"] for s in sinks) == 90 and 80_000 < top <= 102_000
+    assert len(read_log(tmp_path)) < 450
+
+
+def test_boxes_without_frames_are_deleted_too(tmp_path):
+    days_of(tmp_path, 2)
+    for path in tmp_path.glob("frames/date=2026-06-01/*/*"): path.unlink()
+    gone = telemetry.keep_within(tmp_path, 1)
+    assert "2026-06-01" in gone and set(log_bytes(tmp_path)) == {"2026-06-02"} and len(read_log(tmp_path)) == 10
+
+
+def test_merging_does_not_make_clocks_run_backwards(tmp_path):
+    for run in range(5): written(tmp_path, [looked(k, at=NOON + timedelta(hours=run, seconds=k)) for k in range(20)], part_rows=10)
+    first, second = TelemetrySink(tmp_path, part_rows=10), TelemetrySink(tmp_path, part_rows=10)
+    for k in range(40):  # two that run at the same time
+        first.write(looked(2 * k, at=NOON + timedelta(hours=6, seconds=2 * k))); second.write(looked(2 * k + 1, at=NOON + timedelta(hours=6, seconds=2 * k + 1)))
+    first.close(); second.close()
+    before = read_log(tmp_path)
+    assert telemetry.compact_log(tmp_path, "2026-06-02") == 18 and len(list(tmp_path.glob("frames/*/*/*"))) == 2
+    after = read_log(tmp_path)
+    assert before.notes == after.notes == () and (before.frames["captured_at"] == after.frames["captured_at"]).all() and (before.detections["frame"] == after.detections["frame"]).all()
+
+
+def test_a_clock_that_did_run_backwards_is_said_after_merging_as_before(tmp_path):
+    written(tmp_path, [looked(k, at=NOON + timedelta(seconds=s)) for k, s in enumerate([0, 1, 2, -3600, -3599, 5])], part_rows=2)
+    before = read_log(tmp_path).notes
+    assert telemetry.compact_log(tmp_path, "2026-06-02") == 3 and read_log(tmp_path).notes == before and "3602.0 s" in before[0]
+
+
+def test_large_days_become_several_files(tmp_path):
+    days_of(tmp_path, 1, parts=12)
+    size = sum(log_bytes(tmp_path).values()) // 12 + 500
+    assert telemetry.compact_log(tmp_path, "2026-06-02", largest=4 * size) == 12 and len(list(tmp_path.glob("frames/*/*/*"))) in (3, 4)
+    assert read_log(tmp_path).frames["frame_id"].tolist() == list(range(120))
+
+
+def test_drafts_of_killed_runs_are_said_where_they_matter_and_go_in_the_end(tmp_path):
+    days_of(tmp_path, 3)
+    draft = next(tmp_path.glob("frames/date=2026-06-01/*")) / ".part-x-000000.parquet.tmp"
+    draft.write_bytes(b"PAR1")
+    assert read_log(tmp_path, "2026-06-02").notes == () and read_log(tmp_path, until="2026-06-02").counts["broken"] == 1
+    telemetry.compact_log(tmp_path)
+    assert draft.exists()  # somebody may be writing it
+    os.utime(draft, (0, 0))
+    telemetry.compact_log(tmp_path)
+    assert not draft.exists() and read_log(tmp_path).notes == ()
+
+
+def other(name, values, kind="frames"):
+    def change(table):
+        return table.set_column(table.schema.get_field_index(name), name, values(len(table)))
+    return kind, change
+
+
+@pytest.mark.parametrize("kind, change, said", [
+    (*other("embedding", lambda n: pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(n * 32, np.float16)), 32)), r"embedding is fixed_size_list<.*\[32\]"),
+    (*other("embedding", lambda n: pa.array([[1.0] * 3] * n)), "embedding is list<"), (*other("captured_at", lambda n: pa.array(["2026-06-01T12:00"] * n)), "captured_at is string, not timestamp"),
+    (*other("captured_at", lambda n: pa.array([None] * n, pa.timestamp("us", tz="UTC"))), "captured_at is empty in 8 rows"), (*other("frame_id", lambda n: pa.array(["x"] * n)), "frame_id is string, not int64"),
+    (*other("frame_id", lambda n: pa.array([None] * n, pa.int64())), "frame_id is empty in 8 rows"), (*other("brightness", lambda n: pa.array(["x"] * n)), "brightness is string, not float"),
+    (*other("selected", lambda n: pa.array([1] * n)), "selected is int64, not bool"), (*other("camera", lambda n: pa.array([None] * n, pa.string())), "camera is empty in 8 rows"),
+    (*other("confidence", lambda n: pa.array(["x"] * n), "detections"), "confidence is string, not float"), (*other("frame_id", lambda n: pa.array([1.5] * n), "detections"), "frame_id is double, not int64"),
+    ("frames", lambda t: t.append_column("camera", t["camera"]), "camera is string, string")])
+def test_columns_of_another_type_are_refused_with_file_and_column(tmp_path, kind, change, said):
+    written(tmp_path, [looked(k) for k in range(8)])
+    path = next(tmp_path.glob(f"{kind}/*/*/*.parquet"))
+    pq.write_table(change(pq.ParquetFile(path).read()), path)
+    with pytest.raises(DataError, match=f"not the columns of a prediction log: {said}") as e: read_log(tmp_path)
+    assert path.name in str(e.value)
+
+
+def test_wider_types_and_empty_parts_are_fine(tmp_path):
+    written(tmp_path, [looked(k) for k in range(20)], part_rows=10)
+    wide = lambda t: t.set_column(1, "frame_id", t["frame_id"].cast(pa.int32())).set_column(0, "camera", t["camera"].dictionary_encode()).set_column(11, "brightness", t["brightness"].cast(pa.float64()))
+    log = read_log(rewritten(tmp_path, wide))
+    assert log.frames["frame_id"].tolist() == list(range(20)) and log.cameras == ("gate",)
+    rewritten(tmp_path, lambda t: t.slice(0, 0))
+    assert len(read_log(tmp_path)) == 10
+    for path in tmp_path.glob("frames/*/*/*.parquet"): pq.write_table(pq.ParquetFile(path).read().slice(0, 0), path)
+    with pytest.raises(DataError, match="no frames of this period"): read_log(tmp_path)

@@ -15,6 +15,7 @@ from cv_pipeline.monitoring.upkeep import (
     Gate,
     Healthy,
     Upkeep,
+    UpkeepEvent,
     UpkeepSettings,
     edges_of,
     read_events,
@@ -146,12 +147,25 @@ def test_a_broken_file_of_a_healthy_self_is_said_and_learnt_anew(tmp_path, belt)
     with pytest.raises(DataError, match="no camera's healthy self"): Healthy.load(tmp_path / "none.npz")
 
 
-def test_events_survive_a_torn_line_and_name_a_wrong_one(tmp_path):
+def test_events_survive_torn_and_wrong_lines(tmp_path):
     good = '{"camera": "gate", "signal": "dark", "raised": true, "at": "2026-06-01T12:00:00+00:00", "value": 0.4}\n'
-    (tmp_path / "upkeep.jsonl").write_text(good + good[:30])
+    file, notes = tmp_path / "upkeep.jsonl", []
+    file.write_text(good + good[:30])  # a crash in the middle of a line
     assert len(read_events(tmp_path)) == 1 and read_events(tmp_path / "nothing") == []
-    (tmp_path / "upkeep.jsonl").write_text("{}\n" + good)
-    with pytest.raises(DataError, match="line 1 is no upkeep event"): read_events(tmp_path)
+    event = UpkeepEvent("gate", "blur", True, NOON, 0.1)
+    for _ in range(2): Upkeep(tmp_path)._tell(event)
+    assert [e.signal for e in read_events(tmp_path, notes)] == ["dark", "blur", "blur"]
+    assert len(notes) == 1 and notes[0].startswith("1 lines of upkeep.jsonl were left out; line 2 is no upkeep event")
+    file.write_bytes(b"{}\n" + good.encode() + b"\xff\xfe\n\n" + good.encode())
+    assert len(read_events(tmp_path, notes)) == 2 and notes[1].startswith("2 lines")
+    file.write_text("{}\n[1]\n")
+    with pytest.raises(DataError, match="line 1 is no upkeep event.*nor are the other 1"): read_events(tmp_path)
+
+
+def test_an_event_that_cannot_be_written_is_an_error(tmp_path):
+    upkeep = Upkeep(tmp_path)
+    (tmp_path / "upkeep.jsonl").mkdir()
+    with pytest.raises(SinkError, match="an upkeep event could not be written"): upkeep._tell(UpkeepEvent("gate", "dark", True, NOON, 0.1))
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):

@@ -80,7 +80,7 @@ def _bounded(name: str, known: Any, most: int) -> str:
     "The name, or `other` when there are too many."
     return name if name in known or len(known) < most else OTHER
 
-# %% ../../nbs/monitoring/50b_exporter.ipynb #ca0eb7ac
+# %% ../../nbs/monitoring/50b_exporter.ipynb #86da5523
 def _log_families(m: LogMetrics) -> Iterator[Any]:
     confidence = HistogramMetricFamily("cv_pipeline_confidence", "Confidence of detections", labels=["source"])
     boxes = HistogramMetricFamily("cv_pipeline_detections_per_image", "Detections in an image that the model was asked about", labels=["source"])
@@ -96,13 +96,16 @@ def _log_families(m: LogMetrics) -> Iterator[Any]:
     yield from (confidence, boxes, image, classes, failures)
 
 
-def _upkeep_families(upkeep: Upkeep | None) -> Iterator[Any]:
-    "1 for each signal that is raised, and the value that it is judged by."
+def _upkeep_families(upkeep: Upkeep | None, most_cameras: int) -> Iterator[Any]:
+    "1 for each signal that is raised, and the value that it is judged by; all cameras after the limit as one, raised when one of them is."
     state = GaugeMetricFamily("cv_pipeline_camera_upkeep", "1 while a camera needs a hand, for the reason in `signal`", labels=["source", "signal"])
     value = GaugeMetricFamily("cv_pipeline_camera_upkeep_value", "What the signal is judged by", labels=["source", "signal"])
-    for camera, states in (upkeep.states() if upkeep else {}).items():
-        for signal, on in states.items(): state.add_metric([camera, signal], float(on))
-    for camera, values in (upkeep.values() if upkeep else {}).items():
+    told: dict[tuple[str, str], bool] = {}
+    for k, (camera, states) in enumerate(upkeep.states().items() if upkeep else ()):
+        name = camera if k < most_cameras else OTHER
+        for signal, on in states.items(): told[name, signal] = told.get((name, signal), False) or on
+    for labels, on in told.items(): state.add_metric(labels, float(on))
+    for camera, values in list(upkeep.values().items() if upkeep else ())[:most_cameras]:
         for signal, v in values.items():
             if np.isfinite(v): value.add_metric([camera, signal], float(v))
     yield from (state, value)
@@ -111,12 +114,12 @@ def _upkeep_families(upkeep: Upkeep | None) -> Iterator[Any]:
 def _book_families(counts: Counter) -> Iterator[Any]:
     "What the log has kept and what it has not."
     for key, text in (("frames", "Rows written to the prediction log"), ("detections", "Boxes written to the prediction log"), ("left_out", "Frames without a row: the model was not asked"),
-                      ("deleted_bytes", "Bytes deleted to keep the log within its limit")):
+                      ("deleted_bytes", "Bytes deleted to keep the log within its limit"), ("untidied", "Times that merging or deleting parts failed")):
         family = CounterMetricFamily(f"cv_pipeline_log_{key}", text)
         family.add_metric([], counts[key])
         yield family
 
-# %% ../../nbs/monitoring/50b_exporter.ipynb #da62cc53
+# %% ../../nbs/monitoring/50b_exporter.ipynb #22755883
 class MonitoringSink(TelemetrySink):
     "The prediction log with metrics and, if wanted, hardware upkeep; a Sink."
 
@@ -128,7 +131,7 @@ class MonitoringSink(TelemetrySink):
     def metric_families(self) -> Iterator[Any]:
         "For /metrics, read at scrape time."
         yield from self.metrics.families()
-        yield from _upkeep_families(self.upkeep)
+        yield from _upkeep_families(self.upkeep, self.metrics.most_cameras)
         yield from _book_families(Counter(self.tally))
 
     def summary(self) -> dict[str, Any]:
@@ -143,7 +146,7 @@ def open_telemetry(settings: TelemetryConfig, out: str | Path) -> MonitoringSink
     return MonitoringSink(folder, Upkeep(folder / "upkeep") if settings.upkeep else None, embed_every=settings.embed_every, unasked_fps=settings.unasked_fps, part_seconds=settings.part_seconds,
                           max_bytes=None if settings.max_gb is None else int(settings.max_gb * 1e9))
 
-# %% ../../nbs/monitoring/50b_exporter.ipynb #c7b67f82
+# %% ../../nbs/monitoring/50b_exporter.ipynb #8fe6802e
 @dataclass(frozen=True)
 class AlertLimits:
     "When Prometheus raises an alarm."
@@ -169,7 +172,7 @@ def _rules(m: AlertLimits) -> Iterator[tuple[str, str, float, str, str, str]]:
     mean = lambda span: f"sum by (source) (rate(cv_pipeline_confidence_sum[{span}])) / sum by (source) (rate(cv_pipeline_confidence_count[{span}]))"
     yield "PipelineDown", 'up{job="cv_pipeline"} == 0', 1, "critical", "{{ $labels.instance }} does not answer", "is the process running? its summary.json says why it ended"
     yield "CameraDown", "cv_pipeline_source_up == 0", 1, "critical", "{{ $labels.source }} delivers no frames", "check power and network of the camera"
-    yield "CameraSilent", f"cv_pipeline_seconds_since_frame > {m.silent_s:g}", 0, "critical", "{{ $labels.source }}: no frame for {{ $value | humanizeDuration }}", "check power and network of the camera"
+    yield "CameraSilent", f"cv_pipeline_frame_age_seconds > {m.silent_s:g}", 0, "critical", "{{ $labels.source }}: no frame for {{ $value | humanizeDuration }}", "check power and network of the camera"
     yield "CameraNeedsUpkeep", "cv_pipeline_camera_upkeep == 1", 1, "warning", "{{ $labels.source }}: {{ $labels.signal }}", "look at the picture; clean, light or mount the camera before touching the model"
     yield "FramesDropped", f"{share('frames_dropped', 'frames_read', '5m')} > {m.dropped:g}", 5, "warning", "{{ $labels.source }} drops {{ $value | humanizePercentage }} of its frames", "fewer frames (selection.adaptive), a faster backend, fewer cameras"
     yield "Slow", f'histogram_quantile(0.95, sum by (le) (rate(cv_pipeline_stage_seconds_bucket{{stage="total"}}[5m]))) > {m.latency_s:g}', 5, "warning", "95 of 100 frames take up to {{ $value | humanizeDuration }}", "which stage? see the panel of latencies"
@@ -177,7 +180,7 @@ def _rules(m: AlertLimits) -> Iterator[tuple[str, str, float, str, str, str]]:
     yield "UnsureModel", f"{share('uncertain', 'detections', '15m')} > {m.uncertain:g}", 15, "warning", "{{ $labels.source }}: {{ $value | humanizePercentage }} of detections are uncertain", "cv-pipeline report drift; is it the camera or the world?"
     yield "ConfidenceFell", f"({mean('1h')}) < {m.confidence:g} * ({mean('1d')})", 15, "warning", "{{ $labels.source }}: mean confidence is {{ $value | humanize }}", "cv-pipeline report drift, then an audit"
     yield "SeesNothing", "sum by (source) (rate(cv_pipeline_detections_per_image_sum[15m])) == 0 and sum by (source) (rate(cv_pipeline_detections_per_image_count[15m])) > 0", 15, "warning", "{{ $labels.source }}: not one detection", "look at the picture: is the camera moved, the line empty?"
-    yield "LogNotWritten", "rate(cv_pipeline_log_frames_total[10m]) == 0 and on (instance) sum by (instance) (rate(cv_pipeline_frames_inferred_total[10m])) > 0", 10, "warning", "the prediction log is not written", "is its disk full?"
+    yield "LogNotWritten", "rate(cv_pipeline_log_frames_total[15m]) == 0 and on (instance) sum by (instance) (rate(cv_pipeline_frames_inferred_total[15m])) > 0", 10, "warning", "the prediction log is not written", "is its disk full?"
 
 # %% ../../nbs/monitoring/50b_exporter.ipynb #9e790fc4
 def alert_rules(limits: AlertLimits | None = None) -> str:

@@ -50,7 +50,7 @@ def readyz(
     reason = None if ready else summary["error"] or ("the model is warming up" if not summary["warm"] else f"the model is {model}" if usable else "no source delivers")
     return (200 if ready else 503), {"status": "ready" if ready else "not ready", "reason": reason, "model": model, "sources": states}
 
-# %% ../../nbs/video/28_health.ipynb #4a0a53c7
+# %% ../../nbs/video/28_health.ipynb #35626b01
 BUCKETS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
@@ -75,9 +75,10 @@ class PipelineCollector:
             family = CounterMetricFamily(f"cv_pipeline_{key}", text, labels=["source"])
             for name, s in summary["sources"].items(): family.add_metric([name], s[key])
             yield family
-        up = GaugeMetricFamily("cv_pipeline_source_up", "1 while the source delivers frames", labels=["source"])
-        age = GaugeMetricFamily("cv_pipeline_seconds_since_frame", "Age of the newest frame", labels=["source"])
+        up = GaugeMetricFamily("cv_pipeline_source_up", "1 while the source delivers frames; not there once it has ended", labels=["source"])
+        age = GaugeMetricFamily("cv_pipeline_frame_age_seconds", "Age of the newest frame; not there once the source has ended", labels=["source"])
         for name, s in summary["sources"].items():
+            if s["state"] in ("done", "stopped"): continue  # a file that was read to its end is no camera that is down
             up.add_metric([name], float(s["state"] == "running" and s["connection"] in (None, "live")))
             if s["seconds_since_frame"] is not None: age.add_metric([name], s["seconds_since_frame"])
         yield from (up, age)
