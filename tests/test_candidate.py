@@ -1,5 +1,6 @@
 """The gate after training: the decision of each slice, what is too thin, new and lost classes, what a candidate folder carries, and that nothing else is ever written."""
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,6 +160,44 @@ def test_thresholds_are_never_chosen_on_the_test_set(place, tmp_path):
     few = gate(place, tmp_path / "d", val=read_dataset(place / "data")[:3])
     assert "too few" in few.book["thresholds"]["kept"] and few.manifest.postprocess.conf == load_model("factory_line").manifest.postprocess.conf
     assert not (tmp_path / "c").exists()
+
+
+@pytest.fixture
+def run(place, tmp_path):
+    "The folder of a training, whose pictures lie beside its model."
+    bundled = load_model("factory_line")
+    (tmp_path / "run").mkdir()
+    shutil.copyfile(bundled.path, tmp_path / "run" / "model.onnx")
+    save_manifest(replace(bundled.manifest, file="model.onnx", sha256="", artefacts=()), tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text("{}")
+    shutil.copytree(place / "data", tmp_path / "run" / "data")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("which", ["folder", "file", "weights", "open"])
+def test_what_a_run_was_trained_on_is_looked_at_without_being_asked(place, run, tmp_path, which):
+    test = read_dataset(place / "test")[0]
+    (run / "training" / "weights").mkdir(parents=True)
+    shutil.copyfile(run / "model.onnx", run / "training" / "weights" / "best.onnx")
+    new = {"folder": run, "file": run / "model.onnx", "weights": run / "training" / "weights" / "best.onnx", "open": load_model(run, threads=1)}[which]
+    assert C._staged(new) == run / "data"
+    replayed = run / "data" / "images" / "all" / "old-1.png"
+    replayed.write_bytes(test.path.read_bytes())
+    (run / "data" / "labels" / "all" / "old-1.txt").write_text(test.label.read_text())
+    with pytest.raises(LeakError): gate(place, tmp_path / "c", new=new)
+    with pytest.raises(LeakError): gate(place, tmp_path / "c", new=new, train=place / "v1")  # what was said is not all that there was
+    assert not (tmp_path / "c").exists()
+
+
+def test_where_leaks_were_looked_for_is_written_down(place, run, tmp_path):
+    said = []
+    mine = gate(place, tmp_path / "a", new=run, progress=said.append)
+    assert mine.book["leaks"] == "none among the 30 pictures in the run of the new model" == load_manifest(tmp_path / "a")[0].metrics["gate"]["leaks"]
+    blind = gate(place, tmp_path / "b", progress=said.append)
+    assert json.loads((tmp_path / "b" / "gate.json").read_text())["leaks"].startswith("not looked for") and blind.manifest.metrics["gate"]["leaks"] == blind.book["leaks"]
+    told = gate(place, tmp_path / "d", train=place / "v1")
+    assert told.book["leaks"] == f"none among the {len(read_dataset(place / 'v1'))} pictures that were given"
+    assert sum(t.startswith("leaks: ") for t in said) == 2
 
 
 @pytest.mark.parametrize("accepted", [True, False])

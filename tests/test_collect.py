@@ -1,7 +1,10 @@
 """Collecting: the decision against a plain loop, exact probabilities, quotas, disk limits, restarts, logs of every kind, pictures that are gone."""
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,6 +18,8 @@ from cv_pipeline.annotation.collect import (
     CollectPolicy,
     CollectSink,
     KeptFrames,
+    Shelf,
+    audited,
     bounds,
     chance,
     collect,
@@ -278,6 +283,48 @@ def test_when_even_the_audit_does_not_fit_it_is_said_since_when(tmp_path):
     books, rows = read_books(tmp_path), read_collected(tmp_path)
     assert books["audit_until"] == (rows[-1].captured_at + timedelta(seconds=.2)).isoformat() and books["counts"]["no room"] == 50 - len(rows)
     assert 0 < books["bytes"] <= 10_000
+    counted, looks = audited(tmp_path)
+    assert counted == rows and looks == len(rows), "the looks up to there, each of which is there"
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_an_audit_that_was_cut_is_counted_back_to_its_own_time(tmp_path, live):
+    "The model goes wrong only later: over the whole log a cut audit would be biased, of its own time it is not."
+    cams, p, found = ("x", "y"), CollectPolicy(random=.2, quota=0, hamming=-1, quality=10), []
+    results = [result(i, [(0, 0, 0, 0, .95)] * (i >= 60), s) for i in range(120) for s in cams]
+    value = {(r.frame.source_id, r.frame.frame_id): float(len(r.detections)) for r in results}
+    fill(JsonlSink(tmp_path / "run" / "results.jsonl"), results)
+    places = {s: kept(tmp_path / s, [r.frame for r in results if r.frame.source_id == s]) for s in cams}
+    for seed in range(12):
+        out, limit = tmp_path / f"{seed}", 14_000
+        if live: fill(CollectSink(out, replace(p, seed=seed), limit), results)
+        else: notes = collect(tmp_path / "run", out, replace(p, seed=seed), places, max_bytes=limit).notes
+        rows, looks = audited(out)
+        book = read_books(out)
+        inside = [v for (s, i), v in value.items() if s not in book["audit"] or i < book["audit"][s]["frame_id"]]
+        assert looks == len(inside) < len(value) and all(r.frame_id < book["audit"][r.source_id]["frame_id"] for r in rows if r.source_id in book["audit"])
+        if not live: assert any("had no room within 0.014 MB" in n for n in notes) and any("the audit ends at" in n and "do not count" in n for n in notes)
+        y = [value[r.source_id, r.frame_id] for r in rows]
+        found.append((estimated_mean(y, [r.probability for r in rows], looks)[0] - np.mean(inside), estimated_mean(y, [.2] * len(y), len(value))[0] - np.mean(list(value.values()))))
+    found = np.array(found)
+    assert abs(found[:, 0].mean()) < 3.5 * found[:, 0].std() / 12**.5 + .02 and abs(found[:, 1].mean()) > 3.5 * found[:, 1].std() / 12**.5
+
+
+def test_cases_after_the_cut_do_not_count_on_the_lot(tmp_path):
+    p = CollectPolicy(random=.5, quota=None, hamming=-1)
+    fill(CollectSink(tmp_path, p, max_bytes=20_000), [result(i, [(0, 0, 0, 0, .4)] if i % 2 else [(0, 0, 0, 0, .95)], image=picture(i, (64, 48)) if 8 < i < 20 else picture(i)) for i in range(60)])
+    book = read_books(tmp_path)
+    until = datetime.fromisoformat(book["audit_until"])
+    share = {c: book["kept"].get(c, 0) / n for c, n in book["cases"].items()}
+    for r in read_collected(tmp_path):
+        assert not ("random" in r.reasons and r.captured_at >= until)
+        assert r.probability == pytest.approx(1 - (1 - .5 * (r.captured_at < until)) * (1 - share.get(r.case, 0)), abs=1e-8)
+
+
+@pytest.mark.parametrize("room", [float("nan"), 0, -1])
+def test_no_room_at_all_is_refused(tmp_path, room):
+    with pytest.raises(ConfigError, match="above 0"): Shelf(tmp_path / "a", CollectPolicy(), room)
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_full_disk_is_a_typed_error(tmp_path, monkeypatch):
@@ -290,18 +337,58 @@ def test_a_full_disk_is_a_typed_error(tmp_path, monkeypatch):
     with pytest.raises(SinkError, match="No space left.*free some space"): sink.write(result(1))
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path):
-    p = CollectPolicy(random=.1, quota=7, hamming=-1)
+@pytest.mark.parametrize("max_bytes", [None, 60_000])
+def test_a_killed_run_goes_on_where_it_was(tmp_path, max_bytes):
+    "Never flushed by hand: the books on disk are those of the start, whatever has been counted since."
+    p = CollectPolicy(random=.1, quota=7 if max_bytes is None else None, hamming=-1)
     results, halves = [result(i, [(0, 0, 0, 0, .4)]) for i in range(160)], tmp_path / "halves"
-    fill(CollectSink(tmp_path / "whole", p), results)
-    sink = CollectSink(halves, p, flush_s=0)
+    fill(CollectSink(tmp_path / "whole", p, max_bytes), results)
+    sink = CollectSink(halves, p, max_bytes, flush_s=1e9)
     for r in results[:81]: sink.write(r)
-    sink.shelf.flush(); sink.shelf._file.write(b'{"picture": "frames/cam/torn'); sink.shelf._file.close()  # killed: never closed
-    assert read_collected(halves, check=False)
-    fill(CollectSink(halves, p), results[80:])
+    assert json.loads((halves / "collection.json").read_text())["looks"] == {}, "else this test could not fail"
+    sink.shelf._file.write(b'{"picture": "frames/cam/torn'); sink.shelf._tally.write(b'["looks", "ca')  # killed here
+    fill(CollectSink(tmp_path / "first half", p, max_bytes), results[:80])
+    killed, closed = read_collected(halves, check=False), read_collected(tmp_path / "first half")
+    assert {r.picture: r.probability for r in killed} == {r.picture: r.probability for r in closed}, "read before anything is resumed"
+    assert read_books(halves)["looks"] == {"cam/2026-06-01": 80}
+    fill(CollectSink(halves, p, max_bytes), results[80:])
+    assert not (halves / "tally.jsonl").exists()
+    assert {k: read_books(halves)[k] for k in ("cases", "kept", "counts", "audit")} == {k: read_books(tmp_path / "whole")[k] for k in ("cases", "kept", "counts", "audit")}
     assert [replace(r, probability=0) for r in read_collected(halves)] == [replace(r, probability=0) for r in read_collected(tmp_path / "whole")]
     assert [r.probability for r in read_collected(halves)] == pytest.approx([r.probability for r in read_collected(tmp_path / "whole")])
     assert read_books(halves)["looks"] == read_books(tmp_path / "whole")["looks"]
+
+
+def test_a_kill_leaves_probabilities(tmp_path):
+    "A process that is killed for good between two writes of the books; then one look more."
+    code = f"""
+import os, signal
+from tests.test_collect import *
+shelf = Shelf({str(tmp_path)!r}, CollectPolicy(hamming=-1, quality=10))
+for i in range(5): shelf.offer(result(i).frame, BIT["low"], [])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True)
+    assert done.returncode == -9, done.stderr.decode()[-500:]
+    assert json.loads((tmp_path / "collection.json").read_text())["cases"] == {}, "the books are old"
+    assert [r.probability for r in read_collected(tmp_path)] == [1.0] * 5
+    shelf = Shelf(tmp_path, CollectPolicy(hamming=-1, quality=10))
+    shelf.offer(result(5).frame, BIT["low"], [])
+    shelf.close()
+    rows = read_collected(tmp_path)
+    assert [r.probability for r in rows] == [1.0] * 6 and read_books(tmp_path)["cases"] == {"cam/2026-06-01/low": 6}
+    assert estimated_mean([1] * 6, [r.probability for r in rows], 6) == (1, 0)
+
+
+def test_books_that_are_older_than_the_pictures(tmp_path):
+    "After a power failure: neither tally nor books know of what was kept; still no probability is above 1."
+    shelf = Shelf(tmp_path, CollectPolicy(hamming=-1), flush_s=1e9)
+    for i in range(5): shelf.offer(result(i).frame, BIT["low"], [])
+    (tmp_path / "tally.jsonl").unlink()
+    again = Shelf(tmp_path, CollectPolicy(hamming=-1))
+    again.offer(result(5).frame, BIT["low"], [])
+    again.close()
+    assert [r.probability for r in read_collected(tmp_path)] == [1.0] * 6
 
 
 def test_numbers_that_begin_anew_after_a_restart_get_their_own_files(tmp_path):
@@ -394,26 +481,67 @@ def test_bad_logs_are_typed(tmp_path):
     fill(JsonlSink(tmp_path / "results.jsonl"), [result(0), result(0)])
     with pytest.raises(DataError, match="cam frame 0 is there twice"): read_log(tmp_path)
     (tmp_path / "results.jsonl").write_text('{"source_id": "x"}\n')
-    with pytest.raises(DataError, match="record 1 is not a result"): read_log(tmp_path)
+    with pytest.raises(DataError, match="line 1 is not a result"): read_log(tmp_path)
     (tmp_path / "results.jsonl").unlink()
     fill(ParquetSink(tmp_path), [])
     with pytest.raises(DataError, match="not one detection"): read_log(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"xyxy": [1, 2, 3]}, {"xyxy": None}, {"xyxy": [1, 2, 3, float("nan")]}, {"xyxy": [1, 2, 3, "x"]}, {"class_id": None}, {"class_id": "x"}, {"class_id": 2**40}, {"class_id": -1}, {"tracker_id": None},
+                                   {"tracker_id": 1.5}, {"confidence": "high"}, {"confidence": None}, {"confidence": float("nan")}, {"confidence": 90}])
+def test_a_detection_that_is_none_is_named_by_line(tmp_path, wrong):
+    fill(JsonlSink(tmp_path / "results.jsonl"), [result(i, [(0, 0, 0, 0, .4)]) for i in range(3)])
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    rows[2]["detections"][0] |= wrong
+    lines = [json.dumps(r) for r in rows]
+    (tmp_path / "results.jsonl").write_text("\n".join([lines[0], '{"torn', *lines[1:]]) + "\n")
+    with pytest.raises(DataError, match="line 4 is not a result") as e: read_log(tmp_path)
+    assert "results.jsonl" in str(e.value)
+
+
+@pytest.mark.parametrize("wrong", [{"meta": None}, {"meta": 3}, {"size": None}, {"size": [1]}, {"size": ["a", "b"]}, {"frame_id": None}, {"frame_id": 2**70}, {"captured_at": 5}, {"captured_at": "noon"}, {"detections": None}, {"detections": [3]}])
+def test_a_look_that_is_none_is_named_by_line(tmp_path, wrong):
+    fill(JsonlSink(tmp_path / "results.jsonl"), [result(i) for i in range(2)])
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    (tmp_path / "results.jsonl").write_text("\n".join(json.dumps(r) for r in (rows[0], rows[1] | wrong)))
+    with pytest.raises(DataError, match="line 2 is not a result"): read_log(tmp_path)
+
+
+@pytest.mark.parametrize("column, value", [("confidence", float("nan")), ("confidence", None), ("confidence", 7.0), ("x2", float("inf"))])
+def test_a_row_that_is_no_detection_is_named(tmp_path, column, value):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fill(ParquetSink(tmp_path), [result(i, [(0, 0, 0, 0, .4)]) for i in range(3)])
+    assert len(read_log(tmp_path)) == 3
+    table = pq.read_table(tmp_path / "results.parquet")
+    values = [*table[column].to_pylist()[:2], value]
+    pq.write_table(table.set_column(table.column_names.index(column), column, pa.array(values, table.schema.field(column).type)), tmp_path / "results.parquet")
+    with pytest.raises(DataError, match="row 2 is no detection"): read_log(tmp_path)
+
+
+def test_a_line_ends_where_json_says(tmp_path):
+    "U+2028 and U+0085 are letters of a name or a note."
+    fill(JsonlSink(tmp_path / "results.jsonl"), [result(0, source="a\u2028b"), result(1, source="a\u2028b")])
+    assert read_log(tmp_path).sources == ("a\u2028b",)
+    (tmp_path / "f").write_text('{"source_id": "x", "frame_id": 1, "note": "one\u2028two\u0085three"}\r\n{"source_id": "x", "frame_id": 2}\n', newline="")
+    assert [f.note for f in read_flags(tmp_path / "f")] == ["one\u2028two\u0085three", ""]
 
 
 def test_a_camera_cannot_be_asked_again(tmp_path):
     fill(JsonlSink(tmp_path / "results.jsonl"), [result(i) for i in range(3)])
     with pytest.raises(DataError, match="wanted pictures can be had"): collect(tmp_path, tmp_path / "out", CollectPolicy(random=1))
     with pytest.raises(DataError, match="no pictures of these sources"): collect(tmp_path, tmp_path / "out2", CollectPolicy(random=1), tmp_path)
-    got = collect(tmp_path, tmp_path / "out3", CollectPolicy(random=1), {"cam": KeptFrames(folder := kept(tmp_path), "cam")})
-    assert [r.frame_id for r in got.rows] == [0, 2] and got.missing == [("cam", 1)] and folder.is_dir()
+    got = collect(tmp_path, tmp_path / "out3", CollectPolicy(random=1), {"cam": kept(tmp_path, [result(i).frame for i in (0, 2)])})
+    assert [r.frame_id for r in got.rows] == [0, 2] and got.missing == [("cam", 1)]
 
 
-def kept(tmp_path):
+def kept(tmp_path, frames):
     folder = tmp_path / "some" / "cam"
     folder.mkdir(parents=True)
-    for i in (0, 2): cv2.imwrite(str(folder / f"cam_{i:06d}.png"), picture(i))
+    for f in frames: cv2.imwrite(str(folder / f"cam_{f.frame_id:06d}.png"), f.image)
     (folder / "readme.txt").write_text("not a picture")
-    return folder
+    return KeptFrames(folder, frames[0].source_id)
 
 
 # ---- files ----
@@ -450,7 +578,9 @@ def test_estimates_refuse_nonsense():
         with pytest.raises(DataError): estimated_mean(*args)
 
 
-@pytest.mark.parametrize("wrong", [{"random": -1}, {"random": True}, {"low": (.6, .3)}, {"high": 90}, {"none": 2}, {"many": 0}, {"within_s": 0}, {"quota": -1}, {"hamming": 65}, {"quality": 0}, {"learn": 0}])
+@pytest.mark.parametrize("wrong", [{"random": -1}, {"random": True}, {"low": (.6, .3)}, {"high": 90}, {"none": 2}, {"many": 0}, {"within_s": 0}, {"quota": -1}, {"hamming": 65}, {"quality": 0}, {"learn": 0},
+                                   {"within_s": "1"}, {"within_s": float("nan")}, {"low": .3}, {"low": "ab"}, {"low": (None, .6)}, {"quality": None}, {"quality": 95.5}, {"many": "5"}, {"quota": "all"}, {"quota": 1.5},
+                                   {"hamming": None}, {"learn": None}, {"high": float("nan")}, {"random": None}, {"seed": "x"}])
 def test_settings_out_of_range(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))): CollectPolicy(**wrong)
 

@@ -15,7 +15,7 @@ from cv_pipeline.annotation.label_errors import KINDS, plant_errors
 from cv_pipeline.annotation.qa import Suspect
 from cv_pipeline.annotation.review import Review
 from cv_pipeline.evaluation.intervals import Verdict, overall
-from cv_pipeline.formats import read_dataset
+from cv_pipeline.formats import LabelledImage, read_dataset
 from cv_pipeline.inference.backends import load_model
 from cv_pipeline.line import write_dataset
 from cv_pipeline.synthetic import FactoryLine, LineConfig
@@ -97,6 +97,68 @@ def test_one_name_for_one_picture(s):
     assert [x.picture for x in got] == [s.images[3], s.images[5], s.images[7], "other.jpg"] and lost == ["other.jpg"]
 
 
+def cameras(tmp_path, *names):
+    "A set of pictures at these paths; all of another content."
+    for k, n in enumerate(names):
+        (tmp_path / n).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / n), np.full((8, 8, 3), k, np.uint8))
+    (tmp_path / "label.txt").write_text("0 .5 .5 .5 .5\n")
+    return I.labelled_set([LabelledImage(tmp_path / n, ("nut",), tmp_path / "label.txt") for n in names])
+
+
+def said_about(*pictures): return [Annotation(p, "ana", (8, 8), ("nut",), Detections.empty()) for p in pictures]
+
+
+@pytest.mark.parametrize("told, meant", [("images/cam0/0.png", "cam0/0.png"), ("images/cam1/0.png", "cam1/0.png"), ("cam0/0.png", "cam0/0.png"), ("some/where/images/cam1/0.png", "cam1/0.png"), ("0.png", None), ("cam2/0.png", None),
+                                         ("images/cam2/0.png", None), ("images_cam1_0.png", None)])
+def test_cameras_that_number_alike(tmp_path, told, meant):
+    s = cameras(tmp_path, "images/cam0/0.png", "images/cam1/0.png")
+    assert s.images == ("cam0/0.png", "cam1/0.png")
+    got, lost = I.named_like(said_about(told), s)
+    assert (got[0].picture, lost) == ((meant, []) if meant else (told, [told]))
+
+
+def test_a_picture_that_is_not_there_is_not_its_sibling(tmp_path):
+    s = cameras(tmp_path, "images/cam1/0.png", "images/cam1/1.png")
+    assert s.images == ("0.png", "1.png")
+    assert I.named_like(said_about("images/cam0/0.png", "images/cam1/1.png"), s)[1] == ["images/cam0/0.png"], "of the camera beside it"
+    got, lost = I.named_like(said_about("a/0.png", "b/0.png", "a/1.png"), s)
+    assert lost == ["a/0.png", "b/0.png"] and got[2].picture == "1.png", "two pictures cannot both be this one"
+
+
+def test_the_content_tells_cameras_apart(tmp_path):
+    s = cameras(tmp_path, "images/cam0/0.png", "images/cam1/0.png")
+    told = [replace(a, sha256=I.file_sha256(s.paths[1])) for a in said_about("0.png", "images/cam0/0.png")]
+    assert [a.picture for a in I.named_like(told, s)[0]] == ["cam1/0.png"] * 2
+    (tmp_path / "images/cam0/0.png").write_bytes((tmp_path / "images/cam1/0.png").read_bytes())
+    got, lost = I.named_like(told, s)
+    assert [a.picture for a in got] == ["0.png", "cam0/0.png"] and lost == ["0.png"], "the same content twice: the name decides"
+
+
+def test_flat_names_of_folders(tmp_path):
+    s = cameras(tmp_path, "images/frames_cam0_0.png", "images/frames_cam1_0.png")
+    assert [a.picture for a in I.named_like(said_about("frames/cam0/0.png", "all/frames/cam1/0.png"), s)[0]] == ["frames_cam0_0.png", "frames_cam1_0.png"]
+
+
+@pytest.mark.parametrize("limits", [{"power": float("nan")}, {"doubtful": float("inf")}, {"agreement": "0.8"}, {"impossible": True}])
+def test_limits_that_are_no_numbers(tmp_path, limits):
+    with pytest.raises(ConfigError, match=f"not a number: {next(iter(limits))}="): I.judge_review(listed(0, 100), limits)
+    with pytest.raises(ConfigError, match="not a number"): I.look_into(tmp_path / "not even looked for", limits=limits)
+
+
+def test_one_class_can_pass(s):
+    "Its labels cannot be of another class: that kind is not asked for, the others are."
+    parts = replace(s.truth, class_id=np.zeros_like(s.truth.class_id)), replace(s.predictions, class_id=np.zeros_like(s.predictions.class_id))
+    one = replace(s, names=("part",), truth=parts[0], predictions=parts[1])
+    r = I.inspect_set(one)
+    assert r.power["wrong class"] is None
+    power = next(f for f in I.judge_review(r, {"power": .5}) if f.what == "power")
+    assert power.verdict is Verdict.PASS and "one class" in power.reason
+    assert next(f for f in I.judge_review(replace(r, power={**r.power, "missed": None})) if f.what == "power").verdict is Verdict.INSUFFICIENT
+    two = replace(r, balance=[*r.balance, {"class": "other"}])
+    assert "wrong class not measured" in next(f for f in I.judge_review(two) if f.what == "power").reason
+
+
 def test_kept_and_read_again(s, tmp_path):
     one = I.Inspection(s, I.inspect_set(s), tuple(I.judge_review(I.inspect_set(s))))
     one.save(tmp_path)
@@ -142,6 +204,18 @@ def test_the_sheet_shows_what_can_be_shown(s):
     assert sheet.shape[1] == 204 and I.suspect_sheet(replace(s, paths=()), found) is None
     edge = replace(found[0], picture=s.images[0], xyxy=(-5., -5., 3., 700.))
     assert I.draw_suspect(s, edge, cv2.imread(str(s.paths[0]))).size > 0
+
+
+def test_words_of_people_are_no_markup_on_the_page(s, tmp_path):
+    pytest.importorskip("papermill")
+    from cv_pipeline.reports import run_report
+
+    evil = "<img src=x onerror=alert(1)>"
+    said = {"alpha": None, "verdict": "insufficient", "reason": f"one annotator only ({evil})", "people": [evil], "units": 0, "by_iou": {"0.5": None}, "by_class": [{"class": evil}], "by_person": [{"person": evil}], "by_picture": [{"picture": evil}], "overlap": None}
+    r = replace(I.inspect_set(replace(s, predictions=s.predictions[:0])), left_out=(f"1 annotated pictures are not in the dataset, e.g. {evil}",), agreement=said)
+    I.Inspection(s, r, tuple(I.judge_review(r))).save(tmp_path / "found")
+    text = (run_report("qa", {"found": str(tmp_path / "found"), "model": None}, root=tmp_path / "reports").folder / "report.html").read_text()
+    assert evil not in text and text.count("&lt;img src=x onerror") >= 5
 
 
 def test_the_report_on_the_line_finds_what_was_planted(tmp_path):

@@ -13,6 +13,7 @@ from cv_pipeline.annotation.select import (
     STRATEGIES,
     Candidates,
     DetectorFeatures,
+    OnnxFeatures,
     SelectSettings,
     box_entropy,
     candidates,
@@ -243,6 +244,75 @@ def test_embedding_networks_of_other_people_work_too(tmp_path):
     with pytest.raises(BackendError, match="no layer of this graph is a map"): DetectorFeatures(model)
 
 
+def plain_onnx(path, shape=("n", 3, 32, 48), kind=None, more_inputs=(), rank=2):
+    "A network that is no detector: a 1 × 1 convolution and what is asked of its output. No manifest lies beside it."
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    kind = kind or TensorProto.FLOAT
+    dtype = np.float16 if kind == TensorProto.FLOAT16 else np.float32
+    weight = np.random.default_rng(0).normal(size=(5, 3, 1, 1)).astype(dtype)
+    nodes = [helper.make_node("Conv", ["x", "w"], ["map"]), helper.make_node("GlobalAveragePool", ["map"], ["p"]), helper.make_node("Flatten", ["p"], ["vector"]),
+             helper.make_node("Reshape", ["map", "to"], ["tokens"])]
+    out = {2: ("vector", [shape[0], 5]), 3: ("tokens", [shape[0], 5, -1]), 4: ("map", [shape[0], 5, *shape[2:]])}
+    info = lambda name, s, k=kind: helper.make_tensor_value_info(name, k, [None if v == -1 else v for v in s])
+    order = [out[rank], *(v for k, v in out.items() if k != rank)]
+    graph = helper.make_graph(nodes, "g", [info("x", shape), *(info(n, s) for n, s in more_inputs)], [info(*o) for o in order],
+                              [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.array([0, 5, -1], np.int64), "to")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    return path, weight[:, :, 0, 0].astype(np.float32)
+
+
+def plain_features(images, weight, h, w, mean, spread):
+    rgb = np.stack([cv2.resize(i, (w, h), interpolation=cv2.INTER_AREA)[..., ::-1].mean(axis=(0, 1)) / 255 for i in images])
+    v = (rgb - mean) / spread @ weight.T
+    return v / np.linalg.norm(v, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("batch", ["n", 1, 4])
+@pytest.mark.parametrize("rank", [2, 4])
+@pytest.mark.parametrize("pixels", ["unit", "imagenet"])
+def test_any_onnx_gives_vectors(tmp_path, batch, rank, pixels):
+    rng = np.random.default_rng(1)
+    images = [rng.integers(0, 255, (int(h), int(w), 3), dtype=np.uint8) for h, w in rng.integers(20, 90, (21, 2))]
+    file, weight = plain_onnx(tmp_path / "m.onnx", (batch, 3, 32, 48), rank=rank)
+    mean, spread = ([0, 0, 0], [1, 1, 1]) if pixels == "unit" else ([.485, .456, .406], [.229, .224, .225])
+    got = OnnxFeatures(file, pixels=pixels, threads=1)(images)
+    assert got.dtype == np.float32 and np.allclose(got, plain_features(images, weight, 32, 48, mean, spread), atol=1e-4)
+    assert OnnxFeatures(file, pixels=pixels)([]).shape[0] == 0
+
+
+def test_the_size_is_that_of_the_graph_or_of_the_caller(tmp_path):
+    from onnx import TensorProto
+
+    image = np.random.default_rng(2).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    free, weight = plain_onnx(tmp_path / "free.onnx", ("n", 3, "h", "w"))
+    with pytest.raises(ConfigError, match="leaves the size .* open"): OnnxFeatures(free)
+    assert np.allclose(OnnxFeatures(free, (24, 16), "unit")([image]), plain_features([image], weight, 24, 16, 0, 1), atol=1e-4)
+    fixed, _ = plain_onnx(tmp_path / "fixed.onnx")
+    with pytest.raises(ConfigError, match="but the graph takes"): OnnxFeatures(fixed, (64, 64))
+    with pytest.raises(ConfigError, match="pixels='bgr'"): OnnxFeatures(fixed, pixels="bgr")
+    half, weight = plain_onnx(tmp_path / "half.onnx", kind=TensorProto.FLOAT16)
+    assert np.allclose(OnnxFeatures(half, pixels="unit")([image]), plain_features([image], weight, 32, 48, 0, 1), atol=1e-2)
+
+
+def test_graphs_that_take_no_pictures_are_typed(tmp_path):
+    from onnx import TensorProto
+
+    for name, how in {"nhwc": {"shape": ("n", 32, 48, 3)}, "grey": {"shape": ("n", 1, 32, 48)}, "flat": {"shape": ("n", 3)}, "bytes": {"kind": TensorProto.DOUBLE}, "two": {"more_inputs": [("mask", (1, 1))]}}.items():
+        try: file, _ = plain_onnx(tmp_path / f"{name}.onnx", **how)
+        except Exception as e: raise AssertionError(name) from e
+        with pytest.raises(BackendError, match="does not take pictures|cannot be opened|can be opened"): OnnxFeatures(file, (32, 48))
+    with pytest.raises(BackendError, match="does not take pictures.*mask"): OnnxFeatures(tmp_path / "two.onnx")
+    tokens, _ = plain_onnx(tmp_path / "tokens.onnx", rank=3)
+    with pytest.raises(BackendError, match="'tokens' has the shape .1, 5, 1536."): OnnxFeatures(tokens)([np.zeros((9, 9, 3), np.uint8)])
+    assert OnnxFeatures(tokens, output="vector")([np.full((9, 9, 3), 9, np.uint8)]).shape == (1, 5)
+    with pytest.raises(BackendError, match="no output 'w'"): OnnxFeatures(tokens, output="w")
+    with pytest.raises(BackendError, match="no such ONNX"): OnnxFeatures(tmp_path / "none.onnx")
+    (tmp_path / "text.onnx").write_text("hello")
+    with pytest.raises(BackendError, match="can be opened"): OnnxFeatures(tmp_path / "text.onnx")
+
+
 # ---- folders ----
 
 def collection(folder, n=30, day=0):
@@ -277,8 +347,20 @@ def test_every_week_other_pictures(tmp_path):
     third = select_collected(folder, tmp_path / "week 3", 99, labelled=[tmp_path / "week 1", tmp_path / "week 2", tmp_path / "week 1"])
     numbers = [{r.frame_id for r in rows} for rows in (first, second, third)]
     assert [len(n) for n in numbers] == [10, 10, 20] and set.union(*numbers) == set(range(40))
+    for strategy in STRATEGIES:
+        with pytest.raises(DataError, match="everything here was selected before: all 40"): select_collected(folder, tmp_path / "week 4", 5, strategy, labelled=[tmp_path / f"week {k}" for k in (1, 2, 3)])
+    assert not (tmp_path / "week 4").exists()
     with pytest.raises(ConfigError, match="but no model"): select_collected(folder, tmp_path / "x", 3, features="model")
     with pytest.raises(ConfigError, match="'deep' are not known"): select_collected(folder, tmp_path / "x", 3, features="deep")
+
+
+def test_a_selection_by_any_onnx(tmp_path):
+    folder, (file, _) = collection(tmp_path / "all", 12), plain_onnx(tmp_path / "m.onnx")
+    by_name, by_hand = (select_collected(folder, tmp_path / str(k), 6, "diversity", features=f) for k, f in enumerate((str(file), OnnxFeatures(file))))
+    assert [r.picture for r in by_name] == [r.picture for r in by_hand] and len(by_name) == 6
+    seen = select_collected(folder, tmp_path / "unit", 6, "diversity", features=OnnxFeatures(file, pixels="unit"), labelled=[tmp_path / "0"])
+    assert not {r.picture for r in seen} & {r.picture for r in by_name}
+    with pytest.raises(BackendError, match="no such ONNX"): select_collected(folder, tmp_path / "x", 6, features="none.onnx")
 
 
 def test_two_collections_with_the_same_numbers_are_not_mixed_up(tmp_path):

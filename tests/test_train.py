@@ -33,11 +33,11 @@ from cv_pipeline.annotation.train import (
     warm_start,
 )
 from cv_pipeline.annotation.versions import merge, read_version
-from cv_pipeline.formats import read_dataset
+from cv_pipeline.formats import LabelledImage, read_dataset
 from cv_pipeline.inference.backends import load_model
 from cv_pipeline.line import domain_randomised, shrunk, write_dataset
 from cv_pipeline.parts import CLASS_NAMES
-from cv_pipeline.types import BackendError, ConfigError, DataError, Detections, box_iou
+from cv_pipeline.types import BackendError, ConfigError, CVPipelineError, DataError, Detections, box_iou
 from cv_pipeline.video.images import read_image
 
 TINY = {"epochs": 1, "imgsz": 64, "batch": 8, "augment": None, "mosaic": 0.0}
@@ -251,6 +251,73 @@ def test_what_cannot_be_resumed_says_why(killed, done, data, tmp_path):
     with pytest.raises(BackendError, match="no checkpoint of this run can be read"): train(data, out, resume=True)
     (out / "run.json").write_text("{}")
     with pytest.raises(DataError, match="not a training run"): train(data, out, resume=True)
+
+
+STAGING = """
+import os, signal, sys
+os.environ.update(YOLO_OFFLINE="1", YOLO_AUTOINSTALL="false", OMP_NUM_THREADS="1")
+from cv_pipeline.annotation import train as room
+
+def hang(folder):
+    print("staged", flush=True)
+    signal.pause()  # until somebody kills us
+
+room.data_digest = hang
+room.train(sys.argv[1], sys.argv[2], epochs=1, imgsz=64, batch=8, augment=None, mosaic=0.0, frozen=sys.argv[3])
+"""
+
+
+def test_a_run_that_was_killed_before_its_first_epoch_begins_again(data, tmp_path):
+    "Its pictures are there, what is known of them is not."
+    other = dataset(tmp_path / "other", 990)
+    freeze(other, tmp_path / "frozen.json", "val")
+    child = subprocess.Popen([sys.executable, "-c", STAGING, str(data), str(tmp_path / "run"), str(tmp_path / "frozen.json")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout.readline().strip() == "staged"
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    card = read_card(tmp_path / "run")
+    assert child.returncode == -signal.SIGKILL and card["state"] == "staging" and (tmp_path / "run" / "data" / "data.yaml").exists() and card["frozen"] == [str((tmp_path / "frozen.json").resolve())]
+    (tmp_path / "run" / "data" / "data.yaml").write_text("half of it")
+    with pytest.raises(ConfigError, match="resume=True goes on"): train(data, tmp_path / "run", **TINY)
+    with pytest.raises(ConfigError, match="epochs: 1 there, 7 now"): train(data, tmp_path / "run", epochs=7, resume=True)
+    told = []
+    run = train(data, tmp_path / "run", resume=True, progress=told.append)
+    assert "begins again" in str(told[0]) and run.card["state"] == "finished" and run.card["plan"]["epochs"] == 1 and run.card["plan"]["imgsz"] == 64 and len(run.card["epochs"]) == 1
+
+
+def test_a_kill_while_pictures_are_put_together(data, tmp_path, monkeypatch):
+    "With replay and a teacher that is trained on the way: the settings are those of the card."
+    new = dataset(tmp_path / "new", 760, ("nut", "bracket"), 6, 3)
+    rule = Replay(data, share=0.5, keeper="factory_line", teacher="factory_line")
+    with monkeypatch.context() as m:
+        m.setattr(room, "_finish_stage", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt): train(new, tmp_path / "run", **TINY, replay=rule)
+    assert not (tmp_path / "run" / "data").exists() and read_card(tmp_path / "run")["plan"]["replay"] == rule.to_dict()
+    with monkeypatch.context() as m:
+        m.setattr(room, "_fit", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt): train(new, tmp_path / "run", resume=True)
+    card = read_card(tmp_path / "run")
+    assert card["state"] == "training" and card["plan"]["replay"] == rule.to_dict() and card["data"]["pictures"]["train old"] >= 1 and card["data"]["names"] == list(CLASS_NAMES)
+
+
+def test_pictures_that_cannot_be_put_together_leave_nothing(data, tmp_path):
+    bad = dataset(tmp_path / "bad", 777)
+    next((bad / "images" / "train").iterdir()).write_bytes(b"no picture")
+    with pytest.raises(CVPipelineError): train(bad, tmp_path / "run", **TINY)
+    assert not (tmp_path / "run" / "run.json").exists()
+    with pytest.raises(CVPipelineError): train(bad, tmp_path / "run", **TINY)  # and it is not called another run
+
+
+def test_names_of_many_cameras_do_not_collide(tmp_path):
+    made = room.Staged(("a",))
+    shorts = ["cam/1.jpg", "cam_1.png", "CAM_1.bmp", "cam_1-1.jpg", "cam_1-2.jpg", "cam_1.jpg"]
+    sample = lambda side: room.Sample(LabelledImage(Path("x.jpg"), ("a",)), side, ("a",))
+    names = []
+    for side in ("train", "val"):
+        for short in shorts:
+            names.append((side, room._free_name(made, sample(side), short, False)))
+            made.rows.append({"picture": names[-1][1], "side": side})
+    assert len({(s, Path(n).stem.lower()) for s, n in names}) == len(names) and ("val", "new-cam_1.jpg") in names
 
 
 def test_a_run_that_died_in_the_export_only_exports(data, tmp_path, monkeypatch):

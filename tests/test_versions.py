@@ -206,6 +206,20 @@ def test_coco_crowds_and_a_missing_label_file_are_said(tmp_path):
     assert sum(r["boxes"] for r in v.pictures.values()) == 1
 
 
+@pytest.mark.parametrize("box", [[120, 10, 20, 20], [10, -40, 20, 30], [96, 0, 10, 10], [20, 20, 0, 10], [20, 20, 10, 0], [-5, 20, 5, 10]])
+def test_a_coco_box_without_area_in_the_picture_is_left_out_and_said(tmp_path, box):
+    root = tmp_path / "coco"
+    root.mkdir()
+    for k in range(2): (root / f"p{k}.png").write_bytes(content(k))
+    rows = [{"id": 1, "image_id": 0, "category_id": 7, "bbox": [-10, 10, 30, 20], "iscrowd": 0}, {"id": 2, "image_id": 0, "category_id": 7, "bbox": box, "iscrowd": 0}]
+    (root / "labels.json").write_text(json.dumps({"images": [{"id": k, "file_name": f"p{k}.png", "width": 96, "height": 64} for k in range(2)], "categories": [{"id": 7, "name": "gear"}], "annotations": rows}))
+    v = merge([root / "labels.json"], tmp_path / "v", val=0.0)
+    (note,) = [p for p in v.notes if p.kind == "box outside the picture"]
+    assert note.where.endswith("p0.png") and "gear" in note.what and "left out" in note.what and v.counts["train"]["objects"] == {"gear": 1}
+    (line,) = [line for i in v.items() for line in i.label.read_text().splitlines()]
+    assert min(map(float, line.split()[3:])) > 0, "the other one is cut at the border"
+
+
 # ---- one content, one answer
 
 def test_the_same_picture_under_two_names_is_kept_once(first, tmp_path):

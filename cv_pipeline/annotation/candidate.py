@@ -237,7 +237,7 @@ def _copied(model: Model, folder: Path, given: Any) -> None:
         for part in (file, *([file.with_suffix(".bin")] if file.suffix == ".xml" else [])): shutil.copyfile(part, folder / part.name)
     if not isinstance(given, Model) and Path(given).suffix.lower() == ".pt": shutil.copyfile(given, folder / Path(given).name)
 
-# %% ../../nbs/annotation/48_candidate.ipynb #93f16690
+# %% ../../nbs/annotation/48_candidate.ipynb #fc4ee721
 @dataclass(frozen=True)
 class Candidate:
     "What came of the gate."
@@ -267,23 +267,34 @@ def _sequences(data: Any) -> dict[str, dict[str, Any]] | None:
     v = read_version(data)
     return {"sequence": {str(v.path / k): r["sequence"] or k for k, r in v.pictures.items()}}
 
+# %% ../../nbs/annotation/48_candidate.ipynb #9b1f6aac
+def _staged(new: Any) -> Path | None:
+    "The pictures that a training left beside its model: new ones and replayed ones."
+    path = new.path if isinstance(new, Model) else new
+    if not path: return None
+    for folder in (Path(path), *Path(path).parents[:3]):
+        if (folder / "run.json").is_file() and (folder / "data" / "data.yaml").is_file(): return folder / "data"
+    return None
 
-def _test_pictures(frozen: Any, train: Any) -> tuple[list[LabelledImage], dict[str, Any], Any]:
-    "The test set, verified and free of training pictures; what is known of it, and its manifest."
-    seen = None if train is None else _pictures(train, None)[0]
+
+def _test_pictures(frozen: Any, train: Any, staged: Path | None) -> tuple[list[LabelledImage], dict[str, Any], Any, str]:
+    "The test set, verified and free of training pictures; what is known of it, its manifest, and where leaks were looked for."
+    seen = [*([] if train is None else _pictures(train, None)[0]), *([] if staged is None else read_dataset(staged))]
+    told = "not looked for: nobody said what was trained on, and no pictures of a training lie beside the model" if train is None and staged is None else \
+        f"none among the {len(seen)} pictures {' and '.join([*(['that were given'] if train is not None else []), *(['in the run of the new model'] if staged is not None else [])])}"
     if isinstance(frozen, (str, Path)):
         book = read_frozen(frozen)
-        return check_test_set(frozen, seen), {"manifest": Path(frozen).name, "digest": book.digest}, book
+        return check_test_set(frozen, seen or None), {"manifest": Path(frozen).name, "digest": book.digest}, book, told
     items = list(frozen)
-    if seen is not None: check_leak(seen, items)
-    return items, {}, items
+    if seen: check_leak(seen, items)
+    return items, {}, items, told
 
-# %% ../../nbs/annotation/48_candidate.ipynb #9125d601
+# %% ../../nbs/annotation/48_candidate.ipynb #f75286ab
 def make_candidate(
     new: str | Path | Model, old: str | Path | Model,  # .pt, .onnx, model folder, bundled name, open model
     frozen: str | Path | Iterable[LabelledImage],      # manifest of the test set, or its pictures
     out: str | Path,                                   # new folder; gate.json of an earlier try may be there
-    train: Any = None, val: Any = None,                # dataset version or folder: for the leak check and the record; for thresholds and calibration
+    train: Any = None, val: Any = None,                # dataset version or folder: for the leak check (what lies in the run of `new` is always checked) and the record; for thresholds and calibration
     columns: Mapping[str, Mapping[str, Any]] | None = None,  # slice column → picture → value
     objective: str = "f1", per_class: bool = False,    # of the thresholds
     name: str | None = None, version: str | None = None, by: str = "", now: Callable[[], datetime] = utc_now, threads: int = 0,
@@ -296,13 +307,14 @@ def make_candidate(
     if not again: Staging(out)  # refuses a folder that is there before any work is done
     with tempfile.TemporaryDirectory() as scratch:
         a, b = _opened(new, Path(scratch) / "new", threads), _opened(old, Path(scratch) / "old", threads)
-        items, about, book = _test_pictures(frozen, train)
+        items, about, book, leaks = _test_pictures(frozen, train, _staged(new))
+        progress(f"leaks: {leaks}")
         sets = []
         for model, who in ((a, "the new model"), (b, "the old model")):
             progress(f"{who} on {len(items)} pictures of the test set")
             sets.append(predict_set(model.with_calibration(None), items, columns=columns))
         c = compare(*sets, progress=progress, **how)
-        told = {**c.to_dict(), "reasons": c.reasons(), "new": _about(a), "old": _about(b), "test set": {**about, "pictures": len(items), "data": data_hash(sets[0])},
+        told = {**c.to_dict(), "reasons": c.reasons(), "new": _about(a), "old": _about(b), "test set": {**about, "pictures": len(items), "data": data_hash(sets[0])}, "leaks": leaks,
                 "settings": {k: v for k, v in how.items()}, "made_at": now().isoformat(timespec="seconds"), "made_by": by, "versions": versions()}
         if c.verdict is Verdict.PASS and val is not None:
             progress("thresholds and calibration on the validation pictures")
@@ -314,7 +326,7 @@ def make_candidate(
         if train is not None: told["training data"] = _pictures(train, None)[1]
         return _written(c, told, a, new, b, out, name, version, again)
 
-# %% ../../nbs/annotation/48_candidate.ipynb #b2176e46
+# %% ../../nbs/annotation/48_candidate.ipynb #cf2213eb
 def _written(c: Comparison, told: dict[str, Any], a: Model, given: Any, b: Model, out: Path, name: str | None, version: str | None, again: bool) -> Candidate:
     "The folder, whole."
     manifest = None
@@ -322,7 +334,7 @@ def _written(c: Comparison, told: dict[str, Any], a: Model, given: Any, b: Model
     with Staging(out) as folder:
         if c.verdict is Verdict.PASS:
             whole = c.slices[0]
-            gate = {"verdict": c.verdict.value, "change": whole.change.value, "low": whole.change.low, "high": whole.change.high, "test set": told["test set"]}
+            gate = {"verdict": c.verdict.value, "change": whole.change.value, "low": whole.change.low, "high": whole.change.high, "test set": told["test set"], "leaks": told["leaks"]}
             metrics = {**a.manifest.metrics, "AP": round(whole.new, 4), "gate": gate}
             training = {**a.manifest.training, "parent": _about(b), **({"data": told["training data"]} if "training data" in told else {})}
             _copied(a, folder, given)

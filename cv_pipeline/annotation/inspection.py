@@ -82,7 +82,7 @@ def _cautioned(r: Review, s: EvalSet, most: float = 0.25, fewest: int = 10) -> R
     told = [f"label errors in {n}: {b} of {k} labels are on the list; a whole class is rarely labelled wrong, does the model know it?" for n, k, b in zip(s.names, labels.tolist(), blamed) if k >= fewest and b > most * k]
     return replace(r, left_out=(*r.left_out, *told))
 
-# %% ../../nbs/annotation/44c_inspection.ipynb #e134ec14
+# %% ../../nbs/annotation/44c_inspection.ipynb #15451db4
 LIMITS = {"doubtful": 0.15, "impossible": 0.0, "agreement": RELIABLE, "power": 0.8}
 IMPOSSIBLE = ("no size", "outside")
 
@@ -90,9 +90,19 @@ IMPOSSIBLE = ("no size", "outside")
 def _power(r: Review, least: float) -> Finding:
     "Whether the search for label errors could find anything."
     if not r.power: return Finding("power", Verdict.INSUFFICIENT, next((t for t in r.left_out if t.startswith(("label errors", "power"))), "label errors were not looked for"))
-    weak = [f"{k} {'not measured' if v is None else f'{v:.2f}'}" for k, v in r.power.items() if v is None or v < least]
+    power = {k: v for k, v in r.power.items() if k != "wrong class" or len(r.balance) != 1}  # one class cannot be taken for another
+    weak = [f"{k} {'not measured' if v is None else f'{v:.2f}'}" for k, v in power.items() if v is None or not v >= least]
     if weak: return Finding("power", Verdict.INSUFFICIENT, f"planted errors are found too rarely: {', '.join(weak)}; at least {least:g} is needed")
-    return Finding("power", Verdict.PASS, f"planted errors of every kind are found with an AUROC of {min(r.power.values()):.2f} or more")
+    return Finding("power", Verdict.PASS, f"planted errors of every kind{'' if len(power) == len(r.power) else ' that one class can have'} are found with an AUROC of {min(power.values()):.2f} or more")
+
+
+def _limits(given: Mapping[str, float | None] | None) -> dict[str, float | None]:
+    "LIMITS with what was given; ConfigError for what is no limit."
+    unknown = [k for k in given or () if k not in LIMITS]
+    if unknown: raise ConfigError(f"no such limit: {', '.join(unknown)}", "qa", f"there are {', '.join(LIMITS)}")
+    odd = [f"{k}={v!r}" for k, v in (given or {}).items() if v is not None and (isinstance(v, bool) or not isinstance(v, (int, float, np.number)) or not np.isfinite(v))]
+    if odd: raise ConfigError(f"not a number: {', '.join(odd)}", "qa", "None switches a limit off")
+    return {**LIMITS, **(given or {})}
 
 
 def judge_review(
@@ -100,9 +110,7 @@ def judge_review(
     limits: Mapping[str, float | None] | None = None,  # laid over LIMITS; None switches one off
 ) -> list[Finding]:
     "Verdict and reason for every limit."
-    use = {**LIMITS, **(limits or {})}
-    unknown = [k for k in use if k not in LIMITS]
-    if unknown: raise ConfigError(f"no such limit: {', '.join(unknown)}", "qa", f"there are {', '.join(LIMITS)}")
+    use = _limits(limits)
     doubtful, bad, found = len(r.suspects), sum(x.kind in IMPOSSIBLE for x in r.suspects), []
     share = doubtful / max(r.labels, 1)
     tell = lambda what, good, text: found.append(Finding(what, Verdict.PASS if good else Verdict.FAIL, text))
@@ -115,17 +123,42 @@ def judge_review(
     tell("agreement", a["alpha"]["low"] >= use["agreement"], f"{a['reason']}; the goal is {use['agreement']:g}")
     return found
 
-# %% ../../nbs/annotation/44c_inspection.ipynb #c7b0b3f2
+# %% ../../nbs/annotation/44c_inspection.ipynb #d82b5ba8
+def _shared(a: Sequence[str], b: Sequence[str]) -> int:
+    "How many parts two paths have in common at their ends; 0 for two of a kind (`frames/a/1.jpg`, `frames/b/1.jpg`)."
+    same = [x == y for x, y in zip(reversed(a), reversed(b))]
+    k = same.index(False) if False in same else len(same)
+    return 0 if any(same[k:]) else k
+
+
+def _called(told: str, names: Sequence[str], full: Mapping[str, Sequence[str]]) -> str | None:
+    "The one of these names that belongs to the picture as somebody else calls it; None where none or two could."
+    if told in names: return told
+    parts = Path(told).parts
+    flat = {n: k for n in names for k in range(2, len(parts) + 1) if Path(n).name == "_".join(parts[-k:])}  # folders that became part of the file's name
+    ends = {n: _shared(parts, full[n]) for n in names if _shared(parts, own := Path(n).parts) == min(len(parts), len(own))}  # one is the end of the other
+    fits = flat or {n: k for n, k in ends.items() if k}
+    best = [n for n in fits if fits[n] == max(fits.values())]
+    return best[0] if len(best) == 1 else None
+
+
 def named_like(
     annotations: Sequence[Annotation],
     s: EvalSet,
-) -> tuple[list[Annotation], list[str]]:  # and names of pictures that the set does not have
-    "Annotations under the names that their pictures have in a set."
-    there = [(n, p) for n, p in zip(s.images, s.paths or (None,) * len(s)) if p is not None and Path(p).exists()]
-    by_hash = {file_sha256(p): n for n, p in there} if any(a.sha256 for a in annotations) else {}
-    flat = {Path(n).name: n for n in s.images}
-    name = {a.picture: by_hash.get(a.sha256) or next((flat[k] for k in (a.picture.replace("/", "_"), Path(a.picture).name) if k in flat), None) for a in annotations}
-    return [replace(a, picture=name[a.picture] or a.picture) for a in annotations], sorted(p for p, n in name.items() if n is None)
+) -> tuple[list[Annotation], list[str]]:  # and names of pictures that the set does not have, or that could be several of its pictures
+    "Annotations under the names that their pictures have in a set: by content, by name, then by the longest end of the path."
+    full = {n: Path(p or n).parts for n, p in zip(s.images, s.paths or s.images)}
+    same, ends, name, claims = {}, {}, {}, {}
+    for n in full if any(a.sha256 for a in annotations) else ():
+        if (file := Path(*full[n])).is_file(): same.setdefault(file_sha256(file), []).append(n)
+    for n in full: ends.setdefault(Path(n).name, []).append(n)
+    for key in dict.fromkeys((a.picture, a.sha256) for a in annotations):
+        parts, sure = Path(key[0]).parts, same.get(key[1], [])
+        near = sure or [n for k in range(1, len(parts) + 1) for n in ends.get("_".join(parts[-k:]), ())]
+        name[key] = near[0] if len(sure) == 1 else _called(key[0], near, full)
+        if not sure and name[key] != key[0]: claims.setdefault(name[key], set()).add(key[0])
+    name |= {key: None for key, n in name.items() if len(claims.get(n, ())) > 1 and key[0] in claims[n]}
+    return [replace(a, picture=name[a.picture, a.sha256] or a.picture) for a in annotations], sorted({p for (p, _), n in name.items() if n is None})
 
 # %% ../../nbs/annotation/44c_inspection.ipynb #40c10c7e
 def draw_suspect(s: EvalSet, x: Suspect, image: np.ndarray, zoom: float = 3.0) -> np.ndarray:
@@ -187,7 +220,7 @@ def read_inspection(folder: str | Path) -> Inspection:
         return Inspection(read_records(folder)[0], found, tuple(Finding(f["what"], Verdict(f["verdict"]), f["reason"]) for f in book["findings"]))
     except (KeyError, TypeError, ValueError) as e: raise DataError(f"not an inspection: {e!r}", file, "cv-pipeline qa writes one") from e
 
-# %% ../../nbs/annotation/44c_inspection.ipynb #e0a5209d
+# %% ../../nbs/annotation/44c_inspection.ipynb #6e2af1c7
 def look_into(
     data: str | Path,                               # dataset as in read_dataset, or "line"
     model: str | Path | None = None,                # not trained on these labels; None: label errors are not looked for
@@ -201,6 +234,7 @@ def look_into(
     progress: Callable[[Iterable], Iterable] = lambda items: items, threads: int = 0,
 ) -> Inspection:
     "A dataset, checked and judged."
+    _limits(limits)  # before the pictures are looked at
     if data == "line": items, told = line_pictures(scratch, pictures, 800 + seed)
     else: items, told = read_dataset(data, split), coco_columns(data) if str(data).endswith(".json") else {}
     gone = [i.path for i in items if not i.path.exists()]

@@ -24,8 +24,8 @@ from ..video.images import read_image
 from ..video.sinks import writable_folder
 
 # %% auto #0
-__all__ = ['Chosen', 'STRATEGIES', 'Embedder', 'Candidates', 'candidates', 'box_entropy', 'unsure', 'light_descriptor',
-           'DetectorFeatures', 'k_centre', 'SelectSettings', 'by_lot', 'by_uncertainty', 'by_diversity',
+__all__ = ['PIXELS', 'Chosen', 'STRATEGIES', 'Embedder', 'Candidates', 'candidates', 'box_entropy', 'unsure', 'light_descriptor',
+           'DetectorFeatures', 'OnnxFeatures', 'k_centre', 'SelectSettings', 'by_lot', 'by_uncertainty', 'by_diversity',
            'class_weights', 'by_hybrid', 'select', 'light_features', 'candidates_of', 'write_selected',
            'select_collected', 'labels_needed']
 
@@ -116,7 +116,7 @@ def light_descriptor(
     direction = [v / max(float(np.linalg.norm(v)), 1e-6) for v in (np.sqrt(colour), np.sqrt(edges))]
     return np.concatenate([where, contrast, *direction]).astype(np.float32)
 
-# %% ../../nbs/annotation/42_select.ipynb #04a7ec6b
+# %% ../../nbs/annotation/42_select.ipynb #736213ea
 def _deepest(graph: Any) -> str:
     "The output of the layer with the coarsest map of features, the widest of those: an onnx graph with inferred shapes."
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.value_info, *graph.output]}
@@ -139,7 +139,13 @@ def _with_output(path: Path, output: str | None, imgsz: tuple[int, int]) -> tupl
     model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     return model.SerializeToString(), name
 
-# %% ../../nbs/annotation/42_select.ipynb #f4cc1f62
+
+def _unit_rows(vectors: np.ndarray, where: object) -> np.ndarray:
+    "Vectors of length 1; BackendError for NaN."
+    if not np.isfinite(vectors).all(): raise BackendError("the features hold NaN or infinity", where)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+# %% ../../nbs/annotation/42_select.ipynb #a255c055
 class DetectorFeatures:
     "A vector a picture from the inside of a detector: its deepest layer, averaged over the picture."
 
@@ -165,9 +171,63 @@ class DetectorFeatures:
             batch, _ = self._model.preprocess.batch(images[first:first + 16])
             maps = self._session.run(None, {self._session.get_inputs()[0].name: batch})[0]
             made.append(maps.mean(axis=(2, 3)) if maps.ndim == 4 else maps.reshape(len(maps), -1))
-        vectors = np.concatenate(made).astype(np.float32) if made else np.zeros((0, 1), np.float32)
-        if not np.isfinite(vectors).all(): raise BackendError("the features hold NaN or infinity", self.layer)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return _unit_rows(np.concatenate(made).astype(np.float32) if made else np.zeros((0, 1), np.float32), self.layer)
+
+# %% ../../nbs/annotation/42_select.ipynb #e1b22d4d
+PIXELS = {"unit": (np.zeros(3), np.ones(3)), "imagenet": (np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]))}  # mean and spread of RGB in 0..1
+
+
+def _picture_input(session: Any, path: Path, imgsz: tuple[int, int] | None) -> tuple[str, type, int, tuple[int, int]]:  # name, type, batch (0: any), height and width
+    "What a graph takes; BackendError when that is not pictures."
+    inputs = [(i.name, i.type, i.shape) for i in session.get_inputs()]
+    (name, kind, shape), told = inputs[0], ", ".join(f"{n} {t} {s}" for n, t, s in inputs)
+    fixed = [v if isinstance(v, int) and v > 0 else 0 for v in shape]
+    if len(inputs) != 1 or kind not in ("tensor(float)", "tensor(float16)") or len(shape) != 4 or fixed[1] not in (0, 3):
+        raise BackendError(f"this graph does not take pictures: {told}", path, "one input of floats is needed, shape (batch, 3, height, width)")
+    size = tuple(fixed[2:]) if imgsz is None else tuple(imgsz)
+    if len(size) != 2 or not min(size) > 0: raise ConfigError(f"the graph leaves the size of its pictures open: {shape}", path, "give imgsz=(height, width)")
+    if any(v and v != w for v, w in zip(fixed[2:], size)): raise ConfigError(f"imgsz={size}, but the graph takes {shape}", path, "leave imgsz out")
+    return name, np.float16 if kind == "tensor(float16)" else np.float32, fixed[0], size
+
+
+class OnnxFeatures:
+    "A vector a picture from any ONNX: an output of two dimensions as it is, one of four averaged over the picture; then of length 1."
+
+    def __init__(
+        self,
+        path: str | Path,
+        imgsz: tuple[int, int] | None = None,  # height and width; None: those of the graph
+        pixels: str = "imagenet",              # or "unit": RGB in 0..1
+        output: str | None = None,             # None: the first
+        threads: int = 0,
+    ):
+        import onnxruntime as ort
+
+        path, options = Path(path), ort.SessionOptions()
+        if pixels not in PIXELS: raise ConfigError(f"pixels='{pixels}' is not known", path, f"there is {', '.join(PIXELS)}")
+        if not path.is_file(): raise BackendError("there is no such ONNX file", path)
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        try: self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as e: raise BackendError(f"not an ONNX file that can be opened: {' '.join(str(e).split())[:200]}", path) from e
+        there = [o.name for o in self._session.get_outputs()]
+        if output is not None and output not in there: raise BackendError(f"the graph has no output '{output}'", path, f"it has {', '.join(there)}")
+        self.path, self.output, self.pixels, self._input = path, output or there[0], PIXELS[pixels], _picture_input(self._session, path, imgsz)
+
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray: return _unit_rows(_features(self, images), self.path)  # (H, W, 3) uint8 BGR each → (n, d)
+
+# %% ../../nbs/annotation/42_select.ipynb #e090eaab
+def _features(f: OnnxFeatures, images: Sequence[np.ndarray]) -> np.ndarray:
+    "What the graph says, batch by batch; a fixed batch is filled up with its last picture."
+    (name, dtype, fixed, (h, w)), (mean, spread), made = f._input, f.pixels, []
+    for first in range(0, len(images), step := fixed or 16):
+        part = [cv2.resize(i, (w, h), interpolation=cv2.INTER_AREA)[..., ::-1] for i in images[first:first + step]]
+        batch = (np.stack(part + part[-1:] * (fixed - len(part) if fixed else 0)) / 255 - mean) / spread
+        try: out = f._session.run([f.output], {name: np.ascontiguousarray(batch.transpose(0, 3, 1, 2), dtype)})[0]
+        except Exception as e: raise BackendError(f"the graph failed on {len(batch)} pictures of {h} x {w}: {' '.join(str(e).split())[:200]}", f.path) from e
+        if getattr(out, "ndim", 0) not in (2, 4) or len(out) != len(batch):
+            raise BackendError(f"output '{f.output}' has the shape {getattr(out, 'shape', type(out).__name__)} for {len(batch)} pictures", f.path, "a vector a picture is needed, or a map of features: name another output")
+        made.append(out[: len(part)].astype(np.float32).reshape(len(part), out.shape[1], -1).mean(axis=2))
+    return np.concatenate(made) if made else np.zeros((0, 1), np.float32)
 
 # %% ../../nbs/annotation/42_select.ipynb #538e8cc4
 def k_centre(
@@ -278,7 +338,7 @@ def by_hybrid(c: Candidates, budget: int, s: SelectSettings, labelled: Candidate
     rows = k_centre(c.embedding[pool], wanted, 0, np.concatenate(seen) if seen else None, weigh and (lambda rows: weigh([*taken, *pool[rows]])[pool]))
     return [(int(pool[r]), f"unsure {score[pool[r]]:.2f}, different") for r in rows] + lucky
 
-# %% ../../nbs/annotation/42_select.ipynb #d5b5faab
+# %% ../../nbs/annotation/42_select.ipynb #f075264c
 STRATEGIES: dict[str, Callable[[Candidates, int, SelectSettings, Candidates | None], Chosen]] = {
     "hybrid": by_hybrid, "random": by_lot, "uncertainty": by_uncertainty, "diversity": by_diversity}
 
@@ -298,6 +358,7 @@ def select(
         raise DataError(f"embeddings of {labelled.embedding.shape[1]} and {c.embedding.shape[1]} numbers", "select", "embed both by the same model")
     order = np.argsort(np.array(c.pictures))  # by name: independent of how they were listed
     if labelled is not None and (both := set(labelled.pictures) & set(c.pictures)): order = order[[c.pictures[i] not in both for i in order]]
+    if not len(order): raise DataError(f"everything here was selected before: all {len(c)} pictures", "select", "collect new pictures first")
     chosen = STRATEGIES[strategy](_take(c, order), min(int(budget), len(order)), settings or SelectSettings(), labelled)
     return [(int(order[i]), why) for i, why in chosen]
 
@@ -358,22 +419,30 @@ def write_selected(
     write_collected(out, rows)
     return rows
 
-# %% ../../nbs/annotation/42_select.ipynb #2bf76e5c
+# %% ../../nbs/annotation/42_select.ipynb #f5b57796
+def _embedder(features: str | Path | Embedder, model: Any) -> Embedder:
+    "What makes the vectors."
+    if callable(features): return features
+    if Path(features).suffix.lower() == ".onnx": return OnnxFeatures(features)
+    if features not in ("light", "model"): raise ConfigError(f"features '{features}' are not known", "select", "light, model, or an .onnx file")
+    if features == "model" and model is None: raise ConfigError("features of the model, but no model", "select", "give a model, or use light features")
+    return DetectorFeatures(model) if features == "model" else light_features
+
+
 def select_collected(
     folder: str | Path,                       # a collection
     out: str | Path,                          # new or empty folder for the chosen pictures
     budget: int,
     strategy: str = "hybrid",
     settings: SelectSettings | None = None,
-    features: str = "light",                  # "light"; "model": those of `model`
+    features: str | Path | Embedder = "light",  # "light"; "model": those of `model`; an ONNX file (ImageNet pixels), or OnnxFeatures
     model: Any = None,                        # looks again; without: what the log says
     calibrator: Calibrator | None = None,
     labelled: Sequence[str | Path] = (),      # folders that were selected before
 ) -> list[Collected]:                         # the chosen pictures, the most wanted one first
     "Choose from a collection and put the chosen pictures into a folder."
-    if features not in ("light", "model"): raise ConfigError(f"features '{features}' are not known", "select", "light or model")
-    if features == "model" and model is None: raise ConfigError("features of the model, but no model", "select", "give a model, or use light features")
-    embed = None if strategy in ("random", "uncertainty") else DetectorFeatures(model) if features == "model" else light_features
+    embed = _embedder(features, model)
+    if strategy in ("random", "uncertainty"): embed = None
     names = None if model is not None else sorted({d["class_name"] for f in (folder, *labelled) for r in read_collected(f, check=False) for d in r.detections})
     c = candidates_of(folder, embed, calibrator, model, names)
     before = [candidates_of(f, embed, calibrator, model, names) for f in labelled]

@@ -274,7 +274,7 @@ def grey_out(image: np.ndarray, boxes: Detections, places: np.ndarray, most: flo
     gone = (table[y2, x2] - table[y1, x2] - table[y2, x1] + table[y1, x1]) / np.maximum((x2 - x1) * (y2 - y1), 1)
     return image, boxes[gone <= most]
 
-# %% ../../nbs/annotation/47_train.ipynb #5ccaedd8
+# %% ../../nbs/annotation/47_train.ipynb #8cbca09b
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try: os.link(source, target)
@@ -287,6 +287,7 @@ class Staged:
 
     names: tuple[str, ...]
     rows: list[dict[str, Any]] = field(default_factory=list)  # a row a picture: picture, side, origin, from, asked, labels, added, doubtful, left_out
+    used: set[tuple[str, str]] = field(default_factory=set)   # side and name, in small letters
 
     def summary(self) -> dict[str, Any]:
         "Counts for the run card."
@@ -306,9 +307,10 @@ def _labels_in(s: Sample, names: Sequence[str], size: tuple[int, int]) -> Detect
 
 def _free_name(made: Staged, s: Sample, short: str, grey: bool) -> str:
     "A file name that no other picture has, nor its label; what was painted on is PNG."
-    name = Path(f"{s.origin}-{short.replace('/', '_')}")
-    used = {Path(r["picture"]).stem.lower() for r in made.rows if r["side"] == s.side}
-    stem = name.stem if name.stem.lower() not in used else f"{name.stem}-{len(made.rows)}"
+    name, k = Path(f"{s.origin}-{short.replace('/', '_')}"), len(made.rows)
+    stem = name.stem
+    while (s.side, stem.lower()) in made.used: stem, k = f"{name.stem}-{k}", k + 1
+    made.used.add((s.side, stem.lower()))
     return stem + (".png" if grey else name.suffix)
 
 
@@ -580,7 +582,7 @@ def _fit(out: Path, plan: Mapping[str, Any], card: dict[str, Any], device: str, 
         except Exception as e: failed = e
     if failed is not None: raise BackendError(f"training failed: {type(failed).__name__}: {str(failed)[:300]}", out, "the epochs that are done are kept: resume=True goes on with them") from failed
 
-# %% ../../nbs/annotation/47_train.ipynb #e2ff07d7
+# %% ../../nbs/annotation/47_train.ipynb #dc21db95
 def _epoch_of(path: Path) -> int | None:
     "The last finished epoch in a checkpoint, counted from 1; 0 when it is stripped, as after the last one; None when it cannot be read."
     import torch
@@ -608,6 +610,7 @@ def _agreed(out: Path, plan: dict[str, Any], default: Mapping[str, Any]) -> dict
     there = card["plan"]
     other = [f"{k}: {there.get(k)!r} there, {v!r} now" for k, v in plan.items() if v != default.get(k) and v != there.get(k)]
     if other: raise ConfigError("this is the folder of another run", out, "resume it with its own settings (leave the arguments out), or train into a new folder", other)
+    if card["state"] == "staging": return card  # killed before its pictures were complete
     if not (out / "data" / "data.yaml").is_file() or data_digest(out / "data") != card["data"]["sha256"]:
         raise DataError("the pictures or labels of this run are not what they were", out / "data", "they lie in the run's folder: restore them, or train into a new folder")
     return card
@@ -671,10 +674,11 @@ def _export(out: Path, card: dict[str, Any], tell: Callable[[Progress], None]) -
     card["model"] = {"file": "model.onnx", "sha256": file_sha256(out / "model.onnx"), "largest difference to the checkpoint": round(gap, 6)}
     tell(Progress("export", f"model.onnx, {(out / 'model.onnx').stat().st_size / 1e6:.2f} MB, best epoch {card['best_epoch']}"))
 
-# %% ../../nbs/annotation/47_train.ipynb #f81f7df0
+# %% ../../nbs/annotation/47_train.ipynb #87d94f00
 def _begin(out: Path, plan: dict[str, Any], names: Sequence[str], samples: Sequence[Sample], models: Sequence[Model], replay: Replay | None, tell: Callable[[Progress], None], how: Mapping[str, Any]) -> dict[str, Any]:
     "The run's folder with its data, and the first state of its card."
     kind, path = _start_of(plan["model"])
+    shutil.rmtree(out / "data", ignore_errors=True)  # of a try that was killed before its card was complete
     staged = stage(samples, names, out / "data", models, replay)
     blind = Counter(n for s in samples for n in names if n not in s.asked) if not models else {}
     warnings = [f"{k} pictures were labelled when nobody asked for {n}: there it counts as background (replay completes them)" for n, k in blind.items()]
@@ -729,7 +733,29 @@ def _train(out: Path, plan: dict[str, Any], names: Sequence[str], samples: Seque
     write_card(out, card)
     return TrainRun(out, card)
 
-# %% ../../nbs/annotation/47_train.ipynb #7a9fcd9d
+# %% ../../nbs/annotation/47_train.ipynb #91decd78
+def _start(out: Path, plan: dict[str, Any], frozen: Any, resume: bool, tell: Callable[[Progress], None], how: Mapping[str, Any]) -> TrainRun:
+    "A run from its data. Its card is there before its pictures are, so that a kill at any time can be resumed with the same settings."
+    replay = Replay(**plan["replay"]) if plan["replay"] else None
+    names, samples = _gather(plan, replay, frozen)
+    manifests = [frozen] if isinstance(frozen, (str, Path, Frozen)) else list(frozen or ())
+    out.mkdir(parents=True, exist_ok=True)
+    write_card(out, {"format": "cv_pipeline run 1", "state": "staging", "plan": plan, "data": {}, "epochs": [], "frozen": [str(Path(m).resolve()) for m in manifests if isinstance(m, (str, Path))]})
+    try:
+        models = _completers(out, plan, replay, names, samples, resume, tell, how) if replay else []
+        return _train(out, plan, names, samples, models, replay, tell, how)
+    except CVPipelineError:
+        if read_card(out)["state"] == "staging": _undo_start(out)  # nothing that resuming could mend
+        raise
+
+
+def _undo_start(out: Path) -> None:
+    "Without card and pictures; a teacher that was trained stays."
+    (out / "run.json").unlink()
+    shutil.rmtree(out / "data", ignore_errors=True), shutil.rmtree(out / ".data.part", ignore_errors=True)
+    if not any(out.iterdir()): out.rmdir()
+
+# %% ../../nbs/annotation/47_train.ipynb #ac1ccbc3
 def train(
     data: str | Path,                     # dataset version, YOLO folder or data.yaml, with the sides train and val
     out: str | Path,                      # new folder: becomes a model folder with its run card
@@ -755,13 +781,13 @@ def train(
     with build_lock(out):
         if resume and not (out / "teacher").exists() or (out / "run.json").exists() and resume:
             card = _agreed(out, plan, _plan(data, "factory_line", 30, None, 16, None, "usual", 0, {}))
-            return _train(out, card["plan"], card["data"]["names"], [], [], None, progress, how, card)
+            if card["state"] != "staging": return _train(out, card["plan"], card["data"]["names"], [], [], None, progress, how, card)
+            progress(Progress("note", "it was killed before its pictures were complete: begins again"))
+            return _start(out, card["plan"], frozen if frozen is not None else card["frozen"], True, progress, how)
         if out.exists() and (not out.is_dir() or any(p.name != "teacher" and p.name[0] != "." for p in out.iterdir())):
             raise ConfigError("is not an empty folder", out, "give a new one; resume=True goes on with a run that was interrupted")
         plan["imgsz"] = plan["imgsz"] or _size_of(model)
-        names, samples = _gather(plan, replay, frozen)
-        models = _completers(out, plan, replay, names, samples, resume, progress, how) if replay else []
-        return _train(out, plan, names, samples, models, replay, progress, how)
+        return _start(out, plan, frozen, resume, progress, how)
 
 # %% ../../nbs/annotation/47_train.ipynb #be8376e6
 def _joined(sets: Sequence[EvalSet]) -> EvalSet:

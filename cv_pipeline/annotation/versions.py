@@ -36,7 +36,7 @@ from ..video.sinks import sink_error
 __all__ = ['SIDES', 'PREFER', 'Entry', 'Parent', 'VersionError', 'DatasetVersion', 'read_version', 'verify_version', 'Guarded',
            'guarded', 'Staging', 'utc_now', 'merge', 'history', 'version_set', 'balance']
 
-# %% ../../nbs/annotation/45_versions.ipynb #ffb4907b
+# %% ../../nbs/annotation/45_versions.ipynb #6e2ffcb0
 SIDES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # folder → side
 
 
@@ -67,12 +67,14 @@ def _labels(item: LabelledImage, size: tuple[int, int], rename: Mapping[str, str
     truth, where = item.truth(size), item.label or item.path
     crowd = np.asarray(truth.data.get("iscrowd", np.zeros(len(truth))), bool)
     if crowd.any(): found.append(Problem("warning", "crowd left out", str(where), f"{int(crowd.sum())} region(s): YOLO has no crowds"))
+    seen = (np.minimum(truth.xyxy[:, 2:], size) > np.maximum(truth.xyxy[:, :2], 0)).all(axis=1) | (item.category_ids is None)  # rows of YOLO are kept as they are
+    found += [Problem("error", "box outside the picture", str(item.path), f"{item.names[truth.class_id[i]]} {truth.xyxy[i].tolist()} in {size[0]}x{size[1]}: left out") for i in np.flatnonzero(~seen & ~crowd)]
     if item.category_ids is None:
         if not (item.label and item.label.exists()): found.append(Problem("note", "picture without labels", str(item.path), "taken as background; an empty label file says so for sure"))
         text = item.label.read_text() if item.label and item.label.exists() else ""
         rows = [" ".join(line.split()[1:5]) for line in text.splitlines() if line.strip()]
-    else: rows = [line.split(" ", 1)[1] for line in to_yolo(truth[~crowd], size, clip=True, where=where).splitlines()]
-    called = [item.names[c] for c in truth.class_id[~crowd].tolist()]
+    else: rows = [line.split(" ", 1)[1] for line in to_yolo(truth[seen & ~crowd], size, clip=True, where=where).splitlines()]
+    called = [item.names[c] for c in truth.class_id[seen & ~crowd].tolist()]
     return tuple(rename.get(n, n) for n in called), tuple(rows)
 
 # %% ../../nbs/annotation/45_versions.ipynb #42714f50
