@@ -24,6 +24,7 @@ from cv_pipeline.annotation.select import (
     light_features,
     select,
     select_collected,
+    uncovered,
     unsure,
     write_selected,
 )
@@ -133,7 +134,11 @@ def test_seeds_give_other_lots_and_the_same_seed_the_same():
 
 
 def test_the_hybrid_is_made_of_its_parts():
-    c, s = made(400, 3), SelectSettings(seed=4, share=.2, pool=3)
+    c, s = made(400, 3), SelectSettings(seed=4, share=.2, pool=3, novel=0)
+    with_new = select(c, 50, "hybrid", replace(s, novel=.25))
+    lot, new = ([i for i, why in with_new if why.startswith(w)] for w in ("random", "unlike"))
+    others = np.setdiff1d(np.arange(400), lot)
+    assert len(new) == 12 and new == others[uncovered(c.embedding[others], 12, c.embedding[lot])].tolist()
     chosen = select(c, 50, "hybrid", s)
     lucky = [i for i, why in chosen if why == "random"]
     rest = [i for i, why in chosen if why != "random"]
@@ -150,7 +155,7 @@ def test_classes_that_are_short_are_preferred():
     n, rng = 300, np.random.default_rng(0)
     klass = np.where(np.arange(n) % 20 == 0, 3, np.arange(n) % 3)
     c = candidates([f"{i:03d}" for i in range(n)], [Detections([[0, 0, 1, 1]], [.5], [k]) for k in klass], NAMES, rng.normal(size=(n, 4)))
-    share = lambda balance, **kw: np.mean([klass[i] == 3 for i, _ in select(c, 30, "hybrid", SelectSettings(pool=10, share=0, balance=balance), **kw)])
+    share = lambda balance, **kw: np.mean([klass[i] == 3 for i, _ in select(c, 30, "hybrid", SelectSettings(pool=10, share=0, novel=0, balance=balance), **kw)])
     assert share(2.0) > share(0.0) + .1
     plenty = candidates([f"old{i}" for i in range(90)], [Detections([[0, 0, 1, 1]], None, [3])] * 90, NAMES, rng.normal(size=(90, 4)) * 1e-3)
     assert share(2.0, labelled=plenty) < share(2.0), "not where they are labelled in plenty already"
@@ -215,16 +220,43 @@ def test_light_descriptor_tells_light_from_dark_and_ignores_size():
     assert light_features([]).shape == (0, 323) == (0, len(light_descriptor(image)))
 
 
+@given(st.integers(1, 40), st.integers(0, 12), st.integers(1, 6), st.integers(0, 99))
+def test_uncovered_is_what_brute_force_says(n, labelled, neighbours, seed):
+    rng = np.random.default_rng(seed)
+    x, points = rng.normal(size=(n, 3)).astype(np.float32), rng.normal(size=(labelled, 3)).astype(np.float32)
+    rows, there = uncovered(x, n + 3, points, neighbours), list(points)
+    assert sorted(rows) == list(range(n))
+    for k, row in enumerate(rows):
+        m = min(neighbours, max(labelled, 1))
+        reach = [np.sort(np.linalg.norm(np.array(there) - v, axis=1))[m - 1] if len(there) >= m else np.inf for v in x]
+        left = [reach[i] for i in range(n) if i not in rows[:k]]
+        assert reach[row] == pytest.approx(max(left), abs=1e-3)
+        there.append(x[row])
+
+
+def test_a_rare_condition_comes_in_a_handful_not_as_one_picture():
+    rng = np.random.default_rng(0)
+    usual, fog = rng.normal(0, .1, (500, 4)), rng.normal(0, .02, (20, 4)) + [3, 0, 0, 0]
+    x, old = np.concatenate([usual, fog]).astype(np.float32), rng.normal(0, .1, (50, 4)).astype(np.float32)
+    assert sum(i >= 500 for i in k_centre(x, 12, 0, old)) == 1 and sum(i >= 500 for i in uncovered(x, 12, old)) >= 5
+    c = candidates([f"{i:03d}" for i in range(520)], [Detections([[0, 0, 9, 9]], [.98], [0])] * 520, ("part",), x)  # a model that is sure of everything
+    before = candidates([f"old-{i}" for i in range(50)], [Detections([[0, 0, 9, 9]], [1.0], [0])] * 50, ("part",), old)
+    found = lambda novel: sum(i >= 500 for i, _ in select(c, 40, "hybrid", SelectSettings(novel=novel), before))
+    assert found(.25) >= 5 > found(0) + 1
+    with pytest.raises(ConfigError, match="novel: 1.5 is outside 0..1"): SelectSettings(novel=1.5)
+
+
 def test_features_of_the_bundled_detector(tmp_path):
     model = load_model("factory_line", threads=1)
-    features = DetectorFeatures(model, threads=1)
+    features, early = DetectorFeatures(model, threads=1, depth="deep"), DetectorFeatures(model, threads=1)
     good, fog = (np.stack([FactoryLine(LineConfig(size=(320, 240), seed=s), {0: Conditions(fog=f)}).render(40)[0].image for s in range(4)]) for f in (0, 5))
     v = features([*good, *fog])
-    assert v.shape == (8, 256) and np.allclose(np.linalg.norm(v, axis=1), 1, atol=1e-5) and np.allclose(features([fog[0]]), v[4:5], atol=1e-5), "independent of the batch"
-    within, between = np.linalg.norm(v[:4, None] - v[:4], axis=2).max(), np.linalg.norm(v[:4, None] - v[4:], axis=2).min()
-    assert within < between
+    assert v.shape == (8, 512) and np.allclose(np.linalg.norm(v, axis=1), 1, atol=1e-5) and np.allclose(features([fog[0]]), v[4:5], atol=1e-5), "independent of the batch"
+    apart = lambda v: np.linalg.norm(v[:4, None] - v[4:], axis=2).min() / np.linalg.norm(v[:4, None] - v[:4], axis=2).max()  # of good from fog, against good from good
+    assert apart(v) > 1 and apart(e := early([*good, *fog])) > 1 and e.shape == (8, 32) and early.layer.startswith("/model.2/")
     inner = DetectorFeatures(model, features.layer.replace("Concat", "cv1/conv/Conv"), threads=1)
-    assert inner([good[0]]).shape[1] == 64
+    assert inner([good[0]]).shape[1] == 128
+    with pytest.raises(ConfigError, match="depth 'middle'"): DetectorFeatures(model, depth="middle")
     with pytest.raises(BackendError, match="no layer 'nowhere'"): DetectorFeatures(model, "nowhere")
     with pytest.raises(BackendError, match="taken from ONNX files"): DetectorFeatures(replace(model, path=tmp_path / "model.engine"))
 

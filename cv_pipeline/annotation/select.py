@@ -25,8 +25,8 @@ from ..video.sinks import writable_folder
 
 # %% auto #0
 __all__ = ['PIXELS', 'Chosen', 'STRATEGIES', 'Embedder', 'Candidates', 'candidates', 'box_entropy', 'unsure', 'light_descriptor',
-           'DetectorFeatures', 'OnnxFeatures', 'k_centre', 'SelectSettings', 'by_lot', 'by_uncertainty', 'by_diversity',
-           'class_weights', 'by_hybrid', 'select', 'light_features', 'candidates_of', 'write_selected',
+           'DetectorFeatures', 'OnnxFeatures', 'k_centre', 'uncovered', 'SelectSettings', 'by_lot', 'by_uncertainty',
+           'by_diversity', 'class_weights', 'by_hybrid', 'select', 'light_features', 'candidates_of', 'write_selected',
            'select_collected', 'labels_needed']
 
 # %% ../../nbs/annotation/42_select.ipynb #2b9c1809
@@ -116,16 +116,17 @@ def light_descriptor(
     direction = [v / max(float(np.linalg.norm(v)), 1e-6) for v in (np.sqrt(colour), np.sqrt(edges))]
     return np.concatenate([where, contrast, *direction]).astype(np.float32)
 
-# %% ../../nbs/annotation/42_select.ipynb #736213ea
-def _deepest(graph: Any) -> str:
-    "The output of the layer with the coarsest map of features, the widest of those: an onnx graph with inferred shapes."
+# %% ../../nbs/annotation/42_select.ipynb #54dfb669
+def _inner(graph: Any, depth: str, height: int) -> str:
+    "Early: the last layer whose map is a quarter of the picture's height (or the finest below that). Deep: the coarsest map, the widest of those. An onnx graph with inferred shapes."
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.value_info, *graph.output]}
-    maps = [(s[2] * s[3], -s[1], -i, out) for i, node in enumerate(graph.node) for out in node.output if len(s := shapes.get(out, [])) == 4 and min(s[1:]) > 1 and node.op_type in ("Conv", "Mul", "Relu", "Concat", "Add")]
+    maps = [(s, i, out) for i, node in enumerate(graph.node) for out in node.output if len(s := shapes.get(out, [])) == 4 and min(s[1:]) > 1 and node.op_type in ("Conv", "Mul", "Relu", "Concat", "Add")]
     if not maps: raise BackendError("no layer of this graph is a map of features", graph.name, "give the name of the wanted output")
-    return min(maps)[3]
+    if depth == "deep": return min(maps, key=lambda m: (m[0][2] * m[0][3], -m[0][1], -m[1]))[2]
+    return max(maps, key=lambda m: (m[0][2] <= height / 4, m[0][2] * m[0][3] if m[0][2] <= height / 4 else -m[0][2], m[1]))[2]
 
 
-def _with_output(path: Path, output: str | None, imgsz: tuple[int, int]) -> tuple[bytes, str]:
+def _with_output(path: Path, output: str | None, depth: str, imgsz: tuple[int, int]) -> tuple[bytes, str]:
     "The model with an inner layer as its only output."
     try: import onnx
     except ImportError as e: raise MissingExtraError("onnx", "train") from e
@@ -133,7 +134,7 @@ def _with_output(path: Path, output: str | None, imgsz: tuple[int, int]) -> tupl
     dims = model.graph.input[0].type.tensor_type.shape.dim
     for d, v in zip(dims[2:], imgsz): d.dim_value = v
     model = onnx.shape_inference.infer_shapes(model)
-    name = output or _deepest(model.graph)
+    name = output or _inner(model.graph, depth, imgsz[0])
     if name not in {o for node in model.graph.node for o in node.output}: raise BackendError(f"the graph has no layer '{name}'", path)
     del model.graph.output[:]
     model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
@@ -145,21 +146,23 @@ def _unit_rows(vectors: np.ndarray, where: object) -> np.ndarray:
     if not np.isfinite(vectors).all(): raise BackendError("the features hold NaN or infinity", where)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
-# %% ../../nbs/annotation/42_select.ipynb #a255c055
+# %% ../../nbs/annotation/42_select.ipynb #e2444654
 class DetectorFeatures:
-    "A vector a picture from the inside of a detector: its deepest layer, averaged over the picture."
+    "A vector a picture from the inside of a detector: mean and spread over the picture of each map of one layer."
 
     def __init__(
         self,
         model: Any,                  # cv_pipeline.inference.backends.Model with an ONNX file
         output: str | None = None,   # another layer, by its name in the graph
         threads: int = 0,
+        depth: str = "early",        # "early": how it looks; "deep": what is in it
     ):
         import onnxruntime as ort
 
         path = Path(model.path)
+        if depth not in ("early", "deep"): raise ConfigError(f"depth '{depth}' is not known", "DetectorFeatures", "early or deep")
         if path.suffix != ".onnx" or not path.is_file(): raise BackendError("features are taken from ONNX files", path, "give the model's ONNX file, or use light_descriptor")
-        graph, self.layer = _with_output(path, output, model.manifest.preprocess.imgsz)
+        graph, self.layer = _with_output(path, output, depth, model.manifest.preprocess.imgsz)
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
         self._session, self._model = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]), model
@@ -170,7 +173,7 @@ class DetectorFeatures:
         for first in range(0, len(images), 16):
             batch, _ = self._model.preprocess.batch(images[first:first + 16])
             maps = self._session.run(None, {self._session.get_inputs()[0].name: batch})[0]
-            made.append(maps.mean(axis=(2, 3)) if maps.ndim == 4 else maps.reshape(len(maps), -1))
+            made.append(np.concatenate([maps.mean(axis=(2, 3)), maps.std(axis=(2, 3))], axis=1) if maps.ndim == 4 else maps.reshape(len(maps), -1))
         return _unit_rows(np.concatenate(made).astype(np.float32) if made else np.zeros((0, 1), np.float32), self.layer)
 
 # %% ../../nbs/annotation/42_select.ipynb #e1b22d4d
@@ -253,7 +256,29 @@ def k_centre(
         near(x[rows[-1]])
     return rows
 
-# %% ../../nbs/annotation/42_select.ipynb #fab1b169
+# %% ../../nbs/annotation/42_select.ipynb #623efa27
+def uncovered(
+    vectors: np.ndarray,                 # (n, d)
+    k: int,
+    chosen: np.ndarray | None = None,    # (j, d) vectors that are there already
+    neighbours: int = 5,                 # so many near ones make a place known
+) -> list[int]:                          # k rows, in order
+    "Rows of places that are not known yet: each time the one whose fifth nearest chosen row is farthest away (with fewer chosen ones, their number instead of five)."
+    x, points = np.asarray(vectors, np.float32), np.zeros((0, np.shape(vectors)[1]), np.float32) if chosen is None else np.asarray(chosen, np.float32)
+    m, square, rows = min(neighbours, max(len(points), 1)), np.einsum("ij,ij->i", x, x), []
+    near = np.full((len(x), m), np.inf, np.float32)  # squared distances, rising
+    for i in range(0, len(x) if len(points) else 0, 1024):
+        d = square[i:i + 1024, None] - 2 * x[i:i + 1024] @ points.T + np.einsum("ij,ij->i", points, points)
+        near[i:i + 1024] = np.sort(np.partition(d, m - 1, axis=1)[:, :m], axis=1)
+    for _ in range(min(k, len(x))):
+        rows.append(int(near[:, -1].argmax()))
+        d = square - 2 * x @ x[rows[-1]] + square[rows[-1]]
+        closer = d < near[:, -1]
+        near[closer] = np.sort(np.column_stack([near[closer, :-1], d[closer]]), axis=1)
+        near[rows[-1]] = -np.inf
+    return rows
+
+# %% ../../nbs/annotation/42_select.ipynb #d2d4cf0e
 @dataclass(frozen=True)
 class SelectSettings:
     "Knobs of the strategies; the defaults are those of the experiment below."
@@ -263,12 +288,14 @@ class SelectSettings:
     top: int = 3             # boxes whose mean entropy is a picture's
     pool: float = 4.0        # hybrid: so many times the budget are kept by uncertainty
     share: float = 0.15      # hybrid: part of the budget that is by lot
+    novel: float = 0.25      # hybrid: part of the budget for pictures unlike all that is labelled; at most what the lot leaves
     balance: float = 0.75    # hybrid: a class labelled k times less often than the average counts k^balance times as much; 0: all the same
 
     def __post_init__(self):
         if isinstance(self.band, list): object.__setattr__(self, "band", tuple(self.band))
         rules = [(len(self.band) == 2 and 0 <= self.band[0] < self.band[1] <= 1, f"band: {self.band!r} is no band within 0..1"), (self.top >= 1, f"top: {self.top} is below 1"),
-                 (self.pool >= 1, f"pool: {self.pool} is below 1"), (0 <= self.share <= 1, f"share: {self.share} is outside 0..1"), (self.balance >= 0, f"balance: {self.balance} is negative")]
+                 (self.pool >= 1, f"pool: {self.pool} is below 1"), (0 <= self.share <= 1, f"share: {self.share} is outside 0..1"), (self.balance >= 0, f"balance: {self.balance} is negative"),
+                 (0 <= self.novel <= 1, f"novel: {self.novel} is outside 0..1")]
         problems = [text for good, text in rules if not good]
         if problems: raise ConfigError(f"{len(problems)} settings of the selection are wrong", "SelectSettings", None, problems)
 
@@ -299,7 +326,7 @@ def _vectors(c: Candidates | None) -> np.ndarray | None:
 def by_diversity(c: Candidates, budget: int, s: SelectSettings, labelled: Candidates | None = None) -> Chosen:
     return [(i, "different") for i in k_centre(_vectors(c), budget, int(_lots(c, s.seed).argmin()), _vectors(labelled))]
 
-# %% ../../nbs/annotation/42_select.ipynb #7bcaa0f4
+# %% ../../nbs/annotation/42_select.ipynb #6a183cb9
 def class_weights(
     c: Candidates,
     labelled: Candidates | None,  # whose classes are counted; None: those that the model sees in the candidates
@@ -329,14 +356,23 @@ def _shortness(c: Candidates, labelled: Candidates | None) -> Callable[[Sequence
 
 def by_hybrid(c: Candidates, budget: int, s: SelectSettings, labelled: Candidates | None = None) -> Chosen:
     lucky = by_lot(c, round(s.share * budget), replace(s, seed=s.seed + 1), labelled)
-    taken, wanted = [i for i, _ in lucky], budget - len(lucky)
+    known = _vectors(labelled)
+    new = _novel(c, [i for i, _ in lucky], min(round(s.novel * budget), budget - len(lucky)), known)
+    taken, wanted = [i for i, _ in [*lucky, *new]], budget - len(lucky) - len(new)
     score = unsure(c, s.band, s.top, class_weights(c, labelled, s.balance))
     rest = np.setdiff1d(np.lexsort((_lots(c, s.seed), -score)), taken, assume_unique=True)
     pool = rest[np.argsort(-score[rest], kind="stable")][:max(wanted, round(s.pool * wanted))]
-    seen = [v for v in (_vectors(labelled), _vectors(c)[taken]) if v is not None and len(v)]
+    seen = [v for v in (known, _vectors(c)[taken]) if v is not None and len(v)]
     weigh = _shortness(c, labelled) if s.balance else None
     rows = k_centre(c.embedding[pool], wanted, 0, np.concatenate(seen) if seen else None, weigh and (lambda rows: weigh([*taken, *pool[rows]])[pool]))
-    return [(int(pool[r]), f"unsure {score[pool[r]]:.2f}, different") for r in rows] + lucky
+    return [(int(pool[r]), f"unsure {score[pool[r]]:.2f}, different") for r in rows] + new + lucky
+
+
+def _novel(c: Candidates, taken: list[int], budget: int, known: np.ndarray | None) -> Chosen:
+    "Pictures unlike all that is labelled or taken."
+    others = np.setdiff1d(np.arange(len(c)), taken)
+    seen = [v for v in (known, _vectors(c)[taken]) if v is not None and len(v)]
+    return [(int(others[r]), "unlike all that is labelled") for r in uncovered(c.embedding[others], budget, np.concatenate(seen) if seen else None)]
 
 # %% ../../nbs/annotation/42_select.ipynb #f075264c
 STRATEGIES: dict[str, Callable[[Candidates, int, SelectSettings, Candidates | None], Chosen]] = {

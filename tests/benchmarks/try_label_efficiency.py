@@ -1,9 +1,12 @@
 """Labels: a detector trained on with what each strategy chose from a stream of rare events; AP against number of labels.
 
-The detector: the bundled one's layout, trained from nothing on pictures of gears, bolts and nuts in good light: it has never met a bracket, a defect, fog or a failing lamp, not in its deepest layer either.
-The stream: 30,000 quarters (160x120) of frames of many other lines. Four kinds of events, each in about 1 picture of 1,000: a bracket; a defect; thick fog; a lamp that fails. Everything else is what the detector knows.
-A strategy looks at the stream with that detector and chooses. Then the whole network is trained on from where it was, as many steps for everybody: half of each batch are old pictures, half are chosen ones
-(those with rare classes repeated, the same rule for all). "every event" chooses by the truth, as nobody can: what there is to be had.
+The detector: the bundled one's layout, trained from nothing on 6,000 pictures of gears, bolts and nuts in good light: it has never met a bracket, a defect, fog or a failing lamp, not in its first layer either.
+The stream: 30,000 quarters (160x120) of frames of many other lines, everything in them labelled if it is chosen. Four kinds of events, each in about 1 picture of 1,000: a bracket; a defect; thick fog; a lamp
+that fails. Everything else is what the detector knows.
+Choosing: random, diversity (k-centre), uncertainty and hybrid with the defaults of `annotation.select`; the last two in rounds, as a team works: what the detector of one budget says decides what is added for the
+next. Vectors: mean and spread of the maps of the detector's first block (what `DetectorFeatures` takes). "every event" chooses by the truth, as nobody can: what there is to be had; "nothing new": only the old
+pictures once more.
+Training: the whole network, from where it was, the same 400 steps for everybody: half of each batch are old pictures, half are chosen ones (those with rare classes repeated, the same rule for all).
 Test: other lines, all parts equally frequent, half of the frames in good light, a quarter each in fog and with a failing lamp.
 
     python -m tests.benchmarks.try_label_efficiency --full FOLDER   # two cores: about an hour and a half; goes on where it stopped; writes label_efficiency.csv beside this file
@@ -46,7 +49,8 @@ head: [[-1,1,nn.Upsample,[None,2,nearest]],[[-1,6],1,Concat,[1]],[-1,3,C2f,[512]
 """
 FULL = {"first": 6000, "held": 1000, "pool": 30_000, "test": 800, "base_steps": 4000, "steps": 400}
 TINY = {"first": 64, "held": 32, "pool": 120, "test": 40, "base_steps": 3, "steps": 2}
-PLAN = {"random": [250, 500, 1000, 2000, 4000], "hybrid": [125, 250, 500, 1000], "uncertainty": [250, 500, 1000], "diversity": [250, 500, 1000], "every event": [0]}
+PLAN = {"hybrid": [125, 250, 500, 1000], "random": [250, 500, 1000, 2000, 4000], "uncertainty": [125, 250, 500, 1000], "diversity": [250, 500, 1000], "every event": [0], "none": [0], "nothing new": [0]}
+ROUNDS = ("hybrid", "uncertainty")  # the detector of each budget looks again and chooses what is added for the next one
 Picture = tuple[np.ndarray, Truth, str]  # (128, 160, 3) pixels, parts, weather
 
 
@@ -94,7 +98,7 @@ class Detector:
         self.torch, self.net = torch, DetectionModel({**yaml.safe_load(LAYOUT), "scale": "n"}, ch=3, verbose=False).to(memory_format=torch.channels_last)
         self.net.args, self.pooled = get_cfg(overrides={"box": 7.5, "cls": .5, "dfl": 1.5}), None
         if weights is not None: self.net.load_state_dict(weights)
-        self.net.model[9].register_forward_hook(lambda m, i, o: setattr(self, "pooled", o.mean(dim=(2, 3))))
+        self.net.model[2].register_forward_hook(lambda m, i, o: setattr(self, "pooled", torch.cat([o[:, :, :HEIGHT // 4].mean(dim=(2, 3)), o[:, :, :HEIGHT // 4].std(dim=(2, 3))], 1)))
 
     def tensor(self, images: np.ndarray):
         "(n, 3, 128, 160) RGB, 0..1."
@@ -124,8 +128,8 @@ class Detector:
         self.net.eval()
         with self.torch.no_grad():
             for i in range(0, len(images), 64):
-                said = self.net(self.tensor(np.asarray(images[i:i + 64])))[0]
-                vectors.append(self.pooled.numpy())
+                with self.torch.autocast("cpu", self.torch.bfloat16): said = self.net(self.tensor(np.asarray(images[i:i + 64])))[0].float()
+                vectors.append(self.pooled.float().numpy())
                 found += [Detections(r[:, :4], r[:, 4], r[:, 5]) for r in (t.numpy() for t in non_max_suppression(said, conf, .5, agnostic=agnostic, max_det=60, max_time_img=5.0))]
         v = np.concatenate(vectors)
         return found, v / np.linalg.norm(v, axis=1, keepdims=True)
@@ -184,64 +188,64 @@ def base(folder: Path, size: dict) -> tuple[dict, np.ndarray]:
     return net.net.state_dict(), net.look([p for p, _, _ in old], .05)[1]
 
 
-def looked_at(folder: Path, seed: int, size: dict) -> Candidates:
-    "A seed's stream as the detector sees it; confidences calibrated on pictures of the old kind."
-    net, held = Detector(once(folder / "base.pickle", lambda: base(folder, size))[0]), quarters(5000 + seed, size["held"], 0, 0)
-    stream = once(folder / f"stream{seed}.pickle", lambda: quarters(1000 + seed, size["pool"], .0014, .001))
+def stream_of(folder: Path, seed: int, size: dict) -> list[Picture]: return once(folder / f"stream{seed}.pickle", lambda: quarters(1000 + seed, size["pool"], .0014, .001))
+
+
+def looked_at(net: Detector, stream: list[Picture], held: list[Picture], vectors: np.ndarray | None = None) -> Candidates:
+    "The stream as a detector sees it; confidences calibrated on pictures of the old kind."
     found = net.look([p for p, _, _ in held], .05)[0]
     right = [((box_iou(d.xyxy, t.labelled().xyxy) >= .5) & (d.class_id[:, None] == t.labelled().class_id)).any(axis=1) for d, (_, t, _) in zip(found, held)]
     curve = fit_platt(np.concatenate([d.confidence for d in found]).astype(float), np.concatenate(right).astype(float))
-    found, vectors = net.look([p for p, _, _ in stream], .05)
-    print(f"seed {seed}: pictures with {dict(zip(EVENTS, events(stream).sum(axis=0).tolist()))}; curve {curve}", flush=True)
-    return candidates([f"{i:05d}" for i in range(len(stream))], [Detections(d.xyxy, apply_curve(curve, d.confidence.astype(float)), d.class_id) for d in found], CLASS_NAMES, vectors)
+    found, own = net.look([p for p, _, _ in stream], .05)
+    return candidates([f"{i:05d}" for i in range(len(stream))], [Detections(d.xyxy, apply_curve(curve, d.confidence.astype(float)), d.class_id) for d in found], CLASS_NAMES, own if vectors is None else vectors)
 
 
-def one_run(job: tuple[Path, int, str, int, dict]) -> dict:
-    "A row of the table: choose, train on, test."
-    folder, seed, strategy, budget, size = job
-    begun = time.time()
+def labelled_so_far(old: list[Picture], vectors: np.ndarray, stream: list[Picture], c: Candidates, rows: list[int]) -> Candidates:
+    "Old pictures and those of the stream that are labelled by now."
+    return candidates([*(f"old-{i}" for i in range(len(old))), *(c.pictures[i] for i in rows)], [t.labelled() for _, t, _ in [*old, *(stream[i] for i in rows)]], CLASS_NAMES, np.concatenate([vectors, c.embedding[rows]]))
+
+
+def one_strategy(job: tuple[Path, int, str, list[int], dict]) -> list[dict]:
+    "Rows of the table, a budget each: choose, train on, test."
+    folder, seed, strategy, budgets, size = job
     (weights, vectors), old = once(folder / "base.pickle", lambda: base(folder, size)), once(folder / "old.pickle", lambda: quarters(3000, size["first"], 0, 0))
-    test = once(folder / "test.pickle", lambda: quarters(900, size["test"], 1, .25))
-    rows, happens, new, net = np.zeros(0, int), np.zeros((0, len(EVENTS)), bool), [], Detector(weights, seed)
-    if strategy != "none":
-        c, stream = once(folder / f"looks{seed}.pickle", lambda: looked_at(folder, seed, size)), once(folder / f"stream{seed}.pickle", lambda: quarters(1000 + seed, size["pool"], .0014, .001))
-        happens = events(stream)
-        labelled = candidates([f"old-{i}" for i in range(len(old))], [t.labelled() for _, t, _ in old], CLASS_NAMES, vectors)
-        rows = np.flatnonzero(happens.any(axis=1)) if strategy == "every event" else np.array([i for i, _ in select(c, budget, strategy, SelectSettings(seed=seed), labelled)])
-        new = [stream[i] for i in rows]
-        net.train(batches(old, new, seed), size["steps"], 1e-3)
-    row = {"seed": seed, "strategy": strategy, "labels": len(rows), **score(net, test), **{e: int(n) for e, n in zip(EVENTS, happens[rows].sum(axis=0))}, "events_chosen": int(happens[rows].any(axis=1).sum()), "events_there": int(happens.any(axis=1).sum())}
-    print(f"{time.time() - begun:.0f} s", row, flush=True)
-    return row
+    test, held, made = once(folder / "test.pickle", lambda: quarters(900, size["test"], 1, .25)), quarters(5000 + seed, size["held"], 0, 0), []
+    stream = stream_of(folder, seed, size)
+    happens, rows, net = events(stream), [], Detector(weights, seed)
+    c = once(folder / f"looks{seed}.pickle", lambda: looked_at(net, stream, held))
+    for budget in budgets:
+        begun = time.time()
+        if strategy == "every event": rows = np.flatnonzero(happens.any(axis=1)).tolist()
+        elif strategy in ROUNDS:
+            if rows: c = looked_at(net, stream, held, c.embedding)
+            rows += [i for i, _ in select(c, budget - len(rows), strategy, SelectSettings(seed=seed), labelled_so_far(old, vectors, stream, c, rows))]
+        elif strategy in STRATEGIES: rows = [i for i, _ in select(c, budget, strategy, SelectSettings(seed=seed), labelled_so_far(old, vectors, stream, c, []))]
+        if strategy != "none":
+            net = Detector(weights, seed)
+            net.train(batches(old, [stream[i] for i in rows], seed), size["steps"], 1e-3)
+        made.append({"seed": seed, "strategy": strategy, "labels": len(rows), **score(net, test), **dict(zip(EVENTS, happens[rows].sum(axis=0).tolist())), "events_chosen": int(happens[rows].any(axis=1).sum()), "events_there": int(happens.any(axis=1).sum())})
+        print(f"{time.time() - begun:.0f} s", made[-1], flush=True)
+    return made
 
 
 def run(quick: bool = False, seeds=(0, 1, 2), folder: Path | None = None, table: Path | None = None, workers: int = 1) -> list[dict]:
-    "Rows: seed, strategy, labels, AP (see `score`), pictures with events chosen and there. `quick` only shows that it runs. What is in `table` already is not done again."
-    size, plan = (TINY, {s: [8] for s in PLAN}) if quick else (FULL, PLAN)
+    "Rows: seed, strategy, labels, AP (see `score`), pictures with events chosen and there. `quick` only shows that it runs. Strategies that are in `table` already are not done again."
+    size, plan = (TINY, {s: [4, 8] for s in PLAN}) if quick else (FULL, PLAN)
     done = list(csv.DictReader(open(table))) if table and table.exists() else []
-    there = {(int(r["seed"]), r["strategy"], int(r["labels"]) if r["strategy"] in STRATEGIES else 0) for r in done}
+    there = {(int(r["seed"]), r["strategy"]) for r in done}
     with tempfile.TemporaryDirectory() as other:
         folder = Path(folder or other)
         folder.mkdir(parents=True, exist_ok=True)
-        first = [(folder, 0, "none", 0, size)]
-        jobs = [(folder, k, s, n, size) for n, s in sorted((n, s) for s, budgets in plan.items() for n in budgets) for k in (seeds[:1] if quick else seeds)]
-        todo = [j for j in first + jobs if (j[1], j[2], j[3] if j[2] in STRATEGIES else 0) not in there]
+        todo = [(folder, k, s, budgets, size) for k in (seeds[:1] if quick else seeds) for s, budgets in plan.items() if (k, s) not in there]
         once(folder / "base.pickle", lambda: base(folder, size))
         with multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else nullcontext() as pool:
-            if pool: list(pool.imap_unordered(prepare, [(folder, k, size) for k in seeds]))
-            for row in (pool.imap_unordered if pool else map)(one_run, todo):
-                done.append({k: str(v) for k, v in row.items()})
+            for rows in (pool.imap_unordered if pool else map)(one_strategy, todo):
+                done += [{k: str(v) for k, v in row.items()} for row in rows]
                 if table is None: continue
                 with open(table, "w", newline="") as f:
-                    out = csv.DictWriter(f, list(row))
+                    out = csv.DictWriter(f, list(done[0]))
                     out.writeheader(); out.writerows(sorted(done, key=lambda r: (int(r["seed"]), int(r["labels"]), r["strategy"])))
     return done
-
-
-def prepare(job: tuple[Path, int, dict]) -> None:
-    "A stream and what the detector says of it, before anything is chosen."
-    folder, seed, size = job
-    once(folder / f"looks{seed}.pickle", lambda: looked_at(folder, seed, size))
 
 
 def main() -> None:
