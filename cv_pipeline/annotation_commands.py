@@ -95,8 +95,8 @@ def collect(
     for text in found.notes: say(f"[yellow]note[/]: {plain(text)}")
     say(f"written: {plain(out)}; next: `cv-pipeline select {plain(out)} --budget N --out …`")
 
-# %% ../nbs/91b_annotation_commands.ipynb #5bb4d2c3
-@annotation_commands.command(epilog="Examples: `cv-pipeline select collections/monday --budget 200 --out selected/monday` · `cv-pipeline select c --budget 100 --out s --strategy uncertainty` · `cv-pipeline select c --budget 100 --out s --model models/yolo --features model --before selected/last-week` · `cv-pipeline select c --budget 100 --out s --features embedder.onnx`")
+# %% ../nbs/91b_annotation_commands.ipynb #1ef35149
+@annotation_commands.command(epilog="Examples: `cv-pipeline select collections/monday --budget 200 --out selected/monday` · `cv-pipeline select c --budget 100 --out s --strategy uncertainty` · `cv-pipeline select c --budget 100 --out s --model models/yolo --features model --known datasets/v1 --before selected/last-week` · `cv-pipeline select c --budget 100 --out s --features embedder.onnx`")
 def select(
     collection: Annotated[Path, typer.Argument(help="Folder that `cv-pipeline collect` wrote.")],
     out: Annotated[Path, Opt(help="New folder for the chosen pictures.")],
@@ -105,9 +105,10 @@ def select(
     model: Annotated[str | None, Opt(help="Look again with this model. [default: what the log says]")] = None,
     features: Annotated[str, Opt(metavar="[light|model|FILE.onnx]", help="What pictures are compared by: light; model: features of --model; or a file that ends in .onnx: any network that makes a vector of a picture.")] = "light",
     before: Annotated[list[Path] | None, Opt(help="Folders that were selected earlier; may be given many times.")] = None,
+    known: Annotated[list[Path] | None, Opt(help="Datasets that the model has learnt from: what is like them is not new; may be given many times.")] = None,
     seed: Annotated[int, Opt(help="Of the lots.")] = 0,
 ) -> None:
-    "Choose what to label within a budget: unsure, different, some by lot."
+    "Choose what to label within a budget: unlike what is known, unsure, different, some by lot."
     from collections import Counter
 
     from cv_pipeline.annotation.select import SelectSettings, select_collected
@@ -115,7 +116,7 @@ def select(
 
     with share_bar("selecting") as tell:
         tell(0.0, "looking at the pictures")
-        rows = select_collected(collection, out, budget, strategy, SelectSettings(seed=seed), features, None if model is None else load_model(model), labelled=before or ())
+        rows = select_collected(collection, out, budget, strategy, SelectSettings(seed=seed), features, None if model is None else load_model(model), labelled=before or (), known=known or ())
     count = Counter((r.source_id, reason) for r in rows for reason in r.reasons)
     table(f"{len(rows)} pictures selected by {strategy}", ["source", "reason", "pictures"], [[s, k, n] for (s, k), n in sorted(count.items())])
     say(f"written: {plain(out)}, the most wanted picture first; next: `cv-pipeline label push {plain(out)} --title T --url U` or `cv-pipeline label files {plain(out)} --out F`")

@@ -427,3 +427,23 @@ def test_labels_needed_reads_the_curve(score, target):
 def test_labels_needed_refuses_nonsense():
     for args in (([1, 1], [0, 0], .5), ([], [], .5), ([1], [0, 1], .5)):
         with pytest.raises(DataError): labels_needed(*args)
+
+
+def test_what_the_model_has_learnt_from_is_not_new(tmp_path):
+    "A dataset of dark pictures is known: the few bright ones are chosen; without it the dark ones are as new."
+    rng = np.random.default_rng(0)
+    picture = lambda level: np.clip(rng.normal(level, 6, (48, 64, 3)), 0, 255).astype(np.uint8)
+    write = lambda folder, n: [cv2.imwrite(str(folder / f"{i}.png"), picture(60)) for i in range(n)]
+    (tmp_path / "known/images").mkdir(parents=True); (tmp_path / "known/labels").mkdir()
+    write(tmp_path / "known/images", 30)
+    for i in range(30): (tmp_path / f"known/labels/{i}.txt").write_text("1 .5 .5 .2 .2\n")
+    (tmp_path / "known/data.yaml").write_text("train: images\nnames: [b, zebra]\n")  # another order, and a class that the log does not have
+    sink = CollectSink(tmp_path / "c", CollectPolicy(random=1.0))
+    for i in range(60):
+        frame = Frame(picture(170 if i % 10 == 0 else 60), "cam", i, datetime(2026, 6, 1, tzinfo=timezone.utc) + timedelta(minutes=i))
+        sink.write(FrameResult(frame, Detections([[0, 0, 9, 9]], [.97], [0]), ("a", "b")))
+    sink.close()
+    rows = select_collected(tmp_path / "c", tmp_path / "s", 20, settings=SelectSettings(novel=.25, share=0), known=[tmp_path / "known"])
+    assert sum(r.frame_id % 10 == 0 for r in rows if "unlike all that is labelled" in r.note) == 5
+    with pytest.raises(DataError, match="no such dataset"): select_collected(tmp_path / "c", tmp_path / "t", 5, known=[tmp_path / "nowhere"])
+    assert not (tmp_path / "t").exists()
