@@ -51,7 +51,7 @@ demo: $(VENV)/.core  ## the factory line, the bundled detector, annotated video:
 test: $(VENV)/.dev  ## every notebook top to bottom, then all tests
 	$(BIN)/ruff check cv_pipeline tests setup.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 sync: $(VENV)/.lab  ## clean the notebooks, export the package, render README.md; fails when that changes anything
 	PATH="$(CURDIR)/$(BIN):$$PATH"; nbdev_clean; nbdev_export

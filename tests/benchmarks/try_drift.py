@@ -157,7 +157,7 @@ def _psi(x: np.ndarray, y: np.ndarray) -> float:
 
 
 EXPECTED = {"all cameras": "world changed", "mix": "mix shift", "nothing": "none"}
-TUNED = {*range(16), *range(20, 72), *range(164, 200)}  # streams on which the length of a block was chosen (`drift.BLOCK`); the others of 200 were drawn afterwards
+TUNED = {*range(16), *range(20, 72), *range(164, 200)}  # streams that were there when a block was first made 10 autocorrelation times long; the others of 200 were drawn afterwards
 DELAYS = (34, 68, 102, 136, 170)  # looks a camera
 
 
@@ -166,7 +166,7 @@ def quiet_row(bank: Bank, k: int) -> dict:
     reference, first, second = periods(bank, k)
     one = compare(reference, first)
     two = compare(reference, second, before=one.families)
-    worst = lambda d: float(np.nanmin([f.p_adjusted for f in d.families]))
+    worst = lambda d: min((f.p_adjusted for f in d.families if np.isfinite(f.p_adjusted)), default=float("nan"))  # NaN: too little to judge, no alarm
     return {"stream": k, "p": [worst(one), worst(two)], "families": [{f.family: f.p for f in d.families} for d in (one, two)], "verdict": [one.verdict, two.verdict], "tau": [c["frames that count as one"] for c in one.cameras],
             "effect": [{f.family: f.effect for f in d.families} for d in (one, two)], "textbook": [textbook(reference, first), textbook(reference, second)]}
 
