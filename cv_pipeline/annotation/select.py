@@ -456,7 +456,7 @@ def write_selected(
     write_collected(out, rows)
     return rows
 
-# %% ../../nbs/annotation/42_select.ipynb #7b9131ea
+# %% ../../nbs/annotation/42_select.ipynb #789a0d80
 def _embedder(features: str | Path | Embedder, model: Any) -> Embedder:
     "What makes the vectors."
     if callable(features): return features
@@ -486,7 +486,7 @@ def select_collected(
     before = [candidates_of(f, embed, calibrator, model, names) for f in labelled] + [_known(f, embed, c.names) for f in known]
     return write_selected(out, folder, c, select(c, budget, strategy, settings, _joined(before)))
 
-
+# %% ../../nbs/annotation/42_select.ipynb #957e1ae2
 def _known(dataset: str | Path, embed: Embedder | None, names: Sequence[str]) -> Candidates:
     "A labelled dataset: its pictures, their vectors, and how many boxes of each class."
     items, found, vectors = read_dataset(dataset), [], []
