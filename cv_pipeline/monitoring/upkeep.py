@@ -145,7 +145,7 @@ class UpkeepEvent:
 
     def to_dict(self) -> dict[str, Any]: return {**asdict(self), "at": self.at.isoformat()}
 
-# %% ../../nbs/monitoring/50a_upkeep.ipynb #1953653d
+# %% ../../nbs/monitoring/50a_upkeep.ipynb #e05ec806
 class CameraWatch:
     "Watches one camera; `update` takes its looks in order."
 
@@ -154,7 +154,7 @@ class CameraWatch:
         self.gates = {s: Gate(v, 0.0 if s == "frozen" else self.settings.hold_s, 1 if s == "frozen" else self.settings.looks) for s in SIGNALS if (v := getattr(self.settings, s)) is not None}
         self.values: dict[str, float] = {}
         self.looks, self._mean, self._background, self._moved, self._dirt = 0, None, None, float("nan"), float("nan")
-        self._learnt, self._asked, self._begun, self._last = [], (0, float("-inf")), 0.0, 0.0
+        self._learnt, self._span, self._asked, self._begun, self._last = [], (float("inf"), float("-inf")), (0, float("-inf")), 0.0, 0.0
         self._changed, self._digest = None, 0
         self._pace: deque[tuple[float, int]] = deque()
 
@@ -175,7 +175,7 @@ class CameraWatch:
         changes = [(s, g.update(self.values[s], at)) for s, g in self.gates.items()]
         return [UpkeepEvent(self.camera, s, c, frame.captured_at.astimezone(timezone.utc), round(float(self.values[s]), 4)) for s, c in changes if c is not None]
 
-# %% ../../nbs/monitoring/50a_upkeep.ipynb #fa6092c1
+# %% ../../nbs/monitoring/50a_upkeep.ipynb #a2284bcb
 FORGETS_S = 8.0  # seconds after which the background has forgotten two thirds of what it saw
 
 
@@ -201,11 +201,12 @@ def _rate(pace: deque[tuple[float, int]], at: float, number: int) -> float:
 
 def _learn(w: CameraWatch, statistics: FrameStatistics, at: float, fps: float) -> None:
     "Take a look into the books; the healthy self when there are enough."
-    w._learnt.append((*statistics[:3], at, fps))
+    w._learnt.append((*statistics[:3], fps))
+    w._span = min(w._span[0], at), max(w._span[1], at)
+    if len(w._learnt) < w.settings.learn or w._span[1] - w._span[0] < w.settings.learn_s: return
     book = np.array(w._learnt)
-    if len(book) < w.settings.learn or np.ptp(book[:, 3]) < w.settings.learn_s: return
     brightness, contrast, blur = np.median(book[:, :3], axis=0)
-    rate = book[np.isfinite(book[:, 4]), 4]
+    rate = book[np.isfinite(book[:, 3]), 3]
     w.healthy, w._learnt = Healthy(brightness, contrast, 1 - blur, float(np.median(rate)) if len(rate) else float("nan"), w._background.copy()), []
 
 # %% ../../nbs/monitoring/50a_upkeep.ipynb #45a0ecce
