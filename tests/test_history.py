@@ -89,11 +89,30 @@ def test_the_index_is_written_after_a_report_also_when_it_failed(tmp_path, monke
 
 
 def test_retrain_check_as_a_command(tmp_path, monkeypatch):
+    from datetime import date, timedelta
+
     monkeypatch.chdir(tmp_path)
-    for day in (1, 2): made(tmp_path / "reports", f"2026-06-0{day}", "drift", {"verdict": "AMBER", "cause": "world changed", "families": [{"family": "image", "state": "AMBER"}], "window": {"from": f"2026-06-0{day}", "to": f"2026-06-0{day + 1}"}})
-    made(tmp_path / "reports", "2026-06-02", "evaluation", {"verdict": "PASS"})
+    day = lambda k: (date.today() - timedelta(days=k)).isoformat()
+    drift = lambda k: {"verdict": "AMBER", "cause": "world changed", "families": [{"family": "image", "state": "AMBER"}], "window": {"from": day(k + 1), "to": day(k)}}
+    for k in (2, 1): made(tmp_path / "reports", day(k), "drift", drift(k))
+    made(tmp_path / "reports", day(1), "evaluation", {"verdict": "PASS"})
     run = lambda *args: CliRunner().invoke(monitoring_commands, ["retrain-check", *args])
     first = run("--gate")
     assert first.exit_code == 1 and "AUDIT" in first.output and "cv-pipeline audit draw" in first.output
     assert json.loads((tmp_path / "runs/retraining/recommendation.json").read_text())["action"] == "AUDIT"
+    assert "WAIT" in run("--persistence", "3", "--state", "other").output and run("--persistence", "3", "--state", "other", "--gate").exit_code == 1
     assert isinstance(run("--audit", "nothing.json").exception, DataError) and isinstance(run("--trained", "soon").exception, ConfigError)
+    assert isinstance(run("--trained", "2062-05-01").exception, ConfigError)
+    (tmp_path / "reports" / day(1) / "drift" / "metrics.json").write_text('{"verdict": "AM')  # torn: named, and the other one still counts
+    torn = run("--state", "third")
+    assert torn.exit_code == 0 and "left out" in torn.output and "cannot be read" in " ".join(torn.output.split())
+
+
+@pytest.mark.parametrize("what, text, said", [("--flags", "{}", "no count of flags"), ("--flags", "[]", "no count of flags"), ("--flags", '{"state": "raised", "flags": "many", "looks": 3}', "no count of flags"),
+                                              ("--audit", '{"against": {"state": "below"}, "window": []}', "no audit's result"), ("--audit", '{"against": {"state": "below", "change": 0.1, "low": 0}, "window": ["2026-06-01", "2026-06-02"]}', "no audit's result"),
+                                              ("--audit", '{"against": null, "window": ["2026-06-01", "2026-06-02"]}', "without a reference"), ("--audit", "[1", "cannot be read")])
+def test_evidence_that_is_none_is_refused_by_name(tmp_path, monkeypatch, what, text, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "e.json").write_text(text)
+    with pytest.raises(DataError, match=said): raise CliRunner().invoke(monitoring_commands, ["retrain-check", what, "e.json"]).exception
+    assert not (tmp_path / "runs/retraining").exists()
