@@ -269,3 +269,10 @@ def test_flags_are_a_signal_only_beside_a_reference():
     log = made_log()
     flags = [Flag("gate", 3), Flag("gate", 9999), Flag("attic", 1), Flag("exit", at=NOON + timedelta(seconds=20)), Flag("exit", at=NOON - timedelta(days=1))]
     assert flags_between(flags, log) == 2
+
+
+def test_names_with_unicode_line_breaks_come_back(tmp_path):
+    odd = "tor\u2028a\u0085"
+    audit = draw_audit(made_log(((odd, 40),)), AuditPlan(looks=10))
+    write_audit(audit, tmp_path)
+    assert read_audit(tmp_path).looks == audit.looks and {look.camera for look in audit.looks} == {odd}

@@ -189,3 +189,7 @@ def test_a_plant_that_rests_at_night_has_windows_running(tmp_path):
         period = {"from": f"2026-06-0{day}T00:00:00+00:00", "to": f"2026-06-0{day + 1}T00:00:00+00:00"}
         made.append(read_drift(report(tmp_path, window={"from": f"2026-06-0{day}T08:00:00+00:00", "to": f"2026-06-0{day}T18:00:00+00:00"}, periods={"reference": "all before", "window": period})))
     assert running(made)[0] == 3 and next(t.state for t in triggers(Evidence(made), RetrainPolicy(persistence=3), NOW) if t.name == "input drift") == "on"
+
+
+def test_a_mix_shift_without_named_families_is_told_too():
+    assert decide(Evidence([DriftWindow(NOW - DAY, NOW, "AMBER", "mix shift", ())]), RetrainPolicy(), NOW) == ("MIX", "the newest window is AMBER, cause: mix shift")

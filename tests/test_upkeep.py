@@ -176,3 +176,9 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
 def test_wrong_settings_are_all_said():
     with pytest.raises(ConfigError, match="3 settings of the upkeep are wrong"): UpkeepSettings(dark=(0.5, 0.5), learn=0, hold_s=-1)
     assert "dark" not in CameraWatch("gate", UpkeepSettings(dark=None)).gates
+
+
+def test_a_camera_with_a_unicode_line_break_in_its_name_keeps_its_events(tmp_path):
+    events = [UpkeepEvent("tor\u2028a\u0085", s, True, NOON, 0.1) for s in ("blur", "dark")]
+    for e in events: Upkeep(tmp_path)._tell(e)
+    assert read_events(tmp_path) == events

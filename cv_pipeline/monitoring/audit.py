@@ -185,7 +185,7 @@ def _looks(log: PredictionLog, rows: Sequence[int], strata: np.ndarray, books: M
         at = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=int(f["captured_at"][r]))
         yield AuditLook(name, camera, number, at.isoformat(), (int(f["width"][r]), int(f["height"][r])), strata[r], books[strata[r]]["drawn"] / books[strata[r]]["looks"], log.models[f["model"][r]], said, bool(repeated[r]))
 
-# %% ../../nbs/monitoring/52_audit.ipynb #4bd9efac
+# %% ../../nbs/monitoring/52_audit.ipynb #5ba96ea2
 def write_audit(audit: Audit, folder: str | Path) -> Path:
     "sample.jsonl and audit.json; refuses a folder that holds another audit."
     folder = writable_folder(folder)
@@ -202,7 +202,7 @@ def read_audit(folder: str | Path) -> Audit:
     folder = Path(folder)
     try:
         book = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
-        looks = tuple(AuditLook(**{**row, "size": tuple(row["size"])}) for row in map(json.loads, (folder / "sample.jsonl").read_text(encoding="utf-8").splitlines()))
+        looks = tuple(AuditLook(**{**row, "size": tuple(row["size"])}) for row in map(json.loads, filter(None, (folder / "sample.jsonl").read_text(encoding="utf-8").split("\n"))))
         if len(looks) != sum(s["drawn"] for s in book["strata"].values()): raise ValueError(f"{len(looks)} looks, the book has {sum(s['drawn'] for s in book['strata'].values())}")
         return Audit(looks, book["strata"], tuple(book["names"]), tuple(book["models"]), tuple(book["window"]), AuditPlan(**book["plan"]), tuple(book["notes"]))
     except (OSError, ValueError, KeyError, TypeError) as e: raise DataError(f"no audit here: {e!r}", folder, "cv-pipeline audit draw makes one") from e
@@ -404,14 +404,15 @@ def flag_signal(
     ratio = Interval(float("inf") if not before else flags / before / exposure, odds(low), odds(high), level)
     return FlagSignal(flags, looks, rate, ratio, "raised" if ratio.low > 1 and ratio.value >= raised else "usual" if ratio.high < raised else "undecided")
 
-# %% ../../nbs/monitoring/52_audit.ipynb #4e7fc517
+# %% ../../nbs/monitoring/52_audit.ipynb #7740d2e5
 def flags_between(
     flags: Iterable[Flag],
     log: PredictionLog,
     notes: list[str] | None = None,  # is told of flags that may be about another run
 ) -> int:
     "How many flags are about looks of this log: by time within its window, or, without a time, by frame number."
-    flags, again = list(flags), {(log.cameras[c], n) for c, n in zip(log.frames["camera"][_repeated(log)], log.frames["frame_id"][_repeated(log)].tolist())}
+    flags, twice = list(flags), _repeated(log)
+    again = {(log.cameras[c], n) for c, n in zip(log.frames["camera"][twice], log.frames["frame_id"][twice].tolist())}
     vague = sum(f.at is None and (f.source_id, f.frame_id) in again for f in flags)
     if vague and notes is not None: notes.append(f"{vague} flags name a frame number that several runs have, and no time")
     known = set(zip(log.frames["camera"].tolist(), log.frames["frame_id"].tolist()))

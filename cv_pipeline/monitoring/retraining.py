@@ -201,7 +201,7 @@ def triggers(e: Evidence, policy: RetrainPolicy, now: datetime) -> list[Trigger]
     found.append(Trigger("cadence", 8, "unknown" if age is None else "on" if due else "off", "nobody said when it was trained" if age is None else f"trained {age} days ago" + (f", every {policy.cadence_days}" if policy.cadence_days else ", no cadence")))
     return sorted(found, key=lambda t: t.rank)
 
-# %% ../../nbs/monitoring/53_retraining.ipynb #f4f89006
+# %% ../../nbs/monitoring/53_retraining.ipynb #897691fd
 ACTIONS = {"MEND": "mend the camera first: training on its pictures would teach the fault", "RETRAIN": "train again, on the newest labels", "LABEL": "label first: there is a reason to train, and not enough to learn from",
            "AUDIT": "label a random sample: does accuracy suffer?", "MIX": "nothing is wrong with pictures or model: ask what changed in the traffic; choose a new reference if it stays", "WAIT": "wait: it was trained a short time ago, or one more window decides",
            "NOTHING": "nothing to do"}
@@ -224,7 +224,7 @@ def decide(e: Evidence, policy: RetrainPolicy, now: datetime) -> tuple[str, str]
     if "new class" in on: return "RETRAIN", by["new class"].reason
     if "cadence" in on: return "RETRAIN", by["cadence"].reason
     if "accuracy" in on or by["new class"].state == "pending": return "LABEL", by["accuracy" if "accuracy" in on else "new class"].reason
-    if alarm and newest.cause == "mix shift": return "MIX", next(t.reason for t in drifts if "mix shift" in t.reason)
+    if alarm and newest.cause == "mix shift": return "MIX", next((t.reason for t in drifts if newest.cause in t.reason), f"the newest window is {newest.verdict}, cause: mix shift")
     stale = e.audit_until is not None and newest is not None and e.audit_until < newest.since
     doubt = by["accuracy"].state in ("unknown", "pending") or stale
     for t, state in ((drift, "on"), (by["users"], "pending"), (by["environment"], "pending")):

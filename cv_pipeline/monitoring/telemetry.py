@@ -710,7 +710,7 @@ class _Books:
                 "xyxy": np.stack([_numbers(table, k, np.float32, np.nan) for k in ("x1", "y1", "x2", "y2")], axis=1), "area_share": _numbers(table, "area_share", np.float32, np.nan),
                 "tracker_id": _numbers(table, "tracker_id", np.int32, -1), "decision": decision}
 
-# %% ../../nbs/monitoring/50_telemetry.ipynb #9489366f
+# %% ../../nbs/monitoring/50_telemetry.ipynb #9f3c80f6
 def _days(period: tuple[int | None, int | None]) -> tuple[str, str]:
     "First and last day of a period, as text."
     day = lambda t: f"{_EPOCH + timedelta(microseconds=t):%Y-%m-%d}"
@@ -728,7 +728,7 @@ def _deleted(folder: Path, period: tuple[int | None, int | None], cameras: Seque
     "What of a period was deleted, as a sentence, and how many lines of deleted.jsonl cannot be read."
     path, (a, b), found, bad = folder / "deleted.jsonl", _days(period), {}, 0
     places = None if cameras is None else {camera_folder(c) for c in cameras}
-    for line in filter(str.strip, path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ()):
+    for line in filter(str.strip, path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ()):
         try: row = json.loads(line); day, of = row["what"][:10], set(row.get("cameras", places or ()))
         except (ValueError, KeyError, TypeError, AttributeError): bad += 1; continue
         if a <= day <= b and (places is None or of & places): found[day] = day

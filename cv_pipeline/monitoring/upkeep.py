@@ -266,14 +266,14 @@ class Upkeep:
         "Camera → signal → value; empty while a camera is being learnt."
         with self._lock: return {c: dict(w.values) for c, w in self.watches.items()}
 
-# %% ../../nbs/monitoring/50a_upkeep.ipynb #c5057079
+# %% ../../nbs/monitoring/50a_upkeep.ipynb #4f4ba50c
 def read_events(
     folder: str | Path,
     notes: list[str] | None = None,  # is told how many lines were left out
 ) -> list[UpkeepEvent]:
     "What `Upkeep` wrote. Lines that are no event, as a crash leaves them, are left out and counted; DataError when nothing else is there."
     events, bad, path = [], [], Path(folder) / "upkeep.jsonl"
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []  # not splitlines: a name may hold U+2028
     for number, line in enumerate(lines, 1):
         if not line.strip(): continue
         try:
