@@ -492,13 +492,7 @@ class Pipeline:
 
     def run(self, tick: Callable[[Pipeline], None] | None = None) -> dict[str, Any]:  # tick: called about 5 times a second
         "Run to the end and return the summary; raises the error that ended the run."
-        if self._run.life.started is not None: raise ConfigError("a pipeline runs once", hint="build a new one")
-        with interruptible(self, (signal.SIGINT,)):
-            self._run.life.started = self._run.clock()
-            try: _run_threads(self, self._run, tick)
-            finally: _settle(self, self._run)
-        if self._run.error is not None: raise self._run.error
-        return self.summary()
+        return _run_once(self, self._run, tick)
 
     def stop(self, discard: bool = False) -> None:  # discard: forget frames that wait
         "End the run early: no new frames; those already read are finished and delivered."
@@ -589,6 +583,16 @@ def _settle(pipeline: Pipeline, run: _Run) -> None:
                            hint="a disk or a driver that does not answer; `read_results` reads what is there"))
     pipeline.seconds = (run.life.ended or run.clock()) - run.life.started
     pipeline.finished = True
+
+
+def _run_once(pipeline: Pipeline, run: _Run, tick: Callable | None) -> dict[str, Any]:
+    if run.life.started is not None: raise ConfigError("a pipeline runs once", hint="build a new one")
+    with interruptible(pipeline, (signal.SIGINT,)):
+        run.life.started = run.clock()
+        try: _run_threads(pipeline, run, tick)
+        finally: _settle(pipeline, run)
+    if run.error is not None: raise run.error
+    return pipeline.summary()
 
 # %% ../../nbs/video/27_pipeline.ipynb #47e8d5b1
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
