@@ -7,6 +7,7 @@ from hypothesis import settings
 
 from tests.helpers.cameras import Server, why_no_server
 from tests.helpers.fiftyone_service import open_fiftyone
+from tests.helpers.services import absent
 
 settings.register_profile("any machine", deadline=None)  # a busy machine is no failed property
 settings.load_profile("any machine")
@@ -37,7 +38,7 @@ def fo(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def gstreamer():
-    if reason := why_no_server(): pytest.skip(reason)
+    if reason := why_no_server(): absent(reason)
 
 
 @pytest.fixture

@@ -305,7 +305,7 @@ def test_a_mistake_does_not_destroy_the_results_of_the_run_before(tmp_path, clip
 def test_two_runs_do_not_share_a_folder(tmp_path):
     first = start_endless(tmp_path)
     try:
-        until(lambda: lines_in(tmp_path / "results.jsonl") > 5, 60)
+        until(lambda: lines_in(tmp_path / "results.jsonl") > 5, 60, first)
         second = cli("run", "line:frames=5", "--out", tmp_path)
         assert second.returncode == 2 and "another run" in second.stderr
     finally:
@@ -323,7 +323,7 @@ def test_realtime_also_holds_for_sources_of_a_file(tmp_path, clip):
 
 def test_interrupted_demo_gives_no_scores(tmp_path):
     process = subprocess.Popen([CLI, "demo", "--seconds", "30", "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until(lambda: lines_in(tmp_path / "results.jsonl") > 10, 60)
+    until(lambda: lines_in(tmp_path / "results.jsonl") > 10, 180, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

@@ -13,7 +13,9 @@ def until(happened: Callable[[], object], seconds: float = 15.0, process: subpro
     end, pause = time.monotonic() + seconds, threading.Event()
     while not happened():
         if process is not None and process.poll() is not None: raise AssertionError(f"the process has ended: {process.communicate()}")
-        assert time.monotonic() < end, f"it did not happen within {seconds} s"
+        if time.monotonic() > end:
+            if process is not None: process.kill()  # nobody will end it after this test
+            raise AssertionError(f"it did not happen within {seconds} s")
         pause.wait(0.01)
     return True
 
