@@ -129,11 +129,8 @@ def _overrides(sources: list[str], how: dict[str, Any], options: dict[str, Any])
 
 # %% ../nbs/92_cli.ipynb #e147df3c
 def _ready(url: str | None, pipeline: Pipeline) -> None:
-    "Say where health is served; from now on SIGTERM ends the run like Ctrl-C."
-    import signal
-
+    "Say where health is served."
     if url: say(f"health: {url}/healthz /readyz /metrics")
-    signal.signal(signal.SIGTERM, lambda *_: pipeline.stop())
 
 # %% ../nbs/92_cli.ipynb #aa8f6009
 @app.command(epilog="Examples: `cv-pipeline run belt.mp4 --save-video` · `cv-pipeline run cameras.yaml` · `cv-pipeline run photos/ --model yolo.onnx --conf 0.4` · "
@@ -181,7 +178,11 @@ def _run_command(sources: list[str], config: Path | None, how: dict[str, Any], o
     cfg = load_config(config, _overrides(sources, how, options))
     given = {k: v for k, v in how.items() if v}  # also for sources that come from the YAML
     cfg.sources = [s.model_copy(update=given) for s in cfg.sources]
-    with _progress(None) as tick: summary = run_config(cfg, tick, _ready)
+    try:
+        with _progress(None) as tick: summary = run_config(cfg, tick, _ready)
+    except KeyboardInterrupt:  # before the run began, or for the third time
+        say("interrupted; `cv_pipeline.video.sinks.read_results` reads the unfinished results")
+        raise
     show_summary(summary)
     say(f"results: {plain(cfg.delivery.out)}")
     return summary

@@ -1,16 +1,16 @@
 """Fixtures shared by all tests."""
-import importlib
 import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.helpers.cameras import Server, why_no_server
+from tests.helpers.fiftyone_service import open_fiftyone
+from tests.helpers.services import absent
+
 settings.register_profile("any machine", deadline=None)  # a busy machine is no failed property
 settings.load_profile("any machine")
-
-if os.environ.get("CV_PIPELINE_REQUIRE_SERVICES"):  # where everything has been installed, what cannot be imported is a failure and no skip
-    pytest.importorskip = lambda name, *args, **kwargs: importlib.import_module(name)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,3 +28,26 @@ def real_data() -> Path:
     path = Path(folder)
     assert path.is_dir(), f"CV_PIPELINE_REAL_DATA={folder} is not a folder"
     return path
+
+
+@pytest.fixture(scope="session")
+def fo(tmp_path_factory):
+    "A real FiftyOne with its database."
+    return open_fiftyone(tmp_path_factory.mktemp("fiftyone"))
+
+
+@pytest.fixture(scope="session")
+def gstreamer():
+    if reason := why_no_server(): absent(reason)
+
+
+@pytest.fixture
+def serve(gstreamer):
+    started = []
+
+    def start(*args, port=0):
+        started.append(Server(*args, port=port))
+        return started[-1]
+
+    yield start
+    for server in started: server.kill()

@@ -8,9 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from label_studio_server import TOKEN, LabelStudio
-from test_review import fo  # noqa: F401  # a real FiftyOne with its database
-from test_select import plain_onnx
 from typer.testing import CliRunner
 
 from cv_pipeline import cli
@@ -26,6 +23,9 @@ from cv_pipeline.line import write_dataset
 from cv_pipeline.synthetic import FactoryLine, LineConfig
 from cv_pipeline.types import BackendError, ConfigError, CVPipelineError, DataError, Detections, MissingExtraError, SinkError
 from cv_pipeline.video.run import run_config
+from tests.helpers.label_studio_server import TOKEN, LabelStudio
+from tests.helpers.plain_networks import plain_onnx
+from tests.helpers.services import require
 
 CLI = str(Path(sys.executable).with_name("cv-pipeline"))
 NAMES = ("gear", "bolt", "nut", "bracket", "defect")
@@ -385,7 +385,7 @@ def test_the_gate_by_command(test_set, tmp_path):
 
 
 def test_a_real_training_by_command_goes_to_the_gate(batch, test_set, tmp_path):
-    pytest.importorskip("ultralytics")
+    require("ultralytics")
     ask("merge", batch, "--out", tmp_path / "v1", "--frozen", test_set, "--hamming", 0, "--val", .3)
     said = ask("train", tmp_path / "v1", "--out", tmp_path / "r", "--epochs", 1, "--imgsz", 96, "--batch", 4, "--seed", 4, "--augment", "none", "--frozen", test_set)
     card = json.loads((tmp_path / "r" / "run.json").read_text())

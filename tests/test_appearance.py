@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from cv_pipeline.types import BackendError, ConfigError, DataError
 from cv_pipeline.video.appearance import ColourHistogram, Embedder, OnnxEmbedder, free_batch, sample_boxes
+from tests.helpers.services import require
 
-onnx = pytest.importorskip("onnx", reason="the package onnx makes the small networks of these tests")
+onnx = require("onnx", reason="the package onnx makes the small networks of these tests")
 
 
 def small_network(path, batch=1, dim=6, size=(32, 16), fixed_reshape=True, flat_input=False):

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("albumentations", reason="albumentations is not installed: pip install \"cv_pipeline[train]\"")
+from tests.helpers.services import require
+
+require("albumentations", reason="albumentations is not installed: pip install \"cv_pipeline[train]\"")
 
 from cv_pipeline.annotation.augment import AUGMENTS, Augment, augment_settings, bad_day, failing_lamp, painters, transforms
 from cv_pipeline.types import ConfigError
@@ -57,7 +59,7 @@ def test_a_failing_lamp_darkens_one_side_and_brightens_nothing():
 
 def test_kinds_hit_independently_inside_ultralytics():
     "Naively composed, transforms seeded by Ultralytics hit the same pictures; these do not."
-    pytest.importorskip("ultralytics")
+    require("ultralytics")
     import albumentations as A
     import torch
     from ultralytics.data.augment import Albumentations
@@ -72,7 +74,7 @@ def test_kinds_hit_independently_inside_ultralytics():
 
 
 def test_boxes_come_out_as_they_went_in():
-    pytest.importorskip("ultralytics")
+    require("ultralytics")
     import albumentations as A
     from ultralytics.data.augment import Albumentations
     from ultralytics.utils.instance import Instances

@@ -34,6 +34,7 @@ from cv_pipeline.inference.benchmark import (
 )
 from cv_pipeline.inference.manifest import Artefact, ModelManifest, load_manifest
 from cv_pipeline.types import BackendError, ConfigError, DataError, SinkError
+from tests.helpers.services import require
 
 
 def table(call, batches=(1, 2, 4, 8, 16, 32), artefact="x", threads=1):
@@ -229,7 +230,7 @@ def _line(folder, pictures=6):
 
 
 def test_a_plain_file_is_also_given_to_openvino_but_a_judged_family_is_left_alone():
-    pytest.importorskip("openvino")
+    require("openvino")
     plain = ModelManifest("m", "m.onnx", ("a",))
     assert [a.label for a in variants(plain)] == ["m.onnx on onnxruntime", "m.onnx on openvino (fp32)", "m.onnx on openvino (bf16)"]
     assert not any(a.gated for a in variants(plain)[1:])
@@ -266,7 +267,7 @@ def test_the_largest_batch_that_fits(limit, dies, fixed, most, largest, why):
 
 @pytest.mark.real
 def test_a_fixed_batch_and_another_preprocessing_are_measured_as_they_are(real_data, tmp_path):
-    from test_models_real import YOLOX
+    from tests.helpers.manifests import YOLOX
     (tmp_path / "yolox.yaml").write_text(YOLOX)
     b = run_benchmark(real_data / "models" / "yolox_nano.onnx", spec=tmp_path / "yolox.yaml", backends=("onnxruntime",), batches=(1, 4), threads=(1,), seconds=0.3, rounds=2, fit=True)
     assert [r["batch"] for r in b.rows] == [1] and b.fit["largest"] == 1
@@ -275,7 +276,7 @@ def test_a_fixed_batch_and_another_preprocessing_are_measured_as_they_are(real_d
 
 @pytest.mark.gpu
 def test_gpu_memory_is_read():
-    pytest.importorskip("pynvml")
+    require("pynvml")
     if not room.machine()["gpus"]: pytest.skip("no GPU here: not measured")
     b = run_benchmark("factory_line", batches=(1,), threads=(1,), providers=["CUDAExecutionProvider"], seconds=0.2, rounds=2, fit=False)
     assert b.rows[0]["gpu_mib"] > 0

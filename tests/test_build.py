@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tensorrt_imitation
-from tiny_detectors import manifest, tiny
 
 from cv_pipeline.inference.backends import load_backend
 from cv_pipeline.inference.build import build_model, pick_source, probe_batch, scores_of, verify_engine
@@ -15,6 +13,8 @@ from cv_pipeline.inference.manifest import Artefact, load_manifest, save_manifes
 from cv_pipeline.inference.onnx import OnnxBackend
 from cv_pipeline.inference.tensorrt import TensorRTBackend
 from cv_pipeline.types import BackendError, ConfigError, ModelSpecMismatch
+from tests.helpers import tensorrt_imitation
+from tests.helpers.tiny_detectors import manifest, tiny
 
 CARD = DeviceInfo(0, "Imitated Card", (8, 9), "CUDA 13.2", 24 << 30)
 YES = {"accepted": True}

@@ -8,6 +8,7 @@ from cv_pipeline.inference.manifest import bundled_models, load_manifest
 from cv_pipeline.line import average_precision
 from cv_pipeline.parts import CLASS_NAMES
 from cv_pipeline.synthetic import FactoryLine, LineConfig
+from tests.helpers.services import require
 
 SEED = 4_200_000  # neither in training (100,000…), validation (200,000…) nor in the report (900,000…)
 
@@ -32,7 +33,7 @@ def score(model, **kwargs):
 
 
 def test_it_finds_the_parts_on_unseen_clean_video(model):
-    pytest.importorskip("pycocotools")
+    require("pycocotools")
     result = score(model)
     assert result["objects"] > 800
     assert result["AP50"] >= 0.95 and result["AP"] >= 0.75, result
@@ -41,7 +42,7 @@ def test_it_finds_the_parts_on_unseen_clean_video(model):
 
 def test_the_manifest_tells_what_hurts(model):
     "The report in the manifest covers every condition, and a fresh measurement of the worst one agrees with it."
-    pytest.importorskip("pycocotools")
+    require("pycocotools")
     said = load_manifest("factory_line")[0].metrics
     assert set(said["severity_3"]) == set(CONDITION_NAMES)
     assert said["clean"]["AP50"] >= 0.95 and said["clean"]["AP"] >= 0.75 and said["clean"]["frames"] >= 200

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_metrics import random_set
 
 from cv_pipeline.evaluation.calibration import (
     Claims,
@@ -27,6 +26,7 @@ from cv_pipeline.evaluation.metrics import match_set
 from cv_pipeline.evaluation.records import EvalSet, box_table
 from cv_pipeline.inference.calibrators import apply_curve, curve_problem, expit, logit
 from cv_pipeline.types import DataError
+from tests.helpers.eval_sets import random_set
 
 
 def made_up(n: int, seed: int, a: float = 1.0, b: float = 0.0) -> Claims:

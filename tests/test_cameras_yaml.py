@@ -3,18 +3,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from test_streams import gstreamer, serve  # noqa: F401  (fixtures)
 
 from cv_pipeline.line import open_line, write_video
 from cv_pipeline.video.events import read_events
 from cv_pipeline.video.sinks import read_results
+from tests.helpers.cli import CLI, hears_ctrl_c
+from tests.helpers.waiting import until
 
-CLI = str(Path(sys.executable).with_name("cv-pipeline"))
 SECRET = "p%40ss:w/rd?"
 
 
@@ -25,19 +23,13 @@ def clip(tmp_path_factory):
     return path
 
 
-def hears_ctrl_c():
-    "A shell starts background jobs deaf to Ctrl-C, and a test run may be one; the program under test is not."
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def run_for(folder: Path, config: dict, seconds: float, done=lambda out: False) -> tuple[dict, str, int]:
-    "Run the command, end it with Ctrl-C after so many seconds or when `done`, and return summary, output and exit code."
+    "Run the command, end it with Ctrl-C when `done`, which may take so many seconds, and return summary, output and exit code."
     (folder / "cameras.yaml").write_text(json.dumps(config))  # JSON is YAML
     with open(folder / "log", "w") as log:
         process = subprocess.Popen([CLI, "run", str(folder / "cameras.yaml")], stdout=log, stderr=log, env={**os.environ, "GATE_PASSWORD": SECRET}, preexec_fn=hears_ctrl_c)
         try:
-            end = time.monotonic() + seconds
-            while process.poll() is None and time.monotonic() < end and not done(folder / "out"): time.sleep(0.2)
+            until(lambda: process.poll() is not None or done(folder / "out"), seconds)
             if process.poll() is None: process.send_signal(signal.SIGINT)
             code = process.wait(60)
         finally:
@@ -50,7 +42,7 @@ def frames_of(out: Path, source: str) -> int:
     except (OSError, ValueError): return 0
 
 
-def test_sixteen_sources_one_of_them_rtsp_and_four_that_misbehave(tmp_path, clip, serve):  # noqa: F811
+def test_sixteen_sources_one_of_them_rtsp_and_four_that_misbehave(tmp_path, clip, serve):
     (tmp_path / "broken.mp4").write_bytes(clip.read_bytes()[:2000])
     camera = serve("--size", "320x240", "--fps", "10")
     guarded = serve("--size", "320x240", "--fps", "10", "--user", "me", "--password", "right")

@@ -25,6 +25,7 @@ from cv_pipeline.line import write_dataset
 from cv_pipeline.synthetic import FactoryLine, LineConfig
 from cv_pipeline.types import ConfigError, DataError
 from cv_pipeline.video.images import read_image
+from tests.helpers.services import require
 
 NAMES = ("nut", "bolt", "lid")
 
@@ -240,8 +241,8 @@ def test_slices_from_columns_and_the_version_of_the_next_model(place, tmp_path):
 
 
 def test_a_checkpoint_is_exported_and_kept(place, tmp_path):
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("ultralytics")
+    torch = require("torch")
+    require("ultralytics")
     from cv_pipeline.annotation.train import warm_start
 
     net = warm_start("factory_line", pictures=[read_image(i.path) for i in read_dataset(place / "data")[:16]])

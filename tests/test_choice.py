@@ -31,6 +31,7 @@ from cv_pipeline.inference.choice import (
 from cv_pipeline.inference.manifest import Artefact, PreprocessSpec, bundled_models, load_manifest, save_manifest
 from cv_pipeline.inference.preprocess import Preprocessor
 from cv_pipeline.types import Backend, BackendError, ConfigError
+from tests.helpers.services import require
 
 YES, NO = {"accepted": True}, {"accepted": False, "reason": "AP loss is above 0.005"}
 
@@ -256,7 +257,7 @@ def test_fewer_cores_are_another_machine():
 
 @pytest.mark.real
 def test_auto_on_a_real_family_picks_nothing_slower_than_fp32(real_data, tmp_path):
-    pytest.importorskip("openvino", reason='pip install "cv_pipeline[openvino]"')
+    require("openvino", reason='pip install "cv_pipeline[openvino]"')
     folder = tmp_path / "y"
     folder.mkdir()
     shutil.copy(real_data / "models" / "yolov8n_fp32_reconstructed.onnx", folder / "model.onnx")

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -16,8 +15,9 @@ import pytest
 from cv_pipeline.line import open_line, write_dataset, write_video
 from cv_pipeline.synthetic import FactoryLine, LineConfig
 from cv_pipeline.video.sinks import read_results
+from tests.helpers.cli import CLI, lines_in, start_endless
+from tests.helpers.waiting import until
 
-CLI = str(Path(sys.executable).with_name("cv-pipeline"))
 COLUMNS = ["source_id", "frame_id", "captured_at", "class_id", "class_name", "confidence", "x1", "y1", "x2", "y2", "tracker_id", "decision"]
 
 
@@ -230,32 +230,10 @@ def test_a_file_that_is_no_model(tmp_path):
     assert result.returncode == 4 and "fake.onnx" in result.stderr.replace("\n", "")
 
 
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def hears_ctrl_c():
-    "A shell starts background jobs deaf to Ctrl-C, and a test run may be one; the program under test is not."
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def start_endless(out, *args):
-    return subprocess.Popen([CLI, "run", "line:", "--out", str(out), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c)
-
-
-def lines_in(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_runs_finish_their_files(tmp_path, sig):
     process = start_endless(tmp_path, "--save-video")
-    assert wait_for(lambda: lines_in(tmp_path / "results.jsonl") > 30), process.communicate()
+    until(lambda: lines_in(tmp_path / "results.jsonl") > 30, 60, process)
     process.send_signal(sig)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -266,7 +244,7 @@ def test_interrupted_runs_finish_their_files(tmp_path, sig):
 
 def test_kill_9_leaves_readable_results(tmp_path):
     process = start_endless(tmp_path)
-    assert wait_for(lambda: any((tmp_path / "results.parts").glob("*.parquet"))), process.communicate()
+    until(lambda: any((tmp_path / "results.parts").glob("*.parquet")), 60, process)
     process.kill()
     process.communicate()
     table = read_results(tmp_path)
@@ -327,7 +305,7 @@ def test_a_mistake_does_not_destroy_the_results_of_the_run_before(tmp_path, clip
 def test_two_runs_do_not_share_a_folder(tmp_path):
     first = start_endless(tmp_path)
     try:
-        assert wait_for(lambda: lines_in(tmp_path / "results.jsonl") > 5)
+        until(lambda: lines_in(tmp_path / "results.jsonl") > 5, 60, first)
         second = cli("run", "line:frames=5", "--out", tmp_path)
         assert second.returncode == 2 and "another run" in second.stderr
     finally:
@@ -345,7 +323,7 @@ def test_realtime_also_holds_for_sources_of_a_file(tmp_path, clip):
 
 def test_interrupted_demo_gives_no_scores(tmp_path):
     process = subprocess.Popen([CLI, "demo", "--seconds", "30", "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert wait_for(lambda: lines_in(tmp_path / "results.jsonl") > 10)
+    until(lambda: lines_in(tmp_path / "results.jsonl") > 10, 180, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -421,7 +399,7 @@ def test_health_endpoint_of_a_running_process(tmp_path):
     with open(tmp_path / "stderr", "w") as stderr:
         process = subprocess.Popen([CLI, "run", "line:", "--out", str(tmp_path), "--serve-health", "0"], stdout=subprocess.DEVNULL, stderr=stderr)
     try:
-        assert wait_for(lambda: lines_in(tmp_path / "results.jsonl") > 10)
+        until(lambda: lines_in(tmp_path / "results.jsonl") > 10, 60)
         url = re.search(r"http://127\.0\.0\.1:\d+", (tmp_path / "stderr").read_text())[0]
         assert json.load(urlopen(url + "/readyz", timeout=10))["status"] == "ready"
         assert json.load(urlopen(url + "/healthz", timeout=10))["status"] == "alive"

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tensorrt_imitation
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +30,8 @@ from cv_pipeline.inference.cuda import (
     open_device,
 )
 from cv_pipeline.types import BackendError, ConfigError
+from tests.helpers import tensorrt_imitation
+from tests.helpers.services import require
 
 CARD = DeviceInfo(0, "Imitated Card", (8, 9), "CUDA 13.2", 24 << 30)
 DRIVER = r"""
@@ -115,7 +116,7 @@ def test_status_codes_become_the_right_errors():
 
 
 def test_the_real_cuda_python_without_a_card_raises_and_does_not_crash():
-    pytest.importorskip("cuda.bindings.runtime")
+    require("cuda.bindings.runtime")
     code = """
 from cv_pipeline.inference.cuda import *
 from cv_pipeline.types import BackendError
@@ -136,7 +137,7 @@ for make in (CudaDevice, TorchDevice):
 
 
 def test_every_name_and_every_number_of_arguments_is_cuda_pythons():
-    runtime, driver = pytest.importorskip("cuda.bindings.runtime"), pytest.importorskip("cuda.bindings.driver")
+    runtime, driver = require("cuda.bindings.runtime"), require("cuda.bindings.driver")
     text = inspect.getsource(cuda)
     calls = set(re.findall(r'_call\("(cuda\w+)"', text)) | set(re.findall(r"self\.runtime\.(cuda[A-Z]\w+)\(", text)) | set(re.findall(r"driver\.(cu[A-Z]\w+)\(", text))
     assert len(calls) >= 16 and "cudaMemcpyAsync" in calls and "cuLaunchKernel" in calls
@@ -152,7 +153,7 @@ def test_every_name_and_every_number_of_arguments_is_cuda_pythons():
 
 def test_the_real_cuda_python_takes_these_types_of_arguments_in_every_call():
     "Without a driver each call gets as far as the library's own status; an argument of a wrong type would be a TypeError before that."
-    runtime, driver = pytest.importorskip("cuda.bindings.runtime"), pytest.importorskip("cuda.bindings.driver")
+    runtime, driver = require("cuda.bindings.runtime"), require("cuda.bindings.driver")
     if int(runtime.cudaGetDeviceCount()[0]) == 0:
         pytest.skip("there is a card here: made-up addresses must not reach it")
     device = CudaDevice.__new__(CudaDevice)
@@ -317,7 +318,7 @@ class TorchOnTheHost:
 
 
 def test_torchs_memory_takes_and_gives_bytes_of_every_type():
-    torch = pytest.importorskip("torch")
+    torch = require("torch")
     device = TorchDevice(CARD, TorchOnTheHost(torch))
     assert device.stream == 77 and device.kind == "torch"
     for dtype in (np.uint8, np.float16, np.float32):
@@ -340,7 +341,7 @@ def test_torchs_memory_takes_and_gives_bytes_of_every_type():
 
 
 def test_every_name_is_torchs():
-    torch = pytest.importorskip("torch")
+    torch = require("torch")
     for owner, names in ((torch.cuda, ("Stream", "stream", "graph", "CUDAGraph", "mem_get_info", "set_device")), (torch.cuda.CUDAGraph, ("replay", "reset")),
                          (torch.cuda.Stream, ("synchronize",)), (torch, ("OutOfMemoryError", "from_numpy"))):
         assert [n for n in names if not hasattr(owner, n)] == []
@@ -348,7 +349,7 @@ def test_every_name_is_torchs():
 
 
 def test_torch_without_cuda_is_a_backend_error_and_its_out_of_memory_is_ours():
-    torch = pytest.importorskip("torch")
+    torch = require("torch")
     device = TorchDevice.__new__(TorchDevice)
     device.torch = torch
 

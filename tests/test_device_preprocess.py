@@ -1,5 +1,4 @@
 """Letterbox on the device: the same floats as on the host, to the last bit, in torch and in the kernel's own text compiled for the host."""
-import ctypes
 import os
 import shutil
 import subprocess
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cv_pipeline.inference.device_preprocess import (
-    LAUNCHED,
     VALUE_TYPES,
     KernelPreprocessor,
     Packed,
@@ -22,6 +20,8 @@ from cv_pipeline.inference.device_preprocess import (
 from cv_pipeline.inference.manifest import PreprocessSpec
 from cv_pipeline.inference.preprocess import Preprocessor, fit
 from cv_pipeline.types import BackendError, ConfigError, DataError
+from tests.helpers.on_the_host import OnTheHost
+from tests.helpers.services import require
 
 SILLY = [(1, 1), (1, 5000), (5000, 1), (1, 2), (2, 1), (3, 641), (641, 3), (639, 641), (640, 640), (1280, 1280), (640, 639), (1279, 720), (1280, 720), (1920, 1080)]
 SPECS = {
@@ -40,32 +40,6 @@ def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, width, height]).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-class OnTheHost:
-    "A device whose memory is the host's and whose kernel is the CUDA text, compiled by gcc with warnings as errors and bounds checked."
-
-    def __init__(self, folder, dtype):
-        (folder / "k.c").write_text(LAUNCHED)
-        flags = ["-O2", "-std=c99", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function"]
-        subprocess.run(["gcc", *flags, "-shared", "-fPIC", f"-DVALUE={VALUE_TYPES[dtype]}", "-o", folder / "k.so", folder / "k.c"], check=True)
-        self.library, self.uploads, self.launches = ctypes.CDLL(str(folder / "k.so")), [], 0
-
-    def load_kernel(self, code, name): return getattr(self.library, name)
-    def memory(self, nbytes): return np.full(max(nbytes, 1), 0xAB, np.uint8)
-    def pinned(self, shape, dtype): return np.full(shape, 0xCD, dtype)
-    def synchronize(self): pass
-
-    def upload(self, memory, array):
-        assert array.nbytes <= memory.nbytes and array.flags.c_contiguous
-        self.uploads.append(array.nbytes)
-        memory[:array.nbytes] = array.reshape(-1).view(np.uint8)
-
-    def launch(self, kernel, blocks, threads, arguments):
-        self.launches += 1
-        assert blocks[0] * threads >= arguments[5] * arguments[6] > (blocks[0] - 1) * threads
-        point = {np.ndarray: lambda a: ctypes.c_void_p(a.ctypes.data), np.uint64: lambda a: ctypes.c_void_p(int(a))}
-        kernel(*[point.get(type(a), int)(a) for a in arguments], blocks[1])
-
-
 @pytest.fixture
 def host(tmp_path):
     if not shutil.which("gcc"):
@@ -75,7 +49,7 @@ def host(tmp_path):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_torch_makes_the_hosts_tensor_on_many_odd_sizes(name):
-    pytest.importorskip("torch")
+    require("torch")
     spec = SPECS[name]
     reference, device = Preprocessor(spec), TorchPreprocessor(spec, dtype="uint8" if name == "bytes" else "float32")
     for width, height in sizes(40):
@@ -105,7 +79,7 @@ def test_half_precision_is_the_rounded_float(host):
     out = np.empty_like(wanted)
     KernelPreprocessor(SPECS["imagenet"], host("float16"), "float16").into(images, out.ctypes.data)
     assert np.array_equal(out, wanted)
-    torch = pytest.importorskip("torch")
+    torch = require("torch")
     assert TorchPreprocessor(SPECS["imagenet"], dtype="float16").batch(images)[0].dtype == torch.float16
     assert np.array_equal(TorchPreprocessor(SPECS["imagenet"], dtype="float16").batch(images)[0].numpy(), wanted)
 
@@ -122,7 +96,7 @@ def test_weights_are_a_partition_and_positions_lie_inside(taken, given_):
 
 def test_rounding_is_opencvs_and_not_torchs():
     "The reason for this room: float interpolation is another preprocessing, in one level of 255."
-    torch = pytest.importorskip("torch")
+    torch = require("torch")
     image = noise(768, 432)
     floats = torch.nn.functional.interpolate(torch.from_numpy(image).permute(2, 0, 1)[None].float(), (360, 640), mode="bilinear", align_corners=False)
     off = np.abs(floats[0].permute(1, 2, 0).round().numpy() - cv2.resize(image, (640, 360)).astype(np.float32))
@@ -130,7 +104,7 @@ def test_rounding_is_opencvs_and_not_torchs():
 
 
 def test_views_flips_and_tensors_already_there():
-    torch = pytest.importorskip("torch")
+    torch = require("torch")
     image = noise(300, 200)
     reference, device = Preprocessor(SPECS["odd"]), TorchPreprocessor(SPECS["odd"])
     for odd in (image[::-1], image[:, ::-1], image[10:77, 5:200], image[..., ::-1], np.asfortranarray(image)):
@@ -139,7 +113,7 @@ def test_views_flips_and_tensors_already_there():
 
 
 def test_writes_into_a_given_tensor_and_leaves_other_slots_alone():
-    torch = pytest.importorskip("torch")
+    torch = require("torch")
     out = torch.full((4, 3, 320, 416), -7.0)
     given_, _ = TorchPreprocessor(SPECS["odd"]).batch([noise(50, 60), noise(900, 8)], out)
     assert given_.data_ptr() == out.data_ptr() and len(given_) == 2
@@ -185,7 +159,7 @@ def test_cameras_of_one_size_share_their_tables():
     (np.zeros((5, 5), np.uint8), "not uint8 (5, 5) [image 1]"), (np.zeros((5, 5, 3), np.float32), "not float32"), (np.zeros((0, 5, 3), np.uint8), "(0, 5, 3)"),
     ("picture.jpg", "not str ()")])
 def test_what_is_no_picture_is_refused_before_anything_is_written(bad, message, host):
-    pytest.importorskip("torch")
+    require("torch")
     out = np.full((2, 3, 320, 416), 5, np.float32)
     for call in (lambda: TorchPreprocessor(SPECS["odd"]).batch([noise(4, 4), bad]), lambda: KernelPreprocessor(SPECS["odd"], host()).into([noise(4, 4), bad], out.ctypes.data)):
         with pytest.raises(DataError) as e:
@@ -195,7 +169,7 @@ def test_what_is_no_picture_is_refused_before_anything_is_written(bad, message, 
 
 
 def test_what_has_no_kernel_is_a_config_error(host):
-    pytest.importorskip("torch")
+    require("torch")
     for spec, dtype, message in [(PreprocessSpec(clahe=2), "float32", "clahe runs on the host only"), (PreprocessSpec(), "float64", "cannot be made of float64"),
                                  (PreprocessSpec(), "uint8", "nchw-float cannot be made of uint8"), (PreprocessSpec(layout="nhwc-uint8"), "float32", "nhwc-uint8 cannot be made")]:
         for make in (lambda s, d: TorchPreprocessor(s, dtype=d), lambda s, d: KernelPreprocessor(s, object(), d)):
@@ -206,14 +180,14 @@ def test_what_has_no_kernel_is_a_config_error(host):
 
 @pytest.mark.parametrize("arch", ["compute_75", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
 def test_nvrtc_compiles_the_kernel_for_every_card_since_turing(arch):
-    pytest.importorskip("cuda.bindings.nvrtc")
+    require("cuda.bindings.nvrtc")
     for dtype in VALUE_TYPES:
         code = compile_kernel(arch, dtype)
         assert code[:4] == b"\x7fELF" if arch.startswith("sm_") else b".entry letterbox_batch" in code
 
 
 def test_a_chip_that_nvrtc_does_not_know_is_a_backend_error():
-    pytest.importorskip("cuda.bindings.nvrtc")
+    require("cuda.bindings.nvrtc")
     with pytest.raises(BackendError, match="NVRTC refuses the kernel"):
         compile_kernel("sm_10")
 

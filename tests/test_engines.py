@@ -9,11 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorrt_imitation
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tensorrt_contract import place
-from tiny_detectors import manifest, tiny, with_suppression
 
 from cv_pipeline.inference.backends import OutOfMemory
 from cv_pipeline.inference.cuda import DeviceInfo, NoDevice, find_devices
@@ -34,6 +31,9 @@ from cv_pipeline.inference.engines import (
 )
 from cv_pipeline.inference.manifest import ModelManifest, PreprocessSpec, file_sha256
 from cv_pipeline.types import BackendError, ConfigError, ModelSpecMismatch
+from tests.helpers import tensorrt_imitation
+from tests.helpers.services import place, require
+from tests.helpers.tiny_detectors import manifest, tiny, with_suppression
 
 FOUR = BuildOptions(max_batch=4)
 CARD = DeviceInfo(0, "NVIDIA L4", (8, 9), "580.95.05 (CUDA 13.0)", 24 << 30)
@@ -69,7 +69,7 @@ def test_round_trip(tmp_path_factory, plan, extra):
 
 
 def test_ultralytics_own_reader_reads_it(build):
-    base = pytest.importorskip("ultralytics.nn.backends.base")
+    base = require("ultralytics.nn.backends.base")
     built = build()
     offset, header = base.BaseBackend.engine_header(built.path)
     assert built.path.read_bytes()[offset:].startswith(b"imitated ") and header == base.BaseBackend.read_metadata(built.path)
@@ -313,8 +313,8 @@ def test_no_driver_is_said_before_tensorrt_is_touched(tmp_path):
     code = f"""
 import sys
 from cv_pipeline.inference.engines import build_engine
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from tiny_detectors import manifest
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from tests.helpers.tiny_detectors import manifest
 try: build_engine({str(tmp_path / 'tiny.onnx')!r}, manifest())
 finally: print("tensorrt imported:", "tensorrt" in sys.modules)
 """

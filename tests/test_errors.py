@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_metrics import random_set
 
 from cv_pipeline.evaluation import metrics
 from cv_pipeline.evaluation.errors import KINDS, explain_errors, lrp, lrp_table
 from cv_pipeline.evaluation.metrics import match_set
 from cv_pipeline.evaluation.records import EvalSet, box_table
+from tests.helpers.eval_sets import random_set
+from tests.helpers.services import require
 
-tidecv = pytest.importorskip("tidecv", reason="tidecv is not installed: `make test` does it", exc_type=ImportError)
+tidecv = require("tidecv", reason="tidecv is not installed: `make test` does it")
 
 
 def oracle(s: EvalSet) -> tuple[float, dict[str, float], dict[str, int]]:

@@ -21,6 +21,7 @@ from cv_pipeline.video.pipeline import Pipeline
 from cv_pipeline.video.sinks import merge_results
 from cv_pipeline.video.tracking import SortTracker
 from cv_pipeline.video.zones import Event, LineRule, Rules, ZoneConfig
+from tests.helpers.services import require
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 BLANK = np.zeros((48, 64, 3), np.uint8)
@@ -126,8 +127,7 @@ def test_a_full_disk_is_an_error_but_callbacks_hear_and_nothing_is_lost(tmp_path
 
 WRITER = """
 import sys
-sys.path.insert(0, {tests!r})
-from test_events import *
+from tests.test_events import *
 now = [0.0]
 sink = EventSink({folder!r}, RULES, part_seconds=1.0, clock=lambda: now[0])
 k = 0
@@ -141,7 +141,7 @@ while True:
 
 
 def test_kill_minus_nine_keeps_what_was_written(tmp_path):
-    code = WRITER.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
+    code = WRITER.format(folder=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(__file__))})
     try:
         made = 0
@@ -215,7 +215,7 @@ def test_in_the_pipeline_with_adaptive_selection_two_cameras_and_the_bundled_mod
 
 
 def test_pictures_show_zones_lines_and_counts():
-    pytest.importorskip("supervision")
+    require("supervision")
     image = np.full((240, 320, 3), 90, np.uint8)
     rules = Rules([ZoneConfig("yard", [[.2, .2], [.6, .2], [.6, .8], [.2, .8]], sources=["a"])], [LineRule("gate", (250, 20), (250, 220))])
     drawn = draw_rules(image, rules, {"yard": {"person": {"in": 3, "out": 1, "now": 2, "total": 3}}, "gate": {}}, "a")

@@ -31,7 +31,7 @@ from cv_pipeline.types import ConfigError, Detections, Frame, FrameResult, utc_n
 from cv_pipeline.video.health import HealthServer
 from cv_pipeline.video.pipeline import Pipeline
 from cv_pipeline.video.run import open_sinks
-from tests.prometheus_service import find, prometheus
+from tests.helpers.prometheus_service import find, prometheus
 
 
 class Held:

@@ -10,16 +10,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from fiftyone_service import chromium, free_port, open_fiftyone
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_metrics import random_set
 
 from cv_pipeline.evaluation import failures as X
 from cv_pipeline.evaluation.metrics import confusion_matrix
 from cv_pipeline.evaluation.records import EvalSet, box_table
 from cv_pipeline.evaluation.worst import cases
 from cv_pipeline.types import ConfigError, DataError, MissingExtraError
+from tests.helpers.eval_sets import random_set
+from tests.helpers.fiftyone_service import chromium, open_fiftyone
+from tests.helpers.services import free_port, require
 
 SEEDS = st.integers(0, 10**6)
 
@@ -63,7 +64,7 @@ def coco_says(s: EvalSet) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_hits_ignored_and_missed_equal_pycocotools_with_crowds(seed):
-    pytest.importorskip("pycocotools")
+    require("pycocotools")
     s = random_set(seed, crowds=True)
     f = X.find_failures(s, 0.3, twins=[])
     visible = replace(s, predictions=s.predictions[s.predictions.confidence >= 0.3])

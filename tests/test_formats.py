@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cv_pipeline import formats as F
 from cv_pipeline.types import DataError, Detections, box_iou, merge_detections, validate_detections
+from tests.helpers.services import require
 
 SIZE = (1920, 1080)
 NAMES = ("gear", "bolt", "nut")
@@ -66,7 +67,7 @@ def test_mot_round_trip(d, frame_id):
 @settings(max_examples=40, deadline=None)
 @given(detections(inside=False))
 def test_supervision_round_trip(d):
-    pytest.importorskip("supervision")
+    require("supervision")
     d.data["decision"] = np.arange(len(d), dtype=np.int8)
     back = F.from_supervision(F.to_supervision(d))
     same(back, d, px=0, conf=0)
@@ -76,7 +77,7 @@ def test_supervision_round_trip(d):
 @settings(max_examples=25, deadline=None)
 @given(detections())
 def test_ultralytics_round_trip(d):
-    pytest.importorskip("ultralytics")
+    require("ultralytics")
     back = F.from_ultralytics(F.to_ultralytics(d, np.zeros((SIZE[1], SIZE[0], 3), np.uint8), NAMES))
     same(back, d, px=1e-3, ids=len(d) > 0)
 
@@ -109,7 +110,7 @@ def test_nan_is_refused_on_the_way_out(write, value):
 
 
 def test_nan_is_refused_on_the_way_in():
-    supervision = pytest.importorskip("supervision")
+    supervision = require("supervision")
     nan = np.float32([[0, 0, np.nan, 1]])
     with pytest.raises(DataError, match="line 2 holds NaN"):
         F.from_yolo("0 .5 .5 .1 .1\n0 .5 nan .1 .1\n", SIZE, where="b.txt")

@@ -1,4 +1,5 @@
 """Guards of the notebook house: the exported package is what the notebooks say, and only that."""
+import ast
 import json
 import re
 import shutil
@@ -129,3 +130,27 @@ def test_readme_is_the_rendered_index():
             assert seen_from_root.strip() in text, "README.md is stale: run `make sync`"
     for link in re.findall(r"\]\(([^):#]+)\)", text):
         assert (ROOT / link).exists(), f"README.md links to {link}, which is not there"
+
+
+TESTS = sorted((ROOT / "tests").glob("test_*.py"))
+
+
+def calls(file: Path) -> set[str]:
+    "Names of the functions that a file calls, as they are written."
+    return {ast.unparse(node.func) for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)}
+
+
+@pytest.mark.parametrize("file", TESTS, ids=lambda file: file.stem)
+def test_no_test_file_imports_another(file):
+    others = [name for name in re.findall(r"^\s*(?:from|import)\s+(?:tests\.)?(test_\w+)", file.read_text(encoding="utf-8"), re.M) if name != file.stem]
+    assert others == [], "what tests share lies in tests/helpers/"
+
+
+@pytest.mark.parametrize("file", TESTS, ids=lambda file: file.stem)
+def test_no_test_sleeps(file):
+    assert not calls(file) & {"time.sleep", "sleep"}, "wait for a condition: tests.helpers.waiting.until"
+
+
+@pytest.mark.parametrize("file", TESTS, ids=lambda file: file.stem)
+def test_what_is_promised_is_not_skipped(file):
+    assert "pytest.importorskip" not in calls(file), "tests.helpers.services.require fails where everything is installed"

@@ -20,6 +20,7 @@ from cv_pipeline.inference.backends import load_model
 from cv_pipeline.line import write_dataset
 from cv_pipeline.synthetic import FactoryLine, LineConfig
 from cv_pipeline.types import ConfigError, DataError, Detections
+from tests.helpers.services import require
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +208,7 @@ def test_the_sheet_shows_what_can_be_shown(s):
 
 
 def test_words_of_people_are_no_markup_on_the_page(s, tmp_path):
-    pytest.importorskip("papermill")
+    require("papermill")
     from cv_pipeline.reports import run_report
 
     evil = "<img src=x onerror=alert(1)>"
@@ -219,7 +220,7 @@ def test_words_of_people_are_no_markup_on_the_page(s, tmp_path):
 
 
 def test_the_report_on_the_line_finds_what_was_planted(tmp_path):
-    pytest.importorskip("papermill")
+    require("papermill")
     from cv_pipeline.reports import check_parameters, find_template, read_parameters, run_report
 
     done = run_report("qa", {"pictures": 24, "planted": .06, "limits": {"doubtful": .1}}, root=tmp_path)

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_metrics import random_set
 
 from cv_pipeline.evaluation.intervals import (
     APSampler,
@@ -25,6 +24,7 @@ from cv_pipeline.evaluation.intervals import (
 )
 from cv_pipeline.evaluation.metrics import ap_table, match_set, mean_ap
 from cv_pipeline.types import DataError
+from tests.helpers.eval_sets import random_set
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,7 +1,5 @@
 """Label errors: planted as promised, found at ordinary confidences on lines and BCCD, with cleanlab's defaults beside; the same answer whatever the order or the scale of confidences."""
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,9 +21,7 @@ from cv_pipeline.annotation.label_errors import (
 )
 from cv_pipeline.evaluation.records import EvalSet, box_table
 from cv_pipeline.types import ConfigError, DataError, box_iou
-
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-import try_label_errors as bench
+from tests.benchmarks import try_label_errors as bench
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from fiftyone_service import free_port
 from hypothesis import given
 from hypothesis import strategies as st
-from label_studio_server import TOKEN, LabelStudio
 
 from cv_pipeline.annotation import label_studio as L
 from cv_pipeline.annotation.annotations import Draft, read_annotations, settle
 from cv_pipeline.annotation.collect import Collected
 from cv_pipeline.types import ConfigError, DataError, Detections, SinkError
+from tests.helpers.label_studio_server import TOKEN, LabelStudio
+from tests.helpers.services import free_port
 
 NAMES = ("disc", "ring & <nut>")
 

@@ -24,6 +24,7 @@ from cv_pipeline.line import (
 from cv_pipeline.parts import CLASS_NAMES
 from cv_pipeline.synthetic import FactoryLine, LineConfig
 from cv_pipeline.types import ConfigError, DataError, Detections, Source
+from tests.helpers.services import require
 
 CONFIG = LineConfig(cameras=2, seed=31, size=(320, 240), hand_every=5)
 
@@ -51,7 +52,7 @@ def test_yolo_round_trip(written):
 
 
 def test_coco_round_trip_by_pycocotools(written):
-    coco = pytest.importorskip("pycocotools.coco")
+    coco = require("pycocotools.coco")
     root, frames = written
     book = coco.COCO(str(root / "annotations" / "val.json"))
     assert [c["name"] for c in book.loadCats(book.getCatIds())] == list(CLASS_NAMES)
@@ -178,7 +179,7 @@ def test_shrunken_boxes_fit_shrunken_pictures(size, side):
 
 
 def test_average_precision_of_truth_silence_and_hidden_parts():
-    pytest.importorskip("pycocotools")
+    require("pycocotools")
     truths = [t for _, t in FactoryLine(LineConfig(seed=3, hand_every=4)).frames(40)]
     everything, labelled = [t.detections for t in truths], [t.labelled() for t in truths]
     assert sum(map(len, everything)) > sum(map(len, labelled))

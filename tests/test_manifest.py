@@ -24,6 +24,7 @@ from cv_pipeline.inference.manifest import (
     save_manifest,
 )
 from cv_pipeline.types import BackendError, ConfigError, ModelSpecMismatch
+from tests.helpers.services import require
 
 unit = st.floats(0, 1)
 pre = st.builds(PreprocessSpec, imgsz=st.tuples(st.integers(1, 40), st.integers(1, 40)).map(lambda s: (s[0] * 32, s[1] * 32)),
@@ -173,7 +174,7 @@ def test_graph_disagrees_and_both_sides_are_named(given_in, given_out, said):
 
 @pytest.mark.real
 def test_real_metadata(real_data):
-    ort = pytest.importorskip("onnxruntime")
+    ort = require("onnxruntime")
     file = real_data / "models" / "yolov8n_fp32_reconstructed.onnx"
     session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     manifest, _ = load_manifest(file, metadata=lambda: session.get_modelmeta().custom_metadata_map)

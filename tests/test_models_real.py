@@ -12,18 +12,10 @@ import pytest
 from cv_pipeline.config import load_config
 from cv_pipeline.inference.backends import load_model
 from cv_pipeline.video.run import run_config
+from tests.helpers.manifests import YOLOX
+from tests.helpers.services import require
 
 CLI = str(Path(sys.executable).with_name("cv-pipeline"))
-
-YOLOX = """
-names: [person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, parking meter, bench, bird, cat, dog,
-  horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat,
-  baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli,
-  carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave,
-  oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush]
-preprocess: {imgsz: [416, 416], letterbox: top-left, color: BGR, scale: 1.0}
-postprocess: {head: yolox, iou: 0.45}
-"""
 
 
 @pytest.mark.real
@@ -64,7 +56,7 @@ def bgr_frames(file: Path, every: int) -> dict[int, np.ndarray]:
 
 def real_pictures(real_data: Path, every: int) -> list[np.ndarray]:
     "bus.jpg, zidane.jpg, the eight of coco8 and frames of the person video."
-    assets = pytest.importorskip("ultralytics.utils").ASSETS
+    assets = require("ultralytics.utils").ASSETS
     files = [assets / "bus.jpg", assets / "zidane.jpg", *sorted((real_data / "coco8/images").rglob("*.jpg"))]
     assert len(files) == 10
     return [cv2.imread(str(f)) for f in files] + list(bgr_frames(real_data / "videos/one-by-one-person-detection.mp4", every).values())
@@ -104,7 +96,7 @@ class YoloxReference:
 def test_yolox_equals_an_independent_decode(real_data, tmp_path, conf):
     """Mapped back by what the image really became: 768×432 becomes 416×233, so heights are divided by 233/432. YOLOX's own demo divides both by
     416/768 and is off by up to one network pixel there; that is the only difference."""
-    pytest.importorskip("torchvision")
+    require("torchvision")
     (tmp_path / "yolox.yaml").write_text(YOLOX)
     file = real_data / "models/yolox_nano.onnx"
     model, reference = load_model(file, tmp_path / "yolox.yaml", threads=1).with_postprocess(conf=conf), YoloxReference(file)
@@ -128,7 +120,7 @@ def test_yolox_equals_an_independent_decode(real_data, tmp_path, conf):
 @pytest.mark.real
 def test_the_command_line_equals_ultralytics_on_the_person_video(real_data, tmp_path):
     "`cv-pipeline run` in a process of its own, compared row by row with YOLO(onnx).predict on frames that PyAV alone decoded."
-    YOLO = pytest.importorskip("ultralytics").YOLO
+    YOLO = require("ultralytics").YOLO
     video, file = real_data / "videos/one-by-one-person-detection.mp4", real_data / "models/yolov8n_fp32_reconstructed.onnx"
     done = subprocess.run([CLI, "run", str(video), "--model", str(file), "--conf", "0.25", "--iou", "0.7", "--every", "35", "--tracker", "none",
                            "--out", str(tmp_path)], capture_output=True, text=True, timeout=300)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_detectors import manifest, tiny
 
 from cv_pipeline.inference import onnx as room
 from cv_pipeline.inference.backends import load_model
@@ -22,6 +21,7 @@ from cv_pipeline.inference.onnx import (
 )
 from cv_pipeline.inference.preprocess import Preprocessor
 from cv_pipeline.types import BackendError, ConfigError
+from tests.helpers.tiny_detectors import manifest, tiny
 
 ALL = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
 
@@ -128,7 +128,7 @@ import json, sys
 sys.path[:0] = json.loads(sys.argv[1])
 import onnxruntime as ort
 from pathlib import Path
-from tiny_detectors import manifest, tiny
+from tests.helpers.tiny_detectors import manifest, tiny
 from cv_pipeline.inference.onnx import OnnxBackend, ProviderOptions
 folder = Path(sys.argv[2])
 model = tiny(folder / "m.onnx")
@@ -148,7 +148,7 @@ def gpu_build() -> Path:
 
 
 def test_a_real_onnxruntime_gpu_without_a_card_refuses_what_was_asked_for(tmp_path):
-    answer = subprocess.run([sys.executable, "-c", CODE, json.dumps([str(gpu_build()), str(Path(__file__).parent)]), str(tmp_path)], capture_output=True, text=True, timeout=120)
+    answer = subprocess.run([sys.executable, "-c", CODE, json.dumps([str(gpu_build()), str(Path(__file__).parents[1])]), str(tmp_path)], capture_output=True, text=True, timeout=120)
     lines = [line for line in answer.stdout.splitlines() if line.startswith(("present", "opened", "BackendError"))]
     assert lines[0] == "present " + " ".join(ALL), answer.stderr[-500:]
     if "opened ['cuda'] CUDAExecutionProvider" in answer.stdout:

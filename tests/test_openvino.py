@@ -17,8 +17,9 @@ from cv_pipeline.inference.manifest import load_manifest
 from cv_pipeline.inference.openvino import OpenVINOBackend, _pieces, default_precision, read_metadata
 from cv_pipeline.inference.quantize import write_openvino
 from cv_pipeline.types import Backend, BackendError, ConfigError, ModelSpecMismatch
+from tests.helpers.services import require
 
-pytest.importorskip("openvino")
+require("openvino")
 
 
 @pytest.fixture(scope="module")

@@ -23,11 +23,12 @@ from cv_pipeline.inference.optimize import DEFAULT_STEPS, STEPS, Step, _decide, 
 from cv_pipeline.inference.parity import ParityError
 from cv_pipeline.inference.quantize import CalibrationWarning, quantize_cpu
 from cv_pipeline.types import BackendError, ConfigError, DataError
+from tests.helpers.services import require
 
 pytestmark = pytest.mark.filterwarnings("ignore::cv_pipeline.inference.quantize.CalibrationWarning")
 STEPS_HERE = ("fp16", "int8", "int8-openvino", "int8-tensorrt", "openvino", "openvino-bf16", "fp32-bytes")
 
-pytest.importorskip("openvino")
+require("openvino")
 
 
 @pytest.fixture(scope="module")
@@ -250,14 +251,14 @@ def test_few_calibration_pictures_warn(pictures, tmp_path):
 
 
 def test_no_checkpoint(tmp_path):
-    pytest.importorskip("ultralytics")
+    require("ultralytics")
     (tmp_path / "a.pt").write_bytes(b"no checkpoint")
     with pytest.raises(BackendError, match="Ultralytics cannot export it"): export_pt(tmp_path / "a.pt", tmp_path / "out")
 
 
 def test_from_a_checkpoint(pictures, tmp_path):
     "A real checkpoint of an untrained network: exported, simplified, judged by parity; nothing is written beside the checkpoint."
-    pytest.importorskip("ultralytics")
+    require("ultralytics")
     from ultralytics import YOLO
     (tmp_path / "net").mkdir()
     net = YOLO("yolov8n.yaml")

@@ -1,7 +1,6 @@
 """The five stages on real parts: order, equality with batch 1, failures, bounded memory."""
 import gc
 import threading
-import time
 from collections import Counter, defaultdict
 from datetime import datetime, timedelta, timezone
 
@@ -20,6 +19,7 @@ from cv_pipeline.video.pipeline import Pipeline
 from cv_pipeline.video.selection import make_selector
 from cv_pipeline.video.stages import FrameQueues
 from cv_pipeline.video.tracking import SortTracker
+from tests.helpers.waiting import until
 
 START = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 
@@ -48,10 +48,10 @@ class Recorder:
 
 
 class Pictures:
-    "A source of given pictures; can pause, fail, change its size or hang."
+    "A source of given pictures; can wait before a frame, fail, change its size or hang."
 
-    def __init__(self, source_id, images, live=False, pause=0.0, fail_after=None, hang=None):
-        self.source_id, self.images, self.live, self.pause = source_id, images, live, pause
+    def __init__(self, source_id, images, live=False, before=None, fail_after=None, hang=None):
+        self.source_id, self.images, self.live, self.before, self.given = source_id, images, live, before, 0
         self.fail_after, self.hang, self.closed = fail_after, hang, 0
 
     def __iter__(self):
@@ -60,8 +60,9 @@ class Pictures:
                 raise SourceError("cable cut", self.source_id)
             if self.hang is not None and k == 3:
                 self.hang.wait(30)
-            if self.pause:
-                time.sleep(self.pause)
+            if self.before:
+                self.before(k)
+            self.given = k  # frames that have been taken over
             yield Frame(image, self.source_id, k, START + timedelta(seconds=k / 25))
 
     def close(self):
@@ -97,6 +98,11 @@ def model():
 
 def with_backend(model, **kwargs):
     return Model(model.manifest, Wrapped(model.backend, **kwargs), model.preprocess, model.postprocess, model.path)
+
+
+def waiting(pipeline):
+    "Frames at the entrance."
+    return pipeline.summary()["stages"]["preprocess"]["queue"]
 
 
 def line_images(n, camera=0, seed=3):
@@ -137,8 +143,9 @@ def test_pipeline_equals_predict(model):
 
 
 def test_batches_really_form(model):
-    slow = with_backend(model, before=lambda call, batch: time.sleep(0.02))
-    Pipeline([Pictures(f"cam{c}", line_images(12, c)) for c in range(3)], slow, [], runtime=RuntimeConfig(max_batch=6)).run()
+    slow = with_backend(model, before=lambda call, batch: call > 1 or until(lambda: waiting(pipeline) >= 6))
+    pipeline = Pipeline([Pictures(f"cam{c}", line_images(12, c)) for c in range(3)], slow, [], runtime=RuntimeConfig(max_batch=6))
+    pipeline.run()
     assert max(slow.backend.sizes) > 1 and max(slow.backend.sizes) <= 6
 
 
@@ -290,17 +297,18 @@ def test_a_bug_in_a_callback_is_a_sink_error(model):
 
 
 def test_freshest_frame_bounds_latency_and_counts_drops(model):
-    in_flight = []
+    "While the sink writes one result, the camera brings six frames."
+    in_flight, count, pace = [], 120, 6
 
     class Slow(Recorder):
         def write(self, result):
-            time.sleep(0.03)
+            until(lambda: camera.given >= min(count - 1, pace * (len(self.results) + 1)))
             super().write(result)
             s = pipeline.summary()
             in_flight.append(s["frames_read"] - s["frames_delivered"] - s["frames_dropped"])
 
     slow = Slow()
-    camera = Pictures("cam", line_images(120), live=True, pause=0.005)
+    camera = Pictures("cam", line_images(count), live=True, before=lambda k: until(lambda: len(slow.results) >= k // pace - 1))
     pipeline = Pipeline([camera], model, [slow], runtime=RuntimeConfig(max_batch=1))
     summary = pipeline.run()
     assert summary["frames_read"] == 120 == len(slow.results) + summary["frames_dropped"]
@@ -357,10 +365,17 @@ def test_every_frame_is_accounted_for_however_a_run_ends(model):
 def test_a_selected_frame_is_never_the_one_that_is_dropped(model):
     "A thing is laid down at frame 40 and stays. A slow model must see it, although most frames are dropped."
     images = [np.zeros((120, 160, 3), np.uint8)] * 40 + [np.full((120, 160, 3), 200, np.uint8)] * 80
-    slow = with_backend(model, before=lambda call, batch: time.sleep(0.1))
-    sink = Recorder()
+    called = threading.Event()
+
+    def before(call, batch):
+        "The first call lasts until the thing has been laid down, and more."
+        called.set()
+        if call == 1: until(lambda: camera.given >= 60)
+
+    slow, sink = with_backend(model, before=before), Recorder()
+    camera = Pictures("cam", images, live=True, before=lambda k: k == 20 and called.wait(15))
     selectors = lambda source: make_selector(motion={"max_gap": 1e6})
-    summary = Pipeline([Pictures("cam", images, live=True, pause=0.005)], slow, [sink], None, selectors).run()
+    summary = Pipeline([camera], slow, [sink], None, selectors).run()
     asked = [r.frame.frame_id for r in sink.results if r.inferred]
     assert len(asked) == 2 and asked[0] < 40 <= asked[1]
     adds_up(summary)
@@ -377,9 +392,10 @@ def test_selection_does_not_hide_a_dead_model(model):
 
 
 def test_batches_fill_with_selected_frames(model):
-    slow = with_backend(model, before=lambda call, batch: time.sleep(0.02))
     images = line_images(10) * 8
-    summary = Pipeline([Pictures(f"c{k}", images) for k in range(4)], slow, [], None, lambda source: make_selector(every=2), RuntimeConfig(max_batch=4)).run()
+    slow = with_backend(model, before=lambda call, batch: until(lambda: waiting(pipeline) >= 8 or pipeline.summary()["frames_read"] == 320))
+    pipeline = Pipeline([Pictures(f"c{k}", images) for k in range(4)], slow, [], None, lambda source: make_selector(every=2), RuntimeConfig(max_batch=4))
+    summary = pipeline.run()
     assert summary["frames_inferred"] == 160 and sum(slow.backend.sizes) == 160
     assert np.mean(slow.backend.sizes) > 2
 
@@ -429,10 +445,7 @@ def test_a_failing_progress_callback_stops_the_run_before_the_sinks_close(model)
 
     with pytest.raises(ZeroDivisionError):
         pipeline.run(tick)
-    count = len(sink.results)
-    assert sink.closed == 1 and pipeline.summary()["error"] is None
-    time.sleep(0.2)
-    assert len(sink.results) == count
+    assert sink.closed == 1 and pipeline.summary()["error"] is None  # Strict would have failed the run
     assert not [t.name for t in threading.enumerate() if t.name in ("_deliver", "_infer", "_prepare")]
 
 
@@ -533,8 +546,8 @@ def listen(model, images, max_batch=1, live=False, pauses=False, **kwargs):
     rng, sink, made = np.random.default_rng(0), Recorder(), {}
 
     def delay(calls, batch):
-        if pauses:
-            time.sleep(rng.uniform(0, 0.01))
+        "Real work: the model takes one to three times as long."
+        for _ in range(rng.integers(3) if pauses else 0): model.backend.infer(batch)
 
     def selector(source):
         made[source.source_id] = Listener(**kwargs)

@@ -21,6 +21,7 @@ from cv_pipeline.inference.postprocess import (
 )
 from cv_pipeline.inference.preprocess import Preprocessor, fit
 from cv_pipeline.types import ConfigError, Decision, ModelSpecMismatch, box_iou
+from tests.helpers.services import require
 
 SQUARE = fit(640, 640, (640, 640))
 
@@ -50,8 +51,8 @@ def clustered(seed: int = 0, nc: int = 80, cells: int = 8400, objects: int = 40,
 
 
 def ultralytics_nms(raw: np.ndarray, conf: float, iou: float, **more) -> np.ndarray:
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("torchvision")
+    torch = require("torch")
+    require("torchvision")
     import torchvision  # noqa: F401  Ultralytics uses it only when it is loaded
     from ultralytics.utils.nms import non_max_suppression
 
@@ -106,7 +107,7 @@ box = st.tuples(coordinate, coordinate, st.integers(0, 6), st.integers(0, 6))  #
 @settings(max_examples=400, deadline=None)
 @given(st.lists(st.tuples(box, st.integers(1, 6), st.integers(0, 2)), max_size=40), st.sampled_from([0.0, 0.2, 0.25, 0.5, 0.6, 0.7, 1.0]), st.booleans(), st.integers(1, 9))
 def test_nms_is_torchvisions(rows, iou, agnostic, max_det):
-    torch, ops = pytest.importorskip("torch"), pytest.importorskip("torchvision.ops")
+    torch, ops = require("torch"), require("torchvision.ops")
     boxes = np.float32([(x, y, x + w, y + h) for (x, y, w, h), _, _ in rows]).reshape(-1, 4)
     scores, classes = np.float32([s / 7 for _, s, _ in rows]), np.array([c for _, _, c in rows], int)
     kept = nms(boxes, scores, classes, iou, max_det, agnostic)
@@ -128,7 +129,7 @@ def test_what_nms_promises(rows, iou):
 
 
 def test_the_one_node_model_is_valid_onnx():
-    onnx = pytest.importorskip("onnx")
+    onnx = require("onnx")
     model = onnx.load_model_from_string(nms_model())
     onnx.checker.check_model(model, full_check=True)
     assert [n.op_type for n in model.graph.node] == ["NonMaxSuppression"]
@@ -249,19 +250,19 @@ def test_settings_for_unknown_classes():
 
 
 def session(file):
-    ort = pytest.importorskip("onnxruntime")
+    ort = require("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 def assets() -> list:
-    ultralytics = pytest.importorskip("ultralytics.utils")
+    ultralytics = require("ultralytics.utils")
     return [cv2.imread(str(ultralytics.ASSETS / name)) for name in ("bus.jpg", "zidane.jpg")]
 
 
 def video_frames(file, count: int) -> list[np.ndarray]:
-    av = pytest.importorskip("av")
+    av = require("av")
     with av.open(str(file)) as container:
         total = container.streams.video[0].frames
         return [f.to_ndarray(format="bgr24") for i, f in enumerate(container.decode(video=0)) if i % (total // count) == 0][:count]
@@ -270,7 +271,7 @@ def video_frames(file, count: int) -> list[np.ndarray]:
 @pytest.mark.real
 @pytest.mark.parametrize("conf, iou", [(0.25, 0.7), (0.001, 0.45)])
 def test_whole_way_equals_ultralytics_predict(real_data, conf, iou):
-    YOLO = pytest.importorskip("ultralytics").YOLO
+    YOLO = require("ultralytics").YOLO
     file = real_data / "models" / "yolov8n_fp32_reconstructed.onnx"
     net = session(file)
     manifest, _ = load_manifest(file, metadata=lambda: net.get_modelmeta().custom_metadata_map)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cv_pipeline.inference.manifest import PreprocessSpec
 from cv_pipeline.inference.preprocess import Preprocessor, equalise, fit, letterbox, value_tables
 from cv_pipeline.types import ConfigError, DataError
+from tests.helpers.services import require
 
 SILLY = [(1, 1), (1, 5000), (5000, 1), (1, 2), (2, 1), (3, 641), (641, 3), (639, 641), (640, 640), (1280, 1280), (640, 639), (1279, 720), (4097, 33)]
 
@@ -28,7 +29,7 @@ def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
 
 def ultralytics_tensor(image: np.ndarray, imgsz: tuple[int, int], stretch: bool = False) -> np.ndarray:
     "What Ultralytics' predictor feeds its network: the real LetterBox, then the predictor's own tensor conversion."
-    torch = pytest.importorskip("torch")
+    torch = require("torch")
     from ultralytics.data.augment import LetterBox
 
     padded = LetterBox(imgsz, auto=False, scale_fill=stretch)(image=image)
@@ -46,7 +47,7 @@ def yolox_tensor(image: np.ndarray, imgsz: tuple[int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize("imgsz", [(640, 640), (320, 416)])
 def test_center_is_ultralytics_on_213_sizes(imgsz):
-    pytest.importorskip("ultralytics")
+    require("ultralytics")
     prepare, tensor = Preprocessor(PreprocessSpec(imgsz=imgsz)), np.empty((3, *imgsz), np.float32)
     from ultralytics.data.augment import LetterBox
 
@@ -58,7 +59,7 @@ def test_center_is_ultralytics_on_213_sizes(imgsz):
 
 
 def test_stretch_is_ultralytics_scale_fill():
-    pytest.importorskip("ultralytics")
+    require("ultralytics")
     prepare, tensor = Preprocessor(PreprocessSpec(imgsz=320, letterbox="stretch")), np.empty((3, 320, 320), np.float32)
     for width, height in sizes(40):
         image = noise(width, height)
@@ -81,7 +82,7 @@ def test_top_left_is_yolox_on_200_sizes():
 
 @pytest.mark.real
 def test_real_pictures_are_identical(real_data):
-    pytest.importorskip("ultralytics")
+    require("ultralytics")
     prepare, tensor = Preprocessor(PreprocessSpec()), np.empty((3, 640, 640), np.float32)
     files = sorted((real_data / "coco8").rglob("*.jpg")) + sorted((real_data / "voc100").rglob("*.jpg"))[:40]
     assert len(files) >= 40
@@ -119,7 +120,7 @@ def test_the_image_lies_inside_the_input(width, height, mode):
 
 
 def test_mapping_is_ultralytics_scale_boxes():
-    ops = pytest.importorskip("ultralytics.utils.ops")
+    ops = require("ultralytics.utils.ops")
     rng = np.random.default_rng(1)
     for width, height in sizes(200):
         boxes = rng.uniform(-40, 700, (16, 4)).astype(np.float32)

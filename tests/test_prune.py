@@ -5,7 +5,9 @@ import os
 import numpy as np
 import pytest
 
-pytest.importorskip("ultralytics", reason="Ultralytics is not installed: pip install \"cv_pipeline[train]\"")
+from tests.helpers.services import require
+
+require("ultralytics", reason="Ultralytics is not installed: pip install \"cv_pipeline[train]\"")
 os.environ.update(YOLO_OFFLINE="1", YOLO_AUTOINSTALL="false")
 
 import torch

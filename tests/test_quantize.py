@@ -36,6 +36,7 @@ from cv_pipeline.inference.quantize import (
 )
 from cv_pipeline.line import FactoryLine, LineConfig
 from cv_pipeline.types import BackendError, ConfigError, DataError
+from tests.helpers.services import require
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +240,7 @@ def test_quantised_convolutions_are_close_for_any_weights(seed, how):
 
 
 def test_openvino_int8(line, tmp_path):
-    pytest.importorskip("nncf")
+    require("nncf")
     from cv_pipeline.inference.openvino import OpenVINOBackend
     manifest, graph, chosen, _, feed = line
     xml = quantize_openvino(graph, chosen.batches(Preprocessor(manifest.preprocess)), tmp_path / "m.xml", n=12)

@@ -1,5 +1,6 @@
 """A camera that is lost comes back, in its own time, without disturbing anybody and without invented frames."""
 import itertools
+import threading
 from datetime import datetime, timedelta, timezone
 
 import numpy as np
@@ -14,6 +15,7 @@ from cv_pipeline.video.pipeline import Pipeline
 from cv_pipeline.video.reconnect import ReconnectingSource, SourceState, StateLog, backoff_s
 from cv_pipeline.video.streams import SourceAuthError
 from cv_pipeline.video.tracking import SortTracker
+from tests.helpers.waiting import until
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 
@@ -115,17 +117,13 @@ def test_in_a_pipeline_the_other_camera_and_the_tracker_do_not_notice():
 
 
 def test_closing_wakes_a_camera_that_waits():
-    import threading
-    import time
-
     def refuse():
         raise SourceError("no route to host", "gate")
 
     camera = ReconnectingSource(refuse, "gate", first_s=60)
     reader = threading.Thread(target=lambda: list(camera), daemon=True)
     reader.start()
-    while camera.last_error is None:
-        time.sleep(0.01)
+    until(lambda: camera.last_error is not None)
     camera.close()
     reader.join(5)
     assert not reader.is_alive()

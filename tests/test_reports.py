@@ -114,12 +114,11 @@ def test_a_frozen_set_is_what_the_report_evaluates_and_a_changed_or_leaked_one_e
 
 @pytest.mark.real
 def test_metrics_of_the_report_on_real_photos_equal_pycocotools(real_data, tmp_path):
-    from test_metrics import pycocotools_numbers
-
     from cv_pipeline.evaluation.metrics import COCO_NAMES
     from cv_pipeline.evaluation.records import predict_set
     from cv_pipeline.formats import read_dataset
     from cv_pipeline.inference.backends import load_model
+    from tests.helpers.eval_sets import pycocotools_numbers
 
     data, model = real_data / "voc100/coco_format_v1/instances_default.json", real_data / "models/yolov8n_fp32_reconstructed.onnx"
     done = run_report("evaluation", {"model": str(model), "data": str(data), "draws": 100}, root=tmp_path)

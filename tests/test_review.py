@@ -4,9 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fiftyone_service import open_fiftyone
-from test_label_errors import bench
-from test_qa import people
 
 from cv_pipeline.annotation.annotations import write_drafts
 from cv_pipeline.annotation.label_errors import plant_errors
@@ -16,6 +13,7 @@ from cv_pipeline.formats import read_dataset
 from cv_pipeline.inference.backends import load_model
 from cv_pipeline.line import domain_randomised, write_dataset
 from cv_pipeline.types import ConfigError, DataError
+from tests.helpers.annotators import people
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +82,6 @@ def test_an_unusable_set_is_refused(noisy):
     with pytest.raises(DataError, match="NaN"): review(replace(noisy.set, truth=replace(noisy.set.truth, xyxy=box)))
 
 
-@pytest.fixture(scope="module")
-def fo(tmp_path_factory): return open_fiftyone(tmp_path_factory.mktemp("fiftyone"))
-
-
 def test_tags_in_a_real_fiftyone(fo, noisy, found):
     made = build_review(noisy.set, found.suspects, "qa test")
     tags = made.count_values("ground_truth.detections.tags")
@@ -98,6 +92,3 @@ def test_tags_in_a_real_fiftyone(fo, noisy, found):
     with pytest.raises(ConfigError, match="already"): build_review(noisy.set, found.suspects, "qa test")
     assert len(build_review(noisy.set, [], "qa test", replace_old=True)) == len(noisy.set)
     assert [n for n in fo.list_datasets() if "in the making" in n] == []
-
-
-def test_the_bench_can_be_imported(): assert callable(bench.run)

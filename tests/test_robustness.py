@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_metrics import random_set
 
 from cv_pipeline.evaluation.calibration import lrp_at
 from cv_pipeline.evaluation.metrics import ap_table, match_set, mean_ap
@@ -37,6 +36,7 @@ from cv_pipeline.inference.backends import load_model
 from cv_pipeline.inference.manifest import ModelManifest
 from cv_pipeline.synthetic import FactoryLine, LineConfig
 from cv_pipeline.types import ConfigError, DataError, Detections, box_iou
+from tests.helpers.eval_sets import random_set
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,8 @@ from cv_pipeline.inference.backends import load_model
 from cv_pipeline.inference.calibrators import Calibrator
 from cv_pipeline.synthetic import FactoryLine, LineConfig
 from cv_pipeline.types import BackendError, ConfigError, DataError, Detections, Frame, FrameResult
+from tests.helpers.plain_networks import plain_onnx
+from tests.helpers.services import require
 
 NAMES = ("a", "b", "c", "d")
 
@@ -263,7 +265,7 @@ def test_features_of_the_bundled_detector(tmp_path):
 
 def test_embedding_networks_of_other_people_work_too(tmp_path):
     "A graph whose inner layer is a vector: flattened, not averaged."
-    onnx = pytest.importorskip("onnx")
+    onnx = require("onnx")
     from onnx import TensorProto, helper
 
     node = [helper.make_node("GlobalAveragePool", ["images"], ["p"]), helper.make_node("Flatten", ["p"], ["v"]), helper.make_node("Identity", ["v"], ["out"])]
@@ -274,25 +276,6 @@ def test_embedding_networks_of_other_people_work_too(tmp_path):
     red[..., 2] = 200
     assert np.allclose(DetectorFeatures(model, "v")([red]), [[1, 0, 0]], atol=1e-5)
     with pytest.raises(BackendError, match="no layer of this graph is a map"): DetectorFeatures(model)
-
-
-def plain_onnx(path, shape=("n", 3, 32, 48), kind=None, more_inputs=(), rank=2):
-    "A network that is no detector: a 1 × 1 convolution and what is asked of its output. No manifest lies beside it."
-    onnx = pytest.importorskip("onnx")
-    from onnx import TensorProto, helper, numpy_helper
-
-    kind = kind or TensorProto.FLOAT
-    dtype = np.float16 if kind == TensorProto.FLOAT16 else np.float32
-    weight = np.random.default_rng(0).normal(size=(5, 3, 1, 1)).astype(dtype)
-    nodes = [helper.make_node("Conv", ["x", "w"], ["map"]), helper.make_node("GlobalAveragePool", ["map"], ["p"]), helper.make_node("Flatten", ["p"], ["vector"]),
-             helper.make_node("Reshape", ["map", "to"], ["tokens"])]
-    out = {2: ("vector", [shape[0], 5]), 3: ("tokens", [shape[0], 5, -1]), 4: ("map", [shape[0], 5, *shape[2:]])}
-    info = lambda name, s, k=kind: helper.make_tensor_value_info(name, k, [None if v == -1 else v for v in s])
-    order = [out[rank], *(v for k, v in out.items() if k != rank)]
-    graph = helper.make_graph(nodes, "g", [info("x", shape), *(info(n, s) for n, s in more_inputs)], [info(*o) for o in order],
-                              [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.array([0, 5, -1], np.int64), "to")])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
-    return path, weight[:, :, 0, 0].astype(np.float32)
 
 
 def plain_features(images, weight, h, w, mean, spread):

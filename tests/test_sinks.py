@@ -383,8 +383,7 @@ def test_a_folder_without_permission_is_found_at_construction(locked, make, belo
 
 WRITER = """
 import resource, signal, sys
-sys.path.insert(0, {tests!r})
-from test_sinks import result
+from tests.test_sinks import result
 from cv_pipeline.types import SinkError
 from cv_pipeline.video.sinks import JsonlSink, ParquetSink, VideoSink
 out, limit = sys.argv[1], int(sys.argv[2])
@@ -408,7 +407,7 @@ for i in range(100_000):
 @pytest.fixture
 def writer(tmp_path):
     def start(limit):
-        code = WRITER.format(tests=str(ROOT / "tests"))
+        code = WRITER.format()
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(limit)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 

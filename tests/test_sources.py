@@ -28,6 +28,7 @@ from cv_pipeline.video.sources import (
     open_sources,
     unique_ids,
 )
+from tests.helpers.services import require
 
 ROOT = Path(__file__).resolve().parents[1]
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
@@ -269,7 +270,7 @@ def test_broken_images_are_errors_or_pictures_never_crashes(suffix, cut, flip):
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_as_pillow_does_it(tmp_path, form, orientation):
-    Image, ImageOps = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageOps")
+    Image, ImageOps = require("PIL.Image"), require("PIL.ImageOps")
     picture = np.zeros((40, 64, 3), np.uint8)
     picture[:16, :16], picture[24:, 40:] = (255, 0, 0), (0, 255, 0)
     exif = Image.Exif()

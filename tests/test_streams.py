@@ -1,7 +1,6 @@
 """Network cameras: a real RTSP server that is killed, locked, stopped and resized, and plain sockets that misbehave."""
 import io
 import itertools
-import os
 import signal
 import socket
 import subprocess
@@ -12,7 +11,6 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from fractions import Fraction
 from http.server import HTTPServer, SimpleHTTPRequestHandler
-from pathlib import Path
 from urllib.parse import quote
 
 import av
@@ -38,56 +36,7 @@ from cv_pipeline.video.streams import (
     masked,
     stream_id,
 )
-
-HERE = Path(__file__).resolve().parent
-SYSTEM_PYTHON = "/usr/bin/python3"  # GStreamer's bindings belong to the system's Python
-
-
-def why_no_server() -> str | None:
-    check = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import Gst, GstRtspServer; Gst.init(None); assert all(map(Gst.ElementFactory.find, ['x264enc', 'rtph264pay', 'videotestsrc']))"
-    try: done = subprocess.run([SYSTEM_PYTHON, "-c", check], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as e: return f"no GStreamer RTSP server: {e}"
-    return None if done.returncode == 0 else f"no GStreamer RTSP server: {done.stderr.strip().splitlines()[-1]}"
-
-
-@pytest.fixture(scope="session")
-def gstreamer():
-    if reason := why_no_server(): pytest.skip(reason)
-
-
-class Server:
-    "One camera: a process of its own, in a group of its own, that ends when its input ends."
-
-    def __init__(self, *args, port=0):
-        self.process = subprocess.Popen([SYSTEM_PYTHON, str(HERE / "rtsp_server.py"), "--port", str(port), *map(str, args)], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
-        word = self.process.stdout.readline().split()
-        assert word and word[0] == "ready", "the RTSP server did not start"
-        self.port = int(word[1])
-        self.uri = f"rtsp://127.0.0.1:{self.port}/live"
-
-    def tell(self, line):
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-
-    def signal(self, number): os.killpg(self.process.pid, number)
-
-    def kill(self):
-        with suppress(ProcessLookupError): self.signal(signal.SIGKILL)
-        self.process.wait(10)
-        self.process.stdin.close(); self.process.stdout.close()
-
-
-@pytest.fixture
-def serve(gstreamer):
-    started = []
-
-    def start(*args, port=0):
-        started.append(Server(*args, port=port))
-        return started[-1]
-
-    yield start
-    for server in started: server.kill()
+from tests.helpers.waiting import paced, until
 
 
 @contextmanager
@@ -132,21 +81,11 @@ def send(data, hold=True, slowly=False):
     def handle(client):
         with suppress(OSError):
             step = len(data) // 40 if slowly else len(data)
-            for at in range(0, len(data), step):
-                client.sendall(data[at:at + step])
-                if slowly: time.sleep(0.02)
+            for at in paced(range(0, len(data), step), 0.02): client.sendall(data[at:at + step])
             if hold: client.recv(1)
             client.shutdown(socket.SHUT_RDWR)
             client.close()
     return handle
-
-
-def until(what, seconds=15.0):
-    "Wait for something that happens in another thread or process."
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 # --- a real RTSP server
@@ -174,14 +113,19 @@ def test_frames_of_a_camera(serve):
 
 def test_killed_brought_back_with_another_size(serve):
     server, notes = serve("--size", "320x240"), []
-    camera = ReconnectingSource(lambda: StreamSource(server.uri, open_timeout_s=5, read_timeout_s=2), "gate", first_s=0.1, longest_s=0.5, on_state=notes.append)
     seen, again = [], []
+
+    def noted(change):
+        "A camera that is lost is plugged in again, with another size."
+        notes.append(change)
+        if change.state == "lost": again.append(serve("--size", "640x480", port=server.port))
+
+    camera = ReconnectingSource(lambda: StreamSource(server.uri, open_timeout_s=5, read_timeout_s=2), "gate", first_s=0.1, longest_s=0.5, on_state=noted)
     for frame in camera:
         seen.append((frame.frame_id, frame.captured_at, frame.size))
         if len(seen) == 10:
             assert camera.state == "live"
             server.kill()
-            threading.Timer(0.5, lambda: again.append(serve("--size", "640x480", port=server.port))).start()
         if frame.size == (640, 480) and len(seen) > 15: camera.close()
     assert {s for *_, s in seen} == {(320, 240), (640, 480)}
     assert [n for n, *_ in seen] == sorted({n for n, *_ in seen}) and [t for _, t, _ in seen] == sorted({t for _, t, _ in seen})
@@ -343,9 +287,7 @@ def test_sound_without_pictures_is_no_life_sign(tmp_path):
 
     def handle(client):
         with suppress(OSError):
-            for at in range(0, len(data), 1880):
-                client.sendall(data[at:at + 1880])
-                time.sleep(0.05)
+            for at in paced(range(0, len(data), 1880), 0.05): client.sendall(data[at:at + 1880])
 
     with listener(handle) as port, StreamSource(f"tcp://127.0.0.1:{port}", "deaf", read_timeout_s=0.5) as source:
         with pytest.raises(SourceError, match="lost: no frame for 0.5 s"): list(source)
@@ -391,10 +333,9 @@ def test_a_stalled_consumer_gets_the_freshest_frame():
         with suppress(OSError), client, client.makefile("wb") as wire, av.open(wire, "w", format="mpegts") as out:
             stream = out.add_stream("libx264", rate=50, options={"preset": "ultrafast", "tune": "zerolatency", "g": "10"})
             stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-            for _ in range(1000):
+            for _ in paced(range(1000), 0.02):
                 out.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="bgr24")))
                 wire.flush()
-                time.sleep(0.02)
 
     with listener(film) as port, StreamSource(f"tcp://127.0.0.1:{port}") as source:
         stream = iter(source)
@@ -420,12 +361,13 @@ def test_a_network_that_held_back_and_then_sends_all_at_once():
     whole = [f.to_ndarray(format="bgr24") for f in av.open(io.BytesIO(store.getvalue())).decode(video=0)]
 
     def handle(client):
-        began = time.monotonic()
+        held = b""
         with suppress(OSError), client:
-            for k, piece in enumerate(pieces):
-                due = began + (k if not 20 <= k < 60 else 60) / 25  # frames 20 to 59 are held back, up to 1.6 s
-                time.sleep(max(0.0, due - time.monotonic()))
-                client.sendall(piece)
+            for k, piece in paced(enumerate(pieces), 1 / 25):
+                held += piece
+                if 20 <= k < 60: continue  # frames 20 to 59 are held back, up to 1.6 s
+                client.sendall(held)
+                held = b""
 
     with listener(handle) as port, StreamSource(f"tcp://127.0.0.1:{port}") as source:
         frames = []

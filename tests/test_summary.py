@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_metrics import random_set
 
 from cv_pipeline.evaluation.baseline import answer_for
 from cv_pipeline.evaluation.intervals import Finding, Verdict
@@ -12,6 +11,7 @@ from cv_pipeline.evaluation.records import box_table
 from cv_pipeline.evaluation.summary import data_hash, evaluate_set, html_table, html_verdict
 from cv_pipeline.evaluation.worst import cases, draw_case, worst_sheet
 from cv_pipeline.types import ConfigError, DataError
+from tests.helpers.eval_sets import random_set
 
 
 @pytest.fixture(scope="module")

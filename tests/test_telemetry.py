@@ -24,6 +24,7 @@ from cv_pipeline.monitoring.telemetry import CELLS, Descriptor, TelemetrySink, c
 from cv_pipeline.synthetic import FactoryLine, LineConfig
 from cv_pipeline.types import ConfigError, DataError, Detections, Frame, FrameResult, SinkError
 from cv_pipeline.video.run import run_config
+from tests.helpers.services import require
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 IMAGE = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
@@ -312,7 +313,7 @@ def test_no_log_and_wrong_settings():
 
 
 def test_duckdb_reads_the_folders(tmp_path):
-    duckdb = pytest.importorskip("duckdb")
+    duckdb = require("duckdb")
     written(tmp_path, [looked(k, unsure=1) for k in range(10)])
     query = f"select camera, count(*), sum(detections), sum(uncertain), len(first(embedding)) from read_parquet('{tmp_path}/frames/*/*/*.parquet', hive_partitioning = false) group by camera"
     assert duckdb.sql(query).fetchall() == [("gate", 10, 20, 10, 64)]

@@ -8,11 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorrt_imitation
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tensorrt_contract import place
-from tiny_detectors import NAMES, manifest, tiny
 
 from cv_pipeline.inference.backends import InvalidOutput, OutOfMemory, SteadyBackend, load_backend, load_model
 from cv_pipeline.inference.cuda import CudaDevice, DeviceInfo, NoDevice, find_devices
@@ -22,6 +19,9 @@ from cv_pipeline.inference.onnx import OnnxBackend
 from cv_pipeline.inference.preprocess import Preprocessor
 from cv_pipeline.inference.tensorrt import TensorRTBackend, read_metadata
 from cv_pipeline.types import Backend, BackendError, ConfigError, ModelSpecMismatch
+from tests.helpers import tensorrt_imitation
+from tests.helpers.services import place, require
+from tests.helpers.tiny_detectors import NAMES, manifest, tiny
 
 FOUR = BuildOptions(max_batch=4)
 CARD = DeviceInfo(0, "Imitated Card", (8, 9), "CUDA 13.2", 24 << 30)
@@ -299,7 +299,7 @@ def test_how_much_is_known_only_when_it_runs(bench, monkeypatch):
 def test_pictures_prepared_on_the_device_give_what_prepared_tensors_give(tmp_path):
     import shutil
 
-    from test_device_preprocess import OnTheHost
+    from tests.helpers.on_the_host import OnTheHost
     if not shutil.which("gcc"):
         pytest.skip("no C compiler for the kernel")
     for kind, dtype in (("fp32", "float32"), ("half", "float16"), ("bytes", "uint8")):
@@ -358,8 +358,8 @@ def test_without_a_driver_nothing_crashes(bench, case, message):
     rtx = Path(sys.prefix) / "trtrtx"
     code = f"""
 import sys
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(rtx)!r}]
-from tiny_detectors import manifest
+sys.path[:0] = [{str(Path(__file__).parents[1])!r}, {str(rtx)!r}]
+from tests.helpers.tiny_detectors import manifest
 from cv_pipeline.inference.backends import load_backend
 from pathlib import Path
 load_backend(Path({str(path)!r}), manifest())
@@ -374,10 +374,10 @@ def test_a_real_runtime_that_finds_no_card_is_quoted(tmp_path, plan):
     "The real TensorRT-RTX, led past the question for a driver by an imitated device: it refuses, and its reason is ours."
     code = f"""
 import sys
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(place("trtrtx"))!r}]
+sys.path[:0] = [{str(Path(__file__).parents[1])!r}, {str(place("trtrtx"))!r}]
 from pathlib import Path
-import tensorrt_imitation
-from tiny_detectors import manifest, tiny
+from tests.helpers import tensorrt_imitation
+from tests.helpers.tiny_detectors import manifest, tiny
 from cv_pipeline.inference.cuda import CudaDevice, DeviceInfo
 from cv_pipeline.inference.engines import build_engine, load_tensorrt, read_engine, write_engine
 from cv_pipeline.inference.tensorrt import TensorRTBackend
@@ -396,7 +396,7 @@ def test_on_a_card_build_run_and_compare(tmp_path):
     "Runs where there is a card and TensorRT; it was not run so far."
     if no_card():
         pytest.skip("no card here")
-    pytest.importorskip("tensorrt")
+    require("tensorrt")
     for kind in ("fp32", "fp16", "int8", "bytes"):
         layout = "nhwc-uint8" if kind == "bytes" else "nchw-float"
         onnx, made_for = tiny(tmp_path / f"{kind}.onnx", kind), manifest(f"{kind}.onnx", layout)

@@ -4,12 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import tensorrt_imitation
 
 from cv_pipeline.inference.engines import TENSORRT_API
+from tests.helpers import tensorrt_imitation
+from tests.helpers.services import place
 
 VERSIONS = {"trt10": (10, "10.16"), "trt11": (11, "11.4")}
 STUB = """
@@ -39,15 +39,6 @@ found["severity"] = [int(getattr(trt.ILogger.Severity, s)) for s in ("INTERNAL_E
 found["strong"] = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 print(json.dumps(found))
 """
-
-
-def place(name: str) -> Path:
-    "Where bindings lie that were installed beside the environment; skips where they do not, fails where they must."
-    for folder in (Path(sys.prefix) / name, Path(os.environ.get("CV_PIPELINE_TRT", "/nowhere")) / name):
-        if folder.is_dir():
-            return folder
-    message = f"{name} is not installed: pip install --no-deps --target {Path(sys.prefix) / name} … (see the Makefile)"
-    pytest.fail(message) if os.environ.get("CV_PIPELINE_REQUIRE_SERVICES") == "1" else pytest.skip(message)
 
 
 @pytest.fixture(scope="module", params=VERSIONS)

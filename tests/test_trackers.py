@@ -11,6 +11,7 @@ from cv_pipeline.crowds import CROWDS, Sequence, crowd, id_f1, mot_sequence
 from cv_pipeline.evaluation.tracking import evaluate_tracking, tracks_of
 from cv_pipeline.types import ConfigError, DataError, Detections, Frame, Tracker
 from cv_pipeline.video.trackers import TRACKERS, make_tracker, tracker_settings
+from tests.helpers.services import require
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 BLANK = np.zeros((2, 2, 3), np.uint8)
@@ -271,7 +272,7 @@ def hota_and_idf1(sequence, ids):
 
 
 def peer_ids(kind, sequence):
-    peers, sv = pytest.importorskip("trackers", reason="the peer package `trackers` is not installed"), pytest.importorskip("supervision")
+    peers, sv = require("trackers", reason="the peer package `trackers` is not installed"), require("supervision")
     tracker, ids = getattr(peers, kind)(), []
     for found in sequence.found:
         back = tracker.update(sv.Detections(found.xyxy, confidence=found.confidence, class_id=found.class_id.astype(int), data={"row": np.arange(len(found))}))

@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 
 from cv_pipeline.types import ConfigError, DataError, Detections, Frame, Tracker, box_iou
 from cv_pipeline.video.tracking import BoxFilter, SortTracker, associate
+from tests.helpers.services import require
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 BLANK = np.zeros((2, 2, 3), np.uint8)
@@ -249,7 +250,7 @@ def mot_detections(folder):
 
 def scores(truth, result_rows, tmp_path):
     "(HOTA, IDF1, MOTA) by the evaluation of the `trackers` package, a port of TrackEval."
-    evaluate = pytest.importorskip("trackers.eval.evaluate", reason="the peer package `trackers` is not installed")
+    evaluate = require("trackers.eval.evaluate", reason="the peer package `trackers` is not installed")
     rows = [line.split(",")[:6] for line in truth.read_text().split() if float(line.split(",")[6]) > 0]
     (tmp_path / "gt.txt").write_text("".join(",".join(r) + ",1,1,1\n" for r in rows))
     (tmp_path / "ours.txt").write_text("".join(f"{f},{i + 1},{b[0]:.3f},{b[1]:.3f},{b[2] - b[0]:.3f},{b[3] - b[1]:.3f},1,-1,-1,-1\n" for f, i, b in result_rows))
@@ -261,8 +262,8 @@ def scores(truth, result_rows, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("sequence", "truth"), [("TUD-Campus", "gt/gt.txt"), ("KITTI-13", "gt/gt.kitti_derived.txt"), ("KITTI-17", "gt/gt.kitti_derived.txt")])
 def test_at_least_as_good_as_the_reference(real_data, tmp_path, sequence, truth):
-    peer = pytest.importorskip("trackers", reason="the peer package `trackers` is not installed")
-    sv = pytest.importorskip("supervision")
+    peer = require("trackers", reason="the peer package `trackers` is not installed")
+    sv = require("supervision")
     found, _ = mot_detections(real_data / "mot" / sequence)
     ours, theirs = SortTracker(), peer.SORTTracker()
     mine = [(i + 1, k, b) for i, d in enumerate(found) for k, b in zip(ours.update(d, at(i)).tracker_id.tolist(), d.xyxy) if k >= 0]

@@ -15,8 +15,9 @@ from cv_pipeline.evaluation.tracking import (
     tracks_of,
 )
 from cv_pipeline.types import DataError, Detections, SinkError, box_iou
+from tests.helpers.services import require
 
-trackeval = pytest.importorskip("trackeval", reason="TrackEval is not installed: `make test` does it", exc_type=ImportError)
+trackeval = require("trackeval", reason="TrackEval is not installed: `make test` does it")
 
 
 def oracle(truth: TrackTable, result: TrackTable) -> dict:

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("ultralytics", reason="Ultralytics is not installed: pip install \"cv_pipeline[train]\"")
+from tests.helpers.services import require
+
+require("ultralytics", reason="Ultralytics is not installed: pip install \"cv_pipeline[train]\"")
 os.environ.update(YOLO_OFFLINE="1", YOLO_AUTOINSTALL="false")
 
 import torch
@@ -120,9 +122,8 @@ def test_classes_are_taken_over_by_name(pictures):
 
 
 def test_what_cannot_be_started_from_says_so(pictures, data, tmp_path):
-    from tiny_detectors import manifest, tiny
-
     from cv_pipeline.inference.manifest import save_manifest
+    from tests.helpers.tiny_detectors import manifest, tiny
 
     tiny(tmp_path / "other" / "tiny.onnx") if (tmp_path / "other").mkdir() is None else None
     save_manifest(manifest(), tmp_path / "other")
@@ -472,9 +473,9 @@ def test_replay_with_a_teacher_that_is_trained_on_the_way(tmp_path):
 
 def test_nobody_who_knows_is_an_error(tmp_path, data):
     import yaml
-    from tiny_detectors import manifest, tiny
 
     from cv_pipeline.inference.manifest import save_manifest
+    from tests.helpers.tiny_detectors import manifest, tiny
 
     (tmp_path / "teacher").mkdir()
     tiny(tmp_path / "teacher" / "tiny.onnx")

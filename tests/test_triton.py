@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from triton_server import TritonServer, server_home
 
 from cv_pipeline.inference.backends import SteadyBackend, load_model
 from cv_pipeline.inference.manifest import ModelManifest
@@ -33,8 +32,11 @@ from cv_pipeline.inference.triton import (
     write_repository,
 )
 from cv_pipeline.types import Backend, BackendError, ConfigError, ModelSpecMismatch, SinkError
+from tests.helpers.services import require
+from tests.helpers.triton_server import TritonServer, server_home
+from tests.helpers.waiting import until
 
-pytest.importorskip("tritonclient", reason='pip install "cv_pipeline[triton]"')
+require("tritonclient", reason='pip install "cv_pipeline[triton]"')
 from google.protobuf import text_format  # noqa: E402
 from tritonclient.grpc import model_config_pb2  # noqa: E402
 
@@ -323,7 +325,7 @@ def test_kill_minus_nine_and_restart_loses_no_promised_frame(up, protocol):
 
     threads = [threading.Thread(target=caller, args=(k,)) for k in range(4)]
     for t in threads: t.start()
-    while sum(a is not None for a in answers) < 8: time.sleep(0.005)
+    until(lambda: sum(a is not None for a in answers) >= 8, 60)
     up.kill(); killed.set()
     assert not backend.ready()
     up.start()
@@ -378,7 +380,7 @@ def test_a_pipeline_delivers_every_frame_though_its_server_is_killed(up):
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(ran, replace(remote, backend=Killing(remote.backend)))
         assert killed.wait(30)
-        while not remote.backend.events["retry"]: time.sleep(0.01)
+        until(lambda: remote.backend.events["retry"], 60)
         up.start()  # by this thread: the server dies with the thread that has started it
         summary, results = running.result(60)
     _, expected = ran(load_model("factory_line", threads=1))
@@ -398,6 +400,6 @@ def test_closing_ends_a_call_that_waits_for_a_server(up):
 
     waiting = threading.Thread(target=call)
     waiting.start()
-    while not backend.events["retry"]: time.sleep(0.01)
+    until(lambda: backend.events["retry"], 60)
     backend.close(); waiting.join(10)
     assert not waiting.is_alive() and len(outcome) == 1

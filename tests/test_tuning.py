@@ -12,6 +12,7 @@ from cv_pipeline.inference.postprocess import Postprocessor
 from cv_pipeline.inference.preprocess import Preprocessor, fit
 from cv_pipeline.inference.tuning import achieved, collect, evaluate, judge, match, parse_objective, summarise, sweep, tune
 from cv_pipeline.types import ConfigError, DataError, Detections, box_iou
+from tests.helpers.services import require
 
 NAMES, SIZE = ("a", "b", "c"), (64, 64)
 PLACE = fit(128, 128, SIZE)  # pictures are twice the network input
@@ -73,7 +74,7 @@ def test_evaluate_is_what_the_postprocessor_does(seed, conf, iou, class_conf):
 
 
 def test_matching_is_cocos():
-    coco = pytest.importorskip("pycocotools.coco")
+    coco = require("pycocotools.coco")
     from pycocotools.cocoeval import COCOeval
 
     rng, images, annotations, results, mine = np.random.default_rng(3), [], [], [], []
@@ -273,7 +274,7 @@ def test_grids_out_of_range():
 
 @pytest.mark.real
 def test_yolov8n_on_real_photos(real_data):
-    cv2, ort = pytest.importorskip("cv2"), pytest.importorskip("onnxruntime")
+    cv2, ort = require("cv2"), require("onnxruntime")
     file = real_data / "models" / "yolov8n_fp32_reconstructed.onnx"
     net = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     manifest, _ = load_manifest(file, metadata=lambda: net.get_modelmeta().custom_metadata_map)

@@ -9,6 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from cv_pipeline.types import DataError, Decision, Detections, MissingExtraError
 from cv_pipeline.viz import PALETTE, Trails, colour_of, contact_sheet, draw_detections, jpeg, plot_pr, plot_reliability
+from tests.helpers.services import require
 
 GREY = np.full((120, 200, 3), 90, np.uint8)
 
@@ -74,7 +75,7 @@ def test_empty_sheets_and_uneven_curves_are_refused():
         contact_sheet([])
     with pytest.raises(DataError, match="columns=0"):
         contact_sheet([GREY], columns=0)
-    pytest.importorskip("matplotlib")
+    require("matplotlib")
     with pytest.raises(DataError, match="2 precisions for 3 recalls"):
         plot_pr([0, .5, 1], [1, 1])
     with pytest.raises(DataError, match="2 confidences, 1 accuracies"):
@@ -82,7 +83,7 @@ def test_empty_sheets_and_uneven_curves_are_refused():
 
 
 def test_reliability_leaves_empty_bins_out():
-    pytest.importorskip("matplotlib").use("Agg")
+    require("matplotlib").use("Agg")
     title = plot_reliability([.2, .5, .9], [.4, np.nan, .8], [1, 0, 3]).get_title()
     assert title.endswith(f"ECE {(.2 * 1 + .1 * 3) / 4:.3f}")
 

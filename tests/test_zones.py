@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cv_pipeline.types import ConfigError, Detections, Frame
 from cv_pipeline.video.zones import LineRule, Rules, RuleWatch, ZoneConfig, crosses_itself, line_distance, read_rules, signed_distance
+from tests.helpers.services import require
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 SIZE = (640, 480)
@@ -184,7 +185,7 @@ def test_seen_beyond_the_line_twice_and_never_again_counts_when_it_is_lost_or_at
 
 
 def test_directions_and_counts_are_supervisions():
-    sv = pytest.importorskip("supervision")
+    sv = require("supervision")
     rng, ids = np.random.default_rng(1), 12
     place, speed = rng.uniform(60, 420, (ids, 2)), rng.normal(0, 6, (ids, 2))
     ours = RuleWatch(Rules([ZoneConfig("yard", YARD, **CENTER)], [LineRule("gate", (0, 250), (640, 230), **CENTER)], margin=0), "cam")

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import queue
+import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
@@ -27,7 +29,7 @@ from cv_pipeline.types import (
 from .stages import STAGES, FrameQueues, LatencyHistogram, StageStats
 
 # %% auto #0
-__all__ = ['Channel', 'Pipeline', 'latencies', 'summarise']
+__all__ = ['SIGNALS', 'Channel', 'Pipeline', 'interruptible', 'latencies', 'summarise']
 
 # %% ../../nbs/video/27_pipeline.ipynb #a4fbe10b
 @dataclass(slots=True)
@@ -104,6 +106,32 @@ class Channel:
         if self.tracker is None and self.new_tracker is not None: self.tracker = self.new_tracker(self.source)
         return detections if self.tracker is None else self.tracker.update(detections, frame)
 
+# %% ../../nbs/video/27_pipeline.ipynb #5c0e92aa
+_INTERRUPT = "interrupt"  # a note for the main thread; other notes are stages whose thread has ended
+
+
+@dataclass
+class _Life:
+    "How a run begins and ends: who may touch the sinks, and what the main thread has to hear."
+
+    notes: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)      # read by the main thread only
+    threads: list[threading.Thread] = field(default_factory=list)            # deliver, model, prepare
+    warm: threading.Event = field(default_factory=threading.Event)           # the model has answered, or never will
+    writer: threading.Thread | None = None  # the one that writes to the sinks and closes them
+    started: float | None = None            # clock; the warm-up is not part of the run
+    ended: float | None = None              # clock, when the last result had been delivered
+    _claimed: threading.Lock = field(default_factory=threading.Lock)         # taken once, never given back
+
+    def claim(self) -> bool:
+        "The sinks belong to the calling thread from now on; False when they belong to another one."
+        if self._claimed.acquire(blocking=False): self.writer = threading.current_thread()
+        return self.writer is threading.current_thread()
+
+    @property
+    def unfinished(self) -> bool:
+        "A thread that may still use the model or the sinks lives on."
+        return any(thread.is_alive() for thread in self.threads)
+
 # %% ../../nbs/video/27_pipeline.ipynb #97ec293b
 @dataclass
 class _Run:
@@ -118,9 +146,10 @@ class _Run:
     now: Callable[[], datetime]
     max_batch: int
     entrance: FrameQueues
+    life: _Life = field(default_factory=_Life)
     held: deque[_Item] = field(default_factory=deque)                         # taken from the entrance, not yet in a batch
     answered: threading.Condition = field(default_factory=threading.Condition)  # a selector has heard of a result
-    tensors: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)     # the free ones
+    tensors: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)     # the free ones; None at the end
     to_model: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
     to_deliver: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
     stages: dict[str, StageStats] = field(default_factory=lambda: {name: StageStats() for name in STAGES})
@@ -152,6 +181,8 @@ class _Run:
 def _read(run: _Run, channel: Channel) -> None:
     "Body of a reader thread."
     stats, key, live = run.stages["ingest"], channel.source.source_id, channel.source.live
+    run.life.warm.wait()
+    if run.error is not None: return channel.source.close()
     try:
         started, state = run.clock(), "done"
         for frame in channel.source:
@@ -232,16 +263,12 @@ def _fill(run: _Run, batch: _Batch) -> None:
 def _prepare(run: _Run) -> None:
     "Body of the preparing thread."
     batcher = DynamicBatcher(run.max_batch, run.runtime.max_wait_ms / 1e3, run.clock)
-    try:
-        while True:
-            tensor = run.tensors.get()
-            items = _next_items(run, batcher)
-            if items is None: break
-            batch = _Batch(items, tensor)
-            _fill(run, batch)
-            run.to_model.put(batch)
-    except Exception as e: run.fail(CVPipelineError(f"the preparing thread raised {type(e).__name__}: {e}"), "preprocess")
-    finally: run.to_model.put(None)
+    while (tensor := run.tensors.get()) is not None:
+        items = _next_items(run, batcher)
+        if items is None: break
+        batch = _Batch(items, tensor)
+        _fill(run, batch)
+        run.to_model.put(batch)
 
 # %% ../../nbs/video/27_pipeline.ipynb #d374aedd
 def _model_error(error: Exception, name: str) -> BackendError:
@@ -264,8 +291,18 @@ def _ask(run: _Run, batch: _Batch) -> None:
     stats.done(ms, now, len(wanted))
 
 
+def _warm_up(run: _Run) -> None:
+    "Let the model answer once before the first frame."
+    try: run.backend.warmup()
+    except Exception as e: run.fail(_model_error(e, run.backend.name), "inference")
+    finally:
+        run.ready, run.life.started = run.error is None, run.clock()
+        run.life.warm.set()
+
+
 def _infer(run: _Run) -> None:
     "Body of the model thread."
+    _warm_up(run)
     failures = 0
     while (batch := run.to_model.get()) is not None:
         if run.error is None and batch.wanted: _ask(run, batch)
@@ -273,7 +310,6 @@ def _infer(run: _Run) -> None:
         if batch.error and (run.runtime.on_model_error == "stop" or failures >= run.runtime.max_consecutive_errors): run.fail(batch.error)
         if run.error is None: run.to_deliver.put(batch)
         else: run.tensors.put(batch.tensor)  # stopping: not delivered, but the preparing thread may wait for the tensor
-    run.to_deliver.put(None)
 
 # %% ../../nbs/video/27_pipeline.ipynb #87e22b5d
 @dataclass
@@ -341,27 +377,71 @@ def _result(run: _Run, item: _Item, failed: bool) -> FrameResult:
     return FrameResult(item.frame, item.detections if answered else Detections.empty(), run.model.manifest.names, item.timings, answered, status, run.backend.name)
 
 
+def _hand_out(run: _Run, batch: _Batch) -> None:
+    "Postprocess a batch, tell the selectors, write to the sinks."
+    try: _postprocess(run, batch)
+    except Exception as e:
+        run.fail(e if isinstance(e, CVPipelineError) else CVPipelineError(f"postprocessing raised {type(e).__name__}: {e}"), "postprocess")
+        batch.items.clear()
+    _answer(run, batch)
+    for item in batch.items:
+        if item.lost: continue
+        started = run.clock()
+        _write(run, item, _result(run, item, batch.error is not None))
+        now = run.clock()
+        item.timings["deliver"] = (now - started) * 1e3
+        item.timings["total"] = (now - item.arrived) * 1e3 + item.timings.get("ingest", 0.0)
+        run.stages["deliver"].done(item.timings["deliver"], now)
+        item.channel.frames_delivered += 1
+        if not item.selected: continue
+        run.total.add(item.timings["total"])
+        if item.channel.source.live:
+            run.end_to_end.add((run.now() - item.frame.captured_at).total_seconds() * 1e3)
+    run.tensors.put(batch.tensor)
+
+
 def _deliver(run: _Run) -> None:
-    "Body of the delivering thread."
-    while (batch := run.to_deliver.get()) is not None:
-        try: _postprocess(run, batch)
+    "Body of the delivering thread: the only one that writes."
+    if not run.life.claim(): return  # the run was given up before this thread came to life
+    while (batch := run.to_deliver.get()) is not None: _hand_out(run, batch)
+
+
+def _close_sinks(run: _Run) -> None:
+    "Close every sink, unless they belong to another thread. An error counts like one while writing."
+    if not run.life.claim(): return
+    run.life.ended = run.clock()
+    for sink in run.sinks:
+        try: sink.close()
         except Exception as e:
-            run.fail(e if isinstance(e, CVPipelineError) else CVPipelineError(f"postprocessing raised {type(e).__name__}: {e}"), "postprocess")
-            batch.items.clear()
-        _answer(run, batch)
-        for item in batch.items:
-            if item.lost: continue
-            started = run.clock()
-            _write(run, item, _result(run, item, batch.error is not None))
-            now = run.clock()
-            item.timings["deliver"] = (now - started) * 1e3
-            item.timings["total"] = (now - item.arrived) * 1e3 + item.timings.get("ingest", 0.0)
-            run.stages["deliver"].done(item.timings["deliver"], now)
-            item.channel.frames_delivered += 1
-            if not item.selected: continue
-            run.total.add(item.timings["total"])
-            if item.channel.source.live: run.end_to_end.add((run.now() - item.frame.captured_at).total_seconds() * 1e3)
-        run.tensors.put(batch.tensor)
+            what = f"{type(sink).__name__} could not be closed: {e}"
+            run.fail(e if isinstance(e, SinkError) else SinkError(what), "deliver")
+
+# %% ../../nbs/video/27_pipeline.ipynb #d25a0f63
+def _guarded(run: _Run, stage: str, body: Callable[[_Run], None], let_go: Callable[[_Run], None]) -> None:
+    "Run a thread's body; whatever ends it unexpectedly fails the run, and nobody goes on waiting for it."
+    try: body(run)
+    except BaseException as e:
+        what = f"the thread of the stage '{stage}' raised {type(e).__name__}: {e}"
+        run.fail(e if isinstance(e, CVPipelineError) else CVPipelineError(what, hint="the results up to there are kept"), stage)
+    finally:
+        try: let_go(run)
+        finally: run.life.notes.put(stage)
+
+
+def _let_go_of_model(run: _Run) -> None: run.to_model.put(None)
+
+
+def _let_go_of_delivery(run: _Run) -> None:
+    run.to_deliver.put(None)
+    run.tensors.put(None)  # the preparing thread may wait for one
+
+
+def _let_go_of_sinks(run: _Run) -> None:
+    run.tensors.put(None)
+    _close_sinks(run)
+
+
+_THREADS = (("deliver", _deliver, _let_go_of_sinks), ("inference", _infer, _let_go_of_delivery), ("preprocess", _prepare, _let_go_of_model))
 
 # %% ../../nbs/video/27_pipeline.ipynb #0b19d622
 def _depth(source: Source, runtime: RuntimeConfig) -> tuple[int, bool]:
@@ -404,7 +484,7 @@ class Pipeline:
         now: Callable[[], datetime] = utc_now,            # wall clock, to compare with `captured_at`
     ):
         self._run = _new_run(sources, model, sinks, trackers, selectors, runtime or RuntimeConfig(), recover, clock, now)
-        self.interrupted, self.finished, self.started, self.seconds, self.sinks = False, False, None, 0.0, self._run.sinks
+        self.interrupted, self.finished, self.seconds, self.sinks = False, False, 0.0, self._run.sinks
 
     def attach(self, sinks: Sequence[Sink]) -> None:
         "Add sinks before the run."
@@ -412,75 +492,127 @@ class Pipeline:
 
     def run(self, tick: Callable[[Pipeline], None] | None = None) -> dict[str, Any]:  # tick: called about 5 times a second
         "Run to the end and return the summary; raises the error that ended the run."
-        if self.started is not None: raise ConfigError("a pipeline runs once", hint="build a new one")
-        try: _run_threads(self, self._run, tick)
-        finally:
-            self.seconds, self.finished = self._run.clock() - (self.started or self._run.clock()), True
-            _close_sinks(self._run)
-        if self._run.error is not None: raise self._run.error
-        return self.summary()
+        return _run_once(self, self._run, tick)
 
     def stop(self, discard: bool = False) -> None:  # discard: forget frames that wait
         "End the run early: no new frames; those already read are finished and delivered."
         self.interrupted = True
         self._run.entrance.close(discard=discard)
 
+    def interrupt(self) -> None:
+        "Like Ctrl-C: the first stops, the second discards, the third gives up. May be called by a signal handler."
+        self._run.life.notes.put(_INTERRUPT)
+
+    @property
+    def unfinished(self) -> bool:
+        "Given up: a thread hangs, and results may be missing."
+        return self.finished and self._run.life.unfinished
+
     def close(self) -> None:
-        "Release the model."
-        self._run.backend.close()
+        "Release the model, unless a thread that hangs may still use it."
+        if not self._run.life.unfinished: self._run.backend.close()
 
     def summary(self) -> dict[str, Any]:
         "Counts, latencies and the state of every source."
         return summarise(self, self._run)
 
 # %% ../../nbs/video/27_pipeline.ipynb #21f8e80c
-def _warm_up(run: _Run) -> bool:
-    "Let the model answer once before the first frame; False when it cannot."
-    try: run.backend.warmup()
-    except Exception as e: run.fail(_model_error(e, run.backend.name), "inference")
-    run.ready = run.error is None
-    return run.ready
+_PATIENCE_S = 3.0  # how long threads that were told to end may take before they are left behind
+
+
+def _join(threads: Sequence[threading.Thread], seconds: float) -> None:
+    "Wait for threads, so long for all of them together; one that hangs in a driver is left behind, it is a daemon."
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        if thread.is_alive(): thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _give_up(pipeline: Pipeline, run: _Run) -> None:
+    "End what still runs, without waiting for ever."
+    pipeline.stop(discard=True)
+    if any(thread.ident is None for thread in run.life.threads):  # interrupted while they were started: some never will be
+        for waiting in (run.tensors, run.to_model, run.to_deliver): waiting.put(None)
+    _join(run.life.threads, _PATIENCE_S)
 
 
 def _run_threads(pipeline: Pipeline, run: _Run, tick: Callable | None) -> None:
     "Start the threads and wait for them."
-    pipeline.started = run.clock()
-    if not _warm_up(run): return
-    inner = [threading.Thread(target=body, args=(run,), name=body.__name__, daemon=True) for body in (_deliver, _infer, _prepare)]
+    inner = [threading.Thread(target=_guarded, args=(run, stage, body, let_go), name=body.__name__, daemon=True) for stage, body, let_go in _THREADS]
     readers = [threading.Thread(target=_read, args=(run, c), name=f"read {c.source.source_id}", daemon=True) for c in run.channels]
-    pipeline.started = run.clock()  # the warm-up is not part of the run
-    for thread in inner + readers: thread.start()
-    try: _wait(pipeline, inner, tick)
-    except BaseException:  # a failing tick, or Ctrl-C for the third time
-        pipeline.stop(discard=True)
-        for thread in inner: thread.join(5.0)
+    run.life.threads = inner
+    try:
+        for thread in inner + readers: thread.start()
+        _wait(pipeline, run, tick)
+    except BaseException:  # a failing tick, no room for another thread, or Ctrl-C for the third time
+        _give_up(pipeline, run)
         raise
     finally:
+        run.life.warm.set()  # a reader whose model never came to life
         for channel in run.channels:
             if channel.source.live: channel.source.close()  # wakes a reader that waits for its camera
-        deadline = time.monotonic() + 2.0  # for all of them; one that hangs in a driver is left behind, it is a daemon
-        for thread in readers: thread.join(max(0.0, deadline - time.monotonic()))
+        _join(readers, 2.0)
 
 # %% ../../nbs/video/27_pipeline.ipynb #d2bd4565
-def _wait(pipeline: Pipeline, threads: list[threading.Thread], tick: Callable | None) -> None:
-    "Wait for the threads; Ctrl-C ends the run, a second one forgets the frames that wait, a third one is raised."
-    pressed = 0
-    while any(thread.is_alive() for thread in threads):
+def _heard(run: _Run) -> str | None:
+    "The next note for the main thread; None when there was none for a fifth of a second."
+    try: return run.life.notes.get(timeout=0.2)
+    except queue.Empty: return None
+
+
+def _wait(pipeline: Pipeline, run: _Run, tick: Callable | None) -> None:
+    "Wait for the threads; an interrupt ends the run, a second one forgets the frames that wait, a third one is raised."
+    ended, pressed = 0, 0
+    while ended < len(run.life.threads) and run.life.unfinished:
         try:
-            for thread in threads: thread.join(0.2 / len(threads))
-            if tick is not None: tick(pipeline)
-        except KeyboardInterrupt:
-            pressed += 1
-            if pressed > 2: raise
-            pipeline.stop(discard=pressed > 1)
+            note = _heard(run)
+            if tick is not None and note != _INTERRUPT: tick(pipeline)
+        except KeyboardInterrupt: note = _INTERRUPT  # nobody turns signals into notes
+        ended += note in run.stages
+        if note != _INTERRUPT: continue
+        pressed += 1
+        if pressed > 2: raise KeyboardInterrupt("interrupted for the third time: not waiting any longer")
+        pipeline.stop(discard=pressed > 1)
+    _join(run.life.threads, _PATIENCE_S)  # they have said that they end
 
 
-def _close_sinks(run: _Run) -> None:
-    "Close every sink once; an error while closing counts like one while writing."
-    for sink in run.sinks:
-        try: sink.close()
-        except Exception as e:
-            run.fail(e if isinstance(e, SinkError) else SinkError(f"{type(sink).__name__} could not be closed: {e}"), "deliver")
+def _settle(pipeline: Pipeline, run: _Run) -> None:
+    "The books at the end of a run, and whether somebody still writes."
+    _close_sinks(run)  # where no thread came so far as to write
+    if run.life.unfinished and run.error is None:
+        run.fail(SinkError("the results are not complete: a thread that writes them was left behind",
+                           hint="a disk or a driver that does not answer; `read_results` reads what is there"))
+    pipeline.seconds = (run.life.ended or run.clock()) - run.life.started
+    pipeline.finished = True
+
+
+def _run_once(pipeline: Pipeline, run: _Run, tick: Callable | None) -> dict[str, Any]:
+    if run.life.started is not None: raise ConfigError("a pipeline runs once", hint="build a new one")
+    with interruptible(pipeline, (signal.SIGINT,)):
+        run.life.started = run.clock()
+        try: _run_threads(pipeline, run, tick)
+        finally: _settle(pipeline, run)
+    if run.error is not None: raise run.error
+    return pipeline.summary()
+
+# %% ../../nbs/video/27_pipeline.ipynb #47e8d5b1
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+@contextmanager
+def interruptible(
+    pipeline: Pipeline,
+    signals: Sequence[signal.Signals] = SIGNALS,  # those that the program handles itself, or ignores, stay as they are
+) -> Iterator[None]:
+    "Signals interrupt the pipeline and not the program, until the block ends; in the main thread, elsewhere nothing changes."
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in signals if threading.current_thread() is threading.main_thread() else ():
+            if (handler := signal.getsignal(number)) not in (signal.SIG_DFL, signal.default_int_handler): continue
+            before[number] = handler
+            signal.signal(number, lambda *_: pipeline.interrupt())
+        yield
+    finally:
+        for number, handler in before.items(): signal.signal(number, handler)
 
 # %% ../../nbs/video/27_pipeline.ipynb #342c88b3
 def _channel_summary(run: _Run, channel: Channel, finished: bool) -> dict[str, Any]:
@@ -529,7 +661,7 @@ def summarise(pipeline: Pipeline, run: _Run) -> dict[str, Any]:
                          "detections", "uncertain", "tracks")}
     total["uncertain_dropped"] = run.model.postprocess.dropped  # by the policy "drop"
     waiting = {"preprocess": len(run.entrance), "inference": run.to_model.qsize(), "postprocess": run.to_deliver.qsize()}
-    seconds = pipeline.seconds or (run.clock() - pipeline.started if pipeline.started is not None else 0.0)
+    seconds = pipeline.seconds or (run.clock() - run.life.started if run.life.started is not None else 0.0)
     latency = {name: histogram.summary() for name, histogram in latencies(pipeline).items()}
     return {
         **total, "seconds": round(seconds, 3), "frames_per_second": round(total["frames_read"] / seconds, 2) if seconds else None,

@@ -24,7 +24,7 @@ from ..line import open_line
 from ..masking import masked_values
 from ..types import ConfigError, Frame, Selector, Sink, SinkError, Source, SourceError, Tracker
 from .health import HealthServer
-from .pipeline import Pipeline
+from .pipeline import Pipeline, interruptible
 from .reconnect import ReconnectingSource
 from .adaptive import AdaptiveSelector, CallBudget
 from .events import EventSink
@@ -265,7 +265,7 @@ def run_config(
 ) -> dict[str, Any]:                                      # the summary
     "Run to the end. `summary.json` is written also when the run fails; the error that ended it is raised after that."
     health = config.health
-    with output_folder(config.delivery.out) as out, closing(build_pipeline(config)) as pipeline:
+    with output_folder(config.delivery.out) as out, closing(build_pipeline(config)) as pipeline, interruptible(pipeline):
         with nullcontext() if health.port is None else HealthServer(pipeline, health.port, health.host, health.stale_after_s) as server:
             pipeline.attach(open_sinks(config))
             if on_ready is not None: on_ready(getattr(server, "url", None), pipeline)
@@ -281,6 +281,7 @@ def run_config(
 def describe(pipeline: Pipeline, config: RunConfig) -> dict[str, Any]:
     "The summary of a run with the configuration and the environment that produced it; credentials masked."
     settings = masked_values(config.model_dump(mode="json"))
-    events = [{"events": s.events, "counts": s.counts, "problems": s.problems, "callback_errors": s.callback_errors} for s in pipeline.sinks if isinstance(s, EventSink)]
-    kept = {type(s).__name__: s.summary() for s in pipeline.sinks if hasattr(s, "summary")}
+    sinks = () if pipeline.unfinished else pipeline.sinks  # one that hangs is not asked
+    events = [{"events": s.events, "counts": s.counts, "problems": s.problems, "callback_errors": s.callback_errors} for s in sinks if isinstance(s, EventSink)]
+    kept = {type(s).__name__: s.summary() for s in sinks if hasattr(s, "summary")}
     return {**pipeline.summary(), **({"rules": events[0]} if events else {}), **({"sinks": kept} if kept else {}), "config": settings, "environment": environment()}

@@ -9,13 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
-
-def absent(what: str) -> None:
-    "Skip with the reason; fail where services are promised (CI)."
-    if os.environ.get("CV_PIPELINE_REQUIRE_SERVICES"): pytest.fail(what)
-    pytest.skip(what)
+from tests.helpers.services import absent, free_port
 
 
 def find_mongod() -> str | None:
@@ -28,12 +22,6 @@ def find_mongod() -> str | None:
         except (OSError, subprocess.SubprocessError): continue
         return str(place)
     return None
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def start_mongod(folder: Path) -> str:

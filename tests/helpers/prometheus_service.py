@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
-from tests.fiftyone_service import absent, free_port
+from tests.helpers.services import absent, free_port
 
 
 def find(program: str) -> str:

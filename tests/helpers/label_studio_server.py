@@ -8,7 +8,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from fiftyone_service import absent, free_port
+from tests.helpers.services import absent, free_port
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 

@@ -1,0 +1,21 @@
+"""The command `cv-pipeline` as a process."""
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+CLI = str(Path(sys.executable).with_name("cv-pipeline"))
+
+
+def hears_ctrl_c() -> None:
+    "A shell starts background jobs deaf to Ctrl-C, and a test run may be one; the program under test is not."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def start_endless(out: Path, *args: str) -> subprocess.Popen:
+    "A run over a source that never ends."
+    return subprocess.Popen([CLI, "run", "line:", "--out", str(out), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c)
+
+
+def lines_in(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
