@@ -1,0 +1,50 @@
+"""Tiers of the tests, and what each file costs: service tests are marked by the fixtures they use, CPU seconds are printed by file."""
+import resource
+from collections import defaultdict
+
+import pytest
+
+SERVICES = {"fo", "studio", "gstreamer", "server"}  # fixtures that start a server: FiftyOne's database, Label Studio, RTSP, Triton
+CPU = defaultdict(float)  # seconds by test file, of this process or, with xdist, sent by the workers
+
+
+def cpu_seconds() -> float:
+    "User and system time of this process and the children it waited for."
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    "What setup, call and teardown took, in CPU seconds, travels with the report."
+    report = yield
+    now = cpu_seconds()
+    report.cpu_seconds = now - getattr(item.config, "cpu_before", now)
+    item.config.cpu_before = now
+    return report
+
+
+def pytest_collection_modifyitems(items):
+    "What uses a server is marked `service`."
+    for item in items:
+        if SERVICES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("service")
+
+
+def pytest_collection_finish(session):
+    "Imports are charged to no file."
+    session.config.cpu_before = cpu_seconds()
+
+
+def pytest_runtest_logreport(report):
+    "The sum by file; with xdist only the controller prints it."
+    CPU[report.nodeid.split("::")[0]] += getattr(report, "cpu_seconds", 0.0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    "The dearest files."
+    rows = sorted(CPU.items(), key=lambda row: -row[1])
+    terminalreporter.write_sep("=", "CPU seconds by file")
+    for name, seconds in [row for row in rows if row[1] >= 1][:25]:
+        terminalreporter.write_line(f"{seconds:8.1f}  {name}")
+    terminalreporter.write_line(f"{sum(CPU.values()) / 60:8.1f}  CPU minutes in all tests")
