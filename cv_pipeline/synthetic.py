@@ -168,13 +168,13 @@ def stacked(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
 # %% ../nbs/05_synthetic.ipynb #7c44e1b2
 def smooth(
     noise: np.ndarray,             # (h, w) float32
-    sigma: tuple[float, float],    # pixels, down and along
+    sigma: tuple[float, float],    # pixels, down and along; 0 leaves that way alone
     mode: str = "reflect",         # or "wrap"
 ) -> np.ndarray:                   # (h, w) float32
     "`scipy.ndimage.gaussian_filter` to the last bit; a wide one goes by Fourier, up to ten times faster."
     for axis, s in enumerate(sigma):
         if s < 8:
-            noise = gaussian_filter1d(noise, s, axis, mode=mode)
+            noise = gaussian_filter1d(noise, s, axis, mode=mode) if s else noise
             continue
         n, reach = noise.shape[axis], np.arange(-int(4 * s + .5), int(4 * s + .5) + 1)
         turn, kernel = n if mode == "wrap" else 2 * n, np.exp(-.5 * (reach / s) ** 2)
@@ -233,7 +233,7 @@ def surroundings(
     ground = np.float32([104, 106, 108]) * rng.uniform(.6, 1.1) * (1 + .07 * blotch + .12 * speck)[..., None]
     paint[floor] = np.clip(ground * np.interp(out[floor], [24, 50], [.45, 1])[:, None, None], 0, 255)
     profile = np.interp(out[rail], [0, 2, 5, 9, 16, 20, 24], [.35, .95, .72, .8, .66, .9, .3]).astype(np.float32)
-    brushed = 1 + .05 * smooth(draw(), (.6 * scale, 30 * scale))[rail] * 30
+    brushed = 1 + .05 * smooth(smooth(draw(), (.6 * scale, 0))[rail], (0, 30 * scale)) * 30
     metal = np.float32([176, 172, 168]) * rng.uniform(.75, 1.05) * (profile[:, None] * brushed)[..., None]
     along = (x % 84 - 42)[None, :]
     screw = np.hypot(along, (out[rail] - 12)[:, None])
