@@ -5,7 +5,8 @@ from collections import defaultdict
 import pytest
 
 SERVICES = {"fo", "studio", "gstreamer", "server"}  # fixtures that start a server: FiftyOne's database, Label Studio, RTSP, Triton
-CPU = defaultdict(float)  # seconds by test file, of this process or, with xdist, sent by the workers
+SERVICE_FILES = {"test_exporter.py"}  # starts Prometheus where it is needed
+CPU, EACH = defaultdict(float), defaultdict(float)  # seconds by file and by test; with xdist sent by the workers
 
 
 def cpu_seconds() -> float:
@@ -27,7 +28,7 @@ def pytest_runtest_makereport(item, call):
 def pytest_collection_modifyitems(items):
     "What uses a server is marked `service`."
     for item in items:
-        if SERVICES & set(getattr(item, "fixturenames", ())):
+        if SERVICES & set(getattr(item, "fixturenames", ())) or item.path.name in SERVICE_FILES:
             item.add_marker("service")
 
 
@@ -38,13 +39,16 @@ def pytest_collection_finish(session):
 
 def pytest_runtest_logreport(report):
     "The sum by file; with xdist only the controller prints it."
-    CPU[report.nodeid.split("::")[0]] += getattr(report, "cpu_seconds", 0.0)
+    seconds = getattr(report, "cpu_seconds", 0.0)
+    CPU[report.nodeid.split("::")[0]] += seconds
+    EACH[report.nodeid] += seconds
 
 
 def pytest_terminal_summary(terminalreporter):
-    "The dearest files."
-    rows = sorted(CPU.items(), key=lambda row: -row[1])
-    terminalreporter.write_sep("=", "CPU seconds by file")
-    for name, seconds in [row for row in rows if row[1] >= 1][:25]:
-        terminalreporter.write_line(f"{seconds:8.1f}  {name}")
+    "The dearest files and tests."
+    for what, table in (("file", CPU), ("test", EACH)):
+        terminalreporter.write_sep("=", f"CPU seconds by {what}")
+        rows = sorted(table.items(), key=lambda row: -row[1])
+        for name, seconds in [row for row in rows if row[1] >= 1][:25]:
+            terminalreporter.write_line(f"{seconds:8.1f}  {name}")
     terminalreporter.write_line(f"{sum(CPU.values()) / 60:8.1f}  CPU minutes in all tests")

@@ -27,6 +27,8 @@ from cv_pipeline.synthetic import FactoryLine, LineConfig
 from cv_pipeline.types import BackendError, ConfigError, CVPipelineError, DataError, Detections, MissingExtraError, SinkError
 from cv_pipeline.video.run import run_config
 
+pytestmark = pytest.mark.slow
+
 CLI = str(Path(sys.executable).with_name("cv-pipeline"))
 NAMES = ("gear", "bolt", "nut", "bracket", "defect")
 

@@ -16,6 +16,8 @@ from cv_pipeline.inference.onnx import OnnxBackend
 from cv_pipeline.inference.tensorrt import TensorRTBackend
 from cv_pipeline.types import BackendError, ConfigError, ModelSpecMismatch
 
+pytestmark = pytest.mark.slow
+
 CARD = DeviceInfo(0, "Imitated Card", (8, 9), "CUDA 13.2", 24 << 30)
 YES = {"accepted": True}
 

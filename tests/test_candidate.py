@@ -26,6 +26,8 @@ from cv_pipeline.synthetic import FactoryLine, LineConfig
 from cv_pipeline.types import ConfigError, DataError
 from cv_pipeline.video.images import read_image
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("nut", "bolt", "lid")
 
 

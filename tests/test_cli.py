@@ -17,6 +17,8 @@ from cv_pipeline.line import open_line, write_dataset, write_video
 from cv_pipeline.synthetic import FactoryLine, LineConfig
 from cv_pipeline.video.sinks import read_results
 
+pytestmark = pytest.mark.slow
+
 CLI = str(Path(sys.executable).with_name("cv-pipeline"))
 COLUMNS = ["source_id", "frame_id", "captured_at", "class_id", "class_name", "confidence", "x1", "y1", "x2", "y2", "tracker_id", "decision"]
 

@@ -18,6 +18,8 @@ from cv_pipeline.inference.openvino import OpenVINOBackend, _pieces, default_pre
 from cv_pipeline.inference.quantize import write_openvino
 from cv_pipeline.types import Backend, BackendError, ConfigError, ModelSpecMismatch
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("openvino")
 
 

@@ -24,7 +24,7 @@ from cv_pipeline.inference.parity import ParityError
 from cv_pipeline.inference.quantize import CalibrationWarning, quantize_cpu
 from cv_pipeline.types import BackendError, ConfigError, DataError
 
-pytestmark = pytest.mark.filterwarnings("ignore::cv_pipeline.inference.quantize.CalibrationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::cv_pipeline.inference.quantize.CalibrationWarning")]
 STEPS_HERE = ("fp16", "int8", "int8-openvino", "int8-tensorrt", "openvino", "openvino-bf16", "fp32-bytes")
 
 pytest.importorskip("openvino")

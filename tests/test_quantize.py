@@ -37,6 +37,8 @@ from cv_pipeline.inference.quantize import (
 from cv_pipeline.line import FactoryLine, LineConfig
 from cv_pipeline.types import BackendError, ConfigError, DataError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):

@@ -11,6 +11,8 @@ import tensorrt_imitation
 
 from cv_pipeline.inference.engines import TENSORRT_API
 
+pytestmark = pytest.mark.slow
+
 VERSIONS = {"trt10": (10, "10.16"), "trt11": (11, "11.4")}
 STUB = """
 void* createInferBuilder_INTERNAL(void* l, int v) { return 0; }
