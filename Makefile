@@ -13,7 +13,7 @@ PACKAGING := settings.ini setup.py constraints.txt
 export YOLO_OFFLINE := 1
 export YOLO_AUTOINSTALL := false
 
-.PHONY: help demo test sync lab bench report train-bundled wheel clean
+.PHONY: help demo test test-fast lint notebooks pytest sync lab bench report train-bundled wheel clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -48,9 +48,18 @@ $(VENV)/.dev: $(PACKAGING) | $(VENV)/.core
 demo: $(VENV)/.core  ## the factory line, the bundled detector, annotated video: offline, no torch
 	$(BIN)/cv-pipeline demo --out $(OUT)
 
-test: $(VENV)/.dev  ## every notebook top to bottom, then all tests
-	$(BIN)/ruff check cv_pipeline tests setup.py
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 2
+test: lint notebooks pytest  ## every notebook top to bottom, then all tests
+
+test-fast: $(VENV)/.dev  ## the tests that train nothing and start no server
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not service" $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check cv_pipeline tests conftest.py setup.py
+
+notebooks: $(VENV)/.dev  ## every notebook top to bottom, each in a process of its own, with its CPU time and memory; BOOKS=nbs/05_synthetic.ipynb
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.notebooks --workers 2 $(BOOKS)
+
+pytest: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 sync: $(VENV)/.lab  ## clean the notebooks, export the package, render README.md; fails when that changes anything

@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -197,6 +198,7 @@ USUAL: tuple[tuple[str, ...], ...] = (("steel", "zinc", "iron", "brass", "gunmet
                                       ("steel", "zinc", "iron", "brass", "gunmetal"))
 
 # %% ../nbs/04_parts.ipynb #0a97fd9f
+@lru_cache(maxsize=256)
 def draw_part(
     class_id: int,       # index into CLASS_NAMES
     key: tuple,          # names this very part, e.g. (seed, "part", 17): same key, same part
@@ -229,6 +231,7 @@ def capsule(x: np.ndarray, y: np.ndarray, a: tuple[float, float], b: tuple[float
     return ra + (rb - ra) * along - np.hypot(x - a[0] - along * bx, y - a[1] - along * by)
 
 
+@lru_cache(maxsize=8)
 def draw_hand(
     key: tuple,          # names this hand
     scale: float = 1.,   # as in draw_part

@@ -15,16 +15,17 @@ from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
-from scipy.ndimage import gaussian_filter
+from scipy.fft import irfft, rfft
+from scipy.ndimage import gaussian_filter1d
 
 from .parts import CLASS_NAMES, LENGTHS, Sprite, draw_hand, draw_part, seeded
 from .types import ConfigError, Detections, Frame
 
 # %% auto #0
 __all__ = ['EDGES', 'SLOWEST', 'BELTS', 'LOOP', 'LineConfig', 'Slot', 'lone_slot', 'slot', 'camera_centre', 'first_slot', 'along',
-           'slots_in_view', 'View', 'mounting', 'to_frame', 'stacked', 'belt_texture', 'surroundings', 'Light',
-           'light_map', 'Moment', 'Condition', 'Truth', 'stamp', 'tally', 'sprite_place', 'Hand', 'hand_at', 'Kept',
-           'ground', 'frame_around', 'part_sprite', 'hand_sprite', 'parts_on_belt', 'hand_over_belt', 'compose',
+           'slots_in_view', 'View', 'mounting', 'to_frame', 'stacked', 'smooth', 'belt_texture', 'surroundings',
+           'Light', 'light_map', 'Moment', 'Condition', 'Truth', 'stamp', 'tally', 'sprite_place', 'Hand', 'hand_at',
+           'Kept', 'ground', 'frame_around', 'part_sprite', 'hand_sprite', 'parts_on_belt', 'hand_over_belt', 'compose',
            'FactoryLine']
 
 # %% ../nbs/05_synthetic.ipynb #a0784e72
@@ -164,11 +165,32 @@ def stacked(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     "Affine (2, 3): first `inner`, then `outer`."
     return np.column_stack([outer[:, :2] @ inner[:, :2], outer[:, :2] @ inner[:, 2] + outer[:, 2]])
 
+# %% ../nbs/05_synthetic.ipynb #7c44e1b2
+def smooth(
+    noise: np.ndarray,             # (h, w) float32
+    sigma: tuple[float, float],    # pixels, down and along; 0 leaves that way alone
+    mode: str = "reflect",         # or "wrap"
+) -> np.ndarray:                   # (h, w) float32
+    "`scipy.ndimage.gaussian_filter` to the last bit; a wide one goes by Fourier, up to ten times faster."
+    for axis, s in enumerate(sigma):
+        if s < 8:
+            noise = gaussian_filter1d(noise, s, axis, mode=mode) if s else noise
+            continue
+        n, reach = noise.shape[axis], np.arange(-int(4 * s + .5), int(4 * s + .5) + 1)
+        turn, kernel = n if mode == "wrap" else 2 * n, np.exp(-.5 * (reach / s) ** 2)
+        ring = np.bincount(reach % turn, kernel / kernel.sum(), turn)
+        rows = np.moveaxis(noise, axis, -1).astype(np.float64)
+        if mode != "wrap": rows = np.concatenate([rows, rows[..., ::-1]], axis=-1)
+        rows = irfft(rfft(rows) * rfft(ring), turn)[..., :n].astype(np.float32)
+        noise = np.ascontiguousarray(np.moveaxis(rows, -1, axis))
+    return noise
+
 # %% ../nbs/05_synthetic.ipynb #65b8b9d0
 BELTS: tuple[tuple[int, int, int], ...] = ((66, 76, 58), (58, 56, 55), (88, 70, 54), (54, 64, 72), (98, 102, 96), (46, 46, 50))
 LOOP = 1280  # reference pixels after which the belt repeats
 
 
+@lru_cache(maxsize=8)
 def belt_texture(
     key: tuple,          # names the belt
     scale: float,        # texture pixels per reference pixel
@@ -177,7 +199,8 @@ def belt_texture(
     "Rubber: woven grain, stains, streaks along the way and a stitched seam; it repeats without an edge."
     rng = seeded(*key)
     w, h = int(LOOP * scale), int((EDGES[1] - EDGES[0] + 40) * scale)
-    noise = lambda sx, sy, gain: gain * (lambda f: f / f.std())(gaussian_filter(rng.normal(0, 1, (h, w)).astype(np.float32), (sy, sx), mode="wrap"))
+    draw = lambda: rng.normal(0, 1, (h, w)).astype(np.float32)
+    noise = lambda sx, sy, gain: gain * (lambda f: f / f.std())(smooth(draw(), (sy, sx), "wrap"))
     x, y = np.arange(w, dtype=np.float32)[None, :] / scale, np.arange(h, dtype=np.float32)[:, None] / scale
     level = 1 + noise(.7 * scale, .7 * scale, .035) + noise(40 * scale, 22 * scale, .05) + noise(90 * scale, 1.2 * scale, .03)
     level += .025 * np.sin(2 * np.pi * (x + y) * 160 / LOOP) * np.sin(2 * np.pi * (x - y) * 160 / LOOP)
@@ -190,6 +213,7 @@ def belt_texture(
     return np.tile(texture, (1, 2 + int(extra / LOOP), 1))[:, : w + int(extra * scale) + 2]
 
 # %% ../nbs/05_synthetic.ipynb #91e7c849
+@lru_cache(maxsize=8)
 def surroundings(
     key: tuple,       # names the line
     scale: float,     # texture pixels per reference pixel
@@ -202,18 +226,22 @@ def surroundings(
     y = (np.arange(h, dtype=np.float32) + .5) / scale + 240 - height / 2
     x = (np.arange(w, dtype=np.float32) + .5) / scale
     out = np.maximum(EDGES[0] - y, y - EDGES[1])  # > 0 beyond the edge of the belt
-    blotch = cv2.resize(rng.normal(0, 1, (14, 26)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)
-    speck = gaussian_filter(rng.normal(0, 1, (h, w)).astype(np.float32), .8 * scale)
-    floor = np.float32([104, 106, 108]) * rng.uniform(.6, 1.1) * (1 + .07 * blotch + .12 * speck)[..., None]
-    profile = np.interp(out, [0, 2, 5, 9, 16, 20, 24], [.35, .95, .72, .8, .66, .9, .3]).astype(np.float32)
-    brushed = 1 + .05 * gaussian_filter(rng.normal(0, 1, (h, w)).astype(np.float32), (.6 * scale, 30 * scale)) * 30
-    rail = np.float32([176, 172, 168]) * rng.uniform(.75, 1.05) * (profile[:, None] * brushed)[..., None]
-    screw = np.hypot((x % 84 - 42)[None, :], (out - 12)[:, None])
-    rail *= (1 - .45 * np.exp(-((screw - 5) / 1.2) ** 2) + .18 * (screw < 4) - .3 * ((screw < 4) & (np.abs(x % 84 - 42)[None, :] < 1)))[..., None]
-    colour = np.where((out < 24)[:, None, None], rail, floor * np.interp(out, [24, 50], [.45, 1])[:, None, None])
-    cover = np.where(out > 0, 1, .55 * np.exp(np.minimum(out, 0) / 9))[:, None] * np.ones(w)
-    paint = np.clip(colour, 0, 255) * (out > 0)[:, None, None]
-    return paint.astype(np.uint8), np.round(cover * 255).astype(np.uint8)
+    floor, rail = np.flatnonzero(out >= 24), np.flatnonzero((out > 0) & (out < 24))  # rows
+    draw = lambda: rng.normal(0, 1, (h, w)).astype(np.float32)
+    blotch = cv2.resize(rng.normal(0, 1, (14, 26)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)[floor]
+    speck, paint = smooth(draw(), (.8 * scale, .8 * scale))[floor], np.zeros((h, w, 3), np.uint8)
+    ground = np.float32([104, 106, 108]) * rng.uniform(.6, 1.1) * (1 + .07 * blotch + .12 * speck)[..., None]
+    paint[floor] = np.clip(ground * np.interp(out[floor], [24, 50], [.45, 1])[:, None, None], 0, 255)
+    profile = np.interp(out[rail], [0, 2, 5, 9, 16, 20, 24], [.35, .95, .72, .8, .66, .9, .3]).astype(np.float32)
+    brushed = 1 + .05 * smooth(smooth(draw(), (.6 * scale, 0))[rail], (0, 30 * scale)) * 30
+    metal = np.float32([176, 172, 168]) * rng.uniform(.75, 1.05) * (profile[:, None] * brushed)[..., None]
+    along = (x % 84 - 42)[None, :]
+    screw = np.hypot(along, (out[rail] - 12)[:, None])
+    slit = (screw < 4) & (np.abs(along) < 1)
+    metal *= (1 - .45 * np.exp(-((screw - 5) / 1.2) ** 2) + .18 * (screw < 4) - .3 * slit)[..., None]
+    paint[rail] = np.clip(metal, 0, 255)
+    cover = np.where(out > 0, 1, .55 * np.exp(np.minimum(out, 0) / 9))
+    return paint, np.repeat(np.round(cover * 255).astype(np.uint8)[:, None], w, axis=1)
 
 # %% ../nbs/05_synthetic.ipynb #80a5bd9d
 @dataclass(frozen=True)
@@ -472,6 +500,6 @@ class FactoryLine:
         stamped = self.config.start + timedelta(microseconds=round(at.t * 1e6))
         return Frame(image, f"line-{camera}", at.index, stamped, at.t, {"truth": truth}), truth
 
-    def frames(self, n: int, camera: int = 0, first: int = 0) -> Iterator[tuple[Frame, Truth]]:
-        "Frames `first` … `first + n − 1` of one camera."
-        return (self.render(index, camera) for index in range(first, first + n))
+    def frames(self, n: int, camera: int = 0, first: int = 0, every: int = 1) -> Iterator[tuple[Frame, Truth]]:
+        "Frames `first` … `first + n − 1` of one camera, or only every so many of them: the others are not drawn."
+        return (self.render(index, camera) for index in range(first, first + n, every))

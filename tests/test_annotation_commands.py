@@ -27,6 +27,8 @@ from tests.helpers.label_studio_server import TOKEN, LabelStudio
 from tests.helpers.plain_networks import plain_onnx
 from tests.helpers.services import require
 
+pytestmark = pytest.mark.slow
+
 CLI = str(Path(sys.executable).with_name("cv-pipeline"))
 NAMES = ("gear", "bolt", "nut", "bracket", "defect")
 

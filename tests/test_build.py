@@ -16,6 +16,8 @@ from cv_pipeline.types import BackendError, ConfigError, ModelSpecMismatch
 from tests.helpers import tensorrt_imitation
 from tests.helpers.tiny_detectors import manifest, tiny
 
+pytestmark = pytest.mark.slow
+
 CARD = DeviceInfo(0, "Imitated Card", (8, 9), "CUDA 13.2", 24 << 30)
 YES = {"accepted": True}
 

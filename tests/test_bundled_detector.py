@@ -10,6 +10,8 @@ from cv_pipeline.parts import CLASS_NAMES
 from cv_pipeline.synthetic import FactoryLine, LineConfig
 from tests.helpers.services import require
 
+pytestmark = pytest.mark.slow
+
 SEED = 4_200_000  # neither in training (100,000…), validation (200,000…) nor in the report (900,000…)
 
 

@@ -27,6 +27,8 @@ from cv_pipeline.types import ConfigError, DataError
 from cv_pipeline.video.images import read_image
 from tests.helpers.services import require
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("nut", "bolt", "lid")
 
 

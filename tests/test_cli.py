@@ -18,6 +18,8 @@ from cv_pipeline.video.sinks import read_results
 from tests.helpers.cli import CLI, lines_in, start_endless
 from tests.helpers.waiting import until
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = ["source_id", "frame_id", "captured_at", "class_id", "class_name", "confidence", "x1", "y1", "x2", "y2", "tracker_id", "decision"]
 
 

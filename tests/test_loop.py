@@ -25,6 +25,8 @@ from cv_pipeline.synthetic import FactoryLine, LineConfig
 from cv_pipeline.types import DataError, Detections, FrameResult, box_iou
 from cv_pipeline.video.images import read_image
 
+pytestmark = pytest.mark.slow
+
 KNOWN, NAMES = ("gear", "bolt", "nut", "defect"), ("gear", "bolt", "nut", "defect", "bracket")
 SIZE = (320, 240)
 LINE = FactoryLine(LineConfig(seed=31, size=SIZE, density=7))

@@ -19,6 +19,8 @@ from cv_pipeline.inference.quantize import write_openvino
 from cv_pipeline.types import Backend, BackendError, ConfigError, ModelSpecMismatch
 from tests.helpers.services import require
 
+pytestmark = pytest.mark.slow
+
 require("openvino")
 
 

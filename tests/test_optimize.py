@@ -25,7 +25,7 @@ from cv_pipeline.inference.quantize import CalibrationWarning, quantize_cpu
 from cv_pipeline.types import BackendError, ConfigError, DataError
 from tests.helpers.services import require
 
-pytestmark = pytest.mark.filterwarnings("ignore::cv_pipeline.inference.quantize.CalibrationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::cv_pipeline.inference.quantize.CalibrationWarning")]
 STEPS_HERE = ("fp16", "int8", "int8-openvino", "int8-tensorrt", "openvino", "openvino-bf16", "fp32-bytes")
 
 require("openvino")

@@ -20,6 +20,8 @@ from cv_pipeline.inference.prune import channel_worth, prunable_layers, prune_an
 from cv_pipeline.parts import CLASS_NAMES
 from cv_pipeline.types import BackendError, ConfigError, DataError
 
+pytestmark = pytest.mark.slow
+
 
 def network(name="yolov8n.yaml", nc=5):
     torch.manual_seed(0)

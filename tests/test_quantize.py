@@ -38,6 +38,8 @@ from cv_pipeline.line import FactoryLine, LineConfig
 from cv_pipeline.types import BackendError, ConfigError, DataError
 from tests.helpers.services import require
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):

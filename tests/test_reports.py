@@ -13,6 +13,8 @@ from cv_pipeline import reports
 from cv_pipeline.reports import ReportFailed, check_parameters, cron_line, find_template, github_workflow, read_parameters, run_report
 from cv_pipeline.types import ConfigError
 
+pytestmark = pytest.mark.slow
+
 CLI = str(Path(sys.executable).with_name("cv-pipeline"))
 
 

@@ -11,6 +11,8 @@ from cv_pipeline.inference.engines import TENSORRT_API
 from tests.helpers import tensorrt_imitation
 from tests.helpers.services import place
 
+pytestmark = pytest.mark.slow
+
 VERSIONS = {"trt10": (10, "10.16"), "trt11": (11, "11.4")}
 STUB = """
 void* createInferBuilder_INTERNAL(void* l, int v) { return 0; }

@@ -42,6 +42,8 @@ from cv_pipeline.parts import CLASS_NAMES
 from cv_pipeline.types import BackendError, ConfigError, CVPipelineError, DataError, Detections, box_iou
 from cv_pipeline.video.images import read_image
 
+pytestmark = pytest.mark.slow
+
 TINY = {"epochs": 1, "imgsz": 64, "batch": 8, "augment": None, "mosaic": 0.0}
 
 

@@ -194,12 +194,20 @@ _UPRIGHT = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, -90: cv2.ROTATE_90_CLOCKWISE, 18
 Skip = Callable[..., None]  # called with the name of what was left out, the reason, and how many (1 when not given)
 
 
+@cache
+def _one_thread() -> dict[str, int]:
+    "Colour conversion in the calling thread; PyAV before 17 does that anyway and does not know the word."
+    try: av.VideoFrame(16, 16, "yuv420p").reformat(format="bgr24", threads=1)
+    except TypeError: return {}
+    return {"threads": 1}
+
+
 def to_bgr(
     frame: av.VideoFrame,  # as decoded, any pixel format
     rotation: int = 0,     # degrees to add, where the decoder does not hand it through
 ) -> np.ndarray:           # (H, W, 3) uint8
     "BGR picture of a decoded frame, turned upright."
-    image = frame.to_ndarray(format="bgr24", threads=1)
+    image = frame.to_ndarray(format="bgr24", **_one_thread())
     turn = _UPRIGHT.get(round(frame.rotation) or rotation)
     return image if turn is None else cv2.rotate(image, turn)
 

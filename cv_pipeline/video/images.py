@@ -146,8 +146,9 @@ def _decode(
     bits: int,     # significant bits of a 16-bit sample
 ) -> np.ndarray:   # (H, W, 3) uint8 BGR
     "Decode, turn upright, scale to 8 bits. ValueError when the file is broken or cannot be meant as a picture."
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | (cv2.IMREAD_IGNORE_ORIENTATION if kind == "webp" else 0)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as e:
         raise ValueError(f"broken {kind}: {e.err}") from e
     if image is None: raise ValueError(f"broken or cut-off {kind}, {len(data):,} bytes")

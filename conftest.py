@@ -1,0 +1,54 @@
+"""Tiers of the tests, and what each file costs: service tests are marked by the fixtures they use, CPU seconds are printed by file."""
+import resource
+from collections import defaultdict
+
+import pytest
+
+SERVICES = {"fo", "studio", "gstreamer", "server"}  # fixtures that start a server: FiftyOne's database, Label Studio, RTSP, Triton
+SERVICE_FILES = {"test_exporter.py"}  # starts Prometheus where it is needed
+CPU, EACH = defaultdict(float), defaultdict(float)  # seconds by file and by test; with xdist sent by the workers
+
+
+def cpu_seconds() -> float:
+    "User and system time of this process and the children it waited for."
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    "What setup, call and teardown took, in CPU seconds, travels with the report."
+    report = yield
+    now = cpu_seconds()
+    report.cpu_seconds = now - getattr(item.config, "cpu_before", now)
+    item.config.cpu_before = now
+    return report
+
+
+def pytest_collection_modifyitems(items):
+    "What uses a server is marked `service`."
+    for item in items:
+        if SERVICES & set(getattr(item, "fixturenames", ())) or item.path.name in SERVICE_FILES:
+            item.add_marker("service")
+
+
+def pytest_collection_finish(session):
+    "Imports are charged to no file."
+    session.config.cpu_before = cpu_seconds()
+
+
+def pytest_runtest_logreport(report):
+    "The sum by file; with xdist only the controller prints it."
+    seconds = getattr(report, "cpu_seconds", 0.0)
+    CPU[report.nodeid.split("::")[0]] += seconds
+    EACH[report.nodeid] += seconds
+
+
+def pytest_terminal_summary(terminalreporter):
+    "The dearest files and tests."
+    for what, table in (("file", CPU), ("test", EACH)):
+        terminalreporter.write_sep("=", f"CPU seconds by {what}")
+        rows = sorted(table.items(), key=lambda row: -row[1])
+        for name, seconds in [row for row in rows if row[1] >= 1][:25]:
+            terminalreporter.write_line(f"{seconds:8.1f}  {name}")
+    terminalreporter.write_line(f"{sum(CPU.values()) / 60:8.1f}  CPU minutes in all tests")

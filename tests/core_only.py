@@ -1,0 +1,90 @@
+"""A pytest plugin for environments that hold the core alone: `python -m pytest -p tests.core_only --at-least N`.
+
+A test that wants a package of an extra is skipped; a package of the core that is missing or broken is still an error.
+`python -m tests.core_only floors` prints the declared minimums of the core as pins, `newest` its names.
+"""
+import ast
+import configparser
+import importlib.util
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CORE = {"cv_pipeline", "numpy", "cv2", "onnxruntime", "av", "scipy", "pydantic", "yaml", "typer", "rich", "prometheus_client", "pyarrow", "pytest", "hypothesis"}
+
+
+def requirements(which: str) -> list[str]:
+    "What pip installs: `name==minimum` of everything that the core declares, or the names."
+    cfg = configparser.ConfigParser(delimiters=["="])
+    cfg.read(ROOT / "settings.ini", encoding="utf-8")
+    pairs = [re.split(r"[<>=!~]+", text)[:2] for text in cfg["DEFAULT"]["requirements"].split()]
+    return [f"{name}=={low}" if which == "floors" else name for name, low in pairs]
+
+
+@cache
+def missing(top: str) -> bool:
+    "Whether a module is of an extra and not here."
+    return top not in CORE and not (ROOT / "tests" / f"{top}.py").exists() and importlib.util.find_spec(top) is None
+
+
+@cache
+def wants(path: Path) -> frozenset[str]:
+    "Modules that a test file, or a helper it imports, asks for at its beginning and that are not here."
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+        for name in filter(None, names):
+            helper = path.parent / f"{name.removeprefix('tests.').split('.')[0]}.py"
+            found |= wants(helper) if helper.exists() else {name.split(".")[0]} if missing(name.split(".")[0]) else set()
+    return frozenset(found)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--at-least", type=int, default=0, help="fewer passed tests are a failure: skips must not hide everything")
+
+
+def pytest_ignore_collect(collection_path):
+    "A file that cannot be imported without an extra is left out."
+    if collection_path.suffix == ".py" and collection_path.name.startswith("test_") and wants(collection_path):
+        return True
+    return None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    "A fixture that wants an extra."
+    return (yield from skipping())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    "A test that wants an extra."
+    return (yield from skipping())
+
+
+def skipping():
+    "ModuleNotFoundError of what is not in the core, and the project's own `pip install \"cv_pipeline[…]\"`, are a skip."
+    try:
+        return (yield)
+    except ModuleNotFoundError as e:
+        if not missing((e.name or "").split(".")[0] or "cv_pipeline"): raise
+        pytest.skip(f"{e.name} is not in the core")
+    except Exception as e:
+        if 'pip install "cv_pipeline[' not in f"{e} {getattr(e, 'hint', '')}": raise
+        pytest.skip(str(e))
+
+
+def pytest_sessionfinish(session):
+    "Enough passed?"
+    reporter, least = session.config.pluginmanager.get_plugin("terminalreporter"), session.config.getoption("--at-least")
+    if reporter and len(reporter.stats.get("passed", [])) < least:
+        reporter.write_line(f"only {len(reporter.stats.get('passed', []))} passed, at least {least} were expected", red=True)
+        session.exitstatus = 1
+
+
+if __name__ == "__main__":
+    print(*requirements(sys.argv[1]), sep="\n")
