@@ -228,6 +228,11 @@ def _gate(value: Any) -> dict[str, Any]:
     "Parser: the record of a gate; whether it was accepted is yes, no or unsaid, never a word that happens to be true."
     table = dict(_typed(Mapping, "a table")(value))
     if not isinstance(table.get("accepted", False), bool): raise ValueError(f"accepted must be true or false, not {table['accepted']!r}")
+    if not isinstance(table.get("instruction set", ""), str):
+        raise ValueError(f"the instruction set must be a name, not {table['instruction set']!r}")
+    if "elsewhere" in table:
+        others = _typed(Mapping, "a table of instruction set: verdict")(table["elsewhere"])
+        table["elsewhere"] = {str(kind): _gate(verdict) for kind, verdict in others.items()}
     return table
 
 # %% ../../nbs/inference/09_manifest.ipynb #326bdd13
@@ -258,6 +263,31 @@ class Artefact:
     def gated(self) -> bool:
         "Whether it went through the accuracy gate and may be chosen automatically."
         return self.gate.get("accepted") is True
+
+    @property
+    def bound(self) -> bool:
+        "Whether its result depends on the processor's instruction set: 8-bit products may saturate, bf16 may not exist."
+        return self.precision in ("int8", "bf16") and self.backend != "tensorrt"
+
+    def verdict(
+        self,
+        kind: str,          # instruction set of a processor, see `inference.choice.instruction_set`
+    ) -> dict[str, Any]:    # the record of the gate that counts there; empty: it was not judged for it
+        "What the gate said of this file on such a processor."
+        if kind in (others := self.gate.get("elsewhere", {})): return others[kind]
+        return {} if self.bound and self.gate.get("instruction set") != kind else self.gate
+
+    def judged(
+        self,
+        kind: str,                   # the instruction set that judged it
+        record: Mapping[str, Any],   # of the gate
+    ) -> Artefact:
+        "The same file with a verdict for one more instruction set, or with a new one for one that it had."
+        record, others = {**record, "instruction set": kind}, dict(self.gate.get("elsewhere", {}))
+        if first := not self.gate or self.gate.get("instruction set") == kind: others.pop(kind, None)
+        else: others[kind] = record
+        gate = record if first else dict(self.gate)
+        return replace(self, gate={**gate, "elsewhere": others} if others else gate)
 
     @property
     def label(self) -> str:
