@@ -232,8 +232,13 @@ def _line(folder, pictures=6):
 def test_a_plain_file_is_also_given_to_openvino_but_a_judged_family_is_left_alone():
     pytest.importorskip("openvino")
     plain = ModelManifest("m", "m.onnx", ("a",))
-    native = [p for p in ("bf16", "fp16") if p == default_precision()]  # what the processor can compute in besides float
-    assert [a.label for a in variants(plain)] == ["m.onnx on onnxruntime", *(f"m.onnx on openvino ({p})" for p in ("fp32", *native))]
+    native = [
+        p for p in ("bf16", "fp16") if p == default_precision()
+    ]  # what the processor can compute in besides float
+    assert [a.label for a in variants(plain)] == [
+        "m.onnx on onnxruntime",
+        *(f"m.onnx on openvino ({p})" for p in ("fp32", *native)),
+    ]
     assert not any(a.gated for a in variants(plain)[1:])
     family = replace(plain, artefacts=(Artefact("m.xml", "openvino", "int8"),))
     assert [a.label for a in variants(family)] == ["m.onnx on onnxruntime", "m.xml on openvino"]

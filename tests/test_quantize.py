@@ -43,24 +43,36 @@ from cv_pipeline.types import BackendError, ConfigError, DataError
 def ones_conv(channels=16):
     "A convolution that adds up its channels: 8-bit weights are all 127, 7-bit ones 64 or 63."
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="only", kernel_shape=[1, 1])
-    ends = [helper.make_tensor_value_info(k, TensorProto.FLOAT, ["n", c, "h", "v"]) for k, c in (("x", channels), ("y", 8))]
+    ends = [
+        helper.make_tensor_value_info(k, TensorProto.FLOAT, ["n", c, "h", "v"])
+        for k, c in (("x", channels), ("y", 8))
+    ]
     weights = numpy_helper.from_array(np.ones((8, channels, 1, 1), np.float32), "w")
-    return helper.make_model(helper.make_graph([node], "ones", ends[:1], ends[1:], [weights]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(
+        helper.make_graph([node], "ones", ends[:1], ends[1:], [weights]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
 
 
 def grey_levels(channels=16):
     "All 256 values of a byte, the same in every channel, as a picture of 16 x 16."
-    return np.broadcast_to((np.arange(256, dtype=np.float32) / 255).reshape(1, 1, 16, 16), (1, channels, 16, 16)).copy()
+    return np.broadcast_to(
+        (np.arange(256, dtype=np.float32) / 255).reshape(1, 1, 16, 16), (1, channels, 16, 16)
+    ).copy()
 
 
 def summed(bits):
     "What ONNX Runtime answers to the grey levels, (256,)."
     graph = ones_conv()
-    return run_once(quantize_cpu(graph, activation_ranges(graph, [grey_levels()], threads=1), keep=(), bits=bits), grey_levels())[0, 0].ravel()
+    return run_once(
+        quantize_cpu(graph, activation_ranges(graph, [grey_levels()], threads=1), keep=(), bits=bits),
+        grey_levels(),
+    )[0, 0].ravel()
 
 
 def added_in_16_bits(activations, weights):
-    "The sum of products as vpmaddubsw makes it: neighbours are added in 16 bits, and what does not fit is cut off."
+    "The sum of products as vpmaddubsw makes it: pairs are added in 16 bits, and what does not fit is cut off."
     pairs = (activations.astype(np.int64) * weights).reshape(len(activations), -1, 2).sum(axis=2)
     return np.clip(pairs, -32768, 32767).sum(axis=1)
 
@@ -279,8 +291,13 @@ def test_quantised_convolutions_are_close_for_any_weights(seed, how):
 def test_eight_bit_weights_saturate_exactly_where_pairs_are_added_in_16_bits():
     levels, step = np.arange(256), 16 / 255  # the answer is rounded to a byte of its own
     activations, weights = np.repeat(levels[:, None], 16, axis=1).astype(np.uint8), np.full(16, 127, np.int8)
-    exact, cut = (activations.astype(np.int64) @ weights.astype(np.int64)) / (255 * 127), added_in_16_bits(activations, weights) / (255 * 127)
-    assert exact[255] == 16 and 8 < cut[255] < 8.1 and (cut[:129] == exact[:129]).all(), "half of the levels are cut off"
+    exact, cut = (
+        (activations.astype(np.int64) @ weights.astype(np.int64)) / (255 * 127),
+        added_in_16_bits(activations, weights) / (255 * 127),
+    )
+    assert exact[255] == 16 and 8 < cut[255] < 8.1 and (cut[:129] == exact[:129]).all(), (
+        "half of the levels are cut off"
+    )
     np.testing.assert_allclose(summed(8), cut if saturates() else exact, atol=step)
 
 
@@ -292,14 +309,18 @@ def test_seven_bit_weights_are_right_on_every_processor():
 
 def test_the_instruction_set_says_whether_eight_bits_saturate():
     kind = instruction_set()
-    if kind in ("x86-64 avx2", "x86-64 avx512"): assert saturates()
-    elif any(word in kind for word in ("vnni", "amx")): assert not saturates()
-    else: pytest.skip(f"{kind}: not measured")
+    if kind in ("x86-64 avx2", "x86-64 avx512"):
+        assert saturates()
+    elif any(word in kind for word in ("vnni", "amx")):
+        assert not saturates()
+    else:
+        pytest.skip(f"{kind}: not measured")
 
 
 @pytest.mark.parametrize("bits", [6, 9, "8", None])
 def test_weights_have_seven_or_eight_bits(line, bits):
-    with pytest.raises(ConfigError, match="weights have 7 or 8 bits"): quantize_cpu(line[1], line[3], bits=bits)
+    with pytest.raises(ConfigError, match="weights have 7 or 8 bits"):
+        quantize_cpu(line[1], line[3], bits=bits)
 
 
 def test_openvino_int8(line, tmp_path):
@@ -397,7 +418,8 @@ def test_yolov8n_bears_eight_bits_and_yolox_nano_does_not(real_data):
         graph, prepare = simplify(open_graph(real_data / f"models/{name}.onnx")), Preprocessor(spec)
         ranges, feed = activation_ranges(graph, (prepare.batch([p])[0] for p in photos), 1), prepare.batch([photos[0]])[0]
         if name != "yolox_nano":
-            for make in (for_this_cpu, quantize_tensorrt): assert abs(best(make(graph, ranges), feed) - best(graph, feed)) < 0.12, make.__name__
+            for make in (for_this_cpu, quantize_tensorrt):
+                assert abs(best(make(graph, ranges), feed) - best(graph, feed)) < 0.12, make.__name__
             assert (abs(best(quantize_cpu(graph, ranges), feed) - best(graph, feed)) > 0.2) == saturates()
             continue
         assert best(quantize_cpu(graph, ranges), feed) < best(graph, feed) - 0.2

@@ -34,19 +34,21 @@ __all__ = ['PICTURE', 'RETRY_S', 'MARGIN', 'instruction_set', 'Candidate', 'own_
 
 # %% ../../nbs/inference/12a_choice.ipynb #52c8e0f4
 _INSTRUCTION_SETS = {  # flag of the processor → name; the first that is there is what eight-bit kernels take
-    "amx_int8": "x86-64 amx-int8", "avx512_vnni": "x86-64 avx512-vnni", "avx_vnni": "x86-64 avx-vnni", "avx512bw": "x86-64 avx512",
-    "avx2": "x86-64 avx2", "sse2": "x86-64 sse", "i8mm": "arm64 i8mm", "asimddp": "arm64 dotprod", "asimd": "arm64 neon"}
+    "amx_int8": "x86-64 amx-int8", "avx512_vnni": "x86-64 avx512-vnni", "avx_vnni": "x86-64 avx-vnni",
+    "avx512bw": "x86-64 avx512", "avx2": "x86-64 avx2", "sse2": "x86-64 sse",
+    "i8mm": "arm64 i8mm", "asimddp": "arm64 dotprod", "asimd": "arm64 neon"}
 
 
 def instruction_set(
     cpuinfo: Path = Path("/proc/cpuinfo"),
 ) -> str:  # e.g. "x86-64 avx2", "x86-64 avx512-vnni", "arm64 dotprod"
-    "What this processor multiplies eight-bit numbers with; where the system does not say, the processor's own name."
+    "What this processor multiplies bytes with; where the system does not say, the processor's own name."
     try: lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError: lines = []
-    cores = [set(line.partition(":")[2].split()) for line in lines if line.lower().startswith(("flags", "features"))]
-    common = set.intersection(*cores) if cores else set()  # a thread may run on any core: what all of them have
-    return next((name for flag, name in _INSTRUCTION_SETS.items() if flag in common), f"{platform.machine()} {_processor()}")
+    flags = [line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))]
+    common = set.intersection(*map(set, flags)) if flags else set()  # a thread may run on any core
+    unknown = f"{platform.machine()} {_processor()}"
+    return next((name for flag, name in _INSTRUCTION_SETS.items() if flag in common), unknown)
 
 
 def _processor() -> str:
@@ -84,9 +86,11 @@ def _refusal(folder: Path, artefact: Artefact, kind: str) -> str:
     "Why a file may not run on a processor of this instruction set; empty when it may."
     record = artefact.verdict(kind)
     if record.get("accepted") is True: return ""
-    if not _not_judged(artefact, kind): return (record or artefact.gate).get("reason") or "it never went through the gate"
+    if not _not_judged(artefact, kind):
+        return (record or artefact.gate).get("reason") or "it never went through the gate"
     judge = artefact.gate.get("instruction set") or "a processor that its record does not name"
-    return f"judged on {judge}, not on {kind}: cv-pipeline optimize --verify {shlex.quote(str(folder))} --data FROZEN judges it here"
+    command = f"cv-pipeline optimize --verify {shlex.quote(str(folder))} --data FROZEN"
+    return f"judged on {judge}, not on {kind}: {command} judges it here"
 
 
 def _candidate(folder: Path, artefact: Artefact, gate: bool, kind: str) -> Candidate:
@@ -104,7 +108,8 @@ def candidates(
 ) -> list[Candidate]:
     "All files of a model, the own one first."
     own, kind = own_file(manifest), kind or instruction_set()
-    return [Candidate(own), *(_candidate(folder, a, gate, kind) for a in manifest.artefacts if a.label != own.label)]
+    others = [a for a in manifest.artefacts if a.label != own.label]
+    return [Candidate(own), *(_candidate(folder, a, gate, kind) for a in others)]
 
 # %% ../../nbs/inference/12a_choice.ipynb #36ed14a2
 def _cores() -> float:
@@ -141,8 +146,8 @@ def machine() -> dict[str, Any]:
     versions = {}
     for package in ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt"):
         with suppress(metadata.PackageNotFoundError): versions[package] = metadata.version(package)
-    return {"system": f"{platform.system()} {platform.machine()}", "processor": _processor(), "instruction set": instruction_set(), "cores": _cores(),
-            "gpus": _gpus(), "runtimes": versions}
+    return {"system": f"{platform.system()} {platform.machine()}", "processor": _processor(),
+            "instruction set": instruction_set(), "cores": _cores(), "gpus": _gpus(), "runtimes": versions}
 
 # %% ../../nbs/inference/12a_choice.ipynb #0d889ac2
 PICTURE = (720, 1280)  # height and width of the picture that is prepared for each call
@@ -297,7 +302,7 @@ def _why(order: Sequence[Artefact], times: Mapping[str, float], own: str) -> str
 def _doubt(artefact: Artefact, kind: str) -> str:
     "What to say of a file that somebody asked for by name."
     if artefact.verdict(kind).get("accepted") is True: return ""
-    return f"; no gate has accepted it on this processor ({kind})" if artefact.gated else "; no gate has accepted it"
+    return "; no gate has accepted it" + (f" on this processor ({kind})" if artefact.gated else "")
 
 
 def _table(found: Sequence[Candidate], said: Mapping[str, float | str], order: Sequence[Artefact]) -> tuple[dict[str, Any], ...]:
@@ -357,7 +362,8 @@ def choose(
     reason = _why(order, {a.label: said[a.label] for a in order} if said else {}, found[0].label)
     if not auto: reason = f"asked for as {wanted!r}" + _doubt(order[0], instruction_set())
     elif left := [c.artefact.file for c in found if _not_judged(c.artefact, instruction_set())]:
-        reason += f"; not judged for this processor ({instruction_set()}) and left out: {', '.join(dict.fromkeys(left))}"
+        files = ", ".join(dict.fromkeys(left))
+        reason += f"; not judged for this processor ({instruction_set()}) and left out: {files}"
     return Choice(tuple(order), reason, _table(found, said, order), stored)
 
 # %% ../../nbs/inference/12a_choice.ipynb #17cdf1b3

@@ -217,6 +217,10 @@ class PostprocessSpec:
         return _build(cls, data, where)
 
 # %% ../../nbs/inference/09_manifest.ipynb #3b67d8bd
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+
 def _relative_file(value: Any) -> str:
     "Parser: a file inside the model's own folder."
     path = Path(_typed(str, "a file name")(value))
@@ -233,13 +237,10 @@ def _gate(value: Any) -> dict[str, Any]:
     if "elsewhere" in table:
         others = _typed(Mapping, "a table of instruction set: verdict")(table["elsewhere"])
         table["elsewhere"] = {str(kind): _gate(verdict) for kind, verdict in others.items()}
+        if not others: del table["elsewhere"]
     return table
 
 # %% ../../nbs/inference/09_manifest.ipynb #326bdd13
-RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-
-
 @dataclass(frozen=True)
 class Artefact:
     "One file of a model: who runs it, in which precision, and how it was judged."
@@ -266,28 +267,20 @@ class Artefact:
 
     @property
     def bound(self) -> bool:
-        "Whether its result depends on the processor's instruction set: 8-bit products may saturate, bf16 may not exist."
+        "Whether its result depends on the instruction set: 8-bit products may saturate, bf16 may not exist."
         return self.precision in ("int8", "bf16") and self.backend != "tensorrt"
 
-    def verdict(
-        self,
-        kind: str,          # instruction set of a processor, see `inference.choice.instruction_set`
-    ) -> dict[str, Any]:    # the record of the gate that counts there; empty: it was not judged for it
-        "What the gate said of this file on such a processor."
-        if kind in (others := self.gate.get("elsewhere", {})): return others[kind]
-        return {} if self.bound and self.gate.get("instruction set") != kind else self.gate
+    def verdict(self, kind: str) -> dict[str, Any]:
+        "What the gate said of it on a processor of this instruction set; empty: it was not judged for that."
+        own = self.gate if not self.bound or self.gate.get("instruction set") == kind else {}
+        return self.gate.get("elsewhere", {}).get(kind, own)
 
-    def judged(
-        self,
-        kind: str,                   # the instruction set that judged it
-        record: Mapping[str, Any],   # of the gate
-    ) -> Artefact:
-        "The same file with a verdict for one more instruction set, or with a new one for one that it had."
+    def judged(self, kind: str, record: Mapping[str, Any]) -> Artefact:
+        "The same file with the gate's record for this instruction set, beside those that it has for others."
         record, others = {**record, "instruction set": kind}, dict(self.gate.get("elsewhere", {}))
         if first := not self.gate or self.gate.get("instruction set") == kind: others.pop(kind, None)
         else: others[kind] = record
-        gate = record if first else dict(self.gate)
-        return replace(self, gate={**gate, "elsewhere": others} if others else gate)
+        return replace(self, gate={**(record if first else self.gate), "elsewhere": others})
 
     @property
     def label(self) -> str:

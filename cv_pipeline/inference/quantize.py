@@ -222,7 +222,7 @@ def _detach(model: Any, kept: set[str]) -> None:
             if back is None or back.op_type != "DequantizeLinear" or (there := made.get(back.input[0])) is None: continue
             if there.op_type == "QuantizeLinear": node.input[i] = there.input[0]
 
-
+# %% ../../nbs/inference/17_quantize.ipynb #8f5e2d70
 def _quantised(model: Any, ranges: Ranges, how: str | float, signed: bool, operators: Sequence[str], keep: Sequence[str], only: Sequence[str], detach: bool = False,
                bits: int = 8, **more: Any) -> Any:
     "Q and DQ nodes put in by ONNX Runtime's own quantiser, with these limits; `detach`: kept nodes read floats also where others read eight bits."
@@ -230,8 +230,9 @@ def _quantised(model: Any, ranges: Ranges, how: str | float, signed: bool, opera
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     graph = _ready(model, ranges)
     options = {"ActivationSymmetric": signed, "WeightSymmetric": True, **more}
-    maker = QDQQuantizer(graph, True, bits == 7, QuantType.QInt8, QuantType.QInt8 if signed else QuantType.QUInt8, _as_limits(ranges, how, signed),
-                         list(only), list(keep), list(operators), options)
+    kinds = QuantType.QInt8, QuantType.QInt8 if signed else QuantType.QUInt8
+    names = list(only), list(keep), list(operators)
+    maker = QDQQuantizer(graph, True, bits == 7, *kinds, _as_limits(ranges, how, signed), *names, options)
     maker.quantize_model()
     made = maker.model.model
     made.metadata_props.extend(p for p in model.metadata_props if p.key not in {q.key for q in made.metadata_props})
@@ -274,7 +275,8 @@ def quantize_cpu(
     if operators not in ("all", "weighted"): raise ConfigError(f"operators must be all or weighted, not {operators!r}", "quantize_cpu")
     if bits not in (7, 8): raise ConfigError(f"weights have 7 or 8 bits, not {bits!r}", "quantize_cpu")
     kinds, keep = sorted({*QDQRegistry, *QLinearOpsRegistry}) if operators == "all" else WEIGHTED, head_nodes(model) if keep is None else keep
-    return _quantised(model, ranges, limits, False, kinds, with_activations(model, keep), only, operators == "weighted", bits)
+    keep = with_activations(model, keep)
+    return _quantised(model, ranges, limits, False, kinds, keep, only, operators == "weighted", bits)
 
 # %% ../../nbs/inference/17_quantize.ipynb #460b786a
 def quantize_tensorrt(
