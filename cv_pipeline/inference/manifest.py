@@ -285,7 +285,7 @@ class Artefact:
     @property
     def label(self) -> str:
         "Short and unique within a model, e.g. 'model_int8.onnx on openvino (bf16)'."
-        more = ", ".join(str(v) for v in self.options.values())
+        more = ", ".join(k if v is True else str(v) for k, v in self.options.items())
         return f"{self.file} on {self.backend}" + (f" ({more})" if more else "")
 
 # %% ../../nbs/inference/09_manifest.ipynb #80395907

@@ -182,8 +182,9 @@ STEPS: dict[str, Step] = {
         "model_int8_7bit.onnx", "onnxruntime", "int8",
         lambda w, p: save_graph(quantize_cpu(w.graph, w.ranges, w.limits, w.float_nodes, bits=7), p)),
     "int8-openvino": Step("model_int8.onnx", "openvino", "int8", None),
+    "int8-7bit-openvino": Step("model_int8_7bit.onnx", "openvino", "int8", None),
     "int8-tensorrt": Step("model_int8_tensorrt.onnx", "onnxruntime", "int8", lambda w, p: save_graph(quantize_tensorrt(w.graph, w.ranges, w.limits, w.float_nodes), p),
-                          purpose="TensorRT engines in INT8; slow on a CPU"),
+                          {"exact": True}, purpose="TensorRT engines in INT8; slow on a CPU"),
     "openvino": Step("model_openvino.xml", "openvino", "fp32", lambda w, p: write_openvino(w.graph, p), exact=True),
     "openvino-bf16": Step("model_openvino.xml", "openvino", "bf16", None, {"precision": "bf16"}),
     "openvino-int8": Step("model_openvino_int8.xml", "openvino", "int8", _openvino_int8),
@@ -197,9 +198,9 @@ STEPS: dict[str, Step] = {
 }
 
 # %% ../../nbs/inference/38_optimize.ipynb #c0d87fcf
-DEFAULT_STEPS = ("fp32", "fp16", "int8", "int8-7bit", "int8-openvino", "int8-tensorrt", "openvino",
-                 "openvino-bf16", "openvino-int8", "fp32-bytes", "openvino-int8-bytes")
-SHARED = {"openvino-bf16": "openvino", "int8-openvino": "int8"}  # steps that run another step's file in another way
+DEFAULT_STEPS = ("fp32", "fp16", "int8", "int8-7bit", "int8-openvino", "int8-7bit-openvino", "int8-tensorrt",
+                 "openvino", "openvino-bf16", "openvino-int8", "fp32-bytes", "openvino-int8-bytes")
+SHARED = {"openvino-bf16": "openvino", "int8-openvino": "int8", "int8-7bit-openvino": "int8-7bit"}  # steps that run another step's file in another way
 
 
 def _check_steps(steps: Sequence[str]) -> list[str]:
