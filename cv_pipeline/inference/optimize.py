@@ -200,7 +200,8 @@ STEPS: dict[str, Step] = {
 # %% ../../nbs/inference/38_optimize.ipynb #c0d87fcf
 DEFAULT_STEPS = ("fp32", "fp16", "int8", "int8-7bit", "int8-openvino", "int8-7bit-openvino", "int8-tensorrt",
                  "openvino", "openvino-bf16", "openvino-int8", "fp32-bytes", "openvino-int8-bytes")
-SHARED = {"openvino-bf16": "openvino", "int8-openvino": "int8", "int8-7bit-openvino": "int8-7bit"}  # steps that run another step's file in another way
+SHARED = {  # steps that run another step's file in another way
+    "openvino-bf16": "openvino", "int8-openvino": "int8", "int8-7bit-openvino": "int8-7bit"}
 
 
 def _check_steps(steps: Sequence[str]) -> list[str]:
