@@ -38,10 +38,11 @@ def _judging(data: str, split: str | None, folder: Path, count: int = 120, seed:
     return read_dataset(data, split), None
 
 # %% ../nbs/91a_model_commands.ipynb #a96e97ad
-@model_commands.command(epilog="Examples: `cv-pipeline optimize yolov8n.onnx --data test_set.json --calibrate train/images --out models/yolo` · `cv-pipeline optimize --data line --calibrate line --out models/line --steps int8,openvino-int8`")
+@model_commands.command(epilog="Examples: `cv-pipeline optimize yolov8n.onnx --data test_set.json --calibrate train/images --out models/yolo` · `cv-pipeline optimize --data line --calibrate line --out models/line --steps int8,openvino-int8` · `cv-pipeline optimize --verify models/yolo --data test_set.json`")
 def optimize(
-    out: Annotated[Path, Opt(help="Model folder to write.")],
     data: Annotated[str, Opt(help="Labelled pictures that the gate judges on: a dataset, a frozen set's manifest, or line.")],
+    out: Annotated[Path | None, Opt(help="Model folder to write.")] = None,
+    verify: Annotated[Path | None, Opt(help="Judge this folder's files on this processor.")] = None,
     model: Annotated[str, typer.Argument(help=".pt, ONNX, model folder or bundled name.")] = "factory_line",
     calibrate: Annotated[str | None, Opt(help="Pictures for eight bits, 300 to 1000, none of --data; or line.")] = None,
     steps: Annotated[str | None, Opt(help="Names, separated by commas. [default: all but pruning]")] = None,
@@ -61,31 +62,52 @@ def optimize(
     "Make a model's files (half precision, eight bits, OpenVINO, …), judge each on labelled pictures, keep what passes."
     import tempfile
 
-    from cv_pipeline.inference.optimize import DEFAULT_STEPS
-    from cv_pipeline.inference.optimize import optimize as make
+    from cv_pipeline.inference import optimize as room
 
-    chosen = DEFAULT_STEPS if steps is None else [s.strip() for s in steps.split(",") if s.strip()]
+    if (out is None) == (verify is None):
+        raise ConfigError("give one of --out and --verify", "optimize", "--verify judges files that are there")
+    tell = lambda text: say(f"[dim]{plain(text)}[/]")
+    chosen = room.DEFAULT_STEPS if steps is None else listed(steps)
     with tempfile.TemporaryDirectory() as folder:
         items, columns = _judging(data, split, Path(folder) / "judge")
+        if verify is not None:
+            known = {"columns": columns, "threads": threads, "progress": tell}
+            return _keep_verdicts(room.verify(verify, items, max_loss, strict, **known))
         with_these = [i.path for i in _judging("line", None, Path(folder) / "calibrate", 300, 2700)[0]] if calibrate == "line" else calibrate
-        report = make(model, out, items, with_these, chosen, spec, max_loss, strict, pictures=pictures, seed=seed, prune=prune, retrain=retrain, epochs=epochs, columns=columns,
-                      with_sensitivity=sensitivity, threads=threads, overwrite=replace, progress=lambda text: say(f"[dim]{plain(text)}[/]"))
+        report = room.optimize(model, out, items, with_these, chosen, spec, max_loss, strict, pictures=pictures, seed=seed, prune=prune, retrain=retrain, epochs=epochs, columns=columns,
+                      with_sensitivity=sensitivity, threads=threads, overwrite=replace, progress=tell)
     _keep_optimised(report, out)
 
 # %% ../nbs/91a_model_commands.ipynb #c58433ca
-def _keep_optimised(report: Any, out: Path) -> None:
-    "What became of each step, on the screen and beside the model; exit code 1 when not one more file passed."
+def _show_optimised(report: Any, out: Path, name: str, title: str) -> None:
+    "What became of each step, on the screen and beside the model."
     import json
 
-    (out / "optimize.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
-    (out / "optimize.md").write_text(report.markdown(), encoding="utf-8")
+    (out / f"{name}.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    (out / f"{name}.md").write_text(report.markdown(), encoding="utf-8")
     shown = ("step", "MB", "matched", "AP", "AP change", "gate", "result")
-    table("what became of each step", list(shown), [[str(r[k]) if r[k] is not None else None for k in shown] for r in report.rows()])
+    cell = lambda v: None if v is None else str(v)
+    table(title, list(shown), [[cell(r[k]) for k in shown] for r in report.rows()])
     for r in report.results:
         if not r.accepted: say(f"[yellow]{plain(r.step)}[/]: {plain(r.row()['why'])}")
     for note in report.notes: say(f"[yellow]note[/]: {plain(note)}")
-    say(f"written: {plain(out)} ({len(report.written)} files); `cv-pipeline run --model {plain(out)}` takes the fastest that passed")
+
+
+def _keep_optimised(report: Any, out: Path) -> None:
+    "Exit code 1 when not one more file passed."
+    _show_optimised(report, out, "optimize", "what became of each step")
+    kind = report.header["instruction set"]
+    say(f"written: {plain(out)} ({len(report.written)} files, judged with {plain(kind)}); "
+        f"`cv-pipeline run --model {plain(out)}` takes the fastest that passed")
     if len(report.written) < 2 and len(report.results) > 1: raise typer.Exit(1)
+
+
+def _keep_verdicts(report: Any) -> None:
+    "Exit code 1 when no file besides the model's own may be used here."
+    _show_optimised(report, report.folder, "verify", f"judged with {report.header['instruction set']}")
+    say(f"{len(report.written)} of {len(report.results)} files may be used on this processor; "
+        f"the verdicts are in {plain(report.folder / 'manifest.json')}")
+    if not report.written: raise typer.Exit(1)
 
 # %% ../nbs/91a_model_commands.ipynb #f2fdfbb9
 @model_commands.command(epilog="Examples: `cv-pipeline build models/yolo --max-batch 8` · `cv-pipeline build yolov8n.onnx --out yolov8n.engine --timing-cache build.cache`")

@@ -1,6 +1,7 @@
 """Automatic choice: who may run, what is remembered, what is refused, and how a run survives a file that fails."""
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from cv_pipeline.inference.choice import (
     FallbackBackend,
     Option,
     choose,
+    instruction_set,
     machine,
     measure,
     open_chosen,
@@ -33,7 +35,8 @@ from cv_pipeline.inference.preprocess import Preprocessor
 from cv_pipeline.types import Backend, BackendError, ConfigError
 from tests.helpers.services import require
 
-YES, NO = {"accepted": True}, {"accepted": False, "reason": "AP loss is above 0.005"}
+YES = {"accepted": True, "instruction set": instruction_set()}
+NO = {"accepted": False, "reason": "AP loss is above 0.005"}
 
 
 @pytest.fixture
@@ -65,6 +68,102 @@ def test_the_fastest_gated_file_wins_and_the_refused_one_is_not_even_measured(fa
     assert timer.asked == [(["eight.onnx on onnxruntime", "half.onnx on onnxruntime", "model.onnx on onnxruntime"], 1)]
     states = {r["artefact"].split()[0]: r["state"] for r in c.table}
     assert states == {"eight.onnx": "chosen", "half.onnx": "takes over as number 1", "model.onnx": "takes over as number 2", "bad.onnx": "AP loss is above 0.005"}
+
+
+@pytest.mark.parametrize(
+    "flags, kind",
+    [
+        ("flags\t\t: fpu sse2 ssse3 avx avx2 fma", "x86-64 avx2"),
+        ("flags\t\t: sse2 avx2 avx512f avx512bw", "x86-64 avx512"),
+        ("flags\t\t: sse2 avx2 avx_vnni", "x86-64 avx-vnni"),
+        ("flags\t\t: avx2 avx512bw avx512_vnni avx512_bf16", "x86-64 avx512-vnni"),
+        ("flags\t\t: avx2 avx512_vnni amx_tile amx_int8", "x86-64 amx-int8"),
+        ("flags\t\t: sse sse2", "x86-64 sse"),
+        ("Features\t: fp asimd asimddp i8mm", "arm64 i8mm"),
+        ("Features\t: fp asimd asimddp", "arm64 dotprod"),
+        ("Features\t: fp asimd", "arm64 neon"),
+        ("flags : sse2 avx2 avx_vnni\nvmx flags : avx512_vnni\nflags : sse2 avx2", "x86-64 avx2"),
+    ],
+)
+def test_the_instruction_set_is_what_all_cores_have(tmp_path, flags, kind):
+    (tmp_path / "cpuinfo").write_text(
+        f"processor\t: 0\nmodel name\t: avx512_vnni in a name says nothing\n{flags}\n"
+    )
+    assert instruction_set(tmp_path / "cpuinfo") == kind
+
+
+@pytest.mark.parametrize("text", [None, "", "flags : \n", "flags : riscv64gc\n", "\xff\x00"])
+def test_an_unknown_processor_is_named_itself_so_that_no_verdict_of_another_one_counts(tmp_path, text):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_bytes(text.encode("latin-1"))
+    assert instruction_set(tmp_path / "cpuinfo") == f"{platform.machine()} {room._processor()}"
+
+
+def with_gate(family, **gates):
+    "The family with these records, by the file's name."
+    manifest, _ = load_manifest(family)
+    save_manifest(
+        replace(
+            manifest,
+            artefacts=tuple(
+                replace(a, gate=gates.get(Path(a.file).stem, a.gate)) for a in manifest.artefacts
+            ),
+        ),
+        family,
+    )
+
+
+FAR = {"accepted": True, "instruction set": "x86-64 of another house"}
+
+
+@pytest.mark.parametrize(
+    "gate, said",
+    [
+        (FAR, "judged on x86-64 of another house, not on "),
+        ({"accepted": True}, "judged on a processor that its record does not name, not on "),
+        (
+            {**FAR, "elsewhere": {instruction_set(): {"accepted": False, "reason": "AP changes by -0.08"}}},
+            "AP changes by -0.08",
+        ),
+    ],
+)
+def test_eight_bits_judged_elsewhere_do_not_run_here(family, tmp_path, gate, said):
+    with_gate(family, eight=gate)
+    c = choose(family, cache=tmp_path / "c", timer=Clockwork(model=20.0, half=15.0, eight=9.0))
+    assert [a.file for a in c.order] == ["half.onnx", "model.onnx"]
+    state = next(r["state"] for r in c.table if r["artefact"].startswith("eight"))
+    assert state.startswith(said)
+    if "elsewhere" in gate:
+        assert "left out" not in c.reason
+    else:
+        assert f"cv-pipeline optimize --verify {family} --data" in state
+        assert f"not judged for this processor ({instruction_set()}) and left out: eight.onnx" in c.reason
+
+
+def test_a_verdict_of_this_instruction_set_lets_it_run_whatever_the_other_said(family, tmp_path):
+    with_gate(
+        family,
+        eight={
+            **NO,
+            "instruction set": "x86-64 of another house",
+            "elsewhere": {instruction_set(): {"accepted": True}},
+        },
+    )
+    assert choose(family, cache=tmp_path / "c", timer=Clockwork(eight=9.0)).artefact.file == "eight.onnx"
+
+
+def test_half_precision_keeps_its_verdict_everywhere(family, tmp_path):
+    with_gate(family, half=FAR, eight=NO)
+    assert choose(family, cache=tmp_path / "c", timer=Clockwork(half=9.0)).artefact.file == "half.onnx"
+
+
+def test_who_asks_by_name_is_told_that_it_was_not_judged_here(family, tmp_path):
+    with_gate(family, eight=FAR)
+    c = choose(family, "eight.onnx", cache=tmp_path / "c")
+    assert (
+        c.artefact.file == "eight.onnx"
+        and f"no gate has accepted it on this processor ({instruction_set()})" in c.reason
+    )
 
 
 def test_a_slow_int8_file_is_never_the_choice(family, tmp_path):

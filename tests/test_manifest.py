@@ -211,14 +211,82 @@ def test_the_weights_of_an_openvino_pair_count(tmp_path):
     assert len({alone, first, artefact_sha256(tmp_path / "m.xml")}) == 3
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"file": "../m.onnx"}, "file: must be a file inside"), ({"backend": "torch"}, "backend: must be one of"), ({"precision": "int4"}, "precision: must be one of"),
-    ({"layout": "nchw"}, "layout: must be one of"), ({"gate": {"accepted": 1}}, "accepted must be true or false"), ({"options": []}, "options: must be a table"),
-    ({"colour": 1}, "colour: unknown setting")])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"file": "../m.onnx"}, "file: must be a file inside"),
+        ({"backend": "torch"}, "backend: must be one of"),
+        ({"precision": "int4"}, "precision: must be one of"),
+        ({"layout": "nchw"}, "layout: must be one of"),
+        ({"gate": {"accepted": 1}}, "accepted must be true or false"),
+        (
+            {"gate": {"elsewhere": {"x86-64 avx2": {"accepted": "no"}}}},
+            "accepted must be true or false, not 'no'",
+        ),
+        ({"gate": {"elsewhere": ["x86-64 avx2"]}}, "must be a table of instruction set"),
+        ({"gate": {"elsewhere": {"x86-64 avx2": True}}}, "gate: must be a table"),
+        ({"gate": {"instruction set": 2}}, "the instruction set must be a name"),
+        ({"options": []}, "options: must be a table"),
+        ({"colour": 1}, "colour: unknown setting"),
+    ],
+)
 def test_an_artefact_refuses(tmp_path, change, said):
     row = {"file": "m.onnx", "backend": "onnxruntime", "precision": "fp32", **change}
     with pytest.raises(ConfigError) as e: ModelManifest("m", "m.onnx", ("a",), artefacts=(row,))
     assert said in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "backend, precision, bound",
+    [
+        ("onnxruntime", "int8", True),
+        ("openvino", "int8", True),
+        ("openvino", "bf16", True),
+        ("tensorrt", "int8", False),
+        ("onnxruntime", "fp32", False),
+        ("onnxruntime", "fp16", False),
+        ("openvino", "fp32", False),
+    ],
+)
+def test_eight_bits_and_bfloat16_are_held_to_a_verdict_of_the_same_instruction_set(backend, precision, bound):
+    here = Artefact(
+        "m.onnx", backend, precision, gate={"accepted": True, "instruction set": "x86-64 avx512-vnni"}
+    )
+    assert here.bound == bound and here.verdict("x86-64 avx512-vnni") == here.gate
+    assert here.verdict("x86-64 avx2") == ({} if bound else here.gate)
+    assert replace(here, gate={"accepted": True}).verdict("x86-64 avx2") == (
+        {} if bound else {"accepted": True}
+    ), "a record from before verdicts named a processor"
+
+
+def test_verdicts_of_several_instruction_sets_stand_beside_each_other(tmp_path):
+    first = artefact(tmp_path).judged("x86-64 avx512-vnni", {"accepted": True, "AP": 0.6})
+    assert first.gated and first.gate == {
+        "accepted": True,
+        "AP": 0.6,
+        "instruction set": "x86-64 avx512-vnni",
+    }
+    both = first.judged("x86-64 avx2", {"accepted": False, "AP": 0.4}).judged(
+        "arm64 neon", {"accepted": True, "AP": 0.59}
+    )
+    written = save_manifest(replace(model(tmp_path), artefacts=(both,)), tmp_path)
+    found = load_manifest(written)[0].artefacts[0]
+    assert [
+        found.verdict(k).get("AP") for k in ("x86-64 avx512-vnni", "x86-64 avx2", "arm64 neon", "x86-64 sse")
+    ] == [0.6, 0.4, 0.59, None]
+    assert found.gated and found.verdict("x86-64 avx2")["accepted"] is False
+    again = found.judged("x86-64 avx512-vnni", {"accepted": False, "AP": 0.3}).judged(
+        "x86-64 avx2", {"accepted": True, "AP": 0.61}
+    )
+    assert [again.verdict(k)["AP"] for k in ("x86-64 avx512-vnni", "x86-64 avx2", "arm64 neon")] == [
+        0.3,
+        0.61,
+        0.59,
+    ] and not again.gated
+    unnamed = artefact(tmp_path, gate={"accepted": True, "AP": 0.6}).judged(
+        "x86-64 avx2", {"accepted": True, "AP": 0.5}
+    )
+    assert unnamed.gate["AP"] == 0.6 and unnamed.verdict("x86-64 avx2")["AP"] == 0.5
 
 
 def test_the_same_artefact_twice_and_an_artefact_that_is_none():

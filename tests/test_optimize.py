@@ -1,6 +1,7 @@
 """From a model to a folder of files that passed: gate, artefacts, refusals that leave nothing, two at once, repair of sensitive layers."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -17,16 +18,41 @@ from cv_pipeline.evaluation.records import box_table, predict_set
 from cv_pipeline.evaluation.summary import line_pictures
 from cv_pipeline.inference import optimize as room
 from cv_pipeline.inference.backends import load_backend, load_model
+from cv_pipeline.inference.choice import choose, instruction_set
 from cv_pipeline.inference.graphs import open_graph, save_graph
-from cv_pipeline.inference.manifest import find_artefact, load_manifest, save_manifest
-from cv_pipeline.inference.optimize import DEFAULT_STEPS, STEPS, Step, _decide, accuracy_gate, export_pt, optimize
+from cv_pipeline.inference.manifest import (
+    Artefact,
+    artefact_sha256,
+    find_artefact,
+    load_manifest,
+    save_manifest,
+)
+from cv_pipeline.inference.optimize import (
+    DEFAULT_STEPS,
+    STEPS,
+    Step,
+    _decide,
+    accuracy_gate,
+    export_pt,
+    optimize,
+    verify,
+)
 from cv_pipeline.inference.parity import ParityError
 from cv_pipeline.inference.quantize import CalibrationWarning, quantize_cpu
-from cv_pipeline.types import BackendError, ConfigError, DataError
+from cv_pipeline.types import BackendError, ConfigError, DataError, ModelSpecMismatch
 from tests.helpers.services import require
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::cv_pipeline.inference.quantize.CalibrationWarning")]
-STEPS_HERE = ("fp16", "int8", "int8-openvino", "int8-tensorrt", "openvino", "openvino-bf16", "fp32-bytes")
+STEPS_HERE = (
+    "fp16",
+    "int8",
+    "int8-7bit",
+    "int8-openvino",
+    "int8-tensorrt",
+    "openvino",
+    "openvino-bf16",
+    "fp32-bytes",
+)
 
 require("openvino")
 
@@ -60,10 +86,24 @@ def test_the_folder_is_a_model_with_its_artefacts(made, pictures):
     assert file.name == "model.onnx" and manifest.names == original.names and manifest.postprocess == original.postprocess
     assert [s for s in said if s in STEPS] == [s for s in STEPS if s in {*STEPS_HERE, "fp32"}]
     assert all(a.gated and a.sha256 and find_artefact(out, a).is_file() for a in manifest.artefacts)
-    assert {r.step for r in report.results if r.accepted} >= {"fp32", "fp16", "int8", "int8-tensorrt", "openvino", "fp32-bytes"}
+    assert {r.step for r in report.results if r.accepted} >= {
+        "fp32",
+        "fp16",
+        "int8-7bit",
+        "int8-tensorrt",
+        "openvino",
+        "fp32-bytes",
+    }
     named = {a.file for a in manifest.artefacts} | {a.file.replace(".xml", ".bin") for a in manifest.artefacts if a.file.endswith(".xml")}
     assert set(files(out)) == named | {"manifest.json"}
-    eight = next(a for a in manifest.artefacts if a.file == "model_int8.onnx" and a.backend == "onnxruntime")
+    eight = next(
+        a for a in manifest.artefacts if a.file == "model_int8_7bit.onnx" and a.backend == "onnxruntime"
+    )
+    assert (
+        {a.gate["instruction set"] for a in manifest.artefacts}
+        == {instruction_set()}
+        == {report.header["instruction set"]}
+    )
     assert eight.made["calibration"]["pictures"] == 9 and eight.gate["pictures"] == 30 and len(eight.gate["interval"]) == 2 and eight.gate["parity"]["matched"] > 0.9
     assert json.loads(json.dumps(report.to_dict()))["steps"] and "| int8 |" in report.markdown()
 
@@ -79,6 +119,187 @@ def test_every_artefact_opens_and_sees_the_same(made, pictures):
         model = replace(reference, manifest=alone, backend=backend, preprocess=type(reference.preprocess)(alone.preprocess))
         found = model.predict([image, image])
         assert len(found) == 2 and abs(len(found[0]) - len(wanted)) <= 2, a.label
+
+
+FAR = "x86-64 of another house"
+
+
+@pytest.fixture
+def copied(made, tmp_path):
+    "The folder as it comes from a machine with another instruction set."
+    shutil.copytree(made[0], tmp_path / "m")
+    manifest, _ = load_manifest(tmp_path / "m")
+    save_manifest(
+        replace(
+            manifest,
+            artefacts=tuple(replace(a, gate={**a.gate, "instruction set": FAR}) for a in manifest.artefacts),
+        ),
+        tmp_path / "m",
+    )
+    return tmp_path / "m"
+
+
+def by_label(folder):
+    return {a.label: a for a in load_manifest(folder)[0].artefacts}
+
+
+def pretend(openers, batch):
+    return {label: 5.0 if "int8" in label and "tensorrt" not in label else 20.0 for label in openers}
+
+
+def test_a_folder_from_another_processor_is_judged_again_and_then_chosen_from(copied, pictures, tmp_path):
+    before, kind = by_label(copied), instruction_set()
+    eight = "model_int8_7bit.onnx on onnxruntime"
+    first = choose(copied, cache=tmp_path / "c", timer=pretend)
+    assert (
+        {a.precision for a in first.order} <= {"fp32", "fp16"}
+        and "left out: " in first.reason
+        and "model_int8_7bit.onnx" in first.reason
+    )
+    report = verify(copied, pictures[0], 0.02, draws=200, columns=pictures[1], threads=1)
+    after = by_label(copied)
+    assert report.header["instruction set"] == kind and set(after) == set(before)
+    assert [(a.file, a.sha256) for a in after.values()] == [(a.file, a.sha256) for a in before.values()]
+    assert (
+        after[eight].gate["instruction set"] == FAR and after[eight].gate["AP"] == before[eight].gate["AP"]
+    ), "the first verdict stays"
+    here = after[eight].verdict(kind)
+    assert (
+        here["accepted"] is True
+        and here["pictures"] == 30
+        and here["instruction set"] == kind
+        and here["parity"]["matched"] > 0.75
+    )
+    assert report[eight].row()["result"] == "accepted" and "model.onnx on onnxruntime" not in {
+        r.step for r in report.results
+    }
+    again = choose(copied, cache=tmp_path / "c", timer=pretend)
+    assert again.artefact.precision == "int8" and "left out" not in again.reason
+    assert files(copied.parent) == ["c", "m"] and not any(".part" in f or ".lock" in f for f in files(copied))
+
+
+def test_a_file_that_fails_here_is_refused_here_and_keeps_its_verdict_of_there(
+    copied, pictures, monkeypatch, tmp_path
+):
+    "Its products saturate, say: everything is half as large."
+    real = room._open_step
+
+    def dim(family, path, step, threads):
+        model = real(family, path, step, threads)
+        if step.file == "model_int8_7bit.onnx":
+            answer = model.backend.infer
+            monkeypatch.setattr(model.backend, "infer", lambda batch: answer(batch) * np.float32(0.5))
+        return model
+
+    monkeypatch.setattr(room, "_open_step", dim)
+    keep_only(copied, "model_int8_7bit.onnx", "model_fp16.onnx")
+    report = verify(copied, pictures[0], 0.02, draws=50, columns=pictures[1], threads=1)
+    eight = by_label(copied)["model_int8_7bit.onnx on onnxruntime"]
+    assert (
+        eight.gated
+        and eight.verdict(instruction_set())["accepted"] is False
+        and "matched" in eight.verdict(instruction_set())["reason"]
+    )
+    assert report[eight.label].row()["result"] == "refused" and (copied / eight.file).is_file()
+    c = choose(copied, cache=tmp_path / "c", timer=pretend)
+    assert eight.label not in [a.label for a in c.order] and "matched" in next(
+        r["state"] for r in c.table if r["artefact"] == eight.label
+    )
+
+
+def keep_only(folder, *names):
+    "Take the other artefacts out of the manifest."
+    manifest, _ = load_manifest(folder)
+    save_manifest(
+        replace(
+            manifest, artefacts=tuple(a for a in manifest.artefacts if a.file in names and not a.options)
+        ),
+        folder,
+    )
+
+
+def test_what_cannot_be_opened_here_gets_no_verdict_and_an_engine_listed_meanwhile_stays(copied, pictures):
+    keep_only(copied, "model_int8_7bit.onnx", "model_fp16.onnx")
+    (copied / "model_int8_7bit.onnx").unlink()
+
+    def meanwhile(text):
+        if "fp16" not in text:
+            return
+        manifest, _ = load_manifest(copied)
+        (copied / "gpu.engine").write_bytes(b"built by somebody")
+        save_manifest(
+            replace(
+                manifest,
+                artefacts=(
+                    *manifest.artefacts,
+                    Artefact("gpu.engine", "tensorrt", "fp16", gate={"accepted": True}),
+                ),
+            ),
+            copied,
+        )
+
+    report = verify(copied, pictures[0], 0.02, draws=50, columns=pictures[1], threads=1, progress=meanwhile)
+    rows, gone = by_label(copied), "model_int8_7bit.onnx on onnxruntime"
+    assert (
+        report[gone].skipped
+        and "is not there" in report[gone].problem
+        and rows[gone].verdict(instruction_set()) == {}
+    )
+    assert (
+        rows["gpu.engine on tensorrt"].gate == {"accepted": True}
+        and rows["model_fp16.onnx on onnxruntime"].verdict(instruction_set())["pictures"] == 30
+    )
+
+
+def test_engines_are_nothing_for_this_judge(copied, pictures):
+    (copied / "gpu.engine").write_bytes(b"an engine")
+    manifest, _ = load_manifest(copied)
+    engine = Artefact(
+        "gpu.engine", "tensorrt", "int8", artefact_sha256(copied / "gpu.engine"), gate={"accepted": True}
+    )
+    save_manifest(replace(manifest, artefacts=(engine,)), copied)
+    report = verify(copied, pictures[0], draws=10, columns=pictures[1], threads=1)
+    assert report["gpu.engine on tensorrt"].skipped and by_label(copied)["gpu.engine on tensorrt"].gate == {
+        "accepted": True
+    }
+
+
+def test_a_changed_file_is_not_laundered_by_judging_it_again(copied, pictures):
+    before = (copied / "manifest.json").read_bytes()
+    with open(copied / "model_fp16.onnx", "ab") as f:
+        f.write(b"\x00")
+    with pytest.raises(ModelSpecMismatch, match="is not the file that went through the gate"):
+        verify(copied, pictures[0], draws=10, threads=1)
+    assert (copied / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change, error, said",
+    [
+        ({"folder": "nowhere"}, ConfigError, "there is no manifest.json in this folder"),
+        ({"frozen": []}, DataError, "no labelled picture to judge on"),
+        ({"max_loss": 2}, ConfigError, "share of AP"),
+        ({"frozen": 3}, DataError, "3 pictures with"),
+    ],
+)
+def test_what_cannot_be_judged_again(copied, pictures, change, error, said):
+    before = (copied / "manifest.json").read_bytes()
+    if isinstance(count := change.get("frozen"), int):
+        change = {"frozen": pictures[0][:count]}
+    with pytest.raises(error) as e:
+        verify(**{"folder": copied, "frozen": pictures[0], "draws": 10, "threads": 1, **change})
+    assert (
+        said in str(e.value)
+        and (copied / "manifest.json").read_bytes() == before
+        and not any(".lock" in f for f in files(copied.parent))
+    )
+
+
+def test_a_model_with_its_own_file_alone_has_nothing_to_judge(copied, pictures):
+    manifest, _ = load_manifest(copied)
+    save_manifest(replace(manifest, artefacts=()), copied)
+    with pytest.raises(ConfigError, match="no file besides its own"):
+        verify(copied, pictures[0])
 
 
 def test_nothing_is_left_beside_the_folder(made):

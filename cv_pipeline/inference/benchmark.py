@@ -29,8 +29,9 @@ from ..evaluation.records import predict_set
 from ..formats import LabelledImage, read_dataset
 from .backends import Model, OutOfMemory, _metadata, make_postprocessor
 from .batching import DynamicBatcher
-from .choice import _folder_of, _picture, _prepared, _said, machine, nvml, own_file
+from .choice import _folder_of, _picture, _prepared, _said, instruction_set, machine, nvml, own_file
 from .manifest import Artefact, ModelManifest, load_manifest
+from .openvino import default_precision
 from ..types import BackendError, ConfigError, DataError, SinkError
 
 # %% auto #0
@@ -159,7 +160,9 @@ def variants(manifest: ModelManifest) -> list[Artefact]:
     found = [own, *(a for a in manifest.artefacts if a.label != own.label)]
     from importlib.util import find_spec
     if own.backend == "onnxruntime" and not any(a.backend == "openvino" for a in found) and find_spec("openvino") is not None:
-        found += [replace(own, backend="openvino", precision=p, options={"precision": p}, gate={}) for p in ("fp32", "bf16")]
+        ways = [p for p in ("fp32", "bf16", "fp16") if p in ("fp32", default_precision())]  # native here
+        given = replace(own, backend="openvino", gate={})
+        found += [replace(given, precision=p, options={"precision": p}) for p in ways]
     return found
 
 
@@ -206,7 +209,8 @@ class Case:
         energy = [j for j in self.joules if j is not None]
         return {**head, **{k: no(v) for k, v in p.items()}, "images_per_s": no(1e3 * self.batch / p["p50_ms"], 2), "calls": n, "rounds": [no(r) for r in self.rounds],
                 "prepare_ms": no(np.median(self.prepare)), "load_ms": no(self.opened["load_ms"], 1), "first_ms": no(self.opened["first_ms"], 1), **self.memory,
-                "joules_per_image": no(np.median(energy), 4) if energy else None, "provider": self.opened["provider"], "gated": a.gated}
+                "joules_per_image": no(np.median(energy), 4) if energy else None,
+                "provider": self.opened["provider"], "gated": a.verdict(instruction_set()).get("accepted") is True}
 
 # %% ../../nbs/inference/38a_benchmark.ipynb #21dea0a8
 def _open_workers(cases: list[Case], model: str, spec: str | None, artefacts: Sequence[Artefact], threads: Sequence[int], batches: Sequence[int], providers: Sequence[str] | None) -> None:
@@ -483,7 +487,8 @@ def headline(b: Benchmark) -> str:
 def sections(b: Benchmark) -> list[tuple[str, list[str], list[Mapping[str, str]]]]:
     "The document: title, paragraphs, table of each section."
     m, busy = b.machine, b.load[0] > 0.5 * b.machine["cores"]
-    told = [f"{m['processor']}, {m['cores']:g} cores, {', '.join(m['gpus']) or 'no GPU'}; {m['system']}; " + ", ".join(f"{k} {v}" for k, v in m["runtimes"].items()) + f". {b.when}.",
+    kind = f" ({m['instruction set']})" if "instruction set" in m else ""  # older documents do not say it
+    told = [f"{m['processor']}{kind}, {m['cores']:g} cores, {', '.join(m['gpus']) or 'no GPU'}; {m['system']}; " + ", ".join(f"{k} {v}" for k, v in m["runtimes"].items()) + f". {b.when}.",
             f"Load before {b.load[0]:.2f}, after {b.load[1]:.2f}." + (" **Something else was running: take the times with care.**" if busy else "")]
     how = [f"{b.settings['rounds']} rounds in turns of {b.settings['seconds'] / b.settings['rounds']:.2g} s a case after a warm-up; each file and number of threads in a process of its own. A call goes from the prepared tensor to the raw output; "
            "*prepare* is one 1280×720 picture to the tensor; *first result* runs from opening the file to its first answer; *host MiB* is what the process grew by."]

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,9 +28,35 @@ from .preprocess import Preprocessor, value_tables
 from ..types import Backend, BackendError, ConfigError, CVPipelineError
 
 # %% auto #0
-__all__ = ['PICTURE', 'RETRY_S', 'MARGIN', 'Candidate', 'own_file', 'candidates', 'nvml', 'machine', 'measure', 'cache_folder',
-           'record_key', 'read_record', 'write_record', 'Choice', 'rank', 'matching', 'choose', 'to_layout', 'Option',
-           'answered', 'FallbackBackend', 'open_chosen']
+__all__ = ['PICTURE', 'RETRY_S', 'MARGIN', 'instruction_set', 'Candidate', 'own_file', 'candidates', 'nvml', 'machine', 'measure',
+           'cache_folder', 'record_key', 'read_record', 'write_record', 'Choice', 'rank', 'matching', 'choose',
+           'to_layout', 'Option', 'answered', 'FallbackBackend', 'open_chosen']
+
+# %% ../../nbs/inference/12a_choice.ipynb #52c8e0f4
+_INSTRUCTION_SETS = {  # flag of the processor → name; the first that is there is what eight-bit kernels take
+    "amx_int8": "x86-64 amx-int8", "avx512_vnni": "x86-64 avx512-vnni", "avx_vnni": "x86-64 avx-vnni",
+    "avx512bw": "x86-64 avx512", "avx2": "x86-64 avx2", "sse2": "x86-64 sse",
+    "i8mm": "arm64 i8mm", "asimddp": "arm64 dotprod", "asimd": "arm64 neon"}
+
+
+def instruction_set(
+    cpuinfo: Path = Path("/proc/cpuinfo"),
+) -> str:  # e.g. "x86-64 avx2", "x86-64 avx512-vnni", "arm64 dotprod"
+    "What this processor multiplies bytes with; where the system does not say, the processor's own name."
+    try: lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError: lines = []
+    flags = [line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))]
+    common = set.intersection(*map(set, flags)) if flags else set()  # a thread may run on any core
+    unknown = f"{platform.machine()} {_processor()}"
+    return next((name for flag, name in _INSTRUCTION_SETS.items() if flag in common), unknown)
+
+
+def _processor() -> str:
+    "Model of the processor as the system names it."
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.lower().startswith(("model name", "hardware", "cpu model")): return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 # %% ../../nbs/inference/12a_choice.ipynb #5d192b6b
 @dataclass(frozen=True)
@@ -50,8 +77,24 @@ def own_file(manifest: ModelManifest) -> Artefact:
     return Artefact(manifest.file, runtime, "fp32", manifest.sha256, manifest.preprocess.layout, gate={"accepted": True, "reason": "the model's own file"})
 
 
-def _candidate(folder: Path, artefact: Artefact, gate: bool) -> Candidate:
-    if gate and not artefact.gated: return Candidate(artefact, artefact.gate.get("reason") or "it never went through the gate")
+def _not_judged(artefact: Artefact, kind: str) -> bool:
+    "Whether the gate accepted it, but on another instruction set than this."
+    return artefact.gated and not artefact.verdict(kind)
+
+
+def _refusal(folder: Path, artefact: Artefact, kind: str) -> str:
+    "Why a file may not run on a processor of this instruction set; empty when it may."
+    record = artefact.verdict(kind)
+    if record.get("accepted") is True: return ""
+    if not _not_judged(artefact, kind):
+        return (record or artefact.gate).get("reason") or "it never went through the gate"
+    judge = artefact.gate.get("instruction set") or "a processor that its record does not name"
+    command = f"cv-pipeline optimize --verify {shlex.quote(str(folder))} --data FROZEN"
+    return f"judged on {judge}, not on {kind}: {command} judges it here"
+
+
+def _candidate(folder: Path, artefact: Artefact, gate: bool, kind: str) -> Candidate:
+    if gate and (reason := _refusal(folder, artefact, kind)): return Candidate(artefact, reason)
     try: find_artefact(folder, artefact)
     except CVPipelineError as e: return Candidate(artefact, e.what)
     return Candidate(artefact)
@@ -61,20 +104,14 @@ def candidates(
     manifest: ModelManifest,
     folder: Path,            # where the manifest lies
     gate: bool = True,       # False: also what no gate has accepted
+    kind: str = "",          # instruction set that the verdict must be of; "" = this processor's
 ) -> list[Candidate]:
     "All files of a model, the own one first."
-    own = own_file(manifest)
-    return [Candidate(own), *(_candidate(folder, a, gate) for a in manifest.artefacts if a.label != own.label)]
+    own, kind = own_file(manifest), kind or instruction_set()
+    others = [a for a in manifest.artefacts if a.label != own.label]
+    return [Candidate(own), *(_candidate(folder, a, gate, kind) for a in others)]
 
 # %% ../../nbs/inference/12a_choice.ipynb #36ed14a2
-def _processor() -> str:
-    "Model of the processor as the system names it."
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.lower().startswith(("model name", "hardware", "cpu model")): return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def _cores() -> float:
     "Cores that this process may use: its affinity, cut by the quota of its container."
     cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -109,7 +146,8 @@ def machine() -> dict[str, Any]:
     versions = {}
     for package in ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt"):
         with suppress(metadata.PackageNotFoundError): versions[package] = metadata.version(package)
-    return {"system": f"{platform.system()} {platform.machine()}", "processor": _processor(), "cores": _cores(), "gpus": _gpus(), "runtimes": versions}
+    return {"system": f"{platform.system()} {platform.machine()}", "processor": _processor(),
+            "instruction set": instruction_set(), "cores": _cores(), "gpus": _gpus(), "runtimes": versions}
 
 # %% ../../nbs/inference/12a_choice.ipynb #0d889ac2
 PICTURE = (720, 1280)  # height and width of the picture that is prepared for each call
@@ -261,6 +299,12 @@ def _why(order: Sequence[Artefact], times: Mapping[str, float], own: str) -> str
     return f"fastest of {len(times)} measured here: {times[best]:.1f} ms a picture{more}"
 
 
+def _doubt(artefact: Artefact, kind: str) -> str:
+    "What to say of a file that somebody asked for by name."
+    if artefact.verdict(kind).get("accepted") is True: return ""
+    return "; no gate has accepted it" + (f" on this processor ({kind})" if artefact.gated else "")
+
+
 def _table(found: Sequence[Candidate], said: Mapping[str, float | str], order: Sequence[Artefact]) -> tuple[dict[str, Any], ...]:
     "What became of each candidate."
     rows, place = [], {a.label: i for i, a in enumerate(order)}
@@ -316,7 +360,10 @@ def choose(
     if not runs: raise BackendError("no file of this model can run here: " + "; ".join(f"{k}: {v}" for k, v in said.items()), path, "install a runtime, or give the model's own file")
     order = rank(runs, said) if said else runs
     reason = _why(order, {a.label: said[a.label] for a in order} if said else {}, found[0].label)
-    if not auto: reason = f"asked for as {wanted!r}" + ("" if order[0].gated else "; no gate has accepted it")
+    if not auto: reason = f"asked for as {wanted!r}" + _doubt(order[0], instruction_set())
+    elif left := [c.artefact.file for c in found if _not_judged(c.artefact, instruction_set())]:
+        files = ", ".join(dict.fromkeys(left))
+        reason += f"; not judged for this processor ({instruction_set()}) and left out: {files}"
     return Choice(tuple(order), reason, _table(found, said, order), stored)
 
 # %% ../../nbs/inference/12a_choice.ipynb #17cdf1b3

@@ -220,11 +220,12 @@ def simplify(model: Any) -> Any:
     return sort_nodes(name_nodes(slim))
 
 # %% ../../nbs/inference/14a_graphs.ipynb #e1f9ef98
-def run_once(model: Any, feed: np.ndarray) -> np.ndarray:
-    "The first output of a graph for one input, in ONNX Runtime; BackendError when it cannot be run."
+def run_once(model: Any, feed: np.ndarray, exact: bool = False) -> np.ndarray:
+    "The first output of a graph for one input, in ONNX Runtime (`exact`: see OnnxBackend); BackendError when it cannot be run."
     import onnxruntime as ort
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
+    options.add_session_config_entry("session.disable_quant_qdq", str(int(exact)))
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return session.run(None, {session.get_inputs()[0].name: feed})[0]

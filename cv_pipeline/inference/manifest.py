@@ -217,6 +217,10 @@ class PostprocessSpec:
         return _build(cls, data, where)
 
 # %% ../../nbs/inference/09_manifest.ipynb #3b67d8bd
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+
 def _relative_file(value: Any) -> str:
     "Parser: a file inside the model's own folder."
     path = Path(_typed(str, "a file name")(value))
@@ -228,13 +232,15 @@ def _gate(value: Any) -> dict[str, Any]:
     "Parser: the record of a gate; whether it was accepted is yes, no or unsaid, never a word that happens to be true."
     table = dict(_typed(Mapping, "a table")(value))
     if not isinstance(table.get("accepted", False), bool): raise ValueError(f"accepted must be true or false, not {table['accepted']!r}")
+    if not isinstance(table.get("instruction set", ""), str):
+        raise ValueError(f"the instruction set must be a name, not {table['instruction set']!r}")
+    if "elsewhere" in table:
+        others = _typed(Mapping, "a table of instruction set: verdict")(table["elsewhere"])
+        table["elsewhere"] = {str(kind): _gate(verdict) for kind, verdict in others.items()}
+        if not others: del table["elsewhere"]
     return table
 
 # %% ../../nbs/inference/09_manifest.ipynb #326bdd13
-RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-
-
 @dataclass(frozen=True)
 class Artefact:
     "One file of a model: who runs it, in which precision, and how it was judged."
@@ -260,9 +266,26 @@ class Artefact:
         return self.gate.get("accepted") is True
 
     @property
+    def bound(self) -> bool:
+        "Whether its result depends on the instruction set: 8-bit products may saturate, bf16 may not exist."
+        return self.precision in ("int8", "bf16") and self.backend != "tensorrt"
+
+    def verdict(self, kind: str) -> dict[str, Any]:
+        "What the gate said of it on a processor of this instruction set; empty: it was not judged for that."
+        own = self.gate if not self.bound or self.gate.get("instruction set") == kind else {}
+        return self.gate.get("elsewhere", {}).get(kind, own)
+
+    def judged(self, kind: str, record: Mapping[str, Any]) -> Artefact:
+        "The same file with the gate's record for this instruction set, beside those that it has for others."
+        record, others = {**record, "instruction set": kind}, dict(self.gate.get("elsewhere", {}))
+        if first := not self.gate or self.gate.get("instruction set") == kind: others.pop(kind, None)
+        else: others[kind] = record
+        return replace(self, gate={**(record if first else self.gate), "elsewhere": others})
+
+    @property
     def label(self) -> str:
         "Short and unique within a model, e.g. 'model_int8.onnx on openvino (bf16)'."
-        more = ", ".join(str(v) for v in self.options.values())
+        more = ", ".join(k if v is True else str(v) for k, v in self.options.items())
         return f"{self.file} on {self.backend}" + (f" ({more})" if more else "")
 
 # %% ../../nbs/inference/09_manifest.ipynb #80395907

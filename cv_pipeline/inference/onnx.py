@@ -133,13 +133,14 @@ def provider_settings(
     return [(p, make[p]() if p in make else {}) for p in providers]
 
 # %% ../../nbs/inference/13_onnx.ipynb #1cb76e52
-def _session(path: Path, providers: list, threads: int, spinning: bool) -> ort.InferenceSession:
+def _session(path: Path, providers: list, threads: int, spinning: bool, exact: bool = False) -> ort.InferenceSession:
     "An InferenceSession; BackendError when the file cannot be opened."
     if not path.is_file(): raise BackendError("there is no such model file", path)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.disable_quant_qdq", str(int(exact)))
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as e:  # the runtime's exceptions share no base class
@@ -182,7 +183,8 @@ def _preload(providers: Sequence[str]) -> None:
     with redirect_stdout(StringIO()), suppress(Exception): ort.preload_dlls()  # what it misses is said by the session, or not needed
 
 
-def _open(path: Path, manifest: ModelManifest, wanted: Sequence[str] | None, options: Any, threads: int, spinning: bool) -> ort.InferenceSession:
+def _open(path: Path, manifest: ModelManifest, wanted: Sequence[str] | None, options: Any, threads: int, spinning: bool,
+          exact: bool = False) -> ort.InferenceSession:
     "A session on the providers that were asked for; BackendError when the runtime quietly took another one."
     providers, said = choose_providers(wanted), options_in(wanted)
     provider_options(said)  # unknown names are an error
@@ -190,7 +192,7 @@ def _open(path: Path, manifest: ModelManifest, wanted: Sequence[str] | None, opt
     _preload(providers)
     tensor = "images"
     if "TensorrtExecutionProvider" in providers and options.batches: tensor = _session(path, ["CPUExecutionProvider"], 1, False).get_inputs()[0].name
-    session = _session(path, provider_settings(wanted, providers, options, tensor, input_shape(manifest)), threads, spinning)
+    session = _session(path, provider_settings(wanted, providers, options, tensor, input_shape(manifest)), threads, spinning, exact)
     used = session.get_providers()[0]
     if wanted and used != providers[0]:
         raise BackendError(f"{providers[0]} was asked for, ONNX Runtime fell back to {used}", path,
@@ -226,13 +228,13 @@ class OnnxBackend:
         threads: int = 0,                        # 0: one for each physical core
         spinning: bool = False,                  # idle pool threads burn CPU for a little latency
         options: ProviderOptions | Mapping[str, Any] | None = None,  # of the CUDA and TensorRT providers
+        exact: bool = False,                     # 8-bit layers in float between Q and DQ: slow, the same on every processor
     ):
-        self.session = _open(Path(path), manifest, providers, options, threads, spinning)
+        self.session = _open(Path(path), manifest, providers, options, threads, spinning, exact)
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         self._type, self._shape = _input_type(inputs, manifest.preprocess.layout, path), output_shape(manifest)
         check_graph(manifest, inputs[0].shape, [o.shape for o in outputs], path)
-        self.name = f"{manifest.name} {manifest.version}"
-        self.provider = self.session.get_providers()[0]
+        self.name, self.provider = f"{manifest.name} {manifest.version}", self.session.get_providers()[0]
         self.input_shape = input_shape(manifest)
         self.fixed_batch = _fixed_batch(inputs[0].shape)
         self.max_batch = self.fixed_batch or 64

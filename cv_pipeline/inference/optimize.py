@@ -24,9 +24,10 @@ from ..evaluation.records import EvalSet, predict_set
 from ..evaluation.summary import data_hash
 from ..formats import LabelledImage, read_dataset
 from .backends import Model, load_backend, load_model, make_postprocessor
+from .choice import instruction_set, own_file
 from .engines import build_lock
 from .graphs import bytes_input, dynamic_batch, half_precision, head_nodes, inspect_graph, open_graph, save_graph, simplify
-from .manifest import Artefact, artefact_sha256, load_manifest, save_manifest
+from .manifest import Artefact, ModelManifest, artefact_sha256, find_artefact, load_manifest, save_manifest
 from .openvino import default_precision
 from .parity import LIMITS, Limits, Parity, ParityError, check_parity
 from .preprocess import Preprocessor
@@ -39,7 +40,7 @@ from ..video.images import read_image
 
 # %% auto #0
 __all__ = ['CHANGED', 'STEPS', 'DEFAULT_STEPS', 'SHARED', 'Gate', 'accuracy_gate', 'Workshop', 'Step', 'StepResult',
-           'OptimizeReport', 'export_pt', 'Judge', 'run_step', 'optimize']
+           'OptimizeReport', 'export_pt', 'Judge', 'run_step', 'optimize', 'verify']
 
 # %% ../../nbs/inference/38_optimize.ipynb #bbf87eea
 @dataclass(frozen=True)
@@ -177,9 +178,13 @@ STEPS: dict[str, Step] = {
     "fp32": Step("model.onnx", "onnxruntime", "fp32", lambda w, p: save_graph(w.graph, p), exact=True),
     "fp16": Step("model_fp16.onnx", "onnxruntime", "fp16", lambda w, p: save_graph(half_precision(w.graph), p), purpose="GPU; TensorRT engines in half precision"),
     "int8": Step("model_int8.onnx", "onnxruntime", "int8", lambda w, p: save_graph(quantize_cpu(w.graph, w.ranges, w.limits, w.float_nodes), p)),
+    "int8-7bit": Step(
+        "model_int8_7bit.onnx", "onnxruntime", "int8",
+        lambda w, p: save_graph(quantize_cpu(w.graph, w.ranges, w.limits, w.float_nodes, bits=7), p)),
     "int8-openvino": Step("model_int8.onnx", "openvino", "int8", None),
+    "int8-7bit-openvino": Step("model_int8_7bit.onnx", "openvino", "int8", None),
     "int8-tensorrt": Step("model_int8_tensorrt.onnx", "onnxruntime", "int8", lambda w, p: save_graph(quantize_tensorrt(w.graph, w.ranges, w.limits, w.float_nodes), p),
-                          purpose="TensorRT engines in INT8; slow on a CPU"),
+                          {"exact": True}, purpose="TensorRT engines in INT8; slow on a CPU"),
     "openvino": Step("model_openvino.xml", "openvino", "fp32", lambda w, p: write_openvino(w.graph, p), exact=True),
     "openvino-bf16": Step("model_openvino.xml", "openvino", "bf16", None, {"precision": "bf16"}),
     "openvino-int8": Step("model_openvino_int8.xml", "openvino", "int8", _openvino_int8),
@@ -193,8 +198,10 @@ STEPS: dict[str, Step] = {
 }
 
 # %% ../../nbs/inference/38_optimize.ipynb #c0d87fcf
-DEFAULT_STEPS = ("fp32", "fp16", "int8", "int8-openvino", "int8-tensorrt", "openvino", "openvino-bf16", "openvino-int8", "fp32-bytes", "openvino-int8-bytes")
-SHARED = {"openvino-bf16": "openvino", "int8-openvino": "int8"}  # steps that run another step's file in another way
+DEFAULT_STEPS = ("fp32", "fp16", "int8", "int8-7bit", "int8-openvino", "int8-7bit-openvino", "int8-tensorrt",
+                 "openvino", "openvino-bf16", "openvino-int8", "fp32-bytes", "openvino-int8-bytes")
+SHARED = {  # steps that run another step's file in another way
+    "openvino-bf16": "openvino", "int8-openvino": "int8", "int8-7bit-openvino": "int8-7bit"}
 
 
 def _check_steps(steps: Sequence[str]) -> list[str]:
@@ -218,15 +225,21 @@ class StepResult:
     sensitive: list[tuple[str, float]] = field(default_factory=list)  # layers, worst first, where it was asked for
     spared: tuple[str, ...] = ()                  # layers that were left in float besides the head to make it pass
     size_mb: float = 0.0
+    made: bool = True                             # False: it was there already and was judged again
 
     @property
-    def accepted(self) -> bool: return self.artefact is not None and self.artefact.gated
+    def accepted(self) -> bool:
+        "Whether the gate of this machine lets it be used."
+        return self.artefact is not None and self.artefact.verdict(instruction_set()).get("accepted") is True
 
     def row(self) -> dict[str, Any]:
         "For a table."
-        said = "skipped" if self.skipped else "written" if self.accepted else "refused"
+        good = "written" if self.made else "accepted"
+        said = "skipped" if self.skipped else good if self.accepted else "refused"
         g, p = self.gate, self.parity
-        return {"step": self.step, "file": STEPS[self.step].file, "MB": round(self.size_mb, 1) or None, "matched": p and round(p.matched, 4), "score ±": p and round(p.score_difference, 4),
+        return {"step": self.step, "file": STEPS[self.step].file if self.made else None,
+                "MB": round(self.size_mb, 1) or None, "matched": p and round(p.matched, 4),
+                "score ±": p and round(p.score_difference, 4),
                 "AP": g and round(g.ap, 4), "AP change": g and f"{g.change.value:+.4f} [{g.change.low:+.4f}, {g.change.high:+.4f}]", "gate": g and g.verdict, "result": said,
                 "why": (f"{len(self.spared)} sensitive layers in float; " if self.spared else "") + (self.problem or (g.reason.partition(": ")[2] if g else ""))}
 
@@ -259,6 +272,8 @@ class OptimizeReport:
         for r in self.results:
             if r.gate and not r.accepted: told.append(f"{r.step} loses most at: " + "; ".join(f"{n} {a:.3f} → {b:.3f} ({k})" for n, a, b, k in r.gate.worst[:5]) + "\n")
             if r.sensitive: told.append(f"{r.step}, most sensitive layers: " + "; ".join(f"{n} {e:.4f}" for n, e in r.sensitive[:5]) + "\n")
+        kind = self.header.get("instruction set")
+        if kind: told = [f"Judged with {kind}.", "", *told]
         return "\n".join([*told, *(f"Note: {n}" for n in self.notes)]).strip() + "\n"
 
     def to_dict(self) -> dict[str, Any]:
@@ -305,13 +320,20 @@ def _opened(model: str | Path | Model, spec: str | Path | None, folder: Path, im
 
 # %% ../../nbs/inference/38_optimize.ipynb #4d68bcd0
 @contextlib.contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    "A hidden folder beside the target; ConfigError when nothing can be written there, BackendError when another process is at it."
+def _held(out: Path) -> Iterator[None]:
+    "The right to write a model folder; ConfigError when it cannot be written, BackendError when it is held."
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _writable(out if out.exists() else out.parent)
     except OSError as e: raise ConfigError(f"the model folder cannot be written: {e.strerror or e}", out, "choose another folder") from e
-    with build_lock(out), tempfile.TemporaryDirectory(prefix=f".{out.name}.part-", dir=out.parent, ignore_cleanup_errors=True) as folder: yield Path(folder)
+    with build_lock(out): yield
+
+
+@contextlib.contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    "A hidden folder beside the target, which is held meanwhile."
+    where = {"prefix": f".{out.name}.part-", "dir": out.parent, "ignore_cleanup_errors": True}
+    with _held(out), tempfile.TemporaryDirectory(**where) as folder: yield Path(folder)
 
 
 def _writable(folder: Path) -> None:
@@ -343,9 +365,10 @@ def _named_in(out: Path) -> set[str]:
     return named  # engines and what others put there stay
 
 # %% ../../nbs/inference/38_optimize.ipynb #2a653231
-def _open_step(w: Workshop, path: Path, step: Step, threads: int) -> Model:
+def _open_step(family: ModelManifest, path: Path, step: Step, threads: int) -> Model:
     "The file of a step as a model."
-    manifest = replace(w.model.manifest, file=path.name, sha256="", artefacts=(), preprocess=replace(w.model.manifest.preprocess, layout=step.layout))
+    takes = replace(family.preprocess, layout=step.layout)
+    manifest = replace(family, file=path.name, sha256="", artefacts=(), preprocess=takes)
     backend = load_backend(path, manifest, threads=threads, runtime=step.runtime, **step.options)
     return Model(manifest, backend, Preprocessor(manifest.preprocess), make_postprocessor(manifest), path)
 
@@ -359,14 +382,16 @@ def _not_here(name: str) -> str:
     return ""
 
 
-def _record(w: Workshop, step: Step, gate: Gate, parity: Parity, truth: EvalSet, path: Path) -> Artefact:
+def _record(w: Workshop, step: Step, record: dict[str, Any], path: Path) -> Artefact:
     "The entry of a file in the manifest."
-    made: dict[str, Any] = {"from": w.model.manifest.sha256[:16] or None, "MB": round(sum(path.with_name(f).stat().st_size for f in _files(Artefact(path.name, "onnxruntime", "fp32"))) / 1e6, 2),
-                            **({"purpose": step.purpose} if step.purpose else {})}
-    if step.precision == "int8" and w.calibration is not None:
-        made |= {"calibration": {"pictures": len(w.calibration.paths), "of": w.calibration.found, "sha256": w.calibration.digest[:16], "limits": w.limits}, "in float besides the head": list(w.keep)}
-    judged = {"pictures": len(truth), "objects": len(truth.truth), "data": data_hash(truth), "judged on": step.runtime}
-    return Artefact(step.file, step.runtime, step.precision, artefact_sha256(path), step.layout, dict(step.options), {**gate.to_dict(), **judged, "parity": parity.to_dict()}, made)
+    size = sum(path.with_name(f).stat().st_size for f in _files(Artefact(path.name, "onnxruntime", "fp32")))
+    made: dict[str, Any] = {"from": w.model.manifest.sha256[:16] or None, "MB": round(size / 1e6, 2)}
+    if step.purpose: made["purpose"] = step.purpose
+    if step.precision == "int8" and (c := w.calibration) is not None:
+        calibrated = {"pictures": len(c.paths), "of": c.found, "sha256": c.digest[:16], "limits": w.limits}
+        made |= {"calibration": calibrated, "in float besides the head": list(w.keep)}
+    digest, options = artefact_sha256(path), dict(step.options)
+    return Artefact(step.file, step.runtime, step.precision, digest, step.layout, options, record, made)
 
 # %% ../../nbs/inference/38_optimize.ipynb #2d4af1ac
 @dataclass
@@ -415,28 +440,29 @@ def _attempt(name: str, w: Workshop, judge: Judge, folder: Path) -> StepResult:
         if step.make is not None: step.make(w, path)
         elif not path.is_file(): return replace(result, problem="the file that it shares was refused", skipped=True)
         result.size_mb = sum((folder / f).stat().st_size for f in _files(Artefact(step.file, "onnxruntime", "fp32"))) / 1e6
-        model = _open_step(w, path, step, judge.threads)
-        try: result = _judged(result, w, judge, step, model)
+        model = _open_step(w.model.manifest, path, step, judge.threads)
+        try: result.parity, result.gate, record = _judged(w.model, judge, step, model)
         finally: model.close()
+        result.artefact = _record(w, step, record, path)
+        if not result.accepted: result.problem = result.gate.reason
     except ParityError as e: result.problem, result.parity = e.what, e.parity
     except CVPipelineError as e: result.problem = str(e)
     if not result.accepted and step.make is not None:
         for file in _files(Artefact(step.file, "onnxruntime", "fp32")): (folder / file).unlink(missing_ok=True)
     return result
 
-
-def _judged(result: StepResult, w: Workshop, judge: Judge, step: Step, model: Model) -> StepResult:
-    "Parity, then the gate."
-    result.parity = check_parity(w.model, model, judge.shown(), step.precision, step.limits or LIMITS[step.precision])
+# %% ../../nbs/inference/38_optimize.ipynb #71d0c3e9
+def _judged(reference: Model, judge: Judge, step: Step, model: Model) -> tuple[Parity, Gate, dict[str, Any]]:
+    "Parity, then the gate, and the record of both; ParityError when it answers differently."
+    limits = step.limits or LIMITS[step.precision]
+    parity = check_parity(reference, model, judge.shown(), step.precision, limits)
     new = predict_set(model, judge.items, columns=judge.columns)
     gate = accuracy_gate(new, judge.reference, judge.max_loss, judge.strict, judge.draws)
     if step.exact and not gate.accepted and abs(gate.change.value) <= min(judge.max_loss, 0.001):
         gate = replace(gate, accepted=True, reason=f"{gate.reason}; the same arithmetic, so that parity decides")
-    result.gate = gate
-    result.artefact = _record(w, step, result.gate, result.parity, new, model.path)
-    if result.accepted: return result
-    result.problem = result.gate.reason
-    return result
+    record = {**gate.to_dict(), "pictures": len(new), "objects": len(new.truth), "data": data_hash(new),
+              "judged on": step.runtime, "instruction set": instruction_set(), "parity": parity.to_dict()}
+    return parity, gate, record
 
 # %% ../../nbs/inference/38_optimize.ipynb #2a554cdc
 def _labelled(frozen: str | Path | Iterable[LabelledImage]) -> list[LabelledImage]:
@@ -446,10 +472,22 @@ def _labelled(frozen: str | Path | Iterable[LabelledImage]) -> list[LabelledImag
     return items
 
 
+def _header(reference: Model, judge: Judge) -> dict[str, Any]:
+    "What a report was made of and with."
+    return {"model": reference.backend.name, "instruction set": instruction_set(),
+            "pictures": len(judge.items), "data": data_hash(judge.reference)}
+
+
+def _check_loss(max_loss: float) -> None:
+    if not 0 <= max_loss < 1:
+        hint = "0.005 is half a point"
+        raise ConfigError(f"the allowed loss is a share of AP in 0..1, not {max_loss!r}", "optimize", hint)
+
+
 def _check_wishes(model: Any, out: Path, max_loss: float, retrain: Any, overwrite: bool) -> None:
     "ConfigError for what can be known to be wrong before the work begins."
     if retrain is not None and (isinstance(model, Model) or Path(model).suffix.lower() != ".pt"): raise ConfigError("only an Ultralytics checkpoint can be trained again", model, "give the .pt, or prune without retrain")
-    if not 0 <= max_loss < 1: raise ConfigError(f"the allowed loss is a share of AP in 0..1, not {max_loss!r}", "optimize", "0.005 is half a point")
+    _check_loss(max_loss)
     if (out / "manifest.json").exists() and not overwrite: raise ConfigError("there is a model in this folder already", out, "overwrite=True (--overwrite) if it may be replaced")
 
 
@@ -504,7 +542,7 @@ def optimize(
             progress(name)
             results.append(run_step(name, w, judge, folder))
         notes = (*(chosen.notes if chosen else ()), *_overlap(chosen, items))
-        report = OptimizeReport(out, results, notes, {"model": reference.backend.name, "pictures": len(items), "data": data_hash(judge.reference)})
+        report = OptimizeReport(out, results, notes, _header(reference, judge))
         if not report["fp32"].accepted: raise ParityError(f"not even the simplified float file answers like the model: {report['fp32'].problem}", reference.path, "nothing was written", report["fp32"].parity)
         _write(w, report, folder, out)
     return report
@@ -515,3 +553,69 @@ def _write(w: Workshop, report: OptimizeReport, folder: Path, out: Path) -> None
     manifest = replace(w.model.manifest, file=STEPS["fp32"].file, sha256="", artefacts=tuple(report.written))
     save_manifest(manifest, folder)
     _publish(folder, out, dict.fromkeys(f for a in report.written for f in _files(a)))
+
+# %% ../../nbs/inference/38_optimize.ipynb #a94c02f6
+def _as_step(a: Artefact) -> Step:
+    "The step that made a file; of a file that none of them made, its bare facts."
+    same = [s for s in STEPS.values() if (s.file, s.runtime, s.options) == (a.file, a.backend, a.options)]
+    return same[0] if same else Step(a.file, a.backend, a.precision, None, a.options, a.layout)
+
+
+def _again(a: Artefact, folder: Path, reference: Model, judge: Judge) -> StepResult:
+    "One file of a folder, judged on this machine; skipped when it cannot be opened here at all."
+    result, step = StepResult(a.label, made=False), _as_step(a)
+    if a.backend == "tensorrt": return replace(result, problem="an engine runs on no processor", skipped=True)
+    try:
+        path = find_artefact(folder, a)
+        model = _open_step(reference.manifest, path, step, judge.threads)
+    except CVPipelineError as e: return replace(result, problem=str(e), skipped=True)
+    result.size_mb = sum(path.with_name(f).stat().st_size for f in _files(replace(a, file=path.name))) / 1e6
+    try: result.parity, result.gate, record = _judged(reference, judge, step, model)
+    except CVPipelineError as e:
+        record = {"accepted": False, "reason": e.what, "judged on": a.backend}
+        result.parity = getattr(e, "parity", None)
+    finally: model.close()
+    result.artefact = a.judged(instruction_set(), record)
+    return replace(result, problem="" if record["accepted"] else record["reason"])
+
+
+def _own_folder(folder: Path) -> ModelManifest:
+    "The manifest of a folder, its files being those that were judged; ConfigError without any."
+    if not (folder / "manifest.json").is_file():
+        hint = "give a folder that `cv-pipeline optimize --out FOLDER` wrote"
+        raise ConfigError("there is no manifest.json in this folder", folder, hint)
+    manifest, _ = load_manifest(folder)
+    if not manifest.artefacts:
+        raise ConfigError("the model has no file besides its own", folder, "cv-pipeline optimize makes some")
+    for a in manifest.artefacts:  # saving takes checksums anew: a changed file must not pass
+        if (folder / a.file).is_file(): find_artefact(folder, a)
+    return manifest
+
+# %% ../../nbs/inference/38_optimize.ipynb #5b7f0d13
+def verify(
+    folder: str | Path,                               # model folder with its manifest
+    frozen: str | Path | Iterable[LabelledImage],     # labelled pictures that the gate judges on
+    max_loss: float = 0.005, strict: bool = False, draws: int = 1000,   # of the gate
+    columns: Any = None, threads: int = 0,
+    progress: Callable[[str], None] = lambda text: None,
+) -> OptimizeReport:
+    "Judge a folder's files on this machine; the verdicts for its instruction set go into the manifest."
+    folder, items, kind = Path(folder), _labelled(frozen), instruction_set()
+    _check_loss(max_loss)
+    own = _own_folder(folder)
+    with _held(folder), contextlib.closing(load_model(folder, threads=threads)) as reference:
+        progress(f"judging {own.name} on {len(items)} pictures, {kind}")
+        seen = predict_set(reference, items, columns=columns)
+        judge = Judge(items, seen, max_loss, strict, draws, columns=columns, threads=threads)
+        if not judge.can_decide:
+            raise DataError(f"{len(items)} pictures with {len(seen.truth)} objects cannot judge", "optimize",
+                            f"at least {FEWEST_PICTURES} and {FEWEST_OBJECTS} are needed")
+        results = []
+        for a in [a for a in own.artefacts if a.label != own_file(own).label]:
+            progress(a.label)
+            results.append(_again(a, folder, reference, judge))
+        now, known = _own_folder(folder), {r.step: r.artefact for r in results if r.artefact}
+        same = lambda a: a.label in known and known[a.label].sha256 == a.sha256
+        rows = [a.judged(kind, known[a.label].verdict(kind)) if same(a) else a for a in now.artefacts]
+        save_manifest(replace(now, artefacts=tuple(rows)), folder)
+        return OptimizeReport(folder, results, (), _header(reference, judge))

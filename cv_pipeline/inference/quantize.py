@@ -222,16 +222,17 @@ def _detach(model: Any, kept: set[str]) -> None:
             if back is None or back.op_type != "DequantizeLinear" or (there := made.get(back.input[0])) is None: continue
             if there.op_type == "QuantizeLinear": node.input[i] = there.input[0]
 
-
+# %% ../../nbs/inference/17_quantize.ipynb #8f5e2d70
 def _quantised(model: Any, ranges: Ranges, how: str | float, signed: bool, operators: Sequence[str], keep: Sequence[str], only: Sequence[str], detach: bool = False,
-               **more: Any) -> Any:
+               bits: int = 8, **more: Any) -> Any:
     "Q and DQ nodes put in by ONNX Runtime's own quantiser, with these limits; `detach`: kept nodes read floats also where others read eight bits."
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     graph = _ready(model, ranges)
     options = {"ActivationSymmetric": signed, "WeightSymmetric": True, **more}
-    maker = QDQQuantizer(graph, True, False, QuantType.QInt8, QuantType.QInt8 if signed else QuantType.QUInt8, _as_limits(ranges, how, signed),
-                         list(only), list(keep), list(operators), options)
+    kinds = QuantType.QInt8, QuantType.QInt8 if signed else QuantType.QUInt8
+    names = list(only), list(keep), list(operators)
+    maker = QDQQuantizer(graph, True, bits == 7, *kinds, _as_limits(ranges, how, signed), *names, options)
     maker.quantize_model()
     made = maker.model.model
     made.metadata_props.extend(p for p in model.metadata_props if p.key not in {q.key for q in made.metadata_props})
@@ -267,12 +268,15 @@ def quantize_cpu(
     keep: Sequence[str] | None = None,     # nodes that stay in float; None: the head
     only: Sequence[str] = (),              # quantise these nodes alone; empty: all that can be
     operators: str = "all",                # "all", or "weighted": only the layers with weights; slower, and closer to float
+    bits: int = 8,                         # of the weights: 7 for processors whose 8-bit products saturate
 ) -> Any:                                  # a new graph
     "INT8 for ONNX Runtime on a CPU: unsigned activations, signed weights a channel, everything between them too."
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
     if operators not in ("all", "weighted"): raise ConfigError(f"operators must be all or weighted, not {operators!r}", "quantize_cpu")
+    if bits not in (7, 8): raise ConfigError(f"weights have 7 or 8 bits, not {bits!r}", "quantize_cpu")
     kinds, keep = sorted({*QDQRegistry, *QLinearOpsRegistry}) if operators == "all" else WEIGHTED, head_nodes(model) if keep is None else keep
-    return _quantised(model, ranges, limits, False, kinds, with_activations(model, keep), only, operators == "weighted")
+    keep = with_activations(model, keep)
+    return _quantised(model, ranges, limits, False, kinds, keep, only, operators == "weighted", bits)
 
 # %% ../../nbs/inference/17_quantize.ipynb #460b786a
 def quantize_tensorrt(
