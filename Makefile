@@ -56,7 +56,7 @@ test-fast: $(VENV)/.dev  ## the tests that train nothing and start no server
 lint: $(VENV)/.dev
 	$(BIN)/ruff check cv_pipeline tests conftest.py setup.py
 
-notebooks: $(VENV)/.dev  ## every notebook top to bottom, each in a process of its own, with its CPU time and memory; BOOKS=nbs/05_synthetic.ipynb
+notebooks: $(VENV)/.dev  ## every notebook top to bottom, each in a process of its own, with its CPU time and memory; BOOKS=nbs/01_synthetic/01_belt.ipynb
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.notebooks --workers 2 $(BOOKS)
 
 pytest: $(VENV)/.dev

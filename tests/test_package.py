@@ -52,7 +52,7 @@ def test_the_core_requirements_are_light_and_extras_are_generic(wheel):
 def test_the_installed_wheel_runs_the_demo_away_from_the_source(wheel, tmp_path):
     target = tmp_path / "site"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", target, wheel], check=True)
-    code = ("import sys, pathlib, cv_pipeline.cli as c; assert pathlib.Path(c.__file__).is_relative_to(sys.argv[1]), c.__file__; "
+    code = ("import sys, pathlib, cv_pipeline.commands.main as c; assert pathlib.Path(c.__file__).is_relative_to(sys.argv[1]), c.__file__; "
             "sys.argv[1:] = ['demo', '--seconds', '1', '--out', 'out']; c.main()")
     env = {**os.environ, "PYTHONPATH": str(target)}
     result = subprocess.run([sys.executable, "-c", code, target], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from cv_pipeline.inference.backends import load_model
-from cv_pipeline.line import FactoryLine, LineConfig, write_video
+from cv_pipeline.synthetic.line import FactoryLine, LineConfig, write_video
+from cv_pipeline.tracking.sort import SortTracker
 from cv_pipeline.video.sources import open_source
-from cv_pipeline.video.tracking import SortTracker
 
 os.environ.update(YOLO_OFFLINE="1", YOLO_AUTOINSTALL="false")
 REAL = Path(os.environ["CV_PIPELINE_REAL_DATA"]) if os.environ.get("CV_PIPELINE_REAL_DATA") else None

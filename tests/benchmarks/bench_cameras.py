@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psutil
 
-from cv_pipeline.config import RunConfig
-from cv_pipeline.line import open_line, write_video
-from cv_pipeline.video.run import run_config
+from cv_pipeline.core.config import RunConfig
+from cv_pipeline.service.assembly import run_config
+from cv_pipeline.synthetic.line import open_line, write_video
 
 CLIPS = 5
 

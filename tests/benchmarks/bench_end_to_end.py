@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cv_pipeline.config import RuntimeConfig
+from cv_pipeline.core.config import RuntimeConfig
 from cv_pipeline.inference.backends import load_model
-from cv_pipeline.line import FactoryLine, LineConfig, write_video
+from cv_pipeline.synthetic.line import FactoryLine, LineConfig, write_video
+from cv_pipeline.tracking.sort import SortTracker
 from cv_pipeline.video.pipeline import Pipeline
 from cv_pipeline.video.sources import open_source
-from cv_pipeline.video.tracking import SortTracker
 
 REAL = Path(os.environ["CV_PIPELINE_REAL_DATA"]) if os.environ.get("CV_PIPELINE_REAL_DATA") else None
 

@@ -9,7 +9,7 @@ CASES = {
     "python -c pass (the floor)": [sys.executable, "-c", "pass"],
     "import numpy (the floor of everything below)": [sys.executable, "-c", "import numpy"],
     "import cv_pipeline": [sys.executable, "-c", "import cv_pipeline"],
-    "import cv_pipeline.types": [sys.executable, "-c", "import cv_pipeline.types"],
+    "import cv_pipeline.core.types": [sys.executable, "-c", "import cv_pipeline.core.types"],
     "cv-pipeline --help": [str(Path(sys.executable).with_name("cv-pipeline")), "--help"],
 }
 

@@ -70,7 +70,7 @@ def timed(out: Path, report, rounds: int) -> dict[str, float]:
 
 def one(name: str, model, items, calibration, folder: Path, quick: bool, **how) -> list[dict]:
     "All files of one model."
-    from cv_pipeline.inference.optimize import optimize
+    from cv_pipeline.optimization.optimize import optimize
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -87,7 +87,7 @@ def one(name: str, model, items, calibration, folder: Path, quick: bool, **how) 
 
 def document(folder: Path, name: str, items, quick: bool) -> None:
     "The benchmark document of a model's files, under reports/."
-    from cv_pipeline.inference.benchmark import run_benchmark
+    from cv_pipeline.optimization.benchmark import run_benchmark
 
     where = Path("reports") / date.today().isoformat() / f"benchmark-{name}"
     run_benchmark(folder / name, where, batches=(1, 2, 4), seconds=0.5 if quick else 2.0, data=None if quick else items, latency_budget_ms=50)
@@ -96,8 +96,8 @@ def document(folder: Path, name: str, items, quick: bool) -> None:
 
 def run(quick: bool = False) -> list[dict]:
     "Rows of all models that are there."
+    from cv_pipeline.core.formats import read_dataset
     from cv_pipeline.evaluation.summary import line_pictures
-    from cv_pipeline.formats import read_dataset
 
     rows = []
     with tempfile.TemporaryDirectory() as place:

@@ -16,14 +16,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cv_pipeline.conditions import Conditions
+from cv_pipeline.core.types import Detections, Frame, Selector, box_iou
 from cv_pipeline.inference.backends import load_model
-from cv_pipeline.synthetic import FactoryLine, LineConfig
-from cv_pipeline.types import Detections, Frame, Selector, box_iou
+from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
+from cv_pipeline.synthetic.conditions import Conditions
+from cv_pipeline.tracking.sort import SortTracker
 from cv_pipeline.video.adaptive import AdaptiveSelector
 from cv_pipeline.video.selection import EveryN, MotionSelector
 from cv_pipeline.video.sources import open_source
-from cv_pipeline.video.tracking import SortTracker
 
 REAL = Path(os.environ["CV_PIPELINE_REAL_DATA"]) if os.environ.get("CV_PIPELINE_REAL_DATA") else None
 HELD_OUT: dict[str, tuple[Conditions, dict]] = {

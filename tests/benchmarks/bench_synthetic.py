@@ -4,8 +4,8 @@ import time
 
 import cv2
 
-from cv_pipeline.conditions import CONDITION_NAMES, Conditions
-from cv_pipeline.synthetic import FactoryLine, LineConfig
+from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
+from cv_pipeline.synthetic.conditions import CONDITION_NAMES, Conditions
 
 
 def seconds(line: FactoryLine, first: int, frames: int) -> float:

@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cv_pipeline.core.types import Detections, FrameResult
 from cv_pipeline.monitoring import telemetry
 from cv_pipeline.monitoring.telemetry import FrameStatistics, TelemetrySink, cell_descriptor, frame_statistics
 from cv_pipeline.monitoring.upkeep import Upkeep
-from cv_pipeline.synthetic import FactoryLine, LineConfig
-from cv_pipeline.types import Detections, FrameResult
+from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 
 PART = 500
 CONSTANT = FrameStatistics(1.0, 2.0, 0.5, 0.4, 3.0)

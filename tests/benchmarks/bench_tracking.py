@@ -1,6 +1,6 @@
 """Trackers: ours beside the same algorithms of `trackers`, `supervision` and `boxmot`, accuracy and time on the same detections.
 
-Accuracy: HOTA, IDF1, MOTA, IDSW by cv_pipeline.evaluation.tracking (equal to TrackEval's) on three crowds of the factory line, further seeds of them that no
+Accuracy: HOTA, IDF1, MOTA, IDSW by cv_pipeline.evaluation.tracking_scores (equal to TrackEval's) on three crowds of the factory line, further seeds of them that no
 constant was chosen on (`held out`), and public sequences where CV_PIPELINE_REAL_DATA points to them. Settings that are named alike are alike, see
 tracking_peers.py, which also says how to install the peers that do not fit into one environment.
 
@@ -21,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cv_pipeline.crowds import CROWDS, Sequence, crowd, mot_sequence
-from cv_pipeline.evaluation.tracking import evaluate_tracking, tracks_of
-from cv_pipeline.types import Detections, Frame
-from cv_pipeline.video.deepsort import DeepSortTracker
-from cv_pipeline.video.trackers import TRACKERS, make_tracker
-from cv_pipeline.video.tracking import SortTracker
+from cv_pipeline.core.types import Detections, Frame
+from cv_pipeline.evaluation.tracking_scores import evaluate_tracking, tracks_of
+from cv_pipeline.synthetic.crowds import CROWDS, Sequence, crowd, mot_sequence
+from cv_pipeline.tracking.deepsort import DeepSortTracker
+from cv_pipeline.tracking.sort import SortTracker
+from cv_pipeline.tracking.trackers import TRACKERS, make_tracker
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tracking_peers import PEERS, run_ours, run_peer  # noqa: E402

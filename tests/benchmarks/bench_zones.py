@@ -10,8 +10,8 @@ from datetime import datetime, timedelta, timezone
 
 import numpy as np
 
-from cv_pipeline.types import Detections, Frame
-from cv_pipeline.video.zones import LineRule, Rules, RuleWatch, ZoneConfig
+from cv_pipeline.core.types import Detections, Frame
+from cv_pipeline.tracking.zones import LineRule, Rules, RuleWatch, ZoneConfig
 
 NOON, BLANK = datetime(2026, 6, 1, 12, tzinfo=timezone.utc), np.zeros((720, 1280, 3), np.uint8)
 ZONES = [[[100 + 280 * i, 200], [340 + 280 * i, 180], [330 + 280 * i, 560], [220 + 280 * i, 640], [90 + 280 * i, 540]] for i in range(4)]

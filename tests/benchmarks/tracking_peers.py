@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cv_pipeline.types import Detections, Tracker
-from cv_pipeline.video.bytetrack import ByteTrackTracker
-from cv_pipeline.video.ocsort import OCSortTracker
-from cv_pipeline.video.tracking import SortTracker
+from cv_pipeline.core.types import Detections, Tracker
+from cv_pipeline.tracking.bytetrack import ByteTrackTracker
+from cv_pipeline.tracking.ocsort import OCSortTracker
+from cv_pipeline.tracking.sort import SortTracker
 
 Outcome = tuple[list[float], list[np.ndarray]]  # seconds and (n,) ids of every frame
 

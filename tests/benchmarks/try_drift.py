@@ -18,12 +18,12 @@ import cv2
 import numpy as np
 from scipy.stats import ks_2samp
 
-from cv_pipeline.conditions import Changing, Conditions
 from cv_pipeline.inference.backends import load_model
 from cv_pipeline.monitoring.drift import DriftSettings, Observed, compare
 from cv_pipeline.monitoring.telemetry import STATISTICS, cell_descriptor, frame_statistics
-from cv_pipeline.parts import CLASS_NAMES, seeded
-from cv_pipeline.synthetic import FactoryLine, LineConfig
+from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
+from cv_pipeline.synthetic.conditions import Changing, Conditions
+from cv_pipeline.synthetic.parts import CLASS_NAMES, seeded
 
 SIZE, CAMERAS, REFERENCE, WINDOW, STEP = (256, 192), 3, 220, 170, 75
 DEVICE = {f"{name} {s}": {name: s} for name in ("lamp_failure", "fog", "noise", "dirt", "vibration", "resolution") for s in (2, 4)}

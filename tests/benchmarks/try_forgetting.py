@@ -14,18 +14,18 @@ from time import perf_counter
 
 import numpy as np
 
-from cv_pipeline.annotation.candidate import among
-from cv_pipeline.annotation.train import Replay, train
-from cv_pipeline.conditions import Conditions, random_conditions
+from cv_pipeline.core.formats import read_dataset
+from cv_pipeline.core.types import Detections
 from cv_pipeline.evaluation.intervals import ap_interval, clusters, draw_weights, picture_counts
 from cv_pipeline.evaluation.metrics import match_set
 from cv_pipeline.evaluation.records import predict_set
-from cv_pipeline.formats import read_dataset
 from cv_pipeline.inference.backends import load_model
-from cv_pipeline.line import write_dataset
-from cv_pipeline.parts import CLASS_NAMES, seeded
-from cv_pipeline.synthetic import FactoryLine, LineConfig
-from cv_pipeline.types import Detections
+from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
+from cv_pipeline.synthetic.conditions import Conditions, random_conditions
+from cv_pipeline.synthetic.line import write_dataset
+from cv_pipeline.synthetic.parts import CLASS_NAMES, seeded
+from cv_pipeline.training.gate import among
+from cv_pipeline.training.train import Replay, train
 
 WIDTH, HEIGHT = 160, 120
 OLD, NEW = ("gear", "bolt"), ("nut", "bracket")

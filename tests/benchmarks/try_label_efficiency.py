@@ -27,13 +27,13 @@ import numpy as np
 import yaml
 
 from cv_pipeline.annotation.select import STRATEGIES, Candidates, SelectSettings, candidates, select
-from cv_pipeline.conditions import Conditions
+from cv_pipeline.core.types import Detections, box_iou
 from cv_pipeline.evaluation.calibration import fit_platt
 from cv_pipeline.inference.calibrators import apply_curve
-from cv_pipeline.line import average_precision
-from cv_pipeline.parts import CLASS_NAMES, seeded
-from cv_pipeline.synthetic import FactoryLine, LineConfig, Truth
-from cv_pipeline.types import Detections, box_iou
+from cv_pipeline.synthetic.belt import FactoryLine, LineConfig, Truth
+from cv_pipeline.synthetic.conditions import Conditions
+from cv_pipeline.synthetic.line import average_precision
+from cv_pipeline.synthetic.parts import CLASS_NAMES, seeded
 
 WIDTH, HEIGHT, SIDE = 160, 120, 128  # of a picture; rows that the network sees (8 of them grey)
 RARE = (3, 4)                        # bracket, defect

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from cv_pipeline.annotation.label_errors import KINDS, label_errors, plant_errors, planted_aurocs
-from cv_pipeline.conditions import random_conditions
+from cv_pipeline.core.formats import read_dataset, to_yolo
+from cv_pipeline.core.types import Detections
 from cv_pipeline.evaluation.records import EvalSet, box_table, tabled
-from cv_pipeline.formats import read_dataset, to_yolo
-from cv_pipeline.parts import CLASS_NAMES
-from cv_pipeline.synthetic import FactoryLine, LineConfig
-from cv_pipeline.types import Detections
+from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
+from cv_pipeline.synthetic.conditions import random_conditions
+from cv_pipeline.synthetic.parts import CLASS_NAMES
 
 HERE = Path(__file__).parent / "label_errors"
 SIZE = (640, 480)

@@ -2,8 +2,8 @@
 import numpy as np
 
 from cv_pipeline.annotation.annotations import Annotation
+from cv_pipeline.core.types import Detections
 from cv_pipeline.evaluation.records import EvalSet, box_table
-from cv_pipeline.types import Detections
 
 NAMES = ("disc", "ring", "bolt")
 

@@ -17,10 +17,10 @@ from unittest.mock import patch
 import av
 import numpy as np
 
-from cv_pipeline.config import load_config
+from cv_pipeline.core.config import load_config
+from cv_pipeline.core.types import Frame
 from cv_pipeline.inference.backends import Model, load_model
-from cv_pipeline.types import Frame
-from cv_pipeline.video import run as rooms
+from cv_pipeline.service import assembly as rooms
 from cv_pipeline.video.pipeline import Pipeline
 from cv_pipeline.video.sinks import JsonlSink, VideoSink, read_results
 
