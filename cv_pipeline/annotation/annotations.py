@@ -23,10 +23,10 @@ import yaml
 from scipy.optimize import linear_sum_assignment
 
 from .datasets import Problem, worst_first
+from ..core.files import sink_error, writable_folder, write_whole
 from ..core.formats import LabelledImage, read_dataset, to_coco_annotations, to_yolo
 from ..core.images import read_image
 from ..core.types import ConfigError, DataError, Detections, box_iou, validate_detections
-from ..video.sinks import sink_error, writable_folder, write_whole
 
 # %% auto #0
 __all__ = ['Annotation', 'check_units', 'unknown_labels', 'write_annotations', 'append_lines', 'add_annotations',

@@ -22,13 +22,14 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ..core.files import safe_name, sink_error, writable_folder, write_whole
 from ..core.formats import IMAGE_SUFFIXES
 from ..core.images import read_image
 from ..core.likeness import perceptual_hash
+from ..core.results import read_table
 from ..core.types import Clock, ConfigError, DataError, Detections, Frame, FrameResult, Source, SourceError
 from ..inference.calibrators import Calibrator
 from ..synthetic.line import open_line
-from ..video.sinks import read_table, safe_name, sink_error, writable_folder, write_whole
 from ..video.sources import FolderSource, open_source, unique_ids
 
 # %% auto #0

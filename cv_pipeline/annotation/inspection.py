@@ -18,6 +18,7 @@ from .annotations import Annotation, read_annotations, settle
 from .label_errors import KINDS, plant_errors
 from .qa import RELIABLE, Suspect, ranked
 from .review import Review, read_suspects, review, write_review
+from ..core.files import file_sha256
 from ..core.formats import LabelledImage, read_dataset
 from ..core.images import read_image
 from ..core.types import ConfigError, DataError, Detections
@@ -27,7 +28,6 @@ from ..evaluation.intervals import Finding, Verdict, overall
 from ..evaluation.records import EvalSet, class_mapping, coco_columns, look_at, read_columns
 from ..evaluation.summary import html_table, line_pictures
 from ..inference.backends import load_model
-from ..inference.manifest import file_sha256
 
 # %% auto #0
 __all__ = ['LIMITS', 'IMPOSSIBLE', 'labelled_set', 'inspect_set', 'judge_review', 'named_like', 'draw_suspect', 'suspect_sheet',

@@ -5,7 +5,7 @@
 # %% ../../nbs/07_annotation/06_label_errors.ipynb #5ea95ed7
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 

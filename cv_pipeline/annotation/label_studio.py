@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
@@ -27,10 +27,10 @@ import numpy as np
 from .annotations import Annotation, Draft, add_annotations, box_around, one_each, refuse_shape, turned_box, unknown_labels
 from .collect import Collected
 from .datasets import Problem, worst_first
+from ..core.files import write_whole
 from ..core.masking import masked
 from ..core.types import ConfigError, CVPipelineError, DataError, Detections
 from ..core.viz import colour_of
-from ..video.sinks import write_whole
 
 # %% auto #0
 __all__ = ['Reply', 'labelling_config', 'Project', 'read_config', 'to_task', 'read_annotation', 'LabelStudioError',

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ import numpy as np
 from .annotations import Annotation, Draft
 from .label_errors import error_suspects, label_errors, search_power
 from .qa import Suspect, agreement, box_suspects, class_balance, class_suspects, coverage, dispute_suspects, ranked, rows_by_picture
+from ..core.files import write_whole
 from ..core.types import ConfigError, DataError, Detections
 from ..evaluation.failures import fiftyone_package, twin_pairs
 from ..evaluation.records import EvalSet, check_set
-from ..video.sinks import write_whole
 
 # %% auto #0
 __all__ = ['Review', 'review', 'write_review', 'read_suspects', 'review_drafts', 'build_review']

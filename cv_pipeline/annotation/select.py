@@ -18,11 +18,11 @@ import cv2
 import numpy as np
 
 from .collect import Collected, read_collected, write_collected
+from ..core.files import writable_folder
 from ..core.formats import read_dataset
 from ..core.images import read_image
 from ..core.types import BackendError, ConfigError, DataError, Detections, MissingExtraError
 from ..inference.calibrators import Calibrator
-from ..video.sinks import writable_folder
 
 # %% auto #0
 __all__ = ['PIXELS', 'Chosen', 'STRATEGIES', 'Embedder', 'Candidates', 'candidates', 'box_entropy', 'unsure', 'light_descriptor',

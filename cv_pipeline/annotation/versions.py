@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -25,12 +24,11 @@ import yaml
 from .annotations import Annotation, same_labels, unknown_labels
 from .datasets import Frozen, Leak, LeakError, Problem, group_split, label_hash, leak_groups, read_frozen, sequences_by, verify_frozen, worst_first
 from .qa import class_balance
+from ..core.files import file_sha256, sink_error
 from ..core.formats import LabelledImage, read_dataset, to_yolo
 from ..core.likeness import Fingerprint, fingerprints, near_pairs
 from ..core.types import ConfigError, DataError, Detections
 from ..evaluation.records import EvalSet, tabled
-from ..inference.manifest import file_sha256
-from ..video.sinks import sink_error
 
 # %% auto #0
 __all__ = ['SIDES', 'PREFER', 'Entry', 'Parent', 'VersionError', 'DatasetVersion', 'read_version', 'verify_version', 'Guarded',

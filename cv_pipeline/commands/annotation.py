@@ -5,7 +5,6 @@
 # %% ../../nbs/19_commands/02_annotation.ipynb #2d9948ed
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,8 +81,7 @@ def collect(
     seed: Annotated[int, Opt(help="Of the lots.")] = 0,
 ) -> None:
     "Take 1 % by lot and the doubtful cases out of a run's log, at most 100 a camera, day and kind (`--quota -1`: all of them), each with its reason and its chance of being there."
-    from cv_pipeline.annotation.collect import CollectPolicy, read_flags
-    from cv_pipeline.annotation.collect import collect as gather
+    from cv_pipeline.annotation.collect import CollectPolicy, collect as gather, read_flags
 
     policy = CollectPolicy(random, _band(low), _switch(high), none=_switch(none), many=_switch(many), quota=None if quota < 0 else quota, hamming=hamming, seed=seed)
     file = flags or (run / "flags.jsonl" if (run / "flags.jsonl").exists() else None)
@@ -378,8 +376,7 @@ def merge(
     seed: Annotated[int, Opt(help="Of the sides.")] = 0,
 ) -> None:
     "Make a new version of a dataset; the frozen test set stays what it is."
-    from cv_pipeline.annotation.versions import balance, read_version
-    from cv_pipeline.annotation.versions import merge as join
+    from cv_pipeline.annotation.versions import balance, merge as join, read_version
 
     with share_bar("merging") as tell:
         v = join(parents, out, frozen, listed(names) or None, add_names, _renamed(rename), prefer, leaks.replace("-", " "), val, sequences, hamming, (), seed, name, by, progress=lambda k, n: tell(k / n, f"{k} of {n}"))
@@ -411,8 +408,7 @@ def train(
     resume: Annotated[bool, Opt("--resume", help="Go on with the run in OUT.")] = False,
 ) -> None:
     "Train a detector on a dataset version, offline, with albumentations, replay and a run card."
-    from cv_pipeline.training.train import Replay
-    from cv_pipeline.training.train import train as fit
+    from cv_pipeline.training.train import Replay, train as fit
 
     again = None if replay is None else Replay(data=replay, teacher=teacher)
     done = fit(data, out, model=model, epochs=epochs, imgsz=imgsz, batch=batch, replay=again, augment=None if augment == "none" else augment, frozen=frozen, seed=seed, device=device, resume=resume,

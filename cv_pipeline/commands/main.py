@@ -298,7 +298,7 @@ def _target(given: str, model: Any, out: Path | None) -> Path:
     "Where the tuned manifest will be written; ConfigError before any work is done when it cannot be."
     import shutil
 
-    from cv_pipeline.inference.manifest import file_sha256
+    from cv_pipeline.core.files import file_sha256
     from cv_pipeline.service.assembly import output_folder
 
     if out is None: return _manifest_file(given)
@@ -504,8 +504,7 @@ def robustness(
     out: Annotated[Path, Opt(help="Folder for metrics.json and the heat map.")] = Path("runs/robustness"),
 ) -> None:
     "Corrupt labelled pictures in known ways and measure what is left: mPC, rPC, worst first."
-    from cv_pipeline.evaluation.robustness import line_subjects, picture_subjects
-    from cv_pipeline.evaluation.robustness import robustness as measure
+    from cv_pipeline.evaluation.robustness import line_subjects, picture_subjects, robustness as measure
     from cv_pipeline.core.formats import read_dataset
     from cv_pipeline.inference.backends import load_model
     from cv_pipeline.service.assembly import output_folder

@@ -147,7 +147,7 @@ def _keep(path: Path, book: dict[str, Any]) -> None:
     "JSON in one step."
     import json
 
-    from cv_pipeline.video.sinks import write_whole
+    from cv_pipeline.core.files import write_whole
 
     write_whole(path, json.dumps(book, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .masking import masked, masked_values
+from .files import read_yaml
+from .masking import masked_values
 from .types import ConfigError
 
 # %% auto #0
@@ -280,18 +281,7 @@ def load_config(
     overrides: dict[str, Any] | None = None,     # dotted keys, e.g. {"postprocess.conf": 0.4}
 ) -> RunConfig:
     "A validated configuration; ConfigError lists every problem at once."
-    where, base = path or "command line", {}
-    if path is not None:
-        try:
-            base = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except OSError as e:
-            raise ConfigError(f"cannot read the configuration: {e.strerror}", masked(path)) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as e:  # PyYAML would quote the line, and the line may hold a password
-            mark = getattr(e, "problem_mark", None)
-            at = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-            raise ConfigError(f"not valid YAML: {getattr(e, 'problem', None) or type(e).__name__}{at}", masked(path)) from None
-        if not isinstance(base, dict):
-            raise ConfigError(f"the configuration must be a mapping, not a {type(base).__name__}", path)
+    where, base = path or "command line", {} if path is None else read_yaml(path)
     try:
         return RunConfig.model_validate(_merge(base, overrides or {}))
     except ValidationError as e:

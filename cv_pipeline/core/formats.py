@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import yaml
 
+from .files import read_json, read_text, read_yaml
 from .types import DataError, Detections, MissingExtraError, validate_detections
 
 # %% auto #0
@@ -251,17 +252,17 @@ class LabelledImage:
         "The ground truth in pixels; a missing YOLO label file means no objects."
         if self.category_ids is not None:
             return from_coco_annotations(self.annotations, self.category_ids, self.label or self.path)
-        text = self.label.read_text() if self.label is not None and self.label.exists() else ""
+        text = read_text(self.label) if self.label is not None and self.label.exists() else ""
         return from_yolo(text, size, len(self.names) or None, self.label)
 
 
 def _read_names(folder: Path) -> tuple[str, ...]:
     "Class names from data.yaml (list or mapping), obj.names or classes.txt; empty when there is none."
     for file in sorted(folder.glob("*.yaml")) + sorted(folder.glob("*.yml")):
-        names = (yaml.safe_load(file.read_text()) or {}).get("names")
+        names = read_yaml(file, error=DataError).get("names")
         if names: return tuple(str(names[k]) for k in sorted(names)) if isinstance(names, dict) else tuple(map(str, names))
     for file in ("obj.names", "classes.txt"):
-        if (folder / file).exists(): return tuple(line.strip() for line in (folder / file).read_text().rstrip().splitlines())
+        if (folder / file).exists(): return tuple(line.strip() for line in read_text(folder / file).rstrip().splitlines())
     return ()
 
 
@@ -303,7 +304,7 @@ def _read_yolo_folder(root: Path, split: str | None, images: Path | None = None)
 def _read_coco_file(file: Path, images: Path | None = None) -> Iterator[LabelledImage]:
     "Pictures of a COCO json; looked for beside the file, in images/, and around it."
     try:
-        book = json.loads(file.read_text())
+        book = read_json(file, dict)
         pictures, categories = book["images"], sorted(book["categories"], key=lambda c: c["id"])
         names, ids = tuple(c["name"] for c in categories), tuple(c["id"] for c in categories)
         by_image: dict[Any, list] = {}
@@ -334,7 +335,7 @@ def _read_voc_folder(root: Path, split: str | None, images: Path | None = None) 
     "Pictures with a VOC xml each, in the order of the xml files' names."
     files, chosen = sorted(root.rglob("*.xml")), root / "ImageSets" / "Main" / f"{split}.txt"
     if split and chosen.exists():
-        wanted = {line.split()[0] for line in chosen.read_text().splitlines() if line.strip()}
+        wanted = {line.split()[0] for line in read_text(chosen).splitlines() if line.strip()}
         files = [f for f in files if f.stem in wanted]
     elif split: files = [f for f in files if split in f.relative_to(root).parts]
     trees = []

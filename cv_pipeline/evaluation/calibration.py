@@ -5,7 +5,7 @@
 # %% ../../nbs/05_evaluation/05_calibration.ipynb #9fee10f9
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 

@@ -25,11 +25,11 @@ from cv_pipeline.evaluation.intervals import (
     FEWEST_OBJECTS, FEWEST_PICTURES, Finding, Interval, Verdict, ap_interval, average, clusters, compare_models, draw_weights, judge, overall, picture_counts,
     rate_intervals,
 )
+from ..core.files import file_sha256
 from ..core.formats import LabelledImage, read_dataset
 from ..core.types import ConfigError, DataError
 from .metrics import SIZES, Matches, ap_table, coco_metrics, confusion_matrix, match_set, mean_ap, pr_curve
 from .records import EvalSet, predict_set
-from ..inference.manifest import file_sha256
 from ..synthetic.belt import FactoryLine, LineConfig
 from ..synthetic.conditions import Conditions
 from ..synthetic.line import write_dataset

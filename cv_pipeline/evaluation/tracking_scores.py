@@ -15,8 +15,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from ..core.formats import mot_rows
+from ..core.results import read_results
 from ..core.types import DataError, Detections, box_iou
-from ..video.sinks import read_results
 
 # %% auto #0
 __all__ = ['ALPHAS', 'TrackTable', 'track_table', 'read_mot', 'read_run', 'tracks_of', 'TrackingScores', 'evaluate_tracking',

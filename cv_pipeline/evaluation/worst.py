@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,8 +15,8 @@ import numpy as np
 from ..core.images import read_image
 from ..core.types import DataError
 from ..core.viz import contact_sheet
-from .errors import KINDS, ErrorReport, explain_errors
-from .metrics import Matches, match_set
+from .errors import KINDS, explain_errors
+from .metrics import match_set
 from .records import EvalSet
 
 # %% auto #0

@@ -22,10 +22,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..core.files import file_sha256
 from ..core.types import BackendError, ConfigError
 from .backends import OutOfMemory
 from .cuda import DeviceInfo, find_device
-from .manifest import ModelManifest, check_graph, file_sha256
+from .manifest import ModelManifest, check_graph
 
 # %% auto #0
 __all__ = ['REBUILD', 'HARDWARE', 'TENSORRT_API', 'BrokenEngine', 'EngineMismatch', 'EngineFile', 'read_engine', 'write_engine',

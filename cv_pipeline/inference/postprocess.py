@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.types import ConfigError, DataError, Decision, Detections, ModelSpecMismatch
+from ..core.types import ConfigError, Decision, Detections, ModelSpecMismatch
 from .calibrators import Calibrator
 from .manifest import PostprocessSpec, grid_cells
 from .preprocess import Geometry

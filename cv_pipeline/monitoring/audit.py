@@ -18,6 +18,7 @@ import numpy as np
 from scipy.stats import beta, chi2
 
 from ..annotation.collect import Flag, chance, read_collected
+from ..core.files import sink_error, writable_folder, write_whole
 from ..core.formats import LabelledImage
 from ..core.images import read_image
 from ..core.types import ConfigError, DataError, Detections, Source
@@ -26,7 +27,6 @@ from ..evaluation.metrics import IOUS, match_set
 from ..evaluation.records import EvalSet, check_set, tabled
 from .telemetry import PredictionLog, camera_folder, instant
 from ..synthetic.line import open_line
-from ..video.sinks import sink_error, writable_folder, write_whole
 from ..video.sources import open_source
 
 # %% auto #0

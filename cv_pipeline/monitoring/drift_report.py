@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from ..annotation.collect import KeptFrames, read_collected
+from ..core.files import safe_name
 from ..core.images import read_image
 from ..core.types import ConfigError, DataError, FrameResult
 from ..core.viz import contact_sheet
@@ -27,7 +28,6 @@ from .telemetry import STATISTICS, PredictionLog, TelemetrySink, instant, read_l
 from ..synthetic.belt import FactoryLine, LineConfig
 from ..synthetic.conditions import Changing, Conditions
 from ..synthetic.parts import seeded
-from ..video.sinks import safe_name
 
 # %% auto #0
 __all__ = ['MONDAY', 'COLOURS', 'week_conditions', 'write_week', 'observed_of', 'Periods', 'periods_of', 'DriftOfLog',

@@ -18,10 +18,10 @@ import yaml
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from ..core.config import TelemetryConfig
+from ..core.files import writable_folder, write_whole
 from ..core.types import ConfigError, FrameResult
 from .telemetry import STATISTICS, FrameStatistics, TelemetrySink
 from .upkeep import Upkeep
-from ..video.sinks import writable_folder, write_whole
 
 # %% auto #0
 __all__ = ['CONFIDENCE_EDGES', 'COUNT_EDGES', 'OTHER', 'Histogram', 'LogMetrics', 'MonitoringSink', 'open_telemetry',

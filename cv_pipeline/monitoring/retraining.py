@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
+from ..core.files import writable_folder, write_whole
 from ..core.types import ConfigError, DataError
-from ..video.sinks import writable_folder, write_whole
 
 # %% auto #0
 __all__ = ['ACTIONS', 'RetrainPolicy', 'DriftWindow', 'read_drift', 'running', 'Change', 'read_changes', 'Evidence', 'Trigger',

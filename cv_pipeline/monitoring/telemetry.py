@@ -24,8 +24,8 @@ from typing import Any, BinaryIO, NamedTuple
 import cv2
 import numpy as np
 
+from ..core.files import safe_name, sink_error, writable_folder
 from ..core.types import Clock, ConfigError, DataError, Decision, FrameResult, SinkError, utc_now
-from ..video.sinks import safe_name, sink_error, writable_folder
 
 # %% auto #0
 __all__ = ['EMBEDDING_SIZE', 'CELLS', 'SCHEMA_VERSION', 'STATISTICS', 'Listener', 'FrameStatistics', 'frame_statistics',

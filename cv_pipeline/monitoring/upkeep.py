@@ -9,8 +9,8 @@ import json
 import threading
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from zipfile import BadZipFile
 import cv2
 import numpy as np
 
+from ..core.files import sink_error, writable_folder
 from ..core.types import ConfigError, DataError, FrameResult
 from .telemetry import FrameStatistics, append_line, camera_folder, frame_statistics
-from ..video.sinks import sink_error, writable_folder
 
 # %% auto #0
 __all__ = ['SIGNALS', 'FORGETS_S', 'UpkeepSettings', 'Gate', 'edges_of', 'shift_between', 'spots', 'Healthy', 'UpkeepEvent',

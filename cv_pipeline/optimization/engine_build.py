@@ -16,7 +16,7 @@ from ..core.types import Backend, BackendError, ConfigError
 from ..inference.cuda import DeviceInfo, find_device
 from ..inference.engines import BuildOptions, BuiltEngine, build_engine
 from ..inference.manifest import Artefact, ModelManifest, artefact_sha256, bundled_models, find_artefact, load_manifest, save_manifest
-from ..inference.onnx import OnnxBackend, input_shape, read_metadata
+from ..inference.onnx import OnnxBackend, read_metadata
 from ..inference.preprocess import Preprocessor
 from ..inference.tensorrt import TensorRTBackend
 

@@ -5,7 +5,7 @@
 # %% ../../nbs/06_optimization/03_parity.ipynb #fad6b01e
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..core.formats import IMAGE_SUFFIXES
 from ..core.types import BackendError, ConfigError, DataError
-from .graphs import _copy, _onnx, _producers, head_nodes, inspect_graph, name_nodes, opset_of, real_inputs, sort_nodes, upgrade_opset
+from .graphs import _copy, _onnx, _producers, head_nodes, inspect_graph, name_nodes, opset_of, sort_nodes, upgrade_opset
 
 # %% auto #0
 __all__ = ['ENOUGH', 'WEIGHTED', 'CalibrationWarning', 'describe_picture', 'picture_paths', 'spread_out', 'unlike',

@@ -15,8 +15,8 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+from ..core.files import write_whole
 from ..core.types import ConfigError, DataError
-from ..video.sinks import write_whole
 
 # %% auto #0
 __all__ = ['GOOD', 'BAD', 'DOUBTFUL', 'UNKNOWN', 'Entry', 'list_reports', 'timeline', 'write_index', 'prune_reports']

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from .. import __version__
 from ..core.config import RunConfig, SourceConfig, TrackerConfig, load_config
+from ..core.files import write_whole
 from ..core.masking import masked_values
 from ..core.types import ConfigError, Frame, Selector, Sink, SinkError, Source, SourceError, Tracker
 from ..inference.backends import Model, load_model
@@ -31,7 +32,7 @@ from ..video.health import HealthServer
 from ..video.pipeline import Pipeline, interruptible
 from ..video.reconnect import ReconnectingSource
 from ..video.selection import make_selector
-from ..video.sinks import JsonlSink, ParquetSink, VideoSink, write_whole
+from ..video.sinks import JsonlSink, ParquetSink, VideoSink
 from ..video.sources import is_camera, is_stream, masked, open_source, unique_ids
 
 # %% auto #0

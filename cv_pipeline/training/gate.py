@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..annotation.datasets import check_leak, check_test_set, read_frozen
-from ..annotation.versions import Staging, read_version, utc_now
+from ..annotation.versions import read_version, utc_now
+from ..core.files import Staging, file_sha256
 from ..core.formats import LabelledImage, read_dataset
 from ..core.images import read_image
 from ..core.types import ConfigError, DataError, MissingExtraError
@@ -28,7 +28,7 @@ from ..evaluation.metrics import ap_table, match_set, mean_ap
 from ..evaluation.records import BoxTable, EvalSet, class_mapping, predict_set, truth_in
 from ..evaluation.summary import data_hash, sliceable, versions
 from ..inference.backends import Model, load_model, make_postprocessor
-from ..inference.manifest import ModelManifest, file_sha256, find_artefact, save_manifest
+from ..inference.manifest import ModelManifest, find_artefact, save_manifest
 from ..optimization.optimize import accuracy_gate, export_pt
 from ..optimization.tuning import TuningResult, tune
 

@@ -27,6 +27,7 @@ import yaml
 from ..annotation.datasets import Frozen, check_leak, label_hash, read_frozen
 from ..annotation.inspection import labelled_set
 from ..annotation.versions import DatasetVersion, read_version, verify_version
+from ..core.files import file_sha256, write_whole
 from ..core.formats import LabelledImage, read_dataset, to_yolo
 from ..core.images import read_image
 from ..core.types import BackendError, ConfigError, CVPipelineError, DataError, Detections, MissingExtraError, box_iou, merge_detections, utc_now
@@ -34,10 +35,9 @@ from ..evaluation.records import BoxTable, EvalSet, short_names
 from ..evaluation.summary import versions
 from ..inference.backends import Model, load_model
 from ..inference.engines import build_lock
-from ..inference.manifest import ModelManifest, PostprocessSpec, PreprocessSpec, file_sha256, load_manifest, save_manifest
+from ..inference.manifest import ModelManifest, PostprocessSpec, PreprocessSpec, load_manifest, save_manifest
 from ..optimization.optimize import export_pt
 from .augment import Augment, augment_settings, transforms
-from ..video.sinks import write_whole
 
 # %% auto #0
 __all__ = ['quiet_ultralytics', 'yolov8_layout', 'warm_start', 'Sample', 'read_samples', 'Replay', 'all_names', 'Completed',

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from ..core.results import read_table
 from ..core.types import Clock, ConfigError, FrameResult, MissingExtraError
 from ..core.viz import colour_of
 from ..tracking.zones import Event, LineRule, Rules, RuleWatch, ZoneConfig, placed
-from .sinks import PartedTable, read_table
+from .sinks import PartedTable
 
 # %% auto #0
 __all__ = ['events_schema', 'events_table', 'read_events', 'EventSink', 'call_each', 'draw_rules']

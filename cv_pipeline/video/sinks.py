@@ -5,19 +5,15 @@
 # %% ../../nbs/04_video/06_sinks.ipynb #f28d97c1
 from __future__ import annotations
 
-import errno
 import json
 import os
-import re
 import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from fractions import Fraction
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,57 +21,14 @@ import av
 import cv2
 import numpy as np
 
+from ..core.files import safe_name, sink_error, writable_folder, write_whole
+from ..core.results import RUN_KEY, merge_results, results_schema, unfinished_parts
 from ..core.types import Clock, Decision, Detections, Frame, FrameResult, SinkError
 from ..core.viz import Trails, draw_detections
 
 # %% auto #0
-__all__ = ['STILLS_A_SECOND', 'KNOWN_FOR', 'PALE', 'sink_error', 'writable_folder', 'write_whole', 'result_record', 'JsonlSink',
-           'read_jsonl', 'results_schema', 'unfinished_parts', 'read_table', 'read_results', 'merge_results',
-           'PartedTable', 'ParquetSink', 'safe_name', 'is_still', 'letterboxed', 'VideoSink', 'CallbackSink']
-
-# %% ../../nbs/04_video/06_sinks.ipynb #1f798043
-_REMEDY = {errno.ENOSPC: "the disk is full: free some space; what was written before is intact",
-           errno.EDQUOT: "the disk quota is used up: free some space; what was written before is intact",
-           errno.EFBIG: "the file reached the size limit (ulimit -f); what was written before is intact",
-           errno.EACCES: "no permission: choose another folder, or change its owner", errno.EPERM: "no permission: choose another folder",
-           errno.EROFS: "the file system is read-only: choose another folder", errno.ENOTDIR: "a part of the path is a file: choose another folder"}
-
-
-def sink_error(
-    what: str,         # what did not work
-    e: BaseException,  # an OSError or FFmpeg's error
-    where: object,     # file or folder
-) -> SinkError:
-    "An operating system's error as a SinkError that says what to do."
-    number = getattr(e, "errno", None)
-    return SinkError(f"{what}: {getattr(e, 'strerror', None) or e}", where, _REMEDY.get(number, "check the disk; what was written before is intact"))
-
-
-def writable_folder(folder: str | Path) -> Path:
-    "Make the folder if need be and prove that it can be written; SinkError otherwise."
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{uuid.uuid4().hex}"
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError as e:
-        raise sink_error("cannot write to this folder", e, folder) from e
-    return folder
-
-
-def write_whole(path: str | Path, text: str) -> Path:
-    "Write a text file in one step: afterwards it is there whole, or as it was before; SinkError when that fails."
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    except OSError as e:
-        with suppress(OSError): draft.unlink(missing_ok=True)
-        raise sink_error("could not be written", e, path) from e
-    return path
+__all__ = ['STILLS_A_SECOND', 'KNOWN_FOR', 'PALE', 'result_record', 'JsonlSink', 'PartedTable', 'ParquetSink', 'is_still',
+           'letterboxed', 'VideoSink', 'CallbackSink']
 
 # %% ../../nbs/04_video/06_sinks.ipynb #04927f60
 _DECISION = np.array([d.name.lower() for d in sorted(Decision)])  # code → "accept", "review", "drop"
@@ -135,27 +88,7 @@ class JsonlSink:
 
     def close(self) -> None: self._file.close()
 
-
-def read_jsonl(
-    path: str | Path,
-) -> Iterator[dict[str, Any]]:  # one record a frame; a torn line (power failure) is left out
-    "Read what JsonlSink wrote."
-    with open(path, encoding="utf-8", errors="replace") as f:
-        for line in f:
-            try: yield json.loads(line)
-            except json.JSONDecodeError: continue
-
 # %% ../../nbs/04_video/06_sinks.ipynb #bc175074
-@cache
-def results_schema() -> Any:
-    "The columns of results.parquet, a pyarrow schema: one row a detection."
-    import pyarrow as pa
-
-    return pa.schema([("source_id", pa.string()), ("frame_id", pa.int64()), ("captured_at", pa.timestamp("us", tz="UTC")),
-                      ("class_id", pa.int32()), ("class_name", pa.string()), ("confidence", pa.float32()), ("x1", pa.float32()), ("y1", pa.float32()),
-                      ("x2", pa.float32()), ("y2", pa.float32()), ("tracker_id", pa.int32()), ("decision", pa.string())])
-
-
 class _Rows:
     "Detections of many frames as lists of columns: a few appends a frame, no loop over boxes."
 
@@ -185,7 +118,7 @@ def _table(rows: _Rows, run: str) -> Any:
     "All rows as a pyarrow table that remembers which run it belongs to."
     import pyarrow as pa
 
-    schema = results_schema().with_metadata({"cv_pipeline.run": run})
+    schema = results_schema().with_metadata({RUN_KEY: run})
     if not rows.count: return schema.empty_table()
     source, number, captured, names, counts = zip(*rows.frames)
     counts = np.array(counts)
@@ -195,83 +128,6 @@ def _table(rows: _Rows, run: str) -> Any:
     columns = [np.repeat(np.array(source, dtype=object), counts), np.repeat(np.array(number, np.int64), counts), micros, class_id,
                _labels(names, counts, class_id), confidence, x1, y1, x2, y2, tracker_id, _DECISION.astype(object)[decision]]
     return pa.Table.from_arrays([pa.array(c, type=field.type) for c, field in zip(columns, schema)], schema=schema)
-
-
-def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    "Write a file under another name, sync it, rename it: under its name it is always whole. SinkError leaves no trace."
-    draft = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(draft, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(draft, path)
-    except OSError as e:
-        draft.unlink(missing_ok=True)
-        raise sink_error("could not be written", e, path) from e
-
-# %% ../../nbs/04_video/06_sinks.ipynb #8937c062
-def _run_of(path: Path) -> str:
-    "The run that a file belongs to; empty for a foreign file."
-    import pyarrow.parquet as pq
-
-    return ((pq.read_schema(path).metadata or {}).get(b"cv_pipeline.run") or b"").decode()
-
-
-def unfinished_parts(
-    folder: str | Path,     # what the sink was given
-    name: str = "results",  # of the table
-) -> list[Path]:            # in the order of writing; none when the last run was closed
-    "Parts of a run that was not closed."
-    parts = sorted((Path(folder) / f"{name}.parts").glob("part-*.parquet"))
-    final = Path(folder) / f"{name}.parquet"
-    return [] if parts and final.exists() and _run_of(final) == _run_of(parts[0]) else parts
-
-
-def read_table(
-    folder: str | Path,  # what the sink was given; while it runs, after it was closed, or after it was killed
-    name: str,           # of the table: "results", "events"
-) -> Any:                # pyarrow.Table
-    "All rows of the newest run."
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    paths = unfinished_parts(folder, name) or [Path(folder) / f"{name}.parquet"]
-    if not paths[0].exists(): raise SinkError(f"no {name} here", folder, "is this the folder that the run wrote to?")
-    return pa.concat_tables([pq.ParquetFile(path).read() for path in paths]).replace_schema_metadata(None)
-
-
-def read_results(folder: str | Path) -> Any:
-    "A run's detections as a pyarrow.Table, one row a detection."
-    return read_table(folder, "results")
-
-# %% ../../nbs/04_video/06_sinks.ipynb #2593aea6
-def merge_results(
-    folder: str | Path,            # what the sink was given
-    rows_a_group: int = 100_000,   # rows held in memory at a time
-    name: str = "results",         # of the table
-) -> Path:                         # results.parquet
-    "Stream the parts of an unclosed run into one file and remove them; finishes what a killed run could not."
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder, parts = Path(folder), unfinished_parts(folder, name)
-    final = folder / f"{name}.parquet"
-
-    def stream(f: BinaryIO) -> None:
-        schema, held, count = pq.read_schema(parts[0]), [], 0
-        with pq.ParquetWriter(f, schema, compression="zstd") as writer:
-            for path in parts:
-                held.append(pq.ParquetFile(path).read())
-                count += len(held[-1])
-                if count < rows_a_group and path != parts[-1]: continue
-                writer.write_table(pa.concat_tables(held))
-                held, count = [], 0
-
-    if len(parts) == 1: os.replace(parts[0], final)
-    elif parts: _replace(final, stream)
-    shutil.rmtree(folder / f"{name}.parts", ignore_errors=True)
-    return final
 
 # %% ../../nbs/04_video/06_sinks.ipynb #9d560d68
 def _set_aside(folder: Path, name: str) -> None:
@@ -293,7 +149,7 @@ class PartedTable:
         folder: str | Path,
         name: str,                      # of the file, without .parquet
         new_rows: Callable[[], Any],    # an empty collection of rows, with `add(item)` and `count`
-        to_table: Callable[[Any, str], Any],  # rows and the run's number → pyarrow.Table with "cv_pipeline.run" in its metadata
+        to_table: Callable[[Any, str], Any],  # rows and the run's number → pyarrow.Table with RUN_KEY in its metadata
         part_rows: int = 50_000,       # rows after which a part is written
         part_seconds: float = 5.0,     # or seconds since the first row that is not on disk yet
         max_pending: int = 1_000_000,  # rows kept in memory while the disk is full
@@ -321,7 +177,8 @@ class PartedTable:
         import pyarrow.parquet as pq
 
         table, self._due = self._to_table(self._rows, self.run), self._clock() + self.part_seconds
-        _replace(self.folder / f"{self.name}.parts" / f"part-{self._number:06d}.parquet", lambda f: pq.write_table(table, f, compression="zstd"))
+        part = self.folder / f"{self.name}.parts" / f"part-{self._number:06d}.parquet"
+        write_whole(part, lambda f: pq.write_table(table, f, compression="zstd"), durable=True)
         self.rows_written, self._number, self._rows = self.rows_written + len(table), self._number + 1, self._new_rows()
 
     def close(self) -> None:
@@ -346,17 +203,6 @@ class ParquetSink(PartedTable):
     def write(self, result: FrameResult) -> None: self.add(result if len(result.detections) else None)
 
 # %% ../../nbs/04_video/06_sinks.ipynb #47b99b33
-def safe_name(
-    source_id: str,
-    taken: set[str] = frozenset(),  # names in use
-) -> str:                           # without path separators, spaces and control characters; not in `taken`
-    "A file name for a source."
-    base = re.sub(r"[^\w.-]+", "_", source_id).strip("._")[:80] or "source"
-    name, number = base, 1
-    while name in taken: number += 1; name = f"{base}-{number}"
-    return name
-
-
 STILLS_A_SECOND = 2.0  # how fast pictures of a folder without a rate are shown
 
 

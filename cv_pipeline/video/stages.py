@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.types import Clock, ConfigError
+from ..core.types import ConfigError
 
 # %% auto #0
 __all__ = ['STAGES', 'LatencyHistogram', 'StageStats', 'FrameQueues']

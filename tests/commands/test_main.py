@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cv_pipeline.core.results import read_results
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.line import open_line, write_dataset, write_video
-from cv_pipeline.video.sinks import read_results
 from tests.helpers.cli import CLI, lines_in, start_endless
 from tests.helpers.waiting import until
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cv_pipeline.core.results import read_results
 from cv_pipeline.synthetic.line import open_line, write_video
 from cv_pipeline.video.events import read_events
-from cv_pipeline.video.sinks import read_results
 from tests.helpers.cli import CLI, hears_ctrl_c
 from tests.helpers.waiting import until
 

@@ -18,11 +18,12 @@ import av
 import numpy as np
 
 from cv_pipeline.core.config import load_config
+from cv_pipeline.core.results import read_results
 from cv_pipeline.core.types import Frame
 from cv_pipeline.inference.backends import Model, load_model
 from cv_pipeline.service import assembly as rooms
 from cv_pipeline.video.pipeline import Pipeline
-from cv_pipeline.video.sinks import JsonlSink, VideoSink, read_results
+from cv_pipeline.video.sinks import JsonlSink, VideoSink
 
 START = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 PATIENCE_S = 40      # a run takes some hundredths of a second

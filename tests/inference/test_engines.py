@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cv_pipeline.core.files import file_sha256
 from cv_pipeline.core.types import BackendError, ConfigError, ModelSpecMismatch
 from cv_pipeline.inference.backends import OutOfMemory
 from cv_pipeline.inference.cuda import DeviceInfo, NoDevice, find_devices
@@ -30,7 +31,7 @@ from cv_pipeline.inference.engines import (
     read_engine,
     write_engine,
 )
-from cv_pipeline.inference.manifest import ModelManifest, PreprocessSpec, file_sha256
+from cv_pipeline.inference.manifest import ModelManifest, PreprocessSpec
 from tests.helpers import tensorrt_imitation
 from tests.helpers.services import place, require
 from tests.helpers.tiny_detectors import manifest, tiny, with_suppression

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cv_pipeline.core.files import file_sha256
 from cv_pipeline.core.types import BackendError, ConfigError, ModelSpecMismatch
 from cv_pipeline.inference.manifest import (
     Artefact,
@@ -17,7 +18,6 @@ from cv_pipeline.inference.manifest import (
     PreprocessSpec,
     artefact_sha256,
     check_graph,
-    file_sha256,
     find_artefact,
     find_model,
     from_ultralytics_metadata,

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import cv_pipeline.video.sinks as sinks
+from cv_pipeline.core.results import merge_results, read_results
 from cv_pipeline.core.types import ConfigError, Detections, Frame, FrameResult, Sink, SinkError
 from cv_pipeline.inference.backends import load_model
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
@@ -20,7 +21,6 @@ from cv_pipeline.tracking.zones import Event, LineRule, Rules, ZoneConfig
 from cv_pipeline.video.adaptive import AdaptiveSelector
 from cv_pipeline.video.events import EventSink, draw_rules, events_schema, read_events
 from cv_pipeline.video.pipeline import Pipeline
-from cv_pipeline.video.sinks import merge_results
 from tests.helpers.services import require
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
@@ -103,7 +103,7 @@ def test_beside_results_in_one_folder(tmp_path):
     for i in range(30):
         for sink in both: sink.write(result(i / 10, 5 + 2 * i))
     for sink in both: sink.close()
-    assert len(sinks.read_results(tmp_path)) == 30 and len(read_events(tmp_path)) == 4
+    assert len(read_results(tmp_path)) == 30 and len(read_events(tmp_path)) == 4
 
 
 def test_a_full_disk_is_an_error_but_callbacks_hear_and_nothing_is_lost(tmp_path, monkeypatch):
@@ -113,7 +113,7 @@ def test_a_full_disk_is_an_error_but_callbacks_hear_and_nothing_is_lost(tmp_path
         if full[0]: raise OSError(errno.ENOSPC, "No space left on device")
         return real(fd)
 
-    monkeypatch.setattr(sinks.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     sink, errors = EventSink(tmp_path, RULES, [heard.append], part_seconds=0.5, clock=lambda: now[0]), 0
     for i in range(30):
         now[0] = i / 10

@@ -9,10 +9,10 @@ from pathlib import Path
 import av
 import pytest
 
+from cv_pipeline.core.results import read_results
 from cv_pipeline.inference.backends import Model, load_model
 from cv_pipeline.video import pipeline as room
 from cv_pipeline.video.pipeline import Pipeline, interruptible
-from cv_pipeline.video.sinks import read_results
 from tests.helpers.cli import hears_ctrl_c, lines_in, start_endless
 from tests.helpers.interrupted_runs import Endless, Remembers
 from tests.helpers.waiting import until

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from onnx import TensorProto, helper
 
+from cv_pipeline.core.results import read_jsonl, read_results
 from cv_pipeline.core.types import BackendError
 from cv_pipeline.inference.backends import InvalidOutput, SteadyBackend, check_output, load_model
 from cv_pipeline.synthetic.line import write_video
-from cv_pipeline.video.sinks import read_jsonl, read_results
 
 CLI = str(Path(sys.executable).with_name("cv-pipeline"))
 SIDE, DARK, BRIGHT = 64, 60, 220  # pixels, grey levels

@@ -17,19 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cv_pipeline.video.sinks as sinks
+from cv_pipeline.core.files import safe_name
+from cv_pipeline.core.results import merge_results, read_jsonl, read_results, results_schema
 from cv_pipeline.core.types import Detections, Frame, FrameResult, Sink, SinkError
-from cv_pipeline.video.sinks import (
-    CallbackSink,
-    JsonlSink,
-    ParquetSink,
-    VideoSink,
-    merge_results,
-    read_jsonl,
-    read_results,
-    results_schema,
-    safe_name,
-)
+from cv_pipeline.video.sinks import CallbackSink, JsonlSink, ParquetSink, VideoSink
 from cv_pipeline.video.sources import FolderSource, decode_video
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,7 +134,7 @@ def test_an_unclosed_run_is_readable_can_be_finished_and_is_never_overwritten(tm
 def test_killed_between_the_rename_and_the_removal_counts_nothing_twice(tmp_path, monkeypatch):
     sink = ParquetSink(tmp_path, part_rows=3)
     for i in range(3): sink.write(result(i))
-    monkeypatch.setattr(sinks.shutil, "rmtree", lambda *a, **k: None)  # "killed" before the parts are removed
+    monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: None)  # "killed" before the parts are removed
     sink.close()
     monkeypatch.undo()
     assert (tmp_path / "results.parts").exists() and len(read_results(tmp_path)) == 9
@@ -159,7 +150,7 @@ def test_a_full_disk_keeps_rows_until_there_is_space_and_bounds_memory(tmp_path,
         if full[0]: raise OSError(errno.ENOSPC, "No space left on device")
         return real(fd)
 
-    monkeypatch.setattr(sinks.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     sink, taken, refused = ParquetSink(tmp_path, part_rows=6, max_pending=12, clock=lambda: 0.0), 0, 0
     for i in range(10):
         try:
