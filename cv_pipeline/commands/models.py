@@ -62,19 +62,21 @@ def optimize(
     "Make a model's files (half precision, eight bits, OpenVINO, …), judge each on labelled pictures, keep what passes."
     import tempfile
 
-    from cv_pipeline.optimization import optimize as room
+    from cv_pipeline.optimization.optimize import DEFAULT_STEPS
+    from cv_pipeline.optimization.optimize import optimize as make
+    from cv_pipeline.optimization.optimize import verify as judge_again
 
     if (out is None) == (verify is None):
         raise ConfigError("give one of --out and --verify", "optimize", "--verify judges files that are there")
     tell = lambda text: say(f"[dim]{plain(text)}[/]")
-    chosen = room.DEFAULT_STEPS if steps is None else listed(steps)
+    chosen = DEFAULT_STEPS if steps is None else listed(steps)
     with tempfile.TemporaryDirectory() as folder:
         items, columns = _judging(data, split, Path(folder) / "judge")
         if verify is not None:
             known = {"columns": columns, "threads": threads, "progress": tell}
-            return _keep_verdicts(room.verify(verify, items, max_loss, strict, **known))
+            return _keep_verdicts(judge_again(verify, items, max_loss, strict, **known))
         with_these = [i.path for i in _judging("line", None, Path(folder) / "calibrate", 300, 2700)[0]] if calibrate == "line" else calibrate
-        report = room.optimize(model, out, items, with_these, chosen, spec, max_loss, strict, pictures=pictures, seed=seed, prune=prune, retrain=retrain, epochs=epochs, columns=columns,
+        report = make(model, out, items, with_these, chosen, spec, max_loss, strict, pictures=pictures, seed=seed, prune=prune, retrain=retrain, epochs=epochs, columns=columns,
                       with_sensitivity=sensitivity, threads=threads, overwrite=replace, progress=tell)
     _keep_optimised(report, out)
 

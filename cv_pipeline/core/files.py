@@ -233,7 +233,7 @@ def sweep_drafts(path: Path) -> None:
             with suppress(OSError):
                 old.unlink()
 
-
+# %% ../../nbs/00_core/02_files.ipynb #c34d5f04
 class Staging:
     "A hidden folder beside the target that becomes the target, or goes away again."
 
