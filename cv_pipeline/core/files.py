@@ -372,7 +372,7 @@ def decode_text(
         what = f"line {line} is not {encoding.upper()}: byte 0x{data[e.start]:02x} at position {e.start}"
         raise error(what, where, "save the file as UTF-8 (in an editor: Save as, Encoding: UTF-8)") from None
 
-
+# %% ../../nbs/00_core/02_files.ipynb #845f930c
 def read_bytes(
     path: str | Path,
     error: type[CVPipelineError] = DataError,
