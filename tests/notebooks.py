@@ -156,7 +156,7 @@ def report(done: list[Job], wall: float) -> int:
             print(f"warning: {job.path.name} took {job.peak} MB, more than {MEMORY_MB}")
         if job.cpu > CPU_S:
             print(f"warning: {job.path.name} took {job.cpu:.0f} CPU seconds, more than {CPU_S}")
-    failed = [job.path.name for job in done if job.code != 0]
+    failed = sorted(job.path.name for job in done if job.code != 0)
     print("failed: " + ", ".join(failed) if failed else "all passed")
     return 1 if failed else 0
 

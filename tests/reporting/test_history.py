@@ -81,6 +81,7 @@ def test_commands(reports, monkeypatch):
 
 
 def test_the_index_is_written_after_a_report_also_when_it_failed(tmp_path, monkeypatch):
+    pytest.importorskip("papermill", reason="papermill runs the reports: pip install \"cv_pipeline[report]\"")
     book = {"cells": [{"cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "source": "n: int = 1  # a number", "outputs": [], "execution_count": None},
                       {"cell_type": "code", "id": "b", "metadata": {}, "source": "1 / (n - 1)", "outputs": [], "execution_count": None}], "metadata": {"kernelspec": {"name": "python3", "display_name": "p"}}, "nbformat": 4, "nbformat_minor": 5}
     (tmp_path / "small.ipynb").write_text(json.dumps(book))

@@ -42,6 +42,7 @@ def make_clip(path, times=None, size=(160, 120), rotate=0, codec="libx264", bfra
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.time_base, stream.codec_context.gop_size = Fraction(1, 1000) if codec != "mpeg4" else Fraction(1, 30), gop
         if codec == "libx264": stream.codec_context.max_b_frames = bframes
+        if rotate and not hasattr(av.VideoStream, "set_display_rotation"): pytest.skip(f"PyAV {av.__version__} cannot write a rotation")
         if rotate: stream.set_display_rotation(rotate)
         texture = cv2.resize(np.random.default_rng(0).integers(40, 160, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8), size)
         for i, seconds in enumerate(times):
