@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("nbdev", reason="nbdev runs the notebooks: pip install \"cv_pipeline[lab]\"")
+from tests.helpers.services import require
+
+require("nbdev", reason="nbdev runs the notebooks: pip install \"cv_pipeline[lab]\"")
 ROOT = Path(__file__).resolve().parents[1]
 
 

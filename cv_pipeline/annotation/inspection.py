@@ -27,7 +27,7 @@ from ..evaluation.failures import read_records, write_records
 from ..evaluation.intervals import Finding, Verdict, overall
 from ..evaluation.records import EvalSet, class_mapping, coco_columns, look_at, read_columns
 from ..evaluation.summary import html_table, line_pictures
-from ..inference.backends import load_model
+from ..inference.loading import load_model
 
 # %% auto #0
 __all__ = ['LIMITS', 'IMPOSSIBLE', 'labelled_set', 'inspect_set', 'judge_review', 'named_like', 'draw_suspect', 'suspect_sheet',

@@ -110,7 +110,7 @@ def select(
     from collections import Counter
 
     from cv_pipeline.annotation.select import SelectSettings, select_collected
-    from cv_pipeline.inference.backends import load_model
+    from cv_pipeline.inference.loading import load_model
 
     with share_bar("selecting") as tell:
         tell(0.0, "looking at the pictures")
@@ -124,7 +124,7 @@ def _drafts(folder: Path, names: str | None, model: str | None) -> list[Any]:
     "Drafts of collected or selected pictures, in the order of the file: `select` writes the most wanted picture first."
     from cv_pipeline.annotation.collect import read_collected
     from cv_pipeline.annotation.label_studio import drafts_from
-    from cv_pipeline.inference.backends import load_model
+    from cv_pipeline.inference.loading import load_model
 
     chosen = listed(names) or (list(load_model(model).manifest.names) if model else None)
     rows, place = read_collected(folder), _places(folder / "collected.jsonl")
@@ -250,7 +250,7 @@ def label_settle(
 ) -> None:
     "Everybody's answers put together by vote, as a labelled dataset."
     from cv_pipeline.annotation.annotations import consensus, read_annotations, settle, write_labelled
-    from cv_pipeline.inference.backends import load_model
+    from cv_pipeline.inference.loading import load_model
 
     if disputes not in ("leave-out", "keep"): raise ConfigError(f"{disputes!r} is not leave-out or keep", "--disputes")
     chosen = listed(names) or (list(load_model(model).manifest.names) if model else None)

@@ -235,7 +235,7 @@ def models_command(
     "List the bundled models, or show what a model carries: classes, preprocessing, thresholds, measured numbers."
     import json
 
-    from cv_pipeline.inference.backends import load_model
+    from cv_pipeline.inference.loading import load_model
     from cv_pipeline.inference.manifest import bundled_models, load_manifest
 
     if name is not None: return typer.echo(json.dumps(load_model(name, spec).manifest.to_dict(), indent=2, ensure_ascii=False))
@@ -322,7 +322,7 @@ def tune(
     dry_run: Annotated[bool, Opt("--dry-run", help="Show the result, write nothing.")] = False,
 ) -> None:
     "Choose confidence and NMS thresholds on labelled pictures and write them into the model's manifest."
-    from cv_pipeline.inference.backends import load_model
+    from cv_pipeline.inference.loading import load_model
     from cv_pipeline.inference.manifest import save_manifest
     from cv_pipeline.optimization.tuning import tune as search
 
@@ -476,7 +476,7 @@ def baseline(
 
     from cv_pipeline.evaluation.baseline import ANSWERS, baseline_experiment
     from cv_pipeline.core.formats import read_dataset
-    from cv_pipeline.inference.backends import load_model
+    from cv_pipeline.inference.loading import load_model
 
     bar = lambda items: bar_over(items, "running the model")
     b = baseline_experiment(load_model(model, spec), read_dataset(data, split), _floors(floor or []), max_ms, bar)
@@ -506,7 +506,7 @@ def robustness(
     "Corrupt labelled pictures in known ways and measure what is left: mPC, rPC, worst first."
     from cv_pipeline.evaluation.robustness import line_subjects, picture_subjects, robustness as measure
     from cv_pipeline.core.formats import read_dataset
-    from cv_pipeline.inference.backends import load_model
+    from cv_pipeline.inference.loading import load_model
     from cv_pipeline.service.assembly import output_folder
 
     m = load_model(model)

@@ -62,9 +62,7 @@ def optimize(
     "Make a model's files (half precision, eight bits, OpenVINO, …), judge each on labelled pictures, keep what passes."
     import tempfile
 
-    from cv_pipeline.optimization.optimize import DEFAULT_STEPS
-    from cv_pipeline.optimization.optimize import optimize as make
-    from cv_pipeline.optimization.optimize import verify as judge_again
+    from cv_pipeline.optimization.optimize import DEFAULT_STEPS, optimize as make, verify as judge_again
 
     if (out is None) == (verify is None):
         raise ConfigError("give one of --out and --verify", "optimize", "--verify judges files that are there")
@@ -205,7 +203,7 @@ def serve_files(
     replace: Annotated[bool, Opt("--replace", help="Write over this version.")] = False,
 ) -> None:
     "Write a Triton model repository."
-    from cv_pipeline.inference.triton import ServeOptions, write_repository
+    from cv_pipeline.optimization.triton_repository import ServeOptions, write_repository
 
     options = ServeOptions(platform, max_batch, max_queue_delay_ms=max_queue_delay_ms, instances=instances, kind=kind, threads=threads)
     for served, folder in write_repository(model, out, options, name, spec, ends, artefact, version, replace).items(): say(f"{plain(served)}: {plain(folder)}")

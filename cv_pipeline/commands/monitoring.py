@@ -130,7 +130,7 @@ def audit_score(
 ) -> None:
     "Accuracy of the audited period with intervals; audit_result.json."
     from cv_pipeline.core.formats import read_dataset
-    from cv_pipeline.inference.backends import load_model
+    from cv_pipeline.inference.loading import load_model
     from cv_pipeline.monitoring.audit import against, read_audit, score_audit
 
     result = score_audit(read_audit(audit), read_dataset(labels, images=audit / "images" if labels.suffix == ".json" else None), None if model is None else load_model(model))

@@ -524,7 +524,7 @@ def parse_yaml(
         raise error(f"must be {expected}, not {type(value).__name__}", where, "is this the right file?")
     return value
 
-
+# %% ../../nbs/00_core/02_files.ipynb #489474f7
 def read_yaml(
     path: str | Path,
     kind: type | None = dict,

@@ -21,9 +21,10 @@ from ..core.types import BackendError, ConfigError, ModelSpecMismatch
 from .calibrators import Calibrator
 
 # %% auto #0
-__all__ = ['LAYOUTS', 'RUNTIMES', 'PRECISIONS', 'PreprocessSpec', 'PostprocessSpec', 'Artefact', 'ModelManifest', 'file_sha256',
-           'artefact_sha256', 'find_artefact', 'save_manifest', 'from_ultralytics_metadata', 'bundled_models',
-           'find_model', 'load_manifest', 'output_shape', 'grid_cells', 'check_graph']
+__all__ = ['LAYOUTS', 'RUNTIMES', 'BY_ENDING', 'PRECISIONS', 'PreprocessSpec', 'PostprocessSpec', 'Artefact', 'ModelManifest',
+           'file_sha256', 'artefact_sha256', 'find_artefact', 'save_manifest', 'from_ultralytics_metadata',
+           'bundled_models', 'find_model', 'ModelFolder', 'open_model_folder', 'load_manifest', 'output_shape',
+           'grid_cells', 'check_graph']
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #c6d378df
 def _real(low: float, high: float = float("inf"), above: bool = False) -> Callable[[Any], float]:
@@ -218,6 +219,7 @@ class PostprocessSpec:
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #3b67d8bd
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
+BY_ENDING = {".onnx": "onnxruntime", ".xml": "openvino", ".engine": "tensorrt"}  # who runs a file when nobody says
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
@@ -449,7 +451,7 @@ def _only_detection(task: str, where: object) -> None:
 # %% ../../nbs/02_inference/01_manifest.ipynb #5366ee38
 def bundled_models() -> dict[str, Path]:
     "Models that ship inside the package: name → folder."
-    root = Path(str(resources.files("cv_pipeline"))) / "models"
+    root = Path(str(resources.files("cv_pipeline"))).resolve() / "models"
     return {p.parent.name: p.parent for p in sorted(root.glob("*/manifest.json"))}
 
 
@@ -485,29 +487,70 @@ def _bare_model(path: Path, spec: Path | None, metadata: Any) -> tuple[dict[str,
     return {"name": path.stem, **data, "file": path.name}, where
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #f41cfc65
-def load_manifest(
-    path: str | Path,                 # model folder, .onnx file, manifest file, or bundled name
+@dataclass(frozen=True)
+class ModelFolder:
+    "A model on disk, opened once: its manifest, and where its files really are. A link that is switched later changes nothing."
+
+    manifest: ModelManifest
+    folder: Path   # where its manifest and further files lie, links resolved
+    file: Path     # the model's own file, links resolved
+
+    def path_of(self, artefact: Artefact) -> Path:
+        "The file of one of its artefacts, checksum compared now; ModelSpecMismatch when it is not the one that was judged."
+        return find_artefact(self.folder, artefact)
+
+    def own_file(self) -> Path:
+        "The model's own file, checksum compared now: for whoever opens it again later."
+        _compare(self.file, self.manifest, self.folder)
+        return self.file
+
+
+def _compare(file: Path, manifest: ModelManifest, where: Path) -> None:
+    "ModelSpecMismatch unless the file is there and is the one that the manifest was written for."
+    if not file.is_file():
+        hint = "put it beside its manifest"
+        raise ModelSpecMismatch(f"the model file '{manifest.file}' is not there", where, hint)
+    if manifest.sha256 and file_sha256(file) != manifest.sha256.lower():
+        what = f"'{manifest.file}' is not the file that the manifest was written for (SHA-256 differs)"
+        hint = "restore the file, or measure the new one and write its manifest with save_manifest"
+        raise ModelSpecMismatch(what, where, hint)
+
+# %% ../../nbs/02_inference/01_manifest.ipynb #cd4eacf0
+def open_model_folder(
+    path: str | Path,                 # model folder, model file, manifest file, or bundled name
     spec: str | Path | None = None,   # JSON or YAML laid over what is found
-    metadata: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,  # of the ONNX file; asked for only when needed
-) -> tuple[ModelManifest, Path]:      # the manifest, and the model file
-    "The manifest of a model and where its file lies; the checksum is compared."
+    metadata: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,  # of the model file; asked for only when needed
+) -> ModelFolder:
+    "Find a model and read its manifest, once; the checksum of its file is compared."
     path, spec = find_model(path), Path(spec) if spec else None
     if path.is_dir():
+        path = path.resolve()
         inside = [p for name in ("manifest.json", "manifest.yaml", "manifest.yml") if (p := path / name).is_file()]
-        if not inside: raise ModelSpecMismatch("the folder has no manifest.json", path, "give the .onnx file itself, with --spec file.yaml")
+        if not inside:
+            raise ModelSpecMismatch("the folder has no manifest.json", path, "give the .onnx file itself, with --spec file.yaml")
         path = inside[0]
     if path.suffix.lower() in (".json", ".yaml", ".yml"):
-        data, where, folder = _read_table(path), path, path.parent
-        if spec: data, where = _overlay(data, _read_table(spec)), spec
-    else: (data, where), folder = _bare_model(path, spec, metadata), path.parent
+        path = path.resolve()
+        data, where = _read_table(path), path
+        if spec:
+            data, where = _overlay(data, _read_table(spec)), spec
+    else:
+        data, where = _bare_model(path, spec, metadata)  # what lies beside the link belongs to it, so it is followed afterwards
     manifest = ModelManifest.from_dict(data, where)
-    model = folder / manifest.file
     _only_detection(manifest.task, where)
-    if not model.is_file(): raise ModelSpecMismatch(f"the model file '{manifest.file}' is not there", folder, "put it beside its manifest")
-    if manifest.sha256 and file_sha256(model) != manifest.sha256.lower():
-        raise ModelSpecMismatch(f"'{manifest.file}' is not the file that the manifest was written for (SHA-256 differs)", where,
-                                "restore the file, or measure the new one and write its manifest with save_manifest")
-    return manifest, model
+    file = (path.parent / manifest.file).resolve()
+    _compare(file, manifest, where)
+    return ModelFolder(manifest, path.parent.resolve(), file)
+
+
+def load_manifest(
+    path: str | Path,                 # as in open_model_folder
+    spec: str | Path | None = None,
+    metadata: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
+) -> tuple[ModelManifest, Path]:      # the manifest, and the model file
+    "The manifest of a model and where its file lies; the checksum is compared."
+    found = open_model_folder(path, spec, metadata)
+    return found.manifest, found.file
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #3becdd76
 def _head_shape(head: str, nc: int) -> tuple[int | None, int | None]:

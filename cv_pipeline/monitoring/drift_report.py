@@ -21,7 +21,7 @@ from ..core.images import read_image
 from ..core.types import ConfigError, DataError, FrameResult
 from ..core.viz import contact_sheet
 from ..evaluation.summary import html_table
-from ..inference.backends import load_model
+from ..inference.loading import load_model
 from .drift import FAMILIES, Drift, DriftSettings, Observed, compare, components_of, joined
 from .statistics import kernel_for
 from .telemetry import STATISTICS, PredictionLog, TelemetrySink, instant, read_log

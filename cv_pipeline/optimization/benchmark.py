@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from html import escape
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ from ..core.types import BackendError, ConfigError, DataError, SinkError
 from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, ap_interval, clusters, compare_models, draw_weights
 from ..evaluation.metrics import match_set
 from ..evaluation.records import predict_set
-from ..inference.backends import Model, OutOfMemory, _metadata, make_postprocessor
+from ..inference.backends import Model, OutOfMemory, make_postprocessor
 from ..inference.batching import DynamicBatcher
-from ..inference.choice import _folder_of, _picture, _prepared, _said, instruction_set, machine, nvml, own_file
-from ..inference.manifest import Artefact, ModelManifest, load_manifest
+from ..inference.choice import instruction_set, machine, nvml, one_line, own_file, prepared, sample_picture
+from ..inference.loading import model_metadata, open_artefact
+from ..inference.manifest import Artefact, ModelFolder, ModelManifest, open_model_folder
 from ..inference.openvino import default_precision
 
 # %% auto #0
@@ -76,12 +78,12 @@ class _Seat:
     "The worker's side: one model, opened once, asked in rounds."
 
     def open(self, model: str, spec: str | None, label: str, threads: int, providers: list[str] | None) -> dict[str, Any]:
-        manifest, file = load_manifest(model, spec, lambda: _metadata(model))
-        artefact = next(a for a in variants(manifest) if a.label == label)
+        found = open_model_folder(model, spec, lambda: model_metadata(model))
+        artefact = next(a for a in variants(found.manifest) if a.label == label)
         self.bare, began = _status("VmHWM") or 0.0, time.perf_counter()
-        self.preprocess, self.backend = _prepared(manifest, _folder_of(manifest, file), artefact, providers, threads)
+        self.preprocess, self.backend = prepared(found.manifest, artefact, partial(open_artefact, found, providers=providers, threads=threads))
         opened = time.perf_counter()
-        self.picture = _picture()
+        self.picture = sample_picture()
         self.tensor = self.preprocess.batch([self.picture])[0]
         self.backend.infer(self.tensor)
         return {"load_ms": (opened - began) * 1e3, "first_ms": (time.perf_counter() - began) * 1e3, "provider": self.backend.provider,
@@ -112,7 +114,7 @@ def work() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         try: answer = getattr(seat, order.pop("do"))(**order)
-        except Exception as e: answer = {"error": _said(e), "no_memory": isinstance(e, (OutOfMemory, MemoryError))}
+        except Exception as e: answer = {"error": one_line(e), "no_memory": isinstance(e, (OutOfMemory, MemoryError))}
         answers.write(json.dumps(answer) + "\n"); answers.flush()
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #6912d825
@@ -236,18 +238,18 @@ def run_rounds(cases: Sequence[Case], seconds: float, rounds: int, tell: Callabl
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #40b311d5
 def accuracy(
-    manifest: ModelManifest, folder: Path,
+    found: ModelFolder,
     artefacts: Sequence[Artefact],         # the first is what the others are compared with
     items: Sequence[LabelledImage],
     threads: int = 0,
     draws: int = 500,
 ) -> dict[str, dict[str, Any]]:            # label → AP with its interval, and the paired difference
     "AP of each file on the same labelled pictures."
-    found, first = {}, None
+    told, first = {}, None
     for artefact in artefacts:
-        try: pre, backend = _prepared(manifest, folder, artefact, None, threads)
-        except Exception as e: found[artefact.label] = {"error": _said(e)}; continue
-        held = manifest.for_artefact(artefact)
+        try: pre, backend = prepared(found.manifest, artefact, partial(open_artefact, found, threads=threads))
+        except Exception as e: told[artefact.label] = {"error": one_line(e)}; continue
+        held = found.manifest.for_artefact(artefact)
         model = Model(held, backend, pre, make_postprocessor(held))
         try:
             said = predict_set(model, items)
@@ -258,11 +260,11 @@ def accuracy(
             else:
                 d = compare_models(said, first[0], matches, first[1], weights)
                 row |= {"difference": d.value, "difference_low": d.low, "difference_high": d.high}
-            found[artefact.label] = {k: round(float(v), 5) for k, v in row.items()}
+            told[artefact.label] = {k: round(float(v), 5) for k, v in row.items()}
         except DataError: raise  # the labels are at fault, not the file
-        except Exception as e: found[artefact.label] = {"error": _said(e)}
+        except Exception as e: told[artefact.label] = {"error": one_line(e)}
         finally: model.close()
-    return found
+    return told
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #97ab5a58
 def memory_free_mib() -> float | None:
@@ -291,7 +293,7 @@ def fit_check(
     worker: Callable[[], Worker] = Worker,
 ) -> dict[str, Any]:                      # largest batch that fits, MiB of each that was tried, MiB a picture, why it ended
     "The largest batch that fits into memory, found by trying in a process of its own."
-    manifest, _ = load_manifest(model, spec, lambda: _metadata(model))
+    manifest = open_model_folder(model, spec, lambda: model_metadata(model)).manifest
     limit = limit_mib if limit_mib is not None else (memory_free_mib() or 4096) / 2
     seat, tried, batch, largest, why = worker(), {}, 1, 0, f"{most} is the largest that was asked for"
     try:
@@ -312,7 +314,7 @@ def fit_check(
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #a26d4b50
 def first_result_s(model: str | Path, spec: str | Path | None = None, runs: int = 3) -> float | None:
     "Seconds from starting a Python process to the first detections, imports and all; None when it fails."
-    program = "import sys, numpy; from cv_pipeline.inference.backends import load_model; load_model(sys.argv[1], sys.argv[2] or None).predict([numpy.zeros((480, 640, 3), numpy.uint8)])"
+    program = "import sys, numpy; from cv_pipeline.inference.loading import load_model; load_model(sys.argv[1], sys.argv[2] or None).predict([numpy.zeros((480, 640, 3), numpy.uint8)])"
     found = []
     for _ in range(runs):
         began = time.perf_counter()
@@ -614,7 +616,8 @@ def run_benchmark(
 ) -> Benchmark:
     "Measure all files of a model on this machine and write the document."
     threads = _checked(batches, threads, seconds, rounds)
-    manifest, file = load_manifest(model, spec, lambda: _metadata(model))
+    found = open_model_folder(model, spec, lambda: model_metadata(model))
+    manifest = found.manifest
     artefacts, told, load = chosen_variants(manifest, backends), str(spec) if spec else None, os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     tell(f"opening {len(artefacts)} files with {len(threads)} numbers of threads")
     cases: list[Case] = []
@@ -627,7 +630,7 @@ def run_benchmark(
     after = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     with tempfile.TemporaryDirectory() as room:
         items = _labelled(data, room)
-        if items: tell(f"accuracy on {len(items)} pictures"); done["accuracy"] = accuracy(manifest, _folder_of(manifest, file), artefacts, items)
+        if items: tell(f"accuracy on {len(items)} pictures"); done["accuracy"] = accuracy(found, artefacts, items)
     if fit: tell("largest batch"); done |= {"fit": fit_check(model, artefacts[0].label, spec=spec), "start_s": first_result_s(model, spec)}
     name, when = f"{manifest.name} {manifest.version}", datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     settings = {"seconds": seconds, "rounds": rounds, "batches": list(batches), "threads": list(threads), "sha256": manifest.sha256}

@@ -23,9 +23,10 @@ from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, Interval, Ve
 from ..evaluation.metrics import SIZES, ap_table, match_set, mean_ap
 from ..evaluation.records import EvalSet, predict_set
 from ..evaluation.summary import data_hash
-from ..inference.backends import Model, load_backend, load_model, make_postprocessor
+from ..inference.backends import Model, make_postprocessor
 from ..inference.choice import instruction_set, own_file
 from ..inference.engines import build_lock
+from ..inference.loading import load_backend, load_model
 from ..inference.manifest import Artefact, ModelManifest, artefact_sha256, find_artefact, load_manifest, save_manifest
 from ..inference.openvino import default_precision
 from ..inference.preprocess import Preprocessor

@@ -22,7 +22,8 @@ from ..core.config import RunConfig, SourceConfig, TrackerConfig, load_config
 from ..core.files import write_whole
 from ..core.masking import masked_values
 from ..core.types import ConfigError, Frame, Selector, Sink, SinkError, Source, SourceError, Tracker
-from ..inference.backends import Model, load_model
+from ..inference.backends import Model
+from ..inference.loading import load_model
 from ..synthetic.line import open_line
 from ..tracking.trackers import make_tracker, tracker_settings
 from ..tracking.zones import Rules, read_rules

@@ -27,7 +27,8 @@ from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, Finding, Int
 from ..evaluation.metrics import ap_table, match_set, mean_ap
 from ..evaluation.records import BoxTable, EvalSet, class_mapping, predict_set, truth_in
 from ..evaluation.summary import data_hash, sliceable, versions
-from ..inference.backends import Model, load_model, make_postprocessor
+from ..inference.backends import Model, make_postprocessor
+from ..inference.loading import load_model
 from ..inference.manifest import ModelManifest, find_artefact, save_manifest
 from ..optimization.optimize import accuracy_gate, export_pt
 from ..optimization.tuning import TuningResult, tune

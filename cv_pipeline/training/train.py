@@ -33,8 +33,9 @@ from ..core.images import read_image
 from ..core.types import BackendError, ConfigError, CVPipelineError, DataError, Detections, MissingExtraError, box_iou, merge_detections, utc_now
 from ..evaluation.records import BoxTable, EvalSet, short_names
 from ..evaluation.summary import versions
-from ..inference.backends import Model, load_model
+from ..inference.backends import Model
 from ..inference.engines import build_lock
+from ..inference.loading import load_model
 from ..inference.manifest import ModelManifest, PostprocessSpec, PreprocessSpec, load_manifest, save_manifest
 from ..optimization.optimize import export_pt
 from .augment import Augment, augment_settings, transforms

@@ -17,7 +17,7 @@ from cv_pipeline.annotation.review import Review
 from cv_pipeline.core.formats import LabelledImage, read_dataset
 from cv_pipeline.core.types import ConfigError, DataError, Detections
 from cv_pipeline.evaluation.intervals import Verdict, overall
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.line import write_dataset
 from tests.helpers.services import require

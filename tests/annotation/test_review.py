@@ -11,7 +11,7 @@ from cv_pipeline.annotation.review import Suspect, build_review, read_suspects, 
 from cv_pipeline.core.formats import read_dataset
 from cv_pipeline.core.types import ConfigError, DataError
 from cv_pipeline.evaluation.records import predict_set
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.line import domain_randomised, write_dataset
 from tests.helpers.annotators import people
 

@@ -29,8 +29,8 @@ from cv_pipeline.annotation.select import (
     write_selected,
 )
 from cv_pipeline.core.types import BackendError, ConfigError, DataError, Detections, Frame, FrameResult
-from cv_pipeline.inference.backends import load_model
 from cv_pipeline.inference.calibrators import Calibrator
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.conditions import Conditions
 from tests.helpers.plain_networks import plain_onnx

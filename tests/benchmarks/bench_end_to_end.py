@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cv_pipeline.core.config import RuntimeConfig
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.line import FactoryLine, LineConfig, write_video
 from cv_pipeline.tracking.sort import SortTracker
 from cv_pipeline.video.pipeline import Pipeline

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from cv_pipeline.core.types import Frame, utc_now
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.line import open_line
 from cv_pipeline.tracking.sort import SortTracker
 from cv_pipeline.video.pipeline import Pipeline

@@ -39,7 +39,7 @@ def coco_spec(folder: Path) -> Path:
     "YOLOX's conventions and COCO's names (those of the other model) as a spec file."
     import yaml
 
-    from cv_pipeline.inference.backends import load_model
+    from cv_pipeline.inference.loading import load_model
     names = list(load_model(folder / "models/yolov8n_fp32_reconstructed.onnx").manifest.names)
     path = Path(tempfile.mkdtemp()) / "yolox.yaml"
     path.write_text(yaml.safe_dump({"names": names, "preprocess": {"imgsz": [416, 416], "letterbox": "top-left", "color": "BGR", "scale": 1.0}, "postprocess": {"head": "yolox", "iou": 0.65}}))
@@ -48,7 +48,7 @@ def coco_spec(folder: Path) -> Path:
 
 def timed(out: Path, report, rounds: int) -> dict[str, float]:
     "Median milliseconds of one picture for every file that was written, in turn."
-    from cv_pipeline.inference.backends import load_backend
+    from cv_pipeline.inference.loading import load_backend
     from cv_pipeline.inference.manifest import load_manifest
 
     manifest, _ = load_manifest(out)

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from cv_pipeline.core.types import Detections, Frame, Selector, box_iou
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.conditions import Conditions
 from cv_pipeline.tracking.sort import SortTracker

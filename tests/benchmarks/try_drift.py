@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from scipy.stats import ks_2samp
 
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.monitoring.drift import DriftSettings, Observed, compare
 from cv_pipeline.monitoring.telemetry import STATISTICS, cell_descriptor, frame_statistics
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig

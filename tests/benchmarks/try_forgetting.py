@@ -19,7 +19,7 @@ from cv_pipeline.core.types import Detections
 from cv_pipeline.evaluation.intervals import ap_interval, clusters, draw_weights, picture_counts
 from cv_pipeline.evaluation.metrics import match_set
 from cv_pipeline.evaluation.records import predict_set
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.conditions import Conditions, random_conditions
 from cv_pipeline.synthetic.line import write_dataset

@@ -30,7 +30,7 @@ SIZE = (640, 480)
 
 def line_set(lines: int = 80, first: int = 1500, seed: int = 5) -> EvalSet:
     "The bundled detector on lines it never saw; parts that are hardly visible are crowds."
-    from cv_pipeline.inference.backends import load_model
+    from cv_pipeline.inference.loading import load_model
 
     model, rng, truths, said = load_model("factory_line", threads=1).with_postprocess(conf=.005, accept_conf=0.0, max_det=300), np.random.default_rng(seed), [], []
     for k in range(lines):

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.inference.manifest import bundled_models, load_manifest
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.conditions import CONDITION_NAMES, Conditions

@@ -133,7 +133,7 @@ def test_photographs_hold_too_few_errors_for_a_curve(real_data, photos, least):
     "YOLOv8n on classes that both know: refused, with the reason, and nothing is stored."
     from cv_pipeline.core.formats import read_dataset
     from cv_pipeline.evaluation.records import predict_set
-    from cv_pipeline.inference.backends import load_model
+    from cv_pipeline.inference.loading import load_model
 
     model = load_model(real_data / "models" / "yolov8n_fp32_reconstructed.onnx", threads=1)
     s = predict_set(model, read_dataset(real_data / photos))

@@ -33,7 +33,7 @@ from cv_pipeline.evaluation.robustness import (
     robustness,
     robustness_of,
 )
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.inference.manifest import ModelManifest
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from tests.helpers.eval_sets import random_set

@@ -30,7 +30,7 @@ from cv_pipeline.evaluation.uncertainty import (
     through_views,
     with_noise,
 )
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.conditions import Conditions
 

@@ -20,7 +20,8 @@ import numpy as np
 from cv_pipeline.core.config import load_config
 from cv_pipeline.core.results import read_results
 from cv_pipeline.core.types import Frame
-from cv_pipeline.inference.backends import Model, load_model
+from cv_pipeline.inference.backends import Model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.service import assembly as rooms
 from cv_pipeline.video.pipeline import Pipeline
 from cv_pipeline.video.sinks import JsonlSink, VideoSink

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cv_pipeline.core.types import ConfigError, Decision
-from cv_pipeline.inference.backends import load_model
 from cv_pipeline.inference.calibrators import Calibrator, apply_curve, curve_problem
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.inference.manifest import ModelManifest, load_manifest, save_manifest
 from cv_pipeline.synthetic.line import open_line
 

@@ -14,25 +14,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cv_pipeline.core.types import Backend, BackendError, ConfigError
+from cv_pipeline.core.types import Backend, BackendError, ConfigError, ModelSpecMismatch
 from cv_pipeline.inference import choice as room
-from cv_pipeline.inference.backends import InvalidOutput, OutOfMemory, SteadyBackend, load_backend, load_model
+from cv_pipeline.inference import loading
+from cv_pipeline.inference.backends import InvalidOutput, OutOfMemory, SteadyBackend
 from cv_pipeline.inference.choice import (
     MARGIN,
     FallbackBackend,
     Option,
-    choose,
     instruction_set,
     machine,
     measure,
-    open_chosen,
     rank,
     read_record,
     to_layout,
     write_record,
 )
+from cv_pipeline.inference.loading import load_backend, load_model, register_backend
 from cv_pipeline.inference.manifest import Artefact, PreprocessSpec, bundled_models, load_manifest, save_manifest
 from cv_pipeline.inference.preprocess import Preprocessor
+from tests.helpers.choosing import choose, open_chosen
 from tests.helpers.services import require
 
 YES = {"accepted": True, "instruction set": instruction_set()}
@@ -375,16 +376,46 @@ def test_auto_on_a_real_family_picks_nothing_slower_than_fp32(real_data, tmp_pat
 
 def test_a_model_with_one_file_of_somebody_elses_kind_opens_by_default(tmp_path, monkeypatch):
     "`auto` where there is nothing to choose: whoever was registered for the ending opens it, and nothing is measured."
-    from cv_pipeline.inference import backends
-
     class Theirs:
         name, provider, max_batch = "theirs", "their runtime", 4
         def __init__(self, path, manifest, providers=None, threads=0): self.path = path
         def close(self): pass
 
-    monkeypatch.setattr(backends, "import_module", lambda name: type("room", (), {"Theirs": Theirs}))
-    monkeypatch.setitem(backends._OPENERS, ".theirs", "their_room:Theirs")
+    monkeypatch.setattr(loading, "_BY_ENDING", dict(loading._BY_ENDING))
+    register_backend(".theirs", Theirs)
     (tmp_path / "net.theirs").write_bytes(b"weights")
     (tmp_path / "manifest.json").write_text(json.dumps({"name": "m", "file": "net.theirs", "names": ["part"]}))
     model = load_model(tmp_path, backend="auto")
     assert model.backend.provider == "their runtime" and model.reopen().path == tmp_path / "net.theirs"
+
+
+def test_a_link_that_is_switched_while_the_model_runs_changes_nothing(tmp_path):
+    "Opened once: after a runtime error the file that was opened comes back, not the one that the name means by now."
+    for version in ("v1", "v2"): shutil.copytree(bundled_models()["factory_line"], tmp_path / version)
+    save_manifest(replace(load_manifest(tmp_path / "v2")[0], version="2.0", names=tuple("abcde")), tmp_path / "v2")
+    (tmp_path / "current").symlink_to(tmp_path / "v1")
+    model = load_model(tmp_path / "current", threads=1)
+    (tmp_path / "current").unlink()
+    (tmp_path / "current").symlink_to(tmp_path / "v2")
+    assert model.path == tmp_path / "v1" / "model.onnx"
+    assert model.reopen().name == model.backend.name
+    assert load_model(tmp_path / "current", threads=1).manifest.version == "2.0"
+
+
+def test_a_file_that_was_changed_is_not_opened_again(tmp_path):
+    folder = tmp_path / "m"
+    shutil.copytree(bundled_models()["factory_line"], folder)
+    model = load_model(folder, threads=1)
+    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes() + b"\0")
+    with pytest.raises(ModelSpecMismatch, match="not the file that the manifest was written for"): model.reopen()
+    (folder / "model.onnx").unlink()
+    with pytest.raises(ModelSpecMismatch, match="is not there"): model.reopen()
+
+
+def test_files_of_a_family_are_compared_again_when_they_take_over(family, tmp_path):
+    model = open_chosen(family, cache=tmp_path / "c", timer=Clockwork(half=5.0))
+    assert model.backend.provider.endswith("[half.onnx on onnxruntime]")
+    (family / "half.onnx").write_bytes(b"something else")
+    again = model.reopen()
+    assert again.provider.endswith("[model.onnx on onnxruntime]") or again.provider.endswith("[eight.onnx on onnxruntime]")
+    assert "is not the file that went through the gate" in " ".join(again.history)

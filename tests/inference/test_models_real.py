@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cv_pipeline.core.config import load_config
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.service.assembly import run_config
 from tests.helpers.manifests import YOLOX
 from tests.helpers.services import require

@@ -10,7 +10,7 @@ import pytest
 
 from cv_pipeline.core.types import BackendError, ConfigError
 from cv_pipeline.inference import onnx as room
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.inference.onnx import (
     OnnxBackend,
     ProviderOptions,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from cv_pipeline.core.types import Backend, BackendError, ConfigError, ModelSpecMismatch
-from cv_pipeline.inference.backends import InvalidOutput, load_backend, load_model
+from cv_pipeline.inference.backends import InvalidOutput
+from cv_pipeline.inference.loading import load_backend, load_model
 from cv_pipeline.inference.manifest import load_manifest
 from cv_pipeline.inference.openvino import OpenVINOBackend, _pieces, default_precision, read_metadata
 from cv_pipeline.optimization.graphs import bytes_input, open_graph, save_graph, simplify
@@ -214,7 +215,7 @@ def test_nan_closed_and_wrong_input(line, tmp_path):
 
 
 def test_without_openvino_the_extra_is_named(line):
-    code = ("import sys; sys.modules['openvino'] = None\nfrom cv_pipeline.inference.manifest import load_manifest\nfrom cv_pipeline.inference.backends import load_backend\n"
+    code = ("import sys; sys.modules['openvino'] = None\nfrom cv_pipeline.inference.manifest import load_manifest\nfrom cv_pipeline.inference.loading import load_backend\n"
             "m, f = load_manifest('factory_line')\ntry: load_backend(f, m, runtime='openvino')\nexcept Exception as e: print(type(e).__name__, e)")
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout
     assert said.startswith("BackendError") and "cv_pipeline[openvino]" in said

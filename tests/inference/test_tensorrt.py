@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cv_pipeline.core.types import Backend, BackendError, ConfigError, ModelSpecMismatch
-from cv_pipeline.inference.backends import InvalidOutput, OutOfMemory, SteadyBackend, load_backend, load_model
+from cv_pipeline.inference.backends import InvalidOutput, OutOfMemory, SteadyBackend
 from cv_pipeline.inference.cuda import CudaDevice, DeviceInfo, NoDevice, find_devices
 from cv_pipeline.inference.engines import BrokenEngine, BuildOptions, EngineMismatch, build_engine, read_engine, write_engine
+from cv_pipeline.inference.loading import load_backend, load_model
 from cv_pipeline.inference.manifest import PreprocessSpec
 from cv_pipeline.inference.onnx import OnnxBackend
 from cv_pipeline.inference.preprocess import Preprocessor
@@ -360,7 +361,7 @@ def test_without_a_driver_nothing_crashes(bench, case, message):
 import sys
 sys.path[:0] = [{str(Path(__file__).parents[2])!r}, {str(rtx)!r}]
 from tests.helpers.tiny_detectors import manifest
-from cv_pipeline.inference.backends import load_backend
+from cv_pipeline.inference.loading import load_backend
 from pathlib import Path
 load_backend(Path({str(path)!r}), manifest())
 """

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cv_pipeline.core.types import Backend, BackendError, ConfigError, ModelSpecMismatch, SinkError
-from cv_pipeline.inference.backends import SteadyBackend, load_model
+from cv_pipeline.inference.backends import SteadyBackend
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.inference.manifest import ModelManifest
 from cv_pipeline.inference.triton import (
     BackendRefusal,
@@ -24,14 +25,11 @@ from cv_pipeline.inference.triton import (
     RemoteOverloaded,
     RemoteTimeout,
     RemoteUnavailable,
-    ServeOptions,
     TritonBackend,
-    graph_tensors,
     parse_remote,
-    pbtxt,
     remote_error,
-    write_repository,
 )
+from cv_pipeline.optimization.triton_repository import ServeOptions, graph_tensors, pbtxt, write_repository
 from tests.helpers.services import require
 from tests.helpers.triton_server import TritonServer, server_home
 from tests.helpers.waiting import until

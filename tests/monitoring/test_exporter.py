@@ -12,7 +12,7 @@ import yaml
 
 from cv_pipeline.core.config import TelemetryConfig, load_config
 from cv_pipeline.core.types import ConfigError, Detections, Frame, FrameResult, utc_now
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.monitoring.exporter import (
     OTHER,
     AlertLimits,

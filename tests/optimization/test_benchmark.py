@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cv_pipeline.core.types import BackendError, ConfigError, DataError, SinkError
-from cv_pipeline.inference.manifest import Artefact, ModelManifest, load_manifest
+from cv_pipeline.inference.manifest import Artefact, ModelManifest, load_manifest, open_model_folder
 from cv_pipeline.inference.openvino import default_precision
 from cv_pipeline.optimization import benchmark as room
 from cv_pipeline.optimization.benchmark import (
@@ -218,11 +218,9 @@ def test_files_that_cannot_run_stay_in_the_table_with_their_reason(tmp_path):
     errors = {r["artefact"]: r["error"] for r in b.rows}
     assert errors["model.onnx on onnxruntime"] == "" and "cannot open it" in errors["broken.onnx on onnxruntime"] and "'x.engine' is not there" in errors["x.engine on tensorrt"]
     assert "not measured: ONNX Runtime cannot open it" in to_markdown(b) and sum("broken.onnx" in n for n in b.notes) == 1
-    found = accuracy(*_model_folder(tmp_path), [a for a in variants(load_manifest(tmp_path)[0]) if a.backend != "openvino"], _line(tmp_path / "line"), threads=1, draws=20)
+    found = accuracy(open_model_folder(tmp_path), [a for a in variants(load_manifest(tmp_path)[0]) if a.backend != "openvino"], _line(tmp_path / "line"), threads=1, draws=20)
     assert "AP" in found["model.onnx on onnxruntime"] and "error" in found["broken.onnx on onnxruntime"]
 
-
-def _model_folder(folder): return load_manifest(folder)[0], folder
 
 
 def _line(folder, pictures=6):

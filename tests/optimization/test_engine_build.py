@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cv_pipeline.core.types import BackendError, ConfigError, ModelSpecMismatch
-from cv_pipeline.inference.backends import load_backend
 from cv_pipeline.inference.cuda import CudaDevice, DeviceInfo, NoDevice, find_devices
 from cv_pipeline.inference.engines import BuildOptions
+from cv_pipeline.inference.loading import load_backend
 from cv_pipeline.inference.manifest import Artefact, load_manifest, save_manifest
 from cv_pipeline.inference.onnx import OnnxBackend
 from cv_pipeline.inference.tensorrt import TensorRTBackend

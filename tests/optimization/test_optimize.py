@@ -17,8 +17,8 @@ from cv_pipeline.core.types import BackendError, ConfigError, DataError, ModelSp
 from cv_pipeline.evaluation.intervals import Interval, Verdict
 from cv_pipeline.evaluation.records import box_table, predict_set
 from cv_pipeline.evaluation.summary import line_pictures
-from cv_pipeline.inference.backends import load_backend, load_model
-from cv_pipeline.inference.choice import choose, instruction_set
+from cv_pipeline.inference.choice import instruction_set
+from cv_pipeline.inference.loading import load_backend, load_model
 from cv_pipeline.inference.manifest import (
     Artefact,
     artefact_sha256,
@@ -40,6 +40,7 @@ from cv_pipeline.optimization.optimize import (
 )
 from cv_pipeline.optimization.parity import ParityError
 from cv_pipeline.optimization.quantize import CalibrationWarning, quantize_cpu
+from tests.helpers.choosing import choose
 from tests.helpers.services import require
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::cv_pipeline.optimization.quantize.CalibrationWarning")]

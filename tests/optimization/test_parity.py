@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cv_pipeline.core.types import BackendError, ConfigError, Detections
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.inference.manifest import PreprocessSpec
 from cv_pipeline.inference.preprocess import Preprocessor
 from cv_pipeline.optimization.graphs import bytes_input, half_precision, open_graph, save_graph, simplify

@@ -15,7 +15,7 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 
 from cv_pipeline.core.types import BackendError, ConfigError, DataError
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.optimization.optimize import optimize
 from cv_pipeline.optimization.prune import channel_worth, prunable_layers, prune_and_train, take_channels
 from cv_pipeline.synthetic.parts import CLASS_NAMES

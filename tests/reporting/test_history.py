@@ -11,6 +11,7 @@ from cv_pipeline.commands.main import app
 from cv_pipeline.commands.monitoring import monitoring_commands
 from cv_pipeline.core.types import ConfigError, DataError
 from cv_pipeline.reporting.history import list_reports, prune_reports, timeline, write_index
+from tests.helpers.services import require
 
 
 def made(root, day, name, metrics=None, page="<p>hello</p>"):
@@ -81,7 +82,7 @@ def test_commands(reports, monkeypatch):
 
 
 def test_the_index_is_written_after_a_report_also_when_it_failed(tmp_path, monkeypatch):
-    pytest.importorskip("papermill", reason="papermill runs the reports: pip install \"cv_pipeline[report]\"")
+    require("papermill", reason="papermill runs the reports: pip install \"cv_pipeline[report]\"")
     book = {"cells": [{"cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "source": "n: int = 1  # a number", "outputs": [], "execution_count": None},
                       {"cell_type": "code", "id": "b", "metadata": {}, "source": "1 / (n - 1)", "outputs": [], "execution_count": None}], "metadata": {"kernelspec": {"name": "python3", "display_name": "p"}}, "nbformat": 4, "nbformat_minor": 5}
     (tmp_path / "small.ipynb").write_text(json.dumps(book))

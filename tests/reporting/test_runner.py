@@ -127,7 +127,7 @@ def test_metrics_of_the_report_on_real_photos_equal_pycocotools(real_data, tmp_p
     from cv_pipeline.core.formats import read_dataset
     from cv_pipeline.evaluation.metrics import COCO_NAMES
     from cv_pipeline.evaluation.records import predict_set
-    from cv_pipeline.inference.backends import load_model
+    from cv_pipeline.inference.loading import load_model
     from tests.helpers.eval_sets import pycocotools_numbers
 
     data, model = real_data / "voc100/coco_format_v1/instances_default.json", real_data / "models/yolov8n_fp32_reconstructed.onnx"

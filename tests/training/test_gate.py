@@ -16,8 +16,8 @@ from cv_pipeline.core.images import read_image
 from cv_pipeline.core.types import ConfigError, DataError
 from cv_pipeline.evaluation.intervals import Verdict
 from cv_pipeline.evaluation.records import EvalSet, box_table
-from cv_pipeline.inference.backends import load_model
 from cv_pipeline.inference.calibrators import Calibrator
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.inference.manifest import load_manifest, save_manifest
 from cv_pipeline.optimization.graphs import open_graph, save_graph
 from cv_pipeline.optimization.optimize import accuracy_gate

@@ -25,7 +25,7 @@ from cv_pipeline.annotation.versions import merge, read_version
 from cv_pipeline.core.formats import LabelledImage, read_dataset
 from cv_pipeline.core.images import read_image
 from cv_pipeline.core.types import BackendError, ConfigError, CVPipelineError, DataError, Detections, box_iou
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.line import domain_randomised, shrunk, write_dataset
 from cv_pipeline.synthetic.parts import CLASS_NAMES
 from cv_pipeline.training import train as room

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cv_pipeline.core.types import ConfigError, Detections, Frame, Selector, box_iou
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.conditions import Conditions
 from cv_pipeline.tracking.sort import SortTracker, TrackStates

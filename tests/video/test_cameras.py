@@ -12,7 +12,7 @@ import pytest
 
 from cv_pipeline.core.config import RuntimeConfig
 from cv_pipeline.core.types import Frame, SourceError
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.line import open_line
 from cv_pipeline.tracking.sort import SortTracker
 from cv_pipeline.video.pipeline import Pipeline

@@ -13,7 +13,7 @@ import pytest
 import cv_pipeline.video.sinks as sinks
 from cv_pipeline.core.results import merge_results, read_results
 from cv_pipeline.core.types import ConfigError, Detections, Frame, FrameResult, Sink, SinkError
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.line import LineSource
 from cv_pipeline.tracking.sort import SortTracker

@@ -10,7 +10,8 @@ import av
 import pytest
 
 from cv_pipeline.core.results import read_results
-from cv_pipeline.inference.backends import Model, load_model
+from cv_pipeline.inference.backends import Model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.video import pipeline as room
 from cv_pipeline.video.pipeline import Pipeline, interruptible
 from tests.helpers.cli import hears_ctrl_c, lines_in, start_endless
@@ -110,7 +111,8 @@ def test_a_warm_up_that_hangs_can_be_interrupted(model, monkeypatch):
 HANDLERS = """
 import json, signal, sys
 import numpy as np
-from cv_pipeline.inference.backends import Model, load_model
+from cv_pipeline.inference.backends import Model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.video.pipeline import Pipeline, interruptible
 from tests.helpers.interrupted_runs import Endless, Remembers
 {code}

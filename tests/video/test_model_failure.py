@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 
 from cv_pipeline.core.results import read_jsonl, read_results
 from cv_pipeline.core.types import BackendError
-from cv_pipeline.inference.backends import InvalidOutput, SteadyBackend, check_output, load_model
+from cv_pipeline.inference.backends import InvalidOutput, SteadyBackend, check_output
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.line import write_video
 
 CLI = str(Path(sys.executable).with_name("cv-pipeline"))

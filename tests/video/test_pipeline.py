@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from cv_pipeline.core.config import RuntimeConfig
 from cv_pipeline.core.types import BackendError, ConfigError, DataError, Frame, SinkError, SourceError
-from cv_pipeline.inference.backends import Model, OutOfMemory, SteadyBackend, load_model
+from cv_pipeline.inference.backends import Model, OutOfMemory, SteadyBackend
 from cv_pipeline.inference.batching import DynamicBatcher
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.line import open_line
 from cv_pipeline.tracking.sort import SortTracker
 from cv_pipeline.video.pipeline import Pipeline

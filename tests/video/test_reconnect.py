@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cv_pipeline.core.types import ConfigError, Frame, Source, SourceError
-from cv_pipeline.inference.backends import load_model
+from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.line import open_line
 from cv_pipeline.tracking.sort import SortTracker
 from cv_pipeline.video.pipeline import Pipeline
