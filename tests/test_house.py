@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.import_map import chapters, drawing, edges
+
 ROOT = Path(__file__).resolve().parents[1]
 NBS, LIB = ROOT / "nbs", ROOT / "cv_pipeline"
 DIRECTIVES = {"default_exp", "export", "exporti", "exports", "hide", "hide_input", "hide_output", "eval:", "notest", "echo:", "code-fold:"}
@@ -57,11 +59,14 @@ def test_every_module_is_authored_by_exactly_one_notebook():
     wanted = sorted(name for name in OWNERS.values() if name)
     assert len(wanted) == len(set(wanted)), "two notebooks export one module: the last would silently win"
     files = {p.relative_to(LIB).with_suffix("").as_posix().replace("/", ".") for p in LIB.rglob("*.py")}
-    assert {f for f in files if not f.endswith("__init__") and f != "_modidx"} == set(wanted)
+    assert {f for f in files if not f.endswith(".__init__") and f != "_modidx"} == set(wanted)
 
 
 @pytest.mark.parametrize("nb", [nb for nb, name in OWNERS.items() if name], ids=lambda nb: nb.stem)
 def test_path_and_module_have_the_same_name(nb):
+    if OWNERS[nb] == "__init__":
+        assert order_of(nb) == max(order_of(other) for other in BOOKS if len(order_of(other)) == 2), "what the package offers comes last"
+        return
     chapter, book = nb.relative_to(NBS).with_suffix("").parts
     assert OWNERS[nb] == f"{plain(chapter)}.{plain(book)}"
 
@@ -162,3 +167,35 @@ def test_no_test_sleeps(file):
 @pytest.mark.parametrize("file", TESTS, ids=lambda file: file.stem)
 def test_what_is_promised_is_not_skipped(file):
     assert "pytest.importorskip" not in calls(file), "tests.helpers.services.require fails where everything is installed"
+
+
+def test_chapters_import_earlier_chapters_only_and_the_drawing_is_current():
+    books = chapters()
+    place = {name: i for i, name in enumerate(books)}
+    assert [f"{a} → {b}" for a, b in edges(books) if place[b] > place[a]] == []
+    assert (ROOT / "docs" / "imports.svg").read_text(encoding="utf-8") == drawing(), "run `python -m tests.import_map`"
+
+
+@pytest.mark.parametrize("nb", [nb for nb, name in OWNERS.items() if name and name != "__init__"], ids=lambda nb: nb.stem)
+def test_strings_name_no_later_book(nb):
+    "`import_module(\"cv_pipeline.x.y\")` is an import, too."
+    places = {name: order_of(other) for other, name in OWNERS.items() if name}
+    for text in exported(BOOKS[nb]):
+        for name in re.findall(r"[\"']cv_pipeline\.([a-z_]+\.[a-z_]+)", text):
+            assert name not in places or places[name] < order_of(nb) or name == OWNERS[nb], f"{nb.name} names the later book {name} in a string"
+
+
+@pytest.mark.parametrize("nb", [nb for nb, name in OWNERS.items() if name], ids=lambda nb: nb.stem)
+def test_no_private_names_of_other_books(nb):
+    for text in exported(BOOKS[nb]):
+        for names in re.findall(r"^\s*from\s+cv_pipeline\.[\w.]+\s+import\s+([^\n#]+)", text, re.M):
+            private = [n.split(" as ")[0].strip() for n in names.split(",") if n.strip().startswith("_") and not n.strip().startswith("__")]
+            assert private == [], f"{nb.name} takes private names: make them public, or find another way"
+
+
+@pytest.mark.parametrize("nb", list(BOOKS), ids=lambda nb: nb.stem)
+def test_links_between_notebooks_lead_somewhere(nb):
+    for cell in BOOKS[nb]:
+        if cell["cell_type"] == "markdown":
+            broken = [link for link in re.findall(r"\]\(([^):#\s]+\.(?:ipynb|jpg|png|svg))\)", source(cell)) if not (nb.parent / link).exists()]
+            assert broken == [], f"{nb.name} links to {broken}"

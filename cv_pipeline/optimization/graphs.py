@@ -18,9 +18,10 @@ from ..core.types import BackendError
 from ..inference.manifest import PreprocessSpec
 
 # %% auto #0
-__all__ = ['OPSETS', 'TOO_BIG', 'SUPPRESSION', 'KNOWN_DOMAINS', 'open_graph', 'opset_of', 'check_opset', 'GraphFacts',
-           'real_inputs', 'inspect_graph', 'name_nodes', 'head_nodes', 'sort_nodes', 'upgrade_opset', 'simplify',
-           'run_once', 'dynamic_batch', 'half_precision', 'bytes_input', 'save_graph']
+__all__ = ['OPSETS', 'TOO_BIG', 'SUPPRESSION', 'KNOWN_DOMAINS', 'onnx_package', 'open_graph', 'opset_of', 'check_opset',
+           'GraphFacts', 'real_inputs', 'inspect_graph', 'producers_of', 'name_nodes', 'head_nodes', 'sort_nodes',
+           'upgrade_opset', 'simplify', 'run_once', 'copy_graph', 'dynamic_batch', 'half_precision', 'bytes_input',
+           'save_graph']
 
 # %% ../../nbs/06_optimization/00_graphs.ipynb #a99330cc
 OPSETS = (9, 23)             # operator sets that the conversions here have been tried with
@@ -29,7 +30,7 @@ SUPPRESSION = {"NonMaxSuppression", "EfficientNMS_TRT", "BatchedNMS_TRT", "Batch
 KNOWN_DOMAINS = {"", "ai.onnx", "com.microsoft"}  # the standard, and what ONNX Runtime's own optimiser writes
 
 
-def _onnx() -> Any:
+def onnx_package() -> Any:
     "The onnx package; BackendError that names the extra when it is not installed."
     try: import onnx
     except ImportError as e: raise BackendError(f"the onnx package is not installed: {e}", "onnx", 'pip install "cv_pipeline[openvino]"') from e
@@ -65,7 +66,7 @@ def open_graph(
     path: str | Path,  # .onnx file
 ) -> Any:              # onnx.ModelProto, weights inside
     "An ONNX file with everything in it; BackendError that says what is in the way."
-    onnx, path = _onnx(), Path(path)
+    onnx, path = onnx_package(), Path(path)
     if not path.is_file(): raise BackendError("there is no such model file", path)
     if path.stat().st_size > TOO_BIG: _check_size(path, ())
     try: model = onnx.load(str(path), load_external_data=False)
@@ -133,7 +134,7 @@ def inspect_graph(model: Any) -> GraphFacts:
                       any(k in kinds for k in ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger")))
 
 # %% ../../nbs/06_optimization/00_graphs.ipynb #593c8a10
-def _producers(graph: Any) -> dict[str, Any]:
+def producers_of(graph: Any) -> dict[str, Any]:
     "Tensor name → the node that makes it."
     return {out: node for node in graph.node for out in node.output}
 
@@ -150,7 +151,7 @@ def head_nodes(
     model: Any,               # of a detector, nodes named
 ) -> tuple[str, ...]:         # names, in the order of the graph
     "The nodes that must stay in float: the last learned convolutions and everything between them and the output."
-    graph, made = model.graph, _producers(model.graph)
+    graph, made = model.graph, producers_of(model.graph)
     stored = {t.name: t for t in graph.initializer}
     stored.update({n.output[0]: a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"})
     found, open_ends = set(), [o.name for o in graph.output]
@@ -168,7 +169,7 @@ def _sees(node: Any, stored: dict[str, Any], made: dict[str, Any]) -> bool:
     for name in node.input[1:2]:
         while name not in stored and name in made and made[name].op_type in ("DequantizeLinear", "QuantizeLinear", "Identity"): name = made[name].input[0]
         if name not in stored: return False
-        weights = _onnx().numpy_helper.to_array(stored[name]).ravel()
+        weights = onnx_package().numpy_helper.to_array(stored[name]).ravel()
         return not np.array_equal(weights, np.arange(len(weights), dtype=weights.dtype))
     return False
 
@@ -183,7 +184,7 @@ def _inner_inputs(node: Any) -> Iterator[str]:
 
 def sort_nodes(model: Any) -> Any:
     "The same model, in place, its nodes in an order in which they can run (Kahn 1962), otherwise as they stood."
-    graph, made = model.graph, _producers(model.graph)
+    graph, made = model.graph, producers_of(model.graph)
     done, order, waiting = set(), [], list(graph.node)
     while waiting:
         later = []
@@ -201,7 +202,7 @@ def sort_nodes(model: Any) -> Any:
 def upgrade_opset(model: Any, to: int = 17) -> Any:
     "The model in a newer operator set, when its own is older."
     if opset_of(model) >= to: return model
-    onnx = _onnx()
+    onnx = onnx_package()
     try: lifted = onnx.version_converter.convert_version(model, to)
     except Exception as e: raise BackendError(f"operator set {opset_of(model)} cannot be lifted to {to}: {str(e).splitlines()[0][:150]}", model.graph.name, f"export again with opset={to}") from e
     lifted.metadata_props.extend(p for p in model.metadata_props if p.key not in {q.key for q in lifted.metadata_props})
@@ -232,7 +233,7 @@ def run_once(model: Any, feed: np.ndarray, exact: bool = False) -> np.ndarray:
     except Exception as e: raise BackendError(f"the graph does not run: {str(e).splitlines()[0][:200]}", model.graph.name) from e
 
 # %% ../../nbs/06_optimization/00_graphs.ipynb #1c775948
-def _copy(model: Any) -> Any:
+def copy_graph(model: Any) -> Any:
     made = type(model)()
     made.CopyFrom(model)
     return made
@@ -240,7 +241,7 @@ def _copy(model: Any) -> Any:
 
 def _free_reshapes(model: Any) -> None:
     "Let the constant shapes of `Reshape` that begin with 1 take the batch as it comes."
-    onnx, graph = _onnx(), model.graph
+    onnx, graph = onnx_package(), model.graph
     stored = {t.name: t for t in graph.initializer}
     constant = {n.output[0]: a for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"}
     for node in [n for n in graph.node if n.op_type == "Reshape"]:
@@ -256,7 +257,7 @@ def _free_reshapes(model: Any) -> None:
 # %% ../../nbs/06_optimization/00_graphs.ipynb #c62d3360
 def _feed(model: Any, count: int) -> np.ndarray:
     "Noise that a graph can take."
-    onnx, given = _onnx(), real_inputs(model.graph)[0]
+    onnx, given = onnx_package(), real_inputs(model.graph)[0]
     dtype, shape = onnx.helper.tensor_dtype_to_np_dtype(given.type.tensor_type.elem_type), [d if isinstance(d, int) else 64 for d in _shape(given)[1:]]
     values = np.random.default_rng(0).random((count, *shape), np.float32)
     return (values * 255).astype(dtype) if dtype == np.uint8 else values.astype(dtype)
@@ -277,7 +278,7 @@ def dynamic_batch(
 ) -> Any:                # a new graph
     "The graph for any number of pictures; BackendError when pictures in a batch would not keep to themselves."
     if inspect_graph(model).batch is None: return model
-    free = _copy(model)
+    free = copy_graph(model)
     if inspect_graph(model).batch != 1: raise BackendError(f"the graph insists on {inspect_graph(model).batch} pictures", model.graph.name, "export it with batch 1, or dynamic")
     for value in [real_inputs(free.graph)[0], *free.graph.output]: value.type.tensor_type.shape.dim[0].dim_param = name
     del free.graph.value_info[:]
@@ -288,19 +289,19 @@ def dynamic_batch(
 # %% ../../nbs/06_optimization/00_graphs.ipynb #1e1ba80b
 def half_precision(model: Any) -> Any:
     "The graph with half precision inside and float32 at its ends; BackendError when a weight does not fit."
-    onnx = _onnx()
+    onnx = onnx_package()
     from onnxruntime.transformers.float16 import convert_float_to_float16
     if inspect_graph(model).quantised: raise BackendError("half precision of a quantised graph", model.graph.name, "halve the float graph")
     worst = max(((float(np.abs(w).max()), t.name) for t in _tensors(model.graph) if t.data_type == 1 and (w := onnx.numpy_helper.to_array(t)).size), default=(0.0, ""))
     if not worst[0] <= 65504: raise BackendError(f"weight {worst[1]} has a value of {worst[0]:.3g}; half precision ends at 65504", model.graph.name, "this model needs float32")
-    made = convert_float_to_float16(_copy(model), keep_io_types=True, disable_shape_infer=False)
+    made = convert_float_to_float16(copy_graph(model), keep_io_types=True, disable_shape_infer=False)
     del made.graph.value_info[:]
     return sort_nodes(name_nodes(made))
 
 # %% ../../nbs/06_optimization/00_graphs.ipynb #52347ae0
 def _into_weights(model: Any, spec: PreprocessSpec) -> bool:
     "Fold colour order and scale into the first convolution, in place; False where that is not exact."
-    onnx, graph = _onnx(), model.graph
+    onnx, graph = onnx_package(), model.graph
     first = [n for n in graph.node if real_inputs(graph)[0].name in n.input]
     stored = {t.name: t for t in graph.initializer}
     if len(first) != 1 or first[0].op_type != "Conv" or first[0].input[1] not in stored or any(spec.mean): return False
@@ -316,7 +317,7 @@ def _into_weights(model: Any, spec: PreprocessSpec) -> bool:
 
 def _front(spec: PreprocessSpec, name: str, folded: bool) -> tuple[list[Any], list[Any]]:
     "Nodes and constants that make the tensor `name` out of 'picture', bytes in (B, H, W, 3)."
-    onnx, constants = _onnx(), {}
+    onnx, constants = onnx_package(), {}
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     steps: list[tuple[str, list[str], dict[str, Any]]] = [("Cast", [], {"to": kind}), ("Transpose", [], {"perm": [0, 3, 1, 2]})]
     if not folded:
@@ -335,9 +336,9 @@ def bytes_input(
     spec: PreprocessSpec,
 ) -> tuple[Any, PreprocessSpec]:  # takes (B, H, W, 3) uint8 BGR, and the spec that says so
     "The graph with the picture's arithmetic inside: letterboxed bytes in, the same answer out."
-    onnx = _onnx()
+    onnx = onnx_package()
     if spec.layout == "nhwc-uint8": raise BackendError("the graph takes bytes already", model.graph.name)
-    made = _copy(model)
+    made = copy_graph(model)
     given = real_inputs(made.graph)[0]
     if given.type.tensor_type.elem_type != onnx.TensorProto.FLOAT or len(_shape(given)) != 4:
         raise BackendError(f"the graph takes no float picture but {_shape(given)}", model.graph.name, "fold the bytes into the float32 file, or into one with float32 ends")

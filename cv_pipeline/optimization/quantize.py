@@ -20,7 +20,7 @@ import numpy as np
 
 from ..core.formats import IMAGE_SUFFIXES
 from ..core.types import BackendError, ConfigError, DataError
-from .graphs import _copy, _onnx, _producers, head_nodes, inspect_graph, name_nodes, opset_of, sort_nodes, upgrade_opset
+from .graphs import copy_graph, onnx_package, producers_of, head_nodes, inspect_graph, name_nodes, opset_of, sort_nodes, upgrade_opset
 
 # %% auto #0
 __all__ = ['ENOUGH', 'WEIGHTED', 'CalibrationWarning', 'describe_picture', 'picture_paths', 'spread_out', 'unlike',
@@ -157,7 +157,7 @@ class Ranges:
 
 def _float_tensors(model: Any) -> list[str]:
     "Names of all float activations of a graph."
-    onnx = _onnx()
+    onnx = onnx_package()
     try: seen = onnx.shape_inference.infer_shapes(model)
     except Exception as e: raise BackendError(f"its shapes cannot be inferred: {str(e)[:150]}", model.graph.name) from e
     kinds = {v.name: v.type.tensor_type.elem_type for v in [*seen.graph.value_info, *seen.graph.input, *seen.graph.output]}
@@ -173,7 +173,7 @@ def activation_ranges(
 ) -> Ranges:
     "Look at every activation for every batch; BackendError when a value is not finite, DataError without pictures."
     import onnxruntime as ort
-    onnx, asked, names = _onnx(), _copy(model), _float_tensors(model)
+    onnx, asked, names = onnx_package(), copy_graph(model), _float_tensors(model)
     outputs = [f"{name}::{op}" for name in names for op in ("ReduceMin", "ReduceMax")]
     asked.graph.node.extend(onnx.helper.make_node(o.rpartition("::")[2], [o.rpartition("::")[0]], [o], keepdims=0) for o in outputs)
     del asked.graph.output[:]
@@ -206,7 +206,7 @@ def _ready(model: Any, ranges: Ranges) -> Any:
     if opset_of(model) < 13: raise BackendError(f"operator set {opset_of(model)} has no scales per channel", model.graph.name, "simplify() or upgrade_opset() first")
     unknown = sorted({n for node in model.graph.node for n in node.output if n} - set(ranges.names) - {t for t in _not_float(model)})
     if unknown: raise BackendError(f"the ranges are of another graph: nothing is known of {unknown[0]}", model.graph.name, "take activation_ranges of this very graph")
-    return _onnx().shape_inference.infer_shapes(name_nodes(_copy(model)))
+    return onnx_package().shape_inference.infer_shapes(name_nodes(copy_graph(model)))
 
 
 def _not_float(model: Any) -> set[str]:
@@ -215,7 +215,7 @@ def _not_float(model: Any) -> set[str]:
 
 def _detach(model: Any, kept: set[str]) -> None:
     "Let kept nodes read the tensor before its Q and DQ: ONNX Runtime's quantiser hands a shared tensor to all its readers in eight bits."
-    made = _producers(model.graph)
+    made = producers_of(model.graph)
     for node in [n for n in model.graph.node if n.name in kept]:
         for i, name in enumerate(node.input):
             back = made.get(name)
@@ -298,9 +298,9 @@ def lint_qdq(
     keep: Sequence[str] = (),     # nodes whose inputs must not be quantised
 ) -> tuple[str, ...]:
     "What TensorRT would refuse or run badly, a line each; empty: nothing."
-    onnx, graph = _onnx(), model.graph
+    onnx, graph = onnx_package(), model.graph
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
-    made, kept, problems = _producers(graph), set(keep), []
+    made, kept, problems = producers_of(graph), set(keep), []
     pairs = [n for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     if not pairs: problems.append("there is not one Q or DQ node in it")
     for node in pairs:
@@ -410,7 +410,7 @@ def prune_weights(
 ) -> Any:           # a new graph
     "The smallest weights set to zero. Makes a file that compresses better; dense runtimes are no faster for it."
     _check_share(share)
-    onnx, made = _onnx(), _copy(model)
+    onnx, made = onnx_package(), copy_graph(model)
     for tensor in made.graph.initializer:
         if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2: continue
         weights = onnx.numpy_helper.to_array(tensor).copy()
@@ -452,7 +452,7 @@ def prune_channels(
 ) -> Any:              # a new, smaller graph
     "Whole channels taken out where only one convolution reads them; faster everywhere. Fine-tune, or at least let the gate judge."
     _check_share(share)
-    onnx, made = _onnx(), name_nodes(_copy(model))
+    onnx, made = onnx_package(), name_nodes(copy_graph(model))
     stored = {t.name: t for t in made.graph.initializer}
     used = {name: sum(name in n.input for n in made.graph.node) for name in stored}
     head = set(head_nodes(made))
@@ -470,4 +470,4 @@ def prune_channels(
 
 
 def _store(stored: dict[str, Any], name: str, value: np.ndarray) -> None:
-    stored[name].CopyFrom(_onnx().numpy_helper.from_array(np.ascontiguousarray(value), name))
+    stored[name].CopyFrom(onnx_package().numpy_helper.from_array(np.ascontiguousarray(value), name))
