@@ -8,56 +8,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..core.stamp import instruction_set, machine
 from ..core.types import Backend, BackendError, ConfigError, CVPipelineError
 from .backends import InvalidOutput, Model, OutOfMemory, check_output, make_postprocessor
 from .manifest import BY_ENDING, Artefact, ModelFolder, ModelManifest, PreprocessSpec, find_artefact, output_shape
 from .preprocess import Preprocessor, value_tables
 
 # %% auto #0
-__all__ = ['PICTURE', 'RETRY_S', 'MARGIN', 'instruction_set', 'Candidate', 'own_file', 'candidates', 'nvml', 'machine',
-           'sample_picture', 'one_line', 'measure', 'cache_folder', 'record_key', 'read_record', 'write_record',
-           'Choice', 'rank', 'matching', 'prepared', 'Measuring', 'choose', 'to_layout', 'Option', 'answered',
-           'FallbackBackend', 'open_chosen']
-
-# %% ../../nbs/02_inference/13_choice.ipynb #52c8e0f4
-_INSTRUCTION_SETS = {  # flag of the processor → name; the first that is there is what eight-bit kernels take
-    "amx_int8": "x86-64 amx-int8", "avx512_vnni": "x86-64 avx512-vnni", "avx_vnni": "x86-64 avx-vnni",
-    "avx512bw": "x86-64 avx512", "avx2": "x86-64 avx2", "sse2": "x86-64 sse",
-    "i8mm": "arm64 i8mm", "asimddp": "arm64 dotprod", "asimd": "arm64 neon"}
-
-
-def instruction_set(
-    cpuinfo: Path = Path("/proc/cpuinfo"),
-) -> str:  # e.g. "x86-64 avx2", "x86-64 avx512-vnni", "arm64 dotprod"
-    "What this processor multiplies bytes with; where the system does not say, the processor's own name."
-    try: lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError: lines = []
-    flags = [line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))]
-    common = set.intersection(*map(set, flags)) if flags else set()  # a thread may run on any core
-    unknown = f"{platform.machine()} {_processor()}"
-    return next((name for flag, name in _INSTRUCTION_SETS.items() if flag in common), unknown)
-
-
-def _processor() -> str:
-    "Model of the processor as the system names it."
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.lower().startswith(("model name", "hardware", "cpu model")): return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+__all__ = ['PICTURE', 'RETRY_S', 'MARGIN', 'Candidate', 'own_file', 'candidates', 'sample_picture', 'one_line', 'measure',
+           'cache_folder', 'record_key', 'read_record', 'write_record', 'Choice', 'rank', 'matching', 'prepared',
+           'Measuring', 'choose', 'to_layout', 'Option', 'answered', 'FallbackBackend', 'open_chosen']
 
 # %% ../../nbs/02_inference/13_choice.ipynb #5d192b6b
 @dataclass(frozen=True)
@@ -111,44 +83,6 @@ def candidates(
     own, kind = own_file(manifest), kind or instruction_set()
     others = [a for a in manifest.artefacts if a.label != own.label]
     return [Candidate(own), *(_candidate(folder, a, gate, kind) for a in others)]
-
-# %% ../../nbs/02_inference/13_choice.ipynb #36ed14a2
-def _cores() -> float:
-    "Cores that this process may use: its affinity, cut by the quota of its container."
-    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, round(int(quota) / int(period), 2))  # "max": no number, no quota
-    return cores
-
-
-@contextmanager
-def nvml() -> Iterator[tuple[Any, list[Any]]]:
-    "NVIDIA's management library and a handle for each GPU; no GPU where there is no library, no driver or no right to ask."
-    try:
-        import pynvml
-        pynvml.nvmlInit()
-    except Exception: pynvml = None
-    try: yield pynvml, [] if pynvml is None else [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-    finally:
-        if pynvml is not None: pynvml.nvmlShutdown()
-
-
-def _gpus() -> list[str]:
-    "Names of the GPUs and their driver; empty where NVML is not installed or finds none."
-    text = lambda v: v.decode() if isinstance(v, bytes) else str(v)
-    with suppress(Exception), nvml() as (lib, cards):
-        if cards: return [*(text(lib.nvmlDeviceGetName(c)) for c in cards), f"driver {text(lib.nvmlSystemGetDriverVersion())}"]
-    return []
-
-
-def machine() -> dict[str, Any]:
-    "What a measurement of speed depends on, in plain text."
-    versions = {}
-    for package in ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt"):
-        with suppress(metadata.PackageNotFoundError): versions[package] = metadata.version(package)
-    return {"system": f"{platform.system()} {platform.machine()}", "processor": _processor(),
-            "instruction set": instruction_set(), "cores": _cores(), "gpus": _gpus(), "runtimes": versions}
 
 # %% ../../nbs/02_inference/13_choice.ipynb #0d889ac2
 PICTURE = (720, 1280)  # height and width of the picture that is prepared for each call

@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 import numpy as np
 
 from ..core.files import read_table_file
-from ..core.types import BackendError, Clock, ConfigError, Detections, MissingExtraError, ModelSpecMismatch, SinkError
+from ..core.types import BackendError, Clock, ConfigError, Detections, MissingExtraError, ModelSpecMismatch
 from .backends import Model, OutOfMemory, check_output, make_postprocessor
 from .manifest import ModelManifest, check_graph, output_shape
 from .preprocess import Preprocessor

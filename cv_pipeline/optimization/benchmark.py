@@ -25,13 +25,14 @@ from typing import Any
 import numpy as np
 
 from ..core.formats import LabelledImage, read_dataset
+from ..core.stamp import instruction_set, machine, nvml
 from ..core.types import BackendError, ConfigError, DataError, SinkError
 from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, ap_interval, clusters, compare_models, draw_weights
 from ..evaluation.metrics import match_set
 from ..evaluation.records import predict_set
 from ..inference.backends import Model, OutOfMemory, make_postprocessor
 from ..inference.batching import DynamicBatcher
-from ..inference.choice import instruction_set, machine, nvml, one_line, own_file, prepared, sample_picture
+from ..inference.choice import one_line, own_file, prepared, sample_picture
 from ..inference.loading import model_metadata, open_artefact
 from ..inference.manifest import Artefact, ModelFolder, ModelManifest, open_model_folder
 from ..inference.openvino import default_precision

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from ..core.formats import LabelledImage, read_dataset
+from ..core.stamp import instruction_set
 from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, Interval, Verdict, clusters, compare_models, draw_weights
 from ..evaluation.metrics import SIZES, ap_table, match_set, mean_ap
 from ..evaluation.records import EvalSet, predict_set
 from ..evaluation.summary import data_hash
 from ..inference.backends import Model, make_postprocessor
-from ..inference.choice import instruction_set, own_file
+from ..inference.choice import own_file
 from ..inference.engines import build_lock
 from ..inference.loading import load_backend, load_model
 from ..inference.manifest import Artefact, ModelManifest, artefact_sha256, find_artefact, load_manifest, save_manifest

@@ -14,22 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cv_pipeline.core.stamp import instruction_set, machine, processor_name
 from cv_pipeline.core.types import Backend, BackendError, ConfigError, ModelSpecMismatch
 from cv_pipeline.inference import choice as room
 from cv_pipeline.inference import loading
 from cv_pipeline.inference.backends import InvalidOutput, OutOfMemory, SteadyBackend
-from cv_pipeline.inference.choice import (
-    MARGIN,
-    FallbackBackend,
-    Option,
-    instruction_set,
-    machine,
-    measure,
-    rank,
-    read_record,
-    to_layout,
-    write_record,
-)
+from cv_pipeline.inference.choice import MARGIN, FallbackBackend, Option, measure, rank, read_record, to_layout, write_record
 from cv_pipeline.inference.loading import load_backend, load_model, register_backend
 from cv_pipeline.inference.manifest import Artefact, PreprocessSpec, bundled_models, load_manifest, save_manifest
 from cv_pipeline.inference.preprocess import Preprocessor
@@ -97,7 +87,7 @@ def test_the_instruction_set_is_what_all_cores_have(tmp_path, flags, kind):
 def test_an_unknown_processor_is_named_itself_so_that_no_verdict_of_another_one_counts(tmp_path, text):
     if text is not None:
         (tmp_path / "cpuinfo").write_bytes(text.encode("latin-1"))
-    assert instruction_set(tmp_path / "cpuinfo") == f"{platform.machine()} {room._processor()}"
+    assert instruction_set(tmp_path / "cpuinfo") == f"{platform.machine()} {processor_name()}"
 
 
 def with_gate(family, **gates):
@@ -351,7 +341,7 @@ def test_load_model_auto_finds_what_the_own_file_finds(family, tmp_path, monkeyp
 
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity")
 def test_fewer_cores_are_another_machine():
-    ask = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from cv_pipeline.inference.choice import machine; print(machine()['cores'])"
+    ask = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from cv_pipeline.core.stamp import machine; print(machine()['cores'])"
     assert float(subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, env=os.environ).stdout) == 1.0
 
 

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
+from cv_pipeline.core.stamp import instruction_set
 from cv_pipeline.core.types import BackendError, ConfigError, DataError, ModelSpecMismatch
 from cv_pipeline.evaluation.intervals import Interval, Verdict
 from cv_pipeline.evaluation.records import box_table, predict_set
 from cv_pipeline.evaluation.summary import line_pictures
-from cv_pipeline.inference.choice import instruction_set
 from cv_pipeline.inference.loading import load_backend, load_model
 from cv_pipeline.inference.manifest import (
     Artefact,

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from cv_pipeline.core.stamp import instruction_set
 from cv_pipeline.core.types import BackendError, ConfigError, DataError
-from cv_pipeline.inference.choice import instruction_set
 from cv_pipeline.inference.manifest import PreprocessSpec, load_manifest
 from cv_pipeline.inference.preprocess import Preprocessor
 from cv_pipeline.optimization.graphs import head_nodes, inspect_graph, open_graph, run_once, simplify
