@@ -15,7 +15,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,9 +24,10 @@ from .types import ConfigError, CVPipelineError, DataError, SinkError
 
 # %% auto #0
 __all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'draft_of', 'write_whole', 'write_json', 'append_lines', 'Busy',
-           'locked', 'sweep_drafts', 'Staging', 'glob_escape', 'sync_tree', 'copy_file', 'file_sha256', 'safe_name',
-           'decode_text', 'read_bytes', 'read_text', 'parse_json', 'read_json', 'read_json_lines', 'parse_yaml',
-           'read_yaml', 'read_table_file', 'expecting', 'read_parquet', 'read_parquet_metadata', 'read_parquet_schema']
+           'locked', 'sweep_drafts', 'Staging', 'glob_escape', 'sync_tree', 'copy_file', 'move_file', 'copy_over',
+           'file_sha256', 'safe_name', 'decode_text', 'read_bytes', 'read_text', 'parse_json', 'read_json',
+           'read_json_lines', 'parse_yaml', 'read_yaml', 'read_table_file', 'expecting', 'read_parquet',
+           'read_parquet_metadata', 'read_parquet_schema']
 
 # %% ../../nbs/00_core/02_files.ipynb #07d851ac
 _REMEDY = {
@@ -116,29 +117,47 @@ def write_json(path: str | Path, value: Any, durable: bool = False) -> Path:
     return write_whole(path, text + "\n", durable)
 
 # %% ../../nbs/00_core/02_files.ipynb #6819399d
+def _missing_end(file: BinaryIO, cut_torn: bool) -> bytes:
+    "What the last line lacks: nothing, or its end. With `cut_torn` a line that is no whole object is taken away."
+    start = size = file.seek(0, os.SEEK_END)
+    last = b""
+    while start and b"\n" not in last:
+        start = max(0, start - (1 << 16 if cut_torn else 1))
+        file.seek(start)
+        last = file.read(size - start - len(last)) + last
+        if not cut_torn:
+            return b"" if last == b"\n" else b"\n"
+    last = last.rpartition(b"\n")[2]
+    try:
+        whole = not last or isinstance(json.loads(last.decode("utf-8")), dict)
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        file.truncate(size - len(last))
+    return b"\n" if last and whole else b""
+
+
 def append_lines(
     path: str | Path,
     rows: Iterable[Mapping[str, Any]],  # a line of JSON each
     durable: bool = False,
+    cut_torn: bool = False,             # for readers who refuse a bad line: take a torn last line away, under a lock
 ) -> Path:
     "Add JSON lines at the end of a file, all in one write; SinkError when it cannot be written."
     path = Path(path)
-    lines = [json.dumps(dict(row), ensure_ascii=False, default=str, separators=(", ", ": ")) for row in rows]
+    lines = [json.dumps(dict(row), ensure_ascii=False, default=str) for row in rows]
     data = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            if size:
-                file.seek(-1, os.SEEK_END)
-                data = (b"" if file.read(1) == b"\n" else b"\n") + data
-            left = memoryview(data)
-            while left:
-                left = left[file.write(left) :]
-            if durable:
-                os.fsync(file.fileno())
-    except OSError as e:
-        raise sink_error("could not be written", e, path) from e
+    with locked(path) if cut_torn else nullcontext():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab+", buffering=0) as file:
+                left = memoryview(_missing_end(file, cut_torn) + data)
+                while left:
+                    left = left[file.write(left) :]
+                if durable:
+                    os.fsync(file.fileno())
+        except OSError as e:
+            raise sink_error("could not be written", e, path) from e
     return path
 
 # %% ../../nbs/00_core/02_files.ipynb #7d350081
@@ -315,6 +334,40 @@ def copy_file(
     except OSError as e:
         raise sink_error(f"could not be copied from {source}", e, target) from e
     return target
+
+
+def move_file(
+    source: str | Path,
+    target: str | Path,     # on the same disk; what is there is replaced
+    durable: bool = False,  # also after a power cut
+) -> Path:                  # the target
+    "Give a file that is whole its name, in one step; SinkError when that fails."
+    source, target = Path(source), Path(target)
+    try:
+        if durable:
+            with open(source, "rb") as file:
+                os.fsync(file.fileno())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, target)
+        if durable:
+            _sync_folder(target.parent)
+    except OSError as e:
+        raise sink_error(f"could not be moved from {source}", e, target) from e
+    return target
+
+
+def copy_over(
+    source: str | Path,
+    target: str | Path,   # what is there is replaced
+    link: bool = False,   # a hard link where the file system can
+) -> Path:                # the target
+    "Bring a file to another place, whole or not at all, instead of what is there; SinkError when that fails."
+    draft = draft_of(Path(target))
+    try:
+        return move_file(copy_file(source, draft, link), target)
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)  # also where both are one file already: then nothing was moved
 
 
 def file_sha256(
