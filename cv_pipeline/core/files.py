@@ -24,9 +24,9 @@ from .types import ConfigError, CVPipelineError, DataError, SinkError
 
 # %% auto #0
 __all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'draft_of', 'write_whole', 'write_json', 'append_lines', 'Busy',
-           'locked', 'sweep_drafts', 'Staging', 'glob_escape', 'sync_tree', 'copy_file', 'move_file', 'copy_over',
-           'file_sha256', 'safe_name', 'decode_text', 'read_bytes', 'read_text', 'parse_json', 'read_json',
-           'read_json_lines', 'parse_yaml', 'read_yaml', 'read_table_file', 'expecting', 'read_parquet',
+           'locked', 'sweep_drafts', 'Staging', 'glob_escape', 'sync_tree', 'draft_folder', 'copy_file', 'move_file',
+           'copy_over', 'file_sha256', 'safe_name', 'decode_text', 'read_bytes', 'read_text', 'parse_json', 'read_json',
+           'read_json_lines', 'parse_yaml', 'read_yaml', 'read_table_file', 'expecting', 'writing', 'read_parquet',
            'read_parquet_metadata', 'read_parquet_schema']
 
 # %% ../../nbs/00_core/02_files.ipynb #07d851ac
@@ -307,6 +307,24 @@ def sync_tree(folder: Path) -> None:
             _sync_folder(path)
     _sync_folder(folder)
 
+# %% ../../nbs/00_core/02_files.ipynb #c2d85519
+@contextmanager
+def draft_folder(
+    out: str | Path,  # the file or folder that is made
+) -> Iterator[Path]:  # hidden, beside it
+    "A folder to make something in, before `move_file` gives it its name; gone afterwards, also of killed processes."
+    out = Path(out)
+    folder = draft_of(out)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as e:
+        raise sink_error("no draft can be made here", e, out) from e
+    sweep_drafts(out)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
 # %% ../../nbs/00_core/02_files.ipynb #bff768e9
 def copy_file(
     source: str | Path,
@@ -341,7 +359,7 @@ def move_file(
     target: str | Path,     # on the same disk; what is there is replaced
     durable: bool = False,  # also after a power cut
 ) -> Path:                  # the target
-    "Give a file that is whole its name, in one step; SinkError when that fails."
+    "Give a file or a folder that is whole its name, in one step; SinkError when that fails."
     source, target = Path(source), Path(target)
     try:
         if durable:
@@ -610,6 +628,21 @@ def expecting(
         raise error(f"{what}: {e.what}", where, hint or e.hint) from e
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
         raise error(f"{what}: {e!r}", where, hint) from e
+
+
+@contextmanager
+def writing(
+    what: str,                                 # e.g. "the engine cannot be written"
+    where: object,                             # the file or folder
+    hint: str | None = None,
+    error: type[CVPipelineError] = SinkError,
+) -> Iterator[None]:
+    "Errors of writing as one typed error with the operating system's reason."
+    try:
+        yield
+    except (SinkError, OSError) as e:
+        reason = e.__cause__ if isinstance(e, SinkError) and e.__cause__ is not None else e
+        raise error(f"{what}: {getattr(reason, 'strerror', None) or reason}", where, hint or getattr(e, "hint", None)) from e
 
 # %% ../../nbs/00_core/02_files.ipynb #4a33fca1
 def read_parquet(
