@@ -353,7 +353,7 @@ def copy_file(
         raise sink_error(f"could not be copied from {source}", e, target) from e
     return target
 
-
+# %% ../../nbs/00_core/02_files.ipynb #80847e61
 def move_file(
     source: str | Path,
     target: str | Path,     # on the same disk; what is there is replaced
@@ -387,7 +387,7 @@ def copy_over(
         with suppress(OSError):
             draft.unlink(missing_ok=True)  # also where both are one file already: then nothing was moved
 
-
+# %% ../../nbs/00_core/02_files.ipynb #fc930710
 def file_sha256(
     path: str | Path,  # any file
 ) -> str:              # 64 hexadecimal digits

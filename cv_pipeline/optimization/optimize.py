@@ -314,7 +314,7 @@ def _opened(model: str | Path | Model, spec: str | Path | None, folder: Path, im
     if isinstance(model, Model): return model
     if Path(model).suffix.lower() == ".pt":
         made = export_pt(model, folder / "export", imgsz)
-        named = made.rename(made.with_name(f"{Path(model).stem}.onnx"))
+        named = move_file(made, made.with_name(f"{Path(model).stem}.onnx"))
         return load_model(named, spec, threads=threads)
     return load_model(model, spec, threads=threads)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..annotation.datasets import check_leak, check_test_set, read_frozen
 from ..annotation.versions import read_version, utc_now
-from ..core.files import Staging, copy_over, file_sha256, write_whole
+from ..core.files import Staging, copy_over, file_sha256, move_file, write_whole
 from ..core.formats import LabelledImage, read_dataset
 from ..core.images import read_image
 from ..core.types import ConfigError, DataError, MissingExtraError
@@ -207,7 +207,7 @@ def _opened(model: str | Path | Model, folder: Path, threads: int) -> Model:
     "A model; a checkpoint is exported first."
     if isinstance(model, Model) or Path(model).suffix.lower() != ".pt": return model if isinstance(model, Model) else load_model(model, threads=threads)
     made = export_pt(model, folder)
-    return load_model(made.rename(made.with_name(f"{Path(model).stem}.onnx")), threads=threads)
+    return load_model(move_file(made, made.with_name(f"{Path(model).stem}.onnx")), threads=threads)
 
 
 def _about(model: Model) -> dict[str, Any]:

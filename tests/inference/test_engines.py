@@ -282,7 +282,7 @@ def test_progress_stops_a_build_and_its_errors_come_out(build, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         build(progress=lambda share, phase: (_ for _ in ()).throw(KeyboardInterrupt()), rebuild=True)
     assert build().built is False, "the engine of before still stands"
-    assert not (tmp_path / "tiny.engine.lock").exists()
+    assert not (tmp_path / ".tiny.engine.lock").exists()
 
 
 @given(st.lists(st.tuples(st.sampled_from(["start", "step", "finish"]), st.integers(0, 4), st.integers(0, 4), st.integers(0, 9)), max_size=60))
