@@ -641,8 +641,9 @@ def writing(
     try:
         yield
     except (SinkError, OSError) as e:
-        reason = e.__cause__ if isinstance(e, SinkError) and e.__cause__ is not None else e
-        raise error(f"{what}: {getattr(reason, 'strerror', None) or reason}", where, hint or getattr(e, "hint", None)) from e
+        cause = e.__cause__ if isinstance(e, SinkError) and e.__cause__ is not None else e
+        reason = getattr(cause, "strerror", None) or cause
+        raise error(f"{what}: {reason}", where, hint or getattr(e, "hint", None)) from e
 
 # %% ../../nbs/00_core/02_files.ipynb #4a33fca1
 def read_parquet(
