@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,16 +22,15 @@ import yaml
 from scipy.optimize import linear_sum_assignment
 
 from .datasets import Problem, worst_first
-from ..core.files import sink_error, writable_folder, write_whole
+from ..core.files import append_lines, copy_over, expecting, file_sha256, read_bytes, read_json, read_text, read_yaml, writable_folder, write_whole
 from ..core.formats import LabelledImage, read_dataset, to_coco_annotations, to_yolo
 from ..core.images import read_image
 from ..core.types import ConfigError, DataError, Detections, box_iou, validate_detections
 
 # %% auto #0
-__all__ = ['Annotation', 'check_units', 'unknown_labels', 'write_annotations', 'append_lines', 'add_annotations',
-           'read_annotations', 'same_labels', 'settle', 'box_groups', 'Consensus', 'consensus', 'write_labelled',
-           'Draft', 'one_each', 'drafts_of', 'write_drafts', 'box_around', 'turned_box', 'refuse_shape',
-           'read_labelled']
+__all__ = ['Annotation', 'check_units', 'unknown_labels', 'write_annotations', 'add_annotations', 'read_annotations',
+           'same_labels', 'settle', 'box_groups', 'Consensus', 'consensus', 'write_labelled', 'Draft', 'one_each',
+           'drafts_of', 'write_drafts', 'box_around', 'turned_box', 'refuse_shape', 'read_labelled']
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #1ea0f269
 def _path_below(picture: Any) -> bool:
@@ -143,37 +141,20 @@ def write_annotations(
 def _lines(path: Path) -> list[tuple[str, dict]]:
     "Where and what of every line; a last line that a crash cut off is left out."
     if not path.exists(): raise DataError("no such file of annotations", path)
-    try: lines = path.read_bytes().split(b"\n")  # only there: json leaves U+2028 and the like as they are, and splitlines() would cut at them
-    except OSError as e: raise DataError(f"this file of annotations cannot be read: {e.strerror}", path, "give annotations.jsonl") from e
+    with expecting("this file of annotations cannot be read", path, "give annotations.jsonl"):
+        lines = read_bytes(path).split(b"\n")  # only there: JSON leaves U+2028 and the like as they are
     found = []
     for number, line in enumerate(lines, 1):
         if not line.strip(): continue
-        try: row = json.loads(line.decode("utf-8"))
-        except ValueError as e:
-            if number == len(lines): continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as e:
+            if number == len(lines):
+                continue
             raise DataError(f"line {number} is not JSON: {e}", path) from e
         if not isinstance(row, dict): raise DataError(f"line {number} is no annotation: {line[:60]!r}", path)
         found.append((f"{path}:{number}", row))
     return found
-
-# %% ../../nbs/07_annotation/01_annotations.ipynb #b863e310
-def append_lines(
-    path: str | Path,
-    rows: Iterable[Mapping[str, Any]],  # a line of JSON each
-) -> Path:
-    "Add lines at the end; a last line that a crash cut off is taken away first. SinkError when it cannot be written."
-    path, text = Path(path), "".join(json.dumps(dict(r), ensure_ascii=False, default=str) + "\n" for r in rows)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "r+b" if path.exists() else "x+b") as f:
-            there = f.read()
-            whole = there.rfind(b"\n") + 1
-            try: end = b"\n" if isinstance(json.loads(there[whole:].decode("utf-8")), dict) else b""  # whole, but for its end
-            except ValueError: end = b""
-            if not end: f.seek(whole); f.truncate()
-            f.write(end + text.encode("utf-8", "backslashreplace"))
-    except OSError as e: raise sink_error("could not be written", e, path) from e
-    return path
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #492a5e58
 def add_annotations(
@@ -327,13 +308,8 @@ def _flat_names(pictures: Sequence[str]) -> dict[str, str]:
 
 def _copy(source: Path, target: Path) -> None:
     "The same bytes at another place, whole or not at all; a hard link where the file system allows one."
-    if target.exists() and target.stat().st_size == source.stat().st_size: return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try: os.link(source, target)
-    except OSError:
-        part = target.with_name(f".{target.name}.part")
-        shutil.copy2(source, part)
-        os.replace(part, target)
+    if not target.exists() or target.stat().st_size != source.stat().st_size:
+        copy_over(source, target, link=True)
 
 
 def _sheet(folder: Path, names: Sequence[str], sides: Sequence[str]) -> None:
@@ -394,8 +370,9 @@ class Draft:
     def sha256(self) -> str:
         "Of the picture's file: what makes two drafts the same."
         try:
-            with open(self.path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(f.read()).hexdigest()
-        except OSError as e: raise DataError(f"the picture is gone: {e.strerror}", self.path, "it was there when it was collected; collect again, or leave it out") from e
+            return file_sha256(self.path)
+        except OSError as e:
+            raise DataError(f"the picture is gone: {e.strerror}", self.path, "it was there when it was collected; collect again, or leave it out") from e
 
 
 def one_each(drafts: Iterable[Draft]) -> tuple[list[Draft], list[Problem]]:
@@ -421,12 +398,12 @@ def drafts_of(
 def _listed(folder: Path) -> tuple[list[str], bool]:
     "The classes that a folder of YOLO drafts numbers already, and whether both its lists say so; DataError where that cannot be told."
     sheet, file, lists = folder / "data.yaml", folder / "labels" / "classes.txt", []
-    try:
+    with expecting("its list of classes cannot be read", folder, f"mend {sheet.name}, or take a new folder"):
         if sheet.exists():
-            names = yaml.safe_load(sheet.read_text(encoding="utf-8"))["names"]
+            names = read_yaml(sheet)["names"]
             lists.append([str(names[k]) for k in sorted(names)] if isinstance(names, dict) else [str(n) for n in names])
-        if file.exists(): lists.append([n.rstrip("\r") for n in file.read_text(encoding="utf-8").split("\n") if n.strip()])
-    except (yaml.YAMLError, OSError, ValueError, KeyError, TypeError) as e: raise DataError(f"its list of classes cannot be read: {e!r}", folder, f"mend {sheet.name}, or take a new folder") from e
+        if file.exists():
+            lists.append([n for n in read_text(file).split("\n") if n.strip()])
     if not lists and any(p.name != "classes.txt" for p in (folder / "labels").glob("*.txt")): raise DataError("it has labels and no list of classes: nobody knows what their numbers mean", folder, "bring data.yaml back, or take a new folder")
     short, long = sorted(lists, key=len) if len(lists) == 2 else ([], lists[0] if lists else [])
     if long[:len(short)] != short or len(set(long)) < len(long): raise DataError(f"data.yaml and classes.txt number the classes differently, or one twice: {', '.join(lists[0])} and {', '.join(lists[-1])}", folder, "make them the same, or take a new folder")
@@ -436,12 +413,10 @@ def _listed(folder: Path) -> tuple[list[str], bool]:
 def _old_coco(file: Path) -> dict[str, Any]:
     "The COCO file of a folder of drafts; DataError when it is none."
     if not file.exists(): return {"images": [], "annotations": [], "categories": []}
-    try:
-        book = json.loads(file.read_text(encoding="utf-8"))
+    with expecting("not a COCO file", file, "half written? bring back a copy of it, or take a new folder"):
+        book = read_json(file, dict)
         images, rows, ids = ([r[key] for r in book[part]] for part, key in (("images", "file_name"), ("annotations", "image_id"), ("categories", "id")))
         names = [c["name"] for c in book["categories"]]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise DataError(f"not a COCO file: {e!r}", file, "half written? bring back a copy of it, or take a new folder") from e
     if len(set(map(str, ids))) < len(ids) or len(set(map(str, names))) < len(names): raise DataError(f"a category is there twice: {', '.join(f'{i} {n}' for i, n in zip(ids, names))}", file, "give each category one number and one name, or take a new folder")
     return book
 
@@ -488,7 +463,8 @@ def write_drafts(
     writable_folder(out)
     for d in drafts: _copy(d.path, out / "images" / files[d.picture])
     if coco is None and (names != old or not same): _sheet(out, names, ["train"]); write_whole(out / "labels" / "classes.txt", "\n".join(names) + "\n")
-    append_lines(book, [_draft_row(d, files[d.picture], form) for d in drafts if d.picture in due])  # before the labels: one without its line would pass for an answer
+    lines = [_draft_row(d, files[d.picture], form) for d in drafts if d.picture in due]
+    append_lines(book, lines, cut_torn=True)  # before the labels: one without its line would pass for an answer
     if coco and fresh: write_whole(out / "annotations.json", json.dumps(_add_coco(coco, fresh, files)))
     for d in fresh if coco is None else ():
         number = np.array([names.index(n) for n in d.names], np.int32)

@@ -22,12 +22,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..core.files import safe_name, sink_error, writable_folder, write_whole
+from ..core.files import expecting, read_bytes, read_json, read_text, safe_name, sink_error, writable_folder, write_json, write_whole
 from ..core.formats import IMAGE_SUFFIXES
 from ..core.images import read_image
 from ..core.likeness import perceptual_hash
 from ..core.results import read_table
-from ..core.types import Clock, ConfigError, DataError, Detections, Frame, FrameResult, Source, SourceError
+from ..core.types import Clock, ConfigError, DataError, Detections, Frame, FrameResult, SinkError, Source, SourceError
 from ..inference.calibrators import Calibrator
 from ..synthetic.line import open_line
 from ..video.sources import FolderSource, open_source, unique_ids
@@ -327,7 +327,7 @@ _TALLY = "tally.jsonl"  # of a collection that is not closed
 def _rows_in(path: Path) -> dict[str, Collected]:
     "Picture → what its last line says."
     rows: dict[str, Collected] = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = read_bytes(path).decode("utf-8", "replace").split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip(): continue
         try:
@@ -412,14 +412,13 @@ def _end_audit(shelf: Shelf, row: Collected) -> None:
 def read_books(folder: str | Path) -> dict[str, Any]:
     "How many looks, cases and pictures a collection has seen, up to the last look even where the process was killed; DataError when it is none."
     path = Path(folder) / "collection.json"
-    try:
-        book = {"audit": {}, **json.loads(path.read_text(encoding="utf-8"))}
+    with expecting("the books of the collection cannot be read", path):
+        book = {"audit": {}, **read_json(path, dict)}
         tally = path.with_name(_TALLY)
-        lines = tally.read_text(encoding="utf-8").split("\n")[:-1] if tally.exists() else []  # the last one is empty, or torn
+        lines = read_text(tally).split("\n")[:-1] if tally.exists() else []  # the last one is empty, or torn
         for what, key, value in map(json.loads, lines): book[what][key] = value
         book["audit_until"] = min((a["until"] for a in book["audit"].values()), key=datetime.fromisoformat, default=book["audit_until"])
         return book
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: raise DataError(f"the books of the collection cannot be read: {e!r}", path) from e
 
 
 def _as_counted(folder: Path, rows: Sequence[Collected]) -> list[Collected]:
@@ -494,13 +493,10 @@ def _keep(shelf: Shelf, frame: Frame, row: Collected, contends: bool) -> bool:
         _note(shelf, "counts", "no room", shelf.counts["no room"] + 1)
         if "random" in row.reasons: _end_audit(shelf, row)
         return False
-    path = shelf.folder / row.picture
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as e:
-        path.unlink(missing_ok=True)
-        raise sink_error("a collected picture could not be written", e, path) from e
+        write_whole(shelf.folder / row.picture, data)
+    except SinkError as e:
+        raise SinkError(f"a collected picture {e.what}", e.where, e.hint) from e
     shelf.rows[row.picture], shelf.lengths[row.picture], shelf.bytes = replace(row, detections=[]), len(data), shelf.bytes + len(data)  # what was detected is on disk
     if contends:
         heapq.heappush(shelf.heaps[row.case], (-rank, row.picture))
@@ -576,7 +572,7 @@ def _write_books(shelf: Shelf) -> None:
     book = {"policy": asdict(shelf.policy), "looks": dict(shelf.looks), "cases": dict(shelf.cases), "kept": dict(shelf.kept), "counts": dict(shelf.counts),
             "pictures": len(shelf.rows), "bytes": shelf.bytes, "audit_until": min(ends, key=datetime.fromisoformat, default=None), "audit": shelf.audit,
             "usual": {k: asdict(u) for k, u in shelf.usual.items()}}
-    write_whole(shelf.folder / "collection.json", json.dumps(book, indent=1, ensure_ascii=False) + "\n")
+    write_json(shelf.folder / "collection.json", book)
 
 
 def _resume(shelf: Shelf) -> None:
@@ -684,10 +680,12 @@ def _box_of(d: Mapping[str, Any]) -> tuple[int, str, float, list[float], int]:
 
 def _log_lines(path: Path) -> Iterator[dict[str, Any]]:
     "The looks of a results.jsonl; DataError for a line that is no result, torn ones (power failure) are left out."
-    with open(path, encoding="utf-8", errors="replace", newline="\n") as f:
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as f:  # a stream: it may be larger than the memory
         for number, line in enumerate(f, 1):
-            try: row = json.loads(line)
-            except json.JSONDecodeError: continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
             try:
                 if not row["inferred"] or row["status"] != "ok": continue
                 (width, height), frame_id = map(index, row["size"]), index(row["frame_id"])
@@ -759,8 +757,8 @@ class Flag:
 def read_flags(path: str | Path) -> list[Flag]:
     "Flags from a JSONL file: source_id, frame_id or at (ISO 8601 with time zone), note."
     made = []
-    try: lines = Path(path).read_text(encoding="utf-8").split("\n")  # not splitlines: a note may hold U+2028
-    except (OSError, UnicodeDecodeError) as e: raise DataError(f"the flags cannot be read: {e}", path) from e
+    with expecting("the flags cannot be read", path):
+        lines = read_text(path).split("\n")  # not splitlines: a note may hold U+2028
     for number, line in enumerate(lines, 1):
         if not line.strip(): continue
         try:
@@ -812,8 +810,10 @@ def _places(log: Path, looks: Looks, pictures: str | Path | Pictures | None) -> 
         found = {s: KeptFrames(folder / safe_name(s), s) for s in looks.sources if (folder / safe_name(s)).is_dir()}
         if found: return found
     if pictures is not None: raise DataError("no pictures of these sources here", root, f"expected a folder for each of {', '.join(looks.sources[:5])}, with files named by frame number")
-    try: listed = json.loads((log / "summary.json").read_text(encoding="utf-8"))["config"]["sources"]
-    except (OSError, ValueError, KeyError, TypeError): listed = []
+    try:
+        listed = read_json(log / "summary.json", dict)["config"]["sources"]
+    except (DataError, KeyError, TypeError):
+        listed = []
     made = iter(unique_ids(["line" if c["uri"].startswith("line:") else c["uri"] for c in listed if not c.get("id")], {c["id"] for c in listed if c.get("id")}))
     return {c.get("id") or next(made): c["uri"] for c in listed}
 

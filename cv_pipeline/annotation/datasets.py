@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,10 +23,11 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from ..core.files import copy_file, expecting, read_json, read_text, read_yaml, write_json, write_whole
 from ..core.formats import LabelledImage, read_dataset, to_yolo
 from ..core.images import read_image
 from ..core.likeness import Fingerprint, fingerprints, near_pairs
-from ..core.types import ConfigError, DataError, box_iou
+from ..core.types import CVPipelineError, ConfigError, DataError, box_iou
 from ..evaluation.records import short_names
 
 # %% auto #0
@@ -155,12 +156,13 @@ def _names_in(file: Path) -> tuple[str, ...]:
     "Class names that a file lists; empty when it lists none."
     try:
         if file.suffix in (".yaml", ".yml"):
-            names = (yaml.safe_load(file.read_text()) or {}).get("names") or ()
+            names = read_yaml(file).get("names") or ()
             return tuple(str(names[k]) for k in sorted(names)) if isinstance(names, dict) else tuple(map(str, names))
         if file.suffix == ".json" and file.stat().st_size > 2**26: return ()  # not read only for its names
-        if file.suffix == ".json": return tuple(c["name"] for c in sorted(json.loads(file.read_text())["categories"], key=lambda c: c["id"]))
-        return tuple(line.strip() for line in file.read_text().rstrip().splitlines())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError): return ()
+        if file.suffix == ".json": return tuple(c["name"] for c in sorted(read_json(file)["categories"], key=lambda c: c["id"]))
+        return tuple(line.strip() for line in read_text(file).rstrip().splitlines())
+    except (CVPipelineError, OSError, KeyError, TypeError, AttributeError):
+        return ()
 
 
 def name_lists(folder: Path) -> dict[Path, tuple[str, ...]]:
@@ -222,7 +224,7 @@ def label_hash(item: LabelledImage) -> str:
 # %% ../../nbs/07_annotation/00_datasets.ipynb #667e2785
 def _coco_problems(file: Path, prints: Mapping[str, Any]) -> list[Problem]:
     "What only the whole json shows: ids that are there twice, annotations of no picture, sizes that are not true."
-    book, found = json.loads(file.read_text()), []
+    book, found = read_json(file, dict), []
     for what, rows in (("picture id twice", book["images"]), ("annotation id twice", book.get("annotations", [])), ("category id twice", book["categories"])):
         found += [Problem("error", what, f"{file}: id {i}", f"{c} times") for i, c in Counter(r.get("id") for r in rows).items() if c > 1]
     found += [Problem("error", "picture listed twice", f"{file}: {n}", f"{c} times") for n, c in Counter(r["file_name"] for r in book["images"]).items() if c > 1]
@@ -398,11 +400,11 @@ class Split:
 
     def save(self, path: str | Path) -> Path:
         "A CSV with picture, side and group, as `read_columns` reads it."
-        with open(path, "w", newline="", encoding="utf-8") as f:
-            out = csv.writer(f)
-            out.writerow(["picture", "side", "group"])
-            out.writerows((str(i.path), s, int(g)) for i, s, g in zip(self.items, self.side, self.group))
-        return Path(path)
+        text = io.StringIO(newline="")
+        out = csv.writer(text)
+        out.writerow(["picture", "side", "group"])
+        out.writerows((str(i.path), s, int(g)) for i, s, g in zip(self.items, self.side, self.group))
+        return write_whole(path, text.getvalue())
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #25276097
 def sequences_by(
@@ -436,13 +438,6 @@ def split_dataset(
     return Split(items, group_split(group, counts, shares or {"train": 0.7, "val": 0.15, "test": 0.15}, seed), group, counts)
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #b66a8083
-def _same_file(source: Path, target: Path) -> None:
-    "The same bytes at another place: a hard link where the file system allows one, else a copy."
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try: os.link(source, target)
-    except OSError: shutil.copy2(source, target)
-
-
 def write_split(
     split: Split,
     out: str | Path,   # new or empty folder
@@ -457,12 +452,12 @@ def write_split(
         truth = item.truth((image.shape[1], image.shape[0]))
         crowd = np.asarray(truth.data.get("iscrowd", np.zeros(len(truth))), bool)
         if crowd.any(): found.append(Problem("warning", "crowd left out", str(item.path), f"{int(crowd.sum())} region(s): YOLO has no crowds"))
-        _same_file(item.path, out / "images" / side / name)
-        label = (out / "labels" / side / name).with_suffix(".txt")
-        label.parent.mkdir(parents=True, exist_ok=True)
-        label.write_text(to_yolo(truth[~crowd], (image.shape[1], image.shape[0]), clip=True, where=item.path))
+        copy_file(item.path, out / "images" / side / name, link=True)
+        text = to_yolo(truth[~crowd], (image.shape[1], image.shape[0]), clip=True, where=item.path)
+        write_whole((out / "labels" / side / name).with_suffix(".txt"), text)
     sides = {s: f"images/{s}" for s in dict.fromkeys(split.side.tolist())}
-    (out / "data.yaml").write_text(yaml.safe_dump({"path": str(out.resolve()), **sides, "names": dict(enumerate(names))}, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    sheet = {"path": str(out.resolve()), **sides, "names": dict(enumerate(names))}
+    write_whole(out / "data.yaml", yaml.safe_dump(sheet, sort_keys=False, allow_unicode=True))
     split.save(out / "split.csv")
     return found
 
@@ -521,22 +516,20 @@ def freeze(
     if bad: raise DataError("\n  - ".join([f"{len(bad)} error(s) in the set", *(f"{p.where}: {p.kind}: {p.what}" for p in bad[:10])]), dataset, "mend them before freezing: a frozen error stays")
     relative = Path(os.path.relpath(dataset.resolve(), manifest.resolve().parent)).as_posix()
     frozen = Frozen(relative, split, items[0].names, _sums(items, _root_of(dataset)))
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    partial = manifest.with_suffix(".part")
-    partial.write_text(json.dumps(frozen.to_dict(), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, manifest)
+    write_json(manifest, frozen.to_dict())
     return frozen
 
 
 def read_frozen(manifest: str | Path) -> Frozen:
     "A manifest from disk; DataError when it was edited."
-    try:
-        book = json.loads(Path(manifest).read_text(encoding="utf-8"))
+    with expecting("not a manifest of a frozen set", manifest, "write one with cv-pipeline data freeze"):
+        book = read_json(manifest, dict)
         frozen = Frozen(book["dataset"], book["split"], tuple(book["names"]), book["pictures"])
         digest = book["digest"]
-        if not all({"picture", "labels", "phash"} <= set(row) for row in frozen.pictures.values()): raise KeyError("pictures")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: raise DataError(f"not a manifest of a frozen set: {e!r}", manifest, "write one with cv-pipeline data freeze") from e
-    if digest != frozen.digest: raise FrozenSetError("the manifest itself was edited: its digest does not fit", manifest, "take it from version control")
+        if not all({"picture", "labels", "phash"} <= set(row) for row in frozen.pictures.values()):
+            raise KeyError("pictures")
+        expected = frozen.digest
+    if digest != expected: raise FrozenSetError("the manifest itself was edited: its digest does not fit", manifest, "take it from version control")
     return frozen
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #215c0d73

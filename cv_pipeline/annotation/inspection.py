@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +16,8 @@ import numpy as np
 from .annotations import Annotation, read_annotations, settle
 from .label_errors import KINDS, plant_errors
 from .qa import RELIABLE, Suspect, ranked
-from .review import Review, read_suspects, review, write_review
-from ..core.files import file_sha256
+from .review import Review, read_suspects, review
+from ..core.files import expecting, file_sha256, read_json, write_json
 from ..core.formats import LabelledImage, read_dataset
 from ..core.images import read_image
 from ..core.types import ConfigError, DataError, Detections
@@ -203,22 +202,20 @@ class Inspection:
     def save(self, folder: str | Path) -> Path:
         "qa.json, and records/ beside it."
         write_records(self.set, 0.25, Path(folder) / "records")
-        file = write_review(self.review, Path(folder) / "qa.json")
-        book = json.loads(file.read_text(encoding="utf-8"))
-        part = file.with_name(".qa.json.part")
-        part.write_text(json.dumps({**book, "verdict": self.verdict.value, "findings": [{"what": f.what, "verdict": f.verdict.value, "reason": f.reason} for f in self.findings]}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(file)
-        return file
+        findings = [{"what": f.what, "verdict": f.verdict.value, "reason": f.reason} for f in self.findings]
+        book = {**self.review.to_dict(), "verdict": self.verdict.value, "findings": findings}
+        return write_json(Path(folder) / "qa.json", book)
 
 
 def read_inspection(folder: str | Path) -> Inspection:
     "What `save` left."
     file = Path(folder) / "qa.json"
-    suspects, book = read_suspects(file), json.loads(file.read_text(encoding="utf-8"))
-    try:
+    suspects = read_suspects(file)
+    with expecting("not an inspection", file, "cv-pipeline qa writes one"):
+        book = read_json(file, dict)
         found = Review(suspects, book["balance"], book["coverage"], book["power"], book["agreement"], tuple(book["left_out"]), book["pictures"], book["labels"])
-        return Inspection(read_records(folder)[0], found, tuple(Finding(f["what"], Verdict(f["verdict"]), f["reason"]) for f in book["findings"]))
-    except (KeyError, TypeError, ValueError) as e: raise DataError(f"not an inspection: {e!r}", file, "cv-pipeline qa writes one") from e
+        findings = tuple(Finding(f["what"], Verdict(f["verdict"]), f["reason"]) for f in book["findings"])
+    return Inspection(read_records(folder)[0], found, findings)
 
 # %% ../../nbs/07_annotation/08_inspection.ipynb #6e2af1c7
 def look_into(

@@ -27,7 +27,7 @@ import numpy as np
 from .annotations import Annotation, Draft, add_annotations, box_around, one_each, refuse_shape, turned_box, unknown_labels
 from .collect import Collected
 from .datasets import Problem, worst_first
-from ..core.files import write_whole
+from ..core.files import expecting, parse_json, read_json, write_whole
 from ..core.masking import masked
 from ..core.types import ConfigError, CVPipelineError, DataError, Detections
 from ..core.viz import colour_of
@@ -239,8 +239,10 @@ def _address(url: str) -> str:
 
 def _reason(body: bytes) -> str:
     "What the server says was wrong, short."
-    try: said = json.loads(body)
-    except ValueError: return ""
+    try:
+        said = parse_json(body)
+    except DataError:
+        return ""
     if not isinstance(said, dict): return str(said)[:300]
     problems = said.get("validation_errors") or {}
     return "; ".join(f"{k}: {' '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in problems.items())[:300] if problems else str(said.get("detail", ""))[:300]
@@ -260,8 +262,10 @@ def _answer(server: Server, reply: Reply, where: str) -> Any:
     if status == 404: raise LabelStudioGone(f"not there: {why or 'HTTP 404'}", where, "was the project deleted?")
     if 300 <= status < 400: raise LabelStudioError(f"the server sends us elsewhere (HTTP {status}), to {masked(reply[1].get('Location', 'nowhere'))}", where, "give the address where it really lives; the token is not sent after it")
     if not 200 <= status < 300: raise LabelStudioError(f"refused (HTTP {status}): {why}", where)
-    try: return json.loads(body) if body else None
-    except ValueError: raise LabelStudioError("the answer is not JSON: this is no Label Studio, or a login page stands before it", where, "check the address") from None
+    try:
+        return parse_json(body, where) if body else None
+    except DataError:
+        raise LabelStudioError("the answer is not JSON: this is no Label Studio, or a login page stands before it", where, "check the address") from None
 
 
 def _rows(found: Any, where: str, *keys: str) -> list[Any]:
@@ -384,8 +388,8 @@ def _with_labels(config: str, project: Project, names: Sequence[str]) -> str:
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #88987c06
 def _remembered(book: Path) -> dict[str, Any]:
     "What a book says; DataError when it is none."
-    try: known = json.loads(book.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: raise DataError(f"it cannot be read: {e}", book, "delete it: the project is found by its title again") from e
+    with expecting("it cannot be read", book, "delete it: the project is found by its title again"):
+        known = read_json(book)
     if not isinstance(known, dict) or not {"url", "project", "title"} <= known.keys(): raise DataError("it does not name a project", book, "delete it: the project is found by its title again")
     return known
 
@@ -646,8 +650,8 @@ def read_export(
     shapes: str = "refuse", rename: Mapping[str, str] | None = None,
 ) -> Pulled:
     "The same from an exported file, for people who have no token."
-    try: tasks = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: raise DataError(f"not a readable export: {e}", path) from e
+    with expecting("not a readable export", path):
+        tasks = read_json(path)
     if not isinstance(tasks, list) or not all(isinstance(t, dict) and "annotations" in t and "id" in t for t in tasks): raise DataError("not an export of Label Studio in the form 'JSON'", path, "choose JSON, not JSON-MIN, COCO or YOLO; the last two are read by read_labelled")
     pulled = read_tasks(tasks, names, {}, shapes, rename)
     _check_percent(pulled.annotations, path)

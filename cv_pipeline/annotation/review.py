@@ -5,7 +5,6 @@
 # %% ../../nbs/07_annotation/07_review.ipynb #6b50867d
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from .annotations import Annotation, Draft
 from .label_errors import error_suspects, label_errors, search_power
 from .qa import Suspect, agreement, box_suspects, class_balance, class_suspects, coverage, dispute_suspects, ranked, rows_by_picture
-from ..core.files import write_whole
+from ..core.files import expecting, read_json, write_json
 from ..core.types import ConfigError, DataError, Detections
 from ..evaluation.failures import fiftyone_package, twin_pairs
 from ..evaluation.records import EvalSet, check_set
@@ -76,15 +75,15 @@ def review(
 # %% ../../nbs/07_annotation/07_review.ipynb #546888fd
 def write_review(found: Review, path: str | Path) -> Path:
     "qa.json."
-    return write_whole(path, json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
+    return write_json(path, found.to_dict())
 
 
 def read_suspects(path: str | Path) -> list[Suspect]:
     "The suspects of a qa.json."
-    try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))["problems"]
+    with expecting("not a review list", path, "cv-pipeline qa writes one"):
+        rows = read_json(path, dict)["problems"]
         return [Suspect(r["picture"], r["kind"], float(r["score"]), r["reason"], None if r["box"] is None else tuple(r["box"]), r["class_name"], r["suggestion"], int(r["row"])) for r in rows]
-    except (OSError, ValueError, KeyError, TypeError) as e: raise DataError(f"not a review list: {e!r}", path, "cv-pipeline qa writes one") from e
+
 
 # %% ../../nbs/07_annotation/07_review.ipynb #2a1c16a3
 def review_drafts(

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +16,7 @@ import cv2
 import numpy as np
 
 from .collect import Collected, read_collected, write_collected
-from ..core.files import writable_folder
+from ..core.files import copy_file, writable_folder
 from ..core.formats import read_dataset
 from ..core.images import read_image
 from ..core.types import BackendError, ConfigError, DataError, Detections, MissingExtraError
@@ -449,10 +447,9 @@ def write_selected(
     if out.exists() and (not out.is_dir() or any(out.iterdir())): raise ConfigError("is not an empty folder", out, "give a new one: nothing is overwritten")
     if len(c.rows) != len(c): raise DataError("these candidates do not come from a collection", folder, "make them with candidates_of")
     rows = [replace(c.rows[i], note="; ".join(filter(None, [c.rows[i].note, f"selected: {why}"]))) for i, why in chosen]
+    writable_folder(out)
     for row in rows:
-        (writable_folder(out) / row.picture).parent.mkdir(parents=True, exist_ok=True)
-        try: os.link(folder / row.picture, out / row.picture)
-        except OSError: shutil.copy2(folder / row.picture, out / row.picture)
+        copy_file(folder / row.picture, out / row.picture, link=True)
     write_collected(out, rows)
     return rows
 

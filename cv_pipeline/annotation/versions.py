@@ -10,8 +10,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -24,7 +22,7 @@ import yaml
 from .annotations import Annotation, same_labels, unknown_labels
 from .datasets import Frozen, Leak, LeakError, Problem, group_split, label_hash, leak_groups, read_frozen, sequences_by, verify_frozen, worst_first
 from .qa import class_balance
-from ..core.files import file_sha256, sink_error
+from ..core.files import Staging, copy_file, expecting, file_sha256, read_json, read_yaml, write_json, write_whole
 from ..core.formats import LabelledImage, read_dataset, to_yolo
 from ..core.likeness import Fingerprint, fingerprints, near_pairs
 from ..core.types import ConfigError, DataError, Detections
@@ -32,7 +30,7 @@ from ..evaluation.records import EvalSet, tabled
 
 # %% auto #0
 __all__ = ['SIDES', 'PREFER', 'Entry', 'Parent', 'VersionError', 'DatasetVersion', 'read_version', 'verify_version', 'Guarded',
-           'guarded', 'Staging', 'utc_now', 'merge', 'history', 'version_set', 'balance']
+           'guarded', 'utc_now', 'merge', 'history', 'version_set', 'balance']
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #6e2ffcb0
 SIDES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # folder → side
@@ -176,15 +174,14 @@ def read_version(path: str | Path) -> DatasetVersion:
     "A version from disk; DataError when there is none, or when its manifest was edited."
     path = Path(path)
     file = path / "version.json" if path.is_dir() else path
-    try:
-        book = json.loads(file.read_text(encoding="utf-8"))
+    with expecting("not a dataset version", file, "cv-pipeline merge makes one"):
+        book = read_json(file, dict)
         if book["format"] != _FORMAT: raise KeyError("format")
         kept = {k: book[k] for k in DatasetVersion.__dataclass_fields__ if k != "path"}
         asked, notes = tuple(map(tuple, kept["asked"])), tuple(Problem(**p) for p in kept["notes"])
         made = DatasetVersion(file.parent, **{**kept, "names": tuple(kept["names"]), "parents": tuple(kept["parents"]), "left_out": tuple(kept["left_out"]), "asked": asked, "notes": notes})
-        digest = made.digest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: raise DataError(f"not a dataset version: {e!r}", file, "cv-pipeline merge makes one") from e
-    if book["digest"] != digest: raise VersionError("the manifest itself was edited: its digest does not fit", file, "take it from a backup")
+        same = book["digest"] == made.digest
+    if not same: raise VersionError("the manifest itself was edited: its digest does not fit", file, "take it from a backup")
     return made
 
 
@@ -195,8 +192,10 @@ def verify_version(path: str | Path) -> DatasetVersion:
     wanted = {**{k: r["picture"] for k, r in v.pictures.items()}, **{_label_of(k): r["labels"] for k, r in v.pictures.items()}}
     missing, added = sorted(set(wanted) - there), sorted(there - set(wanted))
     changed = [k for k in sorted(set(wanted) & there) if wanted[k] != (file_sha256(v.path / k) if k.startswith("images/") else label_hash(LabelledImage(v.path / k, (), v.path / k)))]
-    try: sheet = yaml.safe_load((v.path / "data.yaml").read_text(encoding="utf-8"))["names"]
-    except (OSError, KeyError, TypeError, yaml.YAMLError): sheet = None
+    try:
+        sheet = read_yaml(v.path / "data.yaml").get("names")
+    except ConfigError:
+        sheet = None
     if sheet != dict(enumerate(v.names)): changed.append("data.yaml (class names)")
     if not (missing or added or changed): return v
     lines = [f"{what}: {n}" for what, names in (("changed", changed), ("missing", missing), ("added", added)) for n in names[:10]]
@@ -365,10 +364,9 @@ def _write_pictures(folder: Path, entries: Sequence[Entry], sides: np.ndarray, n
     rows, asked, index = {}, [], {n: i for i, n in enumerate(names)}
     for k, (e, side, name) in enumerate(zip(entries, sides, _file_names(entries))):
         picture = f"images/{side}/{name}"
-        for file in (picture, _label_of(picture)): (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        try: os.link(e.path, folder / picture)
-        except OSError: shutil.copy2(e.path, folder / picture)
+        copy_file(e.path, folder / picture, link=True)
         label = folder / _label_of(picture)
+        label.parent.mkdir(parents=True, exist_ok=True)
         label.write_text("".join(f"{index[n]} {row}\n" for n, row in zip(e.classes, e.rows)), encoding="utf-8")
         known = tuple(n for n in e.asked if n in index)
         if known not in asked: asked.append(known)
@@ -380,37 +378,6 @@ def _write_pictures(folder: Path, entries: Sequence[Entry], sides: np.ndarray, n
 
 def _sheet(names: Sequence[str], sides: Iterable[str]) -> str:
     return yaml.safe_dump({**{s: f"images/{s}" for s in sides}, "names": dict(enumerate(names))}, sort_keys=False, allow_unicode=True)
-
-# %% ../../nbs/07_annotation/09_versions.ipynb #9e2bf2cb
-def _alive(pid: str) -> bool:
-    try: os.kill(int(pid), 0)
-    except (OSError, ValueError): return False
-    return True
-
-
-class Staging:
-    "A hidden folder beside the target that becomes the target, or goes away again."
-
-    def __init__(self, out: str | Path):
-        self.out = Path(out)
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())): raise ConfigError("is there already", self.out, "give a new folder: nothing is overwritten")
-
-    def __enter__(self) -> Path:
-        try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            for old in self.out.parent.glob(f".{self.out.name}.part-*"):  # of processes that were killed
-                if not _alive(old.name.split("-")[-2]): shutil.rmtree(old, ignore_errors=True)
-            self.folder = self.out.with_name(f".{self.out.name}.part-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-            self.folder.mkdir()
-        except OSError as e: raise ConfigError(f"the folder cannot be written: {e.strerror or e}", self.out, "choose another place") from e
-        return self.folder
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        try:
-            if error is None: os.replace(self.folder, self.out)
-        except OSError as e: raise ConfigError(f"the folder cannot be put to its place: {e.strerror or e}", self.out, "did another process write it?") from e
-        finally: shutil.rmtree(self.folder, ignore_errors=True)
-        if isinstance(error, OSError): raise sink_error("could not be written", error, self.out) from error
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #b639cf2a
 def _with_sequences(parents: Sequence[Parent], sequences: str | Mapping[str, Any] | None) -> list[Entry]:
@@ -478,13 +445,13 @@ def merge(
                 "sequences": sequences if sequences is None or isinstance(sequences, str) else "table"}
     with stage as folder:
         rows, asked = _write_pictures(folder, kept, sides, chosen, progress)
-        (folder / "data.yaml").write_text(_sheet(chosen, sorted(set(sides))), encoding="utf-8")
+        write_whole(folder / "data.yaml", _sheet(chosen, sorted(set(sides))))
         number = 1 + max((p.version.number for p in opened if p.version), default=0)
         test = None if file is None else {"manifest": Path(os.path.relpath(file.resolve(), out.resolve())).as_posix(), "digest": book.digest, "pictures": len(book.pictures)}
         called = name or (opened[0].version.name if opened[0].version else out.name)
         made = DatasetVersion(out, called, number, chosen, rows, tuple(asked), _counted(rows, kept, chosen), tuple(p.to_dict(out) for p in opened), test,
                               now().isoformat(timespec="seconds"), by or _whoami(), settings, tuple(left_out), tuple(notes))
-        (folder / "version.json").write_text(json.dumps(made.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / "version.json", made.to_dict())
     return read_version(out)
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #6812d98e

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from .terminal import Opt, bar_over, listed, plain, say, share_bar, table
+from ..core.files import append_lines, read_json, read_json_lines
 from ..core.types import ConfigError, CVPipelineError, DataError, MissingExtraError
 
 # %% auto #0
@@ -42,14 +43,13 @@ def flag(
     out: Annotated[Path | None, Opt(help="File of flags. [default: RUN/flags.jsonl]")] = None,
 ) -> None:
     "Say that a picture is worth a look: `collect` keeps it whatever the model says."
-    from cv_pipeline.annotation.annotations import append_lines
     from cv_pipeline.annotation.collect import read_log
 
     number, at = _moment(frame)
     looks = read_log(run)
     if source not in looks.sources: raise DataError(f"the run has no source '{source}'", run, f"it has {', '.join(looks.sources[:8])}")
     row = {"source_id": source, **({"frame_id": number} if at is None else {"at": at.isoformat()}), **({"note": note} if note else {})}
-    file = append_lines(out or run / "flags.jsonl", [row])
+    file = append_lines(out or run / "flags.jsonl", [row], cut_torn=True)
     say(f"flagged: {plain(source)} {plain(frame)} in {plain(file)}")
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #ea5bdf33
@@ -133,12 +133,10 @@ def _drafts(folder: Path, names: str | None, model: str | None) -> list[Any]:
 
 def _places(file: Path) -> dict[str, int]:
     "Picture → the line that names it first."
-    import json
-
     place: dict[str, int] = {}
-    for number, line in enumerate(file.read_bytes().split(b"\n")):
-        try: place.setdefault(json.loads(line)["picture"], number)
-        except (ValueError, KeyError, TypeError): continue  # torn by a crash, or blank
+    for number, row in read_json_lines(file):
+        if isinstance(row, dict) and "picture" in row:  # not torn by a crash
+            place.setdefault(row["picture"], number)
     return place
 
 
@@ -452,10 +450,10 @@ def gate(
 
 def _is_manifest(path: Path) -> bool:
     "Whether a JSON file is the manifest of a frozen set."
-    import json
-
-    try: return "digest" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError): return False
+    try:
+        return "digest" in read_json(path, dict)
+    except DataError:
+        return False
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #57701112
 def _show_gate(done: Any) -> None:

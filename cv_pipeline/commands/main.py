@@ -19,6 +19,7 @@ from .annotation import annotation_commands
 from .models import model_commands
 from .monitoring import monitoring_commands
 from .terminal import Opt, bar_over, listed, numbers, plain, say, table
+from ..core.files import copy_file, file_sha256, write_json
 from ..core.types import ConfigError, CVPipelineError, DataError
 
 if TYPE_CHECKING:
@@ -296,9 +297,6 @@ def _manifest_file(given: str) -> Path:
 
 def _target(given: str, model: Any, out: Path | None) -> Path:
     "Where the tuned manifest will be written; ConfigError before any work is done when it cannot be."
-    import shutil
-
-    from cv_pipeline.core.files import file_sha256
     from cv_pipeline.service.assembly import output_folder
 
     if out is None: return _manifest_file(given)
@@ -306,7 +304,8 @@ def _target(given: str, model: Any, out: Path | None) -> Path:
         copy = out / model.manifest.file
         if copy.exists() and file_sha256(copy) != file_sha256(model.path):
             raise ConfigError(f"the folder holds another model called {copy.name}", out, "choose an empty folder")
-        if not copy.exists(): shutil.copy(model.path, copy)
+        if not copy.exists():
+            copy_file(model.path, copy)
     return out / "manifest.json"
 
 # %% ../../nbs/19_commands/04_main.ipynb #e383b24c
@@ -519,9 +518,7 @@ def robustness(
 # %% ../../nbs/19_commands/04_main.ipynb #bdb71ac9
 def _keep_robustness(report: Any, out: Path) -> None:
     "Tables on the screen, numbers and picture in the folder."
-    import json
-
-    (out / "metrics.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    write_json(out / "metrics.json", report.to_dict())
     say(f"written: {plain(out / 'metrics.json')}")
     if not report.sufficient: return say("[yellow]insufficient[/]: too few pictures or objects for numbers")
     rows = report.rows()

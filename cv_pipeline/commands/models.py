@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from .terminal import Opt, listed, numbers, plain, say, share_bar, some_pictures, table
-from ..core.types import ConfigError
+from ..core.files import read_json, write_json, write_whole
+from ..core.types import ConfigError, DataError
 
 # %% auto #0
 __all__ = ['model_commands', 'optimize', 'build', 'benchmark', 'serve_files']
@@ -22,17 +23,17 @@ model_commands = typer.Typer(callback=lambda: None)  # with a callback a command
 
 def _judging(data: str, split: str | None, folder: Path, count: int = 120, seed: int = 700) -> tuple[list[Any], dict[str, Any] | None]:
     "Labelled pictures and what is known about them: of a dataset, of a frozen set (verified), or of the factory line."
-    import json
-
     from cv_pipeline.annotation.datasets import check_test_set
     from cv_pipeline.evaluation.summary import line_pictures
     from cv_pipeline.core.formats import read_dataset
 
     if data == "line": return line_pictures(folder, count, seed)
     if data.endswith(".json") and Path(data).is_file():
-        try: keys = set(json.loads(Path(data).read_text(encoding="utf-8")))
-        except (ValueError, TypeError): keys = set()
-        if "digest" in keys:
+        try:
+            frozen = "digest" in read_json(data, dict)
+        except DataError:
+            frozen = False
+        if frozen:
             if split is not None: raise ConfigError("a frozen set knows its split", "--split", "leave it out")
             return check_test_set(data), None
     return read_dataset(data, split), None
@@ -81,10 +82,8 @@ def optimize(
 # %% ../../nbs/19_commands/01_models.ipynb #c58433ca
 def _show_optimised(report: Any, out: Path, name: str, title: str) -> None:
     "What became of each step, on the screen and beside the model."
-    import json
-
-    (out / f"{name}.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
-    (out / f"{name}.md").write_text(report.markdown(), encoding="utf-8")
+    write_json(out / f"{name}.json", report.to_dict())
+    write_whole(out / f"{name}.md", report.markdown())
     shown = ("step", "MB", "matched", "AP", "AP change", "gate", "result")
     cell = lambda v: None if v is None else str(v)
     table(title, list(shown), [[cell(r[k]) for k in shown] for r in report.rows()])

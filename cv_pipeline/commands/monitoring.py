@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from .terminal import Opt, listed, plain, say, table
+from ..core.files import expecting, read_json, write_whole
 from ..core.types import ConfigError, CVPipelineError, DataError
 
 # %% auto #0
@@ -63,16 +64,14 @@ def _camera_row(log: Any, camera: str, np: Any, statistics: Sequence[str]) -> li
 # %% ../../nbs/19_commands/03_monitoring.ipynb #e78dbf43
 def _places(run: Path | None, pairs: Sequence[str]) -> dict[str, str]:
     "Camera → where its pictures can be read again."
-    import json
-
     from cv_pipeline.video.sources import unique_ids
 
     wrong = [p for p in pairs if "=" not in p]
     if wrong: raise ConfigError(f"not camera=address: {', '.join(wrong)}", "--source", "e.g. --source gate=belt.mp4")
     given = dict(p.split("=", 1) for p in pairs)
     if run is None: return given
-    try: sources = json.loads((run / "summary.json").read_text(encoding="utf-8"))["config"]["sources"]
-    except (OSError, ValueError, KeyError, TypeError) as e: raise DataError(f"the run does not say what its sources were: {e!r}", run / "summary.json", "name them: --source gate=belt.mp4") from e
+    with expecting("the run does not say what its sources were", run / "summary.json", "name them: --source gate=belt.mp4"):
+        sources = read_json(run / "summary.json", dict)["config"]["sources"]
     made = iter(unique_ids(["line" if c["uri"].startswith("line:") else c["uri"] for c in sources if not c.get("id")], {c["id"] for c in sources if c.get("id")}))
     return {**{c.get("id") or next(made): c["uri"] for c in sources}, **given}
 
@@ -108,11 +107,9 @@ def audit_draw(
 # %% ../../nbs/19_commands/03_monitoring.ipynb #e7e55dc7
 def _reference(path: Path) -> dict[str, Any]:
     "Numbers to compare with: of an audit's result, or of an evaluation report."
-    import json
-
     file = path / ("audit_result.json" if (path / "audit_result.json").exists() else "metrics.json") if path.is_dir() else path
-    try: m = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: raise DataError(f"no numbers here: {e}", file, "an audit_result.json, or the metrics.json of an evaluation report") from e
+    with expecting("no numbers here", file, "an audit_result.json, or the metrics.json of an evaluation report"):
+        m = read_json(file)
     found = m.get("numbers") or m.get("intervals") if isinstance(m, dict) else None
     if not isinstance(found, dict): raise DataError("neither an audit's result nor an evaluation report", file)
     return found
@@ -146,8 +143,6 @@ def audit_score(
 def _keep(path: Path, book: dict[str, Any]) -> None:
     "JSON in one step."
     import json
-
-    from cv_pipeline.core.files import write_whole
 
     write_whole(path, json.dumps(book, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -191,11 +186,10 @@ def _drift_windows(given: Sequence[Path], reports: Path) -> list[Any]:
 
 def _json(path: Path | None) -> Any:
     "A JSON file, None without one."
-    import json
-
-    if path is None: return None
-    try: return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: raise DataError(f"cannot be read: {e}", path) from e
+    if path is None:
+        return None
+    with expecting("cannot be read", path):
+        return read_json(path)
 
 # %% ../../nbs/19_commands/03_monitoring.ipynb #245e64ab
 def _audit_of(path: Path | None) -> tuple[dict[str, Any] | None, datetime | None]:

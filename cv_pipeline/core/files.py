@@ -15,7 +15,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,9 +24,10 @@ from .types import ConfigError, CVPipelineError, DataError, SinkError
 
 # %% auto #0
 __all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'draft_of', 'write_whole', 'write_json', 'append_lines', 'Busy',
-           'locked', 'sweep_drafts', 'Staging', 'glob_escape', 'sync_tree', 'copy_file', 'file_sha256', 'safe_name',
-           'decode_text', 'read_bytes', 'read_text', 'parse_json', 'read_json', 'read_json_lines', 'parse_yaml',
-           'read_yaml', 'read_table_file', 'expecting', 'read_parquet', 'read_parquet_metadata', 'read_parquet_schema']
+           'locked', 'sweep_drafts', 'Staging', 'glob_escape', 'sync_tree', 'draft_folder', 'copy_file', 'move_file',
+           'copy_over', 'file_sha256', 'safe_name', 'decode_text', 'read_bytes', 'read_text', 'parse_json', 'read_json',
+           'read_json_lines', 'parse_yaml', 'read_yaml', 'read_table_file', 'expecting', 'writing', 'read_parquet',
+           'read_parquet_metadata', 'read_parquet_schema']
 
 # %% ../../nbs/00_core/02_files.ipynb #07d851ac
 _REMEDY = {
@@ -116,29 +117,47 @@ def write_json(path: str | Path, value: Any, durable: bool = False) -> Path:
     return write_whole(path, text + "\n", durable)
 
 # %% ../../nbs/00_core/02_files.ipynb #6819399d
+def _missing_end(file: BinaryIO, cut_torn: bool) -> bytes:
+    "What the last line lacks: nothing, or its end. With `cut_torn` a line that is no whole object is taken away."
+    start = size = file.seek(0, os.SEEK_END)
+    last = b""
+    while start and b"\n" not in last:
+        start = max(0, start - (1 << 16 if cut_torn else 1))
+        file.seek(start)
+        last = file.read(size - start - len(last)) + last
+        if not cut_torn:
+            return b"" if last == b"\n" else b"\n"
+    last = last.rpartition(b"\n")[2]
+    try:
+        whole = not last or isinstance(json.loads(last.decode("utf-8")), dict)
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        file.truncate(size - len(last))
+    return b"\n" if last and whole else b""
+
+
 def append_lines(
     path: str | Path,
     rows: Iterable[Mapping[str, Any]],  # a line of JSON each
     durable: bool = False,
+    cut_torn: bool = False,             # for readers who refuse a bad line: take a torn last line away, under a lock
 ) -> Path:
     "Add JSON lines at the end of a file, all in one write; SinkError when it cannot be written."
     path = Path(path)
-    lines = [json.dumps(dict(row), ensure_ascii=False, default=str, separators=(", ", ": ")) for row in rows]
+    lines = [json.dumps(dict(row), ensure_ascii=False, default=str) for row in rows]
     data = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            if size:
-                file.seek(-1, os.SEEK_END)
-                data = (b"" if file.read(1) == b"\n" else b"\n") + data
-            left = memoryview(data)
-            while left:
-                left = left[file.write(left) :]
-            if durable:
-                os.fsync(file.fileno())
-    except OSError as e:
-        raise sink_error("could not be written", e, path) from e
+    with locked(path) if cut_torn else nullcontext():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab+", buffering=0) as file:
+                left = memoryview(_missing_end(file, cut_torn) + data)
+                while left:
+                    left = left[file.write(left) :]
+                if durable:
+                    os.fsync(file.fileno())
+        except OSError as e:
+            raise sink_error("could not be written", e, path) from e
     return path
 
 # %% ../../nbs/00_core/02_files.ipynb #7d350081
@@ -241,9 +260,10 @@ class Staging:
         self,
         out: str | Path,
         durable: bool = False,  # also after a power cut
+        replace: bool = False,  # take the place of what is there; until then it stays
     ):
-        self.out, self.durable = Path(out), durable
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+        self.out, self.durable, self.replace = Path(out), durable, replace
+        if not replace and self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ConfigError("is there already", self.out, "give a new folder: nothing is overwritten")
 
     def __enter__(self) -> Path:
@@ -261,7 +281,7 @@ class Staging:
             if error is None:
                 if self.durable:
                     sync_tree(self.folder)
-                os.replace(self.folder, self.out)
+                self._take_place()
                 if self.durable:
                     _sync_folder(self.out.parent)
         except OSError as e:
@@ -271,6 +291,20 @@ class Staging:
             shutil.rmtree(self.folder, ignore_errors=True)
         if isinstance(error, OSError):
             raise sink_error("could not be written", error, self.out) from error
+
+    def _take_place(self) -> None:
+        "The folder becomes the target; an old one is put aside first, and back when that fails."
+        if not (self.replace and self.out.exists()):
+            os.replace(self.folder, self.out)
+            return
+        aside = draft_of(self.out).with_suffix(".old")  # not .part: nobody sweeps it away
+        os.replace(self.out, aside)
+        try:
+            os.replace(self.folder, self.out)
+        except OSError:
+            os.replace(aside, self.out)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
 
 # %% ../../nbs/00_core/02_files.ipynb #cdd38e03
 def glob_escape(name: str) -> str:
@@ -287,6 +321,24 @@ def sync_tree(folder: Path) -> None:
         elif path.is_dir():
             _sync_folder(path)
     _sync_folder(folder)
+
+# %% ../../nbs/00_core/02_files.ipynb #c2d85519
+@contextmanager
+def draft_folder(
+    out: str | Path,  # the file or folder that is made
+) -> Iterator[Path]:  # hidden, beside it
+    "A folder to make something in, before `move_file` gives it its name; gone afterwards, also of killed processes."
+    out = Path(out)
+    folder = draft_of(out)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as e:
+        raise sink_error("no draft can be made here", e, out) from e
+    sweep_drafts(out)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/00_core/02_files.ipynb #bff768e9
 def copy_file(
@@ -316,7 +368,41 @@ def copy_file(
         raise sink_error(f"could not be copied from {source}", e, target) from e
     return target
 
+# %% ../../nbs/00_core/02_files.ipynb #80847e61
+def move_file(
+    source: str | Path,
+    target: str | Path,     # on the same disk; what is there is replaced
+    durable: bool = False,  # also after a power cut
+) -> Path:                  # the target
+    "Give a file or a folder that is whole its name, in one step; SinkError when that fails."
+    source, target = Path(source), Path(target)
+    try:
+        if durable:
+            with open(source, "rb") as file:
+                os.fsync(file.fileno())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, target)
+        if durable:
+            _sync_folder(target.parent)
+    except OSError as e:
+        raise sink_error(f"could not be moved from {source}", e, target) from e
+    return target
 
+
+def copy_over(
+    source: str | Path,
+    target: str | Path,   # what is there is replaced
+    link: bool = False,   # a hard link where the file system can
+) -> Path:                # the target
+    "Bring a file to another place, whole or not at all, instead of what is there; SinkError when that fails."
+    draft = draft_of(Path(target))
+    try:
+        return move_file(copy_file(source, draft, link), target)
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)  # also where both are one file already: then nothing was moved
+
+# %% ../../nbs/00_core/02_files.ipynb #fc930710
 def file_sha256(
     path: str | Path,  # any file
 ) -> str:              # 64 hexadecimal digits
@@ -557,6 +643,22 @@ def expecting(
         raise error(f"{what}: {e.what}", where, hint or e.hint) from e
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
         raise error(f"{what}: {e!r}", where, hint) from e
+
+
+@contextmanager
+def writing(
+    what: str,                                 # e.g. "the engine cannot be written"
+    where: object,                             # the file or folder
+    hint: str | None = None,
+    error: type[CVPipelineError] = SinkError,
+) -> Iterator[None]:
+    "Errors of writing as one typed error with the operating system's reason."
+    try:
+        yield
+    except (SinkError, OSError) as e:
+        cause = e.__cause__ if isinstance(e, SinkError) and e.__cause__ is not None else e
+        reason = getattr(cause, "strerror", None) or cause
+        raise error(f"{what}: {reason}", where, hint or getattr(e, "hint", None)) from e
 
 # %% ../../nbs/00_core/02_files.ipynb #4a33fca1
 def read_parquet(

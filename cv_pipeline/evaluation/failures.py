@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from ..core.files import read_json, write_whole
 from ..core.likeness import Fingerprint, fingerprints, near_pairs
 from ..core.types import ConfigError, CVPipelineError, DataError, MissingExtraError
 from .calibration import Claims, bin_of, reliability
@@ -242,7 +243,8 @@ def write_records(
         plain = {k: v[i].item() if hasattr(v[i], "item") else v[i] for k, v in s.columns.items()}
         image |= {f"column {k}": "" if v is None else v if isinstance(v, (str, int, float, bool)) else str(v) for k, v in plain.items()}
         image["path"] = "" if path is None else str(Path(path).resolve())
-    for name, book in (("truth", truth), ("predictions", said)): (folder / f"{name}.json").write_text(json.dumps(book), encoding="utf-8")
+    for name, book in (("truth", truth), ("predictions", said)):
+        write_whole(folder / f"{name}.json", json.dumps(book))
     return folder
 
 
@@ -251,7 +253,7 @@ def read_records(folder: str | Path) -> tuple[EvalSet, np.ndarray]:
     places = [p for p in (Path(folder), Path(folder) / "records") if (p / "truth.json").exists() and (p / "predictions.json").exists()]
     if not places: raise DataError("no truth.json and predictions.json here", folder, "give a folder that `cv-pipeline report evaluation` made")
     s = read_coco(places[0] / "truth.json", places[0] / "predictions.json")
-    info = json.loads((places[0] / "truth.json").read_text(encoding="utf-8")).get("info") or {}
+    info = read_json(places[0] / "truth.json", dict).get("info") or {}
     if len(info.get("thresholds", ())) != len(s.names): raise DataError("the records hold no thresholds for their classes", places[0], "they were not written by write_records")
     listed = s.columns.get("path", np.full(len(s), ""))
     paths = tuple(Path(p) if p else None for p in listed)

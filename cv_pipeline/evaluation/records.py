@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.files import expecting, read_json
 from ..core.formats import LabelledImage
 from ..core.images import read_image
 from ..core.types import DataError, Detections
@@ -142,8 +142,8 @@ _STANDARD = {"id", "file_name", "width", "height", "license", "coco_url", "flick
 
 def _json(path: Path) -> Any:
     "A JSON file, or DataError."
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: raise DataError(f"not a readable JSON file: {e}", path) from e
+    with expecting("not a readable JSON file", path):
+        return read_json(path)
 
 
 def _table_of(rows: list[dict], place: Mapping[Any, int], classes: Mapping[int, int], what: str, where: object) -> BoxTable:

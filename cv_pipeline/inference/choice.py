@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from ..core.files import read_json, write_json
 from ..core.stamp import instruction_set, machine
-from ..core.types import Backend, BackendError, ConfigError, CVPipelineError
+from ..core.types import Backend, BackendError, CVPipelineError, ConfigError, SinkError
 from .backends import InvalidOutput, Model, OutOfMemory, check_output, make_postprocessor
 from .manifest import BY_ENDING, Artefact, ModelFolder, ModelManifest, PreprocessSpec, find_artefact, output_shape
 from .preprocess import Preprocessor, value_tables
@@ -158,25 +159,19 @@ def record_key(artefacts: Iterable[Artefact], folder: Path, situation: Mapping[s
 def read_record(file: Path, labels: Sequence[str], now: float) -> dict[str, float | str] | None:
     "Times of a stored benchmark; None when it must be measured anew."
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = read_json(file, dict)
         times, age = data["times"], now - float(data["at"])
         good = lambda v: isinstance(v, str) and v or isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < 1e7
         if data["format"] != 1 or set(times) != set(labels) or not all(map(good, times.values())): return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError): return None
+    except (CVPipelineError, ValueError, KeyError, TypeError, AttributeError): return None
     failed = any(isinstance(v, str) for v in times.values())
     return None if failed and not 0 <= age < RETRY_S else times
 
 
 def write_record(file: Path, times: Mapping[str, float | str], situation: Mapping[str, Any], now: float) -> bool:
     "Store a benchmark in one step; False when it cannot be stored."
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({"format": 1, "at": now, "times": dict(times), "situation": dict(situation)}, indent=1, default=str), encoding="utf-8")
-        os.replace(part, file)
-    except OSError:
-        with suppress(OSError): part.unlink(missing_ok=True)
-        return False
+    try: write_json(file, {"format": 1, "at": now, "times": dict(times), "situation": dict(situation)})
+    except SinkError: return False
     return True
 
 # %% ../../nbs/02_inference/13_choice.ipynb #ad2f030f

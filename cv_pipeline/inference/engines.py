@@ -15,14 +15,14 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..core.files import file_sha256
+from ..core.files import Busy, file_sha256, locked, write_whole, writing
 from ..core.types import BackendError, ConfigError
 from .backends import OutOfMemory
 from .cuda import DeviceInfo, find_device
@@ -109,16 +109,8 @@ def write_engine(
 
 def _write(path: Path, *parts: bytes) -> None:
     "Put bytes into a file in one step; BackendError when the folder cannot be written or is full."
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(draft, "wb") as file:
-            for part in parts: file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except OSError as e:
-        with suppress(OSError): draft.unlink()
-        raise BackendError(f"cannot be written: {e.strerror or e}", path, "choose another folder with out=, or make room there") from e
+    with writing("cannot be written", path, "choose another folder with out=, or make room there", BackendError):
+        write_whole(path, lambda file: file.writelines(parts), durable=True)
 
 # %% ../../nbs/02_inference/09_engines.ipynb #e4d5217a
 def external_files(onnx: Path) -> list[Path]:
@@ -314,25 +306,6 @@ class BuildOptions:
             raise ConfigError(f"the graph has a fixed batch of {fixed}, max_batch {top} was asked for", where, "export it with a dynamic batch, or leave the batches out")
         return (fixed, fixed, fixed) if fixed is not None else (self.min_batch, self.opt_batch or top, top)
 
-# %% ../../nbs/02_inference/09_engines.ipynb #af4cc9d2
-def _grab(file: Any) -> bool:
-    "Lock an open file, without waiting."
-    try:
-        if os.name == "nt":
-            import msvcrt
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except OSError: return False
-
-
-def _is_there(file: Any, path: Path) -> bool:
-    "Is the open file still the one at this place? Its last owner may have removed it meanwhile."
-    try: return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except OSError: return False
-
 # %% ../../nbs/02_inference/09_engines.ipynb #83843780
 @contextmanager
 def build_lock(
@@ -342,25 +315,16 @@ def build_lock(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[None]:
     "Hold the right to build this engine; BackendError when another process holds it, or the folder cannot be written."
-    lock, until = Path(f"{path}.lock"), clock() + wait_s
-    while True:
-        try: file = open(lock, "a+")
-        except OSError as e: raise BackendError(f"the folder cannot be written: {e.strerror}", lock.parent, "give another one with out=") from e
-        if grabbed := _grab(file):
-            if _is_there(file, lock): break
-        file.seek(0)
-        holder = "" if grabbed else file.read().strip()
-        file.close()
-        if grabbed: continue
-        if clock() >= until: raise BackendError(f"process {holder or 'unknown'} is building it right now", path, "wait for it, or give wait_s")
-        sleep(0.1)
-    try:
-        file.truncate(0)
-        print(os.getpid(), file=file, flush=True)
+    path = Path(path)
+    with ExitStack() as held:
+        try:
+            with writing("the folder cannot be written", path.parent, "give another one with out=", BackendError):
+                path.parent.stat()  # a folder that is not there is not made
+                held.enter_context(locked(path, wait_s, clock=clock, sleep=sleep))
+        except Busy as e:
+            what = f"process {e.holder or 'unknown'} is building it right now"
+            raise BackendError(what, path, "wait for it, or give wait_s") from e
         yield
-    finally:
-        with suppress(OSError): lock.unlink()
-        file.close()
 
 # %% ../../nbs/02_inference/09_engines.ipynb #727ef755
 class Progress:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -17,14 +16,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..core.files import file_sha256, parse_yaml, read_table_file, write_whole
 from ..core.types import BackendError, ConfigError, ModelSpecMismatch
 from .calibrators import Calibrator
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'RUNTIMES', 'BY_ENDING', 'PRECISIONS', 'PreprocessSpec', 'PostprocessSpec', 'Artefact', 'ModelManifest',
-           'file_sha256', 'artefact_sha256', 'find_artefact', 'save_manifest', 'from_ultralytics_metadata',
-           'bundled_models', 'find_model', 'ModelFolder', 'open_model_folder', 'load_manifest', 'output_shape',
-           'grid_cells', 'check_graph']
+           'artefact_sha256', 'find_artefact', 'save_manifest', 'from_ultralytics_metadata', 'bundled_models',
+           'find_model', 'ModelFolder', 'open_model_folder', 'load_manifest', 'output_shape', 'grid_cells',
+           'check_graph']
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #c6d378df
 def _real(low: float, high: float = float("inf"), above: bool = False) -> Callable[[Any], float]:
@@ -359,16 +359,6 @@ class ModelManifest:
         return replace(self, file=artefact.file, sha256="" if artefact.file.endswith(".xml") else artefact.sha256, preprocess=preprocess, artefacts=())
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #cc9d7545
-def file_sha256(
-    path: str | Path,  # any file
-) -> str:              # 64 hexadecimal digits
-    "SHA-256 of a file, read in pieces."
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while piece := f.read(1 << 20): digest.update(piece)
-    return digest.hexdigest()
-
-
 def artefact_sha256(
     path: str | Path,  # an artefact; of an OpenVINO .xml its .bin counts too
 ) -> str:              # 64 hexadecimal digits
@@ -397,7 +387,6 @@ def save_manifest(
     "Write a manifest in one step; its checksum is taken anew when the model file lies beside it."
     path = Path(path)
     if path.suffix.lower() not in (".json", ".yaml", ".yml"): path = path / "manifest.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = manifest.to_dict()
     if (path.parent / manifest.file).is_file(): data["sha256"] = file_sha256(path.parent / manifest.file)
     for row in data.get("artefacts", ()):
@@ -405,23 +394,10 @@ def save_manifest(
     if path.suffix.lower() == ".json": text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
     else:
         import yaml
+
         text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-        if yaml.safe_load(text) != data: text = yaml.safe_dump(data, sort_keys=False)  # odd control characters need escapes
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-    return path
-
-
-def _read_table(path: Path) -> dict[str, Any]:
-    "A JSON or YAML file that holds a table."
-    import yaml
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as e: raise ConfigError(f"cannot be read: {' '.join(str(e).split())}", path) from e
-    if not isinstance(data, dict): raise ConfigError("holds no table of settings", path, "see docs of ModelManifest for its keys")
-    return data
+        if parse_yaml(text) != data: text = yaml.safe_dump(data, sort_keys=False)  # odd control characters need escapes
+    return write_whole(path, text)
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #31fe3bc7
 def from_ultralytics_metadata(
@@ -480,7 +456,7 @@ def _bare_model(path: Path, spec: Path | None, metadata: Any) -> tuple[dict[str,
     metadata = metadata() if callable(metadata) else metadata
     data, where = from_ultralytics_metadata(metadata or {}, path) or {}, path
     beside = [p for suffix in (".json", ".yaml", ".yml") if (p := path.with_suffix(suffix)).is_file()][:1]
-    for file in beside + ([spec] if spec else []): data, where = _overlay(data, _read_table(file)), file
+    for file in beside + ([spec] if spec else []): data, where = _overlay(data, read_table_file(file)), file
     if not data:
         raise ModelSpecMismatch("nothing says how its input is made and what its classes are", path,
                                 f"write {path.stem}.yaml beside it, or give --spec file.yaml, with names, preprocess and postprocess")
@@ -531,9 +507,9 @@ def open_model_folder(
         path = inside[0]
     if path.suffix.lower() in (".json", ".yaml", ".yml"):
         path = path.resolve()
-        data, where = _read_table(path), path
+        data, where = read_table_file(path), path
         if spec:
-            data, where = _overlay(data, _read_table(spec)), spec
+            data, where = _overlay(data, read_table_file(spec)), spec
     else:
         data, where = _bare_model(path, spec, metadata)  # what lies beside the link belongs to it, so it is followed afterwards
     manifest = ModelManifest.from_dict(data, where)

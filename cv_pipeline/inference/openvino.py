@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.files import expecting, read_yaml
 from ..core.types import BackendError, ConfigError
 from .backends import OutOfMemory, check_output
 from .manifest import ModelManifest, check_graph, output_shape
@@ -74,9 +75,8 @@ def read_metadata(
     "What an exporter wrote beside or into an OpenVINO file: Ultralytics' metadata.yaml, or the metadata of the ONNX file it was made from."
     beside = Path(path).with_name("metadata.yaml")
     if beside.is_file():
-        import yaml
-        try: table = yaml.safe_load(beside.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as e: raise ConfigError(f"cannot be read: {e}", beside) from e
+        with expecting("cannot be read", beside, error=ConfigError):
+            table = read_yaml(beside, None)
         if isinstance(table, dict): return {str(k): str(v) for k, v in table.items()}
     info = _tree(_read(_openvino().Core(), Path(path)).rt_info)
     return {k: v for k, v in {**info.get("framework", {}), **info.get("model_info", {})}.items() if isinstance(v, str)}

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import beta, chi2
 
 from ..annotation.collect import Flag, chance, read_collected
-from ..core.files import sink_error, writable_folder, write_whole
+from ..core.files import expecting, read_json, read_json_lines, sink_error, writable_folder, write_whole
 from ..core.formats import LabelledImage
 from ..core.images import read_image
 from ..core.types import ConfigError, DataError, Detections, Source
@@ -200,12 +200,11 @@ def write_audit(audit: Audit, folder: str | Path) -> Path:
 def read_audit(folder: str | Path) -> Audit:
     "What `write_audit` wrote; DataError when it is not whole."
     folder = Path(folder)
-    try:
-        book = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
-        looks = tuple(AuditLook(**{**row, "size": tuple(row["size"])}) for row in map(json.loads, filter(None, (folder / "sample.jsonl").read_text(encoding="utf-8").split("\n"))))
+    with expecting("no audit here", folder, "cv-pipeline audit draw makes one"):
+        book = read_json(folder / "audit.json", dict)
+        looks = tuple(AuditLook(**{**row, "size": tuple(row["size"])}) for _, row in read_json_lines(folder / "sample.jsonl"))
         if len(looks) != sum(s["drawn"] for s in book["strata"].values()): raise ValueError(f"{len(looks)} looks, the book has {sum(s['drawn'] for s in book['strata'].values())}")
         return Audit(looks, book["strata"], tuple(book["names"]), tuple(book["models"]), tuple(book["window"]), AuditPlan(**book["plan"]), tuple(book["notes"]))
-    except (OSError, ValueError, KeyError, TypeError) as e: raise DataError(f"no audit here: {e!r}", folder, "cv-pipeline audit draw makes one") from e
 
 # %% ../../nbs/09_monitoring/07_audit.ipynb #006aaff7
 def take_pictures(

@@ -13,9 +13,8 @@ from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-import yaml
 
-from ..core.files import writable_folder, write_whole
+from ..core.files import expecting, read_json, read_yaml, writable_folder, write_whole
 from ..core.types import ConfigError, DataError
 
 # %% auto #0
@@ -66,8 +65,8 @@ def read_drift(path: str | Path) -> DriftWindow:
     "From the metrics.json of a drift report, or its folder; DataError names what is missing."
     path = Path(path)
     file = path / "metrics.json" if path.is_dir() else path
-    try: m = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: raise DataError(f"no drift report: {e}", file, "cv-pipeline report drift writes one") from e
+    with expecting("no drift report", file, "cv-pipeline report drift writes one"):
+        m = read_json(file)
     lost = [k for k in ("verdict", "families", "cause", "window") if not isinstance(m, dict) or k not in m]
     if lost: raise DataError(f"this is no drift report: {', '.join(lost)} missing", file, "cv-pipeline report drift writes one")
     if m["verdict"] not in ("GREEN", "AMBER", "RED", "GREY"): raise DataError(f"verdict {m['verdict']!r} is not GREEN, AMBER, RED or GREY", file)
@@ -111,8 +110,8 @@ class Change:
 
 def read_changes(path: str | Path) -> list[Change]:
     "Declared changes; DataError lists every line that is not one."
-    try: book = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as e: raise DataError(f"the declared changes cannot be read: {e}", path) from e
+    with expecting("the declared changes cannot be read", path):
+        book = read_yaml(path, None) or {}
     rows = book.get("changes") if isinstance(book, dict) else None
     if not isinstance(rows, list): raise DataError("there is no list `changes`", path, "changes:\n  - {kind: class, name: washer, since: 2026-06-01}")
     found, problems = [], []
@@ -237,12 +236,11 @@ def decide(e: Evidence, policy: RetrainPolicy, now: datetime) -> tuple[str, str]
 # %% ../../nbs/09_monitoring/08_retraining.ipynb #28d14d7b
 def _read_state(path: Path) -> dict[str, Any]:
     if not path.exists(): return {"format": "cv_pipeline retraining 1", "windows": [], "trained": None, "recommended": None}
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+    with expecting("the state of the retraining check cannot be read", path, "delete it: persistence starts anew"):
+        state = read_json(path, dict)
         if state["format"] != "cv_pipeline retraining 1": raise ValueError(f"format {state['format']!r}")
         state["windows"], _ = [_window(w) for w in state["windows"]], state["recommended"]
         return state
-    except (OSError, ValueError, KeyError, TypeError) as e: raise DataError(f"the state of the retraining check cannot be read: {e!r}", path, "delete it: persistence starts anew") from e
 
 
 def _window(row: Mapping[str, Any]) -> DriftWindow:

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 import time
 import uuid
@@ -19,19 +17,18 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from ..core.files import safe_name, sink_error, writable_folder
+from ..core.files import append_lines, read_json_lines, read_parquet, read_parquet_metadata, safe_name, sink_error, writable_folder, write_whole, writing
 from ..core.types import Clock, ConfigError, DataError, Decision, FrameResult, SinkError, utc_now
 
 # %% auto #0
 __all__ = ['EMBEDDING_SIZE', 'CELLS', 'SCHEMA_VERSION', 'STATISTICS', 'Listener', 'FrameStatistics', 'frame_statistics',
            'Descriptor', 'cell_descriptor', 'frames_schema', 'detections_schema', 'camera_folder', 'log_bytes',
-           'append_line', 'keep_within', 'compact_log', 'PartWriter', 'TelemetrySink', 'PredictionLog', 'instant',
-           'read_log']
+           'keep_within', 'compact_log', 'PartWriter', 'TelemetrySink', 'PredictionLog', 'instant', 'read_log']
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #aba42f51
 _GRID, _PIECE = (3, 3), (32, 64)  # pieces down and across; their height and width
@@ -216,30 +213,21 @@ def _detections_table(b: _Rows, which: np.ndarray, metadata: dict[str, str]) -> 
     return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, schema)], schema=schema)
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #c9d571c5
-def _whole(path: Path, write: Callable[[BinaryIO], None]) -> int:
-    "Write a file in one step; its size. SinkError leaves no trace."
+def _write_table(path: Path, table: Any) -> int:
+    "Write a table in one step; its size in bytes. SinkError leaves no trace."
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    draft = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(draft, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-            size = f.tell()
-        os.replace(draft, path)
-    except BaseException as e:
-        with suppress(OSError): draft.unlink(missing_ok=True)
-        if isinstance(e, (OSError, pa.ArrowException)): raise sink_error("a part of the prediction log could not be written", e, path) from e
-        raise
-    return size
+        with writing("a part of the prediction log could not be written", path):
+            write_whole(path, lambda file: pq.write_table(table, file, compression="zstd"), durable=True)
+    except pa.ArrowException as e:
+        raise sink_error("a part of the prediction log could not be written", e, path) from e
+    return _size(path)
 
 
 def _write_part(folder: Path, b: _Rows, metadata: dict[str, str]) -> tuple[int, int]:
     "Both tables of a buffer, a file for each day; (files, bytes)."
-    import pyarrow.parquet as pq
-
     day, files, size = b.rows["captured_at"][:b.count] // _DAY, 0, 0
     for d in np.unique(day).tolist():
         place = f"date={_EPOCH + timedelta(days=d):%Y-%m-%d}/{camera_folder(b.camera)}/part-{metadata['cv_pipeline.run'][:12]}-{b.number:06d}.parquet"
@@ -247,7 +235,7 @@ def _write_part(folder: Path, b: _Rows, metadata: dict[str, str]) -> tuple[int, 
         for name, made in (("detections", _detections_table), ("frames", _frames_table)):
             table = made(b, which, metadata)
             if name == "detections" and not len(table): continue
-            size += _whole(folder / name / place, lambda f, table=table: pq.write_table(table, f, compression="zstd"))
+            size += _write_table(folder / name / place, table)
             files += 1
     return files, size
 
@@ -265,30 +253,19 @@ def _size(path: Path) -> int:
     except FileNotFoundError: return 0
 
 
-def append_line(path: Path, row: dict[str, Any], what: str) -> None:
-    "A JSON line at the end of a file, on a line of its own also after a crash in the middle of one; SinkError."
-    try:
-        with open(path, "ab+") as f:
-            torn = f.seek(0, 2) > 0 and f.seek(-1, 2) >= 0 and f.read(1) != b"\n"
-            f.write(b"\n" * torn + json.dumps(row, ensure_ascii=False).encode() + b"\n")
-    except OSError as e: raise sink_error(f"{what} could not be written", e, path) from e
-
-
 def _tomorrow(now: datetime) -> str: return f"{now.astimezone(timezone.utc) + timedelta(days=1):%Y-%m-%d}"  # later days are a wrong clock
 
 
 def _footer(path: Path) -> tuple[dict[str, str], datetime, datetime] | None:
     "Metadata, first and last capture of a part; None where it is broken or empty."
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
-        book = pq.read_metadata(path)
+        book = read_parquet_metadata(path)
         place = book.schema.names.index("captured_at")
         found = [s for k in range(book.num_row_groups) if (s := book.row_group(k).column(place).statistics) is not None and s.has_min_max]
         ends = [t if t.tzinfo else t.replace(tzinfo=timezone.utc) for s in found for t in (s.min, s.max)]
         return {k.decode(): v.decode() for k, v in (book.metadata or {}).items()}, min(ends), max(ends)
-    except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException): return None
+    except (DataError, ValueError, TypeError, AttributeError):
+        return None
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #9cd117b2
 def _oldest_first(folder: Path, now: datetime) -> Iterator[list[Path]]:
@@ -309,7 +286,12 @@ def _delete(folder: Path, what: str, parts: list[list[Path]]) -> int:
     "Delete parts and say so in deleted.jsonl; the bytes."
     files = [f for part in parts for f in part]
     size, told = sum(map(_size, files)), False
-    say = lambda: append_line(folder / "deleted.jsonl", {"what": what, "bytes": size, "cameras": sorted({f.parts[-2] for f in files})}, "what was deleted")
+
+    def say() -> None:
+        row = {"what": what, "bytes": size, "cameras": sorted({f.parts[-2] for f in files})}
+        with writing("what was deleted could not be written", folder / "deleted.jsonl"):
+            append_lines(folder / "deleted.jsonl", [row])
+
     with suppress(SinkError): say(); told = True  # before the deed: a crash must not leave a gap that nobody knows of
     for f in files:
         try: f.unlink(missing_ok=True)
@@ -365,18 +347,18 @@ def _groups(place: Path, largest: int) -> list[list[Path]]:
 def _merge(paths: Sequence[Path]) -> int:
     "Parts of one day and camera as one, boxes first; then the parts go. How many: a pair that cannot be read stays where it is."
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    read, kept, name = lambda p: pq.ParquetFile(p).read(), [], paths[0].with_name(f"part-merged-{uuid.uuid4().hex[:8]}-000000.parquet")
+    kept, name = [], paths[0].with_name(f"part-merged-{uuid.uuid4().hex[:8]}-000000.parquet")
     for p in paths:
-        try: kept.append((p, read(p), read(_twin(p)) if _twin(p).exists() else None))
-        except (OSError, pa.ArrowException): continue
+        with suppress(DataError):
+            kept.append((p, read_parquet(p), read_parquet(_twin(p)) if _twin(p).exists() else None))
     if len(kept) < 2: return 0
     join = lambda found: pa.concat_tables([t for t in found if t is not None], promote_options="default")
     try: tables = [(target, join(found)) for target, found in ((_twin(name), [b for _, _, b in kept]), (name, [f for _, f, _ in kept])) if any(t is not None for t in found)]
     except pa.ArrowException: return 0  # columns that do not go together
     try:
-        for target, table in tables: _whole(target, lambda f, table=table: pq.write_table(table, f, compression="zstd"))
+        for target, table in tables:
+            _write_table(target, table)
     except SinkError:
         with suppress(OSError): _twin(name).unlink(missing_ok=True)
         raise
@@ -386,6 +368,7 @@ def _merge(paths: Sequence[Path]) -> int:
     return len(kept)
 
 
+_DRAFTS = "*/date=*/camera=*/.part-*.part"  # as `draft_of` calls them
 _DRAFT_S = 6 * 3600  # a draft is written in seconds: one so old is of a killed run
 
 
@@ -397,7 +380,7 @@ def compact_log(
 ) -> int:                         # parts that became part of a larger file
     "Merge the parts of days that are over. Broken files are left where they are."
     folder, now = Path(folder), now or utc_now()
-    for draft in folder.glob("*/date=*/camera=*/.part-*.tmp"):
+    for draft in folder.glob(_DRAFTS):
         with suppress(OSError):
             if now.timestamp() - draft.stat().st_mtime > _DRAFT_S: draft.unlink()
     days = sorted(p.name[5:] for p in folder.glob("frames/date=*"))
@@ -624,11 +607,10 @@ def _fits(kind: Any, ours: Any) -> bool:
 
 def _checked(path: Path, kind: str, notes: Counter) -> tuple[Any, dict[str, str]]:
     "A part's table and metadata; DataError for another schema or other types; None for a part that is cut off."
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try: table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError): return None, {}
+    try:
+        table = read_parquet(path)
+    except DataError:
+        return None, {}
     said = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
     version = said.get("cv_pipeline.schema", "")
     if version and (not version.isdigit() or int(version) > SCHEMA_VERSION):
@@ -728,9 +710,12 @@ def _deleted(folder: Path, period: tuple[int | None, int | None], cameras: Seque
     "What of a period was deleted, as a sentence, and how many lines of deleted.jsonl cannot be read."
     path, (a, b), found, bad = folder / "deleted.jsonl", _days(period), {}, 0
     places = None if cameras is None else {camera_folder(c) for c in cameras}
-    for line in filter(str.strip, path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ()):
-        try: row = json.loads(line); day, of = row["what"][:10], set(row.get("cameras", places or ()))
-        except (ValueError, KeyError, TypeError, AttributeError): bad += 1; continue
+    for _, row in read_json_lines(path):
+        try:
+            day, of = row["what"][:10], set(row.get("cameras", places or ()))
+        except (KeyError, TypeError, AttributeError):
+            bad += 1
+            continue
         if a <= day <= b and (places is None or of & places): found[day] = day
     for day in found:
         if any(p.parts[-2] in (places or {p.parts[-2]}) for p in folder.glob(f"frames/date={day}/camera=*/part-*.parquet")): found[day] = f"{day} in part"
@@ -822,7 +807,7 @@ def _finished(folder: Path, books: _Books, frames: dict, boxes: dict, orphans: i
     if len(books.descriptors) > 1:
         raise DataError(f"embeddings of {len(books.descriptors)} descriptors: {', '.join(f'{k or chr(63)} ({n} frames)' for k, n in books.descriptors.items())}", folder,
                         "they cannot be compared: ask for one with embedding=…, or for a period with one")
-    torn = _parts(folder, period, cameras, "*/date=*/camera=*/.part-*.tmp")
+    torn = _parts(folder, period, cameras, _DRAFTS)
     log, twice = _sorted(PredictionLog(*(tuple(x) for x in (books.cameras, books.names, books.models, books.statuses)), frames, boxes, next(iter(books.descriptors), "")))
     back = _backwards(books.runs, tuple(books.cameras))
     lost = [p for p in period if p is not None]

@@ -5,7 +5,6 @@
 # %% ../../nbs/09_monitoring/01_upkeep.ipynb #2d5e7f65
 from __future__ import annotations
 
-import json
 import threading
 import zlib
 from collections import Counter, deque
@@ -19,9 +18,9 @@ from zipfile import BadZipFile
 import cv2
 import numpy as np
 
-from ..core.files import sink_error, writable_folder
+from ..core.files import append_lines, read_json_lines, writable_folder, write_whole, writing
 from ..core.types import ConfigError, DataError, FrameResult
-from .telemetry import FrameStatistics, append_line, camera_folder, frame_statistics
+from .telemetry import FrameStatistics, camera_folder, frame_statistics
 
 # %% auto #0
 __all__ = ['SIGNALS', 'FORGETS_S', 'UpkeepSettings', 'Gate', 'edges_of', 'shift_between', 'spots', 'Healthy', 'UpkeepEvent',
@@ -119,11 +118,8 @@ class Healthy:
 
     def save(self, path: Path) -> None:
         "As .npz, in one step."
-        draft = path.with_name(f".{path.name}.tmp.npz")
-        try:
-            np.savez_compressed(draft, **asdict(self))
-            draft.replace(path)
-        except OSError as e: raise sink_error("a camera's healthy self could not be kept", e, path) from e
+        with writing("a camera's healthy self could not be kept", path):
+            write_whole(path, lambda file: np.savez_compressed(file, **asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> Healthy:
@@ -255,7 +251,8 @@ class Upkeep:
 
     def _tell(self, event: UpkeepEvent) -> None:
         self.counts[event.camera, event.signal] += event.raised
-        append_line(self.folder / "upkeep.jsonl", event.to_dict(), "an upkeep event")
+        with writing("an upkeep event could not be written", self.folder / "upkeep.jsonl"):
+            append_lines(self.folder / "upkeep.jsonl", [event.to_dict()])
         if self.on_event is not None: self.on_event(event)
 
     def states(self) -> dict[str, dict[str, bool]]:
@@ -273,11 +270,8 @@ def read_events(
 ) -> list[UpkeepEvent]:
     "What `Upkeep` wrote. Lines that are no event, as a crash leaves them, are left out and counted; DataError when nothing else is there."
     events, bad, path = [], [], Path(folder) / "upkeep.jsonl"
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []  # not splitlines: a name may hold U+2028
-    for number, line in enumerate(lines, 1):
-        if not line.strip(): continue
+    for number, row in read_json_lines(path):
         try:
-            row = json.loads(line)
             events.append(UpkeepEvent(str(row["camera"]), str(row["signal"]), bool(row["raised"]), datetime.fromisoformat(row["at"]), float(row["value"])))
         except (ValueError, KeyError, TypeError) as e: bad.append(f"line {number} is no upkeep event: {e!r}")
     if len(bad) > 1 and not events: raise DataError(f"{bad[0]}; nor are the other {len(bad) - 1}", path, "is it the file of an upkeep?")

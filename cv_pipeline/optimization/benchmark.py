@@ -24,9 +24,10 @@ from typing import Any
 
 import numpy as np
 
+from ..core.files import expecting, read_json, write_whole, writing
 from ..core.formats import LabelledImage, read_dataset
 from ..core.stamp import instruction_set, machine, nvml
-from ..core.types import BackendError, ConfigError, DataError, SinkError
+from ..core.types import BackendError, ConfigError, DataError
 from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, ap_interval, clusters, compare_models, draw_weights
 from ..evaluation.metrics import match_set
 from ..evaluation.records import predict_set
@@ -434,8 +435,8 @@ def read_benchmark(path: str | Path) -> Benchmark:
     "A stored benchmark: its folder, or its benchmark.json."
     path = Path(path)
     if path.is_dir(): path = path / "benchmark.json"
-    try: data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: raise DataError(f"not a readable benchmark: {e}", path) from e
+    with expecting("not a readable benchmark", path):
+        data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != 1 or not isinstance(data.get("rows"), list): raise DataError("not a benchmark of this version", path, "measure again: cv-pipeline benchmark")
     try: return Benchmark(**{**data, "load": tuple(data["load"])})
     except (TypeError, KeyError) as e: raise DataError(f"not a benchmark: {e}", path) from e
@@ -542,13 +543,10 @@ def to_html(b: Benchmark) -> str:
 def write_benchmark(b: Benchmark, out: str | Path) -> Path:
     "benchmark.json, benchmark.md and benchmark.html in a folder, each in one step."
     out = Path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in (("benchmark.json", json.dumps(b.to_dict(), indent=1, ensure_ascii=False)), ("benchmark.md", to_markdown(b)), ("benchmark.html", to_html(b))):
-            part = out / f".{name}.{os.getpid()}.part"
-            part.write_text(text + "\n", encoding="utf-8")
-            os.replace(part, out / name)
-    except OSError as e: raise SinkError(f"cannot write the benchmark: {e.strerror or e}", out, "give a folder that is writable") from e
+    with writing("cannot write the benchmark", out, "give a folder that is writable"):
+        write_whole(out / "benchmark.json", json.dumps(b.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        write_whole(out / "benchmark.md", to_markdown(b) + "\n")
+        write_whole(out / "benchmark.html", to_html(b) + "\n")
     return out
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.files import writing
 from ..core.types import Backend, BackendError, ConfigError
 from ..inference.cuda import DeviceInfo, find_device
 from ..inference.engines import BuildOptions, BuiltEngine, build_engine
@@ -84,8 +85,8 @@ def _list_engine(folder: Path, manifest: ModelManifest, artefact: Artefact) -> N
     others = tuple(a for a in manifest.artefacts if a.label != artefact.label)
     for other in others:
         if (folder / other.file).is_file(): find_artefact(folder, other)
-    try: save_manifest(replace(manifest, artefacts=(*others, artefact)), folder)
-    except OSError as e: raise BackendError(f"the manifest cannot be written: {e.strerror}", folder, "give another place with out=") from e
+    with writing("the manifest cannot be written", folder, "give another place with out=", BackendError):
+        save_manifest(replace(manifest, artefacts=(*others, artefact)), folder)
 
 
 def _compare(path: Path, source: Path, manifest: ModelManifest, images: Sequence[np.ndarray], open_engine: Callable[..., Backend]) -> dict[str, float]:

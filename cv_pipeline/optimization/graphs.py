@@ -5,7 +5,6 @@
 # %% ../../nbs/06_optimization/00_graphs.ipynb #2c9950f6
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.files import write_whole, writing
 from ..core.types import BackendError
 from ..inference.manifest import PreprocessSpec
 
@@ -362,10 +362,5 @@ def save_graph(
     path = Path(path)
     data_size = model.ByteSize()
     if data_size > TOO_BIG: raise BackendError(f"{data_size / 1e9:.1f} GB are too many for one ONNX file", path)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(model.SerializeToString())
-        os.replace(part, path)
-    except OSError as e: raise BackendError(f"cannot be written: {e.strerror or e}", path, "choose a folder that can be written") from e
-    return path
+    with writing("cannot be written", path, "choose a folder that can be written", BackendError):
+        return write_whole(path, model.SerializeToString())

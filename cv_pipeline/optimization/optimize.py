@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.files import copy_over, draft_folder, move_file, read_json
 from ..core.formats import LabelledImage, read_dataset
 from ..core.stamp import instruction_set
 from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, Interval, Verdict, clusters, compare_models, draw_weights
@@ -38,7 +38,7 @@ from cv_pipeline.optimization.quantize import (
     CalibrationSet, Ranges, activation_ranges, choose_calibration, prune_channels, quantize_cpu, quantize_openvino, quantize_tensorrt, sensitivity, write_openvino,
 )
 from ..core.images import read_image
-from ..core.types import BackendError, ConfigError, CVPipelineError, DataError, MissingExtraError
+from ..core.types import BackendError, CVPipelineError, ConfigError, DataError, MissingExtraError
 
 # %% auto #0
 __all__ = ['CHANGED', 'STEPS', 'DEFAULT_STEPS', 'SHARED', 'Gate', 'accuracy_gate', 'Workshop', 'Step', 'StepResult',
@@ -296,7 +296,7 @@ def export_pt(
     try: from ultralytics import YOLO
     except ImportError as e: raise MissingExtraError("ultralytics", "train") from e
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, folder / "model.pt")
+    copy_over(path, folder / "model.pt")
     try:
         size = imgsz or YOLO(folder / "model.pt").overrides.get("imgsz", 640)
         made = YOLO(folder / "model.pt").export(format="onnx", dynamic=True, simplify=False, opset=17, imgsz=list(size) if isinstance(size, tuple) else size, verbose=False)
@@ -316,7 +316,7 @@ def _opened(model: str | Path | Model, spec: str | Path | None, folder: Path, im
     if isinstance(model, Model): return model
     if Path(model).suffix.lower() == ".pt":
         made = export_pt(model, folder / "export", imgsz)
-        named = made.rename(made.with_name(f"{Path(model).stem}.onnx"))
+        named = move_file(made, made.with_name(f"{Path(model).stem}.onnx"))
         return load_model(named, spec, threads=threads)
     return load_model(model, spec, threads=threads)
 
@@ -334,8 +334,8 @@ def _held(out: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _staging(out: Path) -> Iterator[Path]:
     "A hidden folder beside the target, which is held meanwhile."
-    where = {"prefix": f".{out.name}.part-", "dir": out.parent, "ignore_cleanup_errors": True}
-    with _held(out), tempfile.TemporaryDirectory(**where) as folder: yield Path(folder)
+    with _held(out), draft_folder(out) as folder:
+        yield folder
 
 
 def _writable(folder: Path) -> None:
@@ -348,8 +348,8 @@ def _publish(staged: Path, out: Path, names: Iterable[str]) -> None:
     old = _named_in(out)
     out.mkdir(exist_ok=True)
     names = list(names)
-    for name in names: os.replace(staged / name, out / name)
-    os.replace(staged / "manifest.json", out / "manifest.json")
+    for name in [*names, "manifest.json"]:
+        move_file(staged / name, out / name)
     for name in old - set(names): (out / name).unlink(missing_ok=True)
 
 
@@ -360,8 +360,10 @@ def _files(artefact: Artefact) -> list[str]:
 
 def _named_in(out: Path) -> set[str]:
     "Files that the manifest in a folder names; nothing without one."
-    try: manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError): return set()
+    try:
+        manifest = read_json(out / "manifest.json", dict)
+    except DataError:
+        return set()
     rows = [a for a in manifest.get("artefacts", []) if isinstance(a, dict) and isinstance(a.get("file"), str)]
     named = {f for a in rows if a["file"] in {s.file for s in STEPS.values()} for f in _files(Artefact(a["file"], "onnxruntime", "fp32"))}
     return named  # engines and what others put there stay

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..core.files import copy_over, expecting, read_yaml
 from ..core.types import BackendError, ConfigError, DataError, MissingExtraError
 
 # %% auto #0
@@ -92,10 +92,8 @@ def _checkpoint(path: Path) -> Any:
 
 def _same_classes(model: Any, data: Path) -> None:
     "DataError unless the data has the classes of the checkpoint, in its order."
-    import yaml
-
-    try: names = yaml.safe_load(data.read_text(encoding="utf-8"))["names"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as e: raise DataError(f"not a data.yaml with names: {e!r}", data, "`cv-pipeline data split` writes one") from e
+    with expecting("not a data.yaml with names", data, "`cv-pipeline data split` writes one"):
+        names = read_yaml(data)["names"]
     theirs, ours = list(names.values()) if isinstance(names, dict) else list(names), [model.names[k] for k in sorted(model.names)]
     if theirs != ours: raise DataError("the data has other classes than the checkpoint, or another order", data, f"data: {', '.join(map(str, theirs[:8]))}; checkpoint: {', '.join(ours[:8])}")
 
@@ -126,9 +124,7 @@ def prune_and_train(
     with tempfile.TemporaryDirectory() as folder:
         best = _train(net, {"data": str(data), "epochs": epochs, "imgsz": size, "batch": batch, "seed": seed, "device": device, "project": folder, "name": "run", "plots": False,
                             "amp": False, "workers": 0, "verbose": False, "optimizer": "SGD", "lr0": 0.005, "warmup_epochs": min(1.0, epochs / 10), "close_mosaic": max(1, epochs // 4), **settings}, progress)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(best, out)
-    return out
+        return copy_over(best, out)
 
 # %% ../../nbs/06_optimization/02_prune.ipynb #2287ce78
 def _train(net: Any, settings: dict[str, Any], progress: Callable[[str], None]) -> Path:

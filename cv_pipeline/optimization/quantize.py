@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ..core.files import draft_folder, file_sha256, move_file
 from ..core.formats import IMAGE_SUFFIXES
 from ..core.types import BackendError, ConfigError, DataError
 from .graphs import copy_graph, onnx_package, producers_of, head_nodes, inspect_graph, name_nodes, opset_of, sort_nodes, upgrade_opset
@@ -110,7 +110,7 @@ class CalibrationSet:
     @property
     def digest(self) -> str:
         "One SHA-256 for the bytes of all pictures."
-        return hashlib.sha256(b"".join(hashlib.sha256(p.read_bytes()).digest() for p in self.paths)).hexdigest()
+        return hashlib.sha256(b"".join(bytes.fromhex(file_sha256(p)) for p in self.paths)).hexdigest()
 
     def batches(self, prepare: Any) -> Iterable[np.ndarray]:
         "Each picture as a tensor of one, by a Preprocessor; one is in memory at a time."
@@ -354,10 +354,10 @@ def write_openvino(
 
 
 def _save_openvino(openvino: Any, net: Any, path: Path, half: bool) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
-        openvino.save_model(net, str(Path(folder) / path.name), compress_to_fp16=half)
-        for suffix in (".bin", ".xml"): (Path(folder) / path.name).with_suffix(suffix).replace(path.with_suffix(suffix))
+    with draft_folder(path) as folder:
+        openvino.save_model(net, str(folder / path.name), compress_to_fp16=half)
+        for suffix in (".bin", ".xml"):
+            move_file((folder / path.name).with_suffix(suffix), path.with_suffix(suffix))
     return path
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #563d0b4b

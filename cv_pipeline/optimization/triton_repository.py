@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.types import BackendError, ConfigError, SinkError
+from ..core.files import Staging, copy_file, write_whole, writing
+from ..core.types import BackendError, ConfigError
 from ..inference.choice import candidates, matching
 from ..inference.engines import read_engine
 from ..inference.loading import model_metadata
@@ -237,19 +236,13 @@ def _end_configs(name: str, tensors: Tensors, manifest: ModelManifest) -> dict[s
 def _put(folder: Path, config: dict[str, Any], files: dict[str, str | bytes | Path], version: int, overwrite: bool) -> Path:
     "One model's folder, whole or not at all."
     if folder.exists() and not overwrite: raise ConfigError("there is a model already", folder, "choose another name, or overwrite=True")
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        inside = part / str(version)
-        inside.mkdir(parents=True)
-        (part / "config.pbtxt").write_text(pbtxt(config), encoding="utf-8")
+    hint = "give a folder that is writable and has room"
+    with writing("cannot write the model repository", folder, hint), Staging(folder, replace=overwrite) as part:
+        (part / str(version)).mkdir()
+        write_whole(part / "config.pbtxt", pbtxt(config))
         for name, content in files.items():
-            if isinstance(content, Path): shutil.copyfile(content, inside / name)
-            elif isinstance(content, bytes): (inside / name).write_bytes(content)
-            else: (inside / name).write_text(content, encoding="utf-8")
-        if folder.exists(): shutil.rmtree(folder)
-        os.replace(part, folder)
-    except OSError as e: raise SinkError(f"cannot write the model repository: {e.strerror or e}", folder, "give a folder that is writable and has room") from e
-    finally: shutil.rmtree(part, ignore_errors=True)
+            target = part / str(version) / name
+            copy_file(content, target) if isinstance(content, Path) else write_whole(target, content)
     return folder
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from ..core.files import write_whole
+from ..core.files import read_json, write_whole
 from ..core.types import ConfigError, DataError
 
 # %% auto #0
@@ -68,8 +67,10 @@ def _entry(folder: Path, day: date | None) -> Entry:
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     files = [p for p in (folder / "metrics.json", *sorted(folder.glob("*.json"))) if p.exists()]
     if not files: return Entry(folder, folder.name, day, "FAILED" if (folder / "report.html").exists() else "", note="no numbers: a cell failed" if (folder / "report.html").exists() else "", bytes=size)
-    try: m = json.loads(files[0].read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: return Entry(folder, folder.name, day, "UNREADABLE", note=f"{files[0].name}: {e}", bytes=size)
+    try:
+        m = read_json(files[0])
+    except DataError as e:
+        return Entry(folder, folder.name, day, "UNREADABLE", note=f"{files[0].name}: {e.what}", bytes=size)
     m = m if isinstance(m, dict) else {}
     return Entry(folder, folder.name, day, str(m.get("verdict") or ""), _headline(m), _note(m), size)
 

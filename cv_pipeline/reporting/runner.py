@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 import shlex
 import shutil
 import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from contextlib import ExitStack, suppress
 from datetime import date
 from importlib.util import find_spec
 from io import StringIO
@@ -23,6 +23,7 @@ from typing import Any, Literal, Optional, Union
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from ..core.files import draft_folder, expecting, move_file, parse_yaml, read_json, writing
 from ..core.types import ConfigError, CVPipelineError, MissingExtraError
 
 # %% auto #0
@@ -69,9 +70,8 @@ def read_parameters(
 
 
 def _notebook(path: Path) -> dict:
-    try: return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e: raise ConfigError(f"the template cannot be read: {e.strerror}", path) from e
-    except ValueError as e: raise ConfigError(f"not a notebook: {e}", path) from e
+    with expecting("not a notebook", path, error=ConfigError):
+        return read_json(path, dict)
 
 # %% ../../nbs/17_reporting/00_runner.ipynb #ce1399c4
 def check_parameters(
@@ -90,8 +90,8 @@ def check_parameters(
             continue
         kind = known[name].annotation
         if isinstance(value, str) and kind != "str":
-            try: value = yaml.safe_load(value)
-            except yaml.YAMLError: pass
+            with suppress(ConfigError):
+                value = parse_yaml(value)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and kind in ("str", "Optional[str]"): value = str(value)
         try: values[name] = _adapter(kind).validate_python(value)
         except ValidationError as e: problems.append(f"{name}: {e.errors()[0]['msg']} (a {kind}, got {value!r})")
@@ -172,19 +172,21 @@ def run_report(
     values = check_parameters(known, parameters, path.stem)
     day = Path(root) / (today or date.today()).isoformat()
     final = day / _safe(name or path.stem)
-    part = day / f".{final.name}.part"
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-    except OSError as e: raise ConfigError(f"the report folder cannot be made: {e.strerror}", day, "choose another place") from e
-    if "output" in known: values["output"] = str(part.resolve())
-    notebook, failed = part / "report.ipynb", None
-    try: papermill.execute_notebook(str(path), str(notebook), values, kernel_name="python3", progress_bar=progress, log_output=False, extra_arguments=["--IPKernelApp.log_level=40"])
-    except papermill.PapermillExecutionError as e: failed = e
-    to_html(notebook, part / "report.html", code=failed is not None)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(part, final)
-    metrics = json.loads((final / "metrics.json").read_text()) if (final / "metrics.json").exists() else {}
+    how = {"kernel_name": "python3", "progress_bar": progress, "log_output": False, "extra_arguments": ["--IPKernelApp.log_level=40"]}
+    failed = None
+    with ExitStack() as stack:
+        with writing("the report folder cannot be made", day, "choose another place", ConfigError):
+            part = stack.enter_context(draft_folder(final))
+        if "output" in known:
+            values["output"] = str(part.resolve())
+        try:
+            papermill.execute_notebook(str(path), str(part / "report.ipynb"), values, **how)
+        except papermill.PapermillExecutionError as e:
+            failed = e
+        to_html(part / "report.ipynb", part / "report.html", code=failed is not None)
+        shutil.rmtree(final, ignore_errors=True)
+        move_file(part, final)
+    metrics = read_json(final / "metrics.json") if (final / "metrics.json").exists() else {}
     if failed is not None: raise ReportFailed(f"{failed.ename}: {failed.evalue}", final / "report.html", "the page shows the cell; the numbers before it are complete") from None
     return Report(final, metrics)
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ import numpy as np
 
 from ..annotation.datasets import check_leak, check_test_set, read_frozen
 from ..annotation.versions import read_version, utc_now
-from ..core.files import Staging, file_sha256
+from ..core.files import Staging, copy_over, file_sha256, move_file, write_whole
 from ..core.formats import LabelledImage, read_dataset
 from ..core.images import read_image
 from ..core.types import ConfigError, DataError, MissingExtraError
@@ -209,7 +208,7 @@ def _opened(model: str | Path | Model, folder: Path, threads: int) -> Model:
     "A model; a checkpoint is exported first."
     if isinstance(model, Model) or Path(model).suffix.lower() != ".pt": return model if isinstance(model, Model) else load_model(model, threads=threads)
     made = export_pt(model, folder)
-    return load_model(made.rename(made.with_name(f"{Path(model).stem}.onnx")), threads=threads)
+    return load_model(move_file(made, made.with_name(f"{Path(model).stem}.onnx")), threads=threads)
 
 
 def _about(model: Model) -> dict[str, Any]:
@@ -232,11 +231,13 @@ def _rates(model: Model, s: EvalSet) -> dict[str, float]:
 
 def _copied(model: Model, folder: Path, given: Any) -> None:
     "The model's files, and the checkpoint that it was exported from."
-    shutil.copyfile(model.path, folder / model.manifest.file)
+    copy_over(model.path, folder / model.manifest.file)
     for a in model.manifest.artefacts:
         file = find_artefact(Path(model.path).parent, a)
-        for part in (file, *([file.with_suffix(".bin")] if file.suffix == ".xml" else [])): shutil.copyfile(part, folder / part.name)
-    if not isinstance(given, Model) and Path(given).suffix.lower() == ".pt": shutil.copyfile(given, folder / Path(given).name)
+        for part in (file, *([file.with_suffix(".bin")] if file.suffix == ".xml" else [])):
+            copy_over(part, folder / part.name)
+    if not isinstance(given, Model) and Path(given).suffix.lower() == ".pt":
+        copy_over(given, folder / Path(given).name)
 
 # %% ../../nbs/08_training/02_gate.ipynb #fc4ee721
 @dataclass(frozen=True)
@@ -342,7 +343,7 @@ def _written(c: Comparison, told: dict[str, Any], a: Model, given: Any, b: Model
             called = {"name": name or b.manifest.name, "version": version or _next(b.manifest.version)}
             manifest = replace(a.manifest, **called, sha256="", metrics=json.loads(json.dumps(metrics, default=float)), training=training)
             save_manifest(manifest, folder)
-        (folder / "gate.json").write_text(json.dumps(told, indent=1, default=_plain, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(folder / "gate.json", json.dumps(told, indent=1, default=_plain, ensure_ascii=False) + "\n")
     return Candidate(out, c, told, manifest)
 
 

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +26,7 @@ import yaml
 from ..annotation.datasets import Frozen, check_leak, label_hash, read_frozen
 from ..annotation.inspection import labelled_set
 from ..annotation.versions import DatasetVersion, read_version, verify_version
-from ..core.files import file_sha256, write_whole
+from ..core.files import Staging, append_lines, copy_file, copy_over, draft_folder, expecting, file_sha256, move_file, read_json, read_yaml, sweep_drafts, write_json, write_whole
 from ..core.formats import LabelledImage, read_dataset, to_yolo
 from ..core.images import read_image
 from ..core.types import BackendError, ConfigError, CVPipelineError, DataError, Detections, MissingExtraError, box_iou, merge_detections, utc_now
@@ -172,9 +171,8 @@ def _sheet_of(data: str | Path) -> tuple[Path, tuple[str, ...], dict[str, list[P
     if not data.exists(): raise DataError("no such dataset", data, "give a dataset version, a YOLO folder, or its data.yaml")
     if data.is_file() and data == folder: raise DataError("not a folder and not a data.yaml", data, "cv-pipeline merge makes a version of a COCO file")
     sheets = [data] if data.is_file() else sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")], key=lambda p: (p.name != "data.yaml", p.name))
-    try: book = yaml.safe_load(sheets[0].read_text(encoding="utf-8")) if sheets else {}
-    except (OSError, ValueError, yaml.YAMLError) as e: raise DataError(f"not a data.yaml: {e}", sheets[0]) from e
-    if not isinstance(book, dict): raise DataError("not a data.yaml: no table", sheets[0])
+    with expecting("not a data.yaml", sheets[0] if sheets else folder):
+        book = read_yaml(sheets[0]) if sheets else {}
     root, names = folder / str(book.get("path") or ""), book.get("names") or ()
     root = root if root.is_dir() else folder
     given = {s: book.get(s) or (book.get("validation") if s == "val" else None) or f"images/{s}" for s in ("train", "val")}
@@ -276,12 +274,6 @@ def grey_out(image: np.ndarray, boxes: Detections, places: np.ndarray, most: flo
     return image, boxes[gone <= most]
 
 # %% ../../nbs/08_training/01_train.ipynb #8cbca09b
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try: os.link(source, target)
-    except OSError: shutil.copy2(source, target)
-
-
 @dataclass
 class Staged:
     "What was put into the run's folder."
@@ -335,41 +327,47 @@ def stage(
 ) -> Staged:
     "images/, labels/, data.yaml and sources.jsonl, all or nothing."
     folder, rule, made = Path(folder), replay or Replay(), Staged(tuple(names))
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    for s, short in zip(samples, short_names([s.item.path for s in samples])):
-        image = read_image(s.item.path)
-        size = (image.shape[1], image.shape[0])
-        missing = [i for i, n in enumerate(names) if n not in s.asked]
-        labels = _labels_in(s, names, size)
-        found = _found_by(models, image, names, rule.unsure) if models and missing else Detections.empty()
-        done = complete_labels(labels, found, missing, rule.sure)
-        left_out, boxes = rule.doubt == "picture" and len(done.doubtful) > 0, done.boxes
-        name = _free_name(made, s, short, grey=len(done.doubtful) > 0)
-        made.rows.append({"picture": f"images/{s.side}/{name}", "side": s.side, "origin": s.origin, "from": str(s.item.path), "asked": list(s.asked), "labels": len(labels),
-                          "added": [names[c] for c in boxes.class_id[len(labels):].tolist()], "doubtful": len(done.doubtful), "left_out": bool(left_out)})
-        if left_out: continue
-        target = part / "images" / s.side / name
-        if len(done.doubtful):
-            image, boxes = grey_out(image, boxes, done.doubtful)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(target), image)
-        else: _link(s.item.path, target)
-        label = (part / "labels" / s.side / target.name).with_suffix(".txt")
-        label.parent.mkdir(parents=True, exist_ok=True)
-        label.write_text(to_yolo(boxes, size, clip=True, where=s.item.path))
-    return _finish_stage(made, part, folder)
+    with Staging(folder) as part:
+        for s, short in zip(samples, short_names([s.item.path for s in samples])):
+            _stage_one(made, s, short, part, models, rule)
+        _finish_stage(made, part, folder)
+    return made
+
+
+def _stage_one(made: Staged, s: Sample, short: str, part: Path, models: Sequence[Model], rule: Replay) -> None:
+    "One picture with its completed labels, and its row."
+    image, names = read_image(s.item.path), made.names
+    size = (image.shape[1], image.shape[0])
+    missing = [i for i, n in enumerate(names) if n not in s.asked]
+    labels = _labels_in(s, names, size)
+    found = _found_by(models, image, names, rule.unsure) if models and missing else Detections.empty()
+    done = complete_labels(labels, found, missing, rule.sure)
+    left_out, boxes = rule.doubt == "picture" and len(done.doubtful) > 0, done.boxes
+    name = _free_name(made, s, short, grey=len(done.doubtful) > 0)
+    added = [names[c] for c in boxes.class_id[len(labels) :].tolist()]
+    row = {"picture": f"images/{s.side}/{name}", "side": s.side, "origin": s.origin, "from": str(s.item.path), "asked": list(s.asked)}
+    made.rows.append({**row, "labels": len(labels), "added": added, "doubtful": len(done.doubtful), "left_out": bool(left_out)})
+    if left_out:
+        return
+    target = part / "images" / s.side / name
+    if len(done.doubtful):
+        image, boxes = grey_out(image, boxes, done.doubtful)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(target), image)
+    else:
+        copy_file(s.item.path, target, link=True)
+    label = (part / "labels" / s.side / target.name).with_suffix(".txt")
+    label.parent.mkdir(parents=True, exist_ok=True)
+    label.write_text(to_yolo(boxes, size, clip=True, where=s.item.path), encoding="utf-8")
 
 # %% ../../nbs/08_training/01_train.ipynb #c97d1f7e
-def _finish_stage(made: Staged, part: Path, folder: Path) -> Staged:
-    "The sheet and the list of sources; then the folder gets its name."
+def _finish_stage(made: Staged, part: Path, folder: Path) -> None:
+    "The sheet and the list of sources; DataError when a side has no pictures."
     for side in ("train", "val"):
         if not (part / "images" / side).is_dir(): raise DataError(f"every picture for {side} was left out for doubt", folder, 'doubt="region" keeps them, with the doubtful places painted grey')
     sheet = {"train": "images/train", "val": "images/val", "names": dict(enumerate(made.names))}
-    (part / "data.yaml").write_text(yaml.safe_dump(sheet, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    (part / "sources.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in made.rows), encoding="utf-8")
-    os.replace(part, folder)
-    return made
+    write_whole(part / "data.yaml", yaml.safe_dump(sheet, sort_keys=False, allow_unicode=True))
+    append_lines(part / "sources.jsonl", made.rows)
 
 
 def data_digest(folder: str | Path) -> str:
@@ -397,17 +395,17 @@ class Progress:
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> Path:
     "run.json, in one step."
-    return write_whole(Path(folder) / "run.json", json.dumps(card, indent=1, ensure_ascii=False, default=str) + "\n")
+    return write_json(Path(folder) / "run.json", card)
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:
     "The run card of a folder; DataError when it has none."
     path = Path(folder) / "run.json"
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        if card["format"] != "cv_pipeline run 1" or not {"plan", "state", "data", "epochs"} <= set(card): raise KeyError("format")
+    with expecting("not a training run", path, "give the folder that a training wrote"):
+        card = read_json(path, dict)
+        if card["format"] != "cv_pipeline run 1" or not {"plan", "state", "data", "epochs"} <= set(card):
+            raise KeyError("format")
         return card
-    except (OSError, ValueError, KeyError, TypeError) as e: raise DataError(f"not a training run: {e!r}", path, "give the folder that a training wrote") from e
 
 
 @dataclass(frozen=True)
@@ -540,16 +538,9 @@ def _teach(folder: Path, plan: Mapping[str, Any], names: Sequence[str], samples:
 _NAMES = {"metrics/precision(B)": "precision", "metrics/recall(B)": "recall", "metrics/mAP50(B)": "AP50", "metrics/mAP50-95(B)": "AP"}
 
 
-def _place(source: Path, target: Path) -> None:
-    "A copy that is there whole or not at all."
-    part = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, part)
-    os.replace(part, target)
-
-
 def _note_epoch(trainer: Any, out: Path, card: dict[str, Any], began: float, tell: Callable[[Progress], None]) -> None:
     "After each checkpoint: its second copy, its row in the card."
-    _place(trainer.last, trainer.last.with_name("resume.pt"))
+    copy_over(trainer.last, trainer.last.with_name("resume.pt"))
     number, said = trainer.epoch + 1, {k: round(float(v), 5) for k, v in trainer.metrics.items()}
     metrics = {short: said[k] for k, short in _NAMES.items() if k in said}
     losses = {k: round(float(v), 5) for k, v in (trainer.tloss or {}).items()}
@@ -598,7 +589,8 @@ def _last_checkpoint(out: Path, tell: Callable[[Progress], None]) -> tuple[Path 
     for path in there:
         epoch = _epoch_of(path)
         if epoch is None: tell(Progress("note", f"{path.name} cannot be read: the run was killed while writing it")); continue
-        if path.name == "resume.pt": _place(path, path.with_name("last.pt"))
+        if path.name == "resume.pt":
+            copy_over(path, path.with_name("last.pt"))
         return path.with_name("last.pt"), epoch
     if there: raise BackendError("no checkpoint of this run can be read", out / "training" / "weights", "begin anew in another folder")
     return None, 0
@@ -622,17 +614,17 @@ def _onnx_of(out: Path, imgsz: int) -> Path:
     weights = out / "training" / "weights"
     best = next((p for n in ("best.pt", "last.pt") if (p := weights / n).is_file() and _epoch_of(p) is not None), None)
     if best is None: raise BackendError("training left no checkpoint that can be read", weights)
-    _place(best, out / "model.pt")
+    copy_over(best, out / "model.pt")
     import onnx
     from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
-    with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as folder, quiet_ultralytics():
+    with draft_folder(out / "model.onnx") as folder, quiet_ultralytics():
         graph = onnx.load(str(export_pt(out / "model.pt", folder, (imgsz, imgsz))))
         for axis in ("height", "width"): make_dim_param_fixed(graph.graph, axis, imgsz)
         for entry in graph.metadata_props:
             if entry.key == "description": entry.value = out.name  # no path of somebody's disk
-        onnx.save(graph, Path(folder) / "made.onnx")
-        os.replace(Path(folder) / "made.onnx", out / "model.onnx")
+        onnx.save(graph, folder / "made.onnx")
+        move_file(folder / "made.onnx", out / "model.onnx")
     return out / "model.onnx"
 
 
@@ -706,9 +698,8 @@ def _weights(out: Path, plan: Mapping[str, Any]) -> str:
 
     for p in net.parameters(): p.requires_grad = True
     net.task = "detect"
-    torch.save({"epoch": -1, "model": net, "ema": None, "train_args": {}}, out / ".start.part")
-    os.replace(out / ".start.part", out / "start.pt")
-    return str(out / "start.pt")
+    start = {"epoch": -1, "model": net, "ema": None, "train_args": {}}
+    return str(write_whole(out / "start.pt", lambda file: torch.save(start, file)))
 
 # %% ../../nbs/08_training/01_train.ipynb #447b2957
 def _train(out: Path, plan: dict[str, Any], names: Sequence[str], samples: Sequence[Sample], models: Sequence[Model], replay: Replay | None, tell: Callable[[Progress], None], how: Mapping[str, Any], card: dict[str, Any] | None = None) -> TrainRun:
@@ -753,7 +744,8 @@ def _start(out: Path, plan: dict[str, Any], frozen: Any, resume: bool, tell: Cal
 def _undo_start(out: Path) -> None:
     "Without card and pictures; a teacher that was trained stays."
     (out / "run.json").unlink()
-    shutil.rmtree(out / "data", ignore_errors=True), shutil.rmtree(out / ".data.part", ignore_errors=True)
+    shutil.rmtree(out / "data", ignore_errors=True)
+    sweep_drafts(out / "data")  # of a try that was killed
     if not any(out.iterdir()): out.rmdir()
 
 # %% ../../nbs/08_training/01_train.ipynb #ac1ccbc3

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cv_pipeline.annotation import annotations as A
 from cv_pipeline.annotation.datasets import check_dataset
+from cv_pipeline.core.files import append_lines
 from cv_pipeline.core.formats import read_dataset
 from cv_pipeline.core.types import ConfigError, DataError, Detections
 
@@ -68,7 +69,7 @@ def test_what_is_added_behind_a_torn_line_can_be_read(tmp_path_factory, cut):
     whole = file.read_bytes()
     cut = min(cut, len(whole))
     file.write_bytes(whole[:len(whole) - cut])
-    A.append_lines(file, [said("eva").to_dict()])
+    append_lines(file, [said("eva").to_dict()], cut_torn=True)
     assert [a.annotator for a in A.read_annotations(file)] == [w for w, end in (("änä", whole.index(b"\n")), ("bén", len(whole) - 1)) if len(whole) - cut >= end] + ["eva"]
 
 

@@ -331,9 +331,9 @@ def test_a_full_disk_is_a_typed_error(tmp_path, monkeypatch):
     sink = CollectSink(tmp_path, CollectPolicy(random=1))
     sink.write(result(0))
 
-    def full(self, data): raise OSError(28, "No space left on device")
+    def full(*a): raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(SinkError, match="No space left.*free some space"): sink.write(result(1))
 
 

@@ -282,7 +282,7 @@ def test_progress_stops_a_build_and_its_errors_come_out(build, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         build(progress=lambda share, phase: (_ for _ in ()).throw(KeyboardInterrupt()), rebuild=True)
     assert build().built is False, "the engine of before still stands"
-    assert not (tmp_path / "tiny.engine.lock").exists()
+    assert not (tmp_path / ".tiny.engine.lock").exists()
 
 
 @given(st.lists(st.tuples(st.sampled_from(["start", "step", "finish"]), st.integers(0, 4), st.integers(0, 4), st.integers(0, 9)), max_size=60))
@@ -362,20 +362,20 @@ with build_lock({str(tmp_path / 'm.engine')!r}):
     finally:
         first.kill()
         first.wait()
-    assert not (tmp_path / "m.engine.lock").exists()
+    assert not (tmp_path / ".m.engine.lock").exists()
 
 
 def test_a_lock_that_its_owner_removed_in_between_is_no_lock(tmp_path, monkeypatch):
     "Opened, then removed by the one who held it, then grabbed: another process could make and hold a new file at that place."
-    from cv_pipeline.inference import engines
+    from cv_pipeline.core import files
 
-    lock, grab, grabbed = tmp_path / "m.engine.lock", engines._grab, []
+    lock, grab, grabbed = tmp_path / ".m.engine.lock", files._grab, []
 
     def late(file):
         if not grabbed: lock.unlink()
         grabbed.append(grab(file))
         return grabbed[-1]
-    monkeypatch.setattr(engines, "_grab", late)
+    monkeypatch.setattr(files, "_grab", late)
     with build_lock(tmp_path / "m.engine"):
         assert lock.read_text().strip() == str(os.getpid()) and grabbed == [True, True]
 

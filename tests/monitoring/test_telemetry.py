@@ -124,7 +124,7 @@ def test_half_written_files_are_skipped_and_counted(tmp_path):
     parts = sorted(tmp_path.glob("frames/*/*/part-*.parquet"))
     parts[0].write_bytes(parts[0].read_bytes()[:-200])
     parts[1].write_bytes(b"")
-    (parts[2].parent / ".part-x-000001.parquet.tmp").write_bytes(b"PAR1")
+    (parts[2].parent / ".part-x-000001.parquet.77-1a2b3c4d.part").write_bytes(b"PAR1")
     log = read_log(tmp_path)
     assert len(log) == 10 and log.counts["broken"] == 3 and "3 half-written files were skipped" in log.notes
     parts[2].write_bytes(b"PAR1")
@@ -542,7 +542,7 @@ def test_large_days_become_several_files(tmp_path):
 
 def test_drafts_of_killed_runs_are_said_where_they_matter_and_go_in_the_end(tmp_path):
     days_of(tmp_path, 3)
-    draft = next(tmp_path.glob("frames/date=2026-06-01/*")) / ".part-x-000000.parquet.tmp"
+    draft = next(tmp_path.glob("frames/date=2026-06-01/*")) / ".part-x-000000.parquet.77-1a2b3c4d.part"
     draft.write_bytes(b"PAR1")
     assert read_log(tmp_path, "2026-06-02").notes == () and read_log(tmp_path, until="2026-06-02").counts["broken"] == 1
     telemetry.compact_log(tmp_path)
