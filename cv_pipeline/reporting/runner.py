@@ -70,7 +70,7 @@ def read_parameters(
 
 
 def _notebook(path: Path) -> dict:
-    with expecting("not a notebook", path, error=ConfigError):
+    with expecting("the template cannot be read", path, error=ConfigError):
         return read_json(path, dict)
 
 # %% ../../nbs/17_reporting/00_runner.ipynb #ce1399c4

@@ -141,7 +141,7 @@ def test_a_killed_process_leaves_a_draft_that_is_swept(tmp_path):
 
 @given(st.lists(st.dictionaries(TEXT, SCALARS, max_size=3), min_size=1, max_size=4), st.data())
 def test_a_torn_journal_is_cut_or_ended(folder, rows, data):
-    "Cut anywhere: `cut_torn` leaves only whole lines; without it the torn line is one bad line, and none is lost."
+    "Cut anywhere: `cut_torn` leaves only whole lines; without it the torn line is one bad line."
     path = folder / "torn.jsonl"
     path.unlink(missing_ok=True)
     whole = F.append_lines(path, rows).read_bytes()

@@ -514,7 +514,7 @@ def test_a_sheet_that_lies_elsewhere_or_has_moved(data, tmp_path):
     (moved / "data.yaml").write_text(f"path: /nowhere/at/all\ntrain: ../images/train\nvalidation: images/val\nnames: {list(CLASS_NAMES)}\n")
     assert sum(s.side == "train" for s in read_samples(moved)[1]) == 8
     (moved / "data.yaml").write_text("[1, 2]")
-    with pytest.raises(DataError, match="no table"): read_samples(moved)
+    with pytest.raises(DataError, match="not a data.yaml"): read_samples(moved)
     with pytest.raises(DataError, match="not a folder"): read_samples(next((data / "images" / "val").iterdir()))
 
 
