@@ -11,11 +11,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, NamedTuple
 
-from ..core.types import Clock, ConfigError, Frame, Source, SourceError, utc_now
+from ..core.types import Clock, ConfigError, Frame, Source, SourceError, SourceStatus, status_of, utc_now
 from .streams import SourceAuthError
 
 # %% auto #0
@@ -92,23 +93,31 @@ class Watched:
 
     def __init__(self, log: StateLog):
         self._log, self._inner, self.last_error, self.reconnects = log, None, None, 0
-        self._skipped, self._skipped_count, self._dropped = [], 0, 0
+        self._past, self._counting = SourceStatus(), threading.Lock()  # what earlier connections have told
 
     @property
     def state(self) -> SourceState: return self._log.state
     @property
     def state_changes(self) -> list[StateChange]: return list(self._log.changes)
-    @property
-    def skipped(self) -> list[tuple[str, str]]: return [*self._skipped, *getattr(self._inner, "skipped", ())][-100:]
-    @property
-    def skipped_count(self) -> int: return self._skipped_count + getattr(self._inner, "skipped_count", 0)
-    @property
-    def dropped(self) -> int: return self._dropped + getattr(self._inner, "dropped", 0)
+
+    def status(self) -> SourceStatus:
+        "What all connections have told, with the state and its history."
+        state, changes = self.state, self.state_changes  # in this order: asking for the state may add to the history
+        if state == SourceState.CLOSED: state = next((c.state for c in reversed(changes) if c.state != SourceState.CLOSED), state)
+        with self._counting: told = self._told()
+        return replace(told, connection=str(state), reconnects=self.reconnects, state_changes=tuple(changes), error=self.last_error)
+
+    def _told(self) -> SourceStatus:
+        "The present connection's status with the counts of those before it; lock held."
+        past, now = self._past, None if self._inner is None else status_of(self._inner)
+        if now is None: return past
+        return replace(now, frames_not_taken=past.frames_not_taken + now.frames_not_taken,
+                       frames_skipped=past.frames_skipped + now.frames_skipped, skipped=(*past.skipped, *now.skipped)[-100:])
 
     def _leave(self) -> None:
-        "Give a lost connection back; what it had skipped and dropped is kept."
+        "Give a lost connection back; what it has told is kept."
         if (lost := self._inner) is None: return
-        self._skipped, self._skipped_count, self._dropped, self._inner = self.skipped, self.skipped_count, self.dropped, None
+        with self._counting: self._past, self._inner = self._told(), None
         lost.close()
 
 # %% ../../nbs/04_video/03_reconnect.ipynb #00d6b42c
@@ -117,7 +126,7 @@ def _open(camera: ReconnectingSource) -> Source:
     if camera._inner is None:
         camera._inner = camera._connect()
         camera.reconnects += camera._connected  # the first connection is none
-    camera._connected, camera.info = True, getattr(camera._inner, "info", None)
+    camera._connected = True
     if camera._closed.is_set(): camera._inner.close()  # closed while it was opening
     return camera._inner
 
@@ -137,7 +146,7 @@ def _frames(camera: ReconnectingSource, first: int, after: datetime | None) -> I
     for frame in _open(camera):
         log.set(SourceState.LIVE)
         log.waiting(False)
-        frame.frame_id, frame.source_id, camera.info = first + frame.frame_id, camera.source_id, getattr(camera._inner, "info", camera.info)
+        frame.frame_id, frame.source_id = first + frame.frame_id, camera.source_id
         if after is not None and frame.captured_at <= after: frame.captured_at = after + timedelta(milliseconds=1)
         after = frame.captured_at
         yield frame
@@ -163,7 +172,7 @@ class ReconnectingSource(Watched):
         clock: Clock = time.monotonic, now: Callable[[], datetime] = utc_now,
     ):
         if not 0 < first_s <= longest_s: raise ConfigError(f"waits of {first_s:g} to {longest_s:g} s", source_id, "first_s above 0, longest_s not below it")
-        self.source_id, self.info = source_id, getattr(connected, "info", None)
+        self.source_id = source_id
         Watched.__init__(self, StateLog(stale_after_s, clock, now, on_state))
         self._connect, self._inner, self._connected, self._chance, self._times = connect, connected, connected is not None, chance, (first_s, longest_s)
         self._closed = threading.Event()

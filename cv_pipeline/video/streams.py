@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
@@ -22,7 +22,7 @@ import av
 import numpy as np
 
 from ..core.masking import HARMLESS, masked
-from ..core.types import Clock, ConfigError, Frame, SourceError, utc_now
+from ..core.types import Clock, ConfigError, Frame, SourceError, SourceStatus, utc_now
 from cv_pipeline.video.decoding import (
     DecoderChoice, PacketDecoder, SourceInfo, choose_decoder, describe_decoder, make_accelerator, make_context, nominal_rate, to_bgr,
     video_stream,
@@ -101,7 +101,7 @@ class SourceAuthError(SourceError):
 class BaseSource:
     "What all sources share: identity, what was skipped, and closing."
 
-    info: SourceInfo
+    info: SourceInfo | None = None
     skipped_limit = 100  # names kept; the count goes on
 
     def __init__(self, source_id: str, live: bool = False):
@@ -118,6 +118,12 @@ class BaseSource:
         "Called when an iteration starts: nothing skipped yet, and not closed."
         if self._closed.is_set(): raise SourceError("the source is closed", self.source_id, "open it again with open_source()")
         self.skipped, self.skipped_count = [], 0
+
+    def status(self) -> SourceStatus:
+        "Its rate, what decodes it, and what was skipped."
+        skipped = {"frames_skipped": self.skipped_count, "skipped": tuple(self.skipped)}
+        if (info := self.info) is None: return SourceStatus(**skipped)
+        return SourceStatus(info.fps, info.decoder, asdict(info.choice) if info.choice else None, **skipped)
 
     def __iter__(self) -> Iterator[Frame]: raise NotImplementedError
     def close(self) -> None: self._closed.set()
@@ -447,6 +453,8 @@ class StreamSource(BaseSource):
     def dropped(self) -> int:
         "Frames that came and that nobody took in time."
         return self._link.box.dropped + self._link.catch_up.left_out
+
+    def status(self) -> SourceStatus: return replace(super().status(), frames_not_taken=self.dropped)
 
     def __iter__(self) -> Iterator[Frame]:
         if self._closed.is_set(): raise SourceError("the source is closed", self.source_id, "open it again with open_source()")
