@@ -5,6 +5,7 @@
 # %% ../../nbs/00_core/00_types.ipynb #f7768edd
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -17,9 +18,9 @@ import numpy as np
 # %% auto #0
 __all__ = ['Clock', 'CVPipelineError', 'ConfigError', 'DataError', 'SourceError', 'BackendError', 'ModelSpecMismatch',
            'SinkError', 'MissingExtraError', 'Frame', 'box_area', 'box_iou', 'Detections', 'merge_detections',
-           'validate_detections', 'Decision', 'FrameResult', 'utc_now', 'Source', 'Selector', 'ListeningSelector',
-           'Tracker', 'Backend', 'Sink', 'SummarySink', 'sink_name', 'sink_names', 'SourceStatus', 'StatusSource',
-           'status_of']
+           'validate_detections', 'Decision', 'FrameResult', 'utc_now', 'Clocks', 'Source', 'Selector',
+           'ListeningSelector', 'Tracker', 'Backend', 'Sink', 'SummarySink', 'sink_name', 'sink_names', 'SourceStatus',
+           'StatusSource', 'status_of']
 
 # %% ../../nbs/00_core/00_types.ipynb #abc6998f
 class CVPipelineError(Exception):
@@ -246,6 +247,15 @@ Clock = Callable[[], float]  # monotonic seconds, e.g. time.monotonic
 def utc_now() -> datetime:
     "Now, timezone-aware UTC."
     return datetime.now(timezone.utc)
+
+
+@dataclass(frozen=True)
+class Clocks:
+    "Where a part takes its time from; a test hands in its own and never waits."
+
+    monotonic: Clock = time.monotonic             # for durations
+    now: Callable[[], datetime] = utc_now         # wall clock, aware
+    sleep: Callable[[float], Any] = time.sleep    # seconds
 
 
 @runtime_checkable

@@ -28,14 +28,15 @@ from ..inference.backends import Model, load_model
 from ..synthetic.line import open_line
 from ..tracking.trackers import make_tracker, tracker_settings
 from ..tracking.zones import Rules, read_rules
-from ..video.adaptive import AdaptiveSelector, CallBudget
+from ..video.adaptive import AdaptiveSelector, AdaptiveSettings, CallBudget
 from ..video.events import EventSink
 from ..video.health import HealthServer
 from ..video.pipeline import Pipeline, interruptible
 from ..video.reconnect import ReconnectingSource
 from ..video.selection import make_selector
 from ..video.sinks import JsonlSink, ParquetSink, VideoSink
-from ..video.sources import is_camera, is_stream, masked, open_source, unique_ids
+from ..video.sources import SourceSettings, is_camera, is_stream, masked, open_source, unique_ids
+from ..video.streams import StreamSettings
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -90,9 +91,9 @@ def _password(config: SourceConfig) -> str | None:
 def _open(config: SourceConfig, name: str, threads: int | None) -> tuple[Source, Opening | None]:
     "One source; a live one is opened in the background, and again whenever it is lost."
     if config.uri.startswith("line:"): return open_line(config.uri, name), None
-    stream = {"user": config.user, "password": _password(config), "transport": config.transport, "open_timeout_s": config.open_timeout_s,
-              "read_timeout_s": config.read_timeout_s}
-    connect = lambda: open_source(config.uri, name, realtime=config.realtime, fps=config.fps, threads=threads, hardware=config.hardware, stream=stream)
+    stream = StreamSettings(config.user, _password(config), config.open_timeout_s, config.read_timeout_s, config.transport)
+    settings = SourceSettings(None, config.realtime, config.fps, threads, config.hardware, stream)
+    connect = lambda: open_source(config.uri, name, settings)
     if not (is_camera(config.uri) or is_stream(config.uri)): return connect(), None
     opening = Opening(connect, name)
     return ReconnectingSource(opening, name, stale_after_s=config.stale_after_s), opening
@@ -312,11 +313,10 @@ def selector_factory(config: RunConfig) -> Callable[[Source], Selector] | None:
     "Makes one selector a source; None when every frame is wanted. Adaptive ones share their budget."
     s = config.selection
     if s.adaptive is not None:
-        settings = s.adaptive.model_dump(exclude={"budget"})
+        settings = AdaptiveSettings(**s.adaptive.model_dump(exclude={"budget"}))
         burst = max(3, config.tracker.minimum_consecutive_frames or 0)  # as many looks on end as it takes to confirm a track
         budget = CallBudget(s.adaptive.budget, burst=burst) if s.adaptive.budget else None
-        AdaptiveSelector(**settings)
-        return lambda source: AdaptiveSelector(**settings, budget=budget)
+        return lambda source: AdaptiveSelector(settings, budget)
     if s.every == 1 and s.max_fps is None and s.motion is None: return None
     return lambda source: make_selector(s.every, s.max_fps, {"changed": s.motion} if s.motion else False)
 

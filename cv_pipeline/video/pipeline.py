@@ -23,8 +23,8 @@ from ..inference.backends import Model, SteadyBackend
 from ..inference.batching import DynamicBatcher
 from ..inference.manifest import output_shape
 from cv_pipeline.core.types import (
-    Backend, BackendError, Clock, ConfigError, CVPipelineError, Decision, Detections, Frame, FrameResult, ListeningSelector,
-    Selector, Sink, SinkError, Source, SourceError, Tracker, sink_name, status_of, utc_now,
+    Backend, BackendError, Clock, Clocks, ConfigError, CVPipelineError, Decision, Detections, Frame, FrameResult, ListeningSelector,
+    Selector, Sink, SinkError, Source, SourceError, Tracker, sink_name, status_of,
 )
 from .stages import STAGES, FrameQueues, LatencyHistogram, StageStats
 
@@ -451,8 +451,7 @@ def _depth(source: Source, runtime: RuntimeConfig) -> tuple[int, bool]:
 
 def _new_run(
     sources: Sequence[Source], model: Model, sinks: Sequence[Sink], trackers: Callable[[Source], Tracker] | None,
-    selectors: Callable[[Source], Selector] | None, runtime: RuntimeConfig, recover: Callable[[], Backend] | None, clock: Clock,
-    now: Callable[[], datetime],
+    selectors: Callable[[Source], Selector] | None, runtime: RuntimeConfig, recover: Callable[[], Backend] | None, clocks: Clocks,
 ) -> _Run:
     "Channels, queues and tensors for a run."
     names = [s.source_id for s in sources]
@@ -462,7 +461,7 @@ def _new_run(
     backend = SteadyBackend(model.backend, recover, shape=output_shape(model.manifest))
     max_batch = min(runtime.max_batch or (1 if "CPU" in backend.provider else 8), backend.max_batch)
     entrance = FrameQueues({s.source_id: _depth(s, runtime) for s in sources})
-    run = _Run(channels, model, backend, list(sinks), runtime, clock, now, max_batch, entrance)
+    run = _Run(channels, model, backend, list(sinks), runtime, clocks.monotonic, clocks.now, max_batch, entrance)
     for _ in range(3): run.tensors.put(_Tensor(np.empty((max_batch, *model.preprocess.shape), model.preprocess.dtype), [None] * max_batch))
     return run
 
@@ -479,10 +478,9 @@ class Pipeline:
         selectors: Callable[[Source], Selector] | None = None,  # called once per source
         runtime: RuntimeConfig | None = None,
         recover: Callable[[], Backend] | None = None,     # opens the backend anew after a runtime error
-        clock: Clock = time.perf_counter,
-        now: Callable[[], datetime] = utc_now,            # wall clock, to compare with `captured_at`
+        clocks: Clocks = Clocks(time.perf_counter),       # its wall clock is compared with `captured_at`
     ):
-        self._run = _new_run(sources, model, sinks, trackers, selectors, runtime or RuntimeConfig(), recover, clock, now)
+        self._run = _new_run(sources, model, sinks, trackers, selectors, runtime or RuntimeConfig(), recover, clocks)
         self.interrupted, self.finished, self.seconds, self.sinks = False, False, 0.0, self._run.sinks
 
     def attach(self, sinks: Sequence[Sink]) -> None:

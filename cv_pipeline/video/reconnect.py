@@ -11,16 +11,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, NamedTuple
 
-from ..core.types import Clock, ConfigError, Frame, Source, SourceError, SourceStatus, status_of, utc_now
+from ..core.types import Clock, Clocks, ConfigError, Frame, Source, SourceError, SourceStatus, status_of
 from .streams import SourceAuthError
 
 # %% auto #0
-__all__ = ['backoff_s', 'SourceState', 'StateChange', 'StateLog', 'Watched', 'ReconnectingSource']
+__all__ = ['backoff_s', 'Backoff', 'SourceState', 'StateChange', 'StateLog', 'Watched', 'ReconnectingSource']
 
 # %% ../../nbs/04_video/03_reconnect.ipynb #10c73a6e
 def backoff_s(
@@ -31,6 +31,25 @@ def backoff_s(
 ) -> float:                       # seconds to wait
     "Waiting time before the next try: doubles, has a limit, differs by ± 25 %."
     return min(longest_s, first_s * 2.0 ** min(failures - 1, 30)) * (0.75 + 0.5 * chance)
+
+
+@dataclass(frozen=True)
+class Backoff:
+    "How long a source waits between its tries; ConfigError for waits that make no sense."
+
+    first_s: float = 1.0     # after the first failure, seconds
+    longest_s: float = 60.0  # never longer; after a refused password at once
+    chance: Callable[[], float] = random.random  # 0..1
+
+    def __post_init__(self):
+        if 0 < self.first_s <= self.longest_s:
+            return
+        what = f"waits of {self.first_s:g} to {self.longest_s:g} s"
+        raise ConfigError(what, "Backoff", "first_s above 0, longest_s not below it")
+
+    def seconds(self, failures: int, refused: bool = False) -> float:
+        "Waiting time before the next try; refused: the camera refuses the password."
+        return backoff_s(failures, self.longest_s if refused else self.first_s, self.longest_s, self.chance())
 
 # %% ../../nbs/04_video/03_reconnect.ipynb #0bc99ded
 class SourceState(str, Enum):
@@ -133,10 +152,10 @@ def _open(camera: ReconnectingSource) -> Source:
 
 def _lose(camera: ReconnectingSource, error: SourceError, failures: int) -> float:
     "Note a loss; seconds to wait before the next try."
-    camera.last_error, first, longest = error, *camera._times
+    camera.last_error = error
     refused = isinstance(error, SourceAuthError)
     camera._log.set(SourceState.AUTH_FAILED if refused else SourceState.LOST, error.what)
-    return backoff_s(failures, longest if refused else first, longest, camera._chance())
+    return camera._backoff.seconds(failures, refused)
 
 
 def _frames(camera: ReconnectingSource, first: int, after: datetime | None) -> Iterator[Frame]:
@@ -165,16 +184,14 @@ class ReconnectingSource(Watched):
         *,
         connected: Source | None = None,        # an already open one, for the first round
         wait: Callable[[float], Any] | None = None,  # seconds; default: until the time is over or the source is closed
-        chance: Callable[[], float] = random.random,
-        first_s: float = 1.0, longest_s: float = 60.0,         # as in backoff_s
+        backoff: Backoff = Backoff(),
         stale_after_s: float = 3.0,             # silent for so long: stale
         on_state: Callable[[StateChange], Any] | None = None,  # called by whoever notices the change, so it should be quick
-        clock: Clock = time.monotonic, now: Callable[[], datetime] = utc_now,
+        clocks: Clocks = Clocks(),
     ):
-        if not 0 < first_s <= longest_s: raise ConfigError(f"waits of {first_s:g} to {longest_s:g} s", source_id, "first_s above 0, longest_s not below it")
         self.source_id = source_id
-        Watched.__init__(self, StateLog(stale_after_s, clock, now, on_state))
-        self._connect, self._inner, self._connected, self._chance, self._times = connect, connected, connected is not None, chance, (first_s, longest_s)
+        Watched.__init__(self, StateLog(stale_after_s, clocks.monotonic, clocks.now, on_state))
+        self._connect, self._inner, self._connected, self._backoff = connect, connected, connected is not None, backoff
         self._closed = threading.Event()
         self._wait = wait or self._closed.wait
 

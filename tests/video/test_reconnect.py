@@ -13,7 +13,7 @@ from cv_pipeline.inference.backends import load_model
 from cv_pipeline.synthetic.line import open_line
 from cv_pipeline.tracking.sort import SortTracker
 from cv_pipeline.video.pipeline import Pipeline
-from cv_pipeline.video.reconnect import ReconnectingSource, SourceState, StateLog, backoff_s
+from cv_pipeline.video.reconnect import Backoff, ReconnectingSource, SourceState, StateLog, backoff_s
 from cv_pipeline.video.streams import SourceAuthError
 from tests.helpers.waiting import until
 
@@ -44,7 +44,7 @@ class Wire:
 SECONDS = itertools.count()
 
 
-def scripted(*steps, **kwargs):
+def scripted(*steps, backoff=Backoff(chance=lambda: 0.5), **kwargs):  # noqa: B008 — frozen
     "A camera whose connections are given; closed when there are no more."
     rest = iter(steps)
     waits = []
@@ -58,7 +58,7 @@ def scripted(*steps, **kwargs):
             raise step
         return step
 
-    camera = ReconnectingSource(connect, "gate", wait=waits.append, chance=lambda: 0.5, **kwargs)
+    camera = ReconnectingSource(connect, "gate", wait=waits.append, backoff=backoff, **kwargs)
     return camera, waits
 
 
@@ -124,7 +124,7 @@ def test_closing_wakes_a_camera_that_waits():
     def refuse():
         raise SourceError("no route to host", "gate")
 
-    camera = ReconnectingSource(refuse, "gate", first_s=60)
+    camera = ReconnectingSource(refuse, "gate", backoff=Backoff(first_s=60))
     reader = threading.Thread(target=lambda: list(camera), daemon=True)
     reader.start()
     until(lambda: camera.last_error is not None)
@@ -141,7 +141,7 @@ def states(camera):
 
 def test_the_states_of_a_camera_and_what_is_told_about_them():
     told, refused = [], SourceAuthError("the camera refuses this user name or password", "gate")
-    camera, waits = scripted(SourceError("no route to host", "gate"), refused, refused, Wire(black(2)), first_s=1, longest_s=40, on_state=told.append)
+    camera, waits = scripted(SourceError("no route to host", "gate"), refused, refused, Wire(black(2)), backoff=Backoff(1, 40, lambda: 0.5), on_state=told.append)
     assert camera.state is SourceState.CONNECTING and states(camera) == ["connecting"]
     for _frame in camera: assert camera.state == "live"
     assert states(camera) == ["connecting", "lost", "auth_failed", "live", "lost", "closed"] and told == camera.state_changes[1:]
@@ -169,7 +169,7 @@ def test_a_refused_password_is_never_hammered():
         now[0] += seconds
         if now[0] > 3600: camera.close()
 
-    camera = ReconnectingSource(connect, "gate", wait=wait, longest_s=60)
+    camera = ReconnectingSource(connect, "gate", wait=wait, backoff=Backoff(longest_s=60))
     list(camera)
     assert min(b - a for a, b in zip(tries, tries[1:])) >= 45 and len(tries) <= 81
 
@@ -263,4 +263,4 @@ def test_closing_while_it_connects_closes_what_was_opened():
 
 @pytest.mark.parametrize("times", [(0, 1), (5, 1), (-1, 5)])
 def test_waits_that_make_no_sense_are_refused(times):
-    with pytest.raises(ConfigError, match="waits of"): ReconnectingSource(lambda: None, "gate", first_s=times[0], longest_s=times[1])
+    with pytest.raises(ConfigError, match="waits of"): Backoff(*times)
