@@ -27,7 +27,7 @@ from ..core.formats import IMAGE_SUFFIXES
 from ..core.images import read_image
 from ..core.likeness import perceptual_hash
 from ..core.results import read_table
-from ..core.types import Clock, ConfigError, DataError, Detections, Frame, FrameResult, SinkError, Source, SourceError
+from ..core.types import Clock, ConfigError, DataError, Detections, Frame, FrameResult, SinkError, Source, SourceError, SourceStatus
 from ..inference.calibrators import Calibrator
 from ..synthetic.line import open_line
 from ..video.sources import FolderSource, open_source, unique_ids
@@ -649,6 +649,8 @@ class CollectSink:
 class LiveCollection(CollectSink):
     "The collection of a run: what it has counted goes into summary.json."
 
+    name = "collect"
+
     def summary(self) -> dict[str, Any]:
         return {"folder": str(self.shelf.folder), "pictures": self.collected, "looks": sum(self.shelf.looks.values()), "cases": sum(self.shelf.cases.values()), **self.shelf.counts, **({"audit": self.shelf.audit} if self.shelf.audit else {})}
 
@@ -796,6 +798,7 @@ class KeptFrames:
         for number in sorted(self.files): yield self.frame(number)
 
     def frame(self, number: int) -> Frame: return Frame(read_image(self.files[number]), self.source_id, number, datetime.fromtimestamp(0, timezone.utc))
+    def status(self) -> SourceStatus: return SourceStatus(decoder="OpenCV")
     def close(self) -> None: pass
 
 

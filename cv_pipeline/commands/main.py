@@ -90,11 +90,12 @@ def show_summary(summary: dict[str, Any]) -> None:
     say(f"{speed} in {summary['seconds']} s · {plain(model['name'])} on {plain(model['provider'])}")
     if "chosen" in model: say(f"chosen: {plain(model['chosen'])}")
     for step in model.get("history", []): say(f"[yellow]given up[/]: {plain(step)}")
-    if "rules" in summary: _show_rules(summary["rules"])
+    sinks = summary.get("sinks", {})
+    if "events" in sinks: _show_rules(sinks["events"])
     if summary["uncertain_dropped"]: say(f"uncertain detections dropped by policy: {summary['uncertain_dropped']}")
-    for kept in summary.get("sinks", {}).values():
-        if "log" in kept: say(f"prediction log: {plain(kept['log'])}, {kept['frames']} frames")
-        for what, n in kept.get("upkeep", {}).items(): say(f"[yellow]needs a hand[/] {plain(what)}: {n} times")
+    if "telemetry" in sinks:
+        say(f"prediction log: {plain(sinks['telemetry']['log'])}, {sinks['telemetry']['frames']} frames")
+        for what, n in sinks["telemetry"]["upkeep"].items(): say(f"[yellow]needs a hand[/] {plain(what)}: {n} times")
     decoders = Counter(s["decoder"] for s in summary["sources"].values() if s["decoder"])
     for decoder, count in decoders.items(): say(f"decoding: {plain(decoder)}" + (f" ({count} sources)" if count > 1 else ""))
     for name, s in summary["sources"].items():

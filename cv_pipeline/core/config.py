@@ -132,6 +132,14 @@ class DeliveryConfig(_Section):
     parquet: bool = True
     jsonl: bool = True
     video: bool = Field(False, description="Also write an annotated H.264 video per source.")
+    sinks: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Sinks of installed packages: {name: {settings}}.")
+
+    @field_validator("sinks", mode="before")
+    @classmethod
+    def _bare_names(cls, value: Any) -> Any:
+        "`sinks: {mail: }` and `{mail: true}` take the sink's defaults, `{mail: false}` leaves it out."
+        if not isinstance(value, dict): return value
+        return {name: {} if settings is None or settings is True else settings for name, settings in value.items() if settings is not False}
 
 
 class HealthConfig(_Section):

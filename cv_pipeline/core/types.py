@@ -5,10 +5,12 @@
 # %% ../../nbs/00_core/00_types.ipynb #f7768edd
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import IntEnum
+from itertools import count
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,8 +18,9 @@ import numpy as np
 # %% auto #0
 __all__ = ['Clock', 'CVPipelineError', 'ConfigError', 'DataError', 'SourceError', 'BackendError', 'ModelSpecMismatch',
            'SinkError', 'MissingExtraError', 'Frame', 'box_area', 'box_iou', 'Detections', 'merge_detections',
-           'validate_detections', 'Decision', 'FrameResult', 'utc_now', 'Source', 'Selector', 'Tracker', 'Backend',
-           'Sink']
+           'validate_detections', 'Decision', 'FrameResult', 'utc_now', 'Clocks', 'Source', 'Selector',
+           'ListeningSelector', 'Tracker', 'Backend', 'Sink', 'SummarySink', 'sink_name', 'sink_names', 'SourceStatus',
+           'StatusSource', 'status_of']
 
 # %% ../../nbs/00_core/00_types.ipynb #abc6998f
 class CVPipelineError(Exception):
@@ -246,6 +249,15 @@ def utc_now() -> datetime:
     return datetime.now(timezone.utc)
 
 
+@dataclass(frozen=True)
+class Clocks:
+    "Where a part takes its time from; a test hands in its own and never waits."
+
+    monotonic: Clock = time.monotonic             # for durations
+    now: Callable[[], datetime] = utc_now         # wall clock, aware
+    sleep: Callable[[float], Any] = time.sleep    # seconds
+
+
 @runtime_checkable
 class Source(Protocol):
     "Frames from a file, a folder or a camera, in order."
@@ -263,6 +275,13 @@ class Selector(Protocol):
 
     def select(self, frame: Frame) -> bool: ...
     def reset(self) -> None: ...
+
+
+@runtime_checkable
+class ListeningSelector(Selector, Protocol):
+    "A selector that is told what the model found in each frame that it chose; the next frame of a file waits for it."
+
+    def observe(self, frame: Frame, detections: Detections, tracker: Tracker | None) -> Any: ...
 
 
 @runtime_checkable
@@ -290,7 +309,70 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Sink(Protocol):
-    "Takes results and delivers them. `close` finishes files; it is called exactly once."
+    "Takes results and delivers them. `close` finishes files; it is called exactly once. A `name` is optional."
 
     def write(self, result: FrameResult) -> None: ...
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class SummarySink(Sink, Protocol):
+    "A sink with something to say in `summary.json`; plain values, None for nothing."
+
+    def summary(self) -> dict[str, Any] | None: ...
+
+# %% ../../nbs/00_core/00_types.ipynb #667a641b
+def sink_name(sink: Sink) -> str:
+    "A sink's own `name`, or that of its class."
+    name = getattr(sink, "name", None)
+    return name if isinstance(name, str) and name else type(sink).__name__
+
+
+def sink_names(sinks: Iterable[Sink]) -> list[str]:
+    "A name for each sink, all different: a second `events` is `events-2`."
+    names: list[str] = []
+    for name in map(sink_name, sinks):
+        numbered = (f"{name}-{number}" for number in count(2))
+        names.append(name if name not in names else next(n for n in numbered if n not in names))
+    return names
+
+# %% ../../nbs/00_core/00_types.ipynb #b3e30603
+@dataclass(frozen=True, slots=True)
+class SourceStatus:
+    "What a source tells about itself, over all its connections."
+
+    fps: float | None = None  # frames a second that it announces
+    decoder: str | None = None  # what decodes it, in words
+    decoder_choice: dict[str, Any] | None = None  # how the decoder was chosen
+    connection: str | None = None  # of a live source; after the end what it was before it was closed
+    reconnects: int = 0  # connections that were opened again after a loss
+    state_changes: tuple[
+        tuple[datetime, str, str], ...
+    ] = ()  # when (UTC), connection, reason; the newest last
+    frames_not_taken: int = 0  # frames that came and that nobody took in time
+    frames_skipped: int = 0  # broken frames
+    skipped: tuple[tuple[str, str], ...] = ()  # name and reason of some of them
+    error: CVPipelineError | None = None  # the last one
+
+
+@runtime_checkable
+class StatusSource(Source, Protocol):
+    "A source that tells about itself; `status` may be called from any thread, at any time."
+
+    def status(self) -> SourceStatus: ...
+
+
+def status_of(source: Source) -> SourceStatus:
+    "What a source tells about itself: nothing where it has no `status()`, and its error where that fails."
+    if not isinstance(source, StatusSource):
+        return SourceStatus()
+    try:
+        status = source.status()
+    except Exception as e:
+        return SourceStatus(
+            error=SourceError(f"its status() raised {type(e).__name__}: {e}", source.source_id)
+        )
+    if isinstance(status, SourceStatus):
+        return status
+    wrong = f"its status() returned {type(status).__name__}, not SourceStatus"
+    return SourceStatus(error=SourceError(wrong, source.source_id))

@@ -123,6 +123,8 @@ def _book_families(counts: Counter) -> Iterator[Any]:
 class MonitoringSink(TelemetrySink):
     "The prediction log with metrics and, if wanted, hardware upkeep; a Sink."
 
+    name = "telemetry"
+
     def __init__(self, folder: str | Path, upkeep: Upkeep | None = None, **options: Any):  # options: those of TelemetrySink
         super().__init__(folder, **options)
         self.upkeep, self.metrics = upkeep, LogMetrics()

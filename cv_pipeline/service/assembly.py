@@ -11,35 +11,42 @@ import platform
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from .. import __version__
 from ..core.config import RunConfig, SourceConfig, TrackerConfig, load_config
 from ..core.files import write_whole
 from ..core.masking import masked_values
-from ..core.types import ConfigError, Frame, Selector, Sink, SinkError, Source, SourceError, Tracker
+from cv_pipeline.core.types import (
+    ConfigError, CVPipelineError, Frame, FrameResult, Selector, Sink, SinkError, Source, SourceError, SourceStatus, SummarySink, Tracker,
+    sink_names, status_of,
+)
 from ..inference.backends import Model
 from ..inference.loading import load_model
 from ..synthetic.line import open_line
 from ..tracking.trackers import make_tracker, tracker_settings
 from ..tracking.zones import Rules, read_rules
-from ..video.adaptive import AdaptiveSelector, CallBudget
+from ..video.adaptive import AdaptiveSelector, AdaptiveSettings, CallBudget
 from ..video.events import EventSink
 from ..video.health import HealthServer
 from ..video.pipeline import Pipeline, interruptible
 from ..video.reconnect import ReconnectingSource
 from ..video.selection import make_selector
 from ..video.sinks import JsonlSink, ParquetSink, VideoSink
-from ..video.sources import is_camera, is_stream, masked, open_source, unique_ids
+from ..video.sources import SourceSettings, is_camera, is_stream, masked, open_source, unique_ids
+from ..video.streams import StreamSettings
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 # %% auto #0
-__all__ = ['LATER', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'open_configured_model', 'nominal_fps',
-           'tracker_factory', 'selector_factory', 'configured_rules', 'check_run', 'open_sinks', 'output_folder',
-           'environment', 'build_pipeline', 'run_config', 'describe']
+__all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'installed_sinks',
+           'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory',
+           'configured_rules', 'check_run', 'open_sinks', 'output_folder', 'environment', 'build_pipeline',
+           'run_config', 'describe']
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ad57d458
 @dataclass
@@ -51,6 +58,7 @@ class UnopenedSource:
     live: bool = False
 
     def __iter__(self) -> Iterator[Frame]: raise self.error
+    def status(self) -> SourceStatus: return SourceStatus(error=self.error)
     def close(self) -> None: pass
 
 # %% ../../nbs/16_service/00_assembly.ipynb #a2405e39
@@ -84,9 +92,9 @@ def _password(config: SourceConfig) -> str | None:
 def _open(config: SourceConfig, name: str, threads: int | None) -> tuple[Source, Opening | None]:
     "One source; a live one is opened in the background, and again whenever it is lost."
     if config.uri.startswith("line:"): return open_line(config.uri, name), None
-    stream = {"user": config.user, "password": _password(config), "transport": config.transport, "open_timeout_s": config.open_timeout_s,
-              "read_timeout_s": config.read_timeout_s}
-    connect = lambda: open_source(config.uri, name, realtime=config.realtime, fps=config.fps, threads=threads, hardware=config.hardware, stream=stream)
+    stream = StreamSettings(config.user, _password(config), config.open_timeout_s, config.read_timeout_s, config.transport)
+    settings = SourceSettings(None, config.realtime, config.fps, threads, config.hardware, stream)
+    connect = lambda: open_source(config.uri, name, settings)
     if not (is_camera(config.uri) or is_stream(config.uri)): return connect(), None
     opening = Opening(connect, name)
     return ReconnectingSource(opening, name, stale_after_s=config.stale_after_s), opening
@@ -129,16 +137,158 @@ def _first_answer(openings: Sequence[Opening]) -> list[Exception]:
         if any(f.exception() is None for f in done): break
     return errors
 
+# %% ../../nbs/16_service/00_assembly.ipynb #dd348b19
+SINK_GROUP = "cv_pipeline.sinks"  # the entry point group in which packages offer sinks
+OWN_SINKS = (
+    "parquet",
+    "jsonl",
+    "video",
+    "events",
+    "telemetry",
+    "collect",
+    "callback",
+)  # names that a plug-in cannot take
+
+
+def _where(name: str) -> str:
+    return f"delivery.sinks.{name}"
+
+
+def installed_sinks() -> dict[str, list[EntryPoint]]:
+    "name → who offers a sink under it; packages that are found twice count once."
+    from importlib.metadata import entry_points
+
+    found: dict[str, dict[str, EntryPoint]] = {}
+    for entry in entry_points(group=SINK_GROUP):
+        found.setdefault(entry.name, {})[entry.value] = entry
+    return {name: list(offers.values()) for name, offers in sorted(found.items())}
+
+
+def _offer(name: str) -> EntryPoint:
+    "The one offer of a sink under this name."
+    if name in OWN_SINKS:
+        raise ConfigError(
+            f"'{name}' is a sink of this package, not a plug-in",
+            _where(name),
+            "it has a setting of its own: see `cv-pipeline config --show`",
+        )
+    installed = installed_sinks()
+    offers = installed.get(name, [])
+    if len(offers) == 1:
+        return offers[0]
+    if offers:
+        packages = ", ".join(f"{o.value} ({o.dist.name if o.dist else 'unknown package'})" for o in offers)
+        raise ConfigError(
+            f"the sink plug-in '{name}' is offered {len(offers)} times: {packages}",
+            _where(name),
+            "uninstall all but one",
+        )
+    raise ConfigError(
+        f"no sink plug-in '{name}' is installed", _where(name), f"installed: {', '.join(installed) or 'none'}"
+    )
+
+# %% ../../nbs/16_service/00_assembly.ipynb #8c7c29b6
+def plugin_class(
+    name: str,
+    out: Path,  # the run's folder
+    settings: dict[str, Any],  # checked against the arguments that the class takes
+) -> Callable[..., Sink]:
+    "What a plug-in offers; ConfigError when it is not there, not importable or does not take the settings."
+    import inspect
+
+    offer = _offer(name)
+    try:
+        made = offer.load()
+    except Exception as e:
+        what = f"the sink plug-in '{name}' cannot be imported: {type(e).__name__}: {e}"
+        raise ConfigError(
+            what, offer.value, "install the package again, or take the sink out of the configuration"
+        ) from e
+    if not callable(made):
+        raise ConfigError(
+            f"the sink plug-in '{name}' is no class", offer.value, "its entry point must name one"
+        )
+    try:
+        taken = inspect.signature(made)
+    except (TypeError, ValueError):
+        return made  # not written in Python: it says itself what it does not take
+    try:
+        taken.bind(out, **settings)
+    except TypeError as e:
+        raise ConfigError(
+            f"the sink plug-in '{name}' does not take these settings: {e}",
+            _where(name),
+            f"it is called as {name}{taken}",
+        ) from e
+    return made
+
+# %% ../../nbs/16_service/00_assembly.ipynb #d822e250
+class PluginSink:
+    "A sink of another package under its configured name."
+
+    def __init__(self, name: str, sink: Sink):
+        if not isinstance(sink, Sink):
+            raise ConfigError(
+                f"the sink plug-in '{name}' made a {type(sink).__name__}, which is no sink",
+                _where(name),
+                "a sink has write(result) and close()",
+            )
+        self.name, self.sink = name, sink
+
+    def write(self, result: FrameResult) -> None:
+        try:
+            self.sink.write(result)
+        except Exception as e:
+            raise _plugin_error(
+                self.name, f"failed at frame {result.frame.frame_id} of {result.frame.source_id}", e
+            ) from e
+
+    def close(self) -> None:
+        try:
+            self.sink.close()
+        except Exception as e:
+            raise _plugin_error(self.name, "could not be closed", e) from e
+
+    def metric_families(self) -> list[Any]:
+        "What it offers to /metrics; nothing where that fails."
+        try:
+            return list(getattr(self.sink, "metric_families", tuple)())
+        except Exception:
+            return []
+
+    def summary(self) -> dict[str, Any] | None:
+        "What it says about itself as plain values, credentials masked; its problem where it cannot."
+        if not isinstance(self.sink, SummarySink):
+            return None
+        try:
+            return masked_values(json.loads(json.dumps(self.sink.summary(), default=str)))
+        except Exception as e:
+            return {"problem": str(_plugin_error(self.name, "has no summary", e))}
+
+# %% ../../nbs/16_service/00_assembly.ipynb #630fbe34
+def _plugin_error(name: str, doing: str, error: Exception) -> CVPipelineError:
+    "An error that a plug-in raised, with the plug-in's name and without credentials."
+    kind = ConfigError if isinstance(error, ConfigError) else SinkError
+    if isinstance(error, CVPipelineError):
+        return kind(f"the sink plug-in '{name}' {doing}: {masked(error.what)}", error.where, error.hint)
+    what = f"the sink plug-in '{name}' {doing}: {type(error).__name__}: {masked(error)}"
+    return kind(what, _where(name), "mend the plug-in")
+
+
+def open_plugin(name: str, out: Path, settings: dict[str, Any]) -> PluginSink:
+    "A configured sink of another package, opened."
+    made = plugin_class(name, out, settings)
+    try:
+        sink = made(out, **settings)
+    except Exception as e:
+        raise _plugin_error(name, "could not be opened", e) from e
+    return PluginSink(name, sink)
+
 # %% ../../nbs/16_service/00_assembly.ipynb #64ef0f98
 def open_configured_model(config: RunConfig) -> Model:
     "The model with the configuration's thresholds laid over its manifest."
     model = load_model(config.model.path, config.model.spec, config.model.providers, config.model.threads, config.model.backend)
     return model.with_postprocess(**config.postprocess.model_dump())
-
-
-def nominal_fps(source: Source) -> float | None:
-    "Frames a second that a source announces, where it does."
-    return getattr(getattr(source, "info", None), "fps", None)
 
 # %% ../../nbs/16_service/00_assembly.ipynb #0d0b9d69
 def tracker_factory(
@@ -154,7 +304,7 @@ def tracker_factory(
     memory = tracker_settings(config.name)["lost_track_buffer"]
 
     def made(source: Source) -> Tracker:
-        rate = config.frame_rate or nominal_fps(source) or 30.0
+        rate = config.frame_rate or status_of(source).fps or 30.0
         return make_tracker(config.name, frame_rate=rate, **{"lost_track_buffer": max(memory, round(least_memory_s * rate)), **settings})
 
     return made
@@ -164,11 +314,10 @@ def selector_factory(config: RunConfig) -> Callable[[Source], Selector] | None:
     "Makes one selector a source; None when every frame is wanted. Adaptive ones share their budget."
     s = config.selection
     if s.adaptive is not None:
-        settings = s.adaptive.model_dump(exclude={"budget"})
+        settings = AdaptiveSettings(**s.adaptive.model_dump(exclude={"budget"}))
         burst = max(3, config.tracker.minimum_consecutive_frames or 0)  # as many looks on end as it takes to confirm a track
         budget = CallBudget(s.adaptive.budget, burst=burst) if s.adaptive.budget else None
-        AdaptiveSelector(**settings)
-        return lambda source: AdaptiveSelector(**settings, budget=budget)
+        return lambda source: AdaptiveSelector(settings, budget)
     if s.every == 1 and s.max_fps is None and s.motion is None: return None
     return lambda source: make_selector(s.every, s.max_fps, {"changed": s.motion} if s.motion else False)
 
@@ -192,26 +341,49 @@ def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
     tracker_factory(config.tracker)
     selector_factory(config)
     for source in config.sources: _password(source)
+    for name, settings in config.delivery.sinks.items(): plugin_class(name, config.delivery.out, settings)
+
+# %% ../../nbs/16_service/00_assembly.ipynb #ee0435d0
+def _own_sinks(config: RunConfig) -> Iterator[Sink]:
+    "The sinks of this package that a configuration asks for; what few runs need is imported when needed."
+    d, rules = config.delivery, configured_rules(config)
+    if d.parquet:
+        yield ParquetSink(d.out)
+    if d.jsonl:
+        yield JsonlSink(d.out / "results.jsonl")
+    if d.video:
+        yield VideoSink(d.out)
+    if rules is not None:
+        yield EventSink(d.out, rules)
+    if config.telemetry is not None:
+        from cv_pipeline.monitoring.exporter import open_telemetry
+
+        yield open_telemetry(config.telemetry, d.out)
+    if config.collect is not None:
+        from cv_pipeline.annotation.collect import open_collect
+
+        yield open_collect(config.collect, d.out)
+
+
+def _close_quietly(sink: Sink) -> None:
+    "Close a sink of a run that does not begin; another error is on its way."
+    with suppress(Exception):
+        sink.close()
 
 
 def open_sinks(config: RunConfig) -> list[Sink]:
-    "The files that a run leaves in its folder."
-    d, sinks, rules = config.delivery, [], configured_rules(config)
-    if d.parquet: sinks.append(ParquetSink(d.out))
-    if d.jsonl: sinks.append(JsonlSink(d.out / "results.jsonl"))
-    if d.video: sinks.append(VideoSink(d.out))
-    if rules is not None: sinks.append(EventSink(d.out, rules))
-    return [*sinks, *_later_sinks(config)]
-
-
-LATER = {"telemetry": "cv_pipeline.monitoring.exporter:open_telemetry", "collect": "cv_pipeline.annotation.collect:open_collect"}  # section → who opens its sink: rooms that come after this one
-
-
-def _later_sinks(config: RunConfig) -> Iterator[Sink]:
-    "Sinks of later rooms, for the sections that are there: opener(section, output folder)."
-    for section, opener in LATER.items():
-        settings, (module, _, name) = getattr(config, section), opener.partition(":")
-        if settings is not None: yield getattr(import_module(module), name)(settings, config.delivery.out)
+    "Everything that a run writes to: this package's sinks, then those of others."
+    plugins: list[Sink] = []
+    own: list[Sink] = []
+    with ExitStack() as undo:
+        for name, settings in config.delivery.sinks.items():
+            plugins.append(open_plugin(name, config.delivery.out, settings))
+            undo.callback(_close_quietly, plugins[-1])
+        for sink in _own_sinks(config):
+            own.append(sink)
+            undo.callback(_close_quietly, sink)
+        undo.pop_all()
+    return [*own, *plugins]
 
 # %% ../../nbs/16_service/00_assembly.ipynb #6a47091a
 @contextmanager
@@ -284,6 +456,6 @@ def describe(pipeline: Pipeline, config: RunConfig) -> dict[str, Any]:
     "The summary of a run with the configuration and the environment that produced it; credentials masked."
     settings = masked_values(config.model_dump(mode="json"))
     sinks = () if pipeline.unfinished else pipeline.sinks  # one that hangs is not asked
-    events = [{"events": s.events, "counts": s.counts, "problems": s.problems, "callback_errors": s.callback_errors} for s in sinks if isinstance(s, EventSink)]
-    kept = {type(s).__name__: s.summary() for s in sinks if hasattr(s, "summary")}
-    return {**pipeline.summary(), **({"rules": events[0]} if events else {}), **({"sinks": kept} if kept else {}), "config": settings, "environment": environment()}
+    told = {name: s.summary() for name, s in zip(sink_names(sinks), sinks) if isinstance(s, SummarySink)}
+    kept = {name: summary for name, summary in told.items() if summary is not None}
+    return {**pipeline.summary(), **({"sinks": kept} if kept else {}), "config": settings, "environment": environment()}

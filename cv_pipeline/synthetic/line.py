@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from ..core.formats import to_coco_annotations, to_mot, to_yolo
-from ..core.types import ConfigError, DataError, Detections, Frame, MissingExtraError
+from ..core.types import ConfigError, DataError, Detections, Frame, MissingExtraError, SourceStatus
 from .belt import FactoryLine, LineConfig, Truth
 from .conditions import CONDITION_NAMES, Conditions, random_conditions
 from .parts import CLASS_NAMES, seeded
@@ -67,6 +67,8 @@ class LineSource:
             frame.source_id = self.source_id
             yield frame
             index += 1
+
+    def status(self) -> SourceStatus: return SourceStatus(self.info.fps, self.info.decoder)
 
     def close(self) -> None:
         "No more frames."

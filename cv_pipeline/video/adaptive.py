@@ -9,6 +9,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
@@ -20,7 +21,7 @@ from .selection import small_grey
 
 # %% auto #0
 __all__ = ['sparse_grey', 'Background', 'boxes_mask', 'Reach', 'predicted', 'next_reach', 'look_rates', 'water_fill',
-           'CallBudget', 'AdaptiveSelector']
+           'CallBudget', 'AdaptiveSettings', 'AdaptiveSelector']
 
 # %% ../../nbs/04_video/05_adaptive.ipynb #191085e4
 def sparse_grey(
@@ -267,16 +268,47 @@ def _known(detections: Detections, tracker: Tracker | None) -> TrackStates:
     n = len(detections)
     return TrackStates(detections.xyxy, np.zeros((n, 2), np.float32), detections.tracker_id, np.ones(n, bool), np.ones(n, np.int32), np.zeros(n), np.zeros(n, np.float32))
 
+# %% ../../nbs/04_video/05_adaptive.ipynb #62e47b0f
+@dataclass(frozen=True)
+class AdaptiveSettings:
+    "How often a camera is looked at; ConfigError for what makes no sense."
 
-def _adaptive_problems(floor_fps: float, ceiling_fps: float, tracked_fps: float, new_fps: float, area: float, reach: tuple[float, float], forget_s: float, answer_s: float,
-                       width: int) -> list[str]:
+    floor_fps: float = 0.2  # looks a second when nothing happens
+    ceiling_fps: float = (
+        5.0  # looks a second at most, on average; what a quiet second saved may be used at once
+    )
+    tracked_fps: float = 0.33  # looks a second at least while there are tracks
+    new_fps: float = 20.0  # looks a second at a new track, as long as the ceiling's savings last
+    area: float = 0.002  # share of the picture that unexplained motion must cover
+    reach: tuple[float, float] = (0.3, 1.0)  # sizes that a track may move between looks: at first, at most
+    forget_s: float = 12.0  # seconds after which motion that was nothing is interesting again
+    answer_s: float = 2.0  # seconds after which the answer to a look is given up
+    width: int = 160  # of the small grey copy
+
+    def __post_init__(self):
+        problems = _adaptive_problems(self)
+        what = f"{len(problems)} selector settings are wrong"
+        if problems:
+            raise ConfigError(what, "AdaptiveSettings", "see its defaults", problems)
+
+
+def _adaptive_problems(s: AdaptiveSettings) -> list[str]:
     "What is wrong with the settings."
-    near, far = reach
-    rules = [(0 < floor_fps <= ceiling_fps < math.inf, f"floor_fps, ceiling_fps: must be 0 < floor ≤ ceiling, not {floor_fps!r}, {ceiling_fps!r}"),
-             (0 <= tracked_fps <= ceiling_fps, f"tracked_fps: must lie in 0..ceiling_fps, not {tracked_fps!r}"),
-             (0 < new_fps < math.inf, f"new_fps: must be above 0, not {new_fps!r}"), (0 < area < 1, f"area: a share in 0..1, not {area!r}"),
-             (0 < near <= far, f"reach: must be 0 < near ≤ far, not {reach!r}"), (forget_s > 0, f"forget_s: must be above 0, not {forget_s!r}"),
-             (answer_s >= 0, f"answer_s: must be ≥ 0, not {answer_s!r}"), (8 <= width <= 1024, f"width: 8..1024 pixels, not {width!r}")]
+    near, far = s.reach
+    rates = f"must be 0 < floor ≤ ceiling, not {s.floor_fps!r}, {s.ceiling_fps!r}"
+    rules = [
+        (0 < s.floor_fps <= s.ceiling_fps < math.inf, f"floor_fps, ceiling_fps: {rates}"),
+        (
+            0 <= s.tracked_fps <= s.ceiling_fps,
+            f"tracked_fps: must lie in 0..ceiling_fps, not {s.tracked_fps!r}",
+        ),
+        (0 < s.new_fps < math.inf, f"new_fps: must be above 0, not {s.new_fps!r}"),
+        (0 < s.area < 1, f"area: a share in 0..1, not {s.area!r}"),
+        (0 < near <= far, f"reach: must be 0 < near ≤ far, not {s.reach!r}"),
+        (s.forget_s > 0, f"forget_s: must be above 0, not {s.forget_s!r}"),
+        (s.answer_s >= 0, f"answer_s: must be ≥ 0, not {s.answer_s!r}"),
+        (8 <= s.width <= 1024, f"width: 8..1024 pixels, not {s.width!r}"),
+    ]
     return [text for fine, text in rules if not fine]
 
 # %% ../../nbs/04_video/05_adaptive.ipynb #6dd43934
@@ -285,22 +317,10 @@ class AdaptiveSelector:
 
     def __init__(
         self,
-        floor_fps: float = 0.2,     # looks a second when nothing happens
-        ceiling_fps: float = 5.0,   # looks a second at most, on average; what a quiet second saved may be used at once
-        tracked_fps: float = 0.33,  # looks a second at least while there are tracks
-        new_fps: float = 20.0,      # looks a second at a track that is not confirmed yet, as long as the ceiling's savings last
-        area: float = 0.002,       # share of the picture that unexplained motion must cover
-        reach: tuple[float, float] = (0.3, 1.0),  # sizes that a track may move between looks: at first, at most
-        *,
-        forget_s: float = 12.0,      # seconds after which motion that was nothing is interesting again
-        answer_s: float = 2.0,      # seconds after which the answer to a look is given up
-        width: int = 160,           # of the small grey copy
+        settings: AdaptiveSettings = AdaptiveSettings(),
         budget: CallBudget | None = None,  # shared with other cameras
     ):
-        settings = {k: v for k, v in locals().items() if k not in ("self", "budget")}
-        problems = _adaptive_problems(**settings)
-        if problems: raise ConfigError(f"{len(problems)} selector settings are wrong", "AdaptiveSelector", "see its defaults", problems)
-        self.__dict__.update(settings, budget=budget, _lock=threading.Lock())
+        self.settings, self.budget, self._lock = settings, budget, threading.Lock()
         self.reset()
 
     def select(self, frame: Frame) -> bool:
@@ -312,14 +332,15 @@ class AdaptiveSelector:
 
     def reset(self) -> None:
         "Forget everything; the camera leaves the budget until its next frame."
+        settings = self.settings
         self.reasons: Counter[str] = Counter()  # why frames were selected: first, floor, motion, new, lost, follow
-        self._scene, self._reach, self._rates, self._why = _Scene(self.area, self.width, self.forget_s), None, np.zeros(0, np.float32), np.zeros(0, "U6")
+        self._scene, self._reach, self._rates, self._why = _Scene(settings.area, settings.width, settings.forget_s), None, np.zeros(0, np.float32), np.zeros(0, "U6")
         self._size: tuple[int, int] | None = None     # of the last frame
         self._unseen, self._need, self._left = (0.0, ""), 1, 1  # a first picture or another scene that waits for its look; looks that confirm a track, still lacking
         self._last: float | None = None               # seconds of the last look
         self._now: float | None = None                # and of the last frame
         self._asked: dict[int, tuple[float, np.ndarray, np.ndarray]] = {}  # looks that wait for their answer: frame_id → seconds, picture, news
-        self._saved = self._most = max(self.ceiling_fps, 3.0)  # looks that may be made at once
+        self._saved = self._most = max(settings.ceiling_fps, 3.0)  # looks that may be made at once
         if self.budget is not None: self.budget.leave(id(self))
 
 # %% ../../nbs/04_video/05_adaptive.ipynb #a96eac6f
@@ -335,8 +356,8 @@ def _explained(selector: AdaptiveSelector, at: float) -> np.ndarray:
 # %% ../../nbs/04_video/05_adaptive.ipynb #a4807201
 def _on_end(selector: AdaptiveSelector, why: str, gap: float) -> int:
     "Calls that must be saved before this look is of use: what a new track still lacks, all if the last look is long ago; the floor needs no more than itself."
-    if why not in ("new", "motion") or gap >= 1 / selector.floor_fps - 2e-3: return 1
-    return selector._left if why == "new" and gap <= 1 / selector.ceiling_fps else selector._need
+    if why not in ("new", "motion") or gap >= 1 / selector.settings.floor_fps - 2e-3: return 1
+    return selector._left if why == "new" and gap <= 1 / selector.settings.ceiling_fps else selector._need
 
 
 def _select(selector: AdaptiveSelector, frame: Frame) -> bool:
@@ -347,20 +368,20 @@ def _select(selector: AdaptiveSelector, frame: Frame) -> bool:
     if frame.size != selector._size: selector._size, scene.bored = frame.size, None; selector._asked.clear()
     step = 0.0 if back or selector._now is None else at - selector._now
     urgency = scene.look(frame, step, _explained(selector, at))
-    selector._now, wanted, why = at, selector.floor_fps, "floor"
+    selector._now, wanted, why = at, selector.settings.floor_fps, "floor"
     if urgency is None: selector._unseen = 1.0, "first"
     elif scene.cut and urgency > selector._unseen[0]: selector._unseen = urgency, "motion"  # the next picture will not differ any more
     urgency, cause = max(selector._unseen, (urgency or 0.0, "motion"), key=lambda news: news[0])
-    if urgency * selector.ceiling_fps > wanted: wanted, why = urgency * selector.ceiling_fps, cause
+    if urgency * selector.settings.ceiling_fps > wanted: wanted, why = urgency * selector.settings.ceiling_fps, cause
     if len(selector._rates) and selector._rates.max() > wanted:
         wanted, why = float(selector._rates.max()), str(selector._why[selector._rates.argmax()])
-    selector._saved = min(selector._saved + step * selector.ceiling_fps, selector._most)
+    selector._saved = min(selector._saved + step * selector.settings.ceiling_fps, selector._most)
     gap = at - selector._last if selector._last is not None and not back else math.inf
-    while selector._asked and not 0 <= at - next(iter(selector._asked.values()))[0] < selector.answer_s: del selector._asked[next(iter(selector._asked))]
-    if len(selector._asked) >= (3 if why == "new" else 1): wanted = min(wanted, selector.ceiling_fps)  # an answer is out: no haste
+    while selector._asked and not 0 <= at - next(iter(selector._asked.values()))[0] < selector.settings.answer_s: del selector._asked[next(iter(selector._asked))]
+    if len(selector._asked) >= (3 if why == "new" else 1): wanted = min(wanted, selector.settings.ceiling_fps)  # an answer is out: no haste
     due = gap >= 1 / wanted - 2e-3 and selector._saved >= 1 - 1e-6  # containers round times to 1/1000 s
     if selector.budget is not None:
-        if not selector.budget.ready(id(selector), at, wanted, selector.floor_fps, _on_end(selector, why, gap)) or not due: return False
+        if not selector.budget.ready(id(selector), at, wanted, selector.settings.floor_fps, _on_end(selector, why, gap)) or not due: return False
         selector.budget.spend(id(selector))
     if not due: return False
     selector._saved -= 1
@@ -374,9 +395,9 @@ def _observe(selector: AdaptiveSelector, frame: Frame, detections: Detections, t
     "Learn what a look found; lock held."
     if selector._size not in (None, frame.size): return  # about pixels that are no more
     at, states = frame.captured_at.timestamp(), _known(detections, tracker)
-    near, far = selector.reach
+    near, far = selector.settings.reach
     selector._reach = next_reach(selector._reach, states, at, near, far)
-    selector._rates, selector._why = look_rates(selector._reach, frame.size, near, selector.tracked_fps, selector.new_fps)
+    selector._rates, selector._why = look_rates(selector._reach, frame.size, near, selector.settings.tracked_fps, selector.settings.new_fps)
     asked, new = selector._asked.pop(frame.frame_id, None), states.hits[~states.confirmed]
     selector._need = getattr(tracker, "minimum_consecutive_frames", 1) if hasattr(tracker, "tracks") else 1
     selector._left = max(selector._need - int(new.max(initial=0)), 1)

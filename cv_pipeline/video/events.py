@@ -62,6 +62,8 @@ def read_events(
 class EventSink:
     "Zones and lines over all sources: `events.parquet` and callbacks; a Sink."
 
+    name = "events"
+
     def __init__(
         self,
         folder: str | Path,
@@ -97,6 +99,10 @@ class EventSink:
     def counts(self) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
         "source → rule → class → in, out, now, total."
         return {source: watch.counts for source, watch in list(self.watches.items())}
+
+    def summary(self) -> dict[str, Any]:
+        "For summary.json: how many events, what was counted, which rules are switched off and which callbacks failed."
+        return {"events": self.events, "counts": self.counts, "problems": self.problems, "callback_errors": self.callback_errors}
 
     def close(self) -> None:
         try: self._deliver([event for watch in self.watches.values() for event in watch.finish()])

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -23,8 +23,8 @@ from ..inference.backends import Model, SteadyBackend
 from ..inference.batching import DynamicBatcher
 from ..inference.manifest import output_shape
 from cv_pipeline.core.types import (
-    Backend, BackendError, Clock, ConfigError, CVPipelineError, Decision, Detections, Frame, FrameResult, Selector, Sink,
-    SinkError, Source, SourceError, Tracker, utc_now,
+    Backend, BackendError, Clock, Clocks, ConfigError, CVPipelineError, Decision, Detections, Frame, FrameResult, ListeningSelector,
+    Selector, Sink, SinkError, Source, SourceError, Tracker, sink_name, status_of,
 )
 from .stages import STAGES, FrameQueues, LatencyHistogram, StageStats
 
@@ -90,11 +90,9 @@ class Channel:
     uncertain: int = 0
     unanswered: int = 0               # selected frames whose outcome a selector that listens has not heard yet
     lock: threading.Lock = field(default_factory=threading.Lock)  # a selector is asked and told by different threads
+    listens: bool = field(init=False)  # the selector wants to know what the model found
 
-    @property
-    def listens(self) -> bool:
-        "The selector wants to know what the model found (`observe`)."
-        return hasattr(self.selector, "observe")
+    def __post_init__(self): self.listens = isinstance(self.selector, ListeningSelector)
 
     @property
     def tracks(self) -> int:
@@ -367,7 +365,8 @@ def _write(run: _Run, item: _Item, result: FrameResult) -> None:
         try: sink.write(result)
         except Exception as e:
             run.broken.add(position)
-            run.fail(e if isinstance(e, SinkError) else SinkError(f"{type(sink).__name__} raised {type(e).__name__}: {e}", item.frame.source_id), "deliver")
+            what = f"{sink_name(sink)} raised {type(e).__name__}: {e}"
+            run.fail(e if isinstance(e, SinkError) else SinkError(what, item.frame.source_id), "deliver")
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #3d9ded5e
 def _result(run: _Run, item: _Item, failed: bool) -> FrameResult:
@@ -413,7 +412,7 @@ def _close_sinks(run: _Run) -> None:
     for sink in run.sinks:
         try: sink.close()
         except Exception as e:
-            what = f"{type(sink).__name__} could not be closed: {e}"
+            what = f"{sink_name(sink)} could not be closed: {e}"
             run.fail(e if isinstance(e, SinkError) else SinkError(what), "deliver")
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #d25a0f63
@@ -452,8 +451,7 @@ def _depth(source: Source, runtime: RuntimeConfig) -> tuple[int, bool]:
 
 def _new_run(
     sources: Sequence[Source], model: Model, sinks: Sequence[Sink], trackers: Callable[[Source], Tracker] | None,
-    selectors: Callable[[Source], Selector] | None, runtime: RuntimeConfig, recover: Callable[[], Backend] | None, clock: Clock,
-    now: Callable[[], datetime],
+    selectors: Callable[[Source], Selector] | None, runtime: RuntimeConfig, recover: Callable[[], Backend] | None, clocks: Clocks,
 ) -> _Run:
     "Channels, queues and tensors for a run."
     names = [s.source_id for s in sources]
@@ -463,7 +461,7 @@ def _new_run(
     backend = SteadyBackend(model.backend, recover, shape=output_shape(model.manifest))
     max_batch = min(runtime.max_batch or (1 if "CPU" in backend.provider else 8), backend.max_batch)
     entrance = FrameQueues({s.source_id: _depth(s, runtime) for s in sources})
-    run = _Run(channels, model, backend, list(sinks), runtime, clock, now, max_batch, entrance)
+    run = _Run(channels, model, backend, list(sinks), runtime, clocks.monotonic, clocks.now, max_batch, entrance)
     for _ in range(3): run.tensors.put(_Tensor(np.empty((max_batch, *model.preprocess.shape), model.preprocess.dtype), [None] * max_batch))
     return run
 
@@ -480,10 +478,9 @@ class Pipeline:
         selectors: Callable[[Source], Selector] | None = None,  # called once per source
         runtime: RuntimeConfig | None = None,
         recover: Callable[[], Backend] | None = None,     # opens the backend anew after a runtime error
-        clock: Clock = time.perf_counter,
-        now: Callable[[], datetime] = utc_now,            # wall clock, to compare with `captured_at`
+        clocks: Clocks = Clocks(time.perf_counter),       # its wall clock is compared with `captured_at`
     ):
-        self._run = _new_run(sources, model, sinks, trackers, selectors, runtime or RuntimeConfig(), recover, clock, now)
+        self._run = _new_run(sources, model, sinks, trackers, selectors, runtime or RuntimeConfig(), recover, clocks)
         self.interrupted, self.finished, self.seconds, self.sinks = False, False, 0.0, self._run.sinks
 
     def attach(self, sinks: Sequence[Sink]) -> None:
@@ -617,28 +614,20 @@ def interruptible(
 # %% ../../nbs/04_video/09_pipeline.ipynb #342c88b3
 def _channel_summary(run: _Run, channel: Channel, finished: bool) -> dict[str, Any]:
     "What is known about one source. After the run, read = delivered + dropped + discarded."
-    key, info = channel.source.source_id, getattr(channel.source, "info", None)
+    key, status = channel.source.source_id, status_of(channel.source)
     return {
-        "state": channel.state, "error": str(error) if (error := channel.error or getattr(channel.source, "last_error", None)) else None,
-        "live": channel.source.live, "connection": _connection(channel.source), "reconnects": getattr(channel.source, "reconnects", 0),
-        "state_changes": [[c.at.isoformat(), str(c.state), c.reason] for c in list(getattr(channel.source, "state_changes", ()))[-20:]],
-        "size": channel.size, "decoder": getattr(info, "decoder", None), "decoder_choice": asdict(choice) if (choice := getattr(info, "choice", None)) else None,
-        "selected_because": dict(getattr(channel.selector, "reasons", ())), "frames_not_taken": getattr(channel.source, "dropped", 0),
+        "state": channel.state, "error": str(error) if (error := channel.error or status.error) else None,
+        "live": channel.source.live, "connection": status.connection, "reconnects": status.reconnects,
+        "state_changes": [[at.isoformat(), str(state), reason] for at, state, reason in status.state_changes[-20:]],
+        "size": channel.size, "decoder": status.decoder, "decoder_choice": status.decoder_choice,
+        "selected_because": dict(getattr(channel.selector, "reasons", ())), "frames_not_taken": status.frames_not_taken,
         "clock_jumps": getattr(channel.tracker, "clock_jumps", 0),
         "frames_read": channel.frames_read, "frames_inferred": channel.frames_inferred, "frames_dropped": run.entrance.dropped[key],
         "frames_delivered": channel.frames_delivered,
         "frames_discarded": channel.frames_read - channel.frames_delivered - run.entrance.dropped[key] if finished else 0,
-        "frames_skipped": getattr(channel.source, "skipped_count", 0),
-        "skipped": [list(map(str, s)) for s in list(getattr(channel.source, "skipped", ()))[:20]],
+        "frames_skipped": status.frames_skipped, "skipped": [list(map(str, s)) for s in status.skipped[:20]],
         "detections": channel.detections, "uncertain": channel.uncertain, "tracks": channel.tracks,
         "seconds_since_frame": None if channel.last_frame is None else round(run.clock() - channel.last_frame, 3)}
-
-
-def _connection(source: Source) -> str | None:
-    "What a live source's connection is doing; after the end, what it was doing before we closed it."
-    state = getattr(source, "state", None)
-    if state != "closed": return None if state is None else str(state)
-    return next((str(c.state) for c in reversed(list(getattr(source, "state_changes", ()))) if c.state != "closed"), "closed")
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #1e9faf04
 def latencies(pipeline: Pipeline) -> dict[str, LatencyHistogram]:

@@ -11,15 +11,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, NamedTuple
 
-from ..core.types import Clock, ConfigError, Frame, Source, SourceError, utc_now
+from ..core.types import Clock, Clocks, ConfigError, Frame, Source, SourceError, SourceStatus, status_of
 from .streams import SourceAuthError
 
 # %% auto #0
-__all__ = ['backoff_s', 'SourceState', 'StateChange', 'StateLog', 'Watched', 'ReconnectingSource']
+__all__ = ['backoff_s', 'Backoff', 'SourceState', 'StateChange', 'StateLog', 'Watched', 'ReconnectingSource']
 
 # %% ../../nbs/04_video/03_reconnect.ipynb #10c73a6e
 def backoff_s(
@@ -30,6 +31,25 @@ def backoff_s(
 ) -> float:                       # seconds to wait
     "Waiting time before the next try: doubles, has a limit, differs by ± 25 %."
     return min(longest_s, first_s * 2.0 ** min(failures - 1, 30)) * (0.75 + 0.5 * chance)
+
+
+@dataclass(frozen=True)
+class Backoff:
+    "How long a source waits between its tries; ConfigError for waits that make no sense."
+
+    first_s: float = 1.0     # after the first failure, seconds
+    longest_s: float = 60.0  # never longer; after a refused password at once
+    chance: Callable[[], float] = random.random  # 0..1
+
+    def __post_init__(self):
+        if 0 < self.first_s <= self.longest_s:
+            return
+        what = f"waits of {self.first_s:g} to {self.longest_s:g} s"
+        raise ConfigError(what, "Backoff", "first_s above 0, longest_s not below it")
+
+    def seconds(self, failures: int, refused: bool = False) -> float:
+        "Waiting time before the next try; refused: the camera refuses the password."
+        return backoff_s(failures, self.longest_s if refused else self.first_s, self.longest_s, self.chance())
 
 # %% ../../nbs/04_video/03_reconnect.ipynb #0bc99ded
 class SourceState(str, Enum):
@@ -92,23 +112,31 @@ class Watched:
 
     def __init__(self, log: StateLog):
         self._log, self._inner, self.last_error, self.reconnects = log, None, None, 0
-        self._skipped, self._skipped_count, self._dropped = [], 0, 0
+        self._past, self._counting = SourceStatus(), threading.Lock()  # what earlier connections have told
 
     @property
     def state(self) -> SourceState: return self._log.state
     @property
     def state_changes(self) -> list[StateChange]: return list(self._log.changes)
-    @property
-    def skipped(self) -> list[tuple[str, str]]: return [*self._skipped, *getattr(self._inner, "skipped", ())][-100:]
-    @property
-    def skipped_count(self) -> int: return self._skipped_count + getattr(self._inner, "skipped_count", 0)
-    @property
-    def dropped(self) -> int: return self._dropped + getattr(self._inner, "dropped", 0)
+
+    def status(self) -> SourceStatus:
+        "What all connections have told, with the state and its history."
+        state, changes = self.state, self.state_changes  # in this order: asking for the state may add to the history
+        if state == SourceState.CLOSED: state = next((c.state for c in reversed(changes) if c.state != SourceState.CLOSED), state)
+        with self._counting: told = self._told()
+        return replace(told, connection=str(state), reconnects=self.reconnects, state_changes=tuple(changes), error=self.last_error)
+
+    def _told(self) -> SourceStatus:
+        "The present connection's status with the counts of those before it; lock held."
+        past, now = self._past, None if self._inner is None else status_of(self._inner)
+        if now is None: return past
+        return replace(now, frames_not_taken=past.frames_not_taken + now.frames_not_taken,
+                       frames_skipped=past.frames_skipped + now.frames_skipped, skipped=(*past.skipped, *now.skipped)[-100:])
 
     def _leave(self) -> None:
-        "Give a lost connection back; what it had skipped and dropped is kept."
+        "Give a lost connection back; what it has told is kept."
         if (lost := self._inner) is None: return
-        self._skipped, self._skipped_count, self._dropped, self._inner = self.skipped, self.skipped_count, self.dropped, None
+        with self._counting: self._past, self._inner = self._told(), None
         lost.close()
 
 # %% ../../nbs/04_video/03_reconnect.ipynb #00d6b42c
@@ -117,17 +145,17 @@ def _open(camera: ReconnectingSource) -> Source:
     if camera._inner is None:
         camera._inner = camera._connect()
         camera.reconnects += camera._connected  # the first connection is none
-    camera._connected, camera.info = True, getattr(camera._inner, "info", None)
+    camera._connected = True
     if camera._closed.is_set(): camera._inner.close()  # closed while it was opening
     return camera._inner
 
 
 def _lose(camera: ReconnectingSource, error: SourceError, failures: int) -> float:
     "Note a loss; seconds to wait before the next try."
-    camera.last_error, first, longest = error, *camera._times
+    camera.last_error = error
     refused = isinstance(error, SourceAuthError)
     camera._log.set(SourceState.AUTH_FAILED if refused else SourceState.LOST, error.what)
-    return backoff_s(failures, longest if refused else first, longest, camera._chance())
+    return camera._backoff.seconds(failures, refused)
 
 
 def _frames(camera: ReconnectingSource, first: int, after: datetime | None) -> Iterator[Frame]:
@@ -137,7 +165,7 @@ def _frames(camera: ReconnectingSource, first: int, after: datetime | None) -> I
     for frame in _open(camera):
         log.set(SourceState.LIVE)
         log.waiting(False)
-        frame.frame_id, frame.source_id, camera.info = first + frame.frame_id, camera.source_id, getattr(camera._inner, "info", camera.info)
+        frame.frame_id, frame.source_id = first + frame.frame_id, camera.source_id
         if after is not None and frame.captured_at <= after: frame.captured_at = after + timedelta(milliseconds=1)
         after = frame.captured_at
         yield frame
@@ -156,16 +184,14 @@ class ReconnectingSource(Watched):
         *,
         connected: Source | None = None,        # an already open one, for the first round
         wait: Callable[[float], Any] | None = None,  # seconds; default: until the time is over or the source is closed
-        chance: Callable[[], float] = random.random,
-        first_s: float = 1.0, longest_s: float = 60.0,         # as in backoff_s
+        backoff: Backoff = Backoff(),
         stale_after_s: float = 3.0,             # silent for so long: stale
         on_state: Callable[[StateChange], Any] | None = None,  # called by whoever notices the change, so it should be quick
-        clock: Clock = time.monotonic, now: Callable[[], datetime] = utc_now,
+        clocks: Clocks = Clocks(),
     ):
-        if not 0 < first_s <= longest_s: raise ConfigError(f"waits of {first_s:g} to {longest_s:g} s", source_id, "first_s above 0, longest_s not below it")
-        self.source_id, self.info = source_id, getattr(connected, "info", None)
-        Watched.__init__(self, StateLog(stale_after_s, clock, now, on_state))
-        self._connect, self._inner, self._connected, self._chance, self._times = connect, connected, connected is not None, chance, (first_s, longest_s)
+        self.source_id = source_id
+        Watched.__init__(self, StateLog(stale_after_s, clocks.monotonic, clocks.now, on_state))
+        self._connect, self._inner, self._connected, self._backoff = connect, connected, connected is not None, backoff
         self._closed = threading.Event()
         self._wait = wait or self._closed.wait
 

@@ -12,7 +12,7 @@ from datetime import datetime
 import cv2
 import numpy as np
 
-from ..core.types import ConfigError, Frame, Selector
+from ..core.types import ConfigError, Frame, ListeningSelector, Selector
 
 # %% auto #0
 __all__ = ['EveryN', 'MaxFps', 'small_grey', 'difference', 'MotionSelector', 'Chain', 'make_selector']
@@ -125,8 +125,8 @@ class Chain:
 
     def __init__(self, selectors: Sequence[Selector]):
         self.selectors = list(selectors)
-        curious = [selector for selector in self.selectors if hasattr(selector, "observe")]
-        if curious: self.observe = lambda *seen: [selector.observe(*seen) for selector in curious]  # only then: it costs the pipeline a wait
+        listening = [selector for selector in self.selectors if isinstance(selector, ListeningSelector)]
+        if listening: self.observe = lambda *seen: [selector.observe(*seen) for selector in listening]  # only then: it costs the pipeline a wait
 
     def select(self, frame: Frame) -> bool: return all(selector.select(frame) for selector in self.selectors)
 

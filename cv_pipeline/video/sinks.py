@@ -58,6 +58,8 @@ def result_record(result: FrameResult) -> dict[str, Any]:
 class JsonlSink:
     "One JSON line a frame, in the operating system's hands before `write` returns."
 
+    name = "jsonl"
+
     def __init__(
         self,
         path: str | Path,      # e.g. out/results.jsonl
@@ -155,7 +157,7 @@ class PartedTable:
         max_pending: int = 1_000_000,  # rows kept in memory while the disk is full
         clock: Clock = time.monotonic,
     ):
-        self.folder, self.name, self.run, self.rows_written, self._number = writable_folder(folder), name, uuid.uuid4().hex, 0, 0
+        self.folder, self.table, self.run, self.rows_written, self._number = writable_folder(folder), name, uuid.uuid4().hex, 0, 0
         self.part_rows, self.part_seconds, self.max_pending, self._clock = part_rows, part_seconds, max_pending, clock
         self._new_rows, self._to_table, self._rows, self._due, self._lock = new_rows, to_table, new_rows(), 0.0, threading.Lock()
         _set_aside(self.folder, name)
@@ -177,17 +179,19 @@ class PartedTable:
         import pyarrow.parquet as pq
 
         table, self._due = self._to_table(self._rows, self.run), self._clock() + self.part_seconds
-        part = self.folder / f"{self.name}.parts" / f"part-{self._number:06d}.parquet"
+        part = self.folder / f"{self.table}.parts" / f"part-{self._number:06d}.parquet"
         write_whole(part, lambda f: pq.write_table(table, f, compression="zstd"), durable=True)
         self.rows_written, self._number, self._rows = self.rows_written + len(table), self._number + 1, self._new_rows()
 
     def close(self) -> None:
         if self._rows.count or not self._number: self.flush()  # a run without rows leaves an empty table, not none
-        merge_results(self.folder, name=self.name)
+        merge_results(self.folder, name=self.table)
 
 # %% ../../nbs/04_video/06_sinks.ipynb #025e9819
 class ParquetSink(PartedTable):
     "One row a detection in `results.parquet`; whole parts on disk every few seconds until then."
+
+    name = "parquet"
 
     def __init__(
         self,
@@ -308,6 +312,8 @@ class _Painter:
 class VideoSink:
     "Annotated H.264 mp4, one file a source, playable at every moment up to the last second."
 
+    name = "video"
+
     def __init__(
         self,
         folder: str | Path,
@@ -344,6 +350,8 @@ class VideoSink:
 # %% ../../nbs/04_video/06_sinks.ipynb #3ae05e9a
 class CallbackSink:
     "Calls a function with every result; what it raises becomes a SinkError."
+
+    name = "callback"
 
     def __init__(self, function: Callable[[FrameResult], Any], on_close: Callable[[], Any] | None = None):
         self.function, self.on_close = function, on_close

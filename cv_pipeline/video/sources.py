@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ import numpy as np
 
 from ..core.formats import IMAGE_SUFFIXES
 from ..core.images import MAX_PIXELS, image_header, natural_key, read_image
-from ..core.types import Clock, Frame, SourceError, utc_now
+from ..core.types import Clocks, Frame, SourceError, utc_now
 from .decoding import SourceInfo, decode_video, probe_video
-from .streams import BaseSource, StreamSource, is_stream, masked, stream_id  # noqa: F401 — `masked` is also found here
+from .streams import BaseSource, StreamSettings, StreamSource, is_stream, masked, stream_id  # noqa: F401 — `masked` is also found here
 
 # %% auto #0
-__all__ = ['FileSource', 'list_images', 'FolderSource', 'ImageSource', 'CameraSource', 'is_camera', 'open_source', 'unique_ids',
-           'open_sources']
+__all__ = ['FileSource', 'list_images', 'FolderSource', 'ImageSource', 'CameraSource', 'SourceSettings', 'is_camera',
+           'open_source', 'unique_ids', 'open_sources']
 
 # %% ../../nbs/04_video/02_sources.ipynb #e9fedef5
 def _modified(path: Path) -> datetime:
@@ -52,12 +53,12 @@ class FileSource(BaseSource):
         realtime: bool = False,                    # deliver each frame when it is due, like a camera
         threads: int | None = None,                # decoder threads, see decode_video
         hardware: str = "auto",                    # who decodes, see choose_decoder; what does is in `info.choice`
-        clock: Clock = time.monotonic, sleep: Callable[[float], None] = time.sleep, now: Callable[[], datetime] = utc_now,
+        clocks: Clocks = Clocks(),
     ):
         self.path = Path(path)
         super().__init__(source_id or self.path.stem, live=realtime)
         self.start, self._threads = _aware(start, self.path), threads
-        self._clock, self._sleep, self._now = clock, sleep, now
+        self._clock, self._sleep, self._now = clocks.monotonic, clocks.sleep, clocks.now
         self.info = probe_video(self.path, threads, hardware)
 
     def _wait(self, due: float) -> None:
@@ -221,6 +222,20 @@ def _camera_frames(source: CameraSource) -> Iterator[Frame]:
         yield Frame(image, source.source_id, number, captured, (captured - first).total_seconds())
         number += 1
 
+# %% ../../nbs/04_video/02_sources.ipynb #50c3e771
+@dataclass(frozen=True)
+class SourceSettings:
+    "How sources are read; each kind takes what concerns it."
+
+    start: datetime | None = None  # files and folders: when the first frame was captured
+    realtime: bool = False  # video files: deliver like a camera
+    fps: float | None = None  # folders: the images are a sequence at this rate; cameras: the rate to ask for
+    threads: int | None = None  # video: decoder threads
+    hardware: str = "auto"  # video: who decodes, see choose_decoder
+    stream: StreamSettings = StreamSettings()
+    max_pixels: int = MAX_PIXELS  # images: as in read_image
+    bits: int = 16
+
 # %% ../../nbs/04_video/02_sources.ipynb #87e6b9f7
 def _is_image(path: Path) -> bool:
     "By content, or by suffix where the content says nothing (then reading it gives a good error)."
@@ -242,24 +257,19 @@ def is_camera(
 def open_source(
     uri: str | int | Path,            # video file, image, folder, camera number or device path, or the address of a stream
     source_id: str | None = None,     # name in results; from the file or camera when not given
-    *,
-    realtime: bool = False,           # video files: deliver like a camera
-    start: datetime | None = None,    # files and folders: when the first frame was captured
-    fps: float | None = None,         # folders: the images are a sequence at this rate; cameras: the rate to ask for
-    threads: int | None = None,       # video: decoder threads
-    hardware: str = "auto",           # video: who decodes, see choose_decoder
-    stream: dict[str, Any] | None = None,  # streams: further arguments of StreamSource, e.g. open_timeout_s
-    max_pixels: int = MAX_PIXELS, bits: int = 16,  # images: as in read_image
+    settings: SourceSettings = SourceSettings(),
+    **changes: Any,                   # of single settings, e.g. realtime=True
 ) -> BaseSource:
-    "Open whatever `uri` names; an option that does not concern it is ignored. SourceError says why it cannot be opened."
-    text, images = str(uri), {"start": start, "max_pixels": max_pixels, "bits": bits}
-    if is_camera(uri): return CameraSource(int(text) if text.isdecimal() else text, source_id, fps=fps)
-    if is_stream(uri): return StreamSource(text, source_id, threads=threads or 1, hardware=hardware, **(stream or {}))
+    "Open whatever `uri` names; a setting that does not concern it is ignored. SourceError says why it cannot be opened."
+    text, s = str(uri), replace(settings, **changes)
+    images = {"start": s.start, "max_pixels": s.max_pixels, "bits": s.bits}
+    if is_camera(uri): return CameraSource(int(text) if text.isdecimal() else text, source_id, fps=s.fps)
+    if is_stream(uri): return StreamSource(text, source_id, s.stream, threads=s.threads or 1, hardware=s.hardware)
     path = Path(uri)
     if masked(text) != text and not path.exists(): raise SourceError("an address without its scheme", masked(text), "begin it with rtsp:// or another")
-    if path.is_dir(): return FolderSource(path, source_id, fps=fps, **images)
+    if path.is_dir(): return FolderSource(path, source_id, fps=s.fps, **images)
     if _is_image(path): return ImageSource(path, source_id, **images)
-    return FileSource(path, source_id, start=start, realtime=realtime, threads=threads, hardware=hardware)
+    return FileSource(path, source_id, start=s.start, realtime=s.realtime, threads=s.threads, hardware=s.hardware)
 
 # %% ../../nbs/04_video/02_sources.ipynb #d55f1e21
 def unique_ids(
@@ -281,12 +291,13 @@ def unique_ids(
 
 def open_sources(
     uris: Iterable[str | int | Path],
-    **options: Any,          # as for open_source
+    settings: SourceSettings = SourceSettings(),
+    **changes: Any,          # of single settings, as for open_source
 ) -> list[BaseSource]:
     "Open all of `uris` under different names; one SourceError names all that failed."
     uris, opened, failed = list(uris), [], []
     for uri, name in zip(uris, unique_ids(uris)):
-        try: opened.append(open_source(uri, name, **options))
+        try: opened.append(open_source(uri, name, settings, **changes))
         except SourceError as e: failed.append((uri, e))
     if not failed: return opened
     for source in opened: source.close()

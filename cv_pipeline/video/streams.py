@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
@@ -22,7 +22,7 @@ import av
 import numpy as np
 
 from ..core.masking import HARMLESS, masked
-from ..core.types import Clock, ConfigError, Frame, SourceError, utc_now
+from ..core.types import Clock, Clocks, ConfigError, Frame, SourceError, SourceStatus
 from cv_pipeline.video.decoding import (
     DecoderChoice, PacketDecoder, SourceInfo, choose_decoder, describe_decoder, make_accelerator, make_context, nominal_rate, to_bgr,
     video_stream,
@@ -30,7 +30,7 @@ from cv_pipeline.video.decoding import (
 
 # %% auto #0
 __all__ = ['SCHEMES', 'Address', 'is_stream', 'stream_id', 'SourceAuthError', 'BaseSource', 'StreamClock', 'CatchUp', 'Mailbox',
-           'ffmpeg_options', 'explain', 'Arrived', 'Link', 'StreamSource']
+           'ffmpeg_options', 'explain', 'Arrived', 'Link', 'StreamSettings', 'StreamSource']
 
 # %% ../../nbs/04_video/01_streams.ipynb #21df93e3
 class Address:
@@ -101,7 +101,7 @@ class SourceAuthError(SourceError):
 class BaseSource:
     "What all sources share: identity, what was skipped, and closing."
 
-    info: SourceInfo
+    info: SourceInfo | None = None
     skipped_limit = 100  # names kept; the count goes on
 
     def __init__(self, source_id: str, live: bool = False):
@@ -118,6 +118,12 @@ class BaseSource:
         "Called when an iteration starts: nothing skipped yet, and not closed."
         if self._closed.is_set(): raise SourceError("the source is closed", self.source_id, "open it again with open_source()")
         self.skipped, self.skipped_count = [], 0
+
+    def status(self) -> SourceStatus:
+        "Its rate, what decodes it, and what was skipped."
+        skipped = {"frames_skipped": self.skipped_count, "skipped": tuple(self.skipped)}
+        if (info := self.info) is None: return SourceStatus(**skipped)
+        return SourceStatus(info.fps, info.decoder, asdict(info.choice) if info.choice else None, **skipped)
 
     def __iter__(self) -> Iterator[Frame]: raise NotImplementedError
     def close(self) -> None: self._closed.set()
@@ -414,6 +420,20 @@ def _receive(link: Link) -> None:
         finally: _relay(logs, link.address)
         link.box.end(None if link.closed.is_set() else error)
 
+# %% ../../nbs/04_video/01_streams.ipynb #5e771465
+@dataclass(frozen=True)
+class StreamSettings:
+    "How a stream is opened and read."
+
+    user: str | None = None  # instead of in the address, in any characters
+    password: str | None = field(default=None, repr=False)
+    open_timeout_s: float = 10.0  # until the first frame
+    read_timeout_s: float = 10.0  # between two frames
+    transport: str = "tcp"  # RTSP: "tcp" or "udp"
+    buffer: int = 2  # newest frames that are kept for whoever takes them
+    camera_clock: bool = True  # believe the camera's own wall clock where it is within seconds of ours
+    options: dict[str, str] | None = None  # further options of FFmpeg
+
 # %% ../../nbs/04_video/01_streams.ipynb #4eb75e2b
 class StreamSource(BaseSource):
     "A network camera or stream; `live`, the freshest frame, and an error when it is lost."
@@ -422,22 +442,27 @@ class StreamSource(BaseSource):
         self,
         uri: str,                            # rtsp://, rtsps://, rtmp://, http(s)://, udp://, rtp://, tcp://, srt://
         source_id: str | None = None,        # from host and path when not given
+        settings: StreamSettings = StreamSettings(),
         *,
-        user: str | None = None, password: str | None = None,  # instead of in the address, in any characters
-        open_timeout_s: float = 10.0,        # until the first frame
-        read_timeout_s: float = 10.0,        # between two frames
-        transport: str = "tcp",              # RTSP: "tcp" or "udp"
-        buffer: int = 2,                     # newest frames that are kept for whoever takes them
-        camera_clock: bool = True,           # believe the camera's own wall clock where it is within seconds of ours
-        hardware: str | DecoderChoice = "auto", threads: int = 1,  # many cameras keep the cores busy, and one thread notices a missing slice
-        options: dict[str, str] | None = None,  # further options of FFmpeg
-        clock: Clock = time.monotonic, now: Callable[[], datetime] = utc_now,
+        hardware: str | DecoderChoice = "auto",
+        threads: int = 1,                    # many cameras keep the cores busy, and one thread notices a missing slice
+        clocks: Clocks = Clocks(),
     ):
         super().__init__(source_id or stream_id(uri), live=True)
-        self.address = _checked(uri, user, password, transport)
-        scheme, skip = uri.split("://")[0].lower(), weakref.WeakMethod(self._skip)
-        self._link = Link(self.address, choose_decoder(hardware), (open_timeout_s, read_timeout_s), {**ffmpeg_options(scheme, transport), **(options or {})},
-                          threads or 1, Mailbox(max(1, buffer)), lambda: now().timestamp(), clock, lambda *what: (method := skip()) and method(*what), camera_clock)
+        self.address = _checked(uri, settings.user, settings.password, settings.transport)
+        skip, now = weakref.WeakMethod(self._skip), clocks.now
+        self._link = Link(
+            self.address,
+            choose_decoder(hardware),
+            (settings.open_timeout_s, settings.read_timeout_s),
+            {**ffmpeg_options(uri.split("://")[0].lower(), settings.transport), **(settings.options or {})},
+            threads or 1,
+            Mailbox(max(1, settings.buffer)),
+            lambda: now().timestamp(),
+            clocks.monotonic,
+            lambda *what: (method := skip()) and method(*what),
+            settings.camera_clock,
+        )
         self._closed = self._link.closed
         weakref.finalize(self, self._link.close)
         threading.Thread(target=_receive, args=(self._link,), name=f"stream {self.source_id}", daemon=True).start()
@@ -447,6 +472,8 @@ class StreamSource(BaseSource):
     def dropped(self) -> int:
         "Frames that came and that nobody took in time."
         return self._link.box.dropped + self._link.catch_up.left_out
+
+    def status(self) -> SourceStatus: return replace(super().status(), frames_not_taken=self.dropped)
 
     def __iter__(self) -> Iterator[Frame]:
         if self._closed.is_set(): raise SourceError("the source is closed", self.source_id, "open it again with open_source()")

@@ -77,11 +77,11 @@ def test_zones_and_lines_come_out_as_events(tmp_path):
                          "lines": [{"name": "gate", "start": [0.5, 1], "end": [0.5, 0]}]}}
     summary, log, code = run_for(tmp_path, config, 60)
     events = read_events(tmp_path / "out").to_pylist()
-    assert code == 0 and summary["rules"]["events"] == len(events) > 5 and "Zones and lines" in log
+    assert code == 0 and summary["sinks"]["events"]["events"] == len(events) > 5 and "Zones and lines" in log
     assert {e["kind"] for e in events} >= {"zone_enter", "zone_leave", "line_cross"} and all(e["tracker_id"] >= 0 for e in events)
     crossed = [e for e in events if e["kind"] == "line_cross"]
     assert {e["direction"] for e in crossed} == {"in"}  # the belt runs one way
-    counts = summary["rules"]["counts"]["belt"]["gate"]
+    counts = summary["sinks"]["events"]["counts"]["belt"]["gate"]
     assert sum(c["in"] for c in counts.values()) == len(crossed) == len({e["tracker_id"] for e in crossed})
 
 
@@ -95,7 +95,8 @@ def test_zones_and_lines_come_out_as_events(tmp_path):
     ({"selection": {"adaptive": True, "every": 3}}, "adaptive cannot be combined"), ({"sources": [{"uri": "rtsp://x/y", "user": "me", "password_env": "NOT_THERE_AT_ALL"}]}, "NOT_THERE_AT_ALL"),
     ({"sources": [{"uri": "rtsp://x/y", "password_env": "NOT_THERE_AT_ALL"}]}, "without user"), ({"sources": [{"uri": "line:", "hardware": "d3d11va"}]}, "hardware"),
     ({"events": {"zones": [{"name": "z", "polygon": [[0, 0], [1, 0], [1, 1]], "sources": ["bgi"]}]}}, "wants the source 'bgi'"),
-    ({"sources": [{"uri": "line:", "transport": "pigeon"}]}, "transport"), ({"events": {"zones": [{"nmae": "z"}]}}, "did you mean 'name'"),
+    ({"sources": [{"uri": "line:", "transport": "pigeon"}]}, "transport"),
+    ({"delivery": {"sinks": ["mail"]}}, "delivery.sinks"), ({"delivery": {"sinks": {"mail": "loud"}}}, "delivery.sinks.mail"), ({"events": {"zones": [{"nmae": "z"}]}}, "did you mean 'name'"),
 ])
 def test_mistakes_in_the_yaml_are_said_before_anything_runs(tmp_path, change, words):
     config = {"sources": ["line:frames=5"], "delivery": {"out": str(tmp_path / "out")}, **change}

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from cv_pipeline.core.stamp import instruction_set, machine, processor_name
 from cv_pipeline.core.types import Backend, BackendError, ConfigError, ModelSpecMismatch
-from cv_pipeline.inference import choice as room, loading
+from cv_pipeline.inference import choice as room
+from cv_pipeline.inference import loading
 from cv_pipeline.inference.backends import InvalidOutput, OutOfMemory, SteadyBackend
 from cv_pipeline.inference.choice import MARGIN, FallbackBackend, Option, measure, rank, read_record, to_layout, write_record
 from cv_pipeline.inference.loading import load_backend, load_model, register_backend

@@ -10,7 +10,8 @@ from scipy.signal import lfilter
 from scipy.stats import ks_2samp
 
 from cv_pipeline.core.types import ConfigError, DataError, Detections, Frame, FrameResult
-from cv_pipeline.monitoring import drift as D, statistics as S
+from cv_pipeline.monitoring import drift as D
+from cv_pipeline.monitoring import statistics as S
 from cv_pipeline.monitoring.drift_report import control_charts, drift_of_log, drifted_pictures, kept_beside, observed_of, periods_of
 from cv_pipeline.monitoring.telemetry import STATISTICS, TelemetrySink, read_log
 

@@ -325,8 +325,8 @@ def test_a_configured_run_writes_log_and_collection(tmp_path):
     summary = run_config(load_config(tmp_path / "cameras.yaml"))
     log = read_log(tmp_path / "run" / "log")
     assert len(log) == 80 and log.cameras == ("exit", "gate") and log.frames["selected"].all()
-    assert summary["sinks"]["MonitoringSink"]["frames"] == 80 and summary["sinks"]["LiveCollection"]["looks"] == 80
-    assert 10 < summary["sinks"]["LiveCollection"]["pictures"] < 70
+    assert summary["sinks"]["telemetry"]["frames"] == 80 and summary["sinks"]["collect"]["looks"] == 80
+    assert 10 < summary["sinks"]["collect"]["pictures"] < 70
     assert len(log.detections["frame"]) == summary["detections"]
     assert load_config(None, {"sources": ["a"]}).telemetry is None
 

@@ -13,7 +13,17 @@ from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.conditions import Conditions
 from cv_pipeline.tracking.sort import SortTracker, TrackStates
-from cv_pipeline.video.adaptive import AdaptiveSelector, Background, CallBudget, boxes_mask, look_rates, next_reach, predicted, water_fill
+from cv_pipeline.video.adaptive import (
+    AdaptiveSelector,
+    AdaptiveSettings,
+    Background,
+    CallBudget,
+    boxes_mask,
+    look_rates,
+    next_reach,
+    predicted,
+    water_fill,
+)
 from cv_pipeline.video.selection import EveryN, small_grey
 from cv_pipeline.video.sources import open_source
 
@@ -235,10 +245,10 @@ def test_never_above_the_ceiling_never_below_the_floor(floor, ceiling, fps, jitt
     times = (np.arange(n) + rng.uniform(-jitter, jitter, n)) / fps
     times -= times[0]
     noise = [rng.integers(0, 255, (40, 56, 3), dtype=np.uint8) for _ in range(7)]
-    wild = drive(AdaptiveSelector(floor, ceiling, tracked_fps=0.1), times, lambda i: noise[i % 7], observe)
+    wild = drive(AdaptiveSelector(AdaptiveSettings(floor, ceiling, tracked_fps=0.1)), times, lambda i: noise[i % 7], observe)
     for begin in (0.0, times[n // 3], times[n // 2]):
         assert (wild >= begin).sum() <= ceiling * (times[-1] - begin) + max(ceiling, 3) + 1
-    calm = drive(AdaptiveSelector(floor, ceiling, tracked_fps=0.1), times, lambda i: BELT, observe)
+    calm = drive(AdaptiveSelector(AdaptiveSettings(floor, ceiling, tracked_fps=0.1)), times, lambda i: BELT, observe)
     longest = np.diff(np.append(calm, times[-1])).max()
     assert calm[0] == 0 and longest <= 1 / floor + 2 / fps + 1e-6
     assert len(calm) <= floor * times[-1] + 2                   # nothing moves: the floor and no more
@@ -304,7 +314,7 @@ def test_a_tight_budget_still_confirms_tracks(seed):
 
 
 def test_something_new_is_looked_at_at_once_and_boredom_sets_in():
-    selector = AdaptiveSelector(floor_fps=0.1)
+    selector = AdaptiveSelector(AdaptiveSettings(floor_fps=0.1))
     times = np.arange(0, 12, 0.04)
     chosen = drive(selector, times, lambda i: BELT if times[i] < 4 else with_thing(20 + (i % 7) * 9, 40))
     assert chosen[0] == 0 and (chosen[1] == pytest.approx(4, abs=0.05))
@@ -315,7 +325,7 @@ def test_something_new_is_looked_at_at_once_and_boredom_sets_in():
 
 
 def test_a_rolling_box_that_its_track_explains_is_no_news():
-    times, tracker, selector = np.arange(0, 8, 0.04), SortTracker(frame_rate=25), AdaptiveSelector(floor_fps=0.1, tracked_fps=0.1)
+    times, tracker, selector = np.arange(0, 8, 0.04), SortTracker(frame_rate=25), AdaptiveSelector(AdaptiveSettings(floor_fps=0.1, tracked_fps=0.1))
     calls = []
     for i, t in enumerate(times):
         x = int(10 + 12 * t)
@@ -328,7 +338,7 @@ def test_a_rolling_box_that_its_track_explains_is_no_news():
 
 
 def test_without_answers_it_asks_on_but_no_faster_than_the_ceiling():
-    selector = AdaptiveSelector(floor_fps=0.1, ceiling_fps=4)
+    selector = AdaptiveSelector(AdaptiveSettings(floor_fps=0.1, ceiling_fps=4))
     chosen = drive(selector, np.arange(0, 10, 0.04), lambda i: with_thing(10 + 37 * i % 120, 20 + 29 * i % 80), observe=False)
     assert (np.diff(chosen) >= 0.25 - 3e-3).all() and len(chosen) >= 30
     assert len(selector._asked) <= 2.0 * 4 + 1                      # answers that never come are forgotten
@@ -384,7 +394,7 @@ class Silent:
 
 @pytest.mark.parametrize("tracker", [None, Silent()])
 def test_works_without_tracks(tracker):
-    times, selector = np.arange(0, 8, 0.04), AdaptiveSelector(floor_fps=0.2)
+    times, selector = np.arange(0, 8, 0.04), AdaptiveSelector(AdaptiveSettings(floor_fps=0.2))
     calls = 0
     for i, t in enumerate(times):
         x = int(10 + 12 * t)
@@ -413,7 +423,7 @@ def test_a_budget_bounds_selectors_together_and_reset_leaves_it():
 @pytest.mark.parametrize("bad", [{"floor_fps": 0}, {"floor_fps": 6}, {"ceiling_fps": float("inf")}, {"tracked_fps": 9}, {"new_fps": 0}, {"area": 1}, {"reach": (0.5, 0.2)},
                                  {"forget_s": 0}, {"answer_s": -1}, {"width": 3}])
 def test_bad_settings_are_config_errors(bad):
-    with pytest.raises(ConfigError) as error: AdaptiveSelector(**bad)
+    with pytest.raises(ConfigError) as error: AdaptiveSettings(**bad)
     assert next(iter(bad)) in str(error.value)
 
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cv_pipeline.core.types import ConfigError, Frame, Source, SourceError
+from cv_pipeline.core.types import ConfigError, Frame, SourceError, SourceStatus, StatusSource
 from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.line import open_line
 from cv_pipeline.tracking.sort import SortTracker
 from cv_pipeline.video.pipeline import Pipeline
-from cv_pipeline.video.reconnect import ReconnectingSource, SourceState, StateLog, backoff_s
+from cv_pipeline.video.reconnect import Backoff, ReconnectingSource, SourceState, StateLog, backoff_s
 from cv_pipeline.video.streams import SourceAuthError
 from tests.helpers.waiting import until
 
@@ -25,8 +25,11 @@ class Wire:
 
     live = True
 
-    def __init__(self, images, breaks=True, skipped=0):
-        self.source_id, self.images, self.breaks, self.closed, self.skipped_count = "wire", images, breaks, 0, skipped
+    def __init__(self, images, breaks=True, status=None):
+        self.source_id, self.images, self.breaks, self.closed, self.told = "wire", images, breaks, 0, status or SourceStatus()
+
+    def status(self):
+        return self.told
 
     def __iter__(self):
         for k, image in enumerate(self.images):
@@ -41,7 +44,7 @@ class Wire:
 SECONDS = itertools.count()
 
 
-def scripted(*steps, **kwargs):
+def scripted(*steps, backoff=Backoff(chance=lambda: 0.5), **kwargs):  # noqa: B008 — frozen
     "A camera whose connections are given; closed when there are no more."
     rest = iter(steps)
     waits = []
@@ -55,7 +58,7 @@ def scripted(*steps, **kwargs):
             raise step
         return step
 
-    camera = ReconnectingSource(connect, "gate", wait=waits.append, chance=lambda: 0.5, **kwargs)
+    camera = ReconnectingSource(connect, "gate", wait=waits.append, backoff=backoff, **kwargs)
     return camera, waits
 
 
@@ -65,14 +68,15 @@ def black(n, size=(48, 64)):
 
 def test_it_comes_back_with_another_size_and_frame_numbers_go_on():
     refused = SourceError("no route to host", "gate")
-    first, second = Wire(black(3)), Wire(black(2, (100, 200)), breaks=False, skipped=2)
+    first, second = Wire(black(3)), Wire(black(2, (100, 200)), breaks=False, status=SourceStatus(frames_skipped=2))
     camera, waits = scripted(first, refused, refused, second)
     frames = list(camera)
     assert [(f.frame_id, f.size, f.source_id) for f in frames] == [(0, (64, 48), "gate"), (1, (64, 48), "gate"), (2, (64, 48), "gate"),
                                                                     (3, (200, 100), "gate"), (4, (200, 100), "gate")]
     assert waits == [1.0, 2.0, 4.0, 1.0]  # the counter starts anew after a good frame; a clean end is a loss too
-    assert first.closed == second.closed == 1 and camera.skipped_count == 2
-    assert isinstance(camera, Source) and camera.live
+    assert first.closed == second.closed == 1
+    assert camera.status().frames_skipped == 2
+    assert isinstance(camera, StatusSource) and camera.live
 
 
 @given(st.integers(1, 10_000), st.floats(0.1, 10), st.floats(10, 600), st.floats(0, 1))
@@ -120,7 +124,7 @@ def test_closing_wakes_a_camera_that_waits():
     def refuse():
         raise SourceError("no route to host", "gate")
 
-    camera = ReconnectingSource(refuse, "gate", first_s=60)
+    camera = ReconnectingSource(refuse, "gate", backoff=Backoff(first_s=60))
     reader = threading.Thread(target=lambda: list(camera), daemon=True)
     reader.start()
     until(lambda: camera.last_error is not None)
@@ -137,7 +141,7 @@ def states(camera):
 
 def test_the_states_of_a_camera_and_what_is_told_about_them():
     told, refused = [], SourceAuthError("the camera refuses this user name or password", "gate")
-    camera, waits = scripted(SourceError("no route to host", "gate"), refused, refused, Wire(black(2)), first_s=1, longest_s=40, on_state=told.append)
+    camera, waits = scripted(SourceError("no route to host", "gate"), refused, refused, Wire(black(2)), backoff=Backoff(1, 40, lambda: 0.5), on_state=told.append)
     assert camera.state is SourceState.CONNECTING and states(camera) == ["connecting"]
     for _frame in camera: assert camera.state == "live"
     assert states(camera) == ["connecting", "lost", "auth_failed", "live", "lost", "closed"] and told == camera.state_changes[1:]
@@ -165,7 +169,7 @@ def test_a_refused_password_is_never_hammered():
         now[0] += seconds
         if now[0] > 3600: camera.close()
 
-    camera = ReconnectingSource(connect, "gate", wait=wait, longest_s=60)
+    camera = ReconnectingSource(connect, "gate", wait=wait, backoff=Backoff(longest_s=60))
     list(camera)
     assert min(b - a for a, b in zip(tries, tries[1:])) >= 45 and len(tries) <= 81
 
@@ -192,13 +196,41 @@ def test_stale_is_exactly_a_wait_that_is_too_long(rounds, limit):
 
 
 def test_history_is_bounded_and_counts_are_those_of_all_connections():
-    class Dropping(Wire):
-        dropped, skipped = 3, [("packet", "broken")]
-
-    camera, _ = scripted(*[Dropping(black(1), skipped=2) for _ in range(150)])
+    told = SourceStatus(fps=25.0, decoder="wire", frames_not_taken=3, frames_skipped=2, skipped=(("packet", "broken"),))
+    camera, _ = scripted(*[Wire(black(1), status=told) for _ in range(150)])
     assert len(list(camera)) == 150
-    assert len(camera.state_changes) == 100 and len(camera.skipped) == 100
-    assert camera.reconnects == 149 and camera.dropped == 450 and camera.skipped_count == 300
+    status = camera.status()
+    assert len(status.state_changes) == 100
+    assert len(status.skipped) == 100
+    assert (status.reconnects, status.frames_not_taken, status.frames_skipped) == (149, 450, 300)
+    assert (status.fps, status.decoder) == (25.0, "wire")  # of the last connection, also when it is lost
+
+
+def test_the_status_is_that_of_the_present_connection_with_the_counts_of_all():
+    first, second = (Wire(black(2), status=SourceStatus(decoder=name, frames_skipped=1)) for name in ("h264", "mjpeg"))
+    camera, _ = scripted(first, second)
+    seen = [camera.status() for _frame in camera]
+    assert [(s.decoder, s.frames_skipped) for s in seen] == [("h264", 1), ("h264", 1), ("mjpeg", 2), ("mjpeg", 2)]
+    assert [s.connection for s in seen] == ["live"] * 4
+
+
+def test_a_closed_camera_tells_what_it_was_before_it_was_closed():
+    camera, _ = scripted(Wire(black(1)))
+    list(camera)
+    assert camera.state == "closed"
+    assert camera.status().connection == "lost"
+    assert camera.status().error.what == "connection reset"
+
+
+def test_connections_that_tell_nothing_are_no_trouble():
+    class Mute:
+        source_id, live = "wire", True
+
+        def __iter__(self): return iter(Wire(black(2)))
+        def close(self): pass
+
+    camera, _ = scripted(Mute())
+    assert [camera.status().fps for _frame in camera] == [None, None]
 
 
 def test_time_and_numbers_go_on_when_the_camera_wakes_up_in_the_past():
@@ -231,4 +263,4 @@ def test_closing_while_it_connects_closes_what_was_opened():
 
 @pytest.mark.parametrize("times", [(0, 1), (5, 1), (-1, 5)])
 def test_waits_that_make_no_sense_are_refused(times):
-    with pytest.raises(ConfigError, match="waits of"): ReconnectingSource(lambda: None, "gate", first_s=times[0], longest_s=times[1])
+    with pytest.raises(ConfigError, match="waits of"): Backoff(*times)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cv_pipeline.core.images import image_header, natural_key, read_image
-from cv_pipeline.core.types import Source, SourceError
+from cv_pipeline.core.types import Clocks, Source, SourceError
 from cv_pipeline.video.sources import (
     CameraSource,
     FileSource,
@@ -138,7 +138,7 @@ def test_realtime_delivers_when_due_without_sleeping_here(clip):
 
     def sleep(seconds): now[0] += seconds
 
-    source = FileSource(clip, realtime=True, clock=lambda: now[0], sleep=sleep, now=lambda: NOON)
+    source = FileSource(clip, realtime=True, clocks=Clocks(lambda: now[0], lambda: NOON, sleep))
     assert source.live
     for frame in source:
         assert now[0] - 50 == pytest.approx(frame.pts, abs=1e-6)

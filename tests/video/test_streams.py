@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from cv_pipeline.core.types import ConfigError, Source, SourceError
 from cv_pipeline.video.decoding import DEVICES, DecoderChoice, choose_decoder, probe_device
-from cv_pipeline.video.reconnect import ReconnectingSource
+from cv_pipeline.video.reconnect import Backoff, ReconnectingSource
 from cv_pipeline.video.sources import open_source, unique_ids
 from cv_pipeline.video.streams import (
     Address,
@@ -30,6 +30,7 @@ from cv_pipeline.video.streams import (
     Mailbox,
     SourceAuthError,
     StreamClock,
+    StreamSettings,
     StreamSource,
     explain,
     is_stream,
@@ -120,7 +121,7 @@ def test_killed_brought_back_with_another_size(serve):
         notes.append(change)
         if change.state == "lost": again.append(serve("--size", "640x480", port=server.port))
 
-    camera = ReconnectingSource(lambda: StreamSource(server.uri, open_timeout_s=5, read_timeout_s=2), "gate", first_s=0.1, longest_s=0.5, on_state=noted)
+    camera = ReconnectingSource(lambda: StreamSource(server.uri, settings=StreamSettings(open_timeout_s=5, read_timeout_s=2)), "gate", backoff=Backoff(0.1, 0.5), on_state=noted)
     for frame in camera:
         seen.append((frame.frame_id, frame.captured_at, frame.size))
         if len(seen) == 10:
@@ -129,7 +130,8 @@ def test_killed_brought_back_with_another_size(serve):
         if frame.size == (640, 480) and len(seen) > 15: camera.close()
     assert {s for *_, s in seen} == {(320, 240), (640, 480)}
     assert [n for n, *_ in seen] == sorted({n for n, *_ in seen}) and [t for _, t, _ in seen] == sorted({t for _, t, _ in seen})
-    assert camera.reconnects == 1 and (camera.info.width, camera.info.height) == (640, 480)
+    assert camera.reconnects == 1 and seen[-1][2] == (640, 480)
+    assert camera.status().decoder.startswith("h264") and camera.status().fps == 25.0
     assert [c.state for c in camera.state_changes] == ["connecting", "live", "lost", "live", "closed"]
     assert notes == camera.state_changes[1:]
     assert camera.state_changes[2].reason in ("the stream ended", "lost: no frame for 2 s")  # a killed server looks like the end of a file
@@ -153,7 +155,7 @@ def test_passwords(serve, method):
     server = serve("--user", user, "--password", password, "--auth", method)
     place = f"127.0.0.1:{server.port}/live"
     with StreamSource(f"rtsp://{quote(user, safe='')}:{quote(password, safe='')}@{place}") as source: next(iter(source))
-    with StreamSource(f"rtsp://{place}", user=user, password=password) as source:
+    with StreamSource(f"rtsp://{place}", settings=StreamSettings(user, password)) as source:
         next(iter(source))
         assert password not in repr(vars(source)) and quote(password, safe="") not in repr(vars(source)) + str(source.address)
     for uri, message in ((f"rtsp://admin:Tr0ub4dor@{place}", "refuses this user name or password"), (f"rtsp://{place}", "asks for a user name and a password")):
@@ -163,8 +165,8 @@ def test_passwords(serve, method):
 
 def test_a_wrong_password_is_tried_rarely_and_a_new_one_is_found(serve):
     server, waits, passwords = serve("--user", "admin", "--password", "new"), [], ["old", "old", "old", "new"]
-    camera = ReconnectingSource(lambda: StreamSource(server.uri, user="admin", password=passwords.pop(0)), "gate", wait=waits.append, chance=lambda: 0.5,
-                                first_s=1, longest_s=300)
+    camera = ReconnectingSource(lambda: StreamSource(server.uri, settings=StreamSettings("admin", passwords.pop(0))), "gate", wait=waits.append,
+                                backoff=Backoff(1, 300, lambda: 0.5))
     for _frame in camera: break
     assert waits == [300, 300, 300] and isinstance(camera.last_error, SourceAuthError)
     assert [c.state for c in camera.state_changes] == ["connecting", "auth_failed", "live"] and camera.reconnects == 0
@@ -173,7 +175,7 @@ def test_a_wrong_password_is_tried_rarely_and_a_new_one_is_found(serve):
 
 def test_a_server_that_stops_is_lost_in_time(serve):
     server = serve()
-    with StreamSource(server.uri, read_timeout_s=1.0) as source:
+    with StreamSource(server.uri, settings=StreamSettings(read_timeout_s=1.0)) as source:
         stream = iter(source)
         next(stream)
         server.signal(signal.SIGSTOP)  # the process stands still, its connections stay
@@ -181,7 +183,7 @@ def test_a_server_that_stops_is_lost_in_time(serve):
         with pytest.raises(SourceError, match="lost: no frame for 1 s"):
             for _frame in stream: began = time.monotonic()
         assert 0.5 < time.monotonic() - began < 3
-    with pytest.raises(SourceError, match="within 1 s|no picture"): StreamSource(server.uri, open_timeout_s=1.0)
+    with pytest.raises(SourceError, match="within 1 s|no picture"): StreamSource(server.uri, settings=StreamSettings(open_timeout_s=1.0))
 
 
 def test_no_such_stream_and_a_path_of_its_own(serve):
@@ -208,7 +210,7 @@ def test_hardware_that_fails_on_the_stream_falls_back_with_a_reason(serve, devic
 
 
 def test_udp_too(serve):
-    with StreamSource(serve().uri, transport="udp") as source: assert len(list(itertools.islice(source, 10))) == 10
+    with StreamSource(serve().uri, settings=StreamSettings(transport="udp")) as source: assert len(list(itertools.islice(source, 10))) == 10
 
 
 def test_other_encoders(serve):
@@ -223,10 +225,10 @@ LOG_SCRIPT = """
 import av, logging, sys
 logging.basicConfig(level=1, stream=sys.stderr)
 av.logging.set_level(av.logging.TRACE)
-from cv_pipeline.video.streams import StreamSource
+from cv_pipeline.video.streams import StreamSettings, StreamSource
 for password in ("Tr0ub4dor", "p@ss/C0rrect?horse"):
     try:
-        source = StreamSource(sys.argv[1], user="admin", password=password)
+        source = StreamSource(sys.argv[1], settings=StreamSettings("admin", password))
         print(source, source.info, vars(source), next(iter(source)).frame_id, source._link)
     except Exception: logging.exception("no")
 """
@@ -249,7 +251,7 @@ def test_a_server_that_accepts_and_never_sends():
     with listener(lambda client: None) as port:
         for scheme in ("rtsp", "http", "tcp"):
             began = time.monotonic()
-            with pytest.raises(SourceError, match="no answer within 0.6 s|no picture within 0.6 s") as caught: StreamSource(f"{scheme}://admin:secret@127.0.0.1:{port}/live", open_timeout_s=0.6)
+            with pytest.raises(SourceError, match="no answer within 0.6 s|no picture within 0.6 s") as caught: StreamSource(f"{scheme}://admin:secret@127.0.0.1:{port}/live", settings=StreamSettings(open_timeout_s=0.6))
             assert time.monotonic() - began < 3 and "secret" not in str(caught.value) and caught.value.hint
 
 
@@ -259,14 +261,14 @@ def test_nobody_listens_and_schemes_that_are_none():
     with pytest.raises(SourceError, match="not a stream that can be read"): open_source("gopher://admin:secret@127.0.0.1/live")
     with pytest.raises(SourceError, match="without its scheme") as caught: open_source("admin:secret@127.0.0.1/live")
     assert "secret" not in str(caught.value)
-    for bad in ({"transport": "sctp"}, {"hardware": "gpu"}):
+    for bad in ({"settings": StreamSettings(transport="sctp")}, {"hardware": "gpu"}):
         with pytest.raises(ConfigError): StreamSource("rtsp://127.0.0.1/live", **bad)
 
 
 @pytest.mark.parametrize("hold", [True, False], ids=["hangs", "resets"])
 def test_one_that_dies_in_the_middle_of_a_frame(hold):
     whole = transport_stream(60)
-    with listener(send(whole[:len(whole) * 2 // 3 + 77], hold=hold, slowly=True)) as port, StreamSource(f"tcp://127.0.0.1:{port}", read_timeout_s=1) as source:
+    with listener(send(whole[:len(whole) * 2 // 3 + 77], hold=hold, slowly=True)) as port, StreamSource(f"tcp://127.0.0.1:{port}", settings=StreamSettings(read_timeout_s=1)) as source:
         frames = []
         with pytest.raises(SourceError, match="lost: no frame for 1 s" if hold else "the stream ended"):
             for frame in source: frames.append(frame)
@@ -289,7 +291,7 @@ def test_sound_without_pictures_is_no_life_sign(tmp_path):
         with suppress(OSError):
             for at in paced(range(0, len(data), 1880), 0.05): client.sendall(data[at:at + 1880])
 
-    with listener(handle) as port, StreamSource(f"tcp://127.0.0.1:{port}", "deaf", read_timeout_s=0.5) as source:
+    with listener(handle) as port, StreamSource(f"tcp://127.0.0.1:{port}", "deaf", StreamSettings(read_timeout_s=0.5)) as source:
         with pytest.raises(SourceError, match="lost: no frame for 0.5 s"): list(source)
         until(lambda: not any(t.name == "stream deaf" for t in threading.enumerate()), 5)
 
@@ -297,7 +299,7 @@ def test_sound_without_pictures_is_no_life_sign(tmp_path):
 def test_broken_packets_are_skipped_and_counted():
     data = bytearray(transport_stream(100))
     for at in (len(data) * 4 // 10, len(data) * 6 // 10): data[at:at + 300] = np.random.default_rng(1).bytes(300)
-    with listener(send(bytes(data), hold=False, slowly=True)) as port, StreamSource(f"tcp://127.0.0.1:{port}", buffer=200) as source:
+    with listener(send(bytes(data), hold=False, slowly=True)) as port, StreamSource(f"tcp://127.0.0.1:{port}", settings=StreamSettings(buffer=200)) as source:
         frames = []
         with pytest.raises(SourceError, match="the stream ended"):
             for frame in source: frames.append(frame)
@@ -309,7 +311,7 @@ def test_broken_packets_are_skipped_and_counted():
 
 def test_the_size_changes_and_the_counter_begins_anew():
     data = transport_stream(50, start=100.0) + transport_stream(50, size=(320, 240))
-    with listener(send(data, hold=False, slowly=True)) as port, StreamSource(f"tcp://127.0.0.1:{port}", buffer=200) as source:
+    with listener(send(data, hold=False, slowly=True)) as port, StreamSource(f"tcp://127.0.0.1:{port}", settings=StreamSettings(buffer=200)) as source:
         assert (source.info.width, source.info.height) == (160, 120)
         frames = []
         with pytest.raises(SourceError, match="the stream ended"):
@@ -321,7 +323,7 @@ def test_the_size_changes_and_the_counter_begins_anew():
 
 def test_joining_in_the_middle_of_a_group_shows_nothing_smeared():
     whole, cut = transport_stream(80, gop=40), 188 * 30
-    with listener(send(whole[cut:], slowly=True)) as port, StreamSource(f"tcp://127.0.0.1:{port}", buffer=200) as source:
+    with listener(send(whole[cut:], slowly=True)) as port, StreamSource(f"tcp://127.0.0.1:{port}", settings=StreamSettings(buffer=200)) as source:
         first = next(iter(source))
         assert source.skipped_count == 0  # to come in the middle is no fault of the camera
     reference = list(av.open(io.BytesIO(whole)).decode(video=0))
@@ -380,7 +382,7 @@ def test_a_network_that_held_back_and_then_sends_all_at_once():
 
 
 def test_a_burst_and_then_silence_shows_its_last_frame():
-    with listener(send(transport_stream(20))) as port, StreamSource(f"tcp://127.0.0.1:{port}", read_timeout_s=0.5) as source:
+    with listener(send(transport_stream(20))) as port, StreamSource(f"tcp://127.0.0.1:{port}", settings=StreamSettings(read_timeout_s=0.5)) as source:
         seen = []
         with pytest.raises(SourceError, match="lost: no frame for 0.5 s"):
             for frame in source: seen.append(frame.frame_id)
@@ -389,7 +391,7 @@ def test_a_burst_and_then_silence_shows_its_last_frame():
 
 def test_close_from_another_thread_wakes_the_reader():
     with listener(send(transport_stream(60), slowly=True)) as port:
-        source, seen = StreamSource(f"tcp://127.0.0.1:{port}", read_timeout_s=30), []
+        source, seen = StreamSource(f"tcp://127.0.0.1:{port}", settings=StreamSettings(read_timeout_s=30)), []
         reader = threading.Thread(target=lambda: seen.extend(source), daemon=True)
         reader.start()
         until(lambda: seen)
@@ -400,7 +402,7 @@ def test_close_from_another_thread_wakes_the_reader():
 
 def test_the_thread_ends_when_nobody_wants_the_source_any_more():
     with listener(send(transport_stream(200), slowly=True)) as port:
-        source = StreamSource(f"tcp://127.0.0.1:{port}", "unwanted", read_timeout_s=1)
+        source = StreamSource(f"tcp://127.0.0.1:{port}", "unwanted", StreamSettings(read_timeout_s=1))
         name = f"stream {source.source_id}"
         assert any(t.name == name for t in threading.enumerate())
         del source
@@ -434,14 +436,14 @@ def test_a_playlist_from_the_network_cannot_name_a_file_of_this_machine(web):
     folder, address = web
     (folder / "secret.ts").write_bytes(transport_stream(25))
     (folder / "live.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1.0,\nfile://{folder}/secret.ts\n")
-    with pytest.raises(SourceError): StreamSource(f"{address}/live.m3u8", open_timeout_s=3)
+    with pytest.raises(SourceError): StreamSource(f"{address}/live.m3u8", settings=StreamSettings(open_timeout_s=3))
 
 
 def test_segments_of_a_live_playlist_are_shown_when_due(web):
     folder, address = web
     for k in range(3): (folder / f"{k}.ts").write_bytes(transport_stream(25, start=k * 1.0))
     (folder / "live.m3u8").write_text("#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:1\n#EXT-X-MEDIA-SEQUENCE:0\n" + "".join(f"#EXTINF:1.0,\n{k}.ts\n" for k in range(3)))
-    with StreamSource(f"{address}/live.m3u8", open_timeout_s=5, read_timeout_s=5) as source:
+    with StreamSource(f"{address}/live.m3u8", settings=StreamSettings(open_timeout_s=5, read_timeout_s=5)) as source:
         frames = list(itertools.islice(source, 20))
     assert frames[-1].frame_id < 30  # 20 frames, not the last ones of three segments that came at once
 
@@ -476,7 +478,7 @@ def test_given_credentials_go_before_the_host_and_nowhere_else():
                           ("https://cam.local?channel=1", "https://me:p%40%2F@cam.local?channel=1")):
         assert Address(uri, "me", "p@/").reveal() == expected
     for nonsense in ("10.0.0.7/live", "rtsp:/x", "", "file:///etc/passwd"):
-        with pytest.raises(SourceError, match="not a stream that can be read"): StreamSource(nonsense, user="me", password="p@/")
+        with pytest.raises(SourceError, match="not a stream that can be read"): StreamSource(nonsense, settings=StreamSettings("me", "p@/"))
 
 
 def test_what_is_harmless_stays_readable():
