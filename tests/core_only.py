@@ -28,7 +28,7 @@ def requirements(which: str) -> list[str]:
 @cache
 def missing(top: str) -> bool:
     "Whether a module is of an extra and not here."
-    return top not in CORE and not (ROOT / "tests" / f"{top}.py").exists() and importlib.util.find_spec(top) is None
+    return top not in CORE | {"tests"} and importlib.util.find_spec(top) is None
 
 
 @cache
@@ -38,8 +38,11 @@ def wants(path: Path) -> frozenset[str]:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
         for name in filter(None, names):
-            helper = path.parent / f"{name.removeprefix('tests.').split('.')[0]}.py"
-            found |= wants(helper) if helper.exists() else {name.split(".")[0]} if missing(name.split(".")[0]) else set()
+            helper, top = ROOT.joinpath(*name.split(".")).with_suffix(".py"), name.split(".")[0]
+            if top == "tests" and helper.exists():
+                found |= wants(helper)
+            elif missing(top):
+                found.add(top)
     return frozenset(found)
 
 

@@ -127,7 +127,7 @@ def frames_schema() -> Any:
 
     return pa.schema([("camera", pa.string()), ("frame_id", pa.int64()), ("captured_at", pa.timestamp("us", tz="UTC")), ("width", pa.int32()), ("height", pa.int32()),
                       ("model", pa.string()), ("selected", pa.bool_()), ("status", pa.string()), ("latency_ms", pa.float32()), ("detections", pa.int32()),
-                      ("uncertain", pa.int32()), *((name, pa.float32()) for name in STATISTICS), ("embedding", pa.list_(pa.float16(), EMBEDDING_SIZE))])
+                      ("uncertain", pa.int32()), *((name, pa.float32()) for name in STATISTICS), ("embedding", pa.list_(pa.float16()))])
 
 
 @cache
@@ -188,8 +188,10 @@ def _frames_table(b: _Rows, which: np.ndarray, metadata: dict[str, str]) -> Any:
         if name == "camera": return pa.array(np.full(len(rows), b.camera, dtype=object), kind)
         if name in ("model", "status"): return pa.array(words[rows[name]], kind)
         if name == "embedding":
-            flat = pa.array(np.ascontiguousarray(rows["embedding"]).ravel(), pa.float16())
-            return pa.FixedSizeListArray.from_arrays(flat, EMBEDDING_SIZE, mask=pa.array(~rows["embedded"]))
+            there, flat = rows["embedded"], np.ascontiguousarray(rows["embedding"][rows["embedded"]]).ravel()
+            ends = np.append(0, np.cumsum(there) * EMBEDDING_SIZE)  # not a list of fixed size: pyarrow < 26 writes none with gaps
+            begins = pa.array(ends, pa.int32(), mask=np.append(~there, False))
+            return pa.ListArray.from_arrays(begins, pa.array(flat, pa.float16()))
         return pa.array(np.ascontiguousarray(rows[name]), kind, mask=missing.get(name))
 
     return pa.Table.from_arrays([column(f.name, f.type) for f in schema], schema=schema.with_metadata(metadata))
@@ -601,8 +603,22 @@ def _fits(kind: Any, ours: Any) -> bool:
 
     if t.is_string(ours): return t.is_string(kind) or t.is_large_string(kind) or (t.is_dictionary(kind) and t.is_string(kind.value_type))
     if t.is_floating(ours): return t.is_floating(kind) or t.is_integer(kind)
-    if t.is_fixed_size_list(ours): return t.is_fixed_size_list(kind) and kind.list_size == ours.list_size and t.is_floating(kind.value_type)
+    if t.is_list(ours):
+        lists = t.is_list(kind) or t.is_large_list(kind) or (t.is_fixed_size_list(kind) and kind.list_size == EMBEDDING_SIZE)
+        return lists and t.is_floating(kind.value_type)
     return any(like(ours) and like(kind) for like in (t.is_boolean, t.is_integer, t.is_timestamp))
+
+
+def _other_lengths(table: Any) -> list[str]:
+    "What is wrong with the lengths of the embeddings."
+    import pyarrow.compute as pc
+
+    if "embedding" not in table.column_names:
+        return []
+    column = table["embedding"]
+    lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+    other = [str(n) for n in lengths if n not in (None, EMBEDDING_SIZE)]
+    return [f"embedding is {column.type} of {', '.join(other)} numbers, not of {EMBEDDING_SIZE}"] if other else []
 
 
 def _checked(path: Path, kind: str, notes: Counter) -> tuple[Any, dict[str, str]]:
@@ -619,6 +635,7 @@ def _checked(path: Path, kind: str, notes: Counter) -> tuple[Any, dict[str, str]
     if lost: raise DataError(f"columns {', '.join(lost)} are missing: not a prediction log" + ("" if version else " (it does not say which schema it has)"), path, "cv-pipeline run with `telemetry:` writes one")
     schema = {"frames": frames_schema, "detections": detections_schema}[kind]()
     wrong = [f"{f.name} is {', '.join(map(str, kinds))}, not {f.type}" for f in schema if (kinds := [c.type for c in table.schema if c.name == f.name]) and (len(kinds) > 1 or not _fits(kinds[0], f.type))]
+    if not wrong: wrong = _other_lengths(table)
     if len(table) and not wrong: wrong = [f"{c} is empty in {n} rows" for c in _MUST[kind] if (n := table[c].null_count)]
     if wrong: raise DataError(f"not the columns of a prediction log: {'; '.join(wrong)}", path, "another program wrote it? see the schema in the room of the prediction log")
     notes.update(f"{kind}.{c}" for c in schema.names if c not in table.column_names and c != "camera")

@@ -23,10 +23,10 @@ from .parts import CLASS_NAMES, LENGTHS, Sprite, draw_hand, draw_part, seeded
 
 # %% auto #0
 __all__ = ['EDGES', 'SLOWEST', 'BELTS', 'LOOP', 'LineConfig', 'Slot', 'lone_slot', 'slot', 'camera_centre', 'first_slot', 'along',
-           'slots_in_view', 'View', 'mounting', 'to_frame', 'stacked', 'smooth', 'belt_texture', 'surroundings',
-           'Light', 'light_map', 'Moment', 'Condition', 'Truth', 'stamp', 'tally', 'sprite_place', 'Hand', 'hand_at',
-           'Kept', 'ground', 'frame_around', 'part_sprite', 'hand_sprite', 'parts_on_belt', 'hand_over_belt', 'compose',
-           'FactoryLine']
+           'slots_in_view', 'View', 'mounting', 'to_frame', 'stacked', 'smooth', 'smooth_rows', 'belt_texture',
+           'surroundings', 'Light', 'light_map', 'Moment', 'Condition', 'Truth', 'stamp', 'tally', 'sprite_place',
+           'Hand', 'hand_at', 'Kept', 'ground', 'frame_around', 'part_sprite', 'hand_sprite', 'parts_on_belt',
+           'hand_over_belt', 'compose', 'FactoryLine']
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #a0784e72
 @dataclass(frozen=True)
@@ -185,6 +185,20 @@ def smooth(
         noise = np.ascontiguousarray(np.moveaxis(rows, -1, axis))
     return noise
 
+
+def smooth_rows(
+    noise: np.ndarray,  # (h, w) float32
+    sigma: float,       # rows
+    rows: np.ndarray,   # rising numbers of rows
+) -> np.ndarray:        # (len(rows), w) float32
+    "`smooth(noise, (sigma, 0))[rows]`, without the rows that nobody asks for."
+    if not len(rows) or sigma >= 8: return smooth(noise, (sigma, 0))[rows]
+    reach, done = int(4 * sigma + .5), []
+    for band in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+        low = max(band[0] - reach, 0)
+        done.append(smooth(noise[low : band[-1] + reach + 1], (sigma, 0))[band - low])
+    return np.concatenate(done)
+
 # %% ../../nbs/01_synthetic/01_belt.ipynb #65b8b9d0
 BELTS: tuple[tuple[int, int, int], ...] = ((66, 76, 58), (58, 56, 55), (88, 70, 54), (54, 64, 72), (98, 102, 96), (46, 46, 50))
 LOOP = 1280  # reference pixels after which the belt repeats
@@ -205,11 +219,14 @@ def belt_texture(
     level = 1 + noise(.7 * scale, .7 * scale, .035) + noise(40 * scale, 22 * scale, .05) + noise(90 * scale, 1.2 * scale, .03)
     level += .025 * np.sin(2 * np.pi * (x + y) * 160 / LOOP) * np.sin(2 * np.pi * (x - y) * 160 / LOOP)
     for at in rng.uniform(.1, .9, 2) * LOOP / 2 + np.array([0, LOOP / 2]):
-        off = x - at - .12 * (y - h / scale / 2)
-        level += -.34 * np.exp(-(off / 2.2) ** 2) + .14 * np.exp(-((off - 5) / 2) ** 2)
-        level += .22 * (np.abs(np.abs(off) - 9) < 1.6) * (y % 14 < 6)
+        lean = .12 * (y - h / scale / 2)
+        near = np.flatnonzero(np.abs(x[0] - at) < 70 + np.abs(lean).max())  # further off, the seam's exponentials are 0
+        off, seam = x[:, near] - at - lean, level[:, near]
+        seam += -.34 * np.exp(-(off / 2.2) ** 2) + .14 * np.exp(-((off - 5) / 2) ** 2)
+        seam += .22 * (np.abs(np.abs(off) - 9) < 1.6) * (y % 14 < 6)
+        level[:, near] = seam
     colour = np.float32(BELTS[rng.integers(len(BELTS))]) * rng.uniform(.85, 1.15)
-    texture = np.clip(level[..., None] * colour, 0, 255).astype(np.uint8)
+    texture = cv2.merge([np.clip(level * c, 0, 255).astype(np.uint8) for c in colour])
     return np.tile(texture, (1, 2 + int(extra / LOOP), 1))[:, : w + int(extra * scale) + 2]
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #91e7c849
@@ -229,11 +246,12 @@ def surroundings(
     floor, rail = np.flatnonzero(out >= 24), np.flatnonzero((out > 0) & (out < 24))  # rows
     draw = lambda: rng.normal(0, 1, (h, w)).astype(np.float32)
     blotch = cv2.resize(rng.normal(0, 1, (14, 26)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)[floor]
-    speck, paint = smooth(draw(), (.8 * scale, .8 * scale))[floor], np.zeros((h, w, 3), np.uint8)
-    ground = np.float32([104, 106, 108]) * rng.uniform(.6, 1.1) * (1 + .07 * blotch + .12 * speck)[..., None]
-    paint[floor] = np.clip(ground * np.interp(out[floor], [24, 50], [.45, 1])[:, None, None], 0, 255)
+    speck, paint = smooth(smooth_rows(draw(), .8 * scale, floor), (0, .8 * scale)), np.zeros((h, w, 3), np.uint8)
+    colour, uneven = np.float32([104, 106, 108]) * rng.uniform(.6, 1.1), 1 + .07 * blotch + .12 * speck
+    dark = np.interp(out[floor], [24, 50], [.45, 1])[:, None]
+    paint[floor] = cv2.merge([np.clip(c * uneven * dark, 0, 255).astype(np.uint8) for c in colour])
     profile = np.interp(out[rail], [0, 2, 5, 9, 16, 20, 24], [.35, .95, .72, .8, .66, .9, .3]).astype(np.float32)
-    brushed = 1 + .05 * smooth(smooth(draw(), (.6 * scale, 0))[rail], (0, 30 * scale)) * 30
+    brushed = 1 + .05 * smooth(smooth_rows(draw(), .6 * scale, rail), (0, 30 * scale)) * 30
     metal = np.float32([176, 172, 168]) * rng.uniform(.75, 1.05) * (profile[:, None] * brushed)[..., None]
     along = (x % 84 - 42)[None, :]
     screw = np.hypot(along, (out[rail] - 12)[:, None])

@@ -121,7 +121,7 @@ def test_all_problems_of_a_config_at_once(tmp_path):
     (["run", "line:frames=2", "--classes", "unicorn"], 2, "unicorn"),
     (["run", "line:frames=2", "--nonsense"], 2, "nonsense"),
     (["run", "line:speeed=2"], 2, "speeed"),
-    (["run", "line:frames=2", "--config", "/no/such.yaml"], 2, "cannot read the configuration"),
+    (["run", "line:frames=2", "--config", "/no/such.yaml"], 2, "there is no such file"),
     (["run", "line:frames=2", "--model", "/no/such.onnx"], 4, "no such model"),
     (["run", "/no/such.mp4"], 3, "such.mp4"),
     (["run", "a.mp4", "b.mp4"], 3, "none of the 2 sources"),
@@ -446,7 +446,7 @@ def test_a_yaml_may_stand_in_the_place_of_a_source(tmp_path, clip):
     twice = cli("run", tmp_path / "cameras.yaml", "--config", tmp_path / "cameras.yaml")
     assert twice.returncode == 2 and "one configuration at a time" in twice.stderr
     nowhere = cli("run", tmp_path / "none.yaml")
-    assert nowhere.returncode == 2 and "cannot read the configuration" in nowhere.stderr
+    assert nowhere.returncode == 2 and "there is no such file" in nowhere.stderr
 
 
 def test_robustness_writes_numbers_and_refuses_what_it_does_not_know(tmp_path):

@@ -211,6 +211,23 @@ def test_embeddings_only_now_and_then(tmp_path):
     assert read_log(tmp_path / "none").embedding == ""
 
 
+def rewritten(folder, change):
+    path = next(folder.glob("frames/*/*/part-*.parquet"))
+    pq.write_table(change(pq.ParquetFile(path).read()), path)
+    return folder
+
+
+def test_vectors_that_were_written_as_lists_of_fixed_size_are_read(tmp_path):
+    def fixed(table):
+        flat = table["embedding"].combine_chunks().flatten()
+        place = table.schema.get_field_index("embedding")
+        return table.set_column(place, "embedding", pa.FixedSizeListArray.from_arrays(flat, 64))
+
+    written(tmp_path, [looked(k) for k in range(3)])
+    before = read_log(tmp_path).frames["embedding"]
+    assert np.array_equal(read_log(rewritten(tmp_path, fixed)).frames["embedding"], before)
+
+
 def test_other_embeddings_are_refused_unless_one_is_asked_for(tmp_path):
     written(tmp_path, [looked(k) for k in range(5)])
     written(tmp_path, [looked(k) for k in range(5, 8)], descriptor=Descriptor("detector p5", lambda image: np.ones(64)))
@@ -218,12 +235,6 @@ def test_other_embeddings_are_refused_unless_one_is_asked_for(tmp_path):
         read_log(tmp_path)
     log = read_log(tmp_path, embedding="detector p5")
     assert len(log) == 8 and np.isfinite(log.frames["embedding"][:, 0]).sum() == 3
-
-
-def rewritten(folder, change):
-    path = next(folder.glob("frames/*/*/part-*.parquet"))
-    pq.write_table(change(pq.ParquetFile(path).read()), path)
-    return folder
 
 
 def test_another_schema_is_refused_by_name(tmp_path):

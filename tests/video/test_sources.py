@@ -247,8 +247,11 @@ def test_no_frame_is_made_up_when_none_can_be_decoded(clip, tmp_path):
 
 # --- images
 
+WRITTEN = [s for s in (".png", ".jpg", ".bmp", ".webp", ".tiff", ".ppm", ".gif") if cv2.haveImageWriter(f"x{s}")]  # OpenCV 4.11 writes no GIF
+
+
 @settings(max_examples=40, deadline=None)
-@given(width=st.integers(1, 400), height=st.integers(1, 400), suffix=st.sampled_from([".png", ".jpg", ".bmp", ".webp", ".tiff", ".ppm", ".gif"]))
+@given(width=st.integers(1, 400), height=st.integers(1, 400), suffix=st.sampled_from(WRITTEN))
 def test_header_and_decoder_agree(width, height, suffix):
     data = cv2.imencode(suffix, np.full((height, width, 3), 77, np.uint8))[1].tobytes()
     assert image_header(io.BytesIO(data))[1:] == (width, height)
