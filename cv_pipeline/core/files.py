@@ -196,6 +196,7 @@ def locked(
     path: str | Path,      # what is to be changed; `.<name>.lock` beside it is the lock
     wait_s: float = 10.0,  # for another process; 0: do not wait
     what: str = "another process is changing this file",
+    hint: str = "wait until it is done, then try again",
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[None]:
@@ -215,7 +216,7 @@ def locked(
         holder = "" if grabbed else file.read().strip()
         file.close()
         if not grabbed and clock() >= until:
-            error = Busy(f"{what} (process {holder or 'unknown'})", path, "wait until it is done, then try again")
+            error = Busy(f"{what} (process {holder or 'unknown'})", path, hint)
             error.holder = holder
             raise error
         if not grabbed:

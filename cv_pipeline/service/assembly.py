@@ -14,11 +14,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..core.config import RunConfig, SourceConfig, TrackerConfig, load_config
-from ..core.files import write_whole
+from ..core.files import locked, writable_folder, write_json, writing
 from ..core.masking import masked_values
 from cv_pipeline.core.types import (
     ConfigError, CVPipelineError, Frame, FrameResult, Selector, Sink, SinkError, Source, SourceError, SourceStatus, SummarySink, Tracker,
@@ -389,27 +389,10 @@ def open_sinks(config: RunConfig) -> list[Sink]:
 @contextmanager
 def output_folder(out: Path) -> Iterator[Path]:
     "Make an output folder, prove that it can be written, and keep other runs out of it; ConfigError when that fails."
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = open(out / ".lock", "w")
-        lock.write("in use while locked\n"); lock.flush()
-    except OSError as e:
-        raise ConfigError(f"the output folder cannot be written: {e.strerror}", out, "choose another with --out") from e
-    with lock:
-        try: _lock(lock)
-        except OSError: raise ConfigError("another run writes into this folder", out, "choose another with --out") from None
+    with writing("the output folder cannot be written", out, "choose another with --out", ConfigError):
+        writable_folder(out)
+    with locked(out / "run", 0.0, "another run writes into this folder", "choose another with --out"):
         yield out
-
-
-def _lock(file: IO[str]) -> None:
-    "An advisory lock that ends with the process, where the system has them."
-    try: import fcntl
-    except ImportError: return  # Windows
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_whole(path, json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n")
 
 
 def environment() -> dict[str, Any]:
@@ -445,10 +428,10 @@ def run_config(
             if on_ready is not None: on_ready(getattr(server, "url", None), pipeline)
             try: pipeline.run(tick)
             except BaseException:
-                with suppress(SinkError): _write_json(out / "summary.json", describe(pipeline, config))  # the first error counts
+                with suppress(SinkError): write_json(out / "summary.json", describe(pipeline, config))  # the first error counts
                 raise
             summary = describe(pipeline, config)
-            _write_json(out / "summary.json", summary)
+            write_json(out / "summary.json", summary)
             return summary
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from ..core.config import load_config
+from ..core.files import read_parquet
 from ..core.formats import from_mot
 from ..core.types import Detections
 from ..optimization.tuning import match
@@ -30,7 +31,8 @@ def results_by_frame(
     source_id: str,
 ) -> dict[int, Detections]:
     "The delivered detections of one source by frame."
-    table = pq.read_table(file, filters=[("source_id", "==", source_id)])
+    table = read_parquet(file)
+    table = table.filter(pc.equal(table.column("source_id"), source_id))
     columns = {name: table.column(name).to_numpy() for name in ("frame_id", "x1", "y1", "x2", "y2", "confidence", "class_id", "tracker_id")}
     everything = Detections(np.stack([columns[c] for c in ("x1", "y1", "x2", "y2")], axis=1), columns["confidence"], columns["class_id"], columns["tracker_id"])
     return {int(f): everything[columns["frame_id"] == f] for f in np.unique(columns["frame_id"])}
