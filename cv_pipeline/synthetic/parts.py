@@ -16,8 +16,9 @@ import numpy as np
 from ..core.types import DataError
 
 # %% auto #0
-__all__ = ['CLASS_NAMES', 'LIGHT', 'SHAPES', 'LENGTHS', 'MATERIALS', 'USUAL', 'seeded', 'Shape', 'grid', 'gear', 'broken_gear',
-           'bolt', 'nut', 'bracket', 'slopes', 'turned', 'shade', 'Sprite', 'assemble', 'draw_part', 'draw_hand']
+__all__ = ['CLASS_NAMES', 'LIGHT', 'SHAPES', 'LENGTHS', 'MATERIALS', 'USUAL', 'SLEEVES', 'SKINS', 'seeded', 'Shape', 'grid',
+           'gear', 'broken_gear', 'bolt', 'nut', 'bracket', 'slopes', 'turned', 'shade', 'Sprite', 'assemble',
+           'draw_part', 'capsule', 'add_rod', 'draw_hand']
 
 # %% ../../nbs/01_synthetic/00_parts.ipynb #ed7a7151
 def seeded(
@@ -256,10 +257,8 @@ def add_rod(
         place = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         field[place] = np.maximum(field[place], capsule(x[place], y[place], a, b, ra, rb))
 
-
-@lru_cache(maxsize=8)
-
 # %% ../../nbs/01_synthetic/00_parts.ipynb #ead9591e
+@lru_cache(maxsize=8)
 def draw_hand(
     key: tuple,          # names this hand
     scale: float = 1.,   # as in draw_part
