@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from .review import Review, read_suspects, review
 from ..core.files import expecting, file_sha256, read_json, write_json
 from ..core.formats import LabelledImage, read_dataset
 from ..core.images import read_image
+from ..core.stamp import stamp
 from ..core.types import ConfigError, DataError, Detections
 from ..core.viz import contact_sheet, draw_detections
 from ..evaluation.failures import read_records, write_records
 from ..evaluation.intervals import Finding, Verdict, overall
 from ..evaluation.records import EvalSet, class_mapping, coco_columns, look_at, read_columns
-from ..evaluation.summary import html_table, line_pictures
+from ..evaluation.summary import data_hash, html_table, line_pictures
 from ..inference.loading import load_model
 
 # %% auto #0
@@ -195,6 +196,7 @@ class Inspection:
     set: EvalSet
     review: Review
     findings: tuple[Finding, ...]
+    stamp: Mapping[str, Any] = field(default_factory=dict)  # where it comes from
 
     @property
     def verdict(self) -> Verdict: return overall(self.findings)
@@ -203,7 +205,7 @@ class Inspection:
         "qa.json, and records/ beside it."
         write_records(self.set, 0.25, Path(folder) / "records")
         findings = [{"what": f.what, "verdict": f.verdict.value, "reason": f.reason} for f in self.findings]
-        book = {**self.review.to_dict(), "verdict": self.verdict.value, "findings": findings}
+        book = {**self.review.to_dict(), "verdict": self.verdict.value, "findings": findings, "stamp": dict(self.stamp)}
         return write_json(Path(folder) / "qa.json", book)
 
 
@@ -215,7 +217,7 @@ def read_inspection(folder: str | Path) -> Inspection:
         book = read_json(file, dict)
         found = Review(suspects, book["balance"], book["coverage"], book["power"], book["agreement"], tuple(book["left_out"]), book["pictures"], book["labels"])
         findings = tuple(Finding(f["what"], Verdict(f["verdict"]), f["reason"]) for f in book["findings"])
-    return Inspection(read_records(folder)[0], found, findings)
+    return Inspection(read_records(folder)[0], found, findings, book.get("stamp", {}))
 
 # %% ../../nbs/07_annotation/08_inspection.ipynb #6e2af1c7
 def look_into(
@@ -245,7 +247,8 @@ def look_into(
         said, strange = named_like(read, s)
         notes = [f"{p.kind}: {p.where}: {p.what}" for p in problems if p.kind == "conflicting answers"] + ([f"{len(strange)} annotated pictures are not in the dataset, e.g. {strange[0]}"] if strange else [])
     r = inspect_set(s, asked and asked.manifest.names, said, least, seed)
-    return Inspection(s, replace(r, left_out=(*r.left_out, *notes)), tuple(judge_review(r, limits)))
+    origin = stamp(asked and asked.identity, data_hash(s), {"limits": dict(limits or {}), "least": least, "seed": seed})
+    return Inspection(s, replace(r, left_out=(*r.left_out, *notes)), tuple(judge_review(r, limits)), origin)
 
 # %% ../../nbs/07_annotation/08_inspection.ipynb #69487617
 _COLOURS = {Verdict.PASS: "#1a7f37", Verdict.FAIL: "#cf222e", Verdict.INSUFFICIENT: "#9a6700"}

@@ -507,6 +507,7 @@ def robustness(
     from cv_pipeline.evaluation.robustness import line_subjects, picture_subjects, robustness as measure
     from cv_pipeline.core.formats import read_dataset
     from cv_pipeline.inference.loading import load_model
+    from cv_pipeline.core.stamp import stamp
     from cv_pipeline.service.assembly import output_folder
 
     m = load_model(model)
@@ -514,12 +515,13 @@ def robustness(
     subjects = line_subjects(seed=900 + seed) if data is None else picture_subjects(read_dataset(data, split), m.manifest.names, seed=seed)
     with output_folder(out):
         report = measure(m, subjects, severities=steps, budget_s=budget_s, thresholds=m.postprocess.rules.floor.clip(max=1.0), seed=seed, **_conditions(conditions))
-        _keep_robustness(report, out)
+        asked = {"severities": steps, "budget_s": budget_s, "seed": seed, "data": str(data or "line"), "split": split, "conditions": conditions}
+        _keep_robustness(report, out, stamp(m.identity, None, asked))
 
 # %% ../../nbs/19_commands/04_main.ipynb #bdb71ac9
-def _keep_robustness(report: Any, out: Path) -> None:
+def _keep_robustness(report: Any, out: Path, origin: dict[str, Any]) -> None:
     "Tables on the screen, numbers and picture in the folder."
-    write_json(out / "metrics.json", report.to_dict())
+    write_json(out / "metrics.json", {**report.to_dict(), "stamp": origin})
     say(f"written: {plain(out / 'metrics.json')}")
     if not report.sufficient: return say("[yellow]insufficient[/]: too few pictures or objects for numbers")
     rows = report.rows()

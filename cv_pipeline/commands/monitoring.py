@@ -128,11 +128,15 @@ def audit_score(
     "Accuracy of the audited period with intervals; audit_result.json."
     from cv_pipeline.core.formats import read_dataset
     from cv_pipeline.inference.loading import load_model
+    from cv_pipeline.core.files import file_sha256
+    from cv_pipeline.core.stamp import stamp
     from cv_pipeline.monitoring.audit import against, read_audit, score_audit
 
-    result = score_audit(read_audit(audit), read_dataset(labels, images=audit / "images" if labels.suffix == ".json" else None), None if model is None else load_model(model))
+    asked = None if model is None else load_model(model)
+    result = score_audit(read_audit(audit), read_dataset(labels, images=audit / "images" if labels.suffix == ".json" else None), asked)
     change = None if reference is None else against(result, _reference(reference), delta, name)
-    _keep(audit / "audit_result.json", {**result.to_dict(), "against": change})
+    origin = stamp(asked and asked.identity, file_sha256(audit / "audit.json"), {"delta": delta})
+    _keep(audit / "audit_result.json", {**result.to_dict(), "against": change, "stamp": origin})
     table(f"{result.labelled} of {result.drawn} looks labelled, {result.objects} objects: {result.verdict}", ["", "value", "low", "high"], [[k, *(f"{v:.3f}" for v in (i.value, i.low, i.high))] for k, i in result.numbers.items()])
     say(plain(result.reason))
     for note in result.notes: say(f"[yellow]note[/]: {plain(note)}")

@@ -37,7 +37,7 @@ class Baseline:
         "For JSON."
         e = self.evaluation
         return {"custom training": self.answer, "means": ANSWERS[self.answer], "reasons": list(self.reasons), "unknown classes": list(self.unknown), "latency_ms": e.latency_ms,
-                "intervals": {k: [v.value, v.low, v.high] for k, v in e.intervals.items()}, "coco": e.coco, "header": e.header}
+                "intervals": {k: [v.value, v.low, v.high] for k, v in e.intervals.items()}, "coco": e.coco, "header": e.header, "stamp": e.stamp}
 
 
 def answer_for(findings: Iterable[Finding], unknown: tuple[str, ...], latency: Finding | None) -> tuple[str, tuple[str, ...]]:

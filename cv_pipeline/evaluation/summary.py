@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..core.stamp import stamp
 from .calibration import CalibrationReport, calibrate, plot_claims
 from .errors import ErrorReport, explain_errors, lrp_table
 from cv_pipeline.evaluation.intervals import (
     FEWEST_OBJECTS, FEWEST_PICTURES, Finding, Interval, Verdict, ap_interval, average, clusters, compare_models, draw_weights, judge, overall, picture_counts,
     rate_intervals,
 )
-from ..core.files import file_sha256
 from ..core.formats import LabelledImage, read_dataset
 from ..core.types import ConfigError, DataError
 from .metrics import SIZES, Matches, ap_table, coco_metrics, confusion_matrix, match_set, mean_ap, pr_curve
@@ -41,10 +41,10 @@ __all__ = ['data_hash', 'versions', 'Evaluation', 'class_rows', 'sliceable', 'sl
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #a1a5bc28
 def data_hash(s: EvalSet) -> str:
-    "SHA-256 over names, pictures, sizes and every labelled box: the truth that was measured against, in 16 digits."
+    "SHA-256 over names, pictures, sizes and every labelled box: the truth that was measured against."
     digest = hashlib.sha256(json.dumps([s.names, s.images]).encode())
     for column in (s.size.astype(np.int64), s.truth.image.astype(np.int32), s.truth.class_id.astype(np.int32), s.truth.xyxy.round(3), s.truth.crowd): digest.update(np.ascontiguousarray(column).tobytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def versions(packages: Sequence[str] = ("numpy", "onnxruntime", "opencv-python-headless", "faster-coco-eval", "scikit-learn")) -> dict[str, str]:
@@ -76,6 +76,7 @@ class Evaluation:
     findings: list[Finding]
     header: dict[str, Any] = field(default_factory=dict)
     latency_ms: dict[str, float] = field(default_factory=dict)
+    stamp: dict[str, Any] = field(default_factory=dict)  # where the numbers come from; empty: predictions of nobody knows whom
 
     @property
     def verdict(self) -> Verdict | None:
@@ -85,7 +86,7 @@ class Evaluation:
     def metrics(self) -> dict[str, Any]:
         "What metrics.json holds."
         cal = self.calibration
-        return {"verdict": self.verdict and self.verdict.value, "findings": [{"what": f.what, "verdict": f.verdict.value, "reason": f.reason} for f in self.findings], "header": self.header,
+        return {"verdict": self.verdict and self.verdict.value, "findings": [{"what": f.what, "verdict": f.verdict.value, "reason": f.reason} for f in self.findings], "header": self.header, "stamp": self.stamp,
                 "coco": self.coco, "intervals": {k: vars(v) for k, v in self.intervals.items()}, "classes": self.classes, "slices": self.slices,
                 "errors": self.errors.rows(), "lrp": self.lrp, "latency_ms": self.latency_ms, "comparison": self.comparison,
                 "calibration": cal and {"accepted": cal.accepted, "reason": cal.reason, "before": cal.before, "after": cal.after, "thresholds": cal.thresholds,
@@ -168,7 +169,7 @@ def evaluate_set(
     except DataError: curves = None  # one sequence only: there are no two halves
     findings = judge_floors(floors or {}, intervals, [*per_class, *per_slice], len(s), int(m.counted.sum()))
     return Evaluation(s, m, use, coco_metrics(s), intervals, per_class, per_slice, explain_errors(s, m), lrp_table(s, m), curves, compared, findings,
-                      {"pictures": len(s), "objects": int(m.counted.sum()), "clusters": every, "data": data_hash(s), "draws": draws, "seed": seed, **versions()})
+                      {"pictures": len(s), "objects": int(m.counted.sum()), "clusters": every, "data": data_hash(s)[:16], "draws": draws, "seed": seed, **versions()})
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #97c64805
 def evaluate_model(
@@ -187,7 +188,8 @@ def evaluate_model(
     if other is not None and other.names != s.names: raise DataError("the baseline has other classes", baseline.manifest.name, f"{', '.join(s.names)} against {', '.join(other.names)}")
     e = evaluate_set(s, model.postprocess.rules.floor.clip(max=1.0), baseline=other, **how)
     e.latency_ms = {f"p{q}": round(float(np.percentile(spent, q)), 2) for q in (50, 95, 99)}
-    e.header = {"model": model.backend.name, "model sha256": (model.manifest.sha256 or (file_sha256(model.path) if model.path else ""))[:16], "provider": model.backend.provider, **({"baseline": baseline.backend.name} if baseline else {}), **e.header}
+    e.stamp = stamp(model.identity, data_hash(s), {"thresholds": e.thresholds, "postprocess": model.manifest.postprocess, **how})
+    e.header = {"model": model.backend.name, "model sha256": model.identity["sha256"][:16], "provider": model.backend.provider, **({"baseline": baseline.backend.name} if baseline else {}), **e.header}
     return e
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #6a210ff2

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.files import file_sha256
 from ..core.types import Backend, BackendError, ConfigError, Detections
 from .calibrators import Calibrator
 from .manifest import ModelManifest, PostprocessSpec
@@ -69,6 +70,13 @@ class Model:
         if self.opener is not None:
             return self.opener()
         raise BackendError("nothing says how this model is opened again", self.manifest.name, "open it with load_model")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        "Name, version, file and full SHA-256: what a stamp says of it."
+        known = self.manifest
+        sha256 = known.sha256 or (file_sha256(self.path) if self.path and Path(self.path).is_file() else "")
+        return {"name": known.name, "version": known.version, "file": known.file, "sha256": sha256}
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Detections]:  # (H, W, 3) uint8 BGR each, any sizes
         "Detections of each picture, in its own pixels."

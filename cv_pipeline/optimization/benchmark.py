@@ -24,13 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from ..core.files import expecting, read_json, write_whole, writing
+from ..core.files import expecting, file_sha256, read_json, write_whole, writing
 from ..core.formats import LabelledImage, read_dataset
-from ..core.stamp import instruction_set, machine, nvml
+from ..core.stamp import instruction_set, machine, nvml, stamp
 from ..core.types import BackendError, ConfigError, DataError
 from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, ap_interval, clusters, compare_models, draw_weights
 from ..evaluation.metrics import match_set
 from ..evaluation.records import predict_set
+from ..evaluation.summary import data_hash
 from ..inference.backends import Model, OutOfMemory, make_postprocessor
 from ..inference.batching import DynamicBatcher
 from ..inference.choice import one_line, own_file, prepared, sample_picture
@@ -262,7 +263,7 @@ def accuracy(
             else:
                 d = compare_models(said, first[0], matches, first[1], weights)
                 row |= {"difference": d.value, "difference_low": d.low, "difference_high": d.high}
-            told[artefact.label] = {k: round(float(v), 5) for k, v in row.items()}
+            told[artefact.label] = {**{k: round(float(v), 5) for k, v in row.items()}, "data": data_hash(said)}
         except DataError: raise  # the labels are at fault, not the file
         except Exception as e: told[artefact.label] = {"error": one_line(e)}
         finally: model.close()
@@ -420,6 +421,7 @@ class Benchmark:
     batching: dict[str, Any] = field(default_factory=dict)              # knee and advice
     start_s: float | None = None              # from starting a process to the first detections of the own file
     notes: list[str] = field(default_factory=list)                      # what was not measured, and why
+    stamp: dict[str, Any] = field(default_factory=dict)                 # where the numbers come from; an older document has none
     format: int = 1
 
     def to_dict(self) -> dict[str, Any]: return asdict(self)
@@ -633,6 +635,9 @@ def run_benchmark(
     if fit: tell("largest batch"); done |= {"fit": fit_check(model, artefacts[0].label, spec=spec), "start_s": first_result_s(model, spec)}
     name, when = f"{manifest.name} {manifest.version}", datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     settings = {"seconds": seconds, "rounds": rounds, "batches": list(batches), "threads": list(threads), "sha256": manifest.sha256}
+    data = next((row["data"] for row in done.get("accuracy", {}).values() if "data" in row), None)
+    origin = {"name": manifest.name, "version": manifest.version, "file": manifest.file, "sha256": manifest.sha256 or file_sha256(found.file)}
+    done["stamp"] = stamp(origin, data, {**settings, "backends": list(backends), "providers": list(providers or ())})
     b = Benchmark(name, when=when, load=(load, after), settings=settings, batching=_batching(done["rows"], latency_budget_ms), notes=_notes(done, cases, batches, items), **done)
     if out is not None: write_benchmark(b, out)
     return b

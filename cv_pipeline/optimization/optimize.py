@@ -19,7 +19,7 @@ import numpy as np
 
 from ..core.files import copy_over, draft_folder, move_file, read_json
 from ..core.formats import LabelledImage, read_dataset
-from ..core.stamp import instruction_set
+from ..core.stamp import instruction_set, stamp
 from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, Interval, Verdict, clusters, compare_models, draw_weights
 from ..evaluation.metrics import SIZES, ap_table, match_set, mean_ap
 from ..evaluation.records import EvalSet, predict_set
@@ -478,8 +478,10 @@ def _labelled(frozen: str | Path | Iterable[LabelledImage]) -> list[LabelledImag
 
 def _header(reference: Model, judge: Judge) -> dict[str, Any]:
     "What a report was made of and with."
-    return {"model": reference.backend.name, "instruction set": instruction_set(),
-            "pictures": len(judge.items), "data": data_hash(judge.reference)}
+    data = data_hash(judge.reference)
+    made = stamp(reference.identity, data, {"max_loss": judge.max_loss, "strict": judge.strict})
+    return {"model": reference.backend.name, "instruction set": instruction_set(), "pictures": len(judge.items),
+            "data": data, "stamp": made}
 
 
 def _check_loss(max_loss: float) -> None:

@@ -20,6 +20,7 @@ from ..annotation.versions import read_version, utc_now
 from ..core.files import Staging, copy_over, file_sha256, move_file, write_whole
 from ..core.formats import LabelledImage, read_dataset
 from ..core.images import read_image
+from ..core.stamp import stamp
 from ..core.types import ConfigError, DataError, MissingExtraError
 from ..evaluation.calibration import CalibrationReport, calibrate
 from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, Finding, Interval, Verdict, overall, picture_counts
@@ -316,7 +317,7 @@ def make_candidate(
             progress(f"{who} on {len(items)} pictures of the test set")
             sets.append(predict_set(model.with_calibration(None), items, columns=columns))
         c = compare(*sets, progress=progress, **how)
-        told = {**c.to_dict(), "reasons": c.reasons(), "new": _about(a), "old": _about(b), "test set": {**about, "pictures": len(items), "data": data_hash(sets[0])}, "leaks": leaks,
+        told = {"stamp": stamp(a.identity, data_hash(sets[0])), **c.to_dict(), "reasons": c.reasons(), "new": _about(a), "old": _about(b), "test set": {**about, "pictures": len(items), "data": data_hash(sets[0])}, "leaks": leaks,
                 "settings": {k: v for k, v in how.items()}, "made_at": now().isoformat(timespec="seconds"), "made_by": by, "versions": versions()}
         if c.verdict is Verdict.PASS and val is not None:
             progress("thresholds and calibration on the validation pictures")
