@@ -443,7 +443,7 @@ def decode_text(
         what = f"line {line} is not {encoding.upper()}: byte 0x{data[e.start]:02x} at position {e.start}"
         raise error(what, where, "save the file as UTF-8 (in an editor: Save as, Encoding: UTF-8)") from None
 
-
+# %% ../../nbs/00_core/02_files.ipynb #d0a92872
 def read_bytes(
     path: str | Path,
     error: type[CVPipelineError] = DataError,
@@ -595,7 +595,7 @@ def parse_yaml(
         raise error(f"must be {expected}, not {type(value).__name__}", where, "is this the right file?")
     return value
 
-
+# %% ../../nbs/00_core/02_files.ipynb #f7acf3b7
 def read_yaml(
     path: str | Path,
     kind: type | None = dict,
