@@ -1,0 +1,78 @@
+"""Every file that holds numbers says where they come from: the stamp holds the full hash of the model and of the data."""
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cv_pipeline.core.stamp import config_hash, describe_stamp, stamp
+from cv_pipeline.evaluation.summary import data_hash, evaluate_model, line_pictures
+from cv_pipeline.inference.loading import load_model
+from cv_pipeline.inference.manifest import load_manifest
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    return line_pictures(tmp_path_factory.mktemp("line"), 6, 900)
+
+
+@pytest.fixture(scope="module")
+def model():
+    made = load_model("factory_line", threads=1)
+    yield made
+    made.close()
+
+
+def is_full(text) -> bool:
+    return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+def test_an_evaluation_is_stamped(line, model):
+    items, columns = line
+    e = evaluate_model(model, items, columns, draws=20)
+    made = json.loads(json.dumps(e.metrics(), default=str))["stamp"]
+    assert made["model"]["sha256"] == load_manifest("factory_line")[0].sha256
+    assert made["data"] == data_hash(e.set)
+    assert is_full(made["data"])
+    assert is_full(made["config"])
+
+
+def test_other_pictures_and_other_thresholds_make_another_stamp(line, model):
+    items, columns = line
+    first = evaluate_model(model, items, columns, draws=20).stamp
+    fewer = evaluate_model(model, items[:3], columns, draws=20).stamp
+    stricter = evaluate_model(model.with_postprocess(conf=0.7), items, columns, draws=20).stamp
+    assert first["data"] != fewer["data"]
+    assert first["config"] != stricter["config"]
+    assert first["data"] == stricter["data"]
+
+
+def test_an_inspection_keeps_its_stamp_on_disk(tmp_path):
+    from cv_pipeline.annotation.inspection import look_into, read_inspection
+
+    found = look_into("line", "factory_line", pictures=12, scratch=tmp_path / "line", threads=1)
+    found.save(tmp_path / "qa")
+    kept = json.loads((tmp_path / "qa" / "qa.json").read_text())["stamp"]
+    assert kept["model"]["sha256"] == load_manifest("factory_line")[0].sha256
+    assert is_full(kept["data"])
+    assert read_inspection(tmp_path / "qa").stamp == kept
+
+
+def test_a_model_without_a_manifest_of_its_own_is_hashed(tmp_path, model):
+    bare = replace(model, manifest=replace(model.manifest, sha256=""))
+    assert bare.identity["sha256"] == load_manifest("factory_line")[0].sha256
+
+
+@pytest.mark.parametrize("value", [0.25, np.float32(0.25), True, None, [1, 2], {"a": {"b": 1}}])
+def test_any_setting_changes_the_hash(value):
+    assert config_hash({"conf": value}) != config_hash({"conf": "other"})
+    assert config_hash({"conf": value, "iou": 1}) == config_hash({"iou": 1, "conf": value})
+
+
+def test_no_password_takes_part():
+    hashes = {config_hash({"source": f"rtsp://admin:{word}@10.0.0.7/live", "token": word}) for word in ("one", "two")}
+    assert len(hashes) == 1
+
+
+def test_a_stamp_reads_as_one_line():
+    assert "\n" not in describe_stamp(stamp({"name": "m", "sha256": "0" * 64}, "1" * 64, {"a": 1}))
