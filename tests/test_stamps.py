@@ -13,7 +13,7 @@ from cv_pipeline.inference.manifest import load_manifest
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
-    return line_pictures(tmp_path_factory.mktemp("line"), 6, 900)
+    return line_pictures(tmp_path_factory.mktemp("line"), 9, 900)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_an_evaluation_is_stamped(line, model):
 def test_other_pictures_and_other_thresholds_make_another_stamp(line, model):
     items, columns = line
     first = evaluate_model(model, items, columns, draws=20).stamp
-    fewer = evaluate_model(model, items[:3], columns, draws=20).stamp
+    fewer = evaluate_model(model, items[:6], columns, draws=20).stamp
     stricter = evaluate_model(model.with_postprocess(conf=0.7), items, columns, draws=20).stamp
     assert first["data"] != fewer["data"]
     assert first["config"] != stricter["config"]
