@@ -141,6 +141,8 @@ def test_readme_is_the_rendered_index():
         if cell["cell_type"] == "markdown":
             seen_from_root = re.sub(r"\]\(([^):]*\.ipynb)\)", r"](nbs/\1)", source(cell).replace("](../", "]("))
             assert seen_from_root.strip() in text, "README.md is stale: run `make sync`"
+    missing = [nb.relative_to(ROOT).as_posix() for nb in BOOKS if nb.name != "index.ipynb" and f"]({nb.relative_to(ROOT).as_posix()})" not in text]
+    assert missing == [], "the map of the front page lists every book"
     for link in re.findall(r"\]\(([^):#]+)\)", text):
         assert (ROOT / link).exists(), f"README.md links to {link}, which is not there"
 
