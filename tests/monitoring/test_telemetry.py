@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cv_pipeline.core import files
 from cv_pipeline.core.config import load_config
 from cv_pipeline.core.types import ConfigError, DataError, Detections, Frame, FrameResult, SinkError
 from cv_pipeline.monitoring import telemetry
@@ -151,7 +152,7 @@ class FullDisk:
                 raise OSError(errno.ENOSPC, "No space left on device")
             real(number)
 
-        monkeypatch.setattr(telemetry.os, "fsync", fsync)
+        monkeypatch.setattr(os, "fsync", fsync)
 
 
 def test_a_full_disk_is_an_error_and_nothing_is_lost_when_there_is_room_again(tmp_path, monkeypatch):
@@ -449,8 +450,9 @@ def test_a_full_disk_while_a_deletion_is_written_down(tmp_path, monkeypatch):
         if deletes and tries[str(path)] < 2: raise OSError(errno.ENOSPC, "No space left on device")
         return real(path, mode, *args, **options)
 
-    monkeypatch.setattr(telemetry, "open", full, raising=False)
+    monkeypatch.setattr(files, "open", full, raising=False)
     sink = written(tmp_path, [looked(0, at=NOON + timedelta(days=3))], max_bytes=limit)
+    assert tries[str(tmp_path / "deleted.jsonl")] >= 2, "the disk was full once, and it was tried again"
     assert sink.tally["untidied"] == 0 and sink.tally["deleted_bytes"] > 0
     assert "2026-06-01" in read_log(tmp_path).notes[0]
 
