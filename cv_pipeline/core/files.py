@@ -38,6 +38,7 @@ _REMEDY = {
     errno.EPERM: "no permission: choose another folder",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.ENOTDIR: "a part of the path is a file: choose another folder",
+    errno.EEXIST: "a part of the path is a file: choose another folder",
 }
 
 

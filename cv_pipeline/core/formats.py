@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import yaml
 
-from .files import read_json, read_text, read_yaml
+from .files import expecting, read_json, read_text, read_yaml
 from .types import DataError, Detections, MissingExtraError, validate_detections
 
 # %% auto #0
@@ -303,15 +303,13 @@ def _read_yolo_folder(root: Path, split: str | None, images: Path | None = None)
 # %% ../../nbs/00_core/07_formats.ipynb #cc88c2f1
 def _read_coco_file(file: Path, images: Path | None = None) -> Iterator[LabelledImage]:
     "Pictures of a COCO json; looked for beside the file, in images/, and around it."
-    try:
+    with expecting("not a COCO file", file, "it needs the keys images, annotations and categories"):
         book = read_json(file, dict)
         pictures, categories = book["images"], sorted(book["categories"], key=lambda c: c["id"])
         names, ids = tuple(c["name"] for c in categories), tuple(c["id"] for c in categories)
         by_image: dict[Any, list] = {}
         for a in book.get("annotations", []): by_image.setdefault(a["image_id"], []).append(a)
         named = [(Path(p["file_name"]), by_image.get(p["id"], [])) for p in pictures]
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:  # ValueError: not JSON, not even text
-        raise DataError(f"not a COCO file: {e!r}", file, "it needs the keys images, annotations and categories") from e
     places = _places(file.parent, images, file.stem)
     for name, rows in named:
         found = next((p / name for p in places if (p / name).exists()), places[0] / name)
