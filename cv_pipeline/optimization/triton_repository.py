@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.files import Staging, copy_file, write_whole, writing
+from ..core.files import Staging, copy_file, writable_folder, write_whole, writing
 from ..core.types import BackendError, ConfigError
 from ..inference.choice import candidates, matching
 from ..inference.engines import read_engine
@@ -237,6 +237,8 @@ def _put(folder: Path, config: dict[str, Any], files: dict[str, str | bytes | Pa
     "One model's folder, whole or not at all."
     if folder.exists() and not overwrite: raise ConfigError("there is a model already", folder, "choose another name, or overwrite=True")
     hint = "give a folder that is writable and has room"
+    with writing("cannot write the model repository", folder, hint):
+        writable_folder(folder.parent)
     with writing("cannot write the model repository", folder, hint), Staging(folder, replace=overwrite) as part:
         (part / str(version)).mkdir()
         write_whole(part / "config.pbtxt", pbtxt(config))
