@@ -249,7 +249,7 @@ def surroundings(
     speck, paint = smooth(smooth_rows(draw(), .8 * scale, floor), (0, .8 * scale)), np.zeros((h, w, 3), np.uint8)
     colour, uneven = np.float32([104, 106, 108]) * rng.uniform(.6, 1.1), 1 + .07 * blotch + .12 * speck
     dark = np.interp(out[floor], [24, 50], [.45, 1])[:, None]
-    paint[floor] = cv2.merge([np.clip(c * uneven * dark, 0, 255).astype(np.uint8) for c in colour])
+    if len(floor): paint[floor] = cv2.merge([np.clip(c * uneven * dark, 0, 255).astype(np.uint8) for c in colour])
     profile = np.interp(out[rail], [0, 2, 5, 9, 16, 20, 24], [.35, .95, .72, .8, .66, .9, .3]).astype(np.float32)
     brushed = 1 + .05 * smooth(smooth_rows(draw(), .6 * scale, rail), (0, 30 * scale)) * 30
     metal = np.float32([176, 172, 168]) * rng.uniform(.75, 1.05) * (profile[:, None] * brushed)[..., None]
