@@ -57,12 +57,15 @@ class Remembers:
 class Strict:
     "A sink that notes who touches it, and what must not happen."
 
-    def __init__(self): self.writers, self.frames, self.closed, self.problems = set(), 0, 0, []
+    def __init__(self):
+        self.writers, self.frames, self.closed, self.problems = set(), 0, 0, []
+        self.began = threading.Event()
 
     def write(self, result):
         if self.closed: self.problems.append("written to after it was closed")
         self.writers.add(threading.current_thread())
         self.frames += 1
+        self.began.set()
 
     def close(self):
         alive = {t.name for t in self.writers if t.is_alive()} - {threading.current_thread().name}
@@ -70,11 +73,12 @@ class Strict:
         self.closed += 1
 
 
-def interrupter(rng: random.Random, signals: int) -> threading.Thread:
-    "A thread that sends Ctrl-C to the main thread so many times."
+def interrupter(rng: random.Random, signals: int, began: threading.Event | None = None) -> threading.Thread:
+    "A thread that sends Ctrl-C to the main thread so many times; not before a first frame is written, if it is given that event."
     main, longest = threading.main_thread().ident, rng.choice((0.002, 0.01, 0.04))
 
     def send():
+        if began: began.wait(PATIENCE_S / 2)
         for _ in range(signals):
             threading.Event().wait(rng.uniform(0, longest))
             signal.pthread_kill(main, signal.SIGINT)
@@ -163,7 +167,9 @@ def main(folder: Path, count: int, seed: int, way: str) -> None:
     for k in range(count):
         faulthandler.dump_traceback_later(PATIENCE_S, exit=True)
         strict, signals = Strict(), 1 + k % 3
-        ended, problems = ways[way](folder / f"{k:03d}", model, interrupter(random.Random(f"{seed}/{k}"), signals), strict)
+        began = strict.began if k % 2 else None  # a slow machine needs longer than any interval that is drawn to get as far
+        sender = interrupter(random.Random(f"{seed}/{k}"), signals, began)
+        ended, problems = ways[way](folder / f"{k:03d}", model, sender, strict)
         ends[ended] += 1
         print(json.dumps({"run": k, "signals": signals, "ended": ended, "frames": strict.frames, "problems": problems}), flush=True)
     faulthandler.cancel_dump_traceback_later()

@@ -42,7 +42,7 @@ def test_a_hundred_random_moments_leave_whole_files(hundred):
 
 
 def test_the_moments_fall_into_the_run(hundred):
-    assert sum(r["frames"] > 0 for r in hundred) > 50
+    assert sum(r["frames"] > 0 for r in hundred) >= 50  # every second run is interrupted after its first frame
 
 
 class Hangs:
