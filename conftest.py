@@ -1,12 +1,18 @@
 """Tiers of the tests, and what each file costs: service tests are marked by the fixtures they use, CPU seconds are printed by file."""
+import json
 import resource
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
 SERVICES = {"fo", "studio", "gstreamer", "server"}  # fixtures that start a server: FiftyOne's database, Label Studio, RTSP, Triton
 SERVICE_FILES = {"test_exporter.py"}  # starts Prometheus where it is needed
 CPU, EACH = defaultdict(float), defaultdict(float)  # seconds by file and by test; with xdist sent by the workers
+
+
+def pytest_addoption(parser):
+    parser.addoption("--cpu-seconds", metavar="FILE", help="write the CPU seconds of every test as JSON, dearest first")
 
 
 def cpu_seconds() -> float:
@@ -44,8 +50,11 @@ def pytest_runtest_logreport(report):
     EACH[report.nodeid] += seconds
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_terminal_summary(terminalreporter, config):
     "The dearest files and tests."
+    if config.getoption("--cpu-seconds"):
+        dearest = dict(sorted(((name, round(s, 2)) for name, s in EACH.items()), key=lambda row: -row[1]))
+        Path(config.getoption("--cpu-seconds")).write_text(json.dumps(dearest, indent=0), encoding="utf-8")
     for what, table in (("file", CPU), ("test", EACH)):
         terminalreporter.write_sep("=", f"CPU seconds by {what}")
         rows = sorted(table.items(), key=lambda row: -row[1])

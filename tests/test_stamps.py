@@ -76,3 +76,59 @@ def test_no_password_takes_part():
 
 def test_a_stamp_reads_as_one_line():
     assert "\n" not in describe_stamp(stamp({"name": "m", "sha256": "0" * 64}, "1" * 64, {"a": 1}))
+
+
+@pytest.fixture(scope="module")
+def week(tmp_path_factory):
+    "Two days of two cameras of the line, half an hour of it at a time."
+    from cv_pipeline.monitoring.drift_report import write_week
+    from cv_pipeline.monitoring.telemetry import read_log
+
+    return read_log(write_week(tmp_path_factory.mktemp("week"), 16, cameras=1, days=2, fails=None))
+
+
+def test_a_drift_report_is_stamped_with_the_models_of_the_log(week):
+    from cv_pipeline.monitoring.drift import DriftSettings
+    from cv_pipeline.monitoring.drift_report import drift_of_log, log_hash
+
+    days = ["2026-06-01", "2026-06-02"], ["2026-06-02", "2026-06-03"]
+    made = json.loads(json.dumps(drift_of_log(week, *days, DriftSettings(permutations=699, least=10), with_before=False).stamp))
+    assert [m["sha256"] for m in made["model"]] == [load_manifest("factory_line")[0].sha256]
+    assert made["data"] == log_hash(week)
+    assert is_full(made["config"])
+    other = drift_of_log(week, *days, DriftSettings(permutations=699, least=10, seed=1), with_before=False).stamp
+    assert other["config"] != made["config"]
+
+
+def test_the_hash_of_a_log_follows_its_rows(week):
+    from cv_pipeline.monitoring.drift_report import log_hash
+
+    moved = dict(week.frames, brightness=week.frames["brightness"] + np.float32(1))
+    assert log_hash(replace(week, frames=moved)) != log_hash(week)
+    assert is_full(log_hash(week))
+
+
+def test_a_merged_log_names_the_models_of_all_its_parts(tmp_path):
+    from datetime import datetime, timedelta, timezone
+
+    from cv_pipeline.core.types import Detections, Frame, FrameResult
+    from cv_pipeline.monitoring.telemetry import TelemetrySink, compact_log, read_log
+
+    monday = datetime(2026, 6, 1, tzinfo=timezone.utc)
+    image = np.zeros((48, 64, 3), np.uint8)
+    for k, sha256 in enumerate(("a" * 64, "b" * 64)):
+        sink = TelemetrySink(tmp_path)
+        for i in range(3):
+            frame = Frame(image, "gate", i, monday + timedelta(hours=k, seconds=i))
+            sink.write(FrameResult(frame, Detections.empty(), model="net 1", model_sha256=sha256))
+        sink.close()
+    named = (("net 1", "a" * 64), ("net 1", "b" * 64))
+    assert read_log(tmp_path).model_files == named
+    assert compact_log(tmp_path, before="2026-06-02") == 2
+    assert read_log(tmp_path).model_files == named
+
+
+def test_a_stamp_of_two_models_names_both_in_its_line():
+    made = stamp([{"name": "old", "sha256": "a" * 64}, {"name": "new", "sha256": "b" * 64}], None)
+    assert [m["name"] for m in made["model"]] == ["old", "new"]
+    assert "old  aaaaaaaaaaaa, new  bbbbbbbbbbbb" in describe_stamp(made)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cache
@@ -132,8 +132,10 @@ def config_hash(
     return hashlib.sha256(json.dumps(masked_values(plain), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def _of_model(model: Any) -> dict[str, str]:
-    "Name, version, file and full SHA-256 of a mapping, a manifest, or a model that has one."
+def _of_model(model: Any) -> dict[str, str] | list[dict[str, str]]:
+    "Name, version, file and full SHA-256 of a mapping, a manifest, or a model that has one; of each, where there are several."
+    if isinstance(model, Sequence):
+        return [_of_model(m) for m in model]
     source = getattr(model, "manifest", model)
     get = source.get if isinstance(source, Mapping) else lambda key: getattr(source, key, None)
     return {key: str(value) for key in ("name", "version", "file", "sha256") if (value := get(key))}
@@ -143,7 +145,7 @@ _machine = cache(machine)  # asked once a process
 
 
 def stamp(
-    model: Any = None,            # a Model, its manifest, or a mapping with name and sha256; None: no model took part
+    model: Any = None,            # a Model, its manifest, or a mapping with name and sha256; several as a list; None: no model took part
     data: str | None = None,      # SHA-256 of the pictures and labels, or of the log
     config: Any = None,           # what was asked for: hashed
     now: Callable[[], datetime] = utc_now,
@@ -165,8 +167,9 @@ def describe_stamp(
     "A stamp in one line, hashes cut for reading."
     if not stamp:
         return "no stamp: the file is older than version 0.1"
-    model = stamp.get("model") or {}
-    parts = [f"{model.get('name', 'a model')} {model.get('version', '')} {model.get('sha256', '')[:12]}".strip() if model else "no model"]
+    models = stamp.get("model") or []
+    named = [f"{m.get('name', 'a model')} {m.get('version', '')} {m.get('sha256', '')[:12]}".strip() for m in ([models] if isinstance(models, Mapping) else models)]
+    parts = [", ".join(named) or "no model"]
     parts += [f"{name} {stamp[key][:12]}" for name, key in (("data", "data"), ("settings", "config")) if stamp.get(key)]
     where = stamp.get("machine", {})
     parts += [f"{where.get('processor', '?')} ({where.get('instruction set', '?')})", f"cv_pipeline {stamp.get('cv_pipeline')}", str(stamp.get("at"))]

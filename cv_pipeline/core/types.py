@@ -235,6 +235,7 @@ class FrameResult:
     inferred: bool = True                                      # False: the selector left this frame out
     status: str = "ok"                                         # "ok" or the kind of failure, e.g. "model_error"
     model: str = ""                                            # name and version of the model that answered
+    model_sha256: str = ""                                     # of its file
 
     def class_name(self, class_id: int) -> str:
         "Name of a class, or its number where the model has no names."

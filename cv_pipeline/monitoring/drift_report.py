@@ -5,9 +5,11 @@
 # %% ../../nbs/09_monitoring/05_drift_report.ipynb #f9ba7f55
 from __future__ import annotations
 
+import hashlib
 import html
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import numpy as np
 from ..annotation.collect import KeptFrames, read_collected
 from ..core.files import safe_name
 from ..core.images import read_image
+from ..core.stamp import stamp
 from ..core.types import ConfigError, DataError, FrameResult
 from ..core.viz import contact_sheet
 from ..evaluation.summary import html_table
@@ -30,7 +33,7 @@ from ..synthetic.conditions import Changing, Conditions
 from ..synthetic.parts import seeded
 
 # %% auto #0
-__all__ = ['MONDAY', 'COLOURS', 'week_conditions', 'write_week', 'observed_of', 'Periods', 'periods_of', 'DriftOfLog',
+__all__ = ['MONDAY', 'COLOURS', 'week_conditions', 'write_week', 'observed_of', 'Periods', 'periods_of', 'DriftOfLog', 'log_hash',
            'drift_of_log', 'Chart', 'control_charts', 'plot_timeline', 'plot_heatmap', 'plot_scatter', 'witness',
            'drifted_pictures', 'kept_beside', 'html_drift', 'feature_rows']
 
@@ -58,6 +61,7 @@ def write_week(
 ) -> Path:
     "A week of the factory line as a prediction log."
     folder, model = Path(folder), load_model("factory_line", threads=1)
+    sha256 = model.identity["sha256"]
     names, looks = [f"camera-{k + 1}" for k in range(cameras)], a_day * days
     begin = None if fails is None else (names.index(fails), 3 * a_day + round(a_day * 4 / 16))
     line, sink = FactoryLine(LineConfig(size=(256, 192), cameras=cameras, seed=seed, density=5)), TelemetrySink(folder, part_rows=a_day)
@@ -69,7 +73,7 @@ def write_week(
                 frame, _ = line.render(i * 200, k)
                 frame.source_id, frame.frame_id = name, i
                 frame.captured_at = MONDAY + timedelta(days=i // a_day, hours=6 + 16 * (i % a_day) / a_day)
-                sink.write(FrameResult(frame, *model.predict([frame.image]), model.manifest.names, model=model.backend.name))
+                sink.write(FrameResult(frame, *model.predict([frame.image]), model.manifest.names, model=model.backend.name, model_sha256=sha256))
                 if i % keep == 0:
                     (folder / "frames_kept" / name).mkdir(parents=True, exist_ok=True)
                     cv2.imwrite(str(folder / "frames_kept" / name / f"{i:06d}.jpg"), frame.image, [cv2.IMWRITE_JPEG_QUALITY, 85])
@@ -147,12 +151,23 @@ class DriftOfLog:
     reference: Observed
     window: Observed
     by_default: bool = False   # nobody chose the reference: all that was before
+    stamp: dict[str, Any] = field(default_factory=dict)  # models of the log, hash of its rows, of settings and periods
 
     @property
     def asked(self) -> dict[str, Any]:
         "The periods as they were asked for."
         period = lambda p: {"from": _iso(p[0]), "to": _iso(p[1])}
         return {"reference": "all before" if self.by_default else period(self.periods.reference), "window": period(self.periods.window)}
+
+
+def log_hash(log: PredictionLog) -> str:  # 64 hexadecimal digits
+    "SHA-256 of the frames and boxes of a log, however its files are cut."
+    found = hashlib.sha256(json.dumps([log.cameras, log.names, log.models, log.statuses]).encode())
+    for columns in (log.frames, log.detections):
+        for name in sorted(columns):
+            found.update(name.encode())
+            found.update(np.ascontiguousarray(columns[name]).data)
+    return found.hexdigest()
 
 
 def _iso(t: float) -> str: return datetime.fromtimestamp(t, timezone.utc).isoformat(timespec="seconds")
@@ -177,7 +192,9 @@ def drift_of_log(
     base, window_ = seen.between(*p.reference), seen.between(*p.window)
     earlier = None if p.before is None else compare(base, seen.between(*p.before), settings)
     found = compare(base, window_, settings, earlier.families if earlier else ())
-    return DriftOfLog(replace(found, notes=[*seen.notes, *found.notes]), earlier, p, seen, base, window_, reference is None)
+    models = [{"name": name, "sha256": sha256} for name, sha256 in log.model_files]
+    origin = stamp(models or None, log_hash(log), {"settings": settings or DriftSettings(), "periods": asdict(p), "cameras": cameras})
+    return DriftOfLog(replace(found, notes=[*seen.notes, *found.notes]), earlier, p, seen, base, window_, reference is None, origin)
 
 
 def _not_after(seen: Observed, latest: float) -> Observed:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import time
 import uuid
@@ -160,6 +161,7 @@ class _Rows:
     def __init__(self, camera: str, due: float, number: int):
         self.camera, self.due, self.number, self.count, self.boxes = camera, due, number, 0, 0
         self.rows, self.found, self.words = np.empty(256, _ROW), [], {}  # words: text → code
+        self.models: set[tuple[str, str]] = set()  # name and SHA-256 of what answered
 
     def add(self, result: FrameResult, statistics: FrameStatistics, vector: np.ndarray | None) -> None:
         if self.count == len(self.rows): self.rows = np.concatenate([self.rows, np.empty_like(self.rows)])
@@ -169,6 +171,7 @@ class _Rows:
         timings = result.timings_ms
         latency = sum(timings.get(stage, 0.0) for stage in ("preprocess", "inference", "postprocess")) if asked else 0.0
         code = lambda word: self.words.setdefault(word, len(self.words))
+        if asked and result.model_sha256: self.models.add((result.model, result.model_sha256))
         self.rows[self.count] = (frame.frame_id, (frame.captured_at - _EPOCH) // _MICROSECOND, *frame.size, code(result.model), asked, code(result.status), latency,
                                  len(d) if asked else -1, unsure if asked else -1, *statistics, vector is not None, _NO_VECTOR if vector is None else vector)
         if len(d):
@@ -231,6 +234,7 @@ def _write_table(path: Path, table: Any) -> int:
 def _write_part(folder: Path, b: _Rows, metadata: dict[str, str]) -> tuple[int, int]:
     "Both tables of a buffer, a file for each day; (files, bytes)."
     day, files, size = b.rows["captured_at"][:b.count] // _DAY, 0, 0
+    metadata = metadata | {"cv_pipeline.models": json.dumps(sorted(b.models))}
     for d in np.unique(day).tolist():
         place = f"date={_EPOCH + timedelta(days=d):%Y-%m-%d}/{camera_folder(b.camera)}/part-{metadata['cv_pipeline.run'][:12]}-{b.number:06d}.parquet"
         which = np.flatnonzero(day == d)
@@ -346,6 +350,19 @@ def _groups(place: Path, largest: int) -> list[list[Path]]:
     return [group for chain in groups.values() for group in chain if len(group) > 1]
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #5e3e4640
+def _models_in(metadata: dict[bytes, bytes] | None) -> list[tuple[str, str]]:
+    "(name, SHA-256) of the models that answered, as a part of the log says it; older parts do not."
+    with suppress(ValueError, TypeError):
+        return [(str(name), str(sha256)) for name, sha256 in json.loads((metadata or {}).get(b"cv_pipeline.models", b"[]"))]
+    return []
+
+
+def _with_models(table: Any, models: Sequence[tuple[str, str]]) -> Any:
+    "A table that names these models."
+    said = json.dumps(sorted(set(models))).encode()
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), b"cv_pipeline.models": said})
+
+
 def _merge(paths: Sequence[Path]) -> int:
     "Parts of one day and camera as one, boxes first; then the parts go. How many: a pair that cannot be read stays where it is."
     import pyarrow as pa
@@ -355,7 +372,8 @@ def _merge(paths: Sequence[Path]) -> int:
         with suppress(DataError):
             kept.append((p, read_parquet(p), read_parquet(_twin(p)) if _twin(p).exists() else None))
     if len(kept) < 2: return 0
-    join = lambda found: pa.concat_tables([t for t in found if t is not None], promote_options="default")
+    models = [m for _, frames, _ in kept for m in _models_in(frames.schema.metadata)]
+    join = lambda found: _with_models(pa.concat_tables([t for t in found if t is not None], promote_options="default"), models)
     try: tables = [(target, join(found)) for target, found in ((_twin(name), [b for _, _, b in kept]), (name, [f for _, f, _ in kept])) if any(t is not None for t in found)]
     except pa.ArrowException: return 0  # columns that do not go together
     try:
@@ -369,7 +387,7 @@ def _merge(paths: Sequence[Path]) -> int:
         except OSError as e: raise sink_error("a part that was merged could not be deleted", e, file) from e
     return len(kept)
 
-
+# %% ../../nbs/09_monitoring/00_telemetry.ipynb #d1c47e02
 _DRAFTS = "*/date=*/camera=*/.part-*.part"  # as `draft_of` calls them
 _DRAFT_S = 6 * 3600  # a draft is written in seconds: one so old is of a killed run
 
@@ -554,6 +572,7 @@ class PredictionLog:
     embedding: str = ""               # name of the descriptor
     notes: tuple[str, ...] = ()       # what a reader of the numbers has to know
     counts: dict[str, int] | None = None  # files, broken, orphans, twice
+    model_files: tuple[tuple[str, str], ...] = ()  # (name, SHA-256) of models that answered; older logs do not say
 
     def __len__(self) -> int: return len(self.frames["frame_id"])
 
@@ -684,7 +703,9 @@ def _vectors(table: Any) -> np.ndarray:
 class _Books:
     "What is gathered while parts are read."
 
-    def __init__(self): self.cameras, self.names, self.models, self.statuses, self.notes, self.descriptors, self.runs = {}, {}, {}, {}, Counter(), Counter(), {}
+    def __init__(self):
+        self.cameras, self.names, self.models, self.statuses, self.notes, self.descriptors, self.runs = {}, {}, {}, {}, Counter(), Counter(), {}
+        self.model_files: set[tuple[str, str]] = set()
 
     def frames(self, table: Any) -> dict[str, np.ndarray]:
         whole, real = ("frame_id", "width", "height", "detections", "uncertain"), ("latency_ms", *STATISTICS)
@@ -799,6 +820,7 @@ def read_log(
         if table is None: broken.append(path); continue
         if not len(table): continue
         frames, twin = books.frames(table), _twin(path)
+        books.model_files.update(_models_in(table.schema.metadata))
         if np.isfinite(frames["embedding"]).any(): _vector_book(books, frames, said.get("cv_pipeline.embedding", ""), embedding)
         for camera in np.unique(frames["camera"]): books.runs.setdefault((int(camera), path.stem.rpartition("-")[0]), []).append(frames["captured_at"][frames["camera"] == camera])
         found, _ = _checked(twin, "detections", books.notes) if twin.exists() else (detections_schema().empty_table(), {})
@@ -825,7 +847,8 @@ def _finished(folder: Path, books: _Books, frames: dict, boxes: dict, orphans: i
         raise DataError(f"embeddings of {len(books.descriptors)} descriptors: {', '.join(f'{k or chr(63)} ({n} frames)' for k, n in books.descriptors.items())}", folder,
                         "they cannot be compared: ask for one with embedding=…, or for a period with one")
     torn = _parts(folder, period, cameras, _DRAFTS)
-    log, twice = _sorted(PredictionLog(*(tuple(x) for x in (books.cameras, books.names, books.models, books.statuses)), frames, boxes, next(iter(books.descriptors), "")))
+    log, twice = _sorted(PredictionLog(*(tuple(x) for x in (books.cameras, books.names, books.models, books.statuses)), frames, boxes, next(iter(books.descriptors), ""),
+                                         model_files=tuple(sorted(books.model_files))))
     back = _backwards(books.runs, tuple(books.cameras))
     lost = [p for p in period if p is not None]
     if lost: log = log.between(*(None if p is None else _EPOCH + p * _MICROSECOND for p in period))

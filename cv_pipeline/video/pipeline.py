@@ -144,6 +144,7 @@ class _Run:
     now: Callable[[], datetime]
     max_batch: int
     entrance: FrameQueues
+    model_sha256: str
     life: _Life = field(default_factory=_Life)
     held: deque[_Item] = field(default_factory=deque)                         # taken from the entrance, not yet in a batch
     answered: threading.Condition = field(default_factory=threading.Condition)  # a selector has heard of a result
@@ -373,7 +374,8 @@ def _result(run: _Run, item: _Item, failed: bool) -> FrameResult:
     "What is said about one frame."
     answered = item.detections is not None
     status = "model_error" if failed and item.selected else "ok"
-    return FrameResult(item.frame, item.detections if answered else Detections.empty(), run.model.manifest.names, item.timings, answered, status, run.backend.name)
+    return FrameResult(item.frame, item.detections if answered else Detections.empty(), run.model.manifest.names, item.timings,
+                       answered, status, run.backend.name, run.model_sha256)
 
 
 def _hand_out(run: _Run, batch: _Batch) -> None:
@@ -461,7 +463,7 @@ def _new_run(
     backend = SteadyBackend(model.backend, recover, shape=output_shape(model.manifest))
     max_batch = min(runtime.max_batch or (1 if "CPU" in backend.provider else 8), backend.max_batch)
     entrance = FrameQueues({s.source_id: _depth(s, runtime) for s in sources})
-    run = _Run(channels, model, backend, list(sinks), runtime, clocks.monotonic, clocks.now, max_batch, entrance)
+    run = _Run(channels, model, backend, list(sinks), runtime, clocks.monotonic, clocks.now, max_batch, entrance, model.identity["sha256"])
     for _ in range(3): run.tensors.put(_Tensor(np.empty((max_batch, *model.preprocess.shape), model.preprocess.dtype), [None] * max_batch))
     return run
 
