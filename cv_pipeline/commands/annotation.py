@@ -374,10 +374,21 @@ def merge(
     seed: Annotated[int, Opt(help="Of the sides.")] = 0,
 ) -> None:
     "Make a new version of a dataset; the frozen test set stays what it is."
-    from cv_pipeline.annotation.versions import balance, merge as join, read_version
+    from cv_pipeline.annotation.versions import MergeSettings, balance, merge as join, read_version
 
+    settings = MergeSettings(
+        names=listed(names) or None,
+        add_names=add_names,
+        rename=_renamed(rename),
+        prefer=prefer,
+        leaks=leaks.replace("-", " "),
+        val=val,
+        sequences=sequences,
+        hamming=hamming,
+        seed=seed,
+    )
     with share_bar("merging") as tell:
-        v = join(parents, out, frozen, listed(names) or None, add_names, _renamed(rename), prefer, leaks.replace("-", " "), val, sequences, hamming, (), seed, name, by, progress=lambda k, n: tell(k / n, f"{k} of {n}"))
+        v = join(parents, out, frozen, settings, name=name, by=by, progress=lambda k, n: tell(k / n, f"{k} of {n}"))
     _told(v.notes)
     out_of = {}
     for r in v.left_out: out_of.setdefault(r["reason"].split(" of the ")[0] if "sequence" in r["reason"] else r["reason"], []).append(r["picture"])

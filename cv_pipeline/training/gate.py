@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from ..annotation.datasets import check_leak, check_test_set, read_frozen
-from ..annotation.versions import read_version, utc_now
+from ..annotation.versions import read_version
 from ..core.files import Staging, copy_over, file_sha256, move_file, write_whole
 from ..core.formats import LabelledImage, read_dataset
 from ..core.images import read_image
 from ..core.stamp import stamp
-from ..core.types import ConfigError, DataError, MissingExtraError
+from ..core.types import ConfigError, DataError, MissingExtraError, utc_now
 from ..evaluation.calibration import CalibrationReport, calibrate
 from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, Finding, Interval, Verdict, overall, picture_counts
 from ..evaluation.metrics import ap_table, match_set, mean_ap

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cv_pipeline.annotation.datasets import FrozenSetError, LeakError, freeze
-from cv_pipeline.annotation.versions import merge
+from cv_pipeline.annotation.versions import MergeSettings, merge
 from cv_pipeline.core.formats import read_dataset
 from cv_pipeline.core.images import read_image
 from cv_pipeline.core.types import ConfigError, DataError
@@ -120,7 +120,7 @@ def place(tmp_path_factory) -> Path:
         line = FactoryLine(LineConfig(seed=seed, density=6))
         write_dataset(root / name, (line.render(k * 10) for k in range(n)), ["yolo"], split="all")
     freeze(root / "test", root / "test_set.json")
-    merge([root / "data"], root / "v1", root / "test_set.json", val=.5, hamming=0, by="ana")
+    merge([root / "data"], root / "v1", root / "test_set.json", MergeSettings(val=.5, hamming=0), by="ana")
     bundled = load_model("factory_line", threads=1)
     (root / "weak").mkdir()
     save_graph(prune_channels(open_graph(bundled.path), .16), root / "weak" / "weak.onnx")

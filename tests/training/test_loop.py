@@ -16,7 +16,7 @@ from cv_pipeline.annotation.collect import CollectPolicy, CollectSink, read_coll
 from cv_pipeline.annotation.datasets import LeakError, freeze
 from cv_pipeline.annotation.qa import agreement, dispute_suspects
 from cv_pipeline.annotation.select import select_collected
-from cv_pipeline.annotation.versions import merge
+from cv_pipeline.annotation.versions import MergeSettings, merge
 from cv_pipeline.core.formats import read_dataset, to_yolo
 from cv_pipeline.core.images import read_image
 from cv_pipeline.core.types import DataError, Detections, FrameResult, box_iou
@@ -101,7 +101,7 @@ def test_what_a_careful_person_draws_is_what_is_trained_on(chosen, form, tmp_pat
     answers = read_labelled(label(tmp_path / "anna", chosen, form, lambda r: truth_of(r.frame_id)), "anna", NAMES, unchanged="accept")  # she looked at all of them
     together = consensus(settle(answers)[0])
     write_labelled([c.annotation for c in together], chosen[0], tmp_path / "batch")
-    merge([old_labels(tmp_path / "old", 500, 6), tmp_path / "batch"], tmp_path / "v2", add_names=True, val=.3)
+    merge([old_labels(tmp_path / "old", 500, 6), tmp_path / "batch"], tmp_path / "v2", settings=MergeSettings(add_names=True, val=.3))
     names, samples = read_samples(tmp_path / "v2")
     assert names == NAMES
     staged = stage(samples, names, tmp_path / "data")
@@ -169,8 +169,8 @@ def test_the_test_set_stays_out_of_every_door(chosen, tmp_path):
         (test / "labels" / "test" / f"{name}.txt").write_text(to_yolo(truth_of(r.frame_id), SIZE, clip=True))
     (test / "data.yaml").write_text(f"names: {list(NAMES)}\n")
     freeze(test, tmp_path / "frozen.json", "test")
-    two = merge([old_labels(tmp_path / "old", 600, 6), tmp_path / "batch"], tmp_path / "v2", frozen=tmp_path / "frozen.json", add_names=True)
+    two = merge([old_labels(tmp_path / "old", 600, 6), tmp_path / "batch"], tmp_path / "v2", frozen=tmp_path / "frozen.json", settings=MergeSettings(add_names=True))
     assert len(two.left_out) >= 2 and two.frozen["pictures"] == 2
-    both = merge([old_labels(tmp_path / "old2", 600, 6), tmp_path / "batch"], tmp_path / "v3", add_names=True)  # somebody forgot to say what is frozen
+    both = merge([old_labels(tmp_path / "old2", 600, 6), tmp_path / "batch"], tmp_path / "v3", settings=MergeSettings(add_names=True))  # somebody forgot to say what is frozen
     with pytest.raises(LeakError): train(both.path, tmp_path / "run", frozen=tmp_path / "frozen.json", replay=Replay(teacher="factory_line"))
     assert not (tmp_path / "run").exists()

@@ -21,7 +21,7 @@ os.environ.update(YOLO_OFFLINE="1", YOLO_AUTOINSTALL="false")
 import torch
 
 from cv_pipeline.annotation.datasets import LeakError, freeze
-from cv_pipeline.annotation.versions import merge, read_version
+from cv_pipeline.annotation.versions import MergeSettings, merge, read_version
 from cv_pipeline.core.formats import LabelledImage, read_dataset
 from cv_pipeline.core.images import read_image
 from cv_pipeline.core.types import BackendError, ConfigError, CVPipelineError, DataError, Detections, box_iou
@@ -493,7 +493,7 @@ def test_nobody_who_knows_is_an_error(tmp_path, data):
 
 def test_a_version_says_what_was_asked_and_its_hash_is_in_the_card(data, tmp_path):
     first = merge([dataset(tmp_path / "a", 810, ("gear", "bolt"), 6, 2)], tmp_path / "v1")
-    second = merge([tmp_path / "v1", dataset(tmp_path / "b", 905, ("gear", "bolt", "nut"), 6, 1)], tmp_path / "v2", add_names=True, val=.3)
+    second = merge([tmp_path / "v1", dataset(tmp_path / "b", 905, ("gear", "bolt", "nut"), 6, 1)], tmp_path / "v2", settings=MergeSettings(add_names=True, val=.3))
     names, samples = read_samples(tmp_path / "v2")
     assert names == ("gear", "bolt", "nut") and {s.asked for s in samples} == {("gear", "bolt"), ("gear", "bolt", "nut")}
     told = []
