@@ -112,9 +112,11 @@ def select(
     from cv_pipeline.annotation.select import SelectSettings, select_collected
     from cv_pipeline.inference.loading import load_model
 
+    settings = SelectSettings(strategy=strategy, seed=seed, features=features)
     with share_bar("selecting") as tell:
         tell(0.0, "looking at the pictures")
-        rows = select_collected(collection, out, budget, strategy, SelectSettings(seed=seed), features, None if model is None else load_model(model), labelled=before or (), known=known or ())
+        again = None if model is None else load_model(model)
+        rows = select_collected(collection, out, budget, settings, model=again, labelled=before or (), known=known or ())
     count = Counter((r.source_id, reason) for r in rows for reason in r.reasons)
     table(f"{len(rows)} pictures selected by {strategy}", ["source", "reason", "pictures"], [[s, k, n] for (s, k), n in sorted(count.items())])
     say(f"written: {plain(out)}, the most wanted picture first; next: `cv-pipeline label push {plain(out)} --title T --url U` or `cv-pipeline label files {plain(out)} --out F`")

@@ -67,7 +67,7 @@ def chosen(tmp_path_factory):
         known = first[first.class_id < len(KNOWN)]
         sink.write(FrameResult(frame, Detections(known.xyxy, np.full(len(known), .5), known.class_id), CLASS_NAMES, model="m"))
     sink.close()
-    rows = select_collected(work / "collected", work / "chosen", 9, "hybrid")
+    rows = select_collected(work / "collected", work / "chosen", 9)
     assert len(rows) == 9 and len(read_collected(work / "collected")) == 12
     return work / "chosen", rows
 
