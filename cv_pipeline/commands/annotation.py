@@ -313,12 +313,14 @@ def qa(
     seed: Annotated[int, Opt(help="Of planted errors.")] = 0,
 ) -> None:
     "Which labels deserve another look, and why: boxes, classes, label errors, agreement, balance."
-    from cv_pipeline.annotation.inspection import look_into
+    from cv_pipeline.annotation.inspection import InspectionSettings, look_into
     from cv_pipeline.service.assembly import output_folder
 
     with output_folder(out):
         bar = lambda items: bar_over(items, "looking at the pictures")
-        one = look_into(data, model or ("factory_line" if data == "line" else None), annotations, split, spec, columns, _parsed_limits(limit), _renamed(rename), least, seed, scratch=out / "line", progress=bar)
+        settings = InspectionSettings(split=split, limits=_parsed_limits(limit), rename=_renamed(rename), least=least, seed=seed)
+        asked = model or ("factory_line" if data == "line" else None)
+        one = look_into(data, asked, annotations, columns, settings, spec=spec, scratch=out / "line", progress=bar)
         file = one.save(out)
     _show_inspection(one)
     say(f"written: {plain(file)}")
