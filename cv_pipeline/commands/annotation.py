@@ -215,23 +215,25 @@ def label_files(
     units: _UNITS = "check",
 ) -> None:
     "Drafts as files for any labelling tool, and a person's answers back from files."
-    if annotator is not None: return _read_back(folder, out, annotator, listed(names), _renamed(rename), drafts, shapes, unchanged, units)
-    from cv_pipeline.annotation.annotations import write_drafts
+    from cv_pipeline.annotation.annotations import ReadLabelledSettings, write_drafts
 
+    if annotator is not None:
+        settings = ReadLabelledSettings(shapes=shapes, unchanged=unchanged, units=units)
+        return _read_back(folder, out, annotator, listed(names), _renamed(rename), drafts, settings)
     new, problems = write_drafts(_drafts(folder, names, model), out, form)
     _told(problems)
     say(f"written: {plain(out)}: {new} new pictures with drafts; next: label them there, then `cv-pipeline label files {plain(out)} --annotator NAME --out annotations.jsonl`")
 
 
-def _read_back(path: Path, out: Path, annotator: str, names: list[str], rename: dict[str, str], drafts: Path | None, shapes: str, unchanged: str, units: str) -> None:
+def _read_back(path: Path, out: Path, annotator: str, names: list[str], rename: dict[str, str], drafts: Path | None, settings: Any) -> None:
     "One person's answers into the file of all answers; what this person said before about the same pictures is replaced."
     from cv_pipeline.annotation.annotations import add_annotations, read_labelled
 
     notes: list[Any] = []
-    said = read_labelled(path, annotator, names or None, drafts, shapes, rename, unchanged=unchanged, units=units, notes=notes)
+    said = read_labelled(path, annotator, names or None, drafts, rename, settings=settings, notes=notes)
     others = add_annotations(said, out)
     _told(notes)
-    if any(n.kind == "unchanged drafts" for n in notes) and unchanged != "accept": say(f"if {plain(annotator)} looked at those too and agrees: `--unchanged accept`")
+    if any(n.kind == "unchanged drafts" for n in notes) and settings.unchanged != "accept": say(f"if {plain(annotator)} looked at those too and agrees: `--unchanged accept`")
     say(f"written: {plain(out)}: {len(said)} pictures by {plain(annotator)}, {others} other answers")
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #39e66ab4

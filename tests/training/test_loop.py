@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cv_pipeline.annotation.annotations import Draft, consensus, read_labelled, settle, write_drafts, write_labelled
+from cv_pipeline.annotation.annotations import Draft, ReadLabelledSettings, consensus, read_labelled, settle, write_drafts, write_labelled
 from cv_pipeline.annotation.collect import CollectPolicy, CollectSink, read_collected
 from cv_pipeline.annotation.datasets import LeakError, freeze
 from cv_pipeline.annotation.qa import agreement, dispute_suspects
@@ -27,6 +27,7 @@ from cv_pipeline.training.train import Replay, read_samples, stage, train
 
 pytestmark = pytest.mark.slow
 
+ACCEPT = ReadLabelledSettings(unchanged="accept")
 KNOWN, NAMES = ("gear", "bolt", "nut", "defect"), ("gear", "bolt", "nut", "defect", "bracket")
 SIZE = (320, 240)
 LINE = FactoryLine(LineConfig(seed=31, size=SIZE, density=7))
@@ -98,7 +99,7 @@ def same(a: Detections, b: Detections, pixels: float) -> bool:
 
 @pytest.mark.parametrize("form", ["yolo", "coco"])
 def test_what_a_careful_person_draws_is_what_is_trained_on(chosen, form, tmp_path):
-    answers = read_labelled(label(tmp_path / "anna", chosen, form, lambda r: truth_of(r.frame_id)), "anna", NAMES, unchanged="accept")  # she looked at all of them
+    answers = read_labelled(label(tmp_path / "anna", chosen, form, lambda r: truth_of(r.frame_id)), "anna", NAMES, settings=ACCEPT)  # she looked at all of them
     together = consensus(settle(answers)[0])
     write_labelled([c.annotation for c in together], chosen[0], tmp_path / "batch")
     merge([old_labels(tmp_path / "old", 500, 6), tmp_path / "batch"], tmp_path / "v2", settings=MergeSettings(add_names=True, val=.3))
@@ -129,7 +130,7 @@ def test_errors_of_one_of_three_people_do_not_get_through_and_are_named(chosen, 
         return Detections(d.xyxy, None, classes)
 
     careful = lambda r: truth_of(r.frame_id)
-    answers = [a for who, form, eyes in (("anna", "yolo", careful), ("ben", "coco", careful), ("cara", "yolo", careless)) for a in read_labelled(label(tmp_path / who, chosen, form, eyes), who, NAMES, unchanged="accept")]
+    answers = [a for who, form, eyes in (("anna", "yolo", careful), ("ben", "coco", careful), ("cara", "yolo", careless)) for a in read_labelled(label(tmp_path / who, chosen, form, eyes), who, NAMES, settings=ACCEPT)]
     settled, notes = settle(answers)
     assert len(settled) == 27 and not notes and len(planted) >= 6
     by_picture = {r.picture: r.frame_id for r in chosen[1]}
@@ -144,7 +145,7 @@ def test_errors_of_one_of_three_people_do_not_get_through_and_are_named(chosen, 
 def test_a_lost_label_file_is_no_empty_picture(chosen, tmp_path):
     folder = label(tmp_path / "anna", chosen, "yolo", lambda r: truth_of(r.frame_id))
     next((folder / "labels").glob("*[0-9a-f].txt")).unlink()
-    assert len(read_labelled(folder, "anna", NAMES, unchanged="accept")) == len(chosen[1]) - 1
+    assert len(read_labelled(folder, "anna", NAMES, settings=ACCEPT)) == len(chosen[1]) - 1
     for file in (folder / "labels").glob("*.txt"): file.unlink()
     with pytest.raises(DataError, match="annotations|labelled"): read_labelled(folder, "anna", NAMES)
 
@@ -159,7 +160,7 @@ def test_drafts_never_become_training_data_by_mistake(chosen, tmp_path):
 
 def test_the_test_set_stays_out_of_every_door(chosen, tmp_path):
     pictures, rows = chosen
-    write_labelled([c.annotation for c in consensus(settle(read_labelled(label(tmp_path / "anna", chosen, "yolo", lambda r: truth_of(r.frame_id)), "anna", NAMES, unchanged="accept"))[0])], pictures, tmp_path / "batch")
+    write_labelled([c.annotation for c in consensus(settle(read_labelled(label(tmp_path / "anna", chosen, "yolo", lambda r: truth_of(r.frame_id)), "anna", NAMES, settings=ACCEPT))[0])], pictures, tmp_path / "batch")
     test = tmp_path / "test"
     for kind in ("images", "labels"): (test / kind / "test").mkdir(parents=True)
     for r in rows[:2]:  # one the same file, one saved again
