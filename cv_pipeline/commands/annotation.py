@@ -454,13 +454,16 @@ def gate(
     threads: Annotated[int, Opt(help="Inside the model call.")] = 0,
 ) -> None:
     "Compare a new model with the old one in pairs; PASS writes a candidate model folder. Exit code 1 unless it passes."
-    from cv_pipeline.training.gate import make_candidate
+    from cv_pipeline.training.gate import CandidateSettings, GateData, GateSettings, make_candidate
     from cv_pipeline.evaluation.records import read_columns
     from cv_pipeline.core.formats import read_dataset
 
     test = frozen if frozen.suffix == ".json" and _is_manifest(frozen) else read_dataset(frozen)
-    done = make_candidate(new, old, test, out, train_data, val, read_columns(columns) if columns else None, objective, per_class, name, version, by, threads=threads, progress=lambda t: say(f"[dim]{plain(t)}[/]"),
-                          protect=None if protect is None else listed(protect), max_loss=max_loss, slice_loss=slice_loss, thin=thin, forget=listed(forget), draws=draws)
+    data = GateData(test, train_data, val, read_columns(columns) if columns else None)
+    protected = None if protect is None else listed(protect)
+    rules = GateSettings(protected, max_loss, slice_loss, thin, listed(forget), draws)
+    settings = CandidateSettings(rules, objective, per_class, name, version, by, threads)
+    done = make_candidate(new, old, data, out, settings, progress=lambda t: say(f"[dim]{plain(t)}[/]"))
     _show_gate(done)
     if done.verdict.value != "PASS": raise typer.Exit(1)
 
