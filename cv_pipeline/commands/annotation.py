@@ -423,11 +423,11 @@ def train(
     resume: Annotated[bool, Opt("--resume", help="Go on with the run in OUT.")] = False,
 ) -> None:
     "Train a detector on a dataset version, offline, with albumentations, replay and a run card."
-    from cv_pipeline.training.train import Replay, train as fit
+    from cv_pipeline.training.train import Replay, TrainSettings, train as fit
 
     again = None if replay is None else Replay(data=replay, teacher=teacher)
-    done = fit(data, out, model=model, epochs=epochs, imgsz=imgsz, batch=batch, replay=again, augment=None if augment == "none" else augment, frozen=frozen, seed=seed, device=device, resume=resume,
-               progress=lambda p: say(f"[dim]{plain(p)}[/]"))
+    settings = TrainSettings(epochs, imgsz, batch, again, augment, seed, device)
+    done = fit(data, out, model, settings, frozen=frozen, resume=resume, progress=lambda p: say(f"[dim]{plain(p)}[/]"))
     say(f"trained: {plain(done.folder)}; next: `cv-pipeline gate {plain(done.folder)} --old {plain(model)} --frozen … --out candidates/…`")
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #3aa5b009
