@@ -338,7 +338,7 @@ def test_a_run_that_died_in_the_export_only_exports(data, tmp_path, monkeypatch)
 def test_two_processes_cannot_train_into_one_folder(data, tmp_path):
     from cv_pipeline.inference.engines import build_lock
 
-    code = "import sys\nfrom cv_pipeline.training.train import train\ntry: train(sys.argv[1], sys.argv[2])\nexcept Exception as e: print(type(e).__name__, e)"
+    code = "import sys\nfrom cv_pipeline.training.train import TrainSettings, train\ntry: train(sys.argv[1], sys.argv[2], settings=TrainSettings(epochs=1))\nexcept Exception as e: print(type(e).__name__, e)"
     with build_lock(tmp_path / "run"): told = subprocess.run([sys.executable, "-c", code, str(data), str(tmp_path / "run")], capture_output=True, text=True).stdout
     assert "BackendError" in told and not (tmp_path / "run").exists()
 
