@@ -169,7 +169,7 @@ def add_annotations(
     return len(kept)
 
 
-UNITS = ("check", "pixels")  # of boxes: refuse what looks like fractions or percent; they are pixels, whatever they look like
+UNITS = ("check", "pixels")  # of boxes: "check" refuses what looks like fractions or percent
 
 
 def read_annotations(
@@ -562,7 +562,7 @@ def _as_sent(a: Annotation, row: Mapping[str, Any], rename: Mapping[str, str]) -
     return same_labels(a, replace(a, boxes=Detections(xyxy, class_id=[a.names.index(n) for n in labels])))
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #92599aed
-UNCHANGED = ("leave-out", "accept")
+UNCHANGED = ("leave-out", "accept")  # accept: the person looked at all of them and agrees
 
 
 @dataclass(frozen=True)
@@ -570,15 +570,17 @@ class ReadLabelledSettings:
     "How one person's files are read; ConfigError names every setting that is wrong."
 
     shapes: str = "refuse"        # polygons and turned rectangles: one of SHAPES
-    unchanged: str = "leave-out"  # drafts that are as they were sent; "accept": the person looked at all of them and agrees
+    unchanged: str = "leave-out"  # drafts that are as they were sent: one of UNCHANGED
     units: str = "check"          # of the boxes: one of UNITS
 
     def __post_init__(self):
         choices = {"shapes": SHAPES, "unchanged": UNCHANGED, "units": UNITS}
         given = {k: getattr(self, k) for k in choices}
-        problems = [f"{k}: {v!r} is not {' or '.join(choices[k])}" for k, v in given.items() if v not in choices[k]]
+        wrong = {k: v for k, v in given.items() if v not in choices[k]}
+        problems = [f"{k}: {v!r} is not {' or '.join(choices[k])}" for k, v in wrong.items()]
         if problems:
-            raise ConfigError(f"{len(problems)} settings of reading labels are wrong", "ReadLabelledSettings", "see its defaults", problems)
+            what = f"{len(problems)} settings of reading labels are wrong"
+            raise ConfigError(what, "ReadLabelledSettings", "see its defaults", problems)
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #739d6127
 def read_labelled(

@@ -224,31 +224,33 @@ def read_inspection(folder: str | Path) -> Inspection:
 class InspectionSettings:
     "How a dataset is inspected; ConfigError names every setting that is wrong."
 
-    split: str | None = None                                        # only pictures below a folder of this name; None: all
-    limits: Mapping[str, float | None] = field(default_factory=dict)  # laid over LIMITS; None switches one off
-    rename: Mapping[str, str] = field(default_factory=dict)         # label in the annotations → class of the dataset
-    least: float = 0.3                                              # probability, 0..1, from which a label error is listed
-    seed: int = 0                                                   # of the line, its planted errors and the search, from 0
-    pictures: int = 60                                              # of the line, from 1
-    planted: float = 0.03                                           # of the line's labels: share of each kind of error, 0..0.2
-    threads: int = 0                                                # inside the model call; 0: all cores
+    split: str | None = None  # only pictures below a folder of this name; None: all
+    limits: Mapping[str, float | None] = field(default_factory=dict)  # over LIMITS; None switches one off
+    rename: Mapping[str, str] = field(default_factory=dict)  # label in the annotations → class of the dataset
+    least: float = 0.3        # probability from which a label error is listed, 0..1
+    seed: int = 0             # of the line, its planted errors and the search, from 0
+    pictures: int = 60        # of the line, from 1
+    planted: float = 0.03     # of the line's labels: share of each kind of error, 0..0.2
+    threads: int = 0          # inside the model call, from 0
 
     def __post_init__(self):
         object.__setattr__(self, "limits", dict(self.limits or {}))
         object.__setattr__(self, "rename", dict(self.rename or {}))
         _limits(self.limits)
         number = lambda v: isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
+        share = lambda v, most: number(v) and 0 <= v <= most
         whole = lambda v, low: number(v) and low <= v < np.inf and v == v // 1
         rules = [
-            (number(self.least) and 0 <= self.least <= 1, f"least: {self.least!r} is not a probability in 0..1"),
+            (share(self.least, 1), f"least: {self.least!r} is not a probability in 0..1"),
             (whole(self.seed, 0), f"seed: {self.seed!r} is not a whole number from 0"),
             (whole(self.pictures, 1), f"pictures: {self.pictures!r} is not a whole number from 1"),
-            (number(self.planted) and 0 <= self.planted <= 0.2, f"planted: {self.planted!r} is not a share in 0..0.2"),
+            (share(self.planted, 0.2), f"planted: {self.planted!r} is not a share in 0..0.2"),
             (whole(self.threads, 0), f"threads: {self.threads!r} is not a whole number from 0"),
         ]
         problems = [text for good, text in rules if not good]
         if problems:
-            raise ConfigError(f"{len(problems)} settings of the inspection are wrong", "InspectionSettings", "see its defaults", problems)
+            what = f"{len(problems)} settings of the inspection are wrong"
+            raise ConfigError(what, "InspectionSettings", "see its defaults", problems)
 
 # %% ../../nbs/07_annotation/08_inspection.ipynb #6e2af1c7
 def look_into(
@@ -280,7 +282,8 @@ def look_into(
         said, strange = named_like(read, s)
         notes = [f"{p.kind}: {p.where}: {p.what}" for p in problems if p.kind == "conflicting answers"] + ([f"{len(strange)} annotated pictures are not in the dataset, e.g. {strange[0]}"] if strange else [])
     r = inspect_set(s, asked and asked.manifest.names, said, use.least, use.seed)
-    origin = stamp(asked and asked.identity, data_hash(s), {"limits": use.limits, "least": use.least, "seed": use.seed})
+    rules = {"limits": use.limits, "least": use.least, "seed": use.seed}
+    origin = stamp(asked and asked.identity, data_hash(s), rules)
     return Inspection(s, replace(r, left_out=(*r.left_out, *notes)), tuple(judge_review(r, use.limits)), origin)
 
 # %% ../../nbs/07_annotation/08_inspection.ipynb #69487617

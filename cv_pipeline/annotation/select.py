@@ -278,7 +278,7 @@ def uncovered(
     return rows
 
 # %% ../../nbs/07_annotation/03_select.ipynb #d2d4cf0e
-FEATURES = ("light", "model")  # light_descriptor; DetectorFeatures of the model that looks again
+FEATURES = ("light", "model")  # light_descriptor; DetectorFeatures of the given model
 
 
 @dataclass(frozen=True)
@@ -293,14 +293,17 @@ class SelectSettings:
     share: float = 0.15      # hybrid: part of the budget that is by lot
     novel: float = 0.25      # hybrid: part of the budget for pictures unlike all that is labelled; at most what the lot leaves
     balance: float = 0.75    # hybrid: a class labelled k times less often than the average counts k^balance times as much; 0: all the same
-    features: str | Path | Embedder = "light"  # of a collection: one of FEATURES, an ONNX file (ImageNet pixels), or a function
+    features: str | Path | Embedder = "light"  # of a collection: one of FEATURES, an ONNX file, or a function
 
     def __post_init__(self):
         if isinstance(self.band, list): object.__setattr__(self, "band", tuple(self.band))
-        known = callable(self.features) or self.features in FEATURES or Path(self.features).suffix.lower() == ".onnx"
+        known = callable(self.features) or self.features in FEATURES
+        known = known or Path(str(self.features)).suffix.lower() == ".onnx"
+        strategies = ", ".join(STRATEGIES)
+        low, high = self.band if len(self.band) == 2 else (1, 0)
         rules = [
-            (self.strategy in STRATEGIES, f"strategy: there is no strategy {self.strategy!r}; known: {', '.join(STRATEGIES)}"),
-            (len(self.band) == 2 and 0 <= self.band[0] < self.band[1] <= 1, f"band: {self.band!r} is no band within 0..1"),
+            (self.strategy in STRATEGIES, f"strategy: no strategy {self.strategy!r}; known: {strategies}"),
+            (0 <= low < high <= 1, f"band: {self.band!r} is no band within 0..1"),
             (self.top >= 1, f"top: {self.top} is below 1"),
             (self.pool >= 1, f"pool: {self.pool} is below 1"),
             (0 <= self.share <= 1, f"share: {self.share} is outside 0..1"),
@@ -310,7 +313,8 @@ class SelectSettings:
         ]
         problems = [text for good, text in rules if not good]
         if problems:
-            raise ConfigError(f"{len(problems)} settings of the selection are wrong", "SelectSettings", "see its defaults", problems)
+            what = f"{len(problems)} settings of the selection are wrong"
+            raise ConfigError(what, "SelectSettings", "see its defaults", problems)
 
 
 Chosen = list[tuple[int, str]]  # row and why

@@ -232,16 +232,16 @@ LEAKS = ("leave out", "refuse")
 class MergeSettings:
     "How labelled folders become a version; ConfigError names every setting that is wrong."
 
-    names: Sequence[str] | None = None                       # classes of the version; None: those of the first parent
-    add_names: bool = False                                  # whether classes that only later parents have are added
+    names: Sequence[str] | None = None  # classes of the version; None: those of the first parent
+    add_names: bool = False             # whether classes that only later parents have are added
     rename: Mapping[str, str] = field(default_factory=dict)  # class in a parent → class of the version
-    prefer: str = "refuse"                                   # one picture with two answers: one of PREFER
-    leaks: str = "leave out"                                 # pictures of the test set, or like it: one of LEAKS
-    val: float = 0.15                                        # share of the new pictures for validation, 0 ≤ val < 1
-    sequences: str | Mapping[str, Any] | None = None         # as in sequences_by; None: unknown
-    hamming: int = 10                                        # bits of 64 in which near-duplicates may differ
-    allow: Iterable[tuple[str, str]] = ()                    # pairs that are no leak, as in check_leak
-    seed: int = 0                                            # of the sides, from 0
+    prefer: str = "refuse"              # one picture with two answers: one of PREFER
+    leaks: str = "leave out"            # pictures of the test set, or like it: one of LEAKS
+    val: float = 0.15                   # share of the new pictures for validation, 0 ≤ val < 1
+    sequences: str | Mapping[str, Any] | None = None  # as in sequences_by; None: unknown
+    hamming: int = 10                   # bits of 64 in which near-duplicates may differ, 0..64
+    allow: Iterable[tuple[str, str]] = ()  # pairs that are no leak, as in check_leak
+    seed: int = 0                       # of the sides, from 0
 
     def __post_init__(self):
         object.__setattr__(self, "rename", dict(self.rename or {}))
@@ -249,7 +249,7 @@ class MergeSettings:
         number = lambda v: isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
         whole = lambda v, low, high=np.inf: number(v) and v == v // 1 and low <= v <= high
         rules = [
-            (not isinstance(self.names, str), f"names: {self.names!r} is one text, not a list of class names"),
+            (not isinstance(self.names, str), f"names: {self.names!r} is not a list of class names"),
             (self.prefer in PREFER, f"prefer: {self.prefer!r} is not one of {', '.join(PREFER)}"),
             (self.leaks in LEAKS, f"leaks: {self.leaks!r} is not one of {', '.join(LEAKS)}"),
             (number(self.val) and 0 <= self.val < 1, f"val: {self.val!r} is not a share, 0 ≤ val < 1"),
@@ -258,7 +258,8 @@ class MergeSettings:
         ]
         problems = [text for good, text in rules if not good]
         if problems:
-            raise ConfigError(f"{len(problems)} settings of the merge are wrong", "MergeSettings", "see its defaults", problems)
+            what = f"{len(problems)} settings of the merge are wrong"
+            raise ConfigError(what, "MergeSettings", "see its defaults", problems)
 
     def to_dict(self) -> dict[str, Any]:
         "What the manifest holds."
@@ -351,7 +352,9 @@ def _leaks(entries: Sequence[Entry], guard: Sequence[Guarded], hamming: int, all
     return found
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #a6a7e0bc
-def _kept_apart(entries: Sequence[Entry], guard: Sequence[Guarded], settings: MergeSettings) -> tuple[list[Entry], list[dict[str, Any]]]:
+def _kept_apart(
+    entries: Sequence[Entry], guard: Sequence[Guarded], settings: MergeSettings
+) -> tuple[list[Entry], list[dict[str, Any]]]:
     "What may be trained on, and what is left out with its reason; LeakError where leaks are to be refused."
     out = [{"picture": e.place, "parent": e.parent, "reason": "lies on a test side: the test set neither grows nor is trained on"} for e in entries if e.side == "test"]
     rest = [e for e in entries if e.side != "test"]

@@ -116,7 +116,8 @@ def select(
     with share_bar("selecting") as tell:
         tell(0.0, "looking at the pictures")
         again = None if model is None else load_model(model)
-        rows = select_collected(collection, out, budget, settings, model=again, labelled=before or (), known=known or ())
+        more = {"model": again, "labelled": before or (), "known": known or ()}
+        rows = select_collected(collection, out, budget, settings, **more)
     count = Counter((r.source_id, reason) for r in rows for reason in r.reasons)
     table(f"{len(rows)} pictures selected by {strategy}", ["source", "reason", "pictures"], [[s, k, n] for (s, k), n in sorted(count.items())])
     say(f"written: {plain(out)}, the most wanted picture first; next: `cv-pipeline label push {plain(out)} --title T --url U` or `cv-pipeline label files {plain(out)} --out F`")
@@ -320,9 +321,10 @@ def qa(
 
     with output_folder(out):
         bar = lambda items: bar_over(items, "looking at the pictures")
-        settings = InspectionSettings(split=split, limits=_parsed_limits(limit), rename=_renamed(rename), least=least, seed=seed)
+        settings = InspectionSettings(split, _parsed_limits(limit), _renamed(rename), least, seed)
         asked = model or ("factory_line" if data == "line" else None)
-        one = look_into(data, asked, annotations, columns, settings, spec=spec, scratch=out / "line", progress=bar)
+        place = {"spec": spec, "scratch": out / "line"}
+        one = look_into(data, asked, annotations, columns, settings, **place, progress=bar)
         file = one.save(out)
     _show_inspection(one)
     say(f"written: {plain(file)}")
@@ -394,7 +396,8 @@ def merge(
         seed=seed,
     )
     with share_bar("merging") as tell:
-        v = join(parents, out, frozen, settings, name=name, by=by, progress=lambda k, n: tell(k / n, f"{k} of {n}"))
+        bar = lambda k, n: tell(k / n, f"{k} of {n}")
+        v = join(parents, out, frozen, settings, name=name, by=by, progress=bar)
     _told(v.notes)
     out_of = {}
     for r in v.left_out: out_of.setdefault(r["reason"].split(" of the ")[0] if "sequence" in r["reason"] else r["reason"], []).append(r["picture"])
@@ -427,7 +430,8 @@ def train(
 
     again = None if replay is None else Replay(data=replay, teacher=teacher)
     settings = TrainSettings(epochs, imgsz, batch, again, augment, seed, device)
-    done = fit(data, out, model, settings, frozen=frozen, resume=resume, progress=lambda p: say(f"[dim]{plain(p)}[/]"))
+    show = lambda p: say(f"[dim]{plain(p)}[/]")
+    done = fit(data, out, model, settings, frozen=frozen, resume=resume, progress=show)
     say(f"trained: {plain(done.folder)}; next: `cv-pipeline gate {plain(done.folder)} --old {plain(model)} --frozen … --out candidates/…`")
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #3aa5b009

@@ -145,17 +145,18 @@ class GateSettings:
         whole = lambda v, low: number(v) and low <= v < np.inf and v == v // 1
         loss = lambda v: number(v) and 0 <= v < 1
         rules = [
-            (not isinstance(self.protect, str), f"protect: {self.protect!r} is one text, not a list of columns"),
-            (loss(self.max_loss), f"max_loss: {self.max_loss!r} is not a share of AP, 0 ≤ max_loss < 1"),
-            (loss(self.slice_loss), f"slice_loss: {self.slice_loss!r} is not a share of AP, 0 ≤ slice_loss < 1"),
+            (not isinstance(self.protect, str), f"protect: {self.protect!r} is not a list of columns"),
+            (loss(self.max_loss), f"max_loss: {self.max_loss!r} is not a share of AP in 0 ≤ loss < 1"),
+            (loss(self.slice_loss), f"slice_loss: {self.slice_loss!r} is not a share of AP in 0 ≤ loss < 1"),
             (self.thin in THIN, f"thin: {self.thin!r} is not {' or '.join(THIN)}"),
-            (not isinstance(self.forget, str), f"forget: {self.forget!r} is one text, not a list of class names"),
+            (not isinstance(self.forget, str), f"forget: {self.forget!r} is not a list of class names"),
             (whole(self.draws, 20), f"draws: {self.draws!r} is not a whole number from 20"),
             (whole(self.seed, 0), f"seed: {self.seed!r} is not a whole number from 0"),
         ]
         problems = [text for good, text in rules if not good]
         if problems:
-            raise ConfigError(f"{len(problems)} settings of the gate are wrong", "GateSettings", "see its defaults", problems)
+            what = f"{len(problems)} settings of the gate are wrong"
+            raise ConfigError(what, "GateSettings", "see its defaults", problems)
 
 # %% ../../nbs/08_training/02_gate.ipynb #dbca937e
 def compare(
@@ -327,8 +328,8 @@ class GateData:
     "The pictures that a candidate is judged by, and those that must not be among them."
 
     frozen: str | Path | Iterable[LabelledImage]  # manifest of the test set, or its pictures
-    train: Any = None                             # dataset version or folder: for the leak check and the record
-    val: Any = None                               # dataset version or folder: for thresholds and calibration
+    train: Any = None  # dataset version or folder: for the leak check and the record
+    val: Any = None    # dataset version or folder: for thresholds and calibration
     columns: Mapping[str, Mapping[str, Any]] | None = None  # slice column → picture → value
 
 
@@ -352,7 +353,8 @@ class CandidateSettings:
         ]
         problems = [text for good, text in rules if not good]
         if problems:
-            raise ConfigError(f"{len(problems)} settings of the candidate are wrong", "CandidateSettings", "see its defaults", problems)
+            what = f"{len(problems)} settings of the candidate are wrong"
+            raise ConfigError(what, "CandidateSettings", "see its defaults", problems)
         parse_objective(self.objective)
 
 # %% ../../nbs/08_training/02_gate.ipynb #f75286ab
@@ -391,7 +393,16 @@ def make_candidate(
         return _written(c, told, a, new, b, out, use, again)
 
 # %% ../../nbs/08_training/02_gate.ipynb #cf2213eb
-def _written(c: Comparison, told: dict[str, Any], a: Model, given: Any, b: Model, out: Path, use: CandidateSettings, again: bool) -> Candidate:
+def _written(
+    c: Comparison,
+    told: dict[str, Any],
+    a: Model,     # the new one
+    given: Any,   # what it was opened from
+    b: Model,     # the old one
+    out: Path,
+    use: CandidateSettings,
+    again: bool,  # whether gate.json of an earlier try is replaced
+) -> Candidate:
     "The folder, whole."
     manifest = None
     if again: (out / "gate.json").unlink(), out.rmdir()

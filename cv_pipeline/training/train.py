@@ -456,7 +456,8 @@ def _size_of(model: str | Path) -> int:
     return max(size) if isinstance(size, (list, tuple)) else int(size)
 
 # %% ../../nbs/08_training/01_train.ipynb #b93e15da
-_OWNED = {"model", "data", "resume", "project", "name", "save_dir", "exist_ok", "augmentations", "mode", "task", "cfg"}
+_OWNED = {"model", "data", "resume", "project", "name", "save_dir", "exist_ok"}
+_OWNED |= {"augmentations", "mode", "task", "cfg"}
 
 
 @dataclass(frozen=True)
@@ -470,30 +471,37 @@ class TrainSettings:
     augment: Augment | str | Mapping[str, Any] | None = "usual"  # as in augment_settings
     seed: int = 0                   # of everything that is drawn, from 0
     device: str = "cpu"             # as PyTorch calls it: cpu, 0, …
-    overrides: Mapping[str, Any] = field(default_factory=dict)   # of Ultralytics' trainer, e.g. {"lr0": 0.001}
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # of Ultralytics' trainer, e.g. {"lr0": 0.001}
 
     def __post_init__(self):
         object.__setattr__(self, "overrides", dict(self.overrides or {}))
         whole = lambda v, least: isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= least
-        owned = sorted(set(self.overrides) & _OWNED)
+        size, owned = self.imgsz, sorted(set(self.overrides) & _OWNED)
         rules = [
             (whole(self.epochs, 1), f"epochs: {self.epochs!r} is not a whole number from 1"),
-            (self.imgsz is None or whole(self.imgsz, 32), f"imgsz: {self.imgsz!r} is not a whole number from 32"),
+            (size is None or whole(size, 32), f"imgsz: {size!r} is not a whole number from 32"),
             (whole(self.batch, 1), f"batch: {self.batch!r} is not a whole number from 1"),
             (whole(self.seed, 0), f"seed: {self.seed!r} is not a whole number from 0"),
-            (self.replay is None or isinstance(self.replay, Replay), f"replay: {self.replay!r} is not a Replay"),
+            (isinstance(self.replay, Replay | None), f"replay: {self.replay!r} is not a Replay"),
             (not owned, f"overrides: {', '.join(owned)} are decided here, not by settings of Ultralytics"),
         ]
         problems = [text for good, text in rules if not good]
         if problems:
-            raise ConfigError(f"{len(problems)} settings of the training are wrong", "TrainSettings", "see its defaults", problems)
+            what = f"{len(problems)} settings of the training are wrong"
+            raise ConfigError(what, "TrainSettings", "see its defaults", problems)
         augment_settings(self.augment)
 
     def to_dict(self) -> dict[str, Any]:
         "What a run card holds."
-        numbers = {"epochs": int(self.epochs), "imgsz": self.imgsz, "batch": int(self.batch), "seed": int(self.seed)}
-        augment = augment_settings(self.augment).to_dict()
-        return {**numbers, "replay": self.replay and self.replay.to_dict(), "augment": augment, "settings": dict(self.overrides)}
+        return {
+            "epochs": int(self.epochs),
+            "imgsz": self.imgsz,
+            "batch": int(self.batch),
+            "replay": self.replay and self.replay.to_dict(),
+            "augment": augment_settings(self.augment).to_dict(),
+            "seed": int(self.seed),
+            "settings": dict(self.overrides),
+        }
 
 # %% ../../nbs/08_training/01_train.ipynb #d0187668
 def _refused(settings: Mapping[str, Any]) -> list[str]:
@@ -510,7 +518,8 @@ def _plan(data: str | Path, model: str | Path, settings: TrainSettings) -> dict[
     "What was asked for; ConfigError for what Ultralytics refuses."
     problems = _refused(settings.overrides)
     if problems:
-        raise ConfigError("Ultralytics refuses the overrides", "TrainSettings", "see its documentation for their names and values", problems)
+        hint = "its documentation lists their names and values"
+        raise ConfigError("Ultralytics refuses the overrides", "TrainSettings", hint, problems)
     return {"data": str(Path(data).resolve()), "model": str(model), **settings.to_dict()}
 
 # %% ../../nbs/08_training/01_train.ipynb #abcc8008
@@ -711,7 +720,13 @@ class _Material(NamedTuple):
     replay: Replay | None = None
 
 
-def _begin(out: Path, plan: dict[str, Any], material: _Material, tell: Callable[[Progress], None], how: Mapping[str, Any]) -> dict[str, Any]:
+def _begin(
+    out: Path,
+    plan: dict[str, Any],
+    material: _Material,
+    tell: Callable[[Progress], None],
+    how: Mapping[str, Any],
+) -> dict[str, Any]:
     "The run's folder with its data, and the first state of its card."
     names, samples, models, replay = material
     kind, path = _start_of(plan["model"])

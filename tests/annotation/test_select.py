@@ -206,7 +206,7 @@ def test_bad_candidates_are_typed():
     with pytest.raises(DataError, match="counts of"): Candidates(("a",), np.array([2]), np.array([.5]), np.array([0]))
 
 
-@pytest.mark.parametrize("wrong", [{"strategy": "best"}, {"band": (.6, .3)}, {"top": 0}, {"pool": .5}, {"share": 1.2}, {"novel": -.1}, {"balance": -1}, {"features": "deep"}])
+@pytest.mark.parametrize("wrong", [{"strategy": "best"}, {"band": (.6, .3)}, {"top": 0}, {"pool": .5}, {"share": 1.2}, {"novel": -.1}, {"balance": -1}, {"features": "deep"}, {"features": None}])
 def test_settings_out_of_range(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong)) + ": "): SelectSettings(**wrong)
 
