@@ -23,7 +23,7 @@ from cv_pipeline.core.types import DataError, Detections, FrameResult, box_iou
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.line import write_dataset
 from cv_pipeline.synthetic.parts import CLASS_NAMES
-from cv_pipeline.training.train import Replay, read_samples, stage, train
+from cv_pipeline.training.train import Replay, TrainSettings, read_samples, stage, train
 
 pytestmark = pytest.mark.slow
 
@@ -173,5 +173,5 @@ def test_the_test_set_stays_out_of_every_door(chosen, tmp_path):
     two = merge([old_labels(tmp_path / "old", 600, 6), tmp_path / "batch"], tmp_path / "v2", frozen=tmp_path / "frozen.json", settings=MergeSettings(add_names=True))
     assert len(two.left_out) >= 2 and two.frozen["pictures"] == 2
     both = merge([old_labels(tmp_path / "old2", 600, 6), tmp_path / "batch"], tmp_path / "v3", settings=MergeSettings(add_names=True))  # somebody forgot to say what is frozen
-    with pytest.raises(LeakError): train(both.path, tmp_path / "run", frozen=tmp_path / "frozen.json", replay=Replay(teacher="factory_line"))
+    with pytest.raises(LeakError): train(both.path, tmp_path / "run", frozen=tmp_path / "frozen.json", settings=TrainSettings(replay=Replay(teacher="factory_line")))
     assert not (tmp_path / "run").exists()
