@@ -253,3 +253,39 @@ FOREIGN = {
     "a checksum of a file": ["hashlib.sha256(p.read_bytes())", "hashlib.file_digest(f, 'sha256')"],
     "a draft": ["f'.{path.name}.part'", "'.start.part'", "'.json.tmp'"],
 }
+
+
+MOST_PARAMETERS = 8  # more belong into a dataclass of settings that checks itself; options of the command line are the options' list
+OPTIONS = "its keyword arguments are the options of the configuration, under the names of the reference implementation"
+MANY_PARAMETERS = {  # file and function → why it may have more
+    "tracking/deepsort.py __init__": OPTIONS,
+    "tracking/ocsort.py __init__": OPTIONS,
+}
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    "Names of a function's parameters, *args and **kwargs with them; without self and cls."
+    a = function.args
+    rest = [x for x in (a.vararg, a.kwarg) if x is not None]
+    return [x.arg for x in (*a.posonlyargs, *a.args, *a.kwonlyargs, *rest) if x.arg not in ("self", "cls")]
+
+
+def crowded(text: str) -> dict[str, list[str]]:
+    "Function → its parameters, for those of a module that have too many."
+    functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    return {f.name: names for f in functions if len(names := parameters(f)) > MOST_PARAMETERS}
+
+
+def test_functions_have_eight_parameters_at_most():
+    files = [f for f in sorted(LIB.rglob("*.py")) if f.relative_to(LIB).parts[0] != "commands"]
+    found = {f"{f.relative_to(LIB).as_posix()} {name}": names for f in files for name, names in crowded(f.read_text(encoding="utf-8")).items()}
+    others = [f"{where}: {len(names)} ({', '.join(names)})" for where, names in found.items() if where not in MANY_PARAMETERS]
+    assert others == [], "put what belongs together into a frozen dataclass of settings"
+    assert sorted(set(MANY_PARAMETERS) - set(found)) == [], "an exception that nothing needs any more"
+
+
+def test_the_guard_of_parameters_counts_every_kind():
+    nine = "def f(self, a, b, /, c, d=1, *more, e, g=2, h=3, **rest): ..."
+    assert crowded(nine) == {"f": ["a", "b", "c", "d", "e", "g", "h", "more", "rest"]}
+    assert crowded("def f(cls, a, b, c, d, e, g, h, i): ...") == {}
+    assert list(crowded("class A:\n    async def f(self, a, b, c, d, e, g, h, i, j): ...")) == ["f"]

@@ -48,9 +48,9 @@ def test_other_pictures_and_other_thresholds_make_another_stamp(line, model):
 
 
 def test_an_inspection_keeps_its_stamp_on_disk(tmp_path):
-    from cv_pipeline.annotation.inspection import look_into, read_inspection
+    from cv_pipeline.annotation.inspection import InspectionSettings, look_into, read_inspection
 
-    found = look_into("line", "factory_line", pictures=12, scratch=tmp_path / "line", threads=1)
+    found = look_into("line", "factory_line", settings=InspectionSettings(pictures=12, threads=1), scratch=tmp_path / "line")
     found.save(tmp_path / "qa")
     kept = json.loads((tmp_path / "qa" / "qa.json").read_text())["stamp"]
     assert kept["model"]["sha256"] == load_manifest("factory_line")[0].sha256

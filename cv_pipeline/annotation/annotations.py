@@ -28,9 +28,10 @@ from ..core.images import read_image
 from ..core.types import ConfigError, DataError, Detections, box_iou, validate_detections
 
 # %% auto #0
-__all__ = ['Annotation', 'check_units', 'unknown_labels', 'write_annotations', 'add_annotations', 'read_annotations',
-           'same_labels', 'settle', 'box_groups', 'Consensus', 'consensus', 'write_labelled', 'Draft', 'one_each',
-           'drafts_of', 'write_drafts', 'box_around', 'turned_box', 'refuse_shape', 'read_labelled']
+__all__ = ['UNITS', 'SHAPES', 'UNCHANGED', 'Annotation', 'check_units', 'unknown_labels', 'write_annotations', 'add_annotations',
+           'read_annotations', 'same_labels', 'settle', 'box_groups', 'Consensus', 'consensus', 'write_labelled',
+           'Draft', 'one_each', 'drafts_of', 'write_drafts', 'box_around', 'turned_box', 'refuse_shape',
+           'ReadLabelledSettings', 'read_labelled']
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #1ea0f269
 def _path_below(picture: Any) -> bool:
@@ -168,14 +169,17 @@ def add_annotations(
     return len(kept)
 
 
+UNITS = ("check", "pixels")  # of boxes: "check" refuses what looks like fractions or percent
+
+
 def read_annotations(
     path: str | Path | Sequence[str | Path],  # one file, or several
     names: Sequence[str] | None = None,       # known classes; None: those that occur, sorted
     rename: Mapping[str, str] | None = None,  # label in the file → class name
-    units: str = "check",                     # "pixels": do not suspect percent
+    units: str = "check",                     # one of UNITS
 ) -> list[Annotation]:
     "Annotations of any number of people; DataError when there are none, and for each line that cannot be meant."
-    if units not in ("check", "pixels"): raise ConfigError(f"units={units!r} is not 'check' or 'pixels'", "read_annotations")
+    if units not in UNITS: raise ConfigError(f"units={units!r} is not {' or '.join(map(repr, UNITS))}", "read_annotations")
     files, rename = [Path(p) for p in ([path] if isinstance(path, (str, Path)) else path)], rename or {}
     lines = [line for file in files for line in _lines(file)]
     if not lines: raise DataError("no annotations: nobody has labelled anything", files[0] if files else None, "zero annotators; pull again when people have finished a task")
@@ -472,6 +476,9 @@ def write_drafts(
     return len(due), found
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #9588d70b
+SHAPES = ("refuse", "box")  # polygons and turned rectangles: an error, or the box around them
+
+
 def box_around(
     points: np.ndarray,  # (k, 2)
 ) -> list[float]:        # x1, y1, x2, y2
@@ -495,10 +502,10 @@ def turned_box(
 def refuse_shape(
     what: str,     # "a polygon", …
     where: object,
-    shapes: str,   # "refuse" or "box"
+    shapes: str,   # one of SHAPES
 ) -> None:
     "DataError for a shape that is no upright rectangle, unless boxes around shapes are wanted."
-    if shapes not in ("refuse", "box"): raise ConfigError(f"shapes={shapes!r} is not 'refuse' or 'box'")
+    if shapes not in SHAPES: raise ConfigError(f"shapes={shapes!r} is not {' or '.join(map(repr, SHAPES))}")
     if shapes == "refuse": raise DataError(f"{what} where a box is expected", where, "draw a rectangle, or take the box around it with shapes=\"box\"")
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #dde2da1c
@@ -554,23 +561,42 @@ def _as_sent(a: Annotation, row: Mapping[str, Any], rename: Mapping[str, str]) -
     if not set(labels) <= set(a.names): return False
     return same_labels(a, replace(a, boxes=Detections(xyxy, class_id=[a.names.index(n) for n in labels])))
 
+# %% ../../nbs/07_annotation/01_annotations.ipynb #92599aed
+UNCHANGED = ("leave-out", "accept")  # accept: the person looked at all of them and agrees
+
+
+@dataclass(frozen=True)
+class ReadLabelledSettings:
+    "How one person's files are read; ConfigError names every setting that is wrong."
+
+    shapes: str = "refuse"        # polygons and turned rectangles: one of SHAPES
+    unchanged: str = "leave-out"  # drafts that are as they were sent: one of UNCHANGED
+    units: str = "check"          # of the boxes: one of UNITS
+
+    def __post_init__(self):
+        choices = {"shapes": SHAPES, "unchanged": UNCHANGED, "units": UNITS}
+        given = {k: getattr(self, k) for k in choices}
+        wrong = {k: v for k, v in given.items() if v not in choices[k]}
+        problems = [f"{k}: {v!r} is not {' or '.join(choices[k])}" for k, v in wrong.items()]
+        if problems:
+            what = f"{len(problems)} settings of reading labels are wrong"
+            raise ConfigError(what, "ReadLabelledSettings", "see its defaults", problems)
+
 # %% ../../nbs/07_annotation/01_annotations.ipynb #739d6127
 def read_labelled(
     path: str | Path,                     # what a tool wrote: a YOLO folder or a COCO json
     annotator: str,                       # who labelled it
     names: Sequence[str] | None = None,   # known classes; None: those of the dataset
     drafts: str | Path | None = None,     # the folder of write_drafts; None: `path`, where it is one
-    shapes: str = "refuse",               # polygons and turned rectangles: "refuse", or "box" for the box around them
-    rename: Mapping[str, str] | None = None,
-    images: str | Path | None = None,
-    unchanged: str = "leave-out",         # pictures whose drafts are as they were sent: "leave-out", or "accept" where the person looked at all of them and agrees
-    units: str = "check",                 # as in read_annotations
+    rename: Mapping[str, str] | None = None,  # label in the files → class name
+    images: str | Path | None = None,     # folder of the pictures; None: as the dataset says
+    settings: ReadLabelledSettings | None = None,  # None: the defaults
+    *,
     notes: list[Problem] | None = None,   # how many were unchanged is added to it
 ) -> list[Annotation]:                    # a picture whose label file is missing was not labelled
     "What one person labelled with a tool that reads and writes files."
-    if unchanged not in ("leave-out", "accept"): raise ConfigError(f"unchanged={unchanged!r} is not 'leave-out' or 'accept'", "read_labelled")
-    if units not in ("check", "pixels"): raise ConfigError(f"units={units!r} is not 'check' or 'pixels'", "read_labelled")
-    items, rename, found = read_dataset(path, images=images), rename or {}, []
+    use, rename, found = settings or ReadLabelledSettings(), rename or {}, []
+    items = read_dataset(path, images=images)
     names = tuple(names) if names is not None else tuple(rename.get(n, n) for n in items[0].names)
     root = Path(path) if Path(path).is_dir() else Path(path).parent
     known, kept, same = _sent(Path(drafts or root) / "drafts.jsonl", "yolo" if items[0].category_ids is None else "coco"), [], 0
@@ -578,7 +604,7 @@ def read_labelled(
         if item.category_ids is None and not (item.label and item.label.exists()): continue
         row = known.get(item.path.stem)
         size = tuple(row["size"]) if row else read_image(item.path).shape[1::-1]
-        classes, boxes, turns = (_yolo_boxes if item.category_ids is None else _coco_boxes)(item, size, shapes)
+        classes, boxes, turns = (_yolo_boxes if item.category_ids is None else _coco_boxes)(item, size, use.shapes)
         labels = [rename.get(c, c) for c in classes]
         unknown_labels(labels, names, item.label or item.path)
         data = {"rotated": np.array(turns, np.float32)}
@@ -586,11 +612,11 @@ def read_labelled(
         found.append(Annotation(picture, annotator, size, names, Detections(boxes, class_id=[names.index(n) for n in labels], data=data), task="file", sha256=row["sha256"] if row else ""))
         as_sent = row is not None and _as_sent(found[-1], row, rename)
         same += as_sent
-        if unchanged == "accept" or not as_sent: kept.append(found[-1])
+        if use.unchanged == "accept" or not as_sent: kept.append(found[-1])
     if not found: raise DataError("no annotations: no picture has a label file", path, "zero annotators; an empty label file says that there is nothing in the picture")
     if not kept: raise DataError(f"no annotations: all {same} drafts are as they were sent", path, f"a model drew them; if {annotator} looked at all of them and agrees: unchanged=\"accept\" (--unchanged accept)")
     blind = sum("labels" not in r for r in known.values())
     if blind and notes is not None: notes.append(Problem("warning", "drafts not remembered", str(path), f"{blind} were written before drafts were remembered: whether somebody changed them is not known, all of them are taken as answers"))
-    if same and notes is not None: notes.append(Problem("note", "unchanged drafts", str(path), f"{same} of {len(found)} are as they were sent: {'accepted as answers' if unchanged == 'accept' else 'left out'}"))
-    if units == "check": check_units(kept, path)
+    if same and notes is not None: notes.append(Problem("note", "unchanged drafts", str(path), f"{same} of {len(found)} are as they were sent: {'accepted as answers' if use.unchanged == 'accept' else 'left out'}"))
+    if use.units == "check": check_units(kept, path)
     return kept

@@ -31,7 +31,7 @@ from ..inference.loading import load_model
 
 # %% auto #0
 __all__ = ['LIMITS', 'IMPOSSIBLE', 'labelled_set', 'inspect_set', 'judge_review', 'named_like', 'draw_suspect', 'suspect_sheet',
-           'Inspection', 'read_inspection', 'look_into', 'inspection_html']
+           'Inspection', 'read_inspection', 'InspectionSettings', 'look_into', 'inspection_html']
 
 # %% ../../nbs/07_annotation/08_inspection.ipynb #5fc76e03
 def labelled_set(
@@ -219,36 +219,72 @@ def read_inspection(folder: str | Path) -> Inspection:
         findings = tuple(Finding(f["what"], Verdict(f["verdict"]), f["reason"]) for f in book["findings"])
     return Inspection(read_records(folder)[0], found, findings, book.get("stamp", {}))
 
+# %% ../../nbs/07_annotation/08_inspection.ipynb #4e7b6bcd
+@dataclass(frozen=True)
+class InspectionSettings:
+    "How a dataset is inspected; ConfigError names every setting that is wrong."
+
+    split: str | None = None  # only pictures below a folder of this name; None: all
+    limits: Mapping[str, float | None] = field(default_factory=dict)  # over LIMITS; None switches one off
+    rename: Mapping[str, str] = field(default_factory=dict)  # label in the annotations → class of the dataset
+    least: float = 0.3        # probability from which a label error is listed, 0..1
+    seed: int = 0             # of the line, its planted errors and the search, from 0
+    pictures: int = 60        # of the line, from 1
+    planted: float = 0.03     # of the line's labels: share of each kind of error, 0..0.2
+    threads: int = 0          # inside the model call, from 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "limits", dict(self.limits or {}))
+        object.__setattr__(self, "rename", dict(self.rename or {}))
+        _limits(self.limits)
+        number = lambda v: isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
+        share = lambda v, most: number(v) and 0 <= v <= most
+        whole = lambda v, low: number(v) and low <= v < np.inf and v == v // 1
+        rules = [
+            (share(self.least, 1), f"least: {self.least!r} is not a probability in 0..1"),
+            (whole(self.seed, 0), f"seed: {self.seed!r} is not a whole number from 0"),
+            (whole(self.pictures, 1), f"pictures: {self.pictures!r} is not a whole number from 1"),
+            (share(self.planted, 0.2), f"planted: {self.planted!r} is not a share in 0..0.2"),
+            (whole(self.threads, 0), f"threads: {self.threads!r} is not a whole number from 0"),
+        ]
+        problems = [text for good, text in rules if not good]
+        if problems:
+            what = f"{len(problems)} settings of the inspection are wrong"
+            raise ConfigError(what, "InspectionSettings", "see its defaults", problems)
+
 # %% ../../nbs/07_annotation/08_inspection.ipynb #6e2af1c7
 def look_into(
     data: str | Path,                               # dataset as in read_dataset, or "line"
     model: str | Path | None = None,                # not trained on these labels; None: label errors are not looked for
     annotations: Sequence[str | Path] | None = None,  # files of people's answers
-    split: str | None = None, spec: str | Path | None = None,
     columns: str | Path | None = None,              # CSV: picture name, then conditions
-    limits: Mapping[str, float | None] | None = None,
-    rename: Mapping[str, str] | None = None,        # label in the files of annotations → class of the dataset
-    least: float = 0.3, seed: int = 0,
-    pictures: int = 60, planted: float = 0.03, scratch: str | Path = "line",  # of the line; where it is drawn
-    progress: Callable[[Iterable], Iterable] = lambda items: items, threads: int = 0,
+    settings: InspectionSettings | None = None,     # None: the defaults
+    *,
+    spec: str | Path | None = None,                 # manifest for an ONNX that carries none
+    scratch: str | Path = "line",                   # folder where the line is drawn
+    progress: Callable[[Iterable], Iterable] = lambda items: items,
 ) -> Inspection:
     "A dataset, checked and judged."
-    _limits(limits)  # before the pictures are looked at
-    if data == "line": items, told = line_pictures(scratch, pictures, 800 + seed)
-    else: items, told = read_dataset(data, split), coco_columns(data) if str(data).endswith(".json") else {}
+    use = settings or InspectionSettings()
+    if data == "line":
+        items, told = line_pictures(scratch, use.pictures, 800 + use.seed)
+    else:
+        items, told = read_dataset(data, use.split), coco_columns(data) if str(data).endswith(".json") else {}
     gone = [i.path for i in items if not i.path.exists()]
     if gone: raise DataError(f"{len(gone)} of {len(items)} pictures are gone, the first is {gone[0]}", data, "bring them back, or take them out of the labels")
-    asked = None if model is None else load_model(model, spec, threads=threads)
+    asked = None if model is None else load_model(model, spec, threads=use.threads)
     s = labelled_set(items, asked, {**told, **(read_columns(columns) if columns else {})}, progress)
-    if data == "line" and planted: s = plant_errors(s, planted, seed).set
+    if data == "line" and use.planted:
+        s = plant_errors(s, use.planted, use.seed).set
     said, notes = [], []
     if annotations:
-        read, problems = settle(read_annotations(annotations, s.names, rename), "latest")
+        read, problems = settle(read_annotations(annotations, s.names, use.rename), "latest")
         said, strange = named_like(read, s)
         notes = [f"{p.kind}: {p.where}: {p.what}" for p in problems if p.kind == "conflicting answers"] + ([f"{len(strange)} annotated pictures are not in the dataset, e.g. {strange[0]}"] if strange else [])
-    r = inspect_set(s, asked and asked.manifest.names, said, least, seed)
-    origin = stamp(asked and asked.identity, data_hash(s), {"limits": dict(limits or {}), "least": least, "seed": seed})
-    return Inspection(s, replace(r, left_out=(*r.left_out, *notes)), tuple(judge_review(r, limits)), origin)
+    r = inspect_set(s, asked and asked.manifest.names, said, use.least, use.seed)
+    rules = {"limits": use.limits, "least": use.least, "seed": use.seed}
+    origin = stamp(asked and asked.identity, data_hash(s), rules)
+    return Inspection(s, replace(r, left_out=(*r.left_out, *notes)), tuple(judge_review(r, use.limits)), origin)
 
 # %% ../../nbs/07_annotation/08_inspection.ipynb #69487617
 _COLOURS = {Verdict.PASS: "#1a7f37", Verdict.FAIL: "#cf222e", Verdict.INSUFFICIENT: "#9a6700"}

@@ -23,10 +23,10 @@ from ..core.types import BackendError, ConfigError, DataError, Detections, Missi
 from ..inference.calibrators import Calibrator
 
 # %% auto #0
-__all__ = ['PIXELS', 'Chosen', 'STRATEGIES', 'Embedder', 'Candidates', 'candidates', 'box_entropy', 'unsure', 'light_descriptor',
-           'DetectorFeatures', 'OnnxFeatures', 'k_centre', 'uncovered', 'SelectSettings', 'by_lot', 'by_uncertainty',
-           'by_diversity', 'class_weights', 'by_hybrid', 'select', 'light_features', 'candidates_of', 'write_selected',
-           'select_collected', 'labels_needed']
+__all__ = ['PIXELS', 'FEATURES', 'Chosen', 'STRATEGIES', 'Embedder', 'Candidates', 'candidates', 'box_entropy', 'unsure',
+           'light_descriptor', 'DetectorFeatures', 'OnnxFeatures', 'k_centre', 'uncovered', 'SelectSettings', 'by_lot',
+           'by_uncertainty', 'by_diversity', 'class_weights', 'by_hybrid', 'select', 'light_features', 'candidates_of',
+           'write_selected', 'select_collected', 'labels_needed']
 
 # %% ../../nbs/07_annotation/03_select.ipynb #2b9c1809
 @dataclass(frozen=True)
@@ -278,10 +278,14 @@ def uncovered(
     return rows
 
 # %% ../../nbs/07_annotation/03_select.ipynb #d2d4cf0e
+FEATURES = ("light", "model")  # light_descriptor; DetectorFeatures of the given model
+
+
 @dataclass(frozen=True)
 class SelectSettings:
-    "Knobs of the strategies; the defaults are those of the experiment below."
+    "The strategy and its parameters; the defaults are those of the experiment below."
 
+    strategy: str = "hybrid"  # one of STRATEGIES
     seed: int = 0
     band: tuple[float, float] = (0.3, 0.6)  # calibrated confidences worth asking about
     top: int = 3             # boxes whose mean entropy is a picture's
@@ -289,14 +293,28 @@ class SelectSettings:
     share: float = 0.15      # hybrid: part of the budget that is by lot
     novel: float = 0.25      # hybrid: part of the budget for pictures unlike all that is labelled; at most what the lot leaves
     balance: float = 0.75    # hybrid: a class labelled k times less often than the average counts k^balance times as much; 0: all the same
+    features: str | Path | Embedder = "light"  # of a collection: one of FEATURES, an ONNX file, or a function
 
     def __post_init__(self):
         if isinstance(self.band, list): object.__setattr__(self, "band", tuple(self.band))
-        rules = [(len(self.band) == 2 and 0 <= self.band[0] < self.band[1] <= 1, f"band: {self.band!r} is no band within 0..1"), (self.top >= 1, f"top: {self.top} is below 1"),
-                 (self.pool >= 1, f"pool: {self.pool} is below 1"), (0 <= self.share <= 1, f"share: {self.share} is outside 0..1"), (self.balance >= 0, f"balance: {self.balance} is negative"),
-                 (0 <= self.novel <= 1, f"novel: {self.novel} is outside 0..1")]
+        known = callable(self.features) or self.features in FEATURES
+        known = known or Path(str(self.features)).suffix.lower() == ".onnx"
+        strategies = ", ".join(STRATEGIES)
+        low, high = self.band if len(self.band) == 2 else (1, 0)
+        rules = [
+            (self.strategy in STRATEGIES, f"strategy: no strategy {self.strategy!r}; known: {strategies}"),
+            (0 <= low < high <= 1, f"band: {self.band!r} is no band within 0..1"),
+            (self.top >= 1, f"top: {self.top} is below 1"),
+            (self.pool >= 1, f"pool: {self.pool} is below 1"),
+            (0 <= self.share <= 1, f"share: {self.share} is outside 0..1"),
+            (self.balance >= 0, f"balance: {self.balance} is negative"),
+            (0 <= self.novel <= 1, f"novel: {self.novel} is outside 0..1"),
+            (known, f"features: {self.features!r} are not known: {', '.join(FEATURES)}, or an .onnx file"),
+        ]
         problems = [text for good, text in rules if not good]
-        if problems: raise ConfigError(f"{len(problems)} settings of the selection are wrong", "SelectSettings", None, problems)
+        if problems:
+            what = f"{len(problems)} settings of the selection are wrong"
+            raise ConfigError(what, "SelectSettings", "see its defaults", problems)
 
 
 Chosen = list[tuple[int, str]]  # row and why
@@ -381,12 +399,11 @@ STRATEGIES: dict[str, Callable[[Candidates, int, SelectSettings, Candidates | No
 def select(
     c: Candidates,
     budget: int,                             # pictures that can be labelled; more than there are: all
-    strategy: str = "hybrid",                # one of STRATEGIES
-    settings: SelectSettings | None = None,
+    settings: SelectSettings | None = None,  # None: hybrid
     labelled: Candidates | None = None,      # what is labelled already
 ) -> Chosen:                                 # (row, why), in the order in which they should be labelled
     "Choose what to label. The same candidates in another order give the same pictures."
-    if strategy not in STRATEGIES: raise ConfigError(f"there is no strategy '{strategy}'", "select", f"known: {', '.join(STRATEGIES)}")
+    use = settings or SelectSettings()
     if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < 1: raise ConfigError(f"a budget of {budget!r} pictures", "select", "at least 1")
     if not len(c): raise DataError("there is nothing to select from: no candidates", "select", "collect first")
     if labelled is not None and c.embedding is not None and labelled.embedding is not None and labelled.embedding.shape[1] != c.embedding.shape[1]:
@@ -394,7 +411,7 @@ def select(
     order = np.argsort(np.array(c.pictures))  # by name: independent of how they were listed
     if labelled is not None and (both := set(labelled.pictures) & set(c.pictures)): order = order[[c.pictures[i] not in both for i in order]]
     if not len(order): raise DataError(f"everything here was selected before: all {len(c)} pictures", "select", "collect new pictures first")
-    chosen = STRATEGIES[strategy](_take(c, order), min(int(budget), len(order)), settings or SelectSettings(), labelled)
+    chosen = STRATEGIES[use.strategy](_take(c, order), min(int(budget), len(order)), use, labelled)
     return [(int(order[i]), why) for i, why in chosen]
 
 
@@ -458,7 +475,6 @@ def _embedder(features: str | Path | Embedder, model: Any) -> Embedder:
     "What makes the vectors."
     if callable(features): return features
     if Path(features).suffix.lower() == ".onnx": return OnnxFeatures(features)
-    if features not in ("light", "model"): raise ConfigError(f"features '{features}' are not known", "select", "light, model, or an .onnx file")
     if features == "model" and model is None: raise ConfigError("features of the model, but no model", "select", "give a model, or use light features")
     return DetectorFeatures(model) if features == "model" else light_features
 
@@ -466,22 +482,23 @@ def _embedder(features: str | Path | Embedder, model: Any) -> Embedder:
 def select_collected(
     folder: str | Path,                       # a collection
     out: str | Path,                          # new or empty folder for the chosen pictures
-    budget: int,
-    strategy: str = "hybrid",
-    settings: SelectSettings | None = None,
-    features: str | Path | Embedder = "light",  # "light"; "model": those of `model`; an ONNX file (ImageNet pixels), or OnnxFeatures
+    budget: int,                              # pictures
+    settings: SelectSettings | None = None,   # None: hybrid, with light features
+    *,
     model: Any = None,                        # looks again; without: what the log says
     calibrator: Calibrator | None = None,
     labelled: Sequence[str | Path] = (),      # folders that were selected before
     known: Sequence[str | Path] = (),         # datasets that the model has learnt from: what is like them is not new
 ) -> list[Collected]:                         # the chosen pictures, the most wanted one first
     "Choose from a collection and put the chosen pictures into a folder."
-    embed = _embedder(features, model)
-    if strategy in ("random", "uncertainty"): embed = None
+    use = settings or SelectSettings()
+    embed = _embedder(use.features, model)
+    if use.strategy in ("random", "uncertainty"):
+        embed = None
     names = None if model is not None else sorted({d["class_name"] for f in (folder, *labelled) for r in read_collected(f, check=False) for d in r.detections})
     c = candidates_of(folder, embed, calibrator, model, names)
     before = [candidates_of(f, embed, calibrator, model, names) for f in labelled] + [_known(f, embed, c.names) for f in known]
-    return write_selected(out, folder, c, select(c, budget, strategy, settings, _joined(before)))
+    return write_selected(out, folder, c, select(c, budget, use, _joined(before)))
 
 # %% ../../nbs/07_annotation/03_select.ipynb #957e1ae2
 def _known(dataset: str | Path, embed: Embedder | None, names: Sequence[str]) -> Candidates:

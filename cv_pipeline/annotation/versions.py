@@ -11,8 +11,8 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,12 @@ from .qa import class_balance
 from ..core.files import Staging, copy_file, expecting, file_sha256, read_json, read_yaml, write_json, write_whole
 from ..core.formats import LabelledImage, read_dataset, to_yolo
 from ..core.likeness import Fingerprint, fingerprints, near_pairs
-from ..core.types import ConfigError, DataError, Detections
+from ..core.types import ConfigError, DataError, Detections, utc_now
 from ..evaluation.records import EvalSet, tabled
 
 # %% auto #0
-__all__ = ['SIDES', 'PREFER', 'Entry', 'Parent', 'VersionError', 'DatasetVersion', 'read_version', 'verify_version', 'Guarded',
-           'guarded', 'utc_now', 'merge', 'history', 'version_set', 'balance']
+__all__ = ['SIDES', 'PREFER', 'LEAKS', 'Entry', 'Parent', 'VersionError', 'DatasetVersion', 'read_version', 'verify_version',
+           'MergeSettings', 'Guarded', 'guarded', 'merge', 'history', 'version_set', 'balance']
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #6e2ffcb0
 SIDES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # folder → side
@@ -223,6 +223,50 @@ def _open_parent(path: str | Path, number: int, rename: Mapping[str, str], found
     entries = _folder_entries(path, number, rename, found)
     return Parent(path, entries[0].asked, _digest(entries), entries)
 
+# %% ../../nbs/07_annotation/09_versions.ipynb #e336375e
+PREFER = ("refuse", "newer", "older")
+LEAKS = ("leave out", "refuse")
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    "How labelled folders become a version; ConfigError names every setting that is wrong."
+
+    names: Sequence[str] | None = None  # classes of the version; None: those of the first parent
+    add_names: bool = False             # whether classes that only later parents have are added
+    rename: Mapping[str, str] = field(default_factory=dict)  # class in a parent → class of the version
+    prefer: str = "refuse"              # one picture with two answers: one of PREFER
+    leaks: str = "leave out"            # pictures of the test set, or like it: one of LEAKS
+    val: float = 0.15                   # share of the new pictures for validation, 0 ≤ val < 1
+    sequences: str | Mapping[str, Any] | None = None  # as in sequences_by; None: unknown
+    hamming: int = 10                   # bits of 64 in which near-duplicates may differ, 0..64
+    allow: Iterable[tuple[str, str]] = ()  # pairs that are no leak, as in check_leak
+    seed: int = 0                       # of the sides, from 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "rename", dict(self.rename or {}))
+        object.__setattr__(self, "allow", tuple(map(tuple, self.allow)))
+        number = lambda v: isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
+        whole = lambda v, low, high=np.inf: number(v) and v == v // 1 and low <= v <= high
+        rules = [
+            (not isinstance(self.names, str), f"names: {self.names!r} is not a list of class names"),
+            (self.prefer in PREFER, f"prefer: {self.prefer!r} is not one of {', '.join(PREFER)}"),
+            (self.leaks in LEAKS, f"leaks: {self.leaks!r} is not one of {', '.join(LEAKS)}"),
+            (number(self.val) and 0 <= self.val < 1, f"val: {self.val!r} is not a share, 0 ≤ val < 1"),
+            (whole(self.hamming, 0, 64), f"hamming: {self.hamming!r} is not a whole number in 0..64"),
+            (whole(self.seed, 0), f"seed: {self.seed!r} is not a whole number from 0"),
+        ]
+        problems = [text for good, text in rules if not good]
+        if problems:
+            what = f"{len(problems)} settings of the merge are wrong"
+            raise ConfigError(what, "MergeSettings", "see its defaults", problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        "What the manifest holds."
+        table = self.sequences is not None and not isinstance(self.sequences, str)
+        kept = {k: getattr(self, k) for k in ("prefer", "leaks", "val", "hamming", "seed", "rename", "allow")}
+        return {**kept, "sequences": "table" if table else self.sequences}
+
 # %% ../../nbs/07_annotation/09_versions.ipynb #6ba9b6a8
 def _class_names(parents: Sequence[Parent], names: Sequence[str] | None, add_names: bool, rename: Mapping[str, str]) -> tuple[str, ...]:
     "Classes of the new version; DataError for a name that nobody announced."
@@ -241,9 +285,6 @@ def _class_names(parents: Sequence[Parent], names: Sequence[str] | None, add_nam
 def _raw_names(p: Parent) -> tuple[str, ...]: return read_dataset(p.path)[0].names
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #0a650773
-PREFER = ("refuse", "newer", "older")
-
-
 def _settled(group: Sequence[Entry], prefer: str) -> tuple[Entry, str, Problem]:
     "One entry for one content, the conflict if there is one, and what is to be said."
     first, said = group[0], [e.said() for e in group]
@@ -259,7 +300,6 @@ def _settled(group: Sequence[Entry], prefer: str) -> tuple[Entry, str, Problem]:
 
 def _one_each(entries: Sequence[Entry], prefer: str) -> tuple[list[Entry], list[Problem]]:
     "Every content once, in the order of the parents."
-    if prefer not in PREFER: raise ConfigError(f"prefer={prefer!r} is not known", "merge", f"one of {', '.join(PREFER)}")
     groups: dict[str, list[Entry]] = {}
     for e in entries: groups.setdefault(e.seen.sha256, []).append(e)
     found = {k: _settled(g, prefer) if len(g) > 1 else (g[0], "", None) for k, g in groups.items()}
@@ -312,13 +352,14 @@ def _leaks(entries: Sequence[Entry], guard: Sequence[Guarded], hamming: int, all
     return found
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #a6a7e0bc
-def _kept_apart(entries: Sequence[Entry], guard: Sequence[Guarded], leaks: str, hamming: int, allow: Iterable[tuple[str, str]]) -> tuple[list[Entry], list[dict[str, Any]]]:
+def _kept_apart(
+    entries: Sequence[Entry], guard: Sequence[Guarded], settings: MergeSettings
+) -> tuple[list[Entry], list[dict[str, Any]]]:
     "What may be trained on, and what is left out with its reason; LeakError where leaks are to be refused."
-    if leaks not in ("leave out", "refuse"): raise ConfigError(f"leaks={leaks!r} is not known", "merge", '"leave out" or "refuse"')
     out = [{"picture": e.place, "parent": e.parent, "reason": "lies on a test side: the test set neither grows nor is trained on"} for e in entries if e.side == "test"]
     rest = [e for e in entries if e.side != "test"]
-    found = _leaks(rest, guard, hamming, allow)
-    if found and leaks == "refuse":
+    found = _leaks(rest, guard, settings.hamming, settings.allow)
+    if found and settings.leaks == "refuse":
         lines = [f"{rest[i].place} of parent {rest[i].parent} {why}" for i, (why, _) in sorted(found.items())]
         raise LeakError("\n  - ".join([f"{len(found)} picture(s) of the test set, or like it, are in what is to be merged", *lines[:10]]), "merge",
                         'leaks="leave out" merges the others', [leak for _, leak in found.values()])
@@ -328,7 +369,6 @@ def _kept_apart(entries: Sequence[Entry], guard: Sequence[Guarded], leaks: str, 
 # %% ../../nbs/07_annotation/09_versions.ipynb #e71e6921
 def _sides(entries: Sequence[Entry], val: float, hamming: int, seed: int) -> tuple[np.ndarray, list[Problem]]:
     "(n,) side of each entry, and what is to be said."
-    if not 0 <= val < 1: raise ConfigError(f"val={val!r} is no share", "merge", "0.15 puts about 15 % of the new pictures on the validation side")
     side, found = np.array([e.side for e in entries], object), []
     if not (side == "").any(): return side, found
     group = leak_groups([e.seen.phash for e in entries], [e.sequence for e in entries], hamming=hamming)
@@ -414,35 +454,30 @@ def _counted(rows: Mapping[str, Mapping[str, Any]], entries: Sequence[Entry], na
     return made
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #2c71f0ca
-def utc_now() -> datetime: return datetime.now(timezone.utc)
-
-
 def merge(
-    parents: Sequence[str | Path],            # versions, YOLO folders, COCO files; oldest first
-    out: str | Path,                          # new folder
-    frozen: str | Path | None = None,         # manifest of the test set; None: that of the parents
-    names: Sequence[str] | None = None, add_names: bool = False,  # classes of the new version; None: the first parent's, or all parents' with add_names
-    rename: Mapping[str, str] | None = None,  # class in a parent → class here
-    prefer: str = "refuse", leaks: str = "leave out",  # one picture, two answers: "newer", "older"; like the test set: "refuse"
-    val: float = 0.15,                        # share of the new pictures for the validation side
-    sequences: str | Mapping[str, Any] | None = None, hamming: int = 10, allow: Iterable[tuple[str, str]] = (),  # as in split_dataset; pairs as in check_leak
-    seed: int = 0, name: str | None = None, by: str | None = None, now: Callable[[], datetime] = utc_now,
+    parents: Sequence[str | Path],           # versions, YOLO folders, COCO files; oldest first
+    out: str | Path,                         # new folder
+    frozen: str | Path | None = None,        # manifest of the test set; None: that of the parents
+    settings: MergeSettings | None = None,   # None: the defaults
+    *,
+    name: str | None = None,                 # of the dataset; None: the first parent's, or that of the folder
+    by: str | None = None,                   # who merges; None: the user
+    now: Callable[[], datetime] = utc_now,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> DatasetVersion:
     "Make a new version of a dataset; what was left out and why is in its manifest."
-    out, rename, found, allow = Path(out), dict(rename or {}), [], list(allow)
+    out, use, found = Path(out), settings or MergeSettings(), []
     if not parents: raise ConfigError("nothing to merge", "merge", "give at least one labelled folder")
     stage = Staging(out)
-    opened = [_open_parent(p, k, rename, found) for k, p in enumerate(parents)]
-    chosen, entries = _class_names(opened, names, add_names, rename), _with_sequences(opened, sequences)
+    opened = [_open_parent(p, k, use.rename, found) for k, p in enumerate(parents)]
+    chosen = _class_names(opened, use.names, use.add_names, use.rename)
+    entries = _with_sequences(opened, use.sequences)
     file, book = _frozen_of(frozen, opened, found)
-    apart, left_out = _kept_apart(entries, guarded(book, entries, sequences), leaks, hamming, allow)
-    kept, twice = _one_each(apart, prefer)
+    apart, left_out = _kept_apart(entries, guarded(book, entries, use.sequences), use)
+    kept, twice = _one_each(apart, use.prefer)
     if not kept: raise DataError(f"nothing is left to train on: {left_out[0]['reason'] if left_out else 'no pictures'}", out)
-    sides, told = _sides(kept, val, hamming, seed)
+    sides, told = _sides(kept, use.val, use.hamming, use.seed)
     notes = worst_first([*found, *twice, *told, *_notes(kept, sides, chosen)])
-    settings = {"prefer": prefer, "leaks": leaks, "val": val, "hamming": hamming, "seed": seed, "rename": rename, "allow": allow,
-                "sequences": sequences if sequences is None or isinstance(sequences, str) else "table"}
     with stage as folder:
         rows, asked = _write_pictures(folder, kept, sides, chosen, progress)
         write_whole(folder / "data.yaml", _sheet(chosen, sorted(set(sides))))
@@ -450,7 +485,7 @@ def merge(
         test = None if file is None else {"manifest": Path(os.path.relpath(file.resolve(), out.resolve())).as_posix(), "digest": book.digest, "pictures": len(book.pictures)}
         called = name or (opened[0].version.name if opened[0].version else out.name)
         made = DatasetVersion(out, called, number, chosen, rows, tuple(asked), _counted(rows, kept, chosen), tuple(p.to_dict(out) for p in opened), test,
-                              now().isoformat(timespec="seconds"), by or _whoami(), settings, tuple(left_out), tuple(notes))
+                              now().isoformat(timespec="seconds"), by or _whoami(), use.to_dict(), tuple(left_out), tuple(notes))
         write_json(folder / "version.json", made.to_dict())
     return read_version(out)
 

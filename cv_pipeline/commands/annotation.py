@@ -112,9 +112,12 @@ def select(
     from cv_pipeline.annotation.select import SelectSettings, select_collected
     from cv_pipeline.inference.loading import load_model
 
+    settings = SelectSettings(strategy=strategy, seed=seed, features=features)
     with share_bar("selecting") as tell:
         tell(0.0, "looking at the pictures")
-        rows = select_collected(collection, out, budget, strategy, SelectSettings(seed=seed), features, None if model is None else load_model(model), labelled=before or (), known=known or ())
+        again = None if model is None else load_model(model)
+        more = {"model": again, "labelled": before or (), "known": known or ()}
+        rows = select_collected(collection, out, budget, settings, **more)
     count = Counter((r.source_id, reason) for r in rows for reason in r.reasons)
     table(f"{len(rows)} pictures selected by {strategy}", ["source", "reason", "pictures"], [[s, k, n] for (s, k), n in sorted(count.items())])
     say(f"written: {plain(out)}, the most wanted picture first; next: `cv-pipeline label push {plain(out)} --title T --url U` or `cv-pipeline label files {plain(out)} --out F`")
@@ -213,23 +216,25 @@ def label_files(
     units: _UNITS = "check",
 ) -> None:
     "Drafts as files for any labelling tool, and a person's answers back from files."
-    if annotator is not None: return _read_back(folder, out, annotator, listed(names), _renamed(rename), drafts, shapes, unchanged, units)
-    from cv_pipeline.annotation.annotations import write_drafts
+    from cv_pipeline.annotation.annotations import ReadLabelledSettings, write_drafts
 
+    if annotator is not None:
+        settings = ReadLabelledSettings(shapes=shapes, unchanged=unchanged, units=units)
+        return _read_back(folder, out, annotator, listed(names), _renamed(rename), drafts, settings)
     new, problems = write_drafts(_drafts(folder, names, model), out, form)
     _told(problems)
     say(f"written: {plain(out)}: {new} new pictures with drafts; next: label them there, then `cv-pipeline label files {plain(out)} --annotator NAME --out annotations.jsonl`")
 
 
-def _read_back(path: Path, out: Path, annotator: str, names: list[str], rename: dict[str, str], drafts: Path | None, shapes: str, unchanged: str, units: str) -> None:
+def _read_back(path: Path, out: Path, annotator: str, names: list[str], rename: dict[str, str], drafts: Path | None, settings: Any) -> None:
     "One person's answers into the file of all answers; what this person said before about the same pictures is replaced."
     from cv_pipeline.annotation.annotations import add_annotations, read_labelled
 
     notes: list[Any] = []
-    said = read_labelled(path, annotator, names or None, drafts, shapes, rename, unchanged=unchanged, units=units, notes=notes)
+    said = read_labelled(path, annotator, names or None, drafts, rename, settings=settings, notes=notes)
     others = add_annotations(said, out)
     _told(notes)
-    if any(n.kind == "unchanged drafts" for n in notes) and unchanged != "accept": say(f"if {plain(annotator)} looked at those too and agrees: `--unchanged accept`")
+    if any(n.kind == "unchanged drafts" for n in notes) and settings.unchanged != "accept": say(f"if {plain(annotator)} looked at those too and agrees: `--unchanged accept`")
     say(f"written: {plain(out)}: {len(said)} pictures by {plain(annotator)}, {others} other answers")
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #39e66ab4
@@ -311,12 +316,15 @@ def qa(
     seed: Annotated[int, Opt(help="Of planted errors.")] = 0,
 ) -> None:
     "Which labels deserve another look, and why: boxes, classes, label errors, agreement, balance."
-    from cv_pipeline.annotation.inspection import look_into
+    from cv_pipeline.annotation.inspection import InspectionSettings, look_into
     from cv_pipeline.service.assembly import output_folder
 
     with output_folder(out):
         bar = lambda items: bar_over(items, "looking at the pictures")
-        one = look_into(data, model or ("factory_line" if data == "line" else None), annotations, split, spec, columns, _parsed_limits(limit), _renamed(rename), least, seed, scratch=out / "line", progress=bar)
+        settings = InspectionSettings(split, _parsed_limits(limit), _renamed(rename), least, seed)
+        asked = model or ("factory_line" if data == "line" else None)
+        place = {"spec": spec, "scratch": out / "line"}
+        one = look_into(data, asked, annotations, columns, settings, **place, progress=bar)
         file = one.save(out)
     _show_inspection(one)
     say(f"written: {plain(file)}")
@@ -374,10 +382,22 @@ def merge(
     seed: Annotated[int, Opt(help="Of the sides.")] = 0,
 ) -> None:
     "Make a new version of a dataset; the frozen test set stays what it is."
-    from cv_pipeline.annotation.versions import balance, merge as join, read_version
+    from cv_pipeline.annotation.versions import MergeSettings, balance, merge as join, read_version
 
+    settings = MergeSettings(
+        names=listed(names) or None,
+        add_names=add_names,
+        rename=_renamed(rename),
+        prefer=prefer,
+        leaks=leaks.replace("-", " "),
+        val=val,
+        sequences=sequences,
+        hamming=hamming,
+        seed=seed,
+    )
     with share_bar("merging") as tell:
-        v = join(parents, out, frozen, listed(names) or None, add_names, _renamed(rename), prefer, leaks.replace("-", " "), val, sequences, hamming, (), seed, name, by, progress=lambda k, n: tell(k / n, f"{k} of {n}"))
+        bar = lambda k, n: tell(k / n, f"{k} of {n}")
+        v = join(parents, out, frozen, settings, name=name, by=by, progress=bar)
     _told(v.notes)
     out_of = {}
     for r in v.left_out: out_of.setdefault(r["reason"].split(" of the ")[0] if "sequence" in r["reason"] else r["reason"], []).append(r["picture"])
@@ -406,11 +426,12 @@ def train(
     resume: Annotated[bool, Opt("--resume", help="Go on with the run in OUT.")] = False,
 ) -> None:
     "Train a detector on a dataset version, offline, with albumentations, replay and a run card."
-    from cv_pipeline.training.train import Replay, train as fit
+    from cv_pipeline.training.train import Replay, TrainSettings, train as fit
 
     again = None if replay is None else Replay(data=replay, teacher=teacher)
-    done = fit(data, out, model=model, epochs=epochs, imgsz=imgsz, batch=batch, replay=again, augment=None if augment == "none" else augment, frozen=frozen, seed=seed, device=device, resume=resume,
-               progress=lambda p: say(f"[dim]{plain(p)}[/]"))
+    settings = TrainSettings(epochs, imgsz, batch, again, augment, seed, device)
+    show = lambda p: say(f"[dim]{plain(p)}[/]")
+    done = fit(data, out, model, settings, frozen=frozen, resume=resume, progress=show)
     say(f"trained: {plain(done.folder)}; next: `cv-pipeline gate {plain(done.folder)} --old {plain(model)} --frozen … --out candidates/…`")
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #3aa5b009
@@ -437,13 +458,16 @@ def gate(
     threads: Annotated[int, Opt(help="Inside the model call.")] = 0,
 ) -> None:
     "Compare a new model with the old one in pairs; PASS writes a candidate model folder. Exit code 1 unless it passes."
-    from cv_pipeline.training.gate import make_candidate
+    from cv_pipeline.training.gate import CandidateSettings, GateData, GateSettings, make_candidate
     from cv_pipeline.evaluation.records import read_columns
     from cv_pipeline.core.formats import read_dataset
 
     test = frozen if frozen.suffix == ".json" and _is_manifest(frozen) else read_dataset(frozen)
-    done = make_candidate(new, old, test, out, train_data, val, read_columns(columns) if columns else None, objective, per_class, name, version, by, threads=threads, progress=lambda t: say(f"[dim]{plain(t)}[/]"),
-                          protect=None if protect is None else listed(protect), max_loss=max_loss, slice_loss=slice_loss, thin=thin, forget=listed(forget), draws=draws)
+    data = GateData(test, train_data, val, read_columns(columns) if columns else None)
+    protected = None if protect is None else listed(protect)
+    rules = GateSettings(protected, max_loss, slice_loss, thin, listed(forget), draws)
+    settings = CandidateSettings(rules, objective, per_class, name, version, by, threads)
+    done = make_candidate(new, old, data, out, settings, progress=lambda t: say(f"[dim]{plain(t)}[/]"))
     _show_gate(done)
     if done.verdict.value != "PASS": raise typer.Exit(1)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from ..annotation.datasets import check_leak, check_test_set, read_frozen
-from ..annotation.versions import read_version, utc_now
+from ..annotation.versions import read_version
 from ..core.files import Staging, copy_over, file_sha256, move_file, write_whole
 from ..core.formats import LabelledImage, read_dataset
 from ..core.images import read_image
 from ..core.stamp import stamp
-from ..core.types import ConfigError, DataError, MissingExtraError
+from ..core.types import ConfigError, DataError, MissingExtraError, utc_now
 from ..evaluation.calibration import CalibrationReport, calibrate
 from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, Finding, Interval, Verdict, overall, picture_counts
 from ..evaluation.metrics import ap_table, match_set, mean_ap
@@ -31,11 +31,11 @@ from ..inference.backends import Model, make_postprocessor
 from ..inference.loading import load_model
 from ..inference.manifest import ModelManifest, find_artefact, save_manifest
 from ..optimization.optimize import accuracy_gate, export_pt
-from ..optimization.tuning import TuningResult, tune
+from ..optimization.tuning import TuningResult, parse_objective, tune
 
 # %% auto #0
-__all__ = ['among', 'SliceResult', 'judge_slice', 'Comparison', 'compare', 'plot_comparison', 'tuned_on', 'Candidate',
-           'make_candidate']
+__all__ = ['THIN', 'among', 'SliceResult', 'judge_slice', 'Comparison', 'GateSettings', 'compare', 'plot_comparison', 'tuned_on',
+           'Candidate', 'GateData', 'CandidateSettings', 'make_candidate']
 
 # %% ../../nbs/08_training/02_gate.ipynb #53b062e9
 def among(s: EvalSet, names: Sequence[str]) -> EvalSet:
@@ -124,31 +124,61 @@ def _added(new: EvalSet, names: Sequence[str]) -> list[dict[str, Any]]:
         rows.append({"class": n, "pictures": pictures, "objects": objects, "AP": ap, "note": "" if enough else "insufficient"})
     return rows
 
+# %% ../../nbs/08_training/02_gate.ipynb #aebb1b98
+THIN = ("block", "report")
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    "What the new model may lose, and where; ConfigError names every setting that is wrong."
+
+    protect: Sequence[str] | None = None  # columns whose values are protected; None: all that divide the set
+    max_loss: float = 0.01                # AP that may be lost overall, 0 ≤ max_loss < 1
+    slice_loss: float = 0.03              # AP that may be lost in a slice, 0 ≤ slice_loss < 1
+    thin: str = "block"                   # slices that are too small to judge: one of THIN
+    forget: Sequence[str] = ()            # classes that the new model may have lost
+    draws: int = 1000                     # of the bootstrap, from 20
+    seed: int = 0                         # of the bootstrap, from 0
+
+    def __post_init__(self):
+        number = lambda v: isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
+        whole = lambda v, low: number(v) and low <= v < np.inf and v == v // 1
+        loss = lambda v: number(v) and 0 <= v < 1
+        rules = [
+            (not isinstance(self.protect, str), f"protect: {self.protect!r} is not a list of columns"),
+            (loss(self.max_loss), f"max_loss: {self.max_loss!r} is not a share of AP in 0 ≤ loss < 1"),
+            (loss(self.slice_loss), f"slice_loss: {self.slice_loss!r} is not a share of AP in 0 ≤ loss < 1"),
+            (self.thin in THIN, f"thin: {self.thin!r} is not {' or '.join(THIN)}"),
+            (not isinstance(self.forget, str), f"forget: {self.forget!r} is not a list of class names"),
+            (whole(self.draws, 20), f"draws: {self.draws!r} is not a whole number from 20"),
+            (whole(self.seed, 0), f"seed: {self.seed!r} is not a whole number from 0"),
+        ]
+        problems = [text for good, text in rules if not good]
+        if problems:
+            what = f"{len(problems)} settings of the gate are wrong"
+            raise ConfigError(what, "GateSettings", "see its defaults", problems)
+
 # %% ../../nbs/08_training/02_gate.ipynb #dbca937e
 def compare(
     new: EvalSet, old: EvalSet,               # predictions of both on the same pictures; classes may differ
-    protect: Sequence[str] | None = None,     # columns whose values are protected; None: all that divide the set
-    max_loss: float = 0.01, slice_loss: float = 0.03,  # AP that may be lost overall, and in a slice
-    thin: str = "block",                      # slices that are too small: "block", or "report"
-    forget: Sequence[str] = (),               # classes that the new model may have lost
-    draws: int = 1000, seed: int = 0,
+    settings: GateSettings | None = None,     # None: the defaults
+    *,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     "PASS when the whole and every protected slice are shown not to lose more than is allowed."
-    if thin not in ("block", "report"): raise ConfigError(f"thin={thin!r} is not known", "gate", '"block" or "report"')
-    if not 0 <= max_loss < 1 or not 0 <= slice_loss < 1: raise ConfigError(f"losses are shares of AP in 0..1, not {max_loss!r} and {slice_loss!r}", "gate")
-    shared, lost = [n for n in old.names if n in new.names], [n for n in old.names if n not in new.names and n not in forget]
+    use = settings or GateSettings()
+    shared, lost = [n for n in old.names if n in new.names], [n for n in old.names if n not in new.names and n not in use.forget]
     if not shared: raise DataError("the two models have no class in common", new.where, f"new: {', '.join(new.names)}; old: {', '.join(old.names)}")
     a, b = among(new, shared), among(old, shared)
-    parts = [("overall", a, b, max_loss)]
-    if len(shared) > 1: parts += [(f"class {n}", among(a, [n]), among(b, [n]), slice_loss) for n in shared]
-    for column in sliceable(a) if protect is None else protect:
-        parts += [(f"{column} = {value}", a.select(mask), b.select(mask), slice_loss) for value, mask in a.slices(column).items()]
+    parts = [("overall", a, b, use.max_loss)]
+    if len(shared) > 1: parts += [(f"class {n}", among(a, [n]), among(b, [n]), use.slice_loss) for n in shared]
+    for column in sliceable(a) if use.protect is None else use.protect:
+        parts += [(f"{column} = {value}", a.select(mask), b.select(mask), use.slice_loss) for value, mask in a.slices(column).items()]
     found = []
     for what, x, y, allowed in parts:
         progress(what)
-        found.append(judge_slice(what, x, y, allowed, draws, seed))
-    told = [Finding(s.what, s.verdict, s.reason) for s in found if thin == "block" or not s.thin or s.what == "overall"]
+        found.append(judge_slice(what, x, y, allowed, use.draws, use.seed))
+    told = [Finding(s.what, s.verdict, s.reason) for s in found if use.thin == "block" or not s.thin or s.what == "overall"]
     verdict = Verdict.FAIL if lost else overall(told)
     return Comparison(verdict, tuple(found), tuple(shared), tuple(lost), tuple(_added(new, [n for n in new.names if n not in old.names])))
 
@@ -292,45 +322,87 @@ def _test_pictures(frozen: Any, train: Any, staged: Path | None) -> tuple[list[L
     if seen: check_leak(seen, items)
     return items, {}, items, told
 
+# %% ../../nbs/08_training/02_gate.ipynb #25965767
+@dataclass(frozen=True)
+class GateData:
+    "The pictures that a candidate is judged by, and those that must not be among them."
+
+    frozen: str | Path | Iterable[LabelledImage]  # manifest of the test set, or its pictures
+    train: Any = None  # dataset version or folder: for the leak check and the record
+    val: Any = None    # dataset version or folder: for thresholds and calibration
+    columns: Mapping[str, Mapping[str, Any]] | None = None  # slice column → picture → value
+
+
+@dataclass(frozen=True)
+class CandidateSettings:
+    "How a candidate is judged and called; ConfigError names every setting that is wrong."
+
+    gate: GateSettings = field(default_factory=GateSettings)
+    objective: str = "f1"       # of the thresholds, as in parse_objective
+    per_class: bool = False     # a confidence threshold for each class
+    name: str | None = None     # of the candidate; None: the old model's
+    version: str | None = None  # of the candidate; None: one more than the old model's
+    by: str = ""                # who asks
+    threads: int = 0            # inside the model call, from 0
+
+    def __post_init__(self):
+        whole = isinstance(self.threads, int) and not isinstance(self.threads, bool)
+        rules = [
+            (isinstance(self.gate, GateSettings), f"gate: {self.gate!r} is not a GateSettings"),
+            (whole and self.threads >= 0, f"threads: {self.threads!r} is not a whole number from 0"),
+        ]
+        problems = [text for good, text in rules if not good]
+        if problems:
+            what = f"{len(problems)} settings of the candidate are wrong"
+            raise ConfigError(what, "CandidateSettings", "see its defaults", problems)
+        parse_objective(self.objective)
+
 # %% ../../nbs/08_training/02_gate.ipynb #f75286ab
 def make_candidate(
     new: str | Path | Model, old: str | Path | Model,  # .pt, .onnx, model folder, bundled name, open model
-    frozen: str | Path | Iterable[LabelledImage],      # manifest of the test set, or its pictures
+    data: GateData,                                    # the test set, and what else is known
     out: str | Path,                                   # new folder; gate.json of an earlier try may be there
-    train: Any = None, val: Any = None,                # dataset version or folder: for the leak check (what lies in the run of `new` is always checked) and the record; for thresholds and calibration
-    columns: Mapping[str, Mapping[str, Any]] | None = None,  # slice column → picture → value
-    objective: str = "f1", per_class: bool = False,    # of the thresholds
-    name: str | None = None, version: str | None = None, by: str = "", now: Callable[[], datetime] = utc_now, threads: int = 0,
+    settings: CandidateSettings | None = None,         # None: the defaults
+    *,
+    now: Callable[[], datetime] = utc_now,
     progress: Callable[[str], None] = lambda text: None,
-    **how: Any,                                        # protect, max_loss, slice_loss, thin, forget, draws, seed of `compare`
 ) -> Candidate:
     "Compare, and write the candidate when it passes."
-    out = Path(out)
+    out, use, train, val = Path(out), settings or CandidateSettings(), data.train, data.val
     again = out.is_dir() and {p.name for p in out.iterdir()} == {"gate.json"}
     if not again: Staging(out)  # refuses a folder that is there before any work is done
     with tempfile.TemporaryDirectory() as scratch:
-        a, b = _opened(new, Path(scratch) / "new", threads), _opened(old, Path(scratch) / "old", threads)
-        items, about, book, leaks = _test_pictures(frozen, train, _staged(new))
+        a, b = (_opened(m, Path(scratch) / who, use.threads) for m, who in ((new, "new"), (old, "old")))
+        items, about, book, leaks = _test_pictures(data.frozen, train, _staged(new))
         progress(f"leaks: {leaks}")
         sets = []
         for model, who in ((a, "the new model"), (b, "the old model")):
             progress(f"{who} on {len(items)} pictures of the test set")
-            sets.append(predict_set(model.with_calibration(None), items, columns=columns))
-        c = compare(*sets, progress=progress, **how)
+            sets.append(predict_set(model.with_calibration(None), items, columns=data.columns))
+        c = compare(*sets, use.gate, progress=progress)
         told = {"stamp": stamp(a.identity, data_hash(sets[0])), **c.to_dict(), "reasons": c.reasons(), "new": _about(a), "old": _about(b), "test set": {**about, "pictures": len(items), "data": data_hash(sets[0])}, "leaks": leaks,
-                "settings": {k: v for k, v in how.items()}, "made_at": now().isoformat(timespec="seconds"), "made_by": by, "versions": versions()}
+                "settings": asdict(use.gate), "made_at": now().isoformat(timespec="seconds"), "made_by": use.by, "versions": versions()}
         if c.verdict is Verdict.PASS and val is not None:
             progress("thresholds and calibration on the validation pictures")
             chosen, source = _pictures(val, "val")
             check_leak(chosen, book, where=val if isinstance(val, (str, Path)) else "val")
             told["validation"] = {**source, "pictures": len(chosen)}
-            a = _adapted(a, chosen, _sequences(val), objective, per_class, told)
+            a = _adapted(a, chosen, _sequences(val), use.objective, use.per_class, told)
         if c.verdict is Verdict.PASS: told["at the thresholds in use"] = {"new": _rates(a, sets[0]), "old": _rates(b, sets[1])}
         if train is not None: told["training data"] = _pictures(train, None)[1]
-        return _written(c, told, a, new, b, out, name, version, again)
+        return _written(c, told, a, new, b, out, use, again)
 
 # %% ../../nbs/08_training/02_gate.ipynb #cf2213eb
-def _written(c: Comparison, told: dict[str, Any], a: Model, given: Any, b: Model, out: Path, name: str | None, version: str | None, again: bool) -> Candidate:
+def _written(
+    c: Comparison,
+    told: dict[str, Any],
+    a: Model,     # the new one
+    given: Any,   # what it was opened from
+    b: Model,     # the old one
+    out: Path,
+    use: CandidateSettings,
+    again: bool,  # whether gate.json of an earlier try is replaced
+) -> Candidate:
     "The folder, whole."
     manifest = None
     if again: (out / "gate.json").unlink(), out.rmdir()
@@ -341,7 +413,7 @@ def _written(c: Comparison, told: dict[str, Any], a: Model, given: Any, b: Model
             metrics = {**a.manifest.metrics, "AP": round(whole.new, 4), "gate": gate}
             training = {**a.manifest.training, "parent": _about(b), **({"data": told["training data"]} if "training data" in told else {})}
             _copied(a, folder, given)
-            called = {"name": name or b.manifest.name, "version": version or _next(b.manifest.version)}
+            called = {"name": use.name or b.manifest.name, "version": use.version or _next(b.manifest.version)}
             manifest = replace(a.manifest, **called, sha256="", metrics=json.loads(json.dumps(metrics, default=float)), training=training)
             save_manifest(manifest, folder)
         write_whole(folder / "gate.json", json.dumps(told, indent=1, default=_plain, ensure_ascii=False) + "\n")

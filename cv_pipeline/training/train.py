@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -42,7 +42,7 @@ from .augment import Augment, augment_settings, transforms
 # %% auto #0
 __all__ = ['quiet_ultralytics', 'yolov8_layout', 'warm_start', 'Sample', 'read_samples', 'Replay', 'all_names', 'Completed',
            'complete_labels', 'grey_out', 'Staged', 'stage', 'data_digest', 'Progress', 'write_card', 'read_card',
-           'TrainRun', 'train', 'out_of_sample']
+           'TrainRun', 'TrainSettings', 'train', 'out_of_sample']
 
 # %% ../../nbs/08_training/01_train.ipynb #7dbcecb0
 @contextmanager
@@ -455,6 +455,54 @@ def _size_of(model: str | Path) -> int:
     except Exception: return 640  # a checkpoint that does not say; whether it is one is found out by the trainer
     return max(size) if isinstance(size, (list, tuple)) else int(size)
 
+# %% ../../nbs/08_training/01_train.ipynb #b93e15da
+_OWNED = {"model", "data", "resume", "project", "name", "save_dir", "exist_ok"}
+_OWNED |= {"augmentations", "mode", "task", "cfg"}
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    "How a detector is trained; ConfigError names every setting that is wrong."
+
+    epochs: int = 30                # at most, from 1
+    imgsz: int | None = None        # pixels, from 32; None: that of the model
+    batch: int = 16                 # pictures a step, from 1
+    replay: Replay | None = None    # old data that is trained on again
+    augment: Augment | str | Mapping[str, Any] | None = "usual"  # as in augment_settings
+    seed: int = 0                   # of everything that is drawn, from 0
+    device: str = "cpu"             # as PyTorch calls it: cpu, 0, …
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # of Ultralytics' trainer, e.g. {"lr0": 0.001}
+
+    def __post_init__(self):
+        object.__setattr__(self, "overrides", dict(self.overrides or {}))
+        whole = lambda v, least: isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= least
+        size, owned = self.imgsz, sorted(set(self.overrides) & _OWNED)
+        rules = [
+            (whole(self.epochs, 1), f"epochs: {self.epochs!r} is not a whole number from 1"),
+            (size is None or whole(size, 32), f"imgsz: {size!r} is not a whole number from 32"),
+            (whole(self.batch, 1), f"batch: {self.batch!r} is not a whole number from 1"),
+            (whole(self.seed, 0), f"seed: {self.seed!r} is not a whole number from 0"),
+            (isinstance(self.replay, Replay | None), f"replay: {self.replay!r} is not a Replay"),
+            (not owned, f"overrides: {', '.join(owned)} are decided here, not by settings of Ultralytics"),
+        ]
+        problems = [text for good, text in rules if not good]
+        if problems:
+            what = f"{len(problems)} settings of the training are wrong"
+            raise ConfigError(what, "TrainSettings", "see its defaults", problems)
+        augment_settings(self.augment)
+
+    def to_dict(self) -> dict[str, Any]:
+        "What a run card holds."
+        return {
+            "epochs": int(self.epochs),
+            "imgsz": self.imgsz,
+            "batch": int(self.batch),
+            "replay": self.replay and self.replay.to_dict(),
+            "augment": augment_settings(self.augment).to_dict(),
+            "seed": int(self.seed),
+            "settings": dict(self.overrides),
+        }
+
 # %% ../../nbs/08_training/01_train.ipynb #d0187668
 def _refused(settings: Mapping[str, Any]) -> list[str]:
     "What Ultralytics says about its settings before anything is done."
@@ -466,18 +514,13 @@ def _refused(settings: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _plan(data: Any, model: Any, epochs: Any, imgsz: Any, batch: Any, replay: Any, augment: Any, seed: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    "What was asked for, checked."
-    whole = lambda v, least: isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= least
-    owned = sorted(set(settings) & {"model", "data", "resume", "project", "name", "save_dir", "exist_ok", "augmentations", "mode", "task", "cfg"})
-    rules = [(whole(epochs, 1), f"epochs: {epochs!r} is not a whole number from 1"), (imgsz is None or whole(imgsz, 32), f"imgsz: {imgsz!r} is not a whole number from 32"), (whole(batch, 1), f"batch: {batch!r} is not a whole number from 1"),
-             (whole(seed, 0), f"seed: {seed!r} is not a whole number from 0"), (not owned, f"{', '.join(owned)}: decided here, not by settings of Ultralytics"),
-             (replay is None or isinstance(replay, Replay), f"replay: {replay!r} is not a Replay")]
-    problems = [text for good, text in rules if not good]
-    if not problems: problems = _refused(settings)
-    if problems: raise ConfigError(f"{len(problems)} settings of the training are wrong", "train", None, problems)
-    return {"data": str(Path(data).resolve()), "model": str(model), "epochs": int(epochs), "imgsz": imgsz, "batch": int(batch), "replay": replay and replay.to_dict(),
-            "augment": augment_settings(augment).to_dict(), "seed": int(seed), "settings": dict(settings)}
+def _plan(data: str | Path, model: str | Path, settings: TrainSettings) -> dict[str, Any]:
+    "What was asked for; ConfigError for what Ultralytics refuses."
+    problems = _refused(settings.overrides)
+    if problems:
+        hint = "its documentation lists their names and values"
+        raise ConfigError("Ultralytics refuses the overrides", "TrainSettings", hint, problems)
+    return {"data": str(Path(data).resolve()), "model": str(model), **settings.to_dict()}
 
 # %% ../../nbs/08_training/01_train.ipynb #abcc8008
 def _replayed(replay: Replay, new: Sequence[Sample], seed: int) -> tuple[tuple[str, ...], list[Sample]]:
@@ -532,7 +575,7 @@ def _teach(folder: Path, plan: Mapping[str, Any], names: Sequence[str], samples:
     if empty: raise DataError(f"no pictures for {' and '.join(empty)} in which people were asked about {', '.join(names)}", plan["data"], "label some more, or give Replay(teacher=…)")
     tell(Progress("note", f"a teacher for {', '.join(names)} is trained first, on {len(samples)} pictures"))
     card = read_card(folder) if resume and (folder / "run.json").exists() else None
-    _train(folder, {**plan, "replay": None}, tuple(names), samples, [], None, tell, how, card)
+    _train(folder, {**plan, "replay": None}, _Material(tuple(names), samples), tell, how, card)
 
 # %% ../../nbs/08_training/01_train.ipynb #dab10815
 _NAMES = {"metrics/precision(B)": "precision", "metrics/recall(B)": "recall", "metrics/mAP50(B)": "AP50", "metrics/mAP50-95(B)": "AP"}
@@ -602,7 +645,7 @@ def _agreed(out: Path, plan: dict[str, Any], default: Mapping[str, Any]) -> dict
     if card["state"] == "finished": raise ConfigError("this run is finished: there is nothing to resume", out, "train into a new folder; model= may be this one, to go on from what it has learnt")
     there = card["plan"]
     other = [f"{k}: {there.get(k)!r} there, {v!r} now" for k, v in plan.items() if v != default.get(k) and v != there.get(k)]
-    if other: raise ConfigError("this is the folder of another run", out, "resume it with its own settings (leave the arguments out), or train into a new folder", other)
+    if other: raise ConfigError("this is the folder of another run", out, "resume it with its own settings (leave `model` and `settings` out), or train into a new folder", other)
     if card["state"] == "staging": return card  # killed before its pictures were complete
     if not (out / "data" / "data.yaml").is_file() or data_digest(out / "data") != card["data"]["sha256"]:
         raise DataError("the pictures or labels of this run are not what they were", out / "data", "they lie in the run's folder: restore them, or train into a new folder")
@@ -668,8 +711,24 @@ def _export(out: Path, card: dict[str, Any], tell: Callable[[Progress], None]) -
     tell(Progress("export", f"model.onnx, {(out / 'model.onnx').stat().st_size / 1e6:.2f} MB, best epoch {card['best_epoch']}"))
 
 # %% ../../nbs/08_training/01_train.ipynb #87d94f00
-def _begin(out: Path, plan: dict[str, Any], names: Sequence[str], samples: Sequence[Sample], models: Sequence[Model], replay: Replay | None, tell: Callable[[Progress], None], how: Mapping[str, Any]) -> dict[str, Any]:
+class _Material(NamedTuple):
+    "What a run is trained on, and who completes its labels."
+
+    names: Sequence[str]            # of all classes
+    samples: Sequence[Sample]
+    models: Sequence[Model] = ()    # the first to be asked first
+    replay: Replay | None = None
+
+
+def _begin(
+    out: Path,
+    plan: dict[str, Any],
+    material: _Material,
+    tell: Callable[[Progress], None],
+    how: Mapping[str, Any],
+) -> dict[str, Any]:
     "The run's folder with its data, and the first state of its card."
+    names, samples, models, replay = material
     kind, path = _start_of(plan["model"])
     shutil.rmtree(out / "data", ignore_errors=True)  # of a try that was killed before its card was complete
     staged = stage(samples, names, out / "data", models, replay)
@@ -702,13 +761,20 @@ def _weights(out: Path, plan: Mapping[str, Any]) -> str:
     return str(write_whole(out / "start.pt", lambda file: torch.save(start, file)))
 
 # %% ../../nbs/08_training/01_train.ipynb #447b2957
-def _train(out: Path, plan: dict[str, Any], names: Sequence[str], samples: Sequence[Sample], models: Sequence[Model], replay: Replay | None, tell: Callable[[Progress], None], how: Mapping[str, Any], card: dict[str, Any] | None = None) -> TrainRun:
+def _train(
+    out: Path,
+    plan: dict[str, Any],
+    material: _Material | None,  # None: as it lies in the run's folder, with a card
+    tell: Callable[[Progress], None],
+    how: Mapping[str, Any],
+    card: dict[str, Any] | None = None,
+) -> TrainRun:
     "A run from its pictures, or on from where it was."
     began = time.perf_counter()
     last, epoch = (None, 0) if card is None else _last_checkpoint(out, tell)
     if card is None:
         out.mkdir(parents=True, exist_ok=True)
-        card = _begin(out, plan, names, samples, models, replay, tell, how)
+        card = _begin(out, plan, material, tell, how)
         write_card(out, card)
     else:
         done = last is not None and (epoch == 0 or epoch >= plan["epochs"])
@@ -735,7 +801,7 @@ def _start(out: Path, plan: dict[str, Any], frozen: Any, resume: bool, tell: Cal
     write_card(out, {"format": "cv_pipeline run 1", "state": "staging", "plan": plan, "data": {}, "epochs": [], "frozen": [str(Path(m).resolve()) for m in manifests if isinstance(m, (str, Path))]})
     try:
         models = _completers(out, plan, replay, names, samples, resume, tell, how) if replay else []
-        return _train(out, plan, names, samples, models, replay, tell, how)
+        return _train(out, plan, _Material(names, samples, models, replay), tell, how)
     except CVPipelineError:
         if read_card(out)["state"] == "staging": _undo_start(out)  # nothing that resuming could mend
         raise
@@ -753,28 +819,23 @@ def train(
     data: str | Path,                     # dataset version, YOLO folder or data.yaml, with the sides train and val
     out: str | Path,                      # new folder: becomes a model folder with its run card
     model: str | Path = "factory_line",   # bundled name, model folder, .onnx (YOLOv8), .pt, or .yaml to begin from nothing
-    epochs: int = 30,
-    imgsz: int | None = None,             # picture size; None: that of the model
-    batch: int = 16,
-    replay: Replay | None = None,         # old data to be trained on again
-    augment: Augment | str | Mapping[str, Any] | None = "usual",
+    settings: TrainSettings | None = None,  # None: the defaults
+    *,
     frozen: str | Path | Frozen | Sequence[Any] | None = None,  # manifests of test sets that must not be trained on
-    seed: int = 0,
-    device: str = "cpu",
     resume: bool = False,                 # go on with the run in `out`, with its settings
     progress: Callable[[Progress], None] = lambda p: None,
     now: Callable[[], datetime] = utc_now,
-    **settings: Any,                      # of Ultralytics' trainer, e.g. lr0
 ) -> TrainRun:
     "Train a detector; MissingExtraError without the extra `train`."
-    with quiet_ultralytics(): out, how = Path(out), {"device": device, "now": now}
-    plan = _plan(data, model, epochs, imgsz, batch, replay, augment, seed, settings)
+    use = settings or TrainSettings()
+    with quiet_ultralytics(): out, how = Path(out), {"device": use.device, "now": now}
+    plan = _plan(data, model, use)
     transforms(plan["augment"])  # a missing package is said now
     out.parent.mkdir(parents=True, exist_ok=True)
     with build_lock(out):
         if resume and not (out / "teacher").exists() or (out / "run.json").exists() and resume:
-            card = _agreed(out, plan, _plan(data, "factory_line", 30, None, 16, None, "usual", 0, {}))
-            if card["state"] != "staging": return _train(out, card["plan"], card["data"]["names"], [], [], None, progress, how, card)
+            card = _agreed(out, plan, _plan(data, "factory_line", TrainSettings()))
+            if card["state"] != "staging": return _train(out, card["plan"], None, progress, how, card)
             progress(Progress("note", "it was killed before its pictures were complete: begins again"))
             return _start(out, card["plan"], frozen if frozen is not None else card["frozen"], True, progress, how)
         if out.exists() and (not out.is_dir() or any(p.name != "teacher" and p.name[0] != "." for p in out.iterdir())):
@@ -801,7 +862,9 @@ def out_of_sample(
     model: str | Path = "factory_line",
     folds: int = 2,
     groups: Sequence[Any] | None = None,   # one a picture; pictures of one group are never on both sides
-    **how: Any,                            # of `train`: epochs, imgsz, …
+    settings: TrainSettings | None = None,  # of each training; None: the defaults
+    *,
+    progress: Callable[[Progress], None] = lambda p: None,
 ) -> EvalSet:                              # in the order of the folds
     "What models say about pictures that they were not trained on."
     groups = list(range(len(items))) if groups is None else list(groups)
@@ -814,7 +877,7 @@ def out_of_sample(
         judged_on = max(1, len(other) // 8)  # of those it is taught with, to choose the epoch by
         samples = [Sample(item, "val" if n < judged_on else "train", names) for n, item in enumerate(other)]
         stage(samples, names, Path(out) / f"data{k}")
-        run = train(Path(out) / f"data{k}", Path(out) / f"fold{k}", model, **how)
+        run = train(Path(out) / f"data{k}", Path(out) / f"fold{k}", model, settings, progress=progress)
         judge = load_model(run.folder, threads=1)
         sets.append(labelled_set([i for i, f in zip(items, fold) if f == k], judge))
         judge.close()

@@ -17,6 +17,7 @@ from cv_pipeline.core.files import append_lines
 from cv_pipeline.core.formats import read_dataset
 from cv_pipeline.core.types import ConfigError, DataError, Detections
 
+ACCEPT = A.ReadLabelledSettings(unchanged="accept")
 NAMES, AT = ("disc", "ring", "nut"), datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 
 
@@ -258,7 +259,7 @@ def test_out_and_back_by_files(tmp_path, form):
     assert A.write_drafts([*sent, extra], out, form)[0] == 1
     place, notes = out if form == "yolo" else out / "annotations.json", []
     with pytest.raises(DataError, match="all 5 drafts are as they were sent"): A.read_labelled(place, "ana", NAMES)
-    back = {a.picture: a for a in A.read_labelled(place, "ana", NAMES, unchanged="accept", notes=notes)}
+    back = {a.picture: a for a in A.read_labelled(place, "ana", NAMES, settings=ACCEPT, notes=notes)}
     assert ["5 of 5" in n.what and "accepted" in n.what for n in notes] == [True]
     assert set(back) == {d.picture for d in [*sent, extra]} and len(back["frames/new.jpg"].boxes) == 0
     for d in sent:
@@ -284,10 +285,9 @@ def test_what_nobody_touched_is_no_answer(tmp_path, form):
         place.write_text(json.dumps({**book, "annotations": book["annotations"][::-1]}))
     [one] = A.read_labelled(place, "ana", NAMES, notes=notes)
     assert one.picture == "frames/1.jpg" and sorted(one.class_names) == ["disc", "ring"] and "3 of 4 are as they were sent: left out" in notes[0].what
-    assert len(A.read_labelled(place, "ana", NAMES, unchanged="accept")) == 4
+    assert len(A.read_labelled(place, "ana", NAMES, settings=ACCEPT)) == 4
     renamed = A.read_labelled(place, "ana", ("Disc", *NAMES), rename={"disc": "Disc"})
     assert [a.picture for a in renamed] == ["frames/1.jpg"], "another name for a class is no change"
-    with pytest.raises(ConfigError, match="leave-out"): A.read_labelled(place, "ana", unchanged="maybe")
 
 
 @pytest.mark.parametrize("form", ["yolo", "coco"])
@@ -298,7 +298,7 @@ def test_a_second_batch_never_changes_what_the_numbers_of_the_first_mean(tmp_pat
     for batch in (monday, wednesday, monday): A.write_drafts(batch, out, form)
     items = read_dataset(out if form == "yolo" else out / "annotations.json")
     assert items[0].names == ("bolt", "nut", "screw", "washer")
-    back = {a.picture: a.class_names for a in A.read_labelled(out if form == "yolo" else out / "annotations.json", "ana", unchanged="accept")}
+    back = {a.picture: a.class_names for a in A.read_labelled(out if form == "yolo" else out / "annotations.json", "ana", settings=ACCEPT)}
     assert back == {d.picture: tuple(d.names[c] for c in d.boxes.class_id) for d in [*monday, *wednesday]}
     if form == "coco":
         book = json.loads((out / "annotations.json").read_text())
@@ -311,7 +311,7 @@ def test_class_names_with_any_sign_keep_their_numbers(tmp_path, form):
     odd, out = ("on\u2028e", "tw\x85o", " three: [#'\" ", "yes", "7"), tmp_path / "desk"
     sent = [replace(d, names=odd, boxes=Detections(d.boxes.xyxy, class_id=[k, k + 2])) for k, d in enumerate(drafts(tmp_path, 3))]
     for batch in (sent[:1], [replace(d, names=odd[::-1], boxes=Detections(d.boxes.xyxy, class_id=4 - d.boxes.class_id)) for d in sent[1:]]): A.write_drafts(batch, out, form)
-    back = A.read_labelled(out if form == "yolo" else out / "annotations.json", "ana", unchanged="accept")
+    back = A.read_labelled(out if form == "yolo" else out / "annotations.json", "ana", settings=ACCEPT)
     assert back[0].names == odd and {a.picture: a.class_names for a in back} == {d.picture: tuple(odd[c] for c in d.boxes.class_id) for d in sent}
 
 
@@ -331,7 +331,7 @@ def test_one_folder_in_two_forms(tmp_path):
     assert A.write_drafts(better, out, "coco")[0] == 3 and A.write_drafts(better[2:], out, "coco")[0] == 0
     for place, n in ((out / "annotations.json", 3), (out, 2)):
         with pytest.raises(DataError, match=f"all {n} drafts"): A.read_labelled(place, "ana")
-    assert {a.picture for a in A.read_labelled(out, "ana", unchanged="accept")} == {d.picture for d in sent[:2]}
+    assert {a.picture for a in A.read_labelled(out, "ana", settings=ACCEPT)} == {d.picture for d in sent[:2]}
 
 
 def test_classes_whose_numbers_nobody_knows(tmp_path):
@@ -430,18 +430,22 @@ def coco(folder, annotations, name="disc"):
 def test_shapes_in_coco(tmp_path):
     outline = {"segmentation": [[10, 10, 30, 12, 20, 40]]}
     with pytest.raises(DataError, match="a polygon without a box"): A.read_labelled(coco(tmp_path, [outline]), "ana")
-    assert A.read_labelled(coco(tmp_path, [outline]), "ana", shapes="box")[0].boxes.xyxy.tolist() == [[10, 10, 30, 40]]
+    assert A.read_labelled(coco(tmp_path, [outline]), "ana", settings=A.ReadLabelledSettings(shapes="box"))[0].boxes.xyxy.tolist() == [[10, 10, 30, 40]]
     assert A.read_labelled(coco(tmp_path, [{**outline, "bbox": [10, 10, 20, 30]}]), "ana")[0].boxes.xyxy.tolist() == [[10, 10, 30, 40]]  # every COCO box has an outline too
     turned = {"bbox": [20, 10, 20, 10], "attributes": {"rotation": 90.0}}
     with pytest.raises(DataError, match="turned by 90 degrees"): A.read_labelled(coco(tmp_path, [turned]), "ana")
-    [a] = A.read_labelled(coco(tmp_path, [turned]), "ana", shapes="box")
+    [a] = A.read_labelled(coco(tmp_path, [turned]), "ana", settings=A.ReadLabelledSettings(shapes="box"))
     np.testing.assert_allclose(a.boxes.xyxy, [[25, 5, 35, 25]], atol=1e-4)
     assert a.boxes.data["rotated"].tolist() == [90] and a.to_dict()["boxes"][0]["rotated"] == 90
     for bad, message in (({"bbox": [1, 2, 3]}, "is not \\[x, y"), ({"bbox": [1, 2, 3, 4], "category_id": 8}, "unknown label: category 8"), ({"bbox": [1, 2, 3, 4], "iscrowd": 1}, "a crowd region"), ({"bbox": [.1, .2, .3, .4]}, "look like fractions")):
         with pytest.raises(DataError, match=message): A.read_labelled(coco(tmp_path, [bad]), "ana")
     with pytest.raises(DataError, match="unknown labels: 'Disc'"): A.read_labelled(coco(tmp_path, [{"bbox": [1, 2, 3, 4]}], "Disc"), "ana", NAMES)
     assert A.read_labelled(coco(tmp_path, [{"bbox": [1, 2, 3, 4]}], "Disc"), "ana", NAMES, rename={"Disc": "disc"})[0].names == NAMES
-    with pytest.raises(ConfigError): A.read_labelled(coco(tmp_path, [turned]), "ana", shapes="perhaps")
+
+
+@pytest.mark.parametrize("wrong", [{"shapes": "perhaps"}, {"unchanged": "maybe"}, {"units": "percent"}])
+def test_a_wrong_setting_of_reading_is_named(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong)) + ": "): A.ReadLabelledSettings(**wrong)
 
 
 @given(st.floats(-360, 360), st.floats(1, 200), st.floats(1, 200))

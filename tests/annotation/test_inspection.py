@@ -142,9 +142,21 @@ def test_flat_names_of_folders(tmp_path):
 
 
 @pytest.mark.parametrize("limits", [{"power": float("nan")}, {"doubtful": float("inf")}, {"agreement": "0.8"}, {"impossible": True}])
-def test_limits_that_are_no_numbers(tmp_path, limits):
+def test_limits_that_are_no_numbers(limits):
     with pytest.raises(ConfigError, match=f"not a number: {next(iter(limits))}="): I.judge_review(listed(0, 100), limits)
-    with pytest.raises(ConfigError, match="not a number"): I.look_into(tmp_path / "not even looked for", limits=limits)
+    with pytest.raises(ConfigError, match="not a number"): I.InspectionSettings(limits=limits)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"least": -0.1}, {"least": 1.1}, {"least": float("nan")}, {"least": "low"}, {"seed": -1}, {"seed": 0.5}, {"pictures": 0}, {"pictures": 1.5},
+    {"planted": 0.3}, {"planted": -0.01}, {"planted": None}, {"threads": -1}, {"threads": True},
+])
+def test_a_wrong_setting_is_named(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong)) + ": "): I.InspectionSettings(**wrong)
+
+
+def test_an_unknown_limit_is_refused_before_anything_is_read():
+    with pytest.raises(ConfigError, match="no such limit: doubt"): I.InspectionSettings(limits={"doubt": 0.1})
 
 
 def test_one_class_can_pass(s):
@@ -179,7 +191,7 @@ def test_people_and_files_in_one_call(folder, tmp_path):
             h, w = cv2.imread(str(i.path)).shape[:2]
             said.append(Annotation(f"frames/{i.path.name}", who, (w, h), i.names, i.truth((w, h))))
     write_annotations([*said, replace(said[0], boxes=Detections.empty()), replace(said[1], picture="frames/gone.jpg")], tmp_path / "a.jsonl")
-    one = I.look_into(folder, None, [tmp_path / "a.jsonl"], limits={"power": None})
+    one = I.look_into(folder, None, [tmp_path / "a.jsonl"], settings=I.InspectionSettings(limits={"power": None}))
     assert any("conflicting answers" in t for t in one.review.left_out) and any("1 annotated pictures are not in the dataset" in t for t in one.review.left_out)
     assert one.review.agreement["people"] == ["ana", "ben"] and "agreement" in {f.what for f in one.findings}
     assert "PASS" in I.inspection_html(one) or "FAIL" in I.inspection_html(one)

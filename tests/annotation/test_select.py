@@ -113,9 +113,9 @@ def test_k_centre_takes_equal_points_once_each():
 @settings(max_examples=30)
 @given(st.integers(0, 1000), st.sampled_from(sorted(STRATEGIES)), st.integers(1, 40), st.permutations(range(30)))
 def test_order_of_candidates_changes_nothing(seed, strategy, budget, order):
-    c, s = made(30, seed), SelectSettings(seed=seed)
+    c, s = made(30, seed), SelectSettings(strategy, seed)
     mixed = shuffled(c, order)
-    one, two = select(c, budget, strategy, s), select(mixed, budget, strategy, s)
+    one, two = select(c, budget, s), select(mixed, budget, s)
     assert [c.pictures[i] for i, _ in one] == [mixed.pictures[i] for i, _ in two]
     assert len({i for i, _ in one}) == len(one) == min(budget, 30) and all(why for _, why in one)
 
@@ -123,12 +123,13 @@ def test_order_of_candidates_changes_nothing(seed, strategy, budget, order):
 @pytest.mark.parametrize("strategy", ["random", "uncertainty", "diversity"])
 def test_a_smaller_budget_is_a_beginning(strategy):
     c = made(60)
-    assert select(c, 40, strategy)[:15] == select(c, 15, strategy)
+    how = SelectSettings(strategy)
+    assert select(c, 40, how)[:15] == select(c, 15, how)
 
 
 def test_seeds_give_other_lots_and_the_same_seed_the_same():
     c = made(200)
-    rows = lambda s: {i for i, _ in select(c, 20, "random", SelectSettings(seed=s))}
+    rows = lambda s: {i for i, _ in select(c, 20, SelectSettings("random", s))}
     assert rows(1) == rows(1) != rows(2)
     often = np.zeros(200)
     for s in range(300): often[list(rows(s))] += 1
@@ -137,11 +138,11 @@ def test_seeds_give_other_lots_and_the_same_seed_the_same():
 
 def test_the_hybrid_is_made_of_its_parts():
     c, s = made(400, 3), SelectSettings(seed=4, share=.2, pool=3, novel=0)
-    with_new = select(c, 50, "hybrid", replace(s, novel=.25))
+    with_new = select(c, 50, replace(s, novel=.25))
     lot, new = ([i for i, why in with_new if why.startswith(w)] for w in ("random", "unlike"))
     others = np.setdiff1d(np.arange(400), lot)
     assert len(new) == 12 and new == others[uncovered(c.embedding[others], 12, c.embedding[lot])].tolist()
-    chosen = select(c, 50, "hybrid", s)
+    chosen = select(c, 50, s)
     lucky = [i for i, why in chosen if why == "random"]
     rest = [i for i, why in chosen if why != "random"]
     assert len(lucky) == 10 and len(rest) == 40
@@ -149,15 +150,15 @@ def test_the_hybrid_is_made_of_its_parts():
     others = np.setdiff1d(np.arange(400), lucky)
     assert set(rest) <= set(others[np.argsort(-score[others], kind="stable")][:3 * 40 + 5].tolist()), "from the most unsure, three times as many as wanted"
     spread = lambda rows: np.mean([np.sort(np.linalg.norm(c.embedding[r] - c.embedding[rows], axis=1))[1] for r in rows])
-    assert spread(rest) > spread([i for i, _ in select(c, 40, "uncertainty")]), "more different than the most unsure ones"
-    assert all(why == "random" for _, why in select(c, 10, "hybrid", replace(s, share=1.0)))
+    assert spread(rest) > spread([i for i, _ in select(c, 40, SelectSettings("uncertainty"))]), "more different than the most unsure ones"
+    assert all(why == "random" for _, why in select(c, 10, replace(s, share=1.0)))
 
 
 def test_classes_that_are_short_are_preferred():
     n, rng = 300, np.random.default_rng(0)
     klass = np.where(np.arange(n) % 20 == 0, 3, np.arange(n) % 3)
     c = candidates([f"{i:03d}" for i in range(n)], [Detections([[0, 0, 1, 1]], [.5], [k]) for k in klass], NAMES, rng.normal(size=(n, 4)))
-    share = lambda balance, **kw: np.mean([klass[i] == 3 for i, _ in select(c, 30, "hybrid", SelectSettings(pool=10, share=0, novel=0, balance=balance), **kw)])
+    share = lambda balance, **kw: np.mean([klass[i] == 3 for i, _ in select(c, 30, SelectSettings(pool=10, share=0, novel=0, balance=balance), **kw)])
     assert share(2.0) > share(0.0) + .1
     plenty = candidates([f"old{i}" for i in range(90)], [Detections([[0, 0, 1, 1]], None, [3])] * 90, NAMES, rng.normal(size=(90, 4)) * 1e-3)
     assert share(2.0, labelled=plenty) < share(2.0), "not where they are labelled in plenty already"
@@ -166,10 +167,10 @@ def test_classes_that_are_short_are_preferred():
 def test_what_is_labelled_is_not_chosen_and_not_approached():
     c = made(100, 5)
     done = shuffled(c, list(range(50)))
-    for strategy in STRATEGIES: assert not {c.pictures[i] for i, _ in select(c, 80, strategy, labelled=done)} & set(done.pictures)
+    for strategy in STRATEGIES: assert not {c.pictures[i] for i, _ in select(c, 80, SelectSettings(strategy), done)} & set(done.pictures)
     near = candidates(["x", "y", "old"], [Detections.empty()] * 3, (), [[0, 0], [9, 9], [.1, 0]])
     old = candidates(["old"], [Detections.empty()], (), [[.1, 0]])
-    assert near.pictures[select(near, 1, "diversity", labelled=old)[0][0]] == "y"
+    assert near.pictures[select(near, 1, SelectSettings("diversity"), old)[0][0]] == "y"
 
 
 def test_rare_scenes_are_found():
@@ -177,7 +178,7 @@ def test_rare_scenes_are_found():
     rng, odd = np.random.default_rng(2), set(range(0, 600, 50))
     found = [Detections([[0, 0, 1, 1]] * 3, [.45 if i in odd else .93, .9, .95], [0, 1, 3 if i in odd else 2]) for i in range(600)]
     c = candidates([f"{i:03d}" for i in range(600)], found, NAMES, rng.normal(size=(600, 8)) + np.array([[4 * (i in odd)] * 8 for i in range(600)]))
-    hits = {s: np.mean([len({i for i, _ in select(c, 30, s, SelectSettings(seed=seed))} & odd) for seed in range(5)]) for s in STRATEGIES}
+    hits = {s: np.mean([len({i for i, _ in select(c, 30, SelectSettings(s, seed))} & odd) for seed in range(5)]) for s in STRATEGIES}
     assert hits["hybrid"] >= 8 and hits["uncertainty"] == 12 and hits["random"] < 3
 
 
@@ -185,14 +186,13 @@ def test_rare_scenes_are_found():
 
 def test_bad_requests_are_typed():
     c = made(5)
-    with pytest.raises(ConfigError, match="no strategy 'best'.*known: hybrid"): select(c, 3, "best")
     for budget in (0, -1, 1.5, True):
         with pytest.raises(ConfigError, match="a budget of"): select(c, budget)
     with pytest.raises(DataError, match="no candidates"): select(candidates([], []), 3)
     bare = replace(c, embedding=None)
     for strategy in ("hybrid", "diversity"):
-        with pytest.raises(ConfigError, match="no embeddings"): select(bare, 3, strategy)
-    assert len(select(bare, 3, "uncertainty")) == 3 and len(select(c, 99)) == 5
+        with pytest.raises(ConfigError, match="no embeddings"): select(bare, 3, SelectSettings(strategy))
+    assert len(select(bare, 3, SelectSettings("uncertainty"))) == 3 and len(select(c, 99)) == 5
     with pytest.raises(DataError, match="embeddings of 2 and 6 numbers"): select(c, 3, labelled=candidates(["o"], [Detections.empty()], (), [[0, 0]]))
 
 
@@ -206,9 +206,13 @@ def test_bad_candidates_are_typed():
     with pytest.raises(DataError, match="counts of"): Candidates(("a",), np.array([2]), np.array([.5]), np.array([0]))
 
 
-@pytest.mark.parametrize("wrong", [{"band": (.6, .3)}, {"top": 0}, {"pool": .5}, {"share": 1.2}, {"balance": -1}])
+@pytest.mark.parametrize("wrong", [{"strategy": "best"}, {"band": (.6, .3)}, {"top": 0}, {"pool": .5}, {"share": 1.2}, {"novel": -.1}, {"balance": -1}, {"features": "deep"}, {"features": None}])
 def test_settings_out_of_range(wrong):
-    with pytest.raises(ConfigError, match=next(iter(wrong))): SelectSettings(**wrong)
+    with pytest.raises(ConfigError, match=next(iter(wrong)) + ": "): SelectSettings(**wrong)
+
+
+def test_an_unknown_strategy_is_told_which_there_are():
+    with pytest.raises(ConfigError, match="no strategy 'best'; known: hybrid, random, uncertainty, diversity"): SelectSettings("best")
 
 
 # ---- vectors ----
@@ -243,7 +247,7 @@ def test_a_rare_condition_comes_in_a_handful_not_as_one_picture():
     assert sum(i >= 500 for i in k_centre(x, 12, 0, old)) == 1 and sum(i >= 500 for i in uncovered(x, 12, old)) >= 5
     c = candidates([f"{i:03d}" for i in range(520)], [Detections([[0, 0, 9, 9]], [.98], [0])] * 520, ("part",), x)  # a model that is sure of everything
     before = candidates([f"old-{i}" for i in range(50)], [Detections([[0, 0, 9, 9]], [1.0], [0])] * 50, ("part",), old)
-    found = lambda novel: sum(i >= 500 for i, _ in select(c, 40, "hybrid", SelectSettings(novel=novel), before))
+    found = lambda novel: sum(i >= 500 for i, _ in select(c, 40, SelectSettings(novel=novel), before))
     assert found(.25) >= 5 > found(0) + 1
     with pytest.raises(ConfigError, match="novel: 1.5 is outside 0..1"): SelectSettings(novel=1.5)
 
@@ -344,7 +348,7 @@ def test_from_a_collection_into_a_collection(tmp_path):
     folder = collection(tmp_path / "all")
     c = candidates_of(folder)
     assert len(c) == 30 and c.embedding.shape == (30, 323) and c.names == ("a", "b", "c")
-    chosen = select(c, 3, "uncertainty")
+    chosen = select(c, 3, SelectSettings("uncertainty"))
     rows = write_selected(tmp_path / "few", folder, c, chosen)
     assert {r.frame_id for r in rows} == {0, 10, 20} and {r.picture for r in read_collected(tmp_path / "few")} == {r.picture for r in rows}
     assert all(r.note.startswith("selected: unsure") and r.model == "m" and r.detections for r in read_collected(tmp_path / "few"))
@@ -363,25 +367,24 @@ def test_every_week_other_pictures(tmp_path):
     numbers = [{r.frame_id for r in rows} for rows in (first, second, third)]
     assert [len(n) for n in numbers] == [10, 10, 20] and set.union(*numbers) == set(range(40))
     for strategy in STRATEGIES:
-        with pytest.raises(DataError, match="everything here was selected before: all 40"): select_collected(folder, tmp_path / "week 4", 5, strategy, labelled=[tmp_path / f"week {k}" for k in (1, 2, 3)])
+        with pytest.raises(DataError, match="everything here was selected before: all 40"): select_collected(folder, tmp_path / "week 4", 5, SelectSettings(strategy), labelled=[tmp_path / f"week {k}" for k in (1, 2, 3)])
     assert not (tmp_path / "week 4").exists()
-    with pytest.raises(ConfigError, match="but no model"): select_collected(folder, tmp_path / "x", 3, features="model")
-    with pytest.raises(ConfigError, match="'deep' are not known"): select_collected(folder, tmp_path / "x", 3, features="deep")
+    with pytest.raises(ConfigError, match="but no model"): select_collected(folder, tmp_path / "x", 3, SelectSettings(features="model"))
 
 
 def test_a_selection_by_any_onnx(tmp_path):
     folder, (file, _) = collection(tmp_path / "all", 12), plain_onnx(tmp_path / "m.onnx")
-    by_name, by_hand = (select_collected(folder, tmp_path / str(k), 6, "diversity", features=f) for k, f in enumerate((str(file), OnnxFeatures(file))))
+    by_name, by_hand = (select_collected(folder, tmp_path / str(k), 6, SelectSettings("diversity", features=f)) for k, f in enumerate((str(file), OnnxFeatures(file))))
     assert [r.picture for r in by_name] == [r.picture for r in by_hand] and len(by_name) == 6
-    seen = select_collected(folder, tmp_path / "unit", 6, "diversity", features=OnnxFeatures(file, pixels="unit"), labelled=[tmp_path / "0"])
+    seen = select_collected(folder, tmp_path / "unit", 6, SelectSettings("diversity", features=OnnxFeatures(file, pixels="unit")), labelled=[tmp_path / "0"])
     assert not {r.picture for r in seen} & {r.picture for r in by_name}
-    with pytest.raises(BackendError, match="no such ONNX"): select_collected(folder, tmp_path / "x", 6, features="none.onnx")
+    with pytest.raises(BackendError, match="no such ONNX"): select_collected(folder, tmp_path / "x", 6, SelectSettings(features="none.onnx"))
 
 
 def test_two_collections_with_the_same_numbers_are_not_mixed_up(tmp_path):
     a, b = collection(tmp_path / "monday", 5), collection(tmp_path / "tuesday", 5, day=1)
     assert {r.picture for r in read_collected(a)} == {r.picture for r in read_collected(b)}
-    assert len(select_collected(b, tmp_path / "out", 5, "random", labelled=[a])) == 5
+    assert len(select_collected(b, tmp_path / "out", 5, SelectSettings("random"), labelled=[a])) == 5
 
 
 def test_confidences_are_calibrated_on_the_way(tmp_path):
@@ -426,7 +429,7 @@ def test_what_the_model_has_learnt_from_is_not_new(tmp_path):
         frame = Frame(picture(170 if i % 10 == 0 else 60), "cam", i, datetime(2026, 6, 1, tzinfo=timezone.utc) + timedelta(minutes=i))
         sink.write(FrameResult(frame, Detections([[0, 0, 9, 9]], [.97], [0]), ("a", "b")))
     sink.close()
-    rows = select_collected(tmp_path / "c", tmp_path / "s", 20, settings=SelectSettings(novel=.25, share=0), known=[tmp_path / "known"])
+    rows = select_collected(tmp_path / "c", tmp_path / "s", 20, SelectSettings(novel=.25, share=0), known=[tmp_path / "known"])
     assert sum(r.frame_id % 10 == 0 for r in rows if "unlike all that is labelled" in r.note) == 5
     with pytest.raises(DataError, match="no such dataset"): select_collected(tmp_path / "c", tmp_path / "t", 5, known=[tmp_path / "nowhere"])
     assert not (tmp_path / "t").exists()

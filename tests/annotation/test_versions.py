@@ -57,7 +57,9 @@ def folder(root: Path, pictures: dict[str, tuple[int, int] | int], label: str | 
     return root
 
 
-def merge(parents, out, *args, **more): return V.merge(parents, out, *args, **{"by": "ana", "now": WHEN, **more})
+def merge(parents, out, frozen=None, name=None, **settings):
+    "By Ana, on one day; further arguments are fields of the settings."
+    return V.merge(parents, out, frozen, V.MergeSettings(**settings), name=name, by="ana", now=WHEN)
 
 
 @pytest.fixture
@@ -243,7 +245,7 @@ def test_within_one_folder_nobody_is_newer(tmp_path):
     both = folder(tmp_path / "both", {"train/a": 1, "train/b": 1}, {"train/a": LABEL, "train/b": "1 .5 .5 .1 .1\n"})
     for prefer in V.PREFER:
         with pytest.raises(DataError, match="twice with other labels"): merge([both], tmp_path / "v", prefer=prefer)
-    with pytest.raises(ConfigError, match="prefer='latest'"): merge([both], tmp_path / "v", prefer="latest")
+    with pytest.raises(ConfigError, match="prefer: 'latest' is not one of refuse, newer, older"): merge([both], tmp_path / "v", prefer="latest")
 
 
 def test_files_of_one_name_do_not_share_a_label(tmp_path):
@@ -358,8 +360,24 @@ def test_pictures_that_are_gone_and_drafts_are_no_labels(tmp_path):
     with pytest.raises(ConfigError, match="nothing to merge"): merge([], tmp_path / "v")
     only = folder(tmp_path / "only", {"test/a": 1})
     with pytest.raises(DataError, match="nothing is left"): merge([only], tmp_path / "v")
-    for wrong in ({"val": 1.0}, {"val": -0.1}, {"leaks": "ignore"}):
-        with pytest.raises(ConfigError): merge([folder(tmp_path / f"f{wrong}", {"a": 1})], tmp_path / "v", **wrong)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"names": "gear"}, {"prefer": "latest"}, {"leaks": "ignore"}, {"val": 1.0}, {"val": -0.1}, {"val": "half"}, {"val": True}, {"val": float("nan")},
+    {"hamming": -1}, {"hamming": 65}, {"hamming": 1.5}, {"hamming": None}, {"seed": -1}, {"seed": 0.5}, {"seed": "x"},
+])
+def test_a_wrong_setting_is_named(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong)) + ": "): V.MergeSettings(**wrong)
+
+
+def test_all_wrong_settings_are_named_at_once():
+    with pytest.raises(ConfigError) as e: V.MergeSettings(prefer="latest", val=2, seed=-1)
+    assert [p.split(":")[0] for p in e.value.problems] == ["prefer", "val", "seed"]
+
+
+def test_the_manifest_keeps_the_settings(first, tmp_path):
+    v = merge([first], tmp_path / "v", val=0.2, rename={"gear": "cog"}, allow=[("a.png", "b.png")], sequences={"t0.png": "clip"})
+    assert v.settings == {"prefer": "refuse", "leaks": "leave out", "val": 0.2, "hamming": 10, "seed": 0, "rename": {"gear": "cog"}, "allow": [["a.png", "b.png"]], "sequences": "table"}
 
 
 # ---- where it came from

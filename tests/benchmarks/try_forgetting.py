@@ -25,7 +25,7 @@ from cv_pipeline.synthetic.conditions import Conditions, random_conditions
 from cv_pipeline.synthetic.line import write_dataset
 from cv_pipeline.synthetic.parts import CLASS_NAMES, seeded
 from cv_pipeline.training.gate import among
-from cv_pipeline.training.train import Replay, train
+from cv_pipeline.training.train import Replay, TrainSettings, train
 
 WIDTH, HEIGHT = 160, 120
 OLD, NEW = ("gear", "bolt"), ("nut", "bracket")
@@ -82,14 +82,14 @@ def score(folder: Path, items) -> dict[str, float]:
 
 def one_seed(seed: int, work: Path, n: int, epochs: int, test, first: int):
     "Rows of the table."
-    how = {"imgsz": WIDTH, "batch": 16, "augment": None, "seed": seed, "mosaic": 0.0, "lr0": 0.002}
+    how = TrainSettings(epochs, WIDTH, augment=None, seed=seed, overrides={"mosaic": 0.0, "lr0": 0.002})
     old, new = written(work / "old", 100 * seed + 1, n, OLD), written(work / "new", 100 * seed + 11, n, NEW)
-    yield "old detector", train(old, work / "before", epochs=first, **how)
+    yield "old detector", train(old, work / "before", settings=replace(how, epochs=first))
     start = work / "before"
-    yield "new pictures alone", train(as_all(new, work / "new-all"), work / "alone", start, epochs, **how)
-    yield "old and new mixed", train(as_all(old, work / "mixed", as_all(new, work / "new-all-2")), work / "mix", start, epochs, **how)
-    yield "replay, completed", train(new, work / "replay", start, epochs, replay=Replay(old, keeper=start), **how)
-    yield "all labelled by people", train(both(work / "both", 100 * seed, n), work / "best", start, epochs, **how)
+    yield "new pictures alone", train(as_all(new, work / "new-all"), work / "alone", start, how)
+    yield "old and new mixed", train(as_all(old, work / "mixed", as_all(new, work / "new-all-2")), work / "mix", start, how)
+    yield "replay, completed", train(new, work / "replay", start, replace(how, replay=Replay(old, keeper=start)))
+    yield "all labelled by people", train(both(work / "both", 100 * seed, n), work / "best", start, how)
 
 
 def as_all(source: Path, folder: Path, more: Path | None = None) -> Path:

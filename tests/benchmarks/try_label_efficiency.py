@@ -218,8 +218,8 @@ def one_strategy(job: tuple[Path, int, str, list[int], dict]) -> list[dict]:
         if strategy == "every event": rows = np.flatnonzero(happens.any(axis=1)).tolist()
         elif strategy in ROUNDS:
             if rows: c = looked_at(net, stream, held, c.embedding)
-            rows += [i for i, _ in select(c, budget - len(rows), strategy, SelectSettings(seed=seed), labelled_so_far(old, vectors, stream, c, rows))]
-        elif strategy in STRATEGIES: rows = [i for i, _ in select(c, budget, strategy, SelectSettings(seed=seed), labelled_so_far(old, vectors, stream, c, []))]
+            rows += [i for i, _ in select(c, budget - len(rows), SelectSettings(strategy, seed), labelled_so_far(old, vectors, stream, c, rows))]
+        elif strategy in STRATEGIES: rows = [i for i, _ in select(c, budget, SelectSettings(strategy, seed), labelled_so_far(old, vectors, stream, c, []))]
         if strategy != "none":
             net = Detector(weights, seed)
             net.train(batches(old, [stream[i] for i in rows], seed), size["steps"], 1e-3)

@@ -170,7 +170,7 @@ def test_drafts_that_nobody_touched_are_nobodys_answers(selected, tmp_path, form
     said = ask("label", "files", place, "--annotator", "ana", "--out", out)
     assert "10 of 12 are as they were sent: left out" in said and "if ana looked at those too and agrees" in said and len(read_annotations(out)) == 2
     assert "10 of 12 are as they were sent: accepted" in ask("label", "files", place, "--annotator", "ana", "--out", out, "--unchanged", "accept") and len(read_annotations(out)) == 12
-    with pytest.raises(ConfigError, match="unchanged='yes'"): ask("label", "files", place, "--annotator", "ana", "--out", out, "--unchanged", "yes")
+    with pytest.raises(ConfigError, match="unchanged: 'yes'"): ask("label", "files", place, "--annotator", "ana", "--out", out, "--unchanged", "yes")
 
 
 @pytest.mark.parametrize("form", ["yolo", "coco"])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cv_pipeline.annotation.datasets import FrozenSetError, LeakError, freeze
-from cv_pipeline.annotation.versions import merge
+from cv_pipeline.annotation.versions import MergeSettings, merge
 from cv_pipeline.core.formats import read_dataset
 from cv_pipeline.core.images import read_image
 from cv_pipeline.core.types import ConfigError, DataError
@@ -30,6 +30,7 @@ from tests.helpers.services import require
 pytestmark = pytest.mark.slow
 
 NAMES = ("nut", "bolt", "lid")
+QUICK = C.GateSettings(draws=60)
 
 
 def drawn(pictures: int, found: float, seed: int = 0, names=NAMES, each: int = 3, **columns) -> EvalSet:
@@ -63,24 +64,24 @@ def test_one_bad_slice_closes_the_gate_and_is_named():
     light = np.where(night, "night", "day").tolist()
     old = drawn(120, .6, 3, light=light)
     new = drawn(120, np.where(night, .25, .95), 4, light=light)
-    c = C.compare(new, old, slice_loss=.05, draws=200)
+    c = C.compare(new, old, C.GateSettings(slice_loss=.05, draws=200))
     assert c.verdict is Verdict.FAIL and verdicts(c)["overall"] == "PASS" and verdicts(c)["light = night"] == "FAIL" and verdicts(c)["light = day"] == "PASS"
     assert c.reasons()[0].startswith("FAIL light = night")
-    assert C.compare(new, old, protect=[], slice_loss=.1, draws=200).verdict is Verdict.PASS  # averages alone would have let it in
-    with pytest.raises(DataError, match="no column 'weather'"): C.compare(new, old, protect=["weather"], draws=20)
+    assert C.compare(new, old, C.GateSettings(protect=[], slice_loss=.1, draws=200)).verdict is Verdict.PASS  # averages alone would have let it in
+    with pytest.raises(DataError, match="no column 'weather'"): C.compare(new, old, C.GateSettings(protect=["weather"], draws=20))
 
 
 def test_a_lost_class_is_a_loss_and_a_new_one_is_told_apart():
     s = drawn(100, .9)
     known = C.among(s, ["nut", "bolt"])
-    c = C.compare(s, known, draws=60)
+    c = C.compare(s, known, QUICK)
     assert c.verdict is Verdict.PASS and c.shared == ("nut", "bolt") and [r["class"] for r in c.added] == ["lid"] and c.added[0]["AP"] > .7 and c.lost == ()
-    back = C.compare(known, s, draws=60)
+    back = C.compare(known, s, QUICK)
     assert back.verdict is Verdict.FAIL and "FAIL class lid: the new model does not know it any more" in back.reasons()
-    assert C.compare(known, s, forget=["lid"], draws=60).verdict is Verdict.PASS
+    assert C.compare(known, s, C.GateSettings(forget=["lid"], draws=60)).verdict is Verdict.PASS
     few = replace(s, truth=s.truth[(s.truth.class_id != 2) | (s.truth.image < 5)])
-    assert C.compare(few, C.among(few, ["nut", "bolt"]), draws=60).added[0]["AP"] is None
-    with pytest.raises(DataError, match="no class in common"): C.compare(s, drawn(100, .9, names=("a", "b", "c")), draws=20)
+    assert C.compare(few, C.among(few, ["nut", "bolt"]), QUICK).added[0]["AP"] is None
+    with pytest.raises(DataError, match="no class in common"): C.compare(s, drawn(100, .9, names=("a", "b", "c")), QUICK)
 
 
 def test_classes_in_another_order_are_the_same_classes():
@@ -89,7 +90,7 @@ def test_classes_in_another_order_are_the_same_classes():
     place = np.argsort(order).astype(np.int32)
     turn = lambda t: replace(t, class_id=place[t.class_id])
     other = replace(s, names=tuple(NAMES[k] for k in order), truth=turn(s.truth), predictions=turn(s.predictions))
-    c = C.compare(other, s, draws=60)
+    c = C.compare(other, s, QUICK)
     assert c.verdict is Verdict.PASS and all(r.change.value == 0 for r in c.slices)
 
 
@@ -97,7 +98,7 @@ def test_classes_in_another_order_are_the_same_classes():
 def test_thin_slices_are_said_to_be_insufficient_and_show_no_number(thin, verdict):
     light = ["night" if i < 12 else "day" for i in range(100)]
     new, old = drawn(100, .95, 1, light=light), drawn(100, .5, 2, light=light)
-    c = C.compare(new, old, thin=thin, draws=60)
+    c = C.compare(new, old, C.GateSettings(thin=thin, draws=60))
     row = next(s for s in c.slices if s.what == "light = night")
     assert c.verdict is verdict and row.verdict is Verdict.INSUFFICIENT and row.thin and row.row()["AP new"] is None and "12 pictures and 36 objects cannot judge" in row.reason
     assert any("light = night" in r for r in c.reasons())
@@ -105,9 +106,22 @@ def test_thin_slices_are_said_to_be_insufficient_and_show_no_number(thin, verdic
 
 def test_too_few_pictures_can_never_pass():
     few = drawn(20, .95)
-    assert C.compare(few, few, thin="report", draws=40).verdict is Verdict.INSUFFICIENT
-    for wrong in ({"thin": "maybe"}, {"max_loss": 1.5}, {"slice_loss": -1}):
-        with pytest.raises(ConfigError): C.compare(few, few, **wrong)
+    assert C.compare(few, few, C.GateSettings(thin="report", draws=40)).verdict is Verdict.INSUFFICIENT
+
+
+@pytest.mark.parametrize("wrong", [
+    {"protect": "light"}, {"thin": "maybe"}, {"max_loss": 1.5}, {"max_loss": float("nan")}, {"max_loss": "much"}, {"slice_loss": -1}, {"slice_loss": True},
+    {"forget": "lid"}, {"draws": 19}, {"draws": 100.5}, {"seed": -1}, {"seed": None},
+])
+def test_a_wrong_setting_of_the_gate_is_named(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong)) + ": "): C.GateSettings(**wrong)
+
+
+@pytest.mark.parametrize("wrong, match", [
+    ({"gate": {"draws": 60}}, "gate: "), ({"threads": -1}, "threads: "), ({"threads": 1.0}, "threads: "), ({"objective": "best"}, "the objective 'best' is not known"),
+])
+def test_a_wrong_setting_of_the_candidate_is_named(wrong, match):
+    with pytest.raises(ConfigError, match=match): C.CandidateSettings(**wrong)
 
 
 # ---- the candidate
@@ -120,7 +134,7 @@ def place(tmp_path_factory) -> Path:
         line = FactoryLine(LineConfig(seed=seed, density=6))
         write_dataset(root / name, (line.render(k * 10) for k in range(n)), ["yolo"], split="all")
     freeze(root / "test", root / "test_set.json")
-    merge([root / "data"], root / "v1", root / "test_set.json", val=.5, hamming=0, by="ana")
+    merge([root / "data"], root / "v1", root / "test_set.json", MergeSettings(val=.5, hamming=0), by="ana")
     bundled = load_model("factory_line", threads=1)
     (root / "weak").mkdir()
     save_graph(prune_channels(open_graph(bundled.path), .16), root / "weak" / "weak.onnx")
@@ -128,8 +142,12 @@ def place(tmp_path_factory) -> Path:
     return root
 
 
-def gate(place: Path, out: Path, new="factory_line", old=None, **more):
-    return C.make_candidate(new, old or place / "weak", place / "test_set.json", out, **{"protect": [], "thin": "report", "draws": 60, "threads": 1, "slice_loss": .05, **more})
+RULES = C.GateSettings(protect=[], thin="report", draws=60, slice_loss=.05)
+
+
+def gate(place: Path, out: Path, new="factory_line", old=None, train=None, val=None, by="", **more):
+    data = C.GateData(place / "test_set.json", train, val)
+    return C.make_candidate(new, old or place / "weak", data, out, C.CandidateSettings(RULES, by=by, threads=1), **more)
 
 
 def test_a_candidate_carries_everything(place, tmp_path):
@@ -139,6 +157,7 @@ def test_a_candidate_carries_everything(place, tmp_path):
     bundled = load_model("factory_line", threads=1)
     assert (made.name, made.version, made.preprocess) == ("line", "1.10", bundled.manifest.preprocess) and file.read_bytes() == Path(bundled.path).read_bytes()
     book = json.loads((tmp_path / "c" / "gate.json").read_text())
+    assert book["settings"] == {"protect": [], "max_loss": 0.01, "slice_loss": 0.05, "thin": "report", "forget": [], "draws": 60, "seed": 0}
     assert book["verdict"] == "PASS" and book["test set"]["digest"] and book["training data"]["digest"] == book["validation"]["digest"] and book["old"]["version"] == "1.9"
     assert made.training["parent"]["sha256"] == book["old"]["sha256"] != book["new"]["sha256"] and made.metrics["gate"]["verdict"] == "PASS"
     assert made.postprocess.conf == book["thresholds"]["conf"] and set(book["at the thresholds in use"]) == {"new", "old"} and "reason" in book["calibration"]
@@ -237,7 +256,8 @@ def test_a_crash_while_writing_leaves_nothing(place, tmp_path, monkeypatch):
 def test_slices_from_columns_and_the_version_of_the_next_model(place, tmp_path):
     items = read_dataset(place / "test")
     light = {"light": {str(i.path): ("a" if k % 2 else "b") for k, i in enumerate(items)}}
-    done = C.make_candidate("factory_line", place / "weak", items, tmp_path / "c", columns=light, thin="report", draws=40, threads=1, slice_loss=.1, name="night", version="7")
+    how = C.CandidateSettings(C.GateSettings(thin="report", draws=40, slice_loss=.1), name="night", version="7", threads=1)
+    done = C.make_candidate("factory_line", place / "weak", C.GateData(items, columns=light), tmp_path / "c", how)
     assert {"light = a", "light = b"} <= {s.what for s in done.comparison.slices} and (done.manifest.name, done.manifest.version) == ("night", "7")
     assert [C._next(v) for v in ("3", "1.9", "2.0.0", "beta")] == ["4", "1.10", "2.0.1", "beta.1"]
 

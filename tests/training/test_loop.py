@@ -11,22 +11,23 @@ import cv2
 import numpy as np
 import pytest
 
-from cv_pipeline.annotation.annotations import Draft, consensus, read_labelled, settle, write_drafts, write_labelled
+from cv_pipeline.annotation.annotations import Draft, ReadLabelledSettings, consensus, read_labelled, settle, write_drafts, write_labelled
 from cv_pipeline.annotation.collect import CollectPolicy, CollectSink, read_collected
 from cv_pipeline.annotation.datasets import LeakError, freeze
 from cv_pipeline.annotation.qa import agreement, dispute_suspects
 from cv_pipeline.annotation.select import select_collected
-from cv_pipeline.annotation.versions import merge
+from cv_pipeline.annotation.versions import MergeSettings, merge
 from cv_pipeline.core.formats import read_dataset, to_yolo
 from cv_pipeline.core.images import read_image
 from cv_pipeline.core.types import DataError, Detections, FrameResult, box_iou
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.line import write_dataset
 from cv_pipeline.synthetic.parts import CLASS_NAMES
-from cv_pipeline.training.train import Replay, read_samples, stage, train
+from cv_pipeline.training.train import Replay, TrainSettings, read_samples, stage, train
 
 pytestmark = pytest.mark.slow
 
+ACCEPT = ReadLabelledSettings(unchanged="accept")
 KNOWN, NAMES = ("gear", "bolt", "nut", "defect"), ("gear", "bolt", "nut", "defect", "bracket")
 SIZE = (320, 240)
 LINE = FactoryLine(LineConfig(seed=31, size=SIZE, density=7))
@@ -67,7 +68,7 @@ def chosen(tmp_path_factory):
         known = first[first.class_id < len(KNOWN)]
         sink.write(FrameResult(frame, Detections(known.xyxy, np.full(len(known), .5), known.class_id), CLASS_NAMES, model="m"))
     sink.close()
-    rows = select_collected(work / "collected", work / "chosen", 9, "hybrid")
+    rows = select_collected(work / "collected", work / "chosen", 9)
     assert len(rows) == 9 and len(read_collected(work / "collected")) == 12
     return work / "chosen", rows
 
@@ -98,10 +99,10 @@ def same(a: Detections, b: Detections, pixels: float) -> bool:
 
 @pytest.mark.parametrize("form", ["yolo", "coco"])
 def test_what_a_careful_person_draws_is_what_is_trained_on(chosen, form, tmp_path):
-    answers = read_labelled(label(tmp_path / "anna", chosen, form, lambda r: truth_of(r.frame_id)), "anna", NAMES, unchanged="accept")  # she looked at all of them
+    answers = read_labelled(label(tmp_path / "anna", chosen, form, lambda r: truth_of(r.frame_id)), "anna", NAMES, settings=ACCEPT)  # she looked at all of them
     together = consensus(settle(answers)[0])
     write_labelled([c.annotation for c in together], chosen[0], tmp_path / "batch")
-    merge([old_labels(tmp_path / "old", 500, 6), tmp_path / "batch"], tmp_path / "v2", add_names=True, val=.3)
+    merge([old_labels(tmp_path / "old", 500, 6), tmp_path / "batch"], tmp_path / "v2", settings=MergeSettings(add_names=True, val=.3))
     names, samples = read_samples(tmp_path / "v2")
     assert names == NAMES
     staged = stage(samples, names, tmp_path / "data")
@@ -129,7 +130,7 @@ def test_errors_of_one_of_three_people_do_not_get_through_and_are_named(chosen, 
         return Detections(d.xyxy, None, classes)
 
     careful = lambda r: truth_of(r.frame_id)
-    answers = [a for who, form, eyes in (("anna", "yolo", careful), ("ben", "coco", careful), ("cara", "yolo", careless)) for a in read_labelled(label(tmp_path / who, chosen, form, eyes), who, NAMES, unchanged="accept")]
+    answers = [a for who, form, eyes in (("anna", "yolo", careful), ("ben", "coco", careful), ("cara", "yolo", careless)) for a in read_labelled(label(tmp_path / who, chosen, form, eyes), who, NAMES, settings=ACCEPT)]
     settled, notes = settle(answers)
     assert len(settled) == 27 and not notes and len(planted) >= 6
     by_picture = {r.picture: r.frame_id for r in chosen[1]}
@@ -144,7 +145,7 @@ def test_errors_of_one_of_three_people_do_not_get_through_and_are_named(chosen, 
 def test_a_lost_label_file_is_no_empty_picture(chosen, tmp_path):
     folder = label(tmp_path / "anna", chosen, "yolo", lambda r: truth_of(r.frame_id))
     next((folder / "labels").glob("*[0-9a-f].txt")).unlink()
-    assert len(read_labelled(folder, "anna", NAMES, unchanged="accept")) == len(chosen[1]) - 1
+    assert len(read_labelled(folder, "anna", NAMES, settings=ACCEPT)) == len(chosen[1]) - 1
     for file in (folder / "labels").glob("*.txt"): file.unlink()
     with pytest.raises(DataError, match="annotations|labelled"): read_labelled(folder, "anna", NAMES)
 
@@ -159,7 +160,7 @@ def test_drafts_never_become_training_data_by_mistake(chosen, tmp_path):
 
 def test_the_test_set_stays_out_of_every_door(chosen, tmp_path):
     pictures, rows = chosen
-    write_labelled([c.annotation for c in consensus(settle(read_labelled(label(tmp_path / "anna", chosen, "yolo", lambda r: truth_of(r.frame_id)), "anna", NAMES, unchanged="accept"))[0])], pictures, tmp_path / "batch")
+    write_labelled([c.annotation for c in consensus(settle(read_labelled(label(tmp_path / "anna", chosen, "yolo", lambda r: truth_of(r.frame_id)), "anna", NAMES, settings=ACCEPT))[0])], pictures, tmp_path / "batch")
     test = tmp_path / "test"
     for kind in ("images", "labels"): (test / kind / "test").mkdir(parents=True)
     for r in rows[:2]:  # one the same file, one saved again
@@ -169,8 +170,8 @@ def test_the_test_set_stays_out_of_every_door(chosen, tmp_path):
         (test / "labels" / "test" / f"{name}.txt").write_text(to_yolo(truth_of(r.frame_id), SIZE, clip=True))
     (test / "data.yaml").write_text(f"names: {list(NAMES)}\n")
     freeze(test, tmp_path / "frozen.json", "test")
-    two = merge([old_labels(tmp_path / "old", 600, 6), tmp_path / "batch"], tmp_path / "v2", frozen=tmp_path / "frozen.json", add_names=True)
+    two = merge([old_labels(tmp_path / "old", 600, 6), tmp_path / "batch"], tmp_path / "v2", frozen=tmp_path / "frozen.json", settings=MergeSettings(add_names=True))
     assert len(two.left_out) >= 2 and two.frozen["pictures"] == 2
-    both = merge([old_labels(tmp_path / "old2", 600, 6), tmp_path / "batch"], tmp_path / "v3", add_names=True)  # somebody forgot to say what is frozen
-    with pytest.raises(LeakError): train(both.path, tmp_path / "run", frozen=tmp_path / "frozen.json", replay=Replay(teacher="factory_line"))
+    both = merge([old_labels(tmp_path / "old2", 600, 6), tmp_path / "batch"], tmp_path / "v3", settings=MergeSettings(add_names=True))  # somebody forgot to say what is frozen
+    with pytest.raises(LeakError): train(both.path, tmp_path / "run", frozen=tmp_path / "frozen.json", settings=TrainSettings(replay=Replay(teacher="factory_line")))
     assert not (tmp_path / "run").exists()

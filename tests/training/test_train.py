@@ -21,7 +21,7 @@ os.environ.update(YOLO_OFFLINE="1", YOLO_AUTOINSTALL="false")
 import torch
 
 from cv_pipeline.annotation.datasets import LeakError, freeze
-from cv_pipeline.annotation.versions import merge, read_version
+from cv_pipeline.annotation.versions import MergeSettings, merge, read_version
 from cv_pipeline.core.formats import LabelledImage, read_dataset
 from cv_pipeline.core.images import read_image
 from cv_pipeline.core.types import BackendError, ConfigError, CVPipelineError, DataError, Detections, box_iou
@@ -31,6 +31,7 @@ from cv_pipeline.synthetic.parts import CLASS_NAMES
 from cv_pipeline.training import train as room
 from cv_pipeline.training.train import (
     Replay,
+    TrainSettings,
     all_names,
     complete_labels,
     grey_out,
@@ -44,7 +45,7 @@ from cv_pipeline.training.train import (
 
 pytestmark = pytest.mark.slow
 
-TINY = {"epochs": 1, "imgsz": 64, "batch": 8, "augment": None, "mosaic": 0.0}
+TINY = TrainSettings(epochs=1, imgsz=64, batch=8, augment=None, overrides={"mosaic": 0.0})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,7 +76,7 @@ def data(tmp_path_factory):
 def done(data, tmp_path_factory):
     "A finished run, with what it said."
     told = []
-    return train(data, tmp_path_factory.mktemp("done") / "run", **{**TINY, "augment": "strong"}, progress=told.append), told
+    return train(data, tmp_path_factory.mktemp("done") / "run", settings=replace(TINY, augment="strong"), progress=told.append), told
 
 
 # ---- warm start
@@ -131,8 +132,8 @@ def test_what_cannot_be_started_from_says_so(pictures, data, tmp_path):
     save_manifest(manifest(), tmp_path / "other")
     with pytest.raises(BackendError, match="not the weights of a YOLOv8"): warm_start(tmp_path / "other", None, pictures)
     with pytest.raises(DataError, match="no pictures to settle"): warm_start("factory_line", None, [])
-    with pytest.raises(BackendError, match="no such checkpoint"): train(data, tmp_path / "run", tmp_path / "nowhere.pt", **TINY)
-    with pytest.raises(BackendError): train(data, tmp_path / "run2", tmp_path / "nowhere.onnx", **TINY)
+    with pytest.raises(BackendError, match="no such checkpoint"): train(data, tmp_path / "run", tmp_path / "nowhere.pt", settings=TINY)
+    with pytest.raises(BackendError): train(data, tmp_path / "run2", tmp_path / "nowhere.onnx", settings=TINY)
 
 
 # ---- a run
@@ -162,7 +163,7 @@ def test_the_augmentation_is_really_in_the_training_transform(done):
 
 def test_the_same_seed_gives_the_same_weights(data, done, tmp_path):
     weights = lambda folder: torch.load(folder / "model.pt", map_location="cpu", weights_only=False)["model"].state_dict()
-    again, plain = train(data, tmp_path / "same", **{**TINY, "augment": "strong"}), train(data, tmp_path / "plain", **TINY)
+    again, plain = train(data, tmp_path / "same", settings=replace(TINY, augment="strong")), train(data, tmp_path / "plain", settings=TINY)
     a, b, c = (weights(r.folder) for r in (done[0], again, plain))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert any(not torch.equal(a[k], c[k]) for k in a)  # the augmentation makes a difference
@@ -170,11 +171,11 @@ def test_the_same_seed_gives_the_same_weights(data, done, tmp_path):
 
 
 def test_training_goes_on_from_a_trained_folder_and_from_nothing(done, data, tmp_path):
-    further = train(data, tmp_path / "further", done[0].folder, **TINY)
+    further = train(data, tmp_path / "further", done[0].folder, settings=TINY)
     assert further.card["parent"]["kind"] == "pt" and further.card["parent"]["sha256"] == room.file_sha256(done[0].folder / "model.pt")
     import yaml
     (tmp_path / "net.yaml").write_text(yaml.safe_dump(room.yolov8_layout(5, 0.0625)))
-    fresh = train(data, tmp_path / "fresh", tmp_path / "net.yaml", **TINY)
+    fresh = train(data, tmp_path / "fresh", tmp_path / "net.yaml", settings=TINY)
     assert fresh.card["parent"]["kind"] == "yaml" and load_model(fresh.folder, threads=1).manifest.names == CLASS_NAMES
 
 
@@ -183,13 +184,13 @@ def test_training_goes_on_from_a_trained_folder_and_from_nothing(done, data, tmp
 CHILD = """
 import os, signal, sys
 os.environ.update(YOLO_OFFLINE="1", YOLO_AUTOINSTALL="false", OMP_NUM_THREADS="1")
-from cv_pipeline.training.train import train
+from cv_pipeline.training.train import TrainSettings, train
 
 def tell(p):
     print(p.what, p.epoch, flush=True)
     if p.epoch == 2: signal.pause()  # until somebody kills us
 
-train(sys.argv[1], sys.argv[2], epochs=4, imgsz=64, batch=8, augment="usual", mosaic=0.0, progress=tell)
+train(sys.argv[1], sys.argv[2], settings=TrainSettings(epochs=4, imgsz=64, batch=8, overrides={"mosaic": 0.0}), progress=tell)
 """
 
 
@@ -238,9 +239,9 @@ def test_what_cannot_be_resumed_says_why(killed, done, data, tmp_path):
     with pytest.raises(ConfigError, match="finished"): train(data, done[0].folder, resume=True)
     with pytest.raises(DataError, match="not a training run"): train(data, tmp_path / "nothing", resume=True)
     out = copied(killed, tmp_path)
-    with pytest.raises(ConfigError, match="epochs: 4 there, 9 now"): train(data, out, epochs=9, resume=True)
-    with pytest.raises(ConfigError, match="another run"): train(data, out, lr0=0.5, resume=True)
-    with pytest.raises(ConfigError, match="not an empty folder"): train(data, out, epochs=4)
+    with pytest.raises(ConfigError, match="epochs: 4 there, 9 now"): train(data, out, settings=TrainSettings(epochs=9), resume=True)
+    with pytest.raises(ConfigError, match="another run"): train(data, out, settings=TrainSettings(overrides={"lr0": 0.5}), resume=True)
+    with pytest.raises(ConfigError, match="not an empty folder"): train(data, out, settings=TrainSettings(epochs=4))
     picture = next((out / "data" / "images" / "train").iterdir())
     gone = picture.rename(tmp_path / picture.name)
     with pytest.raises(DataError, match="not what they were"): train(data, out, resume=True)
@@ -266,7 +267,8 @@ def hang(folder):
     signal.pause()  # until somebody kills us
 
 room.data_digest = hang
-room.train(sys.argv[1], sys.argv[2], epochs=1, imgsz=64, batch=8, augment=None, mosaic=0.0, frozen=sys.argv[3])
+settings = room.TrainSettings(epochs=1, imgsz=64, batch=8, augment=None, overrides={"mosaic": 0.0})
+room.train(sys.argv[1], sys.argv[2], settings=settings, frozen=sys.argv[3])
 """
 
 
@@ -281,8 +283,8 @@ def test_a_run_that_was_killed_before_its_first_epoch_begins_again(data, tmp_pat
     card = read_card(tmp_path / "run")
     assert child.returncode == -signal.SIGKILL and card["state"] == "staging" and (tmp_path / "run" / "data" / "data.yaml").exists() and card["frozen"] == [str((tmp_path / "frozen.json").resolve())]
     (tmp_path / "run" / "data" / "data.yaml").write_text("half of it")
-    with pytest.raises(ConfigError, match="resume=True goes on"): train(data, tmp_path / "run", **TINY)
-    with pytest.raises(ConfigError, match="epochs: 1 there, 7 now"): train(data, tmp_path / "run", epochs=7, resume=True)
+    with pytest.raises(ConfigError, match="resume=True goes on"): train(data, tmp_path / "run", settings=TINY)
+    with pytest.raises(ConfigError, match="epochs: 1 there, 7 now"): train(data, tmp_path / "run", settings=TrainSettings(epochs=7), resume=True)
     told = []
     run = train(data, tmp_path / "run", resume=True, progress=told.append)
     assert "begins again" in str(told[0]) and run.card["state"] == "finished" and run.card["plan"]["epochs"] == 1 and run.card["plan"]["imgsz"] == 64 and len(run.card["epochs"]) == 1
@@ -294,7 +296,7 @@ def test_a_kill_while_pictures_are_put_together(data, tmp_path, monkeypatch):
     rule = Replay(data, share=0.5, keeper="factory_line", teacher="factory_line")
     with monkeypatch.context() as m:
         m.setattr(room, "_finish_stage", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt): train(new, tmp_path / "run", **TINY, replay=rule)
+        with pytest.raises(KeyboardInterrupt): train(new, tmp_path / "run", settings=replace(TINY, replay=rule))
     assert not (tmp_path / "run" / "data").exists() and read_card(tmp_path / "run")["plan"]["replay"] == rule.to_dict()
     with monkeypatch.context() as m:
         m.setattr(room, "_fit", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -306,9 +308,9 @@ def test_a_kill_while_pictures_are_put_together(data, tmp_path, monkeypatch):
 def test_pictures_that_cannot_be_put_together_leave_nothing(data, tmp_path):
     bad = dataset(tmp_path / "bad", 777)
     next((bad / "images" / "train").iterdir()).write_bytes(b"no picture")
-    with pytest.raises(CVPipelineError): train(bad, tmp_path / "run", **TINY)
+    with pytest.raises(CVPipelineError): train(bad, tmp_path / "run", settings=TINY)
     assert not (tmp_path / "run" / "run.json").exists()
-    with pytest.raises(CVPipelineError): train(bad, tmp_path / "run", **TINY)  # and it is not called another run
+    with pytest.raises(CVPipelineError): train(bad, tmp_path / "run", settings=TINY)  # and it is not called another run
 
 
 def test_names_of_many_cameras_do_not_collide(tmp_path):
@@ -326,7 +328,7 @@ def test_names_of_many_cameras_do_not_collide(tmp_path):
 def test_a_run_that_died_in_the_export_only_exports(data, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(room, "save_manifest", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt): train(data, tmp_path / "run", **TINY)
+        with pytest.raises(KeyboardInterrupt): train(data, tmp_path / "run", settings=TINY)
     told = []
     assert read_card(tmp_path / "run")["state"] == "trained"
     run = train(data, tmp_path / "run", resume=True, progress=told.append)
@@ -336,7 +338,7 @@ def test_a_run_that_died_in_the_export_only_exports(data, tmp_path, monkeypatch)
 def test_two_processes_cannot_train_into_one_folder(data, tmp_path):
     from cv_pipeline.inference.engines import build_lock
 
-    code = "import sys\nfrom cv_pipeline.training.train import train\ntry: train(sys.argv[1], sys.argv[2], epochs=1)\nexcept Exception as e: print(type(e).__name__, e)"
+    code = "import sys\nfrom cv_pipeline.training.train import TrainSettings, train\ntry: train(sys.argv[1], sys.argv[2], settings=TrainSettings(epochs=1))\nexcept Exception as e: print(type(e).__name__, e)"
     with build_lock(tmp_path / "run"): told = subprocess.run([sys.executable, "-c", code, str(data), str(tmp_path / "run")], capture_output=True, text=True).stdout
     assert "BackendError" in told and not (tmp_path / "run").exists()
 
@@ -344,37 +346,42 @@ def test_two_processes_cannot_train_into_one_folder(data, tmp_path):
 # ---- bad input
 
 def test_data_that_cannot_be_trained_on(data, tmp_path):
-    with pytest.raises(DataError, match="no such dataset"): train(tmp_path / "nowhere", tmp_path / "r", **TINY)
+    with pytest.raises(DataError, match="no such dataset"): train(tmp_path / "nowhere", tmp_path / "r", settings=TINY)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no pictures"): train(tmp_path / "empty", tmp_path / "r", **TINY)
+    with pytest.raises(DataError, match="no pictures"): train(tmp_path / "empty", tmp_path / "r", settings=TINY)
     one = shutil.copytree(data, tmp_path / "one_side")
     shutil.rmtree(one / "images" / "val")
-    with pytest.raises(DataError, match="no pictures for val"): train(one, tmp_path / "r", **TINY)
+    with pytest.raises(DataError, match="no pictures for val"): train(one, tmp_path / "r", settings=TINY)
     strange = shutil.copytree(data, tmp_path / "strange")
     next((strange / "labels" / "train").glob("*.txt")).write_text("7 .5 .5 .1 .1\n")
-    with pytest.raises(DataError, match="class id"): train(strange, tmp_path / "r", **TINY)
+    with pytest.raises(DataError, match="class id"): train(strange, tmp_path / "r", settings=TINY)
     unreadable = shutil.copytree(data, tmp_path / "unreadable")
     next((unreadable / "images" / "train").iterdir()).write_bytes(b"not a picture")
-    with pytest.raises(Exception, match="picture|image|decod") as e: train(unreadable, tmp_path / "r", **TINY)
+    with pytest.raises(Exception, match="picture|image|decod") as e: train(unreadable, tmp_path / "r", settings=TINY)
     assert isinstance(e.value, (DataError, room.CVPipelineError))
     nameless = shutil.copytree(data, tmp_path / "nameless")
     (nameless / "data.yaml").write_text("train: images/train\n")
-    with pytest.raises(DataError, match="class names"): train(nameless, tmp_path / "r", **TINY)
+    with pytest.raises(DataError, match="class names"): train(nameless, tmp_path / "r", settings=TINY)
     assert not (tmp_path / "r" / "run.json").exists()
 
 
-@pytest.mark.parametrize("wrong, contains", [({"epochs": 0}, "epochs: 0"), ({"batch": 1.5}, "batch: 1.5"), ({"imgsz": 8}, "imgsz: 8"), ({"seed": -1}, "seed: -1"), ({"project": "x"}, "project"), ({"replay": "old"}, "replay"),
-                                             ({"augment": "rainy"}, "rainy"), ({"no_such_setting": 1}, "no_such_setting"), ({"lr0": "fast"}, "lr0")])
-def test_settings_that_make_no_sense(data, tmp_path, wrong, contains):
-    with pytest.raises(ConfigError, match=contains): train(data, tmp_path / "r", **{**TINY, **wrong})
+@pytest.mark.parametrize("wrong, contains", [({"epochs": 0}, "epochs: 0"), ({"batch": 1.5}, "batch: 1.5"), ({"imgsz": 8}, "imgsz: 8"), ({"seed": -1}, "seed: -1"), ({"overrides": {"project": "x"}}, "overrides: project"), ({"replay": "old"}, "replay"),
+                                             ({"augment": "rainy"}, "rainy")])
+def test_settings_that_make_no_sense(wrong, contains):
+    with pytest.raises(ConfigError, match=contains): replace(TINY, **wrong)
+
+
+@pytest.mark.parametrize("name, value", [("no_such_setting", 1), ("lr0", "fast")])
+def test_overrides_that_ultralytics_refuses(data, tmp_path, name, value):
+    with pytest.raises(ConfigError, match=name): train(data, tmp_path / "r", settings=replace(TINY, overrides={name: value}))
 
 
 def test_the_test_set_is_not_trained_on(data, tmp_path):
     freeze(data, tmp_path / "frozen.json", "val")
     for manifests in (tmp_path / "frozen.json", [tmp_path / "frozen.json"]):
-        with pytest.raises(LeakError, match="in the training data"): train(data, tmp_path / "r", **TINY, frozen=manifests)
+        with pytest.raises(LeakError, match="in the training data"): train(data, tmp_path / "r", settings=TINY, frozen=manifests)
     old = dataset(tmp_path / "old", 900)
-    with pytest.raises(LeakError): train(old, tmp_path / "r", **TINY, frozen=tmp_path / "frozen.json", replay=Replay(data, teacher="factory_line"))  # in replayed pictures too
+    with pytest.raises(LeakError): train(old, tmp_path / "r", settings=replace(TINY, replay=Replay(data, teacher="factory_line")), frozen=tmp_path / "frozen.json")  # in replayed pictures too
     assert not (tmp_path / "r").exists()
 
 
@@ -463,9 +470,9 @@ def test_pictures_in_doubt_are_left_out_or_painted(tmp_path):
 
 def test_replay_with_a_teacher_that_is_trained_on_the_way(tmp_path):
     old, new = dataset(tmp_path / "old", 700, ("gear", "bolt"), 8, 3), dataset(tmp_path / "new", 760, ("nut", "bracket"), 6, 3)
-    before = train(old, tmp_path / "before", **TINY)
+    before = train(old, tmp_path / "before", settings=TINY)
     told = []
-    run = train(new, tmp_path / "run", before.folder, **TINY, replay=Replay(old, share=0.5), progress=told.append)
+    run = train(new, tmp_path / "run", before.folder, settings=replace(TINY, replay=Replay(old, share=0.5)), progress=told.append)
     assert run.card["data"]["names"] == ["gear", "bolt", "nut", "bracket"] and load_model(run.folder).manifest.names == ("gear", "bolt", "nut", "bracket")
     assert run.card["data"]["pictures"]["train old"] <= 3 and run.card["data"]["pictures"]["train new"] >= 1
     assert "a teacher for nut, bracket is trained first, on 9 pictures" in [str(p) for p in told] and read_card(tmp_path / "run" / "teacher")["data"]["names"] == ["nut", "bracket"]
@@ -484,24 +491,24 @@ def test_nobody_who_knows_is_an_error(tmp_path, data):
     save_manifest(manifest(), tmp_path / "teacher")  # knows nuts and bolts
     (tmp_path / "net.yaml").write_text(yaml.safe_dump(room.yolov8_layout(5, 0.0625)))
     narrow = dataset(tmp_path / "narrow", 800, ("nut",), 3, 2)
-    with pytest.raises(ConfigError, match="nobody knows bracket, defect, gear"): train(narrow, tmp_path / "run", tmp_path / "net.yaml", **TINY, replay=Replay(data, teacher=tmp_path / "teacher"))
-    with pytest.raises(ConfigError, match="that has learnt nothing|learnt nothing cannot label"): train(narrow, tmp_path / "run", tmp_path / "net.yaml", **TINY, replay=Replay(data, teacher=tmp_path / "net.yaml"))
-    with pytest.raises(ConfigError, match="no class 'cog'"): train(data, tmp_path / "x", **TINY, replay=Replay(labelled=("cog",)))
+    with pytest.raises(ConfigError, match="nobody knows bracket, defect, gear"): train(narrow, tmp_path / "run", tmp_path / "net.yaml", settings=replace(TINY, replay=Replay(data, teacher=tmp_path / "teacher")))
+    with pytest.raises(ConfigError, match="that has learnt nothing|learnt nothing cannot label"): train(narrow, tmp_path / "run", tmp_path / "net.yaml", settings=replace(TINY, replay=Replay(data, teacher=tmp_path / "net.yaml")))
+    with pytest.raises(ConfigError, match="no class 'cog'"): train(data, tmp_path / "x", settings=replace(TINY, replay=Replay(labelled=("cog",))))
     with pytest.raises(ConfigError, match="unsure"): Replay(sure=.2, unsure=.5)
     assert not (tmp_path / "run").exists() and not (tmp_path / "x").exists()
 
 
 def test_a_version_says_what_was_asked_and_its_hash_is_in_the_card(data, tmp_path):
     first = merge([dataset(tmp_path / "a", 810, ("gear", "bolt"), 6, 2)], tmp_path / "v1")
-    second = merge([tmp_path / "v1", dataset(tmp_path / "b", 905, ("gear", "bolt", "nut"), 6, 1)], tmp_path / "v2", add_names=True, val=.3)
+    second = merge([tmp_path / "v1", dataset(tmp_path / "b", 905, ("gear", "bolt", "nut"), 6, 1)], tmp_path / "v2", settings=MergeSettings(add_names=True, val=.3))
     names, samples = read_samples(tmp_path / "v2")
     assert names == ("gear", "bolt", "nut") and {s.asked for s in samples} == {("gear", "bolt"), ("gear", "bolt", "nut")}
     told = []
-    run = train(tmp_path / "v2", tmp_path / "run", **TINY, progress=told.append)
+    run = train(tmp_path / "v2", tmp_path / "run", settings=TINY, progress=told.append)
     assert run.card["data"]["version"]["digest"] == read_version(tmp_path / "v2").digest == second.digest != first.digest
     assert any("nobody asked for nut" in str(p) for p in told) and run.card["warnings"]
     next((tmp_path / "v2" / "images" / "train").iterdir()).unlink()
-    with pytest.raises(DataError, match="1 missing"): train(tmp_path / "v2", tmp_path / "run2", **TINY)
+    with pytest.raises(DataError, match="1 missing"): train(tmp_path / "v2", tmp_path / "run2", settings=TINY)
 
 
 def test_a_sheet_that_lies_elsewhere_or_has_moved(data, tmp_path):
@@ -521,7 +528,7 @@ def test_a_sheet_that_lies_elsewhere_or_has_moved(data, tmp_path):
 def test_judges_have_not_seen_what_they_judge(data, tmp_path):
     items = [replace(i) for i in read_dataset(data)]
     groups = [k // 2 for k in range(len(items))]
-    s = out_of_sample(items, tmp_path / "judges", groups=groups, **TINY)
+    s = out_of_sample(items, tmp_path / "judges", groups=groups, settings=TINY)
     assert sorted(s.images) == sorted(i.path.name for i in items) and len(s.predictions)
     for k in (0, 1):
         taught = {Path(json.loads(line)["from"]).name for line in (tmp_path / "judges" / f"data{k}" / "sources.jsonl").read_text().splitlines()}
