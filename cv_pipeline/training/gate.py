@@ -31,7 +31,7 @@ from ..inference.backends import Model, make_postprocessor
 from ..inference.loading import load_model
 from ..inference.manifest import ModelManifest, find_artefact, save_manifest
 from ..optimization.optimize import accuracy_gate, export_pt
-from ..optimization.tuning import TuningResult, tune
+from ..optimization.tuning import TuningResult, TuningSettings, tune
 
 # %% auto #0
 __all__ = ['among', 'SliceResult', 'judge_slice', 'Comparison', 'compare', 'plot_comparison', 'tuned_on', 'Candidate',
@@ -185,7 +185,7 @@ def tuned_on(
         return model.backend.infer(batch)[0], geometry
 
     pictures = ((image, truth_in(item, image, mapping)) for item in progress(items) for image in [read_image(item.path)])
-    return tune(raw, pictures, model.manifest.postprocess, model.manifest.names, model.manifest.preprocess.imgsz, objective, per_class)
+    return tune(raw, pictures, model.manifest.postprocess, model.manifest.names, model.manifest.preprocess.imgsz, TuningSettings(objective, per_class))
 
 
 def _adapted(model: Model, items: Sequence[LabelledImage], columns: Any, objective: str, per_class: bool, told: dict[str, Any]) -> Model:
