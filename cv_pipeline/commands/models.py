@@ -70,9 +70,9 @@ def optimize(
         raise ConfigError("give one of --out and --verify", "optimize", "--verify judges files that are there")
     tell = lambda text: say(f"[dim]{plain(text)}[/]")
     settings = OptimizeSettings(
-        steps=DEFAULT_STEPS if steps is None else listed(steps), max_loss=max_loss, strict=strict, pictures=pictures, seed=seed,
-        with_sensitivity=sensitivity, prune=PruneSettings(prune, epochs, seed=seed), retrain=retrain, threads=threads,
-        overwrite=replace)
+        steps=DEFAULT_STEPS if steps is None else listed(steps), max_loss=max_loss, strict=strict,
+        pictures=pictures, seed=seed, with_sensitivity=sensitivity, prune=PruneSettings(prune, epochs, seed=seed),
+        retrain=retrain, threads=threads, overwrite=replace)
     with tempfile.TemporaryDirectory() as folder:
         items, columns = _judging(data, split, Path(folder) / "judge")
         if verify is not None:
@@ -137,8 +137,8 @@ def build(
     from cv_pipeline.inference.engines import BuildOptions
 
     options = BuildOptions(
-        min_batch, opt_batch, max_batch, workspace_mb, timing_cache, version_compatible, hardware, level, not no_tf32,
-        rebuild, wait)
+        min_batch, opt_batch, max_batch, workspace_mb, timing_cache, version_compatible, hardware, level,
+        not no_tf32, rebuild, wait)
     settings = EngineSettings(file, options, some_pictures(images, 8), device)
     with share_bar("building") as tell:
         made = build_model(model, out, settings, spec=spec, progress=tell)
@@ -214,6 +214,8 @@ def serve_files(
     from cv_pipeline.optimization.triton_repository import ServeOptions, write_repository
 
     options = ServeOptions(
-        platform, max_batch, max_queue_delay_ms=max_queue_delay_ms, instances=instances, kind=kind, threads=threads, ends=ends)
-    made = write_repository(model, out, options, name=name, spec=spec, artefact=artefact, version=version, overwrite=replace)
+        platform, max_batch, max_queue_delay_ms=max_queue_delay_ms, instances=instances, kind=kind,
+        threads=threads, ends=ends)
+    made = write_repository(
+        model, out, options, name=name, spec=spec, artefact=artefact, version=version, overwrite=replace)
     for served, folder in made.items(): say(f"{plain(served)}: {plain(folder)}")

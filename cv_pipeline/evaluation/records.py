@@ -142,7 +142,13 @@ def check_set(s: EvalSet, need_truth: bool = True) -> EvalSet:
 def data_hash(s: EvalSet) -> str:
     "SHA-256 over names, pictures, sizes and every labelled box: the truth that was measured against."
     digest, truth = hashlib.sha256(json.dumps([s.names, s.images]).encode()), s.truth
-    columns = s.size.astype(np.int64), truth.image.astype(np.int32), truth.class_id.astype(np.int32), truth.xyxy.round(3), truth.crowd
+    columns = (
+        s.size.astype(np.int64),
+        truth.image.astype(np.int32),
+        truth.class_id.astype(np.int32),
+        truth.xyxy.round(3),
+        truth.crowd,
+    )
     for column in columns:
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()

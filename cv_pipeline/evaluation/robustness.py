@@ -349,10 +349,10 @@ class FilmSettings:
     "What subjects are shown under, and for how long."
 
     conditions: Sequence[str] = tuple(c.name for c in OWN)  # of CORRUPTIONS and LINE_CONDITIONS
-    severities: Sequence[int] = (1, 2, 3, 4, 5)             # of 1 … 5, rising
-    conf: float = 0.001              # confidence threshold while filming, 0..1: far below any in use
-    budget_s: float | None = None    # stop after so many seconds, but not before two clusters; None: film all
-    seed: int = 0                    # random seed of the order
+    severities: Sequence[int] = (1, 2, 3, 4, 5)  # of 1 … 5, rising
+    conf: float = 0.001  # confidence threshold while filming, 0..1: far below any in use
+    budget_s: float | None = None  # stop after so many seconds, but not before two clusters; None: film all
+    seed: int = 0  # random seed of the order
 
     def __post_init__(self):
         if problems := self.problems():
@@ -362,13 +362,24 @@ class FilmSettings:
     def problems(self) -> list[str]:
         "What makes no sense, a line each."
         names, steps = list(self.conditions), list(self.severities)
-        found = [f"conditions: {name!r} is named twice" for name in sorted({c for c in names if names.count(c) > 1})]
-        found += [f"conditions: unknown condition {c!r}" for c in names if c not in CORRUPTIONS and c not in LINE_CONDITIONS]
+        found = [
+            f"conditions: {name!r} is named twice"
+            for name in sorted({c for c in names if names.count(c) > 1})
+        ]
+        found += [
+            f"conditions: unknown condition {c!r}"
+            for c in names
+            if c not in CORRUPTIONS and c not in LINE_CONDITIONS
+        ]
         found += [f"severities: {s!r} is not 1, 2, 3, 4 or 5" for s in steps if s not in range(1, 6)]
-        if not found and steps != sorted(set(steps)): found.append(f"severities: {tuple(steps)} must rise")
-        if not names or not steps: found.append("conditions, severities: nothing to do, name some of both")
-        if not 0 <= self.conf <= 1: found.append(f"conf: {self.conf} is outside 0..1")
-        if self.budget_s is not None and not self.budget_s >= 0: found.append(f"budget_s: {self.budget_s} is negative")
+        if not found and steps != sorted(set(steps)):
+            found.append(f"severities: {tuple(steps)} must rise")
+        if not names or not steps:
+            found.append("conditions, severities: nothing to do, name some of both")
+        if not 0 <= self.conf <= 1:
+            found.append(f"conf: {self.conf} is outside 0..1")
+        if self.budget_s is not None and not self.budget_s >= 0:
+            found.append(f"budget_s: {self.budget_s} is negative")
         return found
 
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #6b1f4863
@@ -381,7 +392,7 @@ def _shuffled(subjects: Sequence[Subject], seed: int) -> tuple[list[Subject], np
 
 
 def _check_subjects(subjects: Sequence[Subject], conditions: Sequence[str]) -> None:
-    "DataError for pictures that cannot be told apart; MissingExtraError for a condition that needs another package."
+    "DataError for pictures of one name; MissingExtraError for a condition that needs another package."
     if any(CORRUPTIONS[c].extra for c in conditions if c in CORRUPTIONS): _albumentations()
     names = [s.name for s in subjects]
     if len(set(names)) < len(names) or not names: raise DataError("there are no pictures" if not names else "two pictures have the same name", "robustness")
@@ -592,8 +603,8 @@ def _fall(name: str, clean: tuple[float, np.ndarray], cells: Sequence[tuple[floa
 class RobustnessSettings(FilmSettings):
     "What subjects are shown under, and how the answers are counted; `seed` also of what is drawn."
 
-    thresholds: Sequence[float] | None = None  # in use, one a class; None: the best on the clean pictures, cross-fitted
-    draws: int = 300                           # bootstrap samples of the intervals
+    thresholds: Sequence[float] | None = None  # in use, one a class; None: the best on clean pictures
+    draws: int = 300  # bootstrap samples of the intervals
 
     def problems(self) -> list[str]:
         "What makes no sense, a line each."
@@ -641,7 +652,7 @@ def robustness(
 
 
 def _data_of(clean: EvalSet, subjects: Sequence[Subject]) -> str:
-    "Hash of the pictures that were filmed, in the order in which they were given: that of an evaluation on the same ones."
+    "Hash of the pictures that were filmed, in the order given: that of an evaluation on the same ones."
     place = {s.name: i for i, s in enumerate(subjects)}
     given = clean.select(np.argsort([place[name] for name in clean.images]))
     return data_hash(replace(given, images=short_names([Path(name) for name in given.images])))

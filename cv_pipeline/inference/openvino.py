@@ -128,27 +128,32 @@ def _whole(value: Any) -> bool:
 class OpenVINOSettings:
     "How OpenVINO compiles a model."
 
-    precision: str = "fp32"           # "fp32" | "bf16" | "fp16": of what is not INT8; refused when the device would take another
-    mode: str = "latency"             # "latency": all cores on one call; "throughput": pieces of a batch side by side
-    streams: int = 0                  # calls side by side; 0: as `mode` says
-    batch: int = 1                    # pictures a call is compiled for, where the file takes any number; 0: any, slower
-    cache: str | Path | None = None   # folder for compiled models: a faster start the next time
+    precision: str = "fp32"  # "fp32" | "bf16" | "fp16": of what is not INT8; never another one
+    mode: str = "latency"  # "latency": all cores on a call; "throughput": calls side by side
+    streams: int = 0  # calls side by side; 0: as `mode` says
+    batch: int = 1  # pictures a call is compiled for, if the file lets it; 0: any, slower
+    cache: str | Path | None = None  # folder for compiled models: a faster start the next time
 
     def __post_init__(self):
         known, modes = ", ".join(PRECISIONS), ("latency", "throughput")
-        rules = [(self.precision in PRECISIONS, f"precision: must be one of {known}, not {self.precision!r}"),
-                 (self.mode in modes, f"mode: must be latency or throughput, not {self.mode!r}"),
-                 (_whole(self.streams), f"streams: must be a whole number from 0, not {self.streams!r}"),
-                 (_whole(self.batch), f"batch: must be a whole number from 0, not {self.batch!r}")]
+        rules = [
+            (self.precision in PRECISIONS, f"precision: must be one of {known}, not {self.precision!r}"),
+            (self.mode in modes, f"mode: must be latency or throughput, not {self.mode!r}"),
+            (_whole(self.streams), f"streams: must be a whole number from 0, not {self.streams!r}"),
+            (_whole(self.batch), f"batch: must be a whole number from 0, not {self.batch!r}"),
+        ]
         problems = [text for good, text in rules if not good]
-        if problems: raise ConfigError("OpenVINO cannot be set so", "OpenVINOSettings", "see its defaults", problems)
+        if problems:
+            raise ConfigError("OpenVINO cannot be set so", "OpenVINOSettings", "see its defaults", problems)
 
 # %% ../../nbs/02_inference/07_openvino.ipynb #95d73493
 def _properties(device: str, threads: int, s: OpenVINOSettings, where: object) -> dict[str, Any]:
     "Properties for compile_model; ConfigError for a number of threads that is none."
     if not _whole(threads):
-        raise ConfigError(f"threads: must be a whole number from 0, not {threads!r}", where, "0: one for each physical core")
-    made: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISIONS[s.precision], "PERFORMANCE_HINT": s.mode.upper()}
+        hint = "0: one for each physical core"
+        raise ConfigError(f"threads: must be a whole number from 0, not {threads!r}", where, hint)
+    made: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISIONS[s.precision]}
+    made["PERFORMANCE_HINT"] = s.mode.upper()
     if threads and device == "CPU": made["INFERENCE_NUM_THREADS"] = threads
     if s.streams: made["NUM_STREAMS"] = str(s.streams)
     if s.cache: made["CACHE_DIR"] = str(s.cache)
@@ -256,7 +261,8 @@ class OpenVINOBackend:
         self.input_shape, self.fixed_batch = manifest_input(manifest), _dimensions(model.inputs[0])[0]
         self._requests, self._lock = _requests(self._compiled, s.mode), threading.Lock()
         self.max_batch = own * len(self._requests) if own else 64
-        self.settings = {"precision": self.precision, "mode": s.mode, "requests": len(self._requests), **_told(self._compiled, device)}
+        told = {"precision": self.precision, "mode": s.mode, "requests": len(self._requests)}
+        self.settings = {**told, **_told(self._compiled, device)}
 
     def infer(self, batch: np.ndarray) -> np.ndarray:  # (B, *input_shape), any B
         "(B, …) float32 raw output, checked for NaN and shape."
@@ -277,12 +283,17 @@ class OpenVINOBackend:
 
 # %% ../../nbs/02_inference/07_openvino.ipynb #8bf6c414
 def open_openvino(
-    path: Path, manifest: ModelManifest, providers: Sequence[str] | None = None, threads: int = 0,
+    path: Path,
+    manifest: ModelManifest,
+    providers: Sequence[str] | None = None,
+    threads: int = 0,
     **options: Any,  # of the file, as a manifest names them: fields of OpenVINOSettings
 ) -> OpenVINOBackend:
     "A file with the options that its manifest names; ConfigError for one that OpenVINO does not have."
     known = [f.name for f in fields(OpenVINOSettings)]
     unknown = [name for name in options if name not in known]
     if unknown:
-        raise ConfigError(f"OpenVINO has no option {', '.join(map(repr, unknown))}", path, f"known: {', '.join(known)}")
+        raise ConfigError(
+            f"OpenVINO has no option {', '.join(map(repr, unknown))}", path, f"known: {', '.join(known)}"
+        )
     return OpenVINOBackend(path, manifest, providers, threads, OpenVINOSettings(**options))

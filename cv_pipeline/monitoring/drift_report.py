@@ -60,7 +60,8 @@ def write_week(
     folder, model = Path(folder), load_model("factory_line", threads=1)
     names, looks = [f"camera-{k + 1}" for k in range(cameras)], a_day * days
     begin = None if fails is None else (names.index(fails), 3 * a_day + round(a_day * 4 / 16))
-    line, sink = FactoryLine(LineConfig(size=(256, 192), cameras=cameras, seed=seed, density=5)), TelemetrySink(folder, LogSettings(part_rows=a_day))
+    line = FactoryLine(LineConfig(size=(256, 192), cameras=cameras, seed=seed, density=5))
+    sink = TelemetrySink(folder, LogSettings(part_rows=a_day))
     try:
         for k, name in enumerate(names):
             said = week_conditions(seed, k, looks, begin, a_day)

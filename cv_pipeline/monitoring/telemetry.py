@@ -458,22 +458,26 @@ class LogSettings:
     "What of a run goes into its prediction log, and how often."
 
     descriptor: Descriptor | None = CELLS  # of the embeddings; None: no embeddings
-    embed_every: int = 1                   # every n-th row that is kept of a camera gets one
-    unasked_fps: float | None = 2.0        # rows a second and camera of frames that the model was not asked about; None: all
-    part_rows: int = 5000                  # rows of a camera after which a part is written
-    part_seconds: float = 60.0             # or seconds since its first row: what a crash can cost
-    max_bytes: int | None = None           # of the whole log; None: no limit
+    embed_every: int = 1  # every n-th row that is kept of a camera gets one
+    unasked_fps: float | None = 2.0  # rows a second and camera of frames without inference; None: all
+    part_rows: int = 5000  # rows of a camera after which a part is written
+    part_seconds: float = 60.0  # or seconds since its first row: what a crash can cost
+    max_bytes: int | None = None  # of the whole log; None: no limit
 
     def __post_init__(self):
         above = lambda value: value is None or value > 0
-        rules = [(self.embed_every >= 1, f"embed_every: {self.embed_every} is below 1"),
-                 (above(self.unasked_fps), f"unasked_fps: {self.unasked_fps} is not above 0"),
-                 (self.part_rows >= 1, f"part_rows: {self.part_rows} is below 1"),
-                 (self.part_seconds > 0, f"part_seconds: {self.part_seconds} is not above 0"),
-                 (above(self.max_bytes), f"max_bytes: {self.max_bytes} is not above 0")]
+        rules = [
+            (self.embed_every >= 1, f"embed_every: {self.embed_every} is below 1"),
+            (above(self.unasked_fps), f"unasked_fps: {self.unasked_fps} is not above 0"),
+            (self.part_rows >= 1, f"part_rows: {self.part_rows} is below 1"),
+            (self.part_seconds > 0, f"part_seconds: {self.part_seconds} is not above 0"),
+            (above(self.max_bytes), f"max_bytes: {self.max_bytes} is not above 0"),
+        ]
         problems = [text for good, text in rules if not good]
         if problems:
-            raise ConfigError(f"{len(problems)} settings of the log are wrong", "LogSettings", "see its defaults", problems)
+            raise ConfigError(
+                f"{len(problems)} settings of the log are wrong", "LogSettings", "see its defaults", problems
+            )
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #2f6b92fd
 Listener = Callable[[FrameResult, FrameStatistics], None]
@@ -496,7 +500,8 @@ class TelemetrySink:
         self.part_rows, self.part_seconds = s.part_rows, s.part_seconds
         self.listeners, self.run, self._clock = list(listeners), uuid.uuid4().hex, clock
         embedding = s.descriptor.name if s.descriptor else ""
-        metadata = {"cv_pipeline.schema": str(SCHEMA_VERSION), "cv_pipeline.embedding": embedding, "cv_pipeline.run": self.run}
+        facts = {"schema": str(SCHEMA_VERSION), "embedding": embedding, "run": self.run}
+        metadata = {f"cv_pipeline.{key}": value for key, value in facts.items()}
         self._writer = PartWriter(self.folder, metadata, s.max_bytes, now)
         self._rows, self._last, self._nth, self._due = {}, {}, Counter(), float("inf")
 

@@ -222,23 +222,31 @@ class Case:
 class BenchmarkSettings:
     "What is measured, and for how long."
 
-    backends: Sequence[str] = ()               # only these: label, file, runtime, precision, runtime/precision; (): all files
-    batches: Sequence[int] = (1, 2, 4, 8)      # pictures in a call
-    threads: Sequence[int] | None = None       # inside the model call, 0: the runtime's choice; None: 1 and all cores
-    seconds: float = 3.0                       # for each case, all rounds together
-    rounds: int = 6                            # at least 2: cases take turns so many times
-    latency_budget_ms: float | None = None     # recommend max_batch and max_wait that keep it
-    fit: bool = True                           # also the largest batch that fits into memory, and the time of a start
-    providers: Sequence[str] | None = None     # ONNX Runtime's
+    backends: Sequence[str] = ()  # label, file, runtime, precision, runtime/precision; (): all
+    batches: Sequence[int] = (1, 2, 4, 8)  # pictures in a call
+    threads: Sequence[int] | None = None  # of a model call, 0: the runtime's choice; None: 1 and all cores
+    seconds: float = 3.0  # for each case, all rounds together
+    rounds: int = 6  # at least 2: cases take turns so many times
+    latency_budget_ms: float | None = None  # recommend max_batch and max_wait that keep it
+    fit: bool = True  # also the largest batch that fits, and the time of a start
+    providers: Sequence[str] | None = None  # ONNX Runtime's
 
     def __post_init__(self):
         threads = self.thread_counts()
-        rules = [(len(self.batches) and min(self.batches) >= 1, f"batches: {list(self.batches)} must be at least 1 each"),
-                 (threads and min(threads) >= 0, f"threads: {list(threads)} must be at least 0 each"),
-                 (self.seconds > 0, f"seconds: {self.seconds} is not above 0"),
-                 (self.rounds >= 2, f"rounds: {self.rounds} is not at least 2")]
+        rules = [
+            (
+                len(self.batches) and min(self.batches) >= 1,
+                f"batches: {list(self.batches)} must be at least 1 each",
+            ),
+            (threads and min(threads) >= 0, f"threads: {list(threads)} must be at least 0 each"),
+            (self.seconds > 0, f"seconds: {self.seconds} is not above 0"),
+            (self.rounds >= 2, f"rounds: {self.rounds} is not at least 2"),
+        ]
         problems = [text for good, text in rules if not good]
-        if problems: raise ConfigError("the benchmark cannot be run so", "BenchmarkSettings", "see its defaults", problems)
+        if problems:
+            raise ConfigError(
+                "the benchmark cannot be run so", "BenchmarkSettings", "see its defaults", problems
+            )
 
     def thread_counts(self) -> tuple[int, ...]:
         "Numbers of threads, each once."
@@ -246,12 +254,15 @@ class BenchmarkSettings:
         return tuple(dict.fromkeys((1, cores) if self.threads is None else self.threads))
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #21dea0a8
-def _open_workers(cases: list[Case], model: str, spec: str | None, artefacts: Sequence[Artefact], s: BenchmarkSettings) -> None:
+def _open_workers(
+    cases: list[Case], model: str, spec: str | None, artefacts: Sequence[Artefact], s: BenchmarkSettings,
+) -> None:
     "One worker for each file and number of threads; a case for each batch size that its graph takes, put into `cases`."
+    order = {"do": "open", "model": model, "spec": spec, "providers": list(s.providers) if s.providers else None}
     for artefact in artefacts:
         for count in s.thread_counts():
             worker = Worker()
-            opened = worker.ask(300, do="open", model=model, spec=spec, label=artefact.label, threads=count, providers=list(s.providers) if s.providers else None)
+            opened = worker.ask(300, **order, label=artefact.label, threads=count)
             fixed = opened.get("fixed_batch")
             for batch in [b for b in sorted(set(s.batches)) if fixed is None or b == fixed] or [fixed]:
                 cases.append(Case(artefact, count, batch, worker, opened, error=opened.get("error", "")))
@@ -593,7 +604,6 @@ def _labelled(data: Any, folder: str | Path) -> list[LabelledImage]:
         return line_pictures(folder, 60)[0]
     return list(read_dataset(data)) if isinstance(data, (str, Path)) else list(data)
 
-
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #4c9db904
 def _notes(b: Mapping[str, Any], cases: Sequence[Case], asked: Sequence[int], items: Sequence[LabelledImage]) -> list[str]:
     "What was not measured, and why."
@@ -657,10 +667,12 @@ def run_benchmark(
         tell("largest batch")
         done |= {"fit": fit_check(model, artefacts[0].label, spec=spec), "start_s": first_result_s(model, spec)}
     name, when = f"{manifest.name} {manifest.version}", datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    kept = {"seconds": s.seconds, "rounds": s.rounds, "batches": list(s.batches), "threads": list(threads), "sha256": manifest.sha256}
+    kept = {"seconds": s.seconds, "rounds": s.rounds, "batches": list(s.batches), "threads": list(threads)}
+    kept["sha256"] = manifest.sha256
     data = next((row["data"] for row in done.get("accuracy", {}).values() if "data" in row), None)
     origin = {"name": manifest.name, "version": manifest.version, "file": manifest.file, "sha256": manifest.sha256 or file_sha256(found.file)}
-    done["stamp"] = stamp(origin, data, {**kept, "backends": list(s.backends), "providers": list(s.providers or ())})
+    asked = {**kept, "backends": list(s.backends), "providers": list(s.providers or ())}
+    done["stamp"] = stamp(origin, data, asked)
     batching, notes = _batching(done["rows"], s.latency_budget_ms), _notes(done, cases, s.batches, items)
     b = Benchmark(name, when=when, load=(load, after), settings=kept, batching=batching, notes=notes, **done)
     if out is not None: write_benchmark(b, out)

@@ -104,13 +104,14 @@ def _compare(path: Path, source: Path, manifest: ModelManifest, images: Sequence
 class EngineSettings:
     "Which file of a model an engine is built from, how, and what it is compared on."
 
-    file: str | None = None                 # an .onnx that the manifest names; None: see pick_source
+    file: str | None = None  # an .onnx that the manifest names; None: see pick_source
     options: BuildOptions = BuildOptions()  # batches, precision and search of the build
-    images: Sequence[np.ndarray] = ()       # (H, W, 3) uint8 BGR, for the comparison; (): noise and gradients
-    device: int = 0                         # number of the card
+    images: Sequence[np.ndarray] = ()  # (H, W, 3) uint8 BGR, for the comparison; (): noise and gradients
+    device: int = 0  # number of the card
 
     def __post_init__(self):
-        if self.device < 0: raise ConfigError(f"device: {self.device} is negative", "EngineSettings", "0 is the first card")
+        if self.device < 0:
+            raise ConfigError(f"device: {self.device} is negative", "EngineSettings", "0 is the first card")
 
 # %% ../../nbs/06_optimization/05_engine_build.ipynb #d8880185
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def build_model(
     settings: EngineSettings | None = None,
     *,
     spec: str | Path | None = None,       # manifest for a bare .onnx file
-    progress: Callable[[float, str], Any] | None = None,  # progress(share, phase); answering False stops the build
+    progress: Callable[[float, str], Any] | None = None,  # (share, phase); False stops the build
     info: DeviceInfo | None = None,       # the card; asked of the driver when None
     trt: Any = None,
     open_engine: Callable[..., Backend] | None = None,  # (path, manifest) → backend

@@ -90,8 +90,8 @@ def _decide(change: Interval, max_loss: float, pictures: int, objects: int, stri
 def check_loss(max_loss: float) -> None:
     "ConfigError unless it is a loss of AP that can be allowed: 0 or more, below 1."
     if not 0 <= max_loss < 1:
-        hint = "0.005 is half a point"
-        raise ConfigError(f"max_loss: the allowed loss is a share of AP in 0..1, not {max_loss!r}", "optimize", hint)
+        what = f"max_loss: the allowed loss is a share of AP in 0..1, not {max_loss!r}"
+        raise ConfigError(what, "optimize", "0.005 is half a point")
 
 
 def accuracy_gate(
@@ -481,34 +481,41 @@ def _judged(reference: Model, judge: Judge, step: Step, model: Model) -> tuple[P
 class OptimizeSettings:
     "What `optimize` makes, with what, and what it may cost."
 
-    steps: Sequence[str] = DEFAULT_STEPS   # names of STEPS
-    max_loss: float = 0.005                # AP that a file may lose, 0..1
-    strict: bool = False                   # accept only what the interval proves
-    draws: int = 1000                      # bootstrap samples of the gate's interval
-    pictures: int = 500                    # most pictures to calibrate with
-    seed: int = 0                          # random seed of the calibration pictures
-    limits: str | float = "max"            # of activations: "max", "mean", or a quantile over pictures
-    keep: Sequence[str] = ()               # nodes that stay in float besides the head
-    spare: Sequence[int] = (4, 16)         # sensitive layers to leave in float where eight bits fail, tried in turn; () for none
-    with_sensitivity: bool = False         # for a refused file: which layers lose most (slow)
+    steps: Sequence[str] = DEFAULT_STEPS  # names of STEPS
+    max_loss: float = 0.005  # AP that a file may lose, 0..1
+    strict: bool = False  # accept only what the interval proves
+    draws: int = 1000  # bootstrap samples of the gate's interval
+    pictures: int = 500  # most pictures to calibrate with
+    seed: int = 0  # random seed of the calibration pictures
+    limits: str | float = "max"  # of activations: "max", "mean", or a quantile over pictures
+    keep: Sequence[str] = ()  # nodes that stay in float besides the head
+    spare: Sequence[int] = (4, 16)  # sensitive layers in float where eight bits fail, tried in turn
+    with_sensitivity: bool = False  # for a refused file: which layers lose most (slow)
     prune: PruneSettings = PruneSettings()  # of the step "pruned"
-    retrain: str | Path | None = None      # data.yaml to train a pruned .pt on; None: pruned as it is
+    retrain: str | Path | None = None  # data.yaml to train a pruned .pt on; None: pruned as it is
     imgsz: int | tuple[int, int] | None = None  # at which a .pt is exported; None: as trained
-    threads: int = 0                       # inside the model call; 0: the runtime's choice
-    overwrite: bool = False                # replace an optimised model that is there
+    threads: int = 0  # inside the model call; 0: the runtime's choice
+    overwrite: bool = False  # replace an optimised model that is there
 
     def __post_init__(self):
         unknown = [s for s in self.steps if s not in STEPS]
         if unknown:
             named = ", ".join(map(repr, unknown))
-            raise ConfigError(f"steps: there is no step {named}", "OptimizeSettings", f"known: {', '.join(STEPS)}")
+            raise ConfigError(
+                f"steps: there is no step {named}", "OptimizeSettings", f"known: {', '.join(STEPS)}"
+            )
         check_loss(self.max_loss)
-        rules = [(self.draws >= 1, f"draws: {self.draws} is below 1"),
-                 (self.pictures >= 1, f"pictures: {self.pictures} is below 1"),
-                 (all(n >= 1 for n in self.spare), f"spare: {list(self.spare)} must be at least 1 each"),
-                 (self.threads >= 0, f"threads: {self.threads} is negative")]
+        rules = [
+            (self.draws >= 1, f"draws: {self.draws} is below 1"),
+            (self.pictures >= 1, f"pictures: {self.pictures} is below 1"),
+            (all(n >= 1 for n in self.spare), f"spare: {list(self.spare)} must be at least 1 each"),
+            (self.threads >= 0, f"threads: {self.threads} is negative"),
+        ]
         problems = [text for good, text in rules if not good]
-        if problems: raise ConfigError(f"{len(problems)} settings are wrong", "OptimizeSettings", "see its defaults", problems)
+        if problems:
+            raise ConfigError(
+                f"{len(problems)} settings are wrong", "OptimizeSettings", "see its defaults", problems
+            )
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #2a554cdc
 def _labelled(frozen: str | Path | Iterable[LabelledImage]) -> list[LabelledImage]:
@@ -528,10 +535,14 @@ def _header(reference: Model, judge: Judge) -> dict[str, Any]:
 
 def _check_wishes(model: Any, out: Path, settings: OptimizeSettings) -> None:
     "ConfigError for what can be known to be wrong before the work begins."
-    if settings.retrain is not None and (isinstance(model, Model) or Path(model).suffix.lower() != ".pt"): raise ConfigError("only an Ultralytics checkpoint can be trained again", model, "give the .pt, or prune without retrain")
-    if (out / "manifest.json").exists() and not settings.overwrite: raise ConfigError("there is a model in this folder already", out, "overwrite=True (--overwrite) if it may be replaced")
+    checkpoint = not isinstance(model, Model) and Path(model).suffix.lower() == ".pt"
+    if settings.retrain is not None and not checkpoint:
+        raise ConfigError("only an Ultralytics checkpoint can be trained again", model, "give the .pt, or prune without retrain")
+    if (out / "manifest.json").exists() and not settings.overwrite:
+        hint = "overwrite=True (--replace) if it may be replaced"
+        raise ConfigError("there is a model in this folder already", out, hint)
 
-
+# %% ../../nbs/06_optimization/06_optimize.ipynb #88ee20a4
 def _overlap(calibration: CalibrationSet | None, items: Sequence[LabelledImage]) -> list[str]:
     "A note when pictures of the gate were calibrated with: then it judges what it has seen."
     if calibration is None: return []
@@ -578,9 +589,11 @@ def optimize(
         chosen = _chosen(calibration, s, items)
         w = _workshop(reference, chosen, s)
         if s.retrain is not None:
-            w.retrain = partial(_retrained, model, s.retrain, s.prune, reference.manifest.preprocess.imgsz, progress)
+            size = reference.manifest.preprocess.imgsz
+            w.retrain = partial(_retrained, model, s.retrain, s.prune, size, progress)
         progress(f"judging {reference.manifest.name} on {len(items)} pictures")
-        judge = Judge(items, predict_set(reference, items, columns=columns), s.max_loss, s.strict, s.draws, columns=columns,
+        seen = predict_set(reference, items, columns=columns)
+        judge = Judge(items, seen, s.max_loss, s.strict, s.draws, columns=columns,
                       with_sensitivity=s.with_sensitivity, threads=s.threads, spare=s.spare)
         results = []
         for name in _in_order(s.steps):

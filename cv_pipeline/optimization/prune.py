@@ -104,21 +104,29 @@ def _same_classes(model: Any, data: Path) -> None:
 class PruneSettings:
     "How much is taken out of a checkpoint, and how the rest is trained."
 
-    share: float = 0.3          # of the channels of each prunable block, 0..1
-    epochs: int = 20            # of the training afterwards, at least 1
-    imgsz: int | None = None    # pixels of the longer side; None: as trained
-    batch: int = 16             # pictures in a training step
-    seed: int = 0               # random seed of the training
-    device: str = "cpu"         # as Ultralytics names it: "cpu", "0"
+    share: float = 0.3  # of the channels of each prunable block, 0..1
+    epochs: int = 20  # of the training afterwards, at least 1
+    imgsz: int | None = None  # pixels of the longer side; None: as trained
+    batch: int = 16  # pictures in a training step
+    seed: int = 0  # random seed of the training
+    device: str = "cpu"  # as Ultralytics names it: "cpu", "0"
     trainer: Mapping[str, Any] = field(default_factory=dict)  # more options of Ultralytics' trainer, e.g. lr0
 
     def __post_init__(self):
         check_share(self.share)
-        rules = [(self.epochs >= 1, f"epochs: {self.epochs} is below 1: at least one epoch is needed"),
-                 (self.imgsz is None or self.imgsz >= 1, f"imgsz: {self.imgsz} is below 1"),
-                 (self.batch >= 1, f"batch: {self.batch} is below 1")]
+        rules = [
+            (self.epochs >= 1, f"epochs: {self.epochs} is below 1: at least one epoch is needed"),
+            (self.imgsz is None or self.imgsz >= 1, f"imgsz: {self.imgsz} is below 1"),
+            (self.batch >= 1, f"batch: {self.batch} is below 1"),
+        ]
         problems = [text for good, text in rules if not good]
-        if problems: raise ConfigError(f"{len(problems)} settings of the pruning are wrong", "PruneSettings", "see its defaults", problems)
+        if problems:
+            raise ConfigError(
+                f"{len(problems)} settings of the pruning are wrong",
+                "PruneSettings",
+                "see its defaults",
+                problems,
+            )
 
 # %% ../../nbs/06_optimization/02_prune.ipynb #797eb052
 def prune_and_train(
@@ -149,8 +157,8 @@ def _trainer_options(s: PruneSettings) -> dict[str, Any]:
     "What Ultralytics' trainer is given for a network that has learnt already: small steps, a short warm-up."
     return {
         "epochs": s.epochs, "batch": s.batch, "seed": s.seed, "device": s.device,
-        "plots": False, "amp": False, "workers": 0, "verbose": False,
-        "optimizer": "SGD", "lr0": 0.005, "warmup_epochs": min(1.0, s.epochs / 10), "close_mosaic": max(1, s.epochs // 4),
+        "plots": False, "amp": False, "workers": 0, "verbose": False, "optimizer": "SGD", "lr0": 0.005,
+        "warmup_epochs": min(1.0, s.epochs / 10), "close_mosaic": max(1, s.epochs // 4),
         **s.trainer,
     }
 

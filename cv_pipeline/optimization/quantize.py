@@ -293,7 +293,8 @@ def quantize_cpu(
     if bits not in (7, 8): raise ConfigError(f"weights have 7 or 8 bits, not {bits!r}", "quantize_cpu")
     kinds, keep = sorted({*QDQRegistry, *QLinearOpsRegistry}) if operators == "all" else WEIGHTED, head_nodes(model) if keep is None else keep
     keep = with_activations(model, keep)
-    return _quantised(model, ranges, limits, _Nodes(kinds, keep, only, detach=operators == "weighted"), bits=bits)
+    nodes = _Nodes(kinds, keep, only, detach=operators == "weighted")
+    return _quantised(model, ranges, limits, nodes, bits=bits)
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #460b786a
 def quantize_tensorrt(
@@ -442,7 +443,8 @@ def prune_weights(
 def check_share(share: float) -> None:
     "ConfigError unless it is a share of channels or weights that can be pruned: 0 or more, below 1."
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
-        raise ConfigError(f"the share to prune must lie in 0..1, not {share!r}", "prune", "0.3 takes out 30 %")
+        hint = "0.3 takes out 30 %"
+        raise ConfigError(f"the share to prune must lie in 0..1, not {share!r}", "prune", hint)
 
 
 def prunable_pairs(model: Any) -> list[tuple[Any, Any]]:

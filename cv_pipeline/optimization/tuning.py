@@ -283,7 +283,9 @@ def _grid(values: Sequence[float], name: str) -> tuple[float, ...]:
     grid = np.unique(np.asarray(values, float))
     if not len(grid) or not ((grid >= 0) & (grid <= 1)).all():
         hint = "a grid such as 0.05, 0.10, … 0.95"
-        raise ConfigError(f"{name}: the thresholds to try must lie in 0..1, not {list(values)[:5]}", "TuningSettings", hint)
+        raise ConfigError(
+            f"{name}: the thresholds to try must lie in 0..1, not {list(values)[:5]}", "TuningSettings", hint
+        )
     return tuple(grid.tolist())
 
 
@@ -291,21 +293,26 @@ def _grid(values: Sequence[float], name: str) -> tuple[float, ...]:
 class TuningSettings:
     "What thresholds are chosen for, and where they are sought."
 
-    objective: str = "f1"      # "f1", "fbeta=B", "recall@precision=P" or "precision@recall=R"
-    per_class: bool = False    # one confidence threshold a class, beside the common one
-    conf: Sequence[float] = tuple(np.round(np.arange(0.01, 0.96, 0.01), 2).tolist())  # to try, 0..1; kept sorted
-    iou: Sequence[float] = tuple(np.round(np.arange(0.3, 0.91, 0.05), 2).tolist())    # of the suppression, to try, 0..1
-    match_iou: float = 0.5     # least overlap with the truth that counts as found
-    min_truth: int = 20        # labels a class needs for its own threshold
+    objective: str = "f1"  # "f1", "fbeta=B", "recall@precision=P" or "precision@recall=R"
+    per_class: bool = False  # one confidence threshold a class, beside the common one
+    conf: Sequence[float] = tuple(np.round(np.arange(0.01, 0.96, 0.01), 2).tolist())  # to try, 0..1
+    iou: Sequence[float] = tuple(np.round(np.arange(0.3, 0.91, 0.05), 2).tolist())  # to try, 0..1
+    match_iou: float = 0.5  # least overlap with the truth that counts as found
+    min_truth: int = 20  # labels a class needs for its own threshold
 
     def __post_init__(self):
         parse_objective(self.objective)
         object.__setattr__(self, "conf", _grid(self.conf, "conf"))
         object.__setattr__(self, "iou", _grid(self.iou, "iou"))
-        rules = [(0 < self.match_iou <= 1, f"match_iou: {self.match_iou} is outside 0..1"),
-                 (self.min_truth >= 1, f"min_truth: {self.min_truth} is below 1")]
+        rules = [
+            (0 < self.match_iou <= 1, f"match_iou: {self.match_iou} is outside 0..1"),
+            (self.min_truth >= 1, f"min_truth: {self.min_truth} is below 1"),
+        ]
         problems = [text for good, text in rules if not good]
-        if problems: raise ConfigError(f"{len(problems)} settings are wrong", "TuningSettings", "see its defaults", problems)
+        if problems:
+            raise ConfigError(
+                f"{len(problems)} settings are wrong", "TuningSettings", "see its defaults", problems
+            )
 
 # %% ../../nbs/06_optimization/04_tuning.ipynb #5a327d84
 @dataclass
@@ -321,13 +328,14 @@ class TuningResult:
     images: int
     labels: int
     notes: list[str] = field(default_factory=list)  # what a person should know
-    stamp: dict[str, Any] = field(default_factory=dict)  # where the numbers come from; empty when the model is not known
+    stamp: dict[str, Any] = field(default_factory=dict)  # see core.stamp; empty when the model is not known
 
     def summary(self) -> dict[str, Any]:
         "What belongs into the manifest's `metrics`: plain numbers, and their stamp."
         rows = {row["thresholds"]: {k: round(v, 4) for k, v in row.items() if isinstance(v, float) and np.isfinite(v)} for row in self.comparison}
         stamped = {"stamp": self.stamp} if self.stamp else {}
-        return {"objective": self.objective, "reachable": self.reachable, "images": self.images, "labels": self.labels, **rows, **stamped}
+        found = {"objective": self.objective, "reachable": self.reachable, "images": self.images, "labels": self.labels}
+        return {**found, **rows, **stamped}
 
 
 def _rows(found: Sweep, values: np.ndarray) -> list[dict[str, Any]]:
@@ -413,13 +421,14 @@ def tune(
 # %% ../../nbs/06_optimization/04_tuning.ipynb #5d4cf41a
 def tune_model(
     model: Model,
-    items: Sequence[LabelledImage],       # labels that the model does not know take no part
+    items: Sequence[LabelledImage],  # labels that the model does not know take no part
     settings: TuningSettings | None = None,
     *,
     progress: Callable[[Iterable], Iterable] = lambda items: items,
 ) -> TuningResult:
     "Tune the thresholds of a model on labelled pictures; the result is stamped."
-    if not items: raise DataError("there are no labelled pictures", "tune", "give a labelled dataset")
+    if not items:
+        raise DataError("there are no labelled pictures", "tune", "give a labelled dataset")
     settings, m = settings or TuningSettings(), model.manifest
     mapping, sizes, truths = class_mapping(items[0].names, m.names, items[0].path), [], []
 
@@ -436,5 +445,7 @@ def tune_model(
 
     result = tune(raw, pictures(), m.postprocess, m.names, m.preprocess.imgsz, settings)
     seen = EvalSet(m.names, short_names([i.path for i in items]), np.array(sizes), tabled(truths))
-    result.stamp = stamp(model.identity, data_hash(seen), {"settings": settings, "postprocess": m.postprocess})
+    result.stamp = stamp(
+        model.identity, data_hash(seen), {"settings": settings, "postprocess": m.postprocess}
+    )
     return result

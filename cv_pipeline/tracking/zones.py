@@ -347,23 +347,41 @@ def _distances(watch: RuleWatch, points: np.ndarray, rows: np.ndarray) -> np.nda
 class _Passage(NamedTuple):
     "When, in which frame, which way and where an object passed."
 
-    moment: float      # seconds since 1970
+    moment: float  # seconds since 1970
     frame_id: int
-    direction: str     # "in" | "out"
+    direction: str  # "in" | "out"
     place: np.ndarray  # (2,) x and y, pixels
 
 
 def _event(
-    watch: RuleWatch, row: int, j: int, kind: str, at: _Passage,
-    dwell_s: float | None = None, lost: bool = False,
+    watch: RuleWatch,
+    row: int,
+    j: int,
+    kind: str,
+    at: _Passage,
+    dwell_s: float | None = None,
+    lost: bool = False,
 ) -> Event:
     "The event of a track (a row of the table) at a rule."
     book, (x, y) = watch._book, at.place
     cls = int(book.votes[row].argmax())
     name = watch._names[cls] if cls < len(watch._names) else str(cls)
     when = datetime.fromtimestamp(at.moment, timezone.utc)
-    return Event(kind, watch.source_id, watch.rules[j].name, int(book.id[row]), cls, name, when, int(at.frame_id), at.direction,
-                 dwell_s, float(x), float(y), lost)
+    return Event(
+        kind,
+        watch.source_id,
+        watch.rules[j].name,
+        int(book.id[row]),
+        cls,
+        name,
+        when,
+        int(at.frame_id),
+        at.direction,
+        dwell_s,
+        float(x),
+        float(y),
+        lost,
+    )
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #73ee398d
 def _count(watch: RuleWatch, row: int, j: int, direction: str) -> None:
@@ -402,7 +420,8 @@ def _flipped(watch: RuleWatch, row: int, j: int) -> list[Event]:
     stay = moment - book.entered[row, j] if direction == "out" else None
     _count(watch, row, j, direction)
     book.entered[row, j], book.dwelt[row, j] = moment, False
-    return [*events, _event(watch, row, j, f"zone_{'enter' if direction == 'in' else 'leave'}", at, dwell_s=stay)]
+    kind = "zone_enter" if direction == "in" else "zone_leave"
+    return [*events, _event(watch, row, j, kind, at, dwell_s=stay)]
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #cb40108c
 def _dwelt(watch: RuleWatch, rows: np.ndarray, now: float, frame_id: int) -> list[Event]:
@@ -426,7 +445,8 @@ def _lost(watch: RuleWatch, rows: np.ndarray, now: float, leave: bool = True) ->
     for row, j in np.argwhere(gone[:, None] & (book.side > 0) & watch.zone).tolist():
         events += _stayed(watch, row, j, book.seen[row], int(book.frame[row, j]))
         at = _Passage(book.seen[row], book.frame[row, j], "out", book.point[row, j])
-        events.append(_event(watch, row, j, "zone_leave", at, dwell_s=book.seen[row] - book.entered[row, j], lost=True))
+        stay = book.seen[row] - book.entered[row, j]
+        events.append(_event(watch, row, j, "zone_leave", at, dwell_s=stay, lost=True))
         _count(watch, row, j, "out")
     if gone.any(): book.keep(~gone)
     return events

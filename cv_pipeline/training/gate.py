@@ -185,7 +185,8 @@ def tuned_on(
         return model.backend.infer(batch)[0], geometry
 
     pictures = ((image, truth_in(item, image, mapping)) for item in progress(items) for image in [read_image(item.path)])
-    return tune(raw, pictures, model.manifest.postprocess, model.manifest.names, model.manifest.preprocess.imgsz, TuningSettings(objective, per_class))
+    m, settings = model.manifest, TuningSettings(objective, per_class)
+    return tune(raw, pictures, m.postprocess, m.names, m.preprocess.imgsz, settings)
 
 
 def _adapted(model: Model, items: Sequence[LabelledImage], columns: Any, objective: str, per_class: bool, told: dict[str, Any]) -> Model:
