@@ -5,10 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cv_pipeline.commands import main
+from cv_pipeline.core.formats import read_dataset
 from cv_pipeline.core.stamp import config_hash, describe_stamp, stamp
-from cv_pipeline.evaluation.summary import data_hash, evaluate_model, line_pictures
+from cv_pipeline.evaluation.records import data_hash, predict_set
+from cv_pipeline.evaluation.summary import evaluate_model, line_pictures
 from cv_pipeline.inference.loading import load_model
 from cv_pipeline.inference.manifest import load_manifest
+from cv_pipeline.optimization.tuning import TuningSettings, tune_model
+from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
+from cv_pipeline.synthetic.line import write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +62,42 @@ def test_an_inspection_keeps_its_stamp_on_disk(tmp_path):
     assert kept["model"]["sha256"] == load_manifest("factory_line")[0].sha256
     assert is_full(kept["data"])
     assert read_inspection(tmp_path / "qa").stamp == kept
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    "A YOLO folder of line pictures."
+    folder = tmp_path_factory.mktemp("dataset")
+    write_dataset(folder, FactoryLine(LineConfig(seed=31)).frames(8), ["yolo"], split="val")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def truth(dataset, model):
+    "Hash of the truth that an evaluation on that dataset would be measured against."
+    return data_hash(predict_set(model, read_dataset(dataset)))
+
+
+def test_a_tuned_model_keeps_its_stamp_in_the_manifest(dataset, truth, tmp_path):
+    main.tune("factory_line", dataset, out=tmp_path / "tuned")
+    kept = load_manifest(tmp_path / "tuned")[0].metrics["tuning"]["stamp"]
+    assert kept["model"]["sha256"] == load_manifest("factory_line")[0].sha256
+    assert kept["data"] == truth
+    assert is_full(kept["config"])
+
+
+def test_other_settings_of_the_tuning_make_another_stamp(line, model):
+    first, other = (tune_model(model, line[0], TuningSettings(objective)).stamp for objective in ("f1", "fbeta=2"))
+    assert first["config"] != other["config"]
+    assert first["data"] == other["data"]
+
+
+def test_the_file_of_the_robustness_command_is_stamped_with_its_pictures(dataset, truth, tmp_path):
+    main.robustness(data=dataset, conditions="fog", severities="3", budget_s=None, seed=5, out=tmp_path)
+    kept = json.loads((tmp_path / "metrics.json").read_text())["stamp"]
+    assert kept["model"]["sha256"] == load_manifest("factory_line")[0].sha256
+    assert kept["data"] == truth
+    assert is_full(kept["config"])
 
 
 def test_a_model_without_a_manifest_of_its_own_is_hashed(tmp_path, model):

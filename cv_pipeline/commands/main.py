@@ -270,19 +270,16 @@ def demo(
     say(f"look at [bold]{plain(page)}[/]")
 
 # %% ../../nbs/19_commands/04_main.ipynb #084fb5b3
-def _labelled(data: Path, split: str | None, names: tuple[str, ...]) -> Iterator[tuple[Any, Any]]:
-    "Pictures of a dataset with their truth in the model's classes; with a progress bar."
-    from cv_pipeline.evaluation.records import class_mapping, truth_in
+def _labelled(data: Path, split: str | None, names: tuple[str, ...]) -> list[Any]:
+    "Labelled pictures of a dataset; labels that the model does not know are named."
     from cv_pipeline.core.formats import read_dataset
-    from cv_pipeline.core.images import read_image
+    from cv_pipeline.evaluation.records import class_mapping
 
     items = read_dataset(data, split)
     mapping = class_mapping(items[0].names, names, data)
     left_out = [name for i, name in enumerate(items[0].names) if i not in mapping]
     if left_out: say(f"[yellow]labels not counted[/], the model does not know: {plain(', '.join(left_out))}")
-    for item in bar_over(items, "running the model"):
-        image = read_image(item.path)
-        yield image, truth_in(item, image, mapping)
+    return items
 
 # %% ../../nbs/19_commands/04_main.ipynb #2060ca81
 def _manifest_file(given: str) -> Path:
@@ -324,17 +321,12 @@ def tune(
     "Choose confidence and NMS thresholds on labelled pictures and write them into the model's manifest."
     from cv_pipeline.inference.loading import load_model
     from cv_pipeline.inference.manifest import save_manifest
-    from cv_pipeline.optimization.tuning import tune as search
+    from cv_pipeline.optimization.tuning import TuningSettings, tune_model
 
-    m = load_model(model, spec)
+    settings, m = TuningSettings(objective, per_class), load_model(model, spec)
     target = None if dry_run else _target(model, m, out)
-
-    def raw(image):
-        batch, (geometry,) = m.preprocess.batch([image])
-        return m.backend.infer(batch)[0], geometry
-
-    pictures = _labelled(data, split, m.manifest.names)
-    found = search(raw, pictures, m.manifest.postprocess, m.manifest.names, m.manifest.preprocess.imgsz, objective, per_class)
+    items = _labelled(data, split, m.manifest.names)
+    found = tune_model(m, items, settings, progress=lambda items: bar_over(items, "running the model"))
     _show_tuning(found)
     if not found.reachable: raise typer.Exit(2)
     if target is not None: say(f"written: {plain(save_manifest(_tuned(m.manifest, found), target))}")
@@ -504,19 +496,21 @@ def robustness(
     out: Annotated[Path, Opt(help="Folder for metrics.json and the heat map.")] = Path("runs/robustness"),
 ) -> None:
     "Corrupt labelled pictures in known ways and measure what is left: mPC, rPC, worst first."
-    from cv_pipeline.evaluation.robustness import line_subjects, picture_subjects, robustness as measure
+    from cv_pipeline.evaluation.robustness import RobustnessSettings, line_subjects, picture_subjects, robustness as measure
     from cv_pipeline.core.formats import read_dataset
     from cv_pipeline.inference.loading import load_model
     from cv_pipeline.core.stamp import stamp
     from cv_pipeline.service.assembly import output_folder
 
     m = load_model(model)
-    steps = numbers(severities, "--severities")
+    steps, floors = numbers(severities, "--severities"), m.postprocess.rules.floor.clip(max=1.0)
+    settings = RobustnessSettings(
+        severities=steps, budget_s=budget_s, seed=seed, thresholds=floors, **_conditions(conditions))
     subjects = line_subjects(seed=900 + seed) if data is None else picture_subjects(read_dataset(data, split), m.manifest.names, seed=seed)
     with output_folder(out):
-        report = measure(m, subjects, severities=steps, budget_s=budget_s, thresholds=m.postprocess.rules.floor.clip(max=1.0), seed=seed, **_conditions(conditions))
+        report = measure(m, subjects, settings)
         asked = {"severities": steps, "budget_s": budget_s, "seed": seed, "data": str(data or "line"), "split": split, "conditions": conditions}
-        _keep_robustness(report, out, stamp(m.identity, None, asked))
+        _keep_robustness(report, out, stamp(m.identity, report.about["data"], asked))
 
 # %% ../../nbs/19_commands/04_main.ipynb #bdb71ac9
 def _keep_robustness(report: Any, out: Path, origin: dict[str, Any]) -> None:

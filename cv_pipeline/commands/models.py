@@ -63,20 +63,23 @@ def optimize(
     "Make a model's files (half precision, eight bits, OpenVINO, …), judge each on labelled pictures, keep what passes."
     import tempfile
 
-    from cv_pipeline.optimization.optimize import DEFAULT_STEPS, optimize as make, verify as judge_again
+    from cv_pipeline.optimization.optimize import DEFAULT_STEPS, OptimizeSettings, optimize as make, verify as judge_again
+    from cv_pipeline.optimization.prune import PruneSettings
 
     if (out is None) == (verify is None):
         raise ConfigError("give one of --out and --verify", "optimize", "--verify judges files that are there")
     tell = lambda text: say(f"[dim]{plain(text)}[/]")
-    chosen = DEFAULT_STEPS if steps is None else listed(steps)
+    settings = OptimizeSettings(
+        steps=DEFAULT_STEPS if steps is None else listed(steps), max_loss=max_loss, strict=strict,
+        pictures=pictures, seed=seed, with_sensitivity=sensitivity, prune=PruneSettings(prune, epochs, seed=seed),
+        retrain=retrain, threads=threads, overwrite=replace)
     with tempfile.TemporaryDirectory() as folder:
         items, columns = _judging(data, split, Path(folder) / "judge")
         if verify is not None:
             known = {"columns": columns, "threads": threads, "progress": tell}
             return _keep_verdicts(judge_again(verify, items, max_loss, strict, **known))
         with_these = [i.path for i in _judging("line", None, Path(folder) / "calibrate", 300, 2700)[0]] if calibrate == "line" else calibrate
-        report = make(model, out, items, with_these, chosen, spec, max_loss, strict, pictures=pictures, seed=seed, prune=prune, retrain=retrain, epochs=epochs, columns=columns,
-                      with_sensitivity=sensitivity, threads=threads, overwrite=replace, progress=tell)
+        report = make(model, out, items, with_these, settings, spec=spec, columns=columns, progress=tell)
     _keep_optimised(report, out)
 
 # %% ../../nbs/19_commands/01_models.ipynb #c58433ca
@@ -130,12 +133,15 @@ def build(
     wait: Annotated[float, Opt(min=0, help="Seconds to wait for another build of the same file.")] = 0.0,
 ) -> None:
     "Build a TensorRT engine for this machine's card, compare it with ONNX Runtime, and list it with the model."
-    from cv_pipeline.optimization.engine_build import build_model
+    from cv_pipeline.optimization.engine_build import EngineSettings, build_model
     from cv_pipeline.inference.engines import BuildOptions
 
-    options = BuildOptions(min_batch, opt_batch, max_batch, workspace_mb, timing_cache, version_compatible, hardware, level, not no_tf32)
+    options = BuildOptions(
+        min_batch, opt_batch, max_batch, workspace_mb, timing_cache, version_compatible, hardware, level,
+        not no_tf32, rebuild, wait)
+    settings = EngineSettings(file, options, some_pictures(images, 8), device)
     with share_bar("building") as tell:
-        made = build_model(model, file, spec, out, options, tell, some_pictures(images, 8), device, rebuild, wait)
+        made = build_model(model, out, settings, spec=spec, progress=tell)
     say(f"built from {plain(made.source)}: {plain(made.engine.path)}" + (", listed in the manifest" if made.listed else ""))
     for k, v in made.agreement.items(): say(f"  {plain(k)}: {v:g}")
 
@@ -160,14 +166,17 @@ def benchmark(
     import tempfile
     from datetime import date
 
-    from cv_pipeline.optimization.benchmark import read_benchmark, run_benchmark
+    from cv_pipeline.optimization.benchmark import BenchmarkSettings, read_benchmark, run_benchmark
 
     where = out or Path("reports") / date.today().isoformat() / f"benchmark-{Path(model).stem}"
     before = None if compare is None else read_benchmark(compare)
+    settings = BenchmarkSettings(
+        backends=listed(backends), batches=numbers(batches, "--batches"),
+        threads=None if threads is None else numbers(threads, "--threads"),
+        seconds=seconds, rounds=rounds, latency_budget_ms=latency_budget_ms, fit=not no_fit)
     with tempfile.TemporaryDirectory() as folder:
         items = None if data is None else _judging(data, split, Path(folder))[0]
-        b = run_benchmark(model, where, spec, listed(backends), numbers(batches, "--batches"), None if threads is None else numbers(threads, "--threads"), items, seconds,
-                                rounds, latency_budget_ms, not no_fit, tell=lambda text: say(f"[dim]{plain(text)}[/]"))
+        b = run_benchmark(model, where, items, settings, spec=spec, tell=lambda text: say(f"[dim]{plain(text)}[/]"))
     _show_benchmark(b, before, where)
 
 # %% ../../nbs/19_commands/01_models.ipynb #645a4350
@@ -204,5 +213,9 @@ def serve_files(
     "Write a Triton model repository."
     from cv_pipeline.optimization.triton_repository import ServeOptions, write_repository
 
-    options = ServeOptions(platform, max_batch, max_queue_delay_ms=max_queue_delay_ms, instances=instances, kind=kind, threads=threads)
-    for served, folder in write_repository(model, out, options, name, spec, ends, artefact, version, replace).items(): say(f"{plain(served)}: {plain(folder)}")
+    options = ServeOptions(
+        platform, max_batch, max_queue_delay_ms=max_queue_delay_ms, instances=instances, kind=kind,
+        threads=threads, ends=ends)
+    made = write_repository(
+        model, out, options, name=name, spec=spec, artefact=artefact, version=version, overwrite=replace)
+    for served, folder in made.items(): say(f"{plain(served)}: {plain(folder)}")

@@ -108,7 +108,7 @@ def match_set(
     outside = np.zeros(len(truth), bool) if area is None else (truth.area < area[0]) | (truth.area > area[1])
     void = truth.crowd | outside
     d, g, overlap = candidate_pairs(truth, said[order], max(len(s.names), 1))
-    found, near = _match_by_rank(rank, d, g, overlap, void, truth.crowd, thresholds, len(order), len(truth))
+    found, near = _match_by_rank(rank, d, g, overlap, void, truth.crowd, thresholds)
     ignored = np.where(found >= 0, void[np.maximum(found, 0)] if len(truth) else False, False)
     if area is not None:
         own = said.area[order]
@@ -128,15 +128,16 @@ def _rank(image: np.ndarray, class_id: np.ndarray) -> np.ndarray:
 def _match_by_rank(
     rank: np.ndarray, d: np.ndarray, g: np.ndarray, overlap: np.ndarray,  # (n,) of each prediction; (p,) pairs
     void: np.ndarray, crowd: np.ndarray,                                  # (g,) objects that do not count; those that may be taken often
-    thresholds: np.ndarray, n: int, objects: int,
+    thresholds: np.ndarray,                                               # (T,)
 ) -> tuple[np.ndarray, np.ndarray]:  # (T, n) matched object or -1, and the overlap
     "All first choices, then all second ones, …"
-    found, near = np.full((len(thresholds), n), -1, np.int32), np.zeros((len(thresholds), n))
+    size = len(thresholds), len(rank)
+    found, near = np.full(size, -1, np.int32), np.zeros(size)
     useful = overlap >= thresholds.min()
     d, g, overlap = d[useful], g[useful], overlap[useful]
     order = np.lexsort((np.arange(len(d)), void[g], d, rank[d]))
     d, g, overlap = d[order], g[order], overlap[order]
-    taken, cuts = np.zeros((len(thresholds), max(objects, 1)), bool), np.flatnonzero(np.diff(rank[d], prepend=-1, append=-2))
+    taken, cuts = np.zeros((len(thresholds), max(len(void), 1)), bool), np.flatnonzero(np.diff(rank[d], prepend=-1, append=-2))
     for a, b in zip(cuts[:-1], cuts[1:]):
         who, what, value = d[a:b], g[a:b], overlap[a:b]
         first = np.flatnonzero(np.diff(who, prepend=-1))

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,8 +23,8 @@ from ..core.images import read_image
 from ..core.types import DataError, Detections
 
 # %% auto #0
-__all__ = ['BoxTable', 'box_table', 'EvalSet', 'check_set', 'coco_columns', 'read_coco', 'class_mapping', 'tabled', 'truth_in',
-           'values_of', 'short_names', 'look_at', 'predict_set', 'read_columns']
+__all__ = ['BoxTable', 'box_table', 'EvalSet', 'check_set', 'data_hash', 'coco_columns', 'read_coco', 'class_mapping', 'tabled',
+           'truth_in', 'values_of', 'short_names', 'look_at', 'predict_set', 'read_columns']
 
 # %% ../../nbs/05_evaluation/00_records.ipynb #9326b4c8
 @dataclass(frozen=True)
@@ -135,6 +137,21 @@ def check_set(s: EvalSet, need_truth: bool = True) -> EvalSet:
     problems += _table_problems(s, s.truth, "truth") + _table_problems(s, s.predictions, "predictions")
     if problems: raise DataError("\n  - ".join([f"{len(problems)} problem(s) in what is to be evaluated", *problems]), s.where, "mend the file; nothing was computed")
     return s
+
+# %% ../../nbs/05_evaluation/00_records.ipynb #5da8620a
+def data_hash(s: EvalSet) -> str:
+    "SHA-256 over names, pictures, sizes and every labelled box: the truth that was measured against."
+    digest, truth = hashlib.sha256(json.dumps([s.names, s.images]).encode()), s.truth
+    columns = (
+        s.size.astype(np.int64),
+        truth.image.astype(np.int32),
+        truth.class_id.astype(np.int32),
+        truth.xyxy.round(3),
+        truth.crowd,
+    )
+    for column in columns:
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
 
 # %% ../../nbs/05_evaluation/00_records.ipynb #9dcf43db
 _STANDARD = {"id", "file_name", "width", "height", "license", "coco_url", "flickr_url", "date_captured"}

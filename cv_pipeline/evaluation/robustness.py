@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..core.types import Clock, ConfigError, DataError, Detections, MissingExtra
 from .calibration import halves, lrp_thresholds
 from .intervals import FEWEST_OBJECTS, FEWEST_PICTURES, APSampler, Interval, average, clusters, draw_weights, interval_of
 from .metrics import Matches, match_set
-from .records import EvalSet, check_set, class_mapping, tabled, truth_in, values_of
+from .records import EvalSet, check_set, class_mapping, data_hash, short_names, tabled, truth_in, values_of
 from ..synthetic.belt import FactoryLine, LineConfig
 from ..synthetic.conditions import CONDITION_NAMES, Conditions
 from ..synthetic.parts import seeded
@@ -31,8 +32,9 @@ __all__ = ['OWN', 'MORE', 'CORRUPTIONS', 'LINE_CONDITIONS', 'CLEAN', 'KINDS_OF_F
            'gaussian_noise', 'shot_noise', 'impulse_noise', 'defocus_blur', 'motion_blur', 'fog', 'rain',
            'brightness_up', 'brightness_down', 'contrast', 'jpeg_quality', 'pixelate', 'camera_shift', 'camera_turn',
            'occlusion', 'moved_truth', 'Corruption', 'Corrupted', 'corrupt', 'Subject', 'picture_subjects',
-           'line_subjects', 'film', 'crossed_thresholds', 'lrp_counts', 'lrp_of', 'falls_of', 'Fall', 'Cell',
-           'RobustnessReport', 'robustness_of', 'robustness', 'plot_heat_map', 'plot_retuning']
+           'line_subjects', 'FilmSettings', 'film', 'crossed_thresholds', 'lrp_counts', 'lrp_of', 'falls_of', 'Fall',
+           'Cell', 'RobustnessReport', 'RobustnessSettings', 'robustness_of', 'robustness', 'plot_heat_map',
+           'plot_retuning']
 
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #99f6923c
 def gaussian_noise(image: np.ndarray, std: float, rng: np.random.Generator) -> np.ndarray:
@@ -341,6 +343,45 @@ def line_subjects(
     lines = {k: FactoryLine(LineConfig(seed=k, density=density)) for k in range(seed, seed + sequences)}
     return [of(line, k, 15 * i) for k, line in lines.items() for i in range(frames)]
 
+# %% ../../nbs/05_evaluation/07_robustness.ipynb #fedc6a41
+@dataclass(frozen=True)
+class FilmSettings:
+    "What subjects are shown under, and for how long."
+
+    conditions: Sequence[str] = tuple(c.name for c in OWN)  # of CORRUPTIONS and LINE_CONDITIONS
+    severities: Sequence[int] = (1, 2, 3, 4, 5)  # of 1 … 5, rising
+    conf: float = 0.001  # confidence threshold while filming, 0..1: far below any in use
+    budget_s: float | None = None  # stop after so many seconds, but not before two clusters; None: film all
+    seed: int = 0  # random seed of the order
+
+    def __post_init__(self):
+        if problems := self.problems():
+            known = f"known: {', '.join([*CORRUPTIONS, *LINE_CONDITIONS])}"
+            raise ConfigError("this cannot be measured", type(self).__name__, known, problems)
+
+    def problems(self) -> list[str]:
+        "What makes no sense, a line each."
+        names, steps = list(self.conditions), list(self.severities)
+        found = [
+            f"conditions: {name!r} is named twice"
+            for name in sorted({c for c in names if names.count(c) > 1})
+        ]
+        found += [
+            f"conditions: unknown condition {c!r}"
+            for c in names
+            if c not in CORRUPTIONS and c not in LINE_CONDITIONS
+        ]
+        found += [f"severities: {s!r} is not 1, 2, 3, 4 or 5" for s in steps if s not in range(1, 6)]
+        if not found and steps != sorted(set(steps)):
+            found.append(f"severities: {tuple(steps)} must rise")
+        if not names or not steps:
+            found.append("conditions, severities: nothing to do, name some of both")
+        if not 0 <= self.conf <= 1:
+            found.append(f"conf: {self.conf} is outside 0..1")
+        if self.budget_s is not None and not self.budget_s >= 0:
+            found.append(f"budget_s: {self.budget_s} is negative")
+        return found
+
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #6b1f4863
 def _shuffled(subjects: Sequence[Subject], seed: int) -> tuple[list[Subject], np.ndarray]:
     "Subjects in a random order of whole clusters, and the number of each one's cluster in that order."
@@ -350,14 +391,8 @@ def _shuffled(subjects: Sequence[Subject], seed: int) -> tuple[list[Subject], np
     return [subjects[i] for i in ranked], np.array([order[keys[i]] for i in ranked])
 
 
-def _checked(subjects: Sequence[Subject], conditions: Sequence[str], severities: Sequence[int]) -> None:
-    "ConfigError or DataError for a design that cannot be run."
-    problems = [f"{name!r} is named twice" for name in sorted({c for c in conditions if list(conditions).count(c) > 1})]
-    problems += [f"unknown condition {name!r}" for name in conditions if name not in CORRUPTIONS and name not in LINE_CONDITIONS]
-    problems += [f"severity {s!r} is not 1, 2, 3, 4 or 5" for s in severities if s not in range(1, 6)]
-    if not problems and list(severities) != sorted(set(severities)): problems.append(f"severities {tuple(severities)} must rise")
-    if not conditions or not severities: problems.append("nothing to do: name conditions and severities")
-    if problems: raise ConfigError("this cannot be measured", "robustness", f"known: {', '.join([*CORRUPTIONS, *LINE_CONDITIONS])}", problems)
+def _check_subjects(subjects: Sequence[Subject], conditions: Sequence[str]) -> None:
+    "DataError for pictures of one name; MissingExtraError for a condition that needs another package."
     if any(CORRUPTIONS[c].extra for c in conditions if c in CORRUPTIONS): _albumentations()
     names = [s.name for s in subjects]
     if len(set(names)) < len(names) or not names: raise DataError("there are no pictures" if not names else "two pictures have the same name", "robustness")
@@ -366,22 +401,21 @@ def _checked(subjects: Sequence[Subject], conditions: Sequence[str], severities:
 def film(
     model: Any,                        # cv_pipeline.inference.backends.Model
     subjects: Sequence[Subject],
-    conditions: Sequence[str],
-    severities: Sequence[int] = (1, 2, 3, 4, 5),
-    conf: float = 0.001,
-    budget_s: float | None = None,     # stop after so many seconds, but not before two clusters
-    seed: int = 0,                     # of the order
+    settings: FilmSettings | None = None,
+    *,
     clock: Clock = perf_counter,
     progress: Callable[[Iterable], Iterable] = lambda items: items,
 ) -> dict[tuple[str, int], EvalSet]:   # ("clean", 0) and (condition, severity) → the same pictures
     "What the model says about every subject under every condition."
-    _checked(subjects, conditions, severities)
-    asked, cells = model.with_postprocess(conf=conf, accept_conf=0.0, max_det=300), [(CLEAN, 0), *((c, s) for c in conditions for s in severities)]
-    (ordered, cluster), began = _shuffled(subjects, seed), clock()
+    f = settings or FilmSettings()
+    _check_subjects(subjects, f.conditions)
+    asked = model.with_postprocess(conf=f.conf, accept_conf=0.0, max_det=300)
+    cells = [(CLEAN, 0), *((c, s) for c in f.conditions for s in f.severities)]
+    (ordered, cluster), began = _shuffled(subjects, f.seed), clock()
     truths, said, sizes, done = {c: [] for c in cells}, {c: [] for c in cells}, {c: [] for c in cells}, []
     for i, subject in enumerate(progress(ordered)):
-        if budget_s is not None and cluster[i] >= 2 and clock() - began > budget_s: break
-        for name in (CLEAN, *conditions):
+        if f.budget_s is not None and cluster[i] >= 2 and clock() - began > f.budget_s: break
+        for name in (CLEAN, *f.conditions):
             mine = [c for c in cells if c[0] == name]
             shown = [subject.show(*c) for c in mine]
             for c, (image, truth), found in zip(mine, shown, asked.predict([image for image, _ in shown])):
@@ -564,6 +598,18 @@ def _fall(name: str, clean: tuple[float, np.ndarray], cells: Sequence[tuple[floa
     return Fall(name, interval_of(float(pc), pcs), interval_of(float(_ratio(pc, clean[0])), _ratio(pcs, clean[1])), (clean[0], *value), KINDS_OF_FALL[int(kind)],
                 float((kinds == kind).mean()), severities[int(step)])
 
+# %% ../../nbs/05_evaluation/07_robustness.ipynb #8b689d62
+@dataclass(frozen=True)
+class RobustnessSettings(FilmSettings):
+    "What subjects are shown under, and how the answers are counted; `seed` also of what is drawn."
+
+    thresholds: Sequence[float] | None = None  # in use, one a class; None: the best on clean pictures
+    draws: int = 300  # bootstrap samples of the intervals
+
+    def problems(self) -> list[str]:
+        "What makes no sense, a line each."
+        return [*super().problems(), *([f"draws: {self.draws} is below 1"] if self.draws < 1 else [])]
+
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #8e02e4bd
 def robustness_of(
     cells: Mapping[tuple[str, int], EvalSet],   # from `film`
@@ -593,17 +639,23 @@ def robustness_of(
 def robustness(
     model: Any,
     subjects: Sequence[Subject],
-    conditions: Sequence[str] = tuple(c.name for c in OWN),
-    severities: Sequence[int] = (1, 2, 3, 4, 5),
-    budget_s: float | None = None,              # for asking the model
-    thresholds: Sequence[float] | None = None,
-    draws: int = 300, seed: int = 0,
-    **how: Any,                                 # conf, clock, progress of `film`
+    settings: RobustnessSettings | None = None,
+    *,
+    clock: Clock = perf_counter,
+    progress: Callable[[Iterable], Iterable] = lambda items: items,
 ) -> RobustnessReport:
     "Film and measure. Calibration is taken off: a curve does not change the order of boxes, and re-tuning is about what the network says."
-    raw = model.with_calibration(None)
-    cells = film(raw, subjects, conditions, severities, budget_s=budget_s, seed=seed, **how)
-    return robustness_of(cells, thresholds, draws, seed, asked=len(subjects), model=raw.backend.name)
+    s, raw = settings or RobustnessSettings(), model.with_calibration(None)
+    cells = film(raw, subjects, s, clock=clock, progress=progress)
+    about = {"asked": len(subjects), "model": raw.backend.name, "data": _data_of(cells[CLEAN, 0], subjects)}
+    return robustness_of(cells, s.thresholds, s.draws, s.seed, **about)
+
+
+def _data_of(clean: EvalSet, subjects: Sequence[Subject]) -> str:
+    "Hash of the pictures that were filmed, in the order given: that of an evaluation on the same ones."
+    place = {s.name: i for i, s in enumerate(subjects)}
+    given = clean.select(np.argsort([place[name] for name in clean.images]))
+    return data_hash(replace(given, images=short_names([Path(name) for name in given.images])))
 
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #a5c2446d
 def plot_heat_map(report: RobustnessReport, ax: Any = None) -> Any:  # matplotlib Axes

@@ -5,9 +5,7 @@
 # %% ../../nbs/05_evaluation/09_summary.ipynb #16216709
 from __future__ import annotations
 
-import hashlib
 import html
-import json
 import re
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,24 +27,16 @@ from cv_pipeline.evaluation.intervals import (
 from ..core.formats import LabelledImage, read_dataset
 from ..core.types import ConfigError, DataError
 from .metrics import SIZES, Matches, ap_table, coco_metrics, confusion_matrix, match_set, mean_ap, pr_curve
-from .records import EvalSet, predict_set
+from .records import EvalSet, data_hash, predict_set
 from ..synthetic.belt import FactoryLine, LineConfig
 from ..synthetic.conditions import Conditions
 from ..synthetic.line import write_dataset
 
 # %% auto #0
-__all__ = ['data_hash', 'versions', 'Evaluation', 'class_rows', 'sliceable', 'slice_rows', 'judge_floors', 'evaluate_set',
-           'evaluate_model', 'line_pictures', 'html_table', 'html_verdict', 'plot_curves', 'plot_confusion',
-           'plot_reliability_pair']
+__all__ = ['versions', 'Evaluation', 'class_rows', 'sliceable', 'slice_rows', 'judge_floors', 'evaluate_set', 'evaluate_model',
+           'line_pictures', 'html_table', 'html_verdict', 'plot_curves', 'plot_confusion', 'plot_reliability_pair']
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #a1a5bc28
-def data_hash(s: EvalSet) -> str:
-    "SHA-256 over names, pictures, sizes and every labelled box: the truth that was measured against."
-    digest = hashlib.sha256(json.dumps([s.names, s.images]).encode())
-    for column in (s.size.astype(np.int64), s.truth.image.astype(np.int32), s.truth.class_id.astype(np.int32), s.truth.xyxy.round(3), s.truth.crowd): digest.update(np.ascontiguousarray(column).tobytes())
-    return digest.hexdigest()
-
-
 def versions(packages: Sequence[str] = ("numpy", "onnxruntime", "opencv-python-headless", "faster-coco-eval", "scikit-learn")) -> dict[str, str]:
     "Versions of what computed a number, and the commit where there is one."
     found = {"cv_pipeline": __version__}

@@ -281,6 +281,8 @@ class BuildOptions:
     hardware: str = "none"           # "none" | "same_compute_capability" | "ampere_plus"
     level: int = 3                   # how hard to search, 0..5
     tf32: bool = True                # TensorRT's default: float32 matrix products with 10 bits of mantissa on the tensor cores
+    rebuild: bool = False            # build even when a fitting engine is there
+    wait_s: float = 0.0              # seconds to wait for another process that builds the same file
 
     def __post_init__(self):
         whole = lambda value, low, high: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
@@ -293,11 +295,12 @@ class BuildOptions:
             problems.append(f"workspace_mb: {self.workspace_mb!r} is no number of megabytes")
         if self.hardware not in HARDWARE: problems.append(f"hardware: {self.hardware!r} is none of {', '.join(HARDWARE)}")
         if not whole(self.level, 0, 5): problems.append(f"level: {self.level!r} is not in 0..5")
+        if not self.wait_s >= 0: problems.append(f"wait_s: {self.wait_s} is negative")
         if problems: raise ConfigError(f"BuildOptions has {len(problems)} problem{'s' * (len(problems) > 1)}", problems=problems)
 
     def recorded(self) -> dict[str, Any]:
-        "What decides about the engine: all but the place of the timings."
-        return {k: v for k, v in asdict(self).items() if k != "timing_cache"}
+        "What decides about the engine: all but the place of the timings, and whether and when it is built."
+        return {k: v for k, v in asdict(self).items() if k not in ("timing_cache", "rebuild", "wait_s")}
 
     def batches(self, fixed: int | None, where: object = None) -> tuple[int, int, int]:  # fixed: the graph's batch, None when dynamic
         "Smallest, best and largest batch for a graph; ConfigError when a fixed graph is asked for another."
@@ -516,11 +519,10 @@ def build_engine(
     manifest: ModelManifest,
     out: str | Path | None = None,        # None: beside the ONNX file, with the ending .engine
     options: BuildOptions | None = None,  # None: the graph's fixed batch, or 1 to 8
+    *,
     progress: Callable[[float, str], Any] | None = None,  # progress(share, phase); answering False stops the build
     device: DeviceInfo | None = None,     # the card it is for; None: the driver is asked for device 0
     trt: Any = None,                      # the module; None: import tensorrt
-    rebuild: bool = False,                # build even when a fitting engine is there
-    wait_s: float = 0.0,                  # seconds to wait for another process that builds the same file
 ) -> BuiltEngine:
     "Build a TensorRT engine for this machine. NoDevice, BackendError, ModelSpecMismatch or ConfigError; never a half file."
     onnx = Path(onnx)
@@ -529,8 +531,8 @@ def build_engine(
     device = device or find_device()
     trt = trt or load_tensorrt()
     version, sha256, share = tensorrt_version(trt), model_sha256(onnx), Progress(progress)
-    with build_lock(out, wait_s):
-        ready = None if rebuild else _ready(out, device, version, sha256, options)
+    with build_lock(out, options.wait_s):
+        ready = None if options.rebuild else _ready(out, device, version, sha256, options)
         if ready is not None: return BuiltEngine(out, EngineKey.from_dict(ready.ours["key"]), ready.ours["precision"], 0.0, False)
         start = time.perf_counter()
         plan, precision, batches = compile_plan(trt, onnx, manifest, options, share)

@@ -33,9 +33,9 @@ def _onnxruntime() -> tuple[Opener, Metadata]:
 
 
 def _openvino() -> tuple[Opener, Metadata]:
-    from cv_pipeline.inference.openvino import OpenVINOBackend, read_metadata
+    from cv_pipeline.inference.openvino import open_openvino, read_metadata
 
-    return OpenVINOBackend, read_metadata
+    return open_openvino, read_metadata
 
 
 def _tensorrt() -> tuple[Opener, Metadata]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from .backends import OutOfMemory, check_output
 from .manifest import ModelManifest, check_graph, output_shape
 
 # %% auto #0
-__all__ = ['PRECISIONS', 'default_precision', 'read_metadata', 'manifest_input', 'run_pieces', 'OpenVINOBackend']
+__all__ = ['PRECISIONS', 'default_precision', 'read_metadata', 'OpenVINOSettings', 'manifest_input', 'run_pieces',
+           'OpenVINOBackend', 'open_openvino']
 
 # %% ../../nbs/02_inference/07_openvino.ipynb #3d648410
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}  # our names → OpenVINO's hints
@@ -116,19 +118,45 @@ def _as_input(batch: np.ndarray, dtype: type, name: str) -> np.ndarray:
         raise BackendError(f"the model takes {np.dtype(dtype)}, given were {batch.dtype}", name, "preprocess with the manifest of this very file (for_artefact)")
     return np.ascontiguousarray(batch, dtype)
 
+# %% ../../nbs/02_inference/07_openvino.ipynb #ad8b8842
+def _whole(value: Any) -> bool:
+    "Whether it is a whole number from 0."
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+@dataclass(frozen=True)
+class OpenVINOSettings:
+    "How OpenVINO compiles a model."
+
+    precision: str = "fp32"  # "fp32" | "bf16" | "fp16": of what is not INT8; never another one
+    mode: str = "latency"  # "latency": all cores on a call; "throughput": calls side by side
+    streams: int = 0  # calls side by side; 0: as `mode` says
+    batch: int = 1  # pictures a call is compiled for, if the file lets it; 0: any, slower
+    cache: str | Path | None = None  # folder for compiled models: a faster start the next time
+
+    def __post_init__(self):
+        known, modes = ", ".join(PRECISIONS), ("latency", "throughput")
+        rules = [
+            (self.precision in PRECISIONS, f"precision: must be one of {known}, not {self.precision!r}"),
+            (self.mode in modes, f"mode: must be latency or throughput, not {self.mode!r}"),
+            (_whole(self.streams), f"streams: must be a whole number from 0, not {self.streams!r}"),
+            (_whole(self.batch), f"batch: must be a whole number from 0, not {self.batch!r}"),
+        ]
+        problems = [text for good, text in rules if not good]
+        if problems:
+            raise ConfigError("OpenVINO cannot be set so", "OpenVINOSettings", "see its defaults", problems)
+
 # %% ../../nbs/02_inference/07_openvino.ipynb #95d73493
-def _settings(device: str, precision: str, mode: str, threads: int, streams: int, batch: int, cache: str | Path | None, where: object) -> dict[str, Any]:
-    "Properties for compile_model; ConfigError lists what is wrong with the wishes."
-    problems = []
-    if precision not in PRECISIONS: problems.append(f"precision: must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-    if mode not in ("latency", "throughput"): problems.append(f"mode: must be latency or throughput, not {mode!r}")
-    for name, value in (("threads", threads), ("streams", streams), ("batch", batch)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0: problems.append(f"{name}: must be a whole number from 0, not {value!r}")
-    if problems: raise ConfigError("OpenVINO cannot be set so", where, problems=problems)
-    made: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": mode.upper()}
+def _properties(device: str, threads: int, s: OpenVINOSettings, where: object) -> dict[str, Any]:
+    "Properties for compile_model; ConfigError for a number of threads that is none."
+    if not _whole(threads):
+        hint = "0: one for each physical core"
+        raise ConfigError(f"threads: must be a whole number from 0, not {threads!r}", where, hint)
+    made: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISIONS[s.precision]}
+    made["PERFORMANCE_HINT"] = s.mode.upper()
     if threads and device == "CPU": made["INFERENCE_NUM_THREADS"] = threads
-    if streams: made["NUM_STREAMS"] = str(streams)
-    if cache: made["CACHE_DIR"] = str(cache)
+    if s.streams: made["NUM_STREAMS"] = str(s.streams)
+    if s.cache: made["CACHE_DIR"] = str(s.cache)
     return made
 
 
@@ -221,22 +249,20 @@ class OpenVINOBackend:
         manifest: ModelManifest,                 # what the file promises to be
         providers: Sequence[str] | None = None,  # OpenVINO's device, e.g. ["GPU"]; None: CPU
         threads: int = 0,                        # 0: one for each physical core
-        precision: str = "fp32",                 # "fp32" | "bf16" | "fp16": of what is not INT8; refused when the device would take another
-        mode: str = "latency",                   # "latency": all cores on one call; "throughput": pieces of a batch side by side
-        streams: int = 0,                        # calls side by side; 0: as `mode` says
-        batch: int = 1,                          # pictures a call is compiled for, where the file takes any number; 0: any, slower
-        cache: str | Path | None = None,         # folder for compiled models: a faster start the next time
+        settings: OpenVINOSettings | None = None,
     ):
         device, core = (list(providers) if providers else ["CPU"])[0], _openvino().Core()
-        settings, model = _settings(device, precision, mode, threads, streams, batch, cache, path), _read(core, Path(path))
+        s = settings or OpenVINOSettings()
+        properties, model = _properties(device, threads, s, path), _read(core, Path(path))
         self._dtype, self._shape, own = _input_type(model, manifest, path), output_shape(manifest), _dimensions(model.inputs[0])[0]
-        self._compiled = _compile(core, _for_batch(model, batch), device, settings, precision, path)
+        self._compiled = _compile(core, _for_batch(model, s.batch), device, properties, s.precision, path)
         self.name, self.precision = f"{manifest.name} {manifest.version}", _ran_in(self._compiled)
-        self.provider = f"OpenVINO {device} {self.precision}{' throughput' * (mode == 'throughput')}"
+        self.provider = f"OpenVINO {device} {self.precision}{' throughput' * (s.mode == 'throughput')}"
         self.input_shape, self.fixed_batch = manifest_input(manifest), _dimensions(model.inputs[0])[0]
-        self._requests, self._lock = _requests(self._compiled, mode), threading.Lock()
+        self._requests, self._lock = _requests(self._compiled, s.mode), threading.Lock()
         self.max_batch = own * len(self._requests) if own else 64
-        self.settings = {"precision": self.precision, "mode": mode, "requests": len(self._requests), **_told(self._compiled, device)}
+        told = {"precision": self.precision, "mode": s.mode, "requests": len(self._requests)}
+        self.settings = {**told, **_told(self._compiled, device)}
 
     def infer(self, batch: np.ndarray) -> np.ndarray:  # (B, *input_shape), any B
         "(B, …) float32 raw output, checked for NaN and shape."
@@ -254,3 +280,20 @@ class OpenVINOBackend:
     def close(self) -> None:
         "Release the compiled model; a call after that is an error."
         self._requests, self._compiled = [], None
+
+# %% ../../nbs/02_inference/07_openvino.ipynb #8bf6c414
+def open_openvino(
+    path: Path,
+    manifest: ModelManifest,
+    providers: Sequence[str] | None = None,
+    threads: int = 0,
+    **options: Any,  # of the file, as a manifest names them: fields of OpenVINOSettings
+) -> OpenVINOBackend:
+    "A file with the options that its manifest names; ConfigError for one that OpenVINO does not have."
+    known = [f.name for f in fields(OpenVINOSettings)]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"OpenVINO has no option {', '.join(map(repr, unknown))}", path, f"known: {', '.join(known)}"
+        )
+    return OpenVINOBackend(path, manifest, providers, threads, OpenVINOSettings(**options))

@@ -27,7 +27,7 @@ from ..evaluation.summary import html_table
 from ..inference.loading import load_model
 from .drift import FAMILIES, Drift, DriftSettings, Observed, compare, components_of, joined
 from .statistics import kernel_for
-from .telemetry import STATISTICS, PredictionLog, TelemetrySink, instant, read_log
+from .telemetry import LogSettings, PredictionLog, STATISTICS, TelemetrySink, instant, read_log
 from ..synthetic.belt import FactoryLine, LineConfig
 from ..synthetic.conditions import Changing, Conditions
 from ..synthetic.parts import seeded
@@ -64,7 +64,8 @@ def write_week(
     sha256 = model.identity["sha256"]
     names, looks = [f"camera-{k + 1}" for k in range(cameras)], a_day * days
     begin = None if fails is None else (names.index(fails), 3 * a_day + round(a_day * 4 / 16))
-    line, sink = FactoryLine(LineConfig(size=(256, 192), cameras=cameras, seed=seed, density=5)), TelemetrySink(folder, part_rows=a_day)
+    line = FactoryLine(LineConfig(size=(256, 192), cameras=cameras, seed=seed, density=5))
+    sink = TelemetrySink(folder, LogSettings(part_rows=a_day))
     try:
         for k, name in enumerate(names):
             said = week_conditions(seed, k, looks, begin, a_day)

@@ -20,7 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from ..core.config import TelemetryConfig
 from ..core.files import writable_folder, write_whole
 from ..core.types import ConfigError, FrameResult
-from .telemetry import STATISTICS, FrameStatistics, TelemetrySink
+from .telemetry import FrameStatistics, LogSettings, STATISTICS, TelemetrySink
 from .upkeep import Upkeep
 
 # %% auto #0
@@ -125,8 +125,8 @@ class MonitoringSink(TelemetrySink):
 
     name = "telemetry"
 
-    def __init__(self, folder: str | Path, upkeep: Upkeep | None = None, **options: Any):  # options: those of TelemetrySink
-        super().__init__(folder, **options)
+    def __init__(self, folder: str | Path, upkeep: Upkeep | None = None, settings: LogSettings | None = None):
+        super().__init__(folder, settings)
         self.upkeep, self.metrics = upkeep, LogMetrics()
         self.listeners += [self.metrics, *([upkeep] if upkeep else [])]
 
@@ -145,8 +145,10 @@ class MonitoringSink(TelemetrySink):
 def open_telemetry(settings: TelemetryConfig, out: str | Path) -> MonitoringSink:
     "The sink that a configuration asks for: LOG is OUT/log unless it says otherwise."
     folder = Path(settings.folder or Path(out) / "log")
-    return MonitoringSink(folder, Upkeep(folder / "upkeep") if settings.upkeep else None, embed_every=settings.embed_every, unasked_fps=settings.unasked_fps, part_seconds=settings.part_seconds,
-                          max_bytes=None if settings.max_gb is None else int(settings.max_gb * 1e9))
+    log = LogSettings(
+        embed_every=settings.embed_every, unasked_fps=settings.unasked_fps, part_seconds=settings.part_seconds,
+        max_bytes=None if settings.max_gb is None else int(settings.max_gb * 1e9))
+    return MonitoringSink(folder, Upkeep(folder / "upkeep") if settings.upkeep else None, log)
 
 # %% ../../nbs/09_monitoring/02_exporter.ipynb #8fe6802e
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from ..core.types import Clock, ConfigError, DataError, Decision, FrameResult, S
 # %% auto #0
 __all__ = ['EMBEDDING_SIZE', 'CELLS', 'SCHEMA_VERSION', 'STATISTICS', 'Listener', 'FrameStatistics', 'frame_statistics',
            'Descriptor', 'cell_descriptor', 'frames_schema', 'detections_schema', 'camera_folder', 'log_bytes',
-           'keep_within', 'compact_log', 'PartWriter', 'TelemetrySink', 'PredictionLog', 'instant', 'read_log']
+           'keep_within', 'compact_log', 'PartWriter', 'LogSettings', 'TelemetrySink', 'PredictionLog', 'instant',
+           'read_log']
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #aba42f51
 _GRID, _PIECE = (3, 3), (32, 64)  # pieces down and across; their height and width
@@ -469,6 +470,33 @@ def _tidy(w: PartWriter, rows: _Rows) -> None:
         w.tally.update(deleted_bytes=sum(gone.values()), deleted_days=sum(len(what) == 10 for what in gone))
         w._bytes = sum(log_bytes(w.folder).values())
 
+# %% ../../nbs/09_monitoring/00_telemetry.ipynb #892da604
+@dataclass(frozen=True)
+class LogSettings:
+    "What of a run goes into its prediction log, and how often."
+
+    descriptor: Descriptor | None = CELLS  # of the embeddings; None: no embeddings
+    embed_every: int = 1  # every n-th row that is kept of a camera gets one
+    unasked_fps: float | None = 2.0  # rows a second and camera of frames without inference; None: all
+    part_rows: int = 5000  # rows of a camera after which a part is written
+    part_seconds: float = 60.0  # or seconds since its first row: what a crash can cost
+    max_bytes: int | None = None  # of the whole log; None: no limit
+
+    def __post_init__(self):
+        above = lambda value: value is None or value > 0
+        rules = [
+            (self.embed_every >= 1, f"embed_every: {self.embed_every} is below 1"),
+            (above(self.unasked_fps), f"unasked_fps: {self.unasked_fps} is not above 0"),
+            (self.part_rows >= 1, f"part_rows: {self.part_rows} is below 1"),
+            (self.part_seconds > 0, f"part_seconds: {self.part_seconds} is not above 0"),
+            (above(self.max_bytes), f"max_bytes: {self.max_bytes} is not above 0"),
+        ]
+        problems = [text for good, text in rules if not good]
+        if problems:
+            raise ConfigError(
+                f"{len(problems)} settings of the log are wrong", "LogSettings", "see its defaults", problems
+            )
+
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #2f6b92fd
 Listener = Callable[[FrameResult, FrameStatistics], None]
 
@@ -479,22 +507,21 @@ class TelemetrySink:
     def __init__(
         self,
         folder: str | Path,                # LOG; several runs may write into one
+        settings: LogSettings | None = None,
         *,
-        descriptor: Descriptor | None = CELLS,  # None: no embeddings
-        embed_every: int = 1,              # every n-th row that is kept of a camera gets one
-        unasked_fps: float | None = 2.0,   # rows a second and camera of frames that the model was not asked about; None: all
-        part_rows: int = 5000,             # rows of a camera after which a part is written
-        part_seconds: float = 60.0,        # or seconds since its first row: what a crash can cost
-        max_bytes: int | None = None,      # of the whole log
         listeners: Sequence[Listener] = (),  # called with each row's result and statistics
         clock: Clock = time.monotonic,
         now: Callable[[], datetime] = utc_now,  # tells which days are still to come
     ):
-        if embed_every < 1 or part_rows < 1: raise ConfigError(f"embed_every {embed_every} and part_rows {part_rows} must be at least 1", "telemetry")
-        self.folder, self.descriptor, self.embed_every, self.unasked_fps = writable_folder(folder), descriptor, embed_every, unasked_fps
-        self.part_rows, self.part_seconds, self.listeners, self.run, self._clock = part_rows, part_seconds, list(listeners), uuid.uuid4().hex, clock
-        metadata = {"cv_pipeline.schema": str(SCHEMA_VERSION), "cv_pipeline.embedding": descriptor.name if descriptor else "", "cv_pipeline.run": self.run}
-        self._writer, self._rows, self._last, self._nth, self._due = PartWriter(self.folder, metadata, max_bytes, now), {}, {}, Counter(), float("inf")
+        s, self.folder = settings or LogSettings(), writable_folder(folder)
+        self.descriptor, self.embed_every, self.unasked_fps = s.descriptor, s.embed_every, s.unasked_fps
+        self.part_rows, self.part_seconds = s.part_rows, s.part_seconds
+        self.listeners, self.run, self._clock = list(listeners), uuid.uuid4().hex, clock
+        embedding = s.descriptor.name if s.descriptor else ""
+        facts = {"schema": str(SCHEMA_VERSION), "embedding": embedding, "run": self.run}
+        metadata = {f"cv_pipeline.{key}": value for key, value in facts.items()}
+        self._writer = PartWriter(self.folder, metadata, s.max_bytes, now)
+        self._rows, self._last, self._nth, self._due = {}, {}, Counter(), float("inf")
 
     @property
     def tally(self) -> Counter: return self._writer.tally  # frames, detections, files, left_out, merged, deleted_bytes, deleted_days, untidied

@@ -26,12 +26,11 @@ import numpy as np
 
 from ..core.files import expecting, file_sha256, read_json, write_whole, writing
 from ..core.formats import LabelledImage, read_dataset
-from ..core.stamp import instruction_set, machine, nvml, stamp
+from ..core.stamp import instruction_set, machine, nvml, stamp, usable_cores
 from ..core.types import BackendError, ConfigError, DataError
 from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, ap_interval, clusters, compare_models, draw_weights
 from ..evaluation.metrics import match_set
-from ..evaluation.records import predict_set
-from ..evaluation.summary import data_hash
+from ..evaluation.records import data_hash, predict_set
 from ..inference.backends import Model, OutOfMemory, make_postprocessor
 from ..inference.batching import DynamicBatcher
 from ..inference.choice import one_line, own_file, prepared, sample_picture
@@ -40,10 +39,11 @@ from ..inference.manifest import Artefact, ModelFolder, ModelManifest, open_mode
 from ..inference.openvino import default_precision
 
 # %% auto #0
-__all__ = ['gpu_mib', 'joules', 'spent', 'work', 'Worker', 'variants', 'chosen_variants', 'Case', 'run_rounds', 'accuracy',
-           'memory_free_mib', 'fit_check', 'first_result_s', 'knee', 'BatchAdvice', 'recommend', 'simulate_batching',
-           'Benchmark', 'read_benchmark', 'speed_table', 'accuracy_table', 'headline', 'sections', 'to_markdown',
-           'to_html', 'write_benchmark', 'run_benchmark', 'compare', 'differences', 'comparison_markdown']
+__all__ = ['gpu_mib', 'joules', 'spent', 'work', 'Worker', 'variants', 'chosen_variants', 'Case', 'BenchmarkSettings',
+           'run_rounds', 'accuracy', 'memory_free_mib', 'fit_check', 'first_result_s', 'knee', 'BatchAdvice',
+           'recommend', 'simulate_batching', 'Benchmark', 'read_benchmark', 'speed_table', 'accuracy_table', 'headline',
+           'sections', 'to_markdown', 'to_html', 'write_benchmark', 'run_benchmark', 'compare', 'differences',
+           'comparison_markdown']
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #4ff73cbc
 def _status(key: str) -> float | None:
@@ -217,15 +217,54 @@ class Case:
                 "joules_per_image": no(np.median(energy), 4) if energy else None,
                 "provider": self.opened["provider"], "gated": a.verdict(instruction_set()).get("accepted") is True}
 
+# %% ../../nbs/06_optimization/07_benchmark.ipynb #5d7f67e7
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    "What is measured, and for how long."
+
+    backends: Sequence[str] = ()  # label, file, runtime, precision, runtime/precision; (): all
+    batches: Sequence[int] = (1, 2, 4, 8)  # pictures in a call
+    threads: Sequence[int] | None = None  # of a model call, 0: the runtime's choice; None: 1 and all cores
+    seconds: float = 3.0  # for each case, all rounds together
+    rounds: int = 6  # at least 2: cases take turns so many times
+    latency_budget_ms: float | None = None  # recommend max_batch and max_wait that keep it
+    fit: bool = True  # also the largest batch that fits, and the time of a start
+    providers: Sequence[str] | None = None  # ONNX Runtime's
+
+    def __post_init__(self):
+        threads = self.thread_counts()
+        rules = [
+            (
+                len(self.batches) and min(self.batches) >= 1,
+                f"batches: {list(self.batches)} must be at least 1 each",
+            ),
+            (threads and min(threads) >= 0, f"threads: {list(threads)} must be at least 0 each"),
+            (self.seconds > 0, f"seconds: {self.seconds} is not above 0"),
+            (self.rounds >= 2, f"rounds: {self.rounds} is not at least 2"),
+        ]
+        problems = [text for good, text in rules if not good]
+        if problems:
+            raise ConfigError(
+                "the benchmark cannot be run so", "BenchmarkSettings", "see its defaults", problems
+            )
+
+    def thread_counts(self) -> tuple[int, ...]:
+        "Numbers of threads, each once."
+        cores = max(1, int(usable_cores()))
+        return tuple(dict.fromkeys((1, cores) if self.threads is None else self.threads))
+
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #21dea0a8
-def _open_workers(cases: list[Case], model: str, spec: str | None, artefacts: Sequence[Artefact], threads: Sequence[int], batches: Sequence[int], providers: Sequence[str] | None) -> None:
+def _open_workers(
+    cases: list[Case], model: str, spec: str | None, artefacts: Sequence[Artefact], s: BenchmarkSettings,
+) -> None:
     "One worker for each file and number of threads; a case for each batch size that its graph takes, put into `cases`."
+    order = {"do": "open", "model": model, "spec": spec, "providers": list(s.providers) if s.providers else None}
     for artefact in artefacts:
-        for count in threads:
+        for count in s.thread_counts():
             worker = Worker()
-            opened = worker.ask(300, do="open", model=model, spec=spec, label=artefact.label, threads=count, providers=list(providers) if providers else None)
+            opened = worker.ask(300, **order, label=artefact.label, threads=count)
             fixed = opened.get("fixed_batch")
-            for batch in [b for b in sorted(set(batches)) if fixed is None or b == fixed] or [fixed]:
+            for batch in [b for b in sorted(set(s.batches)) if fixed is None or b == fixed] or [fixed]:
                 cases.append(Case(artefact, count, batch, worker, opened, error=opened.get("error", "")))
 
 
@@ -552,6 +591,11 @@ def write_benchmark(b: Benchmark, out: str | Path) -> Path:
     return out
 
 
+def _load() -> float:
+    "Processes that wanted a core in the last minute, on average; 0 where the system does not say."
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
 def _labelled(data: Any, folder: str | Path) -> list[LabelledImage]:
     "Labelled pictures from a folder, a list, or the factory line."
     if data is None: return []
@@ -559,16 +603,6 @@ def _labelled(data: Any, folder: str | Path) -> list[LabelledImage]:
         from cv_pipeline.evaluation.summary import line_pictures
         return line_pictures(folder, 60)[0]
     return list(read_dataset(data)) if isinstance(data, (str, Path)) else list(data)
-
-
-def _checked(batches: Sequence[int], threads: Sequence[int] | None, seconds: float, rounds: int) -> tuple[int, ...]:
-    "Numbers of threads; ConfigError with everything that makes no sense."
-    cores = int(machine()["cores"])
-    threads = tuple(dict.fromkeys(threads if threads is not None else (1, max(1, cores))))
-    problems = [text for bad, text in ((not batches or min(batches, default=0) < 1, f"batches: {list(batches)} must be at least 1 each"), (not threads or min(threads) < 0, f"threads: {list(threads)} must be at least 0 each"),
-                                       (not seconds > 0, f"seconds: {seconds} is not above 0"), (rounds < 2, f"rounds: {rounds} is not at least 2")) if bad]
-    if problems: raise ConfigError("the benchmark cannot be run so", problems=problems)
-    return threads
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #4c9db904
 def _notes(b: Mapping[str, Any], cases: Sequence[Case], asked: Sequence[int], items: Sequence[LabelledImage]) -> list[str]:
@@ -603,42 +637,44 @@ def _batching(rows: Sequence[Mapping[str, Any]], budget_ms: float | None) -> dic
 def run_benchmark(
     model: str | Path,                           # bundled name, folder or file
     out: str | Path | None = None,               # folder of the document; None: write nothing
-    spec: str | Path | None = None,
-    backends: Sequence[str] = (),                # only these: label, file, runtime, precision, runtime/precision
-    batches: Sequence[int] = (1, 2, 4, 8),
-    threads: Sequence[int] | None = None,        # None: 1 and all cores
     data: Any = None,                            # labelled pictures: dataset folder, list, "line"; None: no accuracy
-    seconds: float = 3.0,                        # for each case, all rounds together
-    rounds: int = 6,
-    latency_budget_ms: float | None = None,      # recommend max_batch and max_wait for it
-    fit: bool = True,                            # also the largest batch that fits into memory, and the time of a start
-    providers: Sequence[str] | None = None,      # ONNX Runtime's
+    settings: BenchmarkSettings | None = None,
+    *,
+    spec: str | Path | None = None,              # manifest for a bare file
     tell: Callable[[str], Any] = lambda text: None,
 ) -> Benchmark:
     "Measure all files of a model on this machine and write the document."
-    threads = _checked(batches, threads, seconds, rounds)
+    s = settings or BenchmarkSettings()
+    threads = s.thread_counts()
     found = open_model_folder(model, spec, lambda: model_metadata(model))
     manifest = found.manifest
-    artefacts, told, load = chosen_variants(manifest, backends), str(spec) if spec else None, os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    artefacts, load = chosen_variants(manifest, s.backends), _load()
     tell(f"opening {len(artefacts)} files with {len(threads)} numbers of threads")
     cases: list[Case] = []
     try:
-        _open_workers(cases, str(model), told, artefacts, threads, batches, providers)
-        run_rounds(cases, seconds, rounds, tell)
+        _open_workers(cases, str(model), str(spec) if spec else None, artefacts, s)
+        run_rounds(cases, s.seconds, s.rounds, tell)
     finally:
         for case in cases: case.worker.close()
     done: dict[str, Any] = {"machine": machine(), "rows": [c.row() for c in cases]}
-    after = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    after = _load()
     with tempfile.TemporaryDirectory() as room:
         items = _labelled(data, room)
-        if items: tell(f"accuracy on {len(items)} pictures"); done["accuracy"] = accuracy(found, artefacts, items)
-    if fit: tell("largest batch"); done |= {"fit": fit_check(model, artefacts[0].label, spec=spec), "start_s": first_result_s(model, spec)}
+        if items:
+            tell(f"accuracy on {len(items)} pictures")
+            done["accuracy"] = accuracy(found, artefacts, items)
+    if s.fit:
+        tell("largest batch")
+        done |= {"fit": fit_check(model, artefacts[0].label, spec=spec), "start_s": first_result_s(model, spec)}
     name, when = f"{manifest.name} {manifest.version}", datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    settings = {"seconds": seconds, "rounds": rounds, "batches": list(batches), "threads": list(threads), "sha256": manifest.sha256}
+    kept = {"seconds": s.seconds, "rounds": s.rounds, "batches": list(s.batches), "threads": list(threads)}
+    kept["sha256"] = manifest.sha256
     data = next((row["data"] for row in done.get("accuracy", {}).values() if "data" in row), None)
     origin = {"name": manifest.name, "version": manifest.version, "file": manifest.file, "sha256": manifest.sha256 or file_sha256(found.file)}
-    done["stamp"] = stamp(origin, data, {**settings, "backends": list(backends), "providers": list(providers or ())})
-    b = Benchmark(name, when=when, load=(load, after), settings=settings, batching=_batching(done["rows"], latency_budget_ms), notes=_notes(done, cases, batches, items), **done)
+    asked = {**kept, "backends": list(s.backends), "providers": list(s.providers or ())}
+    done["stamp"] = stamp(origin, data, asked)
+    batching, notes = _batching(done["rows"], s.latency_budget_ms), _notes(done, cases, s.batches, items)
+    b = Benchmark(name, when=when, load=(load, after), settings=kept, batching=batching, notes=notes, **done)
     if out is not None: write_benchmark(b, out)
     return b
 

@@ -22,7 +22,7 @@ from ..inference.preprocess import Preprocessor
 from ..inference.tensorrt import TensorRTBackend
 
 # %% auto #0
-__all__ = ['pick_source', 'scores_of', 'verify_engine', 'probe_batch', 'BuiltModel', 'build_model']
+__all__ = ['pick_source', 'scores_of', 'verify_engine', 'probe_batch', 'EngineSettings', 'BuiltModel', 'build_model']
 
 # %% ../../nbs/06_optimization/05_engine_build.ipynb #94bd05e4
 def pick_source(
@@ -99,6 +99,20 @@ def _compare(path: Path, source: Path, manifest: ModelManifest, images: Sequence
         path.unlink(missing_ok=True)
         raise
 
+# %% ../../nbs/06_optimization/05_engine_build.ipynb #ba61e582
+@dataclass(frozen=True)
+class EngineSettings:
+    "Which file of a model an engine is built from, how, and what it is compared on."
+
+    file: str | None = None  # an .onnx that the manifest names; None: see pick_source
+    options: BuildOptions = BuildOptions()  # batches, precision and search of the build
+    images: Sequence[np.ndarray] = ()  # (H, W, 3) uint8 BGR, for the comparison; (): noise and gradients
+    device: int = 0  # number of the card
+
+    def __post_init__(self):
+        if self.device < 0:
+            raise ConfigError(f"device: {self.device} is negative", "EngineSettings", "0 is the first card")
+
 # %% ../../nbs/06_optimization/05_engine_build.ipynb #d8880185
 @dataclass(frozen=True)
 class BuiltModel:
@@ -112,28 +126,25 @@ class BuiltModel:
 
 def build_model(
     model: str | Path,                    # model folder, .onnx file, or bundled name
-    file: str | None = None,              # which .onnx of the folder; None: see pick_source
-    spec: str | Path | None = None,       # manifest for a bare .onnx file
     out: str | Path | None = None,        # where the engine goes; None: into the folder, and into its manifest
-    options: BuildOptions | None = None,
-    progress: Callable[[float, str], Any] | None = None,
-    images: Sequence[np.ndarray] = (),    # (H, W, 3) uint8 BGR, for the comparison
-    device: int = 0,
-    rebuild: bool = False,
-    wait_s: float = 0.0,
-    info: DeviceInfo | None = None,       # asked of the driver when None
+    settings: EngineSettings | None = None,
+    *,
+    spec: str | Path | None = None,       # manifest for a bare .onnx file
+    progress: Callable[[float, str], Any] | None = None,  # (share, phase); False stops the build
+    info: DeviceInfo | None = None,       # the card; asked of the driver when None
     trt: Any = None,
     open_engine: Callable[..., Backend] | None = None,  # (path, manifest) → backend
 ) -> BuiltModel:
     "Build, compare and list a TensorRT engine of a model. What `cv-pipeline build` does."
-    info = info or find_device(device)
+    s = settings or EngineSettings()
+    info = info or find_device(s.device)
     manifest, own = load_manifest(model, spec, lambda: read_metadata(Path(model)))
     if out is None and own.parent in bundled_models().values(): raise ConfigError("the bundled models stay as they are", own.parent, "give a file with out=")
-    source, entry = pick_source(manifest, own, file)
+    source, entry = pick_source(manifest, own, s.file)
     alone = manifest.for_artefact(entry)
-    built = build_engine(source, alone, out, options, progress, info, trt, rebuild, wait_s)
+    built = build_engine(source, alone, out, s.options, progress=progress, device=info, trt=trt)
     opener = open_engine or (lambda path, m: TensorRTBackend(path, m, [f"tensorrt:{info.index}"]))
-    agreement = _compare(built.path, source, alone, images, opener)
+    agreement = _compare(built.path, source, alone, s.images, opener)
     listed = out is None and (own.parent / "manifest.json").is_file()
     if listed:
         reason = f"built from {entry.file}" + (", which was accepted" if entry.gated else ", which was not accepted") + "; its scores agree with it"

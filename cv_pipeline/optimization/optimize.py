@@ -22,8 +22,7 @@ from ..core.formats import LabelledImage, read_dataset
 from ..core.stamp import instruction_set, stamp
 from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, Interval, Verdict, clusters, compare_models, draw_weights
 from ..evaluation.metrics import SIZES, ap_table, match_set, mean_ap
-from ..evaluation.records import EvalSet, predict_set
-from ..evaluation.summary import data_hash
+from ..evaluation.records import EvalSet, data_hash, predict_set
 from ..inference.backends import Model, make_postprocessor
 from ..inference.choice import own_file
 from ..inference.engines import build_lock
@@ -33,7 +32,7 @@ from ..inference.openvino import default_precision
 from ..inference.preprocess import Preprocessor
 from .graphs import bytes_input, dynamic_batch, half_precision, head_nodes, inspect_graph, open_graph, save_graph, simplify
 from .parity import LIMITS, Limits, Parity, ParityError, check_parity
-from .prune import prune_and_train
+from .prune import PruneSettings, prune_and_train
 from cv_pipeline.optimization.quantize import (
     CalibrationSet, Ranges, activation_ranges, choose_calibration, prune_channels, quantize_cpu, quantize_openvino, quantize_tensorrt, sensitivity, write_openvino,
 )
@@ -41,8 +40,8 @@ from ..core.images import read_image
 from ..core.types import BackendError, CVPipelineError, ConfigError, DataError, MissingExtraError
 
 # %% auto #0
-__all__ = ['CHANGED', 'STEPS', 'DEFAULT_STEPS', 'SHARED', 'Gate', 'accuracy_gate', 'Workshop', 'Step', 'StepResult',
-           'OptimizeReport', 'export_pt', 'Judge', 'run_step', 'optimize', 'verify']
+__all__ = ['CHANGED', 'STEPS', 'DEFAULT_STEPS', 'SHARED', 'Gate', 'check_loss', 'accuracy_gate', 'Workshop', 'Step', 'StepResult',
+           'OptimizeReport', 'export_pt', 'Judge', 'run_step', 'OptimizeSettings', 'optimize', 'verify']
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #bbf87eea
 @dataclass(frozen=True)
@@ -88,6 +87,13 @@ def _decide(change: Interval, max_loss: float, pictures: int, objects: int, stri
     return Verdict.INSUFFICIENT, accepted, f"{said}: {how}"
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #3b626c69
+def check_loss(max_loss: float) -> None:
+    "ConfigError unless it is a loss of AP that can be allowed: 0 or more, below 1."
+    if not 0 <= max_loss < 1:
+        what = f"max_loss: the allowed loss is a share of AP in 0..1, not {max_loss!r}"
+        raise ConfigError(what, "optimize", "0.005 is half a point")
+
+
 def accuracy_gate(
     new: EvalSet, old: EvalSet,      # the same pictures and truth; the file's predictions, and those of the model it was made from
     max_loss: float = 0.005,         # AP, 0..1
@@ -95,7 +101,7 @@ def accuracy_gate(
     draws: int = 1000, seed: int = 0,
 ) -> Gate:
     "Judge a file on labelled pictures, in pairs."
-    if not 0 <= max_loss < 1: raise ConfigError(f"the allowed loss is a share of AP in 0..1, not {max_loss!r}", "optimize", "0.005 is half a point")
+    check_loss(max_loss)
     a, b = match_set(new), match_set(old)
     cluster = clusters(new)
     weights = draw_weights(cluster, draws, seed) if len(np.unique(cluster)) > 1 else np.ones((1, len(new)), np.float32)
@@ -206,10 +212,8 @@ SHARED = {  # steps that run another step's file in another way
     "openvino-bf16": "openvino", "int8-openvino": "int8", "int8-7bit-openvino": "int8-7bit"}
 
 
-def _check_steps(steps: Sequence[str]) -> list[str]:
-    "The steps in an order in which each finds what it needs; ConfigError for names that are none."
-    unknown = [s for s in steps if s not in STEPS]
-    if unknown: raise ConfigError(f"there is no step {', '.join(map(repr, unknown))}", "optimize", f"known: {', '.join(STEPS)}")
+def _in_order(steps: Sequence[str]) -> list[str]:
+    "The steps in an order in which each finds what it needs."
     wanted = {*steps, "fp32", *(SHARED[s] for s in steps if s in SHARED)}
     return [s for s in STEPS if s in wanted]
 
@@ -305,9 +309,13 @@ def export_pt(
     return Path(made)
 
 
-def _retrained(checkpoint: str | Path, data: str | Path, share: float, epochs: int, imgsz: tuple[int, int], seed: int, progress: Callable[[str], None], folder: Path) -> Path:
-    "A checkpoint with fewer channels, trained again, as ONNX."
-    made = prune_and_train(checkpoint, data, folder / "pruned.pt", share, epochs, max(imgsz), seed=seed, progress=progress)
+def _retrained(
+    checkpoint: str | Path, data: str | Path, settings: PruneSettings, imgsz: tuple[int, int],
+    progress: Callable[[str], None], folder: Path,
+) -> Path:
+    "A checkpoint with fewer channels, trained again at the size of the reference, as ONNX."
+    settings = replace(settings, imgsz=settings.imgsz or max(imgsz))
+    made = prune_and_train(checkpoint, data, folder / "pruned.pt", settings, progress=progress)
     return export_pt(made, folder / "export", imgsz)
 
 
@@ -468,6 +476,47 @@ def _judged(reference: Model, judge: Judge, step: Step, model: Model) -> tuple[P
               "judged on": step.runtime, "instruction set": instruction_set(), "parity": parity.to_dict()}
     return parity, gate, record
 
+# %% ../../nbs/06_optimization/06_optimize.ipynb #f97c63e4
+@dataclass(frozen=True)
+class OptimizeSettings:
+    "What `optimize` makes, with what, and what it may cost."
+
+    steps: Sequence[str] = DEFAULT_STEPS  # names of STEPS
+    max_loss: float = 0.005  # AP that a file may lose, 0..1
+    strict: bool = False  # accept only what the interval proves
+    draws: int = 1000  # bootstrap samples of the gate's interval
+    pictures: int = 500  # most pictures to calibrate with
+    seed: int = 0  # random seed of the calibration pictures
+    limits: str | float = "max"  # of activations: "max", "mean", or a quantile over pictures
+    keep: Sequence[str] = ()  # nodes that stay in float besides the head
+    spare: Sequence[int] = (4, 16)  # sensitive layers in float where eight bits fail, tried in turn
+    with_sensitivity: bool = False  # for a refused file: which layers lose most (slow)
+    prune: PruneSettings = PruneSettings()  # of the step "pruned"
+    retrain: str | Path | None = None  # data.yaml to train a pruned .pt on; None: pruned as it is
+    imgsz: int | tuple[int, int] | None = None  # at which a .pt is exported; None: as trained
+    threads: int = 0  # inside the model call; 0: the runtime's choice
+    overwrite: bool = False  # replace an optimised model that is there
+
+    def __post_init__(self):
+        unknown = [s for s in self.steps if s not in STEPS]
+        if unknown:
+            named = ", ".join(map(repr, unknown))
+            raise ConfigError(
+                f"steps: there is no step {named}", "OptimizeSettings", f"known: {', '.join(STEPS)}"
+            )
+        check_loss(self.max_loss)
+        rules = [
+            (self.draws >= 1, f"draws: {self.draws} is below 1"),
+            (self.pictures >= 1, f"pictures: {self.pictures} is below 1"),
+            (all(n >= 1 for n in self.spare), f"spare: {list(self.spare)} must be at least 1 each"),
+            (self.threads >= 0, f"threads: {self.threads} is negative"),
+        ]
+        problems = [text for good, text in rules if not good]
+        if problems:
+            raise ConfigError(
+                f"{len(problems)} settings are wrong", "OptimizeSettings", "see its defaults", problems
+            )
+
 # %% ../../nbs/06_optimization/06_optimize.ipynb #2a554cdc
 def _labelled(frozen: str | Path | Iterable[LabelledImage]) -> list[LabelledImage]:
     "The pictures of the gate; DataError without any."
@@ -484,19 +533,16 @@ def _header(reference: Model, judge: Judge) -> dict[str, Any]:
             "data": data, "stamp": made}
 
 
-def _check_loss(max_loss: float) -> None:
-    if not 0 <= max_loss < 1:
-        hint = "0.005 is half a point"
-        raise ConfigError(f"the allowed loss is a share of AP in 0..1, not {max_loss!r}", "optimize", hint)
-
-
-def _check_wishes(model: Any, out: Path, max_loss: float, retrain: Any, overwrite: bool) -> None:
+def _check_wishes(model: Any, out: Path, settings: OptimizeSettings) -> None:
     "ConfigError for what can be known to be wrong before the work begins."
-    if retrain is not None and (isinstance(model, Model) or Path(model).suffix.lower() != ".pt"): raise ConfigError("only an Ultralytics checkpoint can be trained again", model, "give the .pt, or prune without retrain")
-    _check_loss(max_loss)
-    if (out / "manifest.json").exists() and not overwrite: raise ConfigError("there is a model in this folder already", out, "overwrite=True (--overwrite) if it may be replaced")
+    checkpoint = not isinstance(model, Model) and Path(model).suffix.lower() == ".pt"
+    if settings.retrain is not None and not checkpoint:
+        raise ConfigError("only an Ultralytics checkpoint can be trained again", model, "give the .pt, or prune without retrain")
+    if (out / "manifest.json").exists() and not settings.overwrite:
+        hint = "overwrite=True (--replace) if it may be replaced"
+        raise ConfigError("there is a model in this folder already", out, hint)
 
-
+# %% ../../nbs/06_optimization/06_optimize.ipynb #88ee20a4
 def _overlap(calibration: CalibrationSet | None, items: Sequence[LabelledImage]) -> list[str]:
     "A note when pictures of the gate were calibrated with: then it judges what it has seen."
     if calibration is None: return []
@@ -504,7 +550,13 @@ def _overlap(calibration: CalibrationSet | None, items: Sequence[LabelledImage])
     return [f"{len(both)} of the {len(items)} pictures of the gate were also calibrated with: its verdict is friendlier than the truth"] if both else []
 
 
-def _workshop(model: Model, calibration: CalibrationSet | None, limits: str | float, keep: Sequence[str], prune: float) -> Workshop:
+def _chosen(calibration: Any, s: OptimizeSettings, items: Sequence[LabelledImage]) -> CalibrationSet | None:
+    "Calibration pictures, chosen for coverage where they are not chosen yet."
+    if calibration is None or isinstance(calibration, CalibrationSet): return calibration
+    return choose_calibration(calibration, s.pictures, s.seed, [i.path for i in items], read_image)
+
+
+def _workshop(model: Model, calibration: CalibrationSet | None, s: OptimizeSettings) -> Workshop:
     "The reference with its float graph, simplified and for any batch where that is possible."
     graph = open_graph(model.path) if model.path else None
     if graph is None: raise BackendError("the model has no file to start from", model.manifest.name)
@@ -513,9 +565,9 @@ def _workshop(model: Model, calibration: CalibrationSet | None, limits: str | fl
     graph = simplify(graph)
     try: graph = dynamic_batch(graph)
     except BackendError: pass  # it keeps its batch of one: every backend can live with that
-    if unknown := sorted(set(keep) - {n.name for n in graph.graph.node}):
+    if unknown := sorted(set(s.keep) - {n.name for n in graph.graph.node}):
         raise ConfigError(f"there is no node {unknown[0]!r} to keep in float", model.path, "names are those of the simplified graph; see sensitivity()")
-    return Workshop(model, graph, calibration, limits, tuple(keep), prune)
+    return Workshop(model, graph, calibration, s.limits, tuple(s.keep), s.prune.share)
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #8bb263b1
 def optimize(
@@ -523,28 +575,28 @@ def optimize(
     out: str | Path,                                  # model folder to write
     frozen: str | Path | Iterable[LabelledImage],     # labelled pictures that the gate judges on
     calibration: str | Path | Iterable[Any] | CalibrationSet | None = None,  # pictures to calibrate with; needed for eight bits
-    steps: Sequence[str] = DEFAULT_STEPS,
+    settings: OptimizeSettings | None = None,
+    *,
     spec: str | Path | None = None,                   # manifest for a bare file
-    max_loss: float = 0.005, strict: bool = False, draws: int = 1000,   # of the gate
-    pictures: int = 500, seed: int = 0, limits: str | float = "max",    # of the calibration
-    keep: Sequence[str] = (), prune: float = 0.3, imgsz: Any = None,    # nodes in float besides the head; share of channels; for a .pt
-    retrain: str | Path | None = None, epochs: int = 20,                # data.yaml to train a pruned .pt on; None: pruned as it is
-    columns: Any = None, with_sensitivity: bool = False, threads: int = 0,
-    spare: Sequence[int] = (4, 16),                   # layers to leave in float where eight bits fail: tried in turn, () for none
-    overwrite: bool = False, progress: Callable[[str], None] = lambda text: None,  # replace an optimised model that is there; told what is done
+    columns: Any = None,                              # what is known about the labelled pictures
+    progress: Callable[[str], None] = lambda text: None,  # told what is done
 ) -> OptimizeReport:
     "Make the files of a model, judge each, and write those that passed into one folder with their manifest."
-    out, order, items = Path(out), _check_steps(steps), _labelled(frozen)
-    _check_wishes(model, out, max_loss, retrain, overwrite)
+    s, out, items = settings or OptimizeSettings(), Path(out), _labelled(frozen)
+    _check_wishes(model, out, s)
     with _staging(out) as folder:
-        reference = _opened(model, spec, folder, imgsz, threads)
-        chosen = calibration if calibration is None or isinstance(calibration, CalibrationSet) else choose_calibration(calibration, pictures, seed, [i.path for i in items], read_image)
-        w = _workshop(reference, chosen, limits, keep, prune)
-        w.retrain = None if retrain is None else partial(_retrained, model, retrain, prune, epochs, reference.manifest.preprocess.imgsz, seed, progress)
+        reference = _opened(model, spec, folder, s.imgsz, s.threads)
+        chosen = _chosen(calibration, s, items)
+        w = _workshop(reference, chosen, s)
+        if s.retrain is not None:
+            size = reference.manifest.preprocess.imgsz
+            w.retrain = partial(_retrained, model, s.retrain, s.prune, size, progress)
         progress(f"judging {reference.manifest.name} on {len(items)} pictures")
-        judge = Judge(items, predict_set(reference, items, columns=columns), max_loss, strict, draws, columns=columns, with_sensitivity=with_sensitivity, threads=threads, spare=spare)
+        seen = predict_set(reference, items, columns=columns)
+        judge = Judge(items, seen, s.max_loss, s.strict, s.draws, columns=columns,
+                      with_sensitivity=s.with_sensitivity, threads=s.threads, spare=s.spare)
         results = []
-        for name in order:
+        for name in _in_order(s.steps):
             progress(name)
             results.append(run_step(name, w, judge, folder))
         notes = (*(chosen.notes if chosen else ()), *_overlap(chosen, items))
@@ -607,7 +659,7 @@ def verify(
 ) -> OptimizeReport:
     "Judge a folder's files on this machine; the verdicts for its instruction set go into the manifest."
     folder, items, kind = Path(folder), _labelled(frozen), instruction_set()
-    _check_loss(max_loss)
+    check_loss(max_loss)
     own = _own_folder(folder)
     with _held(folder), contextlib.closing(load_model(folder, threads=threads)) as reference:
         progress(f"judging {own.name} on {len(items)} pictures, {kind}")

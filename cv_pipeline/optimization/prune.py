@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..core.files import copy_over, expecting, read_yaml
 from ..core.types import BackendError, ConfigError, DataError, MissingExtraError
+from .quantize import check_share
 
 # %% auto #0
-__all__ = ['prunable_layers', 'channel_worth', 'take_channels', 'prune_and_train']
+__all__ = ['prunable_layers', 'channel_worth', 'take_channels', 'PruneSettings', 'prune_and_train']
 
 # %% ../../nbs/06_optimization/02_prune.ipynb #48c6044c
 def _torch() -> Any:
@@ -64,7 +66,7 @@ def take_channels(
     step: int = 8,   # what stays is a multiple of it
 ) -> int:            # channels taken out
     "Take out the channels that say least."
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1: raise ConfigError(f"the share to prune must lie in 0..1, not {share!r}", "prune")
+    check_share(share)
     taken = 0
     for block, reader in prunable_layers(net):
         width = block.conv.out_channels
@@ -97,34 +99,68 @@ def _same_classes(model: Any, data: Path) -> None:
     theirs, ours = list(names.values()) if isinstance(names, dict) else list(names), [model.names[k] for k in sorted(model.names)]
     if theirs != ours: raise DataError("the data has other classes than the checkpoint, or another order", data, f"data: {', '.join(map(str, theirs[:8]))}; checkpoint: {', '.join(ours[:8])}")
 
+# %% ../../nbs/06_optimization/02_prune.ipynb #8fbc52a8
+@dataclass(frozen=True)
+class PruneSettings:
+    "How much is taken out of a checkpoint, and how the rest is trained."
+
+    share: float = 0.3  # of the channels of each prunable block, 0..1
+    epochs: int = 20  # of the training afterwards, at least 1
+    imgsz: int | None = None  # pixels of the longer side; None: as trained
+    batch: int = 16  # pictures in a training step
+    seed: int = 0  # random seed of the training
+    device: str = "cpu"  # as Ultralytics names it: "cpu", "0"
+    trainer: Mapping[str, Any] = field(default_factory=dict)  # more options of Ultralytics' trainer, e.g. lr0
+
+    def __post_init__(self):
+        check_share(self.share)
+        rules = [
+            (self.epochs >= 1, f"epochs: {self.epochs} is below 1: at least one epoch is needed"),
+            (self.imgsz is None or self.imgsz >= 1, f"imgsz: {self.imgsz} is below 1"),
+            (self.batch >= 1, f"batch: {self.batch} is below 1"),
+        ]
+        problems = [text for good, text in rules if not good]
+        if problems:
+            raise ConfigError(
+                f"{len(problems)} settings of the pruning are wrong",
+                "PruneSettings",
+                "see its defaults",
+                problems,
+            )
+
 # %% ../../nbs/06_optimization/02_prune.ipynb #797eb052
 def prune_and_train(
     checkpoint: str | Path,         # Ultralytics .pt
     data: str | Path,               # data.yaml with train and val
     out: str | Path,                # .pt to write
-    share: float = 0.3,             # of the channels
-    epochs: int = 20,
-    imgsz: int | None = None,       # None: as trained
-    batch: int = 16,
-    seed: int = 0,
-    device: str = "cpu",
+    settings: PruneSettings | None = None,
+    *,
     progress: Callable[[str], None] = lambda text: None,
-    **settings: Any,                # of Ultralytics' trainer, e.g. lr0
 ) -> Path:
     "Take channels out of a checkpoint and train the rest. The best epoch is kept; nothing is written when training fails."
-    checkpoint, data, out = Path(checkpoint), Path(data), Path(out)
-    if epochs < 1: raise ConfigError(f"at least one epoch is needed, not {epochs}", "prune")
+    s, checkpoint, data, out = settings or PruneSettings(), Path(checkpoint), Path(data), Path(out)
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     model = _checkpoint(checkpoint)
     _same_classes(model, data)
-    size, net = imgsz or model.overrides.get("imgsz", 640), model.model.float()
+    size, net = s.imgsz or model.overrides.get("imgsz", 640), model.model.float()
     before = sum(p.numel() for p in net.parameters())
-    taken = take_channels(net, share)
-    progress(f"{taken} channels out, {before / 1e6:.2f} → {sum(p.numel() for p in net.parameters()) / 1e6:.2f} million weights; training {epochs} epochs at {size} px")
+    taken, after = take_channels(net, s.share), sum(p.numel() for p in net.parameters())
+    weights = f"{before / 1e6:.2f} → {after / 1e6:.2f} million weights"
+    progress(f"{taken} channels out, {weights}; training {s.epochs} epochs at {size} px")
     with tempfile.TemporaryDirectory() as folder:
-        best = _train(net, {"data": str(data), "epochs": epochs, "imgsz": size, "batch": batch, "seed": seed, "device": device, "project": folder, "name": "run", "plots": False,
-                            "amp": False, "workers": 0, "verbose": False, "optimizer": "SGD", "lr0": 0.005, "warmup_epochs": min(1.0, epochs / 10), "close_mosaic": max(1, epochs // 4), **settings}, progress)
+        wanted = {"data": str(data), "imgsz": size, "project": folder, "name": "run"}
+        best = _train(net, {**wanted, **_trainer_options(s)}, progress)
         return copy_over(best, out)
+
+
+def _trainer_options(s: PruneSettings) -> dict[str, Any]:
+    "What Ultralytics' trainer is given for a network that has learnt already: small steps, a short warm-up."
+    return {
+        "epochs": s.epochs, "batch": s.batch, "seed": s.seed, "device": s.device,
+        "plots": False, "amp": False, "workers": 0, "verbose": False, "optimizer": "SGD", "lr0": 0.005,
+        "warmup_epochs": min(1.0, s.epochs / 10), "close_mosaic": max(1, s.epochs // 4),
+        **s.trainer,
+    }
 
 # %% ../../nbs/06_optimization/02_prune.ipynb #2287ce78
 def _train(net: Any, settings: dict[str, Any], progress: Callable[[str], None]) -> Path:

@@ -26,7 +26,7 @@ from .graphs import copy_graph, onnx_package, producers_of, head_nodes, inspect_
 __all__ = ['ENOUGH', 'WEIGHTED', 'CalibrationWarning', 'describe_picture', 'picture_paths', 'spread_out', 'unlike',
            'CalibrationSet', 'choose_calibration', 'Ranges', 'activation_ranges', 'with_activations', 'quantize_cpu',
            'quantize_tensorrt', 'lint_qdq', 'write_openvino', 'quantize_openvino', 'sensitivity', 'prune_weights',
-           'prunable_pairs', 'prune_channels']
+           'check_share', 'prunable_pairs', 'prune_channels']
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #87e0cdea
 class CalibrationWarning(UserWarning):
@@ -223,20 +223,37 @@ def _detach(model: Any, kept: set[str]) -> None:
             if there.op_type == "QuantizeLinear": node.input[i] = there.input[0]
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #8f5e2d70
-def _quantised(model: Any, ranges: Ranges, how: str | float, signed: bool, operators: Sequence[str], keep: Sequence[str], only: Sequence[str], detach: bool = False,
-               bits: int = 8, **more: Any) -> Any:
-    "Q and DQ nodes put in by ONNX Runtime's own quantiser, with these limits; `detach`: kept nodes read floats also where others read eight bits."
+@dataclass(frozen=True)
+class _Nodes:
+    "Which nodes of a graph are quantised, and how what stays in float is connected."
+
+    operators: Sequence[str] = WEIGHTED  # kinds of node
+    keep: Sequence[str] = ()             # names of nodes that stay in float
+    only: Sequence[str] = ()             # these nodes alone; empty: all that can be
+    detach: bool = False                 # kept nodes read floats also where others read eight bits
+
+
+def _quantised(
+    model: Any,
+    ranges: Ranges,
+    limits: str | float,
+    nodes: _Nodes,
+    signed: bool = False,  # activations
+    bits: int = 8,         # of the weights
+    **more: Any,           # options of ONNX Runtime's quantiser
+) -> Any:
+    "Q and DQ nodes put in by ONNX Runtime's own quantiser, with these limits."
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     graph = _ready(model, ranges)
     options = {"ActivationSymmetric": signed, "WeightSymmetric": True, **more}
     kinds = QuantType.QInt8, QuantType.QInt8 if signed else QuantType.QUInt8
-    names = list(only), list(keep), list(operators)
-    maker = QDQQuantizer(graph, True, bits == 7, *kinds, _as_limits(ranges, how, signed), *names, options)
+    names = list(nodes.only), list(nodes.keep), list(nodes.operators)
+    maker = QDQQuantizer(graph, True, bits == 7, *kinds, _as_limits(ranges, limits, signed), *names, options)
     maker.quantize_model()
     made = maker.model.model
     made.metadata_props.extend(p for p in model.metadata_props if p.key not in {q.key for q in made.metadata_props})
-    if detach: _detach(made, set(keep))
+    if nodes.detach: _detach(made, set(nodes.keep))
     if not inspect_graph(made).quantised: raise BackendError("nothing in this graph could be quantised", model.graph.name, "is it a convolutional detector?")
     return sort_nodes(made)
 
@@ -276,7 +293,8 @@ def quantize_cpu(
     if bits not in (7, 8): raise ConfigError(f"weights have 7 or 8 bits, not {bits!r}", "quantize_cpu")
     kinds, keep = sorted({*QDQRegistry, *QLinearOpsRegistry}) if operators == "all" else WEIGHTED, head_nodes(model) if keep is None else keep
     keep = with_activations(model, keep)
-    return _quantised(model, ranges, limits, False, kinds, keep, only, operators == "weighted", bits)
+    nodes = _Nodes(kinds, keep, only, detach=operators == "weighted")
+    return _quantised(model, ranges, limits, nodes, bits=bits)
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #460b786a
 def quantize_tensorrt(
@@ -288,7 +306,8 @@ def quantize_tensorrt(
 ) -> Any:                                  # a new graph
     "INT8 for TensorRT: signed and symmetric, a scale an output channel, zero points 0, float biases, layers with weights only."
     keep = head_nodes(model) if keep is None else keep
-    made = _quantised(model, ranges, limits, True, WEIGHTED, keep, only, True, QuantizeBias=False)
+    nodes = _Nodes(WEIGHTED, keep, only, detach=True)
+    made = _quantised(model, ranges, limits, nodes, signed=True, QuantizeBias=False)
     if problems := lint_qdq(made, keep): raise BackendError("the file is not what TensorRT wants: " + "; ".join(problems[:5]), model.graph.name)
     return made
 
@@ -397,7 +416,7 @@ def sensitivity(
     spread = [t.std(axis=tuple(i for i in range(t.ndim) if i != 1), keepdims=True).clip(1e-6) for t in truth]  # a row (box side, class) at a time
     found = []
     for name in asked:
-        try: made = _quantised(model, ranges, limits, False, WEIGHTED, (), [name])
+        try: made = _quantised(model, ranges, limits, _Nodes(only=[name]))
         except BackendError: continue  # this one cannot be quantised at all
         errors = [np.sqrt((((run_once(made, feed) - t) / s) ** 2).mean()) for feed, t, s in zip(feeds, truth, spread)]
         found.append((name, float(np.mean(errors))))
@@ -409,7 +428,7 @@ def prune_weights(
     share: float,   # 0..1 of the weights of each layer, the smallest
 ) -> Any:           # a new graph
     "The smallest weights set to zero. Makes a file that compresses better; dense runtimes are no faster for it."
-    _check_share(share)
+    check_share(share)
     onnx, made = onnx_package(), copy_graph(model)
     for tensor in made.graph.initializer:
         if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2: continue
@@ -421,8 +440,11 @@ def prune_weights(
     return made
 
 
-def _check_share(share: float) -> None:
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1: raise ConfigError(f"the share to prune must lie in 0..1, not {share!r}", "prune")
+def check_share(share: float) -> None:
+    "ConfigError unless it is a share of channels or weights that can be pruned: 0 or more, below 1."
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+        hint = "0.3 takes out 30 %"
+        raise ConfigError(f"the share to prune must lie in 0..1, not {share!r}", "prune", hint)
 
 
 def prunable_pairs(model: Any) -> list[tuple[Any, Any]]:
@@ -451,7 +473,7 @@ def prune_channels(
     multiple: int = 8,  # what stays is a multiple of it: vector units like that
 ) -> Any:              # a new, smaller graph
     "Whole channels taken out where only one convolution reads them; faster everywhere. Fine-tune, or at least let the gate judge."
-    _check_share(share)
+    check_share(share)
     onnx, made = onnx_package(), name_nodes(copy_graph(model))
     stored = {t.name: t for t in made.graph.initializer}
     used = {name: sum(name in n.input for n in made.graph.node) for name in stored}

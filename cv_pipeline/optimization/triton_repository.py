@@ -85,6 +85,7 @@ class ServeOptions:
     instances: int = 1                       # copies of the model
     kind: str = "cpu"                        # "cpu" | "gpu"
     threads: int = 0                         # inside one call; 0: the runtime's choice
+    ends: bool = False                       # also "<name>-detect": picture in, detections out
 
     def __post_init__(self):
         checks = [(self.platform in _PLATFORMS, f"platform: must be one of {', '.join(_PLATFORMS)}, not {self.platform!r}"),
@@ -260,12 +261,12 @@ def write_repository(
     model: str | Path,                # bundled name, model folder, .onnx or .engine file
     out: str | Path,                  # the repository; models are folders in it
     options: ServeOptions | None = None,
+    *,
     name: str | None = None,          # what clients ask for; None: the manifest's name
     spec: str | Path | None = None,   # manifest for a file without one
-    ends: bool = False,               # also "<name>-detect": picture in, detections out
     artefact: str | None = None,      # which file of a model that has several: label, file, precision …; None: its own
-    version: int = 1,
-    overwrite: bool = False,
+    version: int = 1,                 # of the model in the repository
+    overwrite: bool = False,          # write over this version
 ) -> dict[str, Path]:                 # served model → its folder
     "Write what `tritonserver --model-repository OUT` serves."
     o = options or ServeOptions()
@@ -280,7 +281,7 @@ def write_repository(
     if not name or name.startswith(".") or "/" in name or "\\" in name: raise ConfigError(f"{name!r} is no name for a model", "name", "letters, digits, '-' and '_'")
     files: dict[str, str | bytes | Path] = {_PLATFORMS[o.platform][2]: content, **({"model.py": _RUNNER} if o.platform == "python" else {})}
     wanted = {name: (triton_config(name, tensors, manifest, o), files)}
-    if ends: wanted |= {n: (config, {"model.py": text} if text else {}) for n, (config, text) in _end_configs(name, tensors, manifest).items()}
+    if o.ends: wanted |= {n: (config, {"model.py": text} if text else {}) for n, (config, text) in _end_configs(name, tensors, manifest).items()}
     root = Path(out)
     if not overwrite and (there := [n for n in wanted if (root / n).exists()]): raise ConfigError(f"there are models already: {', '.join(there)}", root, "choose another name, or overwrite=True")
     return {n: _put(root / n, config, content, version, overwrite) for n, (config, content) in wanted.items()}

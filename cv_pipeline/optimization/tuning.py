@@ -6,20 +6,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..core.formats import LabelledImage
+from ..core.images import read_image
+from ..core.stamp import stamp
 from ..core.types import ConfigError, DataError, Detections, box_area, box_iou
+from ..evaluation.records import EvalSet, class_mapping, data_hash, short_names, tabled, truth_in
+from ..inference.backends import Model
 from ..inference.manifest import PostprocessSpec
 from ..inference.postprocess import Candidates, Postprocessor, decode, nms
 from ..inference.preprocess import Geometry
 
 # %% auto #0
 __all__ = ['match', 'Sample', 'Judged', 'collect', 'judge', 'counts', 'Objective', 'parse_objective', 'ratios', 'achieved',
-           'Sweep', 'sweep', 'class_thresholds', 'evaluate', 'summarise', 'TuningResult', 'tune']
+           'Sweep', 'sweep', 'class_thresholds', 'evaluate', 'summarise', 'TuningSettings', 'TuningResult', 'tune',
+           'tune_model']
 
 # %% ../../nbs/06_optimization/04_tuning.ipynb #cdcd94a2
 def match(
@@ -271,6 +277,43 @@ def _interval(values: np.ndarray) -> dict[str, float]:
     low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
     return {"low": float(low), "high": float(high)}
 
+# %% ../../nbs/06_optimization/04_tuning.ipynb #8f540f97
+def _grid(values: Sequence[float], name: str) -> tuple[float, ...]:
+    "Thresholds to try: sorted, unique, within 0..1."
+    grid = np.unique(np.asarray(values, float))
+    if not len(grid) or not ((grid >= 0) & (grid <= 1)).all():
+        hint = "a grid such as 0.05, 0.10, … 0.95"
+        raise ConfigError(
+            f"{name}: the thresholds to try must lie in 0..1, not {list(values)[:5]}", "TuningSettings", hint
+        )
+    return tuple(grid.tolist())
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    "What thresholds are chosen for, and where they are sought."
+
+    objective: str = "f1"  # "f1", "fbeta=B", "recall@precision=P" or "precision@recall=R"
+    per_class: bool = False  # one confidence threshold a class, beside the common one
+    conf: Sequence[float] = tuple(np.round(np.arange(0.01, 0.96, 0.01), 2).tolist())  # to try, 0..1
+    iou: Sequence[float] = tuple(np.round(np.arange(0.3, 0.91, 0.05), 2).tolist())  # to try, 0..1
+    match_iou: float = 0.5  # least overlap with the truth that counts as found
+    min_truth: int = 20  # labels a class needs for its own threshold
+
+    def __post_init__(self):
+        parse_objective(self.objective)
+        object.__setattr__(self, "conf", _grid(self.conf, "conf"))
+        object.__setattr__(self, "iou", _grid(self.iou, "iou"))
+        rules = [
+            (0 < self.match_iou <= 1, f"match_iou: {self.match_iou} is outside 0..1"),
+            (self.min_truth >= 1, f"min_truth: {self.min_truth} is below 1"),
+        ]
+        problems = [text for good, text in rules if not good]
+        if problems:
+            raise ConfigError(
+                f"{len(problems)} settings are wrong", "TuningSettings", "see its defaults", problems
+            )
+
 # %% ../../nbs/06_optimization/04_tuning.ipynb #5a327d84
 @dataclass
 class TuningResult:
@@ -285,11 +328,14 @@ class TuningResult:
     images: int
     labels: int
     notes: list[str] = field(default_factory=list)  # what a person should know
+    stamp: dict[str, Any] = field(default_factory=dict)  # see core.stamp; empty when the model is not known
 
     def summary(self) -> dict[str, Any]:
-        "What belongs into the manifest's `metrics`: plain numbers."
+        "What belongs into the manifest's `metrics`: plain numbers, and their stamp."
         rows = {row["thresholds"]: {k: round(v, 4) for k, v in row.items() if isinstance(v, float) and np.isfinite(v)} for row in self.comparison}
-        return {"objective": self.objective, "reachable": self.reachable, "images": self.images, "labels": self.labels, **rows}
+        stamped = {"stamp": self.stamp} if self.stamp else {}
+        found = {"objective": self.objective, "reachable": self.reachable, "images": self.images, "labels": self.labels}
+        return {**found, **rows, **stamped}
 
 
 def _rows(found: Sweep, values: np.ndarray) -> list[dict[str, Any]]:
@@ -308,13 +354,6 @@ def _nearest(found: Sweep, objective: Objective) -> str:
     return f"{name} {objective.value:g} is not reachable: the highest is {floor[i, j]:.3f}, at conf {found.conf[j]:g} and iou {found.iou[i]:g}"
 
 # %% ../../nbs/06_optimization/04_tuning.ipynb #9ce42459
-def _grid(values: Sequence[float], name: str) -> np.ndarray:
-    "Thresholds to try: sorted, unique, within 0..1."
-    grid = np.unique(np.asarray(values, float))
-    if not len(grid) or not ((grid >= 0) & (grid <= 1)).all(): raise ConfigError(f"the thresholds to try must lie in 0..1, not {list(values)[:5]}", name)
-    return grid
-
-
 def _nearest_top(values: np.ndarray, thresholds: np.ndarray, wanted: float) -> int:
     "Index of the maximum; among equals the one whose threshold is nearest to what is set now."
     top = np.flatnonzero(values >= values.max() - 1e-12)
@@ -359,25 +398,54 @@ def tune(
     spec: PostprocessSpec,                                  # where to start; what is not tuned is kept
     names: Sequence[str],
     imgsz: tuple[int, int],                                 # (height, width) of the network input
-    objective: str = "f1",
-    per_class: bool = False,                                # one confidence threshold a class, beside the common one
-    conf: Sequence[float] = tuple(np.round(np.arange(0.01, 0.96, 0.01), 2)),
-    iou: Sequence[float] = tuple(np.round(np.arange(0.3, 0.91, 0.05), 2)),
-    match_iou: float = 0.5,                                 # least overlap with the truth that counts as found
-    min_truth: int = 20,                                    # labels a class needs for its own threshold
+    settings: TuningSettings | None = None,
 ) -> TuningResult:
     "Choose the confidence and overlap thresholds that serve an objective best on a labelled set."
-    goal, conf = parse_objective(objective), _grid(conf, "conf")
-    iou = np.array([spec.iou]) if spec.head == "end2end" else _grid(iou, "iou")
+    s = settings or TuningSettings()
+    goal, conf = parse_objective(s.objective), np.array(s.conf)
+    iou = np.array([spec.iou] if spec.head == "end2end" else s.iou)
     lowest = min(conf[0], spec.conf, *spec.class_conf.values())
     samples = collect(predict, dataset, spec, names, imgsz, lowest)
-    found = sweep(samples, spec, len(names), conf, iou, match_iou)
+    found = sweep(samples, spec, len(names), conf, iou, s.match_iou)
     best, rows = _common(found, goal, spec), []
-    if per_class and found.hits.any():
-        split, rows = _by_class(found, goal, best or replace(spec, class_conf={}), names, min_truth)
+    if s.per_class and found.hits.any():
+        split, rows = _by_class(found, goal, best or replace(spec, class_conf={}), names, s.min_truth)
         best = split or best
     table = _rows(found, achieved(goal, found.hits, found.alarms, found.truth))
     result = TuningResult(goal.text, best is not None, best or spec, table, rows, [], len(samples), found.truth)
-    result.comparison = summarise(*(evaluate(samples, s, names, imgsz, match_iou) for s in (spec, result.spec)), goal)
+    counted = [evaluate(samples, chosen, names, imgsz, s.match_iou) for chosen in (spec, result.spec)]
+    result.comparison = summarise(*counted, goal)
     result.notes = ([] if result.reachable else [_nearest(found, goal)]) + _notes(result, goal)
+    return result
+
+# %% ../../nbs/06_optimization/04_tuning.ipynb #5d4cf41a
+def tune_model(
+    model: Model,
+    items: Sequence[LabelledImage],  # labels that the model does not know take no part
+    settings: TuningSettings | None = None,
+    *,
+    progress: Callable[[Iterable], Iterable] = lambda items: items,
+) -> TuningResult:
+    "Tune the thresholds of a model on labelled pictures; the result is stamped."
+    if not items:
+        raise DataError("there are no labelled pictures", "tune", "give a labelled dataset")
+    settings, m = settings or TuningSettings(), model.manifest
+    mapping, sizes, truths = class_mapping(items[0].names, m.names, items[0].path), [], []
+
+    def raw(image: np.ndarray) -> tuple[np.ndarray, Geometry]:
+        batch, (geometry,) = model.preprocess.batch([image])
+        return model.backend.infer(batch)[0], geometry
+
+    def pictures() -> Iterator[tuple[np.ndarray, Detections]]:
+        for item in progress(items):
+            image = read_image(item.path)
+            sizes.append((image.shape[1], image.shape[0]))
+            truths.append(truth_in(item, image, mapping))
+            yield image, truths[-1]
+
+    result = tune(raw, pictures(), m.postprocess, m.names, m.preprocess.imgsz, settings)
+    seen = EvalSet(m.names, short_names([i.path for i in items]), np.array(sizes), tabled(truths))
+    result.stamp = stamp(
+        model.identity, data_hash(seen), {"settings": settings, "postprocess": m.postprocess}
+    )
     return result

@@ -343,13 +343,45 @@ def _distances(watch: RuleWatch, points: np.ndarray, rows: np.ndarray) -> np.nda
         if wanted is not None: out[~np.isin(book.votes[rows].argmax(axis=1), wanted), j] = np.nan
     return out
 
+# %% ../../nbs/03_tracking/06_zones.ipynb #8082623d
+class _Passage(NamedTuple):
+    "When, in which frame, which way and where an object passed."
 
-def _event(watch: RuleWatch, row: int, j: int, kind: str, moment: float, frame_id: int, direction: str, place: np.ndarray, **more: Any) -> Event:
-    book = watch._book
+    moment: float  # seconds since 1970
+    frame_id: int
+    direction: str  # "in" | "out"
+    place: np.ndarray  # (2,) x and y, pixels
+
+
+def _event(
+    watch: RuleWatch,
+    row: int,
+    j: int,
+    kind: str,
+    at: _Passage,
+    dwell_s: float | None = None,
+    lost: bool = False,
+) -> Event:
+    "The event of a track (a row of the table) at a rule."
+    book, (x, y) = watch._book, at.place
     cls = int(book.votes[row].argmax())
     name = watch._names[cls] if cls < len(watch._names) else str(cls)
-    return Event(kind, watch.source_id, watch.rules[j].name, int(book.id[row]), cls, name, datetime.fromtimestamp(moment, timezone.utc), int(frame_id), direction,
-                 more.get("dwell_s"), float(place[0]), float(place[1]), more.get("lost", False))
+    when = datetime.fromtimestamp(at.moment, timezone.utc)
+    return Event(
+        kind,
+        watch.source_id,
+        watch.rules[j].name,
+        int(book.id[row]),
+        cls,
+        name,
+        when,
+        int(at.frame_id),
+        at.direction,
+        dwell_s,
+        float(x),
+        float(y),
+        lost,
+    )
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #73ee398d
 def _count(watch: RuleWatch, row: int, j: int, direction: str) -> None:
@@ -370,23 +402,26 @@ def _stayed(watch: RuleWatch, row: int, j: int, until: float, frame_id: int) -> 
     book = watch._book
     if book.dwelt[row, j] or until - book.entered[row, j] < watch._dwell[j]: return []
     book.dwelt[row, j] = True
-    return [_event(watch, row, j, "dwell", book.entered[row, j] + watch._dwell[j], frame_id, "in", book.point[row, j], dwell_s=float(watch._dwell[j]))]
+    at = _Passage(book.entered[row, j] + watch._dwell[j], frame_id, "in", book.point[row, j])
+    return [_event(watch, row, j, "dwell", at, dwell_s=float(watch._dwell[j]))]
 
 
 def _flipped(watch: RuleWatch, row: int, j: int) -> list[Event]:
     "A settled side changed: its events."
     book, moment, place = watch._book, watch._book.when[row, j], watch._book.at[row, j]
     direction, frame_id = "in" if book.raw[row, j] > 0 else "out", int(book.frame[row, j])
+    at = _Passage(moment, frame_id, direction, place)
     if not watch.zone[j]:
         a, b = watch._shapes[j]
         if not 0 <= np.dot(place - a, b - a) / np.dot(b - a, b - a) <= 1: return []  # around the end
         _count(watch, row, j, direction)
-        return [_event(watch, row, j, "line_cross", moment, frame_id, direction, place)]
+        return [_event(watch, row, j, "line_cross", at)]
     events = _stayed(watch, row, j, moment, frame_id) if direction == "out" else []
     stay = moment - book.entered[row, j] if direction == "out" else None
     _count(watch, row, j, direction)
     book.entered[row, j], book.dwelt[row, j] = moment, False
-    return [*events, _event(watch, row, j, f"zone_{'enter' if direction == 'in' else 'leave'}", moment, frame_id, direction, place, dwell_s=stay)]
+    kind = "zone_enter" if direction == "in" else "zone_leave"
+    return [*events, _event(watch, row, j, kind, at, dwell_s=stay)]
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #cb40108c
 def _dwelt(watch: RuleWatch, rows: np.ndarray, now: float, frame_id: int) -> list[Event]:
@@ -409,7 +444,9 @@ def _lost(watch: RuleWatch, rows: np.ndarray, now: float, leave: bool = True) ->
     if not leave: return events
     for row, j in np.argwhere(gone[:, None] & (book.side > 0) & watch.zone).tolist():
         events += _stayed(watch, row, j, book.seen[row], int(book.frame[row, j]))
-        events.append(_event(watch, row, j, "zone_leave", book.seen[row], book.frame[row, j], "out", book.point[row, j], dwell_s=book.seen[row] - book.entered[row, j], lost=True))
+        at = _Passage(book.seen[row], book.frame[row, j], "out", book.point[row, j])
+        stay = book.seen[row] - book.entered[row, j]
+        events.append(_event(watch, row, j, "zone_leave", at, dwell_s=stay, lost=True))
         _count(watch, row, j, "out")
     if gone.any(): book.keep(~gone)
     return events

@@ -19,23 +19,22 @@ from ..annotation.datasets import check_leak, check_test_set, read_frozen
 from ..annotation.versions import read_version
 from ..core.files import Staging, copy_over, file_sha256, move_file, write_whole
 from ..core.formats import LabelledImage, read_dataset
-from ..core.images import read_image
 from ..core.stamp import stamp
 from ..core.types import ConfigError, DataError, MissingExtraError, utc_now
 from ..evaluation.calibration import CalibrationReport, calibrate
 from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, Finding, Interval, Verdict, overall, picture_counts
 from ..evaluation.metrics import ap_table, match_set, mean_ap
-from ..evaluation.records import BoxTable, EvalSet, class_mapping, predict_set, truth_in
+from ..evaluation.records import BoxTable, EvalSet, predict_set
 from ..evaluation.summary import data_hash, sliceable, versions
 from ..inference.backends import Model, make_postprocessor
 from ..inference.loading import load_model
 from ..inference.manifest import ModelManifest, find_artefact, save_manifest
 from ..optimization.optimize import accuracy_gate, export_pt
-from ..optimization.tuning import TuningResult, parse_objective, tune
+from ..optimization.tuning import TuningSettings, parse_objective, tune_model
 
 # %% auto #0
-__all__ = ['THIN', 'among', 'SliceResult', 'judge_slice', 'Comparison', 'GateSettings', 'compare', 'plot_comparison', 'tuned_on',
-           'Candidate', 'GateData', 'CandidateSettings', 'make_candidate']
+__all__ = ['THIN', 'among', 'SliceResult', 'judge_slice', 'Comparison', 'GateSettings', 'compare', 'plot_comparison', 'Candidate',
+           'GateData', 'CandidateSettings', 'make_candidate']
 
 # %% ../../nbs/08_training/02_gate.ipynb #53b062e9
 def among(s: EvalSet, names: Sequence[str]) -> EvalSet:
@@ -200,31 +199,13 @@ def plot_comparison(c: Comparison) -> Any:  # matplotlib Figure
     return fig
 
 # %% ../../nbs/08_training/02_gate.ipynb #60305189
-def tuned_on(
-    model: Model,
-    items: Sequence[LabelledImage],
-    objective: str = "f1",
-    per_class: bool = False,
-    progress: Callable[[Iterable], Iterable] = lambda items: items,
-) -> TuningResult:
-    "Thresholds for a model on labelled pictures."
-    mapping = class_mapping(items[0].names, model.manifest.names, items[0].path)
-
-    def raw(image: np.ndarray) -> Any:
-        batch, (geometry,) = model.preprocess.batch([image])
-        return model.backend.infer(batch)[0], geometry
-
-    pictures = ((image, truth_in(item, image, mapping)) for item in progress(items) for image in [read_image(item.path)])
-    return tune(raw, pictures, model.manifest.postprocess, model.manifest.names, model.manifest.preprocess.imgsz, objective, per_class)
-
-
 def _adapted(model: Model, items: Sequence[LabelledImage], columns: Any, objective: str, per_class: bool, told: dict[str, Any]) -> Model:
     "The model with thresholds and calibration of the validation pictures, where those allow it; `told` is filled with what was done."
     labels = sum(len(i.truth((1, 1))) for i in items)
     if labels < FEWEST_OBJECTS:
         told["thresholds"] = told["calibration"] = {"kept": f"{labels} labelled objects are too few, at least {FEWEST_OBJECTS} are needed"}
         return model
-    found = tuned_on(model, items, objective, per_class)
+    found = tune_model(model, items, TuningSettings(objective, per_class))
     told["thresholds"] = {**found.summary(), "conf": found.spec.conf, "iou": found.spec.iou, "class_conf": found.spec.class_conf, "notes": found.notes}
     if found.reachable:
         manifest = replace(model.manifest, postprocess=found.spec)

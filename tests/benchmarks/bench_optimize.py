@@ -70,11 +70,12 @@ def timed(out: Path, report, rounds: int) -> dict[str, float]:
 
 def one(name: str, model, items, calibration, folder: Path, quick: bool, **how) -> list[dict]:
     "All files of one model."
-    from cv_pipeline.optimization.optimize import optimize
+    from cv_pipeline.optimization.optimize import OptimizeSettings, optimize
 
+    settings = OptimizeSettings(draws=200 if quick else 500, pictures=60 if quick else 300)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        report = optimize(model, folder / name, items, calibration, draws=200 if quick else 500, pictures=60 if quick else 300, **how)
+        report = optimize(model, folder / name, items, calibration, settings, **how)
     ms = timed(folder / name, report, 10 if quick else 40)
     rows = []
     for r in report.results:
@@ -87,10 +88,11 @@ def one(name: str, model, items, calibration, folder: Path, quick: bool, **how) 
 
 def document(folder: Path, name: str, items, quick: bool) -> None:
     "The benchmark document of a model's files, under reports/."
-    from cv_pipeline.optimization.benchmark import run_benchmark
+    from cv_pipeline.optimization.benchmark import BenchmarkSettings, run_benchmark
 
     where = Path("reports") / date.today().isoformat() / f"benchmark-{name}"
-    run_benchmark(folder / name, where, batches=(1, 2, 4), seconds=0.5 if quick else 2.0, data=None if quick else items, latency_budget_ms=50)
+    settings = BenchmarkSettings(batches=(1, 2, 4), seconds=0.5 if quick else 2.0, latency_budget_ms=50)
+    run_benchmark(folder / name, where, None if quick else items, settings)
     print(f"document: {where}")
 
 

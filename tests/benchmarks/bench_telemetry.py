@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from cv_pipeline.core.types import Detections, FrameResult
 from cv_pipeline.monitoring import telemetry
-from cv_pipeline.monitoring.telemetry import FrameStatistics, TelemetrySink, cell_descriptor, frame_statistics
+from cv_pipeline.monitoring.telemetry import FrameStatistics, LogSettings, TelemetrySink, cell_descriptor, frame_statistics
 from cv_pipeline.monitoring.upkeep import Upkeep
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 
@@ -85,11 +85,11 @@ def run(quick: bool = False) -> list[dict]:
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
-            for name, sink in (("ours", TelemetrySink(place / "ours", part_rows=PART)), ("ours, with upkeep", TelemetrySink(place / "upkeep", part_rows=PART, listeners=[Upkeep(place / "u")])),
+            for name, sink in (("ours", TelemetrySink(place / "ours", LogSettings(part_rows=PART))), ("ours, with upkeep", TelemetrySink(place / "upkeep", LogSettings(part_rows=PART), listeners=[Upkeep(place / "u")])),
                                ("row by row, pyarrow", RowWise(place / "arrow", False)), ("row by row, pandas", RowWise(place / "pandas", True))): found.setdefault(name, []).append(timed(sink, results))
             real = telemetry.frame_statistics
             telemetry.frame_statistics = lambda image: CONSTANT
-            try: found.setdefault("ours, bookkeeping only", []).append(timed(TelemetrySink(place / "books", part_rows=PART, descriptor=telemetry.Descriptor("zero", constant)), results))
+            try: found.setdefault("ours, bookkeeping only", []).append(timed(TelemetrySink(place / "books", LogSettings(telemetry.Descriptor("zero", constant), part_rows=PART)), results))
             finally: telemetry.frame_statistics = real
             found.setdefault("row by row, bookkeeping only", []).append(timed(RowWise(place / "books2", False, lambda image: CONSTANT, constant), results))
     middle = {k: (statistics.median(m for m, _ in v), statistics.median(a for _, a in v)) for k, v in found.items()}

@@ -18,6 +18,8 @@ from cv_pipeline.evaluation.robustness import (
     KINDS_OF_FALL,
     LINE_CONDITIONS,
     OWN,
+    FilmSettings,
+    RobustnessSettings,
     Subject,
     corrupt,
     crossed_thresholds,
@@ -247,16 +249,16 @@ def model():
 
 def test_a_budget_stops_after_whole_pictures_and_any_prefix_is_random(model):
     subjects, ticks = line_subjects(6, 2, seed=950), count()
-    cells = film(model, subjects, ["jpeg", "line fog"], (2, 4), budget_s=6, clock=lambda: float(next(ticks)))
+    cells = film(model, subjects, FilmSettings(["jpeg", "line fog"], (2, 4), budget_s=6), clock=lambda: float(next(ticks)))
     assert set(cells) == {("clean", 0), ("jpeg", 2), ("jpeg", 4), ("line fog", 2), ("line fog", 4)}
     assert len({s.images for s in cells.values()}) == 1 and 4 <= len(cells["clean", 0]) < 12
-    ordered = [film(model, subjects, ["jpeg"], (1,), budget_s=0, seed=k, clock=lambda: float(next(ticks)))["clean", 0].images for k in (0, 0, 1)]
+    ordered = [film(model, subjects, FilmSettings(["jpeg"], (1,), budget_s=0, seed=k), clock=lambda: float(next(ticks)))["clean", 0].images for k in (0, 0, 1)]
     assert ordered[0] == ordered[1] != ordered[2] and {len(o) for o in ordered} == {4}, "two clusters are always finished"
 
 
 def test_order_and_company_of_pictures_change_nothing(model):
     subjects = line_subjects(3, 2, seed=960)
-    one, other = (film(model, list(s), ["gaussian_noise", "camera_turn"], (3,)) for s in (subjects, reversed(subjects[:4])))
+    one, other = (film(model, list(s), FilmSettings(["gaussian_noise", "camera_turn"], (3,))) for s in (subjects, reversed(subjects[:4])))
     for key in one:
         a, b = one[key], other[key]
         for name in b.images:
@@ -278,20 +280,28 @@ def test_the_line_moves_its_own_truth_and_clean_is_clean():
 
 def test_wrong_designs_are_refused_before_the_model_is_asked(model):
     subjects = line_subjects(2, 1)
-    with pytest.raises(ConfigError) as e: film(model, subjects, ["fogg", "rain", "rain"], (0, 3))
+    with pytest.raises(ConfigError) as e: FilmSettings(["fogg", "rain", "rain"], (0, 3))
     assert len(e.value.problems) == 3
-    with pytest.raises(ConfigError, match="must rise"): film(model, subjects, ["fog"], (3, 1))
-    with pytest.raises(ConfigError, match="nothing to do"): film(model, subjects, [])
-    with pytest.raises(DataError, match="same name"): film(model, [subjects[0], subjects[0]], ["fog"])
-    with pytest.raises(DataError, match="no pictures"): film(model, [], ["fog"])
+    with pytest.raises(ConfigError, match="must rise"): FilmSettings(["fog"], (3, 1))
+    with pytest.raises(ConfigError, match="nothing to do"): FilmSettings([])
+    with pytest.raises(DataError, match="same name"): film(model, [subjects[0], subjects[0]])
+    with pytest.raises(DataError, match="no pictures"): film(model, [])
     for image in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), None, np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(DataError, match="a picture must be"): corrupt(image, "fog", 1)
     with pytest.raises(ConfigError, match="no such corruption"): corrupt(np.zeros((4, 4, 3), np.uint8), "frog", 1)
 
 
+@pytest.mark.parametrize("wrong, said", [
+    ({"conditions": ["frog"]}, "conditions: unknown condition 'frog'"), ({"conditions": []}, "nothing to do"),
+    ({"severities": (6,)}, "severities: 6"), ({"severities": (3, 1)}, "severities: "), ({"conf": 1.5}, "conf: 1.5"),
+    ({"budget_s": -1}, "budget_s: -1"), ({"draws": 0}, "draws: 0")])
+def test_settings_that_are_wrong_name_the_field(wrong, said):
+    with pytest.raises(ConfigError, match=said): RobustnessSettings(**wrong)
+
+
 def test_noise_hurts_the_bundled_detector_and_pixels_do_not(model):
     "The whole way on the line: what it was never trained with is worst, and it is said with certainty."
-    report = robustness(model, line_subjects(10, 3, seed=970), ["impulse_noise", "pixelate", "line resolution"], (1, 5), draws=60)
+    report = robustness(model, line_subjects(10, 3, seed=970), RobustnessSettings(["impulse_noise", "pixelate", "line resolution"], (1, 5), draws=60))
     assert [f.condition for f in report.falls][0] == "impulse_noise" and report.sufficient
     assert report.cell("impulse_noise", 5).loss.low > 0.5 and abs(report.cell("pixelate", 1).loss.value) < 0.05
     assert report.clean.value > 0.8 and isinstance(model.manifest, ModelManifest)
@@ -301,7 +311,7 @@ def test_subjects_of_ones_own(model):
     "Anything that can be shown can be measured."
     inner = line_subjects(4, 1, seed=980)
     mine = [Subject(f"mine {i}", lambda c, s, i=i: inner[i].show("clean", 0), {"sequence": i}) for i in range(4)]
-    cells = film(model, mine, ["fog"], (1, 2))
+    cells = film(model, mine, FilmSettings(["fog"], (1, 2)))
     assert all((cells["fog", 1].predictions.xyxy == cells["clean", 0].predictions.xyxy).all() for _ in range(1))
 
 
@@ -309,6 +319,6 @@ def test_subjects_of_ones_own(model):
 def test_yolov8n_on_voc_pictures(real_data):
     items = read_dataset(next((real_data / "voc100").rglob("*.json")))[:30]
     model = load_model(real_data / "models" / "yolov8n_fp32_reconstructed.onnx", threads=1)
-    report = robustness(model, picture_subjects(items, model.manifest.names), ["camera_turn", "fog", "gaussian_noise"], (1, 5), draws=60)
+    report = robustness(model, picture_subjects(items, model.manifest.names), RobustnessSettings(["camera_turn", "fog", "gaussian_noise"], (1, 5), draws=60))
     assert report.sufficient and report.clean.value > 0.4 and 0.2 < report.rpc.value < 1
     assert report.cell("gaussian_noise", 5).loss.low > 0 and report.cell("gaussian_noise", 5).loss.value > report.cell("gaussian_noise", 1).loss.value

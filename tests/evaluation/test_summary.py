@@ -8,8 +8,8 @@ import pytest
 from cv_pipeline.core.types import ConfigError, DataError
 from cv_pipeline.evaluation.baseline import answer_for
 from cv_pipeline.evaluation.intervals import Finding, Verdict
-from cv_pipeline.evaluation.records import box_table
-from cv_pipeline.evaluation.summary import data_hash, evaluate_set, html_table, html_verdict
+from cv_pipeline.evaluation.records import box_table, data_hash
+from cv_pipeline.evaluation.summary import evaluate_set, html_table, html_verdict
 from cv_pipeline.evaluation.worst import cases, draw_case, worst_sheet
 from tests.helpers.eval_sets import random_set
 

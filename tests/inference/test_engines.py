@@ -221,7 +221,7 @@ def test_the_second_build_gets_the_timings_of_the_first_and_a_refused_cache_is_s
     build(options=options)
     world.story.clear()
     world.fail["set_timing_cache"] = [False, True]
-    build(options=options, rebuild=True)
+    build(options=replace(options, rebuild=True))
     assert [c for c in world.story if "timing" in c[0]] == [("create_timing_cache", b"timings"), ("set_timing_cache", False), ("create_timing_cache", b""),
                                                            ("set_timing_cache", False), ("get_timing_cache",)]
 
@@ -232,7 +232,7 @@ def test_what_is_there_and_fits_is_not_built_again(build, world, tmp_path):
     world.story.clear()
     again = build()
     assert not again.built and again.key == first.key and world.story == []
-    for change in (dict(options=BuildOptions(max_batch=2)), dict(device=replace(CARD, driver="590")), dict(version="10.17.0.1"), dict(rebuild=True)):
+    for change in (dict(options=BuildOptions(max_batch=2)), dict(device=replace(CARD, driver="590")), dict(version="10.17.0.1"), dict(options=replace(FOUR, rebuild=True))):
         assert build(**change).built, change
     build()
     data = bytearray((tmp_path / "tiny.engine").read_bytes())
@@ -250,7 +250,7 @@ def test_batches_of_fixed_and_dynamic_graphs(build, tmp_path):
 
 
 @pytest.mark.parametrize("options, problems", [
-    (dict(min_batch=0), 1), (dict(min_batch=4, max_batch=2), 1), (dict(opt_batch=True), 1), (dict(hardware="all", level=9, workspace_mb=-1), 3), (dict(max_batch=2.0), 1)])
+    (dict(min_batch=0), 1), (dict(min_batch=4, max_batch=2), 1), (dict(opt_batch=True), 1), (dict(hardware="all", level=9, workspace_mb=-1), 3), (dict(max_batch=2.0), 1), (dict(wait_s=-1), 1)])
 def test_options_list_all_their_problems(options, problems):
     with pytest.raises(ConfigError) as e:
         BuildOptions(**options)
@@ -278,9 +278,9 @@ def test_progress_stops_a_build_and_its_errors_come_out(build, tmp_path):
     assert build(progress=lambda share, phase: seen.append((share, phase))).built
     assert seen[-1][0] == 1.0 and seen == sorted(seen)
     with pytest.raises(BackendError, match="the build was stopped"):
-        build(progress=lambda share, phase: False, rebuild=True)
+        build(options=replace(FOUR, rebuild=True), progress=lambda share, phase: False)
     with pytest.raises(KeyboardInterrupt):
-        build(progress=lambda share, phase: (_ for _ in ()).throw(KeyboardInterrupt()), rebuild=True)
+        build(options=replace(FOUR, rebuild=True), progress=lambda share, phase: (_ for _ in ()).throw(KeyboardInterrupt()))
     assert build().built is False, "the engine of before still stands"
     assert not (tmp_path / ".tiny.engine.lock").exists()
 
@@ -434,7 +434,7 @@ def test_a_full_disk_leaves_the_old_engine(build, tmp_path, monkeypatch):
     def full(descriptor): raise OSError(28, "No space left on device")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(BackendError, match="No space left on device"):
-        build(rebuild=True)
+        build(options=replace(FOUR, rebuild=True))
     assert built.path.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ["tiny.engine", "tiny.onnx"]
 
 
@@ -476,7 +476,7 @@ def test_what_a_real_parser_refuses_comes_out_with_its_words(rtx, tmp_path):
     assert make(outside, options=BuildOptions(max_batch=1)).built, "external data beside the file is found"
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(BackendError, match="TensorRT cannot read the graph"):
-        make(outside, rebuild=True)
+        make(outside, options=BuildOptions(rebuild=True))
     assert not (tmp_path / "custom.engine").exists()
 
 

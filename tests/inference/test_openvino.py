@@ -15,7 +15,7 @@ from cv_pipeline.core.types import Backend, BackendError, ConfigError, ModelSpec
 from cv_pipeline.inference.backends import InvalidOutput
 from cv_pipeline.inference.loading import load_backend, load_model
 from cv_pipeline.inference.manifest import load_manifest
-from cv_pipeline.inference.openvino import OpenVINOBackend, _pieces, default_precision, read_metadata
+from cv_pipeline.inference.openvino import OpenVINOBackend, OpenVINOSettings, _pieces, default_precision, open_openvino, read_metadata
 from cv_pipeline.optimization.graphs import bytes_input, open_graph, save_graph, simplify
 from cv_pipeline.optimization.quantize import write_openvino
 from tests.helpers.services import require
@@ -49,7 +49,7 @@ def test_answers_are_those_of_onnx_runtime_for_any_batch(line, fixed, mode, stre
     feed = noise(7)
     wanted = model.backend.infer(feed)
     for path in (file, fixed):
-        backend = OpenVINOBackend(path, manifest, threads=streams or 1, mode=mode, streams=streams)
+        backend = OpenVINOBackend(path, manifest, threads=streams or 1, settings=OpenVINOSettings(mode=mode, streams=streams))
         assert isinstance(backend, Backend) and backend.settings["precision"] == "fp32" == backend.precision
         assert backend.settings["requests"] >= (streams or 1) and ("throughput" in backend.provider) == (mode == "throughput")
         backend.warmup()
@@ -63,10 +63,10 @@ def test_answers_are_those_of_onnx_runtime_for_any_batch(line, fixed, mode, stre
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_compiled_for_any_number_of_pictures_a_call(line, batch):
     model, manifest, file = line
-    backend = OpenVINOBackend(file, manifest, threads=1, batch=batch)
+    backend = OpenVINOBackend(file, manifest, threads=1, settings=OpenVINOSettings(batch=batch))
     assert backend.fixed_batch == (batch or None) and backend.max_batch == 64
     for n in (1, 3, 4): np.testing.assert_allclose(backend.infer(noise(n)), model.backend.infer(noise(n)), atol=2e-2, rtol=1e-3)
-    with pytest.raises(ConfigError, match="batch: must be"): OpenVINOBackend(file, manifest, batch=-1)
+    with pytest.raises(ConfigError, match="batch: must be"): OpenVINOSettings(batch=-1)
 
 
 def test_what_was_returned_stays(line):
@@ -85,7 +85,7 @@ def test_views_and_strides(line):
 
 
 def test_threads_take_turns(line):
-    backend, feed = OpenVINOBackend(line[2], line[1], threads=1, mode="throughput"), noise(6)
+    backend, feed = OpenVINOBackend(line[2], line[1], threads=1, settings=OpenVINOSettings(mode="throughput")), noise(6)
     wanted, wrong = backend.infer(feed), []
 
     def ask(k):
@@ -112,7 +112,7 @@ def test_the_precision_is_the_one_asked_for(line):
     default = default_precision()
     assert default in ("fp32", "bf16", "fp16")
     for precision in ("bf16", "fp16"):
-        try: backend = OpenVINOBackend(file, manifest, threads=1, precision=precision)
+        try: backend = OpenVINOBackend(file, manifest, threads=1, settings=OpenVINOSettings(precision))
         except BackendError as e: assert f"asked for is {precision}" in str(e) and "would compute in" in str(e)
         else: assert backend.precision == precision and precision in backend.provider
 
@@ -120,7 +120,7 @@ def test_the_precision_is_the_one_asked_for(line):
 def test_bfloat16_differs_and_says_so(line):
     if default_precision() != "bf16": pytest.skip("this processor has no bfloat16")
     model, manifest, file = line
-    backend, feed = OpenVINOBackend(file, manifest, threads=1, precision="bf16"), noise(1)
+    backend, feed = OpenVINOBackend(file, manifest, threads=1, settings=OpenVINOSettings("bf16")), noise(1)
     gap = np.abs(backend.infer(feed)[:, 4:] - model.backend.infer(feed)[:, 4:]).max()
     assert 0 < gap < 0.05 and "bf16" in backend.provider
 
@@ -169,11 +169,22 @@ def test_bytes_in(line, tmp_path):
 
 
 @pytest.mark.parametrize("wrong, said", [
-    ({"precision": "int8"}, "precision: must be one of"), ({"mode": "fast"}, "mode: must be"), ({"threads": -1}, "threads: must be"), ({"streams": 1.5}, "streams: must be"),
-    ({"threads": True}, "threads: must be")])
-def test_wishes_that_are_none(line, wrong, said):
-    with pytest.raises(ConfigError) as e: OpenVINOBackend(line[2], line[1], **wrong)
-    assert said in str(e.value)
+    ({"precision": "int8"}, "precision: must be one of"), ({"mode": "fast"}, "mode: must be"), ({"streams": 1.5}, "streams: must be"), ({"batch": True}, "batch: must be")])
+def test_settings_that_are_wrong_name_the_field(wrong, said):
+    with pytest.raises(ConfigError, match=said): OpenVINOSettings(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [-1, True, 1.5])
+def test_a_number_of_threads_that_is_none(line, wrong):
+    with pytest.raises(ConfigError, match="threads: must be"): OpenVINOBackend(line[2], line[1], threads=wrong)
+
+
+def test_options_of_a_manifest_are_settings(line):
+    assert open_openvino(line[2], line[1], threads=1, mode="throughput").settings["mode"] == "throughput"
+
+
+def test_an_option_that_openvino_does_not_have_is_named(line):
+    with pytest.raises(ConfigError, match="no option 'precisoin'"): open_openvino(line[2], line[1], precisoin="bf16")
 
 
 def test_files_and_devices_that_are_none(line, tmp_path):
@@ -239,5 +250,5 @@ _KEPT = []
 
 
 def _one(line):
-    if not _KEPT: _KEPT.append(OpenVINOBackend(line[2], line[1], threads=1, mode="throughput"))
+    if not _KEPT: _KEPT.append(OpenVINOBackend(line[2], line[1], threads=1, settings=OpenVINOSettings(mode="throughput")))
     return _KEPT[0]

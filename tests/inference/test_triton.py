@@ -50,8 +50,8 @@ def read_config(folder: Path):
 
 @pytest.mark.parametrize("platform", ["onnxruntime", "python"])
 def test_the_configuration_is_what_tritons_schema_says(tmp_path, platform):
-    options = ServeOptions(platform, max_batch=16, preferred=(4, 8), max_queue_delay_ms=1.5, max_queue=7, instances=2, threads=3, timeout_s=0.25)
-    folders = write_repository("factory_line", tmp_path, options, name="line", ends=True)
+    options = ServeOptions(platform, max_batch=16, preferred=(4, 8), max_queue_delay_ms=1.5, max_queue=7, instances=2, threads=3, timeout_s=0.25, ends=True)
+    folders = write_repository("factory_line", tmp_path, options, name="line")
     assert sorted(folders) == ["line", "line-before", "line-behind", "line-detect"]
     c = read_config(folders["line"])
     assert (c.name, c.backend, c.max_batch_size, list(c.input[0].dims), list(c.output[0].dims)) == ("line", platform, 16, [3, 320, 320], [9, 2100])
@@ -229,7 +229,7 @@ def server(tmp_path_factory):
         pytest.skip("no tritonserver here: it lies in its own environment, see the Makefile, or CV_PIPELINE_TRITON")
     work = tmp_path_factory.mktemp("triton")
     options = ServeOptions("python", max_batch=8, preferred=(4, 8), max_queue_delay_ms=20, threads=1)
-    write_repository("factory_line", work / "repository", options, name="line", ends=True)
+    write_repository("factory_line", work / "repository", replace(options, ends=True), name="line")
     write_repository(fixed_batch_model(work), work / "repository", replace(options, max_batch=0, preferred=()), name="one")
     write_repository("factory_line", work / "repository", replace(options, max_batch=1, preferred=(), max_queue=1), name="small")
     made = TritonServer(home, work / "repository", work)

@@ -13,7 +13,7 @@ from cv_pipeline.core.types import ConfigError, DataError, Detections, Frame, Fr
 from cv_pipeline.monitoring import drift as D
 from cv_pipeline.monitoring import statistics as S
 from cv_pipeline.monitoring.drift_report import control_charts, drift_of_log, drifted_pictures, kept_beside, observed_of, periods_of
-from cv_pipeline.monitoring.telemetry import STATISTICS, TelemetrySink, read_log
+from cv_pipeline.monitoring.telemetry import STATISTICS, LogSettings, TelemetrySink, read_log
 
 CLASSES = ("gear", "bolt", "nut")
 
@@ -318,7 +318,7 @@ def log_folder(tmp_path_factory):
 
     folder, rng = tmp_path_factory.mktemp("drift") / "log", np.random.default_rng(0)
     for camera in ("north", "south"): (folder / "frames_kept" / camera).mkdir(parents=True)
-    sink = TelemetrySink(folder, part_rows=50)
+    sink = TelemetrySink(folder, LogSettings(part_rows=50))
     for k, camera in enumerate(("north", "south")):
         for i in range(400):
             dark = 60 if k == 1 and i >= 200 else 0

@@ -21,7 +21,17 @@ from cv_pipeline.core import files
 from cv_pipeline.core.config import load_config
 from cv_pipeline.core.types import ConfigError, DataError, Detections, Frame, FrameResult, SinkError
 from cv_pipeline.monitoring import telemetry
-from cv_pipeline.monitoring.telemetry import CELLS, Descriptor, TelemetrySink, camera_folder, frame_statistics, instant, log_bytes, read_log
+from cv_pipeline.monitoring.telemetry import (
+    CELLS,
+    Descriptor,
+    LogSettings,
+    TelemetrySink,
+    camera_folder,
+    frame_statistics,
+    instant,
+    log_bytes,
+    read_log,
+)
 from cv_pipeline.service.assembly import run_config
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.conditions import Conditions
@@ -42,7 +52,8 @@ def looked(number=0, camera="gate", boxes=2, at=None, asked=True, status="ok", m
 
 
 def written(folder, results, **options):
-    sink = TelemetrySink(folder, **options)
+    how = {name: options.pop(name) for name in ("listeners", "clock", "now") if name in options}
+    sink = TelemetrySink(folder, LogSettings(**options), **how)
     for r in results:
         sink.write(r)
     sink.close()
@@ -109,7 +120,7 @@ def test_the_fast_way_to_blur_and_noise_gives_the_same_numbers(h, w):
 
 
 def test_a_killed_run_leaves_whole_files_and_what_was_flushed(tmp_path):
-    code = ("import sys, os\nsys.path.insert(0, os.getcwd())\nfrom tests.monitoring.test_telemetry import *\nsink = TelemetrySink(sys.argv[1], part_rows=10)\n"
+    code = ("import sys, os\nsys.path.insert(0, os.getcwd())\nfrom tests.monitoring.test_telemetry import *\nsink = TelemetrySink(sys.argv[1], LogSettings(part_rows=10))\n"
             "for k in range(10**9):\n    sink.write(looked(k))\n    if k == 200: sink._writer.settle(0); print('go', flush=True)\n")
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
     assert process.stdout.readline() == b"go\n"
@@ -157,7 +168,7 @@ class FullDisk:
 
 def test_a_full_disk_is_an_error_and_nothing_is_lost_when_there_is_room_again(tmp_path, monkeypatch):
     disk = FullDisk(monkeypatch, 2)
-    sink = TelemetrySink(tmp_path, part_rows=10)
+    sink = TelemetrySink(tmp_path, LogSettings(part_rows=10))
     with pytest.raises(SinkError, match="the disk is full"):
         for k in range(200):
             sink.write(looked(k))
@@ -172,7 +183,7 @@ def test_a_full_disk_is_an_error_and_nothing_is_lost_when_there_is_room_again(tm
 
 def test_a_disk_that_stays_full_is_an_error_when_closing(tmp_path, monkeypatch):
     FullDisk(monkeypatch, 0)
-    sink = TelemetrySink(tmp_path, part_rows=1000)
+    sink = TelemetrySink(tmp_path, LogSettings(part_rows=1000))
     sink.write(looked(0))
     with pytest.raises(SinkError, match="the disk is full"):
         sink.close()
@@ -188,7 +199,7 @@ def test_a_full_disk_ends_the_run_as_with_other_sinks(tmp_path, monkeypatch):
 
 def test_parts_roll_by_time_also_for_a_camera_that_fell_silent(tmp_path):
     clock = iter([0.0, 1.0, 60.5]).__next__
-    sink = TelemetrySink(tmp_path, part_rows=1000, part_seconds=60, clock=clock)
+    sink = TelemetrySink(tmp_path, LogSettings(part_rows=1000, part_seconds=60), clock=clock)
     sink.write(looked(0, "silent"))
     sink.write(looked(0, "busy"))
     sink.write(looked(1, "busy"))
@@ -317,11 +328,17 @@ def test_the_oldest_days_go_when_the_log_is_full_and_the_newest_part_stays(tmp_p
     assert log.frames["frame_id"].tolist() == list(range(40, 60)) and "2026-06-01 in part" in log.notes[0]
 
 
-def test_no_log_and_wrong_settings():
+def test_no_log():
     with pytest.raises(DataError, match="no prediction log here"):
         read_log("/nonexistent")
-    with pytest.raises(ConfigError, match="embed_every 0"):
-        TelemetrySink("/tmp/never", embed_every=0)
+
+
+@pytest.mark.parametrize("wrong, said", [
+    ({"embed_every": 0}, "embed_every: 0"), ({"part_rows": 0}, "part_rows: 0"), ({"unasked_fps": 0}, "unasked_fps: 0"),
+    ({"part_seconds": -1}, "part_seconds: -1"), ({"max_bytes": 0}, "max_bytes: 0")])
+def test_settings_that_are_wrong_name_the_field(wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        LogSettings(**wrong)
 
 
 def test_duckdb_reads_the_folders(tmp_path):
@@ -378,7 +395,7 @@ def test_a_new_day_merges_the_day_before(tmp_path):
 
 def test_a_full_disk_with_many_cameras_loses_no_camera(tmp_path, monkeypatch):
     disk = FullDisk(monkeypatch, 0)
-    sink = TelemetrySink(tmp_path, part_rows=10)
+    sink = TelemetrySink(tmp_path, LogSettings(part_rows=10))
     for k in range(9):
         for camera in "bcdef": sink.write(looked(k, camera))
     for k in range(10): sink.write(looked(k, "a"))  # full: it goes to the writer, and fails there
@@ -391,7 +408,7 @@ def test_a_full_disk_with_many_cameras_loses_no_camera(tmp_path, monkeypatch):
 
 def test_a_disk_that_is_full_again_and_again_keeps_every_buffer(tmp_path, monkeypatch):
     disk = FullDisk(monkeypatch, 0)
-    sink = TelemetrySink(tmp_path, part_rows=1000)
+    sink = TelemetrySink(tmp_path, LogSettings(part_rows=1000))
     for k in range(6): sink.write(looked(k, f"camera {k}"))
     with pytest.raises(SinkError, match="the disk is full"): sink.flush()
     disk.left = 5  # room for two cameras and the boxes of a third
@@ -510,7 +527,7 @@ def test_a_clock_of_the_next_century_neither_deletes_today_nor_stops_merging(tmp
 
 
 def test_runs_that_share_a_folder_share_its_limit(tmp_path):
-    sinks, top = [TelemetrySink(tmp_path, part_rows=10, max_bytes=100_000) for _ in range(3)], 0
+    sinks, top = [TelemetrySink(tmp_path, LogSettings(part_rows=10, max_bytes=100_000)) for _ in range(3)], 0
     for k in range(150):
         for c, sink in enumerate(sinks): sink.write(looked(k, f"camera {c}", at=NOON + timedelta(seconds=k)))
         if k % 10 == 9:
@@ -530,7 +547,7 @@ def test_boxes_without_frames_are_deleted_too(tmp_path):
 
 def test_merging_does_not_make_clocks_run_backwards(tmp_path):
     for run in range(5): written(tmp_path, [looked(k, at=NOON + timedelta(hours=run, seconds=k)) for k in range(20)], part_rows=10)
-    first, second = TelemetrySink(tmp_path, part_rows=10), TelemetrySink(tmp_path, part_rows=10)
+    first, second = TelemetrySink(tmp_path, LogSettings(part_rows=10)), TelemetrySink(tmp_path, LogSettings(part_rows=10))
     for k in range(40):  # two that run at the same time
         first.write(looked(2 * k, at=NOON + timedelta(hours=6, seconds=2 * k))); second.write(looked(2 * k + 1, at=NOON + timedelta(hours=6, seconds=2 * k + 1)))
     first.close(); second.close()

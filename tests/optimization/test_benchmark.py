@@ -17,6 +17,7 @@ from cv_pipeline.inference.openvino import default_precision
 from cv_pipeline.optimization import benchmark as room
 from cv_pipeline.optimization.benchmark import (
     Benchmark,
+    BenchmarkSettings,
     Worker,
     accuracy,
     chosen_variants,
@@ -36,6 +37,8 @@ from cv_pipeline.optimization.benchmark import (
     write_benchmark,
 )
 from tests.helpers.services import require
+
+SHORT = BenchmarkSettings(backends=("onnxruntime",), batches=(1,), threads=(1,), seconds=0.05, rounds=2, fit=False)
 
 
 def table(call, batches=(1, 2, 4, 8, 16, 32), artefact="x", threads=1):
@@ -128,7 +131,8 @@ def test_energy_over_the_wrap_of_a_counter(start, used):
 def bundled(tmp_path_factory) -> tuple[Benchmark, object]:
     out = tmp_path_factory.mktemp("benchmark") / "deep" / "er"
     stories = []
-    b = run_benchmark("factory_line", out, batches=(1, 4), threads=(1,), data=_line(out.parent / "line", 18), seconds=0.6, rounds=3, latency_budget_ms=400, tell=stories.append)
+    quick = BenchmarkSettings(batches=(1, 4), threads=(1,), seconds=0.6, rounds=3, latency_budget_ms=400)
+    b = run_benchmark("factory_line", out, _line(out.parent / "line", 18), quick, tell=stories.append)
     assert any("round 3 of 3" in s for s in stories)
     return b, out
 
@@ -195,12 +199,23 @@ def test_two_runs_are_compared_with_their_own_variation(bundled):
     assert "No case is in both runs" in comparison_markdown(replace(b, rows=[]), b)
 
 
+@pytest.mark.parametrize("wrong, said", [
+    ({"batches": (4, 0)}, "batches: "), ({"batches": ()}, "batches: "), ({"threads": ()}, "threads: "), ({"threads": (-1,)}, "threads: "),
+    ({"seconds": 0}, "seconds: 0"), ({"rounds": 1}, "rounds: 1")])
+def test_settings_that_are_wrong_name_the_field(wrong, said):
+    with pytest.raises(ConfigError, match=said): BenchmarkSettings(**wrong)
+
+
+def test_a_number_of_threads_is_measured_once():
+    assert BenchmarkSettings(threads=(2, 1, 2)).thread_counts() == (2, 1)
+
+
 def test_bad_settings_and_files_are_typed_errors(tmp_path, bundled):
     b, _ = bundled
-    with pytest.raises(ConfigError, match="4 problems|batches.*\n.*threads.*\n.*seconds.*\n.*rounds"): run_benchmark("factory_line", batches=(), threads=(-1,), seconds=0, rounds=1)
-    with pytest.raises(ConfigError, match="nothing called 'int4'"): run_benchmark("factory_line", backends=("int4",))
+    with pytest.raises(ConfigError, match="4 problems|batches.*\n.*threads.*\n.*seconds.*\n.*rounds"): BenchmarkSettings(batches=(), threads=(-1,), seconds=0, rounds=1)
+    with pytest.raises(ConfigError, match="nothing called 'int4'"): run_benchmark("factory_line", settings=BenchmarkSettings(backends=("int4",)))
     with pytest.raises(BackendError, match="no such model"): run_benchmark(tmp_path / "nothing.onnx")
-    with pytest.raises(DataError, match="no such dataset"): run_benchmark("factory_line", backends=("onnxruntime",), batches=(1,), threads=(1,), seconds=0.01, rounds=2, fit=False, data=tmp_path / "no")
+    with pytest.raises(DataError, match="no such dataset"): run_benchmark("factory_line", data=tmp_path / "no", settings=replace(SHORT, seconds=0.01))
     (tmp_path / "file").write_text("x")
     with pytest.raises(SinkError, match="cannot write the benchmark"): write_benchmark(b, tmp_path / "file" / "out")
     for text in ("", "{", "[]", '{"format": 2, "rows": []}', '{"format": 1, "rows": []}'):
@@ -214,7 +229,7 @@ def test_files_that_cannot_run_stay_in_the_table_with_their_reason(tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"rubbish")
     rows = [asdict(Artefact("broken.onnx", "onnxruntime", "int8")), asdict(Artefact("x.engine", "tensorrt", "fp16"))]
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest.to_dict(), "artefacts": rows}))
-    b = run_benchmark(tmp_path, backends=("onnxruntime", "tensorrt"), batches=(1,), threads=(1,), seconds=0.05, rounds=2, fit=False)
+    b = run_benchmark(tmp_path, settings=replace(SHORT, backends=("onnxruntime", "tensorrt")))
     errors = {r["artefact"]: r["error"] for r in b.rows}
     assert errors["model.onnx on onnxruntime"] == "" and "cannot open it" in errors["broken.onnx on onnxruntime"] and "'x.engine' is not there" in errors["x.engine on tensorrt"]
     assert "not measured: ONNX Runtime cannot open it" in to_markdown(b) and sum("broken.onnx" in n for n in b.notes) == 1
@@ -274,7 +289,7 @@ def test_the_largest_batch_that_fits(limit, dies, fixed, most, largest, why):
 def test_a_fixed_batch_and_another_preprocessing_are_measured_as_they_are(real_data, tmp_path):
     from tests.helpers.manifests import YOLOX
     (tmp_path / "yolox.yaml").write_text(YOLOX)
-    b = run_benchmark(real_data / "models" / "yolox_nano.onnx", spec=tmp_path / "yolox.yaml", backends=("onnxruntime",), batches=(1, 4), threads=(1,), seconds=0.3, rounds=2, fit=True)
+    b = run_benchmark(real_data / "models" / "yolox_nano.onnx", spec=tmp_path / "yolox.yaml", settings=replace(SHORT, batches=(1, 4), seconds=0.3, fit=True))
     assert [r["batch"] for r in b.rows] == [1] and b.fit["largest"] == 1
     assert any("takes exactly 1" in n for n in b.notes)
 
@@ -283,7 +298,7 @@ def test_a_fixed_batch_and_another_preprocessing_are_measured_as_they_are(real_d
 def test_gpu_memory_is_read():
     require("pynvml")
     if not room.machine()["gpus"]: pytest.skip("no GPU here: not measured")
-    b = run_benchmark("factory_line", batches=(1,), threads=(1,), providers=["CUDAExecutionProvider"], seconds=0.2, rounds=2, fit=False)
+    b = run_benchmark("factory_line", settings=replace(SHORT, backends=(), providers=["CUDAExecutionProvider"], seconds=0.2))
     assert b.rows[0]["gpu_mib"] > 0
 
 

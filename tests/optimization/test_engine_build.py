@@ -12,7 +12,7 @@ from cv_pipeline.inference.loading import load_backend
 from cv_pipeline.inference.manifest import Artefact, load_manifest, save_manifest
 from cv_pipeline.inference.onnx import OnnxBackend
 from cv_pipeline.inference.tensorrt import TensorRTBackend
-from cv_pipeline.optimization.engine_build import build_model, pick_source, probe_batch, scores_of, verify_engine
+from cv_pipeline.optimization.engine_build import EngineSettings, build_model, pick_source, probe_batch, scores_of, verify_engine
 from tests.helpers import tensorrt_imitation
 from tests.helpers.tiny_detectors import manifest, tiny
 
@@ -20,6 +20,10 @@ pytestmark = pytest.mark.slow
 
 CARD = DeviceInfo(0, "Imitated Card", (8, 9), "CUDA 13.2", 24 << 30)
 YES = {"accepted": True}
+
+
+def test_a_card_has_no_negative_number():
+    with pytest.raises(ConfigError, match="device: -1"): EngineSettings(device=-1)
 
 
 @pytest.fixture
@@ -40,8 +44,9 @@ def build(folder):
 
     def open_engine(path, made_for): return TensorRTBackend(path, made_for, device=CudaDevice(CARD, tensorrt_imitation.cuda_runtime(world)), trt=trt)
 
-    def make(model=folder, **more):
-        return build_model(model, **{"info": CARD, "trt": trt, "open_engine": open_engine, "options": BuildOptions(max_batch=4), **more})
+    def make(model=folder, file=None, **more):
+        settings = EngineSettings(file, BuildOptions(max_batch=4))
+        return build_model(model, settings=settings, **{"info": CARD, "trt": trt, "open_engine": open_engine, **more})
     make.world, make.open_engine = world, open_engine
     return make
 

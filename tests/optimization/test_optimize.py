@@ -31,6 +31,7 @@ from cv_pipeline.optimization.graphs import open_graph, save_graph
 from cv_pipeline.optimization.optimize import (
     DEFAULT_STEPS,
     STEPS,
+    OptimizeSettings,
     Step,
     _decide,
     accuracy_gate,
@@ -39,6 +40,7 @@ from cv_pipeline.optimization.optimize import (
     verify,
 )
 from cv_pipeline.optimization.parity import ParityError
+from cv_pipeline.optimization.prune import PruneSettings
 from cv_pipeline.optimization.quantize import CalibrationWarning, quantize_cpu
 from tests.helpers.choosing import choose
 from tests.helpers.services import require
@@ -54,6 +56,8 @@ STEPS_HERE = (
     "openvino-bf16",
     "fp32-bytes",
 )
+
+FLOAT = OptimizeSettings(("fp32",), draws=10, threads=1)
 
 require("openvino")
 
@@ -73,7 +77,7 @@ def made(pictures, tmp_path_factory):
     said = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        report = optimize("factory_line", out, items, calibration, STEPS_HERE, columns=columns, draws=200, max_loss=0.02, threads=1, progress=said.append)
+        report = optimize("factory_line", out, items, calibration, OptimizeSettings(STEPS_HERE, max_loss=0.02, draws=200, threads=1), columns=columns, progress=said.append)
     return out, report, said
 
 
@@ -314,13 +318,13 @@ def broken_step(keep=()):
 def test_a_broken_file_is_never_written(pictures, tmp_path, monkeypatch):
     "Everything quantised: parity refuses, the folder does not hold it, the report says why."
     monkeypatch.setitem(room.STEPS, "int8", broken_step())
-    report = optimize("factory_line", tmp_path / "m", pictures[0], pictures[2], ("int8",), draws=20, spare=(), threads=1)
+    report = optimize("factory_line", tmp_path / "m", pictures[0], pictures[2], OptimizeSettings(("int8",), draws=20, spare=(), threads=1))
     assert not report["int8"].accepted and "scores are all the same" in report["int8"].problem
     assert files(tmp_path / "m") == ["manifest.json", "model.onnx"] and [a.file for a in load_manifest(tmp_path / "m")[0].artefacts] == ["model.onnx"]
 
 
 def test_a_failed_gate_writes_nothing_and_says_where(pictures, tmp_path):
-    report = optimize("factory_line", tmp_path / "m", pictures[0], None, ("pruned",), draws=50, prune=0.3, threads=1)
+    report = optimize("factory_line", tmp_path / "m", pictures[0], None, OptimizeSettings(("pruned",), draws=50, prune=PruneSettings(0.3), threads=1))
     failed = report["pruned"]
     assert not failed.accepted and failed.gate.verdict == "FAIL" and "proven" in failed.problem
     assert failed.gate.worst[0][2] < failed.gate.worst[0][1] and {"gear", "large objects"} & {w[0] for w in failed.gate.worst}
@@ -334,13 +338,13 @@ def test_without_a_good_float_file_there_is_no_folder(pictures, tmp_path, monkey
             if len(t.dims) == 4: t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t) * 0.5, t.name))
         return save_graph(graph, p)
     monkeypatch.setitem(room.STEPS, "fp32", replace(STEPS["fp32"], make=spoilt))
-    with pytest.raises(ParityError, match="not even the simplified float file"): optimize("factory_line", tmp_path / "m", pictures[0], None, ("fp32",), draws=20, threads=1)
+    with pytest.raises(ParityError, match="not even the simplified float file"): optimize("factory_line", tmp_path / "m", pictures[0], None, OptimizeSettings(("fp32",), draws=20, threads=1))
     assert files(tmp_path) == []
 
 
 def test_too_few_pictures_judge_nothing(pictures, tmp_path):
     "Same arithmetic passes by parity; whatever rounds is refused."
-    report = optimize("factory_line", tmp_path / "m", pictures[0][:6], pictures[2], ("fp16", "openvino"), draws=20, threads=1)
+    report = optimize("factory_line", tmp_path / "m", pictures[0][:6], pictures[2], OptimizeSettings(("fp16", "openvino"), draws=20, threads=1))
     assert report["fp32"].accepted and report["openvino"].accepted and not report["fp16"].accepted and "cannot judge" in report["fp16"].problem
     assert not (tmp_path / "m" / "model_fp16.onnx").exists()
 
@@ -354,24 +358,32 @@ def test_sensitive_layers_are_left_in_float(pictures, tmp_path, monkeypatch):
         return real(graph, ranges, limits, keep if len(asked) > 1 else ())
     monkeypatch.setattr(room, "quantize_cpu", fussy)
     monkeypatch.setattr(room, "sensitivity", lambda graph, *a, **k: [(n.name, 1.0) for n in graph.graph.node if n.op_type == "Conv"][:6])
-    report = optimize("factory_line", tmp_path / "m", pictures[0], pictures[2], ("int8",), draws=50, max_loss=0.05, threads=1)
+    report = optimize("factory_line", tmp_path / "m", pictures[0], pictures[2], OptimizeSettings(("int8",), draws=50, max_loss=0.05, threads=1))
     assert report["int8"].accepted and len(report["int8"].spared) == 4 and asked[1] == asked[0] + 4
     assert report["int8"].artefact.made["in float besides the head"] == list(report["int8"].spared)
 
 
 def test_calibrating_with_the_pictures_of_the_gate_is_noted(pictures, tmp_path):
-    report = optimize("factory_line", tmp_path / "m", pictures[0], pictures[0], ("int8",), draws=20, spare=(), threads=1)
+    report = optimize("factory_line", tmp_path / "m", pictures[0], pictures[0], OptimizeSettings(("int8",), draws=20, spare=(), threads=1))
     assert any("were also calibrated with" in n for n in report.notes) and "Note:" in report.markdown()
 
 
 @pytest.mark.parametrize("change, error, said", [
-    ({"steps": ("int4",)}, ConfigError, "no step 'int4'"), ({"max_loss": 1.5}, ConfigError, "share of AP"), ({"frozen": []}, DataError, "no labelled picture"),
-    ({"calibration": "nowhere"}, DataError, "no such folder of calibration"), ({"keep": ("Conv_999",)}, ConfigError, "no node 'Conv_999'"),
+    ({"settings": {"steps": ("int4",)}}, ConfigError, "no step 'int4'"), ({"settings": {"max_loss": 1.5}}, ConfigError, "share of AP"), ({"frozen": []}, DataError, "no labelled picture"),
+    ({"calibration": "nowhere"}, DataError, "no such folder of calibration"), ({"settings": {"keep": ("Conv_999",)}}, ConfigError, "no node 'Conv_999'"),
     ({"model": "nowhere.onnx"}, BackendError, "nowhere.onnx"), ({"model": "nowhere.pt"}, BackendError, "no such checkpoint")])
 def test_wishes_that_cannot_be_granted(pictures, tmp_path, change, error, said):
-    wish = {"model": "factory_line", "out": tmp_path / "m", "frozen": pictures[0], "steps": ("fp32",), "draws": 10, "threads": 1, **change}
-    with pytest.raises(error) as e: optimize(**wish)
+    settings = {"steps": ("fp32",), "draws": 10, "threads": 1, **change.pop("settings", {})}
+    wish = {"model": "factory_line", "out": tmp_path / "m", "frozen": pictures[0], **change}
+    with pytest.raises(error) as e: optimize(**wish, settings=OptimizeSettings(**settings))
     assert said in str(e.value) and files(tmp_path) == []
+
+
+@pytest.mark.parametrize("wrong, said", [
+    ({"steps": ("int8", "int4")}, "steps: there is no step 'int4'"), ({"max_loss": -0.1}, "max_loss: "), ({"max_loss": 1.0}, "max_loss: "),
+    ({"draws": 0}, "draws: 0"), ({"pictures": 0}, "pictures: 0"), ({"spare": (4, 0)}, "spare: "), ({"threads": -1}, "threads: -1")])
+def test_settings_that_are_wrong_name_the_field(wrong, said):
+    with pytest.raises(ConfigError, match=said): OptimizeSettings(**wrong)
 
 
 def test_models_that_cannot_be_started_from(pictures, tmp_path):
@@ -383,38 +395,38 @@ def test_models_that_cannot_be_started_from(pictures, tmp_path):
     graph.graph.initializer.append(numpy_helper.from_array(np.float32(1), "s"))
     save_graph(graph, quantised / "model.onnx")
     save_manifest(replace(manifest, sha256=""), quantised)
-    with pytest.raises(BackendError, match="quantised already"): optimize(quantised, tmp_path / "m", pictures[0], steps=("fp32",), threads=1)
+    with pytest.raises(BackendError, match="quantised already"): optimize(quantised, tmp_path / "m", pictures[0], settings=FLOAT)
     graph = open_graph(file)
     graph.graph.initializer.extend([numpy_helper.from_array(np.float32(np.zeros((1, 2, 4))), "nb"), numpy_helper.from_array(np.float32(np.zeros((1, 1, 2))), "ns")])
     graph.graph.node.append(helper.make_node("NonMaxSuppression", ["nb", "ns"], ["rows"], name="nms"))
     save_graph(graph, quantised / "model.onnx")
     save_manifest(replace(manifest, sha256=""), quantised)
-    with pytest.raises(BackendError, match="suppression lies inside the graph"): optimize(quantised, tmp_path / "m", pictures[0], steps=("fp32",), threads=1)
+    with pytest.raises(BackendError, match="suppression lies inside the graph"): optimize(quantised, tmp_path / "m", pictures[0], settings=FLOAT)
     assert files(tmp_path) == ["q"]
 
 
 def test_a_folder_that_is_there(pictures, tmp_path):
-    run = lambda **k: optimize("factory_line", tmp_path / "m", pictures[0][:3], steps=("openvino",), draws=10, threads=1, **k)
+    run = lambda: optimize("factory_line", tmp_path / "m", pictures[0][:3], settings=OptimizeSettings(("openvino",), draws=10, threads=1))
     run()
     (tmp_path / "m" / "gpu.engine").write_bytes(b"somebody's own")
     with pytest.raises(ConfigError, match="there is a model in this folder already"): run()
-    optimize("factory_line", tmp_path / "m", pictures[0][:3], steps=("fp32",), draws=10, threads=1, overwrite=True)
+    optimize("factory_line", tmp_path / "m", pictures[0][:3], settings=replace(FLOAT, overwrite=True))
     assert files(tmp_path / "m") == ["gpu.engine", "manifest.json", "model.onnx"], "files that the old manifest named went, others stayed"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; tested below by another way")
 def test_a_folder_that_cannot_be_written(pictures, tmp_path):
     (tmp_path / "ro").mkdir(mode=0o555)
-    with pytest.raises(ConfigError, match="cannot be written"): optimize("factory_line", tmp_path / "ro" / "m", pictures[0], steps=("fp32",), threads=1)
+    with pytest.raises(ConfigError, match="cannot be written"): optimize("factory_line", tmp_path / "ro" / "m", pictures[0], settings=FLOAT)
 
 
 def test_a_folder_where_there_can_be_none(pictures, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ConfigError, match="cannot be written"): optimize("factory_line", tmp_path / "file" / "m", pictures[0], steps=("fp32",), threads=1)
+    with pytest.raises(ConfigError, match="cannot be written"): optimize("factory_line", tmp_path / "file" / "m", pictures[0], settings=FLOAT)
     def refused(folder): raise PermissionError(13, "Permission denied")
     monkeypatch.setattr(room, "_writable", refused)
     (tmp_path / "m").mkdir()
-    with pytest.raises(ConfigError, match="cannot be written: Permission denied"): optimize("factory_line", tmp_path / "m", pictures[0], steps=("fp32",), threads=1)
+    with pytest.raises(ConfigError, match="cannot be written: Permission denied"): optimize("factory_line", tmp_path / "m", pictures[0], settings=FLOAT)
     assert files(tmp_path / "m") == []
 
 
@@ -424,11 +436,11 @@ def test_two_processes_do_not_write_one_folder(pictures, tmp_path):
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "m")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline().strip() == "held"
-        with pytest.raises(BackendError, match="is building it right now"): optimize("factory_line", tmp_path / "m", pictures[0], steps=("fp32",), threads=1)
+        with pytest.raises(BackendError, match="is building it right now"): optimize("factory_line", tmp_path / "m", pictures[0], settings=FLOAT)
         other.communicate("\n", timeout=30)
     finally: other.kill()
     assert files(tmp_path) == []
-    optimize("factory_line", tmp_path / "m", pictures[0][:3], steps=("fp32",), draws=10, threads=1)
+    optimize("factory_line", tmp_path / "m", pictures[0][:3], settings=FLOAT)
 
 
 # the gate
@@ -468,7 +480,7 @@ def test_steps_are_consistent():
 
 
 def test_few_calibration_pictures_warn(pictures, tmp_path):
-    with pytest.warns(CalibrationWarning, match="only 9 pictures"): report = optimize("factory_line", tmp_path / "m", pictures[0], pictures[2], ("fp32",), draws=10, threads=1)
+    with pytest.warns(CalibrationWarning, match="only 9 pictures"): report = optimize("factory_line", tmp_path / "m", pictures[0], pictures[2], FLOAT)
     assert any("only 9 pictures" in n for n in report.notes)
 
 
@@ -486,6 +498,6 @@ def test_from_a_checkpoint(pictures, tmp_path):
     net = YOLO("yolov8n.yaml")
     net.model.names = {i: n for i, n in enumerate(("gear", "bolt", "nut", "bracket", "defect"))} | {i: f"x{i}" for i in range(5, 80)}
     net.save(tmp_path / "net" / "net.pt")
-    report = optimize(tmp_path / "net" / "net.pt", tmp_path / "m", pictures[0][:4], steps=("fp32",), draws=10, imgsz=64, threads=1)
+    report = optimize(tmp_path / "net" / "net.pt", tmp_path / "m", pictures[0][:4], settings=replace(FLOAT, imgsz=64))
     manifest, _ = load_manifest(tmp_path / "m")
     assert report["fp32"].accepted and manifest.names[:2] == ("gear", "bolt") and manifest.preprocess.imgsz == (64, 64) and files(tmp_path / "net") == ["net.pt"]

@@ -16,8 +16,8 @@ from ultralytics.nn.tasks import DetectionModel
 
 from cv_pipeline.core.types import BackendError, ConfigError, DataError
 from cv_pipeline.inference.loading import load_model
-from cv_pipeline.optimization.optimize import optimize
-from cv_pipeline.optimization.prune import channel_worth, prunable_layers, prune_and_train, take_channels
+from cv_pipeline.optimization.optimize import OptimizeSettings, optimize
+from cv_pipeline.optimization.prune import PruneSettings, _trainer_options, channel_worth, prunable_layers, prune_and_train, take_channels
 from cv_pipeline.synthetic.parts import CLASS_NAMES
 
 pytestmark = pytest.mark.slow
@@ -71,10 +71,10 @@ def test_the_loudest_channels_stay():
 def test_training_keeps_the_narrow_network_and_the_gate_judges_it(trained, tmp_path):
     folder, data = trained
     said = []
-    made = prune_and_train(folder / "fresh.pt", data, tmp_path / "lean.pt", 0.5, epochs=1, imgsz=64, batch=6, progress=said.append)
+    made = prune_and_train(folder / "fresh.pt", data, tmp_path / "lean.pt", PruneSettings(0.5, epochs=1, imgsz=64, batch=6), progress=said.append)
     count = lambda path: sum(p.numel() for p in YOLO(path).model.parameters())
     assert count(made) < 0.8 * count(folder / "fresh.pt") and "channels out" in said[0] and sum("epoch" in s for s in said[1:]) == 1
-    report = optimize(folder / "fresh.pt", tmp_path / "m", data.parent, steps=("pruned",), prune=0.5, imgsz=64, retrain=data, epochs=1, draws=20)
+    report = optimize(folder / "fresh.pt", tmp_path / "m", data.parent, settings=OptimizeSettings(("pruned",), draws=20, prune=PruneSettings(0.5, epochs=1), retrain=data, imgsz=64))
     pruned = report["pruned"]
     assert not pruned.accepted and not (tmp_path / "m" / "model_pruned.onnx").exists()  # nothing was learnt, and so few pictures prove nothing
     assert load_model(tmp_path / "m").manifest.names == tuple(CLASS_NAMES)
@@ -85,15 +85,25 @@ def test_shares_that_are_none(share):
     with pytest.raises(ConfigError, match="share to prune"): take_channels(network(), share)
 
 
+@pytest.mark.parametrize("wrong, said", [
+    ({"share": 1.0}, "share to prune"), ({"epochs": 0}, "epochs: 0 is below 1: at least one epoch"),
+    ({"imgsz": 0}, "imgsz: 0"), ({"batch": 0}, "batch: 0")])
+def test_settings_of_pruning_that_are_wrong(wrong, said):
+    with pytest.raises(ConfigError, match=said): PruneSettings(**wrong)
+
+
+def test_options_of_the_trainer_come_last():
+    assert _trainer_options(PruneSettings(epochs=4, trainer={"lr0": 0.1}))["lr0"] == 0.1
+
+
 def test_bad_input_is_named_before_any_training(trained, tmp_path):
     folder, data = trained
     with pytest.raises(BackendError, match="no such checkpoint"): prune_and_train(tmp_path / "nowhere.pt", data, tmp_path / "x.pt")
     with pytest.raises(DataError, match=r"not a data.yaml"): prune_and_train(folder / "fresh.pt", tmp_path / "nowhere.yaml", tmp_path / "x.pt")
-    with pytest.raises(ConfigError, match="at least one epoch"): prune_and_train(folder / "fresh.pt", data, tmp_path / "x.pt", epochs=0)
     other = tmp_path / "other.yaml"
     other.write_text(data.read_text().replace("gear", "cog"))
     with pytest.raises(DataError, match="other classes than the checkpoint"): prune_and_train(folder / "fresh.pt", other, tmp_path / "x.pt")
     (tmp_path / "broken.pt").write_bytes(b"no")
     with pytest.raises(BackendError, match="cannot open it"): prune_and_train(tmp_path / "broken.pt", data, tmp_path / "x.pt")
-    with pytest.raises(ConfigError, match="only an Ultralytics checkpoint"): optimize("factory_line", tmp_path / "m", data.parent, retrain=data)
+    with pytest.raises(ConfigError, match="only an Ultralytics checkpoint"): optimize("factory_line", tmp_path / "m", data.parent, settings=OptimizeSettings(retrain=data))
     assert not (tmp_path / "x.pt").exists()

@@ -11,10 +11,23 @@ from cv_pipeline.core.types import ConfigError, DataError, Detections, box_iou
 from cv_pipeline.inference.manifest import ModelManifest, PostprocessSpec, load_manifest, save_manifest
 from cv_pipeline.inference.postprocess import Postprocessor
 from cv_pipeline.inference.preprocess import Preprocessor, fit
-from cv_pipeline.optimization.tuning import achieved, collect, evaluate, judge, match, parse_objective, summarise, sweep, tune
+from cv_pipeline.optimization.tuning import (
+    TuningSettings,
+    achieved,
+    collect,
+    evaluate,
+    judge,
+    match,
+    parse_objective,
+    summarise,
+    sweep,
+    tune,
+    tune_model,
+)
 from tests.helpers.services import require
 
 NAMES, SIZE = ("a", "b", "c"), (64, 64)
+PER_CLASS = TuningSettings(per_class=True)
 PLACE = fit(128, 128, SIZE)  # pictures are twice the network input
 
 
@@ -148,7 +161,8 @@ def test_unknown_objectives(text):
 def test_the_winner_beats_or_equals_every_cell(objective, per_class):
     predict, data = dataset(60)
     spec = PostprocessSpec()
-    result = tune(predict, data, spec, NAMES, SIZE, objective, per_class, conf=np.arange(0.05, 1, 0.05), iou=[0.3, 0.5, 0.7], min_truth=5)
+    wanted = TuningSettings(objective, per_class, conf=np.arange(0.05, 1, 0.05), iou=[0.3, 0.5, 0.7], min_truth=5)
+    result = tune(predict, data, spec, NAMES, SIZE, wanted)
     goal = parse_objective(objective)
     hits, alarms, truth = by_hand(predict, data, result.spec)
     assert result.reachable and result.comparison[1]["hits"] == hits and result.comparison[1]["false_alarms"] == alarms
@@ -189,14 +203,14 @@ def test_label_of_an_unknown_class():
 
 def test_one_class_only():
     predict, data = dataset(30, classes=1)
-    result = tune(predict, data, PostprocessSpec(), ("only",), SIZE, per_class=True)
+    result = tune(predict, data, PostprocessSpec(), ("only",), SIZE, PER_CLASS)
     assert result.reachable and list(result.spec.class_conf) == ["only"]
 
 
 def test_a_class_without_labels_or_detections_keeps_the_common_threshold():
     predict, data = dataset(40, classes=1)
     wide = lambda i: (np.concatenate([predict(i)[0], np.zeros((2, 30), np.float32)]), PLACE)
-    result = tune(wide, data, PostprocessSpec(), NAMES, SIZE, per_class=True)
+    result = tune(wide, data, PostprocessSpec(), NAMES, SIZE, PER_CLASS)
     assert set(result.spec.class_conf) == {"a"}
     assert [row["note"].split(" (")[0] for row in result.per_class] == ["tuned", "too few labels", "too few labels"]
     assert any("b: keeps the common threshold" in note for note in result.notes)
@@ -207,7 +221,7 @@ def test_empty_predictions(per_class):
     _, data = dataset(8)
     spec = PostprocessSpec(conf=0.33)
     for raw in (np.zeros((7, 50), np.float32), np.zeros((7, 0), np.float32)):
-        result = tune(lambda i, raw=raw: (raw, PLACE), data, spec, NAMES, SIZE, per_class=per_class)
+        result = tune(lambda i, raw=raw: (raw, PLACE), data, spec, NAMES, SIZE, TuningSettings(per_class=per_class))
         assert not result.reachable and result.spec == spec and "found none" in result.notes[0]
 
 
@@ -215,7 +229,7 @@ def test_empty_predictions(per_class):
 def test_impossible_floor_is_said_and_changes_nothing(per_class):
     predict, data = dataset(40)
     spec = PostprocessSpec()
-    result = tune(predict, data, spec, NAMES, SIZE, "precision@recall=1", per_class)
+    result = tune(predict, data, spec, NAMES, SIZE, TuningSettings("precision@recall=1", per_class))
     assert not result.reachable and result.spec == spec
     assert "recall 1 is not reachable: the highest is 0." in result.notes[0]
     assert np.isnan(result.comparison[1]["value"]) and "value" not in result.summary()["after"]
@@ -230,8 +244,8 @@ def test_a_floor_that_only_separate_thresholds_reach():
         return raw, PLACE
     truth = Detections([[12, 12, 28, 28], [72, 72, 88, 88]], class_id=[0, 1])
     data = [(i, truth) for i in range(30)]
-    common = tune(picture, data, PostprocessSpec(), ("a", "b"), SIZE, "precision@recall=0.95")
-    split = tune(picture, data, PostprocessSpec(), ("a", "b"), SIZE, "precision@recall=0.95", per_class=True)
+    common = tune(picture, data, PostprocessSpec(), ("a", "b"), SIZE, TuningSettings("precision@recall=0.95"))
+    split = tune(picture, data, PostprocessSpec(), ("a", "b"), SIZE, TuningSettings("precision@recall=0.95", True))
     assert common.comparison[1]["precision"] < 0.7 and split.comparison[1]["precision"] == 1.0
     assert 0.5 <= split.spec.class_conf["a"] < 0.7 and 0.1 <= split.spec.class_conf["b"] < 0.3
 
@@ -259,17 +273,31 @@ def test_the_result_goes_into_the_manifest(tmp_path):
     predict, data = dataset(30)
     (tmp_path / "m.onnx").write_bytes(b"x")
     manifest = ModelManifest("m", "m.onnx", NAMES)
-    result = tune(predict, data, manifest.postprocess, NAMES, SIZE, per_class=True, min_truth=5)
+    result = tune(predict, data, manifest.postprocess, NAMES, SIZE, TuningSettings(per_class=True, min_truth=5))
     save_manifest(replace(manifest, postprocess=result.spec, metrics={"tuning": result.summary()}), tmp_path)
     loaded, _ = load_manifest(tmp_path)
     assert loaded.postprocess == result.spec and loaded.metrics["tuning"]["after"]["value"] > 0
 
 
 def test_grids_out_of_range():
-    predict, data = dataset(3)
     for grid in ([], [25], [-0.1], [float("nan")]):
-        with pytest.raises(ConfigError, match="0..1"): tune(predict, data, PostprocessSpec(), NAMES, SIZE, conf=grid)
-        with pytest.raises(ConfigError, match="0..1"): tune(predict, data, PostprocessSpec(), NAMES, SIZE, iou=grid)
+        with pytest.raises(ConfigError, match="0..1"): TuningSettings(conf=grid)
+        with pytest.raises(ConfigError, match="0..1"): TuningSettings(iou=grid)
+
+
+@pytest.mark.parametrize("wrong, said", [
+    ({"objective": "mAP"}, "objective"), ({"conf": [1.1]}, "conf: "), ({"iou": []}, "iou: "),
+    ({"match_iou": 0}, "match_iou: 0"), ({"match_iou": 1.5}, "match_iou: 1.5"), ({"min_truth": 0}, "min_truth: 0")])
+def test_settings_that_are_wrong_name_the_field(wrong, said):
+    with pytest.raises(ConfigError, match=said): TuningSettings(**wrong)
+
+
+def test_a_grid_is_kept_sorted_and_each_value_once():
+    assert TuningSettings(conf=[0.5, 0.1, 0.5]).conf == (0.1, 0.5)
+
+
+def test_a_model_is_tuned_on_pictures_that_are_there():
+    with pytest.raises(DataError, match="no labelled pictures"): tune_model(None, [])
 
 
 @pytest.mark.real
