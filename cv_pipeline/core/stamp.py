@@ -131,7 +131,7 @@ def config_hash(
     plain = json.loads(json.dumps(config, default=_plain, sort_keys=True))
     return hashlib.sha256(json.dumps(masked_values(plain), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
-
+# %% ../../nbs/00_core/09_stamp.ipynb #a91c3e12
 def _of_model(model: Any) -> dict[str, str] | list[dict[str, str]]:
     "Name, version, file and full SHA-256 of a mapping, a manifest, or a model that has one; of each, where there are several."
     if isinstance(model, Sequence):
