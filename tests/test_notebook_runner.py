@@ -32,6 +32,7 @@ def done(tmp_path_factory):
 def line_of(done, name): return next(line for line in done.stdout.splitlines() if line.split("  FAILED")[0].endswith(f"{name}.ipynb"))
 
 
+@pytest.mark.slow
 def test_a_failure_is_the_exit_code(done): assert done.returncode == 1, done.stdout + done.stderr
 
 
@@ -53,6 +54,7 @@ def test_time_and_memory_are_measured(done):
     assert memory > 20
 
 
+@pytest.mark.slow
 def test_nothing_to_run_is_an_error(tmp_path):
     done = subprocess.run([sys.executable, "-m", "tests.notebooks", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "no notebook found" in done.stderr

@@ -53,6 +53,7 @@ def test_other_pictures_and_other_thresholds_make_another_stamp(line, model):
     assert first["data"] == stricter["data"]
 
 
+@pytest.mark.slow
 def test_an_inspection_keeps_its_stamp_on_disk(tmp_path):
     from cv_pipeline.annotation.inspection import InspectionSettings, look_into, read_inspection
 
@@ -129,6 +130,7 @@ def week(tmp_path_factory):
     return read_log(write_week(tmp_path_factory.mktemp("week"), 16, cameras=1, days=2, fails=None))
 
 
+@pytest.mark.slow
 def test_a_drift_report_is_stamped_with_the_models_of_the_log(week):
     from cv_pipeline.monitoring.drift import DriftSettings
     from cv_pipeline.monitoring.drift_report import drift_of_log, log_hash

@@ -114,6 +114,7 @@ def test_usual_of_histograms():
     assert usual_of(np.zeros(4, int)).looks == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.integers(0, 2**40), st.text(max_size=20), st.permutations(range(50)))
 def test_lots_do_not_know_of_order(seed, source, order):
@@ -136,6 +137,7 @@ def fill(sink, results):
     sink.close()
 
 
+@pytest.mark.slow
 def test_live_and_afterwards_keep_the_same_pictures(tmp_path):
     frames = list(stream(500, 3)) + list(stream(500, 4, "yard"))
     mixed = [r for pair in zip(frames[:500], frames[500:]) for r in pair]  # two cameras take turns
@@ -195,6 +197,7 @@ def simulated(tmp_path, p, seeds, n=240, max_bytes=None):
         yield value, read_collected(tmp_path / str(seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quota, hamming", [(6, -1), (6, 26), (None, 26)])
 def test_estimates_are_unbiased_over_lots(tmp_path, quota, hamming):
     "26 bits make many of these random pictures alike, so that deduplication has work to do."
@@ -212,6 +215,7 @@ def test_estimates_are_unbiased_over_lots(tmp_path, quota, hamming):
     assert found[:, 0].std() < found[:, 1].std(), "cases help"
 
 
+@pytest.mark.slow
 def test_every_look_is_there_as_often_as_its_probability_says(tmp_path):
     seen, said, lots = {}, {}, 60
     for _, rows in simulated(tmp_path, CollectPolicy(random=.1, quota=10, hamming=-1, quality=10), lots, 120):
@@ -287,6 +291,7 @@ def test_when_even_the_audit_does_not_fit_it_is_said_since_when(tmp_path):
     assert counted == rows and looks == len(rows), "the looks up to there, each of which is there"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("live", [True, False])
 def test_an_audit_that_was_cut_is_counted_back_to_its_own_time(tmp_path, live):
     "The model goes wrong only later: over the whole log a cut audit would be biased, of its own time it is not."

@@ -368,6 +368,7 @@ def test_three_forms_of_voc100_say_the_same_273_boxes(real_data):
     assert [Path(p.where).name for p in traps] == ["voc.names"]
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_real_sets_have_no_errors(real_data):
     for path, split in (("bccd", "train"), ("coco8", None), ("voc100/coco_format_v1/instances_default.json", None), ("voc100/pascalvoc_format", None),

@@ -57,6 +57,7 @@ def test_a_check_that_was_not_made_never_passes():
     with pytest.raises(ConfigError, match="no such limit: quality"): I.judge_review(blind, {"quality": 1})
 
 
+@pytest.mark.slow
 def test_errors_in_the_labels_lengthen_the_list(s):
     shares = [len(I.inspect_set(plant_errors(s, share, 1).set).suspects) if share else len(I.inspect_set(s).suspects) for share in (0, .02, .06)]
     assert shares[0] < shares[1] < shares[2]
@@ -219,6 +220,7 @@ def test_the_sheet_shows_what_can_be_shown(s):
     assert I.draw_suspect(s, edge, cv2.imread(str(s.paths[0]))).size > 0
 
 
+@pytest.mark.slow
 def test_words_of_people_are_no_markup_on_the_page(s, tmp_path):
     require("papermill")
     from cv_pipeline.reporting.runner import run_report
@@ -231,6 +233,7 @@ def test_words_of_people_are_no_markup_on_the_page(s, tmp_path):
     assert evil not in text and text.count("&lt;img src=x onerror") >= 5
 
 
+@pytest.mark.slow
 def test_the_report_on_the_line_finds_what_was_planted(tmp_path):
     require("papermill")
     from cv_pipeline.reporting.runner import check_parameters, find_template, read_parameters, run_report

@@ -39,6 +39,7 @@ def test_auroc_without_one_side_is_unknown():
     assert np.isnan(auroc(np.array([]), np.array([1.0])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_planted_errors_are_what_they_claim(line, seed):
     made = plant_errors(line, seed=seed)
@@ -79,6 +80,7 @@ def test_every_kind_is_found_below_a_confidence_of_95(line):
     assert all(ours[kind][0] >= .9 for kind in KINDS), ours
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_every_kind_is_found_in_bccd(real_data):
     s = bench.bccd_set(real_data)

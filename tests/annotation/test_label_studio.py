@@ -297,6 +297,7 @@ def test_a_project_deleted_in_the_middle_of_a_push(real, token, tmp_path):
     with pytest.raises(L.LabelStudioGone): L.push(L.Server(real.url, send=send), pictures(tmp_path, 2), "vanishing")
 
 
+@pytest.mark.slow
 def test_server_down_then_up_again(real, token, tmp_path):
     paused = []
     drafts = pictures(tmp_path, 4)
@@ -535,6 +536,7 @@ def test_exports_in_another_form(tmp_path):
     with pytest.raises(DataError, match="not a readable export"): L.read_export(tmp_path / "none.json", NAMES)
 
 
+@pytest.mark.slow
 def test_drafts_of_a_collection(tmp_path):
     at = datetime(2026, 1, 2, tzinfo=timezone.utc)
     row = Collected("a.jpg", "cam", 3, at, (64, 48), ("low",), 0.5, "0" * 16, detections=[{"class_name": "ring", "confidence": 0.4, "xyxy": [1, 2, 3, 4], "tracker_id": -1}])

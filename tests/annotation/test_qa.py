@@ -159,6 +159,7 @@ def test_chance_is_zero():
     assert abs(found.alpha.value) < .08 and found.alpha.low < 0 < found.alpha.high and found.verdict == "unreliable"
 
 
+@pytest.mark.slow
 def test_the_interval_covers_what_is_drawn():
     "Thirty samples of people with fixed habits: about 95 % of the intervals hold the mean of a large sample."
     truth = agreement(people("a", 1, wrong=.1, pictures=600) + people("b", 2, wrong=.1, pictures=600), draws=50).alpha.value

@@ -32,6 +32,7 @@ def noisy(folder):
 def found(noisy): return review(noisy.set)
 
 
+@pytest.mark.slow
 def test_planted_errors_lead_the_list(noisy, found):
     rows = [s.row for s in found.suspects if s.row >= 0][:15]
     assert np.mean([noisy.kind[r] > 0 for r in rows]) > .6  # chance is .2

@@ -77,6 +77,7 @@ def frozen(first, tmp_path) -> Path:
 TINY = st.tuples(st.integers(0, 9), st.sampled_from([0, 0, 40, 90]))  # which picture, saved how
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(frozen_ids=st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True), batches=st.lists(st.lists(TINY, min_size=1, max_size=5, unique=True), min_size=1, max_size=3),
        side=st.sampled_from(["train", "val", "test", ""]), val=st.sampled_from([0.0, 0.3]), seed=st.integers(0, 3))

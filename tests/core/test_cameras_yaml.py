@@ -80,6 +80,7 @@ def test_sixteen_sources_one_of_them_rtsp_and_four_that_misbehave(tmp_path, clip
     assert read_results(tmp_path / "out").num_rows > 0
 
 
+@pytest.mark.slow
 def test_zones_and_lines_come_out_as_events(tmp_path):
     config = {"sources": [{"uri": "line:seed=5,frames=120", "id": "belt"}], "delivery": {"out": str(tmp_path / "out")},
               "events": {"zones": [{"name": "middle", "polygon": [[0.3, 0], [0.7, 0], [0.7, 1], [0.3, 1]], "dwell_s": 1.0}],
@@ -94,6 +95,7 @@ def test_zones_and_lines_come_out_as_events(tmp_path):
     assert sum(c["in"] for c in counts.values()) == len(crossed) == len({e["tracker_id"] for e in crossed})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change, words", [
     ({"events": {"zones": [{"name": "z", "polygon": [[0, 0], [1, 1]]}]}}, "polygon"),
     ({"events": {"zones": [{"name": "z", "polygon": [[0, 0], [1, 1], [1, 0], [0, 1]]}]}}, "cross"),
@@ -117,6 +119,7 @@ def test_mistakes_in_the_yaml_are_said_before_anything_runs(tmp_path, change, wo
     assert checked.returncode in (2, 4) or words == "cat", "what `run` refuses, `config` does not call good (a model's classes are only known with the model)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [
     "sources:\n  - {uri: 'rtsp://admin:S3cretPw@h/a', id: x}\n  - {uri: 'rtsp://admin:S3cretPw@h/b', id: x}\n", "sources: {uri: 'rtsp://admin:S3cretPw@h/a'}\n",
     "sources:\n  - uri: 'rtsp://admin:S3cretPw@h/a'\n   id: x\n", "sources: [['rtsp://admin:S3cretPw@h/a']]\n", "sources: ['line:']\nmodel: 'rtsp://admin:S3cretPw@h/a'\n",
@@ -136,6 +139,7 @@ def test_names_that_are_made_keep_clear_of_names_that_are_given():
     assert source_names([SourceConfig(uri="belt0.mp4"), SourceConfig(uri="belt1.mp4", id="belt0"), SourceConfig(uri="a/belt0.mp4")]) == ["belt0-2", "belt0", "a_belt0"]
 
 
+@pytest.mark.slow
 def test_when_no_stream_answers_the_run_does_not_start(tmp_path):
     (tmp_path / "cameras.yaml").write_text(json.dumps({"sources": ["rtsp://u:pw1@127.0.0.1:9/a", "rtsp://u:pw2@127.0.0.1:9/b"], "delivery": {"out": str(tmp_path / "out")}}))
     result = subprocess.run([CLI, "run", str(tmp_path / "cameras.yaml")], capture_output=True, text=True, timeout=60)

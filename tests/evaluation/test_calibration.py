@@ -127,6 +127,7 @@ def test_nothing_to_calibrate_is_refused_with_its_reason():
     assert not calibrate(silent, draws=50).accepted and reliability(made_up(0, 0)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("photos, least", [("voc100/coco_format_v1/instances_default.json", 100), ("coco8/data.yaml", 8)])
 def test_photographs_hold_too_few_errors_for_a_curve(real_data, photos, least):

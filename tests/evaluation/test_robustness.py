@@ -46,6 +46,7 @@ def picture() -> np.ndarray:
     return FactoryLine(LineConfig(seed=4, density=6)).render(200)[0].image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_a_corruption_repeats_and_grows(name, picture):
     before = picture.copy()
@@ -247,6 +248,7 @@ def model():
     return load_model("factory_line", threads=1)
 
 
+@pytest.mark.slow
 def test_a_budget_stops_after_whole_pictures_and_any_prefix_is_random(model):
     subjects, ticks = line_subjects(6, 2, seed=950), count()
     cells = film(model, subjects, FilmSettings(["jpeg", "line fog"], (2, 4), budget_s=6), clock=lambda: float(next(ticks)))
@@ -256,6 +258,7 @@ def test_a_budget_stops_after_whole_pictures_and_any_prefix_is_random(model):
     assert ordered[0] == ordered[1] != ordered[2] and {len(o) for o in ordered} == {4}, "two clusters are always finished"
 
 
+@pytest.mark.slow
 def test_order_and_company_of_pictures_change_nothing(model):
     subjects = line_subjects(3, 2, seed=960)
     one, other = (film(model, list(s), FilmSettings(["gaussian_noise", "camera_turn"], (3,))) for s in (subjects, reversed(subjects[:4])))
@@ -299,6 +302,7 @@ def test_settings_that_are_wrong_name_the_field(wrong, said):
     with pytest.raises(ConfigError, match=said): RobustnessSettings(**wrong)
 
 
+@pytest.mark.slow
 def test_noise_hurts_the_bundled_detector_and_pixels_do_not(model):
     "The whole way on the line: what it was never trained with is worst, and it is said with certainty."
     report = robustness(model, line_subjects(10, 3, seed=970), RobustnessSettings(["impulse_noise", "pixelate", "line resolution"], (1, 5), draws=60))
@@ -315,6 +319,7 @@ def test_subjects_of_ones_own(model):
     assert all((cells["fog", 1].predictions.xyxy == cells["clean", 0].predictions.xyxy).all() for _ in range(1))
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_yolov8n_on_voc_pictures(real_data):
     items = read_dataset(next((real_data / "voc100").rglob("*.json")))[:30]

@@ -36,6 +36,7 @@ def test_floors_of_nothing_and_unknown_slices_are_refused(busy):
     with pytest.raises(DataError, match="no column 'hour'"): evaluate_set(busy, 0.3, ["hour"], draws=20, with_calibration=False)
 
 
+@pytest.mark.slow
 def test_a_better_answer_on_the_same_pictures_is_called_better(busy):
     rng = np.random.default_rng(0)
     worse = replace(busy, predictions=busy.predictions[rng.random(len(busy.predictions)) < 0.5])

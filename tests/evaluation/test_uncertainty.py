@@ -132,6 +132,7 @@ def test_knowledge_beats_confidence_noise_does_not_and_a_copy_is_a_copy():
     assert json.dumps(report.to_dict(), allow_nan=False) and len(report.rows()) == 4
 
 
+@pytest.mark.slow
 def test_a_useless_measure_seldom_wins():
     "The interval of the difference holds what it promises: a second confidence of the same quality is not called better or worse too often."
     said = []
@@ -173,6 +174,7 @@ def model():
     return load_model("factory_line", threads=1)
 
 
+@pytest.mark.slow
 def test_the_models_boxes_stay_as_they_are(model):
     images = [FactoryLine(LineConfig(seed=31 + k, density=6), Conditions(fog=3, noise=2)).render(100)[0].image for k in range(2)]
     asked = SecondOpinion(model, [*through_views(model), *with_noise(model, 2)])
@@ -192,6 +194,7 @@ def test_models_of_other_classes_are_refused(model):
     with pytest.raises(DataError, match="no labelled pictures"): measure_uncertainty(model, [])
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_two_networks_on_voc_pictures(real_data, tmp_path):
     "A true ensemble: another network of the same classes."

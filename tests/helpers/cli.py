@@ -8,8 +8,9 @@ CLI = str(Path(sys.executable).with_name("cv-pipeline"))
 
 
 def hears_ctrl_c() -> None:
-    "A shell starts background jobs deaf to Ctrl-C, and a test run may be one; the program under test is not."
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    "A shell starts background jobs deaf to Ctrl-C, `nohup` deaf to a hang-up, and a test run may be one; the program under test is not."
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def start_endless(out: Path, *args: str) -> subprocess.Popen:

@@ -345,6 +345,7 @@ def test_fewer_cores_are_another_machine():
     assert float(subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, env=os.environ).stdout) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_auto_on_a_real_family_picks_nothing_slower_than_fp32(real_data, tmp_path):
     require("openvino", reason='pip install "cv_pipeline[openvino]"')

@@ -115,6 +115,7 @@ def test_status_codes_become_the_right_errors():
     assert not isinstance(e.value, OutOfMemory)
 
 
+@pytest.mark.slow
 def test_the_real_cuda_python_without_a_card_raises_and_does_not_crash():
     require("cuda.bindings.runtime")
     code = """

@@ -492,6 +492,7 @@ def test_a_garbage_timing_cache_is_no_reason_to_fail(rtx, tmp_path):
     assert build_engine(tiny(tmp_path / "tiny.onnx"), manifest(), options=BuildOptions(timing_cache=tmp_path / "timings"), device=CARD, trt=rtx).built
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_yolov8n_is_really_built(rtx, tmp_path, real_data, capsys):
     import onnxruntime as ort
@@ -512,6 +513,7 @@ def test_yolov8n_is_really_built(rtx, tmp_path, real_data, capsys):
         build_engine(model, replace(made_for, names=names[:79]), tmp_path / "x.engine", device=CARD, trt=rtx)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_yolov8n_in_half_precision_and_int8_is_built_and_the_int8_of_a_cpu_is_refused(rtx, tmp_path, real_data):
     import cv2

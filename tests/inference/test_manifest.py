@@ -37,6 +37,7 @@ manifests = st.builds(ModelManifest, name=st.text(max_size=9), file=st.just("m.o
                       metrics=st.dictionaries(st.text(max_size=4), st.floats(0, 1)), version=st.text("0123456789.", max_size=6))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(manifests)
 def test_json_and_yaml_round_trip(manifest):

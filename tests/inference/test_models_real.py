@@ -18,6 +18,7 @@ from tests.helpers.services import require
 CLI = str(Path(sys.executable).with_name("cv-pipeline"))
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_yolov8n_counts_the_people_of_the_person_video(real_data, tmp_path):
     "Six people walk to the table one after the other; every fourth frame is enough to count them."
@@ -33,6 +34,7 @@ def test_yolov8n_counts_the_people_of_the_person_video(real_data, tmp_path):
     assert all(a[1] < b[0] for a, b in zip(visits, visits[1:])), "one at a time"
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_yolox_with_a_spec_file_sees_people(real_data, tmp_path):
     spec = tmp_path / "yolox.yaml"
@@ -91,6 +93,7 @@ class YoloxReference:
         return boxes[rows], best[rows], classes[rows], inner
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("conf", [0.25, 0.05])
 def test_yolox_equals_an_independent_decode(real_data, tmp_path, conf):
@@ -117,6 +120,7 @@ def test_yolox_equals_an_independent_decode(real_data, tmp_path, conf):
     assert boxes > 50
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_command_line_equals_ultralytics_on_the_person_video(real_data, tmp_path):
     "`cv-pipeline run` in a process of its own, compared row by row with YOLO(onnx).predict on frames that PyAV alone decoded."

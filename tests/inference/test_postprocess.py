@@ -104,6 +104,7 @@ coordinate = st.integers(0, 12)
 box = st.tuples(coordinate, coordinate, st.integers(0, 6), st.integers(0, 6))  # small whole numbers: exact overlaps, zero areas and twins are common
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(st.lists(st.tuples(box, st.integers(1, 6), st.integers(0, 2)), max_size=40), st.sampled_from([0.0, 0.2, 0.25, 0.5, 0.6, 0.7, 1.0]), st.booleans(), st.integers(1, 9))
 def test_nms_is_torchvisions(rows, iou, agnostic, max_det):
@@ -268,6 +269,7 @@ def video_frames(file, count: int) -> list[np.ndarray]:
         return [f.to_ndarray(format="bgr24") for i, f in enumerate(container.decode(video=0)) if i % (total // count) == 0][:count]
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("conf, iou", [(0.25, 0.7), (0.001, 0.45)])
 def test_whole_way_equals_ultralytics_predict(real_data, conf, iou):

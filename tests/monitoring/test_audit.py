@@ -85,6 +85,7 @@ def test_strata():
     assert all(r.endswith("/ nut") == n for r, n in zip(rare, with_nut))
 
 
+@pytest.mark.slow
 def test_weighted_accuracy_is_unbiased_where_the_plain_mean_is_not_and_intervals_hold():
     everything = draw_audit(LOG, AuditPlan(looks=10_000))
     whole = score_audit(everything, list(truth_for(everything)), draws=2).numbers["recall"].value

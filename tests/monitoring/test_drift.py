@@ -141,6 +141,7 @@ def quiet(make, streams=16, n=1500, far=1e6):
 def effective(d, family): return next(f.effective for f in d.families if f.family == family)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what,families", [("embedding", ("embedding",)), ("asked", ("count", "confidence", "size"))])
 def test_looks_without_a_number_do_not_hide_that_the_others_are_alike(what, families):
     thin, whole = (quiet(lambda seed, n, start, k=k: every(slow(seed, n, start), k, what)) for k in (5, 1))
@@ -154,6 +155,7 @@ def test_embeddings_that_are_nearly_absent_are_too_few_to_judge():
     assert max(effective(d, "embedding")) <= 60 and next(f.state for f in d.families if f.family == "embedding") == "GREY" and max(effective(d, "image")) > 1000
 
 
+@pytest.mark.slow
 def test_bursts_that_remember_each_other_are_not_many_samples():
     at = (np.arange(600)[:, None] * 180.0 + np.arange(5)).ravel()  # five looks, three minutes nothing
 
@@ -176,6 +178,7 @@ def test_bursts_of_independent_looks_count_in_full():
     assert effective(d, "image")[0] > 700 and d.verdict == "GREEN"
 
 
+@pytest.mark.slow
 def test_cameras_that_look_in_turn_are_one_stream_of_time():
     together, turns = (quiet(lambda seed, n, start, o=o: slow(seed, n, start, rho=.9, offset=o)) for o in (0.0, .013))
     for a, b in zip(turns, together): assert .8 < a.header["blocks"] / b.header["blocks"] < 1.25
@@ -185,6 +188,7 @@ def test_cameras_that_look_in_turn_are_one_stream_of_time():
 # --- the verdict -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_quiet_streams_are_quiet_and_the_textbook_is_not():
     "40 autocorrelated streams: at 5 % our test may alarm in a few of them; Kolmogorov-Smirnov alarms in most."
     ours, theirs, amber = 0, 0, 0
@@ -197,6 +201,7 @@ def test_quiet_streams_are_quiet_and_the_textbook_is_not():
     assert ours <= 6 and amber <= 2 and theirs >= 12, (ours, amber, theirs)
 
 
+@pytest.mark.slow
 def test_a_device_the_world_and_a_mix_are_told_apart():
     cases = [({"shift": {1: 1.2}}, "device fault", ("c1",)), ({"shift": {0: 1, 1: 1, 2: 1}}, "world changed", ("c0", "c1", "c2")), ({"mix": (1, 1, 6)}, "world changed", None), ({}, "none", ())]
     for how, cause, devices in cases:
@@ -220,6 +225,7 @@ def test_a_wider_cloud_is_seen_although_no_mean_moves():
     assert states["embedding"] == "AMBER" and states["class"] == states["count"] == "GREEN"
 
 
+@pytest.mark.slow
 def test_many_frames_make_a_small_shift_significant_but_no_alarm():
     a, b = stream(1, 12_000, 2, rho=0), stream(2, 6_000, 2, start=1e6, rho=0, shift={0: .12, 1: .12})
     d = D.compare(a, b, FAST)
@@ -227,6 +233,7 @@ def test_many_frames_make_a_small_shift_significant_but_no_alarm():
     assert image.p_adjusted < .01 and image.effect < .15 and image.state == "GREEN" and d.verdict == "GREEN"
 
 
+@pytest.mark.slow
 def test_two_windows_running_are_red_and_only_in_the_same_family():
     first = says(stream(2, 250, start=1e5, shift={1: 1.2}))
     again = D.compare(REFERENCE, stream(3, 250, start=2e5, shift={1: 1.2}), FAST, first.families)
@@ -235,6 +242,7 @@ def test_two_windows_running_are_red_and_only_in_the_same_family():
     assert other.verdict == "AMBER"
 
 
+@pytest.mark.slow
 def test_order_and_names_do_not_matter():
     w = stream(2, 250, start=1e5, shift={1: 1.2})
     base = says(w)
@@ -339,6 +347,7 @@ def log(log_folder): return read_log(log_folder)
 SMALL = D.DriftSettings(permutations=999, least=40, least_device=20)
 
 
+@pytest.mark.slow
 def test_a_log_is_compared_with_its_own_past(log):
     found = drift_of_log(log, None, None, SMALL)
     assert found.drift.verdict == "RED" and found.drift.devices == ("south",)  # the last day against the first two; the third was dark already
@@ -375,6 +384,7 @@ def test_numbers_that_are_not_there_are_left_out_and_said(log):
         observed_of(replace(log, frames={**log.frames, **{n: np.full(len(log), np.nan, np.float32) for n in STATISTICS}}))
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_ahead_is_not_the_last_day(log):
     from datetime import datetime, timezone
 
@@ -385,6 +395,7 @@ def test_a_clock_that_is_ahead_is_not_the_last_day(log):
     assert any("1 frames of south claim to be from 2056" in n and "wrong clock" in n for n in found.drift.notes)
 
 
+@pytest.mark.slow
 def test_kept_pictures_are_those_of_the_look_also_when_numbers_begin_anew(log, log_folder, tmp_path):
     found = drift_of_log(log, None, None, SMALL)
     whole, words = drifted_pictures(found, log, log_folder / "frames_kept", 4)
@@ -395,6 +406,7 @@ def test_kept_pictures_are_those_of_the_look_also_when_numbers_begin_anew(log, l
     assert drifted_pictures(drift_of_log(again, None, None, SMALL), again, log_folder / "frames_kept", 4) == ([], [])
 
 
+@pytest.mark.slow
 def test_pictures_of_a_collection_are_found_by_their_moment(tmp_path):
     from cv_pipeline.core.config import load_config
     from cv_pipeline.service.assembly import run_config
@@ -409,6 +421,7 @@ def test_pictures_of_a_collection_are_found_by_their_moment(tmp_path):
     assert drifted_pictures(moved, log, tmp_path / "run" / "collected") == ([], [])
 
 
+@pytest.mark.slow
 def test_the_report_is_a_page_with_pictures_and_metrics(log, log_folder, tmp_path):
     "From a real prediction log: two dark days are RED, the camera is named, kept pictures are shown, metrics are there."
     from cv_pipeline.reporting.runner import run_report
@@ -420,6 +433,7 @@ def test_the_report_is_a_page_with_pictures_and_metrics(log, log_folder, tmp_pat
     assert page.count("data:image/png;base64") >= 3 and "data:image/jpeg;base64" in page and "send somebody to the camera" in page and "src=\"http" not in page
 
 
+@pytest.mark.slow
 def test_a_report_with_wrong_parameters_does_not_begin(tmp_path):
     from cv_pipeline.reporting.runner import ReportFailed, run_report
 
@@ -427,6 +441,7 @@ def test_a_report_with_wrong_parameters_does_not_begin(tmp_path):
     with pytest.raises(ReportFailed, match="DataError"): run_report("drift", {"log": str(tmp_path / "nowhere")}, root=tmp_path)
 
 
+@pytest.mark.slow
 @settings(max_examples=5)
 @given(st.floats(.8, 3))
 def test_the_larger_the_shift_the_larger_the_effect(size):

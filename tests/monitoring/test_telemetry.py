@@ -119,6 +119,7 @@ def test_the_fast_way_to_blur_and_noise_gives_the_same_numbers(h, w):
     assert frame_statistics(image).noise == telemetry._median(np.bincount(curved.ravel(), minlength=256).astype(np.float32)) / (0.6745 * 6)
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_whole_files_and_what_was_flushed(tmp_path):
     code = ("import sys, os\nsys.path.insert(0, os.getcwd())\nfrom tests.monitoring.test_telemetry import *\nsink = TelemetrySink(sys.argv[1], LogSettings(part_rows=10))\n"
             "for k in range(10**9):\n    sink.write(looked(k))\n    if k == 200: sink._writer.settle(0); print('go', flush=True)\n")
@@ -348,6 +349,7 @@ def test_duckdb_reads_the_folders(tmp_path):
     assert duckdb.sql(query).fetchall() == [("gate", 10, 20, 10, 64)]
 
 
+@pytest.mark.slow
 def test_a_configured_run_writes_log_and_collection(tmp_path):
     (tmp_path / "cameras.yaml").write_text(f"sources: [{{uri: 'line:frames=40,density=6', id: gate}}, {{uri: 'line:frames=40,camera=1', id: exit}}]\nmodel: {{threads: 1}}\ndelivery: {{out: {tmp_path / 'run'}}}\n"
                                            "telemetry: {embed_every: 2}\ncollect: {random: 0.5, none: null, many: null, high: null, flicker: false, low: null}\n")
@@ -484,6 +486,7 @@ def test_a_torn_line_of_deletions_is_counted_and_the_next_one_is_whole(tmp_path)
     assert "2026-05-01, 2026-06-01" in read_log(tmp_path).notes[0]
 
 
+@pytest.mark.slow
 def test_no_more_is_deleted_than_must_be(tmp_path):
     rng = np.random.default_rng(0)
     options = {"part_rows": 100, "descriptor": Descriptor("noise", lambda image: rng.random(64))}

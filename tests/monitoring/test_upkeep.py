@@ -71,6 +71,7 @@ def spotted(image):
     return dirty
 
 
+@pytest.mark.slow
 def test_the_lines_own_lamp_failure_is_heard_and_other_conditions_of_a_day_are_not():
     def film(conditions):
         line = FactoryLine(LineConfig(density=4, fps=4, size=(320, 240), seed=5), {0: Changing(conditions)})

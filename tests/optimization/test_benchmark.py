@@ -137,6 +137,7 @@ def bundled(tmp_path_factory) -> tuple[Benchmark, object]:
     return b, out
 
 
+@pytest.mark.slow
 def test_the_run_measures_what_it_says(bundled):
     b, out = bundled
     assert [(r["threads"], r["batch"]) for r in b.rows if r["artefact"] == "model.onnx on onnxruntime"] == [(1, 1), (1, 4)]
@@ -223,6 +224,7 @@ def test_bad_settings_and_files_are_typed_errors(tmp_path, bundled):
         with pytest.raises(DataError): read_benchmark(tmp_path)
 
 
+@pytest.mark.slow
 def test_files_that_cannot_run_stay_in_the_table_with_their_reason(tmp_path):
     manifest, own = load_manifest("factory_line")
     (tmp_path / "model.onnx").write_bytes(own.read_bytes())
@@ -285,6 +287,7 @@ def test_the_largest_batch_that_fits(limit, dies, fixed, most, largest, why):
 
 # ----------------------------------------------------------------------------------------------------------------- real models
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_fixed_batch_and_another_preprocessing_are_measured_as_they_are(real_data, tmp_path):
     from tests.helpers.manifests import YOLOX

@@ -123,6 +123,7 @@ def test_the_head_of_the_bundled_model(line):
     assert {"Softmax", "Concat", "Sigmoid"} <= {kinds[n] for n in head}
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_heads_of_other_peoples_models(real_data):
     for name, count in (("yolov8n_fp32_reconstructed", 7), ("yolox_nano", 9)):
@@ -184,6 +185,7 @@ def test_any_batch(line):
     assert dynamic_batch(free) is free
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("name", ["yolov8n_fp32_reconstructed", "yolox_nano"])
 def test_other_peoples_models_take_any_batch(real_data, name):

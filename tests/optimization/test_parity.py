@@ -40,6 +40,7 @@ class Changed:
     def close(self): ...
 
 
+@pytest.mark.slow
 def test_intact_conversions_pass(line, tmp_path):
     model, pictures, graph, ranges = line
     fed, spec = bytes_input(graph, model.manifest.preprocess)
@@ -49,6 +50,7 @@ def test_intact_conversions_pass(line, tmp_path):
     assert check_parity(model, model, iter(pictures)).max_difference == 0
 
 
+@pytest.mark.slow
 def test_everything_quantised_is_caught(line, tmp_path):
     "The known broken quantisation, made by quantising everything: with objects, and on empty pictures where neither shows anything."
     model, pictures, graph, ranges = line
@@ -74,6 +76,7 @@ def wide(raw): raw[:, 2:4] *= 1.4; return raw
 def noisy(raw): raw[:, 4:] = np.clip(raw[:, 4:] + np.random.default_rng(0).normal(0, 0.2, raw[:, 4:].shape), 0, 1); return raw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [scaled, moved, swapped, wide, noisy], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("precision", list(LIMITS))
 def test_damage_is_caught_in_every_precision(line, damage, precision):
@@ -129,6 +132,7 @@ def test_scores_of_every_head():
     assert np.array_equal(scores_of(raw.transpose(0, 2, 1), "yolox"), raw[:, 4] * raw[:, 5:].max(1))
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_openvino_and_a_file_made_for_tensorrt(real_data, tmp_path):
     "A trap of this runtime: the S8S8 file is right in ONNX Runtime; whatever OpenVINO makes of it, parity says."

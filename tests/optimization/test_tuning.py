@@ -300,6 +300,7 @@ def test_a_model_is_tuned_on_pictures_that_are_there():
     with pytest.raises(DataError, match="no labelled pictures"): tune_model(None, [])
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_yolov8n_on_real_photos(real_data):
     cv2, ort = require("cv2"), require("onnxruntime")

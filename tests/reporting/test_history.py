@@ -81,6 +81,7 @@ def test_commands(reports, monkeypatch):
     assert run("index").exit_code == 0 and (reports / "index.html").exists()
 
 
+@pytest.mark.slow
 def test_the_index_is_written_after_a_report_also_when_it_failed(tmp_path, monkeypatch):
     require("papermill", reason="papermill runs the reports: pip install \"cv_pipeline[report]\"")
     book = {"cells": [{"cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "source": "n: int = 1  # a number", "outputs": [], "execution_count": None},

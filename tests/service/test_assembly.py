@@ -46,6 +46,7 @@ def wanted(tmp_path, sinks, **more):
 
 # --- sinks of other packages
 
+@pytest.mark.slow
 def test_a_configured_run_in_a_process_of_its_own_finds_and_uses_an_installed_sink(tmp_path):
     folder = install(tmp_path / "site", {"tally": "factory_tally:TallySink"})
     config = {"sources": ["line:frames=6,seed=5"], "delivery": {"out": str(tmp_path / "out"), "sinks": {"tally": None}}}
@@ -172,6 +173,7 @@ def test_a_bare_name_takes_the_defaults(tmp_path, given, settings):
     assert wanted(tmp_path, given).delivery.sinks == settings
 
 
+@pytest.mark.slow
 def test_chapters_that_few_runs_need_are_imported_when_they_are_needed():
     code = "import sys, cv_pipeline.service.assembly; print(*(m for m in sys.modules if m.startswith(('cv_pipeline.monitoring', 'cv_pipeline.annotation'))))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})

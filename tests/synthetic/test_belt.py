@@ -24,6 +24,7 @@ def same(a, b) -> bool:
     return fa.image.tobytes() == fb.image.tobytes() and columns and np.array_equal(ta.detections.data["visibility"], tb.detections.data["visibility"])
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1), order=st.permutations([0, 3, 4, 90, 2000]), condition=CONDITIONS)
 def test_frames_do_not_depend_on_the_order_of_asking(seed, order, condition):
@@ -39,6 +40,7 @@ def test_seeds_make_different_lines():
     assert len(pictures) == 6
 
 
+@pytest.mark.slow
 def test_cameras_may_be_asked_from_several_threads():
     config = LineConfig(cameras=3, seed=9, size=(320, 240))
     shared = FactoryLine(config)
@@ -49,6 +51,7 @@ def test_cameras_may_be_asked_from_several_threads():
     assert all(same(frame, alone.render(*job)) for frame, job in zip(got, jobs))
 
 
+@pytest.mark.slow
 def test_a_long_run_forgets_what_it_drew():
     line = FactoryLine(LineConfig(seed=1, size=(96, 72), speed=800), Conditions(vibration=3))
     for i in range(0, 1500, 3):
@@ -56,6 +59,7 @@ def test_a_long_run_forgets_what_it_drew():
     assert len(line.kept._things) <= line.kept.most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("camera", [0, 1])
 @pytest.mark.parametrize("condition", [None, Conditions(shift=4, field_of_view=3, vibration=2)], ids=["clean", "moved"])
 def test_boxes_are_the_pixels(monkeypatch, camera, condition):
@@ -84,6 +88,7 @@ def test_boxes_are_the_pixels(monkeypatch, camera, condition):
     assert len(off) >= 20 and max(off) <= 1 and np.mean(off) < 0.1, (len(off), max(off), np.mean(off))
 
 
+@pytest.mark.slow
 def test_ids_persist_along_the_belt_and_under_the_next_camera():
     config = LineConfig(cameras=2, seed=5, fps=5, size=(320, 240), hand_every=0)
     line, life = FactoryLine(config), {}
@@ -104,6 +109,7 @@ def test_ids_persist_along_the_belt_and_under_the_next_camera():
     assert len(inner) > 20 and all(v[0][2] < 60 and v[-1][2] > 260 for v in inner), "parts enter on the left and leave on the right"
 
 
+@pytest.mark.slow
 def test_a_hand_hides_and_overlap_hides_but_boxes_stay_whole():
     with_hand, without = (FactoryLine(LineConfig(seed=3, hand_every=e, size=(320, 240))) for e in (4, 0))
     hidden = 0
@@ -124,6 +130,7 @@ def test_a_hand_hides_and_overlap_hides_but_boxes_stay_whole():
     assert (shares < .8).mean() > .1
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), index=st.integers(0, 10**6), condition=CONDITIONS,
        size=st.sampled_from([(640, 480), (1280, 720), (64, 64), (65, 97), (480, 640)]), density=st.floats(.5, 12))
@@ -152,6 +159,7 @@ def test_every_class_turns_up_and_weights_are_obeyed():
     assert 4 not in {slot(rare, k).class_id for k in range(500)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in CONDITION_NAMES if n not in ("field_of_view", "shift")])
 def test_every_severity_is_worse_than_the_one_below(name):
     "Averaged over moments and lines, because flicker and vibration change with every frame."

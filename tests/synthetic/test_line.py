@@ -161,6 +161,7 @@ def test_open_line_refuses_nonsense(uri, message):
         open_line(uri)
 
 
+@pytest.mark.slow
 def test_splits_never_share_a_line():
     names = [{f.source_id for f, _ in domain_randomised(seed, 6, per_line=2)} for seed in (100, 200)]
     assert names == [{"line-100", "line-101", "line-102"}, {"line-200", "line-201", "line-202"}]

@@ -73,6 +73,7 @@ def test_where_nothing_is_in_doubt_it_is_sort(seed):
         assert np.array_equal(one.update(seen(*rows), at(i)).tracker_id, two.update(seen(*rows), at(i)).tracker_id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["line-heap", "line-hands", "line-shaky"])
 def test_doubtful_boxes_are_worth_having(name):
     belt = crowd(name, 12)

@@ -180,6 +180,7 @@ def test_track_states(name):
     assert tracker.tracks.hits.tolist() == [40, 46], "a copy, not the tracker's own arrays"
 
 
+@pytest.mark.slow
 def test_uncertainty_is_of_the_right_size():
     "The error of predictions on a belt, in units of the uncertainty that was told: it may be careful, not careless."
     tracker, belt, ratios = make_tracker("sort", 25), crowd("line-heap", 8), []
@@ -244,6 +245,7 @@ def results(tracker, sequence: Sequence):
     return [tracker.update(found, frame) for frame, found in sequence]
 
 
+@pytest.mark.slow
 @EVERY
 def test_crowds_keep_their_ids_and_selected_frames_too(name, belts):
     for belt in belts.values():
@@ -290,6 +292,7 @@ def at_least_as_good(name, kind, sequence):
     assert ours[0] >= theirs[0] and ours[1] >= theirs[1], f"{name} on {sequence.name}: HOTA, IDF1 ours {ours}, trackers {theirs}"
 
 
+@pytest.mark.slow
 @PAIRS
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("belt", list(CROWDS))

@@ -76,6 +76,7 @@ def test_line_distance_is_positive_to_the_right():
 
 # --- lines
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10**6), crossings=st.integers(0, 6), fps=st.floats(4, 30), jitter=st.floats(0, 0.4))
 def test_known_crossings_are_exactly_the_events_whatever_the_frame_rate(seed, crossings, fps, jitter):
@@ -108,6 +109,7 @@ def test_straight_crossings_are_timed_exactly_at_one_look_a_second():
         assert (events[0].at - NOON).total_seconds() == pytest.approx(4.4, abs=1e-4) and (events[0].x, events[0].y) == (pytest.approx(320), pytest.approx(200))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10**6), fps=st.floats(3, 30))
 @example(seed=26683, fps=5.0)  # one crossing in the first step and another in the last
@@ -134,6 +136,7 @@ def standing(sigma, seed=0, n=300, looks=500, side=40, **settings):
     return sum(len(watch.update(Detections(place + rng.normal(0, sigma * side, (n, 4)), tracker_id=np.arange(n)), frame_at(i / 25))) for i in range(looks))
 
 
+@pytest.mark.slow
 def test_standing_on_a_line_with_the_detectors_error_is_hardly_ever_a_crossing():
     "300 objects, 20 s at 25 looks a second: 100 minutes on the line. Without clipping; at 4 % chance still makes a crossing in hours."
     assert standing(0.02) == 0 and standing(0.03) == 0
@@ -142,6 +145,7 @@ def test_standing_on_a_line_with_the_detectors_error_is_hardly_ever_a_crossing()
     assert standing(0.04, n=50, margin=0.05) > 50                    # a thin margin would not do
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=12)
 @given(seed=st.integers(0, 10**6), sigma=st.floats(0, 0.03), fps=st.floats(0.5, 30))
 def test_jitter_near_a_border_makes_no_events(seed, sigma, fps):
@@ -209,6 +213,7 @@ def test_directions_and_counts_are_supervisions():
 
 # --- zones
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10**6), fps=st.floats(2, 30), visits=st.integers(1, 4))
 def test_known_visits_are_exactly_the_events(seed, fps, visits):
@@ -253,6 +258,7 @@ def test_lost_tracks_leave_after_a_buffer_of_looks():
     assert (events[-1].at - NOON).total_seconds() == 61 and watch.counts["yard"]["0"]["now"] == 0 and len(watch._book.id) == 0
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_tracks_do_not_disturb_each_other_and_order_does_not_matter(seed):

@@ -87,6 +87,7 @@ def test_boxes_come_out_as_they_went_in():
         np.testing.assert_array_equal(after["cls"], [[0], [3]])
 
 
+@pytest.mark.slow
 def test_the_transform_survives_dictionaries_and_another_process():
     import albumentations as A
 

@@ -237,6 +237,7 @@ def drive(selector, times, picture, observe=True, found=None):
     return np.array(chosen)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(floor=st.floats(0.1, 2), ceiling=st.floats(2, 12), fps=st.floats(8, 30), jitter=st.floats(0, 0.4), seed=st.integers(0, 99), observe=st.booleans())
 def test_never_above_the_ceiling_never_below_the_floor(floor, ceiling, fps, jitter, seed, observe):
@@ -297,6 +298,7 @@ def test_another_size_voids_what_was_known_in_pixels():
     assert selector.select(at(0.24, large)) and selector.reasons["first"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [61, 305])
 def test_a_tight_budget_still_confirms_tracks(seed):
     "Two busy belts, one call a second each: single looks would confirm none or few."
@@ -346,6 +348,7 @@ def test_without_answers_it_asks_on_but_no_faster_than_the_ceiling():
     assert len(selector._asked) <= 2.0 * 4 + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [0, 3, 10, 20])
 def test_late_answers_cost_calls_but_no_visits(late):
     "A live camera: the answer comes up to 0.8 s after the look, the tracker too."
@@ -449,6 +452,7 @@ CONDITIONS = {"good light": (Conditions(), 201, {}), "flicker": (Conditions(lamp
               "evening, fast": (Conditions(time_of_day=2, lamp_flicker=1, noise=2), 205, {"speed": 150.0})}
 
 
+@pytest.mark.slow
 def test_a_tenth_of_the_calls_keeps_the_visits_and_the_counts():
     "Seeds that no constant was chosen on; detections from the truth with jitter, misses and a false find now and then."
     total = np.zeros((3, 4), int)
@@ -471,6 +475,7 @@ def test_a_tenth_of_the_calls_keeps_the_visits_and_the_counts():
     assert total[2, 3] < 0.8 * total[2, 2], "every N at as many calls loses visits: else this test proves little"
 
 
+@pytest.mark.slow
 def test_with_the_bundled_detector():
     model = load_model("factory_line")
     find = lambda frame, wanted: model.predict([frame.image])[0]
@@ -482,6 +487,7 @@ def test_with_the_bundled_detector():
 PEOPLE = [(63, 196), (231, 448), (507, 698), (747, 867), (930, 1198), (1237, 1359)]  # frames of each visit, by yolov8n and SORT on every frame
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_people_are_counted_with_a_tenth_of_the_frames(real_data):
     model = load_model(real_data / "models/yolov8n_fp32_reconstructed.onnx").with_postprocess(conf=0.35, classes=["person"])

@@ -133,6 +133,7 @@ def fleet(images, model):
     return summary, sink, stuck
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEALTHY)
 def test_every_frame_of_a_healthy_camera_is_delivered_at_its_beat(fleet, name):
     assert fleet[1].frames[name] == list(range(BEATS))

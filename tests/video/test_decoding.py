@@ -244,6 +244,7 @@ def test_a_recording_that_was_cut_off_plays_to_where_it_goes(tmp_path, form, opt
     assert 3 < len(frames) < 80 and [number(f.image) for f in frames[:-2]] == list(range(len(frames) - 2))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(form=st.sampled_from(["matroska", "mpegts", "avi"]), at=st.floats(0.1, 0.9), n=st.integers(1, 3000), seed=st.integers(0, 99))
 def test_broken_bytes_in_any_container_are_skipped_and_time_goes_on(tmp_path_factory, form, at, n, seed):

@@ -140,6 +140,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_kill_minus_nine_keeps_what_was_written(tmp_path):
     code = WRITER.format(folder=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(__file__))})
@@ -183,6 +184,7 @@ def test_a_camera_that_does_not_fit_a_rule_loses_that_rule_and_nobody_else_anyth
     assert list(sink.problems) == ["small"] and all(f"'{name}' reaches to" in sink.problems["small"] for name in ("yard", "gate", "wide"))
 
 
+@pytest.mark.slow
 def test_a_pixel_rule_that_fits_one_of_two_cameras_does_not_end_the_run(tmp_path):
     line = FactoryLine(LineConfig(cameras=2, density=0.8, seed=9))   # 640 × 480
     rules = Rules([ZoneConfig("far", [[0, 0], [900, 0], [900, 90]], sources=["line-1", "camera-1", "1"]), ZoneConfig("beyond", [[0, 0], [900, 0], [900, 90]]), ZoneConfig("all", [[0, 0], [1, 0], [1, 1], [0, 1]])])
@@ -196,6 +198,7 @@ def test_bad_rules_are_refused(tmp_path):
     with pytest.raises(ConfigError): EventSink(tmp_path, Rules(lines=[LineRule("l", (0, 0), (50, 0), ["cat"])])).write(result(0, 20))
 
 
+@pytest.mark.slow
 def test_in_the_pipeline_with_adaptive_selection_two_cameras_and_the_bundled_model(tmp_path):
     "Real parts from end to end; the run is the same every time, and its crossings are those of every frame."
     rules = Rules([ZoneConfig("table", [[.3, .1], [.7, .1], [.7, .9], [.3, .9]], anchor="center")], [LineRule("out", (.75, 1), (.75, 0), anchor="center")])

@@ -37,6 +37,7 @@ def hundred(request, tmp_path_factory):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_hundred_random_moments_leave_whole_files(hundred):
     assert [r for r in hundred if r["problems"]] == []
 
@@ -126,6 +127,7 @@ def in_main_thread(code: str):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_handlers_come_back():
     code = """
 numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -137,6 +139,7 @@ print(json.dumps([after == before, [i != b for i, b in zip(inside, before)]]))
     assert in_main_thread(code) == [True, [True, True, True]]
 
 
+@pytest.mark.slow
 def test_handlers_of_the_program_and_ignored_signals_stay():
     code = """
 mine = lambda *_: None
@@ -146,6 +149,7 @@ with interruptible(None): print(json.dumps([signal.getsignal(signal.SIGTERM) is 
     assert in_main_thread(code) == [True, True]
 
 
+@pytest.mark.slow
 def test_runs_follow_each_other_in_one_process():
     code = """
 real = load_model("factory_line", threads=1)
@@ -174,6 +178,7 @@ def test_outside_of_the_main_thread_nothing_changes():
 
 # --- the command
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signals", [[signal.SIGHUP], [signal.SIGTERM, signal.SIGTERM], [signal.SIGINT] * 3], ids=["SIGHUP", "SIGTERM twice", "Ctrl-C three times"])
 def test_the_command_finishes_its_files(tmp_path, signals):
     process = start_endless(tmp_path, "--save-video")
@@ -188,6 +193,7 @@ def test_the_command_finishes_its_files(tmp_path, signals):
     with av.open(str(next(tmp_path.glob("*.mp4")))) as film: assert sum(1 for _ in film.decode(video=0)) == summary["frames_delivered"]
 
 
+@pytest.mark.slow
 def test_the_command_says_when_it_did_not_wait(tmp_path):
     "Three interrupts while a sink hangs: the process ends, and says what is missing."
     code = f"""

@@ -65,6 +65,7 @@ def run(video, model, out, *more):
                           capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails, words", [("nan", "NaN or infinity for 1 of 1 images"), ("inf", "NaN or infinity for 1 of 1 images"),
                                           ("rows", "has shape (1, 5, 5), promised is (1, 6, any)")])
 def test_a_model_that_fails_in_the_middle_of_a_video(tmp_path, dusk, fails, words):
@@ -84,6 +85,7 @@ def test_a_model_that_fails_in_the_middle_of_a_video(tmp_path, dusk, fails, word
     assert summary["model"]["events"] == {}  # rubbish is not asked for twice
 
 
+@pytest.mark.slow
 def test_frames_without_an_answer_are_marked_when_the_run_goes_on(tmp_path, dusk):
     out = tmp_path / "out"
     done = run(dusk, detector(tmp_path / "moody.onnx", "nan"), out, "--on-model-error", "skip")
@@ -95,6 +97,7 @@ def test_frames_without_an_answer_are_marked_when_the_run_goes_on(tmp_path, dusk
 
 # --- half precision and other inputs
 
+@pytest.mark.slow
 def test_a_half_precision_model_answers_like_the_float32_one(tmp_path, dusk):
     "Ultralytics' half=True export takes float16 and returns float16."
     single, half = (load_model(detector(tmp_path / f"{name}.onnx", kind=kind)) for name, kind in (("single", TensorProto.FLOAT), ("half", TensorProto.FLOAT16)))
@@ -108,6 +111,7 @@ def test_a_half_precision_model_answers_like_the_float32_one(tmp_path, dusk):
         load_model(detector(tmp_path / "overflow.onnx", "inf", TensorProto.FLOAT16)).predict([flat(BRIGHT)])
 
 
+@pytest.mark.slow
 def test_a_double_input_is_refused_at_the_start(tmp_path, dusk):
     done = run(dusk, detector(tmp_path / "double.onnx", kind=TensorProto.DOUBLE), tmp_path / "out")
     text = " ".join(done.stderr.split())

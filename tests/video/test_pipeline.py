@@ -118,6 +118,7 @@ def assert_same(a, b, px=0.05, conf=2e-3):
     np.testing.assert_allclose(a.confidence[order_a], b.confidence[order_b], atol=conf)
 
 
+@pytest.mark.slow
 def test_results_equal_batch_one_and_order_is_kept_per_camera(model):
     cameras = {f"cam{c}": line_images(40, c) for c in range(3)}
     answers = {}
@@ -297,6 +298,7 @@ def test_a_bug_in_a_callback_is_a_sink_error(model):
         Pipeline([Pictures("a", line_images(3))], model, [Bug()]).run()
 
 
+@pytest.mark.slow
 def test_freshest_frame_bounds_latency_and_counts_drops(model):
     "While the sink writes one result, the camera brings six frames."
     in_flight, count, pace = [], 120, 6
@@ -339,6 +341,7 @@ def adds_up(summary):
         assert s["frames_read"] == s["frames_delivered"] + s["frames_dropped"] + s["frames_discarded"], s
 
 
+@pytest.mark.slow
 def test_every_frame_is_accounted_for_however_a_run_ends(model):
     def before(call, batch):
         if call >= 8:
@@ -392,6 +395,7 @@ def test_selection_does_not_hide_a_dead_model(model):
         pipeline.run()
 
 
+@pytest.mark.slow
 def test_batches_fill_with_selected_frames(model):
     images = line_images(10) * 8
     slow = with_backend(model, before=lambda call, batch: until(lambda: waiting(pipeline) >= 8 or pipeline.summary()["frames_read"] == 320))
@@ -464,6 +468,7 @@ def test_a_pipeline_runs_once(model):
         pipeline.run()
 
 
+@pytest.mark.slow
 def test_memory_is_flat(model):
     "The full soak is in tests/benchmarks; this one would see a leak of a frame or of a tensor."
     image = line_images(1)[0]
@@ -560,6 +565,7 @@ def listen(model, images, max_batch=1, live=False, pauses=False, **kwargs):
     return summary, sink.by_source(), made
 
 
+@pytest.mark.slow
 def test_what_a_listening_selector_chooses_from_files_does_not_depend_on_speed_or_batches(model):
     images = [line_images(40, c) for c in range(3)]
     _, first, made = listen(model, images)

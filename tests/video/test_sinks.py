@@ -405,6 +405,7 @@ def writer(tmp_path):
     return start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [40, 211])
 def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path, writer, after):
     process = writer(0)
@@ -426,6 +427,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path, writer, after):
     assert pq.read_table(tmp_path / "results.parquet").equals(table)
 
 
+@pytest.mark.slow
 def test_full_disk_is_an_error_and_what_was_written_stays(tmp_path, writer):
     process = writer(60_000)
     out, err = process.communicate(timeout=120)

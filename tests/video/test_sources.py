@@ -452,6 +452,7 @@ def test_unique_ids_are_unique(uris):
     assert len(set(names)) == len(uris) and all(names)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_person_video_equals_opencv(real_data):
     path = real_data / "videos/one-by-one-person-detection.mp4"
