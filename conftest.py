@@ -1,6 +1,7 @@
 """Tiers of the tests, and what each file costs: service tests are marked by the fixtures they use, CPU seconds are printed by file."""
 import json
 import resource
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -36,6 +37,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if SERVICES & set(getattr(item, "fixturenames", ())) or item.path.name in SERVICE_FILES:
             item.add_marker("service")
+
+
+def pytest_runtest_teardown():
+    "No endless run outlives the test that started it."
+    if helper := sys.modules.get("tests.helpers.cli"):
+        helper.end_started()
 
 
 def pytest_collection_finish(session):

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 CLI = str(Path(sys.executable).with_name("cv-pipeline"))
+STARTED: list[subprocess.Popen] = []
 
 
 def hears_ctrl_c() -> None:
@@ -14,8 +15,15 @@ def hears_ctrl_c() -> None:
 
 
 def start_endless(out: Path, *args: str) -> subprocess.Popen:
-    "A run over a source that never ends."
-    return subprocess.Popen([CLI, "run", "line:", "--out", str(out), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c)
+    "A run over a source that never ends; whatever becomes of the test, the process ends with it."
+    STARTED.append(subprocess.Popen([CLI, "run", "line:", "--out", str(out), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c))
+    return STARTED[-1]
+
+
+def end_started() -> None:
+    "Kill what a failed test has left running."
+    while STARTED:
+        STARTED.pop().kill()
 
 
 def lines_in(path: Path) -> int:
