@@ -64,7 +64,8 @@ def write_week(
     sha256 = model.identity["sha256"]
     names, looks = [f"camera-{k + 1}" for k in range(cameras)], a_day * days
     begin = None if fails is None else (names.index(fails), 3 * a_day + round(a_day * 4 / 16))
-    line, sink = FactoryLine(LineConfig(size=(256, 192), cameras=cameras, seed=seed, density=5)), TelemetrySink(folder, part_rows=a_day)
+    config = LineConfig(size=(256, 192), cameras=cameras, seed=seed, density=3, hand_every=0)  # every look sees new parts, and drawing them is what a week costs
+    line, sink = FactoryLine(config), TelemetrySink(folder, part_rows=a_day)
     try:
         for k, name in enumerate(names):
             said = week_conditions(seed, k, looks, begin, a_day)
