@@ -17,12 +17,12 @@ import numpy as np
 
 from ..core.formats import LabelledImage
 from ..core.images import read_image
-from ..core.types import Clock, ConfigError, DataError, Detections, MissingExtraError
+from ..core.types import Clock, ConfigError, DataError, Detections, Frame, MissingExtraError
 from .calibration import halves, lrp_thresholds
 from .intervals import FEWEST_OBJECTS, FEWEST_PICTURES, APSampler, Interval, average, clusters, draw_weights, interval_of
 from .metrics import Matches, match_set
 from .records import EvalSet, check_set, class_mapping, tabled, truth_in, values_of
-from ..synthetic.belt import FactoryLine, LineConfig
+from ..synthetic.belt import FactoryLine, LineConfig, Truth
 from ..synthetic.conditions import CONDITION_NAMES, Conditions
 from ..synthetic.parts import seeded
 
@@ -327,11 +327,15 @@ def line_subjects(
     min_visible: float = 0.3,
 ) -> list[Subject]:
     "The factory line under its own conditions, and under corruptions."
-    def of(line: FactoryLine, k: int, index: int) -> Subject:
+    @lru_cache(maxsize=2)  # corruption after corruption is shown of one clean picture
+    def drawn(k: int, index: int, condition: str, severity: int) -> tuple[Frame, Truth]:
+        lines[k].conditions = {0: Conditions(**{condition: severity})} if severity else {}
+        return lines[k].render(index)
+
+    def of(k: int, index: int) -> Subject:
         def show(condition: str, severity: int) -> tuple[np.ndarray, Detections]:
             own = condition in LINE_CONDITIONS
-            line.conditions = {0: Conditions(**{condition.removeprefix("line "): severity})} if own and severity else {}
-            frame, truth = line.render(index)
+            frame, truth = drawn(k, index, *((condition.removeprefix("line "), severity) if own else ("", 0)))
             seen = truth.detections
             known = Detections(seen.xyxy, None, seen.class_id, data={"iscrowd": (seen.data["visibility"] < min_visible).astype(np.int8)})
             spoiled = Corrupted(frame.image) if own or condition == CLEAN else corrupt(frame.image, condition, severity, f"{k}-{index}", seed)
@@ -339,7 +343,7 @@ def line_subjects(
         return Subject(f"line {k}, frame {index}", show, {"sequence": k})
 
     lines = {k: FactoryLine(LineConfig(seed=k, density=density)) for k in range(seed, seed + sequences)}
-    return [of(line, k, 15 * i) for k, line in lines.items() for i in range(frames)]
+    return [of(k, 15 * i) for k in lines for i in range(frames)]
 
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #6b1f4863
 def _shuffled(subjects: Sequence[Subject], seed: int) -> tuple[list[Subject], np.ndarray]:
@@ -541,7 +545,7 @@ def _cell(name: str, severity: int, s: EvalSet, fixed: np.ndarray, weights: np.n
 def _ap_draws(s: EvalSet, weights: np.ndarray) -> tuple[float, np.ndarray]:
     "AP, and AP of every draw."
     sampler = APSampler(s, match_set(s))
-    return average(sampler(np.ones(len(s), np.float32))), np.array([average(sampler(w)) for w in weights])
+    return average(sampler(np.ones(len(s), np.float32))), np.array([average(ap) for ap in sampler(weights)])
 
 
 def _ratio(a: np.ndarray | float, b: np.ndarray | float) -> Any:
