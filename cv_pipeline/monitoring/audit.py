@@ -355,7 +355,7 @@ def score_audit(
     t = s if asked is None else _evaluated(audit, items, asked)[0]
     sampler = APSampler(t, m if asked is None else match_set(t, IOUS))
     for n, value in (("AP50", lambda ap: average(ap[:1])), ("AP", average)):
-        numbers[n] = interval_of(value(sampler(weight.astype(np.float32))), np.array([value(sampler(w)) for w in drawn[:300]]), level, len(rows))
+        numbers[n] = interval_of(value(sampler(weight.astype(np.float32))), np.array([value(ap) for ap in sampler(drawn[:300])]), level, len(rows))
     camera = np.array([audit.looks[i].camera for i in rows], dtype=object)
     by = {c: {"looks": int((camera == c).sum()), **{n: float(_share(n, (weight * (camera == c)) @ counts)) for n in ("precision", "recall")}} for c in sorted(set(camera))}
     objects, wrong = len(s.truth), _too_little(len(rows), len(s.truth), covered)

@@ -64,8 +64,8 @@ def write_week(
     sha256 = model.identity["sha256"]
     names, looks = [f"camera-{k + 1}" for k in range(cameras)], a_day * days
     begin = None if fails is None else (names.index(fails), 3 * a_day + round(a_day * 4 / 16))
-    line = FactoryLine(LineConfig(size=(256, 192), cameras=cameras, seed=seed, density=5))
-    sink = TelemetrySink(folder, LogSettings(part_rows=a_day))
+    config = LineConfig(size=(256, 192), cameras=cameras, seed=seed, density=3, hand_every=0)  # new parts in every look are dear to draw
+    line, sink = FactoryLine(config), TelemetrySink(folder, LogSettings(part_rows=a_day))
     try:
         for k, name in enumerate(names):
             said = week_conditions(seed, k, looks, begin, a_day)

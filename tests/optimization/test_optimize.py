@@ -349,6 +349,15 @@ def test_too_few_pictures_judge_nothing(pictures, tmp_path):
     assert not (tmp_path / "m" / "model_fp16.onnx").exists()
 
 
+def test_openvinos_own_eight_bits_are_made_and_judged(pictures, tmp_path):
+    require("nncf")
+    settings = OptimizeSettings(("openvino-int8",), draws=50, max_loss=0.5, spare=(), threads=1)
+    report = optimize("factory_line", tmp_path / "m", pictures[0], pictures[2], settings)
+    [artefact] = [a for a in load_manifest(tmp_path / "m")[0].artefacts if a.file == "model_openvino_int8.xml"]
+    assert report["openvino-int8"].accepted and report["openvino-int8"].gate.ap > 0.5
+    assert (artefact.backend, artefact.precision) == ("openvino", "int8") and artefact.gated
+
+
 def test_sensitive_layers_are_left_in_float(pictures, tmp_path, monkeypatch):
     "Eight bits fail as they are; with four layers spared they pass, and the manifest names them."
     real, asked = room.quantize_cpu, []
