@@ -598,7 +598,8 @@ def parse_yaml(
             loader.dispose()
     except RecursionError:
         raise error("is nested too deeply to be read", where, "is this the right file?") from None
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as e:
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError) as e:
+        # LookupError: `!!bool maybe`, `!!int ""`; OverflowError: "\Uffffffff", which is no character
         mark = getattr(e, "problem_mark", None)
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         reason = getattr(e, "problem", None) or str(e)  # not the line itself: it may hold a password
