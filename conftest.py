@@ -1,11 +1,18 @@
 """Tiers of the tests, and what each file costs: service tests are marked by the fixtures they use, CPU seconds are printed by file."""
 import json
+import os
 import resource
 import sys
 from collections import defaultdict
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# the same examples on every machine and in every run, however slow it is; HYPOTHESIS_PROFILE=search draws new ones
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("search", deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 SERVICES = {"fo", "studio", "gstreamer", "server"}  # fixtures that start a server: FiftyOne's database, Label Studio, RTSP, Triton
 SERVICE_FILES = {"test_exporter.py"}  # starts Prometheus where it is needed

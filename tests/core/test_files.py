@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cv_pipeline.core import files as F
@@ -70,7 +70,9 @@ def test_a_mark_of_the_other_byte_order_is_understood(tmp_path, encoding):
 
 @given(TREES, st.sampled_from(ENCODINGS), st.booleans())
 def test_yaml_comes_back_in_every_encoding(folder, value, encoding, unicode):
-    F.write_whole(folder / "a.yaml", yaml.safe_dump(value, allow_unicode=unicode).encode(encoding))
+    text = yaml.safe_dump(value, allow_unicode=unicode)
+    assume(yaml.safe_load(text) == value)  # PyYAML itself loses some line separators that it writes
+    F.write_whole(folder / "a.yaml", text.encode(encoding))
     assert F.read_yaml(folder / "a.yaml", None) == value
 
 
