@@ -16,6 +16,10 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 SERVICES = {"fo", "studio", "gstreamer", "server"}  # fixtures that start a server: FiftyOne's database, Label Studio, RTSP, Triton
 SERVICE_FILES = {"test_exporter.py"}  # starts Prometheus where it is needed
+SLOW = {  # fixtures that take seconds, by file: who uses one is slow, or the next to use it would pay
+    "test_label_errors.py": {"line"}, "test_benchmark.py": {"bundled"}, "test_review.py": {"noisy"}, "test_cameras.py": {"fleet", "overload"},
+    "test_interrupts.py": {"hundred"}, "test_trackers.py": {"belts"}, "test_notebook_runner.py": {"done"},
+}
 CPU, EACH = defaultdict(float), defaultdict(float)  # seconds by file and by test; with xdist sent by the workers
 
 
@@ -40,8 +44,10 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_collection_modifyitems(items):
-    "What uses a server is marked `service`."
+    "What uses a server is marked `service`, what uses a dear fixture `slow`."
     for item in items:
+        if SLOW.get(item.path.name, set()) & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
         if SERVICES & set(getattr(item, "fixturenames", ())) or item.path.name in SERVICE_FILES:
             item.add_marker("service")
 

@@ -529,6 +529,7 @@ def test_what_is_pulled_replaces_answers_of_the_same_person_only(tmp_path):
     assert {a.annotator: a.class_names for a in read_annotations(file)} == {"ana": (), "ben": (NAMES[1],)}
 
 
+@pytest.mark.slow
 def test_exports_in_another_form(tmp_path):
     for text, said in (("nothing", "not a readable export"), ("{}", "JSON-MIN"), ('[{"image": "a", "label": []}]', "JSON-MIN")):
         (tmp_path / "e.json").write_text(text)
