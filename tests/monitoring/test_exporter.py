@@ -68,7 +68,10 @@ def test_a_real_prometheus_scrapes_a_running_pipeline_and_a_rule_fires(tmp_path)
                 assert source.shown.wait(60)
                 server.until(lambda: server.query("cv_pipeline_detections_per_image_count").get((("source", "gate"),)) == 260, "the last scrape")
                 server.until(lambda: set(server.query("cv_pipeline_source_up")) == set(server.query("cv_pipeline_frame_age_seconds")) == {(("source", "gate"),)}, "the end of the other source", 10)
-                assert pipeline.summary()["sources"]["exit"]["state"] == "done" and {a["labels"]["alertname"] for a in server.alerts()["firing"]} == {"CameraNeedsUpkeep"}  # it has ended: nobody is woken
+                assert pipeline.summary()["sources"]["exit"]["state"] == "done"
+                # it has ended: nobody is woken for it. Alarms that name no source (Slow) may come from a loaded machine
+                named = {(a["labels"]["alertname"], a["labels"]["source"]) for a in server.alerts()["firing"] if "source" in a["labels"]}
+                assert named == {("CameraNeedsUpkeep", "gate")}
                 boxes = server.query("cv_pipeline_detections_per_image_sum")
                 assert boxes == server.query("cv_pipeline_detections_total") == server.query("cv_pipeline_confidence_count")
                 assert server.query('cv_pipeline_confidence_bucket{le="+Inf"}').keys() == {(("le", "+Inf"), ("source", s)) for s in ("gate", "exit")}
