@@ -25,7 +25,7 @@ from .datasets import Problem, worst_first
 from ..core.files import append_lines, copy_over, expecting, file_sha256, read_bytes, read_json, read_text, read_yaml, writable_folder, write_whole
 from ..core.formats import LabelledImage, read_dataset, to_coco_annotations, to_yolo
 from ..core.images import read_image
-from ..core.types import ConfigError, DataError, Detections, box_iou, validate_detections
+from ..core.types import ConfigError, DataError, Detections, box_iou, check_rules, validate_detections
 
 # %% auto #0
 __all__ = ['UNITS', 'SHAPES', 'UNCHANGED', 'Annotation', 'check_units', 'unknown_labels', 'write_annotations', 'add_annotations',
@@ -576,11 +576,8 @@ class ReadLabelledSettings:
     def __post_init__(self):
         choices = {"shapes": SHAPES, "unchanged": UNCHANGED, "units": UNITS}
         given = {k: getattr(self, k) for k in choices}
-        wrong = {k: v for k, v in given.items() if v not in choices[k]}
-        problems = [f"{k}: {v!r} is not {' or '.join(choices[k])}" for k, v in wrong.items()]
-        if problems:
-            what = f"{len(problems)} settings of reading labels are wrong"
-            raise ConfigError(what, "ReadLabelledSettings", "see its defaults", problems)
+        rules = [(v in choices[k], f"{k}: {v!r} is not {' or '.join(choices[k])}") for k, v in given.items()]
+        check_rules("settings of reading labels", self, rules)
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #739d6127
 def read_labelled(

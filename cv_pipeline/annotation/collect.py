@@ -27,7 +27,7 @@ from ..core.formats import IMAGE_SUFFIXES
 from ..core.images import read_image
 from ..core.likeness import perceptual_hash
 from ..core.results import read_table
-from ..core.types import Clock, ConfigError, DataError, Detections, Frame, FrameResult, SinkError, Source, SourceError, SourceStatus
+from ..core.types import Clock, ConfigError, DataError, Detections, Frame, FrameResult, SinkError, Source, SourceError, SourceStatus, is_number, is_whole
 from ..inference.calibrators import Calibrator
 from ..synthetic.line import open_line
 from ..video.sources import FolderSource, open_source, unique_ids
@@ -69,15 +69,13 @@ class CollectPolicy:
 
 
 def _policy_problems(p: CollectPolicy) -> list[str]:
-    number = lambda v: isinstance(v, (int, float, np.number)) and not isinstance(v, bool) and v == v
-    whole = lambda v, low, high=np.inf: isinstance(v, (int, np.integer)) and not isinstance(v, bool) and low <= v <= high
-    share = lambda v: number(v) and 0 <= v <= 1
-    rules = [(share(p.random), f"random: {p.random!r} is no share"), (number(p.within_s) and p.within_s > 0, f"within_s: {p.within_s!r} is not above 0"),
+    share = lambda v: is_number(v) and 0 <= v <= 1
+    rules = [(share(p.random), f"random: {p.random!r} is no share"), (is_number(p.within_s) and p.within_s > 0, f"within_s: {p.within_s!r} is not above 0"),
              (p.low is None or (isinstance(p.low, tuple) and len(p.low) == 2 and all(map(share, p.low)) and p.low[0] < p.low[1]), f"low: {p.low!r} is no band within 0..1"),
              *[(v is None or share(v), f"{k}: {v!r} is outside 0..1") for k, v in (("high", p.high), ("ceiling", p.ceiling), ("none", p.none))],
-             (p.many is None or (number(p.many) and p.many > 0), f"many: {p.many!r} is not above 0"), (p.quota is None or whole(p.quota, 0), f"quota: {p.quota!r} is not a whole number from 0"),
-             (whole(p.hamming, -1, 64), f"hamming: {p.hamming!r} is not a whole number in -1..64"), (whole(p.quality, 1, 100), f"quality: {p.quality!r} is not a whole number in 1..100"),
-             (whole(p.learn, 1), f"learn: {p.learn!r} is not a whole number from 1"), (whole(p.seed, -np.inf), f"seed: {p.seed!r} is not a whole number")]
+             (p.many is None or (is_number(p.many) and p.many > 0), f"many: {p.many!r} is not above 0"), (p.quota is None or is_whole(p.quota, 0), f"quota: {p.quota!r} is not a whole number from 0"),
+             (is_whole(p.hamming, -1, 64), f"hamming: {p.hamming!r} is not a whole number in -1..64"), (is_whole(p.quality, 1, 100), f"quality: {p.quality!r} is not a whole number in 1..100"),
+             (is_whole(p.learn, 1), f"learn: {p.learn!r} is not a whole number from 1"), (is_whole(p.seed), f"seed: {p.seed!r} is not a whole number")]
     return [text for good, text in rules if not good]
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #843a6605

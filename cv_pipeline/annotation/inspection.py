@@ -21,7 +21,7 @@ from ..core.files import expecting, file_sha256, read_json, write_json
 from ..core.formats import LabelledImage, read_dataset
 from ..core.images import read_image
 from ..core.stamp import stamp
-from ..core.types import ConfigError, DataError, Detections
+from ..core.types import ConfigError, DataError, Detections, check_rules, is_number, is_whole
 from ..core.viz import contact_sheet, draw_detections
 from ..evaluation.failures import read_records, write_records
 from ..evaluation.intervals import Finding, Verdict, overall
@@ -237,20 +237,15 @@ class InspectionSettings:
         object.__setattr__(self, "limits", dict(self.limits or {}))
         object.__setattr__(self, "rename", dict(self.rename or {}))
         _limits(self.limits)
-        number = lambda v: isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
-        share = lambda v, most: number(v) and 0 <= v <= most
-        whole = lambda v, low: number(v) and low <= v < np.inf and v == v // 1
+        share = lambda v, most: is_number(v) and 0 <= v <= most
         rules = [
             (share(self.least, 1), f"least: {self.least!r} is not a probability in 0..1"),
-            (whole(self.seed, 0), f"seed: {self.seed!r} is not a whole number from 0"),
-            (whole(self.pictures, 1), f"pictures: {self.pictures!r} is not a whole number from 1"),
+            (is_whole(self.seed, 0), f"seed: {self.seed!r} is not a whole number from 0"),
+            (is_whole(self.pictures, 1), f"pictures: {self.pictures!r} is not a whole number from 1"),
             (share(self.planted, 0.2), f"planted: {self.planted!r} is not a share in 0..0.2"),
-            (whole(self.threads, 0), f"threads: {self.threads!r} is not a whole number from 0"),
+            (is_whole(self.threads, 0), f"threads: {self.threads!r} is not a whole number from 0"),
         ]
-        problems = [text for good, text in rules if not good]
-        if problems:
-            what = f"{len(problems)} settings of the inspection are wrong"
-            raise ConfigError(what, "InspectionSettings", "see its defaults", problems)
+        check_rules("settings of the inspection", self, rules)
 
 # %% ../../nbs/07_annotation/08_inspection.ipynb #6e2af1c7
 def look_into(

@@ -19,7 +19,7 @@ from .collect import Collected, read_collected, write_collected
 from ..core.files import copy_file, writable_folder
 from ..core.formats import read_dataset
 from ..core.images import read_image
-from ..core.types import BackendError, ConfigError, DataError, Detections, MissingExtraError
+from ..core.types import BackendError, ConfigError, DataError, Detections, MissingExtraError, check_rules
 from ..inference.calibrators import Calibrator
 
 # %% auto #0
@@ -311,10 +311,7 @@ class SelectSettings:
             (0 <= self.novel <= 1, f"novel: {self.novel} is outside 0..1"),
             (known, f"features: {self.features!r} are not known: {', '.join(FEATURES)}, or an .onnx file"),
         ]
-        problems = [text for good, text in rules if not good]
-        if problems:
-            what = f"{len(problems)} settings of the selection are wrong"
-            raise ConfigError(what, "SelectSettings", "see its defaults", problems)
+        check_rules("settings of the selection", self, rules)
 
 
 Chosen = list[tuple[int, str]]  # row and why

@@ -25,7 +25,7 @@ from .qa import class_balance
 from ..core.files import Staging, copy_file, expecting, file_sha256, read_json, read_yaml, write_json, write_whole
 from ..core.formats import LabelledImage, read_dataset, to_yolo
 from ..core.likeness import Fingerprint, fingerprints, near_pairs
-from ..core.types import ConfigError, DataError, Detections, utc_now
+from ..core.types import ConfigError, DataError, Detections, check_rules, is_number, is_whole, utc_now
 from ..evaluation.records import EvalSet, tabled
 
 # %% auto #0
@@ -246,20 +246,15 @@ class MergeSettings:
     def __post_init__(self):
         object.__setattr__(self, "rename", dict(self.rename or {}))
         object.__setattr__(self, "allow", tuple(map(tuple, self.allow)))
-        number = lambda v: isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
-        whole = lambda v, low, high=np.inf: number(v) and v == v // 1 and low <= v <= high
         rules = [
             (not isinstance(self.names, str), f"names: {self.names!r} is not a list of class names"),
             (self.prefer in PREFER, f"prefer: {self.prefer!r} is not one of {', '.join(PREFER)}"),
             (self.leaks in LEAKS, f"leaks: {self.leaks!r} is not one of {', '.join(LEAKS)}"),
-            (number(self.val) and 0 <= self.val < 1, f"val: {self.val!r} is not a share, 0 ≤ val < 1"),
-            (whole(self.hamming, 0, 64), f"hamming: {self.hamming!r} is not a whole number in 0..64"),
-            (whole(self.seed, 0), f"seed: {self.seed!r} is not a whole number from 0"),
+            (is_number(self.val) and 0 <= self.val < 1, f"val: {self.val!r} is not a share, 0 ≤ val < 1"),
+            (is_whole(self.hamming, 0, 64), f"hamming: {self.hamming!r} is not a whole number in 0..64"),
+            (is_whole(self.seed, 0), f"seed: {self.seed!r} is not a whole number from 0"),
         ]
-        problems = [text for good, text in rules if not good]
-        if problems:
-            what = f"{len(problems)} settings of the merge are wrong"
-            raise ConfigError(what, "MergeSettings", "see its defaults", problems)
+        check_rules("settings of the merge", self, rules)
 
     def to_dict(self) -> dict[str, Any]:
         "What the manifest holds."

@@ -17,10 +17,10 @@ import numpy as np
 
 # %% auto #0
 __all__ = ['Clock', 'CVPipelineError', 'ConfigError', 'DataError', 'SourceError', 'BackendError', 'ModelSpecMismatch',
-           'SinkError', 'MissingExtraError', 'Frame', 'box_area', 'box_iou', 'Detections', 'merge_detections',
-           'validate_detections', 'Decision', 'FrameResult', 'utc_now', 'Clocks', 'Source', 'Selector',
-           'ListeningSelector', 'Tracker', 'Backend', 'Sink', 'SummarySink', 'sink_name', 'sink_names', 'SourceStatus',
-           'StatusSource', 'status_of']
+           'SinkError', 'MissingExtraError', 'is_number', 'is_whole', 'check_rules', 'Frame', 'box_area', 'box_iou',
+           'Detections', 'merge_detections', 'validate_detections', 'Decision', 'FrameResult', 'utc_now', 'Clocks',
+           'Source', 'Selector', 'ListeningSelector', 'Tracker', 'Backend', 'Sink', 'SummarySink', 'sink_name',
+           'sink_names', 'SourceStatus', 'StatusSource', 'status_of']
 
 # %% ../../nbs/00_core/00_types.ipynb #abc6998f
 class CVPipelineError(Exception):
@@ -79,6 +79,28 @@ class MissingExtraError(CVPipelineError):
 
     def __init__(self, package: str, extra: str):
         super().__init__(f"'{package}' is not installed", hint=f'pip install "cv_pipeline[{extra}]"')
+
+# %% ../../nbs/00_core/00_types.ipynb #c0de5e02
+def is_number(value: Any) -> bool:
+    "Whether it is a real number; not NaN, and not a truth value."
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and value == value
+
+
+def is_whole(value: Any, low: float = -np.inf, high: float = np.inf) -> bool:
+    "Whether it is a whole number in low … high."
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and low <= value <= high
+
+
+def check_rules(
+    what: str,                           # "settings of the gate"
+    settings: object,                    # its class is named
+    rules: Iterable[tuple[bool, str]],   # whether it holds; what is wrong otherwise, beginning with the field
+    hint: str = "see its defaults",
+) -> None:
+    "ConfigError that lists every rule which does not hold."
+    problems = [text for good, text in rules if not good]
+    if problems:
+        raise ConfigError(f"{len(problems)} {what} are wrong", type(settings).__name__, hint, problems)
 
 # %% ../../nbs/00_core/00_types.ipynb #67267242
 @dataclass(slots=True)

@@ -16,9 +16,9 @@ from .metrics import RECALLS, Matches
 from .records import EvalSet
 
 # %% auto #0
-__all__ = ['AT_ONCE', 'RATES', 'FEWEST_PICTURES', 'FEWEST_OBJECTS', 'clusters', 'draw_weights', 'APSampler', 'Interval',
-           'interval_of', 'average', 'ap_interval', 'picture_counts', 'rate_intervals', 'same_pictures',
-           'compare_models', 'Verdict', 'Finding', 'judge', 'overall']
+__all__ = ['RATES', 'FEWEST_PICTURES', 'FEWEST_OBJECTS', 'clusters', 'draw_weights', 'APSampler', 'Interval', 'interval_of',
+           'average', 'ap_interval', 'picture_counts', 'rate_intervals', 'same_pictures', 'compare_models', 'Verdict',
+           'Finding', 'judge', 'overall']
 
 # %% ../../nbs/05_evaluation/03_intervals.ipynb #5e0ca568
 def clusters(
@@ -43,7 +43,7 @@ def draw_weights(
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)[:, cluster].astype(np.float32)
 
 # %% ../../nbs/05_evaluation/03_intervals.ipynb #a27e7898
-AT_ONCE = 500_000  # draws × predictions of a class: some arrays of so many numbers
+_AT_ONCE = 500_000  # draws × predictions of a class: some arrays of so many numbers
 
 
 class APSampler:
@@ -64,7 +64,7 @@ class APSampler:
         "AP at every threshold and class, NaN where nothing is asked for; hand over many draws at once, it is several times faster."
         drawn = np.atleast_2d(weights)
         ap = np.full((len(drawn), self.levels, self.classes), np.nan)
-        step = max(1, AT_ONCE // max([1, *(len(image) for image, *_ in self.parts)]))
+        step = max(1, _AT_ONCE // max([1, *(len(image) for image, *_ in self.parts)]))
         for first in range(0, len(drawn), step):
             self._fill(ap[first:first + step], drawn[first:first + step])
         return ap.reshape(*np.shape(weights)[:-1], self.levels, self.classes)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core.files import expecting, read_yaml
-from ..core.types import BackendError, ConfigError
+from ..core.types import BackendError, ConfigError, check_rules
 from .backends import OutOfMemory, check_output
 from .manifest import ModelManifest, check_graph, output_shape
 
@@ -142,9 +142,7 @@ class OpenVINOSettings:
             (_whole(self.streams), f"streams: must be a whole number from 0, not {self.streams!r}"),
             (_whole(self.batch), f"batch: must be a whole number from 0, not {self.batch!r}"),
         ]
-        problems = [text for good, text in rules if not good]
-        if problems:
-            raise ConfigError("OpenVINO cannot be set so", "OpenVINOSettings", "see its defaults", problems)
+        check_rules("settings of OpenVINO", self, rules)
 
 # %% ../../nbs/02_inference/07_openvino.ipynb #95d73493
 def _properties(device: str, threads: int, s: OpenVINOSettings, where: object) -> dict[str, Any]:

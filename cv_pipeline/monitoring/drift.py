@@ -16,7 +16,7 @@ import numpy as np
 from cv_pipeline.monitoring.statistics import (
     BLOCK, autocorrelation_time, benjamini_hochberg, chance_of, checked_columns, counts_below, cut_blocks, cuts_of, differences, holm, kernel_for, kernel_sums, largest, shuffles, stretches,
 )
-from ..core.types import ConfigError, DataError
+from ..core.types import DataError, check_rules
 
 # %% auto #0
 __all__ = ['FAMILIES', 'FLOORS', 'BOXED', 'BURSTS', 'CAUSES', 'Observed', 'DriftSettings', 'joined', 'components_of',
@@ -89,8 +89,7 @@ class DriftSettings:
         rules = [(0 < self.alpha < 1, f"alpha: {self.alpha} is outside 0..1"), (self.permutations + 1 >= len(FAMILIES) / max(self.alpha, 1e-9), f"permutations: {self.permutations} are too few for an alarm at alpha {self.alpha} over {len(FAMILIES)} families"), (self.components >= 1, f"components: {self.components} is below 1"),
                  (self.least >= 10, f"least: {self.least} is below 10"), (self.least_device >= 10, f"least_device: {self.least_device} is below 10"),
                  (set(self.floor) <= set(FAMILIES), f"floor: unknown families {sorted(set(self.floor) - set(FAMILIES))}"), (all(0 <= v < 1 for v in self.floor.values()), f"floor: {self.floor} is outside 0..1")]
-        problems = [text for good, text in rules if not good]
-        if problems: raise ConfigError(f"{len(problems)} drift settings are wrong", "DriftSettings", f"families: {', '.join(FAMILIES)}", problems)
+        check_rules("drift settings", self, rules, f"families: {', '.join(FAMILIES)}")
 
 # %% ../../nbs/09_monitoring/04_drift.ipynb #5c0fa459
 def joined(reference: Observed, window: Observed) -> tuple[Observed, np.ndarray]:

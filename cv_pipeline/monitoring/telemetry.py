@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from ..core.files import append_lines, read_json_lines, read_parquet, read_parquet_metadata, safe_name, sink_error, writable_folder, write_whole, writing
-from ..core.types import Clock, ConfigError, DataError, Decision, FrameResult, SinkError, utc_now
+from ..core.types import Clock, ConfigError, DataError, Decision, FrameResult, SinkError, check_rules, utc_now
 
 # %% auto #0
 __all__ = ['EMBEDDING_SIZE', 'CELLS', 'SCHEMA_VERSION', 'STATISTICS', 'Listener', 'FrameStatistics', 'frame_statistics',
@@ -491,11 +491,7 @@ class LogSettings:
             (self.part_seconds > 0, f"part_seconds: {self.part_seconds} is not above 0"),
             (above(self.max_bytes), f"max_bytes: {self.max_bytes} is not above 0"),
         ]
-        problems = [text for good, text in rules if not good]
-        if problems:
-            raise ConfigError(
-                f"{len(problems)} settings of the log are wrong", "LogSettings", "see its defaults", problems
-            )
+        check_rules("settings of the log", self, rules)
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #2f6b92fd
 Listener = Callable[[FrameResult, FrameStatistics], None]

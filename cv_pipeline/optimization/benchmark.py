@@ -27,7 +27,7 @@ import numpy as np
 from ..core.files import expecting, file_sha256, read_json, write_whole, writing
 from ..core.formats import LabelledImage, read_dataset
 from ..core.stamp import instruction_set, machine, nvml, stamp, usable_cores
-from ..core.types import BackendError, ConfigError, DataError
+from ..core.types import BackendError, ConfigError, DataError, check_rules
 from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, ap_interval, clusters, compare_models, draw_weights
 from ..evaluation.metrics import match_set
 from ..evaluation.records import data_hash, predict_set
@@ -242,11 +242,7 @@ class BenchmarkSettings:
             (self.seconds > 0, f"seconds: {self.seconds} is not above 0"),
             (self.rounds >= 2, f"rounds: {self.rounds} is not at least 2"),
         ]
-        problems = [text for good, text in rules if not good]
-        if problems:
-            raise ConfigError(
-                "the benchmark cannot be run so", "BenchmarkSettings", "see its defaults", problems
-            )
+        check_rules("settings of the benchmark", self, rules)
 
     def thread_counts(self) -> tuple[int, ...]:
         "Numbers of threads, each once."

@@ -37,7 +37,7 @@ from cv_pipeline.optimization.quantize import (
     CalibrationSet, Ranges, activation_ranges, choose_calibration, prune_channels, quantize_cpu, quantize_openvino, quantize_tensorrt, sensitivity, write_openvino,
 )
 from ..core.images import read_image
-from ..core.types import BackendError, CVPipelineError, ConfigError, DataError, MissingExtraError
+from ..core.types import BackendError, CVPipelineError, ConfigError, DataError, MissingExtraError, check_rules
 
 # %% auto #0
 __all__ = ['CHANGED', 'STEPS', 'DEFAULT_STEPS', 'SHARED', 'Gate', 'check_loss', 'accuracy_gate', 'Workshop', 'Step', 'StepResult',
@@ -511,11 +511,7 @@ class OptimizeSettings:
             (all(n >= 1 for n in self.spare), f"spare: {list(self.spare)} must be at least 1 each"),
             (self.threads >= 0, f"threads: {self.threads} is negative"),
         ]
-        problems = [text for good, text in rules if not good]
-        if problems:
-            raise ConfigError(
-                f"{len(problems)} settings are wrong", "OptimizeSettings", "see its defaults", problems
-            )
+        check_rules("settings of the optimisation", self, rules)
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #2a554cdc
 def _labelled(frozen: str | Path | Iterable[LabelledImage]) -> list[LabelledImage]:

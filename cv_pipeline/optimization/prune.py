@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import copy_over, expecting, read_yaml
-from ..core.types import BackendError, ConfigError, DataError, MissingExtraError
+from ..core.types import BackendError, DataError, MissingExtraError, check_rules
 from .quantize import check_share
 
 # %% auto #0
@@ -119,14 +119,7 @@ class PruneSettings:
             (self.imgsz is None or self.imgsz >= 1, f"imgsz: {self.imgsz} is below 1"),
             (self.batch >= 1, f"batch: {self.batch} is below 1"),
         ]
-        problems = [text for good, text in rules if not good]
-        if problems:
-            raise ConfigError(
-                f"{len(problems)} settings of the pruning are wrong",
-                "PruneSettings",
-                "see its defaults",
-                problems,
-            )
+        check_rules("settings of the pruning", self, rules)
 
 # %% ../../nbs/06_optimization/02_prune.ipynb #797eb052
 def prune_and_train(

@@ -15,7 +15,7 @@ import numpy as np
 from ..core.formats import LabelledImage
 from ..core.images import read_image
 from ..core.stamp import stamp
-from ..core.types import ConfigError, DataError, Detections, box_area, box_iou
+from ..core.types import ConfigError, DataError, Detections, box_area, box_iou, check_rules
 from ..evaluation.records import EvalSet, class_mapping, data_hash, short_names, tabled, truth_in
 from ..inference.backends import Model
 from ..inference.manifest import PostprocessSpec
@@ -308,11 +308,7 @@ class TuningSettings:
             (0 < self.match_iou <= 1, f"match_iou: {self.match_iou} is outside 0..1"),
             (self.min_truth >= 1, f"min_truth: {self.min_truth} is below 1"),
         ]
-        problems = [text for good, text in rules if not good]
-        if problems:
-            raise ConfigError(
-                f"{len(problems)} settings are wrong", "TuningSettings", "see its defaults", problems
-            )
+        check_rules("settings of the tuning", self, rules)
 
 # %% ../../nbs/06_optimization/04_tuning.ipynb #5a327d84
 @dataclass

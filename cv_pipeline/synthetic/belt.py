@@ -18,7 +18,7 @@ import numpy as np
 from scipy.fft import irfft, rfft
 from scipy.ndimage import gaussian_filter1d
 
-from ..core.types import ConfigError, Detections, Frame
+from ..core.types import ConfigError, Detections, Frame, check_rules
 from .parts import CLASS_NAMES, LENGTHS, Sprite, draw_hand, draw_part, seeded
 
 # %% auto #0
@@ -54,8 +54,7 @@ class LineConfig:
                  (len(self.class_weights) == len(CLASS_NAMES) and min(self.class_weights) >= 0 and sum(self.class_weights) > 0,
                   f"class_weights: {self.class_weights} must be {len(CLASS_NAMES)} numbers ≥ 0, not all 0"),
                  (self.start.tzinfo is not None, "start: has no time zone")]
-        problems = [text for good, text in rules if not good]
-        if problems: raise ConfigError(f"{len(problems)} line settings are wrong", "LineConfig", "see the defaults of LineConfig", problems)
+        check_rules("line settings", self, rules, "see the defaults of LineConfig")
 
     @property
     def width(self) -> float:

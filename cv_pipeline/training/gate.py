@@ -20,7 +20,7 @@ from ..annotation.versions import read_version
 from ..core.files import Staging, copy_over, file_sha256, move_file, write_whole
 from ..core.formats import LabelledImage, read_dataset
 from ..core.stamp import stamp
-from ..core.types import ConfigError, DataError, MissingExtraError, utc_now
+from ..core.types import ConfigError, DataError, MissingExtraError, check_rules, is_number, is_whole, utc_now
 from ..evaluation.calibration import CalibrationReport, calibrate
 from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, Finding, Interval, Verdict, overall, picture_counts
 from ..evaluation.metrics import ap_table, match_set, mean_ap
@@ -140,22 +140,17 @@ class GateSettings:
     seed: int = 0                         # of the bootstrap, from 0
 
     def __post_init__(self):
-        number = lambda v: isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
-        whole = lambda v, low: number(v) and low <= v < np.inf and v == v // 1
-        loss = lambda v: number(v) and 0 <= v < 1
+        loss = lambda v: is_number(v) and 0 <= v < 1
         rules = [
             (not isinstance(self.protect, str), f"protect: {self.protect!r} is not a list of columns"),
             (loss(self.max_loss), f"max_loss: {self.max_loss!r} is not a share of AP in 0 ≤ loss < 1"),
             (loss(self.slice_loss), f"slice_loss: {self.slice_loss!r} is not a share of AP in 0 ≤ loss < 1"),
             (self.thin in THIN, f"thin: {self.thin!r} is not {' or '.join(THIN)}"),
             (not isinstance(self.forget, str), f"forget: {self.forget!r} is not a list of class names"),
-            (whole(self.draws, 20), f"draws: {self.draws!r} is not a whole number from 20"),
-            (whole(self.seed, 0), f"seed: {self.seed!r} is not a whole number from 0"),
+            (is_whole(self.draws, 20), f"draws: {self.draws!r} is not a whole number from 20"),
+            (is_whole(self.seed, 0), f"seed: {self.seed!r} is not a whole number from 0"),
         ]
-        problems = [text for good, text in rules if not good]
-        if problems:
-            what = f"{len(problems)} settings of the gate are wrong"
-            raise ConfigError(what, "GateSettings", "see its defaults", problems)
+        check_rules("settings of the gate", self, rules)
 
 # %% ../../nbs/08_training/02_gate.ipynb #dbca937e
 def compare(
@@ -327,15 +322,11 @@ class CandidateSettings:
     threads: int = 0            # inside the model call, from 0
 
     def __post_init__(self):
-        whole = isinstance(self.threads, int) and not isinstance(self.threads, bool)
         rules = [
             (isinstance(self.gate, GateSettings), f"gate: {self.gate!r} is not a GateSettings"),
-            (whole and self.threads >= 0, f"threads: {self.threads!r} is not a whole number from 0"),
+            (is_whole(self.threads, 0), f"threads: {self.threads!r} is not a whole number from 0"),
         ]
-        problems = [text for good, text in rules if not good]
-        if problems:
-            what = f"{len(problems)} settings of the candidate are wrong"
-            raise ConfigError(what, "CandidateSettings", "see its defaults", problems)
+        check_rules("settings of the candidate", self, rules)
         parse_objective(self.objective)
 
 # %% ../../nbs/08_training/02_gate.ipynb #f75286ab

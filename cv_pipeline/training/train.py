@@ -29,7 +29,7 @@ from ..annotation.versions import DatasetVersion, read_version, verify_version
 from ..core.files import Staging, append_lines, copy_file, copy_over, draft_folder, expecting, file_sha256, move_file, read_json, read_yaml, sweep_drafts, write_json, write_whole
 from ..core.formats import LabelledImage, read_dataset, to_yolo
 from ..core.images import read_image
-from ..core.types import BackendError, ConfigError, CVPipelineError, DataError, Detections, MissingExtraError, box_iou, merge_detections, utc_now
+from ..core.types import BackendError, CVPipelineError, ConfigError, DataError, Detections, MissingExtraError, box_iou, check_rules, is_whole, merge_detections, utc_now
 from ..evaluation.records import BoxTable, EvalSet, short_names
 from ..evaluation.summary import versions
 from ..inference.backends import Model
@@ -224,8 +224,7 @@ class Replay:
         if self.labelled is not None: object.__setattr__(self, "labelled", tuple(self.labelled))
         rules = [(0 < self.unsure <= self.sure <= 1, f"unsure: {self.unsure} and sure: {self.sure} must rise within 0..1"), (self.share is None or self.share > 0, f"share: {self.share} is not above 0"),
                  (self.doubt in ("region", "picture"), f"doubt: {self.doubt!r} is not 'region' or 'picture'")]
-        problems = [text for good, text in rules if not good]
-        if problems: raise ConfigError(f"{len(problems)} settings of the replay are wrong", "Replay", "see its defaults", problems)
+        check_rules("settings of the replay", self, rules)
 
     def to_dict(self) -> dict[str, Any]:
         "What a run card holds."
@@ -475,20 +474,16 @@ class TrainSettings:
 
     def __post_init__(self):
         object.__setattr__(self, "overrides", dict(self.overrides or {}))
-        whole = lambda v, least: isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= least
         size, owned = self.imgsz, sorted(set(self.overrides) & _OWNED)
         rules = [
-            (whole(self.epochs, 1), f"epochs: {self.epochs!r} is not a whole number from 1"),
-            (size is None or whole(size, 32), f"imgsz: {size!r} is not a whole number from 32"),
-            (whole(self.batch, 1), f"batch: {self.batch!r} is not a whole number from 1"),
-            (whole(self.seed, 0), f"seed: {self.seed!r} is not a whole number from 0"),
+            (is_whole(self.epochs, 1), f"epochs: {self.epochs!r} is not a whole number from 1"),
+            (size is None or is_whole(size, 32), f"imgsz: {size!r} is not a whole number from 32"),
+            (is_whole(self.batch, 1), f"batch: {self.batch!r} is not a whole number from 1"),
+            (is_whole(self.seed, 0), f"seed: {self.seed!r} is not a whole number from 0"),
             (isinstance(self.replay, Replay | None), f"replay: {self.replay!r} is not a Replay"),
             (not owned, f"overrides: {', '.join(owned)} are decided here, not by settings of Ultralytics"),
         ]
-        problems = [text for good, text in rules if not good]
-        if problems:
-            what = f"{len(problems)} settings of the training are wrong"
-            raise ConfigError(what, "TrainSettings", "see its defaults", problems)
+        check_rules("settings of the training", self, rules)
         augment_settings(self.augment)
 
     def to_dict(self) -> dict[str, Any]:
