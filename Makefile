@@ -13,7 +13,7 @@ PACKAGING := settings.ini setup.py constraints.txt
 export YOLO_OFFLINE := 1
 export YOLO_AUTOINSTALL := false
 
-.PHONY: help demo test test-fast lint notebooks pytest sync lab bench report train-bundled wheel clean
+.PHONY: help demo test test-fast lint types notebooks pytest sync lab docs hooks bench report train-bundled wheel clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -28,6 +28,10 @@ $(VENV)/.core: $(PACKAGING) | $(BIN)/python
 
 $(VENV)/.lab: $(PACKAGING) | $(VENV)/.core
 	$(INSTALL) --editable ".[lab,viz]"
+	@touch $@
+
+$(VENV)/.docs: $(PACKAGING) | $(VENV)/.core
+	$(INSTALL) --editable ".[docs]"
 	@touch $@
 
 # ultralytics brings opencv-python, which writes the same cv2 folder as the headless build: the headless one goes in last
@@ -57,7 +61,8 @@ test-fast: $(VENV)/.dev  ## the tests that train nothing, start no server and ta
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not service" $(ARGS)
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check cv_pipeline tests conftest.py setup.py
+	$(BIN)/ruff format --check nbs tests docs conftest.py setup.py
+	$(BIN)/ruff check cv_pipeline nbs tests docs conftest.py setup.py
 
 notebooks: $(VENV)/.dev  ## every notebook top to bottom, each in a process of its own, with its CPU time and memory; BOOKS=nbs/01_synthetic/01_belt.ipynb
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.notebooks --workers 2 $(BOOKS)
@@ -70,6 +75,15 @@ sync: $(VENV)/.lab  ## clean the notebooks, export the package, render README.md
 	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --output-dir . --output README nbs/index.ipynb
 	sed -i.bak -E 's#\]\(\.\./#](#g; s#\]\(([^):]*\.ipynb)\)#](nbs/\1)#g' README.md && rm README.md.bak
 	@changed="$$(git status --porcelain)"; [ -z "$$changed" ] || { echo "changed:"; echo "$$changed"; exit 1; }
+
+docs: $(VENV)/.docs  ## the site of all books and pages, offline, into _docs/site; ARGS=--serve looks at it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python docs/build_site.py $(ARGS)
+
+hooks: $(VENV)/.lab  ## at every commit: format, clean, export, lint; and nbdev's merge driver for notebooks
+	$(INSTALL) "pre-commit>=3.7" "ruff>=0.6"
+	$(BIN)/pre-commit install
+	git config merge.nbdev-merge.driver "$(CURDIR)/$(BIN)/nbdev_merge %O %A %B %P"
+	git config merge.nbdev-merge.name "resolve conflicts of notebooks cell by cell"
 
 lab: $(VENV)/.lab  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir nbs $$([ $$(id -u) != 0 ] || echo --allow-root) $(ARGS)

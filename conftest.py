@@ -1,4 +1,6 @@
-"""Tiers of the tests, and what each file costs: service tests are marked by the fixtures they use, CPU seconds are printed by file."""
+"""Tiers of the tests, and what each file costs: service tests are marked by the fixtures they use, CPU
+seconds are printed by file."""
+
 import json
 import os
 import resource
@@ -9,22 +11,38 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# the same examples on every machine and in every run, however slow it is; HYPOTHESIS_PROFILE=search draws new ones
+# the same examples on every machine and in every run, however slow it is; HYPOTHESIS_PROFILE=search draws new
+# ones
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("search", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
-SERVICES = {"fo", "studio", "gstreamer", "server"}  # fixtures that start a server: FiftyOne's database, Label Studio, RTSP, Triton
+SERVICES = {
+    "fo",
+    "studio",
+    "gstreamer",
+    "server",
+}  # fixtures that start a server: FiftyOne's database, Label Studio, RTSP, Triton
 SERVICE_FILES = {"test_exporter.py"}  # starts Prometheus where it is needed
 SLOW = {  # fixtures that take seconds, by file: who uses one is slow, or the next to use it would pay
-    "test_label_errors.py": {"line"}, "test_benchmark.py": {"bundled"}, "test_review.py": {"noisy"}, "test_cameras.py": {"fleet", "overload"},
-    "test_interrupts.py": {"hundred"}, "test_trackers.py": {"belts"}, "test_notebook_runner.py": {"done"},
+    "test_label_errors.py": {"line"},
+    "test_benchmark.py": {"bundled"},
+    "test_review.py": {"noisy"},
+    "test_cameras.py": {"fleet", "overload"},
+    "test_interrupts.py": {"hundred"},
+    "test_trackers.py": {"belts"},
+    "test_notebook_runner.py": {"done"},
 }
-CPU, EACH = defaultdict(float), defaultdict(float)  # seconds by file and by test; with xdist sent by the workers
+CPU, EACH = (
+    defaultdict(float),
+    defaultdict(float),
+)  # seconds by file and by test; with xdist sent by the workers
 
 
 def pytest_addoption(parser):
-    parser.addoption("--cpu-seconds", metavar="FILE", help="write the CPU seconds of every test as JSON, dearest first")
+    parser.addoption(
+        "--cpu-seconds", metavar="FILE", help="write the CPU seconds of every test as JSON, dearest first"
+    )
 
 
 def cpu_seconds() -> float:

@@ -1,4 +1,5 @@
 """Packaging, driven by settings.ini: the core from `requirements`, one extra for each `<name>_requirements` key."""
+
 import json
 import shlex
 from configparser import ConfigParser
@@ -18,7 +19,9 @@ def read_settings() -> dict[str, str]:
 
 def extras(settings: dict[str, str]) -> dict[str, list[str]]:
     suffix = "_requirements"
-    found = {key[: -len(suffix)]: shlex.split(value) for key, value in settings.items() if key.endswith(suffix)}
+    found = {
+        key[: -len(suffix)]: shlex.split(value) for key, value in settings.items() if key.endswith(suffix)
+    }
     return {**found, "all": sorted({req for reqs in found.values() for req in reqs})}
 
 
@@ -36,7 +39,9 @@ class WithTemplates(build_py):
             for cell in book["cells"]:
                 if cell["cell_type"] == "code":
                     cell["outputs"] = []
-            (target / template.name).write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            (target / template.name).write_text(
+                json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
 
 
 cfg = read_settings()
@@ -52,13 +57,18 @@ setup(
     license="Apache-2.0",
     keywords=cfg["keywords"],
     # the folders of bundled models hold data only; as namespace packages they are installed without a warning
-    packages=find_namespace_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"], exclude=["*.__pycache__"]),
+    packages=find_namespace_packages(
+        include=[cfg["lib_path"], cfg["lib_path"] + ".*"], exclude=["*.__pycache__"]
+    ),
     package_data={"": ["*.onnx", "*.json", "py.typed"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=shlex.split(cfg["requirements"]),
     extras_require=extras(cfg),
     entry_points={"console_scripts": cfg["console_scripts"].split()},
-    classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Image Recognition"],
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     cmdclass={"build_py": WithTemplates},
     zip_safe=False,
 )

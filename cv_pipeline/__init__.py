@@ -55,7 +55,10 @@ _NAMES = {
 def __getattr__(name: str) -> Any:
     "Import a public name when it is first used."
     if name not in _NAMES:
-        raise AttributeError(f"module 'cv_pipeline' has no attribute '{name}'; it offers {', '.join(_NAMES)}, and its subpackages")
+        raise AttributeError(
+            f"module 'cv_pipeline' has no attribute '{name}'; it offers {', '.join(_NAMES)}, and its "
+            "subpackages"
+        )
     module, _, attribute = _NAMES[name].partition(":")
     value = getattr(import_module(f"cv_pipeline.{module}"), attribute or name)
     globals()[name] = value

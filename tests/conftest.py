@@ -1,4 +1,5 @@
 """Fixtures shared by all tests."""
+
 import os
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def fo(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def gstreamer():
-    if reason := why_no_server(): absent(reason)
+    if reason := why_no_server():
+        absent(reason)
 
 
 @pytest.fixture
@@ -50,4 +52,5 @@ def serve(gstreamer):
         return started[-1]
 
     yield start
-    for server in started: server.kill()
+    for server in started:
+        server.kill()

@@ -1,8 +1,10 @@
-"""A pytest plugin for environments that hold the core alone: `python -m pytest -p tests.core_only --at-least N`.
+"""A pytest plugin for environments that hold the core alone: `pytest -p tests.core_only --at-least N`.
 
-A test that wants a package of an extra is skipped; a package of the core that is missing or broken is still an error.
+A test that wants a package of an extra is skipped; a package of the core that is missing or broken is still
+an error.
 `python -m tests.core_only floors` prints the declared minimums of the core as pins, `newest` its names.
 """
+
 import ast
 import configparser
 import importlib.util
@@ -14,7 +16,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = {"cv_pipeline", "numpy", "cv2", "onnxruntime", "av", "scipy", "pydantic", "yaml", "typer", "rich", "prometheus_client", "pyarrow", "pytest", "hypothesis"}
+CORE = {
+    "cv_pipeline",
+    "numpy",
+    "cv2",
+    "onnxruntime",
+    "av",
+    "scipy",
+    "pydantic",
+    "yaml",
+    "typer",
+    "rich",
+    "prometheus_client",
+    "pyarrow",
+    "pytest",
+    "hypothesis",
+}
 
 
 def requirements(which: str) -> list[str]:
@@ -36,7 +53,13 @@ def wants(path: Path) -> frozenset[str]:
     "Modules that a test file, or a helper it imports, asks for at its beginning and that are not here."
     found = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+        names = (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
         for name in filter(None, names):
             helper, top = ROOT.joinpath(*name.split(".")).with_suffix(".py"), name.split(".")[0]
             if top == "tests" and helper.exists():
@@ -47,12 +70,21 @@ def wants(path: Path) -> frozenset[str]:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--at-least", type=int, default=0, help="fewer passed tests are a failure: skips must not hide everything")
+    parser.addoption(
+        "--at-least",
+        type=int,
+        default=0,
+        help="fewer passed tests are a failure: skips must not hide everything",
+    )
 
 
 def pytest_ignore_collect(collection_path):
     "A file that cannot be imported without an extra is left out."
-    if collection_path.suffix == ".py" and collection_path.name.startswith("test_") and wants(collection_path):
+    if (
+        collection_path.suffix == ".py"
+        and collection_path.name.startswith("test_")
+        and wants(collection_path)
+    ):
         return True
     return None
 
@@ -70,22 +102,29 @@ def pytest_runtest_call(item):
 
 
 def skipping():
-    "ModuleNotFoundError of what is not in the core, and the project's own `pip install \"cv_pipeline[…]\"`, are a skip."
+    "A module that is not in the core, and the project's own advice to install an extra, are a skip."
     try:
         return (yield)
     except ModuleNotFoundError as e:
-        if not missing((e.name or "").split(".")[0] or "cv_pipeline"): raise
+        if not missing((e.name or "").split(".")[0] or "cv_pipeline"):
+            raise
         pytest.skip(f"{e.name} is not in the core")
     except Exception as e:
-        if 'pip install "cv_pipeline[' not in f"{e} {getattr(e, 'hint', '')}": raise
+        if 'pip install "cv_pipeline[' not in f"{e} {getattr(e, 'hint', '')}":
+            raise
         pytest.skip(str(e))
 
 
 def pytest_sessionfinish(session):
     "Enough passed?"
-    reporter, least = session.config.pluginmanager.get_plugin("terminalreporter"), session.config.getoption("--at-least")
+    reporter, least = (
+        session.config.pluginmanager.get_plugin("terminalreporter"),
+        session.config.getoption("--at-least"),
+    )
     if reporter and len(reporter.stats.get("passed", [])) < least:
-        reporter.write_line(f"only {len(reporter.stats.get('passed', []))} passed, at least {least} were expected", red=True)
+        reporter.write_line(
+            f"only {len(reporter.stats.get('passed', []))} passed, at least {least} were expected", red=True
+        )
         session.exitstatus = 1
 
 

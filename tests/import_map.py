@@ -1,8 +1,10 @@
-"""Draws which chapter imports which, from the package's code: `python -m tests.import_map` writes docs/imports.svg.
+"""Draws which chapter imports which, from the package's code.
 
-Chapters stand in reading order; an arc goes from a chapter to one that it imports, the thicker the more often. Arcs on the right lead to earlier
-chapters. One on the left, in red, would lead to a later one: tests/test_house.py fails before it is drawn.
+`python -m tests.import_map` writes docs/imports.svg. Chapters stand in reading order; an arc goes from a
+chapter to one that it imports, the thicker the more often. Arcs on the right lead to earlier chapters. One on
+the left, in red, would lead to a later one: tests/test_house.py fails before it is drawn.
 """
+
 import ast
 import re
 from collections import Counter
@@ -18,7 +20,8 @@ def chapters() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for nb in sorted((ROOT / "nbs").glob("[0-9][0-9]_*/[0-9][0-9]_*.ipynb")):
         chapter, book = (re.sub(r"^\d\d_", "", part) for part in (nb.parent.name, nb.stem))
-        if (ROOT / "cv_pipeline" / chapter / f"{book}.py").exists(): found.setdefault(chapter, []).append(book)
+        if (ROOT / "cv_pipeline" / chapter / f"{book}.py").exists():
+            found.setdefault(chapter, []).append(book)
     return found
 
 
@@ -26,11 +29,16 @@ def imported(module: Path) -> set[str]:
     "Modules of this package that a module imports, anywhere in it, as `chapter.book`."
     here, found = module.parent.name, set()
     for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.ImportFrom): continue
-        if node.level == 1: name = f"{here}.{node.module}"
-        elif node.level == 2: name = node.module or ""
-        elif (node.module or "").startswith("cv_pipeline."): name = node.module.removeprefix("cv_pipeline.")
-        else: continue
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        if node.level == 1:
+            name = f"{here}.{node.module}"
+        elif node.level == 2:
+            name = node.module or ""
+        elif (node.module or "").startswith("cv_pipeline."):
+            name = node.module.removeprefix("cv_pipeline.")
+        else:
+            continue
         found |= {name} if "." in name else {f"{name}.{a.name}" for a in node.names}
     return found
 
@@ -41,7 +49,8 @@ def edges(books: dict[str, list[str]]) -> Counter:
     for chapter, names in books.items():
         for book in names:
             for name in imported(ROOT / "cv_pipeline" / chapter / f"{book}.py"):
-                if name.split(".")[0] in books and name.split(".")[0] != chapter: count[chapter, name.split(".")[0]] += 1
+                if name.split(".")[0] in books and name.split(".")[0] != chapter:
+                    count[chapter, name.split(".")[0]] += 1
     return count
 
 
@@ -50,19 +59,29 @@ def drawing() -> str:
     books = chapters()
     place, count = {name: i for i, name in enumerate(books)}, edges(books)
     height, width = ROW * len(books) + 20, LEFT + BOX + 330
-    rows = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="13">',
-            f'<title>Imports between the chapters of cv_pipeline</title><rect width="{width}" height="{height}" fill="white"/>']
+    rows = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        'font-size="13">',
+        f'<title>Imports between the chapters of cv_pipeline</title><rect width="{width}" height="{height}" '
+        'fill="white"/>',
+    ]
     for (a, b), n in sorted(count.items(), key=lambda row: (row[1], row[0])):
         down = place[b] > place[a]  # to a later chapter: not allowed
         x, y1, y2 = (LEFT if down else LEFT + BOX), ROW * place[a] + 32, ROW * place[b] + 32
         bend = x + (-1 if down else 1) * (30 + 22 * abs(place[a] - place[b]))
         colour = "#c0392b" if down else "#4c78a8"
-        rows.append(f'<path d="M{x} {y1} C{bend} {y1} {bend} {y2} {x} {y2}" fill="none" stroke="{colour}" stroke-opacity="0.45" stroke-width="{1 + n ** 0.5:.1f}">'
-                    f"<title>{a} imports {b}: {n}</title></path>")
+        rows.append(
+            f'<path d="M{x} {y1} C{bend} {y1} {bend} {y2} {x} {y2}" fill="none" stroke="{colour}" '
+            f'stroke-opacity="0.45" stroke-width="{1 + n**0.5:.1f}">'
+            f"<title>{a} imports {b}: {n}</title></path>"
+        )
     for name, names in books.items():
         y = ROW * place[name] + 14
-        rows.append(f'<rect x="{LEFT}" y="{y}" width="{BOX}" height="36" rx="6" fill="#f3f6fa" stroke="#4c78a8"/>'
-                    f'<text x="{LEFT + 12}" y="{y + 23}">{name}</text><text x="{LEFT + BOX - 12}" y="{y + 23}" text-anchor="end" fill="#666">{len(names)} books</text>')
+        rows.append(
+            f'<rect x="{LEFT}" y="{y}" width="{BOX}" height="36" rx="6" fill="#f3f6fa" stroke="#4c78a8"/>'
+            f'<text x="{LEFT + 12}" y="{y + 23}">{name}</text><text x="{LEFT + BOX - 12}" y="{y + 23}" '
+            f'text-anchor="end" fill="#666">{len(names)} books</text>'
+        )
     return "\n".join([*rows, "</svg>", ""])
 
 

@@ -1,8 +1,10 @@
-"""Run notebooks as nbdev_test does, each in a process of its own: `python -m tests.notebooks [--workers 2] [PATHS]`.
+"""Run notebooks as nbdev_test does, each in a process of its own.
 
-nbdev keeps everything that a notebook imported until its worker ends, some gigabytes at the end of the tree; a process of its
-own gives memory back, and its CPU time and peak memory are known. Children of the notebook that it waited for are counted.
+`python -m tests.notebooks [--workers 2] [PATHS]`. nbdev keeps everything that a notebook imported until its
+worker ends, some gigabytes at the end of the tree; a process of its own gives memory back, and its CPU time
+and peak memory are known. Children of the notebook that it waited for are counted.
 """
+
 import argparse
 import os
 import resource
@@ -14,39 +16,53 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MEMORY_MB, CPU_S, WALL_S = 2048, 60, 900  # more is named; a notebook past the last one is ended and has failed
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # BLAS and torch; ONNX Runtime is told by the notebooks
+MEMORY_MB, CPU_S, WALL_S = (
+    2048,
+    60,
+    900,
+)  # more is named; a notebook past the last one is ended and has failed
+THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+)  # BLAS and torch; ONNX Runtime is told by the notebooks
 
 
 @dataclass
 class Job:
     "One notebook that runs, or has run."
+
     path: Path
     pid: int
     began: float
     log: object
     killed: bool = False
-    cpu: float = 0.0    # seconds, user and system, with waited-for children
-    peak: int = 0       # MB resident, of the largest process
+    cpu: float = 0.0  # seconds, user and system, with waited-for children
+    peak: int = 0  # MB resident, of the largest process
     wall: float = 0.0
     code: int = 0
 
     def line(self) -> str:
         name = self.path.relative_to(ROOT) if self.path.is_relative_to(ROOT) else self.path
-        return f"{self.cpu:7.1f} s CPU {self.wall:7.1f} s {self.peak:6d} MB  {name}" + ("" if self.code == 0 else "  FAILED")
+        return f"{self.cpu:7.1f} s CPU {self.wall:7.1f} s {self.peak:6d} MB  {name}" + (
+            "" if self.code == 0 else "  FAILED"
+        )
 
 
 def found(paths: list[str]) -> list[Path]:
     "The notebooks that nbdev_test would run: nbdev's own glob, without folders that hold a `.notest`."
     from nbdev.doclinks import nbglob
     from nbdev.test import _keep_file
+
     books = [Path(p).resolve() for path in (paths or [None]) for p in nbglob(path, as_path=True)]
     return sorted({book for book in books if _keep_file(book, ".notest")})
 
 
 def preload() -> None:
-    "What nearly every notebook imports: once here, and never again in the processes that are forked from this one."
+    """What nearly every notebook imports: once here, and never again in the processes that are forked from
+    this one."""
     import matplotlib
+
     matplotlib.use("agg")
     import cv2  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
@@ -60,10 +76,13 @@ def run_one(path: Path, log) -> int:
     "In the child: the notebook from top to bottom by nbdev's own test_nb; 0 where it passed."
     from nbdev.config import get_config
     from nbdev.test import test_nb
+
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     os.chdir(get_config().nbs_path)
-    passed, _ = test_nb(path, skip_flags=get_config().tst_flags.split(), force_flags=[], basepath=get_config().config_path)
+    passed, _ = test_nb(
+        path, skip_flags=get_config().tst_flags.split(), force_flags=[], basepath=get_config().config_path
+    )
     return 0 if passed else 1
 
 
@@ -82,6 +101,7 @@ def start(path: Path) -> Job:
         code = run_one(path, log)
     except BaseException:
         import traceback
+
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -150,7 +170,10 @@ def report(done: list[Job], wall: float) -> int:
         print(job.line())
     own = resource.getrusage(resource.RUSAGE_SELF)
     cpu = sum(job.cpu for job in done) + own.ru_utime + own.ru_stime
-    print(f"{len(done)} notebooks: {cpu / 60:.1f} CPU minutes in {wall / 60:.1f} minutes; largest process {max(j.peak for j in done)} MB")
+    print(
+        f"{len(done)} notebooks: {cpu / 60:.1f} CPU minutes in {wall / 60:.1f} minutes; largest process "
+        f"{max(j.peak for j in done)} MB"
+    )
     for job in done:
         if job.peak > MEMORY_MB:
             print(f"warning: {job.path.name} took {job.peak} MB, more than {MEMORY_MB}")
@@ -166,7 +189,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.notebooks", description=__doc__.splitlines()[0])
     parser.add_argument("paths", nargs="*", help="notebooks or folders; default all")
     parser.add_argument("--workers", type=int, default=2, help="notebooks at a time (default 2)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of BLAS and torch in each; 0 leaves it to them (default 1)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads of BLAS and torch in each; 0 leaves it to them (default 1)",
+    )
     args = parser.parse_args(argv)
     if args.threads:
         os.environ.update({name: os.environ.get(name, str(args.threads)) for name in THREADS})

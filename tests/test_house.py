@@ -1,4 +1,5 @@
 """Guards of the notebook house: the exported package is what the notebooks say, and only that."""
+
 import ast
 import json
 import re
@@ -13,7 +14,19 @@ from tests.import_map import chapters, drawing, edges
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, LIB = ROOT / "nbs", ROOT / "cv_pipeline"
-DIRECTIVES = {"default_exp", "export", "exporti", "exports", "hide", "hide_input", "hide_output", "eval:", "notest", "echo:", "code-fold:"}
+DIRECTIVES = {
+    "default_exp",
+    "export",
+    "exporti",
+    "exports",
+    "hide",
+    "hide_input",
+    "hide_output",
+    "eval:",
+    "notest",
+    "echo:",
+    "code-fold:",
+}
 
 
 def source(cell) -> str:
@@ -33,13 +46,16 @@ def code_cells(cells) -> list[str]:
 
 
 def module_of(cells) -> str | None:
-    found = [m[1] for text in code_cells(cells) for m in re.finditer(r"^#\|\s*default_exp\s+(\S+)", text, re.M)]
+    found = [
+        m[1] for text in code_cells(cells) for m in re.finditer(r"^#\|\s*default_exp\s+(\S+)", text, re.M)
+    ]
     assert len(found) <= 1, "two default_exp in one notebook"
     return found[0] if found else None
 
 
 def order_of(nb: Path) -> tuple[int, ...]:
-    "Numbers of chapter and book: books are read, and may import, in this order. What carries no number comes last."
+    """Numbers of chapter and book: books are read, and may import, in this order. What carries no number
+    comes last."""
     numbers = [re.match(r"(\d\d)_", part) for part in nb.relative_to(NBS).parts]
     return tuple(int(m[1]) for m in numbers) if all(numbers) else (100,)
 
@@ -65,7 +81,9 @@ def test_every_module_is_authored_by_exactly_one_notebook():
 @pytest.mark.parametrize("nb", [nb for nb, name in OWNERS.items() if name], ids=lambda nb: nb.stem)
 def test_path_and_module_have_the_same_name(nb):
     if OWNERS[nb] == "__init__":
-        assert order_of(nb) == max(order_of(other) for other in BOOKS if len(order_of(other)) == 2), "what the package offers comes last"
+        assert order_of(nb) == max(order_of(other) for other in BOOKS if len(order_of(other)) == 2), (
+            "what the package offers comes last"
+        )
         return
     chapter, book = nb.relative_to(NBS).with_suffix("").parts
     assert OWNERS[nb] == f"{plain(chapter)}.{plain(book)}"
@@ -86,7 +104,9 @@ def test_only_earlier_books_are_imported(nb):
         for match in re.finditer(pattern, text, re.M):
             name = match[3] or (match[1] if match[1] in places else f"{match[1]}.{match[2]}")
             assert name in places, f"{nb.name} imports {name}, which no notebook exports"
-            assert places[name] < order_of(nb) or name == OWNERS[nb], f"{nb.name} imports the later book {name}"
+            assert places[name] < order_of(nb) or name == OWNERS[nb], (
+                f"{nb.name} imports the later book {name}"
+            )
 
 
 def test_export_is_reproducible_byte_for_byte(tmp_path):
@@ -104,14 +124,22 @@ def test_export_is_reproducible_byte_for_byte(tmp_path):
     for command in ("nbdev_clean", "nbdev_export"):
         subprocess.run([Path(sys.executable).parent / command], cwd=copy, check=True, capture_output=True)
     for folder, pattern in (("nbs", "*.ipynb"), ("cv_pipeline", "*.py")):
-        before = {p.relative_to(ROOT): p.read_bytes() for p in (ROOT / folder).rglob(pattern) if ".ipynb_checkpoints" not in p.parts}
+        before = {
+            p.relative_to(ROOT): p.read_bytes()
+            for p in (ROOT / folder).rglob(pattern)
+            if ".ipynb_checkpoints" not in p.parts
+        }
         after = {p.relative_to(copy): p.read_bytes() for p in (copy / folder).rglob(pattern)}
         assert set(before) == set(after)
-        assert [str(p) for p in sorted(before) if before[p] != after[p]] == [], "run `make sync` and commit what it changes"
+        assert [str(p) for p in sorted(before) if before[p] != after[p]] == [], (
+            "run `make sync` and commit what it changes"
+        )
     assert (ROOT / "pyproject.toml").read_bytes() == (copy / "pyproject.toml").read_bytes()
 
 
-@pytest.mark.parametrize("nb", [nb for nb in BOOKS if "reports" in nb.relative_to(NBS).parts[:-1]], ids=lambda nb: nb.stem)
+@pytest.mark.parametrize(
+    "nb", [nb for nb in BOOKS if "reports" in nb.relative_to(NBS).parts[:-1]], ids=lambda nb: nb.stem
+)
 def test_a_template_has_exactly_one_parameters_cell(nb):
     tagged = [c for c in BOOKS[nb] if "parameters" in c.get("metadata", {}).get("tags", [])]
     assert len(tagged) == 1 and tagged[0]["cell_type"] == "code"
@@ -124,7 +152,9 @@ def test_cells_keep_the_house_rules(nb):
     assert len(cells) <= 80, "split the book"
     assert nb.stat().st_size <= 400 * 1024, "shrink the pictures"
     outputs = json.dumps([c.get("outputs") for c in cells])
-    assert '"name": "stderr"' not in outputs and "site-packages" not in outputs, "warnings with paths of one machine: run the notebook again"
+    assert '"name": "stderr"' not in outputs and "site-packages" not in outputs, (
+        "warnings with paths of one machine: run the notebook again"
+    )
     for text in code_cells(cells):
         for directive in re.findall(r"^#\|\s*(\S+)", text, re.M):
             assert directive in DIRECTIVES, f"nbdev would silently ignore '#| {directive}'"
@@ -133,7 +163,9 @@ def test_cells_keep_the_house_rules(nb):
         assert len(lines) <= 50, f"an exported cell has {len(lines)} lines: {lines[1][:60]}"
         assert not re.search(r"^\s*[%!]", text, re.M), "a magic in an exported cell breaks __all__"
         assert not re.search(r"^\s*from\s+\S+\s+import\s+\*", text, re.M), "star import"
-        assert not re.search(r"^#\|\s*(notest|eval:\s*false)", text, re.M), "a skipped exported cell is not defined in tests"
+        assert not re.search(r"^#\|\s*(notest|eval:\s*false)", text, re.M), (
+            "a skipped exported cell is not defined in tests"
+        )
 
 
 def test_readme_is_the_rendered_index():
@@ -141,10 +173,13 @@ def test_readme_is_the_rendered_index():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for cell in index:
         if cell["cell_type"] == "markdown":
-            seen_from_root = re.sub(r"\]\(([^):]*\.ipynb)\)", r"](nbs/\1)", source(cell).replace("](../", "]("))
+            seen_from_root = re.sub(
+                r"\]\(([^):]*\.ipynb)\)", r"](nbs/\1)", source(cell).replace("](../", "](")
+            )
             assert seen_from_root.strip() in text, "README.md is stale: run `make sync`"
-    missing = [nb.relative_to(ROOT).as_posix() for nb in BOOKS if nb.name != "index.ipynb" and f"]({nb.relative_to(ROOT).as_posix()})" not in text]
-    assert missing == [], "the map of the front page lists every book"
+    chapters = {nb.relative_to(NBS).parts[0] for nb in BOOKS if nb.parent != NBS}
+    assert [c for c in sorted(chapters) if f"`{c}`" not in text] == [], "the front page names every chapter"
+    assert len(text.splitlines()) <= 120, "the front page is short; the rest belongs on a page of docs/"
     for link in re.findall(r"\]\(([^):#]+)\)", text):
         assert (ROOT / link).exists(), f"README.md links to {link}, which is not there"
 
@@ -154,12 +189,22 @@ TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
 def calls(file: Path) -> set[str]:
     "Names of the functions that a file calls, as they are written."
-    return {ast.unparse(node.func) for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)}
+    return {
+        ast.unparse(node.func)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    }
 
 
 @pytest.mark.parametrize("file", TESTS, ids=lambda file: file.stem)
 def test_no_test_file_imports_another(file):
-    others = [name for name in re.findall(r"^\s*(?:from|import)\s+(?:tests\.)?(?:\w+\.)?(test_\w+)", file.read_text(encoding="utf-8"), re.M) if name != file.stem]
+    others = [
+        name
+        for name in re.findall(
+            r"^\s*(?:from|import)\s+(?:tests\.)?(?:\w+\.)?(test_\w+)", file.read_text(encoding="utf-8"), re.M
+        )
+        if name != file.stem
+    ]
     assert others == [], "what tests share lies in tests/helpers/"
 
 
@@ -170,30 +215,42 @@ def test_no_test_sleeps(file):
 
 @pytest.mark.parametrize("file", TESTS, ids=lambda file: file.stem)
 def test_what_is_promised_is_not_skipped(file):
-    assert "pytest.importorskip" not in calls(file), "tests.helpers.services.require fails where everything is installed"
+    assert "pytest.importorskip" not in calls(file), (
+        "tests.helpers.services.require fails where everything is installed"
+    )
 
 
 def test_chapters_import_earlier_chapters_only_and_the_drawing_is_current():
     books = chapters()
     place = {name: i for i, name in enumerate(books)}
     assert [f"{a} → {b}" for a, b in edges(books) if place[b] > place[a]] == []
-    assert (ROOT / "docs" / "imports.svg").read_text(encoding="utf-8") == drawing(), "run `python -m tests.import_map`"
+    assert (ROOT / "docs" / "imports.svg").read_text(encoding="utf-8") == drawing(), (
+        "run `python -m tests.import_map`"
+    )
 
 
-@pytest.mark.parametrize("nb", [nb for nb, name in OWNERS.items() if name and name != "__init__"], ids=lambda nb: nb.stem)
+@pytest.mark.parametrize(
+    "nb", [nb for nb, name in OWNERS.items() if name and name != "__init__"], ids=lambda nb: nb.stem
+)
 def test_strings_name_no_later_book(nb):
-    "`import_module(\"cv_pipeline.x.y\")` is an import, too."
+    '`import_module("cv_pipeline.x.y")` is an import, too.'
     places = {name: order_of(other) for other, name in OWNERS.items() if name}
     for text in exported(BOOKS[nb]):
         for name in re.findall(r"[\"']cv_pipeline\.([a-z_]+\.[a-z_]+)", text):
-            assert name not in places or places[name] < order_of(nb) or name == OWNERS[nb], f"{nb.name} names the later book {name} in a string"
+            assert name not in places or places[name] < order_of(nb) or name == OWNERS[nb], (
+                f"{nb.name} names the later book {name} in a string"
+            )
 
 
 @pytest.mark.parametrize("nb", [nb for nb, name in OWNERS.items() if name], ids=lambda nb: nb.stem)
 def test_no_private_names_of_other_books(nb):
     for text in exported(BOOKS[nb]):
         for names in re.findall(r"^\s*from\s+cv_pipeline\.[\w.]+\s+import\s+([^\n#]+)", text, re.M):
-            private = [n.split(" as ")[0].strip() for n in names.split(",") if n.strip().startswith("_") and not n.strip().startswith("__")]
+            private = [
+                n.split(" as ")[0].strip()
+                for n in names.split(",")
+                if n.strip().startswith("_") and not n.strip().startswith("__")
+            ]
             assert private == [], f"{nb.name} takes private names: make them public, or find another way"
 
 
@@ -201,11 +258,17 @@ def test_no_private_names_of_other_books(nb):
 def test_links_between_notebooks_lead_somewhere(nb):
     for cell in BOOKS[nb]:
         if cell["cell_type"] == "markdown":
-            broken = [link for link in re.findall(r"\]\(([^):#\s]+\.(?:ipynb|jpg|png|svg))\)", source(cell)) if not (nb.parent / link).exists()]
+            broken = [
+                link
+                for link in re.findall(r"\]\(([^):#\s]+\.(?:ipynb|jpg|png|svg))\)", source(cell))
+                if not (nb.parent / link).exists()
+            ]
             assert broken == [], f"{nb.name} links to {broken}"
 
 
-FILES = "core.files"  # the one book that names, locks, copies and takes apart files; others import what it offers
+FILES = (
+    "core.files"  # the one book that names, locks, copies and takes apart files; others import what it offers
+)
 GUARDED = {
     "a rename or a link of one's own": (
         r"os\.(replace|rename|link)\(|.*\.(rename|hardlink_to)\([^,]*\)$|.*\.replace\([^,=]+\)$",
@@ -215,20 +278,40 @@ GUARDED = {
         },
     ),
     "a copy that may overwrite": (r"shutil\.(copy|copy2|copyfile|move)\(", {}),
-    "JSON of a file without typed errors": (r"json\.load\(|json\.loads\(.*\bread(_text|_bytes)?\(", {"inference.engines": "the header inside an engine file"}),
-    "YAML without typed errors": (r"yaml\.(safe_load|load|full_load|unsafe_load)(_all)?\(|yaml\.\w*Loader\(", {}),
+    "JSON of a file without typed errors": (
+        r"json\.load\(|json\.loads\(.*\bread(_text|_bytes)?\(",
+        {"inference.engines": "the header inside an engine file"},
+    ),
+    "YAML without typed errors": (
+        r"yaml\.(safe_load|load|full_load|unsafe_load)(_all)?\(|yaml\.\w*Loader\(",
+        {},
+    ),
     "Parquet without typed errors": (r"(pq|pyarrow\.parquet)\.(ParquetFile|ParquetDataset|read_\w+)\(", {}),
     "a checksum of a file": (r"hashlib\.file_digest\(|hashlib\.sha256\(.*\bread(_bytes)?\(", {}),
     "a lock": (r"fcntl\.(flock|lockf)\(|msvcrt\.locking\(", {}),
-    "a draft": (r"'[^']*\.(part|tmp)'$|f['\"].*\.(part|tmp)['\"]$", {"monitoring.telemetry": "looks for drafts of killed writers, makes none"}),
+    "a draft": (
+        r"'[^']*\.(part|tmp)'$|f['\"].*\.(part|tmp)['\"]$",
+        {"monitoring.telemetry": "looks for drafts of killed writers, makes none"},
+    ),
 }
+
+
 def phrases(file: Path) -> list[str]:
     "Calls and texts of a module, as one writes them."
     nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-    return [ast.unparse(n) for n in nodes if isinstance(n, (ast.Call, ast.JoinedStr)) or (isinstance(n, ast.Constant) and isinstance(n.value, str))]
+    return [
+        ast.unparse(n)
+        for n in nodes
+        if isinstance(n, (ast.Call, ast.JoinedStr))
+        or (isinstance(n, ast.Constant) and isinstance(n.value, str))
+    ]
 
 
-PHRASES = {f.relative_to(LIB).with_suffix("").as_posix().replace("/", "."): phrases(f) for f in sorted(LIB.rglob("*.py")) if f.name != "_modidx.py"}
+PHRASES = {
+    f.relative_to(LIB).with_suffix("").as_posix().replace("/", "."): phrases(f)
+    for f in sorted(LIB.rglob("*.py"))
+    if f.name != "_modidx.py"
+}
 
 
 @pytest.mark.parametrize("what", GUARDED)
@@ -246,17 +329,31 @@ def test_the_guard_of_files_finds_what_it_looks_for(what):
 
 
 FOREIGN = {
-    "a rename or a link of one's own": ["os.replace(part, path)", "draft.replace(path)", "draft.replace(self.folder / name)", "made.rename(target)"],
+    "a rename or a link of one's own": [
+        "os.replace(part, path)",
+        "draft.replace(path)",
+        "draft.replace(self.folder / name)",
+        "made.rename(target)",
+    ],
     "a copy that may overwrite": ["shutil.copy2(source, target)"],
-    "JSON of a file without typed errors": ["json.load(file)", "json.loads(path.read_text(encoding='utf-8'))", "json.loads(Path(path).read_bytes())"],
+    "JSON of a file without typed errors": [
+        "json.load(file)",
+        "json.loads(path.read_text(encoding='utf-8'))",
+        "json.loads(Path(path).read_bytes())",
+    ],
     "YAML without typed errors": ["yaml.safe_load(text)"],
     "a checksum of a file": ["hashlib.sha256(p.read_bytes())", "hashlib.file_digest(f, 'sha256')"],
     "a draft": ["f'.{path.name}.part'", "'.start.part'", "'.json.tmp'"],
 }
 
 
-MOST_PARAMETERS = 8  # more belong into a dataclass of settings that checks itself; options of the command line are the options' list
-OPTIONS = "its keyword arguments are the options of the configuration, under the names of the reference implementation"
+# more belong into a dataclass of settings that checks itself; options of the command line are the options'
+# list
+MOST_PARAMETERS = 8
+OPTIONS = (
+    "its keyword arguments are the options of the configuration, under the names of the reference "
+    "implementation"
+)
 MANY_PARAMETERS = {  # file and function → why it may have more
     "tracking/deepsort.py __init__": OPTIONS,
     "tracking/ocsort.py __init__": OPTIONS,
@@ -272,14 +369,24 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
 
 def crowded(text: str) -> dict[str, list[str]]:
     "Function → its parameters, for those of a module that have too many."
-    functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    functions = (
+        n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))
+    )
     return {f.name: names for f in functions if len(names := parameters(f)) > MOST_PARAMETERS}
 
 
 def test_functions_have_eight_parameters_at_most():
     files = [f for f in sorted(LIB.rglob("*.py")) if f.relative_to(LIB).parts[0] != "commands"]
-    found = {f"{f.relative_to(LIB).as_posix()} {name}": names for f in files for name, names in crowded(f.read_text(encoding="utf-8")).items()}
-    others = [f"{where}: {len(names)} ({', '.join(names)})" for where, names in found.items() if where not in MANY_PARAMETERS]
+    found = {
+        f"{f.relative_to(LIB).as_posix()} {name}": names
+        for f in files
+        for name, names in crowded(f.read_text(encoding="utf-8")).items()
+    }
+    others = [
+        f"{where}: {len(names)} ({', '.join(names)})"
+        for where, names in found.items()
+        if where not in MANY_PARAMETERS
+    ]
     assert others == [], "put what belongs together into a frozen dataclass of settings"
     assert sorted(set(MANY_PARAMETERS) - set(found)) == [], "an exception that nothing needs any more"
 

@@ -1,4 +1,6 @@
-"""What `import cv_pipeline` offers: every name leads somewhere, editors see the same names, and importing costs nothing."""
+"""What `import cv_pipeline` offers: every name leads somewhere, editors see the same names, and importing
+costs nothing."""
+
 import ast
 import subprocess
 import sys
@@ -21,7 +23,10 @@ def test_every_name_is_the_thing_of_its_module(name):
 def test_editors_see_the_same_names():
     block = next(node for node in SOURCE.body if isinstance(node, ast.If))
     seen = {a.asname or a.name: (node.module, a.name) for node in block.body for a in node.names}
-    told = {n: (f"cv_pipeline.{m.partition(':')[0]}", m.partition(":")[2] or n) for n, m in cv_pipeline._NAMES.items()}
+    told = {
+        n: (f"cv_pipeline.{m.partition(':')[0]}", m.partition(":")[2] or n)
+        for n, m in cv_pipeline._NAMES.items()
+    }
     assert seen == told
 
 
@@ -31,5 +36,13 @@ def test_an_unknown_name_is_an_attribute_error_that_lists_what_is_there():
 
 
 def test_importing_loads_nothing_heavy():
-    code = "import sys, cv_pipeline; print([m for m in ('numpy', 'cv2', 'onnxruntime', 'scipy', 'pydantic') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, cv_pipeline; print([m for m in ('numpy', 'cv2', 'onnxruntime', 'scipy', 'pydantic') "
+        "if m in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

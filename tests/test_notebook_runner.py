@@ -1,4 +1,5 @@
 """The runner of the notebooks: failures are failures, flags are nbdev's, what a notebook used is measured."""
+
 import json
 import subprocess
 import sys
@@ -8,14 +9,35 @@ import pytest
 
 from tests.helpers.services import require
 
-require("nbdev", reason="nbdev runs the notebooks: pip install \"cv_pipeline[lab]\"")
+require("nbdev", reason='nbdev runs the notebooks: pip install "cv_pipeline[lab]"')
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def book(folder: Path, name: str, *cells: str) -> Path:
-    code = [{"cell_type": "code", "execution_count": None, "id": f"{i:08x}", "metadata": {}, "outputs": [], "source": text} for i, text in enumerate(cells)]
+    code = [
+        {
+            "cell_type": "code",
+            "execution_count": None,
+            "id": f"{i:08x}",
+            "metadata": {},
+            "outputs": [],
+            "source": text,
+        }
+        for i, text in enumerate(cells)
+    ]
     path = folder / f"{name}.ipynb"
-    path.write_text(json.dumps({"cells": code, "metadata": {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}, "nbformat": 4, "nbformat_minor": 5}))
+    path.write_text(
+        json.dumps(
+            {
+                "cells": code,
+                "metadata": {
+                    "kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}
+                },
+                "nbformat": 4,
+                "nbformat_minor": 5,
+            }
+        )
+    )
     return path
 
 
@@ -23,38 +45,73 @@ def book(folder: Path, name: str, *cells: str) -> Path:
 def done(tmp_path_factory):
     "One run of three notebooks."
     folder = tmp_path_factory.mktemp("books")
-    books = [book(folder, "good", "x = 1", "assert x == 1", "#| eval: false\nraise RuntimeError('not to be run')", "#| notest\nraise RuntimeError('nor this')"),
-             book(folder, "bad", "x = 1", "assert x == 2, 'two it is not'"),
-             book(folder, "dead", "import os\nos._exit(7)")]
-    return subprocess.run([sys.executable, "-m", "tests.notebooks", *map(str, books)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    books = [
+        book(
+            folder,
+            "good",
+            "x = 1",
+            "assert x == 1",
+            "#| eval: false\nraise RuntimeError('not to be run')",
+            "#| notest\nraise RuntimeError('nor this')",
+        ),
+        book(folder, "bad", "x = 1", "assert x == 2, 'two it is not'"),
+        book(folder, "dead", "import os\nos._exit(7)"),
+    ]
+    return subprocess.run(
+        [sys.executable, "-m", "tests.notebooks", *map(str, books)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
-def line_of(done, name): return next(line for line in done.stdout.splitlines() if line.split("  FAILED")[0].endswith(f"{name}.ipynb"))
+def line_of(done, name):
+    return next(
+        line for line in done.stdout.splitlines() if line.split("  FAILED")[0].endswith(f"{name}.ipynb")
+    )
 
 
 @pytest.mark.slow
-def test_a_failure_is_the_exit_code(done): assert done.returncode == 1, done.stdout + done.stderr
+def test_a_failure_is_the_exit_code(done):
+    assert done.returncode == 1, done.stdout + done.stderr
 
 
-def test_cells_that_nbdev_skips_are_skipped(done): assert not line_of(done, "good").endswith("FAILED")
+def test_cells_that_nbdev_skips_are_skipped(done):
+    assert not line_of(done, "good").endswith("FAILED")
 
 
-def test_the_traceback_of_the_failing_cell_is_printed(done): assert "While Executing Cell #2" in done.stdout and "two it is not" in done.stdout
+def test_the_traceback_of_the_failing_cell_is_printed(done):
+    assert "While Executing Cell #2" in done.stdout and "two it is not" in done.stdout
 
 
-def test_a_process_that_dies_has_failed(done): assert line_of(done, "dead").endswith("FAILED")
+def test_a_process_that_dies_has_failed(done):
+    assert line_of(done, "dead").endswith("FAILED")
 
 
-def test_failed_ones_are_named_last(done): assert done.stdout.strip().splitlines()[-1].removeprefix("failed: ").split(", ") == ["bad.ipynb", "dead.ipynb"]
+def test_failed_ones_are_named_last(done):
+    assert done.stdout.strip().splitlines()[-1].removeprefix("failed: ").split(", ") == [
+        "bad.ipynb",
+        "dead.ipynb",
+    ]
 
 
 def test_time_and_memory_are_measured(done):
-    seconds, memory = float(line_of(done, "good").split(" s CPU")[0]), int(line_of(done, "good").split(" MB")[0].split()[-1])
+    seconds, memory = (
+        float(line_of(done, "good").split(" s CPU")[0]),
+        int(line_of(done, "good").split(" MB")[0].split()[-1]),
+    )
     assert seconds > 0
     assert memory > 20
 
 
 @pytest.mark.slow
 def test_nothing_to_run_is_an_error(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "tests.notebooks", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.notebooks", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 2 and "no notebook found" in done.stderr

@@ -1,4 +1,5 @@
 """The wheel: light, complete, and running away from the source tree."""
+
 import os
 import shlex
 import subprocess
@@ -24,7 +25,9 @@ def settings() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT], check=True, capture_output=True
+    )
     return next(folder.glob("*.whl"))
 
 
@@ -32,18 +35,27 @@ def test_the_wheel_holds_every_module_and_the_bundled_model_and_nothing_else(whe
     names = zipfile.ZipFile(wheel).namelist()
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "cv_pipeline").rglob("*.py")}
     assert modules <= set(names)
-    assert {"cv_pipeline/models/factory_line/model.onnx", "cv_pipeline/models/factory_line/manifest.json"} <= set(names)
+    assert {
+        "cv_pipeline/models/factory_line/model.onnx",
+        "cv_pipeline/models/factory_line/manifest.json",
+    } <= set(names)
     assert all(name.startswith(("cv_pipeline/", "cv_pipeline-")) for name in names)
     assert zipfile.ZipFile(wheel).getinfo("cv_pipeline/models/factory_line/model.onnx").file_size <= 4 * 2**20
 
 
 def test_the_core_requirements_are_light_and_extras_are_generic(wheel):
     archive = zipfile.ZipFile(wheel)
-    meta = Parser().parsestr(archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode())
+    meta = Parser().parsestr(
+        archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode()
+    )
     requires = meta.get_all("Requires-Dist")
     core = [r for r in requires if "extra ==" not in r]
     assert len(core) == len(shlex.split(settings()["requirements"]))
-    assert not [r for r in core if r.split(">")[0] in ("torch", "ultralytics", "jupyterlab", "nbdev", "matplotlib", "fastcore")]
+    assert not [
+        r
+        for r in core
+        if r.split(">")[0] in ("torch", "ultralytics", "jupyterlab", "nbdev", "matplotlib", "fastcore")
+    ]
     wanted = {key.removesuffix("_requirements") for key in settings() if key.endswith("_requirements")}
     assert wanted | {"all"} == set(meta.get_all("Provides-Extra"))
     assert not any("License ::" in c for c in meta.get_all("Classifier"))
@@ -51,10 +63,34 @@ def test_the_core_requirements_are_light_and_extras_are_generic(wheel):
 
 def test_the_installed_wheel_runs_the_demo_away_from_the_source(wheel, tmp_path):
     target = tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", target, wheel], check=True)
-    code = ("import sys, pathlib, cv_pipeline.commands.main as c; assert pathlib.Path(c.__file__).is_relative_to(sys.argv[1]), c.__file__; "
-            "sys.argv[1:] = ['demo', '--seconds', '1', '--out', 'out']; c.main()")
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-index",
+            "--target",
+            target,
+            wheel,
+        ],
+        check=True,
+    )
+    code = (
+        "import sys, pathlib, cv_pipeline.commands.main as c; assert "
+        "pathlib.Path(c.__file__).is_relative_to(sys.argv[1]), c.__file__; "
+        "sys.argv[1:] = ['demo', '--seconds', '1', '--out', 'out']; c.main()"
+    )
     env = {**os.environ, "PYTHONPATH": str(target)}
-    result = subprocess.run([sys.executable, "-c", code, target], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", code, target],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out/index.html").exists() and "camera-1" in result.stdout

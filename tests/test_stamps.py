@@ -1,4 +1,6 @@
-"""Every file that holds numbers says where they come from: the stamp holds the full hash of the model and of the data."""
+"""Every file that holds numbers says where they come from: the stamp holds the full hash of the model and of
+the data."""
+
 import json
 from dataclasses import replace
 
@@ -57,7 +59,9 @@ def test_other_pictures_and_other_thresholds_make_another_stamp(line, model):
 def test_an_inspection_keeps_its_stamp_on_disk(tmp_path):
     from cv_pipeline.annotation.inspection import InspectionSettings, look_into, read_inspection
 
-    found = look_into("line", "factory_line", settings=InspectionSettings(pictures=12, threads=1), scratch=tmp_path / "line")
+    found = look_into(
+        "line", "factory_line", settings=InspectionSettings(pictures=12, threads=1), scratch=tmp_path / "line"
+    )
     found.save(tmp_path / "qa")
     kept = json.loads((tmp_path / "qa" / "qa.json").read_text())["stamp"]
     assert kept["model"]["sha256"] == load_manifest("factory_line")[0].sha256
@@ -88,7 +92,9 @@ def test_a_tuned_model_keeps_its_stamp_in_the_manifest(dataset, truth, tmp_path)
 
 
 def test_other_settings_of_the_tuning_make_another_stamp(line, model):
-    first, other = (tune_model(model, line[0], TuningSettings(objective)).stamp for objective in ("f1", "fbeta=2"))
+    first, other = (
+        tune_model(model, line[0], TuningSettings(objective)).stamp for objective in ("f1", "fbeta=2")
+    )
     assert first["config"] != other["config"]
     assert first["data"] == other["data"]
 
@@ -113,7 +119,10 @@ def test_any_setting_changes_the_hash(value):
 
 
 def test_no_password_takes_part():
-    hashes = {config_hash({"source": f"rtsp://admin:{word}@10.0.0.7/live", "token": word}) for word in ("one", "two")}
+    hashes = {
+        config_hash({"source": f"rtsp://admin:{word}@10.0.0.7/live", "token": word})
+        for word in ("one", "two")
+    }
     assert len(hashes) == 1
 
 
@@ -136,11 +145,17 @@ def test_a_drift_report_is_stamped_with_the_models_of_the_log(week):
     from cv_pipeline.monitoring.drift_report import drift_of_log, log_hash
 
     days = ["2026-06-01", "2026-06-02"], ["2026-06-02", "2026-06-03"]
-    made = json.loads(json.dumps(drift_of_log(week, *days, DriftSettings(permutations=699, least=10), with_before=False).stamp))
+    made = json.loads(
+        json.dumps(
+            drift_of_log(week, *days, DriftSettings(permutations=699, least=10), with_before=False).stamp
+        )
+    )
     assert [m["sha256"] for m in made["model"]] == [load_manifest("factory_line")[0].sha256]
     assert made["data"] == log_hash(week)
     assert is_full(made["config"])
-    other = drift_of_log(week, *days, DriftSettings(permutations=699, least=10, seed=1), with_before=False).stamp
+    other = drift_of_log(
+        week, *days, DriftSettings(permutations=699, least=10, seed=1), with_before=False
+    ).stamp
     assert other["config"] != made["config"]
 
 

@@ -22,10 +22,28 @@ import yaml
 from scipy.optimize import linear_sum_assignment
 
 from .datasets import Problem, worst_first
-from ..core.files import append_lines, copy_over, expecting, file_sha256, read_bytes, read_json, read_text, read_yaml, writable_folder, write_whole
+from cv_pipeline.core.files import (
+    append_lines,
+    copy_over,
+    expecting,
+    file_sha256,
+    read_bytes,
+    read_json,
+    read_text,
+    read_yaml,
+    writable_folder,
+    write_whole,
+)
 from ..core.formats import LabelledImage, read_dataset, to_coco_annotations, to_yolo
 from ..core.images import read_image
-from ..core.types import ConfigError, DataError, Detections, box_iou, check_rules, validate_detections
+from cv_pipeline.core.types import (
+    ConfigError,
+    DataError,
+    Detections,
+    box_iou,
+    check_rules,
+    validate_detections,
+)
 
 # %% auto #0
 __all__ = ['UNITS', 'SHAPES', 'UNCHANGED', 'Annotation', 'check_units', 'unknown_labels', 'write_annotations', 'add_annotations',
@@ -37,16 +55,27 @@ __all__ = ['UNITS', 'SHAPES', 'UNCHANGED', 'Annotation', 'check_units', 'unknown
 def _path_below(picture: Any) -> bool:
     "Whether a text is a path that stays below its folder."
     parts = PurePosixPath(str(picture)).parts
-    return isinstance(picture, str) and bool(parts) and not picture.startswith(("/", "\\")) and ".." not in parts and ":" not in parts[0]
+    return (
+        isinstance(picture, str)
+        and bool(parts)
+        and not picture.startswith(("/", "\\"))
+        and ".." not in parts
+        and ":" not in parts[0]
+    )
 
 
 def _stated(picture: Any, annotator: Any, size: Any, created_at: Any, lead_time_s: Any) -> str:
     "What is wrong with what an annotation says about itself; empty when nothing is."
-    if not _path_below(picture): return f"picture {picture!r} is no path below the folder of pictures"
-    if not isinstance(annotator, str) or not annotator.strip(): return f"annotator {annotator!r} is nobody"
-    if len(size) != 2 or not all(isinstance(v, (int, np.integer)) and v > 0 for v in size): return f"size {size!r} is not (width, height) in pixels"
-    if created_at is not None and created_at.tzinfo is None: return "created_at has no time zone"
-    if lead_time_s is not None and not (np.isfinite(lead_time_s) and lead_time_s >= 0): return f"lead_time_s {lead_time_s!r} is no duration"
+    if not _path_below(picture):
+        return f"picture {picture!r} is no path below the folder of pictures"
+    if not isinstance(annotator, str) or not annotator.strip():
+        return f"annotator {annotator!r} is nobody"
+    if len(size) != 2 or not all(isinstance(v, (int, np.integer)) and v > 0 for v in size):
+        return f"size {size!r} is not (width, height) in pixels"
+    if created_at is not None and created_at.tzinfo is None:
+        return "created_at has no time zone"
+    if lead_time_s is not None and not (np.isfinite(lead_time_s) and lead_time_s >= 0):
+        return f"lead_time_s {lead_time_s!r} is no duration"
     return ""
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #7261f96d
@@ -54,22 +83,26 @@ def _stated(picture: Any, annotator: Any, size: Any, created_at: Any, lead_time_
 class Annotation:
     "What one person says is in one picture."
 
-    picture: str                        # path below the folder of the pictures, with /
+    picture: str  # path below the folder of the pictures, with /
     annotator: str
-    size: tuple[int, int]               # (width, height) in pixels
-    names: tuple[str, ...]              # class names
-    boxes: Detections                   # pixels, class_id into names; data["rotated"]: degrees by which the drawn rectangle was turned
+    size: tuple[int, int]  # (width, height) in pixels
+    names: tuple[str, ...]  # class names
+    # pixels, class_id into names; data["rotated"]: degrees by which the drawn rectangle was turned
+    boxes: Detections
     created_at: datetime | None = None  # UTC
-    lead_time_s: float | None = None    # how long the person took
-    task: str = ""                      # what it was asked as, for example "label-studio:12"
-    sha256: str = ""                    # of the picture's file, where known
+    lead_time_s: float | None = None  # how long the person took
+    task: str = ""  # what it was asked as, for example "label-studio:12"
+    sha256: str = ""  # of the picture's file, where known
 
     def __post_init__(self):
-        object.__setattr__(self, "size", tuple(self.size)), object.__setattr__(self, "names", tuple(self.names))
+        for name in ("size", "names"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         where = f"{self.picture} by {self.annotator}"
         wrong = _stated(self.picture, self.annotator, self.size, self.created_at, self.lead_time_s)
-        if wrong: raise DataError(wrong, where)
-        if not self.names and len(self.boxes): raise DataError("boxes without class names", where)
+        if wrong:
+            raise DataError(wrong, where)
+        if not self.names and len(self.boxes):
+            raise DataError("boxes without class names", where)
         validate_detections(self.boxes, where, len(self.names) or None)
 
     @property
@@ -79,28 +112,57 @@ class Annotation:
 
     def to_dict(self) -> dict[str, Any]:
         "What its line holds."
-        turned = self.boxes.data.get("rotated", np.zeros(len(self.boxes)))
-        rows = zip(self.class_names, self.boxes.xyxy.astype(float).tolist(), np.asarray(turned, float).tolist())
-        boxes = [{"class_name": n, "xyxy": [round(v, 3) for v in b], **({"rotated": round(t, 3)} if t else {})} for n, b, t in rows]
         made = self.created_at and self.created_at.astimezone(timezone.utc).isoformat()
-        return {"picture": self.picture, "annotator": self.annotator, "size": [int(v) for v in self.size], "boxes": boxes,
-                "created_at": made, "lead_time_s": self.lead_time_s, "task": self.task, "sha256": self.sha256}
+        return {
+            "picture": self.picture,
+            "annotator": self.annotator,
+            "size": [int(v) for v in self.size],
+            "boxes": _box_rows(self),
+            "created_at": made,
+            "lead_time_s": self.lead_time_s,
+            "task": self.task,
+            "sha256": self.sha256,
+        }
+
+# %% ../../nbs/07_annotation/01_annotations.ipynb #f867c81d
+def _box_rows(a: Annotation) -> list[dict[str, Any]]:
+    "The boxes as the line of an annotation holds them, rounded to a thousandth."
+    turned = a.boxes.data.get("rotated", np.zeros(len(a.boxes)))
+    rows = zip(a.class_names, a.boxes.xyxy.astype(float).tolist(), np.asarray(turned, float).tolist())
+    return [
+        {"class_name": n, "xyxy": [round(v, 3) for v in b], **({"rotated": round(t, 3)} if t else {})}
+        for n, b, t in rows
+    ]
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #456e74ee
 def check_units(
     annotations: Sequence[Annotation],
     where: object = None,
-    least: int = 10,    # boxes needed before percent are suspected
+    least: int = 10,  # boxes needed before percent are suspected
 ) -> None:
     "DataError when boxes that should be pixels look like fractions or percent."
     for a in annotations:
         if len(a.boxes) and min(a.size) > 32 and a.boxes.xyxy.max() <= 1.5:
-            raise DataError(f"the boxes of {a.picture} by {a.annotator} look like fractions: {a.boxes.xyxy[0].tolist()} in {a.size[0]}x{a.size[1]}", where, "multiply by width and height")
+            raise DataError(
+                f"the boxes of {a.picture} by {a.annotator} look like fractions: {a.boxes.xyxy[0].tolist()} "
+                f"in {a.size[0]}x{a.size[1]}",
+                where,
+                "multiply by width and height",
+            )
     large = [a.boxes.xyxy for a in annotations if min(a.size) > 200 and len(a.boxes)]
     boxes = np.concatenate(large) if large else np.zeros((0, 4))
-    if len(boxes) >= least and boxes.max() <= 100.5 and (boxes[:, 2:].max(axis=0) - boxes[:, :2].min(axis=0) > 50).all():
-        raise DataError(f"none of {len(boxes)} boxes in {len(large)} large pictures goes beyond 100: these look like percent", where,
-                        "multiply by width and height over 100; if they are pixels, read with units=\"pixels\" (`label files` and `label settle`: --units pixels)")
+    if (
+        len(boxes) >= least
+        and boxes.max() <= 100.5
+        and (boxes[:, 2:].max(axis=0) - boxes[:, :2].min(axis=0) > 50).all()
+    ):
+        raise DataError(
+            f"none of {len(boxes)} boxes in {len(large)} large pictures goes beyond 100: these look like "
+            "percent",
+            where,
+            'multiply by width and height over 100; if they are pixels, read with units="pixels" (`label '
+            "files` and `label settle`: --units pixels)",
+        )
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #91db525d
 def unknown_labels(
@@ -110,13 +172,22 @@ def unknown_labels(
 ) -> None:
     "DataError when labels are not among the names, with how often and what was perhaps meant."
     strange = Counter(label for label in labels if label not in set(names))
-    if not strange: return
+    if not strange:
+        return
     close = lambda s: difflib.get_close_matches(s, names, 1)
-    said = ", ".join(f"'{s}' ({c}x" + (f", '{close(s)[0]}'?)" if close(s) else ")") for s, c in strange.most_common())
-    raise DataError(f"unknown labels: {said}", where, f"known: {', '.join(names) or 'none'}; rename them, or add them to the names")
+    said = ", ".join(
+        f"'{s}' ({c}x" + (f", '{close(s)[0]}'?)" if close(s) else ")") for s, c in strange.most_common()
+    )
+    raise DataError(
+        f"unknown labels: {said}",
+        where,
+        f"known: {', '.join(names) or 'none'}; rename them, or add them to the names",
+    )
 
 
-def _annotation(row: Mapping[str, Any], names: Sequence[str], rename: Mapping[str, str], where: str) -> Annotation:
+def _annotation(
+    row: Mapping[str, Any], names: Sequence[str], rename: Mapping[str, str], where: str
+) -> Annotation:
     "An annotation from its line."
     index = {n: i for i, n in enumerate(names)}
     try:
@@ -125,15 +196,30 @@ def _annotation(row: Mapping[str, Any], names: Sequence[str], rename: Mapping[st
         data = {"rotated": np.array([b.get("rotated", 0.0) for b in row["boxes"]], np.float32)}
         boxes = Detections([b["xyxy"] for b in row["boxes"]], class_id=[index[n] for n in labels], data=data)
         made = datetime.fromisoformat(row["created_at"]) if row.get("created_at") else None
-        return Annotation(row["picture"], row["annotator"], tuple(row["size"]), tuple(names), boxes, made, row.get("lead_time_s"), row.get("task", ""), row.get("sha256", ""))
+        return Annotation(
+            row["picture"],
+            row["annotator"],
+            tuple(row["size"]),
+            tuple(names),
+            boxes,
+            made,
+            row.get("lead_time_s"),
+            row.get("task", ""),
+            row.get("sha256", ""),
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise DataError(f"not an annotation: {e!r}", where, "it needs picture, annotator, size and boxes with class_name and xyxy") from e
-    except DataError as e: raise DataError(e.what, where, e.hint) from e
+        raise DataError(
+            f"not an annotation: {e!r}",
+            where,
+            "it needs picture, annotator, size and boxes with class_name and xyxy",
+        ) from e
+    except DataError as e:
+        raise DataError(e.what, where, e.hint) from e
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #85c946ef
 def write_annotations(
     annotations: Iterable[Annotation],
-    path: str | Path,                  # annotations.jsonl
+    path: str | Path,  # annotations.jsonl
 ) -> Path:
     "Write all or nothing."
     return write_whole(path, "".join(json.dumps(a.to_dict(), ensure_ascii=False) + "\n" for a in annotations))
@@ -141,31 +227,42 @@ def write_annotations(
 
 def _lines(path: Path) -> list[tuple[str, dict]]:
     "Where and what of every line; a last line that a crash cut off is left out."
-    if not path.exists(): raise DataError("no such file of annotations", path)
+    if not path.exists():
+        raise DataError("no such file of annotations", path)
     with expecting("this file of annotations cannot be read", path, "give annotations.jsonl"):
         lines = read_bytes(path).split(b"\n")  # only there: JSON leaves U+2028 and the like as they are
     found = []
     for number, line in enumerate(lines, 1):
-        if not line.strip(): continue
+        if not line.strip():
+            continue
         try:
             row = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as e:
             if number == len(lines):
                 continue
             raise DataError(f"line {number} is not JSON: {e}", path) from e
-        if not isinstance(row, dict): raise DataError(f"line {number} is no annotation: {line[:60]!r}", path)
+        if not isinstance(row, dict):
+            raise DataError(f"line {number} is no annotation: {line[:60]!r}", path)
         found.append((f"{path}:{number}", row))
     return found
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #492a5e58
 def add_annotations(
     said: Sequence[Annotation],
-    path: str | Path,            # annotations.jsonl, there or not
-) -> int:                        # answers that were there and stay
-    "Write answers into the file of all answers; what the same person said before about the same picture is replaced."
+    path: str | Path,  # annotations.jsonl, there or not
+) -> int:  # answers that were there and stay
+    """Write answers into the file of all answers; what the same person said before about the same picture is
+    replaced."""
     path, again = Path(path), {(a.annotator, a.picture) for a in said}
-    kept = [row for _, row in (_lines(path) if path.exists() else ()) if (str(row.get("annotator")), str(row.get("picture"))) not in again]
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*kept, *(a.to_dict() for a in said)]))
+    kept = [
+        row
+        for _, row in (_lines(path) if path.exists() else ())
+        if (str(row.get("annotator")), str(row.get("picture"))) not in again
+    ]
+    write_whole(
+        path,
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*kept, *(a.to_dict() for a in said)]),
+    )
     return len(kept)
 
 
@@ -174,30 +271,43 @@ UNITS = ("check", "pixels")  # of boxes: "check" refuses what looks like fractio
 
 def read_annotations(
     path: str | Path | Sequence[str | Path],  # one file, or several
-    names: Sequence[str] | None = None,       # known classes; None: those that occur, sorted
+    names: Sequence[str] | None = None,  # known classes; None: those that occur, sorted
     rename: Mapping[str, str] | None = None,  # label in the file → class name
-    units: str = "check",                     # one of UNITS
+    units: str = "check",  # one of UNITS
 ) -> list[Annotation]:
-    "Annotations of any number of people; DataError when there are none, and for each line that cannot be meant."
-    if units not in UNITS: raise ConfigError(f"units={units!r} is not {' or '.join(map(repr, UNITS))}", "read_annotations")
+    """Annotations of any number of people; DataError when there are none, and for each line that cannot be
+    meant."""
+    if units not in UNITS:
+        raise ConfigError(f"units={units!r} is not {' or '.join(map(repr, UNITS))}", "read_annotations")
     files, rename = [Path(p) for p in ([path] if isinstance(path, (str, Path)) else path)], rename or {}
     lines = [line for file in files for line in _lines(file)]
-    if not lines: raise DataError("no annotations: nobody has labelled anything", files[0] if files else None, "zero annotators; pull again when people have finished a task")
+    if not lines:
+        raise DataError(
+            "no annotations: nobody has labelled anything",
+            files[0] if files else None,
+            "zero annotators; pull again when people have finished a task",
+        )
     if names is None:
-        labels = (b.get("class_name") for _, row in lines for b in row.get("boxes") or () if isinstance(b, dict))
+        labels = (
+            b.get("class_name") for _, row in lines for b in row.get("boxes") or () if isinstance(b, dict)
+        )
         names = sorted({rename.get(n, n) for n in labels if isinstance(n, str)})
     found = [_annotation(row, names, rename, where) for where, row in lines]
-    if units == "check": check_units(found, files[0])
+    if units == "check":
+        check_units(found, files[0])
     return found
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #0e531147
 def same_labels(
-    a: Annotation, b: Annotation,
+    a: Annotation,
+    b: Annotation,
     tolerance: float = 0.5,  # pixels a corner may differ by
 ) -> bool:
     "Whether two annotations say the same, in whatever order."
-    if len(a.boxes) != len(b.boxes): return False
-    if not len(a.boxes): return True
+    if len(a.boxes) != len(b.boxes):
+        return False
+    if not len(a.boxes):
+        return True
     gap = np.abs(a.boxes.xyxy[:, None] - b.boxes.xyxy[None]).max(axis=2)
     other = np.array(a.class_names, object)[:, None] != np.array(b.class_names, object)[None]
     cost = (gap > tolerance) | other
@@ -208,51 +318,84 @@ def _one_name(annotations: Sequence[Annotation]) -> tuple[list[Annotation], list
     "Every picture under one name: the first that its content has."
     name, found = {}, []
     for a in sorted(annotations, key=lambda a: a.picture):
-        if a.sha256: name.setdefault(a.sha256, a.picture)
+        if a.sha256:
+            name.setdefault(a.sha256, a.picture)
     twice = {a.picture: name[a.sha256] for a in annotations if a.sha256 and name[a.sha256] != a.picture}
-    found = [Problem("warning", "picture under two names", p, f"the same file as {first}") for p, first in sorted(twice.items())]
+    found = [
+        Problem("warning", "picture under two names", p, f"the same file as {first}")
+        for p, first in sorted(twice.items())
+    ]
     return [replace(a, picture=twice.get(a.picture, a.picture)) for a in annotations], found
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #25b62ecf
 def settle(
     annotations: Sequence[Annotation],
-    conflicts: str = "refuse",  # one person's different answers about one picture: "refuse", or "latest" keeps the last
+    # one person's different answers about one picture: "refuse", or "latest" keeps the last
+    conflicts: str = "refuse",
 ) -> tuple[list[Annotation], list[Problem]]:
     "One answer a person and picture, and what had to be settled for that."
-    if conflicts not in ("refuse", "latest"): raise ConfigError(f"conflicts={conflicts!r} is not 'refuse' or 'latest'", "settle")
+    if conflicts not in ("refuse", "latest"):
+        raise ConfigError(f"conflicts={conflicts!r} is not 'refuse' or 'latest'", "settle")
     annotations, found = _one_name(annotations)
     said, sizes = {}, {}
     for a in annotations:
         said.setdefault((a.picture, a.annotator), []).append(a)
-        if sizes.setdefault(a.picture, a.size) != a.size: raise DataError(f"two sizes: {sizes[a.picture]} and {a.size}", a.picture, "somebody labelled a resized copy; label the picture itself")
+        if sizes.setdefault(a.picture, a.size) != a.size:
+            raise DataError(
+                f"two sizes: {sizes[a.picture]} and {a.size}",
+                a.picture,
+                "somebody labelled a resized copy; label the picture itself",
+            )
     kept, disputed = [], []
     for (picture, who), answers in said.items():
         answers = sorted(answers, key=lambda a: a.created_at.timestamp() if a.created_at else -np.inf)
         kept.append(answers[-1])
-        if len(answers) == 1: continue
-        if all(same_labels(answers[0], a) for a in answers[1:]): found.append(Problem("note", "answered twice", picture, f"{who} said the same {len(answers)} times")); continue
+        if len(answers) == 1:
+            continue
+        if all(same_labels(answers[0], a) for a in answers[1:]):
+            found.append(
+                Problem("note", "answered twice", picture, f"{who} said the same {len(answers)} times")
+            )
+            continue
         disputed.append(f"{who} about {picture}: {', '.join(f'{len(a.boxes)} boxes' for a in answers)}")
-        found.append(Problem("warning", "conflicting answers", picture, f"{who} answered {len(answers)} times, not the same; the latest is kept"))
+        found.append(
+            Problem(
+                "warning",
+                "conflicting answers",
+                picture,
+                f"{who} answered {len(answers)} times, not the same; the latest is kept",
+            )
+        )
     if disputed and conflicts == "refuse":
-        raise DataError(f"{len(disputed)} conflicting answers of one person about one picture: {'; '.join(disputed[:5])}", "annotations", "keep the latest with conflicts=\"latest\", or delete one")
+        raise DataError(
+            f"{len(disputed)} conflicting answers of one person about one picture: {'; '.join(disputed[:5])}",
+            "annotations",
+            'keep the latest with conflicts="latest", or delete one',
+        )
     return kept, worst_first(found)
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #ae889926
 def box_groups(
     annotations: Sequence[Annotation],  # of one picture, one a person
     iou: float = 0.5,
-) -> tuple[np.ndarray, np.ndarray]:     # (n,) person of each box, (n,) object it belongs to, boxes in the order of the annotations
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # (n,) person of each box, (n,) object it belongs to, boxes in the order of the annotations
     "Which boxes of different people are one object, whatever class they gave it."
-    if not 0 < iou <= 1: raise ConfigError(f"iou={iou} is no overlap", "box_groups", "above 0, at most 1; 0.5 is usual")
+    if not 0 < iou <= 1:
+        raise ConfigError(f"iou={iou} is no overlap", "box_groups", "above 0, at most 1; 0.5 is usual")
     person = np.repeat(np.arange(len(annotations)), [len(a.boxes) for a in annotations])
-    boxes = np.concatenate([a.boxes.xyxy for a in annotations]) if annotations else np.zeros((0, 4), np.float32)
+    boxes = (
+        np.concatenate([a.boxes.xyxy for a in annotations]) if annotations else np.zeros((0, 4), np.float32)
+    )
     overlap = box_iou(boxes, boxes)
     i, j = np.nonzero(np.triu((overlap >= iou) & (person[:, None] != person[None]), 1))
     order = np.lexsort((j, i, -overlap[i, j]))
     group, people = np.arange(len(boxes)), [{int(p)} for p in person]
     for a, b in zip(i[order].tolist(), j[order].tolist()):
         one, two = int(group[a]), int(group[b])
-        if one == two or people[one] & people[two]: continue
+        if one == two or people[one] & people[two]:
+            continue
         group[group == two] = one
         people[one] |= people[two]
     return person, np.unique(group, return_inverse=True)[1]
@@ -262,43 +405,88 @@ def box_groups(
 class Consensus:
     "What the people who looked at one picture say together."
 
-    annotation: Annotation            # annotator "consensus"; boxes.data["votes"]: how many drew it
-    asked: int                        # people who looked
+    annotation: Annotation  # annotator "consensus"; boxes.data["votes"]: how many drew it
+    asked: int  # people who looked
     disputes: tuple[Problem, ...] = ()
 
     @property
-    def agreed(self) -> bool: return not self.disputes
+    def agreed(self) -> bool:
+        return not self.disputes
 
 
-def _vote(a: Annotation, boxes: np.ndarray, labels: np.ndarray, person: Sequence[str], asked: int) -> tuple[bool, int, Problem | None]:
+def _vote(
+    a: Annotation, boxes: np.ndarray, labels: np.ndarray, person: Sequence[str], asked: int
+) -> tuple[bool, int, Problem | None]:
     "Whether one object counts, its class, and what is disputed about it."
     names, counts = np.unique(labels, return_counts=True)
     best, where = names[np.argmax(counts)], f"{a.picture}: {np.median(boxes, axis=0).round(1).tolist()}"
     drawn = len(labels) * 2 > asked
-    if len(labels) * 2 == asked: return False, best, Problem("warning", "drawn by half", where, f"{a.names[best]} drawn by {', '.join(person)}, {len(labels)} of {asked}")
+    if len(labels) * 2 == asked:
+        return (
+            False,
+            best,
+            Problem(
+                "warning",
+                "drawn by half",
+                where,
+                f"{a.names[best]} drawn by {', '.join(person)}, {len(labels)} of {asked}",
+            ),
+        )
     if drawn and (counts == counts.max()).sum() > 1:
-        return True, best, Problem("warning", "class disputed", where, ", ".join(f"{a.names[n]} {c}x" for n, c in zip(names, counts)))
+        return (
+            True,
+            best,
+            Problem(
+                "warning",
+                "class disputed",
+                where,
+                ", ".join(f"{a.names[n]} {c}x" for n, c in zip(names, counts)),
+            ),
+        )
     return drawn, best, None
 
-
+# %% ../../nbs/07_annotation/01_annotations.ipynb #8541e6a3
 def consensus(
     annotations: Sequence[Annotation],  # as `settle` returns them
     iou: float = 0.5,
-) -> list[Consensus]:                   # by picture, sorted
+) -> list[Consensus]:  # by picture, sorted
     "The vote of all people, picture by picture."
-    if len({a.names for a in annotations}) > 1: raise DataError("annotations with different lists of classes", "consensus", "read them with one list of names")
+    if len({a.names for a in annotations}) > 1:
+        raise DataError(
+            "annotations with different lists of classes", "consensus", "read them with one list of names"
+        )
     pictures, made = {}, []
-    for a in annotations: pictures.setdefault(a.picture, []).append(a)
+    for a in annotations:
+        pictures.setdefault(a.picture, []).append(a)
     for name, answers in sorted(pictures.items()):
-        if len({a.annotator for a in answers}) < len(answers): raise DataError("one person answered twice", name, "call settle() first")
+        if len({a.annotator for a in answers}) < len(answers):
+            raise DataError("one person answered twice", name, "call settle() first")
         answers = sorted(answers, key=lambda a: a.annotator)
         person, group = box_groups(answers, iou)
-        xyxy, label = np.concatenate([a.boxes.xyxy for a in answers]), np.concatenate([a.boxes.class_id for a in answers])
+        xyxy, label = (
+            np.concatenate([a.boxes.xyxy for a in answers]),
+            np.concatenate([a.boxes.class_id for a in answers]),
+        )
         rows = [np.flatnonzero(group == g) for g in range(group.max(initial=-1) + 1)]
-        votes = [_vote(answers[0], xyxy[r], label[r], [answers[p].annotator for p in person[r]], len(answers)) for r in rows]
+        votes = [
+            _vote(answers[0], xyxy[r], label[r], [answers[p].annotator for p in person[r]], len(answers))
+            for r in rows
+        ]
         kept = [(np.median(xyxy[r], axis=0), c, len(r)) for r, (counts, c, _) in zip(rows, votes) if counts]
-        boxes = Detections([k[0] for k in kept], class_id=[k[1] for k in kept], data={"votes": np.array([k[2] for k in kept], np.int32)})
-        made.append(Consensus(replace(answers[0], annotator="consensus", boxes=boxes, created_at=None, lead_time_s=None, task=""), len(answers), tuple(v[2] for v in votes if v[2])))
+        boxes = Detections(
+            [k[0] for k in kept],
+            class_id=[k[1] for k in kept],
+            data={"votes": np.array([k[2] for k in kept], np.int32)},
+        )
+        made.append(
+            Consensus(
+                replace(
+                    answers[0], annotator="consensus", boxes=boxes, created_at=None, lead_time_s=None, task=""
+                ),
+                len(answers),
+                tuple(v[2] for v in votes if v[2]),
+            )
+        )
     return made
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #745a0e94
@@ -317,7 +505,11 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _sheet(folder: Path, names: Sequence[str], sides: Sequence[str]) -> None:
-    text = yaml.safe_dump({"path": str(folder.resolve()), **{s: f"images/{s}" for s in sides}, "names": dict(enumerate(names))}, sort_keys=False, allow_unicode=all(n.isprintable() for n in names))  # yaml takes U+0085 for a line end
+    text = yaml.safe_dump(
+        {"path": str(folder.resolve()), **{s: f"images/{s}" for s in sides}, "names": dict(enumerate(names))},
+        sort_keys=False,
+        allow_unicode=all(n.isprintable() for n in names),
+    )  # yaml takes U+0085 for a line end
     write_whole(folder / "data.yaml", text)
 
 
@@ -325,31 +517,63 @@ def _inside(a: Annotation) -> tuple[np.ndarray, list[Problem]]:
     "Which boxes have any area in the picture, and what is said about the others."
     low, high = np.maximum(a.boxes.xyxy[:, :2], 0), np.minimum(a.boxes.xyxy[:, 2:], a.size)
     inside = (high > low).all(axis=1)
-    return inside, [Problem("error", "box outside the picture", f"{a.picture} by {a.annotator}", f"{a.boxes.xyxy[i].tolist()} in {a.size[0]}x{a.size[1]}: left out") for i in np.flatnonzero(~inside)]
+    return inside, [
+        Problem(
+            "error",
+            "box outside the picture",
+            f"{a.picture} by {a.annotator}",
+            f"{a.boxes.xyxy[i].tolist()} in {a.size[0]}x{a.size[1]}: left out",
+        )
+        for i in np.flatnonzero(~inside)
+    ]
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #5271e22a
 def write_labelled(
     annotations: Sequence[Annotation],  # one a picture, for example of a consensus
-    pictures: str | Path,               # folder that the pictures' paths start from
-    out: str | Path,                    # new or empty folder
+    pictures: str | Path,  # folder that the pictures' paths start from
+    out: str | Path,  # new or empty folder
     side: str = "train",
-) -> list[Problem]:                     # what could not be written as it was said
+) -> list[Problem]:  # what could not be written as it was said
     "Write images/SIDE, labels/SIDE and data.yaml."
     out, root, found = Path(out), Path(pictures), []
-    if out.exists() and (not out.is_dir() or any(out.iterdir())): raise ConfigError("is not an empty folder", out, "give a new one: nothing is overwritten")
-    if not annotations: raise DataError("no annotations to write", out)
-    if len({a.picture for a in annotations}) < len(annotations): raise DataError("several annotations of one picture", out, "call consensus() first, or choose one person")
-    if len({a.names for a in annotations}) > 1: raise DataError("annotations with different lists of classes", out, "read them with one list of names")
-    name, gone = _flat_names([a.picture for a in annotations]), [a.picture for a in annotations if not (root / a.picture).exists()]
-    if gone: raise DataError(f"{len(gone)} pictures are gone, the first is {gone[0]}", root, "give the folder that they were collected in")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError("is not an empty folder", out, "give a new one: nothing is overwritten")
+    if not annotations:
+        raise DataError("no annotations to write", out)
+    if len({a.picture for a in annotations}) < len(annotations):
+        raise DataError(
+            "several annotations of one picture", out, "call consensus() first, or choose one person"
+        )
+    if len({a.names for a in annotations}) > 1:
+        raise DataError(
+            "annotations with different lists of classes", out, "read them with one list of names"
+        )
+    name, gone = (
+        _flat_names([a.picture for a in annotations]),
+        [a.picture for a in annotations if not (root / a.picture).exists()],
+    )
+    if gone:
+        raise DataError(
+            f"{len(gone)} pictures are gone, the first is {gone[0]}",
+            root,
+            "give the folder that they were collected in",
+        )
     writable_folder(out)
     for a in annotations:
         height, width = read_image(root / a.picture).shape[:2]
-        if (width, height) != tuple(a.size): raise DataError(f"the picture is {width}x{height}, the annotation says {a.size[0]}x{a.size[1]}", root / a.picture, "a resized copy was labelled: scale the boxes, or label the picture itself")
+        if (width, height) != tuple(a.size):
+            raise DataError(
+                f"the picture is {width}x{height}, the annotation says {a.size[0]}x{a.size[1]}",
+                root / a.picture,
+                "a resized copy was labelled: scale the boxes, or label the picture itself",
+            )
         inside, problems = _inside(a)
         found += problems
         _copy(root / a.picture, out / "images" / side / name[a.picture])
-        write_whole((out / "labels" / side / name[a.picture]).with_suffix(".txt"), to_yolo(a.boxes[inside], a.size, clip=True, where=a.picture))
+        write_whole(
+            (out / "labels" / side / name[a.picture]).with_suffix(".txt"),
+            to_yolo(a.boxes[inside], a.size, clip=True, where=a.picture),
+        )
     _sheet(out, annotations[0].names, [side])
     return worst_first(found)
 
@@ -358,16 +582,17 @@ def write_labelled(
 class Draft:
     "A picture to be labelled, with what is known about it."
 
-    picture: str                      # path below its folder, as its annotations will name it
-    path: Path                        # where it lies
-    size: tuple[int, int]             # (width, height)
-    names: tuple[str, ...]            # classes to choose from
+    picture: str  # path below its folder, as its annotations will name it
+    path: Path  # where it lies
+    size: tuple[int, int]  # (width, height)
+    names: tuple[str, ...]  # classes to choose from
     boxes: Detections = field(default_factory=Detections.empty)  # what a model or a person drew before
-    meta: Mapping[str, Any] = field(default_factory=dict)        # camera, time, reasons, …: shown to the person
-    model: str = ""                   # who drew the boxes
+    meta: Mapping[str, Any] = field(default_factory=dict)  # camera, time, reasons, …: shown to the person
+    model: str = ""  # who drew the boxes
 
     def __post_init__(self):
-        if not _path_below(self.picture): raise DataError(f"picture {self.picture!r} is no path below the folder of pictures", "Draft")
+        if not _path_below(self.picture):
+            raise DataError(f"picture {self.picture!r} is no path below the folder of pictures", "Draft")
         validate_detections(self.boxes, self.picture, len(self.names))
 
     @cached_property
@@ -376,61 +601,107 @@ class Draft:
         try:
             return file_sha256(self.path)
         except OSError as e:
-            raise DataError(f"the picture is gone: {e.strerror}", self.path, "it was there when it was collected; collect again, or leave it out") from e
+            raise DataError(
+                f"the picture is gone: {e.strerror}",
+                self.path,
+                "it was there when it was collected; collect again, or leave it out",
+            ) from e
 
 
 def one_each(drafts: Iterable[Draft]) -> tuple[list[Draft], list[Problem]]:
-    "Every content once, under the first of its names, in the order given: the most wanted picture stays first."
+    """Every content once, under the first of its names, in the order given: the most wanted picture stays
+    first."""
     first: dict[str, Draft] = {}
     drafts = list(drafts)
-    twice = [(d, first[d.sha256]) for d in sorted(drafts, key=lambda d: d.picture) if first.setdefault(d.sha256, d) is not d]
-    return [first[key] for key in dict.fromkeys(d.sha256 for d in drafts)], [Problem("warning", "picture under two names", d.picture, f"the same file as {other.picture}") for d, other in twice]
+    twice = [
+        (d, first[d.sha256])
+        for d in sorted(drafts, key=lambda d: d.picture)
+        if first.setdefault(d.sha256, d) is not d
+    ]
+    return [first[key] for key in dict.fromkeys(d.sha256 for d in drafts)], [
+        Problem("warning", "picture under two names", d.picture, f"the same file as {other.picture}")
+        for d, other in twice
+    ]
 
-
+# %% ../../nbs/07_annotation/01_annotations.ipynb #0f6c8dea
 def drafts_of(
     items: Iterable[LabelledImage],  # of read_dataset
-    root: str | Path,                # folder that the pictures' paths start from
+    root: str | Path,  # folder that the pictures' paths start from
 ) -> list[Draft]:
     "Drafts whose boxes are the labels of a dataset, to be looked at again."
     made = []
     for item in items:
         height, width = read_image(item.path).shape[:2]
-        made.append(Draft(Path(os.path.relpath(item.path, root)).as_posix(), item.path, (width, height), item.names, item.truth((width, height)), model="labels"))
+        made.append(
+            Draft(
+                Path(os.path.relpath(item.path, root)).as_posix(),
+                item.path,
+                (width, height),
+                item.names,
+                item.truth((width, height)),
+                model="labels",
+            )
+        )
     return made
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #55ba7542
 def _listed(folder: Path) -> tuple[list[str], bool]:
-    "The classes that a folder of YOLO drafts numbers already, and whether both its lists say so; DataError where that cannot be told."
+    """The classes that a folder of YOLO drafts numbers already, and whether both its lists say so; DataError
+    where that cannot be told."""
     sheet, file, lists = folder / "data.yaml", folder / "labels" / "classes.txt", []
     with expecting("its list of classes cannot be read", folder, f"mend {sheet.name}, or take a new folder"):
         if sheet.exists():
             names = read_yaml(sheet)["names"]
-            lists.append([str(names[k]) for k in sorted(names)] if isinstance(names, dict) else [str(n) for n in names])
+            lists.append(
+                [str(names[k]) for k in sorted(names)] if isinstance(names, dict) else [str(n) for n in names]
+            )
         if file.exists():
             lists.append([n for n in read_text(file).split("\n") if n.strip()])
-    if not lists and any(p.name != "classes.txt" for p in (folder / "labels").glob("*.txt")): raise DataError("it has labels and no list of classes: nobody knows what their numbers mean", folder, "bring data.yaml back, or take a new folder")
+    if not lists and any(p.name != "classes.txt" for p in (folder / "labels").glob("*.txt")):
+        raise DataError(
+            "it has labels and no list of classes: nobody knows what their numbers mean",
+            folder,
+            "bring data.yaml back, or take a new folder",
+        )
     short, long = sorted(lists, key=len) if len(lists) == 2 else ([], lists[0] if lists else [])
-    if long[:len(short)] != short or len(set(long)) < len(long): raise DataError(f"data.yaml and classes.txt number the classes differently, or one twice: {', '.join(lists[0])} and {', '.join(lists[-1])}", folder, "make them the same, or take a new folder")
+    if long[: len(short)] != short or len(set(long)) < len(long):
+        raise DataError(
+            f"data.yaml and classes.txt number the classes differently, or one twice: {', '.join(lists[0])} "
+            f"and {', '.join(lists[-1])}",
+            folder,
+            "make them the same, or take a new folder",
+        )
     return long, len(lists) == 2 and lists[0] == lists[1]
 
 
 def _old_coco(file: Path) -> dict[str, Any]:
     "The COCO file of a folder of drafts; DataError when it is none."
-    if not file.exists(): return {"images": [], "annotations": [], "categories": []}
+    if not file.exists():
+        return {"images": [], "annotations": [], "categories": []}
     with expecting("not a COCO file", file, "half written? bring back a copy of it, or take a new folder"):
         book = read_json(file, dict)
-        images, rows, ids = ([r[key] for r in book[part]] for part, key in (("images", "file_name"), ("annotations", "image_id"), ("categories", "id")))
+        images, rows, ids = (
+            [r[key] for r in book[part]]
+            for part, key in (("images", "file_name"), ("annotations", "image_id"), ("categories", "id"))
+        )
         names = [c["name"] for c in book["categories"]]
-    if len(set(map(str, ids))) < len(ids) or len(set(map(str, names))) < len(names): raise DataError(f"a category is there twice: {', '.join(f'{i} {n}' for i, n in zip(ids, names))}", file, "give each category one number and one name, or take a new folder")
+    if len(set(map(str, ids))) < len(ids) or len(set(map(str, names))) < len(names):
+        raise DataError(
+            f"a category is there twice: {', '.join(f'{i} {n}' for i, n in zip(ids, names))}",
+            file,
+            "give each category one number and one name, or take a new folder",
+        )
     return book
 
-
+# %% ../../nbs/07_annotation/01_annotations.ipynb #9540a91f
 def _add_coco(book: dict[str, Any], drafts: Sequence[Draft], files: Mapping[str, str]) -> dict[str, Any]:
     "The same with further drafts, whose numbers follow the largest ones."
     last = lambda rows: max((r["id"] for r in rows if isinstance(r.get("id"), int)), default=0)
     images, rows, categories = list(book["images"]), list(book["annotations"]), list(book["categories"])
     known, top = {c["name"] for c in categories}, last(categories)
-    categories += [{"id": top + k, "name": n} for k, n in enumerate((n for n in drafts[0].names if n not in known), 1)]
+    categories += [
+        {"id": top + k, "name": n} for k, n in enumerate((n for n in drafts[0].names if n not in known), 1)
+    ]
     number, row = {c["name"]: c["id"] for c in categories}, last(rows)
     for picture, d in enumerate(drafts, last(images) + 1):
         images.append({"id": picture, "file_name": files[d.picture], "width": d.size[0], "height": d.size[1]})
@@ -438,41 +709,72 @@ def _add_coco(book: dict[str, Any], drafts: Sequence[Draft], files: Mapping[str,
         row += len(d.boxes)
     return {**book, "images": images, "annotations": rows, "categories": categories}
 
+# %% ../../nbs/07_annotation/01_annotations.ipynb #b32dd754
+def _label_text(d: Draft, names: Sequence[str]) -> str:
+    "The boxes of a draft as a label file, with the numbers that `names` gives to its classes."
+    number = np.array([names.index(n) for n in d.names], np.int32)
+    boxes = Detections(d.boxes.xyxy, class_id=number[d.boxes.class_id])
+    return to_yolo(boxes, d.size, clip=True, where=d.picture)
+
 # %% ../../nbs/07_annotation/01_annotations.ipynb #0eef8f0f
 def _draft_row(d: Draft, file: str, form: str) -> dict[str, Any]:
     "A line of drafts.jsonl."
     xyxy = np.clip(d.boxes.xyxy, 0, [*d.size, *d.size]) if form == "yolo" else d.boxes.xyxy
-    drawn = [[d.names[c], *(round(v, 3) for v in box)] for c, box in zip(d.boxes.class_id.tolist(), xyxy.astype(float).tolist())]
-    return {"file": file, "picture": d.picture, "sha256": d.sha256, "size": list(d.size), "model": d.model, "form": form, "labels": drawn, "meta": dict(d.meta)}
+    drawn = [
+        [d.names[c], *(round(v, 3) for v in box)]
+        for c, box in zip(d.boxes.class_id.tolist(), xyxy.astype(float).tolist())
+    ]
+    return {
+        "file": file,
+        "picture": d.picture,
+        "sha256": d.sha256,
+        "size": list(d.size),
+        "model": d.model,
+        "form": form,
+        "labels": drawn,
+        "meta": dict(d.meta),
+    }
 
-
+# %% ../../nbs/07_annotation/01_annotations.ipynb #e15efee2
 def write_drafts(
     drafts: Iterable[Draft],
     out: str | Path,
     form: str = "yolo",  # or "coco"
 ) -> tuple[int, list[Problem]]:  # pictures that got a draft now, and those that have two names
-    "Pictures with draft labels for any tool; safe to repeat after any crash: no label that is there is written again, no class gets another number."
-    if form not in ("yolo", "coco"): raise ConfigError(f"unknown form {form!r}", "write_drafts", "yolo or coco")
+    """Pictures with draft labels for any tool; safe to repeat after any crash: no label that is there is
+    written again, no class gets another number."""
+    if form not in ("yolo", "coco"):
+        raise ConfigError(f"unknown form {form!r}", "write_drafts", "yolo or coco")
     (drafts, found), out = one_each(drafts), Path(out)
-    if not drafts: raise DataError("nothing to label", out)
-    if len({d.names for d in drafts}) > 1: raise DataError("drafts with different lists of classes", out)
-    files, book = {d.picture: f"{d.sha256[:20]}{Path(d.picture).suffix.lower()}" for d in drafts}, out / "drafts.jsonl"
+    if not drafts:
+        raise DataError("nothing to label", out)
+    if len({d.names for d in drafts}) > 1:
+        raise DataError("drafts with different lists of classes", out)
+    files = {d.picture: f"{d.sha256[:20]}{Path(d.picture).suffix.lower()}" for d in drafts}
+    book = out / "drafts.jsonl"
     there = {(row.get("file"), row.get("form", form)) for _, row in _lines(book)} if book.exists() else set()
     coco = _old_coco(out / "annotations.json") if form == "coco" else None
-    (old, same), known = _listed(out) if coco is None else ([], True), {Path(i["file_name"]).name for i in coco["images"]} if coco else set()
+    (old, same), known = (
+        _listed(out) if coco is None else ([], True),
+        {Path(i["file_name"]).name for i in coco["images"]} if coco else set(),
+    )
     label = {d.picture: (out / "labels" / files[d.picture]).with_suffix(".txt") for d in drafts}
     fresh = [d for d in drafts if (files[d.picture] not in known if coco else not label[d.picture].exists())]
     names = [*old, *(n for n in drafts[0].names if n not in old)]
     due = {d.picture for d in fresh} | {d.picture for d in drafts if (files[d.picture], form) not in there}
     writable_folder(out)
-    for d in drafts: _copy(d.path, out / "images" / files[d.picture])
-    if coco is None and (names != old or not same): _sheet(out, names, ["train"]); write_whole(out / "labels" / "classes.txt", "\n".join(names) + "\n")
+    for d in drafts:
+        _copy(d.path, out / "images" / files[d.picture])
+    if coco is None and (names != old or not same):
+        _sheet(out, names, ["train"])
+        write_whole(out / "labels" / "classes.txt", "\n".join(names) + "\n")
     lines = [_draft_row(d, files[d.picture], form) for d in drafts if d.picture in due]
-    append_lines(book, lines, cut_torn=True)  # before the labels: one without its line would pass for an answer
-    if coco and fresh: write_whole(out / "annotations.json", json.dumps(_add_coco(coco, fresh, files)))
+    # before the labels: one without its line would pass for an answer
+    append_lines(book, lines, cut_torn=True)
+    if coco and fresh:
+        write_whole(out / "annotations.json", json.dumps(_add_coco(coco, fresh, files)))
     for d in fresh if coco is None else ():
-        number = np.array([names.index(n) for n in d.names], np.int32)
-        write_whole(label[d.picture], to_yolo(Detections(d.boxes.xyxy, class_id=number[d.boxes.class_id]), d.size, clip=True, where=d.picture))
+        write_whole(label[d.picture], _label_text(d, names))
     return len(due), found
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #9588d70b
@@ -481,7 +783,7 @@ SHAPES = ("refuse", "box")  # polygons and turned rectangles: an error, or the b
 
 def box_around(
     points: np.ndarray,  # (k, 2)
-) -> list[float]:        # x1, y1, x2, y2
+) -> list[float]:  # x1, y1, x2, y2
     "The upright rectangle around points."
     points = np.asarray(points, np.float64).reshape(-1, 2)
     return [*points.min(axis=0).tolist(), *points.max(axis=0).tolist()]
@@ -489,9 +791,9 @@ def box_around(
 
 def turned_box(
     xyxy: Sequence[float],  # before turning
-    degrees: float,         # clockwise in the picture
+    degrees: float,  # clockwise in the picture
     about: tuple[float, float] | None = None,  # None: the centre
-) -> np.ndarray:            # (4, 2) corners
+) -> np.ndarray:  # (4, 2) corners
     "The corners of a turned rectangle."
     x1, y1, x2, y2 = xyxy
     pivot, a = np.array(about if about is not None else ((x1 + x2) / 2, (y1 + y2) / 2)), np.deg2rad(degrees)
@@ -500,13 +802,19 @@ def turned_box(
 
 
 def refuse_shape(
-    what: str,     # "a polygon", …
+    what: str,  # "a polygon", …
     where: object,
-    shapes: str,   # one of SHAPES
+    shapes: str,  # one of SHAPES
 ) -> None:
     "DataError for a shape that is no upright rectangle, unless boxes around shapes are wanted."
-    if shapes not in SHAPES: raise ConfigError(f"shapes={shapes!r} is not {' or '.join(map(repr, SHAPES))}")
-    if shapes == "refuse": raise DataError(f"{what} where a box is expected", where, "draw a rectangle, or take the box around it with shapes=\"box\"")
+    if shapes not in SHAPES:
+        raise ConfigError(f"shapes={shapes!r} is not {' or '.join(map(repr, SHAPES))}")
+    if shapes == "refuse":
+        raise DataError(
+            f"{what} where a box is expected",
+            where,
+            'draw a rectangle, or take the box around it with shapes="box"',
+        )
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #dde2da1c
 def _yolo_boxes(item: LabelledImage, size: tuple[int, int], shapes: str) -> tuple[list, list, list]:
@@ -514,35 +822,66 @@ def _yolo_boxes(item: LabelledImage, size: tuple[int, int], shapes: str) -> tupl
     classes, boxes, turns = [], [], []
     for number, line in enumerate(item.label.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
         where, parts = f"{item.label}:{number}", line.split()
-        if not parts: continue
-        try: values = np.array([float(v) for v in parts[1:]])
-        except ValueError: raise DataError(f"not made of numbers: {line.strip()[:60]!r}", where) from None
+        if not parts:
+            continue
+        try:
+            values = np.array([float(v) for v in parts[1:]])
+        except ValueError:
+            raise DataError(f"not made of numbers: {line.strip()[:60]!r}", where) from None
         polygon = len(values) >= 6 and len(values) % 2 == 0
-        if len(values) not in (4, 5) and not polygon: raise DataError(f"{len(parts)} values, not 5 or 6", where)
-        if not np.isfinite(values).all() or np.abs(values).max() > 1.5: raise DataError(f"{parts[1:5]} are no fractions", where, "YOLO rows are fractions of width and height; these look like pixels or percent")
-        if polygon: refuse_shape("a polygon or a turned rectangle", where, shapes)
+        if len(values) not in (4, 5) and not polygon:
+            raise DataError(f"{len(parts)} values, not 5 or 6", where)
+        if not np.isfinite(values).all() or np.abs(values).max() > 1.5:
+            raise DataError(
+                f"{parts[1:5]} are no fractions",
+                where,
+                "YOLO rows are fractions of width and height; these look like pixels or percent",
+            )
+        if polygon:
+            refuse_shape("a polygon or a turned rectangle", where, shapes)
         x, y, w, h = values[:4]
         box = box_around(values) if polygon else [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
-        if not parts[0].isdecimal() or int(parts[0]) >= len(item.names): raise DataError(f"unknown label: class {parts[0]} of {len(item.names)}", where, f"known: {', '.join(item.names)}")
-        classes.append(item.names[int(parts[0])]); boxes.append(np.array(box) * [*size, *size]); turns.append(0.0)
+        if not parts[0].isdecimal() or int(parts[0]) >= len(item.names):
+            raise DataError(
+                f"unknown label: class {parts[0]} of {len(item.names)}",
+                where,
+                f"known: {', '.join(item.names)}",
+            )
+        classes.append(item.names[int(parts[0])])
+        boxes.append(np.array(box) * [*size, *size])
+        turns.append(0.0)
     return classes, boxes, turns
 
-
+# %% ../../nbs/07_annotation/01_annotations.ipynb #7ef81512
 def _coco_boxes(item: LabelledImage, size: tuple[int, int], shapes: str) -> tuple[list, list, list]:
     "The same of COCO annotations."
     named, classes, boxes, turns = dict(zip(item.category_ids, item.names)), [], [], []
     for a in item.annotations:
-        where, box, turn = f"{item.path.name}: annotation {a.get('id')}", a.get("bbox"), float((a.get("attributes") or {}).get("rotation") or 0) % 360
+        where, box, turn = (
+            f"{item.path.name}: annotation {a.get('id')}",
+            a.get("bbox"),
+            float((a.get("attributes") or {}).get("rotation") or 0) % 360,
+        )
         outline = a.get("segmentation")
-        if a.get("category_id") not in named: raise DataError(f"unknown label: category {a.get('category_id')}", where, f"known: {', '.join(item.names)}")
-        if a.get("iscrowd"): refuse_shape("a crowd region", where, "refuse")
+        if a.get("category_id") not in named:
+            raise DataError(
+                f"unknown label: category {a.get('category_id')}", where, f"known: {', '.join(item.names)}"
+            )
+        if a.get("iscrowd"):
+            refuse_shape("a crowd region", where, "refuse")
         if not box and isinstance(outline, list) and outline:
             refuse_shape("a polygon without a box", where, shapes)
             xyxy = box_around(np.concatenate([np.ravel(p) for p in outline]))
-        elif not isinstance(box, (list, tuple)) or len(box) != 4: raise DataError(f"bbox {box!r} is not [x, y, width, height]", where)
-        else: xyxy = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
-        if turn and box: refuse_shape(f"a rectangle turned by {turn:g} degrees", where, shapes); xyxy = box_around(turned_box(xyxy, turn))
-        classes.append(named[a["category_id"]]); boxes.append(xyxy); turns.append(turn)
+        elif not isinstance(box, (list, tuple)) or len(box) != 4:
+            raise DataError(f"bbox {box!r} is not [x, y, width, height]", where)
+        else:
+            xyxy = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+        if turn and box:
+            refuse_shape(f"a rectangle turned by {turn:g} degrees", where, shapes)
+            xyxy = box_around(turned_box(xyxy, turn))
+        classes.append(named[a["category_id"]])
+        boxes.append(xyxy)
+        turns.append(turn)
     return classes, boxes, turns
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #30d61279
@@ -550,15 +889,22 @@ def _sent(book: Path, form: str) -> dict[str, dict[str, Any]]:
     "Stem of a file → its last line in drafts.jsonl, that of this form where there is one."
     rows = _lines(book) if book.exists() else []
     for where, r in rows:
-        if not all(isinstance(r.get(k), t) for k, t in (("file", str), ("picture", str), ("sha256", str), ("size", list))): raise DataError("not a line of drafts", where, "it needs file, picture, sha256 and size")
+        if not all(
+            isinstance(r.get(k), t)
+            for k, t in (("file", str), ("picture", str), ("sha256", str), ("size", list))
+        ):
+            raise DataError("not a line of drafts", where, "it needs file, picture, sha256 and size")
     return {Path(r["file"]).stem: r for _, r in sorted(rows, key=lambda row: row[1].get("form") == form)}
 
 
 def _as_sent(a: Annotation, row: Mapping[str, Any], rename: Mapping[str, str]) -> bool:
     "Whether an answer says what its draft said."
-    try: labels, xyxy = [rename.get(r[0], r[0]) for r in row["labels"]], [r[1:] for r in row["labels"]]
-    except KeyError: return False  # written before drafts were remembered
-    if not set(labels) <= set(a.names): return False
+    try:
+        labels, xyxy = [rename.get(r[0], r[0]) for r in row["labels"]], [r[1:] for r in row["labels"]]
+    except KeyError:
+        return False  # written before drafts were remembered
+    if not set(labels) <= set(a.names):
+        return False
     return same_labels(a, replace(a, boxes=Detections(xyxy, class_id=[a.names.index(n) for n in labels])))
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #92599aed
@@ -569,9 +915,9 @@ UNCHANGED = ("leave-out", "accept")  # accept: the person looked at all of them 
 class ReadLabelledSettings:
     "How one person's files are read; ConfigError names every setting that is wrong."
 
-    shapes: str = "refuse"        # polygons and turned rectangles: one of SHAPES
+    shapes: str = "refuse"  # polygons and turned rectangles: one of SHAPES
     unchanged: str = "leave-out"  # drafts that are as they were sent: one of UNCHANGED
-    units: str = "check"          # of the boxes: one of UNITS
+    units: str = "check"  # of the boxes: one of UNITS
 
     def __post_init__(self):
         choices = {"shapes": SHAPES, "unchanged": UNCHANGED, "units": UNITS}
@@ -579,41 +925,96 @@ class ReadLabelledSettings:
         rules = [(v in choices[k], f"{k}: {v!r} is not {' or '.join(choices[k])}") for k, v in given.items()]
         check_rules("settings of reading labels", self, rules)
 
+# %% ../../nbs/07_annotation/01_annotations.ipynb #afacbe35
+def _labelled(
+    item: LabelledImage,
+    row: Mapping[str, Any] | None,  # of drafts.jsonl
+    annotator: str,
+    names: tuple[str, ...],
+    rename: Mapping[str, str],
+    root: Path,
+    shapes: str,
+) -> Annotation:
+    "What one person's file says about one picture."
+    size = tuple(row["size"]) if row else read_image(item.path).shape[1::-1]
+    read = _yolo_boxes if item.category_ids is None else _coco_boxes
+    classes, boxes, turns = read(item, size, shapes)
+    labels = [rename.get(c, c) for c in classes]
+    unknown_labels(labels, names, item.label or item.path)
+    below = Path(os.path.relpath(item.path, root)).as_posix().removeprefix("../")
+    data = {"rotated": np.array(turns, np.float32)}
+    return Annotation(
+        row["picture"] if row else below,
+        annotator,
+        size,
+        names,
+        Detections(boxes, class_id=[names.index(n) for n in labels], data=data),
+        task="file",
+        sha256=row["sha256"] if row else "",
+    )
+
+# %% ../../nbs/07_annotation/01_annotations.ipynb #635944c1
+def _draft_notes(
+    path: str | Path, known: Mapping[str, Mapping[str, Any]], same: int, of: int, unchanged: str
+) -> list[Problem]:
+    "What a reader has to know about drafts that came back as they were sent."
+    notes, blind = [], sum("labels" not in r for r in known.values())
+    if blind:
+        what = (
+            f"{blind} were written before drafts were remembered: whether somebody changed them is not "
+            "known, all of them are taken as answers"
+        )
+        notes.append(Problem("warning", "drafts not remembered", str(path), what))
+    if same:
+        done = "accepted as answers" if unchanged == "accept" else "left out"
+        what = f"{same} of {of} are as they were sent: {done}"
+        notes.append(Problem("note", "unchanged drafts", str(path), what))
+    return notes
+
 # %% ../../nbs/07_annotation/01_annotations.ipynb #739d6127
 def read_labelled(
-    path: str | Path,                     # what a tool wrote: a YOLO folder or a COCO json
-    annotator: str,                       # who labelled it
-    names: Sequence[str] | None = None,   # known classes; None: those of the dataset
-    drafts: str | Path | None = None,     # the folder of write_drafts; None: `path`, where it is one
+    path: str | Path,  # what a tool wrote: a YOLO folder or a COCO json
+    annotator: str,  # who labelled it
+    names: Sequence[str] | None = None,  # known classes; None: those of the dataset
+    drafts: str | Path | None = None,  # the folder of write_drafts; None: `path`, where it is one
     rename: Mapping[str, str] | None = None,  # label in the files → class name
-    images: str | Path | None = None,     # folder of the pictures; None: as the dataset says
+    images: str | Path | None = None,  # folder of the pictures; None: as the dataset says
     settings: ReadLabelledSettings | None = None,  # None: the defaults
     *,
-    notes: list[Problem] | None = None,   # how many were unchanged is added to it
-) -> list[Annotation]:                    # a picture whose label file is missing was not labelled
+    notes: list[Problem] | None = None,  # how many were unchanged is added to it
+) -> list[Annotation]:  # a picture whose label file is missing was not labelled
     "What one person labelled with a tool that reads and writes files."
-    use, rename, found = settings or ReadLabelledSettings(), rename or {}, []
+    use, rename = settings or ReadLabelledSettings(), rename or {}
     items = read_dataset(path, images=images)
     names = tuple(names) if names is not None else tuple(rename.get(n, n) for n in items[0].names)
     root = Path(path) if Path(path).is_dir() else Path(path).parent
-    known, kept, same = _sent(Path(drafts or root) / "drafts.jsonl", "yolo" if items[0].category_ids is None else "coco"), [], 0
+    form = "yolo" if items[0].category_ids is None else "coco"
+    known = _sent(Path(drafts or root) / "drafts.jsonl", form)
+    found, kept, same = [], [], 0
     for item in items:
-        if item.category_ids is None and not (item.label and item.label.exists()): continue
+        if item.category_ids is None and not (item.label and item.label.exists()):
+            continue
         row = known.get(item.path.stem)
-        size = tuple(row["size"]) if row else read_image(item.path).shape[1::-1]
-        classes, boxes, turns = (_yolo_boxes if item.category_ids is None else _coco_boxes)(item, size, use.shapes)
-        labels = [rename.get(c, c) for c in classes]
-        unknown_labels(labels, names, item.label or item.path)
-        data = {"rotated": np.array(turns, np.float32)}
-        picture = row["picture"] if row else Path(os.path.relpath(item.path, root)).as_posix().removeprefix("../")
-        found.append(Annotation(picture, annotator, size, names, Detections(boxes, class_id=[names.index(n) for n in labels], data=data), task="file", sha256=row["sha256"] if row else ""))
+        found.append(_labelled(item, row, annotator, names, rename, root, use.shapes))
         as_sent = row is not None and _as_sent(found[-1], row, rename)
         same += as_sent
-        if use.unchanged == "accept" or not as_sent: kept.append(found[-1])
-    if not found: raise DataError("no annotations: no picture has a label file", path, "zero annotators; an empty label file says that there is nothing in the picture")
-    if not kept: raise DataError(f"no annotations: all {same} drafts are as they were sent", path, f"a model drew them; if {annotator} looked at all of them and agrees: unchanged=\"accept\" (--unchanged accept)")
-    blind = sum("labels" not in r for r in known.values())
-    if blind and notes is not None: notes.append(Problem("warning", "drafts not remembered", str(path), f"{blind} were written before drafts were remembered: whether somebody changed them is not known, all of them are taken as answers"))
-    if same and notes is not None: notes.append(Problem("note", "unchanged drafts", str(path), f"{same} of {len(found)} are as they were sent: {'accepted as answers' if use.unchanged == 'accept' else 'left out'}"))
-    if use.units == "check": check_units(kept, path)
+        if use.unchanged == "accept" or not as_sent:
+            kept.append(found[-1])
+    if not found:
+        raise DataError(
+            "no annotations: no picture has a label file",
+            path,
+            "zero annotators; an empty label file says that there is nothing in the picture",
+        )
+    if not kept:
+        raise DataError(
+            f"no annotations: all {same} drafts are as they were sent",
+            path,
+            f'a model drew them; if {annotator} looked at all of them and agrees: unchanged="accept" '
+            "(--unchanged accept)",
+        )
+    if notes is not None:
+        notes += _draft_notes(path, known, same, len(found), use.unchanged)
+    if use.units == "check":
+        check_units(kept, path)
     return kept

@@ -22,12 +22,35 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..core.files import expecting, read_bytes, read_json, read_text, safe_name, sink_error, writable_folder, write_json, write_whole
+from cv_pipeline.core.files import (
+    expecting,
+    read_bytes,
+    read_json,
+    read_text,
+    safe_name,
+    sink_error,
+    writable_folder,
+    write_json,
+    write_whole,
+)
 from ..core.formats import IMAGE_SUFFIXES
 from ..core.images import read_image
 from ..core.likeness import perceptual_hash
 from ..core.results import read_table
-from ..core.types import Clock, ConfigError, DataError, Detections, Frame, FrameResult, SinkError, Source, SourceError, SourceStatus, is_number, is_whole
+from cv_pipeline.core.types import (
+    Clock,
+    ConfigError,
+    DataError,
+    Detections,
+    Frame,
+    FrameResult,
+    SinkError,
+    Source,
+    SourceError,
+    SourceStatus,
+    is_number,
+    is_whole,
+)
 from ..inference.calibrators import Calibrator
 from ..synthetic.line import open_line
 from ..video.sources import FolderSource, open_source, unique_ids
@@ -39,7 +62,15 @@ __all__ = ['REASONS', 'Pictures', 'CollectPolicy', 'chance', 'Looks', 'looks_of'
            'KeptFrames', 'Collection', 'collect', 'estimated_mean', 'audited']
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #dada940b
-REASONS = ("random", "flag", "flicker", "high", "many", "none", "low")  # a reason's bit is its place; kinds of cases from the strongest evidence on
+REASONS = (
+    "random",
+    "flag",
+    "flicker",
+    "high",
+    "many",
+    "none",
+    "low",
+)  # a reason's bit is its place; kinds of cases from the strongest evidence on
 _BIT = {reason: 1 << i for i, reason in enumerate(REASONS)}
 _CERTAIN = _BIT["random"] | _BIT["flag"]
 
@@ -48,34 +79,64 @@ _CERTAIN = _BIT["random"] | _BIT["flag"]
 class CollectPolicy:
     "What is worth a person's look. None switches a kind of case off."
 
-    random: float = 0.01                          # share of all looks for the audit: by lot, never thinned
-    low: tuple[float, float] | None = (0.3, 0.6)  # a box whose calibrated confidence lies in this band, upper end not included
-    high: float | None = 0.9                      # a box as sure as this which neighbouring looks know nothing of
-    ceiling: float | None = None                  # a box as sure as this is suspicious by itself; also said as "high"
-    none: float | None = 0.02                     # an empty look, where a smaller share than this is empty
-    many: float | None = 5.0                      # robust standard deviations above the camera's median number of boxes
+    random: float = 0.01  # share of all looks for the audit: by lot, never thinned
+    low: tuple[float, float] | None = (
+        0.3,
+        0.6,
+    )  # a box whose calibrated confidence lies in this band, upper end not included
+    high: float | None = 0.9  # a box as sure as this which neighbouring looks know nothing of
+    ceiling: float | None = None  # a box as sure as this is suspicious by itself; also said as "high"
+    none: float | None = 0.02  # an empty look, where a smaller share than this is empty
+    many: float | None = 5.0  # robust standard deviations above the camera's median number of boxes
     flicker: bool = True
-    within_s: float = 1.0      # looks at most so far apart are neighbours
-    learn: int = 200           # looks of a camera before anything is called usual there
-    quota: int | None = 100    # cases kept a camera, day (UTC) and kind; which ones is decided by lot. None: all
-    hamming: int = 10          # bits in which two pictures may differ and still be one case; -1: keep both
-    quality: int = 95          # of the JPEG files
+    within_s: float = 1.0  # looks at most so far apart are neighbours
+    learn: int = 200  # looks of a camera before anything is called usual there
+    quota: int | None = (
+        100  # cases kept a camera, day (UTC) and kind; which ones is decided by lot. None: all
+    )
+    hamming: int = 10  # bits in which two pictures may differ and still be one case; -1: keep both
+    quality: int = 95  # of the JPEG files
     seed: int = 0
 
     def __post_init__(self):
-        if isinstance(self.low, list): object.__setattr__(self, "low", tuple(self.low))
+        if isinstance(self.low, list):
+            object.__setattr__(self, "low", tuple(self.low))
         problems = _policy_problems(self)
-        if problems: raise ConfigError(f"{len(problems)} settings of the collection are wrong", "CollectPolicy", "see its defaults", problems)
+        if problems:
+            raise ConfigError(
+                f"{len(problems)} settings of the collection are wrong",
+                "CollectPolicy",
+                "see its defaults",
+                problems,
+            )
 
-
+# %% ../../nbs/07_annotation/02_collect.ipynb #ca5fa683
 def _policy_problems(p: CollectPolicy) -> list[str]:
     share = lambda v: is_number(v) and 0 <= v <= 1
-    rules = [(share(p.random), f"random: {p.random!r} is no share"), (is_number(p.within_s) and p.within_s > 0, f"within_s: {p.within_s!r} is not above 0"),
-             (p.low is None or (isinstance(p.low, tuple) and len(p.low) == 2 and all(map(share, p.low)) and p.low[0] < p.low[1]), f"low: {p.low!r} is no band within 0..1"),
-             *[(v is None or share(v), f"{k}: {v!r} is outside 0..1") for k, v in (("high", p.high), ("ceiling", p.ceiling), ("none", p.none))],
-             (p.many is None or (is_number(p.many) and p.many > 0), f"many: {p.many!r} is not above 0"), (p.quota is None or is_whole(p.quota, 0), f"quota: {p.quota!r} is not a whole number from 0"),
-             (is_whole(p.hamming, -1, 64), f"hamming: {p.hamming!r} is not a whole number in -1..64"), (is_whole(p.quality, 1, 100), f"quality: {p.quality!r} is not a whole number in 1..100"),
-             (is_whole(p.learn, 1), f"learn: {p.learn!r} is not a whole number from 1"), (is_whole(p.seed), f"seed: {p.seed!r} is not a whole number")]
+    rules = [
+        (share(p.random), f"random: {p.random!r} is no share"),
+        (is_number(p.within_s) and p.within_s > 0, f"within_s: {p.within_s!r} is not above 0"),
+        (
+            p.low is None
+            or (
+                isinstance(p.low, tuple)
+                and len(p.low) == 2
+                and all(map(share, p.low))
+                and p.low[0] < p.low[1]
+            ),
+            f"low: {p.low!r} is no band within 0..1",
+        ),
+        *[
+            (v is None or share(v), f"{k}: {v!r} is outside 0..1")
+            for k, v in (("high", p.high), ("ceiling", p.ceiling), ("none", p.none))
+        ],
+        (p.many is None or (is_number(p.many) and p.many > 0), f"many: {p.many!r} is not above 0"),
+        (p.quota is None or is_whole(p.quota, 0), f"quota: {p.quota!r} is not a whole number from 0"),
+        (is_whole(p.hamming, -1, 64), f"hamming: {p.hamming!r} is not a whole number in -1..64"),
+        (is_whole(p.quality, 1, 100), f"quality: {p.quality!r} is not a whole number in 1..100"),
+        (is_whole(p.learn, 1), f"learn: {p.learn!r} is not a whole number from 1"),
+        (is_whole(p.seed), f"seed: {p.seed!r} is not a whole number"),
+    ]
     return [text for good, text in rules if not good]
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #843a6605
@@ -83,12 +144,13 @@ def chance(
     seed: int,
     source_id: str,
     frame_id: np.ndarray | int,  # (n,)
-    what: str = "random",        # lots for different purposes do not know of each other
-) -> np.ndarray:                 # (n,) float64 in 0 ≤ x < 1
+    what: str = "random",  # lots for different purposes do not know of each other
+) -> np.ndarray:  # (n,) float64 in 0 ≤ x < 1
     "The lot of each frame."
     key = np.frombuffer(hashlib.blake2b(f"{seed}|{what}|{source_id}".encode(), digest_size=8).digest(), "<u8")
     x = np.atleast_1d(np.asarray(frame_id)).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)): x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
     return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #c940a016
@@ -97,21 +159,22 @@ class Looks:
     "Looks of many sources, each source's together and in order; boxes look after look."
 
     sources: tuple[str, ...]
-    source: np.ndarray      # (n,) int, index into `sources`
-    frame_id: np.ndarray    # (n,) int64
-    at: np.ndarray          # (n,) float64, seconds since 1970
-    count: np.ndarray       # (n,) int, boxes
-    xyxy: np.ndarray        # (m, 4) float32
+    source: np.ndarray  # (n,) int, index into `sources`
+    frame_id: np.ndarray  # (n,) int64
+    at: np.ndarray  # (n,) float64, seconds since 1970
+    count: np.ndarray  # (n,) int, boxes
+    xyxy: np.ndarray  # (m, 4) float32
     confidence: np.ndarray  # (m,) float32, calibrated
-    class_id: np.ndarray    # (m,) int32, index into `names`
+    class_id: np.ndarray  # (m,) int32, index into `names`
     tracker_id: np.ndarray  # (m,) int64, -1: no track
     names: tuple[str, ...] = ()
     model: tuple[str, ...] = ()  # (n,), who answered; empty where nobody knows
     size: tuple[tuple[int, int], ...] = ()  # (n,), width and height; empty where nobody knows
-    path: tuple[str, ...] = ()   # (n,), the picture's file, "" for a frame of a film; empty where nobody knows
-    complete: bool = True   # False: looks without boxes are missing, as in results.parquet
+    path: tuple[str, ...] = ()  # (n,), the picture's file, "" for a frame of a film; empty where nobody knows
+    complete: bool = True  # False: looks without boxes are missing, as in results.parquet
 
-    def __len__(self) -> int: return len(self.frame_id)
+    def __len__(self) -> int:
+        return len(self.frame_id)
 
     @cached_property
     def look(self) -> np.ndarray:
@@ -127,30 +190,58 @@ class Looks:
         "The detections of one look as plain values."
         s = slice(int(self.start[i]), int(self.start[i] + self.count[i]))
         label = lambda c: self.names[c] if 0 <= c < len(self.names) else str(c)
-        return [{"class_name": label(c), "confidence": round(p, 5), "xyxy": [round(v, 2) for v in box], "tracker_id": t} for c, p, box, t in
-                zip(self.class_id[s].tolist(), self.confidence[s].astype(float).tolist(), self.xyxy[s].astype(float).tolist(), self.tracker_id[s].tolist())]
+        return [
+            {
+                "class_name": label(c),
+                "confidence": round(p, 5),
+                "xyxy": [round(v, 2) for v in box],
+                "tracker_id": t,
+            }
+            for c, p, box, t in zip(
+                self.class_id[s].tolist(),
+                self.confidence[s].astype(float).tolist(),
+                self.xyxy[s].astype(float).tolist(),
+                self.tracker_id[s].tolist(),
+            )
+        ]
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #da7d1b8b
 def looks_of(
     results: Sequence[FrameResult],  # of one source, in order
-    calibrate: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,  # (n,) scores and (n,) classes → (n,) probabilities
+    calibrate: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    | None = None,  # (n,) scores and (n,) classes → (n,) probabilities
 ) -> Looks:
     "Looks from results in memory."
     found, frames = [r.detections for r in results], [r.frame for r in results]
-    confidence, class_id = np.concatenate([d.confidence for d in found]), np.concatenate([d.class_id for d in found])
-    return Looks((frames[0].source_id,), np.zeros(len(frames), int), np.array([f.frame_id for f in frames]), np.array([f.captured_at.timestamp() for f in frames]),
-                 np.array([len(d) for d in found]), np.concatenate([d.xyxy for d in found]), confidence if calibrate is None else calibrate(confidence, class_id),
-                 class_id, np.concatenate([d.tracker_id for d in found]).astype(np.int64), results[0].names, tuple(r.model for r in results))
+    confidence, class_id = (
+        np.concatenate([d.confidence for d in found]),
+        np.concatenate([d.class_id for d in found]),
+    )
+    return Looks(
+        (frames[0].source_id,),
+        np.zeros(len(frames), int),
+        np.array([f.frame_id for f in frames]),
+        np.array([f.captured_at.timestamp() for f in frames]),
+        np.array([len(d) for d in found]),
+        np.concatenate([d.xyxy for d in found]),
+        confidence if calibrate is None else calibrate(confidence, class_id),
+        class_id,
+        np.concatenate([d.tracker_id for d in found]).astype(np.int64),
+        results[0].names,
+        tuple(r.model for r in results),
+    )
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #af2b782d
 @dataclass(frozen=True)
 class Usual:
     "How many boxes a camera's looks usually have."
 
-    looks: int      # that this was learnt from
-    empty: float    # share of looks without a box
+    looks: int  # that this was learnt from
+    empty: float  # share of looks without a box
     median: float
-    spread: float   # robust standard deviation, at least that of rare independent events (√median) and at least 1
+    spread: (
+        float  # robust standard deviation, at least that of rare independent events (√median) and at least 1
+    )
 
 
 def usual_of(
@@ -158,44 +249,65 @@ def usual_of(
 ) -> Usual:
     "From a histogram of boxes a look."
     total, numbers = int(histogram.sum()), np.arange(len(histogram))
-    if not total: return Usual(0, 0.0, 0.0, 1.0)
+    if not total:
+        return Usual(0, 0.0, 0.0, 1.0)
 
     def middle(values: np.ndarray) -> float:
         order = np.argsort(values, kind="stable")
         return float(values[order][np.searchsorted(np.cumsum(histogram[order]), total / 2)])
 
     median = middle(numbers)
-    return Usual(total, float(histogram[0] / total), median, max(1.4826 * middle(np.abs(numbers - median)), median**0.5, 1.0))
+    return Usual(
+        total,
+        float(histogram[0] / total),
+        median,
+        max(1.4826 * middle(np.abs(numbers - median)), median**0.5, 1.0),
+    )
 
 
 def learn_usual(looks: Looks) -> dict[str, Usual]:
-    "What was usual at each source of a log, over all of it: for a live camera that should not have to learn it again."
-    return {name: usual_of(np.bincount(looks.count[looks.source == k], minlength=1)) for k, name in enumerate(looks.sources)}
+    """What was usual at each source of a log, over all of it: for a live camera that should not have to learn
+    it again."""
+    return {
+        name: usual_of(np.bincount(looks.count[looks.source == k], minlength=1))
+        for k, name in enumerate(looks.sources)
+    }
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #3a6eeb2e
-_EVERY = 50    # looks after which it is looked up anew what is usual
+_EVERY = 50  # looks after which it is looked up anew what is usual
 _DEEPEST = 1024  # boxes a look that are told apart
 
 
-def _bounds(usual: Usual | None, policy: CollectPolicy) -> tuple[bool, float]:  # an empty look is a case; more boxes than this are one
-    if usual is None or usual.looks < policy.learn: return False, np.inf
-    return policy.none is not None and usual.empty < policy.none, np.inf if policy.many is None else usual.median + policy.many * usual.spread
+def _bounds(
+    usual: Usual | None, policy: CollectPolicy
+) -> tuple[bool, float]:  # an empty look is a case; more boxes than this are one
+    if usual is None or usual.looks < policy.learn:
+        return False, np.inf
+    return (
+        policy.none is not None and usual.empty < policy.none,
+        np.inf if policy.many is None else usual.median + policy.many * usual.spread,
+    )
 
 
 def bounds(
     looks: Looks,
     policy: CollectPolicy,
     usual: Mapping[str, Usual] | None = None,  # of sources for which it is known already
-) -> tuple[np.ndarray, np.ndarray]:            # (n,) bool, an empty look would be a case; (n,) float, more boxes than this would be one
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # (n,) bool, an empty look would be a case; (n,) float, more boxes than this would be one
     "What each look is measured by: what was usual at its camera until then."
     empty, most = np.zeros(len(looks), bool), np.full(len(looks), np.inf)
     for k, name in enumerate(looks.sources):
         mine = np.flatnonzero(looks.source == k)
-        if name in (usual or {}): empty[mine], most[mine] = _bounds(usual[name], policy); continue
+        if name in (usual or {}):
+            empty[mine], most[mine] = _bounds(usual[name], policy)
+            continue
         book = np.zeros(_DEEPEST, np.int64)
         for first in range(0, len(mine), _EVERY):
-            part = mine[first:first + _EVERY]
-            if first >= policy.learn: empty[part], most[part] = _bounds(usual_of(book), policy)
+            part = mine[first : first + _EVERY]
+            if first >= policy.learn:
+                empty[part], most[part] = _bounds(usual_of(book), policy)
             book += np.bincount(np.minimum(looks.count[part], _DEEPEST - 1), minlength=_DEEPEST)
     return empty, most
 
@@ -210,12 +322,15 @@ def flickering(looks: Looks, linked: np.ndarray) -> np.ndarray:
     "(n,) bool: a track of both neighbours is not there, or has another class than in both."
     rows = np.flatnonzero(looks.tracker_id >= 0)
     out, look, klass = np.zeros(len(looks), bool), looks.look[rows], looks.class_id[rows]
-    if not len(rows): return out
+    if not len(rows):
+        return out
     key = look.astype(np.int64) << 32 | looks.tracker_id[rows]
     order = np.argsort(key, kind="stable")
     key, look, klass = key[order], look[order], klass[order]
 
-    def there(step: int) -> tuple[np.ndarray, np.ndarray]:  # row of the same track `step` looks on, and whether there is one
+    def there(
+        step: int,
+    ) -> tuple[np.ndarray, np.ndarray]:  # row of the same track `step` looks on, and whether there is one
         wanted = key + (np.int64(step) << 32)
         place = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
         return place, key[place] == wanted
@@ -226,7 +341,7 @@ def flickering(looks: Looks, linked: np.ndarray) -> np.ndarray:
     out[look[strange] + 1] = True
     return out
 
-# %% ../../nbs/07_annotation/02_collect.ipynb #659a6fd4
+
 def _touched(looks: Looks, rows: np.ndarray, step: int) -> np.ndarray:
     "(k,) bool: a box overlaps one of the look `step` further."
     other = looks.look[rows] + step
@@ -243,7 +358,8 @@ def alone(looks: Looks, linked: np.ndarray, least: float) -> np.ndarray:
     "(n,) bool: a box as sure as `least` that belongs to no track and touches nothing in either neighbour."
     middle = linked & np.append(False, linked[:-1])
     rows = np.flatnonzero((looks.confidence >= least) & (looks.tracker_id < 0) & middle[looks.look])
-    for step in (-1, 1): rows = rows[~_touched(looks, rows, step)]
+    for step in (-1, 1):
+        rows = rows[~_touched(looks, rows, step)]
     out = np.zeros(len(looks), bool)
     out[looks.look[rows]] = True
     return out
@@ -252,26 +368,35 @@ def alone(looks: Looks, linked: np.ndarray, least: float) -> np.ndarray:
 def decide(
     looks: Looks,
     policy: CollectPolicy,
-    empty: np.ndarray | bool = False,     # (n,) from `bounds`: an empty look is a case
-    most: np.ndarray | float = np.inf,    # (n,) more boxes than this are a case
-) -> np.ndarray:                          # (n,) uint8, bit i: REASONS[i]; 0: of no interest
+    empty: np.ndarray | bool = False,  # (n,) from `bounds`: an empty look is a case
+    most: np.ndarray | float = np.inf,  # (n,) more boxes than this are a case
+) -> np.ndarray:  # (n,) uint8, bit i: REASONS[i]; 0: of no interest
     "Why each look is worth collecting."
     p, linked = policy, _linked(looks, policy.within_s)
     bits = np.zeros(len(looks), np.uint8)
 
-    def say(reason: str, where: np.ndarray) -> None: bits[where] |= np.uint8(_BIT[reason])
+    def say(reason: str, where: np.ndarray) -> None:
+        bits[where] |= np.uint8(_BIT[reason])
 
-    def boxes(mask: np.ndarray) -> np.ndarray: return np.bincount(looks.look[mask], minlength=len(looks)) > 0
+    def boxes(mask: np.ndarray) -> np.ndarray:
+        return np.bincount(looks.look[mask], minlength=len(looks)) > 0
 
     for k, name in enumerate(looks.sources):
         mine = np.flatnonzero(looks.source == k)
         say("random", mine[chance(p.seed, name, looks.frame_id[mine]) < p.random])
     say("none", (looks.count == 0) & empty)
     say("many", looks.count > most)
-    if p.low is not None: say("low", boxes((looks.confidence >= np.float32(p.low[0])) & (looks.confidence < np.float32(p.low[1]))))
-    if p.ceiling is not None: say("high", boxes(looks.confidence >= np.float32(p.ceiling)))
-    if p.high is not None: say("high", alone(looks, linked, p.high))
-    if p.flicker: say("flicker", flickering(looks, linked))
+    if p.low is not None:
+        say(
+            "low",
+            boxes((looks.confidence >= np.float32(p.low[0])) & (looks.confidence < np.float32(p.low[1]))),
+        )
+    if p.ceiling is not None:
+        say("high", boxes(looks.confidence >= np.float32(p.ceiling)))
+    if p.high is not None:
+        say("high", alone(looks, linked, p.high))
+    if p.flicker:
+        say("flicker", flickering(looks, linked))
     return bits
 
 
@@ -284,41 +409,63 @@ def reasons_of(bits: int) -> tuple[str, ...]:
 class Collected:
     "One picture of a collection."
 
-    picture: str                     # path below the folder
+    picture: str  # path below the folder
     source_id: str
     frame_id: int
     captured_at: datetime
-    size: tuple[int, int]            # (width, height)
+    size: tuple[int, int]  # (width, height)
     reasons: tuple[str, ...]
-    probability: float               # that the collection holds this look, over all lots that could have been drawn
-    phash: str                       # 16 hex digits
-    stands_for: int = 0              # looks like it that were left out
+    probability: float  # that the collection holds this look, over all lots that could have been drawn
+    phash: str  # 16 hex digits
+    stands_for: int = 0  # looks like it that were left out
     model: str = ""
     detections: list[dict[str, Any]] = field(default_factory=list)  # class_name, confidence, xyxy, tracker_id
-    case: str = ""                   # which cases it competed with: source, day and kind; empty: it did not compete
-    note: str = ""                   # what a person wrote
+    case: str = ""  # which cases it competed with: source, day and kind; empty: it did not compete
+    note: str = ""  # what a person wrote
 
     def found(self, names: Sequence[str]) -> Detections:
         "The model's boxes, as classes of `names`; DataError for a class that is not among them."
         known = {n: i for i, n in enumerate(names)}
         strange = sorted({d["class_name"] for d in self.detections} - set(known))
-        if strange: raise DataError(f"classes {strange} are not known here", self.picture, f"known: {', '.join(names)}")
-        columns = [[d[k] for d in self.detections] for k in ("xyxy", "confidence", "class_name", "tracker_id")]
+        if strange:
+            raise DataError(
+                f"classes {strange} are not known here", self.picture, f"known: {', '.join(names)}"
+            )
+        columns = [
+            [d[k] for d in self.detections] for k in ("xyxy", "confidence", "class_name", "tracker_id")
+        ]
         return Detections(columns[0], columns[1], [known[n] for n in columns[2]], columns[3])
 
     def to_dict(self) -> dict[str, Any]:
         "What its line holds."
-        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "captured_at": self.captured_at.isoformat()}
+        return {
+            **{f.name: getattr(self, f.name) for f in fields(self)},
+            "captured_at": self.captured_at.isoformat(),
+        }
 
-
+# %% ../../nbs/07_annotation/02_collect.ipynb #7e81787a
 def _collected(row: Mapping[str, Any]) -> Collected:
     "From a line; KeyError, TypeError or ValueError where it is none."
-    made = {f.name: row[f.name] for f in fields(Collected) if f.name in row or f.name in ("picture", "source_id", "frame_id", "captured_at", "size", "reasons", "probability", "phash")}
+    made = {
+        f.name: row[f.name]
+        for f in fields(Collected)
+        if f.name in row
+        or f.name
+        in ("picture", "source_id", "frame_id", "captured_at", "size", "reasons", "probability", "phash")
+    }
     width, height = made["size"]
-    return Collected(**{**made, "captured_at": datetime.fromisoformat(made["captured_at"]), "size": (int(width), int(height)), "reasons": tuple(made["reasons"]),
-                        "frame_id": int(made["frame_id"]), "probability": float(made["probability"])})
+    return Collected(
+        **{
+            **made,
+            "captured_at": datetime.fromisoformat(made["captured_at"]),
+            "size": (int(width), int(height)),
+            "reasons": tuple(made["reasons"]),
+            "frame_id": int(made["frame_id"]),
+            "probability": float(made["probability"]),
+        }
+    )
 
-# %% ../../nbs/07_annotation/02_collect.ipynb #59e3f14a
+
 _TALLY = "tally.jsonl"  # of a collection that is not closed
 
 
@@ -327,33 +474,57 @@ def _rows_in(path: Path) -> dict[str, Collected]:
     rows: dict[str, Collected] = {}
     lines = read_bytes(path).decode("utf-8", "replace").split("\n")
     for number, line in enumerate(lines, 1):
-        if not line.strip(): continue
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
-            if row.get("dropped"): rows.pop(row["picture"], None)
-            else: rows[row["picture"]] = _collected(row)
+            if row.get("dropped"):
+                rows.pop(row["picture"], None)
+            else:
+                rows[row["picture"]] = _collected(row)
         except (ValueError, KeyError, TypeError, AttributeError) as e:
-            if number == len(lines): continue  # torn: the process was killed while writing it
-            raise DataError(f"line {number} is not a line of a collection: {e!r}", path, "was it edited? take it from a backup, or delete the line") from e
+            if number == len(lines):
+                continue  # torn: the process was killed while writing it
+            raise DataError(
+                f"line {number} is not a line of a collection: {e!r}",
+                path,
+                "was it edited? take it from a backup, or delete the line",
+            ) from e
     return rows
 
-
+# %% ../../nbs/07_annotation/02_collect.ipynb #798503f5
 def read_collected(
     folder: str | Path,
-    check: bool = True,     # False: pictures that are gone are left out in silence
-) -> list[Collected]:       # in the order of time within each source
-    "What was collected; of a run that goes on or was killed, with the probabilities of its last look. DataError when there is nothing, or when pictures are gone."
+    check: bool = True,  # False: pictures that are gone are left out in silence
+) -> list[Collected]:  # in the order of time within each source
+    """What was collected; of a run that goes on or was killed, with the probabilities of its last look.
+    DataError when there is nothing, or when pictures are gone."""
     folder = Path(folder)
-    if not (folder / "collected.jsonl").is_file(): raise DataError("no collection here: there is no collected.jsonl", folder, "cv-pipeline collect makes one")
-    rows = sorted(_rows_in(folder / "collected.jsonl").values(), key=lambda r: (r.source_id, r.captured_at, r.frame_id))
+    if not (folder / "collected.jsonl").is_file():
+        raise DataError(
+            "no collection here: there is no collected.jsonl", folder, "cv-pipeline collect makes one"
+        )
+    rows = sorted(
+        _rows_in(folder / "collected.jsonl").values(), key=lambda r: (r.source_id, r.captured_at, r.frame_id)
+    )
     gone = [r.picture for r in rows if not (folder / r.picture).is_file()]
     if gone and check:
-        raise DataError("\n  - ".join([f"{len(gone)} of {len(rows)} pictures are gone", *gone[:10], *([f"{len(gone) - 10} more"] if len(gone) > 10 else [])]), folder,
-                        "restore them, or read with check=False if the rest will do (the audit sample is then no longer random)")
+        raise DataError(
+            "\n  - ".join(
+                [
+                    f"{len(gone)} of {len(rows)} pictures are gone",
+                    *gone[:10],
+                    *([f"{len(gone) - 10} more"] if len(gone) > 10 else []),
+                ]
+            ),
+            folder,
+            "restore them, or read with check=False if the rest will do (the audit sample is then no longer "
+            "random)",
+        )
     rows = [r for r in rows if r.picture not in lost] if (lost := set(gone)) else rows
     return _as_counted(folder, rows) if (folder / _TALLY).exists() else rows
 
-# %% ../../nbs/07_annotation/02_collect.ipynb #ffe28aa8
+
 def write_collected(folder: str | Path, rows: Iterable[Collected]) -> Path:
     "Write collected.jsonl in one step; the pictures must lie below the folder."
     path = writable_folder(folder) / "collected.jsonl"
@@ -361,7 +532,9 @@ def write_collected(folder: str | Path, rows: Iterable[Collected]) -> Path:
     return path
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #92d7e51c
-_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)  # bits that are set in a byte
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(
+    axis=1
+)  # bits that are set in a byte
 
 
 class _Seen:
@@ -371,58 +544,102 @@ class _Seen:
     none = np.zeros(0, np.uint64), np.zeros(0, np.uint8), []
 
     def __init__(self, hamming: int):
-        self.hamming, self.exact, self.near = hamming, {}, {}  # digest → picture; source → (hashes, bits, pictures)
+        self.hamming, self.exact, self.near = (
+            hamming,
+            {},
+            {},
+        )  # digest → picture; source → (hashes, bits, pictures)
 
     def twin(self, source: str, image: np.ndarray, kinds: int, picture: str) -> tuple[str | None, int]:
-        "The picture that this one is like, None when it is new (then it is remembered); and its perceptual hash."
+        """The picture that this one is like, None when it is new (then it is remembered); and its perceptual
+        hash."""
         code = perceptual_hash(image)
-        if self.hamming < 0: return None, code
+        if self.hamming < 0:
+            return None, code
         step = max(1, min(image.shape[:2]) // 64)
         small = image[::step, ::step].tobytes()  # no two shots of a real scene agree in every sampled pixel
         digest = hashlib.blake2b(small + str((kinds, image.shape)).encode(), digest_size=16).digest()
-        if digest in self.exact: return self.exact[digest], code  # the very same picture, perhaps under another name
+        if digest in self.exact:
+            return self.exact[digest], code  # the very same picture, perhaps under another name
         hashes, bits, pictures = self.near.get(source, self.none)
-        like = np.flatnonzero((_ONES[(hashes ^ np.uint64(code)).view(np.uint8)].reshape(-1, 8).sum(axis=1) <= self.hamming) & (kinds & ~bits.astype(int) == 0))
-        if len(like): return pictures[like[-1]], code
+        like = np.flatnonzero(
+            (_ONES[(hashes ^ np.uint64(code)).view(np.uint8)].reshape(-1, 8).sum(axis=1) <= self.hamming)
+            & (kinds & ~bits.astype(int) == 0)
+        )
+        if len(like):
+            return pictures[like[-1]], code
         self.exact[digest] = picture
-        if len(self.exact) > 16 * self.most: del self.exact[next(iter(self.exact))]
+        if len(self.exact) > 16 * self.most:
+            del self.exact[next(iter(self.exact))]
         self.add(source, code, kinds, picture)
         return None, code
 
     def add(self, source: str, code: int, kinds: int, picture: str) -> None:
         hashes, bits, pictures = self.near.get(source, self.none)
-        self.near[source] = np.append(hashes, np.uint64(code))[-self.most:], np.append(bits, np.uint8(kinds))[-self.most:], [*pictures, picture][-self.most:]
+        self.near[source] = (
+            np.append(hashes, np.uint64(code))[-self.most :],
+            np.append(bits, np.uint8(kinds))[-self.most :],
+            [*pictures, picture][-self.most :],
+        )
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #6d30ffab
+class _Books:
+    "What a collection counts in memory."
+
+    def __init__(self):
+        self.rows: dict[str, Collected] = {}  # picture → what is known about it, without detections
+        self.lengths: dict[str, int] = {}  # picture → bytes of its file
+        self.heaps: dict[str, list[tuple[float, str]]] = {}  # case → (−lot, picture) of those that compete
+        self.looks, self.cases, self.kept, self.counts = Counter(), Counter(), Counter(), Counter()
+        self.audit: dict[str, Any] = {}  # source → where its audit ended
+        self.bytes = 0  # of all pictures
+
+
 def _note(shelf: Shelf, what: str, key: str, value: Any) -> None:  # what: looks, cases, kept, counts or audit
     "A number of the books, in memory and on disk."
     getattr(shelf, what)[key] = value
     shelf.append([what, key, value], shelf._tally)
 
 
-
 def _end_audit(shelf: Shelf, row: Collected) -> None:
     "The first look by lot without room: those before it are the audit of its camera."
     looks = sum(n for day, n in shelf.looks.items() if day.rpartition("/")[0] == row.source_id)
-    _note(shelf, "audit", row.source_id, {"until": row.captured_at.isoformat(), "frame_id": row.frame_id, "looks": max(looks - 1, 0)})
+    _note(
+        shelf,
+        "audit",
+        row.source_id,
+        {"until": row.captured_at.isoformat(), "frame_id": row.frame_id, "looks": max(looks - 1, 0)},
+    )
 
 
 def read_books(folder: str | Path) -> dict[str, Any]:
-    "How many looks, cases and pictures a collection has seen, up to the last look even where the process was killed; DataError when it is none."
+    """How many looks, cases and pictures a collection has seen, up to the last look even where the process
+    was killed; DataError when it is none."""
     path = Path(folder) / "collection.json"
     with expecting("the books of the collection cannot be read", path):
         book = {"audit": {}, **read_json(path, dict)}
         tally = path.with_name(_TALLY)
         lines = read_text(tally).split("\n")[:-1] if tally.exists() else []  # the last one is empty, or torn
-        for what, key, value in map(json.loads, lines): book[what][key] = value
-        book["audit_until"] = min((a["until"] for a in book["audit"].values()), key=datetime.fromisoformat, default=book["audit_until"])
+        for what, key, value in map(json.loads, lines):
+            book[what][key] = value
+        book["audit_until"] = min(
+            (a["until"] for a in book["audit"].values()),
+            key=datetime.fromisoformat,
+            default=book["audit_until"],
+        )
         return book
 
 
 def _as_counted(folder: Path, rows: Sequence[Collected]) -> list[Collected]:
     "With the probabilities of books that were not closed."
     book = read_books(folder)
-    return [replace(r, probability=_probability(r, book["policy"]["random"], book["kept"], book["cases"], book["audit"])) for r in rows]
+    return [
+        replace(
+            r,
+            probability=_probability(r, book["policy"]["random"], book["kept"], book["cases"], book["audit"]),
+        )
+        for r in rows
+    ]
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #37baf3bb
 _ROOM_FOR_CASES = 0.8  # share of max_bytes
@@ -430,20 +647,33 @@ _ROOM_FOR_CASES = 0.8  # share of max_bytes
 
 def _encoded(frame: Frame, quality: int) -> bytes:
     good, data = cv2.imencode(".jpg", frame.image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not good: raise DataError("the picture could not be encoded", f"{frame.source_id} frame {frame.frame_id}")
+    if not good:
+        raise DataError("the picture could not be encoded", f"{frame.source_id} frame {frame.frame_id}")
     return data.tobytes()
 
 
 def _by_lot(row: Collected, audit: Mapping[str, Any]) -> bool:
     "Whether its camera's audit still went on."
-    return "random" in row.reasons or row.source_id not in audit or row.captured_at < datetime.fromisoformat(audit[row.source_id]["until"])
+    return (
+        "random" in row.reasons
+        or row.source_id not in audit
+        or row.captured_at < datetime.fromisoformat(audit[row.source_id]["until"])
+    )
 
 
-def _probability(row: Collected, random: float, kept: Mapping[str, int], cases: Mapping[str, int], audit: Mapping[str, Any]) -> float:
+def _probability(
+    row: Collected, random: float, kept: Mapping[str, int], cases: Mapping[str, int], audit: Mapping[str, Any]
+) -> float:
     "As the books stand now."
-    if "flag" in row.reasons: return 1.0
+    if "flag" in row.reasons:
+        return 1.0
     held, all_of_them = kept.get(row.case, 0), cases.get(row.case, 0)
-    return round(1 - (1 - random * _by_lot(row, audit)) * (1 - (min(held / all_of_them, 1.0) if row.case and all_of_them else 0.0)), 9)
+    return round(
+        1
+        - (1 - random * _by_lot(row, audit))
+        * (1 - (min(held / all_of_them, 1.0) if row.case and all_of_them else 0.0)),
+        9,
+    )
 
 
 def _give_way(shelf: Shelf, heap: list[tuple[float, str]]) -> None:
@@ -451,7 +681,8 @@ def _give_way(shelf: Shelf, heap: list[tuple[float, str]]) -> None:
     picture = heapq.heappop(heap)[1]
     row = shelf.rows[picture]
     _note(shelf, "kept", row.case, len(heap))
-    if {"random", "flag"} & set(row.reasons): return
+    if {"random", "flag"} & set(row.reasons):
+        return
     del shelf.rows[picture]
     (shelf.folder / picture).unlink(missing_ok=True)
     shelf.bytes -= shelf.lengths.pop(picture)
@@ -462,40 +693,104 @@ def _make_room(shelf: Shelf, length: int, limit: float, rank: float) -> bool:
     "Cases with larger lots than `rank` give way until the file fits; False when it does not."
     while shelf.bytes + length > limit:
         heap = min((h for h in shelf.heaps.values() if h), key=lambda h: h[0][0], default=None)
-        if heap is None or -heap[0][0] <= rank: return False
+        if heap is None or -heap[0][0] <= rank:
+            return False
         _give_way(shelf, heap)
     return True
 
+# %% ../../nbs/07_annotation/02_collect.ipynb #5ae21976
+def _place_for(shelf: Shelf, frame: Frame) -> str:
+    "The picture's path; another one where an earlier run has used that number."
+    if frame.source_id not in shelf._folders:
+        shelf._folders[frame.source_id] = safe_name(frame.source_id, set(shelf._folders.values()))
+    base = f"frames/{shelf._folders[frame.source_id]}/{frame.frame_id:08d}"
+    return (
+        f"{base}.jpg"
+        if f"{base}.jpg" not in shelf.rows
+        else f"{base}-{frame.captured_at:%Y%m%dT%H%M%S%f}.jpg"
+    )
+
+
+def _write_rows(shelf: Shelf) -> None:
+    "collected.jsonl anew, with the last probabilities."
+    said = _rows_in(shelf.folder / "collected.jsonl")
+    write_collected(
+        shelf.folder,
+        [
+            replace(row, detections=said[p].detections, probability=shelf.probability(row))
+            for p, row in shelf.rows.items()
+        ],
+    )
+
+
+def _write_books(shelf: Shelf) -> None:
+    "collection.json, in one step."
+    ends = [a["until"] for a in shelf.audit.values()]
+    book = {
+        "policy": asdict(shelf.policy),
+        "looks": dict(shelf.looks),
+        "cases": dict(shelf.cases),
+        "kept": dict(shelf.kept),
+        "counts": dict(shelf.counts),
+        "pictures": len(shelf.rows),
+        "bytes": shelf.bytes,
+        "audit_until": min(ends, key=datetime.fromisoformat, default=None),
+        "audit": shelf.audit,
+        "usual": {k: asdict(u) for k, u in shelf.usual.items()},
+    }
+    write_json(shelf.folder / "collection.json", book)
+
+
+def _check_room(max_bytes: float | None, folder: str | Path) -> None:
+    "ConfigError for a limit that is no number of bytes above 0."
+    if max_bytes is not None and not max_bytes > 0:
+        hint = "give a number above 0, or None for no limit"
+        raise ConfigError(f"room for {max_bytes!r} bytes of pictures", folder, hint)
+
 # %% ../../nbs/07_annotation/02_collect.ipynb #b85877b9
 def _case(shelf: Shelf, frame: Frame, kinds: int, picture: str) -> tuple[str, int, bool]:
-    "What a look competes with (empty: it is like another one), its hash, and whether it is kept for that; the books are brought up to date."
+    """What a look competes with (empty: it is like another one), its hash, and whether it is kept for that;
+    the books are brought up to date."""
     twin, code = shelf.seen.twin(frame.source_id, frame.image, kinds, picture)
     if twin is not None:
         _note(shelf, "counts", "like another", shelf.counts["like another"] + 1)
-        if twin in shelf.rows: shelf.rows[twin] = replace(shelf.rows[twin], stands_for=shelf.rows[twin].stands_for + 1)
+        if twin in shelf.rows:
+            shelf.rows[twin] = replace(shelf.rows[twin], stands_for=shelf.rows[twin].stands_for + 1)
         return "", code, False
     case = f"{frame.source_id}/{frame.captured_at.astimezone(timezone.utc):%Y-%m-%d}/{reasons_of(kinds)[0]}"
     _note(shelf, "cases", case, shelf.cases[case] + 1)
-    heap, quota, rank = shelf.heaps.setdefault(case, []), shelf.policy.quota, shelf.rank(frame.source_id, frame.frame_id)
-    if quota is None or len(heap) < quota: return case, code, True
-    if not quota or rank >= -heap[0][0]: return case, code, False
+    heap, quota = shelf.heaps.setdefault(case, []), shelf.policy.quota
+    rank = shelf.rank(frame.source_id, frame.frame_id)
+    if quota is None or len(heap) < quota:
+        return case, code, True
+    if not quota or rank >= -heap[0][0]:
+        return case, code, False
     _give_way(shelf, heap)
     return case, code, True
 
 
 def _keep(shelf: Shelf, frame: Frame, row: Collected, contends: bool) -> bool:
     "Write picture and line; False when there is no room."
-    data, certain, rank = _encoded(frame, shelf.policy.quality), bool({"random", "flag"} & set(row.reasons)), shelf.rank(row.source_id, row.frame_id)
+    data, certain, rank = (
+        _encoded(frame, shelf.policy.quality),
+        bool({"random", "flag"} & set(row.reasons)),
+        shelf.rank(row.source_id, row.frame_id),
+    )
     limit = float("inf") if shelf.max_bytes is None else shelf.max_bytes * (1 if certain else _ROOM_FOR_CASES)
     if not _make_room(shelf, len(data), limit, -1.0 if certain else rank):
         _note(shelf, "counts", "no room", shelf.counts["no room"] + 1)
-        if "random" in row.reasons: _end_audit(shelf, row)
+        if "random" in row.reasons:
+            _end_audit(shelf, row)
         return False
     try:
         write_whole(shelf.folder / row.picture, data)
     except SinkError as e:
         raise SinkError(f"a collected picture {e.what}", e.where, e.hint) from e
-    shelf.rows[row.picture], shelf.lengths[row.picture], shelf.bytes = replace(row, detections=[]), len(data), shelf.bytes + len(data)  # what was detected is on disk
+    shelf.rows[row.picture], shelf.lengths[row.picture], shelf.bytes = (
+        replace(row, detections=[]),
+        len(data),
+        shelf.bytes + len(data),
+    )  # what was detected is on disk
     if contends:
         heapq.heappush(shelf.heaps[row.case], (-rank, row.picture))
         _note(shelf, "kept", row.case, len(shelf.heaps[row.case]))
@@ -504,41 +799,50 @@ def _keep(shelf: Shelf, frame: Frame, row: Collected, contends: bool) -> bool:
     return True
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #db13f0bb
-class Shelf:
+class Shelf(_Books):
     "A folder of collected pictures that is being filled."
 
-    def __init__(self, folder: str | Path, policy: CollectPolicy, max_bytes: float | None = None, flush_s: float = 5.0, clock: Clock = time.monotonic):
-        if max_bytes is not None and not max_bytes > 0: raise ConfigError(f"room for {max_bytes!r} bytes of pictures", folder, "give a number above 0, or None for no limit")
-        self.folder, self.policy, self.max_bytes, self.flush_s, self._clock = writable_folder(folder), policy, max_bytes, flush_s, clock
-        self.rows, self.lengths, self.heaps = dict[str, Collected](), dict[str, int](), dict[str, list[tuple[float, str]]]()
-        self.looks, self.cases, self.kept, self.counts, self.audit, self.bytes = Counter(), Counter(), Counter(), Counter(), {}, 0
+    def __init__(
+        self,
+        folder: str | Path,
+        policy: CollectPolicy,
+        max_bytes: float | None = None,
+        flush_s: float = 5.0,
+        clock: Clock = time.monotonic,
+    ):
+        _check_room(max_bytes, folder)
+        super().__init__()
+        self.folder, self.policy, self.max_bytes = writable_folder(folder), policy, max_bytes
+        self.flush_s, self._clock = flush_s, clock
         self.seen, self.usual, self._folders = _Seen(policy.hamming), {}, {}
         _resume(self)
-        self._file, self._tally = (open(self.folder / name, "ab", buffering=0) for name in ("collected.jsonl", _TALLY))
+        self._file, self._tally = (
+            open(self.folder / name, "ab", buffering=0) for name in ("collected.jsonl", _TALLY)
+        )
         self.flush()
 
-    def probability(self, row: Collected) -> float: return _probability(row, self.policy.random, self.kept, self.cases, self.audit)
-    def rank(self, source_id: str, frame_id: int) -> float: return float(chance(self.policy.seed, source_id, frame_id, "rank")[0])
+    def probability(self, row: Collected) -> float:
+        return _probability(row, self.policy.random, self.kept, self.cases, self.audit)
 
-    def offer(self, frame: Frame, bits: int, detections: list[dict[str, Any]], model: str = "", note: str = "") -> bool:
+    def rank(self, source_id: str, frame_id: int) -> float:
+        return float(chance(self.policy.seed, source_id, frame_id, "rank")[0])
+
+    def offer(
+        self, frame: Frame, bits: int, detections: list[dict[str, Any]], model: str = "", note: str = ""
+    ) -> bool:
         "A look with its reasons; True when it was kept."
-        late = int(bits) & _BIT["random"] if frame.source_id in self.audit else 0  # its audit has ended
-        bits, picture, (case, code, contends) = int(bits) & ~late, _place_for(self, frame), ("", 0, False)
-        if kinds := bits & ~_CERTAIN: case, code, contends = _case(self, frame, kinds, picture)
-        if not (bits & _CERTAIN or contends):
-            if late: _note(self, "counts", "no room", self.counts["no room"] + 1)
-            return False
-        row = Collected(picture, frame.source_id, frame.frame_id, frame.captured_at, frame.size, reasons_of(bits), 1.0,
-                        f"{code or perceptual_hash(frame.image):016x}", 0, model, detections, case, note)
-        return _keep(self, frame, row, contends)
+        return _offer(self, frame, int(bits), detections, model, note)
 
     def append(self, line: Any, file: Any = None) -> None:
         file = file or self._file
-        try: file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        except OSError as e: raise sink_error("a line could not be written", e, file.name) from e
+        try:
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        except OSError as e:
+            raise sink_error("a line could not be written", e, file.name) from e
 
     def flush(self, now: bool = True) -> None:  # False: only when it is time
-        if not now and self._clock() < self._due: return
+        if not now and self._clock() < self._due:
+            return
         _write_books(self)
         self._tally.truncate(0)
         self._due = self._clock() + self.flush_s
@@ -550,51 +854,83 @@ class Shelf:
         self._tally.close()
         (self.folder / _TALLY).unlink(missing_ok=True)
 
-# %% ../../nbs/07_annotation/02_collect.ipynb #5ae21976
-def _place_for(shelf: Shelf, frame: Frame) -> str:
-    "The picture's path; another one where an earlier run has used that number."
-    if frame.source_id not in shelf._folders: shelf._folders[frame.source_id] = safe_name(frame.source_id, set(shelf._folders.values()))
-    base = f"frames/{shelf._folders[frame.source_id]}/{frame.frame_id:08d}"
-    return f"{base}.jpg" if f"{base}.jpg" not in shelf.rows else f"{base}-{frame.captured_at:%Y%m%dT%H%M%S%f}.jpg"
+# %% ../../nbs/07_annotation/02_collect.ipynb #e0a17ba1
+def _offer(
+    shelf: Shelf, frame: Frame, bits: int, detections: list[dict[str, Any]], model: str, note: str
+) -> bool:
+    "Whether a look is kept: for certain (lot or flag), or because it wins a place among the cases like it."
+    late = bits & _BIT["random"] if frame.source_id in shelf.audit else 0  # its audit has ended
+    bits, picture, (case, code, contends) = bits & ~late, _place_for(shelf, frame), ("", 0, False)
+    if kinds := bits & ~_CERTAIN:
+        case, code, contends = _case(shelf, frame, kinds, picture)
+    if not (bits & _CERTAIN or contends):
+        if late:
+            _note(shelf, "counts", "no room", shelf.counts["no room"] + 1)
+        return False
+    row = Collected(
+        picture,
+        frame.source_id,
+        frame.frame_id,
+        frame.captured_at,
+        frame.size,
+        reasons_of(bits),
+        1.0,
+        f"{code or perceptual_hash(frame.image):016x}",
+        0,
+        model,
+        detections,
+        case,
+        note,
+    )
+    return _keep(shelf, frame, row, contends)
 
-
-def _write_rows(shelf: Shelf) -> None:
-    "collected.jsonl anew, with the last probabilities."
-    said = _rows_in(shelf.folder / "collected.jsonl")
-    write_collected(shelf.folder, [replace(row, detections=said[p].detections, probability=shelf.probability(row)) for p, row in shelf.rows.items()])
-
-
-def _write_books(shelf: Shelf) -> None:
-    "collection.json, in one step."
-    ends = [a["until"] for a in shelf.audit.values()]
-    book = {"policy": asdict(shelf.policy), "looks": dict(shelf.looks), "cases": dict(shelf.cases), "kept": dict(shelf.kept), "counts": dict(shelf.counts),
-            "pictures": len(shelf.rows), "bytes": shelf.bytes, "audit_until": min(ends, key=datetime.fromisoformat, default=None), "audit": shelf.audit,
-            "usual": {k: asdict(u) for k, u in shelf.usual.items()}}
-    write_json(shelf.folder / "collection.json", book)
-
-
+# %% ../../nbs/07_annotation/02_collect.ipynb #4b486a6b
 def _resume(shelf: Shelf) -> None:
     "Take up what an earlier run left in the folder."
-    if not (shelf.folder / "collection.json").exists(): return
+    if not (shelf.folder / "collection.json").exists():
+        return
     book, there = read_books(shelf.folder), json.loads(json.dumps(asdict(shelf.policy)))
     other = [k for k, v in there.items() if book["policy"].get(k) != v]
-    if other: raise ConfigError(f"this folder was filled under another policy ({', '.join(other)})", shelf.folder, "collect into a new folder")
+    if other:
+        raise ConfigError(
+            f"this folder was filled under another policy ({', '.join(other)})",
+            shelf.folder,
+            "collect into a new folder",
+        )
     shelf.usual = {k: Usual(**v) for k, v in book["usual"].items()}
-    shelf.looks, shelf.cases, shelf.counts, shelf.audit = Counter(book["looks"]), Counter(book["cases"]), Counter(book["counts"]), book["audit"]
+    shelf.looks, shelf.cases, shelf.counts, shelf.audit = (
+        Counter(book["looks"]),
+        Counter(book["cases"]),
+        Counter(book["counts"]),
+        book["audit"],
+    )
     path = shelf.folder / "collected.jsonl"
-    if not path.exists(): return
-    with open(path, "rb+") as f: f.truncate(f.read().rfind(b"\n") + 1)  # without the torn line of a killed run
+    if not path.exists():
+        return
+    with open(path, "rb+") as f:
+        f.truncate(f.read().rfind(b"\n") + 1)  # without the torn line of a killed run
     for row in read_collected(shelf.folder, check=False):
-        shelf.rows[row.picture], shelf.lengths[row.picture] = replace(row, detections=[]), (shelf.folder / row.picture).stat().st_size
+        shelf.rows[row.picture], shelf.lengths[row.picture] = (
+            replace(row, detections=[]),
+            (shelf.folder / row.picture).stat().st_size,
+        )
         shelf._folders[row.source_id] = row.picture.split("/")[1]
-        if not row.case: continue
+        if not row.case:
+            continue
         shelf.heaps.setdefault(row.case, []).append((-shelf.rank(row.source_id, row.frame_id), row.picture))
-        shelf.seen.add(row.source_id, int(row.phash, 16), sum(_BIT[r] for r in row.reasons) & ~_CERTAIN, row.picture)
+        shelf.seen.add(
+            row.source_id, int(row.phash, 16), sum(_BIT[r] for r in row.reasons) & ~_CERTAIN, row.picture
+        )
     for case, heap in shelf.heaps.items():  # the smallest lots compete; what only lot or flag hold does not
         most = len(heap) if shelf.policy.quota is None else shelf.policy.quota
-        heap[:] = sorted(heap, reverse=True)[:most if shelf.max_bytes is None else min(most, book["kept"].get(case, 0))]
+        heap[:] = sorted(heap, reverse=True)[
+            : most if shelf.max_bytes is None else min(most, book["kept"].get(case, 0))
+        ]
         heapq.heapify(heap)
-        shelf.kept[case], shelf.cases[case] = len(heap), max(shelf.cases[case], len(heap))  # after a power failure the books may be older than the lines
+        shelf.kept[case], shelf.cases[case] = (
+            len(heap),
+            max(shelf.cases[case], len(heap)),
+        )  # after a power failure the books may be older than the lines
     shelf.bytes = sum(shelf.lengths.values())
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #12584adc
@@ -605,10 +941,11 @@ class CollectSink:
         self,
         folder: str | Path,
         policy: CollectPolicy | None = None,
-        max_bytes: float | None = None,              # of the pictures in the folder
-        usual: Mapping[str, Usual] | None = None,    # of each source; None: learnt as it runs
-        calibrator: Calibrator | None = None,        # where the model's manifest does not have one
-        flush_s: float = 5.0, clock: Clock = time.monotonic,
+        max_bytes: float | None = None,  # of the pictures in the folder
+        usual: Mapping[str, Usual] | None = None,  # of each source; None: learnt as it runs
+        calibrator: Calibrator | None = None,  # where the model's manifest does not have one
+        flush_s: float = 5.0,
+        clock: Clock = time.monotonic,
     ):
         self.policy, self._calibrator, self._table = policy or CollectPolicy(), calibrator, None
         self.shelf = Shelf(folder, self.policy, max_bytes, flush_s, clock)
@@ -616,31 +953,41 @@ class CollectSink:
         self._given, self._last, self._counts, self._flags = set(usual or ()), {}, {}, {}
 
     @property
-    def collected(self) -> int: return len(self.shelf.rows)
+    def collected(self) -> int:
+        return len(self.shelf.rows)
 
     def flag(self, source_id: str, note: str = "") -> None:
         "Keep the newest look of this source, whatever the model says about it; from any thread."
         self._flags[source_id] = note
 
     def write(self, result: FrameResult) -> None:
-        if result.status != "ok" or not result.inferred: return
+        if result.status != "ok" or not result.inferred:
+            return
         source = result.frame.source_id
         last = self._last.setdefault(source, [])
-        last.append(replace(result, detections=result.detections[np.arange(len(result.detections))]))  # other sinks may change theirs
-        if len(last) > 1: self._decide(source, len(last) - 2)
-        if len(last) > 2: del last[0]
+        boxes = result.detections[np.arange(len(result.detections))]  # other sinks may change theirs
+        last.append(replace(result, detections=boxes))
+        if len(last) > 1:
+            self._decide(source, len(last) - 2)
+        if len(last) > 2:
+            del last[0]
 
     def _decide(self, source: str, i: int) -> None:
         last, shelf, note = self._last[source], self.shelf, self._flags.pop(source, None)
-        if self._calibrator is not None and self._table is None: self._table = self._calibrator.table(last[i].names)
+        if self._calibrator is not None and self._table is None:
+            self._table = self._calibrator.table(last[i].names)
         looks = looks_of(last, self._table)
-        bits = int(decide(looks, self.policy, *_bounds(shelf.usual.get(source), self.policy))[i]) | (_BIT["flag"] if note is not None else 0)
+        bits = int(decide(looks, self.policy, *_bounds(shelf.usual.get(source), self.policy))[i]) | (
+            _BIT["flag"] if note is not None else 0
+        )
         _learn(self, last[i])
-        if bits: shelf.offer(last[i].frame, bits, looks.said(i), last[i].model, note or "")
+        if bits:
+            shelf.offer(last[i].frame, bits, looks.said(i), last[i].model, note or "")
         shelf.flush(now=False)
 
     def close(self) -> None:
-        for source, last in self._last.items(): self._decide(source, len(last) - 1)
+        for source, last in self._last.items():
+            self._decide(source, len(last) - 1)
         self.shelf.close()
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #dc0a1412
@@ -650,98 +997,207 @@ class LiveCollection(CollectSink):
     name = "collect"
 
     def summary(self) -> dict[str, Any]:
-        return {"folder": str(self.shelf.folder), "pictures": self.collected, "looks": sum(self.shelf.looks.values()), "cases": sum(self.shelf.cases.values()), **self.shelf.counts, **({"audit": self.shelf.audit} if self.shelf.audit else {})}
+        return {
+            "folder": str(self.shelf.folder),
+            "pictures": self.collected,
+            "looks": sum(self.shelf.looks.values()),
+            "cases": sum(self.shelf.cases.values()),
+            **self.shelf.counts,
+            **({"audit": self.shelf.audit} if self.shelf.audit else {}),
+        }
 
 
-def open_collect(settings: Any, out: Path) -> LiveCollection:  # settings: the section `collect` of a configuration
+def open_collect(
+    settings: Any, out: Path
+) -> LiveCollection:  # settings: the section `collect` of a configuration
     "The sink that a configuration asks for."
-    policy = CollectPolicy(**{f.name: getattr(settings, f.name) for f in fields(CollectPolicy) if hasattr(settings, f.name)})
-    return LiveCollection(settings.folder or Path(out) / "collected", policy, None if settings.max_gb is None else settings.max_gb * 1e9)
+    policy = CollectPolicy(
+        **{f.name: getattr(settings, f.name) for f in fields(CollectPolicy) if hasattr(settings, f.name)}
+    )
+    return LiveCollection(
+        settings.folder or Path(out) / "collected",
+        policy,
+        None if settings.max_gb is None else settings.max_gb * 1e9,
+    )
 
-# %% ../../nbs/07_annotation/02_collect.ipynb #a391a10b
+
 def _learn(sink: CollectSink, result: FrameResult) -> None:
     "Count a look; what is usual is looked up anew from time to time."
-    source, day = (f := result.frame).source_id, f"{f.source_id}/{f.captured_at.astimezone(timezone.utc):%Y-%m-%d}"
+    source, day = (
+        (f := result.frame).source_id,
+        f"{f.source_id}/{f.captured_at.astimezone(timezone.utc):%Y-%m-%d}",
+    )
     _note(sink.shelf, "looks", day, sink.shelf.looks[day] + 1)
-    if source in sink._given: return
+    if source in sink._given:
+        return
     book = sink._counts.setdefault(source, np.zeros(_DEEPEST, np.int64))
     book[min(len(result.detections), _DEEPEST - 1)] += 1
-    if (n := int(book.sum())) >= sink.policy.learn and n % _EVERY == 0: sink.shelf.usual[source] = usual_of(book)
+    if (n := int(book.sum())) >= sink.policy.learn and n % _EVERY == 0:
+        sink.shelf.usual[source] = usual_of(book)
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #4333d035
 def _box_of(d: Mapping[str, Any]) -> tuple[int, str, float, list[float], int]:
     "Class, its name, confidence, corners and track of a detection; ValueError for what is none."
-    (x1, y1, x2, y2), c, p, t = map(float, d["xyxy"]), index(d["class_id"]), float(d["confidence"]), index(d["tracker_id"])
-    if not 0 <= p <= 1: raise ValueError(f"confidence {p} is outside 0..1")
-    if not isfinite(x1 + y1 + x2 + y2): raise ValueError(f"box {d['xyxy']} is not finite")
-    if not (0 <= c < 2**31 and -1 <= t < 2**31): raise ValueError(f"class {c} or track {t} is out of range")
+    (x1, y1, x2, y2), c, p, t = (
+        map(float, d["xyxy"]),
+        index(d["class_id"]),
+        float(d["confidence"]),
+        index(d["tracker_id"]),
+    )
+    if not 0 <= p <= 1:
+        raise ValueError(f"confidence {p} is outside 0..1")
+    if not isfinite(x1 + y1 + x2 + y2):
+        raise ValueError(f"box {d['xyxy']} is not finite")
+    if not (0 <= c < 2**31 and -1 <= t < 2**31):
+        raise ValueError(f"class {c} or track {t} is out of range")
     return c, str(d["class_name"]), p, [x1, y1, x2, y2], t
 
 
 def _log_lines(path: Path) -> Iterator[dict[str, Any]]:
-    "The looks of a results.jsonl; DataError for a line that is no result, torn ones (power failure) are left out."
-    with open(path, encoding="utf-8", errors="replace", newline="\n") as f:  # a stream: it may be larger than the memory
+    """The looks of a results.jsonl; DataError for a line that is no result, torn ones (power failure) are
+    left out."""
+    with open(
+        path, encoding="utf-8", errors="replace", newline="\n"
+    ) as f:  # a stream: it may be larger than the memory
         for number, line in enumerate(f, 1):
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 continue
             try:
-                if not row["inferred"] or row["status"] != "ok": continue
+                if not row["inferred"] or row["status"] != "ok":
+                    continue
                 (width, height), frame_id = map(index, row["size"]), index(row["frame_id"])
-                if not -2**63 <= frame_id < 2**63: raise ValueError(f"frame {frame_id} is out of range")
-                yield {"source_id": str(row["source_id"]), "frame_id": frame_id, "at": datetime.fromisoformat(row["captured_at"]).timestamp(),
-                       "model": str(row.get("model", "")), "size": (width, height), "path": str(row.get("meta", {}).get("path", "")), "boxes": [_box_of(d) for d in row["detections"]]}
+                if not -(2**63) <= frame_id < 2**63:
+                    raise ValueError(f"frame {frame_id} is out of range")
+                yield {
+                    "source_id": str(row["source_id"]),
+                    "frame_id": frame_id,
+                    "at": datetime.fromisoformat(row["captured_at"]).timestamp(),
+                    "model": str(row.get("model", "")),
+                    "size": (width, height),
+                    "path": str(row.get("meta", {}).get("path", "")),
+                    "boxes": [_box_of(d) for d in row["detections"]],
+                }
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError) as e:
-                raise DataError(f"line {number} is not a result: {e!r}", path, "results.jsonl is written by cv-pipeline run") from e
+                raise DataError(
+                    f"line {number} is not a result: {e!r}",
+                    path,
+                    "results.jsonl is written by cv-pipeline run",
+                ) from e
 
-
+# %% ../../nbs/07_annotation/02_collect.ipynb #54b6a00c
 def _jsonl_looks(path: Path) -> Looks:
     rows = list(_log_lines(path))
-    if not rows: raise DataError("the log is empty: the model looked at no frame", path, "did the run see any pictures? its summary.json says why not")
+    if not rows:
+        raise DataError(
+            "the log is empty: the model looked at no frame",
+            path,
+            "did the run see any pictures? its summary.json says why not",
+        )
     sources = tuple(dict.fromkeys(r["source_id"] for r in rows))
     code = {name: k for k, name in enumerate(sources)}
     rows.sort(key=lambda r: (code[r["source_id"]], r["frame_id"]))
     boxes = [b for r in rows for b in r["boxes"]]
     names = {c: n for c, n, *_ in boxes}
     column = lambda k, dtype: np.array([b[k] for b in boxes], dtype)
-    return Looks(sources, np.array([code[r["source_id"]] for r in rows]), np.array([r["frame_id"] for r in rows], np.int64), np.array([r["at"] for r in rows]),
-                 np.array([len(r["boxes"]) for r in rows]), column(3, np.float32).reshape(-1, 4), column(2, np.float32), column(0, np.int32), column(4, np.int64),
-                 tuple(names.get(i, str(i)) for i in range(max(names, default=-1) + 1)), *(tuple(r[k] for r in rows) for k in ("model", "size", "path")))
+    return Looks(
+        sources,
+        np.array([code[r["source_id"]] for r in rows]),
+        np.array([r["frame_id"] for r in rows], np.int64),
+        np.array([r["at"] for r in rows]),
+        np.array([len(r["boxes"]) for r in rows]),
+        column(3, np.float32).reshape(-1, 4),
+        column(2, np.float32),
+        column(0, np.int32),
+        column(4, np.int64),
+        tuple(names.get(i, str(i)) for i in range(max(names, default=-1) + 1)),
+        *(tuple(r[k] for r in rows) for k in ("model", "size", "path")),
+    )
 
-# %% ../../nbs/07_annotation/02_collect.ipynb #63958865
+# %% ../../nbs/07_annotation/02_collect.ipynb #ede73846
+def _detection_columns(table: Any, folder: Path) -> dict[str, np.ndarray]:
+    """The columns of results.parquet as arrays, with `at` in seconds; DataError for a row that is no
+    detection."""
+    names = ("frame_id", "class_id", "confidence", "x1", "y1", "x2", "y2", "tracker_id")
+    c = {n: table[n].to_numpy() for n in names}
+    finite = np.isfinite(c["x1"] + c["y1"] + c["x2"] + c["y2"])
+    bad = np.flatnonzero(~((c["confidence"] >= 0) & (c["confidence"] <= 1) & finite))
+    if len(bad):
+        raise DataError(
+            f"row {bad[0]} is no detection: its confidence is outside 0..1, or its box is not finite "
+            f"({len(bad)} rows are)",
+            folder,
+            "results.parquet is written by cv-pipeline run",
+        )
+    return {**c, "at": table["captured_at"].cast("int64").to_numpy() / 1e6}
+
+
 def _parquet_looks(folder: Path) -> Looks:
     table = read_table(folder, "results")
-    if not len(table): raise DataError("the log is empty: not one detection", folder, "deliver results.jsonl as well (delivery.jsonl: true): it also has the looks that found nothing")
+    if not len(table):
+        raise DataError(
+            "the log is empty: not one detection",
+            folder,
+            "deliver results.jsonl as well (delivery.jsonl: true): it also has the looks that found nothing",
+        )
     words = table["source_id"].to_numpy(zero_copy_only=False)
     sources = tuple(dict.fromkeys(words.tolist()))
-    c = {n: table[n].to_numpy() for n in ("frame_id", "class_id", "confidence", "x1", "y1", "x2", "y2", "tracker_id")}
-    bad = np.flatnonzero(~((c["confidence"] >= 0) & (c["confidence"] <= 1) & np.isfinite(c["x1"] + c["y1"] + c["x2"] + c["y2"])))
-    if len(bad): raise DataError(f"row {bad[0]} is no detection: its confidence is outside 0..1, or its box is not finite ({len(bad)} rows are)", folder, "results.parquet is written by cv-pipeline run")
-    c["at"], code = table["captured_at"].cast("int64").to_numpy() / 1e6, {name: k for k, name in enumerate(sources)}
+    c = _detection_columns(table, folder)
+    code = {name: k for k, name in enumerate(sources)}
     source = np.array([code[w] for w in words.tolist()])
     order = np.lexsort((c["frame_id"], source))
     source, c = source[order], {k: v[order] for k, v in c.items()}
     first = np.flatnonzero(np.append(True, (np.diff(source) != 0) | (np.diff(c["frame_id"]) != 0)))
     names = dict(zip(table["class_id"].to_pylist(), table["class_name"].to_pylist()))
-    return Looks(sources, source[first], c["frame_id"][first], c["at"][first], np.diff(np.append(first, len(source))), np.stack([c[k] for k in ("x1", "y1", "x2", "y2")], 1),
-                 c["confidence"], c["class_id"], c["tracker_id"].astype(np.int64), tuple(names.get(i, str(i)) for i in range(max(names) + 1)), complete=False)
+    return Looks(
+        sources,
+        source[first],
+        c["frame_id"][first],
+        c["at"][first],
+        np.diff(np.append(first, len(source))),
+        np.stack([c[k] for k in ("x1", "y1", "x2", "y2")], 1),
+        c["confidence"],
+        c["class_id"],
+        c["tracker_id"].astype(np.int64),
+        tuple(names.get(i, str(i)) for i in range(max(names) + 1)),
+        complete=False,
+    )
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #0a03d376
 def read_log(
-    folder: str | Path,                   # of a run
+    folder: str | Path,  # of a run
     calibrator: Calibrator | None = None,  # where the model's manifest had none
 ) -> Looks:
     "The looks of a finished run. DataError when there are none, or when a frame is there twice."
     folder = Path(folder)
-    if not folder.is_dir(): raise DataError("no such folder", folder, "give the folder that cv-pipeline run wrote")
+    if not folder.is_dir():
+        raise DataError("no such folder", folder, "give the folder that cv-pipeline run wrote")
     whole = folder / "results.jsonl"
-    if not whole.exists() and not (folder / "results.parquet").exists() and not (folder / "results.parts").exists():
-        raise DataError("no log here: neither results.jsonl nor results.parquet", folder, "give the folder that cv-pipeline run wrote")
+    if (
+        not whole.exists()
+        and not (folder / "results.parquet").exists()
+        and not (folder / "results.parts").exists()
+    ):
+        raise DataError(
+            "no log here: neither results.jsonl nor results.parquet",
+            folder,
+            "give the folder that cv-pipeline run wrote",
+        )
     looks = _jsonl_looks(whole) if whole.exists() else _parquet_looks(folder)
     twice = np.flatnonzero((np.diff(looks.source) == 0) & (np.diff(looks.frame_id) == 0))
-    if len(twice): raise DataError(f"{looks.sources[looks.source[twice[0]]]} frame {looks.frame_id[twice[0]]} is there twice ({len(twice)} frames are)", folder, "are these two runs in one log, or two sources of one name?")
-    return looks if calibrator is None else replace(looks, confidence=calibrator.table(looks.names)(looks.confidence, looks.class_id))
+    if len(twice):
+        raise DataError(
+            f"{looks.sources[looks.source[twice[0]]]} frame {looks.frame_id[twice[0]]} is there twice "
+            f"({len(twice)} frames are)",
+            folder,
+            "are these two runs in one log, or two sources of one name?",
+        )
+    return (
+        looks
+        if calibrator is None
+        else replace(looks, confidence=calibrator.table(looks.names)(looks.confidence, looks.class_id))
+    )
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #a1ade520
 @dataclass(frozen=True)
@@ -760,25 +1216,46 @@ def read_flags(path: str | Path) -> list[Flag]:
     with expecting("the flags cannot be read", path):
         lines = read_text(path).split("\n")  # not splitlines: a note may hold U+2028
     for number, line in enumerate(lines, 1):
-        if not line.strip(): continue
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             at = datetime.fromisoformat(row["at"]) if "at" in row else None
-            if (at is None) == ("frame_id" not in row) or (at and at.tzinfo is None): raise ValueError("give frame_id, or `at` with a time zone")
-            made.append(Flag(str(row["source_id"]), int(row["frame_id"]) if at is None else None, at, str(row.get("note", ""))))
+            if (at is None) == ("frame_id" not in row) or (at and at.tzinfo is None):
+                raise ValueError("give frame_id, or `at` with a time zone")
+            made.append(
+                Flag(
+                    str(row["source_id"]),
+                    int(row["frame_id"]) if at is None else None,
+                    at,
+                    str(row.get("note", "")),
+                )
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise DataError(f"line {number} is no flag: {e!r}", path, '{"source_id": "gate", "frame_id": 1200, "note": "lid missing"}') from e
+            raise DataError(
+                f"line {number} is no flag: {e!r}",
+                path,
+                '{"source_id": "gate", "frame_id": 1200, "note": "lid missing"}',
+            ) from e
     return made
 
-
+# %% ../../nbs/07_annotation/02_collect.ipynb #13dc88b1
 def _flagged(looks: Looks, flags: Iterable[Flag], notes: list[str]) -> dict[tuple[str, int], str]:
     "(source, frame) → note; what cannot be found is added to `notes`."
     found: dict[tuple[str, int], str] = {}
     for f in flags:
-        if f.source_id not in looks.sources: notes.append(f"a flag names the source '{f.source_id}', the log has {', '.join(looks.sources[:8])}"); continue
+        if f.source_id not in looks.sources:
+            notes.append(
+                f"a flag names the source '{f.source_id}', the log has {', '.join(looks.sources[:8])}"
+            )
+            continue
         mine = np.flatnonzero(looks.source == looks.sources.index(f.source_id))
         gap = np.abs(looks.at[mine] - f.at.timestamp()) if f.at is not None else np.zeros(1)
-        if gap.min() > 1: notes.append(f"a flag at {f.at.isoformat()} is {gap.min():.0f} s from the nearest look of {f.source_id}"); continue
+        if gap.min() > 1:
+            notes.append(
+                f"a flag at {f.at.isoformat()} is {gap.min():.0f} s from the nearest look of {f.source_id}"
+            )
+            continue
         found[f.source_id, f.frame_id if f.at is None else int(looks.frame_id[mine[gap.argmin()]])] = f.note
     return found
 
@@ -789,62 +1266,108 @@ class KeptFrames:
     live = False
 
     def __init__(self, folder: Path, source_id: str):
-        numbered = ((p.stem.split("-")[0].rpartition("_")[2], p) for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES)
+        numbered = (
+            (p.stem.split("-")[0].rpartition("_")[2], p)
+            for p in sorted(folder.iterdir())
+            if p.suffix.lower() in IMAGE_SUFFIXES
+        )
         self.source_id, self.files = source_id, {int(n): p for n, p in numbered if n.isdigit()}
 
     def __iter__(self) -> Iterator[Frame]:
-        for number in sorted(self.files): yield self.frame(number)
+        for number in sorted(self.files):
+            yield self.frame(number)
 
-    def frame(self, number: int) -> Frame: return Frame(read_image(self.files[number]), self.source_id, number, datetime.fromtimestamp(0, timezone.utc))
-    def status(self) -> SourceStatus: return SourceStatus(decoder="OpenCV")
-    def close(self) -> None: pass
+    def frame(self, number: int) -> Frame:
+        return Frame(
+            read_image(self.files[number]), self.source_id, number, datetime.fromtimestamp(0, timezone.utc)
+        )
+
+    def status(self) -> SourceStatus:
+        return SourceStatus(decoder="OpenCV")
+
+    def close(self) -> None:
+        pass
 
 
 Pictures = Mapping[str, Any]  # source → a Source, a path or an address
 
-
+# %% ../../nbs/07_annotation/02_collect.ipynb #9276c6ff
 def _places(log: Path, looks: Looks, pictures: str | Path | Pictures | None) -> Pictures:
     "Where the pictures of each source may be."
-    if isinstance(pictures, Mapping): return pictures
+    if isinstance(pictures, Mapping):
+        return pictures
     root = Path(pictures) if pictures is not None else log / "frames"
     for folder in (root, root / "frames"):
-        found = {s: KeptFrames(folder / safe_name(s), s) for s in looks.sources if (folder / safe_name(s)).is_dir()}
-        if found: return found
-    if pictures is not None: raise DataError("no pictures of these sources here", root, f"expected a folder for each of {', '.join(looks.sources[:5])}, with files named by frame number")
+        found = {
+            s: KeptFrames(folder / safe_name(s), s) for s in looks.sources if (folder / safe_name(s)).is_dir()
+        }
+        if found:
+            return found
+    if pictures is not None:
+        raise DataError(
+            "no pictures of these sources here",
+            root,
+            f"expected a folder for each of {', '.join(looks.sources[:5])}, with files named by frame number",
+        )
     try:
         listed = read_json(log / "summary.json", dict)["config"]["sources"]
     except (DataError, KeyError, TypeError):
         listed = []
-    made = iter(unique_ids(["line" if c["uri"].startswith("line:") else c["uri"] for c in listed if not c.get("id")], {c["id"] for c in listed if c.get("id")}))
+    made = iter(
+        unique_ids(
+            ["line" if c["uri"].startswith("line:") else c["uri"] for c in listed if not c.get("id")],
+            {c["id"] for c in listed if c.get("id")},
+        )
+    )
     return {c.get("id") or next(made): c["uri"] for c in listed}
 
-
+# %% ../../nbs/07_annotation/02_collect.ipynb #a96ff86a
 def _opened(place: Any, source_id: str) -> Source:
     "A source for one place; SourceError when it cannot be read again."
-    if isinstance(place, Source): return place
-    if str(place).startswith("line:"): return open_line(str(place), source_id)
+    if isinstance(place, Source):
+        return place
+    if str(place).startswith("line:"):
+        return open_line(str(place), source_id)
     source = open_source(place, source_id)
-    problem = "a camera cannot be asked again for what it saw" if source.live else "the log does not say which picture of the folder had which number" if isinstance(source, FolderSource) else None
-    if problem is None: return source
+    problem = (
+        "a camera cannot be asked again for what it saw"
+        if source.live
+        else "the log does not say which picture of the folder had which number"
+        if isinstance(source, FolderSource)
+        else None
+    )
+    if problem is None:
+        return source
     source.close()
-    raise SourceError(problem, source_id, "collect while it runs (CollectSink), or let the run write results.jsonl, which names the files of folders")
+    raise SourceError(
+        problem,
+        source_id,
+        "collect while it runs (CollectSink), or let the run write results.jsonl, which names the files of "
+        "folders",
+    )
 
-# %% ../../nbs/07_annotation/02_collect.ipynb #713db605
+
 def _frames(looks: Looks, source_id: str, wanted: Mapping[int, int], place: Any) -> Iterator[Frame]:
     "The wanted frames (number → look, -1: none) that can still be had, in order."
     by_file = {n: looks.path[i] for n, i in wanted.items() if i >= 0 and looks.path and looks.path[i]}
     for number, path in sorted(by_file.items()):
-        try: yield Frame(read_image(path), source_id, number, datetime.fromtimestamp(0, timezone.utc))
-        except SourceError: continue
+        try:
+            yield Frame(read_image(path), source_id, number, datetime.fromtimestamp(0, timezone.utc))
+        except SourceError:
+            continue
     left = set(wanted) - set(by_file)
-    if not left or place is None: return
+    if not left or place is None:
+        return
     source = _opened(place, source_id)
     try:
         for frame in source:
-            if frame.frame_id in left: yield frame
-            if frame.frame_id >= max(left): return
+            if frame.frame_id in left:
+                yield frame
+            if frame.frame_id >= max(left):
+                return
     finally:
-        if source is not place: source.close()
+        if source is not place:
+            source.close()
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #931acbbe
 @dataclass(frozen=True)
@@ -852,96 +1375,150 @@ class Collection:
     "What came of collecting from a log."
 
     rows: list[Collected]
-    found: dict[str, int]          # reason → looks that have it
+    found: dict[str, int]  # reason → looks that have it
     missing: list[tuple[str, int]]  # frames that were wanted and are gone
-    notes: list[str]               # what a reader of the numbers has to know
+    notes: list[str]  # what a reader of the numbers has to know
 
 
-def _take(shelf: Shelf, looks: Looks, bits: np.ndarray, asked: Mapping[tuple[str, int], str], places: Pictures, k: int, notes: list[str]) -> list[tuple[str, int]]:
+def _take(
+    shelf: Shelf,
+    looks: Looks,
+    bits: np.ndarray,
+    asked: Mapping[tuple[str, int], str],
+    places: Pictures,
+    k: int,
+    notes: list[str],
+) -> list[tuple[str, int]]:
     "One source's pictures onto the shelf; the frames that could not be had."
     name, mine = looks.sources[k], np.flatnonzero(looks.source == k)
     number = dict(zip(looks.frame_id[mine].tolist(), mine.tolist()))
-    wanted = {n: i for n, i in number.items() if bits[i] or (name, n) in asked} | {n: number.get(n, -1) for s, n in asked if s == name}
+    wanted = {n: i for n, i in number.items() if bits[i] or (name, n) in asked} | {
+        n: number.get(n, -1) for s, n in asked if s == name
+    }
     left = set(wanted)
     try:
         for frame in _frames(looks, name, wanted, places.get(name)):
             i = wanted[frame.frame_id]
-            if i >= 0 and looks.size and frame.size != looks.size[i]: continue  # not the picture that the model saw
+            if i >= 0 and looks.size and frame.size != looks.size[i]:
+                continue  # not the picture that the model saw
             left.discard(frame.frame_id)
             at = frame.captured_at if i < 0 else datetime.fromtimestamp(looks.at[i], timezone.utc)
             why = (int(bits[i]) if i >= 0 else 0) | (_BIT["flag"] if (name, frame.frame_id) in asked else 0)
-            shelf.offer(replace(frame, source_id=name, captured_at=at), why, looks.said(i) if i >= 0 else [], looks.model[i] if i >= 0 and looks.model else "", asked.get((name, frame.frame_id), ""))
-    except SourceError as e: notes.append(f"{name}: {e}")
-    if left: notes.append(f"{name}: {len(left)} of {len(wanted)} pictures are gone or were replaced, e.g. frame {min(left)}")
+            shelf.offer(
+                replace(frame, source_id=name, captured_at=at),
+                why,
+                looks.said(i) if i >= 0 else [],
+                looks.model[i] if i >= 0 and looks.model else "",
+                asked.get((name, frame.frame_id), ""),
+            )
+    except SourceError as e:
+        notes.append(f"{name}: {e}")
+    if left:
+        notes.append(
+            f"{name}: {len(left)} of {len(wanted)} pictures are gone or were replaced, e.g. frame {min(left)}"
+        )
     return [(name, n) for n in sorted(left)]
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #799ab955
 def _days(looks: Looks) -> Counter:
     "source/day → looks."
-    pairs, counts = np.unique(np.stack([looks.source, (looks.at // 86400).astype(np.int64)]), axis=1, return_counts=True)
-    return Counter({f"{looks.sources[s]}/{datetime.fromtimestamp(d * 86400, timezone.utc):%Y-%m-%d}": int(n) for (s, d), n in zip(pairs.T.tolist(), counts)})
+    pairs, counts = np.unique(
+        np.stack([looks.source, (looks.at // 86400).astype(np.int64)]), axis=1, return_counts=True
+    )
+    return Counter(
+        {
+            f"{looks.sources[s]}/{datetime.fromtimestamp(d * 86400, timezone.utc):%Y-%m-%d}": int(n)
+            for (s, d), n in zip(pairs.T.tolist(), counts)
+        }
+    )
 
 
 def _no_room(shelf: Shelf, looks: Looks) -> list[str]:
     "What the limit of the disk did; the looks of each audit that ended are counted."
-    if not shelf.counts["no room"]: return []
+    if not shelf.counts["no room"]:
+        return []
     told = [f"{shelf.counts['no room']} pictures had no room within {shelf.max_bytes / 1e6:g} MB"]
     for name, end in shelf.audit.items():
         mine = looks.source == looks.sources.index(name)
         end["looks"] = int((mine & (looks.frame_id < end["frame_id"])).sum())
-        told.append(f"{name}: the audit ends at {end['until']}, its later looks ({int(mine.sum()) - end['looks']} of {int(mine.sum())}) do not count: see `audited`")
+        told.append(
+            f"{name}: the audit ends at {end['until']}, its later looks ({int(mine.sum()) - end['looks']} of "
+            f"{int(mine.sum())}) do not count: see `audited`"
+        )
     return told
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #6297be91
 def collect(
-    log: str | Path,                             # folder of a run
-    out: str | Path,                             # new or empty folder
+    log: str | Path,  # folder of a run
+    out: str | Path,  # new or empty folder
     policy: CollectPolicy | None = None,
-    pictures: str | Path | Pictures | None = None,  # kept frames, or source → what to read again; None: <log>/frames, else the run's own sources
+    pictures: str
+    | Path
+    | Pictures
+    # kept frames, or source → what to read again; None: <log>/frames, else the run's own sources
+    | None = None,
     flags: Iterable[Flag] = (),
-    usual: Mapping[str, Usual] | None = None,    # of sources for which it is known; else learnt as the log goes on
-    calibrator: Calibrator | None = None,        # where the model's manifest had none
-    max_bytes: float | None = None,              # of the pictures
+    usual: Mapping[str, Usual]
+    | None = None,  # of sources for which it is known; else learnt as the log goes on
+    calibrator: Calibrator | None = None,  # where the model's manifest had none
+    max_bytes: float | None = None,  # of the pictures
 ) -> Collection:
     "Collect from a finished run. DataError when the log is empty or none of its pictures can be had."
     out, policy, notes = Path(out), policy or CollectPolicy(), []
-    if out.exists() and (not out.is_dir() or any(out.iterdir())): raise ConfigError("is not an empty folder", out, "give a new one: nothing is overwritten")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError("is not an empty folder", out, "give a new one: nothing is overwritten")
     looks = read_log(log, calibrator)
     places = _places(Path(log), looks, pictures)
     if not looks.complete:
-        notes.append("looks without a detection are not in results.parquet: `none` is not told, and the audit is of looks with detections; let the run write results.jsonl")
+        notes.append(
+            "looks without a detection are not in results.parquet: `none` is not told, and the audit is of "
+            "looks with detections; let the run write results.jsonl"
+        )
         policy = replace(policy, none=None)
     bits, asked = decide(looks, policy, *bounds(looks, policy, usual)), _flagged(looks, flags, notes)
     shelf, missing = Shelf(out, policy, max_bytes), []
     shelf.usual = {**learn_usual(looks), **(usual or {})}
     shelf.looks.update(_days(looks))
     try:
-        for k in range(len(looks.sources)): missing += _take(shelf, looks, bits, asked, places, k, notes)
+        for k in range(len(looks.sources)):
+            missing += _take(shelf, looks, bits, asked, places, k, notes)
         notes += _no_room(shelf, looks)
         lost = sum(1 for name, n in missing if chance(policy.seed, name, n)[0] < policy.random)
-        if lost: notes.append(f"{lost} looks of the audit sample are gone: it is no longer random")
+        if lost:
+            notes.append(f"{lost} looks of the audit sample are gone: it is no longer random")
         shelf.counts.update({"gone": len(missing)} if missing else {})
-    finally: shelf.close()
-    if missing and not shelf.rows: raise DataError(f"none of the {len(missing)} wanted pictures can be had", out, "; ".join(notes[:3]))
+    finally:
+        shelf.close()
+    if missing and not shelf.rows:
+        raise DataError(f"none of the {len(missing)} wanted pictures can be had", out, "; ".join(notes[:3]))
     found = {r: int(((bits & _BIT[r]) > 0).sum()) for r in REASONS if ((bits & _BIT[r]) > 0).any()}
     return Collection(read_collected(out), found | ({"flag": len(asked)} if asked else {}), missing, notes)
 
 # %% ../../nbs/07_annotation/02_collect.ipynb #d4eacf29
 def estimated_mean(
-    values: Sequence[float],       # one a collected picture, e.g. wrong boxes in it
-    probability: Sequence[float],  # of each: `Collected.probability`, or the policy's `random` for the audit sample alone
-    looks: int,                    # of the stream: the sum of `looks` in the books, or what `audited` says
-) -> tuple[float, float]:          # mean a look, and its standard error
-    "Horvitz–Thompson estimate for the stream. The error takes the pictures as drawn independently, which errs on the large side under quotas."
+    values: Sequence[float],  # one a collected picture, e.g. wrong boxes in it
+    probability: Sequence[
+        float
+    ],  # of each: `Collected.probability`, or the policy's `random` for the audit sample alone
+    looks: int,  # of the stream: the sum of `looks` in the books, or what `audited` says
+) -> tuple[float, float]:  # mean a look, and its standard error
+    """Horvitz–Thompson estimate for the stream. The error takes the pictures as drawn independently, which
+    errs on the large side under quotas."""
     y, p = np.asarray(values, float), np.asarray(probability, float)
-    if len(y) != len(p) or looks < 1: raise DataError(f"{len(y)} values, {len(p)} probabilities, {looks} looks", "estimated_mean")
-    if len(p) and not ((p > 0) & (p <= 1)).all(): raise DataError("a probability is not in 0 < p ≤ 1", "estimated_mean", "was the picture collected by lot?")
+    if len(y) != len(p) or looks < 1:
+        raise DataError(f"{len(y)} values, {len(p)} probabilities, {looks} looks", "estimated_mean")
+    if len(p) and not ((p > 0) & (p <= 1)).all():
+        raise DataError(
+            "a probability is not in 0 < p ≤ 1", "estimated_mean", "was the picture collected by lot?"
+        )
     return float((y / p).sum() / looks), float(np.sqrt(((1 - p) / p**2 * y**2).sum()) / looks)
 
 
-
 def audited(folder: str | Path) -> tuple[list[Collected], int]:
-    "What may be counted back to the stream: the pictures of the time in which there was room for the audit, and the looks that they speak for."
+    """What may be counted back to the stream: the pictures of the time in which there was room for the audit,
+    and the looks that they speak for."""
     book, rows = read_books(folder), read_collected(folder)
     full = sum(n for day, n in book["looks"].items() if day.rpartition("/")[0] not in book["audit"])
-    return [r for r in rows if _by_lot(r, book["audit"])], full + sum(a["looks"] for a in book["audit"].values())
+    return [r for r in rows if _by_lot(r, book["audit"])], full + sum(
+        a["looks"] for a in book["audit"].values()
+    )

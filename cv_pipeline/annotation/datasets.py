@@ -23,7 +23,15 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from ..core.files import copy_file, expecting, read_json, read_text, read_yaml, write_json, write_whole
+from cv_pipeline.core.files import (
+    copy_file,
+    expecting,
+    read_json,
+    read_text,
+    read_yaml,
+    write_json,
+    write_whole,
+)
 from ..core.formats import LabelledImage, read_dataset, to_yolo
 from ..core.images import read_image
 from ..core.likeness import Fingerprint, fingerprints, near_pairs
@@ -42,8 +50,8 @@ class Problem:
     "One thing that is wrong with a dataset."
 
     severity: str  # "error": numbers would be wrong; "warning": look at it; "note": good to know
-    kind: str      # short, the same for all of a kind
-    where: str     # file, with line or annotation
+    kind: str  # short, the same for all of a kind
+    where: str  # file, with line or annotation
     what: str
 
 
@@ -59,25 +67,49 @@ def _unlike(a: LabelledImage, b: LabelledImage, size: tuple[int, int], tolerance
     "Where two readings of one picture differ."
     first, second = a.truth(size), b.truth(size)
     where = a.path.name
-    if len(first) != len(second): yield Problem("error", "other number of boxes", where, f"{len(first)} and {len(second)}")
-    if not len(first) or not len(second): return
+    if len(first) != len(second):
+        yield Problem("error", "other number of boxes", where, f"{len(first)} and {len(second)}")
+    if not len(first) or not len(second):
+        return
     gap = np.abs(first.xyxy[:, None] - second.xyxy[None]).max(axis=2)
     called = lambda item, d: np.array([item.names[c] if c < len(item.names) else str(c) for c in d.class_id])
     other_name = called(a, first)[:, None] != called(b, second)[None]
-    for row, partner in zip(*linear_sum_assignment(gap + 1e-3 * other_name)):  # of boxes in one place, the one of the same name
-        if gap[row, partner] > tolerance: yield Problem("error", "box without a partner", where, f"box {row} {first.xyxy[row].round(1).tolist()}")
-        elif other_name[row, partner]: yield Problem("error", "other class", where, f"box {row}: {called(a, first)[row]} and {called(b, second)[partner]}")
+    for row, partner in zip(
+        *linear_sum_assignment(gap + 1e-3 * other_name)
+    ):  # of boxes in one place, the one of the same name
+        if gap[row, partner] > tolerance:
+            yield Problem(
+                "error", "box without a partner", where, f"box {row} {first.xyxy[row].round(1).tolist()}"
+            )
+        elif other_name[row, partner]:
+            yield Problem(
+                "error",
+                "other class",
+                where,
+                f"box {row}: {called(a, first)[row]} and {called(b, second)[partner]}",
+            )
 
-
+# %% ../../nbs/07_annotation/00_datasets.ipynb #9d586f4f
 def compare_labels(
-    a: Sequence[LabelledImage], b: Sequence[LabelledImage],
-    tolerance: float = 1.0,   # pixels a corner may differ by
+    a: Sequence[LabelledImage],
+    b: Sequence[LabelledImage],
+    tolerance: float = 1.0,  # pixels a corner may differ by
 ) -> list[Problem]:
     "Where two forms of one dataset do not say the same; pictures are paired by the stem of their name."
     ours, theirs = {i.path.stem: i for i in a}, {i.path.stem: i for i in b}
-    found = [Problem("error", "picture in one form only", stem, "not in the second" if stem in ours else "not in the first") for stem in sorted(set(ours) ^ set(theirs))]
+    found = [
+        Problem(
+            "error",
+            "picture in one form only",
+            stem,
+            "not in the second" if stem in ours else "not in the first",
+        )
+        for stem in sorted(set(ours) ^ set(theirs))
+    ]
     for stem in sorted(set(ours) & set(theirs)):
-        image = read_image(next((i[stem].path for i in (ours, theirs) if i[stem].path.exists()), ours[stem].path))
+        image = read_image(
+            next((i[stem].path for i in (ours, theirs) if i[stem].path.exists()), ours[stem].path)
+        )
         found += _unlike(ours[stem], theirs[stem], (image.shape[1], image.shape[0]), tolerance)
     return worst_first(found)
 
@@ -86,9 +118,9 @@ def compare_labels(
 class _Rows:
     "Labels of one picture as they stand in the file."
 
-    places: list[str]       # line 3, annotation 17 …
-    class_id: np.ndarray    # (n,) float64, NaN where there is none
-    xyxy: np.ndarray        # (n, 4) float64
+    places: list[str]  # line 3, annotation 17 …
+    class_id: np.ndarray  # (n,) float64, NaN where there is none
+    xyxy: np.ndarray  # (n, 4) float64
     problems: list[Problem]
 
 
@@ -98,19 +130,36 @@ def _made(places: list[str], classes: list, boxes: list, problems: list[Problem]
 
 def _yolo_rows(item: LabelledImage, size: tuple[int, int]) -> _Rows:
     "Lines of a YOLO file in pixels."
-    try: lines = item.label.read_text().splitlines() if item.label and item.label.exists() else []
-    except (OSError, UnicodeDecodeError) as e: return _made([], [], [], [Problem("error", "unreadable labels", str(item.label), str(e))])
+    try:
+        lines = item.label.read_text().splitlines() if item.label and item.label.exists() else []
+    except (OSError, UnicodeDecodeError) as e:
+        return _made([], [], [], [Problem("error", "unreadable labels", str(item.label), str(e))])
     places, classes, boxes, problems, whole = [], [], [], [], np.array([*size, *size])
     for number, parts in ((n, line.split()) for n, line in enumerate(lines, 1) if line.strip()):
         place = f"{item.label}:{number}"
         if len(parts) not in (5, 6):
             hint = " (a polygon? this is a segmentation label)" if len(parts) > 6 and len(parts) % 2 else ""
-            problems.append(Problem("error", "malformed row", place, f"{len(parts)} values, not 5 or 6{hint}")); continue
-        try: c, x, y, w, h = (float(v) for v in parts[:5])
-        except ValueError: problems.append(Problem("error", "malformed row", place, f"not made of numbers: {' '.join(parts)[:60]!r}")); continue
+            problems.append(
+                Problem("error", "malformed row", place, f"{len(parts)} values, not 5 or 6{hint}")
+            )
+            continue
+        try:
+            c, x, y, w, h = (float(v) for v in parts[:5])
+        except ValueError:
+            problems.append(
+                Problem("error", "malformed row", place, f"not made of numbers: {' '.join(parts)[:60]!r}")
+            )
+            continue
         if max(abs(x), abs(y), abs(w), abs(h)) > 1.5:
-            problems.append(Problem("error", "mixed coordinates", place, f"{parts[1:5]} are pixels; YOLO rows are fractions")); continue
-        places.append(place); classes.append(c); boxes.append(np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * whole)
+            problems.append(
+                Problem(
+                    "error", "mixed coordinates", place, f"{parts[1:5]} are pixels; YOLO rows are fractions"
+                )
+            )
+            continue
+        places.append(place)
+        classes.append(c)
+        boxes.append(np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * whole)
     return _made(places, classes, boxes, problems)
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #82a081e5
@@ -119,18 +168,36 @@ def _coco_rows(item: LabelledImage, size: tuple[int, int]) -> _Rows:
     index, places, classes, boxes, problems = {c: i for i, c in enumerate(item.category_ids)}, [], [], [], []
     for a in item.annotations:
         place = f"{item.label or item.path.name}: annotation {a.get('id')}"
-        try: x, y, w, h = (float(v) for v in a["bbox"])
-        except (KeyError, TypeError, ValueError): problems.append(Problem("error", "malformed row", place, f"bbox {a.get('bbox')!r} is not four numbers")); continue
+        try:
+            x, y, w, h = (float(v) for v in a["bbox"])
+        except (KeyError, TypeError, ValueError):
+            problems.append(
+                Problem("error", "malformed row", place, f"bbox {a.get('bbox')!r} is not four numbers")
+            )
+            continue
         if min(size) > 32 and 0 < max(x + w, y + h) <= 1.5:
-            problems.append(Problem("error", "mixed coordinates", place, f"{a['bbox']} are fractions; these rows are pixels")); continue
-        places.append(place); classes.append(index.get(a.get("category_id"), -1)); boxes.append([x, y, x + w, y + h])
+            problems.append(
+                Problem(
+                    "error", "mixed coordinates", place, f"{a['bbox']} are fractions; these rows are pixels"
+                )
+            )
+            continue
+        places.append(place)
+        classes.append(index.get(a.get("category_id"), -1))
+        boxes.append([x, y, x + w, y + h])
     return _made(places, classes, boxes, problems)
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #9b1a0ba1
 def _box_problems(rows: _Rows, size: tuple[int, int], names: Sequence[str]) -> list[Problem]:
     "What is wrong with the boxes of one picture."
     found, box = list(rows.problems), rows.xyxy
-    def say(bad: np.ndarray, severity: str, kind: str, why: Callable[[int], str] = lambda i: f"{box[i].round(1).tolist()} in {size[0]}x{size[1]}"):
+
+    def say(
+        bad: np.ndarray,
+        severity: str,
+        kind: str,
+        why: Callable[[int], str] = lambda i: f"{box[i].round(1).tolist()} in {size[0]}x{size[1]}",
+    ):
         found.extend(Problem(severity, kind, rows.places[i], why(i)) for i in np.flatnonzero(bad))
 
     finite = np.isfinite(box).all(axis=1)
@@ -138,18 +205,41 @@ def _box_problems(rows: _Rows, size: tuple[int, int], names: Sequence[str]) -> l
     say(~finite, "error", "NaN or infinity")
     say(finite & (side < 0).any(axis=1), "error", "inverted box")
     say(finite & (side >= 0).all(axis=1) & (side == 0).any(axis=1), "error", "box without area")
-    beyond = np.maximum(-box[:, :2], box[:, 2:] - size).max(axis=1, initial=-np.inf) if len(box) else np.zeros(0)
+    beyond = (
+        np.maximum(-box[:, :2], box[:, 2:] - size).max(axis=1, initial=-np.inf) if len(box) else np.zeros(0)
+    )
     lost = finite & ((centre < 0) | (centre > size)).any(axis=1)
     say(lost, "error", "box outside the picture")
-    say(finite & ~lost & (beyond > 1), "warning", "box leaves the picture", lambda i: f"by {beyond[i]:.1f} pixels: {box[i].round(1).tolist()} in {size[0]}x{size[1]}")
+    say(
+        finite & ~lost & (beyond > 1),
+        "warning",
+        "box leaves the picture",
+        lambda i: f"by {beyond[i]:.1f} pixels: {box[i].round(1).tolist()} in {size[0]}x{size[1]}",
+    )
     whole = rows.class_id == np.round(rows.class_id)
     most = f"0..{len(names) - 1}" if names else "0.."
-    say(~whole | (rows.class_id < 0) | (rows.class_id >= (len(names) or np.inf)), "error", "class id out of range", lambda i: f"{rows.class_id[i]:g}, known {most}")
-    overlap = np.triu(box_iou(box, box), 1) > 0.98 if finite.all() and len(box) < 2000 else np.zeros((len(box),) * 2, bool)
-    i, j = np.nonzero(overlap)
+    say(
+        ~whole | (rows.class_id < 0) | (rows.class_id >= (len(names) or np.inf)),
+        "error",
+        "class id out of range",
+        lambda i: f"{rows.class_id[i]:g}, known {most}",
+    )
+    return found + (_boxes_twice(rows) if finite.all() and len(box) < 2000 else [])
+
+
+def _boxes_twice(rows: _Rows) -> list[Problem]:
+    "Boxes that lie on another one of their picture."
+    i, j = np.nonzero(np.triu(box_iou(rows.xyxy, rows.xyxy), 1) > 0.98)
     same = rows.class_id[i] == rows.class_id[j]
-    found += [Problem("warning", "box twice" if s else "one place, two classes", rows.places[b], f"as {rows.places[a].split(':')[-1].strip()}") for a, b, s in zip(i, j, same)]
-    return found
+    return [
+        Problem(
+            "warning",
+            "box twice" if s else "one place, two classes",
+            rows.places[b],
+            f"as {rows.places[a].split(':')[-1].strip()}",
+        )
+        for a, b, s in zip(i, j, same)
+    ]
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #f2fc2523
 def _names_in(file: Path) -> tuple[str, ...]:
@@ -157,9 +247,15 @@ def _names_in(file: Path) -> tuple[str, ...]:
     try:
         if file.suffix in (".yaml", ".yml"):
             names = read_yaml(file).get("names") or ()
-            return tuple(str(names[k]) for k in sorted(names)) if isinstance(names, dict) else tuple(map(str, names))
-        if file.suffix == ".json" and file.stat().st_size > 2**26: return ()  # not read only for its names
-        if file.suffix == ".json": return tuple(c["name"] for c in sorted(read_json(file)["categories"], key=lambda c: c["id"]))
+            return (
+                tuple(str(names[k]) for k in sorted(names))
+                if isinstance(names, dict)
+                else tuple(map(str, names))
+            )
+        if file.suffix == ".json" and file.stat().st_size > 2**26:
+            return ()  # not read only for its names
+        if file.suffix == ".json":
+            return tuple(c["name"] for c in sorted(read_json(file)["categories"], key=lambda c: c["id"]))
         return tuple(line.strip() for line in read_text(file).rstrip().splitlines())
     except (CVPipelineError, OSError, KeyError, TypeError, AttributeError):
         return ()
@@ -167,7 +263,22 @@ def _names_in(file: Path) -> tuple[str, ...]:
 
 def name_lists(folder: Path) -> dict[Path, tuple[str, ...]]:
     "Every list of class names in a folder, the one above, and their folders of annotations."
-    files = [f for place in (folder, folder.parent) for pattern in ("*.yaml", "*.yml", "*.names", "classes.txt", "labels.txt", "*.json", "annotations/*.json", "*/*.names", "*/instances*.json") for f in sorted(place.glob(pattern))]
+    files = [
+        f
+        for place in (folder, folder.parent)
+        for pattern in (
+            "*.yaml",
+            "*.yml",
+            "*.names",
+            "classes.txt",
+            "labels.txt",
+            "*.json",
+            "annotations/*.json",
+            "*/*.names",
+            "*/instances*.json",
+        )
+        for f in sorted(place.glob(pattern))
+    ]
     return {f: names for f in dict.fromkeys(files) if (names := _names_in(f))}
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #40455300
@@ -177,17 +288,52 @@ def _name_problems(used: Sequence[str], folder: Path, counts: Counter) -> list[P
     for file, names in name_lists(folder).items():
         if names != tuple(used) and sorted(names) == sorted(used):
             first = next(i for i, (a, b) in enumerate(zip(used, names)) if a != b)
-            found.append(Problem("warning", "class order trap", str(file), f"the same names in another order: class {first} is '{names[first]}' there and '{used[first]}' here"))
-    if not used: found.append(Problem("warning", "no class names", where, "numbers without names cannot be checked; add data.yaml or obj.names"))
+            found.append(
+                Problem(
+                    "warning",
+                    "class order trap",
+                    str(file),
+                    f"the same names in another order: class {first} is '{names[first]}' there and "
+                    f"'{used[first]}' here",
+                )
+            )
+    if not used:
+        found.append(
+            Problem(
+                "warning",
+                "no class names",
+                where,
+                "numbers without names cannot be checked; add data.yaml or obj.names",
+            )
+        )
     twice = [n for n, c in Counter(n.strip().lower() for n in used).items() if c > 1]
-    if twice: found.append(Problem("error", "class named twice", where, ", ".join(twice)))
-    if used and counts and counts[len(used)] and not counts[0]: found.append(Problem("error", "class ids count from 1?", where, f"no object of class 0, {counts[len(used)]} of class {len(used)}, which has no name"))
+    if twice:
+        found.append(Problem("error", "class named twice", where, ", ".join(twice)))
+    if used and counts and counts[len(used)] and not counts[0]:
+        found.append(
+            Problem(
+                "error",
+                "class ids count from 1?",
+                where,
+                f"no object of class 0, {counts[len(used)]} of class {len(used)}, which has no name",
+            )
+        )
     unused = [n for i, n in enumerate(used) if not counts[i]]
-    if unused: found.append(Problem("note", "class without objects", where, ", ".join(unused[:12]) + (" …" if len(unused) > 12 else "")))
+    if unused:
+        found.append(
+            Problem(
+                "note",
+                "class without objects",
+                where,
+                ", ".join(unused[:12]) + (" …" if len(unused) > 12 else ""),
+            )
+        )
     return found
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #a6d48e88
-def _parts(i: np.ndarray, j: np.ndarray, n: int) -> np.ndarray:  # linked pairs → (n,) int, 0 … in order of appearance
+def _parts(
+    i: np.ndarray, j: np.ndarray, n: int
+) -> np.ndarray:  # linked pairs → (n,) int, 0 … in order of appearance
     "Which of n things belong together when links are passed on: connected parts of the graph."
     part = connected_components(coo_matrix((np.ones(len(i), bool), (i, j)), shape=(n, n)), directed=False)[1]
     order = {g: k for k, g in enumerate(dict.fromkeys(part.tolist()))}
@@ -200,113 +346,221 @@ def _double_problems(items: Sequence[LabelledImage], prints: Sequence[Any], hamm
     found, first = [], {}
     for k in good:
         one, two = items[first.setdefault(prints[k].sha256, k)], items[k]
-        if one is two or one.path == two.path: continue  # listed twice: said elsewhere
+        if one is two or one.path == two.path:
+            continue  # listed twice: said elsewhere
         same = label_hash(one) == label_hash(two)
-        found.append(Problem("warning" if same else "error", "picture twice" if same else "picture twice, other labels", str(two.path), f"the same file as {one.path}"))
+        found.append(
+            Problem(
+                "warning" if same else "error",
+                "picture twice" if same else "picture twice, other labels",
+                str(two.path),
+                f"the same file as {one.path}",
+            )
+        )
     alone = list(first.values())
     group = _parts(*near_pairs([prints[k].phash for k in alone], hamming=hamming)[:2], len(alone))
     for g in np.flatnonzero(np.bincount(group) > 1):
         alike = [items[alone[k]].path for k in np.flatnonzero(group == g)]
-        others = ", ".join(p.name for p in alike[1:6]) + (f" and {len(alike) - 6} more" if len(alike) > 6 else "")
-        found.append(Problem("note", "nearly the same picture", str(alike[0]), f"{len(alike) - 1} like it, {hamming} of 64 bits or fewer from one to the next: {others}"))
+        others = ", ".join(p.name for p in alike[1:6]) + (
+            f" and {len(alike) - 6} more" if len(alike) > 6 else ""
+        )
+        found.append(
+            Problem(
+                "note",
+                "nearly the same picture",
+                str(alike[0]),
+                f"{len(alike) - 1} like it, {hamming} of 64 bits or fewer from one to the next: {others}",
+            )
+        )
     return found
 
-
+# %% ../../nbs/07_annotation/00_datasets.ipynb #c9927e6c
 def label_hash(item: LabelledImage) -> str:
     "SHA-256 of what the labels of one picture say, whatever ids, key order or line ends the file has."
     if item.category_ids is None:
         text = item.label.read_bytes() if item.label and item.label.exists() else b""
-        return hashlib.sha256(b"\n".join(line.strip() for line in text.splitlines() if line.strip())).hexdigest()
+        return hashlib.sha256(
+            b"\n".join(line.strip() for line in text.splitlines() if line.strip())
+        ).hexdigest()
     named = dict(zip(item.category_ids, item.names))
-    rows = [{**{k: v for k, v in a.items() if k not in ("id", "image_id", "category_id")}, "class": named.get(a.get("category_id"))} for a in item.annotations]
-    return hashlib.sha256(json.dumps(sorted(rows, key=lambda r: json.dumps(r, sort_keys=True)), sort_keys=True).encode()).hexdigest()
+    rows = [
+        {
+            **{k: v for k, v in a.items() if k not in ("id", "image_id", "category_id")},
+            "class": named.get(a.get("category_id")),
+        }
+        for a in item.annotations
+    ]
+    return hashlib.sha256(
+        json.dumps(sorted(rows, key=lambda r: json.dumps(r, sort_keys=True)), sort_keys=True).encode()
+    ).hexdigest()
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #667e2785
 def _coco_problems(file: Path, prints: Mapping[str, Any]) -> list[Problem]:
-    "What only the whole json shows: ids that are there twice, annotations of no picture, sizes that are not true."
+    """What only the whole json shows: ids that are there twice, annotations of no picture, sizes that are not
+    true."""
     book, found = read_json(file, dict), []
-    for what, rows in (("picture id twice", book["images"]), ("annotation id twice", book.get("annotations", [])), ("category id twice", book["categories"])):
-        found += [Problem("error", what, f"{file}: id {i}", f"{c} times") for i, c in Counter(r.get("id") for r in rows).items() if c > 1]
-    found += [Problem("error", "picture listed twice", f"{file}: {n}", f"{c} times") for n, c in Counter(r["file_name"] for r in book["images"]).items() if c > 1]
+    for what, rows in (
+        ("picture id twice", book["images"]),
+        ("annotation id twice", book.get("annotations", [])),
+        ("category id twice", book["categories"]),
+    ):
+        found += [
+            Problem("error", what, f"{file}: id {i}", f"{c} times")
+            for i, c in Counter(r.get("id") for r in rows).items()
+            if c > 1
+        ]
+    found += [
+        Problem("error", "picture listed twice", f"{file}: {n}", f"{c} times")
+        for n, c in Counter(r["file_name"] for r in book["images"]).items()
+        if c > 1
+    ]
     known = {r["id"] for r in book["images"]}
-    found += [Problem("error", "labels of no picture", f"{file}: annotation {a.get('id')}", f"image_id {a['image_id']} is not listed") for a in book.get("annotations", []) if a["image_id"] not in known]
+    found += [
+        Problem(
+            "error",
+            "labels of no picture",
+            f"{file}: annotation {a.get('id')}",
+            f"image_id {a['image_id']} is not listed",
+        )
+        for a in book.get("annotations", [])
+        if a["image_id"] not in known
+    ]
     for image in book["images"]:
         real, claimed = prints.get(Path(image["file_name"]).name), (image.get("width"), image.get("height"))
         if isinstance(real, Fingerprint) and all(claimed) and claimed != real.size:
-            found.append(Problem("error", "size not true", f"{file}: {image['file_name']}", f"the labels say {claimed[0]}x{claimed[1]}, the picture is {real.size[0]}x{real.size[1]}"))
+            found.append(
+                Problem(
+                    "error",
+                    "size not true",
+                    f"{file}: {image['file_name']}",
+                    f"the labels say {claimed[0]}x{claimed[1]}, the picture is {real.size[0]}x{real.size[1]}",
+                )
+            )
     return found
 
-
+# %% ../../nbs/07_annotation/00_datasets.ipynb #aa4f5f97
 def _stray_labels(root: Path, items: Sequence[LabelledImage]) -> list[Problem]:
     "YOLO label files that belong to no picture."
     used = {i.label for i in items}
-    return [Problem("error", "labels of no picture", str(f), "no picture of this name") for f in sorted(root.rglob("*.txt")) if "labels" in f.relative_to(root).parts[:-1] and f not in used]
+    return [
+        Problem("error", "labels of no picture", str(f), "no picture of this name")
+        for f in sorted(root.rglob("*.txt"))
+        if "labels" in f.relative_to(root).parts[:-1] and f not in used
+    ]
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #0705f057
 def check_dataset(
-    path: str | Path,            # as in read_dataset
+    path: str | Path,  # as in read_dataset
     split: str | None = None,
     images: str | Path | None = None,
-    hamming: int = 10,           # bits between pictures that are called nearly the same
-) -> list[Problem]:              # worst first; empty when there is nothing to say
+    hamming: int = 10,  # bits between pictures that are called nearly the same
+) -> list[Problem]:  # worst first; empty when there is nothing to say
     "Everything that is wrong with a dataset, each with file and row."
     path = Path(path)
-    try: items = read_dataset(path, split, images)
-    except DataError as e: return [Problem("error", "unreadable dataset", str(e.where or path), e.what)]
+    try:
+        items = read_dataset(path, split, images)
+    except DataError as e:
+        return [Problem("error", "unreadable dataset", str(e.where or path), e.what)]
     prints, found, counts = fingerprints(i.path for i in items), [], Counter()
     for item, seen in zip(items, prints):
         if not isinstance(seen, Fingerprint):
-            found.append(Problem("error", "missing picture" if not item.path.exists() else "unreadable picture", str(item.path), seen.what)); continue
+            found.append(
+                Problem(
+                    "error",
+                    "missing picture" if not item.path.exists() else "unreadable picture",
+                    str(item.path),
+                    seen.what,
+                )
+            )
+            continue
         rows = (_yolo_rows if item.category_ids is None else _coco_rows)(item, seen.size)
         counts.update(rows.class_id[np.isfinite(rows.class_id)].astype(int).tolist())
         found += _box_problems(rows, seen.size, item.names)
-        if item.category_ids is None and not item.label.exists(): found.append(Problem("note", "picture without labels", str(item.path), "taken as background; an empty label file says so for sure"))
+        if item.category_ids is None and not item.label.exists():
+            found.append(
+                Problem(
+                    "note",
+                    "picture without labels",
+                    str(item.path),
+                    "taken as background; an empty label file says so for sure",
+                )
+            )
     folder = path if path.is_dir() else path.parent
     found += _double_problems(items, prints, hamming) + _name_problems(items[0].names, folder, counts)
-    if path.suffix == ".json": found += _coco_problems(path, {i.path.name: p for i, p in zip(items, prints)})
-    elif items[0].category_ids is None and not split: found += _stray_labels(folder, items)
+    if path.suffix == ".json":
+        found += _coco_problems(path, {i.path.name: p for i, p in zip(items, prints)})
+    elif items[0].category_ids is None and not split:
+        found += _stray_labels(folder, items)
     return worst_first(found)
 
-
+# %% ../../nbs/07_annotation/00_datasets.ipynb #8f045aac
 def problem_counts(problems: Iterable[Problem]) -> list[dict[str, Any]]:
     "A row a kind: severity, kind, how often, the first place."
     kinds: dict[tuple[str, str], list[Problem]] = {}
-    for p in problems: kinds.setdefault((p.severity, p.kind), []).append(p)
-    return [{"severity": s, "kind": k, "count": len(rows), "first": f"{rows[0].where}: {rows[0].what}"} for (s, k), rows in kinds.items()]
+    for p in problems:
+        kinds.setdefault((p.severity, p.kind), []).append(p)
+    return [
+        {"severity": s, "kind": k, "count": len(rows), "first": f"{rows[0].where}: {rows[0].what}"}
+        for (s, k), rows in kinds.items()
+    ]
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #6aa2f881
 def _close_embeddings(embeddings: np.ndarray, distance: float) -> tuple[np.ndarray, np.ndarray]:
     "Pairs whose cosine distance is at most `distance`."
     vectors = np.asarray(embeddings, np.float32)
-    if not np.isfinite(vectors).all(): raise DataError("embeddings hold NaN or infinity", "leak_groups")
+    if not np.isfinite(vectors).all():
+        raise DataError("embeddings hold NaN or infinity", "leak_groups")
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    parts = [np.nonzero(vectors[s:s + 1024] @ vectors.T >= 1 - distance) for s in range(0, len(vectors), 1024)]
-    i, j = np.concatenate([p[0] + 1024 * k for k, p in enumerate(parts)]), np.concatenate([p[1] for p in parts])
+    parts = [
+        np.nonzero(vectors[s : s + 1024] @ vectors.T >= 1 - distance) for s in range(0, len(vectors), 1024)
+    ]
+    i, j = (
+        np.concatenate([p[0] + 1024 * k for k, p in enumerate(parts)]),
+        np.concatenate([p[1] for p in parts]),
+    )
     return i[i < j], j[i < j]
 
 
 def leak_groups(
-    hashes: Sequence[int] | None = None,       # perceptual hashes
-    sequences: Sequence[Any] | None = None,    # what each picture was cut from; None, "" or NaN: nothing known
-    embeddings: np.ndarray | None = None,      # (n, d) of any model
-    hamming: int = 10, distance: float = 0.05, # bits; cosine distance
-) -> np.ndarray:                               # (n,) int, 0 … groups-1 in order of appearance
+    hashes: Sequence[int] | None = None,  # perceptual hashes
+    sequences: Sequence[Any] | None = None,  # what each picture was cut from; None, "" or NaN: nothing known
+    embeddings: np.ndarray | None = None,  # (n, d) of any model
+    hamming: int = 10,
+    distance: float = 0.05,  # bits; cosine distance
+) -> np.ndarray:  # (n,) int, 0 … groups-1 in order of appearance
     "Groups of pictures that must stay on one side of a split."
     given = [x for x in (hashes, sequences, embeddings) if x is not None]
-    if not given: raise ConfigError("nothing to group by", "leak_groups", "give perceptual hashes, sequences or embeddings")
+    if not given:
+        raise ConfigError(
+            "nothing to group by", "leak_groups", "give perceptual hashes, sequences or embeddings"
+        )
     n = len(given[0])
-    if any(len(x) != n for x in given): raise DataError(f"{[len(x) for x in given]} values for one set of pictures", "leak_groups")
+    if any(len(x) != n for x in given):
+        raise DataError(f"{[len(x) for x in given]} values for one set of pictures", "leak_groups")
     links = [] if hashes is None else [near_pairs(hashes, hamming=hamming)[:2]]
-    if embeddings is not None and n: links.append(_close_embeddings(embeddings, distance))
+    if embeddings is not None and n:
+        links.append(_close_embeddings(embeddings, distance))
     first: dict[Any, int] = {}
-    known = [] if sequences is None else [(first.setdefault(v, k), k) for k, v in enumerate(sequences) if v is not None and v == v and v != ""]
-    if known: links.append(tuple(np.array(known).T))
-    i, j = (np.concatenate([link[k] for link in links]).astype(int) if links else np.zeros(0, int) for k in (0, 1))
+    known = (
+        []
+        if sequences is None
+        else [
+            (first.setdefault(v, k), k)
+            for k, v in enumerate(sequences)
+            if v is not None and v == v and v != ""
+        ]
+    )
+    if known:
+        links.append(tuple(np.array(known).T))
+    i, j = (
+        np.concatenate([link[k] for link in links]).astype(int) if links else np.zeros(0, int) for k in (0, 1)
+    )
     return _parts(i, j, n)
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #26da2238
 def _unevenness(filled: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    "Squared distance from the wanted shares, over the columns; relative, so that a small side and a rare class count as much."
+    """Squared distance from the wanted shares, over the columns; relative, so that a small side and a rare
+    class count as much."""
     return ((filled - wanted[:, None]) ** 2 / wanted[:, None]).sum(axis=(-1, -2))
 
 
@@ -320,41 +574,61 @@ def _fill(load: np.ndarray, wanted: np.ndarray, order: np.ndarray) -> np.ndarray
     return side
 
 
-def _improve(side: np.ndarray, load: np.ndarray, wanted: np.ndarray, order: np.ndarray, rounds: int = 20) -> np.ndarray:
+def _improve(
+    side: np.ndarray, load: np.ndarray, wanted: np.ndarray, order: np.ndarray, rounds: int = 20
+) -> np.ndarray:
     "Move single groups, then swap pairs, while that helps; no side is left empty."
     side, eye = side.copy(), np.eye(len(wanted))[:, :, None]
     filled = np.array([load[side == k].sum(axis=0) for k in range(len(wanted))])
     for _ in range(rounds):
         moved = False
         for g in order:
-            if (side == side[g]).sum() == 1: continue
+            if (side == side[g]).sum() == 1:
+                continue
             without = filled - eye[side[g]] * load[g]
             best = int(np.argmin(_unevenness(without + eye * load[g], wanted)))
-            if best == side[g] or _unevenness(without + eye[best] * load[g], wanted) >= _unevenness(filled, wanted) - 1e-12: continue
+            if (
+                best == side[g]
+                or _unevenness(without + eye[best] * load[g], wanted) >= _unevenness(filled, wanted) - 1e-12
+            ):
+                continue
             side[g], filled, moved = best, without + eye[best] * load[g], True
         for g in order[:400]:
             others = np.flatnonzero(side != side[g])
-            if not len(others): continue
-            swapped = filled + eye[side[g]] * (load[others] - load[g])[:, None] + np.eye(len(wanted))[side[others]][:, :, None] * (load[g] - load[others])[:, None]
+            if not len(others):
+                continue
+            swapped = (
+                filled
+                + eye[side[g]] * (load[others] - load[g])[:, None]
+                + np.eye(len(wanted))[side[others]][:, :, None] * (load[g] - load[others])[:, None]
+            )
             cost = _unevenness(swapped, wanted)
             if (k := int(np.argmin(cost))) >= 0 and cost[k] < _unevenness(filled, wanted) - 1e-12:
                 side[g], side[others[k]], filled, moved = side[others[k]], side[g], swapped[k], True
-        if not moved: break
+        if not moved:
+            break
     return side
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #b097b154
 def group_split(
-    groups: np.ndarray,             # (n,) from leak_groups
-    counts: np.ndarray,             # (n, classes) objects of each class in each picture
-    shares: Mapping[str, float],    # side → share of the pictures, sum 1
+    groups: np.ndarray,  # (n,) from leak_groups
+    counts: np.ndarray,  # (n, classes) objects of each class in each picture
+    shares: Mapping[str, float],  # side → share of the pictures, sum 1
     seed: int = 0,
-) -> np.ndarray:                    # (n,) names of sides
+) -> np.ndarray:  # (n,) names of sides
     "Whole groups to sides, classes as even as they go."
     wanted, groups = np.array(list(shares.values()), float), np.asarray(groups)
-    if len(wanted) < 2 or (wanted <= 0).any() or abs(wanted.sum() - 1) > 1e-6: raise ConfigError(f"shares {dict(shares)} must be at least two, above 0, and add up to 1", "group_split")
+    if len(wanted) < 2 or (wanted <= 0).any() or abs(wanted.sum() - 1) > 1e-6:
+        raise ConfigError(
+            f"shares {dict(shares)} must be at least two, above 0, and add up to 1", "group_split"
+        )
     n_groups = int(groups.max()) + 1 if len(groups) else 0
     if n_groups < len(wanted):
-        raise DataError(f"{len(groups)} pictures form {n_groups} group(s), too few for {len(wanted)} sides", "group_split", "record more scenes, or lower `hamming` if different scenes look alike to the hash")
+        raise DataError(
+            f"{len(groups)} pictures form {n_groups} group(s), too few for {len(wanted)} sides",
+            "group_split",
+            "record more scenes, or lower `hamming` if different scenes look alike to the hash",
+        )
     counts = np.asarray(counts, float).reshape(len(groups), -1)
     columns = np.hstack([np.ones((len(groups), 1)), counts, counts.sum(axis=1, keepdims=True) == 0])
     load = np.zeros((n_groups, columns.shape[1]))
@@ -384,9 +658,9 @@ class Split:
     "Labelled pictures with the side and the group of each."
 
     items: tuple[LabelledImage, ...]
-    side: np.ndarray     # (n,) names
-    group: np.ndarray    # (n,) int
-    counts: np.ndarray   # (n, classes)
+    side: np.ndarray  # (n,) names
+    group: np.ndarray  # (n,) int
+    counts: np.ndarray  # (n, classes)
 
     def of(self, side: str) -> list[LabelledImage]:
         "The pictures of one side."
@@ -394,9 +668,22 @@ class Split:
 
     def rows(self) -> list[dict[str, Any]]:
         "A row a side, largest first: pictures, groups, and the share of each class that it holds."
-        names, total = self.items[0].names or [str(c) for c in range(self.counts.shape[1])], np.maximum(self.counts.sum(axis=0), 1)
-        masks = {side: self.side == side for side in sorted(set(self.side), key=lambda k: -(self.side == k).sum())}
-        return [{"side": k, "pictures": int(m.sum()), "groups": len(np.unique(self.group[m])), **{n: round(float(v), 3) for n, v in zip(names, self.counts[m].sum(axis=0) / total)}} for k, m in masks.items()]
+        names, total = (
+            self.items[0].names or [str(c) for c in range(self.counts.shape[1])],
+            np.maximum(self.counts.sum(axis=0), 1),
+        )
+        masks = {
+            side: self.side == side for side in sorted(set(self.side), key=lambda k: -(self.side == k).sum())
+        }
+        return [
+            {
+                "side": k,
+                "pictures": int(m.sum()),
+                "groups": len(np.unique(self.group[m])),
+                **{n: round(float(v), 3) for n, v in zip(names, self.counts[m].sum(axis=0) / total)},
+            }
+            for k, m in masks.items()
+        ]
 
     def save(self, path: str | Path) -> Path:
         "A CSV with picture, side and group, as `read_columns` reads it."
@@ -409,49 +696,82 @@ class Split:
 # %% ../../nbs/07_annotation/00_datasets.ipynb #25276097
 def sequences_by(
     items: Sequence[LabelledImage],
-    by: str | Mapping[str, Any],   # a regular expression searched in the path, its first group names the sequence; or path or file name → sequence
-) -> list[Any]:                    # None where nothing is known
+    by: str
+    | Mapping[
+        str, Any
+        # a regular expression searched in the path, its first group names the sequence; or path or file name
+        # →
+        # sequence
+    ],
+) -> list[Any]:  # None where nothing is known
     "The sequence of each picture."
-    if not isinstance(by, str): return [by.get(str(i.path), by.get(i.path.name)) for i in items]
-    try: pattern = re.compile(by)
-    except re.error as e: raise ConfigError(f"not a regular expression: {by!r}: {e}", "sequences") from e
+    if not isinstance(by, str):
+        return [by.get(str(i.path), by.get(i.path.name)) for i in items]
+    try:
+        pattern = re.compile(by)
+    except re.error as e:
+        raise ConfigError(f"not a regular expression: {by!r}: {e}", "sequences") from e
     found = [pattern.search(i.path.as_posix()) for i in items]
-    if not any(found): raise ConfigError(f"{by!r} fits none of the {len(items)} paths", "sequences", f"the first is {items[0].path.as_posix()}" if items else None)
+    if not any(found):
+        raise ConfigError(
+            f"{by!r} fits none of the {len(items)} paths",
+            "sequences",
+            f"the first is {items[0].path.as_posix()}" if items else None,
+        )
     return [None if m is None else m[1] if pattern.groups else m[0] for m in found]
 
-
+# %% ../../nbs/07_annotation/00_datasets.ipynb #3e43e0ce
 def split_dataset(
     items: Iterable[LabelledImage],
-    shares: Mapping[str, float] | None = None,             # None: train .7, val .15, test .15
-    sequences: str | Mapping[str, Any] | None = None,      # as in sequences_by
+    shares: Mapping[str, float] | None = None,  # None: train .7, val .15, test .15
+    sequences: str | Mapping[str, Any] | None = None,  # as in sequences_by
     hamming: int = 10,
-    embeddings: np.ndarray | None = None, distance: float = 0.05,
+    embeddings: np.ndarray | None = None,
+    distance: float = 0.05,
     seed: int = 0,
 ) -> Split:
     "Divide pictures so that nothing seen in training is asked again."
     items, prints = tuple(items), []
     for seen in fingerprints(i.path for i in items):
-        if not isinstance(seen, Fingerprint): raise seen
+        if not isinstance(seen, Fingerprint):
+            raise seen
         prints.append(seen.phash)
-    group = leak_groups(prints, None if sequences is None else sequences_by(items, sequences), embeddings, hamming, distance)
+    group = leak_groups(
+        prints, None if sequences is None else sequences_by(items, sequences), embeddings, hamming, distance
+    )
     counts = class_counts(items)
-    return Split(items, group_split(group, counts, shares or {"train": 0.7, "val": 0.15, "test": 0.15}, seed), group, counts)
+    return Split(
+        items,
+        group_split(group, counts, shares or {"train": 0.7, "val": 0.15, "test": 0.15}, seed),
+        group,
+        counts,
+    )
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #b66a8083
 def write_split(
     split: Split,
-    out: str | Path,   # new or empty folder
-) -> list[Problem]:    # what YOLO's form could not hold
+    out: str | Path,  # new or empty folder
+) -> list[Problem]:  # what YOLO's form could not hold
     "Write images/SIDE, labels/SIDE, data.yaml and split.csv."
     out, names = Path(out), split.items[0].names
-    if out.exists() and (not out.is_dir() or any(out.iterdir())): raise ConfigError("is not an empty folder", out, "give a new one: nothing is overwritten")
-    if not names: raise DataError("the dataset has no class names", split.items[0].path, "add data.yaml or obj.names")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError("is not an empty folder", out, "give a new one: nothing is overwritten")
+    if not names:
+        raise DataError("the dataset has no class names", split.items[0].path, "add data.yaml or obj.names")
     found = []
     for item, side, short in zip(split.items, split.side, short_names([i.path for i in split.items])):
         name, image = short.replace("/", "_"), read_image(item.path)
         truth = item.truth((image.shape[1], image.shape[0]))
         crowd = np.asarray(truth.data.get("iscrowd", np.zeros(len(truth))), bool)
-        if crowd.any(): found.append(Problem("warning", "crowd left out", str(item.path), f"{int(crowd.sum())} region(s): YOLO has no crowds"))
+        if crowd.any():
+            found.append(
+                Problem(
+                    "warning",
+                    "crowd left out",
+                    str(item.path),
+                    f"{int(crowd.sum())} region(s): YOLO has no crowds",
+                )
+            )
         copy_file(item.path, out / "images" / side / name, link=True)
         text = to_yolo(truth[~crowd], (image.shape[1], image.shape[0]), clip=True, where=item.path)
         write_whole((out / "labels" / side / name).with_suffix(".txt"), text)
@@ -465,7 +785,15 @@ def write_split(
 class FrozenSetError(DataError):
     "A frozen set is not what it was; `changed`, `missing` and `added` name the files."
 
-    def __init__(self, what: str, where: object = None, hint: str | None = None, changed: Sequence[str] = (), missing: Sequence[str] = (), added: Sequence[str] = ()):
+    def __init__(
+        self,
+        what: str,
+        where: object = None,
+        hint: str | None = None,
+        changed: Sequence[str] = (),
+        missing: Sequence[str] = (),
+        added: Sequence[str] = (),
+    ):
         self.changed, self.missing, self.added = list(changed), list(missing), list(added)
         super().__init__(what, where, hint)
 
@@ -474,10 +802,12 @@ class FrozenSetError(DataError):
 class Frozen:
     "The manifest of a frozen test set."
 
-    dataset: str                         # path, relative to the manifest
+    dataset: str  # path, relative to the manifest
     split: str | None
-    names: tuple[str, ...]               # classes
-    pictures: dict[str, dict[str, str]]  # path below the dataset → picture, labels (SHA-256) and phash (16 hex digits)
+    names: tuple[str, ...]  # classes
+    pictures: dict[
+        str, dict[str, str]
+    ]  # path below the dataset → picture, labels (SHA-256) and phash (16 hex digits)
 
     @property
     def digest(self) -> str:
@@ -486,15 +816,27 @@ class Frozen:
 
     def to_dict(self) -> dict[str, Any]:
         "What the file holds."
-        return {"format": "cv_pipeline frozen set 1", "dataset": self.dataset, "split": self.split, "digest": self.digest, "names": list(self.names), "pictures": self.pictures}
+        return {
+            "format": "cv_pipeline frozen set 1",
+            "dataset": self.dataset,
+            "split": self.split,
+            "digest": self.digest,
+            "names": list(self.names),
+            "pictures": self.pictures,
+        }
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #02788878
 def _sums(items: Sequence[LabelledImage], root: Path) -> dict[str, dict[str, str]]:
     "Manifest rows; the first picture that cannot be read is an error."
     rows = {}
     for item, seen in zip(items, fingerprints(i.path for i in items)):
-        if not isinstance(seen, Fingerprint): raise seen
-        rows[Path(os.path.relpath(item.path, root)).as_posix()] = {"picture": seen.sha256, "labels": label_hash(item), "phash": f"{seen.phash:016x}"}
+        if not isinstance(seen, Fingerprint):
+            raise seen
+        rows[Path(os.path.relpath(item.path, root)).as_posix()] = {
+            "picture": seen.sha256,
+            "labels": label_hash(item),
+            "phash": f"{seen.phash:016x}",
+        }
     return rows
 
 
@@ -503,23 +845,35 @@ def _root_of(dataset: Path) -> Path:
 
 
 def freeze(
-    dataset: str | Path,           # as in read_dataset
-    manifest: str | Path,          # JSON to write
+    dataset: str | Path,  # as in read_dataset
+    manifest: str | Path,  # JSON to write
     split: str | None = None,
-    replace: bool = False,         # a manifest that is there already is only replaced when asked to
+    replace: bool = False,  # a manifest that is there already is only replaced when asked to
 ) -> Frozen:
     "Write down what a test set is."
     dataset, manifest = Path(dataset), Path(manifest)
-    if manifest.exists() and not replace: raise ConfigError("there is a frozen set already", manifest, "a test set is frozen once; replace=True (--replace) if you mean to start a new line of scores")
+    if manifest.exists() and not replace:
+        raise ConfigError(
+            "there is a frozen set already",
+            manifest,
+            "a test set is frozen once; replace=True (--replace) if you mean to start a new line of scores",
+        )
     items = read_dataset(dataset, split)
     bad = [p for p in check_dataset(dataset, split) if p.severity == "error"]
-    if bad: raise DataError("\n  - ".join([f"{len(bad)} error(s) in the set", *(f"{p.where}: {p.kind}: {p.what}" for p in bad[:10])]), dataset, "mend them before freezing: a frozen error stays")
+    if bad:
+        raise DataError(
+            "\n  - ".join(
+                [f"{len(bad)} error(s) in the set", *(f"{p.where}: {p.kind}: {p.what}" for p in bad[:10])]
+            ),
+            dataset,
+            "mend them before freezing: a frozen error stays",
+        )
     relative = Path(os.path.relpath(dataset.resolve(), manifest.resolve().parent)).as_posix()
     frozen = Frozen(relative, split, items[0].names, _sums(items, _root_of(dataset)))
     write_json(manifest, frozen.to_dict())
     return frozen
 
-
+# %% ../../nbs/07_annotation/00_datasets.ipynb #7529c59c
 def read_frozen(manifest: str | Path) -> Frozen:
     "A manifest from disk; DataError when it was edited."
     with expecting("not a manifest of a frozen set", manifest, "write one with cv-pipeline data freeze"):
@@ -529,18 +883,25 @@ def read_frozen(manifest: str | Path) -> Frozen:
         if not all({"picture", "labels", "phash"} <= set(row) for row in frozen.pictures.values()):
             raise KeyError("pictures")
         expected = frozen.digest
-    if digest != expected: raise FrozenSetError("the manifest itself was edited: its digest does not fit", manifest, "take it from version control")
+    if digest != expected:
+        raise FrozenSetError(
+            "the manifest itself was edited: its digest does not fit",
+            manifest,
+            "take it from version control",
+        )
     return frozen
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #215c0d73
 def _listed(title: str, names: Sequence[str], most: int = 10) -> list[str]:
-    return [f"{title}: {n}" for n in names[:most]] + ([f"{title}: {len(names) - most} more"] if len(names) > most else [])
+    return [f"{title}: {n}" for n in names[:most]] + (
+        [f"{title}: {len(names) - most} more"] if len(names) > most else []
+    )
 
 
 def verify_frozen(
     manifest: str | Path,
     dataset: str | Path | None = None,  # where the set lies now; None: where it was, seen from the manifest
-) -> list[LabelledImage]:               # the pictures, ready to be evaluated on
+) -> list[LabelledImage]:  # the pictures, ready to be evaluated on
     "Make sure that a test set is the one that was frozen; FrozenSetError names every file that is not."
     frozen = read_frozen(manifest)
     place = Path(dataset) if dataset is not None else (Path(manifest).resolve().parent / frozen.dataset)
@@ -551,13 +912,28 @@ def verify_frozen(
     changed, common = [], [n for n in there if n in frozen.pictures]
     for name, seen in zip(common, fingerprints(here[n].path for n in common)):
         was = frozen.pictures[name]
-        if not isinstance(seen, Fingerprint) or seen.sha256 != was["picture"]: changed.append(f"{name} (picture)")
-        if label_hash(here[name]) != was["labels"]: changed.append(f"{name} (labels)")
-    if items[0].names != frozen.names: changed.append(f"class names (were {', '.join(frozen.names)}; are {', '.join(items[0].names)})")
+        if not isinstance(seen, Fingerprint) or seen.sha256 != was["picture"]:
+            changed.append(f"{name} (picture)")
+        if label_hash(here[name]) != was["labels"]:
+            changed.append(f"{name} (labels)")
+    if items[0].names != frozen.names:
+        changed.append(f"class names (were {', '.join(frozen.names)}; are {', '.join(items[0].names)})")
     if changed or missing or added:
         lines = _listed("changed", changed) + _listed("missing", missing) + _listed("added", added)
-        raise FrozenSetError("\n  - ".join([f"the set is not the one that was frozen: {len(changed)} changed, {len(missing)} missing, {len(added)} added", *lines]), place,
-                             "scores on it cannot be compared with earlier ones; restore the files, or freeze a new set", changed, missing, added)
+        raise FrozenSetError(
+            "\n  - ".join(
+                [
+                    f"the set is not the one that was frozen: {len(changed)} changed, {len(missing)} "
+                    f"missing, {len(added)} added",
+                    *lines,
+                ]
+            ),
+            place,
+            "scores on it cannot be compared with earlier ones; restore the files, or freeze a new set",
+            changed,
+            missing,
+            added,
+        )
     return items
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #fd4b31e7
@@ -567,8 +943,8 @@ class Leak:
 
     train: str
     test: str
-    bits: int     # that differ of 64
-    exact: bool   # the same file
+    bits: int  # that differ of 64
+    exact: bool  # the same file
 
 
 class LeakError(DataError):
@@ -583,27 +959,62 @@ def find_leaks(
     train: Iterable[LabelledImage],
     test: Frozen | Iterable[LabelledImage],
     hamming: int = 10,
-) -> list[Leak]:                  # nearest first
+) -> list[Leak]:  # nearest first
     "Pictures of the test set that training has seen."
     train = list(train)
-    ours = [(str(i.path), p) for i, p in zip(train, fingerprints(i.path for i in train)) if isinstance(p, Fingerprint)]
-    if isinstance(test, Frozen): theirs = [(n, r["picture"], int(r["phash"], 16)) for n, r in test.pictures.items()]
+    ours = [
+        (str(i.path), p)
+        for i, p in zip(train, fingerprints(i.path for i in train))
+        if isinstance(p, Fingerprint)
+    ]
+    if isinstance(test, Frozen):
+        theirs = [(n, r["picture"], int(r["phash"], 16)) for n, r in test.pictures.items()]
     else:
         test = list(test)
-        theirs = [(str(i.path), p.sha256, p.phash) for i, p in zip(test, fingerprints(i.path for i in test)) if isinstance(p, Fingerprint)]
+        theirs = [
+            (str(i.path), p.sha256, p.phash)
+            for i, p in zip(test, fingerprints(i.path for i in test))
+            if isinstance(p, Fingerprint)
+        ]
     i, j, bits = near_pairs([p.phash for _, p in ours], [h for _, _, h in theirs], hamming)
-    found = [Leak(ours[a][0], theirs[b][0], int(d), ours[a][1].sha256 == theirs[b][1]) for a, b, d in zip(i, j, bits)]
+    found = [
+        Leak(ours[a][0], theirs[b][0], int(d), ours[a][1].sha256 == theirs[b][1])
+        for a, b, d in zip(i, j, bits)
+    ]
     return sorted(found, key=lambda leak: (not leak.exact, leak.bits, leak.test, leak.train))
 
-
-def check_leak(train: Iterable[LabelledImage], test: Frozen | Iterable[LabelledImage], hamming: int = 10, allow: Iterable[tuple[str, str]] = (), where: object = None) -> None:
-    "LeakError when training has seen a picture of the test set. `allow`: (train, test) file names that were looked at."
+# %% ../../nbs/07_annotation/00_datasets.ipynb #30aba980
+def check_leak(
+    train: Iterable[LabelledImage],
+    test: Frozen | Iterable[LabelledImage],
+    hamming: int = 10,
+    allow: Iterable[tuple[str, str]] = (),
+    where: object = None,
+) -> None:
+    """LeakError when training has seen a picture of the test set. `allow`: (train, test) file names that were
+    looked at."""
     fine = {(Path(a).name, Path(b).name) for a, b in allow}
-    leaks = [leak for leak in find_leaks(train, test, hamming) if (Path(leak.train).name, Path(leak.test).name) not in fine]
-    if not leaks: return
-    lines = [f"{'the same file' if leak.exact else f'{leak.bits} of 64 bits apart'}: {leak.train} (train) and {leak.test} (test)" for leak in leaks]
+    leaks = [
+        leak
+        for leak in find_leaks(train, test, hamming)
+        if (Path(leak.train).name, Path(leak.test).name) not in fine
+    ]
+    if not leaks:
+        return
+    lines = [
+        f"{'the same file' if leak.exact else f'{leak.bits} of 64 bits apart'}: {leak.train} (train) and "
+        f"{leak.test} (test)"
+        for leak in leaks
+    ]
     more = [f"{len(lines) - 10} more"] if len(lines) > 10 else []
-    raise LeakError("\n  - ".join([f"{len(leaks)} picture(s) of the test set are in the training data", *lines[:10], *more]), where, "take them out of training (the test set is frozen), or allow pairs that show different things", leaks)
+    raise LeakError(
+        "\n  - ".join(
+            [f"{len(leaks)} picture(s) of the test set are in the training data", *lines[:10], *more]
+        ),
+        where,
+        "take them out of training (the test set is frozen), or allow pairs that show different things",
+        leaks,
+    )
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #db7b28c1
 def check_test_set(
@@ -615,5 +1026,6 @@ def check_test_set(
 ) -> list[LabelledImage]:
     "The pictures of a frozen test set, verified; FrozenSetError or LeakError name the files otherwise."
     items = verify_frozen(manifest, dataset)
-    if train is not None: check_leak(train, read_frozen(manifest), hamming, allow, manifest)
+    if train is not None:
+        check_leak(train, read_frozen(manifest), hamming, allow, manifest)
     return items

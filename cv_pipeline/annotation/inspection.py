@@ -36,17 +36,22 @@ __all__ = ['LIMITS', 'IMPOSSIBLE', 'labelled_set', 'inspect_set', 'judge_review'
 # %% ../../nbs/07_annotation/08_inspection.ipynb #5fc76e03
 def labelled_set(
     items: Sequence[LabelledImage],
-    model: Any = None,                          # cv_pipeline.inference.backends.Model; None: no predictions
+    model: Any = None,  # cv_pipeline.inference.backends.Model; None: no predictions
     columns: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Callable[[Iterable], Iterable] = lambda items: items,
     conf: float = 0.005,
 ) -> EvalSet:
     "Labelled pictures with what a model says about them, in the classes of the dataset."
     names = items[0].names
-    if not names: raise DataError("the dataset has no class names", items[0].path, "add data.yaml or obj.names")
-    if model is None: return look_at(items, names, lambda image: Detections.empty(), columns, progress)[0]
+    if not names:
+        raise DataError("the dataset has no class names", items[0].path, "add data.yaml or obj.names")
+    if model is None:
+        return look_at(items, names, lambda image: Detections.empty(), columns, progress)[0]
     mapping = class_mapping(model.manifest.names, names, items[0].path.parent)
-    asked, number = model.with_calibration(None).with_postprocess(conf=conf, accept_conf=0.0, max_det=300), np.full(len(model.manifest.names), -1)
+    asked, number = (
+        model.with_calibration(None).with_postprocess(conf=conf, accept_conf=0.0, max_det=300),
+        np.full(len(model.manifest.names), -1),
+    )
     number[list(mapping)] = list(mapping.values())
 
     def look(image: np.ndarray) -> Detections:
@@ -59,27 +64,58 @@ def labelled_set(
 # %% ../../nbs/07_annotation/08_inspection.ipynb #8c8ab3ec
 def inspect_set(
     s: EvalSet,
-    known: Sequence[str] | None = None,         # classes that the model knows; None: all
-    annotations: Sequence[Annotation] = (),     # of several people, as `settle` leaves them, named as in the set
+    known: Sequence[str] | None = None,  # classes that the model knows; None: all
+    annotations: Sequence[Annotation] = (),  # of several people, as `settle` leaves them, named as in the set
     least: float = 0.3,
     seed: int = 0,
 ) -> Review:
     "Every check that the set allows; label errors only in classes that the model knows."
-    strange = [] if known is None or not len(s.predictions) else [n for n in s.names if n not in known and (s.truth.class_id == s.names.index(n)).any()]
-    if not strange: return _cautioned(review(s, annotations, least, seed), s)
+    strange = (
+        []
+        if known is None or not len(s.predictions)
+        else [n for n in s.names if n not in known and (s.truth.class_id == s.names.index(n)).any()]
+    )
+    if not strange:
+        return _cautioned(review(s, annotations, least, seed), s)
     rows = np.flatnonzero(~np.isin(s.truth.class_id, [s.names.index(n) for n in strange]))
-    everything, part = review(replace(s, predictions=s.predictions[:0]), annotations, least, seed), review(replace(s, truth=s.truth[rows]), (), least, seed)
-    errors = [replace(x, row=int(rows[x.row]) if x.row >= 0 else -1) for x in part.suspects if x.kind in KINDS]
-    left = [t for t in everything.left_out if not t.startswith("label errors")] + [t for t in part.left_out if not t.startswith(("agreement", "nearly"))]
+    everything, part = (
+        review(replace(s, predictions=s.predictions[:0]), annotations, least, seed),
+        review(replace(s, truth=s.truth[rows]), (), least, seed),
+    )
+    errors = [
+        replace(x, row=int(rows[x.row]) if x.row >= 0 else -1) for x in part.suspects if x.kind in KINDS
+    ]
+    left = [t for t in everything.left_out if not t.startswith("label errors")] + [
+        t for t in part.left_out if not t.startswith(("agreement", "nearly"))
+    ]
     count = len(s.truth) - len(rows)
-    left.append(f"label errors in {', '.join(strange)}: the model does not know this, {count} labels were checked for everything else")
-    return _cautioned(replace(everything, suspects=ranked([*everything.suspects, *errors]), power=part.power, left_out=tuple(left)), s)
+    left.append(
+        f"label errors in {', '.join(strange)}: the model does not know this, {count} labels were checked "
+        "for everything else"
+    )
+    return _cautioned(
+        replace(
+            everything,
+            suspects=ranked([*everything.suspects, *errors]),
+            power=part.power,
+            left_out=tuple(left),
+        ),
+        s,
+    )
 
-
+# %% ../../nbs/07_annotation/08_inspection.ipynb #ef619b66
 def _cautioned(r: Review, s: EvalSet, most: float = 0.25, fewest: int = 10) -> Review:
     "With a word about classes of which so many labels are blamed that the model is the likelier culprit."
-    labels, blamed = np.bincount(s.truth.class_id, minlength=len(s.names)), [sum(x.class_name == n and x.kind in KINDS for x in r.suspects) for n in s.names]
-    told = [f"label errors in {n}: {b} of {k} labels are on the list; a whole class is rarely labelled wrong, does the model know it?" for n, k, b in zip(s.names, labels.tolist(), blamed) if k >= fewest and b > most * k]
+    labels, blamed = (
+        np.bincount(s.truth.class_id, minlength=len(s.names)),
+        [sum(x.class_name == n and x.kind in KINDS for x in r.suspects) for n in s.names],
+    )
+    told = [
+        f"label errors in {n}: {b} of {k} labels are on the list; a whole class is rarely labelled wrong, "
+        "does the model know it?"
+        for n, k, b in zip(s.names, labels.tolist(), blamed)
+        if k >= fewest and b > most * k
+    ]
     return replace(r, left_out=(*r.left_out, *told))
 
 # %% ../../nbs/07_annotation/08_inspection.ipynb #15451db4
@@ -89,22 +125,53 @@ IMPOSSIBLE = ("no size", "outside")
 
 def _power(r: Review, least: float) -> Finding:
     "Whether the search for label errors could find anything."
-    if not r.power: return Finding("power", Verdict.INSUFFICIENT, next((t for t in r.left_out if t.startswith(("label errors", "power"))), "label errors were not looked for"))
-    power = {k: v for k, v in r.power.items() if k != "wrong class" or len(r.balance) != 1}  # one class cannot be taken for another
-    weak = [f"{k} {'not measured' if v is None else f'{v:.2f}'}" for k, v in power.items() if v is None or not v >= least]
-    if weak: return Finding("power", Verdict.INSUFFICIENT, f"planted errors are found too rarely: {', '.join(weak)}; at least {least:g} is needed")
-    return Finding("power", Verdict.PASS, f"planted errors of every kind{'' if len(power) == len(r.power) else ' that one class can have'} are found with an AUROC of {min(power.values()):.2f} or more")
+    if not r.power:
+        return Finding(
+            "power",
+            Verdict.INSUFFICIENT,
+            next(
+                (t for t in r.left_out if t.startswith(("label errors", "power"))),
+                "label errors were not looked for",
+            ),
+        )
+    power = {
+        k: v for k, v in r.power.items() if k != "wrong class" or len(r.balance) != 1
+    }  # one class cannot be taken for another
+    weak = [
+        f"{k} {'not measured' if v is None else f'{v:.2f}'}"
+        for k, v in power.items()
+        if v is None or not v >= least
+    ]
+    if weak:
+        return Finding(
+            "power",
+            Verdict.INSUFFICIENT,
+            f"planted errors are found too rarely: {', '.join(weak)}; at least {least:g} is needed",
+        )
+    return Finding(
+        "power",
+        Verdict.PASS,
+        f"planted errors of every kind{'' if len(power) == len(r.power) else ' that one class can have'} are "
+        f"found with an AUROC of {min(power.values()):.2f} or more",
+    )
 
 
 def _limits(given: Mapping[str, float | None] | None) -> dict[str, float | None]:
     "LIMITS with what was given; ConfigError for what is no limit."
     unknown = [k for k in given or () if k not in LIMITS]
-    if unknown: raise ConfigError(f"no such limit: {', '.join(unknown)}", "qa", f"there are {', '.join(LIMITS)}")
-    odd = [f"{k}={v!r}" for k, v in (given or {}).items() if v is not None and (isinstance(v, bool) or not isinstance(v, (int, float, np.number)) or not np.isfinite(v))]
-    if odd: raise ConfigError(f"not a number: {', '.join(odd)}", "qa", "None switches a limit off")
+    if unknown:
+        raise ConfigError(f"no such limit: {', '.join(unknown)}", "qa", f"there are {', '.join(LIMITS)}")
+    odd = [
+        f"{k}={v!r}"
+        for k, v in (given or {}).items()
+        if v is not None
+        and (isinstance(v, bool) or not isinstance(v, (int, float, np.number)) or not np.isfinite(v))
+    ]
+    if odd:
+        raise ConfigError(f"not a number: {', '.join(odd)}", "qa", "None switches a limit off")
     return {**LIMITS, **(given or {})}
 
-
+# %% ../../nbs/07_annotation/08_inspection.ipynb #ee647423
 def judge_review(
     r: Review,
     limits: Mapping[str, float | None] | None = None,  # laid over LIMITS; None switches one off
@@ -114,29 +181,54 @@ def judge_review(
     doubtful, bad, found = len(r.suspects), sum(x.kind in IMPOSSIBLE for x in r.suspects), []
     share = doubtful / max(r.labels, 1)
     tell = lambda what, good, text: found.append(Finding(what, Verdict.PASS if good else Verdict.FAIL, text))
-    if use["doubtful"] is not None: tell("doubtful", share <= use["doubtful"], f"{doubtful} of {r.labels} labels ({share:.1%}) are on the list, the limit is {use['doubtful']:.1%}")
-    if use["impossible"] is not None: tell("impossible", bad <= use["impossible"], f"{bad} boxes have no size or leave their picture, the limit is {use['impossible']:g}")
-    if use["power"] is not None: found.append(_power(r, use["power"]))
+    if use["doubtful"] is not None:
+        tell(
+            "doubtful",
+            share <= use["doubtful"],
+            f"{doubtful} of {r.labels} labels ({share:.1%}) are on the list, the limit is "
+            f"{use['doubtful']:.1%}",
+        )
+    if use["impossible"] is not None:
+        tell(
+            "impossible",
+            bad <= use["impossible"],
+            f"{bad} boxes have no size or leave their picture, the limit is {use['impossible']:g}",
+        )
+    if use["power"] is not None:
+        found.append(_power(r, use["power"]))
     a = r.agreement
-    if a is None or use["agreement"] is None: return found
-    if a["verdict"] == "insufficient": return [*found, Finding("agreement", Verdict.INSUFFICIENT, a["reason"])]
-    tell("agreement", a["alpha"]["low"] >= use["agreement"], f"{a['reason']}; the goal is {use['agreement']:g}")
+    if a is None or use["agreement"] is None:
+        return found
+    if a["verdict"] == "insufficient":
+        return [*found, Finding("agreement", Verdict.INSUFFICIENT, a["reason"])]
+    tell(
+        "agreement", a["alpha"]["low"] >= use["agreement"], f"{a['reason']}; the goal is {use['agreement']:g}"
+    )
     return found
 
 # %% ../../nbs/07_annotation/08_inspection.ipynb #d82b5ba8
 def _shared(a: Sequence[str], b: Sequence[str]) -> int:
-    "How many parts two paths have in common at their ends; 0 for two of a kind (`frames/a/1.jpg`, `frames/b/1.jpg`)."
+    """How many parts two paths have in common at their ends; 0 for two of a kind (`frames/a/1.jpg`,
+    `frames/b/1.jpg`)."""
     same = [x == y for x, y in zip(reversed(a), reversed(b))]
     k = same.index(False) if False in same else len(same)
     return 0 if any(same[k:]) else k
 
 
 def _called(told: str, names: Sequence[str], full: Mapping[str, Sequence[str]]) -> str | None:
-    "The one of these names that belongs to the picture as somebody else calls it; None where none or two could."
-    if told in names: return told
+    """The one of these names that belongs to the picture as somebody else calls it; None where none or two
+    could."""
+    if told in names:
+        return told
     parts = Path(told).parts
-    flat = {n: k for n in names for k in range(2, len(parts) + 1) if Path(n).name == "_".join(parts[-k:])}  # folders that became part of the file's name
-    ends = {n: _shared(parts, full[n]) for n in names if _shared(parts, own := Path(n).parts) == min(len(parts), len(own))}  # one is the end of the other
+    flat = {
+        n: k for n in names for k in range(2, len(parts) + 1) if Path(n).name == "_".join(parts[-k:])
+    }  # folders that became part of the file's name
+    ends = {
+        n: _shared(parts, full[n])
+        for n in names
+        if _shared(parts, own := Path(n).parts) == min(len(parts), len(own))
+    }  # one is the end of the other
     fits = flat or {n: k for n, k in ends.items() if k}
     best = [n for n in fits if fits[n] == max(fits.values())]
     return best[0] if len(best) == 1 else None
@@ -145,45 +237,67 @@ def _called(told: str, names: Sequence[str], full: Mapping[str, Sequence[str]]) 
 def named_like(
     annotations: Sequence[Annotation],
     s: EvalSet,
-) -> tuple[list[Annotation], list[str]]:  # and names of pictures that the set does not have, or that could be several of its pictures
-    "Annotations under the names that their pictures have in a set: by content, by name, then by the longest end of the path."
+) -> tuple[
+    list[Annotation], list[str]
+]:  # and names of pictures that the set does not have, or that could be several of its pictures
+    """Annotations under the names that their pictures have in a set: by content, by name, then by the longest
+    end of the path."""
     full = {n: Path(p or n).parts for n, p in zip(s.images, s.paths or s.images)}
     same, ends, name, claims = {}, {}, {}, {}
     for n in full if any(a.sha256 for a in annotations) else ():
-        if (file := Path(*full[n])).is_file(): same.setdefault(file_sha256(file), []).append(n)
-    for n in full: ends.setdefault(Path(n).name, []).append(n)
+        if (file := Path(*full[n])).is_file():
+            same.setdefault(file_sha256(file), []).append(n)
+    for n in full:
+        ends.setdefault(Path(n).name, []).append(n)
     for key in dict.fromkeys((a.picture, a.sha256) for a in annotations):
         parts, sure = Path(key[0]).parts, same.get(key[1], [])
         near = sure or [n for k in range(1, len(parts) + 1) for n in ends.get("_".join(parts[-k:]), ())]
         name[key] = near[0] if len(sure) == 1 else _called(key[0], near, full)
-        if not sure and name[key] != key[0]: claims.setdefault(name[key], set()).add(key[0])
+        if not sure and name[key] != key[0]:
+            claims.setdefault(name[key], set()).add(key[0])
     name |= {key: None for key, n in name.items() if len(claims.get(n, ())) > 1 and key[0] in claims[n]}
-    return [replace(a, picture=name[a.picture, a.sha256] or a.picture) for a in annotations], sorted({p for (p, _), n in name.items() if n is None})
+    return [replace(a, picture=name[a.picture, a.sha256] or a.picture) for a in annotations], sorted(
+        {p for (p, _), n in name.items() if n is None}
+    )
 
 # %% ../../nbs/07_annotation/08_inspection.ipynb #40c10c7e
 def draw_suspect(s: EvalSet, x: Suspect, image: np.ndarray, zoom: float = 3.0) -> np.ndarray:
     "The box in question with its surroundings, `zoom` times as large as the box where there is room."
-    shown = draw_detections(image, Detections(np.array([x.xyxy], np.float32), class_id=[s.names.index(x.class_name) if x.class_name in s.names else 0]), [*s.names] if x.class_name in s.names else ["?"], by="class", labels=False)
-    centre, side = np.array([x.xyxy[0] + x.xyxy[2], x.xyxy[1] + x.xyxy[3]]) / 2, max(x.xyxy[2] - x.xyxy[0], x.xyxy[3] - x.xyxy[1], 24) * zoom
+    shown = draw_detections(
+        image,
+        Detections(
+            np.array([x.xyxy], np.float32),
+            class_id=[s.names.index(x.class_name) if x.class_name in s.names else 0],
+        ),
+        [*s.names] if x.class_name in s.names else ["?"],
+        by="class",
+        labels=False,
+    )
+    centre, side = (
+        np.array([x.xyxy[0] + x.xyxy[2], x.xyxy[1] + x.xyxy[3]]) / 2,
+        max(x.xyxy[2] - x.xyxy[0], x.xyxy[3] - x.xyxy[1], 24) * zoom,
+    )
     h, w = image.shape[:2]
     half = np.minimum([side / 2, side / 2 * 0.75], [w / 2, h / 2])
     x1, y1 = np.clip(centre - half, 0, np.maximum([w, h] - 2 * half, 0)).astype(int)
-    return shown[y1:int(y1 + 2 * half[1]), x1:int(x1 + 2 * half[0])]
+    return shown[y1 : int(y1 + 2 * half[1]), x1 : int(x1 + 2 * half[0])]
 
 
 def suspect_sheet(
     s: EvalSet,
-    suspects: Sequence[Suspect],   # most doubtful first
+    suspects: Sequence[Suspect],  # most doubtful first
     most: int = 12,
     columns: int = 4,
     width: int = 220,
-) -> np.ndarray | None:            # BGR; None when there is nothing to show
+) -> np.ndarray | None:  # BGR; None when there is nothing to show
     "The first few suspects, one tile each; pictures that are gone are left out."
     path, tiles, titles = dict(zip(s.images, s.paths or ())), [], []
     for x in suspects:
         file = path.get(x.picture)
-        if len(tiles) == most: break
-        if x.xyxy is None or file is None or not Path(file).exists(): continue
+        if len(tiles) == most:
+            break
+        if x.xyxy is None or file is None or not Path(file).exists():
+            continue
         tiles.append(draw_suspect(s, x, read_image(file)))
         titles.append(f"{x.score:.2f} {x.kind}: {x.class_name or 'no label'}")
     return contact_sheet(tiles, titles, columns=columns, width=width) if tiles else None
@@ -199,13 +313,19 @@ class Inspection:
     stamp: Mapping[str, Any] = field(default_factory=dict)  # where it comes from
 
     @property
-    def verdict(self) -> Verdict: return overall(self.findings)
+    def verdict(self) -> Verdict:
+        return overall(self.findings)
 
     def save(self, folder: str | Path) -> Path:
         "qa.json, and records/ beside it."
         write_records(self.set, 0.25, Path(folder) / "records")
         findings = [{"what": f.what, "verdict": f.verdict.value, "reason": f.reason} for f in self.findings]
-        book = {**self.review.to_dict(), "verdict": self.verdict.value, "findings": findings, "stamp": dict(self.stamp)}
+        book = {
+            **self.review.to_dict(),
+            "verdict": self.verdict.value,
+            "findings": findings,
+            "stamp": dict(self.stamp),
+        }
         return write_json(Path(folder) / "qa.json", book)
 
 
@@ -215,7 +335,16 @@ def read_inspection(folder: str | Path) -> Inspection:
     suspects = read_suspects(file)
     with expecting("not an inspection", file, "cv-pipeline qa writes one"):
         book = read_json(file, dict)
-        found = Review(suspects, book["balance"], book["coverage"], book["power"], book["agreement"], tuple(book["left_out"]), book["pictures"], book["labels"])
+        found = Review(
+            suspects,
+            book["balance"],
+            book["coverage"],
+            book["power"],
+            book["agreement"],
+            tuple(book["left_out"]),
+            book["pictures"],
+            book["labels"],
+        )
         findings = tuple(Finding(f["what"], Verdict(f["verdict"]), f["reason"]) for f in book["findings"])
     return Inspection(read_records(folder)[0], found, findings, book.get("stamp", {}))
 
@@ -227,11 +356,11 @@ class InspectionSettings:
     split: str | None = None  # only pictures below a folder of this name; None: all
     limits: Mapping[str, float | None] = field(default_factory=dict)  # over LIMITS; None switches one off
     rename: Mapping[str, str] = field(default_factory=dict)  # label in the annotations → class of the dataset
-    least: float = 0.3        # probability from which a label error is listed, 0..1
-    seed: int = 0             # of the line, its planted errors and the search, from 0
-    pictures: int = 60        # of the line, from 1
-    planted: float = 0.03     # of the line's labels: share of each kind of error, 0..0.2
-    threads: int = 0          # inside the model call, from 0
+    least: float = 0.3  # probability from which a label error is listed, 0..1
+    seed: int = 0  # of the line, its planted errors and the search, from 0
+    pictures: int = 60  # of the line, from 1
+    planted: float = 0.03  # of the line's labels: share of each kind of error, 0..0.2
+    threads: int = 0  # inside the model call, from 0
 
     def __post_init__(self):
         object.__setattr__(self, "limits", dict(self.limits or {}))
@@ -249,14 +378,14 @@ class InspectionSettings:
 
 # %% ../../nbs/07_annotation/08_inspection.ipynb #6e2af1c7
 def look_into(
-    data: str | Path,                               # dataset as in read_dataset, or "line"
-    model: str | Path | None = None,                # not trained on these labels; None: label errors are not looked for
+    data: str | Path,  # dataset as in read_dataset, or "line"
+    model: str | Path | None = None,  # not trained on these labels; None: label errors are not looked for
     annotations: Sequence[str | Path] | None = None,  # files of people's answers
-    columns: str | Path | None = None,              # CSV: picture name, then conditions
-    settings: InspectionSettings | None = None,     # None: the defaults
+    columns: str | Path | None = None,  # CSV: picture name, then conditions
+    settings: InspectionSettings | None = None,  # None: the defaults
     *,
-    spec: str | Path | None = None,                 # manifest for an ONNX that carries none
-    scratch: str | Path = "line",                   # folder where the line is drawn
+    spec: str | Path | None = None,  # manifest for an ONNX that carries none
+    scratch: str | Path = "line",  # folder where the line is drawn
     progress: Callable[[Iterable], Iterable] = lambda items: items,
 ) -> Inspection:
     "A dataset, checked and judged."
@@ -266,7 +395,12 @@ def look_into(
     else:
         items, told = read_dataset(data, use.split), coco_columns(data) if str(data).endswith(".json") else {}
     gone = [i.path for i in items if not i.path.exists()]
-    if gone: raise DataError(f"{len(gone)} of {len(items)} pictures are gone, the first is {gone[0]}", data, "bring them back, or take them out of the labels")
+    if gone:
+        raise DataError(
+            f"{len(gone)} of {len(items)} pictures are gone, the first is {gone[0]}",
+            data,
+            "bring them back, or take them out of the labels",
+        )
     asked = None if model is None else load_model(model, spec, threads=use.threads)
     s = labelled_set(items, asked, {**told, **(read_columns(columns) if columns else {})}, progress)
     if data == "line" and use.planted:
@@ -275,11 +409,17 @@ def look_into(
     if annotations:
         read, problems = settle(read_annotations(annotations, s.names, use.rename), "latest")
         said, strange = named_like(read, s)
-        notes = [f"{p.kind}: {p.where}: {p.what}" for p in problems if p.kind == "conflicting answers"] + ([f"{len(strange)} annotated pictures are not in the dataset, e.g. {strange[0]}"] if strange else [])
+        notes = [f"{p.kind}: {p.where}: {p.what}" for p in problems if p.kind == "conflicting answers"] + (
+            [f"{len(strange)} annotated pictures are not in the dataset, e.g. {strange[0]}"]
+            if strange
+            else []
+        )
     r = inspect_set(s, asked and asked.manifest.names, said, use.least, use.seed)
     rules = {"limits": use.limits, "least": use.least, "seed": use.seed}
     origin = stamp(asked and asked.identity, data_hash(s), rules)
-    return Inspection(s, replace(r, left_out=(*r.left_out, *notes)), tuple(judge_review(r, use.limits)), origin)
+    return Inspection(
+        s, replace(r, left_out=(*r.left_out, *notes)), tuple(judge_review(r, use.limits)), origin
+    )
 
 # %% ../../nbs/07_annotation/08_inspection.ipynb #69487617
 _COLOURS = {Verdict.PASS: "#1a7f37", Verdict.FAIL: "#cf222e", Verdict.INSUFFICIENT: "#9a6700"}
@@ -287,5 +427,13 @@ _COLOURS = {Verdict.PASS: "#1a7f37", Verdict.FAIL: "#cf222e", Verdict.INSUFFICIE
 
 def inspection_html(one: Inspection) -> str:
     "The verdict as a banner, with its reasons."
-    rows = "".join(f"<li><b style='color:{_COLOURS[f.verdict]}'>{f.verdict.value}</b> {html.escape(f.what)}: {html.escape(f.reason)}</li>" for f in one.findings)
-    return f"<div style='border-left:8px solid {_COLOURS[one.verdict]};padding:.4em 1em'><span style='font-size:1.6em;color:{_COLOURS[one.verdict]}'>{one.verdict.value}</span><ul>{rows}</ul></div>"
+    rows = "".join(
+        f"<li><b style='color:{_COLOURS[f.verdict]}'>{f.verdict.value}</b> {html.escape(f.what)}: "
+        f"{html.escape(f.reason)}</li>"
+        for f in one.findings
+    )
+    return (
+        f"<div style='border-left:8px solid {_COLOURS[one.verdict]};padding:.4em 1em'><span "
+        f"style='font-size:1.6em;color:{_COLOURS[one.verdict]}'>{one.verdict.value}</span>"
+        f"<ul>{rows}</ul></div>"
+    )

@@ -29,15 +29,19 @@ __all__ = ['KINDS', 'FEWEST', 'JOIN', 'TOUCH', 'FIRM', 'FEWEST_LABELS', 'FEWEST_
 KINDS = ("missed", "spurious", "wrong class", "shifted", "scaled")
 
 
-def _inside(box: np.ndarray, size: np.ndarray) -> np.ndarray: return np.clip(box, 0, np.tile(size, 2))
+def _inside(box: np.ndarray, size: np.ndarray) -> np.ndarray:
+    return np.clip(box, 0, np.tile(size, 2))
 
 
 def _shifted(rng: np.random.Generator, box: np.ndarray, size: np.ndarray) -> np.ndarray:
     "Moved by a quarter to a half of its own size, in any direction that the picture allows."
     for _ in range(20):
         angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.5)
-        new = _inside(box + np.tile((box[2:] - box[:2]) * far * np.array([np.cos(angle), np.sin(angle)]), 2), size)
-        if 0.2 < box_iou(box[None], new[None])[0, 0] < 0.65: break
+        new = _inside(
+            box + np.tile((box[2:] - box[:2]) * far * np.array([np.cos(angle), np.sin(angle)]), 2), size
+        )
+        if 0.2 < box_iou(box[None], new[None])[0, 0] < 0.65:
+            break
     return new
 
 
@@ -47,7 +51,8 @@ def _scaled(rng: np.random.Generator, box: np.ndarray, size: np.ndarray) -> np.n
     for _ in range(20):
         times = rng.uniform(1.3, 1.8) ** rng.choice([-1, 1])
         new = _inside(np.concatenate([centre - half * times, centre + half * times]), size)
-        if box_iou(box[None], new[None])[0, 0] < 0.65: break
+        if box_iou(box[None], new[None])[0, 0] < 0.65:
+            break
     return new
 
 
@@ -64,39 +69,60 @@ class Planted:
     "A set with errors that are known."
 
     set: EvalSet
-    kind: np.ndarray   # (labels,) index into KINDS plus 1; 0 where the label was left alone
-    was: np.ndarray    # (labels,) row in the truth it was made from, −1 for invented ones
-    gone: BoxTable     # the removed ones
+    kind: np.ndarray  # (labels,) index into KINDS plus 1; 0 where the label was left alone
+    was: np.ndarray  # (labels,) row in the truth it was made from, −1 for invented ones
+    gone: BoxTable  # the removed ones
 
 
 def plant_errors(
     s: EvalSet,
-    share: float = 0.05,   # of the labels, for each kind
+    share: float = 0.05,  # of the labels, for each kind
     seed: int = 0,
 ) -> Planted:
     "Labels with errors of every kind; crowds stay as they are."
     rng, t, n = np.random.default_rng(seed), s.truth, len(s.names)
     rows = rng.permutation(np.flatnonzero(~t.crowd))
     count = max(1, round(share * len(rows)))
-    if not 0 < share <= 0.2 or len(rows) < 5 * count: raise ConfigError(f"share={share} of {len(rows)} labels for each of {len(KINDS)} kinds", s.where, "a share up to .2, and 5 labels or more")
+    if not 0 < share <= 0.2 or len(rows) < 5 * count:
+        raise ConfigError(
+            f"share={share} of {len(rows)} labels for each of {len(KINDS)} kinds",
+            s.where,
+            "a share up to .2, and 5 labels or more",
+        )
     kind, box, klass = np.zeros(len(t), np.int8), t.xyxy.copy(), t.class_id.copy()
-    for code, part in zip((1, 3, 4, 5) if n > 1 else (1, 4, 5), np.split(rows[: 4 * count], 4)): kind[part] = code
+    for code, part in zip((1, 3, 4, 5) if n > 1 else (1, 4, 5), np.split(rows[: 4 * count], 4)):
+        kind[part] = code
     klass[kind == 3] = (klass[kind == 3] + rng.integers(1, max(n, 2), size=(kind == 3).sum())) % n
     size = np.where(s.size > 0, s.size, 1e6)
-    for r in np.flatnonzero(kind >= 4): box[r] = (_shifted if kind[r] == 4 else _scaled)(rng, t.xyxy[r], size[t.image[r]])
-    models, where, mine = rng.choice(rows, count), rng.integers(len(s), size=count), rows_by_picture(t.image, len(s))
-    new = [_invented(rng, t.xyxy[r, 2:] - t.xyxy[r, :2], t.xyxy[mine[i]], size[i]) for r, i in zip(models, where)]
+    for r in np.flatnonzero(kind >= 4):
+        box[r] = (_shifted if kind[r] == 4 else _scaled)(rng, t.xyxy[r], size[t.image[r]])
+    models, where, mine = (
+        rng.choice(rows, count),
+        rng.integers(len(s), size=count),
+        rows_by_picture(t.image, len(s)),
+    )
+    new = [
+        _invented(rng, t.xyxy[r, 2:] - t.xyxy[r, :2], t.xyxy[mine[i]], size[i]) for r, i in zip(models, where)
+    ]
     keep = kind != 1
-    labels = box_table(np.append(t.image[keep], where), np.vstack([box[keep], new]), np.append(klass[keep], t.class_id[models]), crowd=np.append(t.crowd[keep], np.zeros(count, bool)))
+    labels = box_table(
+        np.append(t.image[keep], where),
+        np.vstack([box[keep], new]),
+        np.append(klass[keep], t.class_id[models]),
+        crowd=np.append(t.crowd[keep], np.zeros(count, bool)),
+    )
     was = np.append(np.flatnonzero(keep), np.full(count, -1))
     return Planted(replace(s, truth=labels), np.append(kind[keep], np.full(count, 2, np.int8)), was, t[~keep])
 
 # %% ../../nbs/07_annotation/06_label_errors.ipynb #13ec5e7e
 def auroc(
-    positive: np.ndarray, negative: np.ndarray,  # scores
+    positive: np.ndarray,
+    negative: np.ndarray,  # scores
 ) -> float:
-    "The probability that a positive scores above a negative, ties counted half; NaN when there is none of either."
-    if not len(positive) or not len(negative): return float("nan")
+    """The probability that a positive scores above a negative, ties counted half; NaN when there is none of
+    either."""
+    if not len(positive) or not len(negative):
+        return float("nan")
     rank = rankdata(np.concatenate([positive, negative]))[: len(positive)]
     return float((rank.sum() - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(negative)))
 
@@ -105,13 +131,15 @@ FEWEST = 20  # hits, and misses, that a curve needs
 
 
 def trust_curves(s: EvalSet) -> np.ndarray:  # (classes, 2) slope and offset in the logit
-    "What the confidence of each class is worth on these labels; slope 1 and offset 0 (as it is) where nothing can be said."
+    """What the confidence of each class is worth on these labels; slope 1 and offset 0 (as it is) where
+    nothing can be said."""
     m = match_set(s, [0.5], max_det=300)
     right, counts, said = m.hit[0], ~m.ignored[0], s.predictions[m.rows]
 
     def curve(rows: np.ndarray) -> tuple[float, float] | None:
         hits = int(right[rows].sum())
-        if hits < FEWEST or rows.sum() - hits < FEWEST: return None
+        if hits < FEWEST or rows.sum() - hits < FEWEST:
+            return None
         fitted = fit_platt(said.confidence[rows], right[rows].astype(float))
         return fitted["a"], fitted["b"]
 
@@ -119,17 +147,17 @@ def trust_curves(s: EvalSet) -> np.ndarray:  # (classes, 2) slope and offset in 
     return np.array([curve(counts & (said.class_id == c)) or everything for c in range(len(s.names))])
 
 # %% ../../nbs/07_annotation/06_label_errors.ipynb #0a619c46
-JOIN, TOUCH = 0.6, 0.1   # overlap from which detections are one place; from which a place can explain a label
+JOIN, TOUCH = 0.6, 0.1  # overlap from which detections are one place; from which a place can explain a label
 
 
 @dataclass(frozen=True)
 class Places:
     "Where a detector sees something in one picture."
 
-    xyxy: np.ndarray    # (m, 4) of the most confident detection there
-    claim: np.ndarray   # (m, classes) what each class's best confidence is worth
-    mate: np.ndarray    # (labels,) place of each label, −1 without
-    iou: np.ndarray     # (labels, m)
+    xyxy: np.ndarray  # (m, 4) of the most confident detection there
+    claim: np.ndarray  # (m, classes) what each class's best confidence is worth
+    mate: np.ndarray  # (labels,) place of each label, −1 without
+    iou: np.ndarray  # (labels, m)
 
     @property
     def believed(self) -> np.ndarray:
@@ -137,12 +165,15 @@ class Places:
         return self.claim.max(axis=1, initial=0)
 
 
-def _gathered(xyxy: np.ndarray, class_id: np.ndarray, worth: np.ndarray, confidence: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _gathered(
+    xyxy: np.ndarray, class_id: np.ndarray, worth: np.ndarray, confidence: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray]:
     "Detections of a picture as places."
     order, overlap = np.argsort(-confidence, kind="stable"), box_iou(xyxy, xyxy)
     leader, open_ = np.full(len(xyxy), -1), np.ones(len(xyxy), bool)
     for r in order:
-        if not open_[r]: continue
+        if not open_[r]:
+            continue
         joined = open_ & (overlap[r] >= JOIN)
         joined[r] = True
         leader[joined], open_[joined] = r, False
@@ -152,10 +183,13 @@ def _gathered(xyxy: np.ndarray, class_id: np.ndarray, worth: np.ndarray, confide
     return xyxy[leads], claim
 
 # %% ../../nbs/07_annotation/06_label_errors.ipynb #c16dbf8e
-def pair_up(box: np.ndarray, class_id: np.ndarray, places: np.ndarray, claim: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pair_up(
+    box: np.ndarray, class_id: np.ndarray, places: np.ndarray, claim: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     "The place of each label (−1 without), and all overlaps."
     overlap, mate = box_iou(box, places), np.full(len(box), -1)
-    if not overlap.size: return mate, overlap
+    if not overlap.size:
+        return mate, overlap
     gain = np.where(overlap >= TOUCH, overlap * (0.05 + claim.max(axis=1) + 0.3 * claim[:, class_id].T), 0.0)
     label, place = linear_sum_assignment(-gain)
     taken = gain[label, place] > 0
@@ -168,28 +202,40 @@ def places_of(s: EvalSet, curves: np.ndarray | None = None) -> Iterator[tuple[np
     curves, t, p = trust_curves(s) if curves is None else curves, s.truth, s.predictions
     worth = expit(curves[p.class_id, 0] * logit(p.confidence) + curves[p.class_id, 1])
     for rows, seen in zip(rows_by_picture(t.image, len(s)), rows_by_picture(p.image, len(s))):
-        places, claim = _gathered(p.xyxy[seen], p.class_id[seen], worth[seen], p.confidence[seen], len(s.names))
+        places, claim = _gathered(
+            p.xyxy[seen], p.class_id[seen], worth[seen], p.confidence[seen], len(s.names)
+        )
         rows = rows[~t.crowd[rows]]
         yield rows, Places(places, claim, *pair_up(t.xyxy[rows], t.class_id[rows], places, claim))
 
 # %% ../../nbs/07_annotation/06_label_errors.ipynb #ef7d3aec
-FIRM = 0.3   # places believed this much teach what is usual
+FIRM = 0.3  # places believed this much teach what is usual
 
 
 def _residual(label: np.ndarray, place: np.ndarray) -> np.ndarray:  # (n, 4) each → (n, 4)
     "Offset of the centre in shares of the size, and logs of the ratios of the sides."
     ours, theirs = (np.maximum(b[:, 2:] - b[:, :2], 1) for b in (label, place))
-    return np.hstack([(label[:, :2] + label[:, 2:] - place[:, :2] - place[:, 2:]) / 2 / np.sqrt(ours * theirs), np.log(ours / theirs)])
+    return np.hstack(
+        [
+            (label[:, :2] + label[:, 2:] - place[:, :2] - place[:, 2:]) / 2 / np.sqrt(ours * theirs),
+            np.log(ours / theirs),
+        ]
+    )
 
 
-def _usual(residual: np.ndarray, class_id: np.ndarray, firm: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _usual(
+    residual: np.ndarray, class_id: np.ndarray, firm: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray]:
     "Median and spread of the residual of each class, (classes, 4) each."
+
     def fit(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         middle = np.median(rows, axis=0)
         return middle, np.maximum(1.4826 * np.median(np.abs(rows - middle), axis=0), 0.01)
 
     default = fit(residual[firm]) if firm.sum() >= FEWEST else (np.zeros(4), np.full(4, 0.05))
-    own = [fit(residual[rows]) if (rows := firm & (class_id == c)).sum() >= FEWEST else default for c in range(n)]
+    own = [
+        fit(residual[rows]) if (rows := firm & (class_id == c)).sum() >= FEWEST else default for c in range(n)
+    ]
     return np.array([o[0] for o in own]), np.array([o[1] for o in own])
 
 
@@ -198,11 +244,15 @@ def _far(z: np.ndarray) -> np.ndarray:
     size = np.hypot(z[:, 0], z[:, 1]) / np.sqrt(2)
     return size / (size + 4)
 
+
 def _in_crowd(box: np.ndarray, crowd: np.ndarray) -> np.ndarray:
     "(m,) whether most of a box lies in one of these regions."
-    if not len(box) or not len(crowd): return np.zeros(len(box), bool)
+    if not len(box) or not len(crowd):
+        return np.zeros(len(box), bool)
     side = np.minimum(box[:, None, 2:], crowd[None, :, 2:]) - np.maximum(box[:, None, :2], crowd[None, :, :2])
-    return (np.maximum(side, 0).prod(axis=2) / np.maximum(np.prod(box[:, 2:] - box[:, :2], axis=1), 1e-9)[:, None]).max(axis=1) > 0.5
+    return (
+        np.maximum(side, 0).prod(axis=2) / np.maximum(np.prod(box[:, 2:] - box[:, :2], axis=1), 1e-9)[:, None]
+    ).max(axis=1) > 0.5
 
 # %% ../../nbs/07_annotation/06_label_errors.ipynb #9122b5d5
 @dataclass(frozen=True)
@@ -210,15 +260,20 @@ class LabelErrors:
     "How suspect each label is, in each way, and where a label may be missing."
 
     set: EvalSet
-    scores: np.ndarray      # (labels, 4) spurious, wrong class, shifted, scaled; 0 for crowds
-    place: np.ndarray       # (labels, 4) box that explains the label, NaN without
-    claim: np.ndarray       # (labels, classes) what the detector believes is there
-    free: BoxTable          # every place; `confidence` is its score as a missed object, 0 where a label explains it
+    scores: np.ndarray  # (labels, 4) spurious, wrong class, shifted, scaled; 0 for crowds
+    place: np.ndarray  # (labels, 4) box that explains the label, NaN without
+    claim: np.ndarray  # (labels, classes) what the detector believes is there
+    free: BoxTable  # every place; `confidence` is its score as a missed object, 0 where a label explains it
 
-
+# %% ../../nbs/07_annotation/06_label_errors.ipynb #ee3eab8f
 def label_errors(s: EvalSet) -> LabelErrors:
     "Look at every label with the eyes of a detector that was not trained on it."
-    if not len(s.predictions): raise DataError("there are no predictions to judge labels by", s.where, "run a model over the pictures: predict_set(model, items)")
+    if not len(s.predictions):
+        raise DataError(
+            "there are no predictions to judge labels by",
+            s.where,
+            "run a model over the pictures: predict_set(model, items)",
+        )
     t, n = s.truth, len(s.names)
     place, claim, iou, free = np.full((len(t), 4), np.nan), np.zeros((len(t), n)), np.zeros(len(t)), []
     regions, crowds = t.xyxy[t.crowd], rows_by_picture(t.image[t.crowd], len(s))
@@ -226,9 +281,15 @@ def label_errors(s: EvalSet) -> LabelErrors:
         has = seen.mate >= 0
         mine, at = rows[has], seen.mate[has]
         place[mine], claim[mine], iou[mine] = seen.xyxy[at], seen.claim[at], seen.iou[has, at]
-        score = seen.believed * (1 - seen.iou.max(axis=0, initial=0)) * ~_in_crowd(seen.xyxy, regions[crowds[i]])
+        score = (
+            seen.believed * (1 - seen.iou.max(axis=0, initial=0)) * ~_in_crowd(seen.xyxy, regions[crowds[i]])
+        )
         score[at] = 0
-        free.append(box_table(np.full(len(score), i), seen.xyxy, seen.claim.argmax(axis=1) if len(score) else [], score))
+        free.append(
+            box_table(
+                np.full(len(score), i), seen.xyxy, seen.claim.argmax(axis=1) if len(score) else [], score
+            )
+        )
     believed, near, each = claim.max(axis=1, initial=0), np.minimum(iou / 0.5, 1), np.arange(len(t))
     own, rest = claim[each, t.class_id], claim.copy()
     rest[each, t.class_id] = 0
@@ -236,14 +297,28 @@ def label_errors(s: EvalSet) -> LabelErrors:
     residual = _residual(t.xyxy, np.where(has[:, None], place, t.xyxy))
     middle, spread = _usual(residual, t.class_id, has & (believed > FIRM), n)
     z = np.where(has[:, None], (residual - middle[t.class_id]) / spread[t.class_id], 0)
-    scores = np.stack([1 - believed * near, other * near * other / (other + own + 1e-6), firm * _far(z[:, :2]), firm * _far(z[:, 2:])], axis=1)
-    return LabelErrors(s, np.where(t.crowd[:, None], 0, scores), place, claim, BoxTable(*(np.concatenate([getattr(f, k) for f in free]) for k in BoxTable.__dataclass_fields__)))
+    scores = np.stack(
+        [
+            1 - believed * near,
+            other * near * other / (other + own + 1e-6),
+            firm * _far(z[:, :2]),
+            firm * _far(z[:, 2:]),
+        ],
+        axis=1,
+    )
+    return LabelErrors(
+        s,
+        np.where(t.crowd[:, None], 0, scores),
+        place,
+        claim,
+        BoxTable(*(np.concatenate([getattr(f, k) for f in free]) for k in BoxTable.__dataclass_fields__)),
+    )
 
 # %% ../../nbs/07_annotation/06_label_errors.ipynb #a0128d9b
 def planted_scores(
     planted: Planted,
-    scores: np.ndarray,      # (labels, 4) as in `LabelErrors`
-    free: BoxTable,          # places or detections with the score of a missed object as confidence
+    scores: np.ndarray,  # (labels, 4) as in `LabelErrors`
+    free: BoxTable,  # places or detections with the score of a missed object as confidence
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # kind → scores of the planted ones, of the others
     "The scores on both sides, for each kind."
     fine, gone = (planted.kind == 0) & ~planted.set.truth.crowd, planted.gone
@@ -252,7 +327,13 @@ def planted_scores(
         for r, row in () if not len(rows) else zip(rows, box_iou(gone.xyxy[rows], free.xyxy[near]) >= 0.5):
             positive[r] = free.confidence[near[row]].max(initial=0)
             mine[near[row]] = True
-    return {"missed": (positive, free.confidence[~mine]), **{kind: (scores[planted.kind == code, code - 2], scores[fine, code - 2]) for code, kind in enumerate(KINDS[1:], 2)}}
+    return {
+        "missed": (positive, free.confidence[~mine]),
+        **{
+            kind: (scores[planted.kind == code, code - 2], scores[fine, code - 2])
+            for code, kind in enumerate(KINDS[1:], 2)
+        },
+    }
 
 
 def planted_aurocs(planted: Planted, scores: np.ndarray, free: BoxTable) -> dict[str, float]:
@@ -269,23 +350,26 @@ FEWEST_LABELS, FEWEST_PLANTED = 100, 50
 class Power:
     "What a search for label errors can find in a set, judged by errors planted there."
 
-    auroc: Mapping[str, float]                           # NaN where nothing could be planted
+    auroc: Mapping[str, float]  # NaN where nothing could be planted
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]]  # kind → scores, rising, and what each is worth
-    planted: int                                         # of each kind
-    reason: str = ""                                     # why it is empty
+    planted: int  # of each kind
+    reason: str = ""  # why it is empty
 
     def probability(self, kind: str, score: np.ndarray) -> np.ndarray:
         "What a score is worth; the score itself where nothing could be planted."
-        if kind not in self.curves: return score
+        if kind not in self.curves:
+            return score
         return np.where(score > 0, np.interp(score, *self.curves[kind]), 0.0)
 
 
 def worth_of(yes: np.ndarray, no: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    "Scores, rising, and the share of planted errors around each (isotonic; one sound label more counted than seen). None without a planted error that scores."
+    """Scores, rising, and the share of planted errors around each (isotonic; one sound label more counted
+    than seen). None without a planted error that scores."""
     score, right = np.concatenate([yes, no]), np.append(np.ones(len(yes)), np.zeros(len(no)))
     rows = np.flatnonzero(score > 0)
     rows = rows[np.lexsort((-right[rows], score[rows]))]
-    if not right[rows].any(): return None
+    if not right[rows].any():
+        return None
     blocks: list[list[float]] = []  # planted, all, lowest and highest score
     for x, y in zip(score[rows].tolist(), right[rows].tolist()):
         blocks.append([y, 1.0, x, x])
@@ -299,7 +383,10 @@ def worth_of(yes: np.ndarray, no: np.ndarray) -> tuple[np.ndarray, np.ndarray] |
 def search_power(s: EvalSet, share: float = 0.05, seed: int = 0) -> Power:
     "Plant errors in these very labels, as often as it takes for 50 of each kind, and look for them."
     labels = int((~s.truth.crowd).sum())
-    if labels < FEWEST_LABELS: return Power(dict.fromkeys(KINDS, float("nan")), {}, 0, f"{labels} labels; at least {FEWEST_LABELS} are needed")
+    if labels < FEWEST_LABELS:
+        return Power(
+            dict.fromkeys(KINDS, float("nan")), {}, 0, f"{labels} labels; at least {FEWEST_LABELS} are needed"
+        )
     each, both = max(1, round(share * labels)), []
     for k in range(-(-FEWEST_PLANTED // each)):
         made = plant_errors(s, share, seed + k)
@@ -314,28 +401,46 @@ def _reason(e: LabelErrors, row: int, kind: str) -> tuple[str, dict[str, Any]]:
     "Why a label is suspect, and what it might be instead."
     t, names, claim = e.set.truth, e.set.names, e.claim[row]
     own, top = int(t.class_id[row]), int(np.argmax(claim))
-    if kind == "spurious": return f"the detector sees nothing like it here (belief {claim.max():.2f}, overlap {_overlap(e, row):.2f})", {"remove": True}
+    if kind == "spurious":
+        return (
+            f"the detector sees nothing like it here (belief {claim.max():.2f}, overlap "
+            f"{_overlap(e, row):.2f})",
+            {"remove": True},
+        )
     if kind == "wrong class":
         top = int(np.argmax(np.where(np.arange(len(names)) == own, -1, claim)))
-        return f"looks like {names[top]} ({claim[top]:.2f}), not {names[own]} ({claim[own]:.2f})", {"class_name": names[top]}
+        return f"looks like {names[top]} ({claim[top]:.2f}), not {names[own]} ({claim[own]:.2f})", {
+            "class_name": names[top]
+        }
     box, place = t.xyxy[row], e.place[row]
     moved = (place[:2] + place[2:] - box[:2] - box[2:]) / 2
     times = np.sqrt(np.prod(box[2:] - box[:2]) / max(np.prod(place[2:] - place[:2]), 1))
-    way = [f"{abs(m):.0f} px {w[int(m > 0)]}" for m, w in zip(moved, (("to the left", "to the right"), ("up", "down"))) if abs(m) >= 1]
-    told = f"the object lies {' and '.join(way) or 'elsewhere'}" if kind == "shifted" else f"the label is {max(times, 1 / times):.2f} times too {'large' if times > 1 else 'small'}"
-    return f"{told} (overlap {_overlap(e, row):.2f}, belief {claim.max():.2f})", {"xyxy": [round(float(v), 1) for v in place]}
+    way = [
+        f"{abs(m):.0f} px {w[int(m > 0)]}"
+        for m, w in zip(moved, (("to the left", "to the right"), ("up", "down")))
+        if abs(m) >= 1
+    ]
+    told = (
+        f"the object lies {' and '.join(way) or 'elsewhere'}"
+        if kind == "shifted"
+        else f"the label is {max(times, 1 / times):.2f} times too {'large' if times > 1 else 'small'}"
+    )
+    return f"{told} (overlap {_overlap(e, row):.2f}, belief {claim.max():.2f})", {
+        "xyxy": [round(float(v), 1) for v in place]
+    }
 
 
 def _overlap(e: LabelErrors, row: int) -> float:
-    if np.isnan(e.place[row, 0]): return 0.0
+    if np.isnan(e.place[row, 0]):
+        return 0.0
     return float(box_iou(e.set.truth.xyxy[[row]], e.place[[row]])[0, 0])
 
 # %% ../../nbs/07_annotation/06_label_errors.ipynb #500eff66
 def error_suspects(
     e: LabelErrors,
-    power: Power | None = None,   # None: scores stand as they are
-    least: float = 0.3,           # probability, or score, from which a label is listed
-) -> list[Suspect]:               # most probable first
+    power: Power | None = None,  # None: scores stand as they are
+    least: float = 0.3,  # probability, or score, from which a label is listed
+) -> list[Suspect]:  # most probable first
     "The labels to look at again, and the places where one may be missing."
     worth = power.probability if power else lambda kind, score: score
     s, t, found = e.set, e.set.truth, []
@@ -344,9 +449,30 @@ def error_suspects(
     for r in np.flatnonzero((table.max(axis=1, initial=0) >= least) & ~t.crowd):
         kind = KINDS[1 + int(best[r])]
         why, instead = _reason(e, int(r), kind)
-        found.append(Suspect(s.images[t.image[r]], kind, float(table[r, best[r]]), why, tuple(t.xyxy[r].tolist()), s.names[t.class_id[r]], instead, int(r)))
+        found.append(
+            Suspect(
+                s.images[t.image[r]],
+                kind,
+                float(table[r, best[r]]),
+                why,
+                tuple(t.xyxy[r].tolist()),
+                s.names[t.class_id[r]],
+                instead,
+                int(r),
+            )
+        )
     belief = worth("missed", e.free.confidence)
     for r in np.flatnonzero((belief >= least) & (e.free.confidence > 0)):
         name, box = s.names[e.free.class_id[r]], tuple(e.free.xyxy[r].tolist())
-        found.append(Suspect(s.images[e.free.image[r]], "missed", float(belief[r]), f"the detector sees {name} without a label (score {e.free.confidence[r]:.2f})", box, "", {"class_name": name, "xyxy": [round(v, 1) for v in box]}))
+        found.append(
+            Suspect(
+                s.images[e.free.image[r]],
+                "missed",
+                float(belief[r]),
+                f"the detector sees {name} without a label (score {e.free.confidence[r]:.2f})",
+                box,
+                "",
+                {"class_name": name, "xyxy": [round(v, 1) for v in box]},
+            )
+        )
     return ranked(found)

@@ -24,7 +24,16 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from .annotations import Annotation, Draft, add_annotations, box_around, one_each, refuse_shape, turned_box, unknown_labels
+from cv_pipeline.annotation.annotations import (
+    Annotation,
+    Draft,
+    add_annotations,
+    box_around,
+    one_each,
+    refuse_shape,
+    turned_box,
+    unknown_labels,
+)
 from .collect import Collected
 from .datasets import Problem, worst_first
 from ..core.files import expecting, parse_json, read_json, write_whole
@@ -41,13 +50,19 @@ __all__ = ['Reply', 'labelling_config', 'Project', 'read_config', 'to_task', 're
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #5cadadc4
 def labelling_config(
     names: Sequence[str],  # class names
-) -> str:                  # XML
+) -> str:  # XML
     "Upright rectangles of these classes, and a line about the picture."
-    if not names or len(set(names)) < len(names) or not all(n.strip() for n in names): raise ConfigError(f"class names {list(names)} must be different and not empty", "labelling_config")
+    if not names or len(set(names)) < len(names) or not all(n.strip() for n in names):
+        raise ConfigError(f"class names {list(names)} must be different and not empty", "labelling_config")
     colour = lambda i: "#{2:02x}{1:02x}{0:02x}".format(*colour_of(i))
-    labels = "".join(f"<Label value={quoteattr(n)} background={quoteattr(colour(i))}/>" for i, n in enumerate(names))
-    return (f'<View><Header value="$about" size="5"/><RectangleLabels name="label" toName="image" canRotate="false" showInline="true">{labels}</RectangleLabels>'
-            '<Image name="image" value="$image" zoom="true" zoomControl="true" rotateControl="false"/></View>')
+    labels = "".join(
+        f"<Label value={quoteattr(n)} background={quoteattr(colour(i))}/>" for i, n in enumerate(names)
+    )
+    return (
+        '<View><Header value="$about" size="5"/><RectangleLabels name="label" toName="image" '
+        f'canRotate="false" showInline="true">{labels}</RectangleLabels>'
+        '<Image name="image" value="$image" zoom="true" zoomControl="true" rotateControl="false"/></View>'
+    )
 
 
 @dataclass(frozen=True)
@@ -60,72 +75,147 @@ class Project:
     label: str = "label"  # name of the rectangles' tag
     image: str = "image"  # name of the picture's tag
     field: str = "image"  # key of a task's data that holds the picture's address
-    several: int = 1      # people who are to label each picture
+    several: int = 1  # people who are to label each picture
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #22f205e6
 def read_config(row: Mapping[str, Any]) -> Project:  # a project as the server tells it
     "Where boxes are in a project; DataError when it has no rectangles on a picture."
-    if not isinstance(row, Mapping) or "id" not in row: raise DataError(f"not a project of Label Studio: {str(row)[:60]!r}", "project", "check the address and the server's version")
+    if not isinstance(row, Mapping) or "id" not in row:
+        raise DataError(
+            f"not a project of Label Studio: {str(row)[:60]!r}",
+            "project",
+            "check the address and the server's version",
+        )
     where = f"project {row['id']} '{row.get('title')}'"
-    try: tree = ElementTree.fromstring(row.get("label_config") or "<View/>")
-    except ElementTree.ParseError as e: raise DataError(f"its labelling configuration is not readable: {e}", where) from e
+    try:
+        tree = ElementTree.fromstring(row.get("label_config") or "<View/>")
+    except ElementTree.ParseError as e:
+        raise DataError(f"its labelling configuration is not readable: {e}", where) from e
     pictures = {t.get("name"): (t.get("value") or "").lstrip("$") for t in tree.iter("Image")}
     found = [t for t in tree.iter("RectangleLabels") if t.get("toName") in pictures]
     if not found:
         others = sorted({t.tag for t in tree.iter() if t.tag.endswith("Labels")})
-        raise DataError(f"it has no RectangleLabels on an Image (it has {', '.join(others) or 'no labels'})", where, "choose another title, or give it the configuration of labelling_config(names)")
+        raise DataError(
+            f"it has no RectangleLabels on an Image (it has {', '.join(others) or 'no labels'})",
+            where,
+            "choose another title, or give it the configuration of labelling_config(names)",
+        )
     names = tuple(t.get("alias") or t.get("value") for t in found[0].iter("Label"))
-    return Project(row["id"], row.get("title") or "", names, found[0].get("name"), found[0].get("toName"), pictures[found[0].get("toName")], row.get("maximum_annotations") or 1)
+    return Project(
+        row["id"],
+        row.get("title") or "",
+        names,
+        found[0].get("name"),
+        found[0].get("toName"),
+        pictures[found[0].get("toName")],
+        row.get("maximum_annotations") or 1,
+    )
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #561930d5
-def _region(project: Project, size: tuple[int, int], xyxy: Sequence[float], name: str, confidence: float, number: int) -> dict[str, Any]:
+def _region(
+    project: Project, size: tuple[int, int], xyxy: Sequence[float], name: str, confidence: float, number: int
+) -> dict[str, Any]:
     "One box as Label Studio writes it: percent, from the upper left corner."
     (width, height), (x1, y1, x2, y2) = size, xyxy
-    value = {"x": 100 * x1 / width, "y": 100 * y1 / height, "width": 100 * (x2 - x1) / width, "height": 100 * (y2 - y1) / height, "rotation": 0, "rectanglelabels": [name]}
-    return {"id": f"box{number}", "type": "rectanglelabels", "from_name": project.label, "to_name": project.image, "original_width": width, "original_height": height,
-            "image_rotation": 0, "value": value, "score": round(float(confidence), 5)}
+    value = {
+        "x": 100 * x1 / width,
+        "y": 100 * y1 / height,
+        "width": 100 * (x2 - x1) / width,
+        "height": 100 * (y2 - y1) / height,
+        "rotation": 0,
+        "rectanglelabels": [name],
+    }
+    return {
+        "id": f"box{number}",
+        "type": "rectanglelabels",
+        "from_name": project.label,
+        "to_name": project.image,
+        "original_width": width,
+        "original_height": height,
+        "image_rotation": 0,
+        "value": value,
+        "score": round(float(confidence), 5),
+    }
 
 
 def _about(draft: Draft) -> str:
     "The line above the picture."
     m = draft.meta
-    parts = [m.get("source_id"), f"frame {m['frame_id']}" if "frame_id" in m else draft.picture, str(m["captured_at"])[:19] if m.get("captured_at") else None, ", ".join(m.get("reasons") or ()), m.get("note")]
+    parts = [
+        m.get("source_id"),
+        f"frame {m['frame_id']}" if "frame_id" in m else draft.picture,
+        str(m["captured_at"])[:19] if m.get("captured_at") else None,
+        ", ".join(m.get("reasons") or ()),
+        m.get("note"),
+    ]
     return " · ".join(str(p) for p in parts if p)
 
-
+# %% ../../nbs/07_annotation/04_label_studio.ipynb #0646b64a
 def to_task(
     draft: Draft,
     project: Project,
-    address: str,      # of the picture, as the server's pages will ask for it
+    address: str,  # of the picture, as the server's pages will ask for it
 ) -> dict[str, Any]:
     "A task with what a model drew already."
     unknown_labels((draft.names[c] for c in draft.boxes.class_id), project.names, draft.picture)
     low, high = np.zeros(2), np.array(draft.size, np.float32)
-    xyxy = np.hstack([np.clip(draft.boxes.xyxy[:, :2], low, high), np.clip(draft.boxes.xyxy[:, 2:], low, high)]).astype(float)
+    xyxy = np.hstack(
+        [np.clip(draft.boxes.xyxy[:, :2], low, high), np.clip(draft.boxes.xyxy[:, 2:], low, high)]
+    ).astype(float)
     rows = zip(xyxy.tolist(), draft.boxes.class_id.tolist(), draft.boxes.confidence.tolist())
-    drawn = [_region(project, draft.size, b, draft.names[c], p, i) for i, (b, c, p) in enumerate(rows) if b[2] > b[0] and b[3] > b[1]]
-    data = {project.field: address, "key": draft.sha256, "picture": draft.picture, "size": list(draft.size), "about": _about(draft), "meta": json.loads(json.dumps(dict(draft.meta), default=str))}
+    drawn = [
+        _region(project, draft.size, b, draft.names[c], p, i)
+        for i, (b, c, p) in enumerate(rows)
+        if b[2] > b[0] and b[3] > b[1]
+    ]
+    data = {
+        project.field: address,
+        "key": draft.sha256,
+        "picture": draft.picture,
+        "size": list(draft.size),
+        "about": _about(draft),
+        "meta": json.loads(json.dumps(dict(draft.meta), default=str)),
+    }
     score = float(draft.boxes.confidence.min()) if drawn else 0.0
-    return {"data": data, **({"predictions": [{"model_version": draft.model or "draft", "score": round(score, 5), "result": drawn}]} if drawn or draft.model else {})}
+    return {
+        "data": data,
+        **(
+            {
+                "predictions": [
+                    {"model_version": draft.model or "draft", "score": round(score, 5), "result": drawn}
+                ]
+            }
+            if drawn or draft.model
+            else {}
+        ),
+    }
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #c24838ba
 def _percent(value: Mapping[str, Any], keys: Sequence[str], where: str) -> list[float]:
     "Numbers of a region, which must be percent."
-    try: found = [float(value[k]) for k in keys]
-    except (KeyError, TypeError, ValueError) as e: raise DataError(f"a region without {', '.join(keys)}: {e!r}", where) from e
-    if not np.isfinite(found).all(): raise DataError(f"a region with NaN or infinity: {found}", where)
+    try:
+        found = [float(value[k]) for k in keys]
+    except (KeyError, TypeError, ValueError) as e:
+        raise DataError(f"a region without {', '.join(keys)}: {e!r}", where) from e
+    if not np.isfinite(found).all():
+        raise DataError(f"a region with NaN or infinity: {found}", where)
     return found
 
 
-def _drawn(kind: str, value: Mapping[str, Any], size: tuple[int, int], shapes: str, where: str) -> tuple[np.ndarray, float]:
+def _drawn(
+    kind: str, value: Mapping[str, Any], size: tuple[int, int], shapes: str, where: str
+) -> tuple[np.ndarray, float]:
     "Corners in percent of one region, (k, 2), and by how much it was turned."
     if kind.startswith("rectangle") or (kind == "labels" and "width" in value):
         x, y, w, h = _percent(value, ("x", "y", "width", "height"), where)
         turn = float(value.get("rotation") or 0) % 360
-        if not turn: return np.array([[x, y], [x + w, y + h]]), 0.0
+        if not turn:
+            return np.array([[x, y], [x + w, y + h]]), 0.0
         refuse_shape(f"a rectangle turned by {turn:g} degrees", where, shapes)
         scale = np.array(size) / 100  # a percent of the width is not one of the height: turn in pixels
-        return turned_box(np.array([x, y, x + w, y + h]) * [*scale, *scale], turn, np.array([x, y]) * scale) / scale, turn
+        return turned_box(
+            np.array([x, y, x + w, y + h]) * [*scale, *scale], turn, np.array([x, y]) * scale
+        ) / scale, turn
     if kind.startswith("polygon") or "points" in value:
         refuse_shape("a polygon", where, shapes)
         return np.array(value["points"], float).reshape(-1, 2), 0.0
@@ -136,16 +226,37 @@ def _drawn(kind: str, value: Mapping[str, Any], size: tuple[int, int], shapes: s
     raise DataError(f"a region of the kind '{kind}' where a box is expected", where, "draw a rectangle")
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #b0f84451
-def _read_region(r: Mapping[str, Any], size: tuple[int, int], shapes: str, where: str) -> tuple[str, list[float], float]:
+def _read_region(
+    r: Mapping[str, Any], size: tuple[int, int], shapes: str, where: str
+) -> tuple[str, list[float], float]:
     "Label, corners in pixels, and turn of one region."
-    kind, value, claimed = str(r.get("type")), r.get("value") or {}, (r.get("original_width"), r.get("original_height"))
-    if float(r.get("image_rotation") or 0): raise DataError(f"the picture was turned by {r['image_rotation']} degrees while labelling", where, "turn it back in Label Studio and submit again")
-    if all(claimed) and [float(v) for v in claimed] != [float(v) for v in size]: raise DataError(f"labelled at {claimed[0]}x{claimed[1]}, sent as {size[0]}x{size[1]}", where, "the server shows another picture, or turned it by its EXIF entry")
+    kind, value, claimed = (
+        str(r.get("type")),
+        r.get("value") or {},
+        (r.get("original_width"), r.get("original_height")),
+    )
+    if float(r.get("image_rotation") or 0):
+        raise DataError(
+            f"the picture was turned by {r['image_rotation']} degrees while labelling",
+            where,
+            "turn it back in Label Studio and submit again",
+        )
+    if all(claimed) and [float(v) for v in claimed] != [float(v) for v in size]:
+        raise DataError(
+            f"labelled at {claimed[0]}x{claimed[1]}, sent as {size[0]}x{size[1]}",
+            where,
+            "the server shows another picture, or turned it by its EXIF entry",
+        )
     labels = next((v for k, v in value.items() if k.endswith("labels")), [])
     points, turn = _drawn(kind, value, size, shapes, where)
-    if len(labels) != 1: raise DataError(f"a box with {len(labels)} labels {labels}", where, "give each box one label")
+    if len(labels) != 1:
+        raise DataError(f"a box with {len(labels)} labels {labels}", where, "give each box one label")
     if points.max() > 100.5 or points.min() < -0.5:
-        raise DataError(f"{np.round(points, 1).tolist()} are not percent", where, "Label Studio counts in percent of the picture; these look like pixels, or leave the picture")
+        raise DataError(
+            f"{np.round(points, 1).tolist()} are not percent",
+            where,
+            "Label Studio counts in percent of the picture; these look like pixels, or leave the picture",
+        )
     return labels[0], box_around(np.clip(points, 0, 100) * np.array(size) / 100), turn
 
 
@@ -154,25 +265,47 @@ def _time(text: Any) -> datetime | None:
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #074d90ac
 def read_annotation(
-    a: Mapping[str, Any],          # an annotation as the server tells it
-    data: Mapping[str, Any],       # of its task
+    a: Mapping[str, Any],  # an annotation as the server tells it
+    data: Mapping[str, Any],  # of its task
     names: Sequence[str],
     annotator: str,
-    shapes: str = "refuse",        # polygons and turned rectangles: "refuse", or "box" for the box around them
+    shapes: str = "refuse",  # polygons and turned rectangles: "refuse", or "box" for the box around them
     rename: Mapping[str, str] | None = None,
     where: str = "",
 ) -> Annotation:
     "One person's answer in pixels; DataError that names the region when something in it is no box."
-    try: picture, size, key = data["picture"], tuple(int(v) for v in data["size"]), data.get("key", "")
-    except (KeyError, TypeError, ValueError) as e: raise DataError(f"a task without picture and size: {e!r}", where, "it was not sent from here") from e
+    try:
+        picture, size, key = data["picture"], tuple(int(v) for v in data["size"]), data.get("key", "")
+    except (KeyError, TypeError, ValueError) as e:
+        raise DataError(f"a task without picture and size: {e!r}", where, "it was not sent from here") from e
     result = a.get("result", "nothing")
-    if not isinstance(result, list | None): raise DataError(f"an answer whose result is no list of regions: {str(result)[:60]!r}", where)
-    drawn = [r for r in result or () if r.get("type") not in ("choices", "textarea", "rating", "number", "datetime", "taxonomy", "pairwise", "relation")]
+    if not isinstance(result, list | None):
+        raise DataError(f"an answer whose result is no list of regions: {str(result)[:60]!r}", where)
+    drawn = [
+        r
+        for r in result or ()
+        if r.get("type")
+        not in ("choices", "textarea", "rating", "number", "datetime", "taxonomy", "pairwise", "relation")
+    ]
     read = [_read_region(r, size, shapes, f"{where}, region {r.get('id')}") for r in drawn]
     labels = [(rename or {}).get(r[0], r[0]) for r in read]
     unknown_labels(labels, names, where)
-    boxes = Detections([r[1] for r in read], class_id=[list(names).index(n) for n in labels], data={"rotated": np.array([r[2] for r in read], np.float32)})
-    return Annotation(picture, annotator, size, tuple(names), boxes, _time(a.get("updated_at") or a.get("created_at")), None if a.get("lead_time") is None else float(a["lead_time"]), f"label-studio:{a.get('task', '')}", key)
+    boxes = Detections(
+        [r[1] for r in read],
+        class_id=[list(names).index(n) for n in labels],
+        data={"rotated": np.array([r[2] for r in read], np.float32)},
+    )
+    return Annotation(
+        picture,
+        annotator,
+        size,
+        tuple(names),
+        boxes,
+        _time(a.get("updated_at") or a.get("created_at")),
+        None if a.get("lead_time") is None else float(a["lead_time"]),
+        f"label-studio:{a.get('task', '')}",
+        key,
+    )
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #0f2c7f63
 class LabelStudioError(CVPipelineError):
@@ -182,7 +315,8 @@ class LabelStudioError(CVPipelineError):
 
 
 class LabelStudioDown(LabelStudioError):
-    "No answer, or one that says that the server is ill. `uncertain`: the request may have worked all the same."
+    """No answer, or one that says that the server is ill. `uncertain`: the request may have worked all the
+    same."""
 
     def __init__(self, what: str, where: object = None, hint: str | None = None, uncertain: bool = False):
         self.uncertain = uncertain
@@ -205,8 +339,11 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         here, there = urlsplit(req.full_url), urlsplit(newurl)
-        same = (here.hostname, here.port) == (there.hostname, there.port) or (here.hostname == there.hostname and there.scheme == "https")
-        if not same or (here.scheme == "https" and there.scheme != "https") or req.get_method() != "GET": return None
+        same = (here.hostname, here.port) == (there.hostname, there.port) or (
+            here.hostname == there.hostname and there.scheme == "https"
+        )
+        if not same or (here.scheme == "https" and there.scheme != "https") or req.get_method() != "GET":
+            return None
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -214,26 +351,49 @@ def http(method: str, url: str, headers: Mapping[str, str], body: bytes | None, 
     "One request. OSError when nobody answers; ConnectionRefusedError when it surely never arrived."
     request = urllib.request.Request(url, data=body, method=method, headers=dict(headers))
     try:
-        try: reply = urllib.request.build_opener(_Stay).open(request, timeout=timeout_s)
-        except urllib.error.HTTPError as e: reply = e  # an answer all the same
-        with reply: return reply.status, dict(reply.headers), reply.read()
-    except urllib.error.URLError as e: raise (e.reason if isinstance(e.reason, OSError) else OSError(str(e.reason))) from e
-    except http_client.HTTPException as e: raise OSError(f"the connection broke: {type(e).__name__}") from e
+        try:
+            reply = urllib.request.build_opener(_Stay).open(request, timeout=timeout_s)
+        except urllib.error.HTTPError as e:
+            reply = e  # an answer all the same
+        with reply:
+            return reply.status, dict(reply.headers), reply.read()
+    except urllib.error.URLError as e:
+        raise (e.reason if isinstance(e.reason, OSError) else OSError(str(e.reason))) from e
+    except http_client.HTTPException as e:
+        raise OSError(f"the connection broke: {type(e).__name__}") from e
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #b2efff0a
 def _token(variable: str) -> str:
     "The token from the environment."
     token = os.environ.get(variable, "").strip()
-    if not token: raise ConfigError(f"the environment variable {variable} is not set", "Label Studio", f"export {variable}=… with the token of your account page in Label Studio")
-    if not token.isascii() or not token.isprintable() or " " in token: raise ConfigError(f"{variable} does not hold a token: it has spaces or signs that no token has", "Label Studio", "copy it again; it is not shown here")
+    if not token:
+        raise ConfigError(
+            f"the environment variable {variable} is not set",
+            "Label Studio",
+            f"export {variable}=… with the token of your account page in Label Studio",
+        )
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(
+            f"{variable} does not hold a token: it has spaces or signs that no token has",
+            "Label Studio",
+            "copy it again; it is not shown here",
+        )
     return token
 
 
 def _address(url: str) -> str:
     "The server's address without a slash at its end; ConfigError when it is none."
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname: raise ConfigError(f"{masked(url)!r} is no address of a server", "Label Studio", "http://host:port or https://host")
-    if "@" in parts.netloc or parts.query: raise ConfigError("the address holds a name, a password or a token", masked(url), "leave it out: the token comes from the environment")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"{masked(url)!r} is no address of a server", "Label Studio", "http://host:port or https://host"
+        )
+    if "@" in parts.netloc or parts.query:
+        raise ConfigError(
+            "the address holds a name, a password or a token",
+            masked(url),
+            "leave it out: the token comes from the environment",
+        )
     return url.rstrip("/")
 
 
@@ -243,49 +403,95 @@ def _reason(body: bytes) -> str:
         said = parse_json(body)
     except DataError:
         return ""
-    if not isinstance(said, dict): return str(said)[:300]
+    if not isinstance(said, dict):
+        return str(said)[:300]
     problems = said.get("validation_errors") or {}
-    return "; ".join(f"{k}: {' '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in problems.items())[:300] if problems else str(said.get("detail", ""))[:300]
+    return (
+        "; ".join(f"{k}: {' '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in problems.items())[
+            :300
+        ]
+        if problems
+        else str(said.get("detail", ""))[:300]
+    )
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #810ee7f6
 def _retry_after(headers: Mapping[str, str], pause: float, longest: float) -> float:
     "Seconds to wait: what the server asks for, within reason."
-    try: return min(max(float(next(v for k, v in headers.items() if k.lower() == "retry-after")), 0.0), longest)
-    except (StopIteration, ValueError): return pause
+    try:
+        return min(
+            max(float(next(v for k, v in headers.items() if k.lower() == "retry-after")), 0.0), longest
+        )
+    except (StopIteration, ValueError):
+        return pause
 
 
 def _answer(server: Server, reply: Reply, where: str) -> Any:
     "What an answer holds; a typed error for one that refuses."
     status, _, body = reply
     why = server._clean(_reason(body))
-    if status in (401, 403): raise LabelStudioDenied(f"the token is not accepted here (HTTP {status}): {why}", where, "check it against the account page of Label Studio; legacy tokens must be switched on by the organisation")
-    if status == 404: raise LabelStudioGone(f"not there: {why or 'HTTP 404'}", where, "was the project deleted?")
-    if 300 <= status < 400: raise LabelStudioError(f"the server sends us elsewhere (HTTP {status}), to {masked(reply[1].get('Location', 'nowhere'))}", where, "give the address where it really lives; the token is not sent after it")
-    if not 200 <= status < 300: raise LabelStudioError(f"refused (HTTP {status}): {why}", where)
+    if status in (401, 403):
+        raise LabelStudioDenied(
+            f"the token is not accepted here (HTTP {status}): {why}",
+            where,
+            "check it against the account page of Label Studio; legacy tokens must be switched on by the "
+            "organisation",
+        )
+    if status == 404:
+        raise LabelStudioGone(f"not there: {why or 'HTTP 404'}", where, "was the project deleted?")
+    if 300 <= status < 400:
+        target = reply[1].get("Location", "nowhere")
+        raise LabelStudioError(
+            f"the server sends us elsewhere (HTTP {status}), to {masked(target)}",
+            where,
+            "give the address where it really lives; the token is not sent after it",
+        )
+    if not 200 <= status < 300:
+        raise LabelStudioError(f"refused (HTTP {status}): {why}", where)
     try:
         return parse_json(body, where) if body else None
     except DataError:
-        raise LabelStudioError("the answer is not JSON: this is no Label Studio, or a login page stands before it", where, "check the address") from None
+        raise LabelStudioError(
+            "the answer is not JSON: this is no Label Studio, or a login page stands before it",
+            where,
+            "check the address",
+        ) from None
 
 
 def _rows(found: Any, where: str, *keys: str) -> list[Any]:
     "A list of objects that have these keys, as the server tells them; LabelStudioError when it is none."
-    if not isinstance(found, list) or not all(isinstance(r, Mapping) and all(k in r for k in keys) for r in found):
-        raise LabelStudioError(f"not the answer of Label Studio: {str(found)[:60]!r} is no list with {', '.join(keys)}", where, "check the address and the server's version")
+    if not isinstance(found, list) or not all(
+        isinstance(r, Mapping) and all(k in r for k in keys) for r in found
+    ):
+        raise LabelStudioError(
+            f"not the answer of Label Studio: {str(found)[:60]!r} is no list with {', '.join(keys)}",
+            where,
+            "check the address and the server's version",
+        )
     return found
 
-
+# %% ../../nbs/07_annotation/04_label_studio.ipynb #bfdfa701
 def _field(found: Any, key: str, where: str) -> Any:
     "A part of an object as the server tells it; LabelStudioError when it is not there."
-    if not isinstance(found, Mapping) or key not in found: raise LabelStudioError(f"not the answer of Label Studio: {str(found)[:60]!r} has no '{key}'", where, "check the address and the server's version")
+    if not isinstance(found, Mapping) or key not in found:
+        raise LabelStudioError(
+            f"not the answer of Label Studio: {str(found)[:60]!r} has no '{key}'",
+            where,
+            "check the address and the server's version",
+        )
     return found[key]
 
 
 def _parts(files: Sequence[tuple[str, Path]]) -> tuple[bytes, str]:  # body, content type
     "Files as a browser's form sends them."
     mark = uuid.uuid4().hex
-    head = 'Content-Disposition: form-data; name="file{0}"; filename="{1}"\r\nContent-Type: application/octet-stream\r\n\r\n'
-    body = b"".join(f"--{mark}\r\n{head.format(i, name)}".encode() + path.read_bytes() + b"\r\n" for i, (name, path) in enumerate(files))
+    head = (
+        'Content-Disposition: form-data; name="file{0}"; filename="{1}"\r\nContent-Type: '
+        "application/octet-stream\r\n\r\n"
+    )
+    body = b"".join(
+        f"--{mark}\r\n{head.format(i, name)}".encode() + path.read_bytes() + b"\r\n"
+        for i, (name, path) in enumerate(files)
+    )
     return body + f"--{mark}--\r\n".encode(), f"multipart/form-data; boundary={mark}"
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #60b86660
@@ -294,86 +500,151 @@ class Server:
 
     def __init__(
         self,
-        url: str,                                 # http(s)://host:port
+        url: str,  # http(s)://host:port
         token_env: str = "LABEL_STUDIO_API_KEY",  # variable that holds a legacy or a personal access token
-        timeout_s: float = 60.0, attempts: int = 6, pause_s: float = 0.5, longest_pause_s: float = 20.0,  # pauses double
-        wait: Callable[[float], None] = time.sleep, send: Callable[..., Reply] = http,
+        timeout_s: float = 60.0,
+        attempts: int = 6,
+        pause_s: float = 0.5,
+        longest_pause_s: float = 20.0,  # pauses double
+        wait: Callable[[float], None] = time.sleep,
+        send: Callable[..., Reply] = http,
     ):
-        self.url, self._token, self._access, self._wait, self._send = _address(url), _token(token_env), "", wait, send
-        self.timeout_s, self.attempts, self.pause_s, self.longest_pause_s = timeout_s, attempts, pause_s, longest_pause_s
+        self.url, self._token, self._access = _address(url), _token(token_env), ""
+        self.timeout_s, self.attempts = timeout_s, attempts
+        self.pause_s, self.longest_pause_s = pause_s, longest_pause_s
+        self._wait, self._send = wait, send
 
-    def __repr__(self) -> str: return f"Server({self.url!r})"
+    def __repr__(self) -> str:
+        return f"Server({self.url!r})"
 
-    def __reduce__(self): raise TypeError("a Server holds a token and is not to be written down")
+    def __reduce__(self):
+        raise TypeError("a Server holds a token and is not to be written down")
 
     def _clean(self, text: str) -> str:
-        for secret in filter(None, (self._token, self._access)): text = text.replace(secret, "***")
+        for secret in filter(None, (self._token, self._access)):
+            text = text.replace(secret, "***")
         return text
 
-    def _reply(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], safe: bool) -> Reply:
+    def _reply(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], safe: bool
+    ) -> Reply:
         "One request, again where that cannot do harm."
-        where, why = f"{method} {self.url}{path.partition('?')[0]}", ""
-        for attempt in range(self.attempts):
-            pause, lost = min(self.pause_s * 2**attempt, self.longest_pause_s), False
-            try:
-                reply = self._send(method, self.url + path, headers, body, self.timeout_s)
-                if reply[0] not in (429, 500, 502, 503, 504): return reply
-                why, lost, pause = f"HTTP {reply[0]} {_reason(reply[2])}", reply[0] not in (429, 503), _retry_after(reply[1], pause, self.longest_pause_s)
-            except OSError as e: why, lost = str(e) or type(e).__name__, not isinstance(e, ConnectionRefusedError)
-            if lost and not safe: raise LabelStudioDown(f"no sure answer: {self._clean(why)}", where, "run it again: what arrived is not sent twice", uncertain=True)
-            if attempt + 1 < self.attempts: self._wait(pause)
-        raise LabelStudioDown(f"Label Studio does not answer, {self.attempts} attempts: {self._clean(why).strip()}", where, "start it or look at its log, then run this again: it goes on where it stopped")
+        return _retried(self, method, path, body, headers, safe)
 
     def call(self, method: str, path: str, body: Any = None, files: Sequence[tuple[str, Path]] = ()) -> Any:
         "What the server answers, from JSON."
-        return _answer(self, _ask(self, method, path, body, files), f"{method} {self.url}{path.partition('?')[0]}")
+        return _answer(
+            self, _ask(self, method, path, body, files), f"{method} {self.url}{path.partition('?')[0]}"
+        )
 
     def fetch(self, path: str) -> bytes:
         "A file, for example a picture as pages show it."
         reply = _ask(self, "GET", path, None, ())
-        return reply[2] if reply[0] == 200 else _answer(self, reply, f"GET {self.url}{path.partition('?')[0]}")
+        return (
+            reply[2] if reply[0] == 200 else _answer(self, reply, f"GET {self.url}{path.partition('?')[0]}")
+        )
+
+# %% ../../nbs/07_annotation/04_label_studio.ipynb #6870effc
+def _retried(
+    s: Server, method: str, path: str, body: bytes | None, headers: Mapping[str, str], safe: bool
+) -> Reply:
+    """The server's reply, after pauses where it is busy or not there; LabelStudioDown when it stays away, or
+    when the request may have worked and is not safe to repeat."""
+    where, why = f"{method} {s.url}{path.partition('?')[0]}", ""
+    for attempt in range(s.attempts):
+        pause, lost = min(s.pause_s * 2**attempt, s.longest_pause_s), False
+        try:
+            reply = s._send(method, s.url + path, headers, body, s.timeout_s)
+            if reply[0] not in (429, 500, 502, 503, 504):
+                return reply
+            why, lost = f"HTTP {reply[0]} {_reason(reply[2])}", reply[0] not in (429, 503)
+            pause = _retry_after(reply[1], pause, s.longest_pause_s)
+        except OSError as e:
+            why, lost = str(e) or type(e).__name__, not isinstance(e, ConnectionRefusedError)
+        if lost and not safe:
+            raise LabelStudioDown(
+                f"no sure answer: {s._clean(why)}",
+                where,
+                "run it again: what arrived is not sent twice",
+                uncertain=True,
+            )
+        if attempt + 1 < s.attempts:
+            s._wait(pause)
+    raise LabelStudioDown(
+        f"Label Studio does not answer, {s.attempts} attempts: {s._clean(why).strip()}",
+        where,
+        "start it or look at its log, then run this again: it goes on where it stopped",
+    )
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #be1574ba
 def _ask(s: Server, method: str, path: str, body: Any, files: Sequence[tuple[str, Path]]) -> Reply:
     "A request with the right header; an exchanged token that ran out is exchanged once more."
-    data, kind = _parts(files) if files else (None if body is None else json.dumps(body).encode(), "application/json")
+    data, kind = (
+        _parts(files) if files else (None if body is None else json.dumps(body).encode(), "application/json")
+    )
     personal = s._token.count(".") == 2
     for again in (True, False):
         if personal and not s._access:
-            got = s._reply("POST", "/api/token/refresh", json.dumps({"refresh": s._token}).encode(), {"Content-Type": "application/json"}, safe=True)
-            s._access = _field(_answer(s, got, f"POST {s.url}/api/token/refresh"), "access", f"{s.url}/api/token/refresh")
+            got = s._reply(
+                "POST",
+                "/api/token/refresh",
+                json.dumps({"refresh": s._token}).encode(),
+                {"Content-Type": "application/json"},
+                safe=True,
+            )
+            s._access = _field(
+                _answer(s, got, f"POST {s.url}/api/token/refresh"), "access", f"{s.url}/api/token/refresh"
+            )
         key = f"Bearer {s._access}" if personal else f"Token {s._token}"
-        reply = s._reply(method, path, data, {"Authorization": key, "Content-Type": kind, "Accept": "*/*"}, method in ("GET", "PATCH"))
-        if reply[0] != 401 or not personal or not again: break
+        reply = s._reply(
+            method,
+            path,
+            data,
+            {"Authorization": key, "Content-Type": kind, "Accept": "*/*"},
+            method in ("GET", "PATCH"),
+        )
+        if reply[0] != 401 or not personal or not again:
+            break
         s._access = ""
     return reply
 
-
+# %% ../../nbs/07_annotation/04_label_studio.ipynb #6ccfcb75
 def pages(
     server: Server,
-    path: str,        # with its query
-    key: str, total: str,  # of the list and of its length within each answer
+    path: str,  # with its query
+    key: str,
+    total: str,  # of the list and of its length within each answer
     size: int = 200,
 ) -> Iterator[dict[str, Any]]:
-    "All rows of a long list, each once. When rows went away meanwhile, others moved to pages that were read already: then it is read again."
+    """All rows of a long list, each once. When rows went away meanwhile, others moved to pages that were read
+    already: then it is read again."""
     seen, again = set(), True
     while again:
         page, length, again = 0, None, False
         while length is None or page * size < length:
             page += 1
-            try: found = server.call("GET", f"{path}{'&' if '?' in path else '?'}page={page}&page_size={size}")
+            try:
+                found = server.call("GET", f"{path}{'&' if '?' in path else '?'}page={page}&page_size={size}")
             except LabelStudioGone:
-                if page == 1: raise
-                again = True; break
+                if page == 1:
+                    raise
+                again = True
+                break
             where = f"{server.url}{path.partition('?')[0]}"
             rows, count = _rows(_field(found, key, where), where, "id"), _field(found, total, where)
-            if not isinstance(count, int): raise LabelStudioError(f"not the answer of Label Studio: {total}={count!r}", where, "check the address and the server's version")
+            if not isinstance(count, int):
+                raise LabelStudioError(
+                    f"not the answer of Label Studio: {total}={count!r}",
+                    where,
+                    "check the address and the server's version",
+                )
             again |= length is not None and count < length
             length = count
             new = [row for row in rows if row["id"] not in seen]
             seen.update(row["id"] for row in new)
             yield from new
-            if not rows: break
+            if not rows:
+                break
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #0ad01306
 def _with_labels(config: str, project: Project, names: Sequence[str]) -> str:
@@ -382,7 +653,9 @@ def _with_labels(config: str, project: Project, names: Sequence[str]) -> str:
     tag = next(t for t in tree.iter("RectangleLabels") if t.get("name") == project.label)
     for n in names:
         i = len(list(tag.iter("Label")))
-        ElementTree.SubElement(tag, "Label", {"value": n, "background": "#{2:02x}{1:02x}{0:02x}".format(*colour_of(i))})
+        ElementTree.SubElement(
+            tag, "Label", {"value": n, "background": "#{2:02x}{1:02x}{0:02x}".format(*colour_of(i))}
+        )
     return ElementTree.tostring(tree, encoding="unicode")
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #88987c06
@@ -390,49 +663,90 @@ def _remembered(book: Path) -> dict[str, Any]:
     "What a book says; DataError when it is none."
     with expecting("it cannot be read", book, "delete it: the project is found by its title again"):
         known = read_json(book)
-    if not isinstance(known, dict) or not {"url", "project", "title"} <= known.keys(): raise DataError("it does not name a project", book, "delete it: the project is found by its title again")
+    if not isinstance(known, dict) or not {"url", "project", "title"} <= known.keys():
+        raise DataError(
+            "it does not name a project", book, "delete it: the project is found by its title again"
+        )
     return known
 
-# %% ../../nbs/07_annotation/04_label_studio.ipynb #59d9cab8
+
 def find_project(
     server: Server,
     title: str,
     book: str | Path | None = None,  # a JSON file that remembers the project of these pictures
-) -> dict[str, Any] | None:          # as the server tells it; None when there is none
+) -> dict[str, Any] | None:  # as the server tells it; None when there is none
     "The project of this title, or of this book."
     known = _remembered(Path(book)) if book and Path(book).exists() else {}
     if known.get("url") == server.url and known.get("title") == title:
-        try: return server.call("GET", f"/api/projects/{known['project']}/")
-        except LabelStudioGone as e: raise LabelStudioGone(f"project {known['project']} '{title}' was deleted on the server, with what people did in it", server.url, f"to begin again in a new one, delete {book}") from e
-    rows = [r for r in pages(server, f"/api/projects?{urlencode({'title': title, 'include': 'id,title,label_config,maximum_annotations'})}", "results", "count", 100) if r["title"] == title]
-    if len(rows) > 1: raise ConfigError(f"{len(rows)} projects have the title '{title}': {[r['id'] for r in rows]}", server.url, "rename all but one")
+        try:
+            return server.call("GET", f"/api/projects/{known['project']}/")
+        except LabelStudioGone as e:
+            raise LabelStudioGone(
+                f"project {known['project']} '{title}' was deleted on the server, with what people did in it",
+                server.url,
+                f"to begin again in a new one, delete {book}",
+            ) from e
+    query = urlencode({"title": title, "include": "id,title,label_config,maximum_annotations"})
+    rows = [
+        r
+        for r in pages(
+            server,
+            f"/api/projects?{query}",
+            "results",
+            "count",
+            100,
+        )
+        if r["title"] == title
+    ]
+    if len(rows) > 1:
+        raise ConfigError(
+            f"{len(rows)} projects have the title '{title}': {[r['id'] for r in rows]}",
+            server.url,
+            "rename all but one",
+        )
     return rows[0] if rows else None
 
-
+# %% ../../nbs/07_annotation/04_label_studio.ipynb #09990320
 def open_project(
     server: Server,
-    title: str,                      # 3 to 50 signs
-    names: Sequence[str],            # classes that people must be able to choose
-    several: int | None = None,      # people who are to label each picture; None: as it is
+    title: str,  # 3 to 50 signs
+    names: Sequence[str],  # classes that people must be able to choose
+    several: int | None = None,  # people who are to label each picture; None: as it is
     book: str | Path | None = None,
 ) -> Project:
     "The project of this title with these classes; made when there is none."
-    if not 3 <= len(title) <= 50: raise ConfigError(f"the title {title!r} has {len(title)} signs, not 3 to 50", "open_project")
-    if several is not None and several < 1: raise ConfigError(f"several={several} people", "open_project", "1 or more")
+    if not 3 <= len(title) <= 50:
+        raise ConfigError(f"the title {title!r} has {len(title)} signs, not 3 to 50", "open_project")
+    if several is not None and several < 1:
+        raise ConfigError(f"several={several} people", "open_project", "1 or more")
     row = find_project(server, title, book)
     for attempt in range(server.attempts):
-        if row is not None: break
-        try: row = server.call("POST", "/api/projects", {"title": title, "label_config": labelling_config(names), "maximum_annotations": several or 1})
+        if row is not None:
+            break
+        try:
+            row = server.call(
+                "POST",
+                "/api/projects",
+                {
+                    "title": title,
+                    "label_config": labelling_config(names),
+                    "maximum_annotations": several or 1,
+                },
+            )
         except LabelStudioDown as e:
-            if not e.uncertain or attempt + 1 == server.attempts: raise
+            if not e.uncertain or attempt + 1 == server.attempts:
+                raise
             server._wait(server.pause_s * 2**attempt)
             row = find_project(server, title)
     project = read_config(row)
     new = [n for n in names if n not in project.names]
     change = {"label_config": _with_labels(row["label_config"], project, new)} if new else {}
-    if several is not None and several != project.several: change["maximum_annotations"] = several
-    if change: project = read_config(server.call("PATCH", f"/api/projects/{project.id}/", change))
-    if book: write_whole(book, json.dumps({"url": server.url, "project": project.id, "title": title}))
+    if several is not None and several != project.several:
+        change["maximum_annotations"] = several
+    if change:
+        project = read_config(server.call("PATCH", f"/api/projects/{project.id}/", change))
+    if book:
+        write_whole(book, json.dumps({"url": server.url, "project": project.id, "title": title}))
     return project
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #1e14f875
@@ -441,23 +755,32 @@ class Pushed:
     "What `push` found and did."
 
     project: Project
-    new: int                            # tasks that were made
-    there: int                          # tasks that were there before
+    new: int  # tasks that were made
+    there: int  # tasks that were there before
     problems: tuple[Problem, ...] = ()  # pictures under two names, tasks that are there twice
 
 
 def _keys(server: Server, project: Project) -> dict[str, list[int]]:
     "Task numbers of each picture that the project has."
     found: dict[str, list[int]] = {}
-    for t in pages(server, f"/api/tasks?project={project.id}&include=id,data", "tasks", "total"): found.setdefault(t["data"].get("key", "") if isinstance(t.get("data"), Mapping) else "", []).append(t["id"])
+    for t in pages(server, f"/api/tasks?project={project.id}&include=id,data", "tasks", "total"):
+        found.setdefault(t["data"].get("key", "") if isinstance(t.get("data"), Mapping) else "", []).append(
+            t["id"]
+        )
     return found
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #9f3c6e0f
 def _local(serve: str) -> tuple[str, str]:
     "Document root on the server, and the folder of the pictures below it."
     root, mark, below = serve.removeprefix("local-files:").rstrip("/").partition("/./")
-    if not mark: root, _, below = root.rpartition("/")
-    if not root.startswith("/") or not below: raise ConfigError(f"serve={serve!r} names no folder below a document root", "push", "local-files:/document/root/./folder, an absolute path on the server")
+    if not mark:
+        root, _, below = root.rpartition("/")
+    if not root.startswith("/") or not below:
+        raise ConfigError(
+            f"serve={serve!r} names no folder below a document root",
+            "push",
+            "local-files:/document/root/./folder, an absolute path on the server",
+        )
     return root, below.strip("/")
 
 
@@ -465,17 +788,39 @@ def _serve_local(server: Server, project: Project, serve: str) -> str:
     "The beginning of the pictures' addresses; a storage of the project gives the right to see them."
     root, below = _local(serve)
     path = f"{root}/{below}"
-    if path not in {s["path"].rstrip("/") for s in _rows(server.call("GET", f"/api/storages/localfiles?project={project.id}"), f"{server.url}/api/storages/localfiles", "path")}:
-        try: server.call("POST", "/api/storages/localfiles", {"project": project.id, "path": path, "title": below[:50], "use_blob_urls": True})
-        except LabelStudioDown: raise
+    if path not in {
+        s["path"].rstrip("/")
+        for s in _rows(
+            server.call("GET", f"/api/storages/localfiles?project={project.id}"),
+            f"{server.url}/api/storages/localfiles",
+            "path",
+        )
+    }:
+        try:
+            server.call(
+                "POST",
+                "/api/storages/localfiles",
+                {"project": project.id, "path": path, "title": below[:50], "use_blob_urls": True},
+            )
+        except LabelStudioDown:
+            raise
         except LabelStudioError as e:
-            raise LabelStudioError(f"the server does not serve {path}: {e.what}", server.url, "start it with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT") from e
+            raise LabelStudioError(
+                f"the server does not serve {path}: {e.what}",
+                server.url,
+                "start it with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
+                "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT",
+            ) from e
     return f"/data/local-files/?d={quote(below)}/"
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #9be7909d
 def _uploads(server: Server, project: Project, which: str = "all=true") -> dict[tuple[str, int], str]:
     "Addresses of uploaded pictures by hash and length."
-    rows = _rows(server.call("GET", f"/api/projects/{project.id}/file-uploads?{which}"), f"{server.url}/api/projects/{project.id}/file-uploads", "file")
+    rows = _rows(
+        server.call("GET", f"/api/projects/{project.id}/file-uploads?{which}"),
+        f"{server.url}/api/projects/{project.id}/file-uploads",
+        "file",
+    )
     return {(Path(r["file"]).stem.rpartition("-")[2], r.get("size", -1)): f"/data/{r['file']}" for r in rows}
 
 
@@ -484,79 +829,147 @@ def _portions(drafts: Sequence[Draft], most: int = 20, most_bytes: int = 16 << 2
     part, weight = [], 0
     for d in drafts:
         size = d.path.stat().st_size
-        if part and (len(part) == most or weight + size > most_bytes): yield part; part, weight = [], 0
-        part.append(d); weight += size
-    if part: yield part
+        if part and (len(part) == most or weight + size > most_bytes):
+            yield part
+            part, weight = [], 0
+        part.append(d)
+        weight += size
+    if part:
+        yield part
 
 
-def _upload(server: Server, project: Project, drafts: Sequence[Draft], there: dict[tuple[str, int], str]) -> dict[str, str]:
+def _upload(
+    server: Server, project: Project, drafts: Sequence[Draft], there: dict[tuple[str, int], str]
+) -> dict[str, str]:
     "Addresses by hash; what is not `there` is sent and added to it."
     of = lambda d: (d.sha256, d.path.stat().st_size)
     for part in _portions([d for d in drafts if of(d) not in there]):
-        made = server.call("POST", f"/api/projects/{project.id}/import?commit_to_project=false", files=[(f"{d.sha256}{d.path.suffix.lower()}", d.path) for d in part])
-        there |= _uploads(server, project, f"ids={quote(json.dumps(_field(made, 'file_upload_ids', server.url)))}")
+        made = server.call(
+            "POST",
+            f"/api/projects/{project.id}/import?commit_to_project=false",
+            files=[(f"{d.sha256}{d.path.suffix.lower()}", d.path) for d in part],
+        )
+        there |= _uploads(
+            server, project, f"ids={quote(json.dumps(_field(made, 'file_upload_ids', server.url)))}"
+        )
     lost = [d.picture for d in drafts if of(d) not in there]
-    if lost: raise LabelStudioError(f"{len(lost)} uploaded pictures are not on the server, the first is {lost[0]}", server.url, "is its disk full?")
+    if lost:
+        raise LabelStudioError(
+            f"{len(lost)} uploaded pictures are not on the server, the first is {lost[0]}",
+            server.url,
+            "is its disk full?",
+        )
     return {d.sha256: there[of(d)] for d in drafts}
 
-
+# %% ../../nbs/07_annotation/04_label_studio.ipynb #63db12e4
 def _seen(server: Server, draft: Draft, address: str) -> None:
     "LabelStudioError when the server shows another picture at an address, or none."
-    if not address.startswith("/"): return
-    try: same = server.fetch(address) == draft.path.read_bytes()
-    except (LabelStudioDenied, LabelStudioGone) as e: raise LabelStudioError(f"the server does not show {draft.picture}: {e.what}", server.url + address, "does this folder lie on the server, below its document root?") from e
-    if not same: raise LabelStudioError(f"the server shows another picture for {draft.picture}", server.url + address, "the folder on the server is not the one here")
+    if not address.startswith("/"):
+        return
+    try:
+        same = server.fetch(address) == draft.path.read_bytes()
+    except (LabelStudioDenied, LabelStudioGone) as e:
+        raise LabelStudioError(
+            f"the server does not show {draft.picture}: {e.what}",
+            server.url + address,
+            "does this folder lie on the server, below its document root?",
+        ) from e
+    if not same:
+        raise LabelStudioError(
+            f"the server shows another picture for {draft.picture}",
+            server.url + address,
+            "the folder on the server is not the one here",
+        )
+
 
 def _places(server: Server, project: Project, serve: str) -> Callable[[Sequence[Draft]], dict[str, str]]:
     "A function that says where the server's pages find pictures, by hash."
     if serve == "upload":
         there = _uploads(server, project)
         return lambda part: _upload(server, project, part, there)
-    start = _serve_local(server, project, serve) if serve.startswith("local-files:") else serve.rstrip("/") + "/"
+    start = (
+        _serve_local(server, project, serve) if serve.startswith("local-files:") else serve.rstrip("/") + "/"
+    )
     return lambda part: {d.sha256: start + quote(d.picture) for d in part}
 
-# %% ../../nbs/07_annotation/04_label_studio.ipynb #7a85ee34
+
 def _check_serve(serve: str) -> None:
     "ConfigError for a way of serving that is none."
-    if serve.startswith("local-files:"): _local(serve)
-    elif serve != "upload" and not serve.startswith(("http://", "https://")): raise ConfigError(f"serve={masked(serve)!r}", "push", 'upload, local-files:/document/root/./folder, or https://…')
-    elif "@" in urlsplit(serve).netloc or urlsplit(serve).query: raise ConfigError("the pictures' address holds a name, a password or a key", masked(serve), "everybody who labels could read it")
+    if serve.startswith("local-files:"):
+        _local(serve)
+    elif serve != "upload" and not serve.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"serve={masked(serve)!r}", "push", "upload, local-files:/document/root/./folder, or https://…"
+        )
+    elif "@" in urlsplit(serve).netloc or urlsplit(serve).query:
+        raise ConfigError(
+            "the pictures' address holds a name, a password or a key",
+            masked(serve),
+            "everybody who labels could read it",
+        )
+
+# %% ../../nbs/07_annotation/04_label_studio.ipynb #708c6aee
+def _send_tasks(
+    server: Server,
+    project: Project,
+    todo: Sequence[Draft],
+    serve: str,
+    batch: int,
+    look: bool,  # whether the first picture is asked for as a browser would
+) -> Iterator[int]:  # tasks sent so far
+    "Pictures to where the browser finds them, tasks to the project, a batch a request."
+    address = _places(server, project, serve) if todo else None
+    for k in range(0, len(todo), batch):
+        part = todo[k : k + batch]
+        at = address(part)
+        if k == 0 and look:
+            _seen(server, part[0], at[part[0].sha256])
+        tasks = [to_task(d, project, at[d.sha256]) for d in part]
+        server.call("POST", f"/api/projects/{project.id}/import", tasks)
+        yield k + len(part)
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #28bb6c12
 def push(
     server: Server,
     drafts: Iterable[Draft],
-    title: str,                      # of the project
-    serve: str = "upload",           # how pictures reach the browser
-    several: int | None = None,      # people who are to label each picture
+    title: str,  # of the project
+    serve: str = "upload",  # how pictures reach the browser
+    several: int | None = None,  # people who are to label each picture
     book: str | Path | None = None,  # as in open_project
-    batch: int = 100,                # tasks a request
+    batch: int = 100,  # tasks a request
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Pushed:
     "Send what is not there yet. Safe to repeat, goes on after any failure."
     _check_serve(serve)
     drafts, problems = one_each(drafts)  # hashes every picture: one that is gone is said now
-    if not drafts: raise DataError("nothing to label", title, "select pictures first")
-    project = open_project(server, title, list(dict.fromkeys(n for d in drafts for n in d.names)), several, book)
-    for d in drafts: to_task(d, project, "")  # whatever cannot be sent is said before anything is
+    if not drafts:
+        raise DataError("nothing to label", title, "select pictures first")
+    project = open_project(
+        server, title, list(dict.fromkeys(n for d in drafts for n in d.names)), several, book
+    )
+    for d in drafts:
+        to_task(d, project, "")  # whatever cannot be sent is said before anything is
     there = _keys(server, project)
     start = todo = [d for d in drafts if d.sha256 not in there]
     for attempt in range(server.attempts):
         try:
-            address = _places(server, project, serve) if todo else None
-            for k in range(0, len(todo), batch):
-                part = todo[k:k + batch]
-                at = address(part)
-                if k == attempt == 0: _seen(server, part[0], at[part[0].sha256])
-                server.call("POST", f"/api/projects/{project.id}/import", [to_task(d, project, at[d.sha256]) for d in part])
-                progress(len(start) - len(todo) + k + len(part), len(start))
+            there_before = len(start) - len(todo)
+            for n in _send_tasks(server, project, todo, serve, batch, attempt == 0):
+                progress(there_before + n, len(start))
             break
         except LabelStudioDown as e:  # perhaps it worked: look, do not guess
-            if not e.uncertain or attempt + 1 == server.attempts: raise
+            if not e.uncertain or attempt + 1 == server.attempts:
+                raise
             server._wait(server.pause_s * 2**attempt)
             there = _keys(server, project)
             todo = [d for d in drafts if d.sha256 not in there]
-    twice = [Problem("warning", "task twice", f"tasks {ids}", "the same picture; its answers are read once a person") for key, ids in there.items() if key and len(ids) > 1]
+    twice = [
+        Problem(
+            "warning", "task twice", f"tasks {ids}", "the same picture; its answers are read once a person"
+        )
+        for key, ids in there.items()
+        if key and len(ids) > 1
+    ]
     return Pushed(project, len(start), len(drafts) - len(start), tuple(worst_first([*problems, *twice])))
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #38ead845
@@ -567,8 +980,8 @@ class Pulled:
     annotations: tuple[Annotation, ...]
     problems: tuple[Problem, ...] = ()  # answers that were left out, and why
     tasks: int = 0
-    waiting: int = 0                    # tasks that nobody has answered
-    skipped: int = 0                    # answers "skip"
+    waiting: int = 0  # tasks that nobody has answered
+    skipped: int = 0  # answers "skip"
 
     @property
     def people(self) -> dict[str, int]:
@@ -576,15 +989,23 @@ class Pulled:
         return dict(Counter(a.annotator for a in self.annotations).most_common())
 
     def save(self, path: str | Path) -> Path:
-        "Into annotations.jsonl, where earlier answers of the same people about the same pictures are replaced and all others stay; DataError when there is nothing to save."
-        if not self.annotations: raise DataError(f"no finished annotations: {self.waiting} of {self.tasks} tasks wait, {self.skipped} answers are 'skip', {len(self.problems)} could not be read", path, "zero annotators; pull again when people have submitted")
+        """Into annotations.jsonl, where earlier answers of the same people about the same pictures are
+        replaced and all others stay; DataError when there is nothing to save."""
+        if not self.annotations:
+            raise DataError(
+                f"no finished annotations: {self.waiting} of {self.tasks} tasks wait, {self.skipped} answers "
+                f"are 'skip', {len(self.problems)} could not be read",
+                path,
+                "zero annotators; pull again when people have submitted",
+            )
         add_annotations(self.annotations, path)
         return Path(path)
 
 
 def _person(by: Any, people: Mapping[int, str]) -> str:
     "Who answered, from a number or from what an export says."
-    if isinstance(by, Mapping): return by.get("email") or people.get(by.get("id"), f"user-{by.get('id')}")
+    if isinstance(by, Mapping):
+        return by.get("email") or people.get(by.get("id"), f"user-{by.get('id')}")
     return people.get(by, f"user-{by}")
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #d83b1068
@@ -598,7 +1019,8 @@ def read_tasks(
     tasks: Iterable[Mapping[str, Any]],  # as the server or an export tells them
     names: Sequence[str],
     people: Mapping[int, str] | None = None,  # number → how this person is to be called
-    shapes: str = "refuse", rename: Mapping[str, str] | None = None,  # as in read_annotation
+    shapes: str = "refuse",
+    rename: Mapping[str, str] | None = None,  # as in read_annotation
 ) -> Pulled:
     "Finished answers, in the order of the tasks."
     found, problems, count, waiting, skipped = [], [], 0, 0, 0
@@ -609,11 +1031,29 @@ def read_tasks(
         for a in sorted(answers, key=_number) if isinstance(answers, list) else [answers]:
             where = f"task {task.get('id')}, answer {a.get('id') if isinstance(a, Mapping) else '?'}"
             try:
-                if a.get("was_cancelled"): skipped += 1; continue
+                if a.get("was_cancelled"):
+                    skipped += 1
+                    continue
                 who = _person(a.get("completed_by"), people or {})
-                found.append(read_annotation({"task": task.get("id"), **a}, task.get("data") or {}, names, who, shapes, rename, f"{where} of {who}"))
-            except DataError as e: problems.append(Problem("error", "answer left out", where, str(e)))
-            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e: problems.append(Problem("error", "answer left out", where, f"not an answer as Label Studio writes it: {e!r}"))
+                found.append(
+                    read_annotation(
+                        {"task": task.get("id"), **a},
+                        task.get("data") or {},
+                        names,
+                        who,
+                        shapes,
+                        rename,
+                        f"{where} of {who}",
+                    )
+                )
+            except DataError as e:
+                problems.append(Problem("error", "answer left out", where, str(e)))
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
+                problems.append(
+                    Problem(
+                        "error", "answer left out", where, f"not an answer as Label Studio writes it: {e!r}"
+                    )
+                )
     return Pulled(tuple(found), tuple(problems), count, waiting, skipped)
 
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #ffb17ead
@@ -621,38 +1061,69 @@ def _check_percent(annotations: Sequence[Annotation], where: object, least: int 
     "DataError when a whole pull looks as if fractions had been written where percent belong."
     far = [float((a.boxes.xyxy / np.tile(a.size, 2)).max()) for a in annotations if len(a.boxes)]
     boxes = sum(len(a.boxes) for a in annotations)
-    if boxes >= least and max(far) <= 0.015: raise DataError(f"all {boxes} boxes lie in the first 1.5 percent of their pictures: fractions where percent belong", where, "Label Studio counts from 0 to 100; import the predictions again")
+    if boxes >= least and max(far) <= 0.015:
+        raise DataError(
+            f"all {boxes} boxes lie in the first 1.5 percent of their pictures: fractions where percent "
+            "belong",
+            where,
+            "Label Studio counts from 0 to 100; import the predictions again",
+        )
 
 
 def pull(
     server: Server,
-    title: str,                            # of the project
-    names: Sequence[str] | None = None,    # known classes; None: those of the project
+    title: str,  # of the project
+    names: Sequence[str] | None = None,  # known classes; None: those of the project
     book: str | Path | None = None,
-    people: str = "email",                 # how people are called: "email", or "number" where names should not leave the server
-    shapes: str = "refuse", rename: Mapping[str, str] | None = None,
+    # how people are called: "email", or "number" where names should not leave the server
+    people: str = "email",
+    shapes: str = "refuse",
+    rename: Mapping[str, str] | None = None,
 ) -> Pulled:
     "All finished annotations of all people."
-    if people not in ("email", "number"): raise ConfigError(f"people={people!r} is not 'email' or 'number'", "pull")
+    if people not in ("email", "number"):
+        raise ConfigError(f"people={people!r} is not 'email' or 'number'", "pull")
     row = find_project(server, title, book)
-    if row is None: raise LabelStudioGone(f"no project has the title '{title}'", server.url, "push pictures first; was it renamed or deleted?")
+    if row is None:
+        raise LabelStudioGone(
+            f"no project has the title '{title}'",
+            server.url,
+            "push pictures first; was it renamed or deleted?",
+        )
     project = read_config(row)
-    called = {u["id"]: u.get("email") or u.get("username") for u in _rows(server.call("GET", "/api/users/"), f"{server.url}/api/users/", "id")} if people == "email" else {}
+    called = (
+        {
+            u["id"]: u.get("email") or u.get("username")
+            for u in _rows(server.call("GET", "/api/users/"), f"{server.url}/api/users/", "id")
+        }
+        if people == "email"
+        else {}
+    )
     tasks = pages(server, f"/api/tasks?project={project.id}&fields=all", "tasks", "total")
-    pulled = read_tasks(tasks, tuple(names or project.names), {k: v for k, v in called.items() if v}, shapes, rename)
+    pulled = read_tasks(
+        tasks, tuple(names or project.names), {k: v for k, v in called.items() if v}, shapes, rename
+    )
     _check_percent(pulled.annotations, f"project '{title}'")
     return pulled
 
-
+# %% ../../nbs/07_annotation/04_label_studio.ipynb #f589e885
 def read_export(
-    path: str | Path,                    # a file that Label Studio exported as "JSON"
+    path: str | Path,  # a file that Label Studio exported as "JSON"
     names: Sequence[str],
-    shapes: str = "refuse", rename: Mapping[str, str] | None = None,
+    shapes: str = "refuse",
+    rename: Mapping[str, str] | None = None,
 ) -> Pulled:
     "The same from an exported file, for people who have no token."
     with expecting("not a readable export", path):
         tasks = read_json(path)
-    if not isinstance(tasks, list) or not all(isinstance(t, dict) and "annotations" in t and "id" in t for t in tasks): raise DataError("not an export of Label Studio in the form 'JSON'", path, "choose JSON, not JSON-MIN, COCO or YOLO; the last two are read by read_labelled")
+    if not isinstance(tasks, list) or not all(
+        isinstance(t, dict) and "annotations" in t and "id" in t for t in tasks
+    ):
+        raise DataError(
+            "not an export of Label Studio in the form 'JSON'",
+            path,
+            "choose JSON, not JSON-MIN, COCO or YOLO; the last two are read by read_labelled",
+        )
     pulled = read_tasks(tasks, names, {}, shapes, rename)
     _check_percent(pulled.annotations, path)
     return pulled
@@ -661,12 +1132,16 @@ def read_export(
 def write_tasks(
     drafts: Iterable[Draft],
     path: str | Path,  # tasks.json
-    serve: str,        # "/data/local-files/?d=folder" or "https://…": what stands before each picture's path
-) -> list[Problem]:    # pictures under two names
+    serve: str,  # "/data/local-files/?d=folder" or "https://…": what stands before each picture's path
+) -> list[Problem]:  # pictures under two names
     "A file of tasks for Label Studio's import page."
-    if not serve.startswith(("/", "http://", "https://")): raise ConfigError(f"serve={masked(serve)!r}", "write_tasks", '"/data/local-files/?d=folder" or "https://…"')
+    if not serve.startswith(("/", "http://", "https://")):
+        raise ConfigError(
+            f"serve={masked(serve)!r}", "write_tasks", '"/data/local-files/?d=folder" or "https://…"'
+        )
     drafts, found = one_each(drafts)
-    if not drafts: raise DataError("nothing to label", path, "select pictures first")
+    if not drafts:
+        raise DataError("nothing to label", path, "select pictures first")
     project = Project(0, "", tuple(dict.fromkeys(n for d in drafts for n in d.names)))
     tasks = [to_task(d, project, f"{serve.rstrip('/')}/{quote(d.picture)}") for d in drafts]
     write_whole(path, json.dumps(tasks, ensure_ascii=False))
@@ -675,12 +1150,31 @@ def write_tasks(
 # %% ../../nbs/07_annotation/04_label_studio.ipynb #53c2a19c
 def drafts_from(
     rows: Iterable[Collected],
-    folder: str | Path,                  # that their pictures' paths start from
+    folder: str | Path,  # that their pictures' paths start from
     names: Sequence[str] | None = None,  # classes to choose from; None: those that the model found, sorted
 ) -> list[Draft]:
     "Drafts of collected pictures."
     rows = list(rows)
-    names = tuple(names) if names is not None else tuple(sorted({d["class_name"] for r in rows for d in r.detections}))
-    if not names: raise ConfigError("no class names: the model found nothing in these pictures", folder, "give the names of the classes to label")
-    about = lambda r: {"source_id": r.source_id, "frame_id": r.frame_id, "captured_at": r.captured_at.isoformat(), "reasons": list(r.reasons), "probability": r.probability, **({"note": r.note} if r.note else {})}
-    return [Draft(r.picture, Path(folder) / r.picture, tuple(r.size), names, r.found(names), about(r), r.model) for r in rows]
+    names = (
+        tuple(names)
+        if names is not None
+        else tuple(sorted({d["class_name"] for r in rows for d in r.detections}))
+    )
+    if not names:
+        raise ConfigError(
+            "no class names: the model found nothing in these pictures",
+            folder,
+            "give the names of the classes to label",
+        )
+    about = lambda r: {
+        "source_id": r.source_id,
+        "frame_id": r.frame_id,
+        "captured_at": r.captured_at.isoformat(),
+        "reasons": list(r.reasons),
+        "probability": r.probability,
+        **({"note": r.note} if r.note else {}),
+    }
+    return [
+        Draft(r.picture, Path(folder) / r.picture, tuple(r.size), names, r.found(names), about(r), r.model)
+        for r in rows
+    ]

@@ -27,44 +27,56 @@ __all__ = ['LEAST', 'REACH', 'SHAPE', 'ENOUGH_OBJECTS', 'ENOUGH_PICTURES', 'RELI
 class Suspect:
     "A label, or a place without one, that somebody should look at."
 
-    picture: str                    # name in its set
-    kind: str                       # short, the same for all of a kind
-    score: float                    # 0..1, how much it deserves a look
-    reason: str                     # for people, with numbers
+    picture: str  # name in its set
+    kind: str  # short, the same for all of a kind
+    score: float  # 0..1, how much it deserves a look
+    reason: str  # for people, with numbers
     xyxy: tuple[float, float, float, float] | None = None  # pixels; None: the whole picture
-    class_name: str = ""            # what it is labelled as; empty where there is no label
+    class_name: str = ""  # what it is labelled as; empty where there is no label
     suggestion: Mapping[str, Any] = field(default_factory=dict)  # class_name, xyxy: what it might be instead
-    row: int = -1                   # of the label in its table, -1 without
+    row: int = -1  # of the label in its table, -1 without
 
     def to_dict(self) -> dict[str, Any]:
         "What a file holds."
         box = None if self.xyxy is None else [round(float(v), 1) for v in self.xyxy]
-        return {"picture": self.picture, "kind": self.kind, "score": round(float(self.score), 4), "reason": self.reason, "box": box,
-                "class_name": self.class_name, "suggestion": dict(self.suggestion), "row": int(self.row)}
+        return {
+            "picture": self.picture,
+            "kind": self.kind,
+            "score": round(float(self.score), 4),
+            "reason": self.reason,
+            "box": box,
+            "class_name": self.class_name,
+            "suggestion": dict(self.suggestion),
+            "row": int(self.row),
+        }
 
 
 def ranked(suspects: Iterable[Suspect]) -> list[Suspect]:
-    "Highest score first; a label that several checks found is there once, with the other reasons behind the first."
+    """Highest score first; a label that several checks found is there once, with the other reasons behind the
+    first."""
     first: dict[Any, Suspect] = {}
     for s in sorted(suspects, key=lambda s: (-s.score, s.kind, s.picture, s.row)):
         key = (s.picture, s.row) if s.row >= 0 else (s.picture, s.kind, s.xyxy)
         old = first.setdefault(key, s)
-        if old is not s: first[key] = Suspect(**{**old.__dict__, "reason": f"{old.reason}; {s.kind}: {s.reason}"})
+        if old is not s:
+            first[key] = Suspect(**{**old.__dict__, "reason": f"{old.reason}; {s.kind}: {s.reason}"})
     return list(first.values())
 
 # %% ../../nbs/07_annotation/05_qa.ipynb #9e334822
-LEAST = 30      # boxes that a class needs for limits of its own
-REACH = 4.0     # robust standard deviations that are still usual
+LEAST = 30  # boxes that a class needs for limits of its own
+REACH = 4.0  # robust standard deviations that are still usual
 SHAPE = ("area", "aspect")
 
 
 def shape_of(
-    xyxy: np.ndarray,   # (n, 4) pixels
-    size: np.ndarray,   # (n, 2) width and height of each box's picture
-) -> np.ndarray:        # (n, 2) log of the area as a share of the picture; log of width over height
+    xyxy: np.ndarray,  # (n, 4) pixels
+    size: np.ndarray,  # (n, 2) width and height of each box's picture
+) -> np.ndarray:  # (n, 2) log of the area as a share of the picture; log of width over height
     "What limits are about."
     side = np.maximum(xyxy[:, 2:] - xyxy[:, :2], 1e-3)
-    return np.column_stack([np.log(np.prod(side / np.maximum(size, 1), axis=1)), np.log(side[:, 0] / side[:, 1])])
+    return np.column_stack(
+        [np.log(np.prod(side / np.maximum(size, 1), axis=1)), np.log(side[:, 0] / side[:, 1])]
+    )
 
 
 def _limits(shape: np.ndarray, floor: float = 0.05) -> np.ndarray:
@@ -73,7 +85,9 @@ def _limits(shape: np.ndarray, floor: float = 0.05) -> np.ndarray:
     return np.stack([mid, np.maximum((mid - low) / 1.2816, floor), np.maximum((high - mid) / 1.2816, floor)])
 
 
-def learn_limits(s: EvalSet) -> np.ndarray:  # (classes, 3, 2) median, spread below and above, of log area and log aspect
+def learn_limits(
+    s: EvalSet,
+) -> np.ndarray:  # (classes, 3, 2) median, spread below and above, of log area and log aspect
     "What is usual for each class, from its own labels; NaN when the whole set has too few boxes."
     shape, single = shape_of(s.truth.xyxy, s.size[s.truth.image]), ~s.truth.crowd
     everything = _limits(shape[single]) if single.sum() >= LEAST else np.full((3, 2), np.nan)
@@ -89,28 +103,58 @@ def deviations(shape: np.ndarray, limits: np.ndarray) -> np.ndarray:  # (n, 2) a
 # %% ../../nbs/07_annotation/05_qa.ipynb #7780cbad
 def _said(s: EvalSet, row: int, kind: str, score: float, reason: str, **suggestion: Any) -> Suspect:
     t = s.truth
-    return Suspect(s.images[t.image[row]], kind, float(score), reason, tuple(t.xyxy[row].tolist()), s.names[t.class_id[row]], suggestion, int(row))
+    return Suspect(
+        s.images[t.image[row]],
+        kind,
+        float(score),
+        reason,
+        tuple(t.xyxy[row].tolist()),
+        s.names[t.class_id[row]],
+        suggestion,
+        int(row),
+    )
 
 
 def _impossible(s: EvalSet) -> list[Suspect]:
     "Boxes without size, and boxes that leave a picture whose size is known."
     box, size = s.truth.xyxy, s.size[s.truth.image]
     side, known = box[:, 2:] - box[:, :2], (size > 0).all(axis=1)
-    found = [_said(s, r, "no size", 1.0, f"{side[r, 0]:.1f} x {side[r, 1]:.1f} pixels") for r in np.flatnonzero((side < 2).any(axis=1) & ~s.truth.crowd)]
-    inside = np.maximum(np.minimum(box[:, 2:], size) - np.maximum(box[:, :2], 0), 0).prod(axis=1) / np.maximum(side.prod(axis=1), 1e-9)
+    found = [
+        _said(s, r, "no size", 1.0, f"{side[r, 0]:.1f} x {side[r, 1]:.1f} pixels")
+        for r in np.flatnonzero((side < 2).any(axis=1) & ~s.truth.crowd)
+    ]
+    inside = np.maximum(np.minimum(box[:, 2:], size) - np.maximum(box[:, :2], 0), 0).prod(
+        axis=1
+    ) / np.maximum(side.prod(axis=1), 1e-9)
     beyond = np.maximum(-box[:, :2], box[:, 2:] - size).max(axis=1, initial=0)
     for r in np.flatnonzero(known & (beyond > 1) & (side >= 2).all(axis=1) & ~s.truth.crowd):
         cut = [*np.clip(box[r], 0, np.tile(size[r], 2)).round(1).tolist()]
-        found.append(_said(s, r, "outside", max(0.5, 1 - inside[r]), f"{1 - inside[r]:.0%} of the box lies outside, by up to {beyond[r]:.0f} pixels", **({"xyxy": cut} if inside[r] > 0 else {})))
+        found.append(
+            _said(
+                s,
+                r,
+                "outside",
+                max(0.5, 1 - inside[r]),
+                f"{1 - inside[r]:.0%} of the box lies outside, by up to {beyond[r]:.0f} pixels",
+                **({"xyxy": cut} if inside[r] > 0 else {}),
+            )
+        )
     return found
 
-
+# %% ../../nbs/07_annotation/05_qa.ipynb #455d6766
 def _unusual(s: EvalSet, limits: np.ndarray, reach: float) -> list[Suspect]:
     "Boxes that do not look like their class."
-    if not len(s.truth) or np.isnan(limits).any(): return []
+    if not len(s.truth) or np.isnan(limits).any():
+        return []
     shape = shape_of(s.truth.xyxy, s.size[s.truth.image])
     z = deviations(shape, limits[s.truth.class_id])
-    fits = np.stack([np.abs(deviations(shape, limits[np.full(len(shape), c)])).max(axis=1) < reach / 2 for c in range(len(s.names))], axis=1)
+    fits = np.stack(
+        [
+            np.abs(deviations(shape, limits[np.full(len(shape), c)])).max(axis=1) < reach / 2
+            for c in range(len(s.names))
+        ],
+        axis=1,
+    )
     known, found = (s.size[s.truth.image] > 0).all(axis=1) & ~s.truth.crowd, []
     for r in np.flatnonzero(known & (np.abs(z) > reach).any(axis=1)):
         k = int(np.abs(z[r]).argmax())
@@ -118,7 +162,17 @@ def _unusual(s: EvalSet, limits: np.ndarray, reach: float) -> list[Suspect]:
         way = (("smaller", "larger"), ("taller", "wider"))[k][int(z[r, k] > 0)]
         other = {"class_name": s.names[int(fits[r].argmax())]} if fits[r].sum() == 1 else {}
         hint = f"; usual for {other['class_name']}" if other else ""
-        found.append(_said(s, r, f"unusual {('size', 'shape')[k]}", np.abs(z[r, k]) / (np.abs(z[r, k]) + reach), f"{times:.1f} times {way} than usual for {s.names[s.truth.class_id[r]]}, {np.abs(z[r, k]):.1f} spreads{hint}", **other))
+        found.append(
+            _said(
+                s,
+                r,
+                f"unusual {('size', 'shape')[k]}",
+                np.abs(z[r, k]) / (np.abs(z[r, k]) + reach),
+                f"{times:.1f} times {way} than usual for {s.names[s.truth.class_id[r]]}, "
+                f"{np.abs(z[r, k]):.1f} spreads{hint}",
+                **other,
+            )
+        )
     return found
 
 # %% ../../nbs/07_annotation/05_qa.ipynb #a47271db
@@ -134,29 +188,52 @@ def close_pairs(
         overlap = box_iou(t.xyxy[rows], t.xyxy[rows])
         i, j = np.nonzero(np.triu(overlap >= least, 1))
         found.append((rows[i], rows[j], overlap[i, j]))
-    return tuple(np.concatenate(c) for c in zip(*found)) if found else (np.zeros(0, int), np.zeros(0, int), np.zeros(0))
+    return (
+        tuple(np.concatenate(c) for c in zip(*found))
+        if found
+        else (np.zeros(0, int), np.zeros(0, int), np.zeros(0))
+    )
 
 
 def _twice(s: EvalSet, sure: float = 0.9, rare: float = 0.01) -> list[Suspect]:
     "Labels that lie on another one."
     i, j, overlap = close_pairs(s.truth)
-    if (overlap < sure).sum() > rare * len(s.truth): i, j, overlap = (c[overlap >= sure] for c in (i, j, overlap))
+    if (overlap < sure).sum() > rare * len(s.truth):
+        i, j, overlap = (c[overlap >= sure] for c in (i, j, overlap))
     found = []
     for a, b, o in zip(np.minimum(i, j), np.maximum(i, j), overlap.tolist()):
         one, two = s.names[s.truth.class_id[a]], s.names[s.truth.class_id[b]]
-        if one == two: found.append(_said(s, b, "drawn twice", o, f"overlaps another {one} by {o:.0%}"))
-        else: found += [_said(s, r, "two classes", o, f"{mine} here, {other} in the same place (overlap {o:.0%})", class_name=other) for r, mine, other in ((a, one, two), (b, two, one))]
+        if one == two:
+            found.append(_said(s, b, "drawn twice", o, f"overlaps another {one} by {o:.0%}"))
+        else:
+            found += [
+                _said(
+                    s,
+                    r,
+                    "two classes",
+                    o,
+                    f"{mine} here, {other} in the same place (overlap {o:.0%})",
+                    class_name=other,
+                )
+                for r, mine, other in ((a, one, two), (b, two, one))
+            ]
     return found
 
-
+# %% ../../nbs/07_annotation/05_qa.ipynb #7f391986
 def box_suspects(
-    s: EvalSet,                          # predictions are not looked at
-    limits: np.ndarray | None = None,    # of `learn_limits`, for example of data that was reviewed; None: learnt here
+    s: EvalSet,  # predictions are not looked at
+    limits: np.ndarray
+    | None = None,  # of `learn_limits`, for example of data that was reviewed; None: learnt here
     reach: float = REACH,
-) -> list[Suspect]:                      # highest score first
+) -> list[Suspect]:  # highest score first
     "Boxes that are impossible, doubled, or unlike their class."
     limits = learn_limits(s) if limits is None else limits
-    if limits.shape != (len(s.names), 3, 2): raise DataError(f"limits of shape {limits.shape} for {len(s.names)} classes", s.where, "learn them on a set with the same classes")
+    if limits.shape != (len(s.names), 3, 2):
+        raise DataError(
+            f"limits of shape {limits.shape} for {len(s.names)} classes",
+            s.where,
+            "learn them on a set with the same classes",
+        )
     return ranked([*_impossible(s), *_twice(s), *_unusual(s, limits, reach)])
 
 # %% ../../nbs/07_annotation/05_qa.ipynb #606c9297
@@ -168,10 +245,12 @@ def rows_by_picture(
     order = np.argsort(image, kind="stable")
     return np.split(order, np.searchsorted(image[order], np.arange(1, pictures)))
 
-
+# %% ../../nbs/07_annotation/05_qa.ipynb #74b829dc
 def class_suspects(
     s: EvalSet,
-    pairs: Sequence[tuple[int, int]],  # pictures that are nearly equal, as `cv_pipeline.evaluation.failures.twin_pairs` finds them
+    pairs: Sequence[
+        tuple[int, int]
+    ],  # pictures that are nearly equal, as `cv_pipeline.evaluation.failures.twin_pairs` finds them
     iou: float = 0.7,
 ) -> list[Suspect]:
     "Places that nearly equal pictures label differently."
@@ -180,19 +259,35 @@ def class_suspects(
     against: dict[int, list[int]] = {}
     for a, b in pairs:
         overlap = box_iou(s.truth.xyxy[rows_of[a]], s.truth.xyxy[rows_of[b]])
-        if not overlap.size: continue
-        best = (overlap == overlap.max(axis=1, keepdims=True)) & (overlap == overlap.max(axis=0, keepdims=True)) & (overlap >= iou)
+        if not overlap.size:
+            continue
+        best = (
+            (overlap == overlap.max(axis=1, keepdims=True))
+            & (overlap == overlap.max(axis=0, keepdims=True))
+            & (overlap >= iou)
+        )
         for i, j in zip(*np.nonzero(best)):
             one, two = int(rows_of[a][i]), int(rows_of[b][j])
-            against.setdefault(one, []).append(two); against.setdefault(two, []).append(one)
+            against.setdefault(one, []).append(two)
+            against.setdefault(two, []).append(one)
     found = []
     for row, others in against.items():
         said = s.truth.class_id[others]
         differ = said != s.truth.class_id[row]
-        if not differ.any() or differ.mean() < 0.5: continue
+        if not differ.any() or differ.mean() < 0.5:
+            continue
         counts = np.bincount(said, minlength=len(s.names))
         other, twin = s.names[int(counts.argmax())], s.images[s.truth.image[others[int(differ.argmax())]]]
-        found.append(_said(s, row, "twin says otherwise", differ.sum() / (len(others) + 1), f"{int(differ.sum())} of {len(others)} nearly equal pictures say {other}, e.g. {twin}", class_name=other))
+        found.append(
+            _said(
+                s,
+                row,
+                "twin says otherwise",
+                differ.sum() / (len(others) + 1),
+                f"{int(differ.sum())} of {len(others)} nearly equal pictures say {other}, e.g. {twin}",
+                class_name=other,
+            )
+        )
     return ranked(found)
 
 # %% ../../nbs/07_annotation/05_qa.ipynb #cd26b44b
@@ -201,22 +296,35 @@ ENOUGH_OBJECTS, ENOUGH_PICTURES = 50, 30
 
 def _counted(image: np.ndarray) -> dict[str, Any]:
     objects, pictures = len(image), len(np.unique(image))
-    return {"objects": objects, "pictures": pictures, "enough": objects >= ENOUGH_OBJECTS and pictures >= ENOUGH_PICTURES}
+    return {
+        "objects": objects,
+        "pictures": pictures,
+        "enough": objects >= ENOUGH_OBJECTS and pictures >= ENOUGH_PICTURES,
+    }
 
 
 def class_balance(s: EvalSet) -> list[dict[str, Any]]:
-    "A row a class, rarest first: objects, pictures that have it, share of all objects, how often the most frequent class is there for one of it."
+    """A row a class, rarest first: objects, pictures that have it, share of all objects, how often the most
+    frequent class is there for one of it."""
     counts = np.bincount(s.truth.class_id, minlength=len(s.names))
-    rows = [{"class": n, **_counted(s.truth.image[s.truth.class_id == c]), "share": float(counts[c] / max(counts.sum(), 1)),
-             "one in": float(counts.max() / counts[c]) if counts[c] else float("inf")} for c, n in enumerate(s.names)]
+    rows = [
+        {
+            "class": n,
+            **_counted(s.truth.image[s.truth.class_id == c]),
+            "share": float(counts[c] / max(counts.sum(), 1)),
+            "one in": float(counts.max() / counts[c]) if counts[c] else float("inf"),
+        }
+        for c, n in enumerate(s.names)
+    ]
     return sorted(rows, key=lambda r: r["objects"])
 
 
 def coverage(
     s: EvalSet,
     by: Sequence[str] | None = None,  # columns of conditions; None: every column with at most 20 values
-) -> list[dict[str, Any]]:            # a row a cell, emptiest first
-    "How many objects of each class each condition has; `expected` is what the cell would have if class and condition had nothing to do with each other."
+) -> list[dict[str, Any]]:  # a row a cell, emptiest first
+    """How many objects of each class each condition has; `expected` is what the cell would have if class and
+    condition had nothing to do with each other."""
     by = [k for k, v in s.columns.items() if len(set(v.tolist())) <= 20] if by is None else list(by)
     total, rows = np.bincount(s.truth.class_id, minlength=len(s.names)), []
     for column in by:
@@ -224,13 +332,22 @@ def coverage(
             inside = mask[s.truth.image]
             for c, name in enumerate(s.names):
                 own = s.truth.image[inside & (s.truth.class_id == c)]
-                rows.append({"condition": f"{column} = {value}", "class": name, **_counted(own), "expected": float(total[c] * inside.mean()) if len(inside) else 0.0})
+                rows.append(
+                    {
+                        "condition": f"{column} = {value}",
+                        "class": name,
+                        **_counted(own),
+                        "expected": float(total[c] * inside.mean()) if len(inside) else 0.0,
+                    }
+                )
     return sorted(rows, key=lambda r: (r["objects"], -r["expected"]))
 
 # %% ../../nbs/07_annotation/05_qa.ipynb #827e349b
 def disagreement(
     counts: np.ndarray,  # (units, values) how many people gave each value
-) -> tuple[np.ndarray, np.ndarray]:  # (units,) observed disagreement of each, times its people; (units, values) pairable counts
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # (units,) observed disagreement of each, times its people; (units, values) pairable counts
     "What α is made of; units about which only one person was asked say nothing."
     people = counts.sum(axis=1)
     useful = people >= 2
@@ -243,7 +360,8 @@ def alpha_of(
     pairable: np.ndarray,  # (units, values)
     weight: np.ndarray | None = None,  # (draws, units) how often each unit counts
 ) -> np.ndarray:
-    "Krippendorff's nominal α: 1 − observed / expected disagreement; NaN without two answers, 1 where nobody could differ and nobody did."
+    """Krippendorff's nominal α: 1 − observed / expected disagreement; NaN without two answers, 1 where nobody
+    could differ and nobody did."""
     weight = np.ones((1, len(observed))) if weight is None else weight
     values = weight @ pairable
     n = values.sum(axis=1)
@@ -258,77 +376,130 @@ def alpha_of(
 class Units:
     "Objects that several people were asked about."
 
-    value: np.ndarray      # (units, people) int: class, `missed` = number of classes, −1 not asked
-    picture: np.ndarray    # (units,) index into pictures
+    value: np.ndarray  # (units, people) int: class, `missed` = number of classes, −1 not asked
+    picture: np.ndarray  # (units,) index into pictures
     pictures: tuple[str, ...]
     people: tuple[str, ...]
     names: tuple[str, ...]
-    overlap: np.ndarray    # (units,) mean overlap of each pair of boxes of the object, NaN for one box
+    overlap: np.ndarray  # (units,) mean overlap of each pair of boxes of the object, NaN for one box
 
     def counts(self, people: Sequence[int] | None = None) -> np.ndarray:
         "(units, classes + 1) how many of these people gave each value."
         value = self.value if people is None else self.value[:, list(people)]
         return np.stack([(value == v).sum(axis=1) for v in range(len(self.names) + 1)], axis=1)
 
-
+# %% ../../nbs/07_annotation/05_qa.ipynb #1ccd5b77
 def units_of(
     annotations: Sequence[Annotation],  # one a person and picture, as `settle` leaves them
     iou: float = 0.5,
 ) -> Units:
     "Objects matched across people, with what each said."
-    if not annotations: raise DataError("no annotations: nobody has labelled anything", "agreement", "zero annotators; pull again when people have finished a task")
-    if len({a.names for a in annotations}) > 1: raise DataError("annotations with different lists of classes", "agreement", "read them with one list of names")
-    if not 0 < iou <= 1: raise ConfigError(f"iou={iou} is not in 0..1", "agreement")
+    if not annotations:
+        raise DataError(
+            "no annotations: nobody has labelled anything",
+            "agreement",
+            "zero annotators; pull again when people have finished a task",
+        )
+    if len({a.names for a in annotations}) > 1:
+        raise DataError(
+            "annotations with different lists of classes", "agreement", "read them with one list of names"
+        )
+    if not 0 < iou <= 1:
+        raise ConfigError(f"iou={iou} is not in 0..1", "agreement")
     people, by_picture = sorted({a.annotator for a in annotations}), {}
-    for a in annotations: by_picture.setdefault(a.picture, []).append(a)
+    for a in annotations:
+        by_picture.setdefault(a.picture, []).append(a)
     value, picture, overlap, place = [], [], [], {p: k for k, p in enumerate(people)}
     for i, (name, answers) in enumerate(sorted(by_picture.items())):
-        if len({a.annotator for a in answers}) < len(answers): raise DataError("one person answered twice", name, "call settle() first")
+        if len({a.annotator for a in answers}) < len(answers):
+            raise DataError("one person answered twice", name, "call settle() first")
         person, group = box_groups(answers, iou)
-        asked, classes = [place[a.annotator] for a in answers], np.concatenate([a.boxes.class_id for a in answers])
+        asked, classes = (
+            [place[a.annotator] for a in answers],
+            np.concatenate([a.boxes.class_id for a in answers]),
+        )
         table = np.full((int(group.max(initial=-1)) + 1, len(people)), -1)
         table[:, asked] = len(a.names)
         table[group, np.array(asked)[person]] = classes
-        value.append(table); picture += [i] * len(table); overlap += _lying(answers, group, len(table))
-    return Units(np.concatenate(value), np.array(picture, int), tuple(sorted(by_picture)), tuple(people), annotations[0].names, np.array(overlap))
+        value.append(table)
+        picture += [i] * len(table)
+        overlap += _lying(answers, group, len(table))
+    return Units(
+        np.concatenate(value),
+        np.array(picture, int),
+        tuple(sorted(by_picture)),
+        tuple(people),
+        annotations[0].names,
+        np.array(overlap),
+    )
 
-
+# %% ../../nbs/07_annotation/05_qa.ipynb #dc35f02c
 def _lying(answers: Sequence[Annotation], group: np.ndarray, n: int) -> list[float]:
     "Mean overlap of the boxes of each object."
     boxes = np.concatenate([a.boxes.xyxy for a in answers])
     members = [boxes[group == g] for g in range(n)]
-    return [float(box_iou(b, b)[np.triu_indices(len(b), 1)].mean()) if len(b) > 1 else float("nan") for b in members]
+    return [
+        float(box_iou(b, b)[np.triu_indices(len(b), 1)].mean()) if len(b) > 1 else float("nan")
+        for b in members
+    ]
 
 # %% ../../nbs/07_annotation/05_qa.ipynb #34ec8064
 RELIABLE, TENTATIVE = 0.8, 0.667
-FEWEST_UNITS, FEWEST_SHARED = 50, 10  # objects, and pictures seen by two people, below which nothing is claimed
+FEWEST_UNITS, FEWEST_SHARED = (
+    50,
+    10,
+)  # objects, and pictures seen by two people, below which nothing is claimed
 
 
 @dataclass(frozen=True)
 class Agreement:
     "How far people agree."
 
-    alpha: Interval | None              # None: there is nothing to compare
-    verdict: str                        # reliable, tentative, unreliable, insufficient
+    alpha: Interval | None  # None: there is nothing to compare
+    verdict: str  # reliable, tentative, unreliable, insufficient
     reason: str
     people: tuple[str, ...]
-    units: int                          # objects about which two people or more were asked
-    by_iou: Mapping[float, float]       # α at other overlaps
+    units: int  # objects about which two people or more were asked
+    by_iou: Mapping[float, float]  # α at other overlaps
     by_class: list[dict[str, Any]]
     by_person: list[dict[str, Any]]
-    by_picture: list[dict[str, Any]]    # worst first
-    overlap: float                      # mean, of matched boxes
+    by_picture: list[dict[str, Any]]  # worst first
+    overlap: float  # mean, of matched boxes
 
     def to_dict(self) -> dict[str, Any]:
         "For metrics.json."
         clean = lambda v: None if isinstance(v, float) and not np.isfinite(v) else v
         rows = lambda table: [{k: clean(v) for k, v in r.items()} for r in table]
-        shown = self.alpha and {"value": clean(self.alpha.value), "low": clean(self.alpha.low), "high": clean(self.alpha.high)}
-        return {"alpha": shown, "verdict": self.verdict, "reason": self.reason, "people": list(self.people), "units": self.units, "by_iou": {str(k): clean(v) for k, v in self.by_iou.items()},
-                "by_class": rows(self.by_class), "by_person": rows(self.by_person), "by_picture": rows(self.by_picture), "overlap": clean(self.overlap)}
+        shown = self.alpha and {
+            "value": clean(self.alpha.value),
+            "low": clean(self.alpha.low),
+            "high": clean(self.alpha.high),
+        }
+        return {
+            "alpha": shown,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "people": list(self.people),
+            "units": self.units,
+            "by_iou": {str(k): clean(v) for k, v in self.by_iou.items()},
+            "by_class": rows(self.by_class),
+            "by_person": rows(self.by_person),
+            "by_picture": rows(self.by_picture),
+            "overlap": clean(self.overlap),
+        }
 
 # %% ../../nbs/07_annotation/05_qa.ipynb #e0402a42
-def _alpha(counts: np.ndarray) -> float: return float(alpha_of(*disagreement(counts))[0])
+def _alpha(counts: np.ndarray) -> float:
+    return float(alpha_of(*disagreement(counts))[0])
+
+
+def _alpha_drawn(u: Units, counts: np.ndarray, pictures: np.ndarray, draws: int, seed: int) -> Interval:
+    "α with its interval, over `draws` samples of the pictures that two people were asked about."
+    observed, pairable = disagreement(counts)
+    spread = np.zeros((draws, len(u.pictures)), np.float32)
+    spread[:, pictures] = draw_weights(np.arange(len(pictures)), draws, seed)
+    drawn = alpha_of(observed, pairable, spread[:, u.picture])
+    return interval_of(float(alpha_of(observed, pairable)[0]), drawn, n_clusters=len(pictures))
 
 
 def _class_rows(u: Units) -> list[dict[str, Any]]:
@@ -336,7 +507,10 @@ def _class_rows(u: Units) -> list[dict[str, Any]]:
     counts = u.counts()
     mine = [np.column_stack([counts[:, c], counts.sum(axis=1) - counts[:, c]]) for c in range(len(u.names))]
     paired = counts.sum(axis=1) >= 2
-    return [{"class": n, "alpha": _alpha(m), "objects": int(((m[:, 0] > 0) & paired).sum())} for n, m in zip(u.names, mine)]
+    return [
+        {"class": n, "alpha": _alpha(m), "objects": int(((m[:, 0] > 0) & paired).sum())}
+        for n, m in zip(u.names, mine)
+    ]
 
 
 def _person_rows(u: Units) -> list[dict[str, Any]]:
@@ -349,37 +523,63 @@ def _person_rows(u: Units) -> list[dict[str, Any]]:
         most, top = saw > rest[:, missed], rest[:, :missed].argmax(axis=1)
         both = asked & most & (own < missed)
         share = lambda part, whole: float(part.sum() / whole.sum()) if whole.sum() else float("nan")
-        rows.append({"person": name, "alpha without": _alpha(rest), "objects": int(asked.sum()), "missed": share(asked & most & (own == missed), asked & most),
-                     "alone": share(asked & ~most & (own < missed), asked & (own < missed)), "other class": share(both & (own != top), both)})
+        rows.append(
+            {
+                "person": name,
+                "alpha without": _alpha(rest),
+                "objects": int(asked.sum()),
+                "missed": share(asked & most & (own == missed), asked & most),
+                "alone": share(asked & ~most & (own < missed), asked & (own < missed)),
+                "other class": share(both & (own != top), both),
+            }
+        )
     return rows
 
-
+# %% ../../nbs/07_annotation/05_qa.ipynb #8de2747d
 def _picture_rows(u: Units) -> list[dict[str, Any]]:
     "Observed disagreement of each picture over the expected one of all."
     observed, pairable = disagreement(u.counts())
     values = pairable.sum(axis=0)
     n = values.sum()
     chance = (n**2 - (values**2).sum()) / (n * (n - 1)) if n > 1 else 0.0
-    seen, size = np.bincount(u.picture, observed, len(u.pictures)), np.bincount(u.picture, pairable.sum(axis=1), len(u.pictures))
+    seen, size = (
+        np.bincount(u.picture, observed, len(u.pictures)),
+        np.bincount(u.picture, pairable.sum(axis=1), len(u.pictures)),
+    )
     objects = np.bincount(u.picture[pairable.sum(axis=1) > 0], minlength=len(u.pictures))
-    rows = [{"picture": p, "alpha": float(1 - seen[i] / size[i] / chance) if chance else 1.0, "objects": int(objects[i])} for i, p in enumerate(u.pictures) if size[i]]
+    rows = [
+        {
+            "picture": p,
+            "alpha": float(1 - seen[i] / size[i] / chance) if chance else 1.0,
+            "objects": int(objects[i]),
+        }
+        for i, p in enumerate(u.pictures)
+        if size[i]
+    ]
     return sorted(rows, key=lambda r: (r["alpha"], r["picture"]))
 
-# %% ../../nbs/07_annotation/05_qa.ipynb #9d22d4a0
+
 def _verdict(alpha: Interval, goal: float) -> tuple[str, str]:
     "From the lower bound."
     told = f"α = {alpha}, {alpha.clusters} pictures"
-    if alpha.low >= goal: return "reliable", told
-    if alpha.low >= TENTATIVE: return "tentative", f"{told}; the lower bound is below {goal:g}"
-    return "unreliable", f"{told}; the lower bound is below {min(goal, TENTATIVE):g}: agree on a guide, label these pictures again"
+    if alpha.low >= goal:
+        return "reliable", told
+    if alpha.low >= TENTATIVE:
+        return "tentative", f"{told}; the lower bound is below {goal:g}"
+    return (
+        "unreliable",
+        f"{told}; the lower bound is below {min(goal, TENTATIVE):g}: agree on a guide, label these pictures "
+        "again",
+    )
 
-
+# %% ../../nbs/07_annotation/05_qa.ipynb #373f2a40
 def agreement(
-    annotations: Sequence[Annotation],        # one a person and picture, as `settle` leaves them
-    iou: float = 0.5,                         # from which overlap boxes are one object
+    annotations: Sequence[Annotation],  # one a person and picture, as `settle` leaves them
+    iou: float = 0.5,  # from which overlap boxes are one object
     ious: Sequence[float] = (0.3, 0.5, 0.7, 0.85),  # α is told at these too
     goal: float = RELIABLE,
-    draws: int = 1000, seed: int = 0,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> Agreement:
     "Krippendorff's α of what several people drew; 'insufficient' where that cannot be known."
     u = units_of(annotations, iou)
@@ -387,17 +587,35 @@ def agreement(
     shared = counts.sum(axis=1) >= 2
     pictures, n = np.unique(u.picture[shared]), int(shared.sum())
     by_iou = {float(t): _alpha(units_of(annotations, t).counts()) for t in ious}
-    parts = {"people": u.people, "units": n, "by_iou": by_iou, "by_class": _class_rows(u), "by_person": _person_rows(u), "by_picture": _picture_rows(u),
-             "overlap": float(np.nanmean(u.overlap)) if np.isfinite(u.overlap).any() else float("nan")}
-    if len(u.people) < 2: return Agreement(None, "insufficient", f"one annotator only ({u.people[0]}): agreement needs two", **parts)
-    if len(pictures) < 2: return Agreement(None, "insufficient", f"{len(pictures)} picture(s) with objects that two people were asked about", **parts)
-    observed, pairable = disagreement(counts)
-    weight = draw_weights(np.arange(len(pictures)), draws, seed)
-    spread = np.zeros((draws, len(u.pictures)), np.float32)
-    spread[:, pictures] = weight
-    alpha = interval_of(float(alpha_of(observed, pairable)[0]), alpha_of(observed, pairable, spread[:, u.picture]), n_clusters=len(pictures))
+    parts = {
+        "people": u.people,
+        "units": n,
+        "by_iou": by_iou,
+        "by_class": _class_rows(u),
+        "by_person": _person_rows(u),
+        "by_picture": _picture_rows(u),
+        "overlap": float(np.nanmean(u.overlap)) if np.isfinite(u.overlap).any() else float("nan"),
+    }
+    if len(u.people) < 2:
+        return Agreement(
+            None, "insufficient", f"one annotator only ({u.people[0]}): agreement needs two", **parts
+        )
+    if len(pictures) < 2:
+        return Agreement(
+            None,
+            "insufficient",
+            f"{len(pictures)} picture(s) with objects that two people were asked about",
+            **parts,
+        )
+    alpha = _alpha_drawn(u, counts, pictures, draws, seed)
     if n < FEWEST_UNITS or len(pictures) < FEWEST_SHARED:
-        return Agreement(alpha, "insufficient", f"{n} objects in {len(pictures)} shared pictures; at least {FEWEST_UNITS} and {FEWEST_SHARED} are needed", **parts)
+        return Agreement(
+            alpha,
+            "insufficient",
+            f"{n} objects in {len(pictures)} shared pictures; at least {FEWEST_UNITS} and {FEWEST_SHARED} "
+            "are needed",
+            **parts,
+        )
     return Agreement(alpha, *_verdict(alpha, goal), **parts)
 
 # %% ../../nbs/07_annotation/05_qa.ipynb #59a5751f
@@ -413,15 +631,32 @@ def dispute_suspects(
         top = int(counts[row].argmax())
         said = ", ".join(f"{u.people[k]}: {words[v]}" for k, v in enumerate(u.value[row].tolist()) if v >= 0)
         drawn = int(counts[row, :-1].argmax())
-        suggestion = {} if counts[row, top] * 2 <= counts[row].sum() else {"remove": True} if top == len(u.names) else {"class_name": u.names[top]}
-        found.append(Suspect(u.pictures[u.picture[row]], "people differ", float(1 - counts[row, top] / counts[row].sum()), said, tuple(boxes[row].tolist()), u.names[drawn], suggestion))
+        suggestion = (
+            {}
+            if counts[row, top] * 2 <= counts[row].sum()
+            else {"remove": True}
+            if top == len(u.names)
+            else {"class_name": u.names[top]}
+        )
+        found.append(
+            Suspect(
+                u.pictures[u.picture[row]],
+                "people differ",
+                float(1 - counts[row, top] / counts[row].sum()),
+                said,
+                tuple(boxes[row].tolist()),
+                u.names[drawn],
+                suggestion,
+            )
+        )
     return ranked(found)
 
 
 def _boxes_of(annotations: Sequence[Annotation], iou: float) -> np.ndarray:
     "The median box of each unit, in the order of `units_of`."
     by_picture: dict[str, list[Annotation]] = {}
-    for a in annotations: by_picture.setdefault(a.picture, []).append(a)
+    for a in annotations:
+        by_picture.setdefault(a.picture, []).append(a)
     found = []
     for _, answers in sorted(by_picture.items()):
         group, xyxy = box_groups(answers, iou)[1], np.concatenate([a.boxes.xyxy for a in answers])

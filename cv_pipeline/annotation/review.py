@@ -16,7 +16,17 @@ import numpy as np
 
 from .annotations import Annotation, Draft
 from .label_errors import error_suspects, label_errors, search_power
-from .qa import Suspect, agreement, box_suspects, class_balance, class_suspects, coverage, dispute_suspects, ranked, rows_by_picture
+from cv_pipeline.annotation.qa import (
+    Suspect,
+    agreement,
+    box_suspects,
+    class_balance,
+    class_suspects,
+    coverage,
+    dispute_suspects,
+    ranked,
+    rows_by_picture,
+)
 from ..core.files import expecting, read_json, write_json
 from ..core.types import ConfigError, DataError, Detections
 from ..evaluation.failures import fiftyone_package, twin_pairs
@@ -30,12 +40,12 @@ __all__ = ['Review', 'review', 'write_review', 'read_suspects', 'review_drafts',
 class Review:
     "What is doubtful about a dataset."
 
-    suspects: list[Suspect]              # highest score first
+    suspects: list[Suspect]  # highest score first
     balance: list[dict[str, Any]]
     coverage: list[dict[str, Any]]
     power: dict[str, float | None] = field(default_factory=dict)  # AUROC of planted errors, by kind
     agreement: dict[str, Any] | None = None
-    left_out: tuple[str, ...] = ()       # checks that could not be made, and why
+    left_out: tuple[str, ...] = ()  # checks that could not be made, and why
     pictures: int = 0
     labels: int = 0
 
@@ -45,32 +55,60 @@ class Review:
 
     def to_dict(self) -> dict[str, Any]:
         "What qa.json holds."
-        clean = lambda rows: [{k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in r.items()} for r in rows]
-        return {"format": "cv_pipeline qa 1", "pictures": self.pictures, "labels": self.labels, "counts": self.counts(), "left_out": list(self.left_out), "power": self.power,
-                "agreement": self.agreement, "balance": clean(self.balance), "coverage": clean(self.coverage), "problems": [s.to_dict() for s in self.suspects]}
+        clean = lambda rows: [
+            {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in r.items()}
+            for r in rows
+        ]
+        return {
+            "format": "cv_pipeline qa 1",
+            "pictures": self.pictures,
+            "labels": self.labels,
+            "counts": self.counts(),
+            "left_out": list(self.left_out),
+            "power": self.power,
+            "agreement": self.agreement,
+            "balance": clean(self.balance),
+            "coverage": clean(self.coverage),
+            "problems": [s.to_dict() for s in self.suspects],
+        }
 
 # %% ../../nbs/07_annotation/07_review.ipynb #87092259
 def review(
     s: EvalSet,
     annotations: Sequence[Annotation] = (),  # of several people, as `settle` leaves them
-    least: float = 0.3,                      # probability from which a label error is listed
+    least: float = 0.3,  # probability from which a label error is listed
     seed: int = 0,
 ) -> Review:
     "Every check that the set allows."
     check_set(s)
     found, left, power = box_suspects(s), [], None
-    if any(p is not None and Path(p).exists() for p in s.paths): found += class_suspects(s, twin_pairs(s.paths))
-    else: left.append("nearly equal pictures: the files are not there")
+    if any(p is not None and Path(p).exists() for p in s.paths):
+        found += class_suspects(s, twin_pairs(s.paths))
+    else:
+        left.append("nearly equal pictures: the files are not there")
     if len(s.predictions):
         power = search_power(s, seed=seed)
-        if power.reason: left.append(f"power of the search for label errors: {power.reason}")
+        if power.reason:
+            left.append(f"power of the search for label errors: {power.reason}")
         found += error_suspects(label_errors(s), power, least)
-    else: left.append("label errors: no predictions (give a model that was not trained on these labels)")
+    else:
+        left.append("label errors: no predictions (give a model that was not trained on these labels)")
     people = agreement(annotations) if annotations else None
-    if people: found += dispute_suspects(annotations)
-    if people is None or people.verdict == "insufficient": left.append(f"agreement: {people.reason if people else 'no annotations of several people'}")
+    if people:
+        found += dispute_suspects(annotations)
+    if people is None or people.verdict == "insufficient":
+        left.append(f"agreement: {people.reason if people else 'no annotations of several people'}")
     values = {k: float(v) if np.isfinite(v) else None for k, v in power.auroc.items()} if power else {}
-    return Review(ranked(found), class_balance(s), coverage(s), values, people and people.to_dict(), tuple(left), len(s), len(s.truth))
+    return Review(
+        ranked(found),
+        class_balance(s),
+        coverage(s),
+        values,
+        people and people.to_dict(),
+        tuple(left),
+        len(s),
+        len(s.truth),
+    )
 
 # %% ../../nbs/07_annotation/07_review.ipynb #546888fd
 def write_review(found: Review, path: str | Path) -> Path:
@@ -82,31 +120,64 @@ def read_suspects(path: str | Path) -> list[Suspect]:
     "The suspects of a qa.json."
     with expecting("not a review list", path, "cv-pipeline qa writes one"):
         rows = read_json(path, dict)["problems"]
-        return [Suspect(r["picture"], r["kind"], float(r["score"]), r["reason"], None if r["box"] is None else tuple(r["box"]), r["class_name"], r["suggestion"], int(r["row"])) for r in rows]
-
+        return [
+            Suspect(
+                r["picture"],
+                r["kind"],
+                float(r["score"]),
+                r["reason"],
+                None if r["box"] is None else tuple(r["box"]),
+                r["class_name"],
+                r["suggestion"],
+                int(r["row"]),
+            )
+            for r in rows
+        ]
 
 # %% ../../nbs/07_annotation/07_review.ipynb #2a1c16a3
 def review_drafts(
     suspects: Sequence[Suspect],
-    s: EvalSet,            # the set that they are about
-    root: str | Path,      # folder that the pictures' paths start from
-    budget: int = 100,     # pictures
-) -> list[Draft]:          # most doubtful first; for `push` of the labelling room, or `write_drafts`
+    s: EvalSet,  # the set that they are about
+    root: str | Path,  # folder that the pictures' paths start from
+    budget: int = 100,  # pictures
+) -> list[Draft]:  # most doubtful first; for `push` of the labelling room, or `write_drafts`
     "Pictures to be labelled again, with their labels and the reasons."
-    if budget < 1: raise ConfigError(f"budget={budget}", "review_drafts", "at least one picture")
+    if budget < 1:
+        raise ConfigError(f"budget={budget}", "review_drafts", "at least one picture")
     place, by_picture = {name: i for i, name in enumerate(s.images)}, {}
-    for one in suspects: by_picture.setdefault(one.picture, []).append(one)
+    for one in suspects:
+        by_picture.setdefault(one.picture, []).append(one)
     unknown = [name for name in by_picture if name not in place]
-    if unknown: raise DataError(f"{len(unknown)} pictures of the list are not in the set, e.g. {unknown[0]}", s.where, "is it the list of another dataset?")
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} pictures of the list are not in the set, e.g. {unknown[0]}",
+            s.where,
+            "is it the list of another dataset?",
+        )
     made = []
     for name in sorted(by_picture, key=lambda n: (-max(x.score for x in by_picture[n]), n))[:budget]:
         i, doubts = place[name], by_picture[name]
-        if not s.paths or s.paths[i] is None or not Path(s.paths[i]).exists(): raise DataError(f"the picture {name} is gone", s.where, "a task needs its picture: put it back, or run the review again")
+        if not s.paths or s.paths[i] is None or not Path(s.paths[i]).exists():
+            raise DataError(
+                f"the picture {name} is gone",
+                s.where,
+                "a task needs its picture: put it back, or run the review again",
+            )
         rows = s.truth.image == i
         boxes = Detections(s.truth.xyxy[rows], None, s.truth.class_id[rows])
         told = [f"{d.kind} ({d.class_name or 'no label'}): {d.reason}" for d in doubts]
         meta = {"reasons": told, "score": round(max(d.score for d in doubts), 4)}
-        made.append(Draft(Path(os.path.relpath(s.paths[i], root)).as_posix(), Path(s.paths[i]), tuple(int(v) for v in s.size[i]), s.names, boxes, meta, "labels"))
+        made.append(
+            Draft(
+                Path(os.path.relpath(s.paths[i], root)).as_posix(),
+                Path(s.paths[i]),
+                tuple(int(v) for v in s.size[i]),
+                s.names,
+                boxes,
+                meta,
+                "labels",
+            )
+        )
     return made
 
 # %% ../../nbs/07_annotation/07_review.ipynb #2365eea5
@@ -115,18 +186,46 @@ def _fo_samples(fo: Any, s: EvalSet, suspects: Sequence[Suspect]) -> list[Any]:
     by_row = {x.row: x for x in suspects if x.row >= 0}
     loose: dict[str, list[Suspect]] = {}
     for x in suspects:
-        if x.row < 0 and x.xyxy is not None: loose.setdefault(x.picture, []).append(x)
+        if x.row < 0 and x.xyxy is not None:
+            loose.setdefault(x.picture, []).append(x)
     made = []
     for i, (path, own) in enumerate(zip(s.paths, rows_by_picture(s.truth.image, len(s)))):
         w, h = (int(v) for v in s.size[i])
-        box = lambda b, w=w, h=h: [float(b[0]) / w, float(b[1]) / h, float(b[2] - b[0]) / w, float(b[3] - b[1]) / h]
-        said = lambda x: {} if x is None else {"tags": [x.kind], "suspicion": float(x.score), "reason": x.reason}
+        box = lambda b, w=w, h=h: [
+            float(b[0]) / w,
+            float(b[1]) / h,
+            float(b[2] - b[0]) / w,
+            float(b[3] - b[1]) / h,
+        ]
+        said = lambda x: (
+            {} if x is None else {"tags": [x.kind], "suspicion": float(x.score), "reason": x.reason}
+        )
         rows = own.tolist()
-        labels = [fo.Detection(label=s.names[s.truth.class_id[r]], bounding_box=box(s.truth.xyxy[r]), **said(by_row.get(r))) for r in rows]
-        extra = [fo.Detection(label=x.suggestion.get("class_name") or x.class_name or "?", bounding_box=box(x.xyxy), **said(x)) for x in loose.get(s.images[i], [])]
+        labels = [
+            fo.Detection(
+                label=s.names[s.truth.class_id[r]], bounding_box=box(s.truth.xyxy[r]), **said(by_row.get(r))
+            )
+            for r in rows
+        ]
+        extra = [
+            fo.Detection(
+                label=x.suggestion.get("class_name") or x.class_name or "?",
+                bounding_box=box(x.xyxy),
+                **said(x),
+            )
+            for x in loose.get(s.images[i], [])
+        ]
         mine = [by_row[r] for r in rows if r in by_row] + loose.get(s.images[i], [])
-        made.append(fo.Sample(filepath=str(Path(path).resolve()), tags=sorted({x.kind for x in mine}), ground_truth=fo.Detections(detections=labels), suspects=fo.Detections(detections=extra),
-                              suspicion=max((float(x.score) for x in mine), default=0.0), metadata=fo.ImageMetadata(width=w, height=h, num_channels=3)))
+        made.append(
+            fo.Sample(
+                filepath=str(Path(path).resolve()),
+                tags=sorted({x.kind for x in mine}),
+                ground_truth=fo.Detections(detections=labels),
+                suspects=fo.Detections(detections=extra),
+                suspicion=max((float(x.score) for x in mine), default=0.0),
+                metadata=fo.ImageMetadata(width=w, height=h, num_channels=3),
+            )
+        )
     return made
 
 # %% ../../nbs/07_annotation/07_review.ipynb #46fa17b4
@@ -135,18 +234,34 @@ def build_review(
     suspects: Sequence[Suspect],
     name: str = "qa",
     replace_old: bool = False,
-) -> Any:                      # fiftyone.Dataset, persistent
+) -> Any:  # fiftyone.Dataset, persistent
     "A FiftyOne dataset with every suspect tagged; complete, or not there at all."
-    lost = [s.images[i] for i in range(len(s)) if not s.paths or s.paths[i] is None or not Path(s.paths[i]).exists()]
-    if lost: raise DataError(f"{len(lost)} of {len(s)} pictures are not there, e.g. {lost[0]}", s.where, "FiftyOne shows the files themselves: put them back")
+    lost = [
+        s.images[i]
+        for i in range(len(s))
+        if not s.paths or s.paths[i] is None or not Path(s.paths[i]).exists()
+    ]
+    if lost:
+        raise DataError(
+            f"{len(lost)} of {len(s)} pictures are not there, e.g. {lost[0]}",
+            s.where,
+            "FiftyOne shows the files themselves: put them back",
+        )
     fo = fiftyone_package()
-    if name in fo.list_datasets() and not replace_old: raise ConfigError(f"FiftyOne has a dataset '{name}' already", "qa", "choose another name, or say --replace")
+    if name in fo.list_datasets() and not replace_old:
+        raise ConfigError(
+            f"FiftyOne has a dataset '{name}' already", "qa", "choose another name, or say --replace"
+        )
     made = fo.Dataset(f"{name} (in the making {os.getpid()})", persistent=True)
     try:
         made.add_samples(_fo_samples(fo, s, suspects), progress=False)
-        made.save_view("most doubtful", made.match(fo.ViewField("suspicion") > 0).sort_by("suspicion", reverse=True))
-        for kind in sorted({x.kind for x in suspects}): made.save_view(kind, made.match_tags(kind))
-        if name in fo.list_datasets(): fo.delete_dataset(name)
+        made.save_view(
+            "most doubtful", made.match(fo.ViewField("suspicion") > 0).sort_by("suspicion", reverse=True)
+        )
+        for kind in sorted({x.kind for x in suspects}):
+            made.save_view(kind, made.match_tags(kind))
+        if name in fo.list_datasets():
+            fo.delete_dataset(name)
         made.name = name
     except BaseException:
         made.delete()

@@ -19,7 +19,14 @@ from .collect import Collected, read_collected, write_collected
 from ..core.files import copy_file, writable_folder
 from ..core.formats import read_dataset
 from ..core.images import read_image
-from ..core.types import BackendError, ConfigError, DataError, Detections, MissingExtraError, check_rules
+from cv_pipeline.core.types import (
+    BackendError,
+    ConfigError,
+    DataError,
+    Detections,
+    MissingExtraError,
+    check_rules,
+)
 from ..inference.calibrators import Calibrator
 
 # %% auto #0
@@ -33,50 +40,67 @@ __all__ = ['PIXELS', 'FEATURES', 'Chosen', 'STRATEGIES', 'Embedder', 'Candidates
 class Candidates:
     "Pictures that could be labelled."
 
-    pictures: tuple[str, ...]              # one name each, all different
-    count: np.ndarray                      # (n,) int, boxes of each picture
-    confidence: np.ndarray                 # (m,) calibrated, picture after picture
-    class_id: np.ndarray                   # (m,) int
-    names: tuple[str, ...] = ()            # of the classes
-    embedding: np.ndarray | None = None    # (n, d) float32, one vector a picture
-    rows: tuple[Any, ...] = ()             # (n,) what each came from, e.g. Collected
+    pictures: tuple[str, ...]  # one name each, all different
+    count: np.ndarray  # (n,) int, boxes of each picture
+    confidence: np.ndarray  # (m,) calibrated, picture after picture
+    class_id: np.ndarray  # (m,) int
+    names: tuple[str, ...] = ()  # of the classes
+    embedding: np.ndarray | None = None  # (n, d) float32, one vector a picture
+    rows: tuple[Any, ...] = ()  # (n,) what each came from, e.g. Collected
 
     def __post_init__(self):
         n, m, problems = len(self.pictures), len(self.confidence), []
         twice = [p for p, c in Counter(self.pictures).items() if c > 1]
-        if twice: problems.append(f"listed twice: {', '.join(twice[:5])}")
-        if len(self.count) != n or int(np.sum(self.count)) != m or len(self.class_id) != m: problems.append(f"{n} pictures, {len(self.count)} counts of {int(np.sum(self.count))} boxes, {m} confidences, {len(self.class_id)} classes")
-        if m and not ((self.confidence >= 0) & (self.confidence <= 1)).all(): problems.append("a confidence is NaN or outside 0..1")
+        if twice:
+            problems.append(f"listed twice: {', '.join(twice[:5])}")
+        if len(self.count) != n or int(np.sum(self.count)) != m or len(self.class_id) != m:
+            problems.append(
+                f"{n} pictures, {len(self.count)} counts of {int(np.sum(self.count))} boxes, {m} "
+                f"confidences, {len(self.class_id)} classes"
+            )
+        if m and not ((self.confidence >= 0) & (self.confidence <= 1)).all():
+            problems.append("a confidence is NaN or outside 0..1")
         e = self.embedding
-        if e is not None and (e.ndim != 2 or len(e) != n or not np.isfinite(e).all()): problems.append(f"embeddings are {e.shape} for {n} pictures, or hold NaN or infinity")
-        if problems: raise DataError("\n  - ".join(["these candidates cannot be compared", *problems]), "Candidates")
+        if e is not None and (e.ndim != 2 or len(e) != n or not np.isfinite(e).all()):
+            problems.append(f"embeddings are {e.shape} for {n} pictures, or hold NaN or infinity")
+        if problems:
+            raise DataError("\n  - ".join(["these candidates cannot be compared", *problems]), "Candidates")
 
-    def __len__(self) -> int: return len(self.pictures)
+    def __len__(self) -> int:
+        return len(self.pictures)
 
     @property
     def picture(self) -> np.ndarray:
         "(m,) the picture of each box."
         return np.repeat(np.arange(len(self)), self.count)
 
-
+# %% ../../nbs/07_annotation/03_select.ipynb #91997d5b
 def candidates(
     pictures: Sequence[str],
-    found: Sequence[Detections],           # of each picture, confidences calibrated
+    found: Sequence[Detections],  # of each picture, confidences calibrated
     names: Sequence[str] = (),
     embedding: np.ndarray | None = None,
     rows: Sequence[Any] = (),
 ) -> Candidates:
     "Candidates from what a model found in each picture."
-    if len(pictures) != len(found): raise DataError(f"{len(found)} results for {len(pictures)} pictures", "candidates")
+    if len(pictures) != len(found):
+        raise DataError(f"{len(found)} results for {len(pictures)} pictures", "candidates")
     join = lambda key, dtype: np.concatenate([getattr(d, key) for d in found] or [np.zeros(0)]).astype(dtype)
-    return Candidates(tuple(map(str, pictures)), np.array([len(d) for d in found], int), join("confidence", np.float64), join("class_id", int), tuple(names),
-                      None if embedding is None else np.asarray(embedding, np.float32), tuple(rows))
+    return Candidates(
+        tuple(map(str, pictures)),
+        np.array([len(d) for d in found], int),
+        join("confidence", np.float64),
+        join("class_id", int),
+        tuple(names),
+        None if embedding is None else np.asarray(embedding, np.float32),
+        tuple(rows),
+    )
 
 # %% ../../nbs/07_annotation/03_select.ipynb #2775c0fc
 def box_entropy(
-    confidence: np.ndarray,                  # (m,) calibrated
+    confidence: np.ndarray,  # (m,) calibrated
     band: tuple[float, float] = (0.3, 0.6),
-) -> np.ndarray:                             # (m,) 0..1 bits
+) -> np.ndarray:  # (m,) 0..1 bits
     "How open the question is whether a box is right: binary entropy, halved outside the band."
     p = np.clip(np.asarray(confidence, np.float64), 1e-9, 1 - 1e-9)
     entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
@@ -87,12 +111,17 @@ def unsure(
     c: Candidates,
     band: tuple[float, float] = (0.3, 0.6),
     top: int = 3,
-    weight: np.ndarray | None = None,   # (classes,) of a box of each class; None: all 1
-) -> np.ndarray:                        # (n,) 0 for a picture without boxes
+    weight: np.ndarray | None = None,  # (classes,) of a box of each class; None: all 1
+) -> np.ndarray:  # (n,) 0 for a picture without boxes
     "Mean of each picture's `top` largest box entropies."
-    value, out = box_entropy(c.confidence, band) * (1.0 if weight is None else weight[c.class_id]), np.zeros(len(c))
+    value, out = (
+        box_entropy(c.confidence, band) * (1.0 if weight is None else weight[c.class_id]),
+        np.zeros(len(c)),
+    )
     order = np.lexsort((-value, c.picture))
-    place = np.arange(len(order)) - np.repeat(np.cumsum(c.count) - c.count, c.count)  # 0 for each picture's largest, 1 for the next …
+    place = np.arange(len(order)) - np.repeat(
+        np.cumsum(c.count) - c.count, c.count
+    )  # 0 for each picture's largest, 1 for the next …
     chosen = order[place < top]
     np.add.at(out, c.picture[chosen], value[chosen])
     return out / np.maximum(np.minimum(c.count, top), 1)
@@ -100,14 +129,20 @@ def unsure(
 # %% ../../nbs/07_annotation/03_select.ipynb #0f1ba9b4
 def light_descriptor(
     image: np.ndarray,  # (H, W, 3) uint8 BGR
-) -> np.ndarray:        # (323,) float32, about 2 long
+) -> np.ndarray:  # (323,) float32, about 2 long
     "How bright where, how rich in contrast, which colours, which edges in which part of the picture."
     small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA)
     grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY).astype(np.float32)
-    where = cv2.resize(grey, (8, 8), interpolation=cv2.INTER_AREA).ravel() / 255 / 8  # its length is the brightness
-    contrast = np.float32([grey.std() / 64, cv2.Laplacian(grey, cv2.CV_32F).std() / 64, small.std(axis=2).mean() / 32])
+    where = (
+        cv2.resize(grey, (8, 8), interpolation=cv2.INTER_AREA).ravel() / 255 / 8
+    )  # its length is the brightness
+    contrast = np.float32(
+        [grey.std() / 64, cv2.Laplacian(grey, cv2.CV_32F).std() / 64, small.std(axis=2).mean() / 32]
+    )
     hsv = cv2.cvtColor(small, cv2.COLOR_BGR2HSV).reshape(-1, 3)
-    colour = np.bincount((hsv[:, 0] // 15).astype(int) * 8 + (hsv[:, 1] // 64) * 2 + (hsv[:, 2] > 100), minlength=96)[:96].astype(np.float32)
+    colour = np.bincount(
+        (hsv[:, 0] // 15).astype(int) * 8 + (hsv[:, 1] // 64) * 2 + (hsv[:, 2] > 100), minlength=96
+    )[:96].astype(np.float32)
     gx, gy = cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)
     turn = np.minimum((np.arctan2(gy, gx) % np.pi / np.pi * 10).astype(int), 9)
     cell = (np.arange(64) // 16)[:, None] * 4 + np.arange(64) // 16
@@ -117,24 +152,46 @@ def light_descriptor(
 
 # %% ../../nbs/07_annotation/03_select.ipynb #54dfb669
 def _inner(graph: Any, depth: str, height: int) -> str:
-    "Early: the last layer whose map is a quarter of the picture's height (or the finest below that). Deep: the coarsest map, the widest of those. An onnx graph with inferred shapes."
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.value_info, *graph.output]}
-    maps = [(s, i, out) for i, node in enumerate(graph.node) for out in node.output if len(s := shapes.get(out, [])) == 4 and min(s[1:]) > 1 and node.op_type in ("Conv", "Mul", "Relu", "Concat", "Add")]
-    if not maps: raise BackendError("no layer of this graph is a map of features", graph.name, "give the name of the wanted output")
-    if depth == "deep": return min(maps, key=lambda m: (m[0][2] * m[0][3], -m[0][1], -m[1]))[2]
-    return max(maps, key=lambda m: (m[0][2] <= height / 4, m[0][2] * m[0][3] if m[0][2] <= height / 4 else -m[0][2], m[1]))[2]
+    """Early: the last layer whose map is a quarter of the picture's height (or the finest below that). Deep:
+    the coarsest map, the widest of those. An onnx graph with inferred shapes."""
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in [*graph.value_info, *graph.output]
+    }
+    maps = [
+        (s, i, out)
+        for i, node in enumerate(graph.node)
+        for out in node.output
+        if len(s := shapes.get(out, [])) == 4
+        and min(s[1:]) > 1
+        and node.op_type in ("Conv", "Mul", "Relu", "Concat", "Add")
+    ]
+    if not maps:
+        raise BackendError(
+            "no layer of this graph is a map of features", graph.name, "give the name of the wanted output"
+        )
+    if depth == "deep":
+        return min(maps, key=lambda m: (m[0][2] * m[0][3], -m[0][1], -m[1]))[2]
+    return max(
+        maps,
+        key=lambda m: (m[0][2] <= height / 4, m[0][2] * m[0][3] if m[0][2] <= height / 4 else -m[0][2], m[1]),
+    )[2]
 
 
 def _with_output(path: Path, output: str | None, depth: str, imgsz: tuple[int, int]) -> tuple[bytes, str]:
     "The model with an inner layer as its only output."
-    try: import onnx
-    except ImportError as e: raise MissingExtraError("onnx", "train") from e
+    try:
+        import onnx
+    except ImportError as e:
+        raise MissingExtraError("onnx", "train") from e
     model = onnx.load(str(path))
     dims = model.graph.input[0].type.tensor_type.shape.dim
-    for d, v in zip(dims[2:], imgsz): d.dim_value = v
+    for d, v in zip(dims[2:], imgsz):
+        d.dim_value = v
     model = onnx.shape_inference.infer_shapes(model)
     name = output or _inner(model.graph, depth, imgsz[0])
-    if name not in {o for node in model.graph.node for o in node.output}: raise BackendError(f"the graph has no layer '{name}'", path)
+    if name not in {o for node in model.graph.node for o in node.output}:
+        raise BackendError(f"the graph has no layer '{name}'", path)
     del model.graph.output[:]
     model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     return model.SerializeToString(), name
@@ -142,111 +199,180 @@ def _with_output(path: Path, output: str | None, depth: str, imgsz: tuple[int, i
 
 def _unit_rows(vectors: np.ndarray, where: object) -> np.ndarray:
     "Vectors of length 1; BackendError for NaN."
-    if not np.isfinite(vectors).all(): raise BackendError("the features hold NaN or infinity", where)
+    if not np.isfinite(vectors).all():
+        raise BackendError("the features hold NaN or infinity", where)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 # %% ../../nbs/07_annotation/03_select.ipynb #e2444654
 class DetectorFeatures:
-    "A vector a picture from the inside of a detector: mean and spread over the picture of each map of one layer."
+    """A vector a picture from the inside of a detector: mean and spread over the picture of each map of one
+    layer."""
 
     def __init__(
         self,
-        model: Any,                  # cv_pipeline.inference.backends.Model with an ONNX file
-        output: str | None = None,   # another layer, by its name in the graph
+        model: Any,  # cv_pipeline.inference.backends.Model with an ONNX file
+        output: str | None = None,  # another layer, by its name in the graph
         threads: int = 0,
-        depth: str = "early",        # "early": how it looks; "deep": what is in it
+        depth: str = "early",  # "early": how it looks; "deep": what is in it
     ):
         import onnxruntime as ort
 
         path = Path(model.path)
-        if depth not in ("early", "deep"): raise ConfigError(f"depth '{depth}' is not known", "DetectorFeatures", "early or deep")
-        if path.suffix != ".onnx" or not path.is_file(): raise BackendError("features are taken from ONNX files", path, "give the model's ONNX file, or use light_descriptor")
+        if depth not in ("early", "deep"):
+            raise ConfigError(f"depth '{depth}' is not known", "DetectorFeatures", "early or deep")
+        if path.suffix != ".onnx" or not path.is_file():
+            raise BackendError(
+                "features are taken from ONNX files",
+                path,
+                "give the model's ONNX file, or use light_descriptor",
+            )
         graph, self.layer = _with_output(path, output, depth, model.manifest.preprocess.imgsz)
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
-        self._session, self._model = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]), model
+        self._session, self._model = (
+            ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]),
+            model,
+        )
 
-    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:  # (H, W, 3) uint8 BGR each → (n, d) float32 of length 1
+    def __call__(
+        self, images: Sequence[np.ndarray]
+    ) -> np.ndarray:  # (H, W, 3) uint8 BGR each → (n, d) float32 of length 1
         "One vector a picture."
         made = []
         for first in range(0, len(images), 16):
-            batch, _ = self._model.preprocess.batch(images[first:first + 16])
+            batch, _ = self._model.preprocess.batch(images[first : first + 16])
             maps = self._session.run(None, {self._session.get_inputs()[0].name: batch})[0]
-            made.append(np.concatenate([maps.mean(axis=(2, 3)), maps.std(axis=(2, 3))], axis=1) if maps.ndim == 4 else maps.reshape(len(maps), -1))
-        return _unit_rows(np.concatenate(made).astype(np.float32) if made else np.zeros((0, 1), np.float32), self.layer)
+            made.append(
+                np.concatenate([maps.mean(axis=(2, 3)), maps.std(axis=(2, 3))], axis=1)
+                if maps.ndim == 4
+                else maps.reshape(len(maps), -1)
+            )
+        return _unit_rows(
+            np.concatenate(made).astype(np.float32) if made else np.zeros((0, 1), np.float32), self.layer
+        )
 
 # %% ../../nbs/07_annotation/03_select.ipynb #e1b22d4d
-PIXELS = {"unit": (np.zeros(3), np.ones(3)), "imagenet": (np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]))}  # mean and spread of RGB in 0..1
+PIXELS = {
+    "unit": (np.zeros(3), np.ones(3)),
+    "imagenet": (np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])),
+}  # mean and spread of RGB in 0..1
 
 
-def _picture_input(session: Any, path: Path, imgsz: tuple[int, int] | None) -> tuple[str, type, int, tuple[int, int]]:  # name, type, batch (0: any), height and width
+def _picture_input(
+    session: Any, path: Path, imgsz: tuple[int, int] | None
+) -> tuple[str, type, int, tuple[int, int]]:  # name, type, batch (0: any), height and width
     "What a graph takes; BackendError when that is not pictures."
     inputs = [(i.name, i.type, i.shape) for i in session.get_inputs()]
     (name, kind, shape), told = inputs[0], ", ".join(f"{n} {t} {s}" for n, t, s in inputs)
     fixed = [v if isinstance(v, int) and v > 0 else 0 for v in shape]
-    if len(inputs) != 1 or kind not in ("tensor(float)", "tensor(float16)") or len(shape) != 4 or fixed[1] not in (0, 3):
-        raise BackendError(f"this graph does not take pictures: {told}", path, "one input of floats is needed, shape (batch, 3, height, width)")
+    if (
+        len(inputs) != 1
+        or kind not in ("tensor(float)", "tensor(float16)")
+        or len(shape) != 4
+        or fixed[1] not in (0, 3)
+    ):
+        raise BackendError(
+            f"this graph does not take pictures: {told}",
+            path,
+            "one input of floats is needed, shape (batch, 3, height, width)",
+        )
     size = tuple(fixed[2:]) if imgsz is None else tuple(imgsz)
-    if len(size) != 2 or not min(size) > 0: raise ConfigError(f"the graph leaves the size of its pictures open: {shape}", path, "give imgsz=(height, width)")
-    if any(v and v != w for v, w in zip(fixed[2:], size)): raise ConfigError(f"imgsz={size}, but the graph takes {shape}", path, "leave imgsz out")
+    if len(size) != 2 or not min(size) > 0:
+        raise ConfigError(
+            f"the graph leaves the size of its pictures open: {shape}", path, "give imgsz=(height, width)"
+        )
+    if any(v and v != w for v, w in zip(fixed[2:], size)):
+        raise ConfigError(f"imgsz={size}, but the graph takes {shape}", path, "leave imgsz out")
     return name, np.float16 if kind == "tensor(float16)" else np.float32, fixed[0], size
 
-
+# %% ../../nbs/07_annotation/03_select.ipynb #e6147968
 class OnnxFeatures:
-    "A vector a picture from any ONNX: an output of two dimensions as it is, one of four averaged over the picture; then of length 1."
+    """A vector a picture from any ONNX: an output of two dimensions as it is, one of four averaged over the
+    picture; then of length 1."""
 
     def __init__(
         self,
         path: str | Path,
         imgsz: tuple[int, int] | None = None,  # height and width; None: those of the graph
-        pixels: str = "imagenet",              # or "unit": RGB in 0..1
-        output: str | None = None,             # None: the first
+        pixels: str = "imagenet",  # or "unit": RGB in 0..1
+        output: str | None = None,  # None: the first
         threads: int = 0,
     ):
         import onnxruntime as ort
 
         path, options = Path(path), ort.SessionOptions()
-        if pixels not in PIXELS: raise ConfigError(f"pixels='{pixels}' is not known", path, f"there is {', '.join(PIXELS)}")
-        if not path.is_file(): raise BackendError("there is no such ONNX file", path)
+        if pixels not in PIXELS:
+            raise ConfigError(f"pixels='{pixels}' is not known", path, f"there is {', '.join(PIXELS)}")
+        if not path.is_file():
+            raise BackendError("there is no such ONNX file", path)
         options.intra_op_num_threads, options.log_severity_level = threads, 3
-        try: self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as e: raise BackendError(f"not an ONNX file that can be opened: {' '.join(str(e).split())[:200]}", path) from e
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as e:
+            raise BackendError(
+                f"not an ONNX file that can be opened: {' '.join(str(e).split())[:200]}", path
+            ) from e
         there = [o.name for o in self._session.get_outputs()]
-        if output is not None and output not in there: raise BackendError(f"the graph has no output '{output}'", path, f"it has {', '.join(there)}")
-        self.path, self.output, self.pixels, self._input = path, output or there[0], PIXELS[pixels], _picture_input(self._session, path, imgsz)
+        if output is not None and output not in there:
+            raise BackendError(f"the graph has no output '{output}'", path, f"it has {', '.join(there)}")
+        self.path, self.output, self.pixels, self._input = (
+            path,
+            output or there[0],
+            PIXELS[pixels],
+            _picture_input(self._session, path, imgsz),
+        )
 
-    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray: return _unit_rows(_features(self, images), self.path)  # (H, W, 3) uint8 BGR each → (n, d)
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        return _unit_rows(_features(self, images), self.path)  # (H, W, 3) uint8 BGR each → (n, d)
 
 # %% ../../nbs/07_annotation/03_select.ipynb #e090eaab
 def _features(f: OnnxFeatures, images: Sequence[np.ndarray]) -> np.ndarray:
     "What the graph says, batch by batch; a fixed batch is filled up with its last picture."
     (name, dtype, fixed, (h, w)), (mean, spread), made = f._input, f.pixels, []
     for first in range(0, len(images), step := fixed or 16):
-        part = [cv2.resize(i, (w, h), interpolation=cv2.INTER_AREA)[..., ::-1] for i in images[first:first + step]]
+        part = [
+            cv2.resize(i, (w, h), interpolation=cv2.INTER_AREA)[..., ::-1]
+            for i in images[first : first + step]
+        ]
         batch = (np.stack(part + part[-1:] * (fixed - len(part) if fixed else 0)) / 255 - mean) / spread
-        try: out = f._session.run([f.output], {name: np.ascontiguousarray(batch.transpose(0, 3, 1, 2), dtype)})[0]
-        except Exception as e: raise BackendError(f"the graph failed on {len(batch)} pictures of {h} x {w}: {' '.join(str(e).split())[:200]}", f.path) from e
+        try:
+            out = f._session.run(
+                [f.output], {name: np.ascontiguousarray(batch.transpose(0, 3, 1, 2), dtype)}
+            )[0]
+        except Exception as e:
+            raise BackendError(
+                f"the graph failed on {len(batch)} pictures of {h} x {w}: {' '.join(str(e).split())[:200]}",
+                f.path,
+            ) from e
         if getattr(out, "ndim", 0) not in (2, 4) or len(out) != len(batch):
-            raise BackendError(f"output '{f.output}' has the shape {getattr(out, 'shape', type(out).__name__)} for {len(batch)} pictures", f.path, "a vector a picture is needed, or a map of features: name another output")
+            raise BackendError(
+                f"output '{f.output}' has the shape {getattr(out, 'shape', type(out).__name__)} for "
+                f"{len(batch)} pictures",
+                f.path,
+                "a vector a picture is needed, or a map of features: name another output",
+            )
         made.append(out[: len(part)].astype(np.float32).reshape(len(part), out.shape[1], -1).mean(axis=2))
     return np.concatenate(made) if made else np.zeros((0, 1), np.float32)
 
 # %% ../../nbs/07_annotation/03_select.ipynb #538e8cc4
 def k_centre(
-    vectors: np.ndarray,                    # (n, d)
+    vectors: np.ndarray,  # (n, d)
     k: int,
-    first: int,                             # where to begin, if nothing is chosen yet
-    chosen: np.ndarray | None = None,       # (j, d) vectors that are there already
-    weight: Callable[[list[int]], np.ndarray] | None = None,  # rows chosen so far → (n,) factors for the distance
-) -> list[int]:                             # k rows, in order
+    first: int,  # where to begin, if nothing is chosen yet
+    chosen: np.ndarray | None = None,  # (j, d) vectors that are there already
+    weight: Callable[[list[int]], np.ndarray]
+    | None = None,  # rows chosen so far → (n,) factors for the distance
+) -> list[int]:  # k rows, in order
     "Rows that leave nothing far away."
     x = np.asarray(vectors, np.float32)
     square = np.einsum("ij,ij->i", x, x)
     reach, rows = np.full(len(x), np.inf, np.float32), []
 
-    def near(point: np.ndarray) -> None: np.minimum(reach, np.maximum(square - 2 * (x @ point) + point @ point, 0), out=reach)
+    def near(point: np.ndarray) -> None:
+        np.minimum(reach, np.maximum(square - 2 * (x @ point) + point @ point, 0), out=reach)
 
-    for point in (np.zeros((0, x.shape[1]), np.float32) if chosen is None else np.asarray(chosen, np.float32)): near(point)
+    for point in np.zeros((0, x.shape[1]), np.float32) if chosen is None else np.asarray(chosen, np.float32):
+        near(point)
     for _ in range(min(k, len(x))):
         value = reach.copy() if np.isfinite(reach[0]) else np.where(np.arange(len(x)) == first, 1.0, 0.0)
         value = np.sqrt(value) * (1.0 if weight is None else weight(rows))
@@ -257,18 +383,26 @@ def k_centre(
 
 # %% ../../nbs/07_annotation/03_select.ipynb #623efa27
 def uncovered(
-    vectors: np.ndarray,                 # (n, d)
+    vectors: np.ndarray,  # (n, d)
     k: int,
-    chosen: np.ndarray | None = None,    # (j, d) vectors that are there already
-    neighbours: int = 5,                 # so many near ones make a place known
-) -> list[int]:                          # k rows, in order
-    "Rows of places that are not known yet: each time the one whose fifth nearest chosen row is farthest away (with fewer chosen ones, their number instead of five)."
-    x, points = np.asarray(vectors, np.float32), np.zeros((0, np.shape(vectors)[1]), np.float32) if chosen is None else np.asarray(chosen, np.float32)
+    chosen: np.ndarray | None = None,  # (j, d) vectors that are there already
+    neighbours: int = 5,  # so many near ones make a place known
+) -> list[int]:  # k rows, in order
+    """Rows of places that are not known yet: each time the one whose fifth nearest chosen row is farthest
+    away (with fewer chosen ones, their number instead of five)."""
+    x, points = (
+        np.asarray(vectors, np.float32),
+        np.zeros((0, np.shape(vectors)[1]), np.float32) if chosen is None else np.asarray(chosen, np.float32),
+    )
     m, square, rows = min(neighbours, max(len(points), 1)), np.einsum("ij,ij->i", x, x), []
     near = np.full((len(x), m), np.inf, np.float32)  # squared distances, rising
     for i in range(0, len(x) if len(points) else 0, 1024):
-        d = square[i:i + 1024, None] - 2 * x[i:i + 1024] @ points.T + np.einsum("ij,ij->i", points, points)
-        near[i:i + 1024] = np.sort(np.partition(d, m - 1, axis=1)[:, :m], axis=1)
+        d = (
+            square[i : i + 1024, None]
+            - 2 * x[i : i + 1024] @ points.T
+            + np.einsum("ij,ij->i", points, points)
+        )
+        near[i : i + 1024] = np.sort(np.partition(d, m - 1, axis=1)[:, :m], axis=1)
     for _ in range(min(k, len(x))):
         rows.append(int(near[:, -1].argmax()))
         d = square - 2 * x @ x[rows[-1]] + square[rows[-1]]
@@ -288,15 +422,19 @@ class SelectSettings:
     strategy: str = "hybrid"  # one of STRATEGIES
     seed: int = 0
     band: tuple[float, float] = (0.3, 0.6)  # calibrated confidences worth asking about
-    top: int = 3             # boxes whose mean entropy is a picture's
-    pool: float = 4.0        # hybrid: so many times the budget are kept by uncertainty
-    share: float = 0.15      # hybrid: part of the budget that is by lot
-    novel: float = 0.25      # hybrid: part of the budget for pictures unlike all that is labelled; at most what the lot leaves
-    balance: float = 0.75    # hybrid: a class labelled k times less often than the average counts k^balance times as much; 0: all the same
+    top: int = 3  # boxes whose mean entropy is a picture's
+    pool: float = 4.0  # hybrid: so many times the budget are kept by uncertainty
+    share: float = 0.15  # hybrid: part of the budget that is by lot
+    # hybrid: part of the budget for pictures unlike all that is labelled; at most what the lot leaves
+    novel: float = 0.25
+    # hybrid: a class labelled k times less often than the average counts k^balance times as much; 0: all the
+    # same
+    balance: float = 0.75
     features: str | Path | Embedder = "light"  # of a collection: one of FEATURES, an ONNX file, or a function
 
     def __post_init__(self):
-        if isinstance(self.band, list): object.__setattr__(self, "band", tuple(self.band))
+        if isinstance(self.band, list):
+            object.__setattr__(self, "band", tuple(self.band))
         known = callable(self.features) or self.features in FEATURES
         known = known or Path(str(self.features)).suffix.lower() == ".onnx"
         strategies = ", ".join(STRATEGIES)
@@ -316,51 +454,78 @@ class SelectSettings:
 
 Chosen = list[tuple[int, str]]  # row and why
 
-
+# %% ../../nbs/07_annotation/03_select.ipynb #2c0c6121
 def _lots(c: Candidates, seed: int, what: str = "select") -> np.ndarray:
     "(n,) the lot of each picture: by its name, whatever the order."
-    return np.array([int.from_bytes(hashlib.blake2b(f"{seed}|{what}|{name}".encode(), digest_size=6).digest(), "big") for name in c.pictures]) / 2.0**48
+    return (
+        np.array(
+            [
+                int.from_bytes(
+                    hashlib.blake2b(f"{seed}|{what}|{name}".encode(), digest_size=6).digest(), "big"
+                )
+                for name in c.pictures
+            ]
+        )
+        / 2.0**48
+    )
 
 
 def by_lot(c: Candidates, budget: int, s: SelectSettings, labelled: Candidates | None = None) -> Chosen:
     return [(int(i), "random") for i in np.argsort(_lots(c, s.seed), kind="stable")[:budget]]
 
 
-def by_uncertainty(c: Candidates, budget: int, s: SelectSettings, labelled: Candidates | None = None) -> Chosen:
+def by_uncertainty(
+    c: Candidates, budget: int, s: SelectSettings, labelled: Candidates | None = None
+) -> Chosen:
     score = unsure(c, s.band, s.top)
     return [(int(i), f"unsure {score[i]:.2f}") for i in np.lexsort((_lots(c, s.seed), -score))[:budget]]
 
 
 def _vectors(c: Candidates | None) -> np.ndarray | None:
-    if c is None or not len(c): return None
-    if c.embedding is None: raise ConfigError("these candidates have no embeddings", "select", "give `embedding`: light_descriptor or DetectorFeatures of each picture")
+    if c is None or not len(c):
+        return None
+    if c.embedding is None:
+        raise ConfigError(
+            "these candidates have no embeddings",
+            "select",
+            "give `embedding`: light_descriptor or DetectorFeatures of each picture",
+        )
     return c.embedding
 
 
 def by_diversity(c: Candidates, budget: int, s: SelectSettings, labelled: Candidates | None = None) -> Chosen:
-    return [(i, "different") for i in k_centre(_vectors(c), budget, int(_lots(c, s.seed).argmin()), _vectors(labelled))]
+    return [
+        (i, "different")
+        for i in k_centre(_vectors(c), budget, int(_lots(c, s.seed).argmin()), _vectors(labelled))
+    ]
 
 # %% ../../nbs/07_annotation/03_select.ipynb #6a183cb9
 def class_weights(
     c: Candidates,
-    labelled: Candidates | None,  # whose classes are counted; None: those that the model sees in the candidates
+    labelled: Candidates
+    | None,  # whose classes are counted; None: those that the model sees in the candidates
     power: float,
-) -> np.ndarray:                  # (classes,) 1 for a class as frequent as the average
+) -> np.ndarray:  # (classes,) 1 for a class as frequent as the average
     "How much a box of each class counts."
-    classes = int(max([-1, *c.class_id.tolist(), *(labelled.class_id.tolist() if labelled is not None else [])])) + 1
+    classes = (
+        int(max([-1, *c.class_id.tolist(), *(labelled.class_id.tolist() if labelled is not None else [])]))
+        + 1
+    )
     count = np.bincount((c if labelled is None else labelled).class_id, minlength=classes) + 1.0
     return (count.mean() / count) ** power
 
 
 def _shortness(c: Candidates, labelled: Candidates | None) -> Callable[[Sequence[int]], np.ndarray]:
-    "Rows chosen so far → (n,) factor of each picture: 1 for common classes, up to 2 for one that is not there yet."
+    """Rows chosen so far → (n,) factor of each picture: 1 for common classes, up to 2 for one that is not
+    there yet."""
     classes = len(class_weights(c, labelled, 0))
     has = np.zeros((len(c), classes))
     np.add.at(has, (c.picture, c.class_id), 1)
     before = np.bincount(labelled.class_id, minlength=classes) if labelled is not None else np.zeros(classes)
 
     def weight(rows: Sequence[int]) -> np.ndarray:
-        if not classes: return np.ones(len(c))
+        if not classes:
+            return np.ones(len(c))
         count = before + has[list(rows)].sum(axis=0)
         short = 1 / (1 + count / max(count.mean(), 1))  # 1 for a class nobody has, ½ for an average one
         return 1 + np.maximum(2 * np.where(has > 0, short, 0).max(axis=1) - 1, 0)
@@ -375,49 +540,88 @@ def by_hybrid(c: Candidates, budget: int, s: SelectSettings, labelled: Candidate
     taken, wanted = [i for i, _ in [*lucky, *new]], budget - len(lucky) - len(new)
     score = unsure(c, s.band, s.top, class_weights(c, labelled, s.balance))
     rest = np.setdiff1d(np.lexsort((_lots(c, s.seed), -score)), taken, assume_unique=True)
-    pool = rest[np.argsort(-score[rest], kind="stable")][:max(wanted, round(s.pool * wanted))]
+    pool = rest[np.argsort(-score[rest], kind="stable")][: max(wanted, round(s.pool * wanted))]
     seen = [v for v in (known, _vectors(c)[taken]) if v is not None and len(v)]
     weigh = _shortness(c, labelled) if s.balance else None
-    rows = k_centre(c.embedding[pool], wanted, 0, np.concatenate(seen) if seen else None, weigh and (lambda rows: weigh([*taken, *pool[rows]])[pool]))
+    rows = k_centre(
+        c.embedding[pool],
+        wanted,
+        0,
+        np.concatenate(seen) if seen else None,
+        weigh and (lambda rows: weigh([*taken, *pool[rows]])[pool]),
+    )
     return [(int(pool[r]), f"unsure {score[pool[r]]:.2f}, different") for r in rows] + new + lucky
 
-
+# %% ../../nbs/07_annotation/03_select.ipynb #29f68715
 def _novel(c: Candidates, taken: list[int], budget: int, known: np.ndarray | None) -> Chosen:
     "Pictures unlike all that is labelled or taken."
     others = np.setdiff1d(np.arange(len(c)), taken)
     seen = [v for v in (known, _vectors(c)[taken]) if v is not None and len(v)]
-    return [(int(others[r]), "unlike all that is labelled") for r in uncovered(c.embedding[others], budget, np.concatenate(seen) if seen else None)]
+    return [
+        (int(others[r]), "unlike all that is labelled")
+        for r in uncovered(c.embedding[others], budget, np.concatenate(seen) if seen else None)
+    ]
 
 # %% ../../nbs/07_annotation/03_select.ipynb #f075264c
 STRATEGIES: dict[str, Callable[[Candidates, int, SelectSettings, Candidates | None], Chosen]] = {
-    "hybrid": by_hybrid, "random": by_lot, "uncertainty": by_uncertainty, "diversity": by_diversity}
+    "hybrid": by_hybrid,
+    "random": by_lot,
+    "uncertainty": by_uncertainty,
+    "diversity": by_diversity,
+}
 
 
 def select(
     c: Candidates,
-    budget: int,                             # pictures that can be labelled; more than there are: all
+    budget: int,  # pictures that can be labelled; more than there are: all
     settings: SelectSettings | None = None,  # None: hybrid
-    labelled: Candidates | None = None,      # what is labelled already
-) -> Chosen:                                 # (row, why), in the order in which they should be labelled
+    labelled: Candidates | None = None,  # what is labelled already
+) -> Chosen:  # (row, why), in the order in which they should be labelled
     "Choose what to label. The same candidates in another order give the same pictures."
     use = settings or SelectSettings()
-    if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < 1: raise ConfigError(f"a budget of {budget!r} pictures", "select", "at least 1")
-    if not len(c): raise DataError("there is nothing to select from: no candidates", "select", "collect first")
-    if labelled is not None and c.embedding is not None and labelled.embedding is not None and labelled.embedding.shape[1] != c.embedding.shape[1]:
-        raise DataError(f"embeddings of {labelled.embedding.shape[1]} and {c.embedding.shape[1]} numbers", "select", "embed both by the same model")
+    if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < 1:
+        raise ConfigError(f"a budget of {budget!r} pictures", "select", "at least 1")
+    if not len(c):
+        raise DataError("there is nothing to select from: no candidates", "select", "collect first")
+    if (
+        labelled is not None
+        and c.embedding is not None
+        and labelled.embedding is not None
+        and labelled.embedding.shape[1] != c.embedding.shape[1]
+    ):
+        raise DataError(
+            f"embeddings of {labelled.embedding.shape[1]} and {c.embedding.shape[1]} numbers",
+            "select",
+            "embed both by the same model",
+        )
     order = np.argsort(np.array(c.pictures))  # by name: independent of how they were listed
-    if labelled is not None and (both := set(labelled.pictures) & set(c.pictures)): order = order[[c.pictures[i] not in both for i in order]]
-    if not len(order): raise DataError(f"everything here was selected before: all {len(c)} pictures", "select", "collect new pictures first")
+    if labelled is not None and (both := set(labelled.pictures) & set(c.pictures)):
+        order = order[[c.pictures[i] not in both for i in order]]
+    if not len(order):
+        raise DataError(
+            f"everything here was selected before: all {len(c)} pictures",
+            "select",
+            "collect new pictures first",
+        )
     chosen = STRATEGIES[use.strategy](_take(c, order), min(int(budget), len(order)), use, labelled)
     return [(int(order[i]), why) for i, why in chosen]
 
-
+# %% ../../nbs/07_annotation/03_select.ipynb #61c91027
 def _take(c: Candidates, rows: np.ndarray) -> Candidates:
     "Some pictures, in the order of `rows`."
     start = np.cumsum(c.count) - c.count
-    boxes = np.concatenate([np.arange(start[i], start[i] + c.count[i]) for i in rows] or [np.zeros(0, int)]).astype(int)
-    return Candidates(tuple(c.pictures[i] for i in rows), c.count[rows], c.confidence[boxes], c.class_id[boxes], c.names,
-                      None if c.embedding is None else c.embedding[rows], tuple(c.rows[i] for i in rows) if c.rows else ())
+    boxes = np.concatenate(
+        [np.arange(start[i], start[i] + c.count[i]) for i in rows] or [np.zeros(0, int)]
+    ).astype(int)
+    return Candidates(
+        tuple(c.pictures[i] for i in rows),
+        c.count[rows],
+        c.confidence[boxes],
+        c.class_id[boxes],
+        c.names,
+        None if c.embedding is None else c.embedding[rows],
+        tuple(c.rows[i] for i in rows) if c.rows else (),
+    )
 
 # %% ../../nbs/07_annotation/03_select.ipynb #d39c17b3
 Embedder = Callable[[Sequence[np.ndarray]], np.ndarray]  # (H, W, 3) uint8 BGR each → (n, d)
@@ -429,38 +633,58 @@ def light_features(images: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def candidates_of(
-    folder: str | Path,                      # a collection
+    folder: str | Path,  # a collection
     embed: Embedder | None = light_features,  # None: no embeddings, for strategies that need none
-    calibrator: Calibrator | None = None,    # for confidences that were not calibrated when they were logged
-    model: Any = None,                       # look again with this model, instead of what the log says
-    names: Sequence[str] | None = None,      # classes; None: those of the model, or those that occur
-) -> Candidates:                             # named by picture and moment, so that two collections do not mix up their numbers
+    calibrator: Calibrator | None = None,  # for confidences that were not calibrated when they were logged
+    model: Any = None,  # look again with this model, instead of what the log says
+    names: Sequence[str] | None = None,  # classes; None: those of the model, or those that occur
+) -> Candidates:  # named by picture and moment, so that two collections do not mix up their numbers
     "The pictures of a collection as candidates."
     rows, folder = read_collected(folder), Path(folder)
-    names = tuple(model.manifest.names) if model is not None else tuple(names or sorted({d["class_name"] for r in rows for d in r.detections}))
+    names = (
+        tuple(model.manifest.names)
+        if model is not None
+        else tuple(names or sorted({d["class_name"] for r in rows for d in r.detections}))
+    )
     found, vectors = [], []
     for first in range(0, len(rows), 16):  # a few pictures in memory at a time
-        part = rows[first:first + 16]
-        images = [read_image(folder / r.picture) for r in part] if model is not None or embed is not None else []
+        part = rows[first : first + 16]
+        images = (
+            [read_image(folder / r.picture) for r in part] if model is not None or embed is not None else []
+        )
         found += model.predict(images) if model is not None else [r.found(names) for r in part]
-        if embed is not None: vectors.append(np.asarray(embed(images), np.float32))
+        if embed is not None:
+            vectors.append(np.asarray(embed(images), np.float32))
     if calibrator is not None:
         table = calibrator.table(names)
         found = [replace(d, confidence=table(d.confidence, d.class_id)) for d in found]
-    return candidates([f"{r.picture}@{r.captured_at:%Y%m%dT%H%M%S%f}" for r in rows], found, names, np.concatenate(vectors) if vectors else None, rows)
+    return candidates(
+        [f"{r.picture}@{r.captured_at:%Y%m%dT%H%M%S%f}" for r in rows],
+        found,
+        names,
+        np.concatenate(vectors) if vectors else None,
+        rows,
+    )
 
 # %% ../../nbs/07_annotation/03_select.ipynb #c7638aea
 def write_selected(
-    out: str | Path,       # new or empty folder
-    folder: str | Path,    # the collection
-    c: Candidates,         # of that collection
+    out: str | Path,  # new or empty folder
+    folder: str | Path,  # the collection
+    c: Candidates,  # of that collection
     chosen: Chosen,
 ) -> list[Collected]:
     "The chosen pictures and their lines, in a folder of their own."
     out, folder = Path(out), Path(folder)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())): raise ConfigError("is not an empty folder", out, "give a new one: nothing is overwritten")
-    if len(c.rows) != len(c): raise DataError("these candidates do not come from a collection", folder, "make them with candidates_of")
-    rows = [replace(c.rows[i], note="; ".join(filter(None, [c.rows[i].note, f"selected: {why}"]))) for i, why in chosen]
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError("is not an empty folder", out, "give a new one: nothing is overwritten")
+    if len(c.rows) != len(c):
+        raise DataError(
+            "these candidates do not come from a collection", folder, "make them with candidates_of"
+        )
+    rows = [
+        replace(c.rows[i], note="; ".join(filter(None, [c.rows[i].note, f"selected: {why}"])))
+        for i, why in chosen
+    ]
     writable_folder(out)
     for row in rows:
         copy_file(folder / row.picture, out / row.picture, link=True)
@@ -470,31 +694,49 @@ def write_selected(
 # %% ../../nbs/07_annotation/03_select.ipynb #789a0d80
 def _embedder(features: str | Path | Embedder, model: Any) -> Embedder:
     "What makes the vectors."
-    if callable(features): return features
-    if Path(features).suffix.lower() == ".onnx": return OnnxFeatures(features)
-    if features == "model" and model is None: raise ConfigError("features of the model, but no model", "select", "give a model, or use light features")
+    if callable(features):
+        return features
+    if Path(features).suffix.lower() == ".onnx":
+        return OnnxFeatures(features)
+    if features == "model" and model is None:
+        raise ConfigError(
+            "features of the model, but no model", "select", "give a model, or use light features"
+        )
     return DetectorFeatures(model) if features == "model" else light_features
 
 
 def select_collected(
-    folder: str | Path,                       # a collection
-    out: str | Path,                          # new or empty folder for the chosen pictures
-    budget: int,                              # pictures
-    settings: SelectSettings | None = None,   # None: hybrid, with light features
+    folder: str | Path,  # a collection
+    out: str | Path,  # new or empty folder for the chosen pictures
+    budget: int,  # pictures
+    settings: SelectSettings | None = None,  # None: hybrid, with light features
     *,
-    model: Any = None,                        # looks again; without: what the log says
+    model: Any = None,  # looks again; without: what the log says
     calibrator: Calibrator | None = None,
-    labelled: Sequence[str | Path] = (),      # folders that were selected before
-    known: Sequence[str | Path] = (),         # datasets that the model has learnt from: what is like them is not new
-) -> list[Collected]:                         # the chosen pictures, the most wanted one first
+    labelled: Sequence[str | Path] = (),  # folders that were selected before
+    known: Sequence[str | Path] = (),  # datasets that the model has learnt from: what is like them is not new
+) -> list[Collected]:  # the chosen pictures, the most wanted one first
     "Choose from a collection and put the chosen pictures into a folder."
     use = settings or SelectSettings()
     embed = _embedder(use.features, model)
     if use.strategy in ("random", "uncertainty"):
         embed = None
-    names = None if model is not None else sorted({d["class_name"] for f in (folder, *labelled) for r in read_collected(f, check=False) for d in r.detections})
+    names = (
+        None
+        if model is not None
+        else sorted(
+            {
+                d["class_name"]
+                for f in (folder, *labelled)
+                for r in read_collected(f, check=False)
+                for d in r.detections
+            }
+        )
+    )
     c = candidates_of(folder, embed, calibrator, model, names)
-    before = [candidates_of(f, embed, calibrator, model, names) for f in labelled] + [_known(f, embed, c.names) for f in known]
+    before = [candidates_of(f, embed, calibrator, model, names) for f in labelled] + [
+        _known(f, embed, c.names) for f in known
+    ]
     return write_selected(out, folder, c, select(c, budget, use, _joined(before)))
 
 # %% ../../nbs/07_annotation/03_select.ipynb #957e1ae2
@@ -503,37 +745,62 @@ def _known(dataset: str | Path, embed: Embedder | None, names: Sequence[str]) ->
     items, found, vectors = read_dataset(dataset), [], []
     place = {n: i for i, n in enumerate(dict.fromkeys([*names, *(n for i in items for n in i.names)]))}
     for first in range(0, len(items), 16):
-        part = items[first:first + 16]
+        part = items[first : first + 16]
         images = [read_image(i.path) for i in part]
         for item, image in zip(part, images):
             d = item.truth((image.shape[1], image.shape[0]))
-            found.append(Detections(d.xyxy, np.ones(len(d), np.float32), [place[item.names[k]] for k in d.class_id]))
-        if embed is not None: vectors.append(np.asarray(embed(images), np.float32))
-    return candidates([f"{dataset}/{i.path}" for i in items], found, tuple(place), np.concatenate(vectors) if vectors else None)
+            found.append(
+                Detections(d.xyxy, np.ones(len(d), np.float32), [place[item.names[k]] for k in d.class_id])
+            )
+        if embed is not None:
+            vectors.append(np.asarray(embed(images), np.float32))
+    return candidates(
+        [f"{dataset}/{i.path}" for i in items],
+        found,
+        tuple(place),
+        np.concatenate(vectors) if vectors else None,
+    )
 
 
 def _joined(parts: Sequence[Candidates]) -> Candidates | None:
     "Several sets as one; a picture that is in two of them counts once."
     parts = [p for p in parts if len(p)]
-    if not parts: return None
+    if not parts:
+        return None
     seen: dict[str, int] = {}
-    for i, name in enumerate(name for p in parts for name in p.pictures): seen.setdefault(name, i)
-    embedding = None if any(p.embedding is None for p in parts) else np.concatenate([p.embedding for p in parts])
+    for i, name in enumerate(name for p in parts for name in p.pictures):
+        seen.setdefault(name, i)
+    embedding = (
+        None if any(p.embedding is None for p in parts) else np.concatenate([p.embedding for p in parts])
+    )
     join = lambda key: np.concatenate([getattr(p, key) for p in parts])
     names, count = [n for p in parts for n in p.pictures], join("count")
     start, rows = np.cumsum(count) - count, np.array(list(seen.values()))
     boxes = np.concatenate([np.arange(start[i], start[i] + count[i]) for i in rows]).astype(int)
-    return Candidates(tuple(names[i] for i in rows), count[rows], join("confidence")[boxes], join("class_id")[boxes], parts[0].names, None if embedding is None else embedding[rows])
+    return Candidates(
+        tuple(names[i] for i in rows),
+        count[rows],
+        join("confidence")[boxes],
+        join("class_id")[boxes],
+        parts[0].names,
+        None if embedding is None else embedding[rows],
+    )
 
 # %% ../../nbs/07_annotation/03_select.ipynb #77096742
 def labels_needed(
-    budgets: Sequence[float],   # (k,) rising, labels
-    score: Sequence[float],     # (k,) accuracy with so many labels, mean over seeds
-    target: float,              # accuracy wanted
-) -> float:                     # labels; inf: not reached with the largest budget
+    budgets: Sequence[float],  # (k,) rising, labels
+    score: Sequence[float],  # (k,) accuracy with so many labels, mean over seeds
+    target: float,  # accuracy wanted
+) -> float:  # labels; inf: not reached with the largest budget
     "Labels after which a curve first reaches an accuracy."
     x, y = np.asarray(budgets, float), np.asarray(score, float)
-    if len(x) != len(y) or len(x) < 1 or (np.diff(x) <= 0).any(): raise DataError("budgets must rise, with one score each", "labels_needed")
+    if len(x) != len(y) or len(x) < 1 or (np.diff(x) <= 0).any():
+        raise DataError("budgets must rise, with one score each", "labels_needed")
     for i in range(len(x)):
-        if y[i] >= target: return float(x[i] if i == 0 or y[i] == y[i - 1] else x[i - 1] + (x[i] - x[i - 1]) * (target - y[i - 1]) / (y[i] - y[i - 1]))
+        if y[i] >= target:
+            return float(
+                x[i]
+                if i == 0 or y[i] == y[i - 1]
+                else x[i - 1] + (x[i] - x[i - 1]) * (target - y[i - 1]) / (y[i] - y[i - 1])
+            )
     return float("inf")

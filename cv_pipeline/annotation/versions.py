@@ -20,12 +20,41 @@ import numpy as np
 import yaml
 
 from .annotations import Annotation, same_labels, unknown_labels
-from .datasets import Frozen, Leak, LeakError, Problem, group_split, label_hash, leak_groups, read_frozen, sequences_by, verify_frozen, worst_first
+from cv_pipeline.annotation.datasets import (
+    Frozen,
+    Leak,
+    LeakError,
+    Problem,
+    group_split,
+    label_hash,
+    leak_groups,
+    read_frozen,
+    sequences_by,
+    verify_frozen,
+    worst_first,
+)
 from .qa import class_balance
-from ..core.files import Staging, copy_file, expecting, file_sha256, read_json, read_yaml, write_json, write_whole
+from cv_pipeline.core.files import (
+    Staging,
+    copy_file,
+    expecting,
+    file_sha256,
+    read_json,
+    read_yaml,
+    write_json,
+    write_whole,
+)
 from ..core.formats import LabelledImage, read_dataset, to_yolo
 from ..core.likeness import Fingerprint, fingerprints, near_pairs
-from ..core.types import ConfigError, DataError, Detections, check_rules, is_number, is_whole, utc_now
+from cv_pipeline.core.types import (
+    ConfigError,
+    DataError,
+    Detections,
+    check_rules,
+    is_number,
+    is_whole,
+    utc_now,
+)
 from ..evaluation.records import EvalSet, tabled
 
 # %% auto #0
@@ -41,35 +70,72 @@ class Entry:
     "A picture that may become part of a version."
 
     path: Path
-    place: str                     # path below its parent
-    parent: int                    # number of the parent, oldest first
+    place: str  # path below its parent
+    parent: int  # number of the parent, oldest first
     seen: Fingerprint
-    classes: tuple[str, ...]       # a name for each box
-    rows: tuple[str, ...]          # the rest of its YOLO row: centre, width, height
-    asked: tuple[str, ...]         # classes that were looked for when it was labelled
-    side: str = ""                 # "": to be decided
-    sequence: str = ""             # what it was cut from; "": not known
+    classes: tuple[str, ...]  # a name for each box
+    rows: tuple[str, ...]  # the rest of its YOLO row: centre, width, height
+    asked: tuple[str, ...]  # classes that were looked for when it was labelled
+    side: str = ""  # "": to be decided
+    sequence: str = ""  # what it was cut from; "": not known
 
     def said(self) -> Annotation:
         "Its labels in pixels."
         names = tuple(sorted(set(self.classes)))
         box = np.array([[float(v) for v in r.split()] for r in self.rows]).reshape(-1, 4)
-        xyxy = np.hstack([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2]) * np.tile(self.seen.size, 2)
-        return Annotation(self.path.name, f"parent {self.parent}", self.seen.size, names, Detections(xyxy, class_id=[names.index(n) for n in self.classes]))
+        xyxy = np.hstack([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2]) * np.tile(
+            self.seen.size, 2
+        )
+        return Annotation(
+            self.path.name,
+            f"parent {self.parent}",
+            self.seen.size,
+            names,
+            Detections(xyxy, class_id=[names.index(n) for n in self.classes]),
+        )
 
-
-def _labels(item: LabelledImage, size: tuple[int, int], rename: Mapping[str, str], found: list[Problem]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+# %% ../../nbs/07_annotation/09_versions.ipynb #5702edd5
+def _labels(
+    item: LabelledImage, size: tuple[int, int], rename: Mapping[str, str], found: list[Problem]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     "Class name and row of every box; DataError for what is no box."
     truth, where = item.truth(size), item.label or item.path
     crowd = np.asarray(truth.data.get("iscrowd", np.zeros(len(truth))), bool)
-    if crowd.any(): found.append(Problem("warning", "crowd left out", str(where), f"{int(crowd.sum())} region(s): YOLO has no crowds"))
-    seen = (np.minimum(truth.xyxy[:, 2:], size) > np.maximum(truth.xyxy[:, :2], 0)).all(axis=1) | (item.category_ids is None)  # rows of YOLO are kept as they are
-    found += [Problem("error", "box outside the picture", str(item.path), f"{item.names[truth.class_id[i]]} {truth.xyxy[i].tolist()} in {size[0]}x{size[1]}: left out") for i in np.flatnonzero(~seen & ~crowd)]
+    if crowd.any():
+        found.append(
+            Problem(
+                "warning", "crowd left out", str(where), f"{int(crowd.sum())} region(s): YOLO has no crowds"
+            )
+        )
+    seen = (np.minimum(truth.xyxy[:, 2:], size) > np.maximum(truth.xyxy[:, :2], 0)).all(axis=1) | (
+        item.category_ids is None
+    )  # rows of YOLO are kept as they are
+    found += [
+        Problem(
+            "error",
+            "box outside the picture",
+            str(item.path),
+            f"{item.names[truth.class_id[i]]} {truth.xyxy[i].tolist()} in {size[0]}x{size[1]}: left out",
+        )
+        for i in np.flatnonzero(~seen & ~crowd)
+    ]
     if item.category_ids is None:
-        if not (item.label and item.label.exists()): found.append(Problem("note", "picture without labels", str(item.path), "taken as background; an empty label file says so for sure"))
+        if not (item.label and item.label.exists()):
+            found.append(
+                Problem(
+                    "note",
+                    "picture without labels",
+                    str(item.path),
+                    "taken as background; an empty label file says so for sure",
+                )
+            )
         text = item.label.read_text() if item.label and item.label.exists() else ""
         rows = [" ".join(line.split()[1:5]) for line in text.splitlines() if line.strip()]
-    else: rows = [line.split(" ", 1)[1] for line in to_yolo(truth[seen & ~crowd], size, clip=True, where=where).splitlines()]
+    else:
+        rows = [
+            line.split(" ", 1)[1]
+            for line in to_yolo(truth[seen & ~crowd], size, clip=True, where=where).splitlines()
+        ]
     called = [item.names[c] for c in truth.class_id[seen & ~crowd].tolist()]
     return tuple(rename.get(n, n) for n in called), tuple(rows)
 
@@ -79,16 +145,23 @@ class Parent:
     "Where pictures come from."
 
     path: Path
-    names: tuple[str, ...]          # classes as they are called in the new version
-    digest: str                     # of pictures and labels
+    names: tuple[str, ...]  # classes as they are called in the new version
+    digest: str  # of pictures and labels
     entries: list[Entry]
     version: DatasetVersion | None = None
 
     def to_dict(self, out: Path) -> dict[str, Any]:
         "What the manifest says about it."
         v = self.version
-        return {"path": Path(os.path.relpath(self.path.resolve(), out.resolve())).as_posix(), "kind": "version" if v else "folder", "name": v.name if v else self.path.name,
-                "number": v.number if v else None, "digest": self.digest, "pictures": len(self.entries), "names": list(self.names)}
+        return {
+            "path": Path(os.path.relpath(self.path.resolve(), out.resolve())).as_posix(),
+            "kind": "version" if v else "folder",
+            "name": v.name if v else self.path.name,
+            "number": v.number if v else None,
+            "digest": self.digest,
+            "pictures": len(self.entries),
+            "names": list(self.names),
+        }
 
 
 def _side_of(place: str) -> str:
@@ -98,21 +171,47 @@ def _side_of(place: str) -> str:
 
 def _named(names: Sequence[str], rename: Mapping[str, str], where: object) -> tuple[str, ...]:
     "Class names after renaming; two that become one stand there once."
-    if not names: raise DataError("the dataset has no class names", where, "add data.yaml or obj.names: numbers cannot be merged")
+    if not names:
+        raise DataError(
+            "the dataset has no class names", where, "add data.yaml or obj.names: numbers cannot be merged"
+        )
     return tuple(dict.fromkeys(rename.get(n, n) for n in names))
 
-
+# %% ../../nbs/07_annotation/09_versions.ipynb #1370546a
 def _folder_entries(path: Path, number: int, rename: Mapping[str, str], found: list[Problem]) -> list[Entry]:
     "The pictures of a labelled folder."
     root, items = path if path.is_dir() else path.parent, read_dataset(path)
-    if (root / "drafts.jsonl").exists(): raise DataError("this is a folder of drafts, whose boxes a model drew", path, "read what people made of them (`read_labelled`), and write that with `write_labelled`")
+    if (root / "drafts.jsonl").exists():
+        raise DataError(
+            "this is a folder of drafts, whose boxes a model drew",
+            path,
+            "read what people made of them (`read_labelled`), and write that with `write_labelled`",
+        )
     gone = [str(i.path) for i in items if not i.path.exists()]
-    if gone: raise DataError(f"{len(gone)} of {len(items)} pictures are gone, the first is {gone[0]}", path, "bring them back, or take them out of the labels")
+    if gone:
+        raise DataError(
+            f"{len(gone)} of {len(items)} pictures are gone, the first is {gone[0]}",
+            path,
+            "bring them back, or take them out of the labels",
+        )
     names, made = _named(items[0].names, rename, path), []
     for item, seen in zip(items, fingerprints(i.path for i in items)):
-        if not isinstance(seen, Fingerprint): raise DataError(f"a picture cannot be read: {seen.what}", item.path, "mend it, or take it and its labels out")
+        if not isinstance(seen, Fingerprint):
+            raise DataError(
+                f"a picture cannot be read: {seen.what}", item.path, "mend it, or take it and its labels out"
+            )
         place = Path(os.path.relpath(item.path, root)).as_posix()
-        made.append(Entry(item.path, place, number, seen, *_labels(item, seen.size, rename, found), names, _side_of(place)))
+        made.append(
+            Entry(
+                item.path,
+                place,
+                number,
+                seen,
+                *_labels(item, seen.size, rename, found),
+                names,
+                _side_of(place),
+            )
+        )
     kept = number == 0 and {"train", "val"} <= {e.side for e in made}
     return made if kept else [e if e.side == "test" else replace(e, side="") for e in made]
 
@@ -129,24 +228,34 @@ _FORMAT = "cv_pipeline dataset version 1"
 class VersionError(DataError):
     "A version is not what its manifest says; `changed`, `missing` and `added` name the files."
 
-    def __init__(self, what: str, where: object = None, hint: str | None = None, changed: Sequence[str] = (), missing: Sequence[str] = (), added: Sequence[str] = ()):
+    def __init__(
+        self,
+        what: str,
+        where: object = None,
+        hint: str | None = None,
+        changed: Sequence[str] = (),
+        missing: Sequence[str] = (),
+        added: Sequence[str] = (),
+    ):
         self.changed, self.missing, self.added = list(changed), list(missing), list(added)
         super().__init__(what, where, hint)
 
-
+# %% ../../nbs/07_annotation/09_versions.ipynb #2ea0ae4a
 @dataclass(frozen=True)
 class DatasetVersion:
     "A dataset that does not change any more."
 
     path: Path
     name: str
-    number: int                          # 1 + the highest of its parents
-    names: tuple[str, ...]               # classes
-    pictures: dict[str, dict[str, Any]]  # path below it → picture, labels (SHA-256), phash, size, side, parent, from, sequence, asked
-    asked: tuple[tuple[str, ...], ...]   # lists of classes that pictures were labelled with
-    counts: dict[str, dict[str, Any]]    # side → pictures, and objects of each class
+    number: int  # 1 + the highest of its parents
+    names: tuple[str, ...]  # classes
+    pictures: dict[
+        str, dict[str, Any]
+    ]  # path below it → picture, labels (SHA-256), phash, size, side, parent, from, sequence, asked
+    asked: tuple[tuple[str, ...], ...]  # lists of classes that pictures were labelled with
+    counts: dict[str, dict[str, Any]]  # side → pictures, and objects of each class
     parents: tuple[dict[str, Any], ...] = ()
-    frozen: dict[str, Any] | None = None # manifest and digest of the test set that it was kept apart from
+    frozen: dict[str, Any] | None = None  # manifest and digest of the test set that it was kept apart from
     made_at: str = ""
     made_by: str = ""
     settings: Mapping[str, Any] | None = None
@@ -156,18 +265,42 @@ class DatasetVersion:
     @property
     def digest(self) -> str:
         "One SHA-256 for classes, pictures, labels and sides."
-        return hashlib.sha256(json.dumps([self.names, {k: [r["picture"], r["labels"], r["asked"]] for k, r in self.pictures.items()}, self.asked], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(
+                [
+                    self.names,
+                    {k: [r["picture"], r["labels"], r["asked"]] for k, r in self.pictures.items()},
+                    self.asked,
+                ],
+                sort_keys=True,
+            ).encode()
+        ).hexdigest()
 
     def items(self, side: str | None = None) -> list[LabelledImage]:
         "Its labelled pictures."
-        return [LabelledImage(self.path / k, self.names, self.path / _label_of(k)) for k, r in self.pictures.items() if side in (None, r["side"])]
+        return [
+            LabelledImage(self.path / k, self.names, self.path / _label_of(k))
+            for k, r in self.pictures.items()
+            if side in (None, r["side"])
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         "What version.json holds."
-        return {"format": _FORMAT, "digest": self.digest, **{k: v for k, v in asdict(self).items() if k != "path"}}
+        return {
+            "format": _FORMAT,
+            "digest": self.digest,
+            **{k: v for k, v in asdict(self).items() if k != "path"},
+        }
+
+# %% ../../nbs/07_annotation/09_versions.ipynb #2c0b8d68
+def _hash_of(folder: Path, file: str) -> str:
+    "SHA-256 of a picture, or of what a label file says."
+    path = folder / file
+    return file_sha256(path) if file.startswith("images/") else label_hash(LabelledImage(path, (), path))
 
 
-def _label_of(picture: str) -> str: return "labels/" + str(Path(picture).with_suffix(".txt").as_posix()).removeprefix("images/")
+def _label_of(picture: str) -> str:
+    return "labels/" + str(Path(picture).with_suffix(".txt").as_posix()).removeprefix("images/")
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #07f88013
 def read_version(path: str | Path) -> DatasetVersion:
@@ -176,50 +309,98 @@ def read_version(path: str | Path) -> DatasetVersion:
     file = path / "version.json" if path.is_dir() else path
     with expecting("not a dataset version", file, "cv-pipeline merge makes one"):
         book = read_json(file, dict)
-        if book["format"] != _FORMAT: raise KeyError("format")
+        if book["format"] != _FORMAT:
+            raise KeyError("format")
         kept = {k: book[k] for k in DatasetVersion.__dataclass_fields__ if k != "path"}
         asked, notes = tuple(map(tuple, kept["asked"])), tuple(Problem(**p) for p in kept["notes"])
-        made = DatasetVersion(file.parent, **{**kept, "names": tuple(kept["names"]), "parents": tuple(kept["parents"]), "left_out": tuple(kept["left_out"]), "asked": asked, "notes": notes})
+        made = DatasetVersion(
+            file.parent,
+            **{
+                **kept,
+                "names": tuple(kept["names"]),
+                "parents": tuple(kept["parents"]),
+                "left_out": tuple(kept["left_out"]),
+                "asked": asked,
+                "notes": notes,
+            },
+        )
         same = book["digest"] == made.digest
-    if not same: raise VersionError("the manifest itself was edited: its digest does not fit", file, "take it from a backup")
+    if not same:
+        raise VersionError(
+            "the manifest itself was edited: its digest does not fit", file, "take it from a backup"
+        )
     return made
 
-
+# %% ../../nbs/07_annotation/09_versions.ipynb #68ca55e8
 def verify_version(path: str | Path) -> DatasetVersion:
     "The version, after every file was compared with the manifest; VersionError names those that differ."
     v = read_version(path)
-    there = {p.relative_to(v.path).as_posix() for folder in ("images", "labels") for p in (v.path / folder).rglob("*") if p.is_file() and p.suffix != ".cache"}
-    wanted = {**{k: r["picture"] for k, r in v.pictures.items()}, **{_label_of(k): r["labels"] for k, r in v.pictures.items()}}
+    there = {
+        p.relative_to(v.path).as_posix()
+        for folder in ("images", "labels")
+        for p in (v.path / folder).rglob("*")
+        if p.is_file() and p.suffix != ".cache"
+    }
+    wanted = {
+        **{k: r["picture"] for k, r in v.pictures.items()},
+        **{_label_of(k): r["labels"] for k, r in v.pictures.items()},
+    }
     missing, added = sorted(set(wanted) - there), sorted(there - set(wanted))
-    changed = [k for k in sorted(set(wanted) & there) if wanted[k] != (file_sha256(v.path / k) if k.startswith("images/") else label_hash(LabelledImage(v.path / k, (), v.path / k)))]
+    changed = [k for k in sorted(set(wanted) & there) if wanted[k] != _hash_of(v.path, k)]
     try:
         sheet = read_yaml(v.path / "data.yaml").get("names")
     except ConfigError:
         sheet = None
-    if sheet != dict(enumerate(v.names)): changed.append("data.yaml (class names)")
-    if not (missing or added or changed): return v
-    lines = [f"{what}: {n}" for what, names in (("changed", changed), ("missing", missing), ("added", added)) for n in names[:10]]
-    raise VersionError("\n  - ".join([f"the version is not what its manifest says: {len(changed)} changed, {len(missing)} missing, {len(added)} added", *lines]), v.path,
-                       "restore the files; for other labels make a new version", changed, missing, added)
+    if sheet != dict(enumerate(v.names)):
+        changed.append("data.yaml (class names)")
+    if not (missing or added or changed):
+        return v
+    differs = {"changed": changed, "missing": missing, "added": added}
+    counts = ", ".join(f"{len(names)} {what}" for what, names in differs.items())
+    lines = [f"{what}: {n}" for what, names in differs.items() for n in names[:10]]
+    raise VersionError(
+        "\n  - ".join([f"the version is not what its manifest says: {counts}", *lines]),
+        v.path,
+        "restore the files; for other labels make a new version",
+        changed,
+        missing,
+        added,
+    )
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #03b67f50
-def _version_entries(v: DatasetVersion, number: int, rename: Mapping[str, str], found: list[Problem]) -> list[Entry]:
+def _version_entries(
+    v: DatasetVersion, number: int, rename: Mapping[str, str], found: list[Problem]
+) -> list[Entry]:
     "The pictures of a version; their hashes are known."
     made = []
     for item, (place, row) in zip(v.items(), v.pictures.items()):
         seen = Fingerprint(row["picture"], int(row["phash"], 16), tuple(row["size"]))
         asked = tuple(dict.fromkeys(rename.get(n, n) for n in v.asked[row["asked"]]))
-        made.append(Entry(item.path, place, number, seen, *_labels(item, seen.size, rename, found), asked, row["side"], row["sequence"]))
+        made.append(
+            Entry(
+                item.path,
+                place,
+                number,
+                seen,
+                *_labels(item, seen.size, rename, found),
+                asked,
+                row["side"],
+                row["sequence"],
+            )
+        )
     return made
 
 
 def _open_parent(path: str | Path, number: int, rename: Mapping[str, str], found: list[Problem]) -> Parent:
     "A verified version, or a labelled folder."
     path = Path(path)
-    if not path.exists(): raise DataError("no such dataset", path, "give a version, a YOLO folder or a COCO json")
+    if not path.exists():
+        raise DataError("no such dataset", path, "give a version, a YOLO folder or a COCO json")
     if path.is_dir() and (path / "version.json").exists():
         v = verify_version(path)
-        return Parent(path, _named(v.names, rename, path), v.digest, _version_entries(v, number, rename, found), v)
+        return Parent(
+            path, _named(v.names, rename, path), v.digest, _version_entries(v, number, rename, found), v
+        )
     entries = _folder_entries(path, number, rename, found)
     return Parent(path, entries[0].asked, _digest(entries), entries)
 
@@ -233,15 +414,15 @@ class MergeSettings:
     "How labelled folders become a version; ConfigError names every setting that is wrong."
 
     names: Sequence[str] | None = None  # classes of the version; None: those of the first parent
-    add_names: bool = False             # whether classes that only later parents have are added
+    add_names: bool = False  # whether classes that only later parents have are added
     rename: Mapping[str, str] = field(default_factory=dict)  # class in a parent → class of the version
-    prefer: str = "refuse"              # one picture with two answers: one of PREFER
-    leaks: str = "leave out"            # pictures of the test set, or like it: one of LEAKS
-    val: float = 0.15                   # share of the new pictures for validation, 0 ≤ val < 1
+    prefer: str = "refuse"  # one picture with two answers: one of PREFER
+    leaks: str = "leave out"  # pictures of the test set, or like it: one of LEAKS
+    val: float = 0.15  # share of the new pictures for validation, 0 ≤ val < 1
     sequences: str | Mapping[str, Any] | None = None  # as in sequences_by; None: unknown
-    hamming: int = 10                   # bits of 64 in which near-duplicates may differ, 0..64
+    hamming: int = 10  # bits of 64 in which near-duplicates may differ, 0..64
     allow: Iterable[tuple[str, str]] = ()  # pairs that are no leak, as in check_leak
-    seed: int = 0                       # of the sides, from 0
+    seed: int = 0  # of the sides, from 0
 
     def __post_init__(self):
         object.__setattr__(self, "rename", dict(self.rename or {}))
@@ -263,21 +444,49 @@ class MergeSettings:
         return {**kept, "sequences": "table" if table else self.sequences}
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #6ba9b6a8
-def _class_names(parents: Sequence[Parent], names: Sequence[str] | None, add_names: bool, rename: Mapping[str, str]) -> tuple[str, ...]:
+def _class_names(
+    parents: Sequence[Parent], names: Sequence[str] | None, add_names: bool, rename: Mapping[str, str]
+) -> tuple[str, ...]:
     "Classes of the new version; DataError for a name that nobody announced."
-    known = [n for p in parents for n in (*(p.version.names if p.version else ()), *(_raw_names(p) if rename and not p.version else ()))] if rename else []
+    known = (
+        [
+            n
+            for p in parents
+            for n in (
+                *(p.version.names if p.version else ()),
+                *(_raw_names(p) if rename and not p.version else ()),
+            )
+        ]
+        if rename
+        else []
+    )
     lost = [old for old in rename if known and old not in known]
-    if lost: raise ConfigError(f"no parent has the class {', '.join(map(repr, lost))} that is to be renamed", "rename", f"they have {', '.join(dict.fromkeys(known))}")
+    if lost:
+        raise ConfigError(
+            f"no parent has the class {', '.join(map(repr, lost))} that is to be renamed",
+            "rename",
+            f"they have {', '.join(dict.fromkeys(known))}",
+        )
     chosen = tuple(names) if names is not None else parents[0].names
-    if add_names: chosen = tuple(dict.fromkeys([*chosen, *(n for p in parents for n in p.names)]))
-    if len(set(chosen)) < len(chosen) or not all(n.strip() for n in chosen): raise ConfigError(f"class names {list(chosen)} must be different and not empty", "names")
+    if add_names:
+        chosen = tuple(dict.fromkeys([*chosen, *(n for p in parents for n in p.names)]))
+    if len(set(chosen)) < len(chosen) or not all(n.strip() for n in chosen):
+        raise ConfigError(f"class names {list(chosen)} must be different and not empty", "names")
     for p in parents:
-        try: unknown_labels((n for e in p.entries for n in e.classes), chosen, p.path)
-        except DataError as e: raise DataError(e.what, p.path, f"known: {', '.join(chosen)}; say what it is called here (rename), or that it is new (names, add_names)") from None
+        try:
+            unknown_labels((n for e in p.entries for n in e.classes), chosen, p.path)
+        except DataError as e:
+            raise DataError(
+                e.what,
+                p.path,
+                f"known: {', '.join(chosen)}; say what it is called here (rename), or that it is new (names, "
+                "add_names)",
+            ) from None
     return chosen
 
 
-def _raw_names(p: Parent) -> tuple[str, ...]: return read_dataset(p.path)[0].names
+def _raw_names(p: Parent) -> tuple[str, ...]:
+    return read_dataset(p.path)[0].names
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #0a650773
 def _settled(group: Sequence[Entry], prefer: str) -> tuple[Entry, str, Problem]:
@@ -285,23 +494,59 @@ def _settled(group: Sequence[Entry], prefer: str) -> tuple[Entry, str, Problem]:
     first, said = group[0], [e.said() for e in group]
     asked = tuple(dict.fromkeys(n for e in group for n in e.asked))
     told = ", ".join(f"{e.place} of parent {e.parent}" for e in group)
-    if all(same_labels(said[0], s) for s in said[1:]): return replace(first, asked=asked), "", Problem("note", "picture twice", first.place, f"{told}: the same labels, kept once")
-    mixed = any(not same_labels(a, b) for i, (e, a) in enumerate(zip(group, said)) for f, b in zip(group[i + 1:], said[i + 1:]) if e.parent == f.parent)
+    if all(same_labels(said[0], s) for s in said[1:]):
+        return (
+            replace(first, asked=asked),
+            "",
+            Problem("note", "picture twice", first.place, f"{told}: the same labels, kept once"),
+        )
+    mixed = any(
+        not same_labels(a, b)
+        for i, (e, a) in enumerate(zip(group, said))
+        for f, b in zip(group[i + 1 :], said[i + 1 :])
+        if e.parent == f.parent
+    )
     last = group[-1] if prefer == "newer" else first
-    kept = replace(last, path=first.path, place=first.place, parent=first.parent, side=first.side, sequence=first.sequence or last.sequence)
-    conflict = told + (" (within one parent: neither is newer)" if mixed else "") if mixed or prefer == "refuse" else ""
-    return kept, conflict, Problem("warning", "picture twice, other labels", first.place, f"{told}: those of the {prefer} one are kept")
+    kept = replace(
+        last,
+        path=first.path,
+        place=first.place,
+        parent=first.parent,
+        side=first.side,
+        sequence=first.sequence or last.sequence,
+    )
+    conflict = (
+        told + (" (within one parent: neither is newer)" if mixed else "")
+        if mixed or prefer == "refuse"
+        else ""
+    )
+    return (
+        kept,
+        conflict,
+        Problem(
+            "warning",
+            "picture twice, other labels",
+            first.place,
+            f"{told}: those of the {prefer} one are kept",
+        ),
+    )
 
-
+# %% ../../nbs/07_annotation/09_versions.ipynb #4d8470b6
 def _one_each(entries: Sequence[Entry], prefer: str) -> tuple[list[Entry], list[Problem]]:
     "Every content once, in the order of the parents."
     groups: dict[str, list[Entry]] = {}
-    for e in entries: groups.setdefault(e.seen.sha256, []).append(e)
+    for e in entries:
+        groups.setdefault(e.seen.sha256, []).append(e)
     found = {k: _settled(g, prefer) if len(g) > 1 else (g[0], "", None) for k, g in groups.items()}
     conflicts = [c for _, c, _ in found.values() if c]
     if conflicts:
-        raise DataError("\n  - ".join([f"{len(conflicts)} picture(s) are there twice with other labels", *conflicts[:10]]), "merge",
-                        'prefer="newer" or "older" decides between parents; within one parent delete one of the two')
+        raise DataError(
+            "\n  - ".join(
+                [f"{len(conflicts)} picture(s) are there twice with other labels", *conflicts[:10]]
+            ),
+            "merge",
+            'prefer="newer" or "older" decides between parents; within one parent delete one of the two',
+        )
     return [e for e, _, _ in found.values()], [p for _, _, p in found.values() if p]
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #f65b726b
@@ -317,33 +562,68 @@ class Guarded:
 
 def guarded(
     frozen: Frozen | None,
-    entries: Iterable[Entry] = (),                      # those on a test side count too
-    sequences: str | Mapping[str, Any] | None = None,   # as in sequences_by
+    entries: Iterable[Entry] = (),  # those on a test side count too
+    sequences: str | Mapping[str, Any] | None = None,  # as in sequences_by
 ) -> list[Guarded]:
     "What is protected."
-    rows = [] if frozen is None else [Guarded(n, r["picture"], int(r["phash"], 16), _sequence(n, sequences)) for n, r in frozen.pictures.items()]
-    return rows + [Guarded(e.place, e.seen.sha256, e.seen.phash, e.sequence) for e in entries if e.side == "test"]
+    rows = (
+        []
+        if frozen is None
+        else [
+            Guarded(n, r["picture"], int(r["phash"], 16), _sequence(n, sequences))
+            for n, r in frozen.pictures.items()
+        ]
+    )
+    return rows + [
+        Guarded(e.place, e.seen.sha256, e.seen.phash, e.sequence) for e in entries if e.side == "test"
+    ]
 
 
 def _sequence(name: str, sequences: str | Mapping[str, Any] | None) -> str:
     "What one name says about its sequence."
-    if sequences is None: return ""
-    if not isinstance(sequences, str): return str(sequences.get(name, sequences.get(Path(name).name, "")) or "")
+    if sequences is None:
+        return ""
+    if not isinstance(sequences, str):
+        return str(sequences.get(name, sequences.get(Path(name).name, "")) or "")
     m = re.search(sequences, name)
     return "" if m is None else m[1] if m.re.groups else m[0]
 
-
-def _leaks(entries: Sequence[Entry], guard: Sequence[Guarded], hamming: int, allow: Iterable[tuple[str, str]]) -> dict[int, tuple[str, Leak]]:
+# %% ../../nbs/07_annotation/09_versions.ipynb #3b1d5e85
+def _leaks(
+    entries: Sequence[Entry], guard: Sequence[Guarded], hamming: int, allow: Iterable[tuple[str, str]]
+) -> dict[int, tuple[str, Leak]]:
     "Entry → reason; the strongest one."
-    exact, films, fine = {g.sha256: g.name for g in guard}, {g.sequence: g.name for g in guard if g.sequence}, {(Path(a).name, Path(b).name) for a, b in allow}
+    exact, films, fine = (
+        {g.sha256: g.name for g in guard},
+        {g.sequence: g.name for g in guard if g.sequence},
+        {(Path(a).name, Path(b).name) for a, b in allow},
+    )
     found: dict[int, tuple[str, Leak]] = {}
     i, j, bits = near_pairs([e.seen.phash for e in entries], [g.phash for g in guard], hamming)
     for a, b, d in sorted(zip(i.tolist(), j.tolist(), bits.tolist()), key=lambda x: x[2]):
-        if (Path(entries[a].place).name, Path(guard[b].name).name) in fine: continue
-        found.setdefault(a, (f"looks like {guard[b].name} of the test set, {d} of 64 bits apart", Leak(entries[a].place, guard[b].name, d, False)))
+        if (Path(entries[a].place).name, Path(guard[b].name).name) in fine:
+            continue
+        found.setdefault(
+            a,
+            (
+                f"looks like {guard[b].name} of the test set, {d} of 64 bits apart",
+                Leak(entries[a].place, guard[b].name, d, False),
+            ),
+        )
     for a, e in enumerate(entries):
-        if e.seen.sha256 in exact: found[a] = (f"is {exact[e.seen.sha256]} of the test set", Leak(e.place, exact[e.seen.sha256], 0, True))
-        elif e.sequence and e.sequence in films: found.setdefault(a, (f"is of the sequence {e.sequence}, as {films[e.sequence]} of the test set", Leak(e.place, films[e.sequence], -1, False)))
+        if e.seen.sha256 in exact:
+            found[a] = (
+                f"is {exact[e.seen.sha256]} of the test set",
+                Leak(e.place, exact[e.seen.sha256], 0, True),
+            )
+        elif e.sequence and e.sequence in films:
+            found.setdefault(
+                a,
+                (
+                    f"is of the sequence {e.sequence}, as {films[e.sequence]} of the test set",
+                    Leak(e.place, films[e.sequence], -1, False),
+                ),
+            )
     return found
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #a6a7e0bc
@@ -351,35 +631,75 @@ def _kept_apart(
     entries: Sequence[Entry], guard: Sequence[Guarded], settings: MergeSettings
 ) -> tuple[list[Entry], list[dict[str, Any]]]:
     "What may be trained on, and what is left out with its reason; LeakError where leaks are to be refused."
-    out = [{"picture": e.place, "parent": e.parent, "reason": "lies on a test side: the test set neither grows nor is trained on"} for e in entries if e.side == "test"]
+    out = [
+        {
+            "picture": e.place,
+            "parent": e.parent,
+            "reason": "lies on a test side: the test set neither grows nor is trained on",
+        }
+        for e in entries
+        if e.side == "test"
+    ]
     rest = [e for e in entries if e.side != "test"]
     found = _leaks(rest, guard, settings.hamming, settings.allow)
     if found and settings.leaks == "refuse":
         lines = [f"{rest[i].place} of parent {rest[i].parent} {why}" for i, (why, _) in sorted(found.items())]
-        raise LeakError("\n  - ".join([f"{len(found)} picture(s) of the test set, or like it, are in what is to be merged", *lines[:10]]), "merge",
-                        'leaks="leave out" merges the others', [leak for _, leak in found.values()])
-    out += [{"picture": rest[i].place, "parent": rest[i].parent, "reason": why} for i, (why, _) in sorted(found.items())]
+        raise LeakError(
+            "\n  - ".join(
+                [
+                    f"{len(found)} picture(s) of the test set, or like it, are in what is to be merged",
+                    *lines[:10],
+                ]
+            ),
+            "merge",
+            'leaks="leave out" merges the others',
+            [leak for _, leak in found.values()],
+        )
+    out += [
+        {"picture": rest[i].place, "parent": rest[i].parent, "reason": why}
+        for i, (why, _) in sorted(found.items())
+    ]
     return [e for i, e in enumerate(rest) if i not in found], out
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #e71e6921
 def _sides(entries: Sequence[Entry], val: float, hamming: int, seed: int) -> tuple[np.ndarray, list[Problem]]:
     "(n,) side of each entry, and what is to be said."
     side, found = np.array([e.side for e in entries], object), []
-    if not (side == "").any(): return side, found
+    if not (side == "").any():
+        return side, found
     group = leak_groups([e.seen.phash for e in entries], [e.sequence for e in entries], hamming=hamming)
     here = {k: np.bincount(group[side == k], minlength=group.max() + 1) > 0 for k in ("train", "val")}
     for i in np.flatnonzero((side == "") & (here["train"] & here["val"])[group]):
-        found.append(Problem("warning", "like pictures of both sides", entries[i].place, "put to train; the older version leaks between its sides"))
+        found.append(
+            Problem(
+                "warning",
+                "like pictures of both sides",
+                entries[i].place,
+                "put to train; the older version leaks between its sides",
+            )
+        )
     new = side == ""
     side[new & here["val"][group]] = "val"
     side[new & here["train"][group]] = "train"
     new = np.flatnonzero(side == "")
     names = sorted({n for e in entries for n in e.classes})
-    counts = np.array([[entries[i].classes.count(n) for n in names] for i in new]).reshape(len(new), len(names))
+    counts = np.array([[entries[i].classes.count(n) for n in names] for i in new]).reshape(
+        len(new), len(names)
+    )
     groups = np.unique(group[new], return_inverse=True)[1]
-    if val and len(np.unique(groups)) > 1: side[new] = group_split(groups, counts, {"train": 1 - val, "val": val}, seed)
-    else: side[new] = "train"
-    if val and len(new) and len(np.unique(groups)) == 1: found.append(Problem("note", "all on one side", entries[new[0]].place, f"the {len(new)} new pictures form one group: all put to train"))
+    if val and len(np.unique(groups)) > 1:
+        side[new] = group_split(groups, counts, {"train": 1 - val, "val": val}, seed)
+    else:
+        side[new] = "train"
+    if val and len(new) and len(np.unique(groups)) == 1:
+        found.append(
+            Problem(
+                "note",
+                "all on one side",
+                entries[new[0]].place,
+                f"the {len(new)} new pictures form one group: all put to train",
+            )
+        )
     return side, found
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #1dbaad80
@@ -388,13 +708,20 @@ def _file_names(entries: Sequence[Entry]) -> list[str]:
     taken, made = set(), []
     for e in entries:
         name = e.path.name
-        if Path(name).stem.lower() in taken: name = f"{e.path.stem}-{e.seen.sha256[:12]}{e.path.suffix}"
+        if Path(name).stem.lower() in taken:
+            name = f"{e.path.stem}-{e.seen.sha256[:12]}{e.path.suffix}"
         taken.add(Path(name).stem.lower())
         made.append(name)
     return made
 
 
-def _write_pictures(folder: Path, entries: Sequence[Entry], sides: np.ndarray, names: Sequence[str], progress: Callable[[int, int], None]) -> tuple[dict[str, dict[str, Any]], list[tuple[str, ...]]]:
+def _write_pictures(
+    folder: Path,
+    entries: Sequence[Entry],
+    sides: np.ndarray,
+    names: Sequence[str],
+    progress: Callable[[int, int], None],
+) -> tuple[dict[str, dict[str, Any]], list[tuple[str, ...]]]:
     "Pictures and labels of a version; its rows, and the lists of classes that were looked for."
     rows, asked, index = {}, [], {n: i for i, n in enumerate(names)}
     for k, (e, side, name) in enumerate(zip(entries, sides, _file_names(entries))):
@@ -402,67 +729,122 @@ def _write_pictures(folder: Path, entries: Sequence[Entry], sides: np.ndarray, n
         copy_file(e.path, folder / picture, link=True)
         label = folder / _label_of(picture)
         label.parent.mkdir(parents=True, exist_ok=True)
-        label.write_text("".join(f"{index[n]} {row}\n" for n, row in zip(e.classes, e.rows)), encoding="utf-8")
+        label.write_text(
+            "".join(f"{index[n]} {row}\n" for n, row in zip(e.classes, e.rows)), encoding="utf-8"
+        )
         known = tuple(n for n in e.asked if n in index)
-        if known not in asked: asked.append(known)
-        rows[picture] = {"picture": e.seen.sha256, "labels": label_hash(LabelledImage(label, (), label)), "phash": f"{e.seen.phash:016x}", "size": list(e.seen.size), "side": str(side),
-                         "parent": e.parent, "from": e.place, "sequence": e.sequence, "asked": asked.index(known), "boxes": len(e.rows)}
+        if known not in asked:
+            asked.append(known)
+        rows[picture] = {
+            "picture": e.seen.sha256,
+            "labels": label_hash(LabelledImage(label, (), label)),
+            "phash": f"{e.seen.phash:016x}",
+            "size": list(e.seen.size),
+            "side": str(side),
+            "parent": e.parent,
+            "from": e.place,
+            "sequence": e.sequence,
+            "asked": asked.index(known),
+            "boxes": len(e.rows),
+        }
         progress(k + 1, len(entries))
     return rows, asked
 
-
+# %% ../../nbs/07_annotation/09_versions.ipynb #da677270
 def _sheet(names: Sequence[str], sides: Iterable[str]) -> str:
-    return yaml.safe_dump({**{s: f"images/{s}" for s in sides}, "names": dict(enumerate(names))}, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(
+        {**{s: f"images/{s}" for s in sides}, "names": dict(enumerate(names))},
+        sort_keys=False,
+        allow_unicode=True,
+    )
 
-# %% ../../nbs/07_annotation/09_versions.ipynb #b639cf2a
-def _with_sequences(parents: Sequence[Parent], sequences: str | Mapping[str, Any] | None) -> list[Entry]:
-    "All entries, with their sequences: what a version knows already, else what the paths say."
-    entries = [e for p in parents for e in p.entries]
-    if sequences is None: return entries
-    new = [e for e in entries if not e.sequence]
-    told = dict(zip(map(id, new), sequences_by([LabelledImage(e.path, ()) for e in new], sequences))) if new else {}
-    return [replace(e, sequence=str(told[id(e)] or "")) if id(e) in told else e for e in entries]
-
-
-def _frozen_of(frozen: str | Path | None, parents: Sequence[Parent], found: list[Problem]) -> tuple[Path | None, Frozen | None]:
-    "The test set to keep apart: the given one, else that of the parents; verified where its pictures are."
-    known = [(p.path / p.version.frozen["manifest"], p.version.frozen["digest"]) for p in parents if p.version and p.version.frozen]
-    file = Path(frozen) if frozen is not None else known[0][0] if known else None
-    if file is None: return None, None
-    if frozen is None and not file.exists(): raise DataError("the frozen test set that a parent was kept apart from is not there", file, "say where it lies now (frozen)")
-    book = read_frozen(file)
-    for _, digest in known:
-        if digest != book.digest: found.append(Problem("warning", "another test set", str(file), "a parent was kept apart from another one: scores before and after cannot be compared"))
-    place = file.resolve().parent / book.dataset
-    if place.exists(): verify_frozen(file)
-    else: found.append(Problem("note", "test set not verified", str(file), "its pictures are not on this machine; its hashes are compared all the same"))
-    return file, book
-
-
-def _counted(rows: Mapping[str, Mapping[str, Any]], entries: Sequence[Entry], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+# %% ../../nbs/07_annotation/09_versions.ipynb #c14ba1e2
+def _counted(
+    rows: Mapping[str, Mapping[str, Any]], entries: Sequence[Entry], names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     "Side → pictures and objects of each class."
     made: dict[str, dict[str, Any]] = {}
     for row, e in zip(rows.values(), entries):
         cell = made.setdefault(row["side"], {"pictures": 0, "objects": dict.fromkeys(names, 0)})
         cell["pictures"] += 1
-        for n in e.classes: cell["objects"][n] += 1
+        for n in e.classes:
+            cell["objects"][n] += 1
     return made
+
+# %% ../../nbs/07_annotation/09_versions.ipynb #b639cf2a
+def _with_sequences(parents: Sequence[Parent], sequences: str | Mapping[str, Any] | None) -> list[Entry]:
+    "All entries, with their sequences: what a version knows already, else what the paths say."
+    entries = [e for p in parents for e in p.entries]
+    if sequences is None:
+        return entries
+    new = [e for e in entries if not e.sequence]
+    told = (
+        dict(zip(map(id, new), sequences_by([LabelledImage(e.path, ()) for e in new], sequences)))
+        if new
+        else {}
+    )
+    return [replace(e, sequence=str(told[id(e)] or "")) if id(e) in told else e for e in entries]
+
+# %% ../../nbs/07_annotation/09_versions.ipynb #37480e91
+def _frozen_of(
+    frozen: str | Path | None, parents: Sequence[Parent], found: list[Problem]
+) -> tuple[Path | None, Frozen | None]:
+    "The test set to keep apart: the given one, else that of the parents; verified where its pictures are."
+    known = [
+        (p.path / p.version.frozen["manifest"], p.version.frozen["digest"])
+        for p in parents
+        if p.version and p.version.frozen
+    ]
+    file = Path(frozen) if frozen is not None else known[0][0] if known else None
+    if file is None:
+        return None, None
+    if frozen is None and not file.exists():
+        raise DataError(
+            "the frozen test set that a parent was kept apart from is not there",
+            file,
+            "say where it lies now (frozen)",
+        )
+    book = read_frozen(file)
+    for _, digest in known:
+        if digest != book.digest:
+            found.append(
+                Problem(
+                    "warning",
+                    "another test set",
+                    str(file),
+                    "a parent was kept apart from another one: scores before and after cannot be compared",
+                )
+            )
+    place = file.resolve().parent / book.dataset
+    if place.exists():
+        verify_frozen(file)
+    else:
+        found.append(
+            Problem(
+                "note",
+                "test set not verified",
+                str(file),
+                "its pictures are not on this machine; its hashes are compared all the same",
+            )
+        )
+    return file, book
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #2c71f0ca
 def merge(
-    parents: Sequence[str | Path],           # versions, YOLO folders, COCO files; oldest first
-    out: str | Path,                         # new folder
-    frozen: str | Path | None = None,        # manifest of the test set; None: that of the parents
-    settings: MergeSettings | None = None,   # None: the defaults
+    parents: Sequence[str | Path],  # versions, YOLO folders, COCO files; oldest first
+    out: str | Path,  # new folder
+    frozen: str | Path | None = None,  # manifest of the test set; None: that of the parents
+    settings: MergeSettings | None = None,  # None: the defaults
     *,
-    name: str | None = None,                 # of the dataset; None: the first parent's, or that of the folder
-    by: str | None = None,                   # who merges; None: the user
+    name: str | None = None,  # of the dataset; None: the first parent's, or that of the folder
+    by: str | None = None,  # who merges; None: the user
     now: Callable[[], datetime] = utc_now,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> DatasetVersion:
     "Make a new version of a dataset; what was left out and why is in its manifest."
     out, use, found = Path(out), settings or MergeSettings(), []
-    if not parents: raise ConfigError("nothing to merge", "merge", "give at least one labelled folder")
+    if not parents:
+        raise ConfigError("nothing to merge", "merge", "give at least one labelled folder")
     stage = Staging(out)
     opened = [_open_parent(p, k, use.rename, found) for k, p in enumerate(parents)]
     chosen = _class_names(opened, use.names, use.add_names, use.rename)
@@ -470,24 +852,53 @@ def merge(
     file, book = _frozen_of(frozen, opened, found)
     apart, left_out = _kept_apart(entries, guarded(book, entries, use.sequences), use)
     kept, twice = _one_each(apart, use.prefer)
-    if not kept: raise DataError(f"nothing is left to train on: {left_out[0]['reason'] if left_out else 'no pictures'}", out)
+    if not kept:
+        why = left_out[0]["reason"] if left_out else "no pictures"
+        raise DataError(f"nothing is left to train on: {why}", out)
     sides, told = _sides(kept, use.val, use.hamming, use.seed)
     notes = worst_first([*found, *twice, *told, *_notes(kept, sides, chosen)])
     with stage as folder:
         rows, asked = _write_pictures(folder, kept, sides, chosen, progress)
         write_whole(folder / "data.yaml", _sheet(chosen, sorted(set(sides))))
-        number = 1 + max((p.version.number for p in opened if p.version), default=0)
-        test = None if file is None else {"manifest": Path(os.path.relpath(file.resolve(), out.resolve())).as_posix(), "digest": book.digest, "pictures": len(book.pictures)}
-        called = name or (opened[0].version.name if opened[0].version else out.name)
-        made = DatasetVersion(out, called, number, chosen, rows, tuple(asked), _counted(rows, kept, chosen), tuple(p.to_dict(out) for p in opened), test,
-                              now().isoformat(timespec="seconds"), by or _whoami(), use.to_dict(), tuple(left_out), tuple(notes))
+        made = DatasetVersion(
+            out,
+            *_called(opened, name, out),
+            chosen,
+            rows,
+            tuple(asked),
+            _counted(rows, kept, chosen),
+            tuple(p.to_dict(out) for p in opened),
+            _apart_from(file, book, out),
+            now().isoformat(timespec="seconds"),
+            by or _whoami(),
+            use.to_dict(),
+            tuple(left_out),
+            tuple(notes),
+        )
         write_json(folder / "version.json", made.to_dict())
     return read_version(out)
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #6812d98e
+def _called(opened: Sequence[Parent], name: str | None, out: Path) -> tuple[str, int]:
+    "Name and number of the version that these parents become."
+    first = opened[0].version
+    number = 1 + max((p.version.number for p in opened if p.version), default=0)
+    return name or (first.name if first else out.name), number
+
+
+def _apart_from(file: Path | None, book: Frozen | None, out: Path) -> dict[str, Any] | None:
+    "What the manifest says about the test set."
+    if file is None:
+        return None
+    manifest = Path(os.path.relpath(file.resolve(), out.resolve())).as_posix()
+    return {"manifest": manifest, "digest": book.digest, "pictures": len(book.pictures)}
+
+
 def _whoami() -> str:
-    try: return getpass.getuser()
-    except (OSError, KeyError): return "unknown"  # a container without a user table
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"  # a container without a user table
 
 
 def _notes(entries: Sequence[Entry], sides: np.ndarray, names: Sequence[str]) -> list[Problem]:
@@ -495,11 +906,29 @@ def _notes(entries: Sequence[Entry], sides: np.ndarray, names: Sequence[str]) ->
     found = []
     for n in names:
         blind = sum(n not in e.asked for e in entries)
-        if blind: found.append(Problem("warning", "class not looked for", n, f"{blind} of {len(entries)} pictures were labelled without it: its objects there have no box"))
+        if blind:
+            found.append(
+                Problem(
+                    "warning",
+                    "class not looked for",
+                    n,
+                    f"{blind} of {len(entries)} pictures were labelled without it: its objects there have no "
+                    "box",
+                )
+            )
     missing = [n for n in names if not any(n in e.classes for e in entries)]
-    if missing: found.append(Problem("note", "class without objects", ", ".join(missing), "nothing to learn from"))
+    if missing:
+        found.append(Problem("note", "class without objects", ", ".join(missing), "nothing to learn from"))
     for side in ("train", "val"):
-        if not (sides == side).any(): found.append(Problem("warning", "side without pictures", side, "training needs both; give more pictures, or another share"))
+        if not (sides == side).any():
+            found.append(
+                Problem(
+                    "warning",
+                    "side without pictures",
+                    side,
+                    "training needs both; give more pictures, or another share",
+                )
+            )
     return found
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #3ec04961
@@ -510,18 +939,39 @@ def history(path: str | Path) -> list[dict[str, Any]]:
     while todo:
         child, p, depth = todo.pop(0)
         place = Path(os.path.normpath(child.path / p["path"]))
-        row = {"depth": depth, "name": p["name"], "number": p["number"], "kind": p["kind"], "pictures": p["pictures"], "made_at": "", "made_by": "", "digest": p["digest"][:12], "state": "gone"}
+        row = {
+            "depth": depth,
+            "name": p["name"],
+            "number": p["number"],
+            "kind": p["kind"],
+            "pictures": p["pictures"],
+            "made_at": "",
+            "made_by": "",
+            "digest": p["digest"][:12],
+            "state": "gone",
+        }
         if p["kind"] == "version" and (place / "version.json").exists():
             older = read_version(place)
             row = _told(older, depth, "there" if older.digest == p["digest"] else "changed since")
             todo += [(older, q, depth + 1) for q in older.parents]
-        elif place.exists(): row["state"] = "there"
+        elif place.exists():
+            row["state"] = "there"
         rows.append(row)
     return rows
 
 
 def _told(v: DatasetVersion, depth: int, state: str) -> dict[str, Any]:
-    return {"depth": depth, "name": v.name, "number": v.number, "kind": "version", "pictures": len(v.pictures), "made_at": v.made_at, "made_by": v.made_by, "digest": v.digest[:12], "state": state}
+    return {
+        "depth": depth,
+        "name": v.name,
+        "number": v.number,
+        "kind": "version",
+        "pictures": len(v.pictures),
+        "made_at": v.made_at,
+        "made_by": v.made_by,
+        "digest": v.digest[:12],
+        "state": state,
+    }
 
 # %% ../../nbs/07_annotation/09_versions.ipynb #7cce8067
 def version_set(v: DatasetVersion) -> EvalSet:
@@ -529,7 +979,15 @@ def version_set(v: DatasetVersion) -> EvalSet:
     items, rows = v.items(), list(v.pictures.values())
     columns = {k: np.array([r[k] for r in rows], object) for k in ("side", "parent", "sequence")}
     truth = tabled([i.truth(tuple(r["size"])) for i, r in zip(items, rows)])
-    return EvalSet(v.names, tuple(v.pictures), np.array([r["size"] for r in rows]).reshape(-1, 2), truth, columns=columns, paths=tuple(i.path for i in items), where=v.path)
+    return EvalSet(
+        v.names,
+        tuple(v.pictures),
+        np.array([r["size"] for r in rows]).reshape(-1, 2),
+        truth,
+        columns=columns,
+        paths=tuple(i.path for i in items),
+        where=v.path,
+    )
 
 
 def balance(
@@ -540,6 +998,17 @@ def balance(
     old = {r["class"]: r for r in class_balance(version_set(before))} if before else {}
     none = {"objects": 0, "share": 0.0}
     on = lambda side, name: after.counts.get(side, {}).get("objects", {}).get(name, 0)
-    return [{"class": r["class"], "objects before": (o := old.get(r["class"], none))["objects"], "objects": r["objects"], "new": r["objects"] - o["objects"],
-             "share before": round(o["share"], 4), "share": round(r["share"], 4), "train": on("train", r["class"]), "val": on("val", r["class"]), "enough": r["enough"]}
-            for r in class_balance(version_set(after))]
+    return [
+        {
+            "class": r["class"],
+            "objects before": (o := old.get(r["class"], none))["objects"],
+            "objects": r["objects"],
+            "new": r["objects"] - o["objects"],
+            "share before": round(o["share"], 4),
+            "share": round(r["share"], 4),
+            "train": on("train", r["class"]),
+            "val": on("val", r["class"]),
+            "enough": r["enough"],
+        }
+        for r in class_balance(version_set(after))
+    ]

@@ -5,6 +5,8 @@
 # %% ../../nbs/19_commands/02_annotation.ipynb #2d9948ed
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,20 +23,31 @@ __all__ = ['annotation_commands', 'label_app', 'flag', 'collect', 'select', 'lab
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #5da2ea35
 annotation_commands = typer.Typer(callback=lambda: None)
-label_app = typer.Typer(no_args_is_help=True, help="Send pictures to be labelled, get the answers back, make a dataset of them.")
+label_app = typer.Typer(
+    no_args_is_help=True, help="Send pictures to be labelled, get the answers back, make a dataset of them."
+)
 annotation_commands.add_typer(label_app, name="label")
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #93631623
 def _moment(frame: str) -> tuple[int | None, datetime | None]:
     "A frame's number, or a time with its zone."
-    if frame.isascii() and frame.isdecimal() and len(frame) < 19: return int(frame), None
-    try: at = datetime.fromisoformat(frame)
-    except ValueError: raise ConfigError(f"{frame!r} is no frame number and no time", "FRAME", "e.g. 1200, or 2026-06-01T08:30:00+00:00") from None
-    if at.tzinfo is None: raise ConfigError(f"the time {frame!r} has no zone", "FRAME", "e.g. 2026-06-01T08:30:00+00:00")
+    if frame.isascii() and frame.isdecimal() and len(frame) < 19:
+        return int(frame), None
+    try:
+        at = datetime.fromisoformat(frame)
+    except ValueError:
+        raise ConfigError(
+            f"{frame!r} is no frame number and no time", "FRAME", "e.g. 1200, or 2026-06-01T08:30:00+00:00"
+        ) from None
+    if at.tzinfo is None:
+        raise ConfigError(f"the time {frame!r} has no zone", "FRAME", "e.g. 2026-06-01T08:30:00+00:00")
     return None, at
 
 
-@annotation_commands.command(epilog="Examples: `cv-pipeline flag runs/latest gate 1200 --note 'lid missing'` · `cv-pipeline flag runs/latest gate 2026-06-01T08:30:00+00:00`")
+@annotation_commands.command(
+    epilog="Examples: `cv-pipeline flag runs/latest gate 1200 --note 'lid missing'` · `cv-pipeline flag "
+    "runs/latest gate 2026-06-01T08:30:00+00:00`"
+)
 def flag(
     run: Annotated[Path, typer.Argument(help="Folder that `cv-pipeline run` wrote.")],
     source: Annotated[str, typer.Argument(help="Name of the camera or file, as in the results.")],
@@ -47,24 +60,36 @@ def flag(
 
     number, at = _moment(frame)
     looks = read_log(run)
-    if source not in looks.sources: raise DataError(f"the run has no source '{source}'", run, f"it has {', '.join(looks.sources[:8])}")
-    row = {"source_id": source, **({"frame_id": number} if at is None else {"at": at.isoformat()}), **({"note": note} if note else {})}
+    if source not in looks.sources:
+        raise DataError(f"the run has no source '{source}'", run, f"it has {', '.join(looks.sources[:8])}")
+    row = {
+        "source_id": source,
+        **({"frame_id": number} if at is None else {"at": at.isoformat()}),
+        **({"note": note} if note else {}),
+    }
     file = append_lines(out or run / "flags.jsonl", [row], cut_torn=True)
     say(f"flagged: {plain(source)} {plain(frame)} in {plain(file)}")
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #ea5bdf33
 def _band(text: str) -> tuple[float, float] | None:
     "`0.3,0.6` as a band; `off` as None."
-    if text == "off": return None
-    try: low, high = (float(x) for x in text.split(","))
-    except ValueError: raise ConfigError(f"{text!r} is no band", "--low", "two numbers, e.g. 0.3,0.6, or off") from None
+    if text == "off":
+        return None
+    try:
+        low, high = (float(x) for x in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{text!r} is no band", "--low", "two numbers, e.g. 0.3,0.6, or off") from None
     return low, high
 
 
-def _switch(value: float) -> float | None: return None if value < 0 else value
+def _switch(value: float) -> float | None:
+    return None if value < 0 else value
 
-
-@annotation_commands.command(epilog="Examples: `cv-pipeline collect runs/latest --out collections/monday` · `cv-pipeline collect runs/latest --out c --random 0.05 --low 0.2,0.7 --quota 50 --pictures archive/`")
+# %% ../../nbs/19_commands/02_annotation.ipynb #8aafebfe
+@annotation_commands.command(
+    epilog="Examples: `cv-pipeline collect runs/latest --out collections/monday` · `cv-pipeline collect "
+    "runs/latest --out c --random 0.05 --low 0.2,0.7 --quota 50 --pictures archive/`"
+)
 def collect(
     run: Annotated[Path, typer.Argument(help="Folder that `cv-pipeline run` wrote.")],
     out: Annotated[Path, Opt(help="New folder for the pictures.")],
@@ -72,43 +97,97 @@ def collect(
     low: Annotated[str, Opt(help="Band of calibrated confidence that is unsure; off.")] = "0.3,0.6",
     high: Annotated[float, Opt(help="A box as sure as this that no neighbouring look knows; -1: off.")] = 0.9,
     none: Annotated[float, Opt(help="An empty look, where a smaller share is empty; -1: off.")] = 0.02,
-    many: Annotated[float, Opt(help="Robust standard deviations above the usual number of boxes; -1: off.")] = 5.0,
+    many: Annotated[
+        float, Opt(help="Robust standard deviations above the usual number of boxes; -1: off.")
+    ] = 5.0,
     quota: Annotated[int, Opt(help="Most cases kept a camera, day and kind; -1: all.")] = 100,
-    hamming: Annotated[int, Opt(help="Bits in which two pictures may differ and be one case; -1: keep both.")] = 10,
-    flags: Annotated[Path | None, Opt(help="File of flags. [default: RUN/flags.jsonl, if it is there]")] = None,
-    pictures: Annotated[Path | None, Opt(help="Kept frames, a folder a camera. [default: RUN/frames, or the sources again]")] = None,
+    hamming: Annotated[
+        int, Opt(help="Bits in which two pictures may differ and be one case; -1: keep both.")
+    ] = 10,
+    flags: Annotated[
+        Path | None, Opt(help="File of flags. [default: RUN/flags.jsonl, if it is there]")
+    ] = None,
+    pictures: Annotated[
+        Path | None, Opt(help="Kept frames, a folder a camera. [default: RUN/frames, or the sources again]")
+    ] = None,
     max_mb: Annotated[float | None, Opt(help="Most megabytes of pictures.")] = None,
     seed: Annotated[int, Opt(help="Of the lots.")] = 0,
 ) -> None:
-    "Take 1 % by lot and the doubtful cases out of a run's log, at most 100 a camera, day and kind (`--quota -1`: all of them), each with its reason and its chance of being there."
+    """Take 1 % by lot and the doubtful cases out of a run's log, at most 100 a camera, day and kind (`--quota
+    -1`: all of them), each with its reason and its chance of being there."""
     from cv_pipeline.annotation.collect import CollectPolicy, collect as gather, read_flags
 
-    policy = CollectPolicy(random, _band(low), _switch(high), none=_switch(none), many=_switch(many), quota=None if quota < 0 else quota, hamming=hamming, seed=seed)
+    policy = CollectPolicy(
+        random,
+        _band(low),
+        _switch(high),
+        none=_switch(none),
+        many=_switch(many),
+        quota=None if quota < 0 else quota,
+        hamming=hamming,
+        seed=seed,
+    )
     file = flags or (run / "flags.jsonl" if (run / "flags.jsonl").exists() else None)
     with share_bar("collecting") as tell:
         tell(0.0, "reading the log and the pictures")
-        found = gather(run, out, policy, pictures, read_flags(file) if file else (), max_bytes=None if max_mb is None else max_mb * 1e6)
+        found = gather(
+            run,
+            out,
+            policy,
+            pictures,
+            read_flags(file) if file else (),
+            max_bytes=None if max_mb is None else max_mb * 1e6,
+        )
+    _show_collected(found, out)
+
+# %% ../../nbs/19_commands/02_annotation.ipynb #cf488cc7
+def _show_collected(found: Any, out: Path) -> None:
+    "What was collected, by reason, and what to do next."
     kept = {k: sum(k in r.reasons for r in found.rows) for k in found.found}
-    table(f"{len(found.rows)} pictures collected", ["reason", "looks that have it", "pictures kept"], [[k, n, kept[k]] for k, n in found.found.items()])
-    for text in found.notes: say(f"[yellow]note[/]: {plain(text)}")
+    table(
+        f"{len(found.rows)} pictures collected",
+        ["reason", "looks that have it", "pictures kept"],
+        [[k, n, kept[k]] for k, n in found.found.items()],
+    )
+    for text in found.notes:
+        say(f"[yellow]note[/]: {plain(text)}")
     say(f"written: {plain(out)}; next: `cv-pipeline select {plain(out)} --budget N --out …`")
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #1ef35149
-@annotation_commands.command(epilog="Examples: `cv-pipeline select collections/monday --budget 200 --out selected/monday` · `cv-pipeline select c --budget 100 --out s --strategy uncertainty` · `cv-pipeline select c --budget 100 --out s --model models/yolo --features model --known datasets/v1 --before selected/last-week` · `cv-pipeline select c --budget 100 --out s --features embedder.onnx`")
+@annotation_commands.command(
+    epilog="Examples: `cv-pipeline select collections/monday --budget 200 --out selected/monday` · "
+    "`cv-pipeline select c --budget 100 --out s --strategy uncertainty` · `cv-pipeline select "
+    "c --budget 100 --out s --model models/yolo --features model --known datasets/v1 --before "
+    "selected/last-week` · `cv-pipeline select c --budget 100 --out s --features "
+    "embedder.onnx`"
+)
 def select(
     collection: Annotated[Path, typer.Argument(help="Folder that `cv-pipeline collect` wrote.")],
     out: Annotated[Path, Opt(help="New folder for the chosen pictures.")],
     budget: Annotated[int, Opt(help="Pictures that can be labelled.")],
     strategy: Annotated[str, Opt(help="hybrid, uncertainty, diversity or random.")] = "hybrid",
     model: Annotated[str | None, Opt(help="Look again with this model. [default: what the log says]")] = None,
-    features: Annotated[str, Opt(metavar="[light|model|FILE.onnx]", help="What pictures are compared by: light; model: features of --model; or a file that ends in .onnx: any network that makes a vector of a picture.")] = "light",
-    before: Annotated[list[Path] | None, Opt(help="Folders that were selected earlier; may be given many times.")] = None,
-    known: Annotated[list[Path] | None, Opt(help="Datasets that the model has learnt from: what is like them is not new; may be given many times.")] = None,
+    features: Annotated[
+        str,
+        Opt(
+            metavar="[light|model|FILE.onnx]",
+            help="What pictures are compared by: light; model: features of --model; or a file that ends in "
+            ".onnx: any network that makes a vector of a picture.",
+        ),
+    ] = "light",
+    before: Annotated[
+        list[Path] | None, Opt(help="Folders that were selected earlier; may be given many times.")
+    ] = None,
+    known: Annotated[
+        list[Path] | None,
+        Opt(
+            help="Datasets that the model has learnt from: what is like them is not new; may be given many "
+            "times."
+        ),
+    ] = None,
     seed: Annotated[int, Opt(help="Of the lots.")] = 0,
 ) -> None:
     "Choose what to label within a budget: unlike what is known, unsure, different, some by lot."
-    from collections import Counter
-
     from cv_pipeline.annotation.select import SelectSettings, select_collected
     from cv_pipeline.inference.loading import load_model
 
@@ -118,13 +197,26 @@ def select(
         again = None if model is None else load_model(model)
         more = {"model": again, "labelled": before or (), "known": known or ()}
         rows = select_collected(collection, out, budget, settings, **more)
+    _show_selected(rows, strategy, out)
+
+# %% ../../nbs/19_commands/02_annotation.ipynb #f1088dc5
+def _show_selected(rows: Sequence[Any], strategy: str, out: Path) -> None:
+    "What was selected, by source and reason, and what to do next."
     count = Counter((r.source_id, reason) for r in rows for reason in r.reasons)
-    table(f"{len(rows)} pictures selected by {strategy}", ["source", "reason", "pictures"], [[s, k, n] for (s, k), n in sorted(count.items())])
-    say(f"written: {plain(out)}, the most wanted picture first; next: `cv-pipeline label push {plain(out)} --title T --url U` or `cv-pipeline label files {plain(out)} --out F`")
+    table(
+        f"{len(rows)} pictures selected by {strategy}",
+        ["source", "reason", "pictures"],
+        [[s, k, n] for (s, k), n in sorted(count.items())],
+    )
+    say(
+        f"written: {plain(out)}, the most wanted picture first; next: `cv-pipeline label push {plain(out)} "
+        f"--title T --url U` or `cv-pipeline label files {plain(out)} --out F`"
+    )
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #750e5d39
 def _drafts(folder: Path, names: str | None, model: str | None) -> list[Any]:
-    "Drafts of collected or selected pictures, in the order of the file: `select` writes the most wanted picture first."
+    """Drafts of collected or selected pictures, in the order of the file: `select` writes the most wanted
+    picture first."""
     from cv_pipeline.annotation.collect import read_collected
     from cv_pipeline.annotation.label_studio import drafts_from
     from cv_pipeline.inference.loading import load_model
@@ -145,74 +237,159 @@ def _places(file: Path) -> dict[str, int]:
 
 def _told(problems: Any, most: int = 20) -> None:
     "Problems, a line each."
-    for p in list(problems)[:most]: say(f"{'[bold red]error[/]' if p.severity == 'error' else '[yellow]' + p.severity + '[/]'} {plain(p.kind)} {plain(p.where)}: {plain(p.what)}")
-    if len(problems) > most: say(f"… and {len(problems) - most} more")
+    for p in list(problems)[:most]:
+        say(
+            f"{'[bold red]error[/]' if p.severity == 'error' else '[yellow]' + p.severity + '[/]'} "
+            f"{plain(p.kind)} {plain(p.where)}: {plain(p.what)}"
+        )
+    if len(problems) > most:
+        say(f"… and {len(problems) - most} more")
 
 
-_URL = Annotated[str, Opt(envvar="LABEL_STUDIO_URL", help="Address of the server; the token comes from LABEL_STUDIO_API_KEY.")]
+_URL = Annotated[
+    str,
+    Opt(envvar="LABEL_STUDIO_URL", help="Address of the server; the token comes from LABEL_STUDIO_API_KEY."),
+]
 _TITLE = Annotated[str, Opt(help="Title of the project, 3 to 50 signs.")]
 _UNITS = Annotated[str, Opt(help="check: refuse boxes that look like percent; pixels: they are pixels.")]
-_NAMES = Annotated[str | None, Opt(help="Classes, separated by commas. [default: those of --model, or those that the model found]")]
+_NAMES = Annotated[
+    str | None,
+    Opt(help="Classes, separated by commas. [default: those of --model, or those that the model found]"),
+]
 
-
-@label_app.command("push", epilog="Example: `LABEL_STUDIO_API_KEY=… cv-pipeline label push selected/monday --title 'Line, June' --url http://127.0.0.1:8080 --model factory_line`")
+# %% ../../nbs/19_commands/02_annotation.ipynb #8eca7a2e
+@label_app.command(
+    "push",
+    epilog="Example: `LABEL_STUDIO_API_KEY=… cv-pipeline label push selected/monday --title 'Line, June' "
+    "--url http://127.0.0.1:8080 --model factory_line`",
+)
 def label_push(
     folder: Annotated[Path, typer.Argument(help="Selected (or collected) pictures.")],
-    title: _TITLE, url: _URL = "http://127.0.0.1:8080",
+    title: _TITLE,
+    url: _URL = "http://127.0.0.1:8080",
     names: _NAMES = None,
     model: Annotated[str | None, Opt(help="Take the classes of this model.")] = None,
-    serve: Annotated[str, Opt(help="upload; local-files:/document/root/./folder on the server; or https://… of a picture server.")] = "upload",
+    serve: Annotated[
+        str,
+        Opt(
+            help="upload; local-files:/document/root/./folder on the server; or https://… of a picture "
+            "server."
+        ),
+    ] = "upload",
     several: Annotated[int | None, Opt(help="People who are to label each picture.")] = None,
 ) -> None:
-    "Send pictures with the model's boxes as drafts to a Label Studio project. Repeating it sends what is missing."
+    """Send pictures with the model's boxes as drafts to a Label Studio project. Repeating it sends what is
+    missing."""
     from cv_pipeline.annotation.label_studio import Server, push
 
     drafts = _drafts(folder, names, model)
-    with share_bar("sending") as tell: done = push(Server(url), drafts, title, serve, several, folder / "label_studio.json", progress=lambda k, n: tell(k / max(n, 1), f"{k} of {n}"))
+    with share_bar("sending") as tell:
+        done = push(
+            Server(url),
+            drafts,
+            title,
+            serve,
+            several,
+            folder / "label_studio.json",
+            progress=lambda k, n: tell(k / max(n, 1), f"{k} of {n}"),
+        )
     _told(done.problems)
-    say(f"project {done.project.id} '{plain(title)}': {done.new} new tasks, {done.there} were there; next: people label, then `cv-pipeline label pull`")
+    say(
+        f"project {done.project.id} '{plain(title)}': {done.new} new tasks, {done.there} were there; next: "
+        "people label, then `cv-pipeline label pull`"
+    )
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #e354c2b3
-@label_app.command("pull", epilog="Example: `LABEL_STUDIO_API_KEY=… cv-pipeline label pull --title 'Line, June' --url http://127.0.0.1:8080 --out annotations.jsonl`")
+@label_app.command(
+    "pull",
+    epilog="Example: `LABEL_STUDIO_API_KEY=… cv-pipeline label pull --title 'Line, June' --url "
+    "http://127.0.0.1:8080 --out annotations.jsonl`",
+)
 def label_pull(
     out: Annotated[Path, Opt(help="annotations.jsonl: answers are added to it.")],
-    title: _TITLE, url: _URL = "http://127.0.0.1:8080",
-    names: Annotated[str | None, Opt(help="Classes, separated by commas. [default: those of the project]")] = None,
-    rename: Annotated[list[str] | None, Opt(metavar="OLD=NEW", help="What a label is called here; may be given many times.")] = None,
+    title: _TITLE,
+    url: _URL = "http://127.0.0.1:8080",
+    names: Annotated[
+        str | None, Opt(help="Classes, separated by commas. [default: those of the project]")
+    ] = None,
+    rename: Annotated[
+        list[str] | None, Opt(metavar="OLD=NEW", help="What a label is called here; may be given many times.")
+    ] = None,
     pictures: Annotated[Path | None, Opt(help="Folder that was pushed, which remembers its project.")] = None,
     numbers: Annotated[bool, Opt("--numbers", help="People as numbers: names stay on the server.")] = False,
-    shapes: Annotated[str, Opt(help="Polygons and turned rectangles: refuse, or box for the box around them.")] = "refuse",
+    shapes: Annotated[
+        str, Opt(help="Polygons and turned rectangles: refuse, or box for the box around them.")
+    ] = "refuse",
 ) -> None:
-    "Fetch everybody's finished answers from a Label Studio project; in a file that is there, only the same people's answers about the same pictures are replaced."
+    """Fetch everybody's finished answers from a Label Studio project; in a file that is there, only the same
+    people's answers about the same pictures are replaced."""
     from cv_pipeline.annotation.label_studio import Server, pull
 
     book = pictures / "label_studio.json" if pictures else None
-    got = pull(Server(url), title, listed(names) or None, book, "number" if numbers else "email", shapes, _renamed(rename))
+    got = pull(
+        Server(url),
+        title,
+        listed(names) or None,
+        book,
+        "number" if numbers else "email",
+        shapes,
+        _renamed(rename),
+    )
     _told(got.problems)
     got.save(out)
-    table(f"{len(got.annotations)} answers to {got.tasks} tasks, {got.waiting} wait, {got.skipped} skipped", ["person", "answers"], [[k, n] for k, n in got.people.items()])
+    table(
+        f"{len(got.annotations)} answers to {got.tasks} tasks, {got.waiting} wait, {got.skipped} skipped",
+        ["person", "answers"],
+        [[k, n] for k, n in got.people.items()],
+    )
     say(f"written: {plain(out)}; next: `cv-pipeline label settle {plain(out)} --pictures … --out …`")
 
-
+# %% ../../nbs/19_commands/02_annotation.ipynb #aafcc93f
 def _renamed(pairs: list[str] | None) -> dict[str, str]:
     "`old=new` as a table."
     wrong = [p for p in pairs or () if "=" not in p]
-    if wrong: raise ConfigError(f"not old=new: {', '.join(wrong)}", "--rename", "e.g. --rename 'scratch=scratched disc'")
+    if wrong:
+        raise ConfigError(
+            f"not old=new: {', '.join(wrong)}", "--rename", "e.g. --rename 'scratch=scratched disc'"
+        )
     return dict(p.split("=", 1) for p in pairs or ())
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #00d6fbc8
-@label_app.command("files", epilog="Examples: `cv-pipeline label files selected/monday --out drafts/` · `cv-pipeline label files selected/monday --out drafts/ --form coco` · `cv-pipeline label files drafts/ --annotator ana --out annotations.jsonl` · `cv-pipeline label files drafts/ --annotator ana --out annotations.jsonl --unchanged accept`")
+@label_app.command(
+    "files",
+    epilog="Examples: `cv-pipeline label files selected/monday --out drafts/` · `cv-pipeline label files "
+    "selected/monday --out drafts/ --form coco` · `cv-pipeline label files drafts/ "
+    "--annotator ana --out annotations.jsonl` · `cv-pipeline label files drafts/ --annotator "
+    "ana --out annotations.jsonl --unchanged accept`",
+)
 def label_files(
-    folder: Annotated[Path, typer.Argument(help="Selected pictures; or, with --annotator, what a person made of the drafts (folder or COCO json).")],
-    out: Annotated[Path, Opt(help="Folder for the drafts; or, with --annotator, annotations.jsonl: answers are added to it.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Selected pictures; or, with --annotator, what a person made of the drafts (folder or COCO "
+            "json)."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        Opt(help="Folder for the drafts; or, with --annotator, annotations.jsonl: answers are added to it."),
+    ],
     annotator: Annotated[str | None, Opt(help="Read answers back: whose they are.")] = None,
     form: Annotated[str, Opt(help="yolo or coco.")] = "yolo",
     names: _NAMES = None,
     model: Annotated[str | None, Opt(help="Take the classes of this model.")] = None,
     rename: Annotated[list[str] | None, Opt(metavar="OLD=NEW", help="What a label is called here.")] = None,
-    drafts: Annotated[Path | None, Opt(help="Folder that the drafts were written to, if it is another one.")] = None,
+    drafts: Annotated[
+        Path | None, Opt(help="Folder that the drafts were written to, if it is another one.")
+    ] = None,
     shapes: Annotated[str, Opt(help="Polygons and turned rectangles: refuse, or box.")] = "refuse",
-    unchanged: Annotated[str, Opt(help="With --annotator, drafts that are as they were sent: leave-out, or accept, if this person looked at all pictures and agrees.")] = "leave-out",
+    unchanged: Annotated[
+        str,
+        Opt(
+            help="With --annotator, drafts that are as they were sent: leave-out, or accept, if this person "
+            "looked at all pictures and agrees."
+        ),
+    ] = "leave-out",
     units: _UNITS = "check",
 ) -> None:
     "Drafts as files for any labelling tool, and a person's answers back from files."
@@ -223,31 +400,54 @@ def label_files(
         return _read_back(folder, out, annotator, listed(names), _renamed(rename), drafts, settings)
     new, problems = write_drafts(_drafts(folder, names, model), out, form)
     _told(problems)
-    say(f"written: {plain(out)}: {new} new pictures with drafts; next: label them there, then `cv-pipeline label files {plain(out)} --annotator NAME --out annotations.jsonl`")
+    say(
+        f"written: {plain(out)}: {new} new pictures with drafts; next: label them there, then `cv-pipeline "
+        f"label files {plain(out)} --annotator NAME --out annotations.jsonl`"
+    )
 
-
-def _read_back(path: Path, out: Path, annotator: str, names: list[str], rename: dict[str, str], drafts: Path | None, settings: Any) -> None:
-    "One person's answers into the file of all answers; what this person said before about the same pictures is replaced."
+# %% ../../nbs/19_commands/02_annotation.ipynb #a4e36c2c
+def _read_back(
+    path: Path,
+    out: Path,
+    annotator: str,
+    names: list[str],
+    rename: dict[str, str],
+    drafts: Path | None,
+    settings: Any,
+) -> None:
+    """One person's answers into the file of all answers; what this person said before about the same pictures
+    is replaced."""
     from cv_pipeline.annotation.annotations import add_annotations, read_labelled
 
     notes: list[Any] = []
     said = read_labelled(path, annotator, names or None, drafts, rename, settings=settings, notes=notes)
     others = add_annotations(said, out)
     _told(notes)
-    if any(n.kind == "unchanged drafts" for n in notes) and settings.unchanged != "accept": say(f"if {plain(annotator)} looked at those too and agrees: `--unchanged accept`")
+    if any(n.kind == "unchanged drafts" for n in notes) and settings.unchanged != "accept":
+        say(f"if {plain(annotator)} looked at those too and agrees: `--unchanged accept`")
     say(f"written: {plain(out)}: {len(said)} pictures by {plain(annotator)}, {others} other answers")
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #39e66ab4
-@label_app.command("settle", epilog="Example: `cv-pipeline label settle annotations.jsonl --pictures selected/monday --out batches/monday --model factory_line`")
+@label_app.command(
+    "settle",
+    epilog="Example: `cv-pipeline label settle annotations.jsonl --pictures selected/monday --out "
+    "batches/monday --model factory_line`",
+)
 def label_settle(
     annotations: Annotated[list[Path], typer.Argument(help="Files of answers.")],
     pictures: Annotated[Path, Opt(help="Folder that the pictures' paths start from.")],
     out: Annotated[Path, Opt(help="New folder: a YOLO dataset.")],
-    names: Annotated[str | None, Opt(help="Classes, in this order. [default: those of --model, or those that occur]")] = None,
+    names: Annotated[
+        str | None, Opt(help="Classes, in this order. [default: those of --model, or those that occur]")
+    ] = None,
     model: Annotated[str | None, Opt(help="Take the classes of this model.")] = None,
     rename: Annotated[list[str] | None, Opt(metavar="OLD=NEW", help="What a label is called here.")] = None,
-    conflicts: Annotated[str, Opt(help="One person's different answers about one picture: refuse, or latest.")] = "refuse",
-    disputes: Annotated[str, Opt(help="Pictures that people disagree about: leave-out, or keep what most say.")] = "leave-out",
+    conflicts: Annotated[
+        str, Opt(help="One person's different answers about one picture: refuse, or latest.")
+    ] = "refuse",
+    disputes: Annotated[
+        str, Opt(help="Pictures that people disagree about: leave-out, or keep what most say.")
+    ] = "leave-out",
     iou: Annotated[float, Opt(help="Overlap from which boxes of different people are one object.")] = 0.5,
     units: _UNITS = "check",
 ) -> None:
@@ -255,32 +455,62 @@ def label_settle(
     from cv_pipeline.annotation.annotations import consensus, read_annotations, settle, write_labelled
     from cv_pipeline.inference.loading import load_model
 
-    if disputes not in ("leave-out", "keep"): raise ConfigError(f"{disputes!r} is not leave-out or keep", "--disputes")
+    if disputes not in ("leave-out", "keep"):
+        raise ConfigError(f"{disputes!r} is not leave-out or keep", "--disputes")
     chosen = listed(names) or (list(load_model(model).manifest.names) if model else None)
     said, problems = settle(read_annotations(annotations, chosen, _renamed(rename), units), conflicts)
     made = consensus(said, iou)
     kept = [c.annotation for c in made if c.agreed or disputes == "keep"]
     disputed = [p for c in made for p in c.disputes]
-    if not kept: raise DataError(f"people disagree about all {len(made)} pictures", annotations[0], "--disputes keep takes what most say; look at `cv-pipeline qa --annotations` first")
+    if not kept:
+        raise DataError(
+            f"people disagree about all {len(made)} pictures",
+            annotations[0],
+            "--disputes keep takes what most say; look at `cv-pipeline qa --annotations` first",
+        )
     _told([*problems, *disputed, *write_labelled(kept, pictures, out)])
-    table("what people said", ["pictures", "agreed", "disputed", "written", "people"], [[len(made), sum(c.agreed for c in made), sum(not c.agreed for c in made), len(kept), len({a.annotator for a in said})]])
-    say(f"written: {plain(out)}; next: `cv-pipeline qa {plain(out)} --model M --annotations {plain(annotations[0])}`, then `cv-pipeline merge`")
+    _show_settled(made, len(kept), len({a.annotator for a in said}))
+    say(
+        f"written: {plain(out)}; next: `cv-pipeline qa {plain(out)} --model M --annotations "
+        f"{plain(annotations[0])}`, then `cv-pipeline merge`"
+    )
+
+# %% ../../nbs/19_commands/02_annotation.ipynb #e81b1e00
+def _show_settled(made: Sequence[Any], written: int, people: int) -> None:
+    "How far people agreed."
+    agreed = sum(c.agreed for c in made)
+    table(
+        "what people said",
+        ["pictures", "agreed", "disputed", "written", "people"],
+        [[len(made), agreed, len(made) - agreed, written, people]],
+    )
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #6f49e2cf
 def _parsed_limits(pairs: list[str] | None) -> dict[str, float | None]:
     "`doubtful=0.1`, `power=off` as limits."
-    try: return {k: None if v == "off" else float(v) for k, v in _renamed(pairs).items()}
-    except ValueError as e: raise ConfigError(f"a limit is not a number: {e}", "--limit", "e.g. --limit doubtful=0.1 --limit power=off") from e
+    try:
+        return {k: None if v == "off" else float(v) for k, v in _renamed(pairs).items()}
+    except ValueError as e:
+        raise ConfigError(
+            f"a limit is not a number: {e}", "--limit", "e.g. --limit doubtful=0.1 --limit power=off"
+        ) from e
 
 
 def _show_inspection(one: Any) -> None:
     "Kinds, limits, and what was not checked."
     r = one.review
     counts = r.counts()
-    table(f"{len(r.suspects)} doubtful of {r.labels} labels in {r.pictures} pictures", ["kind", "labels", "search power"], [[k, counts.get(k, 0), r.power.get(k)] for k in dict.fromkeys([*counts, *r.power])])
-    for x in r.suspects[:5]: say(f"{x.score:.2f} {plain(x.kind)} {plain(x.picture)} {plain(x.class_name)}: {plain(x.reason)}")
-    for text in r.left_out: say(f"[yellow]not checked[/]: {plain(text)}")
-    for f in one.findings: say(f"{f.verdict.value:13s} {plain(f.what)}: {plain(f.reason)}")
+    table(
+        f"{len(r.suspects)} doubtful of {r.labels} labels in {r.pictures} pictures",
+        ["kind", "labels", "search power"],
+        [[k, counts.get(k, 0), r.power.get(k)] for k in dict.fromkeys([*counts, *r.power])],
+    )
+    for x in r.suspects[:5]:
+        say(f"{x.score:.2f} {plain(x.kind)} {plain(x.picture)} {plain(x.class_name)}: {plain(x.reason)}")
+    for text in r.left_out:
+        say(f"[yellow]not checked[/]: {plain(text)}")
+    for f in one.findings:
+        say(f"{f.verdict.value:13s} {plain(f.what)}: {plain(f.reason)}")
     say(f"verdict: [bold]{one.verdict.value}[/]")
 
 
@@ -289,26 +519,50 @@ def _qa_report(out: Path, data: str, model: str | None, root: Path) -> None:
     from cv_pipeline.reporting.runner import run_report
 
     values = {"found": str(out.resolve()), "data": data, **({"model": model} if model else {"model": None})}
-    try: done = run_report("qa", values, "-".join(filter(None, ("qa", Path(data).stem))), root)
-    except MissingExtraError as e: return say(f"[yellow]no report[/]: {plain(e)}")
+    try:
+        done = run_report("qa", values, "-".join(filter(None, ("qa", Path(data).stem))), root)
+    except MissingExtraError as e:
+        return say(f"[yellow]no report[/]: {plain(e)}")
     say(f"report: {plain(done.folder / 'report.html')}")
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #c9ab7047
-@annotation_commands.command(epilog="Examples: `cv-pipeline qa batches/monday --model factory_line --annotations annotations.jsonl` · `cv-pipeline qa val.json --model yolo.onnx --tasks again/ --budget 50 --gate` · `cv-pipeline qa line --no-report`")
+@annotation_commands.command(
+    epilog="Examples: `cv-pipeline qa batches/monday --model factory_line --annotations annotations.jsonl` · "
+    "`cv-pipeline qa val.json --model yolo.onnx --tasks again/ --budget 50 --gate` · "
+    "`cv-pipeline qa line --no-report`"
+)
 def qa(
-    data: Annotated[str, typer.Argument(metavar="DATASET", help="YOLO folder, dataset version, COCO json, VOC folder; or line, with planted errors.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET",
+            help="YOLO folder, dataset version, COCO json, VOC folder; or line, with planted errors.",
+        ),
+    ],
     model: Annotated[str | None, Opt(help="Looks for label errors; not trained on these labels.")] = None,
-    annotations: Annotated[list[Path] | None, Opt(help="People's answers, for the agreement; may be given many times.")] = None,
-    rename: Annotated[list[str] | None, Opt(metavar="OLD=NEW", help="Label in --annotations and class in DATASET.")] = None,
+    annotations: Annotated[
+        list[Path] | None, Opt(help="People's answers, for the agreement; may be given many times.")
+    ] = None,
+    rename: Annotated[
+        list[str] | None, Opt(metavar="OLD=NEW", help="Label in --annotations and class in DATASET.")
+    ] = None,
     split: Annotated[str | None, Opt(help="Only pictures below a folder of this name.")] = None,
     spec: Annotated[Path | None, Opt(help="Manifest for an ONNX that carries none.")] = None,
     columns: Annotated[Path | None, Opt(help="CSV: picture name, then conditions.")] = None,
-    limit: Annotated[list[str] | None, Opt(metavar="NAME=VALUE", help="doubtful, impossible, agreement, power; off switches one off.")] = None,
+    limit: Annotated[
+        list[str] | None,
+        Opt(metavar="NAME=VALUE", help="doubtful, impossible, agreement, power; off switches one off."),
+    ] = None,
     least: Annotated[float, Opt(help="Probability from which a label error is listed.")] = 0.3,
     out: Annotated[Path, Opt(help="Folder for qa.json.")] = Path("runs/qa"),
-    tasks: Annotated[Path | None, Opt(help="Write the worst pictures as drafts to be labelled again.")] = None,
+    tasks: Annotated[
+        Path | None, Opt(help="Write the worst pictures as drafts to be labelled again.")
+    ] = None,
     budget: Annotated[int, Opt(min=1, help="Pictures for --tasks.")] = 100,
-    fiftyone: Annotated[str | None, Opt(metavar="NAME", help="Build a FiftyOne dataset of this name with every suspect tagged.")] = None,
+    fiftyone: Annotated[
+        str | None,
+        Opt(metavar="NAME", help="Build a FiftyOne dataset of this name with every suspect tagged."),
+    ] = None,
     replace: Annotated[bool, Opt("--replace", help="Overwrite a FiftyOne dataset of this name.")] = False,
     no_report: Annotated[bool, Opt("--no-report", help="qa.json only.")] = False,
     root: Annotated[Path, Opt(help="Where reports are kept.")] = Path("reports"),
@@ -328,10 +582,14 @@ def qa(
         file = one.save(out)
     _show_inspection(one)
     say(f"written: {plain(file)}")
-    if tasks is not None: _again(one, data, tasks, budget)
-    if fiftyone is not None: _tagged(one, fiftyone, replace)
-    if not no_report: _qa_report(out, data, model, root)
-    if gate and one.verdict.value != "PASS": raise typer.Exit(1)
+    if tasks is not None:
+        _again(one, data, tasks, budget)
+    if fiftyone is not None:
+        _tagged(one, fiftyone, replace)
+    if not no_report:
+        _qa_report(out, data, model, root)
+    if gate and one.verdict.value != "PASS":
+        raise typer.Exit(1)
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #41bfaf76
 def _again(one: Any, data: str, out: Path, budget: int) -> None:
@@ -341,9 +599,14 @@ def _again(one: Any, data: str, out: Path, budget: int) -> None:
 
     known = set(one.set.images)
     inside = [x for x in one.review.suspects if x.picture in known]
-    if not inside: return say("nothing to label again")
+    if not inside:
+        return say("nothing to label again")
     paths = [Path(p) for p in one.set.paths]
-    root = Path(data) if Path(data).is_dir() and all(Path(data).resolve() in p.resolve().parents for p in paths) else Path(_common(paths))
+    root = (
+        Path(data)
+        if Path(data).is_dir() and all(Path(data).resolve() in p.resolve().parents for p in paths)
+        else Path(_common(paths))
+    )
     new, problems = write_drafts(review_drafts(inside, one.set, root, budget), out)
     _told(problems)
     say(f"to be labelled again: {plain(out)} ({new} pictures)")
@@ -361,21 +624,40 @@ def _tagged(one: Any, name: str, replace: bool) -> None:
     from cv_pipeline.annotation.review import build_review
 
     made = build_review(one.set, one.review.suspects, name, replace)
-    say(f"FiftyOne dataset '{plain(name)}': {len(made)} pictures; `fiftyone app launch {plain(name)}` shows it")
+    say(
+        f"FiftyOne dataset '{plain(name)}': {len(made)} pictures; `fiftyone app launch {plain(name)}` shows "
+        "it"
+    )
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #94d56f93
-@annotation_commands.command(epilog="Examples: `cv-pipeline merge datasets/v1 batches/monday --out datasets/v2` · `cv-pipeline merge divided/ --out datasets/v1 --frozen test_set.json` · `cv-pipeline merge datasets/v2 repaired/ --out datasets/v3 --prefer newer --rename 'scratch=scratched disc' --add-names`")
+@annotation_commands.command(
+    epilog="Examples: `cv-pipeline merge datasets/v1 batches/monday --out datasets/v2` · `cv-pipeline merge "
+    "divided/ --out datasets/v1 --frozen test_set.json` · `cv-pipeline merge datasets/v2 "
+    "repaired/ --out datasets/v3 --prefer newer --rename 'scratch=scratched disc' --add-names`"
+)
 def merge(
     parents: Annotated[list[Path], typer.Argument(help="Versions and labelled folders, oldest first.")],
     out: Annotated[Path, Opt(help="New folder: the version.")],
-    frozen: Annotated[Path | None, Opt(help="Manifest of the test set. [default: that of the parents]")] = None,
-    names: Annotated[str | None, Opt(help="Classes of the version. [default: those of the first parent]")] = None,
-    add_names: Annotated[bool, Opt("--add-names", help="Classes that the others have too are new classes.")] = False,
-    rename: Annotated[list[str] | None, Opt(metavar="OLD=NEW", help="What a class is called in the version.")] = None,
+    frozen: Annotated[
+        Path | None, Opt(help="Manifest of the test set. [default: that of the parents]")
+    ] = None,
+    names: Annotated[
+        str | None, Opt(help="Classes of the version. [default: those of the first parent]")
+    ] = None,
+    add_names: Annotated[
+        bool, Opt("--add-names", help="Classes that the others have too are new classes.")
+    ] = False,
+    rename: Annotated[
+        list[str] | None, Opt(metavar="OLD=NEW", help="What a class is called in the version.")
+    ] = None,
     prefer: Annotated[str, Opt(help="One picture, two answers: refuse, newer or older.")] = "refuse",
-    leaks: Annotated[str, Opt(help="Pictures of the test set, or like it: leave-out or refuse.")] = "leave-out",
+    leaks: Annotated[
+        str, Opt(help="Pictures of the test set, or like it: leave-out or refuse.")
+    ] = "leave-out",
     val: Annotated[float, Opt(help="Share of the new pictures for the validation side.")] = 0.15,
-    sequences: Annotated[str | None, Opt(help="Regular expression on the path; its first group names the clip.")] = None,
+    sequences: Annotated[
+        str | None, Opt(help="Regular expression on the path; its first group names the clip.")
+    ] = None,
     hamming: Annotated[int, Opt(min=0, max=32, help="Bits in which near-duplicates may differ.")] = 10,
     name: Annotated[str | None, Opt(help="Of the dataset. [default: the parent's, or the folder's]")] = None,
     by: Annotated[str | None, Opt(help="Who merges. [default: the user]")] = None,
@@ -399,28 +681,58 @@ def merge(
         bar = lambda k, n: tell(k / n, f"{k} of {n}")
         v = join(parents, out, frozen, settings, name=name, by=by, progress=bar)
     _told(v.notes)
-    out_of = {}
-    for r in v.left_out: out_of.setdefault(r["reason"].split(" of the ")[0] if "sequence" in r["reason"] else r["reason"], []).append(r["picture"])
-    for why, pictures in list(out_of.items())[:20]: say(f"[yellow]left out[/] {len(pictures)}: {plain(pictures[0])}{' …' if len(pictures) > 1 else ''}: {plain(why)}")
+    _show_left_out(v.left_out)
     older = read_version(parents[0]) if (parents[0] / "version.json").exists() else None
-    rows = balance(older, v)
+    _show_version(v, balance(older, v))
+    say(
+        f"written: {plain(out)}, digest {v.digest[:12]}; next: `cv-pipeline train {plain(out)} --out "
+        "runs/train`"
+    )
+
+# %% ../../nbs/19_commands/02_annotation.ipynb #7ad98038
+def _show_left_out(rows: Sequence[dict[str, Any]]) -> None:
+    "Why pictures are not in the version, with an example each."
+    out_of: dict[str, list[str]] = {}
+    for r in rows:
+        why = r["reason"].split(" of the ")[0] if "sequence" in r["reason"] else r["reason"]
+        out_of.setdefault(why, []).append(r["picture"])
+    for why, pictures in list(out_of.items())[:20]:
+        more = " …" if len(pictures) > 1 else ""
+        say(f"[yellow]left out[/] {len(pictures)}: {plain(pictures[0])}{more}: {plain(why)}")
+
+
+def _show_version(v: Any, rows: Sequence[dict[str, Any]]) -> None:
+    "The balance of its classes beside the older version's."
     sides = ", ".join(f"{k} {c['pictures']}" for k, c in sorted(v.counts.items()))
-    table(f"{v.name} {v.number}: {len(v.pictures)} pictures, {sides}", list(rows[0]), [[str(x) if isinstance(x, (bool, float)) else x for x in r.values()] for r in rows])
-    say(f"written: {plain(out)}, digest {v.digest[:12]}; next: `cv-pipeline train {plain(out)} --out runs/train`")
+    table(
+        f"{v.name} {v.number}: {len(v.pictures)} pictures, {sides}",
+        list(rows[0]),
+        [[str(x) if isinstance(x, (bool, float)) else x for x in r.values()] for r in rows],
+    )
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #bc2c8d37
-@annotation_commands.command(epilog="Examples: `cv-pipeline train datasets/v2 --out runs/train/v2` · `cv-pipeline train datasets/v2 --out runs/train/v2 --model models/line --replay datasets/v1 --epochs 40 --frozen test_set.json` · `cv-pipeline train datasets/v2 --out runs/train/v2 --resume`")
+@annotation_commands.command(
+    epilog="Examples: `cv-pipeline train datasets/v2 --out runs/train/v2` · `cv-pipeline train datasets/v2 "
+    "--out runs/train/v2 --model models/line --replay datasets/v1 --epochs 40 --frozen "
+    "test_set.json` · `cv-pipeline train datasets/v2 --out runs/train/v2 --resume`"
+)
 def train(
-    data: Annotated[Path, typer.Argument(help="Dataset version, YOLO folder or data.yaml, with the sides train and val.")],
+    data: Annotated[
+        Path, typer.Argument(help="Dataset version, YOLO folder or data.yaml, with the sides train and val.")
+    ],
     out: Annotated[Path, Opt(help="New folder: becomes a model folder with its run card.")],
-    model: Annotated[str, Opt(help="Where to begin: bundled name, model folder, .onnx, .pt, or .yaml for nothing.")] = "factory_line",
+    model: Annotated[
+        str, Opt(help="Where to begin: bundled name, model folder, .onnx, .pt, or .yaml for nothing.")
+    ] = "factory_line",
     epochs: Annotated[int, Opt(min=1, help="Most epochs.")] = 30,
     imgsz: Annotated[int | None, Opt(help="Picture size. [default: that of the model]")] = None,
     batch: Annotated[int, Opt(min=1, help="Pictures a step.")] = 16,
     replay: Annotated[Path | None, Opt(help="Old dataset that is trained on again.")] = None,
     teacher: Annotated[str | None, Opt(help="With --replay: model that knows the new classes.")] = None,
     augment: Annotated[str, Opt(help="none, usual or strong.")] = "usual",
-    frozen: Annotated[Path | None, Opt(help="Manifest of the test set: none of it may be trained on.")] = None,
+    frozen: Annotated[
+        Path | None, Opt(help="Manifest of the test set: none of it may be trained on.")
+    ] = None,
     device: Annotated[str, Opt(help="cpu, 0, …")] = "cpu",
     seed: Annotated[int, Opt(help="Of everything that is drawn.")] = 0,
     resume: Annotated[bool, Opt("--resume", help="Go on with the run in OUT.")] = False,
@@ -432,19 +744,37 @@ def train(
     settings = TrainSettings(epochs, imgsz, batch, again, augment, seed, device)
     show = lambda p: say(f"[dim]{plain(p)}[/]")
     done = fit(data, out, model, settings, frozen=frozen, resume=resume, progress=show)
-    say(f"trained: {plain(done.folder)}; next: `cv-pipeline gate {plain(done.folder)} --old {plain(model)} --frozen … --out candidates/…`")
+    say(
+        f"trained: {plain(done.folder)}; next: `cv-pipeline gate {plain(done.folder)} --old {plain(model)} "
+        "--frozen … --out candidates/…`"
+    )
 
 # %% ../../nbs/19_commands/02_annotation.ipynb #3aa5b009
-@annotation_commands.command(epilog="Examples: `cv-pipeline gate runs/train/v2 --old models/line --frozen test_set.json --train datasets/v2 --val datasets/v2 --out candidates/line-4` · `cv-pipeline gate best.pt --old factory_line --frozen test_set.json --columns light.csv --protect light,camera --out c`")
+@annotation_commands.command(
+    epilog="Examples: `cv-pipeline gate runs/train/v2 --old models/line --frozen test_set.json --train "
+    "datasets/v2 --val datasets/v2 --out candidates/line-4` · `cv-pipeline gate best.pt --old "
+    "factory_line --frozen test_set.json --columns light.csv --protect light,camera --out c`"
+)
 def gate(
     new: Annotated[str, typer.Argument(help="Model folder, .onnx or .pt.")],
     old: Annotated[str, Opt(help="The model in use.")],
     frozen: Annotated[Path, Opt(help="Manifest of the frozen test set, or a labelled dataset.")],
     out: Annotated[Path, Opt(help="New folder: the candidate, or gate.json alone.")],
-    train_data: Annotated[Path | None, Opt("--train", help="What was trained on: none of it may be in the test set. The pictures in the run of the new model are always looked at.")] = None,
-    val: Annotated[Path | None, Opt(help="For thresholds and calibration. [default: the model keeps its own]")] = None,
+    train_data: Annotated[
+        Path | None,
+        Opt(
+            "--train",
+            help="What was trained on: none of it may be in the test set. The pictures in the run of the new "
+            "model are always looked at.",
+        ),
+    ] = None,
+    val: Annotated[
+        Path | None, Opt(help="For thresholds and calibration. [default: the model keeps its own]")
+    ] = None,
     columns: Annotated[Path | None, Opt(help="CSV: picture name, then conditions.")] = None,
-    protect: Annotated[str | None, Opt(help="Columns whose values are protected. [default: all that divide the set]")] = None,
+    protect: Annotated[
+        str | None, Opt(help="Columns whose values are protected. [default: all that divide the set]")
+    ] = None,
     max_loss: Annotated[float, Opt(help="AP that may be lost overall.")] = 0.01,
     slice_loss: Annotated[float, Opt(help="AP that may be lost in a slice.")] = 0.03,
     thin: Annotated[str, Opt(help="Slices too small to judge: block, or report.")] = "block",
@@ -452,12 +782,15 @@ def gate(
     objective: Annotated[str, Opt(help="Of the thresholds: f1, fbeta=B, recall@precision=P …")] = "f1",
     per_class: Annotated[bool, Opt("--per-class", help="A confidence threshold for each class.")] = False,
     name: Annotated[str | None, Opt(help="Of the candidate. [default: the old model's]")] = None,
-    version: Annotated[str | None, Opt(help="Of the candidate. [default: one more than the old model's]")] = None,
+    version: Annotated[
+        str | None, Opt(help="Of the candidate. [default: one more than the old model's]")
+    ] = None,
     by: Annotated[str, Opt(help="Who asks.")] = "",
     draws: Annotated[int, Opt(min=20, help="Bootstrap draws.")] = 1000,
     threads: Annotated[int, Opt(help="Inside the model call.")] = 0,
 ) -> None:
-    "Compare a new model with the old one in pairs; PASS writes a candidate model folder. Exit code 1 unless it passes."
+    """Compare a new model with the old one in pairs; PASS writes a candidate model folder. Exit code 1 unless
+    it passes."""
     from cv_pipeline.training.gate import CandidateSettings, GateData, GateSettings, make_candidate
     from cv_pipeline.evaluation.records import read_columns
     from cv_pipeline.core.formats import read_dataset
@@ -469,9 +802,10 @@ def gate(
     settings = CandidateSettings(rules, objective, per_class, name, version, by, threads)
     done = make_candidate(new, old, data, out, settings, progress=lambda t: say(f"[dim]{plain(t)}[/]"))
     _show_gate(done)
-    if done.verdict.value != "PASS": raise typer.Exit(1)
+    if done.verdict.value != "PASS":
+        raise typer.Exit(1)
 
-
+# %% ../../nbs/19_commands/02_annotation.ipynb #454350ff
 def _is_manifest(path: Path) -> bool:
     "Whether a JSON file is the manifest of a frozen set."
     try:
@@ -483,10 +817,22 @@ def _is_manifest(path: Path) -> bool:
 def _show_gate(done: Any) -> None:
     "The comparison as a table, what keeps the gate closed, and where the candidate lies."
     rows = [s.row() for s in done.comparison.slices]
-    text = lambda k, v: None if v is None else f"{v:{'' if k.startswith('AP') else '+'}.4f}" if isinstance(v, float) else v
+    text = lambda k, v: (
+        None if v is None else f"{v:{'' if k.startswith('AP') else '+'}.4f}" if isinstance(v, float) else v
+    )
     table("new against old, in pairs", list(rows[0]), [[text(k, v) for k, v in r.items()] for r in rows])
-    for r in done.comparison.added: say(f"new class {plain(r['class'])}: AP {r['AP'] if r['AP'] is not None else 'insufficient'}, {r['objects']} objects")
-    for reason in done.comparison.reasons()[:10]: say(plain(reason))
+    for r in done.comparison.added:
+        say(
+            f"new class {plain(r['class'])}: AP {r['AP'] if r['AP'] is not None else 'insufficient'}, "
+            f"{r['objects']} objects"
+        )
+    for reason in done.comparison.reasons()[:10]:
+        say(plain(reason))
     say(f"verdict: [bold]{done.verdict.value}[/]")
-    if done.manifest is None: return say(f"written: {plain(done.folder / 'gate.json')}, no candidate")
-    say(f"candidate: {plain(done.folder)} ({plain(done.manifest.name)} {plain(done.manifest.version)}, conf {done.manifest.postprocess.conf:g}, iou {done.manifest.postprocess.iou:g}); `cv-pipeline run --model {plain(done.folder)}` runs it")
+    if done.manifest is None:
+        return say(f"written: {plain(done.folder / 'gate.json')}, no candidate")
+    say(
+        f"candidate: {plain(done.folder)} ({plain(done.manifest.name)} {plain(done.manifest.version)}, conf "
+        f"{done.manifest.postprocess.conf:g}, iou {done.manifest.postprocess.iou:g}); `cv-pipeline "
+        f"run --model {plain(done.folder)}` runs it"
+    )

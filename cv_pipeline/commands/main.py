@@ -32,26 +32,46 @@ __all__ = ['app', 'data_app', 'main', 'show_summary', 'run', 'config_command', '
 
 # %% ../../nbs/19_commands/04_main.ipynb #4cbfd232
 app = typer.Typer(
-    name="cv-pipeline", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
+    name="cv-pipeline",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
     help="Computer vision from notebook to production.",
-    epilog="Exit codes: 0 done · 1 a report failed or its gate is closed · 2 bad usage, config or data · 3 a source failed · 4 the model failed · 5 not delivered · 130 interrupted",
+    epilog="Exit codes: 0 done · 1 a report failed or its gate is closed · 2 bad usage, config or data · 3 a "
+    "source failed · 4 the model failed · 5 not delivered · 130 interrupted",
 )
 
 
-app.registered_commands += [*model_commands.registered_commands, *annotation_commands.registered_commands, *monitoring_commands.registered_commands]
+app.registered_commands += [
+    *model_commands.registered_commands,
+    *annotation_commands.registered_commands,
+    *monitoring_commands.registered_commands,
+]
 app.registered_groups += [*annotation_commands.registered_groups, *monitoring_commands.registered_groups]
 
 
 def main() -> None:
     "Entry point of the command `cv-pipeline`."
-    try: app()
+    try:
+        app()
     except CVPipelineError as e:
         say(f"[bold red]error[/] {plain(e)}")
         sys.exit(e.exit_code)
     except OSError as e:  # a file or folder that is not what a command took it for
-        advice = {errno.ENOENT: "check the path", errno.ENOTDIR: "a part of the path is a file", errno.EISDIR: "a folder stands where a file is expected", errno.EEXIST: "something else has this name: take another",
-                  errno.EACCES: "no permission: take another place, or change its owner", errno.ENOSPC: "the disk is full: free some space"}
-        say(f"[bold red]error[/] {plain(DataError(e.strerror or str(e) or type(e).__name__, e.filename, advice.get(e.errno, 'check the path and the disk')))}")
+        advice = {
+            errno.ENOENT: "check the path",
+            errno.ENOTDIR: "a part of the path is a file",
+            errno.EISDIR: "a folder stands where a file is expected",
+            errno.EEXIST: "something else has this name: take another",
+            errno.EACCES: "no permission: take another place, or change its owner",
+            errno.ENOSPC: "the disk is full: free some space",
+        }
+        hint = advice.get(e.errno, "check the path and the disk")
+        say(
+            "[bold red]error[/] "
+            f"{plain(DataError(e.strerror or str(e) or type(e).__name__, e.filename, hint))}"
+        )
         sys.exit(DataError.exit_code)
     except KeyboardInterrupt:
         say("interrupted; `cv_pipeline.video.sinks.read_results` reads the unfinished results")
@@ -59,19 +79,29 @@ def main() -> None:
 
 # %% ../../nbs/19_commands/04_main.ipynb #430b0b1b
 @contextmanager
-def _progress(total: int | None) -> Iterator[Callable[[Pipeline], None]]:  # frames to expect, None when unknown
+def _progress(
+    total: int | None,
+) -> Iterator[Callable[[Pipeline], None]]:  # frames to expect, None when unknown
     "A progress bar over the frames of a pipeline."
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} frames {task.fields[note]}"), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed} frames {task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("running", total=total, note="")
 
         def tick(pipeline: Pipeline) -> None:
             s = pipeline.summary()
-            note = f"{s['frames_per_second'] or 0:.0f}/s, {s['detections']} detections" + (f", {s['frames_dropped']} dropped" if s["frames_dropped"] else "")
+            note = f"{s['frames_per_second'] or 0:.0f}/s, {s['detections']} detections" + (
+                f", {s['frames_dropped']} dropped" if s["frames_dropped"] else ""
+            )
             bar.update(task, completed=s["frames_read"], note=note)
 
         yield tick
@@ -79,79 +109,192 @@ def _progress(total: int | None) -> Iterator[Callable[[Pipeline], None]]:  # fra
 # %% ../../nbs/19_commands/04_main.ipynb #7913a1fe
 def show_summary(summary: dict[str, Any]) -> None:
     "What a run did, as tables: one row a source, one row a stage."
-    columns = {"read": "frames_read", "asked": "frames_inferred", "dropped": "frames_dropped", "late": "frames_not_taken", "skipped": "frames_skipped", "boxes": "detections",
-               "unsure": "uncertain", "tracks": "tracks"}
-    rows = [[name, f"{s['state']}, {s['connection']}" if s["connection"] else s["state"], *(s[key] for key in columns.values())] for name, s in summary["sources"].items()]
+    columns = {
+        "read": "frames_read",
+        "asked": "frames_inferred",
+        "dropped": "frames_dropped",
+        "late": "frames_not_taken",
+        "skipped": "frames_skipped",
+        "boxes": "detections",
+        "unsure": "uncertain",
+        "tracks": "tracks",
+    }
+    rows = [
+        [
+            name,
+            f"{s['state']}, {s['connection']}" if s["connection"] else s["state"],
+            *(s[key] for key in columns.values()),
+        ]
+        for name, s in summary["sources"].items()
+    ]
     table("Sources: frames, detections, tracks", ["source", "state", *columns], rows)
     latency = summary["latency_ms"]
-    table("Latency a frame, ms", ["stage", "p50", "p95", "p99"], [[name, *values.values()] for name, values in latency.items() if any(v is not None for v in values.values())])
+    table(
+        "Latency a frame, ms",
+        ["stage", "p50", "p95", "p99"],
+        [
+            [name, *values.values()]
+            for name, values in latency.items()
+            if any(v is not None for v in values.values())
+        ],
+    )
+    _show_model(summary)
+    sinks = summary.get("sinks", {})
+    if "events" in sinks:
+        _show_rules(sinks["events"])
+    if summary["uncertain_dropped"]:
+        say(f"uncertain detections dropped by policy: {summary['uncertain_dropped']}")
+    if "telemetry" in sinks:
+        say(f"prediction log: {plain(sinks['telemetry']['log'])}, {sinks['telemetry']['frames']} frames")
+        for what, n in sinks["telemetry"]["upkeep"].items():
+            say(f"[yellow]needs a hand[/] {plain(what)}: {n} times")
+    _show_sources(summary)
+
+# %% ../../nbs/19_commands/04_main.ipynb #2a33ac86
+def _show_model(summary: dict[str, Any]) -> None:
+    "How fast it was, which model answered, and which files were given up for it."
     model = summary["model"]
     speed = f"{summary['frames_per_second']} frames/s" if summary["frames_per_second"] else "no frames"
     say(f"{speed} in {summary['seconds']} s · {plain(model['name'])} on {plain(model['provider'])}")
-    if "chosen" in model: say(f"chosen: {plain(model['chosen'])}")
-    for step in model.get("history", []): say(f"[yellow]given up[/]: {plain(step)}")
-    sinks = summary.get("sinks", {})
-    if "events" in sinks: _show_rules(sinks["events"])
-    if summary["uncertain_dropped"]: say(f"uncertain detections dropped by policy: {summary['uncertain_dropped']}")
-    if "telemetry" in sinks:
-        say(f"prediction log: {plain(sinks['telemetry']['log'])}, {sinks['telemetry']['frames']} frames")
-        for what, n in sinks["telemetry"]["upkeep"].items(): say(f"[yellow]needs a hand[/] {plain(what)}: {n} times")
+    if "chosen" in model:
+        say(f"chosen: {plain(model['chosen'])}")
+    for step in model.get("history", []):
+        say(f"[yellow]given up[/]: {plain(step)}")
+
+
+def _show_sources(summary: dict[str, Any]) -> None:
+    "How sources were decoded, and what was lost of them."
     decoders = Counter(s["decoder"] for s in summary["sources"].values() if s["decoder"])
-    for decoder, count in decoders.items(): say(f"decoding: {plain(decoder)}" + (f" ({count} sources)" if count > 1 else ""))
+    for decoder, count in decoders.items():
+        say(f"decoding: {plain(decoder)}" + (f" ({count} sources)" if count > 1 else ""))
     for name, s in summary["sources"].items():
-        if s["reconnects"]: say(f"[yellow]reconnected[/] {plain(name)}: {s['reconnects']} times")
-        for item, reason in s["skipped"][:5]: say(f"[yellow]skipped[/] {plain(name)}: {plain(item)}: {plain(reason)}")
-        if s["error"]: say(f"[bold red]source failed[/] {plain(s['error'])}")
+        if s["reconnects"]:
+            say(f"[yellow]reconnected[/] {plain(name)}: {s['reconnects']} times")
+        for item, reason in s["skipped"][:5]:
+            say(f"[yellow]skipped[/] {plain(name)}: {plain(item)}: {plain(reason)}")
+        if s["error"]:
+            say(f"[bold red]source failed[/] {plain(s['error'])}")
 
 # %% ../../nbs/19_commands/04_main.ipynb #cc86e446
 def _show_rules(rules: dict[str, Any]) -> None:
     "What zones and lines have counted, and callbacks that failed."
-    rows = [[source, rule, name, *cell.values()] for source, by_rule in rules["counts"].items() for rule, classes in by_rule.items() for name, cell in classes.items()]
-    if rows: table(f"Zones and lines: {rules['events']} events", ["source", "rule", "class", *next(iter(next(iter(next(iter(rules['counts'].values())).values())).values()))], rows)
-    else: say("zones and lines: no events")
-    for source, problem in rules["problems"].items(): say(f"[yellow]rule switched off[/] {plain(source)}: {plain(problem)}")
-    for name, (count, last) in rules["callback_errors"].items(): say(f"[bold red]callback failed[/] {plain(name)}: {count} times, last {plain(last)}")
+    rows = [
+        [source, rule, name, *cell.values()]
+        for source, by_rule in rules["counts"].items()
+        for rule, classes in by_rule.items()
+        for name, cell in classes.items()
+    ]
+    if rows:
+        table(
+            f"Zones and lines: {rules['events']} events",
+            [
+                "source",
+                "rule",
+                "class",
+                *next(iter(next(iter(next(iter(rules["counts"].values())).values())).values())),
+            ],
+            rows,
+        )
+    else:
+        say("zones and lines: no events")
+    for source, problem in rules["problems"].items():
+        say(f"[yellow]rule switched off[/] {plain(source)}: {plain(problem)}")
+    for name, (count, last) in rules["callback_errors"].items():
+        say(f"[bold red]callback failed[/] {plain(name)}: {count} times, last {plain(last)}")
 
 # %% ../../nbs/19_commands/04_main.ipynb #15ecb12f
 _OVERRIDES = {
-    "model": "model.path", "spec": "model.spec", "threads": "model.threads", "conf": "postprocess.conf", "iou": "postprocess.iou",
-    "backend": "model.backend", "max_det": "postprocess.max_det", "classes": "postprocess.classes", "agnostic_nms": "postprocess.agnostic_nms", "every": "selection.every",
-    "max_fps": "selection.max_fps", "motion": "selection.motion", "adaptive": "selection.adaptive", "tracker": "tracker.name", "policy": "runtime.policy", "max_batch": "runtime.max_batch",
-    "on_model_error": "runtime.on_model_error", "out": "delivery.out", "save_video": "delivery.video", "serve_health": "health.port",
+    "model": "model.path",
+    "spec": "model.spec",
+    "threads": "model.threads",
+    "conf": "postprocess.conf",
+    "iou": "postprocess.iou",
+    "backend": "model.backend",
+    "max_det": "postprocess.max_det",
+    "classes": "postprocess.classes",
+    "agnostic_nms": "postprocess.agnostic_nms",
+    "every": "selection.every",
+    "max_fps": "selection.max_fps",
+    "motion": "selection.motion",
+    "adaptive": "selection.adaptive",
+    "tracker": "tracker.name",
+    "policy": "runtime.policy",
+    "max_batch": "runtime.max_batch",
+    "on_model_error": "runtime.on_model_error",
+    "out": "delivery.out",
+    "save_video": "delivery.video",
+    "serve_health": "health.port",
     "health_host": "health.host",
 }
 
 
 def _overrides(sources: list[str], how: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     "Dotted configuration keys from command line options; None and False are 'not given'."
-    given = {_OVERRIDES[k]: str(v) if isinstance(v, Path) else v for k, v in options.items() if v is not None and v is not False}
-    if "postprocess.classes" in given: given["postprocess.classes"] = [c.strip() for c in given["postprocess.classes"].split(",")]
-    if sources: given["sources"] = [{"uri": s, **how} for s in sources]
+    given = {
+        _OVERRIDES[k]: str(v) if isinstance(v, Path) else v
+        for k, v in options.items()
+        if v is not None and v is not False
+    }
+    if "postprocess.classes" in given:
+        given["postprocess.classes"] = [c.strip() for c in given["postprocess.classes"].split(",")]
+    if sources:
+        given["sources"] = [{"uri": s, **how} for s in sources]
     return given
 
 # %% ../../nbs/19_commands/04_main.ipynb #e147df3c
 def _ready(url: str | None, pipeline: Pipeline) -> None:
     "Say where health is served."
-    if url: say(f"health: {url}/healthz /readyz /metrics")
+    if url:
+        say(f"health: {url}/healthz /readyz /metrics")
 
 # %% ../../nbs/19_commands/04_main.ipynb #aa8f6009
-@app.command(epilog="Examples: `cv-pipeline run belt.mp4 --save-video` · `cv-pipeline run cameras.yaml` · `cv-pipeline run photos/ --model yolo.onnx --conf 0.4` · "
-                    "`cv-pipeline run --config line.yaml --serve-health 8080` · `cv-pipeline run line:frames=500`")
+@app.command(
+    epilog="Examples: `cv-pipeline run belt.mp4 --save-video` · `cv-pipeline run cameras.yaml` · "
+    "`cv-pipeline run photos/ --model yolo.onnx --conf 0.4` · "
+    "`cv-pipeline run --config line.yaml --serve-health 8080` · `cv-pipeline run line:frames=500`"
+)
 def run(
-    source: Annotated[list[str] | None, typer.Argument(help="Files, folders, camera numbers, rtsp:// addresses, line: (the synthetic factory line), or one YAML of cameras.")] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Files, folders, camera numbers, rtsp:// addresses, line: (the synthetic factory line), or "
+            "one YAML of cameras."
+        ),
+    ] = None,
     config: Annotated[Path | None, Opt(help="YAML; see `cv-pipeline config --show`.")] = None,
-    model: Annotated[str | None, Opt(help="Bundled name, model folder, model file or triton://host:port/model. [default: factory_line]")] = None,
+    model: Annotated[
+        str | None,
+        Opt(
+            help="Bundled name, model folder, model file or triton://host:port/model. [default: factory_line]"
+        ),
+    ] = None,
     spec: Annotated[Path | None, Opt(help="YAML or JSON manifest for an ONNX that carries none.")] = None,
-    backend: Annotated[str | None, Opt(help="Which file of a model folder: a runtime, a precision, both as runtime/precision, a file. [default: auto]")] = None,
+    backend: Annotated[
+        str | None,
+        Opt(
+            help="Which file of a model folder: a runtime, a precision, both as runtime/precision, a file. "
+            "[default: auto]"
+        ),
+    ] = None,
     conf: Annotated[float | None, Opt(help="Confidence threshold. [default: the model's]")] = None,
     iou: Annotated[float | None, Opt(help="NMS overlap threshold. [default: the model's]")] = None,
     max_det: Annotated[int | None, Opt(help="Most detections a frame.")] = None,
     classes: Annotated[str | None, Opt(help="Names or numbers, separated by commas.")] = None,
-    agnostic_nms: Annotated[bool, Opt("--agnostic-nms", help="Boxes of different classes suppress each other.")] = False,
+    agnostic_nms: Annotated[
+        bool, Opt("--agnostic-nms", help="Boxes of different classes suppress each other.")
+    ] = False,
     every: Annotated[int | None, Opt(help="Only every n-th frame.")] = None,
     max_fps: Annotated[float | None, Opt(help="At most so many frames a second and source.")] = None,
-    motion: Annotated[float | None, Opt(help="Only frames in which this share of the pixels changed, e.g. 0.002.")] = None,
-    adaptive: Annotated[bool, Opt("--adaptive", help="Frames by need: often while something new moves, rarely while nothing happens.")] = False,
+    motion: Annotated[
+        float | None, Opt(help="Only frames in which this share of the pixels changed, e.g. 0.002.")
+    ] = None,
+    adaptive: Annotated[
+        bool,
+        Opt(
+            "--adaptive",
+            help="Frames by need: often while something new moves, rarely while nothing happens.",
+        ),
+    ] = False,
     tracker: Annotated[str | None, Opt(help="sort, bytetrack, ocsort, deepsort or none.")] = None,
     fps: Annotated[float | None, Opt(help="Frame rate of a folder that holds the frames of a video.")] = None,
     realtime: Annotated[bool, Opt("--realtime", help="Play files at their own speed, like cameras.")] = False,
@@ -169,19 +312,26 @@ def run(
     _finish(_run_command(source or [], config, {"realtime": realtime, "fps": fps}, options))
 
 # %% ../../nbs/19_commands/04_main.ipynb #cd623220
-def _run_command(sources: list[str], config: Path | None, how: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+def _run_command(
+    sources: list[str], config: Path | None, how: dict[str, Any], options: dict[str, Any]
+) -> dict[str, Any]:
     "Validate, run, show; returns the summary."
     from cv_pipeline.core.config import load_config
     from cv_pipeline.service.assembly import run_config
 
     sources, config = _yaml_among(sources, config)
     if not sources and config is None:
-        raise ConfigError("nothing to run", "command line", "name a file, folder or camera, `line:` for the synthetic line, or give --config")
+        raise ConfigError(
+            "nothing to run",
+            "command line",
+            "name a file, folder or camera, `line:` for the synthetic line, or give --config",
+        )
     cfg = load_config(config, _overrides(sources, how, options))
     given = {k: v for k, v in how.items() if v}  # also for sources that come from the YAML
     cfg.sources = [s.model_copy(update=given) for s in cfg.sources]
     try:
-        with _progress(None) as tick: summary = run_config(cfg, tick, _ready)
+        with _progress(None) as tick:
+            summary = run_config(cfg, tick, _ready)
     except KeyboardInterrupt:  # before the run began, or for the third time
         say("interrupted; `cv_pipeline.video.sinks.read_results` reads the unfinished results")
         raise
@@ -194,17 +344,27 @@ def _yaml_among(sources: list[str], config: Path | None) -> tuple[list[str], Pat
     "`cv-pipeline run cameras.yaml` means `--config cameras.yaml`: a YAML is never a source."
     files = [s for s in sources if s.lower().endswith((".yaml", ".yml")) and "://" not in s]
     if len(files) + (config is not None) > 1:
-        raise ConfigError(f"one configuration at a time, not {', '.join([*files, *([str(config)] if config else [])])}", "command line", "put all cameras into one file")
+        raise ConfigError(
+            f"one configuration at a time, not {', '.join([*files, *([str(config)] if config else [])])}",
+            "command line",
+            "put all cameras into one file",
+        )
     return [s for s in sources if s not in files], Path(files[0]) if files else config
 
 
 def _finish(summary: dict[str, Any]) -> None:
     "The exit code of a run that came to its end."
-    if summary["interrupted"]: raise typer.Exit(130)
-    if any(s["state"] == "failed" for s in summary["sources"].values()): raise typer.Exit(3)
+    if summary["interrupted"]:
+        raise typer.Exit(130)
+    if any(s["state"] == "failed" for s in summary["sources"].values()):
+        raise typer.Exit(3)
 
 # %% ../../nbs/19_commands/04_main.ipynb #303524ea
-@app.command("config", epilog="Examples: `cv-pipeline config --show > line.yaml` · `cv-pipeline config line.yaml --show` · `cv-pipeline config line.yaml`")
+@app.command(
+    "config",
+    epilog="Examples: `cv-pipeline config --show > line.yaml` · `cv-pipeline config line.yaml --show` · "
+    "`cv-pipeline config line.yaml`",
+)
 def config_command(
     file: Annotated[Path | None, typer.Argument(help="A YAML to check.")] = None,
     show: Annotated[bool, Opt("--show", help="Print every setting with its value and meaning.")] = False,
@@ -216,10 +376,14 @@ def config_command(
     from cv_pipeline.core.config import config_schema, load_config, show_config
 
     checked = load_config(file) if file is not None else None
-    if checked is not None: _checked_further(checked)
-    if schema: typer.echo(json.dumps(config_schema(), indent=2))
-    elif show or file is None: typer.echo(show_config(checked), nl=False)
-    else: say(f"{plain(file)}: good")
+    if checked is not None:
+        _checked_further(checked)
+    if schema:
+        typer.echo(json.dumps(config_schema(), indent=2))
+    elif show or file is None:
+        typer.echo(show_config(checked), nl=False)
+    else:
+        say(f"{plain(file)}: good")
 
 
 def _checked_further(config: Any) -> None:
@@ -229,18 +393,24 @@ def _checked_further(config: Any) -> None:
     check_run(config)
 
 
-@app.command("models", epilog="Examples: `cv-pipeline models` · `cv-pipeline models factory_line` · `cv-pipeline models yolo.onnx --spec yolo.yaml`")
+@app.command(
+    "models",
+    epilog="Examples: `cv-pipeline models` · `cv-pipeline models factory_line` · `cv-pipeline models "
+    "yolo.onnx --spec yolo.yaml`",
+)
 def models_command(
     name: Annotated[str | None, typer.Argument(help="Show the manifest of this model.")] = None,
     spec: Annotated[Path | None, Opt(help="Manifest for an ONNX that carries none.")] = None,
 ) -> None:
-    "List the bundled models, or show what a model carries: classes, preprocessing, thresholds, measured numbers."
+    """List the bundled models, or show what a model carries: classes, preprocessing, thresholds, measured
+    numbers."""
     import json
 
     from cv_pipeline.inference.loading import load_model
     from cv_pipeline.inference.manifest import bundled_models, load_manifest
 
-    if name is not None: return typer.echo(json.dumps(load_model(name, spec).manifest.to_dict(), indent=2, ensure_ascii=False))
+    if name is not None:
+        return typer.echo(json.dumps(load_model(name, spec).manifest.to_dict(), indent=2, ensure_ascii=False))
     rows = []
     for key, folder in bundled_models().items():
         manifest, file = load_manifest(folder)
@@ -259,11 +429,13 @@ def demo(
     out: Annotated[Path, Opt(help="Folder for videos and results.")] = Path("runs/demo"),
     seconds: Annotated[float, Opt(min=0.2, max=600, help="Length of each of the two clips.")] = 20.0,
 ) -> None:
-    "Draw a factory line, detect and track its parts, compare with the known truth. Offline; look at OUT/index.html."
+    """Draw a factory line, detect and track its parts, compare with the known truth. Offline; look at
+    OUT/index.html."""
     from cv_pipeline.service.demo import run_demo
 
     say(f"drawing two cameras, {seconds:g} s each …")
-    with _progress(round(seconds * 50)) as tick: summary, scores, page = run_demo(out, seconds, tick, _ready)
+    with _progress(round(seconds * 50)) as tick:
+        summary, scores, page = run_demo(out, seconds, tick, _ready)
     show_summary(summary)
     _finish(summary)
     _show_scores(scores)
@@ -278,7 +450,8 @@ def _labelled(data: Path, split: str | None, names: tuple[str, ...]) -> list[Any
     items = read_dataset(data, split)
     mapping = class_mapping(items[0].names, names, data)
     left_out = [name for i, name in enumerate(items[0].names) if i not in mapping]
-    if left_out: say(f"[yellow]labels not counted[/], the model does not know: {plain(', '.join(left_out))}")
+    if left_out:
+        say(f"[yellow]labels not counted[/], the model does not know: {plain(', '.join(left_out))}")
     return items
 
 # %% ../../nbs/19_commands/04_main.ipynb #2060ca81
@@ -287,9 +460,15 @@ def _manifest_file(given: str) -> Path:
     from cv_pipeline.inference.manifest import bundled_models, find_model
 
     place = find_model(given)
-    if place in bundled_models().values(): raise ConfigError("a bundled model is not changed", place, "give --out FOLDER for a tuned copy")
-    beside = [place / f"manifest{s}" for s in (".json", ".yaml", ".yml")] if place.is_dir() else [place.with_suffix(s) for s in (".json", ".yaml", ".yml")]
-    if place.suffix.lower() in (".json", ".yaml", ".yml"): return place
+    if place in bundled_models().values():
+        raise ConfigError("a bundled model is not changed", place, "give --out FOLDER for a tuned copy")
+    beside = (
+        [place / f"manifest{s}" for s in (".json", ".yaml", ".yml")]
+        if place.is_dir()
+        else [place.with_suffix(s) for s in (".json", ".yaml", ".yml")]
+    )
+    if place.suffix.lower() in (".json", ".yaml", ".yml"):
+        return place
     return next((p for p in beside if p.exists()), beside[0])
 
 
@@ -297,22 +476,30 @@ def _target(given: str, model: Any, out: Path | None) -> Path:
     "Where the tuned manifest will be written; ConfigError before any work is done when it cannot be."
     from cv_pipeline.service.assembly import output_folder
 
-    if out is None: return _manifest_file(given)
+    if out is None:
+        return _manifest_file(given)
     with output_folder(out):
         copy = out / model.manifest.file
         if copy.exists() and file_sha256(copy) != file_sha256(model.path):
-            raise ConfigError(f"the folder holds another model called {copy.name}", out, "choose an empty folder")
+            raise ConfigError(
+                f"the folder holds another model called {copy.name}", out, "choose an empty folder"
+            )
         if not copy.exists():
             copy_file(model.path, copy)
     return out / "manifest.json"
 
 # %% ../../nbs/19_commands/04_main.ipynb #e383b24c
-@app.command(epilog="Examples: `cv-pipeline tune model/ data.yaml --split val` · `cv-pipeline tune factory_line data/ --objective recall@precision=0.95 --out tuned/`")
+@app.command(
+    epilog="Examples: `cv-pipeline tune model/ data.yaml --split val` · `cv-pipeline tune factory_line data/ "
+    "--objective recall@precision=0.95 --out tuned/`"
+)
 def tune(
     model: Annotated[str, typer.Argument(help="Bundled name, model folder or ONNX file.")],
     data: Annotated[Path, typer.Argument(help="YOLO folder, its data.yaml, or a COCO json.")],
     objective: Annotated[str, Opt(help="f1, fbeta=B, recall@precision=P or precision@recall=R.")] = "f1",
-    per_class: Annotated[bool, Opt("--per-class", help="A confidence threshold for each class with enough labels.")] = False,
+    per_class: Annotated[
+        bool, Opt("--per-class", help="A confidence threshold for each class with enough labels.")
+    ] = False,
     split: Annotated[str | None, Opt(help="Only pictures below a folder of this name.")] = None,
     spec: Annotated[Path | None, Opt(help="Manifest for an ONNX that carries none.")] = None,
     out: Annotated[Path | None, Opt(help="Write a tuned copy of the model here.")] = None,
@@ -328,8 +515,10 @@ def tune(
     items = _labelled(data, split, m.manifest.names)
     found = tune_model(m, items, settings, progress=lambda items: bar_over(items, "running the model"))
     _show_tuning(found)
-    if not found.reachable: raise typer.Exit(2)
-    if target is not None: say(f"written: {plain(save_manifest(_tuned(m.manifest, found), target))}")
+    if not found.reachable:
+        raise typer.Exit(2)
+    if target is not None:
+        say(f"written: {plain(save_manifest(_tuned(m.manifest, found), target))}")
 
 # %% ../../nbs/19_commands/04_main.ipynb #06550a05
 def _tuned(manifest: Any, found: Any) -> Any:
@@ -342,27 +531,67 @@ def _tuned(manifest: Any, found: Any) -> Any:
 def _show_tuning(found: Any) -> None:
     "What was chosen, and what it brings."
     columns = list(dict.fromkeys(key for row in found.comparison for key in row))
-    table(f"{found.objective} on {found.images} pictures, {found.labels} labels", columns, [[row.get(c) for c in columns] for row in found.comparison])
-    if found.per_class: table("By class", list(found.per_class[0]), [list(row.values()) for row in found.per_class])
-    say(f"conf {found.spec.conf:g}, iou {found.spec.iou:g}" + (f", by class {found.spec.class_conf}" if found.spec.class_conf else ""))
-    for note in found.notes: say(f"[yellow]note[/] {plain(note)}")
+    table(
+        f"{found.objective} on {found.images} pictures, {found.labels} labels",
+        columns,
+        [[row.get(c) for c in columns] for row in found.comparison],
+    )
+    if found.per_class:
+        table("By class", list(found.per_class[0]), [list(row.values()) for row in found.per_class])
+    say(
+        f"conf {found.spec.conf:g}, iou {found.spec.iou:g}"
+        + (f", by class {found.spec.class_conf}" if found.spec.class_conf else "")
+    )
+    for note in found.notes:
+        say(f"[yellow]note[/] {plain(note)}")
 
 # %% ../../nbs/19_commands/04_main.ipynb #bef06faa
-_SHOWN = ("HOTA", "DetA", "AssA", "MOTA", "MOTP", "IDF1", "IDSW", "FP", "FN", "MT", "ML", "Frag", "GT_IDs", "IDs")
+_SHOWN = (
+    "HOTA",
+    "DetA",
+    "AssA",
+    "MOTA",
+    "MOTP",
+    "IDF1",
+    "IDSW",
+    "FP",
+    "FN",
+    "MT",
+    "ML",
+    "Frag",
+    "GT_IDs",
+    "IDs",
+)
 
 
 def _show_switches(name: str, switches: list[tuple[int, int, int, int]], most: int = 20) -> None:
     "Where ids were lost, first come first; frames counted from 0, as in results.parquet."
-    for at, who, before, after in switches[:most]: say(f"[yellow]switch[/] {plain(name)} frame {at}: object {who} was {before}, is {after}")
-    if len(switches) > most: say(f"… and {len(switches) - most} more in {plain(name)}; --json lists them all")
+    for at, who, before, after in switches[:most]:
+        say(f"[yellow]switch[/] {plain(name)} frame {at}: object {who} was {before}, is {after}")
+    if len(switches) > most:
+        say(f"… and {len(switches) - most} more in {plain(name)}; --json lists them all")
 
-
-@app.command("eval-tracking", epilog="Examples: `cv-pipeline eval-tracking gt.txt result.txt` · `cv-pipeline eval-tracking MOT15/train results/` · "
-                                     "`cv-pipeline eval-tracking truth/ runs/latest --json > scores.json`")
+# %% ../../nbs/19_commands/04_main.ipynb #dccd92f3
+@app.command(
+    "eval-tracking",
+    epilog="Examples: `cv-pipeline eval-tracking gt.txt result.txt` · `cv-pipeline eval-tracking MOT15/train "
+    "results/` · "
+    "`cv-pipeline eval-tracking truth/ runs/latest --json > scores.json`",
+)
 def eval_tracking(
-    truth: Annotated[Path, typer.Argument(metavar="GT", help="gt.txt, or a folder with NAME/gt/gt.txt or NAME.txt (MOTChallenge).")],
-    result: Annotated[Path, typer.Argument(metavar="RES", help="Result file, folder of NAME.txt, or the output folder of a run.")],
-    iou: Annotated[float, Opt(min=0.01, max=1, help="Overlap from which a pair counts for MOTA and IDF1.")] = 0.5,
+    truth: Annotated[
+        Path,
+        typer.Argument(
+            metavar="GT", help="gt.txt, or a folder with NAME/gt/gt.txt or NAME.txt (MOTChallenge)."
+        ),
+    ],
+    result: Annotated[
+        Path,
+        typer.Argument(metavar="RES", help="Result file, folder of NAME.txt, or the output folder of a run."),
+    ],
+    iou: Annotated[
+        float, Opt(min=0.01, max=1, help="Overlap from which a pair counts for MOTA and IDF1.")
+    ] = 0.5,
     switches: Annotated[bool, Opt("--switches", help="List the id switches.")] = False,
     as_json: Annotated[bool, Opt("--json", help="Print every score as JSON instead of a table.")] = False,
 ) -> None:
@@ -371,73 +600,160 @@ def eval_tracking(
 
     from cv_pipeline.evaluation.tracking_scores import evaluate_tracking, find_sequences
 
-    scores = {name: evaluate_tracking(*pair, least=iou) for name, pair in find_sequences(truth, result).items()}
-    if len(scores) > 1: scores["COMBINED"] = sum(list(scores.values())[1:], next(iter(scores.values())))
-    if as_json: return typer.echo(json.dumps({k: {**s.to_dict(), "switches": s.switches} for k, s in scores.items()}, indent=2))
-    table("Tracking against the truth", ["sequence", *_SHOWN], [[k, *(f"{v:.3f}" if isinstance(v := s.to_dict()[c], float) else v for c in _SHOWN)] for k, s in scores.items()])
-    for name, s in scores.items() if switches else (): _show_switches(name, s.switches)
+    scores = {
+        name: evaluate_tracking(*pair, least=iou) for name, pair in find_sequences(truth, result).items()
+    }
+    if len(scores) > 1:
+        scores["COMBINED"] = sum(list(scores.values())[1:], next(iter(scores.values())))
+    if as_json:
+        return typer.echo(
+            json.dumps({k: {**s.to_dict(), "switches": s.switches} for k, s in scores.items()}, indent=2)
+        )
+    table(
+        "Tracking against the truth",
+        ["sequence", *_SHOWN],
+        [
+            [k, *(f"{v:.3f}" if isinstance(v := s.to_dict()[c], float) else v for c in _SHOWN)]
+            for k, s in scores.items()
+        ],
+    )
+    for name, s in scores.items() if switches else ():
+        _show_switches(name, s.switches)
 
 # %% ../../nbs/19_commands/04_main.ipynb #601c87ff
 def _given(pairs: list[str]) -> dict[str, str]:
     "`-p key=value` as a table."
     wrong = [p for p in pairs if "=" not in p]
-    if wrong: raise ConfigError(f"not key=value: {', '.join(wrong)}", "-p", "e.g. -p model=yolo.onnx -p 'floors={AP: 0.5}'")
+    if wrong:
+        raise ConfigError(
+            f"not key=value: {', '.join(wrong)}", "-p", "e.g. -p model=yolo.onnx -p 'floors={AP: 0.5}'"
+        )
     return dict(p.split("=", 1) for p in pairs)
 
 
 def _show_report(report: Any) -> None:
     "Where it is and what it says."
     m = report.metrics
-    for f in m.get("findings", ()): say(f"{f['verdict']:13s} {plain(f['what'])}: {plain(f['reason'])}")
-    if report.verdict: say(f"verdict: [bold]{report.verdict}[/]")
+    for f in m.get("findings", ()):
+        say(f"{f['verdict']:13s} {plain(f['what'])}: {plain(f['reason'])}")
+    if report.verdict:
+        say(f"verdict: [bold]{report.verdict}[/]")
     say(f"report: {plain(report.folder / 'report.html')}")
 
-
-@app.command("report", epilog="Examples: `cv-pipeline report evaluation` · `cv-pipeline report evaluation -p model=yolo.onnx -p data=val.json -p 'floors={AP: 0.5}' --gate` · "
-                              "`cv-pipeline report evaluation -p data=val.json --schedule` · `cv-pipeline report list` · `cv-pipeline report index` · `cv-pipeline report prune --keep-days 180 --keep-last 3`")
+# %% ../../nbs/19_commands/04_main.ipynb #97e8113d
+@app.command(
+    "report",
+    epilog="Examples: `cv-pipeline report evaluation` · `cv-pipeline report evaluation -p model=yolo.onnx -p "
+    "data=val.json -p 'floors={AP: 0.5}' --gate` · "
+    "`cv-pipeline report evaluation -p data=val.json --schedule` · `cv-pipeline report list` · `cv-pipeline "
+    "report index` · `cv-pipeline report prune --keep-days 180 --keep-last 3`",
+)
 def report_command(
-    template: Annotated[str, typer.Argument(help="Name of a report (evaluation, …) or a notebook; or list, index, prune.")],
-    parameter: Annotated[list[str] | None, Opt("-p", metavar="KEY=VALUE", help="A parameter of the report; may be given many times.")] = None,
-    name: Annotated[str | None, Opt(help="Folder under reports/DATE/. [default: the report and its model]")] = None,
+    template: Annotated[
+        str, typer.Argument(help="Name of a report (evaluation, …) or a notebook; or list, index, prune.")
+    ],
+    parameter: Annotated[
+        list[str] | None,
+        Opt("-p", metavar="KEY=VALUE", help="A parameter of the report; may be given many times."),
+    ] = None,
+    name: Annotated[
+        str | None, Opt(help="Folder under reports/DATE/. [default: the report and its model]")
+    ] = None,
     root: Annotated[Path, Opt(help="Where reports are kept.")] = Path("reports"),
     gate: Annotated[bool, Opt("--gate", help="Exit with 1 unless the verdict is PASS or GREEN.")] = False,
-    schedule: Annotated[bool, Opt("--schedule", help="Print a cron line and a GitHub Actions workflow; run nothing.")] = False,
-    cron: Annotated[str | None, Opt(help="When, for --schedule: minute hour day month weekday. [default: drift every day at six, others on Mondays]")] = None,
+    schedule: Annotated[
+        bool, Opt("--schedule", help="Print a cron line and a GitHub Actions workflow; run nothing.")
+    ] = False,
+    cron: Annotated[
+        str | None,
+        Opt(
+            help="When, for --schedule: minute hour day month weekday. [default: drift every day at six, "
+            "others on Mondays]"
+        ),
+    ] = None,
     help_parameters: Annotated[bool, Opt("--help-parameters", help="List the report's parameters.")] = False,
     keep_days: Annotated[int, Opt(min=0, help="prune: younger reports stay.")] = 365,
     keep_last: Annotated[int, Opt(min=0, help="prune: the newest of each name stay, however old.")] = 5,
     dry_run: Annotated[bool, Opt("--dry-run", help="prune: only say what would go.")] = False,
 ) -> None:
-    "Run a report notebook into reports/DATE/NAME: notebook, self-contained HTML, metrics.json. Or list all reports, write their index page, delete old ones."
-    if template in ("list", "index", "prune"): return _reports_kept(template, root, keep_days, keep_last, dry_run)
-    from cv_pipeline.reporting.runner import check_parameters, cron_line, find_template, github_workflow, read_parameters, run_report
+    """Run a report notebook into reports/DATE/NAME: notebook, self-contained HTML, metrics.json. Or list all
+    reports, write their index page, delete old ones."""
+    if template in ("list", "index", "prune"):
+        return _reports_kept(template, root, keep_days, keep_last, dry_run)
+    from cv_pipeline.reporting.runner import check_parameters, find_template, read_parameters, run_report
 
     known, given = read_parameters(find_template(template)), _given(parameter or [])
-    if help_parameters: return table(f"Parameters of {template}", ["name", "type", "default", "meaning"], [[p.name, p.annotation, json_text(p.default), p.help] for p in known.values()])
+    if help_parameters:
+        return _show_parameters(template, known)
     values = check_parameters(known, given, template)
-    if schedule: return typer.echo(f"# crontab -e\n{cron_line(template, values, cron)}\n\n# .github/workflows/{template}.yml\n{github_workflow(template, values, cron)}", nl=False)
+    if schedule:
+        return typer.echo(_scheduled(template, values, cron), nl=False)
     label = Path(str(values.get("model", known["model"].default))).stem if "model" in known else ""
-    try: done = run_report(template, given, name or "-".join(filter(None, (Path(template).stem, label))), root, progress=sys.stderr.isatty())
-    finally: _index(root)
+    folder = name or "-".join(filter(None, (Path(template).stem, label)))
+    try:
+        done = run_report(template, given, folder, root, progress=sys.stderr.isatty())
+    finally:
+        _index(root)
     _show_report(done)
-    if gate and done.verdict not in ("PASS", "GREEN"): raise typer.Exit(1)
+    if gate and done.verdict not in ("PASS", "GREEN"):
+        raise typer.Exit(1)
 
 # %% ../../nbs/19_commands/04_main.ipynb #683bb359
+def _show_parameters(template: str, known: dict[str, Any]) -> None:
+    "What can be set, with type, default and meaning."
+    table(
+        f"Parameters of {template}",
+        ["name", "type", "default", "meaning"],
+        [[p.name, p.annotation, json_text(p.default), p.help] for p in known.values()],
+    )
+
+
+def _scheduled(template: str, values: dict[str, Any], cron: str | None) -> str:
+    "The lines that make cron or GitHub Actions run it."
+    from cv_pipeline.reporting.runner import cron_line, github_workflow
+
+    return (
+        f"# crontab -e\n{cron_line(template, values, cron)}\n\n# "
+        f".github/workflows/{template}.yml\n{github_workflow(template, values, cron)}"
+    )
+
+# %% ../../nbs/19_commands/04_main.ipynb #f5e0aae7
 def _reports_kept(what: str, root: Path, keep_days: int, keep_last: int, dry_run: bool) -> None:
     "List the reports, write their index, or delete old ones."
     from cv_pipeline.reporting.history import list_reports, prune_reports, write_index
 
-    if what == "index": return say(f"written: {plain(write_index(root))}")
-    rows = list_reports(root) if what == "list" else prune_reports(root, keep_days, keep_last, dry_run=dry_run)
-    title = f"{len(rows)} reports" if what == "list" else f"{len(rows)} reports {'would go' if dry_run else 'deleted'}"
-    table(title, ["day", "report", "verdict", "numbers", "MB"], [[e.day or "example", e.name, e.verdict or None, ", ".join(f"{k} {v:.3g}" for k, v in e.numbers.items()), e.bytes / 1e6] for e in rows])
+    if what == "index":
+        return say(f"written: {plain(write_index(root))}")
+    rows = (
+        list_reports(root) if what == "list" else prune_reports(root, keep_days, keep_last, dry_run=dry_run)
+    )
+    title = (
+        f"{len(rows)} reports"
+        if what == "list"
+        else f"{len(rows)} reports {'would go' if dry_run else 'deleted'}"
+    )
+    table(
+        title,
+        ["day", "report", "verdict", "numbers", "MB"],
+        [
+            [
+                e.day or "example",
+                e.name,
+                e.verdict or None,
+                ", ".join(f"{k} {v:.3g}" for k, v in e.numbers.items()),
+                e.bytes / 1e6,
+            ]
+            for e in rows
+        ],
+    )
 
 
 def _index(root: Path) -> None:
     "The index page, after every report."
     from cv_pipeline.reporting.history import write_index
 
-    if root.is_dir(): write_index(root)
+    if root.is_dir():
+        write_index(root)
 
 
 def json_text(value: Any) -> str:
@@ -449,21 +765,31 @@ def json_text(value: Any) -> str:
 # %% ../../nbs/19_commands/04_main.ipynb #26b2dd9c
 def _floors(pairs: list[str]) -> dict[str, float]:
     "`--floor AP=0.5` as a table of numbers."
-    try: return {k.strip(): float(v) for k, v in _given(pairs).items()}
-    except ValueError as e: raise ConfigError(f"a floor is not a number: {e}", "--floor", "e.g. --floor AP=0.5 --floor recall=0.9") from e
+    try:
+        return {k.strip(): float(v) for k, v in _given(pairs).items()}
+    except ValueError as e:
+        raise ConfigError(
+            f"a floor is not a number: {e}", "--floor", "e.g. --floor AP=0.5 --floor recall=0.9"
+        ) from e
 
 
-@app.command(epilog="Examples: `cv-pipeline baseline --model yolo.onnx --data photos/ --floor AP=0.5` · `cv-pipeline baseline --model yolo.onnx --data val.json --floor recall=0.9 --max-ms 40 --json`")
+@app.command(
+    epilog="Examples: `cv-pipeline baseline --model yolo.onnx --data photos/ --floor AP=0.5` · `cv-pipeline "
+    "baseline --model yolo.onnx --data val.json --floor recall=0.9 --max-ms 40 --json`"
+)
 def baseline(
     model: Annotated[str, Opt(help="Bundled name, model folder or ONNX file.")],
     data: Annotated[Path, Opt(help="YOLO folder, its data.yaml, or a COCO json.")],
-    floor: Annotated[list[str] | None, Opt(metavar="NAME=VALUE", help="What is needed: AP, AP50, precision, recall, F1.")] = None,
+    floor: Annotated[
+        list[str] | None, Opt(metavar="NAME=VALUE", help="What is needed: AP, AP50, precision, recall, F1.")
+    ] = None,
     max_ms: Annotated[float | None, Opt(help="Milliseconds that 95 of 100 pictures may take.")] = None,
     split: Annotated[str | None, Opt(help="Only pictures below a folder of this name.")] = None,
     spec: Annotated[Path | None, Opt(help="Manifest for an ONNX that carries none.")] = None,
     as_json: Annotated[bool, Opt("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    "Any pretrained model on your sample: accuracy with intervals, latency, and whether custom training is needed."
+    """Any pretrained model on your sample: accuracy with intervals, latency, and whether custom training is
+    needed."""
     import json
 
     from cv_pipeline.evaluation.baseline import ANSWERS, baseline_experiment
@@ -471,32 +797,54 @@ def baseline(
     from cv_pipeline.inference.loading import load_model
 
     bar = lambda items: bar_over(items, "running the model")
-    b = baseline_experiment(load_model(model, spec), read_dataset(data, split), _floors(floor or []), max_ms, bar)
-    if as_json: return typer.echo(json.dumps(b.to_dict(), indent=2, default=str))
-    table(f"{model} on {len(b.evaluation.set)} pictures", ["", "value", "low", "high"], [[k, *(f"{x:.3f}" for x in (v.value, v.low, v.high))] for k, v in b.evaluation.intervals.items()])
+    b = baseline_experiment(
+        load_model(model, spec), read_dataset(data, split), _floors(floor or []), max_ms, bar
+    )
+    if as_json:
+        return typer.echo(json.dumps(b.to_dict(), indent=2, default=str))
+    table(
+        f"{model} on {len(b.evaluation.set)} pictures",
+        ["", "value", "low", "high"],
+        [[k, *(f"{x:.3f}" for x in (v.value, v.low, v.high))] for k, v in b.evaluation.intervals.items()],
+    )
     table("Milliseconds a picture", list(b.evaluation.latency_ms), [list(b.evaluation.latency_ms.values())])
     say(f"custom training needed? [bold]{b.answer}[/]: {plain(ANSWERS[b.answer])}")
-    for reason in b.reasons: say(f"  {plain(reason)}")
+    for reason in b.reasons:
+        say(f"  {plain(reason)}")
 
 # %% ../../nbs/19_commands/04_main.ipynb #9ecdc82a
 def _conditions(text: str | None) -> dict[str, Any]:
     "`a,b` as conditions of the robustness room; nothing: its own."
     return {} if not text else {"conditions": listed(text)}
 
-
-@app.command(epilog="Examples: `cv-pipeline robustness --model factory_line` · `cv-pipeline robustness --model yolo.onnx --data val.json --conditions fog,jpeg --severities 1,3,5 --budget-s 300`")
+# %% ../../nbs/19_commands/04_main.ipynb #27a85fc2
+@app.command(
+    epilog="Examples: `cv-pipeline robustness --model factory_line` · `cv-pipeline robustness --model "
+    "yolo.onnx --data val.json --conditions fog,jpeg --severities 1,3,5 --budget-s 300`"
+)
 def robustness(
     model: Annotated[str, Opt(help="Bundled name, model folder or ONNX file.")] = "factory_line",
-    data: Annotated[Path | None, Opt(help="YOLO folder, its data.yaml, or a COCO json. [default: the factory line]")] = None,
-    conditions: Annotated[str | None, Opt(help="Names, separated by commas. [default: all that need no extra]")] = None,
+    data: Annotated[
+        Path | None, Opt(help="YOLO folder, its data.yaml, or a COCO json. [default: the factory line]")
+    ] = None,
+    conditions: Annotated[
+        str | None, Opt(help="Names, separated by commas. [default: all that need no extra]")
+    ] = None,
     severities: Annotated[str, Opt(help="Of 1 to 5.")] = "1,3,5",
-    budget_s: Annotated[float | None, Opt(help="Seconds for asking the model; pictures are left out evenly.")] = 120.0,
+    budget_s: Annotated[
+        float | None, Opt(help="Seconds for asking the model; pictures are left out evenly.")
+    ] = 120.0,
     split: Annotated[str | None, Opt(help="Only pictures below a folder of this name.")] = None,
     seed: Annotated[int, Opt(help="Of everything that is drawn.")] = 0,
     out: Annotated[Path, Opt(help="Folder for metrics.json and the heat map.")] = Path("runs/robustness"),
 ) -> None:
     "Corrupt labelled pictures in known ways and measure what is left: mPC, rPC, worst first."
-    from cv_pipeline.evaluation.robustness import RobustnessSettings, line_subjects, picture_subjects, robustness as measure
+    from cv_pipeline.evaluation.robustness import (
+        RobustnessSettings,
+        line_subjects,
+        picture_subjects,
+        robustness as measure,
+    )
     from cv_pipeline.core.formats import read_dataset
     from cv_pipeline.inference.loading import load_model
     from cv_pipeline.core.stamp import stamp
@@ -505,11 +853,17 @@ def robustness(
     m = load_model(model)
     steps, floors = numbers(severities, "--severities"), m.postprocess.rules.floor.clip(max=1.0)
     settings = RobustnessSettings(
-        severities=steps, budget_s=budget_s, seed=seed, thresholds=floors, **_conditions(conditions))
-    subjects = line_subjects(seed=900 + seed) if data is None else picture_subjects(read_dataset(data, split), m.manifest.names, seed=seed)
+        severities=steps, budget_s=budget_s, seed=seed, thresholds=floors, **_conditions(conditions)
+    )
+    subjects = (
+        line_subjects(seed=900 + seed)
+        if data is None
+        else picture_subjects(read_dataset(data, split), m.manifest.names, seed=seed)
+    )
+    asked = {"severities": steps, "budget_s": budget_s, "seed": seed, "data": str(data or "line")}
+    asked |= {"split": split, "conditions": conditions}
     with output_folder(out):
         report = measure(m, subjects, settings)
-        asked = {"severities": steps, "budget_s": budget_s, "seed": seed, "data": str(data or "line"), "split": split, "conditions": conditions}
         _keep_robustness(report, out, stamp(m.identity, report.about["data"], asked))
 
 # %% ../../nbs/19_commands/04_main.ipynb #bdb71ac9
@@ -517,11 +871,18 @@ def _keep_robustness(report: Any, out: Path, origin: dict[str, Any]) -> None:
     "Tables on the screen, numbers and picture in the folder."
     write_json(out / "metrics.json", {**report.to_dict(), "stamp": origin})
     say(f"written: {plain(out / 'metrics.json')}")
-    if not report.sufficient: return say("[yellow]insufficient[/]: too few pictures or objects for numbers")
+    if not report.sufficient:
+        return say("[yellow]insufficient[/]: too few pictures or objects for numbers")
     rows = report.rows()
-    table(f"clean AP {report.clean}, mPC {report.mpc}, rPC {report.rpc}", list(rows[0]), [list(r.values()) for r in rows])
-    try: import matplotlib
-    except ImportError: return
+    table(
+        f"clean AP {report.clean}, mPC {report.mpc}, rPC {report.rpc}",
+        list(rows[0]),
+        [list(r.values()) for r in rows],
+    )
+    try:
+        import matplotlib
+    except ImportError:
+        return
     matplotlib.use("agg")
     from cv_pipeline.evaluation.robustness import plot_heat_map
 
@@ -532,7 +893,10 @@ data_app = typer.Typer(no_args_is_help=True, help="Check, split and freeze label
 app.add_typer(data_app, name="data")
 
 
-@data_app.command("check", epilog="Examples: `cv-pipeline data check photos/` · `cv-pipeline data check val.json --images photos/`")
+@data_app.command(
+    "check",
+    epilog="Examples: `cv-pipeline data check photos/` · `cv-pipeline data check val.json --images photos/`",
+)
 def data_check(
     path: Annotated[Path, typer.Argument(help="YOLO folder, data.yaml, COCO json or VOC folder.")],
     split: Annotated[str | None, Opt(help="Only pictures below a folder of this name.")] = None,
@@ -543,21 +907,34 @@ def data_check(
     from cv_pipeline.annotation.datasets import check_dataset
 
     found = check_dataset(path, split, images, hamming)
-    for p in found[:50]: say(f"{'[bold red]error[/]' if p.severity == 'error' else '[yellow]' + p.severity + '[/]'} {plain(p.kind)} {plain(p.where)}: {plain(p.what)}")
-    if len(found) > 50: say(f"… and {len(found) - 50} more")
+    for p in found[:50]:
+        say(
+            f"{'[bold red]error[/]' if p.severity == 'error' else '[yellow]' + p.severity + '[/]'} "
+            f"{plain(p.kind)} {plain(p.where)}: {plain(p.what)}"
+        )
+    if len(found) > 50:
+        say(f"… and {len(found) - 50} more")
     errors = sum(p.severity == "error" for p in found)
     say(f"{plain(path)}: {errors} errors, {len(found) - errors} warnings and notes")
-    if errors: raise typer.Exit(2)
+    if errors:
+        raise typer.Exit(2)
 
 # %% ../../nbs/19_commands/04_main.ipynb #f382d9b5
-@data_app.command("split", epilog="Example: `cv-pipeline data split photos/ --out divided/ --sequences '(clip\\d+)'`")
+@data_app.command(
+    "split", epilog="Example: `cv-pipeline data split photos/ --out divided/ --sequences '(clip\\d+)'`"
+)
 def data_split(
     path: Annotated[Path, typer.Argument(help="YOLO folder, data.yaml, COCO json or VOC folder.")],
     out: Annotated[Path, Opt(help="New folder: images and labels of each side, data.yaml, split.csv.")],
     images: Annotated[Path | None, Opt(help="Where the pictures lie, if not beside the labels.")] = None,
     train: Annotated[float, Opt(min=0, max=1, help="Share of the training side.")] = 0.7,
-    val: Annotated[float, Opt(min=0, max=1, help="Share of the validation side; the test side gets what is left.")] = 0.15,
-    sequences: Annotated[str | None, Opt(help="Regular expression on the path; its first group names the clip a picture was cut from.")] = None,
+    val: Annotated[
+        float, Opt(min=0, max=1, help="Share of the validation side; the test side gets what is left.")
+    ] = 0.15,
+    sequences: Annotated[
+        str | None,
+        Opt(help="Regular expression on the path; its first group names the clip a picture was cut from."),
+    ] = None,
     hamming: Annotated[int, Opt(min=0, max=32, help="Bits in which near-duplicates may differ.")] = 10,
     seed: Annotated[int, Opt(help="Another seed, another split.")] = 0,
 ) -> None:
@@ -566,15 +943,21 @@ def data_split(
     from cv_pipeline.core.formats import read_dataset
 
     shares = {k: v for k, v in (("train", train), ("val", val), ("test", round(1 - train - val, 9))) if v > 0}
-    if sum(shares.values()) > 1 + 1e-9: raise ConfigError(f"the shares add up to {sum(shares.values()):g}", "--train, --val", "together at most 1")
+    if sum(shares.values()) > 1 + 1e-9:
+        raise ConfigError(
+            f"the shares add up to {sum(shares.values()):g}", "--train, --val", "together at most 1"
+        )
     made = split_dataset(read_dataset(path, images=images), shares, sequences, hamming, seed=seed)
-    for p in write_split(made, out): say(f"[yellow]{p.severity}[/] {plain(p.kind)} {plain(p.where)}: {plain(p.what)}")
+    for p in write_split(made, out):
+        say(f"[yellow]{p.severity}[/] {plain(p.kind)} {plain(p.where)}: {plain(p.what)}")
     rows = made.rows()
     table("sides, and the share of each class", list(rows[0]), [list(r.values()) for r in rows])
     say(f"written: {plain(out)}")
 
 # %% ../../nbs/19_commands/04_main.ipynb #3c3a6677
-@data_app.command("freeze", epilog="Example: `cv-pipeline data freeze photos/ --split test --out test_set.json`")
+@data_app.command(
+    "freeze", epilog="Example: `cv-pipeline data freeze photos/ --split test --out test_set.json`"
+)
 def data_freeze(
     path: Annotated[Path, typer.Argument(help="The test set.")],
     out: Annotated[Path, Opt(help="Manifest to write.")] = Path("test_set.json"),
@@ -602,7 +985,10 @@ def data_verify(
     say(f"{plain(manifest)}: unchanged" + (", no leaks" if train else ""))
 
 # %% ../../nbs/19_commands/04_main.ipynb #8a042ed8
-@app.command(epilog="Examples: `cv-pipeline failures reports/2026-06-01/evaluation-yolo` · `cv-pipeline failures REPORT --no-app --name night-shift`")
+@app.command(
+    epilog="Examples: `cv-pipeline failures reports/2026-06-01/evaluation-yolo` · `cv-pipeline failures "
+    "REPORT --no-app --name night-shift`"
+)
 def failures(
     report: Annotated[Path, typer.Argument(help="Folder of an evaluation report.")],
     name: Annotated[str, Opt(help="Name of the FiftyOne dataset.")] = "failures",
@@ -619,7 +1005,8 @@ def failures(
     columns = [c for c in listed(by) if c in s.columns]
     dataset = build_failures(find_failures(s, thresholds, worst), name, columns, replace)
     say(f"dataset '{plain(name)}': {len(dataset)} pictures")
-    if no_app: return
+    if no_app:
+        return
     session = open_app(dataset, port)
     say(f"http://127.0.0.1:{port}/datasets/{plain(name)} – Ctrl-C ends it")
     session.wait(-1)

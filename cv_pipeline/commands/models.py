@@ -18,38 +18,59 @@ from ..core.types import ConfigError, DataError
 __all__ = ['model_commands', 'optimize', 'build', 'benchmark', 'serve_files']
 
 # %% ../../nbs/19_commands/01_models.ipynb #2a6d809b
-model_commands = typer.Typer(callback=lambda: None)  # with a callback a command keeps its name, also while it is the only one
+model_commands = typer.Typer(
+    callback=lambda: None
+)  # with a callback a command keeps its name, also while it is the only one
 
 
-def _judging(data: str, split: str | None, folder: Path, count: int = 120, seed: int = 700) -> tuple[list[Any], dict[str, Any] | None]:
-    "Labelled pictures and what is known about them: of a dataset, of a frozen set (verified), or of the factory line."
+def _judging(
+    data: str, split: str | None, folder: Path, count: int = 120, seed: int = 700
+) -> tuple[list[Any], dict[str, Any] | None]:
+    """Labelled pictures and what is known about them: of a dataset, of a frozen set (verified), or of the
+    factory line."""
     from cv_pipeline.annotation.datasets import check_test_set
     from cv_pipeline.evaluation.summary import line_pictures
     from cv_pipeline.core.formats import read_dataset
 
-    if data == "line": return line_pictures(folder, count, seed)
+    if data == "line":
+        return line_pictures(folder, count, seed)
     if data.endswith(".json") and Path(data).is_file():
         try:
             frozen = "digest" in read_json(data, dict)
         except DataError:
             frozen = False
         if frozen:
-            if split is not None: raise ConfigError("a frozen set knows its split", "--split", "leave it out")
+            if split is not None:
+                raise ConfigError("a frozen set knows its split", "--split", "leave it out")
             return check_test_set(data), None
     return read_dataset(data, split), None
 
 # %% ../../nbs/19_commands/01_models.ipynb #a96e97ad
-@model_commands.command(epilog="Examples: `cv-pipeline optimize yolov8n.onnx --data test_set.json --calibrate train/images --out models/yolo` · `cv-pipeline optimize --data line --calibrate line --out models/line --steps int8,openvino-int8` · `cv-pipeline optimize --verify models/yolo --data test_set.json`")
+@model_commands.command(
+    epilog="Examples: `cv-pipeline optimize yolov8n.onnx --data test_set.json --calibrate train/images --out "
+    "models/yolo` · `cv-pipeline optimize --data line --calibrate line --out models/line "
+    "--steps int8,openvino-int8` · `cv-pipeline optimize --verify models/yolo --data "
+    "test_set.json`"
+)
 def optimize(
-    data: Annotated[str, Opt(help="Labelled pictures that the gate judges on: a dataset, a frozen set's manifest, or line.")],
+    data: Annotated[
+        str,
+        Opt(help="Labelled pictures that the gate judges on: a dataset, a frozen set's manifest, or line."),
+    ],
     out: Annotated[Path | None, Opt(help="Model folder to write.")] = None,
     verify: Annotated[Path | None, Opt(help="Judge this folder's files on this processor.")] = None,
     model: Annotated[str, typer.Argument(help=".pt, ONNX, model folder or bundled name.")] = "factory_line",
-    calibrate: Annotated[str | None, Opt(help="Pictures for eight bits, 300 to 1000, none of --data; or line.")] = None,
+    calibrate: Annotated[
+        str | None, Opt(help="Pictures for eight bits, 300 to 1000, none of --data; or line.")
+    ] = None,
     steps: Annotated[str | None, Opt(help="Names, separated by commas. [default: all but pruning]")] = None,
     max_loss: Annotated[float, Opt(help="AP that a file may lose, 0..1.")] = 0.005,
-    strict: Annotated[bool, Opt("--strict", help="The whole interval of the loss must lie within --max-loss.")] = False,
-    sensitivity: Annotated[bool, Opt("--sensitivity", help="For a refused file: which layers lose most (slow).")] = False,
+    strict: Annotated[
+        bool, Opt("--strict", help="The whole interval of the loss must lie within --max-loss.")
+    ] = False,
+    sensitivity: Annotated[
+        bool, Opt("--sensitivity", help="For a refused file: which layers lose most (slow).")
+    ] = False,
     prune: Annotated[float, Opt(help="Share of channels that the step 'pruned' takes out.")] = 0.3,
     retrain: Annotated[Path | None, Opt(help="data.yaml to train a pruned .pt on.")] = None,
     epochs: Annotated[int, Opt(min=1, help="Of that training.")] = 20,
@@ -60,27 +81,48 @@ def optimize(
     seed: Annotated[int, Opt(help="Of everything that is drawn.")] = 0,
     replace: Annotated[bool, Opt("--replace", help="Write over an optimised model that is there.")] = False,
 ) -> None:
-    "Make a model's files (half precision, eight bits, OpenVINO, …), judge each on labelled pictures, keep what passes."
+    """Make a model's files (half precision, eight bits, OpenVINO, …), judge each on labelled pictures, keep
+    what passes."""
     import tempfile
 
-    from cv_pipeline.optimization.optimize import DEFAULT_STEPS, OptimizeSettings, optimize as make, verify as judge_again
+    from cv_pipeline.optimization.optimize import (
+        DEFAULT_STEPS,
+        OptimizeSettings,
+        optimize as make,
+        verify as judge_again,
+    )
     from cv_pipeline.optimization.prune import PruneSettings
 
     if (out is None) == (verify is None):
-        raise ConfigError("give one of --out and --verify", "optimize", "--verify judges files that are there")
+        raise ConfigError(
+            "give one of --out and --verify", "optimize", "--verify judges files that are there"
+        )
     tell = lambda text: say(f"[dim]{plain(text)}[/]")
     settings = OptimizeSettings(
-        steps=DEFAULT_STEPS if steps is None else listed(steps), max_loss=max_loss, strict=strict,
-        pictures=pictures, seed=seed, with_sensitivity=sensitivity, prune=PruneSettings(prune, epochs, seed=seed),
-        retrain=retrain, threads=threads, overwrite=replace)
+        steps=DEFAULT_STEPS if steps is None else listed(steps),
+        max_loss=max_loss,
+        strict=strict,
+        pictures=pictures,
+        seed=seed,
+        with_sensitivity=sensitivity,
+        prune=PruneSettings(prune, epochs, seed=seed),
+        retrain=retrain,
+        threads=threads,
+        overwrite=replace,
+    )
     with tempfile.TemporaryDirectory() as folder:
         items, columns = _judging(data, split, Path(folder) / "judge")
         if verify is not None:
             known = {"columns": columns, "threads": threads, "progress": tell}
             return _keep_verdicts(judge_again(verify, items, max_loss, strict, **known))
-        with_these = [i.path for i in _judging("line", None, Path(folder) / "calibrate", 300, 2700)[0]] if calibrate == "line" else calibrate
+        with_these = _calibrating(Path(folder) / "calibrate") if calibrate == "line" else calibrate
         report = make(model, out, items, with_these, settings, spec=spec, columns=columns, progress=tell)
     _keep_optimised(report, out)
+
+# %% ../../nbs/19_commands/01_models.ipynb #e4a44411
+def _calibrating(folder: Path) -> list[Path]:
+    "Pictures of the line to calibrate with: none of those that the gate judges on."
+    return [i.path for i in _judging("line", None, folder, 300, 2700)[0]]
 
 # %% ../../nbs/19_commands/01_models.ipynb #c58433ca
 def _show_optimised(report: Any, out: Path, name: str, title: str) -> None:
@@ -91,76 +133,134 @@ def _show_optimised(report: Any, out: Path, name: str, title: str) -> None:
     cell = lambda v: None if v is None else str(v)
     table(title, list(shown), [[cell(r[k]) for k in shown] for r in report.rows()])
     for r in report.results:
-        if not r.accepted: say(f"[yellow]{plain(r.step)}[/]: {plain(r.row()['why'])}")
-    for note in report.notes: say(f"[yellow]note[/]: {plain(note)}")
+        if not r.accepted:
+            say(f"[yellow]{plain(r.step)}[/]: {plain(r.row()['why'])}")
+    for note in report.notes:
+        say(f"[yellow]note[/]: {plain(note)}")
 
 
 def _keep_optimised(report: Any, out: Path) -> None:
     "Exit code 1 when not one more file passed."
     _show_optimised(report, out, "optimize", "what became of each step")
     kind = report.header["instruction set"]
-    say(f"written: {plain(out)} ({len(report.written)} files, judged with {plain(kind)}); "
-        f"`cv-pipeline run --model {plain(out)}` takes the fastest that passed")
-    if len(report.written) < 2 and len(report.results) > 1: raise typer.Exit(1)
+    say(
+        f"written: {plain(out)} ({len(report.written)} files, judged with {plain(kind)}); "
+        f"`cv-pipeline run --model {plain(out)}` takes the fastest that passed"
+    )
+    if len(report.written) < 2 and len(report.results) > 1:
+        raise typer.Exit(1)
 
 
 def _keep_verdicts(report: Any) -> None:
     "Exit code 1 when no file besides the model's own may be used here."
     _show_optimised(report, report.folder, "verify", f"judged with {report.header['instruction set']}")
-    say(f"{len(report.written)} of {len(report.results)} files may be used on this processor; "
-        f"the verdicts are in {plain(report.folder / 'manifest.json')}")
-    if not report.written: raise typer.Exit(1)
+    say(
+        f"{len(report.written)} of {len(report.results)} files may be used on this processor; "
+        f"the verdicts are in {plain(report.folder / 'manifest.json')}"
+    )
+    if not report.written:
+        raise typer.Exit(1)
 
 # %% ../../nbs/19_commands/01_models.ipynb #f2fdfbb9
-@model_commands.command(epilog="Examples: `cv-pipeline build models/yolo --max-batch 8` · `cv-pipeline build yolov8n.onnx --out yolov8n.engine --timing-cache build.cache`")
+@model_commands.command(
+    epilog="Examples: `cv-pipeline build models/yolo --max-batch 8` · `cv-pipeline build yolov8n.onnx --out "
+    "yolov8n.engine --timing-cache build.cache`"
+)
 def build(
     model: Annotated[str, typer.Argument(help="Model folder, ONNX file or bundled name.")],
-    file: Annotated[str | None, Opt(help="Which ONNX of the folder. [default: half precision, if it passed the gate]")] = None,
+    file: Annotated[
+        str | None, Opt(help="Which ONNX of the folder. [default: half precision, if it passed the gate]")
+    ] = None,
     spec: Annotated[Path | None, Opt(help="Manifest for an ONNX that carries none.")] = None,
-    out: Annotated[Path | None, Opt(help="Engine to write. [default: into the folder and its manifest]")] = None,
+    out: Annotated[
+        Path | None, Opt(help="Engine to write. [default: into the folder and its manifest]")
+    ] = None,
     min_batch: Annotated[int, Opt(min=1, help="Smallest batch.")] = 1,
-    opt_batch: Annotated[int | None, Opt(min=1, help="Batch that kernels are chosen for. [default: the largest]")] = None,
-    max_batch: Annotated[int | None, Opt(min=1, help="Largest batch. [default: 8, or the graph's fixed one]")] = None,
+    opt_batch: Annotated[
+        int | None, Opt(min=1, help="Batch that kernels are chosen for. [default: the largest]")
+    ] = None,
+    max_batch: Annotated[
+        int | None, Opt(min=1, help="Largest batch. [default: 8, or the graph's fixed one]")
+    ] = None,
     workspace_mb: Annotated[int | None, Opt(min=1, help="Most scratch memory of a kernel.")] = None,
-    timing_cache: Annotated[Path | None, Opt(help="Timings of earlier builds; makes the next one shorter.")] = None,
-    version_compatible: Annotated[bool, Opt("--version-compatible", help="Runs on later TensorRT versions of the same major one.")] = False,
+    timing_cache: Annotated[
+        Path | None, Opt(help="Timings of earlier builds; makes the next one shorter.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, Opt("--version-compatible", help="Runs on later TensorRT versions of the same major one.")
+    ] = False,
     hardware: Annotated[str, Opt(help="none, same_compute_capability or ampere_plus.")] = "none",
     level: Annotated[int, Opt(min=0, max=5, help="How hard to search.")] = 3,
     no_tf32: Annotated[bool, Opt("--no-tf32", help="Full float32 products.")] = False,
-    images: Annotated[Path | None, Opt(help="Pictures for the comparison with ONNX Runtime. [default: noise]")] = None,
+    images: Annotated[
+        Path | None, Opt(help="Pictures for the comparison with ONNX Runtime. [default: noise]")
+    ] = None,
     device: Annotated[int, Opt(min=0, help="Number of the card.")] = 0,
     rebuild: Annotated[bool, Opt("--rebuild", help="Also when a fitting engine is there.")] = False,
     wait: Annotated[float, Opt(min=0, help="Seconds to wait for another build of the same file.")] = 0.0,
 ) -> None:
-    "Build a TensorRT engine for this machine's card, compare it with ONNX Runtime, and list it with the model."
+    """Build a TensorRT engine for this machine's card, compare it with ONNX Runtime, and list it with the
+    model."""
     from cv_pipeline.optimization.engine_build import EngineSettings, build_model
     from cv_pipeline.inference.engines import BuildOptions
 
     options = BuildOptions(
-        min_batch, opt_batch, max_batch, workspace_mb, timing_cache, version_compatible, hardware, level,
-        not no_tf32, rebuild, wait)
+        min_batch,
+        opt_batch,
+        max_batch,
+        workspace_mb,
+        timing_cache,
+        version_compatible,
+        hardware,
+        level,
+        not no_tf32,
+        rebuild,
+        wait,
+    )
     settings = EngineSettings(file, options, some_pictures(images, 8), device)
     with share_bar("building") as tell:
         made = build_model(model, out, settings, spec=spec, progress=tell)
-    say(f"built from {plain(made.source)}: {plain(made.engine.path)}" + (", listed in the manifest" if made.listed else ""))
-    for k, v in made.agreement.items(): say(f"  {plain(k)}: {v:g}")
+    _show_built(made)
+
+# %% ../../nbs/19_commands/01_models.ipynb #2408d543
+def _show_built(made: Any) -> None:
+    "Where the engine is, and how far it agrees with ONNX Runtime."
+    listed_too = ", listed in the manifest" if made.listed else ""
+    say(f"built from {plain(made.source)}: {plain(made.engine.path)}{listed_too}")
+    for k, v in made.agreement.items():
+        say(f"  {plain(k)}: {v:g}")
 
 # %% ../../nbs/19_commands/01_models.ipynb #6de6bc17
-@model_commands.command(epilog="Examples: `cv-pipeline benchmark models/yolo --data test_set.json` · `cv-pipeline benchmark --latency-budget-ms 50` · `cv-pipeline benchmark models/yolo --compare reports/2026-06-01/benchmark-yolo`")
+@model_commands.command(
+    epilog="Examples: `cv-pipeline benchmark models/yolo --data test_set.json` · `cv-pipeline benchmark "
+    "--latency-budget-ms 50` · `cv-pipeline benchmark models/yolo --compare "
+    "reports/2026-06-01/benchmark-yolo`"
+)
 def benchmark(
     model: Annotated[str, typer.Argument(help="Bundled name, model folder or file.")] = "factory_line",
-    data: Annotated[str | None, Opt(help="Labelled pictures for accuracy: a dataset, a frozen set's manifest, or line.")] = None,
-    backends: Annotated[str | None, Opt(help="Only these: label, file, runtime, precision, runtime/precision; separated by commas.")] = None,
+    data: Annotated[
+        str | None, Opt(help="Labelled pictures for accuracy: a dataset, a frozen set's manifest, or line.")
+    ] = None,
+    backends: Annotated[
+        str | None,
+        Opt(help="Only these: label, file, runtime, precision, runtime/precision; separated by commas."),
+    ] = None,
     batches: Annotated[str, Opt(help="Pictures in a call.")] = "1,2,4,8",
     threads: Annotated[str | None, Opt(help="Inside the model call. [default: 1 and all cores]")] = None,
     seconds: Annotated[float, Opt(min=0.05, help="For each case.")] = 3.0,
     rounds: Annotated[int, Opt(min=2, help="Cases take turns so many times.")] = 6,
-    latency_budget_ms: Annotated[float | None, Opt(help="Recommend max_batch and max_wait that keep it.")] = None,
-    no_fit: Annotated[bool, Opt("--no-fit", help="Do not look for the largest batch that fits into memory.")] = False,
+    latency_budget_ms: Annotated[
+        float | None, Opt(help="Recommend max_batch and max_wait that keep it.")
+    ] = None,
+    no_fit: Annotated[
+        bool, Opt("--no-fit", help="Do not look for the largest batch that fits into memory.")
+    ] = False,
     compare: Annotated[Path | None, Opt(help="An earlier benchmark's folder: say what changed.")] = None,
     split: Annotated[str | None, Opt(help="Only pictures of --data below a folder of this name.")] = None,
     spec: Annotated[Path | None, Opt(help="Manifest for an ONNX that carries none.")] = None,
-    out: Annotated[Path | None, Opt(help="Folder of the document. [default: reports/DATE/benchmark-MODEL]")] = None,
+    out: Annotated[
+        Path | None, Opt(help="Folder of the document. [default: reports/DATE/benchmark-MODEL]")
+    ] = None,
 ) -> None:
     "Speed, memory and accuracy of all files of a model on this machine, as a document."
     import tempfile
@@ -171,12 +271,19 @@ def benchmark(
     where = out or Path("reports") / date.today().isoformat() / f"benchmark-{Path(model).stem}"
     before = None if compare is None else read_benchmark(compare)
     settings = BenchmarkSettings(
-        backends=listed(backends), batches=numbers(batches, "--batches"),
+        backends=listed(backends),
+        batches=numbers(batches, "--batches"),
         threads=None if threads is None else numbers(threads, "--threads"),
-        seconds=seconds, rounds=rounds, latency_budget_ms=latency_budget_ms, fit=not no_fit)
+        seconds=seconds,
+        rounds=rounds,
+        latency_budget_ms=latency_budget_ms,
+        fit=not no_fit,
+    )
     with tempfile.TemporaryDirectory() as folder:
         items = None if data is None else _judging(data, split, Path(folder))[0]
-        b = run_benchmark(model, where, items, settings, spec=spec, tell=lambda text: say(f"[dim]{plain(text)}[/]"))
+        b = run_benchmark(
+            model, where, items, settings, spec=spec, tell=lambda text: say(f"[dim]{plain(text)}[/]")
+        )
     _show_benchmark(b, before, where)
 
 # %% ../../nbs/19_commands/01_models.ipynb #645a4350
@@ -187,17 +294,30 @@ def _show_benchmark(b: Any, before: Any, where: Path) -> None:
     say(plain(headline(b)))
     typer.echo(to_markdown(b))
     if before is not None:
-        for text in differences(b, before): say(f"[yellow]not the same[/]: {plain(text)}")
+        for text in differences(b, before):
+            say(f"[yellow]not the same[/]: {plain(text)}")
         rows = compare(b, before)
-        if rows: table("times beside the earlier run; below 1 is faster", list(rows[0]), [[None if v is None else str(v) for v in r.values()] for r in rows])
+        if rows:
+            table(
+                "times beside the earlier run; below 1 is faster",
+                list(rows[0]),
+                [[None if v is None else str(v) for v in r.values()] for r in rows],
+            )
     say(f"written: {plain(where)}")
 
 # %% ../../nbs/19_commands/01_models.ipynb #f3781e7c
-@model_commands.command("serve-files", epilog="Example: `cv-pipeline serve-files models/yolo --out repository/ --max-batch 16`, then `tritonserver --model-repository repository/`, then `cv-pipeline run belt.mp4 --model triton://host:8001/yolo`")
+@model_commands.command(
+    "serve-files",
+    epilog="Example: `cv-pipeline serve-files models/yolo --out repository/ --max-batch 16`, then "
+    "`tritonserver --model-repository repository/`, then `cv-pipeline run belt.mp4 --model "
+    "triton://host:8001/yolo`",
+)
 def serve_files(
     model: Annotated[str, typer.Argument(help="Bundled name, model folder, ONNX or engine file.")],
     out: Annotated[Path, Opt(help="Model repository; models are folders in it.")],
-    platform: Annotated[str, Opt(help="onnxruntime, tensorrt or python (ONNX Runtime inside the Python backend).")] = "onnxruntime",
+    platform: Annotated[
+        str, Opt(help="onnxruntime, tensorrt or python (ONNX Runtime inside the Python backend).")
+    ] = "onnxruntime",
     name: Annotated[str | None, Opt(help="What clients ask for. [default: the model's name]")] = None,
     max_batch: Annotated[int, Opt(min=0, help="Most pictures in a call; 0: the server does not batch.")] = 8,
     max_queue_delay_ms: Annotated[float, Opt(min=0, help="Longest wait of a request for company.")] = 2.0,
@@ -214,8 +334,16 @@ def serve_files(
     from cv_pipeline.optimization.triton_repository import ServeOptions, write_repository
 
     options = ServeOptions(
-        platform, max_batch, max_queue_delay_ms=max_queue_delay_ms, instances=instances, kind=kind,
-        threads=threads, ends=ends)
+        platform,
+        max_batch,
+        max_queue_delay_ms=max_queue_delay_ms,
+        instances=instances,
+        kind=kind,
+        threads=threads,
+        ends=ends,
+    )
     made = write_repository(
-        model, out, options, name=name, spec=spec, artefact=artefact, version=version, overwrite=replace)
-    for served, folder in made.items(): say(f"{plain(served)}: {plain(folder)}")
+        model, out, options, name=name, spec=spec, artefact=artefact, version=version, overwrite=replace
+    )
+    for served, folder in made.items():
+        say(f"{plain(served)}: {plain(folder)}")

@@ -23,14 +23,20 @@ __all__ = ['monitoring_commands', 'log_app', 'audit_app', 'log_show', 'audit_dra
 # %% ../../nbs/19_commands/03_monitoring.ipynb #cc14a1b0
 monitoring_commands = typer.Typer(callback=lambda: None)
 log_app = typer.Typer(no_args_is_help=True, help="Look into a prediction log.")
-audit_app = typer.Typer(no_args_is_help=True, help="Draw looks for labelling, and compute accuracy from the labels.")
+audit_app = typer.Typer(
+    no_args_is_help=True, help="Draw looks for labelling, and compute accuracy from the labels."
+)
 monitoring_commands.add_typer(log_app, name="log")
 monitoring_commands.add_typer(audit_app, name="audit")
 _SINCE = Annotated[str | None, Opt(help="From here on: a day, or a time with its zone.")]
 _UNTIL = Annotated[str | None, Opt(help="Before this.")]
 
 # %% ../../nbs/19_commands/03_monitoring.ipynb #cefc0f78
-@log_app.command("show", epilog="Examples: `cv-pipeline log show runs/latest/log` · `cv-pipeline log show LOG --since 2026-06-01 --until 2026-06-08`")
+@log_app.command(
+    "show",
+    epilog="Examples: `cv-pipeline log show runs/latest/log` · `cv-pipeline log show LOG --since 2026-06-01 "
+    "--until 2026-06-08`",
+)
 def log_show(
     log: Annotated[Path, typer.Argument(help="Folder of the prediction log.")],
     since: _SINCE = None,
@@ -44,22 +50,40 @@ def log_show(
     from cv_pipeline.monitoring.upkeep import read_events
 
     found = read_log(log, since, until, listed(cameras) or None)
-    table(f"{len(found)} frames, {len(found.detections['frame'])} boxes, embeddings: {found.embedding or 'none'}", ["camera", "frames", "asked", "boxes", "confidence", *STATISTICS], [_camera_row(found, c, np, STATISTICS) for c in found.cameras])
+    table(
+        f"{len(found)} frames, {len(found.detections['frame'])} boxes, embeddings: "
+        f"{found.embedding or 'none'}",
+        ["camera", "frames", "asked", "boxes", "confidence", *STATISTICS],
+        [_camera_row(found, c, np, STATISTICS) for c in found.cameras],
+    )
     days = log_bytes(log)
     table("Days", ["day", "MB"], [[d, n / 1e6] for d, n in days.items()][-14:])
-    for name, at in (("from", found.at.min()), ("to", found.at.max())): say(f"{name} {datetime.fromtimestamp(at, timezone.utc).isoformat(timespec='seconds')}")
+    for name, at in (("from", found.at.min()), ("to", found.at.max())):
+        say(f"{name} {datetime.fromtimestamp(at, timezone.utc).isoformat(timespec='seconds')}")
     notes = list(found.notes)
     last = {(e.camera, e.signal): e for e in read_events(log / "upkeep", notes)}
-    for note in notes: say(f"[yellow]note[/]: {plain(note)}")
+    for note in notes:
+        say(f"[yellow]note[/]: {plain(note)}")
     for e in last.values():
-        if e.raised: say(f"[bold red]upkeep[/] {plain(e.camera)}: {e.signal} since {e.at.isoformat(timespec='seconds')} ({e.value:.3g})")
+        if e.raised:
+            say(
+                f"[bold red]upkeep[/] {plain(e.camera)}: {e.signal} since "
+                f"{e.at.isoformat(timespec='seconds')} ({e.value:.3g})"
+            )
 
 
 def _camera_row(log: Any, camera: str, np: Any, statistics: Sequence[str]) -> list[Any]:
     "One camera in one row."
     mine = log.of(camera)
     f, p = mine.frames, mine.detections["confidence"]
-    return [camera, len(mine), int(f["selected"].sum()), len(p), float(p.mean()) if len(p) else None, *(float(np.nanmean(f[k])) for k in statistics)]
+    return [
+        camera,
+        len(mine),
+        int(f["selected"].sum()),
+        len(p),
+        float(p.mean()) if len(p) else None,
+        *(float(np.nanmean(f[k])) for k in statistics),
+    ]
 
 # %% ../../nbs/19_commands/03_monitoring.ipynb #e78dbf43
 def _places(run: Path | None, pairs: Sequence[str]) -> dict[str, str]:
@@ -67,16 +91,34 @@ def _places(run: Path | None, pairs: Sequence[str]) -> dict[str, str]:
     from cv_pipeline.video.sources import unique_ids
 
     wrong = [p for p in pairs if "=" not in p]
-    if wrong: raise ConfigError(f"not camera=address: {', '.join(wrong)}", "--source", "e.g. --source gate=belt.mp4")
+    if wrong:
+        raise ConfigError(
+            f"not camera=address: {', '.join(wrong)}", "--source", "e.g. --source gate=belt.mp4"
+        )
     given = dict(p.split("=", 1) for p in pairs)
-    if run is None: return given
-    with expecting("the run does not say what its sources were", run / "summary.json", "name them: --source gate=belt.mp4"):
+    if run is None:
+        return given
+    with expecting(
+        "the run does not say what its sources were",
+        run / "summary.json",
+        "name them: --source gate=belt.mp4",
+    ):
         sources = read_json(run / "summary.json", dict)["config"]["sources"]
-    made = iter(unique_ids(["line" if c["uri"].startswith("line:") else c["uri"] for c in sources if not c.get("id")], {c["id"] for c in sources if c.get("id")}))
+    made = iter(
+        unique_ids(
+            ["line" if c["uri"].startswith("line:") else c["uri"] for c in sources if not c.get("id")],
+            {c["id"] for c in sources if c.get("id")},
+        )
+    )
     return {**{c.get("id") or next(made): c["uri"] for c in sources}, **given}
 
-
-@audit_app.command("draw", epilog="Examples: `cv-pipeline audit draw runs/latest/log --run runs/latest --out audits/june` · `cv-pipeline audit draw LOG --since 2026-06-01 --until 2026-06-08 --collection runs/latest/collected --out audits/week-23 --looks 300`")
+# %% ../../nbs/19_commands/03_monitoring.ipynb #c5f1a420
+@audit_app.command(
+    "draw",
+    epilog="Examples: `cv-pipeline audit draw runs/latest/log --run runs/latest --out audits/june` · "
+    "`cv-pipeline audit draw LOG --since 2026-06-01 --until 2026-06-08 --collection "
+    "runs/latest/collected --out audits/week-23 --looks 300`",
+)
 def audit_draw(
     log: Annotated[Path, typer.Argument(help="Folder of the prediction log.")],
     out: Annotated[Path, Opt(help="New folder: images, sample.jsonl, audit.json.")],
@@ -86,41 +128,78 @@ def audit_draw(
     until: _UNTIL = None,
     cameras: Annotated[str | None, Opt(help="Only these, separated by commas.")] = None,
     run: Annotated[Path | None, Opt(help="Folder of the run, whose sources are read again.")] = None,
-    source: Annotated[list[str] | None, Opt(metavar="CAMERA=ADDRESS", help="Where a camera's pictures are.")] = None,
+    source: Annotated[
+        list[str] | None, Opt(metavar="CAMERA=ADDRESS", help="Where a camera's pictures are.")
+    ] = None,
     collection: Annotated[Path | None, Opt(help="Draw from the random part of this collection.")] = None,
     seed: Annotated[int, Opt(help="Another one, another sample.")] = 0,
 ) -> None:
-    "Draw a stratified random sample of the looks, each with its probability, and put its pictures into a folder."
+    """Draw a stratified random sample of the looks, each with its probability, and put its pictures into a
+    folder."""
     from cv_pipeline.annotation.collect import read_collected
     from cv_pipeline.monitoring.audit import AuditPlan, draw_audit, take_pictures, write_audit
     from cv_pipeline.monitoring.telemetry import read_log
 
-    only = None if collection is None else [(r.source_id, r.frame_id, r.captured_at) for r in read_collected(collection, check=False) if "random" in r.reasons]
-    found = draw_audit(read_log(log, since, until, listed(cameras) or None), AuditPlan(looks, by, seed=seed), only)
+    kept = None if collection is None else read_collected(collection, check=False)
+    only = kept and [(r.source_id, r.frame_id, r.captured_at) for r in kept if "random" in r.reasons]
+    looked = read_log(log, since, until, listed(cameras) or None)
+    found = draw_audit(looked, AuditPlan(looks, by, seed=seed), only)
     write_audit(found, out)
     missing = take_pictures(found, out, _places(run, source or []), collection)
-    table(f"{len(found.looks)} of {found.population} looks", ["stratum", "drawn", "of"], [[s, b["drawn"], b["looks"]] for s, b in found.strata.items()])
-    for note in found.notes: say(f"[yellow]note[/]: {plain(note)}")
-    if missing: say(f"[yellow]{len(missing)} pictures could not be had[/], e.g. {plain(missing[0].camera)} frame {missing[0].frame_id}: give --run, --source or --collection")
+    _show_drawn(found, missing)
     say(f"label {plain(out / 'images')}, then `cv-pipeline audit score {plain(out)} --labels LABELS`")
+
+# %% ../../nbs/19_commands/03_monitoring.ipynb #3500f1a8
+def _show_drawn(found: Any, missing: Sequence[Any]) -> None:
+    "The sample by stratum, and pictures that could not be had."
+    table(
+        f"{len(found.looks)} of {found.population} looks",
+        ["stratum", "drawn", "of"],
+        [[s, b["drawn"], b["looks"]] for s, b in found.strata.items()],
+    )
+    for note in found.notes:
+        say(f"[yellow]note[/]: {plain(note)}")
+    if missing:
+        say(
+            f"[yellow]{len(missing)} pictures could not be had[/], e.g. {plain(missing[0].camera)} frame "
+            f"{missing[0].frame_id}: give --run, --source or --collection"
+        )
 
 # %% ../../nbs/19_commands/03_monitoring.ipynb #e7e55dc7
 def _reference(path: Path) -> dict[str, Any]:
     "Numbers to compare with: of an audit's result, or of an evaluation report."
-    file = path / ("audit_result.json" if (path / "audit_result.json").exists() else "metrics.json") if path.is_dir() else path
-    with expecting("no numbers here", file, "an audit_result.json, or the metrics.json of an evaluation report"):
+    file = (
+        path / ("audit_result.json" if (path / "audit_result.json").exists() else "metrics.json")
+        if path.is_dir()
+        else path
+    )
+    with expecting(
+        "no numbers here", file, "an audit_result.json, or the metrics.json of an evaluation report"
+    ):
         m = read_json(file)
     found = m.get("numbers") or m.get("intervals") if isinstance(m, dict) else None
-    if not isinstance(found, dict): raise DataError("neither an audit's result nor an evaluation report", file)
+    if not isinstance(found, dict):
+        raise DataError("neither an audit's result nor an evaluation report", file)
     return found
 
 # %% ../../nbs/19_commands/03_monitoring.ipynb #c9f4ae9e
-@audit_app.command("score", epilog="Examples: `cv-pipeline audit score audits/june --labels labelled/` · `cv-pipeline audit score audits/june --labels labelled.json --model models/line --reference reports/2026-05-01/evaluation-line --gate`")
+@audit_app.command(
+    "score",
+    epilog="Examples: `cv-pipeline audit score audits/june --labels labelled/` · `cv-pipeline audit score "
+    "audits/june --labels labelled.json --model models/line --reference "
+    "reports/2026-05-01/evaluation-line --gate`",
+)
 def audit_score(
     audit: Annotated[Path, typer.Argument(help="Folder that `audit draw` wrote.")],
-    labels: Annotated[Path, Opt(help="Labelled pictures: YOLO folder, COCO json or VOC folder; file names as in the audit.")],
-    model: Annotated[str | None, Opt(help="Run again at a low threshold, for an AP like that of an evaluation report.")] = None,
-    reference: Annotated[Path | None, Opt(help="An earlier audit, or an evaluation report (then give --model).")] = None,
+    labels: Annotated[
+        Path, Opt(help="Labelled pictures: YOLO folder, COCO json or VOC folder; file names as in the audit.")
+    ],
+    model: Annotated[
+        str | None, Opt(help="Run again at a low threshold, for an AP like that of an evaluation report.")
+    ] = None,
+    reference: Annotated[
+        Path | None, Opt(help="An earlier audit, or an evaluation report (then give --model).")
+    ] = None,
     name: Annotated[str, Opt(help="Which number is compared: AP, AP50, precision, recall, F1.")] = "AP",
     delta: Annotated[float, Opt(min=0, help="A loss that matters.")] = 0.02,
     gate: Annotated[bool, Opt("--gate", help="Exit with 1 when accuracy lies below the reference.")] = False,
@@ -133,17 +212,36 @@ def audit_score(
     from cv_pipeline.monitoring.audit import against, read_audit, score_audit
 
     asked = None if model is None else load_model(model)
-    result = score_audit(read_audit(audit), read_dataset(labels, images=audit / "images" if labels.suffix == ".json" else None), asked)
+    result = score_audit(
+        read_audit(audit),
+        read_dataset(labels, images=audit / "images" if labels.suffix == ".json" else None),
+        asked,
+    )
     change = None if reference is None else against(result, _reference(reference), delta, name)
     origin = stamp(asked and asked.identity, file_sha256(audit / "audit.json"), {"delta": delta})
     _keep(audit / "audit_result.json", {**result.to_dict(), "against": change, "stamp": origin})
-    table(f"{result.labelled} of {result.drawn} looks labelled, {result.objects} objects: {result.verdict}", ["", "value", "low", "high"], [[k, *(f"{v:.3f}" for v in (i.value, i.low, i.high))] for k, i in result.numbers.items()])
+    _show_scored(result)
+    if change is not None:
+        say(
+            f"{name}: {change['now']:.3f}, reference {change['reference']:.3f}: [bold]{change['state']}[/] "
+            f"(δ = {delta:g})"
+        )
+    if gate and change is not None and change["state"] == "below":
+        raise typer.Exit(1)
+
+# %% ../../nbs/19_commands/03_monitoring.ipynb #5c1a810d
+def _show_scored(result: Any) -> None:
+    "Accuracy of the period, with intervals."
+    table(
+        f"{result.labelled} of {result.drawn} looks labelled, {result.objects} objects: {result.verdict}",
+        ["", "value", "low", "high"],
+        [[k, *(f"{v:.3f}" for v in (i.value, i.low, i.high))] for k, i in result.numbers.items()],
+    )
     say(plain(result.reason))
-    for note in result.notes: say(f"[yellow]note[/]: {plain(note)}")
-    if change is not None: say(f"{name}: {change['now']:.3f}, reference {change['reference']:.3f}: [bold]{change['state']}[/] (δ = {delta:g})")
-    if gate and change is not None and change["state"] == "below": raise typer.Exit(1)
+    for note in result.notes:
+        say(f"[yellow]note[/]: {plain(note)}")
 
-
+# %% ../../nbs/19_commands/03_monitoring.ipynb #4e6fcd63
 def _keep(path: Path, book: dict[str, Any]) -> None:
     "JSON in one step."
     import json
@@ -151,7 +249,11 @@ def _keep(path: Path, book: dict[str, Any]) -> None:
     write_whole(path, json.dumps(book, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 # %% ../../nbs/19_commands/03_monitoring.ipynb #a28a5cc9
-@audit_app.command("flags", epilog="Example: `cv-pipeline audit flags runs/latest/log runs/latest/flags.jsonl --reference 20 --reference-looks 10000 --out audits/flags.json`")
+@audit_app.command(
+    "flags",
+    epilog="Example: `cv-pipeline audit flags runs/latest/log runs/latest/flags.jsonl --reference 20 "
+    "--reference-looks 10000 --out audits/flags.json`",
+)
 def audit_flags(
     log: Annotated[Path, typer.Argument(help="Folder of the prediction log.")],
     flags: Annotated[Path, typer.Argument(help="flags.jsonl of the users.")],
@@ -166,25 +268,46 @@ def audit_flags(
     from cv_pipeline.monitoring.audit import flag_signal, flags_between
     from cv_pipeline.monitoring.telemetry import read_log
 
-    if (reference is None) != (reference_looks is None): raise ConfigError("--reference and --reference-looks belong together", "audit flags")
+    if (reference is None) != (reference_looks is None):
+        raise ConfigError("--reference and --reference-looks belong together", "audit flags")
     period, notes = read_log(log, since, until), []
-    found = flag_signal(flags_between(read_flags(flags), period, notes), int(period.frames["selected"].sum()), None if reference is None else (reference, reference_looks))
-    say(f"{found.flags} flags in {found.looks} looks: {found.per_1000} a thousand, ratio {found.ratio or '–'}: [bold]{found.state}[/]")
-    for note in notes: say(f"[yellow]note[/]: {plain(note)}")
-    if out is not None: _keep(out, {**found.to_dict(), "until": datetime.fromtimestamp(float(period.at.max()), timezone.utc).isoformat() if len(period) else None})
+    found = flag_signal(
+        flags_between(read_flags(flags), period, notes),
+        int(period.frames["selected"].sum()),
+        None if reference is None else (reference, reference_looks),
+    )
+    say(
+        f"{found.flags} flags in {found.looks} looks: {found.per_1000} a thousand, ratio "
+        f"{found.ratio or '–'}: [bold]{found.state}[/]"
+    )
+    for note in notes:
+        say(f"[yellow]note[/]: {plain(note)}")
+    if out is not None:
+        _keep(
+            out,
+            {
+                **found.to_dict(),
+                "until": datetime.fromtimestamp(float(period.at.max()), timezone.utc).isoformat()
+                if len(period)
+                else None,
+            },
+        )
 
 # %% ../../nbs/19_commands/03_monitoring.ipynb #39aa8d6d
 def _drift_windows(given: Sequence[Path], reports: Path) -> list[Any]:
     "Drift reports that were named, else all that lie under the reports."
     from cv_pipeline.monitoring.retraining import read_drift
 
-    if given: return [read_drift(p) for p in given]
+    if given:
+        return [read_drift(p) for p in given]
     found = []
     for file in sorted(reports.glob("????-??-??/*/metrics.json")):
         try:
             book = _json(file)
-            if isinstance(book, dict) and "families" in book: found.append(read_drift(file))  # others are another kind of report
-        except DataError as e: say(f"[yellow]left out[/]: {plain(str(e))}")
+            if isinstance(book, dict) and "families" in book:
+                found.append(read_drift(file))  # others are another kind of report
+        except DataError as e:
+            say(f"[yellow]left out[/]: {plain(str(e))}")
     return found
 
 
@@ -198,24 +321,45 @@ def _json(path: Path | None) -> Any:
 # %% ../../nbs/19_commands/03_monitoring.ipynb #245e64ab
 def _audit_of(path: Path | None) -> tuple[dict[str, Any] | None, datetime | None]:
     "What the audit says beside its reference, and when its period ends."
-    if path is None: return None, None
+    if path is None:
+        return None, None
     try:
         book = _json(path)
         against, until = book["against"], datetime.fromisoformat(book["window"][1])
-        if against is None: raise DataError("this audit was scored without a reference", path, "cv-pipeline audit score … --reference EARLIER")
-        if against.get("change") is not None: [float(against[k]) for k in ("change", "low", "high", "delta")]
-        return {**against, "state": str(against["state"])}, until if until.tzinfo else until.replace(tzinfo=timezone.utc)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e: raise DataError(f"this is no audit's result: {e!r}", path, "cv-pipeline audit score writes audit_result.json") from e
+        if against is None:
+            raise DataError(
+                "this audit was scored without a reference",
+                path,
+                "cv-pipeline audit score … --reference EARLIER",
+            )
+        if against.get("change") is not None:
+            [float(against[k]) for k in ("change", "low", "high", "delta")]
+        return {**against, "state": str(against["state"])}, until if until.tzinfo else until.replace(
+            tzinfo=timezone.utc
+        )
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
+        raise DataError(
+            f"this is no audit's result: {e!r}", path, "cv-pipeline audit score writes audit_result.json"
+        ) from e
 
 
 def _flags_of(path: Path | None) -> tuple[dict[str, Any] | None, datetime | None]:
     "The count of flags, and when its period ends."
-    if path is None: return None, None
+    if path is None:
+        return None, None
     try:
         book = _json(path)
         until = datetime.fromisoformat(book["until"]) if book.get("until") else None
-        return {**book, "state": str(book["state"]), "flags": int(book["flags"]), "looks": int(book["looks"])}, until
-    except (KeyError, TypeError, ValueError, AttributeError) as e: raise DataError(f"this is no count of flags: {e!r}", path, "cv-pipeline audit flags … --out writes one") from e
+        return {
+            **book,
+            "state": str(book["state"]),
+            "flags": int(book["flags"]),
+            "looks": int(book["looks"]),
+        }, until
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise DataError(
+            f"this is no count of flags: {e!r}", path, "cv-pipeline audit flags … --out writes one"
+        ) from e
 
 
 def _class_counts(path: Path | None) -> dict[str, int]:
@@ -224,21 +368,33 @@ def _class_counts(path: Path | None) -> dict[str, int]:
 
     from cv_pipeline.core.formats import read_dataset
 
-    if path is None: return {}
+    if path is None:
+        return {}
     items = read_dataset(path)
     counts = Counter(c for i in items for c in i.truth((1, 1)).class_id.tolist())
     return {name: counts.get(k, 0) for k, name in enumerate(items[0].names)}
 
 # %% ../../nbs/19_commands/03_monitoring.ipynb #9a98cb37
-@monitoring_commands.command("retrain-check", epilog="Examples: `cv-pipeline retrain-check` · `cv-pipeline retrain-check --drift reports/2026-06-08/drift --audit audits/june/audit_result.json --new-labels batches/june --changes changes.yaml --trained 2026-05-01`")
+@monitoring_commands.command(
+    "retrain-check",
+    epilog="Examples: `cv-pipeline retrain-check` · `cv-pipeline retrain-check --drift "
+    "reports/2026-06-08/drift --audit audits/june/audit_result.json --new-labels batches/june "
+    "--changes changes.yaml --trained 2026-05-01`",
+)
 def retrain_check_command(
-    drift: Annotated[list[Path] | None, Opt(help="Drift reports; may be given many times. [default: all under --reports]")] = None,
+    drift: Annotated[
+        list[Path] | None, Opt(help="Drift reports; may be given many times. [default: all under --reports]")
+    ] = None,
     reports: Annotated[Path, Opt(help="Where reports are kept.")] = Path("reports"),
     audit: Annotated[Path | None, Opt(help="audit_result.json, scored with --reference.")] = None,
     flags: Annotated[Path | None, Opt(help="JSON of `audit flags`.")] = None,
     changes: Annotated[Path | None, Opt(help="YAML of declared new classes and environments.")] = None,
-    new_labels: Annotated[Path | None, Opt(help="Dataset that was reviewed since the last training: its boxes are counted.")] = None,
-    trained: Annotated[str | None, Opt(help="Day of the last training; remembered, until another is given.")] = None,
+    new_labels: Annotated[
+        Path | None, Opt(help="Dataset that was reviewed since the last training: its boxes are counted.")
+    ] = None,
+    trained: Annotated[
+        str | None, Opt(help="Day of the last training; remembered, until another is given.")
+    ] = None,
     dataset: Annotated[str, Opt(help="What to train on, for the command to type.")] = "datasets/NEWEST",
     log: Annotated[str, Opt(help="Prediction log, for the command to type.")] = "runs/latest/log",
     state: Annotated[Path, Opt(help="Folder that remembers.")] = Path("runs/retraining"),
@@ -247,32 +403,70 @@ def retrain_check_command(
     class_labels: Annotated[int, Opt(min=1, help="Of a new class.")] = 100,
     cadence_days: Annotated[int, Opt(min=0, help="Train at least so often; 0: no cadence.")] = 90,
     cooldown_days: Annotated[int, Opt(min=0, help="After a training.")] = 14,
-    stale_days: Annotated[int, Opt(min=1, help="Older reports, audits and counts of flags decide nothing.")] = 45,
+    stale_days: Annotated[
+        int, Opt(min=1, help="Older reports, audits and counts of flags decide nothing.")
+    ] = 45,
     gate: Annotated[bool, Opt("--gate", help="Exit with 1 unless there is nothing to do.")] = False,
 ) -> None:
     "Should it be trained again? One recommendation, with the evidence and the next command."
     from cv_pipeline.monitoring.retraining import Evidence, RetrainPolicy, read_changes, retrain_check
     from cv_pipeline.monitoring.telemetry import instant
 
-    counts, at, (accuracy, audited), (flagged, counted) = _class_counts(new_labels), instant(trained, "--trained"), _audit_of(audit), _flags_of(flags)
-    evidence = Evidence(_drift_windows(drift or [], reports), accuracy, audited, counted, flagged, read_changes(changes) if changes else (),
-                        sum(counts.values()) if new_labels else None, counts, None if at is None else datetime.fromtimestamp(at / 1e6, timezone.utc), dataset)
-    made = retrain_check(state, evidence, datetime.now(timezone.utc), RetrainPolicy(persistence, labels_enough, class_labels, cadence_days or None, cooldown_days, stale_days), log)
-    table("Reasons", ["reason", "state", "evidence"], [[t["name"], t["state"], t["reason"]] for t in made["triggers"]])
+    counts, at = _class_counts(new_labels), instant(trained, "--trained")
+    (accuracy, audited), (flagged, counted) = _audit_of(audit), _flags_of(flags)
+    evidence = Evidence(
+        _drift_windows(drift or [], reports),
+        accuracy,
+        audited,
+        counted,
+        flagged,
+        read_changes(changes) if changes else (),
+        sum(counts.values()) if new_labels else None,
+        counts,
+        None if at is None else datetime.fromtimestamp(at / 1e6, timezone.utc),
+        dataset,
+    )
+    waits = (cadence_days or None, cooldown_days, stale_days)
+    policy = RetrainPolicy(persistence, labels_enough, class_labels, *waits)
+    made = retrain_check(state, evidence, datetime.now(timezone.utc), policy, log)
+    _show_recommendation(made)
+    if gate and made["action"] != "NOTHING":
+        raise typer.Exit(1)
+
+# %% ../../nbs/19_commands/03_monitoring.ipynb #bb743933
+def _show_recommendation(made: dict[str, Any]) -> None:
+    "The reasons, the action, and the command that does it."
+    table(
+        "Reasons",
+        ["reason", "state", "evidence"],
+        [[t["name"], t["state"], t["reason"]] for t in made["triggers"]],
+    )
     say(f"[bold]{made['action']}[/]: {plain(made['why'])}\n{made['meaning']}, since {made['since']}")
-    if made["next_command"]: say(f"next: {plain(made['next_command'])}")
-    if gate and made["action"] != "NOTHING": raise typer.Exit(1)
+    if made["next_command"]:
+        say(f"next: {plain(made['next_command'])}")
 
 # %% ../../nbs/19_commands/03_monitoring.ipynb #6295088e
-@monitoring_commands.command("monitoring-files", epilog="Example: `cv-pipeline monitoring-files --out monitoring/ --targets edge-1:8080,edge-2:8080`, then `prometheus --config.file monitoring/prometheus.yml`; import dashboard.json into Grafana")
+@monitoring_commands.command(
+    "monitoring-files",
+    epilog="Example: `cv-pipeline monitoring-files --out monitoring/ --targets edge-1:8080,edge-2:8080`, "
+    "then `prometheus --config.file monitoring/prometheus.yml`; import dashboard.json into "
+    "Grafana",
+)
 def monitoring_files(
     out: Annotated[Path, Opt(help="Folder for prometheus.yml, cv_pipeline_rules.yml, dashboard.json.")],
-    targets: Annotated[str, Opt(help="host:port of each pipeline's health endpoint, separated by commas.")] = "127.0.0.1:8080",
+    targets: Annotated[
+        str, Opt(help="host:port of each pipeline's health endpoint, separated by commas.")
+    ] = "127.0.0.1:8080",
     every_s: Annotated[float, Opt(min=0.1, help="Seconds between two scrapes.")] = 15.0,
-    hold_s: Annotated[float, Opt(min=0.1, help="How long most alarms must last; slow ones a multiple of it.")] = 60.0,
+    hold_s: Annotated[
+        float, Opt(min=0.1, help="How long most alarms must last; slow ones a multiple of it.")
+    ] = 60.0,
     silent_s: Annotated[float, Opt(min=0.1, help="A camera without a frame for so long is silent.")] = 30.0,
 ) -> None:
     "Write alert rules, a dashboard and a scrape configuration for Prometheus and Grafana."
     from cv_pipeline.monitoring.exporter import AlertLimits, write_monitoring_files
 
-    for path in write_monitoring_files(out, listed(targets), AlertLimits(hold_s=hold_s, silent_s=silent_s), every_s): say(f"written: {plain(path)}")
+    for path in write_monitoring_files(
+        out, listed(targets), AlertLimits(hold_s=hold_s, silent_s=silent_s), every_s
+    ):
+        say(f"written: {plain(path)}")

@@ -41,8 +41,10 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     from rich.table import Table
 
     made = Table(title=title, title_justify="left")
-    for i, name in enumerate(columns): made.add_column(name, justify="left" if i == 0 else "right")
-    for row in rows: made.add_row(*(plain("–" if v is None else f"{v:.2f}" if isinstance(v, float) else v) for v in row))
+    for i, name in enumerate(columns):
+        made.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        made.add_row(*(plain("–" if v is None else f"{v:.2f}" if isinstance(v, float) else v) for v in row))
     console = Console()
     console.print(made) if console.is_terminal or console.is_jupyter else Console(width=120).print(made)
 
@@ -63,7 +65,14 @@ def share_bar(title: str) -> Iterator[Callable[[float, str], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
         task = bar.add_task(title, total=1.0)
         yield lambda share, phase: bar.update(task, completed=share, description=f"{title}: {phase}")
 
@@ -75,8 +84,10 @@ def listed(text: str | None) -> list[str]:
 
 def numbers(text: str, option: str) -> list[int]:
     "Whole numbers separated by commas."
-    try: return [int(x) for x in listed(text)]
-    except ValueError: raise ConfigError(f"whole numbers are needed, not {text!r}", option, "e.g. 1,2,4") from None
+    try:
+        return [int(x) for x in listed(text)]
+    except ValueError:
+        raise ConfigError(f"whole numbers are needed, not {text!r}", option, "e.g. 1,2,4") from None
 
 
 def some_pictures(folder: Path | None, most: int) -> list[Any]:  # (H, W, 3) uint8 BGR each
@@ -84,7 +95,9 @@ def some_pictures(folder: Path | None, most: int) -> list[Any]:  # (H, W, 3) uin
     from cv_pipeline.core.formats import IMAGE_SUFFIXES
     from cv_pipeline.core.images import read_image
 
-    if folder is None: return []
+    if folder is None:
+        return []
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)[:most]
-    if not found: raise DataError("there is no picture", folder, "give a folder with pictures of the camera")
+    if not found:
+        raise DataError("there is no picture", folder, "give a folder with pictures of the camera")
     return [read_image(p) for p in found]

@@ -26,35 +26,72 @@ __all__ = ['SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig',
 class _Section(BaseModel):
     "A part of the configuration: unknown keys are errors, fields are documented."
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid", protected_namespaces=(), allow_inf_nan=False, coerce_numbers_to_str=True
+    )
 
 
 class SourceConfig(_Section):
     "One camera, file or folder."
 
-    uri: str = Field(description="File, folder, a camera number, a stream (rtsp://, http://, …), or `line:` (the synthetic factory line).")
-    id: str | None = Field(None, description="Name in results and metrics; taken from the uri when not given.")
-    fps: float | None = Field(None, gt=0, description="Rate of a folder of frames, or to ask a camera for; None: file times, the camera's own.")
+    uri: str = Field(
+        description="File, folder, a camera number, a stream (rtsp://, http://, …), or `line:` (the "
+        "synthetic factory line)."
+    )
+    id: str | None = Field(
+        None, description="Name in results and metrics; taken from the uri when not given."
+    )
+    fps: float | None = Field(
+        None,
+        gt=0,
+        description="Rate of a folder of frames, or to ask a camera for; None: file times, the camera's own.",
+    )
     realtime: bool = Field(False, description="Play a file at its own speed, as if it were a camera.")
     user: str | None = Field(None, description="Of a stream that asks for one.")
-    password_env: str | None = Field(None, description="Name of the environment variable that holds the password; it is never written anywhere.")
+    password_env: str | None = Field(
+        None,
+        description="Name of the environment variable that holds the password; it is never written anywhere.",
+    )
     transport: Literal["tcp", "udp"] = Field("tcp", description="How RTSP travels.")
-    open_timeout_s: float = Field(10.0, gt=0, description="A stream must give its first frame within this time.")
-    read_timeout_s: float = Field(10.0, gt=0, description="A stream that is silent for so long is lost, and opened again.")
-    stale_after_s: float = Field(3.0, gt=0, description="A live source that is silent for so long is called stale.")
-    hardware: Literal["auto", "none", "cuda", "qsv", "vaapi", "videotoolbox"] = Field("auto", description="Who decodes video; auto: a device that is present, else software.")
+    open_timeout_s: float = Field(
+        10.0, gt=0, description="A stream must give its first frame within this time."
+    )
+    read_timeout_s: float = Field(
+        10.0, gt=0, description="A stream that is silent for so long is lost, and opened again."
+    )
+    stale_after_s: float = Field(
+        3.0, gt=0, description="A live source that is silent for so long is called stale."
+    )
+    hardware: Literal["auto", "none", "cuda", "qsv", "vaapi", "videotoolbox"] = Field(
+        "auto", description="Who decodes video; auto: a device that is present, else software."
+    )
 
-
+# %% ../../nbs/00_core/03_config.ipynb #98dba502
 class ModelConfig(_Section):
     "Which model answers, and on what."
 
-    path: str = Field("factory_line", description="Name of a bundled model, a model directory with manifest.json, a model file, or triton://host:port/model.")
-    spec: Path | None = Field(None, description="YAML or JSON with the preprocessing of an ONNX that does not carry its own.")
-    backend: str = Field("auto", description="Which file of a model directory runs: auto (the fastest accepted one here), or a runtime, a precision, runtime/precision, a file.")
-    providers: list[str] | None = Field(None, description="ONNX Runtime providers in order of preference; None takes the best that is present.")
-    threads: int = Field(0, ge=0, le=256, description="Threads inside the model call; 0 leaves the choice to the runtime.")
+    path: str = Field(
+        "factory_line",
+        description="Name of a bundled model, a model directory with manifest.json, a model file, or "
+        "triton://host:port/model.",
+    )
+    spec: Path | None = Field(
+        None, description="YAML or JSON with the preprocessing of an ONNX that does not carry its own."
+    )
+    backend: str = Field(
+        "auto",
+        description="Which file of a model directory runs: auto (the fastest accepted one here), or a "
+        "runtime, a precision, runtime/precision, a file.",
+    )
+    providers: list[str] | None = Field(
+        None,
+        description="ONNX Runtime providers in order of preference; None takes the best that is present.",
+    )
+    threads: int = Field(
+        0, ge=0, le=256, description="Threads inside the model call; 0 leaves the choice to the runtime."
+    )
 
-# %% ../../nbs/00_core/03_config.ipynb #23d41b4d
+
 class PostprocessConfig(_Section):
     "Overrides of the thresholds in the model's manifest; None keeps the manifest's."
 
@@ -63,8 +100,12 @@ class PostprocessConfig(_Section):
     max_det: int | None = Field(None, ge=1)
     classes: list[str | int] | None = Field(None, description="Names or numbers of the classes to keep.")
     agnostic_nms: bool | None = None
-    accept_conf: float | None = Field(None, ge=0, le=1, description="At or above: accepted. Between `conf` and this: uncertain.")
-    policy: Literal["accept", "review", "drop"] | None = Field(None, description="What happens to uncertain detections.")
+    accept_conf: float | None = Field(
+        None, ge=0, le=1, description="At or above: accepted. Between `conf` and this: uncertain."
+    )
+    policy: Literal["accept", "review", "drop"] | None = Field(
+        None, description="What happens to uncertain detections."
+    )
 
 # %% ../../nbs/00_core/03_config.ipynb #5036cc1e
 class AdaptiveConfig(_Section):
@@ -73,18 +114,33 @@ class AdaptiveConfig(_Section):
     floor_fps: float = Field(0.2, gt=0, description="Looks a second when nothing happens.")
     ceiling_fps: float = Field(5.0, gt=0, description="Looks a second at most, on average.")
     tracked_fps: float = Field(0.33, gt=0, description="Looks a second at least while something is tracked.")
-    area: float = Field(0.002, gt=0, le=1, description="Share of the picture that unexplained motion must cover.")
-    reach: tuple[float, float] = Field((0.3, 1.0), description="Own sizes that a track may move between two looks: at first, at most.")
-    budget: float | None = Field(None, gt=0, description="Model calls a second that all cameras share by need; None: no limit. Which frames of files are chosen then depends on who comes first.")
+    area: float = Field(
+        0.002, gt=0, le=1, description="Share of the picture that unexplained motion must cover."
+    )
+    reach: tuple[float, float] = Field(
+        (0.3, 1.0), description="Own sizes that a track may move between two looks: at first, at most."
+    )
+    budget: float | None = Field(
+        None,
+        gt=0,
+        description="Model calls a second that all cameras share by need; None: no limit. Which frames of "
+        "files are chosen then depends on who comes first.",
+    )
 
 
 class SelectionConfig(_Section):
     "Which frames deserve the model."
 
     every: int = Field(1, ge=1, description="Every n-th frame.")
-    max_fps: float | None = Field(None, gt=0, description="At most this many frames a second and camera, by capture time.")
-    motion: float | None = Field(None, gt=0, le=1, description="Only frames in which this share of the pixels changed, e.g. 0.002.")
-    adaptive: AdaptiveConfig | None = Field(None, description="Frames by need, from motion and tracks; `true` takes the defaults.")
+    max_fps: float | None = Field(
+        None, gt=0, description="At most this many frames a second and camera, by capture time."
+    )
+    motion: float | None = Field(
+        None, gt=0, le=1, description="Only frames in which this share of the pixels changed, e.g. 0.002."
+    )
+    adaptive: AdaptiveConfig | None = Field(
+        None, description="Frames by need, from motion and tracks; `true` takes the defaults."
+    )
 
     @field_validator("adaptive", mode="before")
     @classmethod
@@ -95,8 +151,12 @@ class SelectionConfig(_Section):
     @model_validator(mode="after")
     def _one_way(self) -> SelectionConfig:
         "The adaptive selector has a floor and a ceiling of its own."
-        if self.adaptive is not None and (self.every > 1 or self.max_fps is not None or self.motion is not None):
-            raise ValueError("adaptive cannot be combined with every, max_fps or motion; it has floor_fps and ceiling_fps")
+        if self.adaptive is not None and (
+            self.every > 1 or self.max_fps is not None or self.motion is not None
+        ):
+            raise ValueError(
+                "adaptive cannot be combined with every, max_fps or motion; it has floor_fps and ceiling_fps"
+            )
         return self
 
 # %% ../../nbs/00_core/03_config.ipynb #28ace34a
@@ -104,25 +164,58 @@ class TrackerConfig(_Section):
     "Tracking; one tracker a camera. None keeps the tracker's own value."
 
     name: Literal["none", "sort", "bytetrack", "ocsort", "deepsort"] = "sort"
-    track_activation_threshold: float = Field(0.5, ge=0, le=1, description="Only detections at least this sure start a track; weaker ones may continue one.")
-    lost_track_buffer: int | None = Field(None, ge=0, description="Frames for which a lost track is remembered.")
-    minimum_iou_threshold: float | None = Field(None, gt=0, le=1, description="Overlap of prediction and detection that makes a pair.")
-    minimum_consecutive_frames: int | None = Field(None, ge=1, description="Frames before a track is confirmed and gets an id.")
-    class_aware: bool = Field(False, description="A track keeps its class; false: the detector may change its mind.")
-    frame_rate: float | None = Field(None, gt=0, description="Frames a second that the numbers above mean; None: what the source announces.")
-    embedder: str | None = Field(None, description="deepsort: an ONNX that turns crops into vectors; None: colour histograms.")
-    options: dict[str, float | int | bool] = Field(default_factory=dict, description="Further arguments of the tracker, e.g. {delta_t: 3}.")
+    track_activation_threshold: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Only detections at least this sure start a track; weaker ones may continue one.",
+    )
+    lost_track_buffer: int | None = Field(
+        None, ge=0, description="Frames for which a lost track is remembered."
+    )
+    minimum_iou_threshold: float | None = Field(
+        None, gt=0, le=1, description="Overlap of prediction and detection that makes a pair."
+    )
+    minimum_consecutive_frames: int | None = Field(
+        None, ge=1, description="Frames before a track is confirmed and gets an id."
+    )
+    class_aware: bool = Field(
+        False, description="A track keeps its class; false: the detector may change its mind."
+    )
+    frame_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Frames a second that the numbers above mean; None: what the source announces.",
+    )
+    embedder: str | None = Field(
+        None, description="deepsort: an ONNX that turns crops into vectors; None: colour histograms."
+    )
+    options: dict[str, float | int | bool] = Field(
+        default_factory=dict, description="Further arguments of the tracker, e.g. {delta_t: 3}."
+    )
 
 # %% ../../nbs/00_core/03_config.ipynb #77c6da15
 class RuntimeConfig(_Section):
     "Queues, batches and what happens when something breaks."
 
-    policy: Literal["auto", "every-frame", "freshest-frame"] = Field("auto", description="auto: freshest for live sources, every frame for files.")
-    queue_size: int = Field(4, ge=1, le=1024, description="Frames that wait between two stages, per camera at the entrance.")
-    max_batch: int | None = Field(None, ge=1, le=256, description="Most frames a model call; None: 1 on a CPU, 8 on an accelerator.")
-    max_wait_ms: float = Field(5.0, ge=0, description="How long a batch waits for company; only live sources ever wait.")
-    on_model_error: Literal["stop", "skip"] = Field("stop", description="After the retry: stop the run, or mark the frames as failed and go on.")
-    max_consecutive_errors: int = Field(10, ge=1, description="With `skip`: this many failed batches in a row end the run after all.")
+    policy: Literal["auto", "every-frame", "freshest-frame"] = Field(
+        "auto", description="auto: freshest for live sources, every frame for files."
+    )
+    queue_size: int = Field(
+        4, ge=1, le=1024, description="Frames that wait between two stages, per camera at the entrance."
+    )
+    max_batch: int | None = Field(
+        None, ge=1, le=256, description="Most frames a model call; None: 1 on a CPU, 8 on an accelerator."
+    )
+    max_wait_ms: float = Field(
+        5.0, ge=0, description="How long a batch waits for company; only live sources ever wait."
+    )
+    on_model_error: Literal["stop", "skip"] = Field(
+        "stop", description="After the retry: stop the run, or mark the frames as failed and go on."
+    )
+    max_consecutive_errors: int = Field(
+        10, ge=1, description="With `skip`: this many failed batches in a row end the run after all."
+    )
 
 
 class DeliveryConfig(_Section):
@@ -132,14 +225,21 @@ class DeliveryConfig(_Section):
     parquet: bool = True
     jsonl: bool = True
     video: bool = Field(False, description="Also write an annotated H.264 video per source.")
-    sinks: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Sinks of installed packages: {name: {settings}}.")
+    sinks: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Sinks of installed packages: {name: {settings}}."
+    )
 
     @field_validator("sinks", mode="before")
     @classmethod
     def _bare_names(cls, value: Any) -> Any:
         "`sinks: {mail: }` and `{mail: true}` take the sink's defaults, `{mail: false}` leaves it out."
-        if not isinstance(value, dict): return value
-        return {name: {} if settings is None or settings is True else settings for name, settings in value.items() if settings is not False}
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: {} if settings is None or settings is True else settings
+            for name, settings in value.items()
+            if settings is not False
+        }
 
 
 class HealthConfig(_Section):
@@ -147,18 +247,35 @@ class HealthConfig(_Section):
 
     port: int | None = Field(None, ge=0, le=65535, description="None: no endpoint. 0: a free port.")
     host: str = "127.0.0.1"
-    stale_after_s: float = Field(10.0, gt=0, description="A live source without a frame for so long counts as stale.")
+    stale_after_s: float = Field(
+        10.0, gt=0, description="A live source without a frame for so long counts as stale."
+    )
 
 # %% ../../nbs/00_core/03_config.ipynb #22b0eef4
 class TelemetryConfig(_Section):
-    "The prediction log: what the cameras showed and what the model said, as Parquet; alarms for cameras that need a hand."
+    """The prediction log: what the cameras showed and what the model said, as Parquet; alarms for cameras
+    that need a hand."""
 
     folder: Path | None = Field(None, description="Where; many runs may share one. None: OUT/log.")
     embed_every: int = Field(1, ge=1, description="Every n-th row of a camera gets an embedding.")
-    unasked_fps: float | None = Field(2.0, gt=0, description="Rows a second and camera of frames that the model was not asked about; None: all.")
-    part_seconds: float = Field(60.0, gt=0, le=600, description="A part is written at least so often: what a crash can cost. At most 600: an alarm waits for it.")
-    max_gb: float | None = Field(None, gt=0, description="Beyond this the oldest parts are deleted. None: no limit.")
-    upkeep: bool = Field(True, description="Watch each camera: frame rate, blur, dirt, dark, bright, frozen, moved.")
+    unasked_fps: float | None = Field(
+        2.0,
+        gt=0,
+        description="Rows a second and camera of frames that the model was not asked about; None: all.",
+    )
+    part_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=600,
+        description="A part is written at least so often: what a crash can cost. At most 600: an alarm waits "
+        "for it.",
+    )
+    max_gb: float | None = Field(
+        None, gt=0, description="Beyond this the oldest parts are deleted. None: no limit."
+    )
+    upkeep: bool = Field(
+        True, description="Watch each camera: frame rate, blur, dirt, dark, bright, frozen, moved."
+    )
 
 
 class CollectConfig(_Section):
@@ -166,10 +283,18 @@ class CollectConfig(_Section):
 
     folder: Path | None = Field(None, description="Where. None: OUT/collected.")
     random: float = Field(0.01, ge=0, le=1, description="Share of all looks, by lot.")
-    low: tuple[float, float] | None = Field((0.3, 0.6), description="A box whose confidence lies in this band.")
-    high: float | None = Field(0.9, ge=0, le=1, description="A box as sure as this that neighbouring looks know nothing of.")
-    none: float | None = Field(0.02, ge=0, le=1, description="An empty look, where a smaller share than this is empty.")
-    many: float | None = Field(5.0, gt=0, description="Robust standard deviations above the usual number of boxes.")
+    low: tuple[float, float] | None = Field(
+        (0.3, 0.6), description="A box whose confidence lies in this band."
+    )
+    high: float | None = Field(
+        0.9, ge=0, le=1, description="A box as sure as this that neighbouring looks know nothing of."
+    )
+    none: float | None = Field(
+        0.02, ge=0, le=1, description="An empty look, where a smaller share than this is empty."
+    )
+    many: float | None = Field(
+        5.0, gt=0, description="Robust standard deviations above the usual number of boxes."
+    )
     flicker: bool = Field(True, description="A track that is missing, or of another class, in one look.")
     quota: int | None = Field(100, ge=0, description="Cases kept a camera, day and kind. None: all.")
     seed: int = 0
@@ -180,15 +305,19 @@ class ZoneSection(_Section):
     "A polygon to watch."
 
     name: str
-    polygon: list[tuple[float, float]] = Field(min_length=3, description="Points [x, y], pixels or shares 0..1.")
+    polygon: list[tuple[float, float]] = Field(
+        min_length=3, description="Points [x, y], pixels or shares 0..1."
+    )
     classes: list[str | int] = Field(default_factory=list, description="Only these; empty: all.")
     dwell_s: float | None = Field(None, gt=0, description="An event after so many seconds inside.")
     sources: list[str] = Field(default_factory=list, description="Only these source ids; empty: all.")
-    anchor: Literal["bottom_center", "center", "top_center"] = Field("bottom_center", description="Which point of a box must be inside.")
+    anchor: Literal["bottom_center", "center", "top_center"] = Field(
+        "bottom_center", description="Which point of a box must be inside."
+    )
 
 
 class LineSection(_Section):
-    "A line to watch; \"in\" is from its left to its right, seen from start to end."
+    'A line to watch; "in" is from its left to its right, seen from start to end.'
 
     name: str
     start: tuple[float, float] = Field(description="[x, y], pixels or shares 0..1.")
@@ -201,9 +330,15 @@ class LineSection(_Section):
 class EventsConfig(_Section):
     "Zones and lines on confirmed tracks; events go to OUT/events.parquet."
 
-    zones: list[ZoneSection] = Field(default_factory=list, description="[{name, polygon: [[x, y], …], dwell_s, classes, sources, anchor}]")
-    lines: list[LineSection] = Field(default_factory=list, description="[{name, start: [x, y], end: [x, y], classes, sources, anchor}]")
-    margin: float = Field(0.12, ge=0, lt=1, description="How far beyond a border counts, in sizes of the box.")
+    zones: list[ZoneSection] = Field(
+        default_factory=list, description="[{name, polygon: [[x, y], …], dwell_s, classes, sources, anchor}]"
+    )
+    lines: list[LineSection] = Field(
+        default_factory=list, description="[{name, start: [x, y], end: [x, y], classes, sources, anchor}]"
+    )
+    margin: float = Field(
+        0.12, ge=0, lt=1, description="How far beyond a border counts, in sizes of the box."
+    )
     looks: int = Field(2, ge=1, description="Observations there in a row before it counts.")
     lost_s: float = Field(2.0, gt=0, description="Seconds without the track after which it has left.")
 
@@ -220,8 +355,12 @@ class RunConfig(_Section):
     events: EventsConfig = EventsConfig()
     delivery: DeliveryConfig = DeliveryConfig()
     health: HealthConfig = HealthConfig()
-    telemetry: TelemetryConfig | None = Field(None, description="The prediction log; `true` takes the defaults.")
-    collect: CollectConfig | None = Field(None, description="Pictures for labelling; `true` takes the defaults.")
+    telemetry: TelemetryConfig | None = Field(
+        None, description="The prediction log; `true` takes the defaults."
+    )
+    collect: CollectConfig | None = Field(
+        None, description="Pictures for labelling; `true` takes the defaults."
+    )
 
     @field_validator("telemetry", "collect", mode="before")
     @classmethod
@@ -233,26 +372,41 @@ class RunConfig(_Section):
     @classmethod
     def _bare_uris(cls, value: Any) -> Any:
         "`sources: [belt.mp4, 0]` is short for a list of `{uri: …}`."
-        return [{"uri": str(v)} if isinstance(v, (str, int, Path)) else v for v in value] if isinstance(value, list) else value
+        return (
+            [{"uri": str(v)} if isinstance(v, (str, int, Path)) else v for v in value]
+            if isinstance(value, list)
+            else value
+        )
+
     @field_validator("sources")
     @classmethod
     def _distinct_ids(cls, value: list[SourceConfig]) -> list[SourceConfig]:
         "Two sources with one explicit id would share a tracker and a file."
         ids = [s.id for s in value if s.id is not None]
         twice = sorted({i for i in ids if ids.count(i) > 1})
-        if twice: raise ValueError(f"the id {', '.join(twice)} is given twice")
+        if twice:
+            raise ValueError(f"the id {', '.join(twice)} is given twice")
         return value
 
 # %% ../../nbs/00_core/03_config.ipynb #2f501f26
-_ITEMS = {"sources": SourceConfig, "zones": ZoneSection, "lines": LineSection, "adaptive": AdaptiveConfig, "telemetry": TelemetryConfig, "collect": CollectConfig}  # sections inside lists and options
+_ITEMS = {
+    "sources": SourceConfig,
+    "zones": ZoneSection,
+    "lines": LineSection,
+    "adaptive": AdaptiveConfig,
+    "telemetry": TelemetryConfig,
+    "collect": CollectConfig,
+}  # sections inside lists and options
 
 
 def _known_keys(model: type[BaseModel], path: tuple) -> list[str]:
     "Keys that are allowed at `path` inside `model`."
     for key in path:
         kind = model.model_fields.get(key) if isinstance(key, str) else None
-        if kind is not None and isinstance(kind.annotation, type) and issubclass(kind.annotation, BaseModel): model = kind.annotation
-        elif key in _ITEMS: model = _ITEMS[key]
+        if kind is not None and isinstance(kind.annotation, type) and issubclass(kind.annotation, BaseModel):
+            model = kind.annotation
+        elif key in _ITEMS:
+            model = _ITEMS[key]
     return list(model.model_fields)
 
 
@@ -264,10 +418,15 @@ def _problems(error: ValidationError) -> list[str]:
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            near = get_close_matches(str(item["loc"][-1]), _known_keys(RunConfig, item["loc"][:-1]), n=1, cutoff=0.5)
+            near = get_close_matches(
+                str(item["loc"][-1]), _known_keys(RunConfig, item["loc"][:-1]), n=1, cutoff=0.5
+            )
             lines.append(f"{key}: unknown key" + (f"; did you mean '{near[0]}'?" if near else ""))
         else:
-            lines.append(f"{key}: {item['msg']}" + (f" (got {masked_values(item['input'])!r})" if item["type"] != "missing" else ""))
+            lines.append(
+                f"{key}: {item['msg']}"
+                + (f" (got {masked_values(item['input'])!r})" if item["type"] != "missing" else "")
+            )
     return lines
 
 
@@ -279,14 +438,18 @@ def _merge(base: dict, dotted: dict[str, Any]) -> dict:
         place = merged
         for part in path:
             place = place.setdefault(part, {})
-            if not isinstance(place, dict): raise ConfigError(f"`{part}` must be a section with keys, not {place!r}", hint=f"write `{part}:` and indent its keys")
+            if not isinstance(place, dict):
+                raise ConfigError(
+                    f"`{part}` must be a section with keys, not {place!r}",
+                    hint=f"write `{part}:` and indent its keys",
+                )
         place[last] = value
     return merged
 
 # %% ../../nbs/00_core/03_config.ipynb #535d3262
 def load_config(
-    path: str | Path | None = None,              # a YAML file; None: defaults and overrides only
-    overrides: dict[str, Any] | None = None,     # dotted keys, e.g. {"postprocess.conf": 0.4}
+    path: str | Path | None = None,  # a YAML file; None: defaults and overrides only
+    overrides: dict[str, Any] | None = None,  # dotted keys, e.g. {"postprocess.conf": 0.4}
 ) -> RunConfig:
     "A validated configuration; ConfigError lists every problem at once."
     where, base = path or "command line", {} if path is None else read_yaml(path)

@@ -43,9 +43,9 @@ _REMEDY = {
 
 
 def sink_error(
-    what: str,         # what did not work
+    what: str,  # what did not work
     e: BaseException,  # an OSError or FFmpeg's error
-    where: object,     # file or folder
+    where: object,  # file or folder
 ) -> SinkError:
     "An operating system's error as a SinkError that says what to do."
     remedy = _REMEDY.get(getattr(e, "errno", None), "check the disk; what was written before is intact")
@@ -77,16 +77,18 @@ def _sync_folder(folder: Path) -> None:
 
 def draft_of(
     path: Path,  # the file or folder that is to be
-) -> Path:       # hidden, beside it; no other process or thread gets the same
+) -> Path:  # hidden, beside it; no other process or thread gets the same
     "Where something is written before it is whole."
     return path.with_name(f".{path.name[:200]}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
 
 
 def write_whole(
     path: str | Path,
-    content: str | bytes | Callable[[BinaryIO], Any],  # text is written as UTF-8; a function gets the open file
-    durable: bool = False,                             # also after a power cut: costs a wait for the disk
-) -> Path:                                             # the same path
+    content: str
+    | bytes
+    | Callable[[BinaryIO], Any],  # text is written as UTF-8; a function gets the open file
+    durable: bool = False,  # also after a power cut: costs a wait for the disk
+) -> Path:  # the same path
     "Write a file in one step: afterwards it is there whole, or as it was before; SinkError when that fails."
     path = Path(path)
     draft = draft_of(path)
@@ -96,7 +98,9 @@ def write_whole(
             if callable(content):
                 content(file)
             else:
-                file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+                file.write(
+                    content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+                )
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -119,7 +123,8 @@ def write_json(path: str | Path, value: Any, durable: bool = False) -> Path:
 
 # %% ../../nbs/00_core/02_files.ipynb #6819399d
 def _missing_end(file: BinaryIO, cut_torn: bool) -> bytes:
-    "What the last line lacks: nothing, or its end. With `cut_torn` a line that is no whole object is taken away."
+    """What the last line lacks: nothing, or its end. With `cut_torn` a line that is no whole object is taken
+    away."""
     start = size = file.seek(0, os.SEEK_END)
     last = b""
     while start and b"\n" not in last:
@@ -142,7 +147,7 @@ def append_lines(
     path: str | Path,
     rows: Iterable[Mapping[str, Any]],  # a line of JSON each
     durable: bool = False,
-    cut_torn: bool = False,             # for readers who refuse a bad line: take a torn last line away, under a lock
+    cut_torn: bool = False,  # for readers who refuse a bad line: take a torn last line away, under a lock
 ) -> Path:
     "Add JSON lines at the end of a file, all in one write; SinkError when it cannot be written."
     path = Path(path)
@@ -194,7 +199,7 @@ class Busy(ConfigError):
 
 @contextmanager
 def locked(
-    path: str | Path,      # what is to be changed; `.<name>.lock` beside it is the lock
+    path: str | Path,  # what is to be changed; `.<name>.lock` beside it is the lock
     wait_s: float = 10.0,  # for another process; 0: do not wait
     what: str = "another process is changing this file",
     hint: str = "wait until it is done, then try again",
@@ -254,7 +259,22 @@ def sweep_drafts(path: Path) -> None:
             with suppress(OSError):
                 old.unlink()
 
-# %% ../../nbs/00_core/02_files.ipynb #c34d5f04
+
+def _take_place(folder: Path, out: Path, replace: bool) -> None:
+    "The folder becomes the target; an old one is put aside first, and back when that fails."
+    if not (replace and out.exists()):
+        os.replace(folder, out)
+        return
+    aside = draft_of(out).with_suffix(".old")  # not .part: nobody sweeps it away
+    os.replace(out, aside)
+    try:
+        os.replace(folder, out)
+    except OSError:
+        os.replace(aside, out)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+# %% ../../nbs/00_core/02_files.ipynb #d742633d
 class Staging:
     "A hidden folder beside the target that becomes the target, or goes away again."
 
@@ -275,7 +295,9 @@ class Staging:
             self.folder = draft_of(self.out)
             self.folder.mkdir()
         except OSError as e:
-            raise ConfigError(f"the folder cannot be written: {e.strerror or e}", self.out, "choose another place") from e
+            raise ConfigError(
+                f"the folder cannot be written: {e.strerror or e}", self.out, "choose another place"
+            ) from e
         return self.folder
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
@@ -283,30 +305,18 @@ class Staging:
             if error is None:
                 if self.durable:
                     sync_tree(self.folder)
-                self._take_place()
+                _take_place(self.folder, self.out, self.replace)
                 if self.durable:
                     _sync_folder(self.out.parent)
         except OSError as e:
             hint = "did another process write it?"
-            raise ConfigError(f"the folder cannot be put to its place: {e.strerror or e}", self.out, hint) from e
+            raise ConfigError(
+                f"the folder cannot be put to its place: {e.strerror or e}", self.out, hint
+            ) from e
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
         if isinstance(error, OSError):
             raise sink_error("could not be written", error, self.out) from error
-
-    def _take_place(self) -> None:
-        "The folder becomes the target; an old one is put aside first, and back when that fails."
-        if not (self.replace and self.out.exists()):
-            os.replace(self.folder, self.out)
-            return
-        aside = draft_of(self.out).with_suffix(".old")  # not .part: nobody sweeps it away
-        os.replace(self.out, aside)
-        try:
-            os.replace(self.folder, self.out)
-        except OSError:
-            os.replace(aside, self.out)
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
 
 # %% ../../nbs/00_core/02_files.ipynb #cdd38e03
 def glob_escape(name: str) -> str:
@@ -324,12 +334,13 @@ def sync_tree(folder: Path) -> None:
             _sync_folder(path)
     _sync_folder(folder)
 
-# %% ../../nbs/00_core/02_files.ipynb #c2d85519
+
 @contextmanager
 def draft_folder(
     out: str | Path,  # the file or folder that is made
 ) -> Iterator[Path]:  # hidden, beside it
-    "A folder to make something in, before `move_file` gives it its name; gone afterwards, also of killed processes."
+    """A folder to make something in, before `move_file` gives it its name; gone afterwards, also of killed
+    processes."""
     out = Path(out)
     folder = draft_of(out)
     try:
@@ -345,8 +356,8 @@ def draft_folder(
 # %% ../../nbs/00_core/02_files.ipynb #bff768e9
 def copy_file(
     source: str | Path,
-    target: str | Path,   # must not exist
-    link: bool = False,   # a hard link where the file system can: the same file under another name
+    target: str | Path,  # must not exist
+    link: bool = False,  # a hard link where the file system can: the same file under another name
 ) -> Path:
     "Bring a file to another place, through symbolic links; SinkError when there is something already."
     source, target = Path(source), Path(target)
@@ -365,7 +376,11 @@ def copy_file(
             shutil.copyfileobj(origin, file, 1 << 20)
         shutil.copystat(resolved, target)
     except FileExistsError as e:
-        raise SinkError("there is a file of that name already", target, "nothing is overwritten: give another name or an empty folder") from e
+        raise SinkError(
+            "there is a file of that name already",
+            target,
+            "nothing is overwritten: give another name or an empty folder",
+        ) from e
     except OSError as e:
         raise sink_error(f"could not be copied from {source}", e, target) from e
     return target
@@ -373,9 +388,9 @@ def copy_file(
 # %% ../../nbs/00_core/02_files.ipynb #80847e61
 def move_file(
     source: str | Path,
-    target: str | Path,     # on the same disk; what is there is replaced
+    target: str | Path,  # on the same disk; what is there is replaced
     durable: bool = False,  # also after a power cut
-) -> Path:                  # the target
+) -> Path:  # the target
     "Give a file or a folder that is whole its name, in one step; SinkError when that fails."
     source, target = Path(source), Path(target)
     try:
@@ -393,9 +408,9 @@ def move_file(
 
 def copy_over(
     source: str | Path,
-    target: str | Path,   # what is there is replaced
-    link: bool = False,   # a hard link where the file system can
-) -> Path:                # the target
+    target: str | Path,  # what is there is replaced
+    link: bool = False,  # a hard link where the file system can
+) -> Path:  # the target
     "Bring a file to another place, whole or not at all, instead of what is there; SinkError when that fails."
     draft = draft_of(Path(target))
     try:
@@ -407,7 +422,7 @@ def copy_over(
 # %% ../../nbs/00_core/02_files.ipynb #fc930710
 def file_sha256(
     path: str | Path,  # any file
-) -> str:              # 64 hexadecimal digits
+) -> str:  # 64 hexadecimal digits
     "SHA-256 of a file, read in pieces."
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -417,9 +432,9 @@ def file_sha256(
 
 
 def safe_name(
-    name: str,                              # of a source, a class, a sequence: anything
-    taken: Iterable[str] = frozenset(),     # names in use
-) -> str:                                   # without path separators, spaces and control characters; not in `taken`
+    name: str,  # of a source, a class, a sequence: anything
+    taken: Iterable[str] = frozenset(),  # names in use
+) -> str:  # without path separators, spaces and control characters; not in `taken`
     "A file name for a thing that has another name."
     base = re.sub(r"[^\w.-]+", "_", name).strip("._")[:80] or "source"
     made, number = base, 1
@@ -440,9 +455,9 @@ _MARKS = (
 
 def decode_text(
     data: bytes,
-    where: object,                              # file, for the error
-    error: type[CVPipelineError] = DataError,   # what is raised
-) -> str:                                       # without a byte order mark, ends of lines as they are
+    where: object,  # file, for the error
+    error: type[CVPipelineError] = DataError,  # what is raised
+) -> str:  # without a byte order mark, ends of lines as they are
     "Text from bytes: UTF-8, or what a byte order mark says; refused when it is neither."
     found = next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), None)
     if found is not None:
@@ -472,14 +487,22 @@ def read_bytes(
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > max_mb * 2**20:
-                raise error(f"has {size / 2**20:,.0f} MiB; at most {max_mb:,g} are read", where, "is this the right file?")
+                raise error(
+                    f"has {size / 2**20:,.0f} MiB; at most {max_mb:,g} are read",
+                    where,
+                    "is this the right file?",
+                )
             return file.read()
     except FileNotFoundError:
         raise error("there is no such file", where, "check the path") from None
     except IsADirectoryError:
         raise error("is a folder, not a file", where, "give a file in it") from None
     except (OSError, ValueError) as e:
-        raise error(f"cannot be read: {getattr(e, 'strerror', None) or e}", where, "check the path and its permissions") from e
+        raise error(
+            f"cannot be read: {getattr(e, 'strerror', None) or e}",
+            where,
+            "check the path and its permissions",
+        ) from e
 
 
 def read_text(path: str | Path, error: type[CVPipelineError] = DataError, max_mb: float = 512) -> str:
@@ -490,8 +513,8 @@ def read_text(path: str | Path, error: type[CVPipelineError] = DataError, max_mb
 # %% ../../nbs/00_core/02_files.ipynb #5caa5b41
 def parse_json(
     text: str | bytes,
-    where: object = None,                      # file or line, for the error
-    kind: type | None = None,                  # dict or list: what it must be
+    where: object = None,  # file or line, for the error
+    kind: type | None = None,  # dict or list: what it must be
     error: type[CVPipelineError] = DataError,
 ) -> Any:
     "A JSON text; a typed error where it is none, or is not of this kind."
@@ -500,7 +523,9 @@ def parse_json(
     try:
         value = json.loads(text)
     except json.JSONDecodeError as e:
-        raise error(f"is not JSON: {e.msg} in line {e.lineno}, column {e.colno}", where, "was it written to its end?") from None
+        raise error(
+            f"is not JSON: {e.msg} in line {e.lineno}, column {e.colno}", where, "was it written to its end?"
+        ) from None
     except RecursionError:
         raise error("is nested too deeply to be read", where, "is this the right file?") from None
     except ValueError as e:
@@ -524,7 +549,9 @@ def read_json(
 def read_json_lines(
     path: str | Path,
     error: type[CVPipelineError] = DataError,
-) -> Iterator[tuple[int, Any]]:  # number of the line from 1, and its value: None where the line is torn or is no JSON
+) -> Iterator[
+    tuple[int, Any]
+]:  # number of the line from 1, and its value: None where the line is torn or is no JSON
     "Lines of JSON, as journals are written; a file that is not there has none. Only `\\n` ends a line."
     path = Path(path)
     if not path.exists():
@@ -564,7 +591,9 @@ def _check_keys(node: Any, seen: set[int]) -> None:
         if not isinstance(item, tuple) or not isinstance(item[0].value, str) or item[0].value == "<<":
             continue
         if (item[0].tag, item[0].value) in keys:
-            raise ValueError(f"the key '{item[0].value}' stands there twice, again in line {item[0].start_mark.line + 1}")
+            raise ValueError(
+                f"the key '{item[0].value}' stands there twice, again in line {item[0].start_mark.line + 1}"
+            )
         keys.add((item[0].tag, item[0].value))
     for item in node.value:
         for part in item if isinstance(item, tuple) else (item,):
@@ -577,7 +606,7 @@ MAX_YAML_NODES = 200_000  # values in a file, aliases written out
 def parse_yaml(
     text: str | bytes,
     where: object = None,
-    kind: type | None = None,                    # dict or list: what it must be; an empty file is an empty one
+    kind: type | None = None,  # dict or list: what it must be; an empty file is an empty one
     error: type[CVPipelineError] = ConfigError,
 ) -> Any:
     "A YAML text; a typed error where it is none, is not of this kind, or has a key twice."
@@ -591,7 +620,11 @@ def parse_yaml(
             node = loader.get_single_node()
             if node is not None:
                 if _expanded(node, {}, set()) > MAX_YAML_NODES:
-                    raise error(f"stands for more than {MAX_YAML_NODES:,} values", where, "write out its aliases, or keep the data in another file")
+                    raise error(
+                        f"stands for more than {MAX_YAML_NODES:,} values",
+                        where,
+                        "write out its aliases, or keep the data in another file",
+                    )
                 _check_keys(node, set())
             value = None if node is None else loader.construct_document(node)
         finally:
@@ -604,7 +637,13 @@ def parse_yaml(
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         reason = getattr(e, "problem", None) or str(e)  # not the line itself: it may hold a password
         reason = re.sub(r"alias '.*'", "alias", reason)
-        hint = "use spaces, not tabs" if "'\\t'" in reason else "check the indentation and the quotes around there" if place else None
+        hint = (
+            "use spaces, not tabs"
+            if "'\\t'" in reason
+            else "check the indentation and the quotes around there"
+            if place
+            else None
+        )
         raise error(f"is not YAML: {' '.join(str(reason).split())[:200]}{place}", where, hint) from None
     if value is None and kind in (dict, list):
         return kind()
@@ -629,14 +668,16 @@ def read_table_file(
     error: type[CVPipelineError] = ConfigError,
 ) -> dict[str, Any]:
     "A table of settings from JSON or YAML, by the file's ending."
-    return read_json(path, dict, error) if Path(path).suffix.lower() == ".json" else read_yaml(path, dict, error)
+    return (
+        read_json(path, dict, error) if Path(path).suffix.lower() == ".json" else read_yaml(path, dict, error)
+    )
 
 # %% ../../nbs/00_core/02_files.ipynb #9ae4e8e8
 @contextmanager
 def expecting(
-    what: str,                                 # e.g. "not a manifest of a frozen set"
-    where: object,                             # the file
-    hint: str | None = None,                   # what makes such a file, or how to mend it
+    what: str,  # e.g. "not a manifest of a frozen set"
+    where: object,  # the file
+    hint: str | None = None,  # what makes such a file, or how to mend it
     error: type[CVPipelineError] = DataError,
 ) -> Iterator[None]:
     "Errors of reading and of taking apart what was read, as one typed error."
@@ -650,8 +691,8 @@ def expecting(
 
 @contextmanager
 def writing(
-    what: str,                                 # e.g. "the engine cannot be written"
-    where: object,                             # the file or folder
+    what: str,  # e.g. "the engine cannot be written"
+    where: object,  # the file or folder
     hint: str | None = None,
     error: type[CVPipelineError] = SinkError,
 ) -> Iterator[None]:
@@ -666,15 +707,20 @@ def writing(
 # %% ../../nbs/00_core/02_files.ipynb #4a33fca1
 def read_parquet(
     path: str | Path,
-    columns: list[str] | None = None,            # None: all
+    columns: list[str] | None = None,  # None: all
     error: type[CVPipelineError] = DataError,
-) -> Any:                                        # pyarrow.Table
-    "A Parquet file as it stands, no folder names read into it; a typed error when it is none or lacks a column."
+) -> Any:  # pyarrow.Table
+    """A Parquet file as it stands, no folder names read into it; a typed error when it is none or lacks a
+    column."""
     import pyarrow.parquet as pq
 
     table = _guarded_parquet(path, error, lambda: pq.ParquetFile(path).read(columns=columns))
     if missing := sorted(set(columns or ()) - set(table.column_names)):
-        raise error(f"has no column {', '.join(missing)}", path, f"it has {', '.join(read_parquet_schema(path, error).names)}")
+        raise error(
+            f"has no column {', '.join(missing)}",
+            path,
+            f"it has {', '.join(read_parquet_schema(path, error).names)}",
+        )
     return table
 
 

@@ -24,14 +24,22 @@ __all__ = ['IMAGE_SUFFIXES', 'to_yolo', 'from_yolo', 'to_coco_annotations', 'fro
            'read_dataset']
 
 # %% ../../nbs/00_core/07_formats.ipynb #6cc62e18
-def _rows(text: str, where: object, widths: tuple[int, int], sep: str | None = None) -> tuple[np.ndarray, list[int]]:
-    "The numbers of a text file as float64 rows of equal width (missing trailing values are NaN), with their line numbers."
+def _rows(
+    text: str, where: object, widths: tuple[int, int], sep: str | None = None
+) -> tuple[np.ndarray, list[int]]:
+    """The numbers of a text file as float64 rows of equal width (missing trailing values are NaN), with their
+    line numbers."""
     rows, numbers = [], []
     for number, line in enumerate(text.splitlines(), 1):
         parts = [p for p in line.strip().split(sep) if p.strip()]
-        if not parts: continue
+        if not parts:
+            continue
         if not widths[0] <= len(parts) <= widths[1]:
-            raise DataError(f"line {number} has {len(parts)} values, not {widths[0]} to {widths[1]}: {line.strip()[:60]!r}", where)
+            raise DataError(
+                f"line {number} has {len(parts)} values, not {widths[0]} to {widths[1]}: "
+                f"{line.strip()[:60]!r}",
+                where,
+            )
         try:
             rows.append([float(p) for p in parts] + [np.nan] * (widths[1] - len(parts)))
         except ValueError:
@@ -51,54 +59,71 @@ def _finite(values: np.ndarray, numbers: Sequence[int], where: object):
     "DataError naming the first line with a NaN or infinite number."
     bad = ~np.isfinite(values).all(axis=1)
     if bad.any():
-        raise DataError(f"line {numbers[int(np.flatnonzero(bad)[0])]} holds NaN or infinity", where, "mend or delete the row")
+        raise DataError(
+            f"line {numbers[int(np.flatnonzero(bad)[0])]} holds NaN or infinity",
+            where,
+            "mend or delete the row",
+        )
 
 # %% ../../nbs/00_core/07_formats.ipynb #02c735b0
 def to_yolo(
     detections: Detections,
-    size: tuple[int, int],          # (width, height) of the image in pixels
+    size: tuple[int, int],  # (width, height) of the image in pixels
     with_confidence: bool = False,  # append the confidence as a sixth value
-    clip: bool = False,             # cut boxes at the border instead of refusing them
+    clip: bool = False,  # cut boxes at the border instead of refusing them
     where: object = None,
-) -> str:                           # one line a box
+) -> str:  # one line a box
     "YOLO txt lines; DataError for NaN, inverted or outside boxes."
     validate_detections(detections, where)
     whole = np.array([*size, *size], np.float64)
     xyxy = detections.xyxy.astype(np.float64)
-    if clip: xyxy = np.clip(xyxy, 0, whole)
+    if clip:
+        xyxy = np.clip(xyxy, 0, whole)
     outside = (xyxy < 0).any(axis=1) | (xyxy > whole).any(axis=1)
     if outside.any():
         row = int(np.flatnonzero(outside)[0])
-        raise DataError(f"box {row} {xyxy[row].tolist()} leaves the {size[0]}x{size[1]} image", where, "pass clip=True to cut it at the border")
+        raise DataError(
+            f"box {row} {xyxy[row].tolist()} leaves the {size[0]}x{size[1]} image",
+            where,
+            "pass clip=True to cut it at the border",
+        )
     centre, side = (xyxy[:, :2] + xyxy[:, 2:]) / 2 / whole[:2], (xyxy[:, 2:] - xyxy[:, :2]) / whole[:2]
     tail = detections.confidence[:, None] if with_confidence else np.zeros((len(xyxy), 0))
     rows = np.hstack([centre, side, tail])
-    return "".join(f"{c} " + " ".join(f"{v:.9f}" for v in row) + "\n" for c, row in zip(detections.class_id, rows))
+    return "".join(
+        f"{c} " + " ".join(f"{v:.9f}" for v in row) + "\n" for c, row in zip(detections.class_id, rows)
+    )
 
 
 def from_yolo(
-    text: str,                       # contents of a label file; empty = no objects
-    size: tuple[int, int],           # (width, height) of the image in pixels
+    text: str,  # contents of a label file; empty = no objects
+    size: tuple[int, int],  # (width, height) of the image in pixels
     class_count: int | None = None,  # class ids must lie below
-    where: object = None,            # named in errors
+    where: object = None,  # named in errors
 ) -> Detections:
     "Detections from YOLO txt lines (5 values, or 6 with a confidence)."
     rows, numbers = _rows(text, where, (5, 6))
     _finite(rows[:, :5], numbers, where)
     if (rows[:, 1:5] > 1.5).any():
-        raise DataError("values far above 1: these look like pixels, not fractions", where, "YOLO boxes are fractions of width and height")
+        raise DataError(
+            "values far above 1: these look like pixels, not fractions",
+            where,
+            "YOLO boxes are fractions of width and height",
+        )
     half, whole = rows[:, 3:5] / 2, np.array(size, np.float64)
     xyxy = np.hstack([(rows[:, 1:3] - half) * whole, (rows[:, 1:3] + half) * whole])
     confidence = np.where(np.isnan(rows[:, 5]), 1.0, rows[:, 5])
-    return validate_detections(Detections(xyxy, confidence, _whole(rows[:, 0], "class ids", where)), where, class_count)
+    return validate_detections(
+        Detections(xyxy, confidence, _whole(rows[:, 0], "class ids", where)), where, class_count
+    )
 
 # %% ../../nbs/00_core/07_formats.ipynb #8bab1f74
 def to_coco_annotations(
     detections: Detections,
     image_id: int | str,
     category_ids: Sequence[int] | None = None,  # COCO category of each class id; None: the class id itself
-    first_id: int = 1,                          # id of the first annotation
-    with_score: bool = False,                   # predictions carry `score`
+    first_id: int = 1,  # id of the first annotation
+    with_score: bool = False,  # predictions carry `score`
     where: object = None,
 ) -> list[dict]:
     "COCO annotation dicts, boxes as [x, y, width, height] in pixels."
@@ -109,16 +134,26 @@ def to_coco_annotations(
     found = []
     for i, (box, cls, size) in enumerate(zip(xywh.tolist(), detections.class_id.tolist(), area.tolist())):
         category = cls if category_ids is None else category_ids[cls]
-        found.append({"id": first_id + i, "image_id": image_id, "category_id": category, "bbox": box, "area": size, "iscrowd": 0})
-        if with_score: found[-1]["score"] = float(detections.confidence[i])
+        found.append(
+            {
+                "id": first_id + i,
+                "image_id": image_id,
+                "category_id": category,
+                "bbox": box,
+                "area": size,
+                "iscrowd": 0,
+            }
+        )
+        if with_score:
+            found[-1]["score"] = float(detections.confidence[i])
     return found
 
-
+# %% ../../nbs/00_core/07_formats.ipynb #e1e708d0
 def from_coco_annotations(
-    annotations: Sequence[dict],               # the annotations of one image
+    annotations: Sequence[dict],  # the annotations of one image
     category_ids: Sequence[int] | None = None,  # COCO category of each class id, in class order
     where: object = None,
-) -> Detections:                               # data["iscrowd"] kept
+) -> Detections:  # data["iscrowd"] kept
     "Detections from COCO annotations of one image."
     index = None if category_ids is None else {c: i for i, c in enumerate(category_ids)}
     boxes, classes = [], []
@@ -127,17 +162,25 @@ def from_coco_annotations(
         if not isinstance(box, (list, tuple)) or len(box) != 4:
             raise DataError(f"annotation {a.get('id')} has bbox {box!r}, not [x, y, width, height]", where)
         if index is not None and a["category_id"] not in index:
-            raise DataError(f"annotation {a.get('id')} has the unknown category {a['category_id']}", where, f"known: {sorted(index)}")
-        boxes.append(box); classes.append(a["category_id"] if index is None else index[a["category_id"]])
+            raise DataError(
+                f"annotation {a.get('id')} has the unknown category {a['category_id']}",
+                where,
+                f"known: {sorted(index)}",
+            )
+        boxes.append(box)
+        classes.append(a["category_id"] if index is None else index[a["category_id"]])
     xywh = np.array(boxes, np.float64).reshape(-1, 4)
     xyxy = np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
-    scores, crowd = [a.get("score", 1.0) for a in annotations], np.array([a.get("iscrowd", 0) for a in annotations], np.int8)
+    scores, crowd = (
+        [a.get("score", 1.0) for a in annotations],
+        np.array([a.get("iscrowd", 0) for a in annotations], np.int8),
+    )
     return validate_detections(Detections(xyxy, scores, classes, data={"iscrowd": crowd}), where)
 
 # %% ../../nbs/00_core/07_formats.ipynb #07c05a26
 def to_mot(
     detections: Detections,
-    frame_id: int,              # 0-based
+    frame_id: int,  # 0-based
     confirmed_only: bool = True,  # leave out detections whose tracker_id is -1
     where: object = None,
 ) -> str:
@@ -146,21 +189,35 @@ def to_mot(
     keep = detections[detections.tracker_id >= 0] if confirmed_only else detections
     xyxy = keep.xyxy.astype(np.float64)
     visibility = keep.data.get("visibility", np.ones(len(keep)))
-    rows = zip(keep.tracker_id, np.hstack([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]]), keep.confidence, keep.class_id, visibility)
-    return "".join(f"{frame_id + 1},{t}," + ",".join(f"{v:.6f}" for v in box) + f",{p:.6f},{c},{v:.4f}\n" for t, box, p, c, v in rows)
+    rows = zip(
+        keep.tracker_id,
+        np.hstack([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]]),
+        keep.confidence,
+        keep.class_id,
+        visibility,
+    )
+    return "".join(
+        f"{frame_id + 1},{t}," + ",".join(f"{v:.6f}" for v in box) + f",{p:.6f},{c},{v:.4f}\n"
+        for t, box, p, c, v in rows
+    )
 
 # %% ../../nbs/00_core/07_formats.ipynb #1c715faf
 def mot_rows(
     text: str,
     where: object = None,
-) -> np.ndarray:  # (n, 10) float64: frame from 1, id, left, top, width, height, confidence, class, visibility, unused; NaN where missing
+    # (n, 10) float64: frame from 1, id, left, top, width, height, confidence, class, visibility, unused; NaN
+    # where missing
+) -> np.ndarray:
     "The rows of a MOTChallenge file at full precision, checked; `from_mot` makes Detections of them."
     rows, numbers = _rows(text, where, (6, 10), sep=",")
     _finite(rows[:, :6], numbers, where)
     frames = _whole(rows[:, 0], "frame numbers", where)
     _whole(rows[:, 1], "ids", where)
     if (frames < 1).any():
-        raise DataError(f"line {numbers[int(np.argmin(frames))]} has frame {frames.min()}; MOTChallenge counts from 1", where)
+        raise DataError(
+            f"line {numbers[int(np.argmin(frames))]} has frame {frames.min()}; MOTChallenge counts from 1",
+            where,
+        )
     return rows
 
 
@@ -175,7 +232,13 @@ def from_mot(
     # column 8 is a class in ground truth; in public detection files it is -1 or a world coordinate: no class
     is_class = (filled[:, 1] >= 0) & (filled[:, 1] == np.round(filled[:, 1])) & (filled[:, 1] < 10_000)
     xyxy = np.hstack([rows[:, 2:4], rows[:, 2:4] + rows[:, 4:6]])
-    everything = Detections(xyxy, filled[:, 0], np.where(is_class, filled[:, 1], 0), _whole(rows[:, 1], "ids", where), {"visibility": filled[:, 2]})
+    everything = Detections(
+        xyxy,
+        filled[:, 0],
+        np.where(is_class, filled[:, 1], 0),
+        _whole(rows[:, 1], "ids", where),
+        {"visibility": filled[:, 2]},
+    )
     order = np.argsort(frames, kind="stable")
     starts = np.flatnonzero(np.diff(frames[order], prepend=-1))
     return {int(frames[part[0]]) - 1: everything[part] for part in np.split(order, starts[1:]) if len(part)}
@@ -184,14 +247,18 @@ def from_mot(
 def to_supervision(
     detections: Detections,
     confirmed_only: bool = False,  # leave out tracker_id -1, for zones and counters
-) -> Any:                          # supervision.Detections
+) -> Any:  # supervision.Detections
     "A supervision.Detections that shares our arrays."
     try:
         import supervision
     except ImportError as e:
         raise MissingExtraError("supervision", "viz") from e
-    d = validate_detections(detections[detections.tracker_id >= 0] if confirmed_only else detections, "supervision")
-    return supervision.Detections(xyxy=d.xyxy, confidence=d.confidence, class_id=d.class_id, tracker_id=d.tracker_id, data=dict(d.data))
+    d = validate_detections(
+        detections[detections.tracker_id >= 0] if confirmed_only else detections, "supervision"
+    )
+    return supervision.Detections(
+        xyxy=d.xyxy, confidence=d.confidence, class_id=d.class_id, tracker_id=d.tracker_id, data=dict(d.data)
+    )
 
 
 def from_supervision(
@@ -199,12 +266,15 @@ def from_supervision(
 ) -> Detections:
     "Our Detections from supervision's; a missing tracker_id becomes -1. DataError for NaN or inverted boxes."
     data = {key: np.asarray(value) for key, value in other.data.items()}
-    return validate_detections(Detections(other.xyxy, other.confidence, other.class_id, other.tracker_id, data), "supervision")
+    return validate_detections(
+        Detections(other.xyxy, other.confidence, other.class_id, other.tracker_id, data), "supervision"
+    )
 
 # %% ../../nbs/00_core/07_formats.ipynb #32b0f270
 def _numpy(value: Any) -> np.ndarray | None:
     "A torch tensor or array as numpy; None stays None."
-    if value is None: return None
+    if value is None:
+        return None
     return value.cpu().numpy() if hasattr(value, "cpu") else np.asarray(value)
 
 
@@ -214,24 +284,34 @@ def from_ultralytics(
     "Our Detections from an Ultralytics Results; tracks without an id become -1."
     boxes = result.boxes
     if boxes is None:
-        raise DataError("this Ultralytics result has no boxes", getattr(result, "path", None), "only detection results can be converted")
+        raise DataError(
+            "this Ultralytics result has no boxes",
+            getattr(result, "path", None),
+            "only detection results can be converted",
+        )
     found = Detections(_numpy(boxes.xyxy), _numpy(boxes.conf), _numpy(boxes.cls), _numpy(boxes.id))
     return validate_detections(found, "ultralytics")
 
 
 def to_ultralytics(
     detections: Detections,
-    image: np.ndarray,     # (H, W, 3) uint8 BGR, the picture the boxes belong to
+    image: np.ndarray,  # (H, W, 3) uint8 BGR, the picture the boxes belong to
     names: Sequence[str],  # class names
-) -> Any:                  # ultralytics.engine.results.Results
+) -> Any:  # ultralytics.engine.results.Results
     "An Ultralytics Results, for its plotting and export functions."
     try:
         import torch
         from ultralytics.engine.results import Results
     except ImportError as e:
         raise MissingExtraError("ultralytics", "train") from e
-    ids = detections.tracker_id[:, None] if (detections.tracker_id >= 0).all() and len(detections) else np.zeros((len(detections), 0))
-    table = np.hstack([detections.xyxy, ids, detections.confidence[:, None], detections.class_id[:, None]]).astype(np.float32)
+    ids = (
+        detections.tracker_id[:, None]
+        if (detections.tracker_id >= 0).all() and len(detections)
+        else np.zeros((len(detections), 0))
+    )
+    table = np.hstack(
+        [detections.xyxy, ids, detections.confidence[:, None], detections.class_id[:, None]]
+    ).astype(np.float32)
     return Results(image, path="", names=dict(enumerate(names)), boxes=torch.from_numpy(table))
 
 # %% ../../nbs/00_core/07_formats.ipynb #2bedff31
@@ -244,9 +324,9 @@ class LabelledImage:
 
     path: Path
     names: tuple[str, ...]
-    label: Path | None = None                          # the file with this picture's labels: YOLO txt or VOC xml
+    label: Path | None = None  # the file with this picture's labels: YOLO txt or VOC xml
     annotations: list[dict] = field(default_factory=list)  # COCO annotations; VOC objects in COCO's form
-    category_ids: tuple[int, ...] | None = None        # set for COCO and VOC
+    category_ids: tuple[int, ...] | None = None  # set for COCO and VOC
 
     def truth(self, size: tuple[int, int]) -> Detections:  # (width, height) of the picture in pixels
         "The ground truth in pixels; a missing YOLO label file means no objects."
@@ -260,45 +340,74 @@ def _read_names(folder: Path) -> tuple[str, ...]:
     "Class names from data.yaml (list or mapping), obj.names or classes.txt; empty when there is none."
     for file in sorted(folder.glob("*.yaml")) + sorted(folder.glob("*.yml")):
         names = read_yaml(file, error=DataError).get("names")
-        if names: return tuple(str(names[k]) for k in sorted(names)) if isinstance(names, dict) else tuple(map(str, names))
+        if names:
+            return (
+                tuple(str(names[k]) for k in sorted(names))
+                if isinstance(names, dict)
+                else tuple(map(str, names))
+            )
     for file in ("obj.names", "classes.txt"):
-        if (folder / file).exists(): return tuple(line.strip() for line in read_text(folder / file).rstrip().splitlines())
+        if (folder / file).exists():
+            return tuple(line.strip() for line in read_text(folder / file).rstrip().splitlines())
     return ()
 
 
 def _places(folder: Path, images: Path | None, stem: str = "") -> list[Path]:
-    "Where pictures may lie whose labels are in `folder`, nearest first; those of instances_val.json also in images/val and val."
+    """Where pictures may lie whose labels are in `folder`, nearest first; those of instances_val.json also in
+    images/val and val."""
     words = [word for word in stem.split("_")[1:] if word]
     names = ["", "images", "JPEGImages", *words, *(f"images/{word}" for word in words)]
-    return ([images] if images else []) + [f / name for f in (folder, folder.parent, folder.parent.parent) for name in names]
+    return ([images] if images else []) + [
+        f / name for f in (folder, folder.parent, folder.parent.parent) for name in names
+    ]
 
 # %% ../../nbs/00_core/07_formats.ipynb #7f242f46
-def _pictures_below(folder: Path) -> list[Path]: return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+def _pictures_below(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _read_darknet(root: Path, images: Path | None, names: tuple[str, ...]) -> Iterator[LabelledImage]:
-    "Label files below folders of `root`, the pictures elsewhere; a picture that is not found is named where it should be."
+    """Label files below folders of `root`, the pictures elsewhere; a picture that is not found is named where
+    it should be."""
     places = _places(root, images)
-    pictures = {p.stem: p for place in reversed(places) if place.is_dir() for p in place.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES}
+    pictures = {
+        p.stem: p
+        for place in reversed(places)
+        if place.is_dir()
+        for p in place.iterdir()
+        if p.suffix.lower() in IMAGE_SUFFIXES
+    }
     for label in sorted(p for p in root.rglob("*.txt") if p.parent != root or p.stem in pictures):
         yield LabelledImage(pictures.get(label.stem, label.with_suffix(".jpg")), names, label)
 
 
 def _read_yolo_folder(root: Path, split: str | None, images: Path | None = None) -> Iterator[LabelledImage]:
-    "Pictures under `root` whose path has a folder `images`, or lies in `root` itself, with labels beside or in `labels`."
+    """Pictures under `root` whose path has a folder `images`, or lies in `root` itself, with labels beside or
+    in `labels`."""
     names = _read_names(root) or _read_names(root.parent)
     found, labelled = [] if images else _pictures_below(root), False
-    if not found and not split: yield from _read_darknet(root, images, names); return
+    if not found and not split:
+        yield from _read_darknet(root, images, names)
+        return
     for path in found:
         parts = list(path.relative_to(root).parts)
-        if split and split not in parts: continue
-        if "images" in parts: parts[parts.index("images")] = "labels"
+        if split and split not in parts:
+            continue
+        if "images" in parts:
+            parts[parts.index("images")] = "labels"
         label = root.joinpath(*parts).with_suffix(".txt")
-        if not label.exists() and path.with_suffix(".txt").exists(): label = path.with_suffix(".txt")
+        if not label.exists() and path.with_suffix(".txt").exists():
+            label = path.with_suffix(".txt")
         labelled |= label.exists()
         yield LabelledImage(path, names, label)
     others = [] if labelled else [p for p in root.rglob("*") if p.suffix == ".json" or p.suffix == ".xml"]
-    if others: raise DataError(f"none of the {len(found)} pictures has a YOLO label file", root, f"there are labels in another form: give {others[0] if others[0].suffix == '.json' else others[0].parent}")
+    if others:
+        raise DataError(
+            f"none of the {len(found)} pictures has a YOLO label file",
+            root,
+            "there are labels in another form: give "
+            f"{others[0] if others[0].suffix == '.json' else others[0].parent}",
+        )
 
 # %% ../../nbs/00_core/07_formats.ipynb #cc88c2f1
 def _read_coco_file(file: Path, images: Path | None = None) -> Iterator[LabelledImage]:
@@ -308,7 +417,8 @@ def _read_coco_file(file: Path, images: Path | None = None) -> Iterator[Labelled
         pictures, categories = book["images"], sorted(book["categories"], key=lambda c: c["id"])
         names, ids = tuple(c["name"] for c in categories), tuple(c["id"] for c in categories)
         by_image: dict[Any, list] = {}
-        for a in book.get("annotations", []): by_image.setdefault(a["image_id"], []).append(a)
+        for a in book.get("annotations", []):
+            by_image.setdefault(a["image_id"], []).append(a)
         named = [(Path(p["file_name"]), by_image.get(p["id"], [])) for p in pictures]
     places = _places(file.parent, images, file.stem)
     for name, rows in named:
@@ -323,50 +433,102 @@ def _voc_rows(tree: ElementTree.Element, file: Path) -> list[dict]:
         try:
             name, box = thing.findtext("name").strip(), thing.find("bndbox")
             x1, y1, x2, y2 = (float(box.findtext(k)) for k in ("xmin", "ymin", "xmax", "ymax"))
-        except (AttributeError, TypeError, ValueError) as e: raise DataError(f"object {number} has no name or no box: {e}", file, "each <object> needs <name> and <bndbox> with xmin, ymin, xmax, ymax") from None
+        except (AttributeError, TypeError, ValueError) as e:
+            raise DataError(
+                f"object {number} has no name or no box: {e}",
+                file,
+                "each <object> needs <name> and <bndbox> with xmin, ymin, xmax, ymax",
+            ) from None
         difficult = (thing.findtext("difficult") or "0").strip() == "1"
-        rows.append({"id": number, "name": name, "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": 0, "difficult": int(difficult)})
+        rows.append(
+            {
+                "id": number,
+                "name": name,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "iscrowd": 0,
+                "difficult": int(difficult),
+            }
+        )
     return rows
 
-
+# %% ../../nbs/00_core/07_formats.ipynb #1c98ff83
 def _read_voc_folder(root: Path, split: str | None, images: Path | None = None) -> Iterator[LabelledImage]:
     "Pictures with a VOC xml each, in the order of the xml files' names."
     files, chosen = sorted(root.rglob("*.xml")), root / "ImageSets" / "Main" / f"{split}.txt"
     if split and chosen.exists():
         wanted = {line.split()[0] for line in read_text(chosen).splitlines() if line.strip()}
         files = [f for f in files if f.stem in wanted]
-    elif split: files = [f for f in files if split in f.relative_to(root).parts]
+    elif split:
+        files = [f for f in files if split in f.relative_to(root).parts]
     trees = []
     for file in files:
-        try: tree = ElementTree.parse(file).getroot()
-        except (ElementTree.ParseError, OSError) as e: raise DataError(f"not a readable xml: {e}", file) from e
-        if tree.tag == "annotation": trees.append((file, Path(tree.findtext("filename") or f"{file.stem}.jpg").name, _voc_rows(tree, file)))
+        try:
+            tree = ElementTree.parse(file).getroot()
+        except (ElementTree.ParseError, OSError) as e:
+            raise DataError(f"not a readable xml: {e}", file) from e
+        if tree.tag == "annotation":
+            trees.append(
+                (file, Path(tree.findtext("filename") or f"{file.stem}.jpg").name, _voc_rows(tree, file))
+            )
     names = _read_names(root) or tuple(sorted({r["name"] for _, _, rows in trees for r in rows}))
     index = {name: i for i, name in enumerate(names)}
     for file, picture, rows in trees:
         unknown = sorted({r["name"] for r in rows} - set(index))
-        if unknown: raise DataError(f"classes that are not in the list of names: {', '.join(unknown)}", file, f"known: {', '.join(names)}")
-        path = next((p / picture for p in _places(file.parent, images) if (p / picture).exists()), file.with_name(picture))
-        yield LabelledImage(path, names, file, [{**r, "category_id": index[r["name"]]} for r in rows], tuple(range(len(names))))
+        if unknown:
+            raise DataError(
+                f"classes that are not in the list of names: {', '.join(unknown)}",
+                file,
+                f"known: {', '.join(names)}",
+            )
+        path = next(
+            (p / picture for p in _places(file.parent, images) if (p / picture).exists()),
+            file.with_name(picture),
+        )
+        yield LabelledImage(
+            path,
+            names,
+            file,
+            [{**r, "category_id": index[r["name"]]} for r in rows],
+            tuple(range(len(names))),
+        )
 
 # %% ../../nbs/00_core/07_formats.ipynb #0848d83b
 def _is_voc(folder: Path) -> bool:
     "Whether a folder holds VOC annotations and no pictures with YOLO labels."
-    if not any(folder.rglob("*.xml")): return False
-    return not any((folder / "labels").rglob("*.txt")) if (folder / "labels").is_dir() else (folder / "Annotations").is_dir() or any(folder.glob("*.xml"))
+    if not any(folder.rglob("*.xml")):
+        return False
+    return (
+        not any((folder / "labels").rglob("*.txt"))
+        if (folder / "labels").is_dir()
+        else (folder / "Annotations").is_dir() or any(folder.glob("*.xml"))
+    )
 
 
 def read_dataset(
-    path: str | Path,                  # a YOLO folder, its data.yaml, a COCO json, or a folder with VOC xml files
-    split: str | None = None,          # keep pictures below a folder of this name, e.g. "val"; VOC: of this ImageSets/Main list
+    path: str | Path,  # a YOLO folder, its data.yaml, a COCO json, or a folder with VOC xml files
+    split: str
+    | None = None,  # keep pictures below a folder of this name, e.g. "val"; VOC: of this ImageSets/Main list
     images: str | Path | None = None,  # where the pictures lie, when not beside or around the labels
 ) -> list[LabelledImage]:
     "All labelled pictures of a dataset, sorted; DataError when there are none."
     path, images = Path(path), Path(images) if images else None
-    if not path.exists(): raise DataError("no such dataset", path, "give a YOLO folder, a COCO json, or a folder with VOC xml files")
-    if images and not images.is_dir(): raise DataError("no such folder of pictures", images)
-    if path.suffix in (".yaml", ".yml"): path = path.parent
-    if path.is_dir(): found = list((_read_voc_folder if _is_voc(path) else _read_yolo_folder)(path, split, images))
-    else: found = list(_read_coco_file(path, images))
-    if not found: raise DataError("the dataset holds no pictures", path, f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}" + (f" below a folder '{split}'" if split else ""))
+    if not path.exists():
+        raise DataError(
+            "no such dataset", path, "give a YOLO folder, a COCO json, or a folder with VOC xml files"
+        )
+    if images and not images.is_dir():
+        raise DataError("no such folder of pictures", images)
+    if path.suffix in (".yaml", ".yml"):
+        path = path.parent
+    if path.is_dir():
+        found = list((_read_voc_folder if _is_voc(path) else _read_yolo_folder)(path, split, images))
+    else:
+        found = list(_read_coco_file(path, images))
+    if not found:
+        raise DataError(
+            "the dataset holds no pictures",
+            path,
+            f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
+            + (f" below a folder '{split}'" if split else ""),
+        )
     return found

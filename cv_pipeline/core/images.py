@@ -31,14 +31,16 @@ def _gif(f: BinaryIO) -> tuple[int, int]:
 
 def _bmp(f: BinaryIO) -> tuple[int, int]:
     head = f.read(26)
-    if head[14:18] == b"\x0c\0\0\0": return struct.unpack("<HH", head[18:22])  # the oldest header of all
+    if head[14:18] == b"\x0c\0\0\0":
+        return struct.unpack("<HH", head[18:22])  # the oldest header of all
     width, height = struct.unpack("<ii", head[18:26])
-    return abs(width), abs(height)                                              # a negative height means top row first
+    return abs(width), abs(height)  # a negative height means top row first
 
 
 def _webp(f: BinaryIO) -> tuple[int, int]:
     head = f.read(30)
-    if head[12:16] == b"VP8X": return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+    if head[12:16] == b"VP8X":
+        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
     if head[12:16] == b"VP8L":
         bits = int.from_bytes(head[21:25], "little")
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
@@ -55,10 +57,12 @@ def _jpeg(f: BinaryIO) -> tuple[int, int]:
     f.seek(2)
     while True:
         byte = f.read(1)
-        while byte != b"\xff":             # fill bytes between segments
-            if not byte: raise ValueError("no frame header")
+        while byte != b"\xff":  # fill bytes between segments
+            if not byte:
+                raise ValueError("no frame header")
             byte = f.read(1)
-        while byte == b"\xff": byte = f.read(1)
+        while byte == b"\xff":
+            byte = f.read(1)
         marker, length = byte[0], struct.unpack(">H", f.read(2))[0]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack(">HH", f.read(5)[1:5])
@@ -67,7 +71,7 @@ def _jpeg(f: BinaryIO) -> tuple[int, int]:
 
 
 def tiff_tags(
-    f: BinaryIO,     # positioned at the byte-order mark ("II" or "MM")
+    f: BinaryIO,  # positioned at the byte-order mark ("II" or "MM")
 ) -> dict[int, int]:  # tag number → value, whole-number tags only
     "The first directory of a TIFF file or of an EXIF block."
     origin = f.tell()
@@ -78,7 +82,10 @@ def tiff_tags(
     for _ in range(count):
         entry = f.read(12)
         tag, kind = struct.unpack(order + "HH", entry[:4])
-        if kind in (3, 4): tags[tag] = struct.unpack(order + ("H" if kind == 3 else "I"), entry[8:10 if kind == 3 else 12])[0]
+        if kind in (3, 4):
+            tags[tag] = struct.unpack(
+                order + ("H" if kind == 3 else "I"), entry[8 : 10 if kind == 3 else 12]
+            )[0]
     return tags
 
 
@@ -99,8 +106,10 @@ _READERS: list[tuple[re.Pattern, str, Callable]] = [
 
 
 def image_header(
-    f: BinaryIO,                          # an open image file, at its beginning
-) -> tuple[str, int, int] | None:         # (format, width, height) as stored, before any rotation; None: not a known image
+    f: BinaryIO,  # an open image file, at its beginning
+) -> (
+    tuple[str, int, int] | None
+):  # (format, width, height) as stored, before any rotation; None: not a known image
     "What the first bytes of a file say about the image in it. ValueError when they begin well and end badly."
     head = f.read(32)
     for pattern, name, read in _READERS:
@@ -110,15 +119,20 @@ def image_header(
                 width, height = read(f)
             except (struct.error, ValueError, KeyError, IndexError) as e:
                 raise ValueError(f"broken {name} header") from e
-            if width < 1 or height < 1: raise ValueError(f"{name} header says {width}×{height}")
+            if width < 1 or height < 1:
+                raise ValueError(f"{name} header says {width}×{height}")
             return name, width, height
     return None
 
 # %% ../../nbs/00_core/04_images.ipynb #db57cee4
 _TURN: dict[int, Callable] = {  # EXIF orientation → what to do to the stored picture
-    2: lambda x: cv2.flip(x, 1), 3: lambda x: cv2.rotate(x, cv2.ROTATE_180), 4: lambda x: cv2.flip(x, 0),
-    5: cv2.transpose, 6: lambda x: cv2.rotate(x, cv2.ROTATE_90_CLOCKWISE),
-    7: lambda x: cv2.transpose(cv2.rotate(x, cv2.ROTATE_180)), 8: lambda x: cv2.rotate(x, cv2.ROTATE_90_COUNTERCLOCKWISE),
+    2: lambda x: cv2.flip(x, 1),
+    3: lambda x: cv2.rotate(x, cv2.ROTATE_180),
+    4: lambda x: cv2.flip(x, 0),
+    5: cv2.transpose,
+    6: lambda x: cv2.rotate(x, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda x: cv2.transpose(cv2.rotate(x, cv2.ROTATE_180)),
+    8: lambda x: cv2.rotate(x, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 
 
@@ -126,9 +140,9 @@ def _webp_orientation(data: bytes) -> int:
     "EXIF orientation of a WebP file, 1 (upright) when it says nothing."
     at = 12
     while at + 8 <= len(data):
-        size = int.from_bytes(data[at + 4:at + 8], "little")
-        if data[at:at + 4] == b"EXIF":
-            block = data[at + 8:at + 8 + size]
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"EXIF":
+            block = data[at + 8 : at + 8 + size]
             try:
                 return tiff_tags(io.BytesIO(block[6:] if block[:6] == b"Exif\0\0" else block)).get(0x0112, 1)
             except (struct.error, KeyError):
@@ -141,20 +155,25 @@ MAX_PIXELS = 100_000_000  # 10,000 × 10,000: 300 MB as BGR
 
 
 def _decode(
-    data: bytes,   # the whole file
-    kind: str,     # format, from its header
-    bits: int,     # significant bits of a 16-bit sample
-) -> np.ndarray:   # (H, W, 3) uint8 BGR
-    "Decode, turn upright, scale to 8 bits. ValueError when the file is broken or cannot be meant as a picture."
+    data: bytes,  # the whole file
+    kind: str,  # format, from its header
+    bits: int,  # significant bits of a 16-bit sample
+) -> np.ndarray:  # (H, W, 3) uint8 BGR
+    """Decode, turn upright, scale to 8 bits. ValueError when the file is broken or cannot be meant as a
+    picture."""
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | (cv2.IMREAD_IGNORE_ORIENTATION if kind == "webp" else 0)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as e:
         raise ValueError(f"broken {kind}: {e.err}") from e
-    if image is None: raise ValueError(f"broken or cut-off {kind}, {len(data):,} bytes")
-    if kind == "webp": image = _TURN.get(_webp_orientation(data), np.asarray)(image)
-    if image.dtype == np.uint16: image = cv2.convertScaleAbs(image, alpha=255 / (2**bits - 1))
-    if image.dtype != np.uint8: raise ValueError(f"{image.dtype} samples: unknown which value is white")
+    if image is None:
+        raise ValueError(f"broken or cut-off {kind}, {len(data):,} bytes")
+    if kind == "webp":
+        image = _TURN.get(_webp_orientation(data), np.asarray)(image)
+    if image.dtype == np.uint16:
+        image = cv2.convertScaleAbs(image, alpha=255 / (2**bits - 1))
+    if image.dtype != np.uint8:
+        raise ValueError(f"{image.dtype} samples: unknown which value is white")
     return np.ascontiguousarray(image)
 
 # %% ../../nbs/00_core/04_images.ipynb #0462169c
@@ -163,12 +182,12 @@ def _refuse(what: str, where: object, hint: str | None = None) -> SourceError:
 
 
 def read_image(
-    path: str | Path | bytes,        # a file, or the bytes of one
+    path: str | Path | bytes,  # a file, or the bytes of one
     *,
-    max_pixels: int = MAX_PIXELS,    # a larger image is refused before it is decoded
-    bits: int = 16,                  # significant bits of 16-bit images: 10, 12 or 14 for many industrial cameras
-    where: object = None,            # name for errors, the path when not given
-) -> np.ndarray:                     # (H, W, 3) uint8 BGR, upright
+    max_pixels: int = MAX_PIXELS,  # a larger image is refused before it is decoded
+    bits: int = 16,  # significant bits of 16-bit images: 10, 12 or 14 for many industrial cameras
+    where: object = None,  # name for errors, the path when not given
+) -> np.ndarray:  # (H, W, 3) uint8 BGR, upright
     "Read one still image as a person would see it; SourceError says what is wrong with the file."
     in_memory = isinstance(path, bytes)
     where = where or (f"{len(path)} bytes" if in_memory else path)
@@ -177,23 +196,32 @@ def read_image(
             header = image_header(f)
             if header is None:
                 size = f.seek(0, 2)
-                raise _refuse("the file is empty (0 bytes)" if size == 0 else "not an image of a known format", where,
-                              None if size else "its copy or upload did not happen; fetch it again")
+                raise _refuse(
+                    "the file is empty (0 bytes)" if size == 0 else "not an image of a known format",
+                    where,
+                    None if size else "its copy or upload did not happen; fetch it again",
+                )
             kind, width, height = header
             if width * height > max_pixels:
-                raise _refuse(f"{width}×{height} is {width * height / 1e6:.0f} megapixels, above the limit of {max_pixels / 1e6:.4g}",
-                              where, "scale it down, cut it into tiles, or raise max_pixels")
+                raise _refuse(
+                    f"{width}×{height} is {width * height / 1e6:.0f} megapixels, above the limit of "
+                    f"{max_pixels / 1e6:.4g}",
+                    where,
+                    "scale it down, cut it into tiles, or raise max_pixels",
+                )
             f.seek(0)
             return _decode(f.read(), kind, bits)
     except OSError as e:
-        raise _refuse(f"cannot be read: {e.strerror or e}", where, "check the path and its permissions") from e
+        raise _refuse(
+            f"cannot be read: {e.strerror or e}", where, "check the path and its permissions"
+        ) from e
     except ValueError as e:
         raise _refuse(str(e), where) from e
 
 # %% ../../nbs/00_core/04_images.ipynb #c2f8558a
 def natural_key(
     name: str | Path,  # a file name or path
-) -> tuple:            # sort key: numbers by value, letters without case
+) -> tuple:  # sort key: numbers by value, letters without case
     "Sort key that puts frame2 before frame10."
     text = str(name)
     pieces = re.split(r"([0-9]+)", text)

@@ -27,7 +27,7 @@ class Fingerprint:
     "What a picture is, as a file and to the eye."
 
     sha256: str
-    phash: int             # 64 bits
+    phash: int  # 64 bits
     size: tuple[int, int]  # (width, height), upright
 
 
@@ -45,31 +45,40 @@ def fingerprint(path: Path) -> Fingerprint | SourceError:
     try:
         data = path.read_bytes()
         image = read_image(data, where=path)
-    except OSError as e: return SourceError(f"cannot be read: {e.strerror or e}", path)
-    except SourceError as e: return e
-    return Fingerprint(hashlib.sha256(data).hexdigest(), perceptual_hash(image), (image.shape[1], image.shape[0]))
+    except OSError as e:
+        return SourceError(f"cannot be read: {e.strerror or e}", path)
+    except SourceError as e:
+        return e
+    return Fingerprint(
+        hashlib.sha256(data).hexdigest(), perceptual_hash(image), (image.shape[1], image.shape[0])
+    )
 
 
 def fingerprints(paths: Iterable[Path]) -> list[Fingerprint | SourceError]:
     "Fingerprints in order, read by a few threads."
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: return list(pool.map(fingerprint, paths))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(fingerprint, paths))
 
 # %% ../../nbs/00_core/06_likeness.ipynb #35ea860e
 def _signs(hashes: Sequence[int]) -> np.ndarray:
     "(n, 64) float32 of -1 and 1."
-    bits = np.unpackbits(np.array(hashes, ">u8").view(np.uint8).reshape(-1, 8), axis=1) if len(hashes) else np.zeros((0, 64))
+    bits = (
+        np.unpackbits(np.array(hashes, ">u8").view(np.uint8).reshape(-1, 8), axis=1)
+        if len(hashes)
+        else np.zeros((0, 64))
+    )
     return bits.astype(np.float32) * 2 - 1
 
 
 def near_pairs(
     a: Sequence[int],
     b: Sequence[int] | None = None,  # None: pairs within `a`, each once
-    hamming: int = 10,               # bits that may differ
+    hamming: int = 10,  # bits that may differ
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # rows of a, rows of b, bits that differ
     "Hashes that are nearly equal."
     left, right, found = _signs(a), _signs(a if b is None else b), []
     for start in range(0, len(left), 1024):
-        apart = (64 - left[start:start + 1024] @ right.T) / 2
+        apart = (64 - left[start : start + 1024] @ right.T) / 2
         i, j = np.nonzero(apart <= hamming + 0.5)
         keep = i + start < j if b is None else np.ones(len(i), bool)
         found.append((i[keep] + start, j[keep], np.round(apart[i, j][keep]).astype(int)))

@@ -12,8 +12,32 @@ from typing import Any
 __all__ = ['HARMLESS', 'masked', 'masked_values']
 
 # %% ../../nbs/00_core/01_masking.ipynb #84ca34e2
-HARMLESS = {"channel", "chn", "ch", "subtype", "stream", "streamtype", "profile", "resolution", "fps", "codec", "videocodec", "camera", "transport",
-             "transportmode", "unicast", "proto", "quality", "compression", "width", "height", "rotation", "audio", "source", "index"}
+HARMLESS = {
+    "channel",
+    "chn",
+    "ch",
+    "subtype",
+    "stream",
+    "streamtype",
+    "profile",
+    "resolution",
+    "fps",
+    "codec",
+    "videocodec",
+    "camera",
+    "transport",
+    "transportmode",
+    "unicast",
+    "proto",
+    "quality",
+    "compression",
+    "width",
+    "height",
+    "rotation",
+    "audio",
+    "source",
+    "index",
+}
 
 
 def _hide_pair(pair: str) -> str:
@@ -24,19 +48,36 @@ def _hide_pair(pair: str) -> str:
 
 def masked(
     uri: object,  # a path, number or address
-) -> str:         # the same without user name, password, keys and signatures
+) -> str:  # the same without user name, password, keys and signatures
     "A source's address that is safe to print."
     scheme, sign, rest = str(uri).partition("://")
-    if not sign: return re.sub(r"^[^/\\\s]*:.*@", "***@", scheme, flags=re.S)  # a path, or an address whose scheme was forgotten
+    if not sign:
+        return re.sub(
+            r"^[^/\\\s]*:.*@", "***@", scheme, flags=re.S
+        )  # a path, or an address whose scheme was forgotten
     path, question, query = ("***@" + rest.rpartition("@")[2] if "@" in rest else rest).partition("?")
-    path = re.sub(rf"[A-Za-z]+=.*?(?=_(?:{'|'.join(HARMLESS)})=|$)", lambda match: _hide_pair(match[0]), path, flags=re.S)
+    path = re.sub(
+        rf"[A-Za-z]+=.*?(?=_(?:{'|'.join(HARMLESS)})=|$)",
+        lambda match: _hide_pair(match[0]),
+        path,
+        flags=re.S,
+    )
     return f"{scheme}://{path}{question}{'&'.join(map(_hide_pair, query.split('&')))}"
 
 # %% ../../nbs/00_core/01_masking.ipynb #4fe7994e
 def masked_values(
     value: Any,  # anything made of lists, tables and plain values
-) -> Any:        # the same with every text masked, and what stands under a key like `password` hidden
+) -> Any:  # the same with every text masked, and what stands under a key like `password` hidden
     "A configuration that is safe to print."
-    if isinstance(value, dict): return {k: "***" if re.search("passw|secret|token|user", str(k), re.I) and isinstance(v, str) and not str(k).endswith("_env") else masked_values(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return type(value)(map(masked_values, value))
+    if isinstance(value, dict):
+        return {
+            k: "***"
+            if re.search("passw|secret|token|user", str(k), re.I)
+            and isinstance(v, str)
+            and not str(k).endswith("_env")
+            else masked_values(v)
+            for k, v in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(masked_values, value))
     return masked(value) if isinstance(value, str) else value

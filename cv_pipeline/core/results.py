@@ -47,9 +47,9 @@ def run_of(path: str | Path) -> str:
 
 
 def unfinished_parts(
-    folder: str | Path,     # what the sink was given
+    folder: str | Path,  # what the sink was given
     name: str = "results",  # of the table
-) -> list[Path]:            # in the order of writing; none when the last run was closed
+) -> list[Path]:  # in the order of writing; none when the last run was closed
     "Parts of a run that was not closed."
     parts = sorted((Path(folder) / f"{name}.parts").glob("part-*.parquet"))
     final = Path(folder) / f"{name}.parquet"
@@ -58,15 +58,17 @@ def unfinished_parts(
 
 def read_table(
     folder: str | Path,  # what the sink was given; while it runs, after it was closed, or after it was killed
-    name: str,           # of the table: "results", "events"
-) -> Any:                # pyarrow.Table
+    name: str,  # of the table: "results", "events"
+) -> Any:  # pyarrow.Table
     "All rows of the newest run."
     import pyarrow as pa
 
     paths = unfinished_parts(folder, name) or [Path(folder) / f"{name}.parquet"]
     if not paths[0].exists():
         raise SinkError(f"no {name} here", folder, "is this the folder that the run wrote to?")
-    return pa.concat_tables([read_parquet(path, error=SinkError) for path in paths]).replace_schema_metadata(None)
+    return pa.concat_tables([read_parquet(path, error=SinkError) for path in paths]).replace_schema_metadata(
+        None
+    )
 
 
 def read_results(folder: str | Path) -> Any:
@@ -75,10 +77,10 @@ def read_results(folder: str | Path) -> Any:
 
 # %% ../../nbs/00_core/08_results.ipynb #00e498d0
 def merge_results(
-    folder: str | Path,            # what the sink was given
-    rows_a_group: int = 100_000,   # rows held in memory at a time
-    name: str = "results",         # of the table
-) -> Path:                         # results.parquet
+    folder: str | Path,  # what the sink was given
+    rows_a_group: int = 100_000,  # rows held in memory at a time
+    name: str = "results",  # of the table
+) -> Path:  # results.parquet
     "Stream the parts of an unclosed run into one file and remove them."
     import pyarrow as pa
     import pyarrow.parquet as pq

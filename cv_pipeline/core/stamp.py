@@ -47,7 +47,9 @@ def instruction_set(
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    flags = [line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))]
+    flags = [
+        line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))
+    ]
     common = set.intersection(*map(set, flags)) if flags else set()  # a thread may run on any core
     unknown = f"{platform.machine()} {processor_name()}"
     return next((name for flag, name in _INSTRUCTION_SETS.items() if flag in common), unknown)
@@ -73,7 +75,8 @@ def usable_cores() -> float:
 
 @contextmanager
 def nvml() -> Iterator[tuple[Any, list[Any]]]:
-    "NVIDIA's management library and a handle for each GPU; no GPU where there is no library, no driver or no right to ask."
+    """NVIDIA's management library and a handle for each GPU; no GPU where there is no library, no driver or
+    no right to ask."""
     try:
         import pynvml
 
@@ -93,7 +96,10 @@ def _gpus() -> list[str]:
     text = lambda v: v.decode() if isinstance(v, bytes) else str(v)
     with suppress(Exception), nvml() as (lib, cards):
         if cards:
-            return [*(text(lib.nvmlDeviceGetName(c)) for c in cards), f"driver {text(lib.nvmlSystemGetDriverVersion())}"]
+            return [
+                *(text(lib.nvmlDeviceGetName(c)) for c in cards),
+                f"driver {text(lib.nvmlSystemGetDriverVersion())}",
+            ]
     return []
 
 
@@ -126,14 +132,17 @@ def _plain(value: Any) -> Any:
 
 def config_hash(
     config: Any,  # a mapping, a pydantic model, a settings dataclass
-) -> str:         # 64 hexadecimal digits
+) -> str:  # 64 hexadecimal digits
     "SHA-256 of a configuration, whatever the order of its keys; secrets take no part."
     plain = json.loads(json.dumps(config, default=_plain, sort_keys=True))
-    return hashlib.sha256(json.dumps(masked_values(plain), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(masked_values(plain), sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()
 
 # %% ../../nbs/00_core/09_stamp.ipynb #a91c3e12
 def _of_model(model: Any) -> dict[str, str] | list[dict[str, str]]:
-    "Name, version, file and full SHA-256 of a mapping, a manifest, or a model that has one; of each, where there are several."
+    """Name, version, file and full SHA-256 of a mapping, a manifest, or a model that has one; of each, where
+    there are several."""
     if isinstance(model, Sequence):
         return [_of_model(m) for m in model]
     source = getattr(model, "manifest", model)
@@ -145,9 +154,10 @@ _machine = cache(machine)  # asked once a process
 
 
 def stamp(
-    model: Any = None,            # a Model, its manifest, or a mapping with name and sha256; several as a list; None: no model took part
-    data: str | None = None,      # SHA-256 of the pictures and labels, or of the log
-    config: Any = None,           # what was asked for: hashed
+    # a Model, its manifest, or a mapping with name and sha256; several as a list; None: no model took part
+    model: Any = None,
+    data: str | None = None,  # SHA-256 of the pictures and labels, or of the log
+    config: Any = None,  # what was asked for: hashed
     now: Callable[[], datetime] = utc_now,
 ) -> dict[str, Any]:
     "Where numbers come from, for the key `stamp` of the file that holds them."
@@ -168,9 +178,20 @@ def describe_stamp(
     if not stamp:
         return "no stamp: the file is older than version 0.1"
     models = stamp.get("model") or []
-    named = [f"{m.get('name', 'a model')} {m.get('version', '')} {m.get('sha256', '')[:12]}".strip() for m in ([models] if isinstance(models, Mapping) else models)]
+    named = [
+        f"{m.get('name', 'a model')} {m.get('version', '')} {m.get('sha256', '')[:12]}".strip()
+        for m in ([models] if isinstance(models, Mapping) else models)
+    ]
     parts = [", ".join(named) or "no model"]
-    parts += [f"{name} {stamp[key][:12]}" for name, key in (("data", "data"), ("settings", "config")) if stamp.get(key)]
+    parts += [
+        f"{name} {stamp[key][:12]}"
+        for name, key in (("data", "data"), ("settings", "config"))
+        if stamp.get(key)
+    ]
     where = stamp.get("machine", {})
-    parts += [f"{where.get('processor', '?')} ({where.get('instruction set', '?')})", f"cv_pipeline {stamp.get('cv_pipeline')}", str(stamp.get("at"))]
+    parts += [
+        f"{where.get('processor', '?')} ({where.get('instruction set', '?')})",
+        f"cv_pipeline {stamp.get('cv_pipeline')}",
+        str(stamp.get("at")),
+    ]
     return " · ".join(parts)

@@ -30,8 +30,8 @@ class CVPipelineError(Exception):
 
     def __init__(
         self,
-        what: str,              # what was wrong, with the actual value
-        where: object = None,   # file, camera, model, row: where it was found
+        what: str,  # what was wrong, with the actual value
+        where: object = None,  # file, camera, model, row: where it was found
         hint: str | None = None,  # what the reader can do now
     ):
         self.what, self.where, self.hint = what, where, hint
@@ -43,7 +43,9 @@ class CVPipelineError(Exception):
 class ConfigError(CVPipelineError):
     "The configuration or the command line is wrong. `problems` lists all of them at once."
 
-    def __init__(self, what: str, where: object = None, hint: str | None = None, problems: Sequence[str] = ()):
+    def __init__(
+        self, what: str, where: object = None, hint: str | None = None, problems: Sequence[str] = ()
+    ):
         self.problems = list(problems)
         super().__init__("\n  - ".join([what, *self.problems]), where, hint)
 
@@ -92,9 +94,9 @@ def is_whole(value: Any, low: float = -np.inf, high: float = np.inf) -> bool:
 
 
 def check_rules(
-    what: str,                           # "settings of the gate"
-    settings: object,                    # its class is named
-    rules: Iterable[tuple[bool, str]],   # whether it holds; what is wrong otherwise, beginning with the field
+    what: str,  # "settings of the gate"
+    settings: object,  # its class is named
+    rules: Iterable[tuple[bool, str]],  # whether it holds; what is wrong otherwise, beginning with the field
     hint: str = "see its defaults",
 ) -> None:
     "ConfigError that lists every rule which does not hold."
@@ -107,21 +109,34 @@ def check_rules(
 class Frame:
     "One picture from one source at one moment; `image` is BGR (H, W, 3) uint8."
 
-    image: np.ndarray            # (H, W, 3) uint8, BGR
-    source_id: str               # which camera or file
-    frame_id: int                # 0-based number of the frame in its source, counting every decoded frame
-    captured_at: datetime        # timezone-aware UTC
-    pts: float | None = None     # seconds since the start of the stream, where the container knows
+    image: np.ndarray  # (H, W, 3) uint8, BGR
+    source_id: str  # which camera or file
+    frame_id: int  # 0-based number of the frame in its source, counting every decoded frame
+    captured_at: datetime  # timezone-aware UTC
+    pts: float | None = None  # seconds since the start of the stream, where the container knows
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         im = self.image
-        if not isinstance(im, np.ndarray) or im.dtype != np.uint8 or im.ndim != 3 or im.shape[2] != 3 or 0 in im.shape:
+        if (
+            not isinstance(im, np.ndarray)
+            or im.dtype != np.uint8
+            or im.ndim != 3
+            or im.shape[2] != 3
+            or 0 in im.shape
+        ):
             got = f"{im.dtype} {im.shape}" if isinstance(im, np.ndarray) else type(im).__name__
-            raise DataError(f"a frame's image must be uint8 (H, W, 3) BGR, not {got}", f"{self.source_id} frame {self.frame_id}",
-                            "convert it with cv2.cvtColor, or read it through cv_pipeline.video.sources")
+            raise DataError(
+                f"a frame's image must be uint8 (H, W, 3) BGR, not {got}",
+                f"{self.source_id} frame {self.frame_id}",
+                "convert it with cv2.cvtColor, or read it through cv_pipeline.video.sources",
+            )
         if self.captured_at.tzinfo is None:
-            raise DataError("captured_at has no time zone", f"{self.source_id} frame {self.frame_id}", "use datetime.now(timezone.utc)")
+            raise DataError(
+                "captured_at has no time zone",
+                f"{self.source_id} frame {self.frame_id}",
+                "use datetime.now(timezone.utc)",
+            )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -134,14 +149,18 @@ def _column(value: Any, name: str, dtype: type, shape: tuple[int | None, ...]) -
     array = np.asarray(value, dtype=dtype)
     if array.size == 0 and len(shape) == 2:
         array = array.reshape(0, shape[1])
-    if array.ndim != len(shape) or any(want is not None and want != got for want, got in zip(shape, array.shape)):
-        raise DataError(f"`{name}` must have shape {shape}, not {array.shape}".replace("None", "n"), "Detections")
+    if array.ndim != len(shape) or any(
+        want is not None and want != got for want, got in zip(shape, array.shape)
+    ):
+        raise DataError(
+            f"`{name}` must have shape {shape}, not {array.shape}".replace("None", "n"), "Detections"
+        )
     return array
 
 
 def box_area(
     xyxy: np.ndarray,  # (n, 4) pixels
-) -> np.ndarray:       # (n,) square pixels, 0 for inverted boxes
+) -> np.ndarray:  # (n,) square pixels, 0 for inverted boxes
     "Area of each box."
     return np.maximum(xyxy[:, 2] - xyxy[:, 0], 0) * np.maximum(xyxy[:, 3] - xyxy[:, 1], 0)
 
@@ -149,7 +168,7 @@ def box_area(
 def box_iou(
     a: np.ndarray,  # (n, 4) xyxy pixels
     b: np.ndarray,  # (m, 4) xyxy pixels
-) -> np.ndarray:    # (n, m) intersection over union, 0 where both boxes are empty
+) -> np.ndarray:  # (n, m) intersection over union, 0 where both boxes are empty
     "Intersection over union of every box of `a` with every box of `b`; one plane a coordinate, in place."
     left, top, right, bottom = a.T[..., None]
     x1, y1, x2, y2 = b.T
@@ -171,18 +190,30 @@ def box_iou(
 class Detections:
     "Detections of one frame as columns; boxes in absolute pixels of the original image."
 
-    xyxy: np.ndarray                                      # (n, 4) float32
-    confidence: np.ndarray | None = None                  # (n,) float32, ones when not given
-    class_id: np.ndarray | None = None                    # (n,) int32, zeros when not given
-    tracker_id: np.ndarray | None = None                  # (n,) int32, -1 (not confirmed) when not given
+    xyxy: np.ndarray  # (n, 4) float32
+    confidence: np.ndarray | None = None  # (n,) float32, ones when not given
+    class_id: np.ndarray | None = None  # (n,) int32, zeros when not given
+    tracker_id: np.ndarray | None = None  # (n,) int32, -1 (not confirmed) when not given
     data: dict[str, np.ndarray] = field(default_factory=dict)  # further columns, each with first axis n
 
     def __post_init__(self):
         self.xyxy = _column(self.xyxy, "xyxy", np.float32, (None, 4))
         n = len(self.xyxy)
-        self.confidence = np.ones(n, np.float32) if self.confidence is None else _column(self.confidence, "confidence", np.float32, (n,))
-        self.class_id = np.zeros(n, np.int32) if self.class_id is None else _column(self.class_id, "class_id", np.int32, (n,))
-        self.tracker_id = np.full(n, -1, np.int32) if self.tracker_id is None else _column(self.tracker_id, "tracker_id", np.int32, (n,))
+        self.confidence = (
+            np.ones(n, np.float32)
+            if self.confidence is None
+            else _column(self.confidence, "confidence", np.float32, (n,))
+        )
+        self.class_id = (
+            np.zeros(n, np.int32)
+            if self.class_id is None
+            else _column(self.class_id, "class_id", np.int32, (n,))
+        )
+        self.tracker_id = (
+            np.full(n, -1, np.int32)
+            if self.tracker_id is None
+            else _column(self.tracker_id, "tracker_id", np.int32, (n,))
+        )
         for key, value in self.data.items():
             if len(value) != n:
                 raise DataError(f"data[{key!r}] has {len(value)} rows for {n} boxes", "Detections")
@@ -192,13 +223,17 @@ class Detections:
         "No detections."
         return cls(np.zeros((0, 4), np.float32))
 
-    def __len__(self) -> int: return len(self.xyxy)
+    def __len__(self) -> int:
+        return len(self.xyxy)
 
     def __getitem__(self, index) -> Detections:
         "Rows by boolean mask, integer array, slice or one integer; every column follows."
-        if isinstance(index, (int, np.integer)): index = [index]
+        if isinstance(index, (int, np.integer)):
+            index = [index]
         rows = {key: np.asarray(value)[index] for key, value in self.data.items()}
-        return Detections(self.xyxy[index], self.confidence[index], self.class_id[index], self.tracker_id[index], rows)
+        return Detections(
+            self.xyxy[index], self.confidence[index], self.class_id[index], self.tracker_id[index], rows
+        )
 
     @property
     def area(self) -> np.ndarray:
@@ -211,30 +246,43 @@ def merge_detections(
 ) -> Detections:
     "All rows of `parts`, in order."
     parts = list(parts)
-    if not parts: return Detections.empty()
+    if not parts:
+        return Detections.empty()
     keys = set.intersection(*(set(p.data) for p in parts))
-    columns = [np.concatenate([getattr(p, name) for p in parts]) for name in ("xyxy", "confidence", "class_id", "tracker_id")]
-    return Detections(*columns, {key: np.concatenate([np.asarray(p.data[key]) for p in parts]) for key in sorted(keys)})
+    columns = [
+        np.concatenate([getattr(p, name) for p in parts])
+        for name in ("xyxy", "confidence", "class_id", "tracker_id")
+    ]
+    return Detections(
+        *columns, {key: np.concatenate([np.asarray(p.data[key]) for p in parts]) for key in sorted(keys)}
+    )
 
 
 def validate_detections(
     detections: Detections,
-    where: object = None,           # named in the error: file, camera, model
-    class_count: int | None = None, # class ids must lie in 0..class_count-1
-) -> Detections:                    # the same object
-    "Refuse NaN or infinite boxes, inverted boxes, confidences outside 0..1 and unknown classes with a DataError that names the row."
+    where: object = None,  # named in the error: file, camera, model
+    class_count: int | None = None,  # class ids must lie in 0..class_count-1
+) -> Detections:  # the same object
+    """Refuse NaN or infinite boxes, inverted boxes, confidences outside 0..1 and unknown classes with a
+    DataError that names the row."""
     xyxy, conf, cls = detections.xyxy, detections.confidence, detections.class_id
     checks = [
         (~np.isfinite(xyxy).all(axis=1), "a box has NaN or infinite corners"),
         ((xyxy[:, 2] < xyxy[:, 0]) | (xyxy[:, 3] < xyxy[:, 1]), "a box is inverted (x2 < x1 or y2 < y1)"),
         (~((conf >= 0) & (conf <= 1)), "a confidence lies outside 0..1"),
-        ((cls < 0) | (cls >= (class_count or np.iinfo(np.int32).max)), f"a class id lies outside 0..{class_count and class_count - 1}"),
+        (
+            (cls < 0) | (cls >= (class_count or np.iinfo(np.int32).max)),
+            f"a class id lies outside 0..{class_count and class_count - 1}",
+        ),
     ]
     for bad, what in checks:
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
-            raise DataError(f"{what}: row {row} is {xyxy[row].tolist()} conf {conf[row]:.3g} class {cls[row]}", where,
-                            f"{int(bad.sum())} of {len(detections)} rows are affected; mend or drop them")
+            raise DataError(
+                f"{what}: row {row} is {xyxy[row].tolist()} conf {conf[row]:.3g} class {cls[row]}",
+                where,
+                f"{int(bad.sum())} of {len(detections)} rows are affected; mend or drop them",
+            )
     return detections
 
 # %% ../../nbs/00_core/00_types.ipynb #b8e707b2
@@ -243,7 +291,7 @@ class Decision(IntEnum):
 
     ACCEPT = 0  # confident: use it
     REVIEW = 1  # uncertain: kept, marked, offered to people
-    DROP = 2    # uncertain and not wanted: counted, not delivered
+    DROP = 2  # uncertain and not wanted: counted, not delivered
 
 # %% ../../nbs/00_core/00_types.ipynb #b1e3f98a
 @dataclass(slots=True)
@@ -252,12 +300,12 @@ class FrameResult:
 
     frame: Frame
     detections: Detections
-    names: tuple[str, ...] = ()                                # class names, index = class_id
+    names: tuple[str, ...] = ()  # class names, index = class_id
     timings_ms: dict[str, float] = field(default_factory=dict)  # stage → milliseconds for this frame
-    inferred: bool = True                                      # False: the selector left this frame out
-    status: str = "ok"                                         # "ok" or the kind of failure, e.g. "model_error"
-    model: str = ""                                            # name and version of the model that answered
-    model_sha256: str = ""                                     # of its file
+    inferred: bool = True  # False: the selector left this frame out
+    status: str = "ok"  # "ok" or the kind of failure, e.g. "model_error"
+    model: str = ""  # name and version of the model that answered
+    model_sha256: str = ""  # of its file
 
     def class_name(self, class_id: int) -> str:
         "Name of a class, or its number where the model has no names."
@@ -276,9 +324,9 @@ def utc_now() -> datetime:
 class Clocks:
     "Where a part takes its time from; a test hands in its own and never waits."
 
-    monotonic: Clock = time.monotonic             # for durations
-    now: Callable[[], datetime] = utc_now         # wall clock, aware
-    sleep: Callable[[float], Any] = time.sleep    # seconds
+    monotonic: Clock = time.monotonic  # for durations
+    now: Callable[[], datetime] = utc_now  # wall clock, aware
+    sleep: Callable[[float], Any] = time.sleep  # seconds
 
 
 @runtime_checkable
@@ -302,7 +350,8 @@ class Selector(Protocol):
 
 @runtime_checkable
 class ListeningSelector(Selector, Protocol):
-    "A selector that is told what the model found in each frame that it chose; the next frame of a file waits for it."
+    """A selector that is told what the model found in each frame that it chose; the next frame of a file
+    waits for it."""
 
     def observe(self, frame: Frame, detections: Detections, tracker: Tracker | None) -> Any: ...
 
@@ -321,8 +370,8 @@ class Tracker(Protocol):
 class Backend(Protocol):
     "Runs a model: a float32 batch in, its raw output out."
 
-    name: str       # model name and version
-    provider: str   # what runs it, e.g. "CPUExecutionProvider"
+    name: str  # model name and version
+    provider: str  # what runs it, e.g. "CPUExecutionProvider"
     max_batch: int  # most images one call takes
 
     def infer(self, batch: np.ndarray) -> np.ndarray: ...  # (B, 3, H, W) float32 → (B, …) float32
@@ -332,7 +381,8 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Sink(Protocol):
-    "Takes results and delivers them. `close` finishes files; it is called exactly once. A `name` is optional."
+    """Takes results and delivers them. `close` finishes files; it is called exactly once. A `name` is
+    optional."""
 
     def write(self, result: FrameResult) -> None: ...
     def close(self) -> None: ...

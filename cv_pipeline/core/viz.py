@@ -21,7 +21,10 @@ __all__ = ['PALETTE', 'colour_of', 'Trails', 'draw_detections', 'contact_sheet',
 def _palette(n: int = 64) -> list[tuple[int, int, int]]:
     "`n` BGR colours, neighbours far apart in hue."
     i = np.arange(n)
-    hsv = np.stack([i * 0.381966 % 1 * 180, np.array([200, 150, 235])[i % 3], np.array([255, 235, 205])[i // 2 % 3]], axis=1)
+    hsv = np.stack(
+        [i * 0.381966 % 1 * 180, np.array([200, 150, 235])[i % 3], np.array([255, 235, 205])[i // 2 % 3]],
+        axis=1,
+    )
     return [tuple(map(int, c)) for c in cv2.cvtColor(hsv.astype(np.uint8)[None], cv2.COLOR_HSV2BGR)[0]]
 
 
@@ -29,8 +32,8 @@ PALETTE: tuple[tuple[int, int, int], ...] = tuple(_palette())
 
 
 def colour_of(
-    number: int,              # a track or a class
-) -> tuple[int, int, int]:    # BGR
+    number: int,  # a track or a class
+) -> tuple[int, int, int]:  # BGR
     "The colour that stands for a number, the same in every frame, run and program."
     return PALETTE[number % len(PALETTE)]
 
@@ -39,14 +42,17 @@ def _dashed(image: np.ndarray, box: Sequence[int], colour: Sequence[int], thick:
     "A dashed rectangle, drawn as four strips with gaps."
     h, w = image.shape[:2]
     x1, y1, x2, y2 = max(box[0], 0), max(box[1], 0), min(box[2], w - 1), min(box[3], h - 1)
-    if x1 > x2 or y1 > y2: return
+    if x1 > x2 or y1 > y2:
+        return
     on_x = x1 + np.flatnonzero(np.arange(x2 - x1 + 1) // dash % 2 == 0)
     on_y = y1 + np.flatnonzero(np.arange(y2 - y1 + 1) // dash % 2 == 0)
     for k in range(thick):
         for y in (box[1] + k, box[3] - k):
-            if 0 <= y < h: image[y, on_x] = colour
+            if 0 <= y < h:
+                image[y, on_x] = colour
         for x in (box[0] + k, box[2] - k):
-            if 0 <= x < w: image[on_y, x] = colour
+            if 0 <= x < w:
+                image[on_y, x] = colour
 
 
 def _label(image: np.ndarray, text: str, at: tuple[int, int], colour: Sequence[int], scale: float) -> None:
@@ -56,7 +62,16 @@ def _label(image: np.ndarray, text: str, at: tuple[int, int], colour: Sequence[i
     x, y = min(max(at[0], 0), max(image.shape[1] - tw - 4, 0)), max(at[1], th + base + 2)
     cv2.rectangle(image, (x, y - th - base - 1), (x + tw + 3, y), tuple(colour), -1)
     dark = 0.114 * colour[0] + 0.587 * colour[1] + 0.299 * colour[2] > 130
-    cv2.putText(image, text, (x + 2, y - base + 1), font, scale, (0, 0, 0) if dark else (255, 255, 255), thin, cv2.LINE_AA)
+    cv2.putText(
+        image,
+        text,
+        (x + 2, y - base + 1),
+        font,
+        scale,
+        (0, 0, 0) if dark else (255, 255, 255),
+        thin,
+        cv2.LINE_AA,
+    )
 
 # %% ../../nbs/00_core/05_viz.ipynb #0b0a42dd
 def _pixels(xyxy: np.ndarray) -> np.ndarray:
@@ -69,7 +84,7 @@ class Trails:
 
     def __init__(
         self,
-        length: int = 32,    # positions kept a track
+        length: int = 32,  # positions kept a track
         patience: int = 50,  # frames after which an unseen track is forgotten
     ):
         self.length, self.patience, self.now = length, patience, 0
@@ -80,7 +95,9 @@ class Trails:
         "Note where each confirmed track is now; rows with tracker_id −1 leave no trail."
         self.now += 1
         confirmed = detections.tracker_id >= 0
-        for number, box in zip(detections.tracker_id[confirmed].tolist(), _pixels(detections.xyxy[confirmed]).tolist()):
+        for number, box in zip(
+            detections.tracker_id[confirmed].tolist(), _pixels(detections.xyxy[confirmed]).tolist()
+        ):
             middle = round((box[0] + box[2]) / 2), round((box[1] + box[3]) / 2)
             self._points.setdefault(number, deque(maxlen=self.length)).append(middle)
             self._seen[number] = self.now
@@ -92,63 +109,90 @@ class Trails:
         "Draw all trails that are still fresh, into `image`."
         for number, points in self._points.items():
             if self._seen[number] == self.now and len(points) > 1:
-                cv2.polylines(image, [np.array(points, np.int32)], False, colour_of(number), thick, cv2.LINE_AA)
+                cv2.polylines(
+                    image, [np.array(points, np.int32)], False, colour_of(number), thick, cv2.LINE_AA
+                )
 
-    def __len__(self) -> int: return len(self._points)
+    def __len__(self) -> int:
+        return len(self._points)
 
 # %% ../../nbs/00_core/05_viz.ipynb #fddd0175
 def draw_detections(
-    image: np.ndarray,                       # (h, w, 3) uint8 BGR, not changed
-    detections: Detections,                  # in pixels of this image
-    names: Sequence[str] = (),               # class names, index = class_id
-    trails: Trails | None = None,            # of this camera; `update` is called here
-    by: str = "auto",                        # what colours mean: "class", "track", or "auto": the track where it is confirmed
+    image: np.ndarray,  # (h, w, 3) uint8 BGR, not changed
+    detections: Detections,  # in pixels of this image
+    names: Sequence[str] = (),  # class names, index = class_id
+    trails: Trails | None = None,  # of this camera; `update` is called here
+    by: str = "auto",  # what colours mean: "class", "track", or "auto": the track where it is confirmed
     labels: bool = True,
-) -> np.ndarray:                             # a new (h, w, 3) uint8 picture
+) -> np.ndarray:  # a new (h, w, 3) uint8 picture
     "Boxes with class, track and confidence; REVIEW is dashed with a question mark, DROP is left out."
-    if by not in ("auto", "class", "track"): raise DataError(f"by={by!r}", "draw_detections", "use auto, class or track")
+    if by not in ("auto", "class", "track"):
+        raise DataError(f"by={by!r}", "draw_detections", "use auto, class or track")
     out, unit = image.copy(), max(image.shape[0], 200) / 480
-    thick, scale, dash = max(1, round(2 * unit)), 0.42 * max(unit, .8), max(3, round(6 * unit))
+    thick, scale, dash = max(1, round(2 * unit)), 0.42 * max(unit, 0.8), max(3, round(6 * unit))
     decisions = np.asarray(detections.data.get("decision", np.zeros(len(detections), np.int8)))
-    if trails is not None: trails.update(detections).draw(out, thick)
-    rows = zip(_pixels(detections.xyxy).round().astype(int).tolist(), detections.class_id.tolist(), detections.tracker_id.tolist(), detections.confidence.tolist(), decisions.tolist())
+    if trails is not None:
+        trails.update(detections).draw(out, thick)
+    rows = zip(
+        _pixels(detections.xyxy).round().astype(int).tolist(),
+        detections.class_id.tolist(),
+        detections.tracker_id.tolist(),
+        detections.confidence.tolist(),
+        decisions.tolist(),
+    )
     for (x1, y1, x2, y2), cls, track, conf, decision in rows:
-        if decision == Decision.DROP: continue
+        if decision == Decision.DROP:
+            continue
         colour = colour_of(track if by == "track" or (by == "auto" and track >= 0) else cls)
         box, unsure = (x1, y1, x2 - 1, y2 - 1), decision == Decision.REVIEW
-        if unsure: _dashed(out, box, colour, thick, dash)
-        else: cv2.rectangle(out, box[:2], box[2:], colour, thick)
+        if unsure:
+            _dashed(out, box, colour, thick, dash)
+        else:
+            cv2.rectangle(out, box[:2], box[2:], colour, thick)
         if labels:
             name = names[cls] if 0 <= cls < len(names) else str(cls)
-            _label(out, f"{name}{'?' if unsure else ''}{f' #{track}' if track >= 0 else ''} {conf:.2f}", (x1, y1), colour, scale)
+            _label(
+                out,
+                f"{name}{'?' if unsure else ''}{f' #{track}' if track >= 0 else ''} {conf:.2f}",
+                (x1, y1),
+                colour,
+                scale,
+            )
     return out
 
 # %% ../../nbs/00_core/05_viz.ipynb #ca710574
 def contact_sheet(
-    images: Sequence[np.ndarray],       # any sizes, uint8, BGR or grey
+    images: Sequence[np.ndarray],  # any sizes, uint8, BGR or grey
     titles: Sequence[str] | None = None,
     columns: int = 4,
-    width: int = 240,                   # of one tile, pixels; its height follows the first picture
+    width: int = 240,  # of one tile, pixels; its height follows the first picture
     gap: int = 4,
-) -> np.ndarray:                        # (h, w, 3) uint8 BGR
+) -> np.ndarray:  # (h, w, 3) uint8 BGR
     "Pictures side by side, each scaled into a tile without distortion, its title in the corner."
-    if not images: raise DataError("a contact sheet needs at least one picture", "contact_sheet")
-    if columns < 1 or width < 8: raise DataError(f"columns={columns}, width={width}", "contact_sheet", "columns ≥ 1, width ≥ 8")
+    if not images:
+        raise DataError("a contact sheet needs at least one picture", "contact_sheet")
+    if columns < 1 or width < 8:
+        raise DataError(f"columns={columns}, width={width}", "contact_sheet", "columns ≥ 1, width ≥ 8")
     height = max(8, round(width * images[0].shape[0] / images[0].shape[1]))
     rows, columns = -(-len(images) // columns), min(columns, len(images))
     sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
     for i, image in enumerate(images):
         colour = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image
         s = min(width / colour.shape[1], height / colour.shape[0])
-        tile = cv2.resize(colour, (max(1, round(colour.shape[1] * s)), max(1, round(colour.shape[0] * s))), interpolation=cv2.INTER_AREA)
-        if titles is not None and i < len(titles): _label(tile, str(titles[i]), (0, 0), (40, 40, 40), 0.36)
+        tile = cv2.resize(
+            colour,
+            (max(1, round(colour.shape[1] * s)), max(1, round(colour.shape[0] * s))),
+            interpolation=cv2.INTER_AREA,
+        )
+        if titles is not None and i < len(titles):
+            _label(tile, str(titles[i]), (0, 0), (40, 40, 40), 0.36)
         y, x = i // columns * (height + gap), i % columns * (width + gap)
-        sheet[y:y + tile.shape[0], x:x + tile.shape[1]] = tile
+        sheet[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
     return sheet
 
 
 def jpeg(
-    image: np.ndarray,   # (h, w, 3) uint8 BGR
+    image: np.ndarray,  # (h, w, 3) uint8 BGR
     quality: int = 75,
 ) -> bytes:
     "A picture as JPEG, small enough to live in a notebook."
@@ -157,47 +201,54 @@ def jpeg(
 # %% ../../nbs/00_core/05_viz.ipynb #0254f394
 def _axes(ax: Any, title: str, x: str, y: str) -> Any:
     "The given axes, or new ones; square from 0 to 1."
-    try: import matplotlib.pyplot as plt
-    except ImportError as e: raise MissingExtraError("matplotlib", "viz") from e
-    if ax is None: ax = plt.subplots(figsize=(3.6, 3.4), dpi=72)[1]
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as e:
+        raise MissingExtraError("matplotlib", "viz") from e
+    if ax is None:
+        ax = plt.subplots(figsize=(3.6, 3.4), dpi=72)[1]
     ax.set(title=title, xlabel=x, ylabel=y, xlim=(0, 1), ylim=(0, 1.02))
-    ax.grid(alpha=.3)
+    ax.grid(alpha=0.3)
     return ax
 
 
 def plot_pr(
-    recall: Sequence[float],                # (n,) 0..1, ascending
+    recall: Sequence[float],  # (n,) 0..1, ascending
     precision: Sequence[float] | Mapping[str, Sequence[float]],  # (n,) 0..1, or one curve a class
     ax: Any = None,
     title: str = "precision / recall",
-) -> Any:                                   # matplotlib Axes
+) -> Any:  # matplotlib Axes
     "Precision against recall, one curve or one a class, each with its area."
     ax = _axes(ax, title, "recall", "precision")
     curves = precision if isinstance(precision, Mapping) else {"": precision}
     for i, (name, curve) in enumerate(curves.items()):
-        if len(curve) != len(recall): raise DataError(f"{len(curve)} precisions for {len(recall)} recalls", name or "plot_pr")
+        if len(curve) != len(recall):
+            raise DataError(f"{len(curve)} precisions for {len(recall)} recalls", name or "plot_pr")
         b, g, r = (v / 255 for v in colour_of(i))
         area = float(np.sum(np.diff(recall) * (np.asarray(curve)[1:] + np.asarray(curve)[:-1]) / 2))
-        ax.plot(recall, curve, color=(.8 * r, .8 * g, .8 * b), label=f"{name} {area:.3f}".strip())
+        ax.plot(recall, curve, color=(0.8 * r, 0.8 * g, 0.8 * b), label=f"{name} {area:.3f}".strip())
     ax.legend(fontsize=8, loc="lower left")
     return ax
 
 # %% ../../nbs/00_core/05_viz.ipynb #f9b4b5e7
 def plot_reliability(
     confidence: Sequence[float],  # (bins,) mean confidence of each bin
-    accuracy: Sequence[float],    # (bins,) share of them that was right; NaN = empty
+    accuracy: Sequence[float],  # (bins,) share of them that was right; NaN = empty
     count: Sequence[int] | None = None,  # (bins,) how many
     ax: Any = None,
     title: str = "reliability",
-) -> Any:                         # matplotlib Axes
-    "How often a detection is right against how sure it claimed to be; the expected calibration error (Naeini et al. 2015) in the title."
+) -> Any:  # matplotlib Axes
+    """How often a detection is right against how sure it claimed to be; the expected calibration error
+    (Naeini et al. 2015) in the title."""
     ax = _axes(ax, title, "confidence", "share that is right")
     p, a = np.asarray(confidence, float), np.asarray(accuracy, float)
     n = np.ones(len(p)) if count is None else np.asarray(count, float)
-    if not len(p) == len(a) == len(n): raise DataError(f"{len(p)} confidences, {len(a)} accuracies, {len(n)} counts", "plot_reliability")
+    if not len(p) == len(a) == len(n):
+        raise DataError(f"{len(p)} confidences, {len(a)} accuracies, {len(n)} counts", "plot_reliability")
     full = np.isfinite(p) & np.isfinite(a) & (n > 0)
     ax.plot([0, 1], [0, 1], "--", color=".6", lw=1)
-    ax.bar(p[full], a[full], width=.8 / max(len(p), 1), color="#4477aa", alpha=.55)
+    ax.bar(p[full], a[full], width=0.8 / max(len(p), 1), color="#4477aa", alpha=0.55)
     ax.plot(p[full], a[full], "o", color="#223355", ms=4)
-    if full.any(): ax.set_title(f"{title}, ECE {np.average(np.abs(p - a)[full], weights=n[full]):.3f}")
+    if full.any():
+        ax.set_title(f"{title}, ECE {np.average(np.abs(p - a)[full], weights=n[full]):.3f}")
     return ax

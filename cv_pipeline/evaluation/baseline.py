@@ -20,8 +20,14 @@ from .summary import Evaluation, evaluate_model
 __all__ = ['ANSWERS', 'Baseline', 'answer_for', 'baseline_experiment']
 
 # %% ../../nbs/05_evaluation/11_baseline.ipynb #63bbb75f
-ANSWERS = {"no": "no custom training is needed: every floor is met", "yes": "custom training is needed", "label more": "label more pictures first: the sample cannot tell",
-           "too slow": "accurate enough, but too slow here: a smaller model, a lower precision or an accelerator; training does not help", "floors?": "there are no floors to compare with: say what you need, e.g. AP=0.5"}
+ANSWERS = {
+    "no": "no custom training is needed: every floor is met",
+    "yes": "custom training is needed",
+    "label more": "label more pictures first: the sample cannot tell",
+    "too slow": "accurate enough, but too slow here: a smaller model, a lower precision or an accelerator; "
+    "training does not help",
+    "floors?": "there are no floors to compare with: say what you need, e.g. AP=0.5",
+}
 
 
 @dataclass(frozen=True)
@@ -29,48 +35,71 @@ class Baseline:
     "What a pretrained model is worth on a sample, and what follows."
 
     evaluation: Evaluation
-    answer: str                   # a key of ANSWERS
+    answer: str  # a key of ANSWERS
     reasons: tuple[str, ...]
-    unknown: tuple[str, ...]      # classes of the data that the model does not have
+    unknown: tuple[str, ...]  # classes of the data that the model does not have
 
     def to_dict(self) -> dict[str, Any]:
         "For JSON."
         e = self.evaluation
-        return {"custom training": self.answer, "means": ANSWERS[self.answer], "reasons": list(self.reasons), "unknown classes": list(self.unknown), "latency_ms": e.latency_ms,
-                "intervals": {k: [v.value, v.low, v.high] for k, v in e.intervals.items()}, "coco": e.coco, "header": e.header, "stamp": e.stamp}
+        return {
+            "custom training": self.answer,
+            "means": ANSWERS[self.answer],
+            "reasons": list(self.reasons),
+            "unknown classes": list(self.unknown),
+            "latency_ms": e.latency_ms,
+            "intervals": {k: [v.value, v.low, v.high] for k, v in e.intervals.items()},
+            "coco": e.coco,
+            "header": e.header,
+            "stamp": e.stamp,
+        }
 
 
-def answer_for(findings: Iterable[Finding], unknown: tuple[str, ...], latency: Finding | None) -> tuple[str, tuple[str, ...]]:
+def answer_for(
+    findings: Iterable[Finding], unknown: tuple[str, ...], latency: Finding | None
+) -> tuple[str, tuple[str, ...]]:
     "Which answer, and why. What is wrong with accuracy weighs more than what is wrong with speed."
     found = list(findings)
     failed = [f for f in found if f.verdict is Verdict.FAIL]
     doubtful = [f for f in found if f.verdict is Verdict.INSUFFICIENT]
     say = lambda some: tuple(f"{f.what}: {f.reason}" for f in some)
-    if unknown: return "yes", (f"the model does not know: {', '.join(unknown)}", *say(failed))
-    if failed: return "yes", say(failed)
-    if doubtful: return "label more", say(doubtful)
-    if latency is not None and latency.verdict is Verdict.FAIL: return "too slow", say([latency])
-    if not found and latency is None: return "floors?", ()
+    if unknown:
+        return "yes", (f"the model does not know: {', '.join(unknown)}", *say(failed))
+    if failed:
+        return "yes", say(failed)
+    if doubtful:
+        return "label more", say(doubtful)
+    if latency is not None and latency.verdict is Verdict.FAIL:
+        return "too slow", say([latency])
+    if not found and latency is None:
+        return "floors?", ()
     return "no", say([*found, *([latency] if latency else [])])
 
 # %% ../../nbs/05_evaluation/11_baseline.ipynb #97278605
 def baseline_experiment(
-    model: Any,                                  # cv_pipeline.inference.backends.Model
+    model: Any,  # cv_pipeline.inference.backends.Model
     items: Iterable[LabelledImage],
-    floors: Mapping[str, float] | None = None,   # e.g. {"AP": 0.5, "recall": 0.9}
-    most_ms: float | None = None,                # the 95th percentile of preprocessing + model + postprocessing must not be above
+    floors: Mapping[str, float] | None = None,  # e.g. {"AP": 0.5, "recall": 0.9}
+    most_ms: float
+    | None = None,  # the 95th percentile of preprocessing + model + postprocessing must not be above
     progress: Callable[[Iterable], Iterable] = lambda items: items,
-    **how: Any,                                  # columns, draws, seed of evaluate_model
+    **how: Any,  # columns, draws, seed of evaluate_model
 ) -> Baseline:
     "Run any model over labelled pictures and answer whether custom training is needed."
     items = list(items)
-    if not items: raise DataError("there are no labelled pictures", "baseline")
-    if most_ms is not None and not most_ms > 0: raise ConfigError(f"most_ms must be above 0, not {most_ms}", "baseline")
+    if not items:
+        raise DataError("there are no labelled pictures", "baseline")
+    if most_ms is not None and not most_ms > 0:
+        raise ConfigError(f"most_ms must be above 0, not {most_ms}", "baseline")
     unknown = tuple(n for n in items[0].names if n not in model.manifest.names) if items[0].names else ()
     e = evaluate_model(model, items, progress=progress, floors=floors, with_calibration=False, **how)
     late = None
     if most_ms is not None:
         p95 = e.latency_ms["p95"]
-        late = Finding("latency", Verdict.PASS if p95 <= most_ms else Verdict.FAIL, f"95 of 100 pictures take at most {p95:.1f} ms, {most_ms:g} ms are allowed")
+        late = Finding(
+            "latency",
+            Verdict.PASS if p95 <= most_ms else Verdict.FAIL,
+            f"95 of 100 pictures take at most {p95:.1f} ms, {most_ms:g} ms are allowed",
+        )
     answer, reasons = answer_for(e.findings, unknown, late)
     return Baseline(e, answer, reasons, unknown)

@@ -29,17 +29,26 @@ class Claims:
     "Boxes that a detector shows, what it claims, and what is true. (n,) each."
 
     confidence: np.ndarray
-    right: np.ndarray      # bool: matched at an overlap of 0.5
-    overlap: np.ndarray    # with the matched object, 0 for a false alarm
+    right: np.ndarray  # bool: matched at an overlap of 0.5
+    overlap: np.ndarray  # with the matched object, 0 for a false alarm
     class_id: np.ndarray
     image: np.ndarray
 
-    def __len__(self) -> int: return len(self.confidence)
-    def __getitem__(self, rows: np.ndarray) -> Claims: return Claims(*(getattr(self, f)[rows] for f in self.__dataclass_fields__))
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+    def __getitem__(self, rows: np.ndarray) -> Claims:
+        return Claims(*(getattr(self, f)[rows] for f in self.__dataclass_fields__))
 
     def said_otherwise(self, calibrator: Calibrator, names: Sequence[str]) -> Claims:
         "The same boxes with calibrated confidences."
-        return Claims(calibrator.table(names)(self.confidence, self.class_id).astype(float), self.right, self.overlap, self.class_id, self.image)
+        return Claims(
+            calibrator.table(names)(self.confidence, self.class_id).astype(float),
+            self.right,
+            self.overlap,
+            self.class_id,
+            self.image,
+        )
 
 
 def claims_of(
@@ -51,7 +60,13 @@ def claims_of(
     rows = matches.rows
     said = s.predictions[rows]
     shown = (said.confidence >= np.asarray(thresholds, float)[said.class_id]) & ~matches.ignored[0]
-    return Claims(said.confidence[shown], matches.hit[0][shown], matches.overlap[0][shown] * matches.hit[0][shown], said.class_id[shown], said.image[shown])
+    return Claims(
+        said.confidence[shown],
+        matches.hit[0][shown],
+        matches.overlap[0][shown] * matches.hit[0][shown],
+        said.class_id[shown],
+        said.image[shown],
+    )
 
 
 def lrp_thresholds(s: EvalSet, matches: Matches) -> np.ndarray:  # (classes,)
@@ -76,59 +91,106 @@ def _gap(confidence: np.ndarray, truth: np.ndarray, weight: np.ndarray, bins: in
 
 def d_ece(claims: Claims, weight: np.ndarray | None = None, bins: int = BINS) -> np.ndarray | float:
     "Detection calibration error; `weight` (draws, n) gives one a draw."
-    if not len(claims): return float("nan") if weight is None else np.full(len(weight), np.nan)
-    value = _gap(claims.confidence, claims.right.astype(float), np.ones(len(claims)) if weight is None else weight, bins)
+    if not len(claims):
+        return float("nan") if weight is None else np.full(len(weight), np.nan)
+    value = _gap(
+        claims.confidence,
+        claims.right.astype(float),
+        np.ones(len(claims)) if weight is None else weight,
+        bins,
+    )
     return float(value) if weight is None else value
 
 
 def la_ece(claims: Claims, weight: np.ndarray | None = None, bins: int = BINS) -> np.ndarray | float:
     "Localisation-aware calibration error, mean over the classes that are shown."
-    if not len(claims): return float("nan") if weight is None else np.full(len(weight), np.nan)
+    if not len(claims):
+        return float("nan") if weight is None else np.full(len(weight), np.nan)
     weights = np.ones(len(claims)) if weight is None else weight
-    parts = [_gap(part.confidence, part.overlap, weights[..., rows], bins) for c in np.unique(claims.class_id) for rows in [claims.class_id == c] for part in [claims[rows]]]
+    parts = [
+        _gap(part.confidence, part.overlap, weights[..., rows], bins)
+        for c in np.unique(claims.class_id)
+        for rows in [claims.class_id == c]
+        for part in [claims[rows]]
+    ]
     value = np.mean(parts, axis=0)
     return float(value) if weight is None else value
 
 
-def null_ece(confidence: np.ndarray, bins: int = BINS, draws: int = 200, seed: int = 0) -> tuple[float, float]:
+def null_ece(
+    confidence: np.ndarray, bins: int = BINS, draws: int = 200, seed: int = 0
+) -> tuple[float, float]:
     "Mean and 95th percentile of the D-ECE of a perfectly calibrated detector with these confidences."
-    if not len(confidence): return float("nan"), float("nan")
+    if not len(confidence):
+        return float("nan"), float("nan")
     rng, onehot = np.random.default_rng(seed), np.zeros((len(confidence), bins))
     onehot[np.arange(len(confidence)), bin_of(confidence, bins)] = 1
-    errors = np.array([np.abs((confidence - (rng.random(len(confidence)) < confidence)) @ onehot).sum() for _ in range(draws)]) / len(confidence)
+    errors = np.array(
+        [
+            np.abs((confidence - (rng.random(len(confidence)) < confidence)) @ onehot).sum()
+            for _ in range(draws)
+        ]
+    ) / len(confidence)
     return float(errors.mean()), float(np.quantile(errors, 0.95))
 
 # %% ../../nbs/05_evaluation/05_calibration.ipynb #ce6a4603
 def reliability(claims: Claims, bins: int = 10) -> list[dict[str, float]]:
-    "A row for each bin that is not empty: mean confidence, share right, count, and Wilson's 95 % interval of the share."
+    """A row for each bin that is not empty: mean confidence, share right, count, and Wilson's 95 % interval
+    of the share."""
     rows, z = [], 1.96
     place = bin_of(claims.confidence, bins)
     for b in np.unique(place):
         mine = place == b
         n, share = int(mine.sum()), float(claims.right[mine].mean())
-        middle, half = (share + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-        rows.append({"confidence": float(claims.confidence[mine].mean()), "right": share, "count": n, "low": max(0.0, middle - half), "high": min(1.0, middle + half)})
+        middle, half = (
+            (share + z * z / (2 * n)) / (1 + z * z / n),
+            z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)),
+        )
+        rows.append(
+            {
+                "confidence": float(claims.confidence[mine].mean()),
+                "right": share,
+                "count": n,
+                "low": max(0.0, middle - half),
+                "high": min(1.0, middle + half),
+            }
+        )
     return rows
 
-
-def plot_claims(claims: Claims, ax: Any = None, title: str = "reliability", bins: int = 10) -> Any:  # matplotlib Axes
+# %% ../../nbs/05_evaluation/05_calibration.ipynb #ae503fa5
+def plot_claims(
+    claims: Claims, ax: Any = None, title: str = "reliability", bins: int = 10
+) -> Any:  # matplotlib Axes
     "Reliability diagram with intervals and counts."
-    try: import matplotlib.pyplot as plt
-    except ImportError as e: raise MissingExtraError("matplotlib", "viz") from e
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as e:
+        raise MissingExtraError("matplotlib", "viz") from e
     ax = plt.subplots(figsize=(3.6, 3.2), dpi=70)[1] if ax is None else ax
     rows = reliability(claims, bins)
     x, y = ([r[k] for r in rows] for k in ("confidence", "right"))
-    spread = [[max(0.0, r["right"] - r["low"]) for r in rows], [max(0.0, r["high"] - r["right"]) for r in rows]]
+    spread = [
+        [max(0.0, r["right"] - r["low"]) for r in rows],
+        [max(0.0, r["high"] - r["right"]) for r in rows],
+    ]
     ax.plot([0, 1], [0, 1], "--", color=".6", lw=1)
     ax.errorbar(x, y, yerr=spread, fmt="o", color="#223355", ecolor="#4477aa", capsize=2, ms=4)
-    for r in rows: ax.text(r["confidence"], 0.02, r["count"], ha="center", fontsize=6, color=".4")
+    for r in rows:
+        ax.text(r["confidence"], 0.02, r["count"], ha="center", fontsize=6, color=".4")
     null, _ = null_ece(claims.confidence)
-    ax.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="share that is right", title=f"{title}\nD-ECE {d_ece(claims):.3f}, null {null:.3f}")
+    ax.set(
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+        xlabel="confidence",
+        ylabel="share that is right",
+        title=f"{title}\nD-ECE {d_ece(claims):.3f}, null {null:.3f}",
+    )
     return ax
 
 # %% ../../nbs/05_evaluation/05_calibration.ipynb #56922320
 def fit_platt(confidence: np.ndarray, truth: np.ndarray, slope: bool = True) -> dict[str, Any]:
-    "Maximum likelihood of a line in the logit (Platt, 1999; targets drawn in a little, as he does). `slope=False`: temperature only."
+    """Maximum likelihood of a line in the logit (Platt, 1999; targets drawn in a little, as he does).
+    `slope=False`: temperature only."""
     n, hits = len(truth), float(truth.sum())
     low, high = 1 / (n - hits + 2), (hits + 1) / (hits + 2)
     target, x = low + (high - low) * truth, logit(confidence)
@@ -136,27 +198,38 @@ def fit_platt(confidence: np.ndarray, truth: np.ndarray, slope: bool = True) -> 
     theta = np.array([1.0, 0.0])[: columns.shape[1]]
     for _ in range(100):
         p = expit(columns @ theta)
-        gradient, curvature = columns.T @ (p - target), (columns * (p * (1 - p))[:, None]).T @ columns + 1e-6 * np.eye(len(theta))
+        gradient, curvature = (
+            columns.T @ (p - target),
+            (columns * (p * (1 - p))[:, None]).T @ columns + 1e-6 * np.eye(len(theta)),
+        )
         step = np.linalg.solve(curvature, gradient)
         theta = theta - step / max(1.0, np.abs(step).max())
-        if np.abs(step).max() < 1e-9: break
+        if np.abs(step).max() < 1e-9:
+            break
     a = max(float(theta[0]), 1e-3)  # a curve that falls would turn the order of boxes around
     return {"kind": "platt", "a": a, "b": float(theta[1])} if slope else {"kind": "temperature", "t": 1 / a}
 
 
 def fit_isotonic(confidence: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
     "Monotone regression, thinned to its knots."
-    try: from sklearn.isotonic import IsotonicRegression
-    except ImportError as e: raise MissingExtraError("scikit-learn", "report") from e
+    try:
+        from sklearn.isotonic import IsotonicRegression
+    except ImportError as e:
+        raise MissingExtraError("scikit-learn", "report") from e
     model = IsotonicRegression(y_min=0.0, y_max=1.0).fit(confidence, truth)
     x, y = np.asarray(model.X_thresholds_, float), np.asarray(model.y_thresholds_, float)
     keep = np.concatenate([[True], np.diff(x) > 1e-9])
     x, y = x[keep], y[keep]
-    if len(x) < 2: x, y = np.array([0.0, 1.0]), np.repeat(y[:1] if len(y) else truth.mean(), 2)
+    if len(x) < 2:
+        x, y = np.array([0.0, 1.0]), np.repeat(y[:1] if len(y) else truth.mean(), 2)
     return {"kind": "isotonic", "x": x.tolist(), "y": np.maximum.accumulate(y).tolist()}
 
 
-FITTERS = {"platt": fit_platt, "temperature": lambda p, y: fit_platt(p, y, slope=False), "isotonic": fit_isotonic}
+FITTERS = {
+    "platt": fit_platt,
+    "temperature": lambda p, y: fit_platt(p, y, slope=False),
+    "isotonic": fit_isotonic,
+}
 
 # %% ../../nbs/05_evaluation/05_calibration.ipynb #190c2dda
 ENOUGH = {"isotonic": (1000, 200), "platt": (100, 20)}
@@ -166,27 +239,45 @@ FEWEST_WRONG = 20
 def curve_for(right: np.ndarray) -> str | None:
     "Which curve so many boxes allow: 'isotonic', 'platt' or none."
     n, hits = len(right), int(np.sum(right))
-    return next((kind for kind, (least, least_hits) in ENOUGH.items() if n >= least and hits >= least_hits and n - hits >= FEWEST_WRONG), None)
+    return next(
+        (
+            kind
+            for kind, (least, least_hits) in ENOUGH.items()
+            if n >= least and hits >= least_hits and n - hits >= FEWEST_WRONG
+        ),
+        None,
+    )
 
 
 def fit_calibrator(
     claims: Claims,
     names: Sequence[str],
-    target: str = "precision",      # "precision": is the box a hit; "iou": how well does it lie
-    method: str = "auto",           # "auto": the rule above; or "platt", "temperature", "isotonic" for all that have enough for Platt
+    target: str = "precision",  # "precision": is the box a hit; "iou": how well does it lie
+    # "auto": the rule above; or "platt", "temperature", "isotonic" for all that have enough for Platt
+    method: str = "auto",
 ) -> tuple[Calibrator, dict[str, str]]:  # and what was chosen for each class, with the reason
     "Curves for the classes that have enough boxes; DataError when not even all together do."
     truth = claims.right.astype(float) if target == "precision" else claims.overlap
     kind = curve_for(claims.right)
     if kind is None:
-        raise DataError(f"{len(claims)} boxes, {int(claims.right.sum())} right, {int((~claims.right).sum())} wrong are too few to calibrate on", "calibration",
-                        f"at least {ENOUGH['platt'][0]} boxes, {ENOUGH['platt'][1]} right and {FEWEST_WRONG} wrong ones are needed; label more, or leave the scores as they are")
+        raise DataError(
+            f"{len(claims)} boxes, {int(claims.right.sum())} right, {int((~claims.right).sum())} wrong are "
+            "too few to calibrate on",
+            "calibration",
+            f"at least {ENOUGH['platt'][0]} boxes, {ENOUGH['platt'][1]} right and {FEWEST_WRONG} wrong ones "
+            "are needed; label more, or leave the scores as they are",
+        )
     chosen, curves = {}, {}
     default = FITTERS[kind if method == "auto" else method](claims.confidence, truth)
     for c, name in enumerate(names):
         mine = claims.class_id == c
-        own, count = curve_for(claims.right[mine]), f"{int(mine.sum())} boxes, {int(claims.right[mine].sum())} right"
-        if own is None: chosen[name] = f"all classes' {default['kind']}: only {count}"; continue
+        own, count = (
+            curve_for(claims.right[mine]),
+            f"{int(mine.sum())} boxes, {int(claims.right[mine].sum())} right",
+        )
+        if own is None:
+            chosen[name] = f"all classes' {default['kind']}: only {count}"
+            continue
         curves[name] = FITTERS[own if method == "auto" else method](claims.confidence[mine], truth[mine])
         chosen[name] = f"{curves[name]['kind']}: {count}"
     return Calibrator(curves, default, target), chosen
@@ -195,7 +286,10 @@ def fit_calibrator(
 def halves(s: EvalSet, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     "Masks of two halves of the pictures, divided by sequence and camera."
     group = clusters(s)
-    if group.max() < 1: raise DataError("one cluster cannot be divided", s.where, "calibration needs pictures of at least two sequences")
+    if group.max() < 1:
+        raise DataError(
+            "one cluster cannot be divided", s.where, "calibration needs pictures of at least two sequences"
+        )
     first = np.zeros(int(group.max()) + 1, bool)
     first[np.random.default_rng(seed).permutation(len(first))[: len(first) // 2]] = True
     return first[group], ~first[group]
@@ -205,14 +299,14 @@ def halves(s: EvalSet, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 class CalibrationReport:
     "What calibration did on the unseen half."
 
-    calibrator: Calibrator | None       # None: refused
-    reason: str                         # why it was accepted or refused
-    thresholds: dict[str, float]        # per class, from the fitting half
+    calibrator: Calibrator | None  # None: refused
+    reason: str  # why it was accepted or refused
+    thresholds: dict[str, float]  # per class, from the fitting half
     chosen: dict[str, str]
-    before: dict[str, float]            # D-ECE, its null value, LaECE, LRP, claims
+    before: dict[str, float]  # D-ECE, its null value, LaECE, LRP, claims
     after: dict[str, float]
-    gain: dict[str, Interval]           # after − before on the unseen half; below zero is better
-    unseen: tuple[Claims, Claims]       # before and after, for pictures
+    gain: dict[str, Interval]  # after − before on the unseen half; below zero is better
+    unseen: tuple[Claims, Claims]  # before and after, for pictures
 
     @property
     def accepted(self) -> bool:
@@ -222,7 +316,14 @@ class CalibrationReport:
 
 def _measures(claims: Claims, lrps: float) -> dict[str, float]:
     null, high = null_ece(claims.confidence)
-    return {"D-ECE": float(d_ece(claims)), "null D-ECE": null, "null 95 %": high, "LaECE": float(la_ece(claims)), "LRP": lrps, "claims": len(claims)}
+    return {
+        "D-ECE": float(d_ece(claims)),
+        "null D-ECE": null,
+        "null 95 %": high,
+        "LaECE": float(la_ece(claims)),
+        "LRP": lrps,
+        "claims": len(claims),
+    }
 
 
 def lrp_at(s: EvalSet, matches: Matches, thresholds: Sequence[float]) -> float:
@@ -230,19 +331,38 @@ def lrp_at(s: EvalSet, matches: Matches, thresholds: Sequence[float]) -> float:
     values = []
     for c in range(len(s.names)):
         found = lrp(s, matches, c)
-        if not found.objects: continue
+        if not found.objects:
+            continue
         shown = found.confidence >= thresholds[c]
         values.append(float(found.error[shown.sum() - 1]) if shown.any() else 1.0)
     return float(np.mean(values)) if values else float("nan")
 
 # %% ../../nbs/05_evaluation/05_calibration.ipynb #f55770f6
+def _gains(
+    before: dict[str, float], after: dict[str, float], unseen: Claims, later: Claims, weight: np.ndarray
+) -> dict[str, Interval]:
+    "How much each error changes, with the interval from pictures drawn again."
+    return {
+        name: interval_of(after[name] - before[name], measure(later, weight) - measure(unseen, weight))
+        for name, measure in (("D-ECE", d_ece), ("LaECE", la_ece))
+    }
+
+
+def _no_gain(main: str, before: dict[str, float], gain: Interval) -> str:
+    "Why curves are refused that do not make the unseen half better."
+    if main == "D-ECE" and before["D-ECE"] <= before["null 95 %"]:
+        return "the scores are as good as calibrated already"
+    return f"the unseen half does not get better for sure: {main} changes by {gain}"
+
+# %% ../../nbs/05_evaluation/05_calibration.ipynb #8f47d47b
 def calibrate(
-    s: EvalSet,                   # with the network's own confidences, from a very low threshold up
+    s: EvalSet,  # with the network's own confidences, from a very low threshold up
     target: str = "precision",
     method: str = "auto",
-    draws: int = 500, seed: int = 0,
+    draws: int = 500,
+    seed: int = 0,
 ) -> CalibrationReport:
-    "Fit on one half, judge on the other; refused with a reason when the unseen half does not get better for sure."
+    "Fit on one half, judge on the other; refused with a reason when that half does not get better for sure."
     fit_half, test_half = halves(s, seed)
     fit_set, test_set = s.select(fit_half), s.select(test_half)
     fit_matches, test_matches = match_set(fit_set, [0.5]), match_set(test_set, [0.5])
@@ -251,18 +371,27 @@ def calibrate(
     seen, unseen = claims_of(fit_set, fit_matches, thresholds), claims_of(test_set, test_matches, thresholds)
     error_at = lrp_at(test_set, test_matches, thresholds)
     before = _measures(unseen, error_at)
-    refused = lambda why, after=None, gain=None, chosen=None, later=unseen: CalibrationReport(None, why, named, chosen or {}, before, after or before, gain or {}, (unseen, later))
-    try: calibrator, chosen = fit_calibrator(seen, s.names, target, method)
-    except DataError as e: return refused(e.what)
+    refused = lambda why, after=None, gain=None, chosen=None, later=unseen: CalibrationReport(
+        None, why, named, chosen or {}, before, after or before, gain or {}, (unseen, later)
+    )
+    try:
+        calibrator, chosen = fit_calibrator(seen, s.names, target, method)
+    except DataError as e:
+        return refused(e.what)
     later = unseen.said_otherwise(calibrator, s.names)
-    after = _measures(later, error_at)  # the order within a class stays, and so does what is shown: LRP cannot change
+    # the order within a class stays, and so does what is shown: LRP cannot change
+    after = _measures(later, error_at)
     weight = draw_weights(clusters(test_set), draws, seed)[:, unseen.image]
-    gain = {name: interval_of(after[name] - before[name], measure(later, weight) - measure(unseen, weight)) for name, measure in (("D-ECE", d_ece), ("LaECE", la_ece))}
+    gain = _gains(before, after, unseen, later, weight)
     main = "D-ECE" if target == "precision" else "LaECE"
     if gain[main].high >= 0:
-        good = main == "D-ECE" and before["D-ECE"] <= before["null 95 %"]
-        why = "the scores are as good as calibrated already" if good else f"the unseen half does not get better for sure: {main} changes by {gain[main]}"
-        return refused(why, after, gain, chosen, later)
-    fitted = {"boxes": len(seen), "unseen": {k: [round(before[k], 4), round(after[k], 4)] for k in ("D-ECE", "LaECE")}, "gain": str(gain[main]), "thresholds": named}
+        return refused(_no_gain(main, before, gain[main]), after, gain, chosen, later)
+    fitted = {
+        "boxes": len(seen),
+        "unseen": {k: [round(before[k], 4), round(after[k], 4)] for k in ("D-ECE", "LaECE")},
+        "gain": str(gain[main]),
+        "thresholds": named,
+    }
     final = Calibrator(calibrator.classes, calibrator.default, target, fitted)
-    return CalibrationReport(final, f"{main} changes by {gain[main]} on the unseen half", named, chosen, before, after, gain, (unseen, later))
+    why = f"{main} changes by {gain[main]} on the unseen half"
+    return CalibrationReport(final, why, named, chosen, before, after, gain, (unseen, later))

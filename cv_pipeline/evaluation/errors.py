@@ -22,22 +22,32 @@ KINDS = ("hit", "Cls", "Loc", "Both", "Dupe", "Bkg")  # of a prediction, by numb
 HIT, CLS, LOC, BOTH, DUPE, BKG = range(6)
 
 
-def _best(value: np.ndarray, which: np.ndarray, d: np.ndarray, g: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    "Greatest `value` of each prediction among the pairs `which`, and the object it is reached with (-1: no such pair)."
+def _best(
+    value: np.ndarray, which: np.ndarray, d: np.ndarray, g: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Greatest `value` of each prediction among the pairs `which`, and the object it is reached with (-1: no
+    such pair)."""
     best, partner = np.zeros(n), np.full(n, -1)
     rows = np.flatnonzero(which)
-    order = rows[np.lexsort((-rows, value[rows], d[rows]))]  # the last row of each prediction is its best, the first of equals
+    order = rows[
+        np.lexsort((-rows, value[rows], d[rows]))
+    ]  # the last row of each prediction is its best, the first of equals
     last = np.flatnonzero(np.diff(d[order], append=-1))
     best[d[order][last]], partner[d[order][last]] = value[order][last], g[order][last]
     return best, partner
 
-
+# %% ../../nbs/05_evaluation/02_errors.ipynb #287021b8
 def error_kinds(
     s: EvalSet,
-    matches: Matches,       # from match_set; the level `level` is used
+    matches: Matches,  # from match_set; the level `level` is used
     level: int = 0,
-    near: float = 0.1,      # overlap below which a box lies on nothing
-) -> tuple[np.ndarray, np.ndarray]:  # (n,) number in KINDS of each prediction that takes part, in the order of `matches`; (n,) object it is about, -1
+    near: float = 0.1,  # overlap below which a box lies on nothing
+) -> tuple[
+    np.ndarray, np.ndarray
+    # (n,) number in KINDS of each prediction that takes part, in the order of `matches`; (n,) object it is
+    # about,
+    # -1
+]:
     "The cause of every false box."
     said, hit, least = s.predictions[matches.rows], matches.hit[level], float(matches.ious[level])
     solid = np.flatnonzero(~s.truth.crowd)
@@ -50,9 +60,19 @@ def error_kinds(
     own, own_g = _best(overlap, same, d, g, n)
     other, other_g = _best(overlap, ~same, d, g, n)
     used, used_g = _best(overlap, same & taken[g], d, g, n)
-    rules = [hit, (own >= near) & (own <= least), other >= least, used >= least, np.maximum(own, other) <= near]
+    rules = [
+        hit,
+        (own >= near) & (own <= least),
+        other >= least,
+        used >= least,
+        np.maximum(own, other) <= near,
+    ]
     kind = np.select(rules, [HIT, LOC, CLS, DUPE, BKG], BOTH)
-    about = np.select(rules, [np.searchsorted(solid, np.maximum(matches.truth[level], 0)), own_g, other_g, used_g, np.full(n, -1)], np.where(own >= other, own_g, other_g))
+    about = np.select(
+        rules,
+        [np.searchsorted(solid, np.maximum(matches.truth[level], 0)), own_g, other_g, used_g, np.full(n, -1)],
+        np.where(own >= other, own_g, other_g),
+    )
     kind[matches.ignored[level]] = -1
     return kind, np.where(about >= 0, solid[about] if len(solid) else -1, -1)
 
@@ -61,28 +81,42 @@ def error_kinds(
 class ErrorReport:
     "Causes of all errors, and what AP at one overlap threshold would gain without each."
 
-    kind: np.ndarray              # (n,) number in KINDS, -1: does not count; rows as in `Matches`
-    about: np.ndarray             # (n,) row of the object in the truth, -1
-    missed: np.ndarray            # (g,) bool: objects that no error but Miss explains
-    ap: float                     # as it is, fraction
-    gain: dict[str, float]        # cause → how much AP would rise; also for all false boxes and all missed objects at once
-    counts: dict[str, int]        # cause → how often
+    kind: np.ndarray  # (n,) number in KINDS, -1: does not count; rows as in `Matches`
+    about: np.ndarray  # (n,) row of the object in the truth, -1
+    missed: np.ndarray  # (g,) bool: objects that no error but Miss explains
+    ap: float  # as it is, fraction
+    gain: dict[
+        str, float
+    ]  # cause → how much AP would rise; also for all false boxes and all missed objects at once
+    counts: dict[str, int]  # cause → how often
 
     def rows(self) -> list[dict[str, Any]]:
         "For a table: worst first."
-        return [{"cause": k, "count": self.counts[k], "AP gain": round(self.gain[k], 4)} for k in sorted(self.counts, key=self.gain.get, reverse=True)]
+        return [
+            {"cause": k, "count": self.counts[k], "AP gain": round(self.gain[k], 4)}
+            for k in sorted(self.counts, key=self.gain.get, reverse=True)
+        ]
 
 
 def _ap_of(hit: np.ndarray, klass: np.ndarray, conf: np.ndarray, objects: np.ndarray) -> float:
     "Mean AP over the classes that have objects, for hits that are given."
     order = np.argsort(-conf, kind="stable")
     hit, klass = hit[order], klass[order]
-    parts = [class_ap(hit[None, klass == c], np.zeros((1, (klass == c).sum()), bool), np.ones((klass == c).sum()), objects[c])[0][0] for c in np.flatnonzero(objects > 0)]
+    parts = [
+        class_ap(
+            hit[None, klass == c],
+            np.zeros((1, (klass == c).sum()), bool),
+            np.ones((klass == c).sum()),
+            objects[c],
+        )[0][0]
+        for c in np.flatnonzero(objects > 0)
+    ]
     return float(np.mean(parts)) if parts else float("nan")
 
 
 def _repairable(kind: np.ndarray, about: np.ndarray, found: np.ndarray) -> np.ndarray:
-    "(n,) bool: of the boxes that are Cls or Loc, the surest on each object that nobody hit. Rows are ordered by confidence."
+    """(n,) bool: of the boxes that are Cls or Loc, the surest on each object that nobody hit. Rows are
+    ordered by confidence."""
     able = ((kind == CLS) | (kind == LOC)) & (about >= 0)
     able[able] = ~found[about[able]]
     rows, first = np.flatnonzero(able), np.zeros(len(kind), bool)
@@ -90,16 +124,20 @@ def _repairable(kind: np.ndarray, about: np.ndarray, found: np.ndarray) -> np.nd
     return first
 
 # %% ../../nbs/05_evaluation/02_errors.ipynb #8c1d3b8d
-def _fewer_objects_gain(ap: float, hit: np.ndarray, klass: np.ndarray, conf: np.ndarray, objects: np.ndarray, left: np.ndarray) -> float:
-    "Gain when only the objects `left` (classes,) are asked for. A class of which nothing is left counts as 0, as in the reference."
-    if not (left > 0).any(): return 0.0
+def _fewer_objects_gain(
+    ap: float, hit: np.ndarray, klass: np.ndarray, conf: np.ndarray, objects: np.ndarray, left: np.ndarray
+) -> float:
+    """Gain when only the objects `left` (classes,) are asked for. A class of which nothing is left counts as
+    0, as in the reference."""
+    if not (left > 0).any():
+        return 0.0
     return max(_ap_of(hit, klass, conf, left) * (left > 0).sum() / max((objects > 0).sum(), 1) - ap, 0.0)
 
 
 def explain_errors(
     s: EvalSet,
     matches: Matches | None = None,
-    near: float = 0.1,               # overlap below which a box lies on nothing
+    near: float = 0.1,  # overlap below which a box lies on nothing
 ) -> ErrorReport:
     "The causes of all errors at the first overlap threshold of `matches` (0.5), after Bolya et al., 2020."
     matches = match_set(s, [0.5]) if matches is None else matches
@@ -113,16 +151,24 @@ def explain_errors(
     ap, gain, missed = _ap_of(hit[part], klass[part], conf[part], objects), {}, matches.counted & ~found
     fewer = lambda left: float(_fewer_objects_gain(ap, hit[part], klass[part], conf[part], objects, left))
     gain["FalseNeg"] = fewer(objects - count(missed))
-    gain["FalsePos"] = float(max(_ap_of(hit[part], klass[part], np.where(hit, 2.0, conf)[part], objects) - ap, 0.0))
+    gain["FalsePos"] = float(
+        max(_ap_of(hit[part], klass[part], np.where(hit, 2.0, conf)[part], objects) - ap, 0.0)
+    )
     repairable = _repairable(kind, about, found)
     missed[about[repairable]] = False
     for what in (CLS, LOC, BOTH, DUPE, BKG):
         mended = repairable & (kind == what)
         keep = part & ((kind != what) | mended)
-        shown = np.where(mended & (what == CLS), s.truth.class_id[np.maximum(about, 0)] if len(s.truth) else klass, klass)
-        gain[KINDS[what]] = float(max(_ap_of((hit | mended)[keep], shown[keep], conf[keep], objects) - ap, 0.0))
+        shown = np.where(
+            mended & (what == CLS), s.truth.class_id[np.maximum(about, 0)] if len(s.truth) else klass, klass
+        )
+        gain[KINDS[what]] = float(
+            max(_ap_of((hit | mended)[keep], shown[keep], conf[keep], objects) - ap, 0.0)
+        )
     gain["Miss"] = fewer(objects - count(missed))
-    counts = {KINDS[what]: int((kind == what).sum()) for what in (CLS, LOC, BOTH, DUPE, BKG)} | {"Miss": int(missed.sum())}
+    counts = {KINDS[what]: int((kind == what).sum()) for what in (CLS, LOC, BOTH, DUPE, BKG)} | {
+        "Miss": int(missed.sum())
+    }
     return ErrorReport(kind, about, missed, ap, gain, counts)
 
 # %% ../../nbs/05_evaluation/02_errors.ipynb #3929952d
@@ -130,11 +176,13 @@ def explain_errors(
 class LRP:
     "Localisation recall precision error of one class, at every confidence that occurs (Oksuz et al., 2021)."
 
-    confidence: np.ndarray   # (k,) falling
-    error: np.ndarray        # (k,) LRP with this confidence as threshold, 0 perfect, 1 useless
+    confidence: np.ndarray  # (k,) falling
+    error: np.ndarray  # (k,) LRP with this confidence as threshold, 0 perfect, 1 useless
     objects: int
-    tp: np.ndarray; fp: np.ndarray; misplaced: np.ndarray  # (k,) hits, false alarms, sum of (1 - IoU) / (1 - tau) over the hits
-    tau: float               # overlap that makes a hit
+    tp: np.ndarray
+    fp: np.ndarray
+    misplaced: np.ndarray  # (k,) hits, false alarms, sum of (1 - IoU) / (1 - tau) over the hits
+    tau: float  # overlap that makes a hit
 
     @property
     def best(self) -> int:
@@ -152,31 +200,64 @@ class LRP:
         return float(self.confidence[self.best]) if self.best >= 0 else 1.0
 
     def parts(self) -> dict[str, float]:
-        "At the optimum: mean localisation error (1 - IoU) of the hits, share of false alarms among the boxes, share of missed objects."
-        if self.best < 0: return {"loc": float("nan"), "false alarms": float("nan"), "missed": 1.0}
+        """At the optimum: mean localisation error (1 - IoU) of the hits, share of false alarms among the
+        boxes, share of missed objects."""
+        if self.best < 0:
+            return {"loc": float("nan"), "false alarms": float("nan"), "missed": 1.0}
         tp, fp = self.tp[self.best], self.fp[self.best]
-        return {"loc": float(self.misplaced[self.best] / max(tp, 1)) * (1 - self.tau), "false alarms": float(fp / max(tp + fp, 1)), "missed": float(1 - tp / max(self.objects, 1))}
+        return {
+            "loc": float(self.misplaced[self.best] / max(tp, 1)) * (1 - self.tau),
+            "false alarms": float(fp / max(tp + fp, 1)),
+            "missed": float(1 - tp / max(self.objects, 1)),
+        }
 
 # %% ../../nbs/05_evaluation/02_errors.ipynb #efdad267
 def lrp(
     s: EvalSet,
     matches: Matches,
     class_id: int,
-    level: int = 0,      # of the overlap thresholds; tau of the formula
+    level: int = 0,  # of the overlap thresholds; tau of the formula
 ) -> LRP:
     "The error of one class over all thresholds."
     mine = (s.predictions.class_id[matches.rows] == class_id) & ~matches.ignored[level]
-    hit, overlap, conf = matches.hit[level][mine], matches.overlap[level][mine], s.predictions.confidence[matches.rows][mine]
+    hit, overlap, conf = (
+        matches.hit[level][mine],
+        matches.overlap[level][mine],
+        s.predictions.confidence[matches.rows][mine],
+    )
     objects, tau = int((matches.counted & (s.truth.class_id == class_id)).sum()), float(matches.ious[level])
-    last = np.append(np.flatnonzero(np.diff(conf)), len(conf) - 1) if len(conf) else np.zeros(0, int)  # equal confidences cross a threshold together
+    last = (
+        np.append(np.flatnonzero(np.diff(conf)), len(conf) - 1) if len(conf) else np.zeros(0, int)
+    )  # equal confidences cross a threshold together
     tp, misplaced = np.cumsum(hit)[last], np.cumsum(np.where(hit, (1 - overlap) / (1 - tau), 0))[last]
     fp = last + 1 - tp
-    return LRP(conf[last], (misplaced + fp + objects - tp) / np.maximum(objects + fp, 1), objects, tp, fp, misplaced, tau)
+    return LRP(
+        conf[last],
+        (misplaced + fp + objects - tp) / np.maximum(objects + fp, 1),
+        objects,
+        tp,
+        fp,
+        misplaced,
+        tau,
+    )
 
 
 def lrp_table(s: EvalSet, matches: Matches) -> list[dict[str, Any]]:
     "A row a class that has objects: optimal LRP, the threshold, what the error is made of; last the mean."
-    rows = [{"class": name, "oLRP": found.optimal, "threshold": found.threshold, **found.parts(), "objects": found.objects}
-            for c, name in enumerate(s.names) if (found := lrp(s, matches, c)).objects]
-    mean = {"class": "mean", "oLRP": float(np.mean([r["oLRP"] for r in rows])) if rows else float("nan"), "objects": sum(r["objects"] for r in rows)}
+    rows = [
+        {
+            "class": name,
+            "oLRP": found.optimal,
+            "threshold": found.threshold,
+            **found.parts(),
+            "objects": found.objects,
+        }
+        for c, name in enumerate(s.names)
+        if (found := lrp(s, matches, c)).objects
+    ]
+    mean = {
+        "class": "mean",
+        "oLRP": float(np.mean([r["oLRP"] for r in rows])) if rows else float("nan"),
+        "objects": sum(r["objects"] for r in rows),
+    }
     return [*rows, mean]

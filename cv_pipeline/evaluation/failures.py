@@ -38,9 +38,12 @@ def _causes(s: EvalSet, m: Matches, report: ErrorReport) -> np.ndarray:  # (g,) 
     "For every object: hit, ignored, Miss, or the kind of the surest box that nearly had it."
     cause = np.where(m.counted, "Miss", "ignored").astype(object)
     cause[m.truth[0][m.hit[0]]] = "hit"
-    for row in np.flatnonzero((report.kind == CLS) | (report.kind == LOC))[::-1]:  # the surest last, so it stays
+    for row in np.flatnonzero((report.kind == CLS) | (report.kind == LOC))[
+        ::-1
+    ]:  # the surest last, so it stays
         g = report.about[row]
-        if g >= 0 and cause[g] not in ("hit", "ignored") and not report.missed[g]: cause[g] = KINDS[report.kind[row]]
+        if g >= 0 and cause[g] not in ("hit", "ignored") and not report.missed[g]:
+            cause[g] = KINDS[report.kind[row]]
     return cause
 
 
@@ -53,32 +56,49 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _sizes(area: np.ndarray) -> np.ndarray:
     "(n,) COCO's words for sizes."
-    return np.array(list(SIZES), object)[np.searchsorted([low for low, _ in SIZES.values()][1:], area, side="right")]
+    return np.array(list(SIZES), object)[
+        np.searchsorted([low for low, _ in SIZES.values()][1:], area, side="right")
+    ]
 
 # %% ../../nbs/05_evaluation/10_failures.ipynb #2de9b463
-def _claims(conf: np.ndarray, hit: np.ndarray, counts: np.ndarray, least_gap: float = 0.1) -> np.ndarray:  # (n,) of str
+def _claims(
+    conf: np.ndarray, hit: np.ndarray, counts: np.ndarray, least_gap: float = 0.1
+) -> np.ndarray:  # (n,) of str
     "too much, too little or empty, for every box."
     said = np.full(len(conf), "", object)
-    part = Claims(conf[counts], hit[counts], hit[counts].astype(float), np.zeros(counts.sum(), int), np.zeros(counts.sum(), int))
+    part = Claims(
+        conf[counts],
+        hit[counts],
+        hit[counts].astype(float),
+        np.zeros(counts.sum(), int),
+        np.zeros(counts.sum(), int),
+    )
     place = np.where(counts, bin_of(conf, 10), -1)
     for b, row in zip(np.unique(place[counts]), reliability(part, 10)):
         gap = row["confidence"] - row["right"]
-        if abs(gap) > least_gap and not row["low"] <= row["confidence"] <= row["high"]: said[place == b] = "too much" if gap > 0 else "too little"
+        if abs(gap) > least_gap and not row["low"] <= row["confidence"] <= row["high"]:
+            said[place == b] = "too much" if gap > 0 else "too little"
     return said
 
 # %% ../../nbs/05_evaluation/10_failures.ipynb #c09fc338
-def _surer_than_hits(kind: np.ndarray, conf: np.ndarray, klass: np.ndarray, quantile: float = 0.75, least: int = 20) -> np.ndarray:
-    "(n,) bool: false boxes on nothing or on another class, above this quantile of the hits of their class (of all classes where it has few)."
+def _surer_than_hits(
+    kind: np.ndarray, conf: np.ndarray, klass: np.ndarray, quantile: float = 0.75, least: int = 20
+) -> np.ndarray:
+    """(n,) bool: false boxes on nothing or on another class, above this quantile of the hits of their class
+    (of all classes where it has few)."""
     hits, bar = kind == HIT, np.full(len(kind), np.inf)
-    if hits.sum() >= least: bar[:] = np.quantile(conf[hits], quantile)
+    if hits.sum() >= least:
+        bar[:] = np.quantile(conf[hits], quantile)
     for c in np.unique(klass):
-        if (mine := hits & (klass == c)).sum() >= least: bar[klass == c] = np.quantile(conf[mine], quantile)
+        if (mine := hits & (klass == c)).sum() >= least:
+            bar[klass == c] = np.quantile(conf[mine], quantile)
     return ((kind == BKG) | (kind == CLS)) & (conf > bar)
 
 
 def _nothing_near(s: EvalSet, missed: np.ndarray, thresholds: np.ndarray, overlap: float = 0.3) -> np.ndarray:
     "(g,) bool: missed objects on which no prediction lies, however unsure."
-    if not len(s.predictions) or (s.predictions.confidence >= 0.5 * thresholds[s.predictions.class_id]).all(): return np.zeros(len(missed), bool)
+    if not len(s.predictions) or (s.predictions.confidence >= 0.5 * thresholds[s.predictions.class_id]).all():
+        return np.zeros(len(missed), bool)
     anyway = lambda t: BoxTable(**{**t.__dict__, "class_id": np.zeros(len(t), np.int32)})
     _, g, iou = candidate_pairs(anyway(s.truth), anyway(s.predictions), 1)
     seen = np.zeros(len(missed), bool)
@@ -86,7 +106,24 @@ def _nothing_near(s: EvalSet, missed: np.ndarray, thresholds: np.ndarray, overla
     return missed & ~seen
 
 # %% ../../nbs/05_evaluation/10_failures.ipynb #b637f05a
-_TAKEN = {"id", "filepath", "tags", "metadata", "created_at", "last_modified_at", "ground_truth", "predictions", "errors", "false", "missed", "rank", "worst", "twin", "duplicate", "suspect"}
+_TAKEN = {
+    "id",
+    "filepath",
+    "tags",
+    "metadata",
+    "created_at",
+    "last_modified_at",
+    "ground_truth",
+    "predictions",
+    "errors",
+    "false",
+    "missed",
+    "rank",
+    "worst",
+    "twin",
+    "duplicate",
+    "suspect",
+}
 
 
 def field_name(column: str) -> str:
@@ -99,8 +136,10 @@ def _twins(n: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
     "(n,) the first picture that each is nearly equal to, itself included; -1: none."
     twin = np.full(n, -1)
     for a, b in sorted((min(p), max(p)) for p in pairs):
-        if not 0 <= a < b < n: raise DataError(f"the pair {(a, b)} is not two of {n} pictures", "near duplicates")
-        if twin[a] < 0: twin[a] = a
+        if not 0 <= a < b < n:
+            raise DataError(f"the pair {(a, b)} is not two of {n} pictures", "near duplicates")
+        if twin[a] < 0:
+            twin[a] = a
         twin[b] = twin[a]
     return twin
 
@@ -108,7 +147,11 @@ def _twins(n: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
 def twin_pairs(paths: Sequence[Path | None], hamming: int = 10) -> list[tuple[int, int]]:
     "Pictures that are nearly equal, by perceptual hash; pictures that are not there have no twins."
     there = [i for i, p in enumerate(paths) if p is not None and Path(p).exists()]
-    prints = [(i, f.phash) for i, f in zip(there, fingerprints(Path(paths[i]) for i in there)) if isinstance(f, Fingerprint)]
+    prints = [
+        (i, f.phash)
+        for i, f in zip(there, fingerprints(Path(paths[i]) for i in there))
+        if isinstance(f, Fingerprint)
+    ]
     a, b, _ = near_pairs([h for _, h in prints], hamming=hamming)
     return [(prints[i][0], prints[j][0]) for i, j in zip(a.tolist(), b.tolist())]
 
@@ -118,15 +161,19 @@ class Failures:
     "A set at its thresholds, as columns: what each object, each shown box and each picture is."
 
     set: EvalSet
-    thresholds: np.ndarray           # (classes,)
-    shown: np.ndarray                # (n,) rows of the predictions that are shown
-    truth: dict[str, np.ndarray]     # (g,) error, found, missed, size, suspect
-    said: dict[str, np.ndarray]      # (n,) error, iou, was, confusion, claims, suspect
-    pictures: dict[str, np.ndarray]  # (k,) errors, false, missed, rank, worst, twin, suspect, and the columns of the set
+    thresholds: np.ndarray  # (classes,)
+    shown: np.ndarray  # (n,) rows of the predictions that are shown
+    truth: dict[str, np.ndarray]  # (g,) error, found, missed, size, suspect
+    said: dict[str, np.ndarray]  # (n,) error, iou, was, confusion, claims, suspect
+    pictures: dict[
+        str, np.ndarray
+    ]  # (k,) errors, false, missed, rank, worst, twin, suspect, and the columns of the set
 
     def counts(self) -> dict[str, int]:
         "How often each cause occurs; Miss counts objects, all others count boxes."
-        kinds = Counter(self.said["error"].tolist()) + Counter({"Miss": int((self.truth["error"] == "Miss").sum())})
+        kinds = Counter(self.said["error"].tolist()) + Counter(
+            {"Miss": int((self.truth["error"] == "Miss").sum())}
+        )
         return {k: int(kinds[k]) for k in (*KINDS[1:], "Miss", "hit", "ignored") if kinds[k]}
 
 
@@ -137,16 +184,25 @@ def _said_columns(s: EvalSet, m: Matches, report: ErrorReport) -> dict[str, np.n
     was[known] = names[s.truth.class_id[report.about[known]]]
     iou[known] = _iou(said.xyxy[known], s.truth.xyxy[report.about[known]])
     error = np.where(counts, np.array(KINDS, object)[np.maximum(report.kind, 0)], "ignored")
-    confusion = np.array([f"{w} as {names[c]}" if k == CLS else "" for w, c, k in zip(was, said.class_id, report.kind)], object)
-    return {"error": error, "iou": iou, "was": was, "confusion": confusion, "claims": _claims(said.confidence, report.kind == HIT, counts),
-            "suspect": _surer_than_hits(report.kind, said.confidence, said.class_id)}
+    confusion = np.array(
+        [f"{w} as {names[c]}" if k == CLS else "" for w, c, k in zip(was, said.class_id, report.kind)], object
+    )
+    return {
+        "error": error,
+        "iou": iou,
+        "was": was,
+        "confusion": confusion,
+        "claims": _claims(said.confidence, report.kind == HIT, counts),
+        "suspect": _surer_than_hits(report.kind, said.confidence, said.class_id),
+    }
 
 # %% ../../nbs/05_evaluation/10_failures.ipynb #d7842736
 def find_failures(
-    s: EvalSet,                                        # predictions from far below the thresholds, where there are any
-    thresholds: Sequence[float] | float = 0.25,        # in use: one a class, or one for all
-    worst: int = 25,                                   # pictures that are tagged as the worst
-    twins: Iterable[tuple[int, int]] | None = None,    # pairs of pictures that are nearly equal; None: found by perceptual hash
+    s: EvalSet,  # predictions from far below the thresholds, where there are any
+    thresholds: Sequence[float] | float = 0.25,  # in use: one a class, or one for all
+    worst: int = 25,  # pictures that are tagged as the worst
+    twins: Iterable[tuple[int, int]]
+    | None = None,  # pairs of pictures that are nearly equal; None: found by perceptual hash
 ) -> Failures:
     "Causes, suspicions and ranks of everything in a set."
     least = np.broadcast_to(np.asarray(thresholds, float), (len(s.names),)).copy()
@@ -155,16 +211,39 @@ def find_failures(
     m = match_set(visible, [0.5], max_det=10**6)
     report = explain_errors(visible, m)
     said, cause = _said_columns(visible, m, report), _causes(visible, m, report)
-    truth = {"error": cause, "found": cause == "hit", "missed": m.counted & (cause != "hit"), "size": _sizes(s.truth.area), "suspect": _nothing_near(s, cause == "Miss", least)}
+    truth = {
+        "error": cause,
+        "found": cause == "hit",
+        "missed": m.counted & (cause != "hit"),
+        "size": _sizes(s.truth.area),
+        "suspect": _nothing_near(s, cause == "Miss", least),
+    }
     per, ranked = lambda image: np.bincount(image, minlength=len(s)), cases(s, least)
-    false, missed = per(visible.predictions.image[m.rows][report.kind > HIT]), per(s.truth.image[truth["missed"]])
+    false, missed = (
+        per(visible.predictions.image[m.rows][report.kind > HIT]),
+        per(s.truth.image[truth["missed"]]),
+    )
     suspects = per(visible.predictions.image[m.rows][said["suspect"]]) + per(s.truth.image[truth["suspect"]])
     rank = np.empty(len(s), int)
     rank[[c.picture for c in ranked]] = np.arange(len(s)) + 1
-    pictures = {"errors": false + missed, "false": false, "missed": missed, "rank": rank, "worst": (rank <= worst) & (false + missed > 0),
-                "twin": _twins(len(s), twin_pairs(s.paths) if twins is None else twins), "suspect": suspects > 0}
+    pictures = {
+        "errors": false + missed,
+        "false": false,
+        "missed": missed,
+        "rank": rank,
+        "worst": (rank <= worst) & (false + missed > 0),
+        "twin": _twins(len(s), twin_pairs(s.paths) if twins is None else twins),
+        "suspect": suspects > 0,
+    }
     pictures["duplicate"] = pictures["twin"] >= 0
-    return Failures(s, least, rows[m.rows], truth, said, pictures | {field_name(k): np.asarray(v) for k, v in s.columns.items()})
+    return Failures(
+        s,
+        least,
+        rows[m.rows],
+        truth,
+        said,
+        pictures | {field_name(k): np.asarray(v) for k, v in s.columns.items()},
+    )
 
 # %% ../../nbs/05_evaluation/10_failures.ipynb #2700a88a
 @dataclass(frozen=True)
@@ -172,89 +251,175 @@ class View:
     "A saved view: which boxes or pictures, and how many there are."
 
     name: str
-    about: str                    # a sentence for people
-    field: str                    # ground_truth, predictions, or "" for whole pictures
+    about: str  # a sentence for people
+    field: str  # ground_truth, predictions, or "" for whole pictures
     where: dict[str, Any] = field(default_factory=dict)  # column → value
     pictures: int = 0
-    boxes: int = 0                # 0 for whole pictures
+    boxes: int = 0  # 0 for whole pictures
 
     @property
     def slug(self) -> str:
         "The name in the App's address."
-        return re.sub(r"-+", "-", re.sub(r"\s+", "-", re.sub(r"[^A-Za-z0-9 _-]|_", lambda m: "-" if m[0] == "_" else "", self.name))).strip("-").lower()
+        return (
+            re.sub(
+                r"-+",
+                "-",
+                re.sub(
+                    r"\s+", "-", re.sub(r"[^A-Za-z0-9 _-]|_", lambda m: "-" if m[0] == "_" else "", self.name)
+                ),
+            )
+            .strip("-")
+            .lower()
+        )
 
 
 def _view(f: Failures, name: str, about: str, field: str = "", **where: Any) -> View | None:
     "A view with its counts; None when it would be empty."
-    columns, image = {"": (f.pictures, np.arange(len(f.set))), "ground_truth": (f.truth, f.set.truth.image), "predictions": (f.said, f.set.predictions.image[f.shown])}[field]
+    columns, image = {
+        "": (f.pictures, np.arange(len(f.set))),
+        "ground_truth": (f.truth, f.set.truth.image),
+        "predictions": (f.said, f.set.predictions.image[f.shown]),
+    }[field]
     mask = np.logical_and.reduce([columns[k] == v for k, v in where.items()])
-    if not mask.any(): return None
+    if not mask.any():
+        return None
     return View(name, about, field, where, len(np.unique(image[mask])), int(mask.sum()) if field else 0)
 
-# %% ../../nbs/05_evaluation/10_failures.ipynb #0fc05849
-ABOUT = {"Cls": "boxes that lie well on an object of another class", "Loc": "boxes of the right class that lie badly", "Both": "wrong class, and lying badly",
-         "Dupe": "a second box on an object that has one", "Bkg": "boxes on nothing"}
+
+ABOUT = {
+    "Cls": "boxes that lie well on an object of another class",
+    "Loc": "boxes of the right class that lie badly",
+    "Both": "wrong class, and lying badly",
+    "Dupe": "a second box on an object that has one",
+    "Bkg": "boxes on nothing",
+}
+
+# %% ../../nbs/05_evaluation/10_failures.ipynb #3dcab176
+def _error_views(f: Failures, confusions: int) -> list[View | None]:
+    "What was missed, by size; false boxes, by kind of error; the most frequent confusions."
+    missed = [
+        _view(
+            f, f"missed: {size}", f"{size} objects that nobody shows", "ground_truth", missed=True, size=size
+        )
+        for size in SIZES
+    ]
+    false = [_view(f, f"false: {kind}", about, "predictions", error=kind) for kind, about in ABOUT.items()]
+    about = "the class of the object, and what it is taken for"
+    pairs = Counter(c for c in f.said["confusion"].tolist() if c).most_common(confusions)
+    confused = [_view(f, f"confusion: {pair}", about, "predictions", confusion=pair) for pair, _ in pairs]
+    return [*missed, *false, *confused]
 
 
+def _doubt_views(f: Failures) -> list[View | None]:
+    "Boxes whose confidence is not what it should be, and what may be the label's fault."
+    claims = [
+        _view(
+            f,
+            f"claims {way}",
+            f"boxes whose confidence is {much} what is right among boxes of such confidence",
+            "predictions",
+            claims=way,
+        )
+        for way, much in (("too much", "above"), ("too little", "below"))
+    ]
+    labels = "labels on which no box lies, however unsure"
+    boxes = "false boxes surer than most hits: is a label missing or wrong?"
+    return [
+        *claims,
+        _view(f, "suspect labels", labels, "ground_truth", suspect=True),
+        _view(f, "suspect boxes", boxes, "predictions", suspect=True),
+    ]
+
+# %% ../../nbs/05_evaluation/10_failures.ipynb #2e874155
 def planned_views(
     f: Failures,
     by: Sequence[str] = ("camera",),  # columns that get a view for each value
-    confusions: int = 8,              # the most frequent ones
-    most: int = 40,                   # views a column
+    confusions: int = 8,  # the most frequent ones
+    most: int = 40,  # views a column
 ) -> list[View]:
     "The views that are not empty."
-    found = [_view(f, f"worst {int(f.pictures['worst'].sum())}", "pictures with the most errors at the thresholds in use, worst first", worst=True)]
-    found += [_view(f, f"missed: {size}", f"{size} objects that nobody shows", "ground_truth", missed=True, size=size) for size in SIZES]
-    found += [_view(f, f"false: {kind}", about, "predictions", error=kind) for kind, about in ABOUT.items()]
-    pairs = Counter(c for c in f.said["confusion"].tolist() if c).most_common(confusions)
-    found += [_view(f, f"confusion: {pair}", "the class of the object, and what it is taken for", "predictions", confusion=pair) for pair, _ in pairs]
-    found += [_view(f, f"claims {way}", f"boxes whose confidence is {much} what is right among boxes of such confidence", "predictions", claims=way) for way, much in (("too much", "above"), ("too little", "below"))]
-    found += [_view(f, "suspect labels", "labels on which no box lies, however unsure", "ground_truth", suspect=True), _view(f, "suspect boxes", "false boxes surer than most hits: is a label missing or wrong?", "predictions", suspect=True)]
+    worst = f"worst {int(f.pictures['worst'].sum())}"
+    about = "pictures with the most errors at the thresholds in use, worst first"
+    found = [_view(f, worst, about, worst=True), *_error_views(f, confusions), *_doubt_views(f)]
     found.append(_view(f, "near duplicates", "pictures that are nearly equal to another one", duplicate=True))
     for column in by:
         values = sorted(set(f.pictures.get(field_name(column), np.array([])).tolist()), key=str)[:most]
-        found += [_view(f, f"{column} = {value}", f"pictures with {column} {value}", **{field_name(column): value}) for value in values]
+        found += [
+            _view(f, f"{column} = {value}", f"pictures with {column} {value}", **{field_name(column): value})
+            for value in values
+        ]
     distinct: dict[str, View] = {}
     for v in found:  # two values may look the same in an address
-        if v is None: continue
-        while v.slug in distinct or len(v.slug) > 90: v = replace(v, name=f"{v.name[:60]} ({len(distinct)})")
+        if v is None:
+            continue
+        while v.slug in distinct or len(v.slug) > 90:
+            v = replace(v, name=f"{v.name[:60]} ({len(distinct)})")
         distinct[v.slug] = v
     return list(distinct.values())
 
 
-def view_rows(views: Sequence[View], address: str | None = None, dataset: str = "failures") -> list[dict[str, Any]]:
+def view_rows(
+    views: Sequence[View], address: str | None = None, dataset: str = "failures"
+) -> list[dict[str, Any]]:
     "For a table; with the App's address (http://127.0.0.1:5151) each has its link."
-    link = lambda v: {} if address is None else {"link": f"{address.rstrip('/')}/datasets/{quote(dataset)}?view={v.slug}"}
-    return [{"view": v.name, "what": v.about, "pictures": v.pictures, "boxes": v.boxes or None, **link(v)} for v in views]
+    link = lambda v: (
+        {} if address is None else {"link": f"{address.rstrip('/')}/datasets/{quote(dataset)}?view={v.slug}"}
+    )
+    return [
+        {"view": v.name, "what": v.about, "pictures": v.pictures, "boxes": v.boxes or None, **link(v)}
+        for v in views
+    ]
 
 # %% ../../nbs/05_evaluation/10_failures.ipynb #0f3a3508
 def write_records(
     s: EvalSet,
     thresholds: Sequence[float] | float,
     folder: str | Path,
-) -> Path:                                # the folder, with truth.json and predictions.json
+) -> Path:  # the folder, with truth.json and predictions.json
     "Truth and predictions of an evaluation as COCO files."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     truth, said = coco_books(s)
-    truth["info"] = {"thresholds": np.broadcast_to(np.asarray(thresholds, float), (len(s.names),)).tolist(), "format": "cv_pipeline records 1", "columns": list(s.columns)}
+    truth["info"] = {
+        "thresholds": np.broadcast_to(np.asarray(thresholds, float), (len(s.names),)).tolist(),
+        "format": "cv_pipeline records 1",
+        "columns": list(s.columns),
+    }
     paths = s.paths or (None,) * len(s)
     for i, (image, path) in enumerate(zip(truth["images"], paths)):
         plain = {k: v[i].item() if hasattr(v[i], "item") else v[i] for k, v in s.columns.items()}
-        image |= {f"column {k}": "" if v is None else v if isinstance(v, (str, int, float, bool)) else str(v) for k, v in plain.items()}
+        image |= {
+            f"column {k}": "" if v is None else v if isinstance(v, (str, int, float, bool)) else str(v)
+            for k, v in plain.items()
+        }
         image["path"] = "" if path is None else str(Path(path).resolve())
     for name, book in (("truth", truth), ("predictions", said)):
         write_whole(folder / f"{name}.json", json.dumps(book))
     return folder
 
-
+# %% ../../nbs/05_evaluation/10_failures.ipynb #b6d477df
 def read_records(folder: str | Path) -> tuple[EvalSet, np.ndarray]:
-    "The set and the thresholds that `write_records` left; looks in `records/` too. DataError when there are none."
-    places = [p for p in (Path(folder), Path(folder) / "records") if (p / "truth.json").exists() and (p / "predictions.json").exists()]
-    if not places: raise DataError("no truth.json and predictions.json here", folder, "give a folder that `cv-pipeline report evaluation` made")
+    """The set and the thresholds that `write_records` left; looks in `records/` too. DataError when there are
+    none."""
+    places = [
+        p
+        for p in (Path(folder), Path(folder) / "records")
+        if (p / "truth.json").exists() and (p / "predictions.json").exists()
+    ]
+    if not places:
+        raise DataError(
+            "no truth.json and predictions.json here",
+            folder,
+            "give a folder that `cv-pipeline report evaluation` made",
+        )
     s = read_coco(places[0] / "truth.json", places[0] / "predictions.json")
     info = read_json(places[0] / "truth.json", dict).get("info") or {}
-    if len(info.get("thresholds", ())) != len(s.names): raise DataError("the records hold no thresholds for their classes", places[0], "they were not written by write_records")
+    if len(info.get("thresholds", ())) != len(s.names):
+        raise DataError(
+            "the records hold no thresholds for their classes",
+            places[0],
+            "they were not written by write_records",
+        )
     listed = s.columns.get("path", np.full(len(s), ""))
     paths = tuple(Path(p) if p else None for p in listed)
     columns = {k: s.columns[f"column {k}"] for k in info["columns"]}
@@ -267,8 +432,11 @@ class ViewerError(CVPipelineError):
     exit_code = 5
 
 
-_HOW = ("start a MongoDB (mongod --dbpath DIR --bind_ip 127.0.0.1 --port 27017) and set FIFTYONE_DATABASE_URI=mongodb://127.0.0.1:27017; "
-        "the worst pictures are in the HTML report too")
+_HOW = (
+    "start a MongoDB (mongod --dbpath DIR --bind_ip 127.0.0.1 --port 27017) and set "
+    "FIFTYONE_DATABASE_URI=mongodb://127.0.0.1:27017; "
+    "the worst pictures are in the HTML report too"
+)
 
 
 def _check_database(uri: str | None) -> None:
@@ -277,26 +445,51 @@ def _check_database(uri: str | None) -> None:
         import pymongo
 
         masked = re.sub(r"//[^@/]*@", "//***@", uri)
-        try: pymongo.MongoClient(uri, serverSelectionTimeoutMS=3000).admin.command("ping")
-        except Exception as e: raise ViewerError(f"FiftyOne's database does not answer: {re.sub(r'//[^@/]*@', '//***@', str(e)).split(',')[0][:160]}", masked, _HOW) from None
+        try:
+            pymongo.MongoClient(uri, serverSelectionTimeoutMS=3000).admin.command("ping")
+        except Exception as e:
+            raise ViewerError(
+                "FiftyOne's database does not answer: "
+                f"{re.sub(r'//[^@/]*@', '//***@', str(e)).split(',')[0][:160]}",
+                masked,
+                _HOW,
+            ) from None
         return
     from fiftyone.core.service import DatabaseService
 
-    try: subprocess.run([DatabaseService.find_mongod(), "--version"], capture_output=True, text=True, timeout=20, check=True)
-    except subprocess.CalledProcessError as e: raise ViewerError(f"the mongod that FiftyOne brings does not start: {(e.stderr or str(e)).strip().splitlines()[-1]}", hint=_HOW) from None
-    except Exception as e: raise ViewerError(f"FiftyOne has no database: {e}", hint=_HOW) from None
+    try:
+        subprocess.run(
+            [DatabaseService.find_mongod(), "--version"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except subprocess.CalledProcessError as e:
+        last = (e.stderr or str(e)).strip().splitlines()[-1]
+        raise ViewerError(
+            f"the mongod that FiftyOne brings does not start: {last}",
+            hint=_HOW,
+        ) from None
+    except Exception as e:
+        raise ViewerError(f"FiftyOne has no database: {e}", hint=_HOW) from None
 
-
+# %% ../../nbs/05_evaluation/10_failures.ipynb #5f1145b2
 def fiftyone_package() -> Any:
     "The package with a database that answers."
-    for key in ("FIFTYONE_DO_NOT_TRACK", "FIFTYONE_SHOW_PROGRESS_BARS"): os.environ.setdefault(key, "true" if key.endswith("TRACK") else "false")
-    try: import fiftyone as fo
-    except ImportError as e: raise MissingExtraError("fiftyone", "failures") from e
+    for key in ("FIFTYONE_DO_NOT_TRACK", "FIFTYONE_SHOW_PROGRESS_BARS"):
+        os.environ.setdefault(key, "true" if key.endswith("TRACK") else "false")
+    try:
+        import fiftyone as fo
+    except ImportError as e:
+        raise MissingExtraError("fiftyone", "failures") from e
     _check_database(fo.config.database_uri)
     return fo
 
 # %% ../../nbs/05_evaluation/10_failures.ipynb #6009f7a9
-def _labels(fo: Any, f: Failures, table: BoxTable, columns: Mapping[str, np.ndarray], confident: bool) -> list[list[Any]]:
+def _labels(
+    fo: Any, f: Failures, table: BoxTable, columns: Mapping[str, np.ndarray], confident: bool
+) -> list[list[Any]]:
     "FiftyOne's detections of every picture."
     size, made = np.maximum(f.set.size[table.image], 1), [[] for _ in range(len(f.set))]
     box = np.hstack([table.xyxy[:, :2] / size, (table.xyxy[:, 2:] - table.xyxy[:, :2]) / size]).tolist()
@@ -304,21 +497,42 @@ def _labels(fo: Any, f: Failures, table: BoxTable, columns: Mapping[str, np.ndar
     for row, (i, c) in enumerate(zip(table.image.tolist(), table.class_id.tolist())):
         own = {k: v[row] for k, v in plain.items()}
         tags = [own["error"], *(["suspect"] if own["suspect"] else [])]
-        extra = {"confidence": float(table.confidence[row])} if confident else {"iscrowd": bool(table.crowd[row])}
+        extra = (
+            {"confidence": float(table.confidence[row])} if confident else {"iscrowd": bool(table.crowd[row])}
+        )
         made[i].append(fo.Detection(label=f.set.names[c], bounding_box=box[row], tags=tags, **own, **extra))
     return made
 
 
 def _samples(fo: Any, f: Failures) -> list[Any]:
     "One sample a picture."
-    truth, said = _labels(fo, f, f.set.truth, f.truth, False), _labels(fo, f, f.set.predictions[f.shown], f.said, True)
+    truth, said = (
+        _labels(fo, f, f.set.truth, f.truth, False),
+        _labels(fo, f, f.set.predictions[f.shown], f.said, True),
+    )
     plain, made = {k: v.tolist() for k, v in f.pictures.items()}, []
     for i, path in enumerate(f.set.paths):
         own = {k: v[i] for k, v in plain.items()}
-        tags = [word for word, on in (("worst", own["worst"]), ("near duplicate", own["twin"] >= 0), ("suspect label", own["suspect"])) if on]
+        tags = [
+            word
+            for word, on in (
+                ("worst", own["worst"]),
+                ("near duplicate", own["twin"] >= 0),
+                ("suspect label", own["suspect"]),
+            )
+            if on
+        ]
         width, height = (int(v) for v in f.set.size[i])
-        made.append(fo.Sample(filepath=str(Path(path).resolve()), tags=tags, metadata=fo.ImageMetadata(width=width, height=height, num_channels=3),
-                              ground_truth=fo.Detections(detections=truth[i]), predictions=fo.Detections(detections=said[i]), **own))
+        made.append(
+            fo.Sample(
+                filepath=str(Path(path).resolve()),
+                tags=tags,
+                metadata=fo.ImageMetadata(width=width, height=height, num_channels=3),
+                ground_truth=fo.Detections(detections=truth[i]),
+                predictions=fo.Detections(detections=said[i]),
+                **own,
+            )
+        )
     return made
 
 # %% ../../nbs/05_evaluation/10_failures.ipynb #2b430af9
@@ -328,16 +542,21 @@ def _select(fo: Any, dataset: Any, view: View) -> Any:
 
     if not view.field:
         chosen = dataset
-        for column, value in view.where.items(): chosen = chosen.match(F(column) == value)
+        for column, value in view.where.items():
+            chosen = chosen.match(F(column) == value)
         return chosen.sort_by("rank")
     condition = None
-    for column, value in view.where.items(): condition = F(column) == value if condition is None else condition & (F(column) == value)
+    for column, value in view.where.items():
+        condition = F(column) == value if condition is None else condition & (F(column) == value)
     return dataset.filter_labels(view.field, condition)
 
 
 def _paint(fo: Any, dataset: Any) -> None:
     "Truth yellow, predictions red, whatever the App would draw."
-    fields = [{"path": "ground_truth", "fieldColor": "#ffdd00"}, {"path": "predictions", "fieldColor": "#e53935"}]
+    fields = [
+        {"path": "ground_truth", "fieldColor": "#ffdd00"},
+        {"path": "predictions", "fieldColor": "#e53935"},
+    ]
     dataset.app_config.color_scheme = fo.ColorScheme(color_by="field", fields=fields)
 
 # %% ../../nbs/05_evaluation/10_failures.ipynb #8eb2484b
@@ -345,44 +564,82 @@ def build_failures(
     f: Failures,
     name: str = "failures",
     by: Sequence[str] = ("camera",),  # columns that get a view for each value
-    replace_old: bool = False,        # a dataset of this name is replaced
-) -> Any:                             # fiftyone.Dataset, persistent
+    replace_old: bool = False,  # a dataset of this name is replaced
+) -> Any:  # fiftyone.Dataset, persistent
     "The dataset with its saved views; complete, or not there at all."
-    lost = [f.set.images[i] for i in range(len(f.set)) if not f.set.paths or f.set.paths[i] is None or not Path(f.set.paths[i]).exists()]
-    if lost: raise DataError(f"{len(lost)} of {len(f.set)} pictures are not there, e.g. {lost[0]}", f.set.where, "FiftyOne shows the files themselves: put them back, or run the report again with the pictures in a place that stays")
+    lost = [
+        f.set.images[i]
+        for i in range(len(f.set))
+        if not f.set.paths or f.set.paths[i] is None or not Path(f.set.paths[i]).exists()
+    ]
+    if lost:
+        raise DataError(
+            f"{len(lost)} of {len(f.set)} pictures are not there, e.g. {lost[0]}",
+            f.set.where,
+            "FiftyOne shows the files themselves: put them back, or run the report again with the pictures "
+            "in a place that stays",
+        )
     fo = fiftyone_package()
-    if name in fo.list_datasets() and not replace_old: raise ConfigError(f"FiftyOne has a dataset '{name}' already", "failures", "choose another --name, or say --replace")
+    if name in fo.list_datasets() and not replace_old:
+        raise ConfigError(
+            f"FiftyOne has a dataset '{name}' already", "failures", "choose another --name, or say --replace"
+        )
     made = fo.Dataset(f"{name} (in the making {os.getpid()})", persistent=True)
     try:
         made.default_classes = list(f.set.names)
         made.info = {"thresholds": dict(zip(f.set.names, f.thresholds.tolist())), "counts": f.counts()}
         made.add_samples(_samples(fo, f), progress=False)
         _paint(fo, made)
-        for view in planned_views(f, by): made.save_view(view.name, _select(fo, made, view), description=view.about)
+        for view in planned_views(f, by):
+            made.save_view(view.name, _select(fo, made, view), description=view.about)
         made.save()
-        if name in fo.list_datasets(): fo.delete_dataset(name)
+        if name in fo.list_datasets():
+            fo.delete_dataset(name)
         made.name = name
     except BaseException as e:
-        with contextlib.suppress(Exception): made.delete()
-        if type(e).__module__.startswith("pymongo"): raise ViewerError(f"FiftyOne's database stopped answering: {str(e)[:160]}", hint=_HOW) from e
+        with contextlib.suppress(Exception):
+            made.delete()
+        if type(e).__module__.startswith("pymongo"):
+            raise ViewerError(f"FiftyOne's database stopped answering: {str(e)[:160]}", hint=_HOW) from e
         raise
     return made
 
 # %% ../../nbs/05_evaluation/10_failures.ipynb #c6603e70
 def open_app(
-    dataset: Any,                  # fiftyone.Dataset, or the name of one
+    dataset: Any,  # fiftyone.Dataset, or the name of one
     port: int = 5151,
-    address: str = "127.0.0.1",    # this machine only
-    browser: bool = False,         # open a tab
-) -> Any:                          # fiftyone.Session; .url, .close()
+    address: str = "127.0.0.1",  # this machine only
+    browser: bool = False,  # open a tab
+) -> Any:  # fiftyone.Session; .url, .close()
     "Serve the App; ViewerError when it does not come up."
     fo = fiftyone_package()
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try: s.bind((address, port))
-        except OSError as e: raise ConfigError(f"port {port} is taken or not allowed: {e.strerror}", address, "give another one with --port") from None
+        try:
+            s.bind((address, port))
+        except OSError as e:
+            raise ConfigError(
+                f"port {port} is taken or not allowed: {e.strerror}", address, "give another one with --port"
+            ) from None
     if isinstance(dataset, str):
-        if dataset not in fo.list_datasets(): raise ConfigError(f"FiftyOne has no dataset '{dataset}'", "failures", f"there are: {', '.join(fo.list_datasets()) or 'none'}")
+        if dataset not in fo.list_datasets():
+            raise ConfigError(
+                f"FiftyOne has no dataset '{dataset}'",
+                "failures",
+                f"there are: {', '.join(fo.list_datasets()) or 'none'}",
+            )
         dataset = fo.load_dataset(dataset)
-    try: return fo.launch_app(dataset, remote=not browser, address=address, port=port, color_scheme=dataset.app_config.color_scheme)
-    except Exception as e: raise ViewerError(f"the App does not start: {e}", f"{address}:{port}", "see the messages above; the dataset is there and can be opened with `fiftyone app launch`") from e
+    try:
+        return fo.launch_app(
+            dataset,
+            remote=not browser,
+            address=address,
+            port=port,
+            color_scheme=dataset.app_config.color_scheme,
+        )
+    except Exception as e:
+        raise ViewerError(
+            f"the App does not start: {e}",
+            f"{address}:{port}",
+            "see the messages above; the dataset is there and can be opened with `fiftyone app launch`",
+        ) from e

@@ -23,27 +23,46 @@ __all__ = ['RATES', 'FEWEST_PICTURES', 'FEWEST_OBJECTS', 'clusters', 'draw_weigh
 # %% ../../nbs/05_evaluation/03_intervals.ipynb #5e0ca568
 def clusters(
     s: EvalSet,
-    by: Sequence[str] = ("sequence", "camera"),  # columns that make pictures belong together; those that are missing are left out
-) -> np.ndarray:                                 # (k,) number of each picture's cluster
+    by: Sequence[str] = (
+        "sequence",
+        "camera",
+    ),  # columns that make pictures belong together; those that are missing are left out
+) -> np.ndarray:  # (k,) number of each picture's cluster
     "Pictures that share these columns are one cluster; without such a column each picture is its own."
     columns = [s.columns[name] for name in by if name in s.columns]
-    if not columns: return np.arange(len(s))
+    if not columns:
+        return np.arange(len(s))
     keys = ["\x1f".join(map(str, row)) for row in zip(*columns)]
     return np.unique(keys, return_inverse=True)[1]
 
 
 def draw_weights(
-    cluster: np.ndarray,   # (k,) from `clusters`
+    cluster: np.ndarray,  # (k,) from `clusters`
     draws: int = 1000,
     seed: int = 0,
-) -> np.ndarray:           # (draws, k) how often each picture counts in each draw
+) -> np.ndarray:  # (draws, k) how often each picture counts in each draw
     "Bootstrap weights: as many clusters as there are, with replacement."
     n = int(cluster.max()) + 1 if len(cluster) else 0
-    if n < 2: raise DataError(f"{n} cluster(s) cannot be resampled", "bootstrap", "name columns that divide the pictures, or none")
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)[:, cluster].astype(np.float32)
+    if n < 2:
+        raise DataError(
+            f"{n} cluster(s) cannot be resampled",
+            "bootstrap",
+            "name columns that divide the pictures, or none",
+        )
+    return (
+        np.random.default_rng(seed)
+        .multinomial(n, np.full(n, 1 / n), size=draws)[:, cluster]
+        .astype(np.float32)
+    )
 
 # %% ../../nbs/05_evaluation/03_intervals.ipynb #a27e7898
 _AT_ONCE = 500_000  # draws × predictions of a class: some arrays of so many numbers
+
+# %% ../../nbs/05_evaluation/03_intervals.ipynb #009c8b18
+def _class_part(image: np.ndarray, hit: np.ndarray, dead: np.ndarray) -> tuple[np.ndarray, list, list]:
+    "Pictures of a class's predictions; for each threshold the rows of hits, and of what does not count."
+    hits = [np.flatnonzero(h) for h in hit]
+    return image, hits, [np.flatnonzero(x) if x.any() else None for x in dead]
 
 
 class APSampler:
@@ -52,29 +71,35 @@ class APSampler:
     def __init__(self, s: EvalSet, matches: Matches):
         klass, image = s.predictions.class_id[matches.rows], s.predictions.image[matches.rows]
         real = matches.counted
-        self.truth_image, self.truth_class, self.classes = s.truth.image[real], s.truth.class_id[real], len(s.names)
-        self.parts = []  # one a class: pictures of its predictions; for each threshold the rows of hits, and of what does not count
+        self.truth_image, self.truth_class = s.truth.image[real], s.truth.class_id[real]
+        self.classes, self.parts = len(s.names), []
         for c in range(self.classes):
             rows = np.flatnonzero(klass == c)
-            hit, dead = matches.hit[:, rows], matches.ignored[:, rows]
-            self.parts.append((image[rows], [np.flatnonzero(h) for h in hit], [np.flatnonzero(x) if x.any() else None for x in dead]))
+            self.parts.append(_class_part(image[rows], matches.hit[:, rows], matches.ignored[:, rows]))
         self.levels = len(matches.ious)
 
-    def __call__(self, weights: np.ndarray) -> np.ndarray:  # (k,) or (draws, k) → (T, classes) or (draws, T, classes)
-        "AP at every threshold and class, NaN where nothing is asked for; hand over many draws at once, it is several times faster."
+    def __call__(
+        self,
+        weights: np.ndarray,  # (k,) or (draws, k)
+    ) -> np.ndarray:  # (T, classes) or (draws, T, classes)
+        """AP at every threshold and class, NaN where nothing is asked for; hand over many draws at once, it
+        is several times faster."""
         drawn = np.atleast_2d(weights)
         ap = np.full((len(drawn), self.levels, self.classes), np.nan)
         step = max(1, _AT_ONCE // max([1, *(len(image) for image, *_ in self.parts)]))
         for first in range(0, len(drawn), step):
-            self._fill(ap[first:first + step], drawn[first:first + step])
+            self._fill(ap[first : first + step], drawn[first : first + step])
         return ap.reshape(*np.shape(weights)[:-1], self.levels, self.classes)
 
     def _fill(self, ap: np.ndarray, drawn: np.ndarray) -> None:
         "A few draws: `ap` (draws, T, classes) is written."
-        positives = np.stack([np.bincount(self.truth_class, w[self.truth_image], minlength=self.classes) for w in drawn])
+        positives = np.stack(
+            [np.bincount(self.truth_class, w[self.truth_image], minlength=self.classes) for w in drawn]
+        )
         for c in range(self.classes):
             some = np.flatnonzero(positives[:, c] > 0)
-            if not len(some): continue
+            if not len(some):
+                continue
             image, hits, dead = self.parts[c]
             weight = drawn[np.ix_(some, image)]
             all_said = np.cumsum(weight, axis=1, dtype=np.float64)
@@ -86,12 +111,15 @@ class APSampler:
                     said = np.cumsum(counts, axis=1, dtype=np.float64)
                 ap[some, t, c] = _interpolated(weight[:, rows], said[:, rows], positives[some, c])
 
-
+# %% ../../nbs/05_evaluation/03_intervals.ipynb #5c117f21
 def _interpolated(weight: np.ndarray, said: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    "(draws,) AP at 101 recalls from the (draws, hits) weights and how much had been said up to each; (draws,) positives."
+    """(draws,) AP at 101 recalls from the (draws, hits) weights and how much had been said up to each;
+    (draws,) positives."""
     good = np.cumsum(weight, axis=1, dtype=np.float64)
     precision = np.maximum.accumulate((good / np.maximum(said, 1e-12))[:, ::-1], axis=1)[:, ::-1]
-    reached = np.searchsorted(RECALLS, good / positives[:, None], side="right")  # recalls that each hit, and those before it, get to
+    reached = np.searchsorted(
+        RECALLS, good / positives[:, None], side="right"
+    )  # recalls that each hit, and those before it, get to
     return (precision * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(RECALLS)
 
 # %% ../../nbs/05_evaluation/03_intervals.ipynb #ae79f8ab
@@ -106,13 +134,15 @@ class Interval:
     draws: int = 0
     clusters: int = 0
 
-    def __str__(self) -> str: return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def interval_of(value: float, samples: np.ndarray, level: float = 0.95, n_clusters: int = 0) -> Interval:
     "Percentile interval of bootstrap samples; draws in which the value does not exist (NaN) are left out."
     samples = samples[np.isfinite(samples)]
-    if not len(samples): return Interval(value, float("nan"), float("nan"), level, 0, n_clusters)
+    if not len(samples):
+        return Interval(value, float("nan"), float("nan"), level, 0, n_clusters)
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value), float(low), float(high), level, len(samples), n_clusters)
 
@@ -125,9 +155,11 @@ def average(ap: np.ndarray) -> float:
 def ap_interval(
     s: EvalSet,
     matches: Matches,
-    weights: np.ndarray,                                       # (draws, k) from draw_weights
-    value: Callable[[np.ndarray], float] = average,            # (T, classes) AP → the number; `lambda ap: ap[0, 2]` is AP50 of class 2
-    pictures: np.ndarray | None = None,                        # (k,) bool: a slice
+    weights: np.ndarray,  # (draws, k) from draw_weights
+    value: Callable[
+        [np.ndarray], float
+    ] = average,  # (T, classes) AP → the number; `lambda ap: ap[0, 2]` is AP50 of class 2
+    pictures: np.ndarray | None = None,  # (k,) bool: a slice
 ) -> Interval:
     "AP, or any number made of the APs, with its interval."
     mask = np.ones(len(s), np.float32) if pictures is None else np.asarray(pictures, np.float32)
@@ -141,17 +173,27 @@ def picture_counts(
     matches: Matches,
     conf: float | Sequence[float] = 0.25,  # threshold, or one a class
     level: int = 0,
-) -> np.ndarray:                           # (k, 3) hits, false alarms, misses of each picture
+) -> np.ndarray:  # (k, 3) hits, false alarms, misses of each picture
     "What happened in each picture at a threshold."
     said = s.predictions[matches.rows]
     shown = said.confidence >= np.broadcast_to(np.asarray(conf, float), (len(s.names),))[said.class_id]
     count = lambda rows, images: np.bincount(images[rows], minlength=len(s))
     hits = count(shown & matches.hit[level], said.image)
-    return np.stack([hits, count(shown & ~matches.hit[level] & ~matches.ignored[level], said.image), count(matches.counted, s.truth.image) - hits], axis=1)
+    return np.stack(
+        [
+            hits,
+            count(shown & ~matches.hit[level] & ~matches.ignored[level], said.image),
+            count(matches.counted, s.truth.image) - hits,
+        ],
+        axis=1,
+    )
 
 
-RATES = {"precision": lambda hit, false, missed: (hit, hit + false), "recall": lambda hit, false, missed: (hit, hit + missed),
-         "F1": lambda hit, false, missed: (2 * hit, 2 * hit + false + missed)}  # what stands above and below the line
+RATES = {
+    "precision": lambda hit, false, missed: (hit, hit + false),
+    "recall": lambda hit, false, missed: (hit, hit + missed),
+    "F1": lambda hit, false, missed: (2 * hit, 2 * hit + false + missed),
+}  # what stands above and below the line
 
 
 def _rate(name: str, counts: np.ndarray) -> np.ndarray:
@@ -160,33 +202,51 @@ def _rate(name: str, counts: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 
 
-def rate_intervals(counts: np.ndarray, weights: np.ndarray, level: float = 0.95, n_clusters: int = 0) -> dict[str, Interval]:
+def rate_intervals(
+    counts: np.ndarray, weights: np.ndarray, level: float = 0.95, n_clusters: int = 0
+) -> dict[str, Interval]:
     "Precision, recall and F1 at a threshold with intervals, from `picture_counts`."
     drawn, once = weights @ counts.astype(np.float32), counts.sum(axis=0)
-    return {name: interval_of(float(_rate(name, once)), _rate(name, drawn), level, n_clusters) for name in RATES}
+    return {
+        name: interval_of(float(_rate(name, once)), _rate(name, drawn), level, n_clusters) for name in RATES
+    }
 
 # %% ../../nbs/05_evaluation/03_intervals.ipynb #4ad122bc
 def same_pictures(a: EvalSet, b: EvalSet) -> None:
-    "DataError unless two sets hold the same pictures, classes and truth: only then can models be compared in pairs."
+    """DataError unless two sets hold the same pictures, classes and truth: only then can models be compared
+    in pairs."""
     for what in ("names", "images"):
-        if getattr(a, what) != getattr(b, what): raise DataError(f"the two sets differ in their {what}", b.where, "evaluate both models on the same frozen set")
-    if len(a.truth) != len(b.truth) or (a.truth.image != b.truth.image).any() or (a.truth.class_id != b.truth.class_id).any():
-        raise DataError("the two sets have different truth", b.where, "evaluate both models on the same frozen set")
+        if getattr(a, what) != getattr(b, what):
+            raise DataError(
+                f"the two sets differ in their {what}", b.where, "evaluate both models on the same frozen set"
+            )
+    if (
+        len(a.truth) != len(b.truth)
+        or (a.truth.image != b.truth.image).any()
+        or (a.truth.class_id != b.truth.class_id).any()
+    ):
+        raise DataError(
+            "the two sets have different truth", b.where, "evaluate both models on the same frozen set"
+        )
 
 
 def compare_models(
-    new: EvalSet, old: EvalSet,                     # the same pictures and truth, predictions of two models
-    new_matches: Matches, old_matches: Matches,
-    weights: np.ndarray,                            # (draws, k)
+    new: EvalSet,
+    old: EvalSet,  # the same pictures and truth, predictions of two models
+    new_matches: Matches,
+    old_matches: Matches,
+    weights: np.ndarray,  # (draws, k)
     value: Callable[[np.ndarray], float] = average,
     pictures: np.ndarray | None = None,
-) -> Interval:                                      # new − old
+) -> Interval:  # new − old
     "Difference of AP on the same draws of the same pictures."
     same_pictures(new, old)
     mask = np.ones(len(new), np.float32) if pictures is None else np.asarray(pictures, np.float32)
     a, b = APSampler(new, new_matches), APSampler(old, old_matches)
     samples = np.array([value(x) - value(y) for x, y in zip(a(weights * mask), b(weights * mask))])
-    return interval_of(value(a(mask)) - value(b(mask)), samples, n_clusters=len(np.unique(clusters(new)[mask > 0])))
+    return interval_of(
+        value(a(mask)) - value(b(mask)), samples, n_clusters=len(np.unique(clusters(new)[mask > 0]))
+    )
 
 # %% ../../nbs/05_evaluation/03_intervals.ipynb #adce2963
 class Verdict(str, Enum):
@@ -210,21 +270,40 @@ class Finding:
 
 
 def judge(
-    what: str,            # e.g. "AP" or "recall, camera = north"
+    what: str,  # e.g. "AP" or "recall, camera = north"
     interval: Interval,
     floor: float,
-    pictures: int, objects: int,
+    pictures: int,
+    objects: int,
 ) -> Finding:
     "Compare the bounds of an interval with a floor."
     if pictures < FEWEST_PICTURES or objects < FEWEST_OBJECTS:
-        return Finding(what, Verdict.INSUFFICIENT, f"{pictures} pictures and {objects} objects; at least {FEWEST_PICTURES} and {FEWEST_OBJECTS} are needed")
-    if not np.isfinite([interval.low, interval.high]).all(): return Finding(what, Verdict.INSUFFICIENT, "there is no interval: too few clusters")
-    if interval.low >= floor: return Finding(what, Verdict.PASS, f"{interval} lies above the floor {floor:g}")
-    if interval.high < floor: return Finding(what, Verdict.FAIL, f"{interval} lies below the floor {floor:g}")
-    return Finding(what, Verdict.INSUFFICIENT, f"the floor {floor:g} lies inside {interval}: more labelled pictures would decide")
+        return Finding(
+            what,
+            Verdict.INSUFFICIENT,
+            f"{pictures} pictures and {objects} objects; at least {FEWEST_PICTURES} and {FEWEST_OBJECTS} are "
+            "needed",
+        )
+    if not np.isfinite([interval.low, interval.high]).all():
+        return Finding(what, Verdict.INSUFFICIENT, "there is no interval: too few clusters")
+    if interval.low >= floor:
+        return Finding(what, Verdict.PASS, f"{interval} lies above the floor {floor:g}")
+    if interval.high < floor:
+        return Finding(what, Verdict.FAIL, f"{interval} lies below the floor {floor:g}")
+    return Finding(
+        what,
+        Verdict.INSUFFICIENT,
+        f"the floor {floor:g} lies inside {interval}: more labelled pictures would decide",
+    )
 
 
 def overall(findings: Sequence[Finding]) -> Verdict:
     "FAIL if anything fails, PASS if everything passes, else INSUFFICIENT."
     kinds = {f.verdict for f in findings}
-    return Verdict.FAIL if Verdict.FAIL in kinds else Verdict.PASS if kinds == {Verdict.PASS} else Verdict.INSUFFICIENT
+    return (
+        Verdict.FAIL
+        if Verdict.FAIL in kinds
+        else Verdict.PASS
+        if kinds == {Verdict.PASS}
+        else Verdict.INSUFFICIENT
+    )

@@ -26,35 +26,68 @@ COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100",
 
 def coco_books(s: EvalSet) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     "Truth and predictions as COCO dictionaries: pictures and classes numbered from 1, annotations too."
+
     def rows(t: BoxTable):
         xywh = np.hstack([t.xyxy[:, :2], t.xyxy[:, 2:] - t.xyxy[:, :2]]).tolist()
-        return zip((t.image + 1).tolist(), (t.class_id + 1).tolist(), xywh, t.area.tolist(), t.crowd.astype(int).tolist(), t.confidence.tolist())
+        return zip(
+            (t.image + 1).tolist(),
+            (t.class_id + 1).tolist(),
+            xywh,
+            t.area.tolist(),
+            t.crowd.astype(int).tolist(),
+            t.confidence.tolist(),
+        )
 
-    images = [{"id": i + 1, "file_name": name, "width": int(w), "height": int(h)} for i, (name, (w, h)) in enumerate(zip(s.images, s.size))]
-    truth = [{"id": k, "image_id": i, "category_id": c, "bbox": b, "area": a, "iscrowd": x} for k, (i, c, b, a, x, _) in enumerate(rows(s.truth), 1)]
-    said = [{"image_id": i, "category_id": c, "bbox": b, "score": p} for i, c, b, _, _, p in rows(s.predictions)]
-    return {"images": images, "annotations": truth, "categories": [{"id": i + 1, "name": n} for i, n in enumerate(s.names)], "info": {}}, said
+    images = [
+        {"id": i + 1, "file_name": name, "width": int(w), "height": int(h)}
+        for i, (name, (w, h)) in enumerate(zip(s.images, s.size))
+    ]
+    truth = [
+        {"id": k, "image_id": i, "category_id": c, "bbox": b, "area": a, "iscrowd": x}
+        for k, (i, c, b, a, x, _) in enumerate(rows(s.truth), 1)
+    ]
+    said = [
+        {"image_id": i, "category_id": c, "bbox": b, "score": p} for i, c, b, _, _, p in rows(s.predictions)
+    ]
+    return {
+        "images": images,
+        "annotations": truth,
+        "categories": [{"id": i + 1, "name": n} for i, n in enumerate(s.names)],
+        "info": {},
+    }, said
 
-
+# %% ../../nbs/05_evaluation/01_metrics.ipynb #34a7efff
 def coco_metrics(s: EvalSet) -> dict[str, float | None]:
-    "The twelve COCO numbers, fractions; None where there is no object of a size. Without one prediction all are 0."
-    try: from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError as e: raise MissingExtraError("faster-coco-eval", "report") from e
-    if not len(s.truth): raise DataError("AP does not exist without labelled boxes", s.where)
+    """The twelve COCO numbers, fractions; None where there is no object of a size. Without one prediction all
+    are 0."""
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError as e:
+        raise MissingExtraError("faster-coco-eval", "report") from e
+    if not len(s.truth):
+        raise DataError("AP does not exist without labelled boxes", s.where)
     truth, said = coco_books(s)
-    if not said: said = [{"image_id": 1, "category_id": 1, "bbox": [0.0, 0.0, 0.0, 0.0], "score": 0.0}]  # the library wants one row; this one matches nothing
+    if not said:
+        said = [
+            {"image_id": 1, "category_id": 1, "bbox": [0.0, 0.0, 0.0, 0.0], "score": 0.0}
+        ]  # the library wants one row; this one matches nothing
     with contextlib.redirect_stdout(io.StringIO()):
         book = COCO(truth)
         judge = COCOeval_faster(book, book.loadRes(said), "bbox", print_function=lambda *a, **k: None)
-        judge.evaluate(); judge.accumulate(); judge.summarize()
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
     return {name: None if v < 0 else float(v) for name, v in zip(COCO_NAMES, judge.stats[:12])}
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #def851fb
 IOUS = np.linspace(0.5, 0.95, 10)
 
 
-def candidate_pairs(truth: BoxTable, said: BoxTable, n_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Pairs (prediction, object) of one picture and class, and their overlap; sorted by prediction, objects in order, crowds last."
+def candidate_pairs(
+    truth: BoxTable, said: BoxTable, n_classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs (prediction, object) of one picture and class, and their overlap; sorted by prediction, objects
+    in order, crowds last."""
     g_key, d_key = (t.image.astype(np.int64) * n_classes + t.class_id for t in (truth, said))
     g_order = np.lexsort((truth.crowd, g_key))
     start, stop = (np.searchsorted(g_key[g_order], d_key, side) for side in ("left", "right"))
@@ -69,7 +102,8 @@ def candidate_pairs(truth: BoxTable, said: BoxTable, n_classes: int) -> tuple[np
 
 
 def _take(value: np.ndarray, allowed: np.ndarray, first: np.ndarray) -> np.ndarray:
-    "(T, D) place of the best allowed pair of each prediction, the last of equals; -1 where there is none. `first`: where each prediction's pairs begin."
+    """(T, D) place of the best allowed pair of each prediction, the last of equals; -1 where there is none.
+    `first`: where each prediction's pairs begin."""
     score = np.where(allowed, value, -1.0)
     best = np.maximum.reduceat(score, first, axis=1)
     sizes = np.diff(np.append(first, score.shape[1]))
@@ -81,12 +115,16 @@ def _take(value: np.ndarray, allowed: np.ndarray, first: np.ndarray) -> np.ndarr
 class Matches:
     "Who belongs to whom. Rows are the predictions that take part, best first within each class."
 
-    rows: np.ndarray       # (n,) into predictions: at most `max_det` a picture and class, ordered by falling confidence
-    truth: np.ndarray      # (T, n) int32 row of the matched object, -1 without
-    ignored: np.ndarray    # (T, n) bool: matched to something that does not count, or outside of the asked sizes
-    counted: np.ndarray    # (g,) bool: objects that count
-    overlap: np.ndarray    # (T, n) of the matched pair, 0 without
-    ious: np.ndarray       # (T,) thresholds
+    rows: (
+        np.ndarray
+    )  # (n,) into predictions: at most `max_det` a picture and class, ordered by falling confidence
+    truth: np.ndarray  # (T, n) int32 row of the matched object, -1 without
+    ignored: (
+        np.ndarray
+    )  # (T, n) bool: matched to something that does not count, or outside of the asked sizes
+    counted: np.ndarray  # (g,) bool: objects that count
+    overlap: np.ndarray  # (T, n) of the matched pair, 0 without
+    ious: np.ndarray  # (T,) thresholds
 
     @property
     def hit(self) -> np.ndarray:
@@ -97,8 +135,9 @@ class Matches:
 def match_set(
     s: EvalSet,
     ious: Sequence[float] = IOUS,
-    max_det: int = 100,                          # predictions a picture and class, the most confident
-    area: tuple[float, float] | None = None,     # only objects of this size, square pixels; others are ignored, as COCO does
+    max_det: int = 100,  # predictions a picture and class, the most confident
+    area: tuple[float, float]
+    | None = None,  # only objects of this size, square pixels; others are ignored, as COCO does
 ) -> Matches:
     "COCO's matching of all pictures at once."
     said, truth, thresholds = s.predictions, s.truth, np.minimum(np.asarray(ious, float), 1 - 1e-10)
@@ -114,7 +153,9 @@ def match_set(
         own = said.area[order]
         ignored |= (found < 0) & ((own < area[0]) | (own > area[1]))
     sure = np.argsort(-said.confidence[order], kind="stable")
-    return Matches(order[sure], found[:, sure], ignored[:, sure], ~void, near[:, sure], np.asarray(ious, float))
+    return Matches(
+        order[sure], found[:, sure], ignored[:, sure], ~void, near[:, sure], np.asarray(ious, float)
+    )
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #91ba8bb6
 def _rank(image: np.ndarray, class_id: np.ndarray) -> np.ndarray:
@@ -126,9 +167,13 @@ def _rank(image: np.ndarray, class_id: np.ndarray) -> np.ndarray:
 
 
 def _match_by_rank(
-    rank: np.ndarray, d: np.ndarray, g: np.ndarray, overlap: np.ndarray,  # (n,) of each prediction; (p,) pairs
-    void: np.ndarray, crowd: np.ndarray,                                  # (g,) objects that do not count; those that may be taken often
-    thresholds: np.ndarray,                                               # (T,)
+    rank: np.ndarray,
+    d: np.ndarray,
+    g: np.ndarray,
+    overlap: np.ndarray,  # (n,) of each prediction; (p,) pairs
+    void: np.ndarray,
+    crowd: np.ndarray,  # (g,) objects that do not count; those that may be taken often
+    thresholds: np.ndarray,  # (T,)
 ) -> tuple[np.ndarray, np.ndarray]:  # (T, n) matched object or -1, and the overlap
     "All first choices, then all second ones, …"
     size = len(thresholds), len(rank)
@@ -137,7 +182,10 @@ def _match_by_rank(
     d, g, overlap = d[useful], g[useful], overlap[useful]
     order = np.lexsort((np.arange(len(d)), void[g], d, rank[d]))
     d, g, overlap = d[order], g[order], overlap[order]
-    taken, cuts = np.zeros((len(thresholds), max(len(void), 1)), bool), np.flatnonzero(np.diff(rank[d], prepend=-1, append=-2))
+    taken, cuts = (
+        np.zeros((len(thresholds), max(len(void), 1)), bool),
+        np.flatnonzero(np.diff(rank[d], prepend=-1, append=-2)),
+    )
     for a, b in zip(cuts[:-1], cuts[1:]):
         who, what, value = d[a:b], g[a:b], overlap[a:b]
         first = np.flatnonzero(np.diff(who, prepend=-1))
@@ -155,13 +203,16 @@ RECALLS = np.linspace(0, 1, 101)
 
 
 def class_ap(
-    hit: np.ndarray, ignored: np.ndarray,  # (T, n) of one class, best first
-    weight: np.ndarray,                    # (n,) how often each prediction's picture counts
-    positives: float,                      # weighted number of objects that count
-) -> tuple[np.ndarray, np.ndarray]:        # (T,) AP and (T,) recall
+    hit: np.ndarray,
+    ignored: np.ndarray,  # (T, n) of one class, best first
+    weight: np.ndarray,  # (n,) how often each prediction's picture counts
+    positives: float,  # weighted number of objects that count
+) -> tuple[np.ndarray, np.ndarray]:  # (T,) AP and (T,) recall
     "Average precision at 101 levels of recall, as COCO computes it."
-    if positives <= 0: return np.full(len(hit), np.nan), np.full(len(hit), np.nan)
-    if not hit.shape[1]: return np.zeros(len(hit)), np.zeros(len(hit))
+    if positives <= 0:
+        return np.full(len(hit), np.nan), np.full(len(hit), np.nan)
+    if not hit.shape[1]:
+        return np.zeros(len(hit)), np.zeros(len(hit))
     good, all_said = np.cumsum(hit * weight, axis=1), np.cumsum(~ignored * weight, axis=1)
     precision = good / np.maximum(all_said, 1e-12)
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
@@ -177,14 +228,25 @@ def ap_table(
     s: EvalSet,
     matches: Matches,
     pictures: np.ndarray | None = None,  # (k,) weight of each picture; None: each once
-) -> dict[str, np.ndarray]:              # "ap" (T, classes), "recall" (T, classes), "objects" (classes,); NaN where a class has no object
+) -> dict[
+    str, np.ndarray
+]:  # "ap" (T, classes), "recall" (T, classes), "objects" (classes,); NaN where a class has no object
     "AP of every class at every threshold, from matches; any weights of the pictures."
     pictures = np.ones(len(s)) if pictures is None else np.asarray(pictures, float)
     weight, klass = pictures[s.predictions.image[matches.rows]], s.predictions.class_id[matches.rows]
-    objects = np.bincount(s.truth.class_id[matches.counted], pictures[s.truth.image[matches.counted]], minlength=len(s.names))
+    objects = np.bincount(
+        s.truth.class_id[matches.counted], pictures[s.truth.image[matches.counted]], minlength=len(s.names)
+    )
     hit = matches.hit
-    columns = [class_ap(hit[:, klass == c], matches.ignored[:, klass == c], weight[klass == c], objects[c]) for c in range(len(s.names))]
-    return {"ap": np.stack([c[0] for c in columns], axis=1), "recall": np.stack([c[1] for c in columns], axis=1), "objects": objects}
+    columns = [
+        class_ap(hit[:, klass == c], matches.ignored[:, klass == c], weight[klass == c], objects[c])
+        for c in range(len(s.names))
+    ]
+    return {
+        "ap": np.stack([c[0] for c in columns], axis=1),
+        "recall": np.stack([c[1] for c in columns], axis=1),
+        "objects": objects,
+    }
 
 
 def mean_ap(table: dict[str, np.ndarray]) -> float:
@@ -193,7 +255,11 @@ def mean_ap(table: dict[str, np.ndarray]) -> float:
     return float(ap.mean()) if ap.size else float("nan")
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #62592d4b
-SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}  # COCO's, square pixels
+SIZES = {
+    "small": (0.0, 32.0**2),
+    "medium": (32.0**2, 96.0**2),
+    "large": (96.0**2, 1e10),
+}  # COCO's, square pixels
 
 
 def slice_table(s: EvalSet, matches: Matches, column: str) -> list[dict[str, Any]]:
@@ -202,9 +268,21 @@ def slice_table(s: EvalSet, matches: Matches, column: str) -> list[dict[str, Any
     for value, mask in s.slices(column).items():
         table = ap_table(s, matches, mask)
         some = table["objects"] > 0
-        found = float(np.average(table["recall"][0][some], weights=table["objects"][some])) if some.any() else float("nan")
-        rows.append({"slice": f"{column} = {value}", "pictures": int(mask.sum()), "objects": int(table["objects"].sum()), "AP": mean_ap(table),
-                     "AP50": float(table["ap"][0][some].mean()) if some.any() else float("nan"), "recall": found})
+        found = (
+            float(np.average(table["recall"][0][some], weights=table["objects"][some]))
+            if some.any()
+            else float("nan")
+        )
+        rows.append(
+            {
+                "slice": f"{column} = {value}",
+                "pictures": int(mask.sum()),
+                "objects": int(table["objects"].sum()),
+                "AP": mean_ap(table),
+                "AP50": float(table["ap"][0][some].mean()) if some.any() else float("nan"),
+                "recall": found,
+            }
+        )
     return rows
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #fc813a43
@@ -227,13 +305,19 @@ class Curve:
         return int(np.argmax(self.f1))
 
 
-def pr_curve(s: EvalSet, matches: Matches, class_id: int | None = None, level: int = 0) -> Curve:  # level: index of the overlap threshold
+def pr_curve(
+    s: EvalSet, matches: Matches, class_id: int | None = None, level: int = 0
+) -> Curve:  # level: index of the overlap threshold
     "The curve of one class, or of all together."
     klass = s.predictions.class_id[matches.rows]
-    mine = (klass == class_id if class_id is not None else np.ones(len(klass), bool)) & ~matches.ignored[level]
+    mine = (klass == class_id if class_id is not None else np.ones(len(klass), bool)) & ~matches.ignored[
+        level
+    ]
     objects = matches.counted if class_id is None else matches.counted & (s.truth.class_id == class_id)
     hit, conf = matches.hit[level][mine], s.predictions.confidence[matches.rows][mine]
-    last = np.append(np.flatnonzero(np.diff(conf)), len(conf) - 1) if len(conf) else np.zeros(0, int)  # equal confidences are one point
+    last = (
+        np.append(np.flatnonzero(np.diff(conf)), len(conf) - 1) if len(conf) else np.zeros(0, int)
+    )  # equal confidences are one point
     good = np.cumsum(hit)[last]
     return Curve(conf[last], good / (last + 1), good / max(int(objects.sum()), 1))
 
@@ -242,20 +326,31 @@ def confusion_matrix(
     s: EvalSet,
     conf: float | Sequence[float] = 0.25,  # one threshold, or one a class
     iou: float = 0.5,
-) -> np.ndarray:                           # (classes + 1, classes + 1) counts; rows truth, columns said, last: nothing
+) -> np.ndarray:  # (classes + 1, classes + 1) counts; rows truth, columns said, last: nothing
     "Who is taken for whom at a threshold. Crowds and what lies in them do not count."
     n, least = len(s.names), np.broadcast_to(np.asarray(conf, float), (len(s.names),))
-    shown = EvalSet(s.names, s.images, s.size, s.truth, s.predictions[s.predictions.confidence >= least[s.predictions.class_id]])
+    shown = EvalSet(
+        s.names,
+        s.images,
+        s.size,
+        s.truth,
+        s.predictions[s.predictions.confidence >= least[s.predictions.class_id]],
+    )
     first = match_set(shown, [iou], max_det=10**6)
     matrix = np.zeros((n + 1, n + 1), int)
     hit, dead = first.hit[0], first.ignored[0]
     np.add.at(matrix, (s.truth.class_id[first.truth[0][hit]], shown.predictions.class_id[first.rows[hit]]), 1)
-    left_d, left_g = first.rows[~hit & ~dead], np.setdiff1d(np.flatnonzero(~s.truth.crowd), first.truth[0][hit])
+    left_d, left_g = (
+        first.rows[~hit & ~dead],
+        np.setdiff1d(np.flatnonzero(~s.truth.crowd), first.truth[0][hit]),
+    )
     zero = lambda t: BoxTable(**{**t.__dict__, "class_id": np.zeros(len(t), np.int32)})
     rest = EvalSet(("any",), s.images, s.size, zero(s.truth[left_g]), zero(shown.predictions[left_d]))
     second = match_set(rest, [iou], max_det=10**6)
     said = shown.predictions.class_id[left_d][second.rows]
-    was = np.where(second.hit[0], s.truth.class_id[left_g][np.maximum(second.truth[0], 0)] if len(left_g) else n, n)
+    was = np.where(
+        second.hit[0], s.truth.class_id[left_g][np.maximum(second.truth[0], 0)] if len(left_g) else n, n
+    )
     np.add.at(matrix, (was, said), 1)
     missed = np.setdiff1d(np.arange(len(left_g)), second.truth[0][second.hit[0]])
     np.add.at(matrix, (s.truth.class_id[left_g[missed]], np.full(len(missed), n)), 1)

@@ -31,15 +31,16 @@ __all__ = ['BoxTable', 'box_table', 'EvalSet', 'check_set', 'data_hash', 'coco_c
 class BoxTable:
     "Boxes of many pictures, one row a box."
 
-    image: np.ndarray       # (n,) int32, index into the pictures of the set
-    xyxy: np.ndarray        # (n, 4) float64, pixels
-    class_id: np.ndarray    # (n,) int32, index into the names of the set
+    image: np.ndarray  # (n,) int32, index into the pictures of the set
+    xyxy: np.ndarray  # (n, 4) float64, pixels
+    class_id: np.ndarray  # (n,) int32, index into the names of the set
     confidence: np.ndarray  # (n,) float64; ones in a truth
-    crowd: np.ndarray       # (n,) bool: a region with many objects; found or not, it never counts
-    area: np.ndarray        # (n,) float64, square pixels; of the mask where the labels have one
-    id: np.ndarray          # (n,) int64, from the file, else 0, 1, 2 …
+    crowd: np.ndarray  # (n,) bool: a region with many objects; found or not, it never counts
+    area: np.ndarray  # (n,) float64, square pixels; of the mask where the labels have one
+    id: np.ndarray  # (n,) int64, from the file, else 0, 1, 2 …
 
-    def __len__(self) -> int: return len(self.image)
+    def __len__(self) -> int:
+        return len(self.image)
 
     def __getitem__(self, rows: np.ndarray) -> BoxTable:
         "Rows by mask or index."
@@ -47,19 +48,28 @@ class BoxTable:
 
 
 def box_table(
-    image: Any, xyxy: Any, class_id: Any,
-    confidence: Any = None, crowd: Any = None, area: Any = None, id: Any = None,  # ones, no crowd, of the box, counted
+    image: Any,
+    xyxy: Any,
+    class_id: Any,
+    confidence: Any = None,
+    crowd: Any = None,
+    area: Any = None,
+    id: Any = None,  # ones, no crowd, of the box, counted
 ) -> BoxTable:
     "A table from anything that looks like columns."
     xyxy = np.asarray(xyxy, np.float64).reshape(-1, 4)
     n = len(xyxy)
-    made = {"image": np.asarray(image, np.int32), "class_id": np.asarray(class_id, np.int32),
-            "confidence": np.ones(n) if confidence is None else np.asarray(confidence, np.float64),
-            "crowd": np.zeros(n, bool) if crowd is None else np.asarray(crowd, bool),
-            "area": np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1) if area is None else np.asarray(area, np.float64),
-            "id": np.arange(n) if id is None else np.asarray(id, np.int64)}
+    made = {
+        "image": np.asarray(image, np.int32),
+        "class_id": np.asarray(class_id, np.int32),
+        "confidence": np.ones(n) if confidence is None else np.asarray(confidence, np.float64),
+        "crowd": np.zeros(n, bool) if crowd is None else np.asarray(crowd, bool),
+        "area": np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1) if area is None else np.asarray(area, np.float64),
+        "id": np.arange(n) if id is None else np.asarray(id, np.int64),
+    }
     for name, column in made.items():
-        if column.shape != (n,): raise DataError(f"`{name}` has shape {column.shape} for {n} boxes", "BoxTable")
+        if column.shape != (n,):
+            raise DataError(f"`{name}` has shape {column.shape} for {n} boxes", "BoxTable")
     return BoxTable(xyxy=xyxy, **made)
 
 # %% ../../nbs/05_evaluation/00_records.ipynb #4d427d31
@@ -67,31 +77,42 @@ def box_table(
 class EvalSet:
     "Pictures with their truth, what a model said about them, and columns to slice by."
 
-    names: tuple[str, ...]                             # class names
-    images: tuple[str, ...]                            # one name a picture, all different
-    size: np.ndarray                                   # (k, 2) int, width and height; 0 where unknown
+    names: tuple[str, ...]  # class names
+    images: tuple[str, ...]  # one name a picture, all different
+    size: np.ndarray  # (k, 2) int, width and height; 0 where unknown
     truth: BoxTable
     predictions: BoxTable = field(default_factory=lambda: box_table([], [], []))
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # (k,) each
-    paths: tuple[Path | None, ...] = ()                # where the pictures lie, for drawing
-    where: object = None                               # named in errors
+    paths: tuple[Path | None, ...] = ()  # where the pictures lie, for drawing
+    where: object = None  # named in errors
 
-    def __len__(self) -> int: return len(self.images)
+    def __len__(self) -> int:
+        return len(self.images)
 
     def select(self, pictures: np.ndarray) -> EvalSet:
-        "The set of some pictures, by mask or index; a picture that is named twice is there twice (a bootstrap draws so)."
+        """The set of some pictures, by mask or index; a picture that is named twice is there twice (a
+        bootstrap draws so)."""
         rows = np.arange(len(self))[pictures]
         take = lambda table: table[order] if len(order := _rows_of(table.image, rows)[0]) else table[:0]
         new = lambda table: replace(take(table), image=_rows_of(table.image, rows)[1].astype(np.int32))
         unique = len(np.unique(rows)) == len(rows)
         images = tuple(self.images[r] if unique else f"{self.images[r]}#{i}" for i, r in enumerate(rows))
-        return replace(self, images=images, size=self.size[rows], truth=new(self.truth), predictions=new(self.predictions),
-                       columns={k: v[rows] for k, v in self.columns.items()}, paths=tuple(self.paths[r] for r in rows) if self.paths else ())
+        return replace(
+            self,
+            images=images,
+            size=self.size[rows],
+            truth=new(self.truth),
+            predictions=new(self.predictions),
+            columns={k: v[rows] for k, v in self.columns.items()},
+            paths=tuple(self.paths[r] for r in rows) if self.paths else (),
+        )
 
     def slices(self, column: str) -> dict[Any, np.ndarray]:
         "Value → mask of pictures; DataError for a column that is not there."
         if column not in self.columns:
-            raise DataError(f"there is no column '{column}'", self.where, f"columns: {', '.join(self.columns) or 'none'}")
+            raise DataError(
+                f"there is no column '{column}'", self.where, f"columns: {', '.join(self.columns) or 'none'}"
+            )
         values = self.columns[column]
         return {value: values == value for value in sorted(set(values.tolist()), key=str)}
 
@@ -107,35 +128,61 @@ def _rows_of(image: np.ndarray, pictures: np.ndarray) -> tuple[np.ndarray, np.nd
 # %% ../../nbs/05_evaluation/00_records.ipynb #cfa4c329
 def _table_problems(s: EvalSet, table: BoxTable, what: str) -> list[str]:
     "What is wrong with one table, a line a problem, each with the first row that has it."
+
     def first(bad: np.ndarray, text: str) -> list[str]:
-        if not bad.any(): return []
+        if not bad.any():
+            return []
         row = int(np.flatnonzero(bad)[0])
-        name = s.images[table.image[row]] if 0 <= table.image[row] < len(s) else f"no picture {table.image[row]}"
-        return [f"{what}: {text}: {int(bad.sum())} of {len(bad)} rows, first row {row} ({name}): {table.xyxy[row].round(3).tolist()} class {table.class_id[row]} confidence {table.confidence[row]:.3g}"]
+        name = (
+            s.images[table.image[row]] if 0 <= table.image[row] < len(s) else f"no picture {table.image[row]}"
+        )
+        return [
+            f"{what}: {text}: {int(bad.sum())} of {len(bad)} rows, first row {row} ({name}): "
+            f"{table.xyxy[row].round(3).tolist()} class {table.class_id[row]} confidence "
+            f"{table.confidence[row]:.3g}"
+        ]
 
     lost = (table.image < 0) | (table.image >= len(s))
-    if lost.any(): return first(lost, "box of an unknown picture")
+    if lost.any():
+        return first(lost, "box of an unknown picture")
     odd = ~np.isfinite(table.xyxy).all(axis=1)
     inverted = ~odd & ((table.xyxy[:, 2] < table.xyxy[:, 0]) | (table.xyxy[:, 3] < table.xyxy[:, 1]))
     known = s.size[table.image].min(axis=1) > 32 if len(table) else np.zeros(0, bool)
     small = ~odd & known & (np.abs(table.xyxy) <= 1.5).all(axis=1)
     found = first(odd, "NaN or infinite corners")
-    if inverted.mean() > 0.2 if len(table) else False: found += first(inverted, "boxes that end before they begin: are these x, y, width, height?")
-    else: found += first(inverted, "inverted box")
-    if len(table) and small.mean() > 0.5: found += first(small, "coordinates between 0 and 1 on large pictures: are these fractions?")
-    found += first((table.class_id < 0) | (table.class_id >= len(s.names)), f"class id outside 0..{len(s.names) - 1}")
+    if inverted.mean() > 0.2 if len(table) else False:
+        found += first(inverted, "boxes that end before they begin: are these x, y, width, height?")
+    else:
+        found += first(inverted, "inverted box")
+    if len(table) and small.mean() > 0.5:
+        found += first(small, "coordinates between 0 and 1 on large pictures: are these fractions?")
+    found += first(
+        (table.class_id < 0) | (table.class_id >= len(s.names)), f"class id outside 0..{len(s.names) - 1}"
+    )
     found += first(~((table.confidence >= 0) & (table.confidence <= 1)), "confidence outside 0..1")
     return found
 
-
+# %% ../../nbs/05_evaluation/00_records.ipynb #381be37a
 def check_set(s: EvalSet, need_truth: bool = True) -> EvalSet:
     "The same set; DataError lists everything that would make its numbers meaningless."
     names, counts = np.unique(np.array(s.images, object).astype(str), return_counts=True)
-    problems = [f"picture listed {c} times: {n}" for n, c in zip(names[counts > 1][:5], counts[counts > 1][:5])]
-    problems += [f"column '{k}' has {len(v)} values for {len(s)} pictures" for k, v in s.columns.items() if len(v) != len(s)]
-    if need_truth and not len(s.truth): problems.append("truth: not one labelled box; recall and AP do not exist")
+    problems = [
+        f"picture listed {c} times: {n}" for n, c in zip(names[counts > 1][:5], counts[counts > 1][:5])
+    ]
+    problems += [
+        f"column '{k}' has {len(v)} values for {len(s)} pictures"
+        for k, v in s.columns.items()
+        if len(v) != len(s)
+    ]
+    if need_truth and not len(s.truth):
+        problems.append("truth: not one labelled box; recall and AP do not exist")
     problems += _table_problems(s, s.truth, "truth") + _table_problems(s, s.predictions, "predictions")
-    if problems: raise DataError("\n  - ".join([f"{len(problems)} problem(s) in what is to be evaluated", *problems]), s.where, "mend the file; nothing was computed")
+    if problems:
+        raise DataError(
+            "\n  - ".join([f"{len(problems)} problem(s) in what is to be evaluated", *problems]),
+            s.where,
+            "mend the file; nothing was computed",
+        )
     return s
 
 # %% ../../nbs/05_evaluation/00_records.ipynb #5da8620a
@@ -163,68 +210,129 @@ def _json(path: Path) -> Any:
         return read_json(path)
 
 
-def _table_of(rows: list[dict], place: Mapping[Any, int], classes: Mapping[int, int], what: str, where: object) -> BoxTable:
+def _table_of(
+    rows: list[dict], place: Mapping[Any, int], classes: Mapping[int, int], what: str, where: object
+) -> BoxTable:
     "COCO annotations or detections as a table."
     try:
         unknown = [r["image_id"] for r in rows if r["image_id"] not in place]
         strange = sorted({r["category_id"] for r in rows if r["category_id"] not in classes}, key=str)
         box = np.array([r["bbox"] for r in rows], np.float64).reshape(-1, 4)
-    except (KeyError, TypeError, ValueError) as e: raise DataError(f"{what}: a row is not a COCO box: {e!r}", where) from e
-    if unknown: raise DataError(f"{what}: {len(unknown)} boxes of pictures that are not in the ground truth, e.g. image_id {unknown[0]}", where, "is it the result of another split?")
-    if strange: raise DataError(f"{what}: unknown category ids {strange[:8]}", where, f"categories of the ground truth: {list(classes)[:12]}")
-    if (box[:, 2:] < 0).any(): raise DataError(f"{what}: negative width or height in row {int(np.flatnonzero((box[:, 2:] < 0).any(1))[0])}", where, "COCO boxes are x, y, width, height")
-    return box_table([place[r["image_id"]] for r in rows], np.hstack([box[:, :2], box[:, :2] + box[:, 2:]]), [classes[r["category_id"]] for r in rows],
-                     [r.get("score", 1.0) for r in rows], [bool(r.get("iscrowd", 0)) for r in rows],
-                     [r.get("area", b[2] * b[3]) if what == "truth" else b[2] * b[3] for r, b in zip(rows, box)], [r.get("id", i) for i, r in enumerate(rows)])
+    except (KeyError, TypeError, ValueError) as e:
+        raise DataError(f"{what}: a row is not a COCO box: {e!r}", where) from e
+    if unknown:
+        raise DataError(
+            f"{what}: {len(unknown)} boxes of pictures that are not in the ground truth, e.g. image_id "
+            f"{unknown[0]}",
+            where,
+            "is it the result of another split?",
+        )
+    if strange:
+        raise DataError(
+            f"{what}: unknown category ids {strange[:8]}",
+            where,
+            f"categories of the ground truth: {list(classes)[:12]}",
+        )
+    if (box[:, 2:] < 0).any():
+        raise DataError(
+            f"{what}: negative width or height in row {int(np.flatnonzero((box[:, 2:] < 0).any(1))[0])}",
+            where,
+            "COCO boxes are x, y, width, height",
+        )
+    return box_table(
+        [place[r["image_id"]] for r in rows],
+        np.hstack([box[:, :2], box[:, :2] + box[:, 2:]]),
+        [classes[r["category_id"]] for r in rows],
+        [r.get("score", 1.0) for r in rows],
+        [bool(r.get("iscrowd", 0)) for r in rows],
+        [r.get("area", b[2] * b[3]) if what == "truth" else b[2] * b[3] for r, b in zip(rows, box)],
+        [r.get("id", i) for i, r in enumerate(rows)],
+    )
 
 # %% ../../nbs/05_evaluation/00_records.ipynb #104754f1
 def coco_columns(
-    truth: str | Path,                # instances json
-) -> dict[str, dict[str, Any]]:       # column → picture → value
-    "What a COCO file says about its pictures beyond COCO's own keys, e.g. camera or time of day; empty where it says nothing."
+    truth: str | Path,  # instances json
+) -> dict[str, dict[str, Any]]:  # column → picture → value
+    """What a COCO file says about its pictures beyond COCO's own keys, e.g. camera or time of day; empty
+    where it says nothing."""
     return _columns_of([im for im in _json(Path(truth)).get("images", []) if isinstance(im, dict)])
 
 
 def _columns_of(images: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     "Keys of COCO pictures that are not COCO's own."
-    extra = sorted({k for im in images for k, v in im.items() if k not in _STANDARD and isinstance(v, (str, int, float, bool))})
+    extra = sorted(
+        {
+            k
+            for im in images
+            for k, v in im.items()
+            if k not in _STANDARD and isinstance(v, (str, int, float, bool))
+        }
+    )
     return {k: {str(im.get("file_name", im.get("id"))): im.get(k, "") for im in images} for k in extra}
 
 # %% ../../nbs/05_evaluation/00_records.ipynb #860ed4e4
 def read_coco(
-    truth: str | Path,                      # instances json
+    truth: str | Path,  # instances json
     predictions: str | Path | list | None = None,  # detections json, or its rows
 ) -> EvalSet:
     "A set from COCO files, checked."
     book, where = _json(Path(truth)), Path(truth)
     try:
-        images, categories = sorted(book["images"], key=lambda im: im["id"]), sorted(book["categories"], key=lambda c: c["id"])
+        images, categories = (
+            sorted(book["images"], key=lambda im: im["id"]),
+            sorted(book["categories"], key=lambda c: c["id"]),
+        )
         place = {image["id"]: i for i, image in enumerate(images)}
         size = np.array([[im.get("width") or 0, im.get("height") or 0] for im in images], int).reshape(-1, 2)
-    except (KeyError, TypeError) as e: raise DataError(f"not a COCO ground truth: {e!r}", truth, "it needs images, annotations and categories") from e
+    except (KeyError, TypeError) as e:
+        raise DataError(
+            f"not a COCO ground truth: {e!r}", truth, "it needs images, annotations and categories"
+        ) from e
     twice = len(images) - len(place)
-    if twice: raise DataError(f"{twice} image ids are there more than once", truth, "each picture needs its own id")
+    if twice:
+        raise DataError(f"{twice} image ids are there more than once", truth, "each picture needs its own id")
     classes = {c["id"]: i for i, c in enumerate(categories)}
-    said = [] if predictions is None else predictions if isinstance(predictions, list) else _json(Path(predictions))
+    said = (
+        []
+        if predictions is None
+        else predictions
+        if isinstance(predictions, list)
+        else _json(Path(predictions))
+    )
     named = [str(im.get("file_name", im["id"])) for im in images]
     folders = [where.parent, where.parent / "images", where.parent.parent, where.parent.parent / "images"]
     paths = tuple(next((f / n for f in folders if (f / n).exists()), None) for n in named)
-    made = EvalSet(tuple(c["name"] for c in categories), tuple(named), size, _table_of(book.get("annotations", []), place, classes, "truth", truth),
-                   _table_of(said, place, classes, "predictions", truth if isinstance(predictions, list) else predictions),
-                   {k: np.array([v[n] for n in named], object) for k, v in _columns_of(images).items()}, paths, where)
+    made = EvalSet(
+        tuple(c["name"] for c in categories),
+        tuple(named),
+        size,
+        _table_of(book.get("annotations", []), place, classes, "truth", truth),
+        _table_of(
+            said, place, classes, "predictions", truth if isinstance(predictions, list) else predictions
+        ),
+        {k: np.array([v[n] for n in named], object) for k, v in _columns_of(images).items()},
+        paths,
+        where,
+    )
     return check_set(made)
 
 # %% ../../nbs/05_evaluation/00_records.ipynb #b6f2f180
 def class_mapping(
     theirs: Sequence[str],  # names in the dataset
-    ours: Sequence[str],    # names in the model
+    ours: Sequence[str],  # names in the model
     where: object = None,
-) -> dict[int, int]:        # dataset class → model class
+) -> dict[int, int]:  # dataset class → model class
     "By name; DataError when nothing is in common. Without names in the dataset, by number."
-    if not theirs: return {i: i for i in range(len(ours))}
+    if not theirs:
+        return {i: i for i in range(len(ours))}
     known = {name: i for i, name in enumerate(ours)}
     found = {i: known[name] for i, name in enumerate(theirs) if name in known}
-    if not found: raise DataError("dataset and model have no class in common", where, f"dataset: {', '.join(theirs)}; model: {', '.join(ours)}")
+    if not found:
+        raise DataError(
+            "dataset and model have no class in common",
+            where,
+            f"dataset: {', '.join(theirs)}; model: {', '.join(ours)}",
+        )
     return found
 
 
@@ -232,15 +340,22 @@ def tabled(
     found: Sequence[Detections],  # one a picture, in order
 ) -> BoxTable:
     "Detections of many pictures as one table; `data['iscrowd']` is taken over where it is there."
-    if not found: return box_table([], [], [])
+    if not found:
+        return box_table([], [], [])
     image = np.repeat(np.arange(len(found)), [len(d) for d in found])
     crowd = np.concatenate([np.asarray(d.data.get("iscrowd", np.zeros(len(d))), bool) for d in found])
-    return box_table(image, np.concatenate([d.xyxy for d in found]), np.concatenate([d.class_id for d in found]), np.concatenate([d.confidence for d in found]), crowd)
+    return box_table(
+        image,
+        np.concatenate([d.xyxy for d in found]),
+        np.concatenate([d.class_id for d in found]),
+        np.concatenate([d.confidence for d in found]),
+        crowd,
+    )
 
 # %% ../../nbs/05_evaluation/00_records.ipynb #4faa8592
 def truth_in(
     item: LabelledImage,
-    image: np.ndarray,         # the picture, BGR
+    image: np.ndarray,  # the picture, BGR
     mapping: Mapping[int, int],  # dataset class → model class
 ) -> Detections:
     "What is labelled in a picture, in the model's classes; labels that the model does not know take no part."
@@ -253,28 +368,31 @@ def values_of(
     columns: Mapping[str, Mapping[str, Any]] | None,  # column → path or name of a picture → value
     path: Path,
 ) -> dict[str, Any]:
-    "What the columns say about one picture; \"\" where they say nothing."
+    'What the columns say about one picture; "" where they say nothing.'
     return {k: v.get(str(path), v.get(path.name, "")) for k, v in (columns or {}).items()}
 
 
 def short_names(paths: Sequence[Path]) -> tuple[str, ...]:
     "File names; with as much of their folder as tells them apart where two are equal."
     names = tuple(p.name for p in paths)
-    if len(set(names)) == len(names): return names
+    if len(set(names)) == len(names):
+        return names
     base = os.path.commonpath([p.parent for p in paths])
     return tuple(p.relative_to(base).as_posix() for p in paths)
 
 # %% ../../nbs/05_evaluation/00_records.ipynb #afc291f8
 def look_at(
     items: Iterable[LabelledImage],
-    names: Sequence[str],                             # classes of the model
-    look: Callable[[np.ndarray], Detections],         # what is found in a BGR picture
+    names: Sequence[str],  # classes of the model
+    look: Callable[[np.ndarray], Detections],  # what is found in a BGR picture
     columns: Mapping[str, Mapping[str, Any]] | None = None,  # column → path or name of a picture → value
     progress: Callable[[Iterable], Iterable] = lambda items: items,
-) -> tuple[EvalSet, list[Detections]]:                # the set, and what was found in each picture with all its `data`
-    "Show labelled pictures to somebody and write down truth and answer. Only classes that both know take part."
+) -> tuple[EvalSet, list[Detections]]:  # the set, and what was found in each picture with all its `data`
+    """Show labelled pictures to somebody and write down truth and answer. Only classes that both know take
+    part."""
     items = list(items)
-    if not items: raise DataError("there are no labelled pictures", "look_at")
+    if not items:
+        raise DataError("there are no labelled pictures", "look_at")
     mapping, truths, said, sizes = class_mapping(items[0].names, names, items[0].path), [], [], []
     for item in progress(items):
         image = read_image(item.path)
@@ -284,19 +402,34 @@ def look_at(
         said.append(found[np.isin(found.class_id, list(mapping.values()))])
     paths, told = tuple(i.path for i in items), [values_of(columns, i.path) for i in items]
     cut = {k: np.array([row[k] for row in told], object) for k in columns or {}}
-    return check_set(EvalSet(tuple(names), short_names(paths), np.array(sizes), tabled(truths), tabled(said), cut, paths, paths[0].parent)), said
+    return check_set(
+        EvalSet(
+            tuple(names),
+            short_names(paths),
+            np.array(sizes),
+            tabled(truths),
+            tabled(said),
+            cut,
+            paths,
+            paths[0].parent,
+        )
+    ), said
 
-
+# %% ../../nbs/05_evaluation/00_records.ipynb #93be2dd7
 def predict_set(
-    model: Any,                                 # cv_pipeline.inference.backends.Model
+    model: Any,  # cv_pipeline.inference.backends.Model
     items: Iterable[LabelledImage],
-    conf: float = 0.001,                        # far below any threshold in use
+    conf: float = 0.001,  # far below any threshold in use
     columns: Mapping[str, Mapping[str, Any]] | None = None,  # column → path or name of a picture → value
     progress: Callable[[Iterable], Iterable] = lambda items: items,
-    spent_ms: list[float] | None = None,        # filled with the milliseconds of each picture: preprocessing, model, postprocessing
+    spent_ms: list[float]
+    | None = None,  # filled with the milliseconds of each picture: preprocessing, model, postprocessing
 ) -> EvalSet:
     "Run a model over labelled pictures; `names` are the model's."
-    asked, spent = model.with_postprocess(conf=conf, accept_conf=0.0, max_det=300), [] if spent_ms is None else spent_ms
+    asked, spent = (
+        model.with_postprocess(conf=conf, accept_conf=0.0, max_det=300),
+        [] if spent_ms is None else spent_ms,
+    )
 
     def look(image: np.ndarray) -> Detections:
         began = perf_counter()
@@ -308,12 +441,15 @@ def predict_set(
 
 # %% ../../nbs/05_evaluation/00_records.ipynb #f68034ef
 def read_columns(
-    path: str | Path,   # CSV: first column the picture's file name, first row the names of the columns
+    path: str | Path,  # CSV: first column the picture's file name, first row the names of the columns
 ) -> dict[str, dict[str, str]]:  # column → picture → value
     "Slice columns from a CSV file."
     try:
-        with open(path, newline="", encoding="utf-8-sig") as f: head, *rows = [r for r in csv.reader(f) if r]
-    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as e: raise DataError(f"not a CSV table with a head: {e}", path) from e
+        with open(path, newline="", encoding="utf-8-sig") as f:
+            head, *rows = [r for r in csv.reader(f) if r]
+    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as e:
+        raise DataError(f"not a CSV table with a head: {e}", path) from e
     for number, row in enumerate(rows, 2):
-        if len(row) != len(head): raise DataError(f"line {number} has {len(row)} values, the head has {len(head)}", path)
+        if len(row) != len(head):
+            raise DataError(f"line {number} has {len(row)} values, the head has {len(head)}", path)
     return {name: {row[0]: row[i] for row in rows} for i, name in enumerate(head) if i}

@@ -20,9 +20,27 @@ from ..core.formats import LabelledImage
 from ..core.images import read_image
 from ..core.types import Clock, ConfigError, DataError, Detections, Frame, MissingExtraError
 from .calibration import halves, lrp_thresholds
-from .intervals import FEWEST_OBJECTS, FEWEST_PICTURES, APSampler, Interval, average, clusters, draw_weights, interval_of
+from cv_pipeline.evaluation.intervals import (
+    FEWEST_OBJECTS,
+    FEWEST_PICTURES,
+    APSampler,
+    Interval,
+    average,
+    clusters,
+    draw_weights,
+    interval_of,
+)
 from .metrics import Matches, match_set
-from .records import EvalSet, check_set, class_mapping, data_hash, short_names, tabled, truth_in, values_of
+from cv_pipeline.evaluation.records import (
+    EvalSet,
+    check_set,
+    class_mapping,
+    data_hash,
+    short_names,
+    tabled,
+    truth_in,
+    values_of,
+)
 from ..synthetic.belt import FactoryLine, LineConfig, Truth
 from ..synthetic.conditions import CONDITION_NAMES, Conditions
 from ..synthetic.parts import seeded
@@ -46,8 +64,13 @@ def gaussian_noise(image: np.ndarray, std: float, rng: np.random.Generator) -> n
 def _photon_table(photons: float) -> np.ndarray:
     "(256, 1024) uint8: what a pixel of each brightness reads at 1024 equally likely outcomes of chance."
     from scipy.stats import poisson
+
     chance = (np.arange(1024) + 0.5) / 1024
-    return np.clip(poisson.ppf(chance[None], np.arange(256)[:, None] / 255 * photons) / photons * 255, 0, 255).round().astype(np.uint8)
+    return (
+        np.clip(poisson.ppf(chance[None], np.arange(256)[:, None] / 255 * photons) / photons * 255, 0, 255)
+        .round()
+        .astype(np.uint8)
+    )
 
 
 def shot_noise(image: np.ndarray, photons: float, rng: np.random.Generator) -> np.ndarray:
@@ -77,13 +100,15 @@ def defocus_blur(image: np.ndarray, radius: float, rng: np.random.Generator) -> 
 
 
 def _drawn_along(image: np.ndarray, path: np.ndarray) -> np.ndarray:
-    "`cv2.filter2D` with few weights in a large square: it would go by Fourier, and takes twenty times as long as adding the shifted pictures."
-    if len(path) < 12: return cv2.filter2D(image, -1, path, borderType=cv2.BORDER_REFLECT_101)
+    """`cv2.filter2D` with few weights in a large square: it would go by Fourier, and takes twenty times as
+    long as adding the shifted pictures."""
+    if len(path) < 12:
+        return cv2.filter2D(image, -1, path, borderType=cv2.BORDER_REFLECT_101)
     (h, w), side = image.shape[:2], len(path) // 2
     wide = cv2.copyMakeBorder(image, *[side] * 4, cv2.BORDER_REFLECT_101).astype(np.float32)
     made = np.zeros(image.shape, np.float32)
     for y, x in np.argwhere(path).tolist():
-        cv2.scaleAdd(wide[y:y + h, x:x + w], float(path[y, x]), made, dst=made)
+        cv2.scaleAdd(wide[y : y + h, x : x + w], float(path[y, x]), made, dst=made)
     return cv2.convertScaleAbs(made)
 
 
@@ -92,29 +117,41 @@ def motion_blur(image: np.ndarray, length: float, rng: np.random.Generator) -> n
     turn, reach = rng.uniform(0, np.pi), length * _unit(image) / 2
     side = int(np.ceil(reach)) + 1
     path, at = np.zeros((2 * side + 1,) * 2, np.float32), np.linspace(-reach, reach, int(8 * reach) + 2)
-    np.add.at(path, ((side + at * np.sin(turn)).round().astype(int), (side + at * np.cos(turn)).round().astype(int)), 1)
+    np.add.at(
+        path,
+        ((side + at * np.sin(turn)).round().astype(int), (side + at * np.cos(turn)).round().astype(int)),
+        1,
+    )
     return _drawn_along(image, path / path.sum())
 
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #e7ecc524
 def fog(image: np.ndarray, thickness: float, rng: np.random.Generator) -> np.ndarray:
-    "A bright veil in clouds of all sizes; `thickness` 0 … 1 is how much of the picture it takes where it is densest."
+    """A bright veil in clouds of all sizes; `thickness` 0 … 1 is how much of the picture it takes where it is
+    densest."""
     (h, w), cloud = image.shape[:2], 0.0
     for octave in range(1, 7):
         grid = rng.random((2**octave + 1, 2**octave + 1), np.float32)
         cloud = cloud + cv2.resize(grid, (w, h), interpolation=cv2.INTER_CUBIC) / 2**octave
     low, high = float(cloud.min()), float(cloud.max())
     veil = thickness * (0.5 + 0.5 * (cloud - low) / (high - low))
-    return cv2.blendLinear(image, np.full_like(image, 225), (1 - veil).astype(np.float32), veil.astype(np.float32))
+    return cv2.blendLinear(
+        image, np.full_like(image, 225), (1 - veil).astype(np.float32), veil.astype(np.float32)
+    )
 
 
 def rain(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
     "Streaks and a darker sky; `strength` 0 … 1. A heavier rain has the drops of a lighter one and more."
     (h, w), unit = image.shape[:2], _unit(image)
     lean, most = rng.uniform(-0.35, 0.35), int(900 * h * w / (480 * 640) / unit**2)
-    start, long = rng.random((most, 2)) * [w * 1.2, h * 1.2] - [w * 0.1, h * 0.2], rng.uniform(14, 34, most) * unit
+    start, long = (
+        rng.random((most, 2)) * [w * 1.2, h * 1.2] - [w * 0.1, h * 0.2],
+        rng.uniform(14, 34, most) * unit,
+    )
     streaks, thick = np.zeros((h, w), np.uint8), max(1, round(1.3 * unit))
     for (x, y), far in zip(start[: round(most * strength)], long):
-        cv2.line(streaks, (round(x), round(y)), (round(x + lean * far), round(y + far)), 200, thick, cv2.LINE_AA)
+        cv2.line(
+            streaks, (round(x), round(y)), (round(x + lean * far), round(y + far)), 200, thick, cv2.LINE_AA
+        )
     falling = cv2.GaussianBlur(streaks, (0, 0), 0.7 * unit)
     return cv2.add(cv2.convertScaleAbs(image, alpha=1 - 0.35 * strength), cv2.merge([falling] * 3))
 
@@ -134,18 +171,25 @@ def brightness_down(image: np.ndarray, gain: float, rng: np.random.Generator) ->
 def contrast(image: np.ndarray, kept: float, rng: np.random.Generator) -> np.ndarray:
     "Differences from the mean of each channel times `kept`."
     mean = image.mean(axis=(0, 1))
-    return cv2.LUT(image, np.clip(mean + (np.arange(256)[:, None] - mean) * kept, 0, 255).round().astype(np.uint8)[:, None])
+    return cv2.LUT(
+        image,
+        np.clip(mean + (np.arange(256)[:, None] - mean) * kept, 0, 255).round().astype(np.uint8)[:, None],
+    )
 
 
 def jpeg_quality(image: np.ndarray, quality: float, rng: np.random.Generator) -> np.ndarray:
     "Through JPEG and back."
-    return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])[1], cv2.IMREAD_COLOR)
+    return cv2.imdecode(
+        cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])[1], cv2.IMREAD_COLOR
+    )
 
 
 def pixelate(image: np.ndarray, kept: float, rng: np.random.Generator) -> np.ndarray:
     "A camera with `kept` of the pixels a side, blown up again."
     h, w = image.shape[:2]
-    small = cv2.resize(image, (max(1, round(w * kept)), max(1, round(h * kept))), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(
+        image, (max(1, round(w * kept)), max(1, round(h * kept))), interpolation=cv2.INTER_AREA
+    )
     return cv2.resize(small, (w, h), interpolation=cv2.INTER_NEAREST)
 
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #5dc35ebf
@@ -160,24 +204,28 @@ def camera_turn(degrees: float, rng: np.random.Generator, size: tuple[int, int])
     return cv2.getRotationMatrix2D((size[0] / 2, size[1] / 2), degrees * rng.choice([-1, 1]), 1.0)
 
 
-def occlusion(share: float, rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:  # (h, w) bool hidden, (h, w) uint8 grey
+def occlusion(
+    share: float, rng: np.random.Generator, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:  # (h, w) bool hidden, (h, w) uint8 grey
     "Patches until `share` of the picture is hidden; more patches are added to the same ones."
     (w, h), short = size, min(size)
     hidden, grey = np.zeros((h, w), bool), np.zeros((h, w), np.uint8)
     while hidden.mean() < share:
         (x, y), (a, b) = rng.random(2) * [w, h], rng.uniform(0.06, 0.2, 2) * short
-        place = np.s_[max(int(y - b / 2), 0):int(y + b / 2) + 1, max(int(x - a / 2), 0):int(x + a / 2) + 1]
+        place = np.s_[
+            max(int(y - b / 2), 0) : int(y + b / 2) + 1, max(int(x - a / 2), 0) : int(x + a / 2) + 1
+        ]
         hidden[place], grey[place] = True, rng.integers(0, 256)
     return hidden, grey
 
-
+# %% ../../nbs/05_evaluation/07_robustness.ipynb #978fca04
 def moved_truth(
     truth: Detections,
-    size: tuple[int, int],              # (width, height)
-    matrix: np.ndarray | None = None,   # (2, 3) of `cv2.warpAffine`: pixels before → pixels after
-    hidden: np.ndarray | None = None,   # (h, w) bool
-    min_visible: float = 0.3,           # objects of which less is left do not count
-) -> Detections:                        # without those that are gone; data["iscrowd"]
+    size: tuple[int, int],  # (width, height)
+    matrix: np.ndarray | None = None,  # (2, 3) of `cv2.warpAffine`: pixels before → pixels after
+    hidden: np.ndarray | None = None,  # (h, w) bool
+    min_visible: float = 0.3,  # objects of which less is left do not count
+) -> Detections:  # without those that are gone; data["iscrowd"]
     "Where the objects are afterwards, and which of them still count."
     box, whole = truth.xyxy.astype(np.float64), np.array([*size, *size], float)
     if matrix is not None:
@@ -188,12 +236,21 @@ def moved_truth(
     area = lambda b: np.prod(b[:, 2:] - b[:, :2], axis=1)
     left = area(inside) / np.maximum(area(box), 1e-9)
     if hidden is not None:
-        table, (x1, y1, x2, y2) = cv2.integral(hidden.astype(np.uint8)), np.clip(inside, 0, whole).round().astype(int).T
+        table, (x1, y1, x2, y2) = (
+            cv2.integral(hidden.astype(np.uint8)),
+            np.clip(inside, 0, whole).round().astype(int).T,
+        )
         covered = table[y2, x2] - table[y1, x2] - table[y2, x1] + table[y1, x1]
         left = left * (1 - covered / np.maximum((x2 - x1) * (y2 - y1), 1))
     crowd = np.asarray(truth.data.get("iscrowd", np.zeros(len(truth))), bool) | (left < min_visible)
     keep = left > 0
-    return Detections(inside[keep], truth.confidence[keep], truth.class_id[keep], truth.tracker_id[keep], {"iscrowd": crowd[keep].astype(np.int8)})
+    return Detections(
+        inside[keep],
+        truth.confidence[keep],
+        truth.class_id[keep],
+        truth.tracker_id[keep],
+        {"iscrowd": crowd[keep].astype(np.int8)},
+    )
 
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #651e289a
 @dataclass(frozen=True)
@@ -201,30 +258,32 @@ class Corruption:
     "One way to spoil a picture, in five steps. It paints, moves (`warp`) or covers (`hide`)."
 
     name: str
-    family: str                                # noise, blur, weather, light, codec, view
-    unit: str                                  # of the ladder
-    ladder: tuple[float, ...]                  # severity 1 … 5
+    family: str  # noise, blur, weather, light, codec, view
+    unit: str  # of the ladder
+    ladder: tuple[float, ...]  # severity 1 … 5
     paint: Callable[..., np.ndarray] | None = None  # (image, value, rng) → image
-    warp: Callable[..., np.ndarray] | None = None   # (value, rng, size) → (2, 3)
+    warp: Callable[..., np.ndarray] | None = None  # (value, rng, size) → (2, 3)
     hide: Callable[..., tuple[np.ndarray, np.ndarray]] | None = None
-    extra: bool = False                        # needs albumentations
+    extra: bool = False  # needs albumentations
 
 
 OWN = (
     Corruption("gaussian_noise", "noise", "std, grey levels", (20.4, 30.6, 45.9, 66.3, 96.9), gaussian_noise),
     Corruption("shot_noise", "noise", "photons at white", (60, 25, 12, 5, 3), shot_noise),
-    Corruption("impulse_noise", "noise", "share of pixels", (.03, .06, .09, .17, .27), impulse_noise),
+    Corruption("impulse_noise", "noise", "share of pixels", (0.03, 0.06, 0.09, 0.17, 0.27), impulse_noise),
     Corruption("defocus_blur", "blur", "radius, px at 480 lines", (3, 4, 6, 8, 10), defocus_blur),
     Corruption("motion_blur", "blur", "length, px at 480 lines", (6, 10, 15, 21, 28), motion_blur),
-    Corruption("fog", "weather", "thickness", (.3, .45, .6, .72, .84), fog),
-    Corruption("rain", "weather", "strength", (.2, .4, .6, .8, 1), rain),
-    Corruption("brightness_up", "light", "added, of white", (.1, .2, .3, .4, .5), brightness_up),
-    Corruption("brightness_down", "light", "gain", (.7, .5, .35, .22, .13), brightness_down),
-    Corruption("contrast", "light", "kept", (.4, .3, .2, .1, .05), contrast),
+    Corruption("fog", "weather", "thickness", (0.3, 0.45, 0.6, 0.72, 0.84), fog),
+    Corruption("rain", "weather", "strength", (0.2, 0.4, 0.6, 0.8, 1), rain),
+    Corruption("brightness_up", "light", "added, of white", (0.1, 0.2, 0.3, 0.4, 0.5), brightness_up),
+    Corruption("brightness_down", "light", "gain", (0.7, 0.5, 0.35, 0.22, 0.13), brightness_down),
+    Corruption("contrast", "light", "kept", (0.4, 0.3, 0.2, 0.1, 0.05), contrast),
     Corruption("jpeg", "codec", "quality", (25, 18, 15, 10, 7), jpeg_quality),
-    Corruption("pixelate", "codec", "pixels kept, a side", (.6, .5, .4, .3, .25), pixelate),
-    Corruption("occlusion", "view", "share hidden", (.05, .1, .17, .26, .36), hide=occlusion),
-    Corruption("camera_shift", "view", "of the shorter side", (.04, .08, .14, .2, .28), warp=camera_shift),
+    Corruption("pixelate", "codec", "pixels kept, a side", (0.6, 0.5, 0.4, 0.3, 0.25), pixelate),
+    Corruption("occlusion", "view", "share hidden", (0.05, 0.1, 0.17, 0.26, 0.36), hide=occlusion),
+    Corruption(
+        "camera_shift", "view", "of the shorter side", (0.04, 0.08, 0.14, 0.2, 0.28), warp=camera_shift
+    ),
     Corruption("camera_turn", "view", "degrees", (3, 6, 10, 15, 20), warp=camera_turn),
 )
 
@@ -232,34 +291,67 @@ OWN = (
 def _albumentations() -> Any:
     "The package; it must not look for newer versions of itself on the network."
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    try: import albumentations
-    except ImportError as e: raise MissingExtraError("albumentations", "train") from e
+    try:
+        import albumentations
+    except ImportError as e:
+        raise MissingExtraError("albumentations", "train") from e
     return albumentations
 
 
-def _by_albumentations(kind: str, mixed: bool = False, **settings: Any) -> Callable[[np.ndarray, float, np.random.Generator], np.ndarray]:
-    "A painter from a transform; settings that are callables get the step of the ladder, or (`mixed`) the step is how much of the result is mixed in."
+def _by_albumentations(
+    kind: str, mixed: bool = False, **settings: Any
+) -> Callable[[np.ndarray, float, np.random.Generator], np.ndarray]:
+    """A painter from a transform; settings that are callables get the step of the ladder, or (`mixed`) the
+    step is how much of the result is mixed in."""
+
     def paint(image: np.ndarray, value: float, rng: np.random.Generator) -> np.ndarray:
         A = _albumentations()
-        step = A.Compose([getattr(A, kind)(p=1, **{k: v(value) if callable(v) else v for k, v in settings.items()})], seed=int(rng.integers(2**31)))
+        step = A.Compose(
+            [getattr(A, kind)(p=1, **{k: v(value) if callable(v) else v for k, v in settings.items()})],
+            seed=int(rng.integers(2**31)),
+        )
         made = np.ascontiguousarray(step(image=np.ascontiguousarray(image[..., ::-1]))["image"][..., ::-1])
         return cv2.addWeighted(image, 1 - value, made, value, 0) if mixed else made
+
     return paint
 
 
 _pair = lambda v: (v, v)
-MORE = (
-    Corruption("snow", "weather", "mixed in", (.2, .4, .6, .8, 1), _by_albumentations("RandomSnow", mixed=True, snow_point_range=(.25, .25), method="texture"), extra=True),
-    Corruption("spatter", "weather", "cut of the mud", (.7, .685, .67, .655, .64), _by_albumentations("Spatter", mean=(.65, .65), std=(.3, .3), mode="mud", color=(63, 42, 20), cutout_threshold=_pair, gauss_sigma=(3, 3), intensity=(.6, .6)), extra=True),
-    Corruption("sun_flare", "light", "radius, px", (60, 110, 170, 240, 320), _by_albumentations("RandomSunFlare", src_radius=int, flare_roi=(0, 0, 1, 1)), extra=True),
-    Corruption("shadow", "light", "darkness", (.3, .45, .6, .75, .9), _by_albumentations("RandomShadow", shadow_intensity_range=_pair, shadow_roi=(0, 0, 1, 1), num_shadows_limit=(2, 2)), extra=True),
-    Corruption("zoom_blur", "blur", "zoom", (1.06, 1.11, 1.16, 1.21, 1.26), _by_albumentations("ZoomBlur", max_factor=_pair, step_factor=(.01, .01)), extra=True),
-    Corruption("glass_blur", "blur", "reach, px", (1, 2, 3, 4, 6), _by_albumentations("GlassBlur", max_delta=int, sigma=.7, iterations=2), extra=True),
-    Corruption("iso_noise", "noise", "intensity", (.2, .4, .6, .8, 1), _by_albumentations("ISONoise", intensity=_pair, color_shift=(.04, .04)), extra=True),
+
+# %% ../../nbs/05_evaluation/07_robustness.ipynb #53f71fb7
+_snow = _by_albumentations("RandomSnow", mixed=True, snow_point_range=(0.25, 0.25), method="texture")
+_mud = _by_albumentations(
+    "Spatter",
+    mean=(0.65, 0.65),
+    std=(0.3, 0.3),
+    mode="mud",
+    color=(63, 42, 20),
+    cutout_threshold=_pair,
+    gauss_sigma=(3, 3),
+    intensity=(0.6, 0.6),
 )
+_sun = _by_albumentations("RandomSunFlare", src_radius=int, flare_roi=(0, 0, 1, 1))
+_shade = _by_albumentations(
+    "RandomShadow", shadow_intensity_range=_pair, shadow_roi=(0, 0, 1, 1), num_shadows_limit=(2, 2)
+)
+_zoom = _by_albumentations("ZoomBlur", max_factor=_pair, step_factor=(0.01, 0.01))
+_glass = _by_albumentations("GlassBlur", max_delta=int, sigma=0.7, iterations=2)
+_iso = _by_albumentations("ISONoise", intensity=_pair, color_shift=(0.04, 0.04))
+
+MORE = (
+    Corruption("snow", "weather", "mixed in", (0.2, 0.4, 0.6, 0.8, 1), _snow, extra=True),
+    Corruption("spatter", "weather", "cut of the mud", (0.7, 0.685, 0.67, 0.655, 0.64), _mud, extra=True),
+    Corruption("sun_flare", "light", "radius, px", (60, 110, 170, 240, 320), _sun, extra=True),
+    Corruption("shadow", "light", "darkness", (0.3, 0.45, 0.6, 0.75, 0.9), _shade, extra=True),
+    Corruption("zoom_blur", "blur", "zoom", (1.06, 1.11, 1.16, 1.21, 1.26), _zoom, extra=True),
+    Corruption("glass_blur", "blur", "reach, px", (1, 2, 3, 4, 6), _glass, extra=True),
+    Corruption("iso_noise", "noise", "intensity", (0.2, 0.4, 0.6, 0.8, 1), _iso, extra=True),
+)
+
+
 CORRUPTIONS: dict[str, Corruption] = {c.name: c for c in (*OWN, *MORE)}
 
-# %% ../../nbs/05_evaluation/07_robustness.ipynb #2ab77941
+
 @dataclass(frozen=True)
 class Corrupted:
     "A spoiled picture and what happened to the places in it."
@@ -271,28 +363,49 @@ class Corrupted:
     def truth(self, before: Detections, min_visible: float = 0.3) -> Detections:
         "The truth about this picture."
         size = self.image.shape[1], self.image.shape[0]
-        return before if self.matrix is None and self.hidden is None else moved_truth(before, size, self.matrix, self.hidden, min_visible)
+        return (
+            before
+            if self.matrix is None and self.hidden is None
+            else moved_truth(before, size, self.matrix, self.hidden, min_visible)
+        )
 
-
+# %% ../../nbs/05_evaluation/07_robustness.ipynb #7222b9aa
 def corrupt(
-    image: np.ndarray,       # (H, W, 3) uint8 BGR
-    name: str,               # of CORRUPTIONS
-    severity: int,           # 1 … 5; 0: nothing
-    key: str = "",           # of the picture: what chance belongs to
+    image: np.ndarray,  # (H, W, 3) uint8 BGR
+    name: str,  # of CORRUPTIONS
+    severity: int,  # 1 … 5; 0: nothing
+    key: str = "",  # of the picture: what chance belongs to
     seed: int = 0,
 ) -> Corrupted:
     "Spoil a picture; the same key, seed and name give the same bytes."
-    if name not in CORRUPTIONS: raise ConfigError(f"no such corruption: {name!r}", "corrupt", f"known: {', '.join(CORRUPTIONS)}")
-    if severity not in range(6): raise ConfigError(f"severity {severity!r} is not 0, 1, 2, 3, 4 or 5", name)
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise DataError(f"a picture must be uint8 (H, W, 3) BGR, not {getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}", key or name)
-    if severity == 0: return Corrupted(image)
+    if name not in CORRUPTIONS:
+        raise ConfigError(f"no such corruption: {name!r}", "corrupt", f"known: {', '.join(CORRUPTIONS)}")
+    if severity not in range(6):
+        raise ConfigError(f"severity {severity!r} is not 0, 1, 2, 3, 4 or 5", name)
+    if (
+        not isinstance(image, np.ndarray)
+        or image.dtype != np.uint8
+        or image.ndim != 3
+        or image.shape[2] != 3
+        or 0 in image.shape
+    ):
+        raise DataError(
+            f"a picture must be uint8 (H, W, 3) BGR, not {getattr(image, 'dtype', type(image).__name__)} "
+            f"{getattr(image, 'shape', '')}",
+            key or name,
+        )
+    if severity == 0:
+        return Corrupted(image)
     c, rng, size = CORRUPTIONS[name], seeded(seed, name, key), (image.shape[1], image.shape[0])
     value = c.ladder[severity - 1]
-    if c.paint is not None: return Corrupted(c.paint(image, value, rng))
+    if c.paint is not None:
+        return Corrupted(c.paint(image, value, rng))
     if c.warp is not None:
         matrix = c.warp(value, rng, size)
-        return Corrupted(cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), matrix)
+        return Corrupted(
+            cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE),
+            matrix,
+        )
     hidden, grey = c.hide(value, rng, size)
     return Corrupted(np.where(hidden[..., None], grey[..., None], image), hidden=hidden)
 
@@ -306,40 +419,49 @@ class Subject:
     "One picture that can be shown under conditions."
 
     name: str
-    show: Callable[[str, int], tuple[np.ndarray, Detections]]  # (condition, severity) → BGR picture, truth with data["iscrowd"]
-    columns: Mapping[str, Any] = field(default_factory=dict)   # `sequence` and `camera` make clusters
-    classes: tuple[int, ...] = ()                              # of the model that take part; empty: all
+    show: Callable[
+        [str, int], tuple[np.ndarray, Detections]
+    ]  # (condition, severity) → BGR picture, truth with data["iscrowd"]
+    columns: Mapping[str, Any] = field(default_factory=dict)  # `sequence` and `camera` make clusters
+    classes: tuple[int, ...] = ()  # of the model that take part; empty: all
 
 
 def picture_subjects(
     items: Iterable[LabelledImage],
-    names: Sequence[str],                                    # of the model
+    names: Sequence[str],  # of the model
     columns: Mapping[str, Mapping[str, Any]] | None = None,  # column → path or name of a picture → value
     seed: int = 0,
 ) -> list[Subject]:
     "Labelled pictures under corruptions; truth in the model's classes."
     items = list(items)
-    if not items: raise DataError("there are no labelled pictures", "robustness")
+    if not items:
+        raise DataError("there are no labelled pictures", "robustness")
     mapping, load = class_mapping(items[0].names, names, items[0].path), lru_cache(maxsize=2)(read_image)
 
     def of(item: LabelledImage) -> Subject:
         def show(condition: str, severity: int) -> tuple[np.ndarray, Detections]:
             image = load(item.path)
-            spoiled = corrupt(image, condition, severity, item.path.name, seed) if condition != CLEAN else Corrupted(image)
+            spoiled = (
+                corrupt(image, condition, severity, item.path.name, seed)
+                if condition != CLEAN
+                else Corrupted(image)
+            )
             return spoiled.image, spoiled.truth(truth_in(item, image, mapping))
+
         return Subject(str(item.path), show, values_of(columns, item.path), tuple(mapping.values()))
 
     return [of(item) for item in items]
 
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #7b897875
 def line_subjects(
-    sequences: int = 20,   # each its own line and so a cluster of its own
-    frames: int = 3,       # of each, 0.6 s apart
-    seed: int = 900,       # lines `seed`, `seed + 1` …: other ones than the model was trained and tuned on
+    sequences: int = 20,  # each its own line and so a cluster of its own
+    frames: int = 3,  # of each, 0.6 s apart
+    seed: int = 900,  # lines `seed`, `seed + 1` …: other ones than the model was trained and tuned on
     density: float = 5.0,
     min_visible: float = 0.3,
 ) -> list[Subject]:
     "The factory line under its own conditions, and under corruptions."
+
     @lru_cache(maxsize=2)  # corruption after corruption is shown of one clean picture
     def drawn(k: int, index: int, condition: str, severity: int) -> tuple[Frame, Truth]:
         lines[k].conditions = {0: Conditions(**{condition: severity})} if severity else {}
@@ -350,9 +472,19 @@ def line_subjects(
             own = condition in LINE_CONDITIONS
             frame, truth = drawn(k, index, *((condition.removeprefix("line "), severity) if own else ("", 0)))
             seen = truth.detections
-            known = Detections(seen.xyxy, None, seen.class_id, data={"iscrowd": (seen.data["visibility"] < min_visible).astype(np.int8)})
-            spoiled = Corrupted(frame.image) if own or condition == CLEAN else corrupt(frame.image, condition, severity, f"{k}-{index}", seed)
+            known = Detections(
+                seen.xyxy,
+                None,
+                seen.class_id,
+                data={"iscrowd": (seen.data["visibility"] < min_visible).astype(np.int8)},
+            )
+            spoiled = (
+                Corrupted(frame.image)
+                if own or condition == CLEAN
+                else corrupt(frame.image, condition, severity, f"{k}-{index}", seed)
+            )
             return spoiled.image, spoiled.truth(known)
+
         return Subject(f"line {k}, frame {index}", show, {"sequence": k})
 
     lines = {k: FactoryLine(LineConfig(seed=k, density=density)) for k in range(seed, seed + sequences)}
@@ -400,27 +532,39 @@ class FilmSettings:
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #6b1f4863
 def _shuffled(subjects: Sequence[Subject], seed: int) -> tuple[list[Subject], np.ndarray]:
     "Subjects in a random order of whole clusters, and the number of each one's cluster in that order."
-    keys = ["\x1f".join(str(s.columns[c]) for c in ("sequence", "camera") if c in s.columns) or s.name for s in subjects]
-    order = {k: i for i, k in enumerate(np.array(sorted(set(keys)), object)[np.random.default_rng(seed).permutation(len(set(keys)))])}
+    keys = [
+        "\x1f".join(str(s.columns[c]) for c in ("sequence", "camera") if c in s.columns) or s.name
+        for s in subjects
+    ]
+    order = {
+        k: i
+        for i, k in enumerate(
+            np.array(sorted(set(keys)), object)[np.random.default_rng(seed).permutation(len(set(keys)))]
+        )
+    }
     ranked = sorted(range(len(subjects)), key=lambda i: (order[keys[i]], i))
     return [subjects[i] for i in ranked], np.array([order[keys[i]] for i in ranked])
 
 
 def _check_subjects(subjects: Sequence[Subject], conditions: Sequence[str]) -> None:
     "DataError for pictures of one name; MissingExtraError for a condition that needs another package."
-    if any(CORRUPTIONS[c].extra for c in conditions if c in CORRUPTIONS): _albumentations()
+    if any(CORRUPTIONS[c].extra for c in conditions if c in CORRUPTIONS):
+        _albumentations()
     names = [s.name for s in subjects]
-    if len(set(names)) < len(names) or not names: raise DataError("there are no pictures" if not names else "two pictures have the same name", "robustness")
+    if len(set(names)) < len(names) or not names:
+        raise DataError(
+            "there are no pictures" if not names else "two pictures have the same name", "robustness"
+        )
 
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #123e0385
 def film(
-    model: Any,                        # cv_pipeline.inference.backends.Model
+    model: Any,  # cv_pipeline.inference.backends.Model
     subjects: Sequence[Subject],
     settings: FilmSettings | None = None,
     *,
     clock: Clock = perf_counter,
     progress: Callable[[Iterable], Iterable] = lambda items: items,
-) -> dict[tuple[str, int], EvalSet]:   # ("clean", 0) and (condition, severity) → the same pictures
+) -> dict[tuple[str, int], EvalSet]:  # ("clean", 0) and (condition, severity) → the same pictures
     "What the model says about every subject under every condition."
     f = settings or FilmSettings()
     _check_subjects(subjects, f.conditions)
@@ -429,21 +573,43 @@ def film(
     (ordered, cluster), began = _shuffled(subjects, f.seed), clock()
     truths, said, sizes, done = {c: [] for c in cells}, {c: [] for c in cells}, {c: [] for c in cells}, []
     for i, subject in enumerate(progress(ordered)):
-        if f.budget_s is not None and cluster[i] >= 2 and clock() - began > f.budget_s: break
+        if f.budget_s is not None and cluster[i] >= 2 and clock() - began > f.budget_s:
+            break
         for name in (CLEAN, *f.conditions):
             mine = [c for c in cells if c[0] == name]
             shown = [subject.show(*c) for c in mine]
             for c, (image, truth), found in zip(mine, shown, asked.predict([image for image, _ in shown])):
-                truths[c].append(truth); said[c].append(found); sizes[c].append((image.shape[1], image.shape[0]))
+                truths[c].append(truth)
+                said[c].append(found)
+                sizes[c].append((image.shape[1], image.shape[0]))
         done.append(subject)
-    columns = {k: np.array([s.columns.get(k, "") for s in done], object) for k in sorted({k for s in done for k in s.columns})}
+    columns = {
+        k: np.array([s.columns.get(k, "") for s in done], object)
+        for k in sorted({k for s in done for k in s.columns})
+    }
     known = done[0].classes or range(len(model.manifest.names))
-    return {c: check_set(EvalSet(model.manifest.names, tuple(s.name for s in done), np.array(sizes[c]), tabled(truths[c]),
-                                 tabled([d[np.isin(d.class_id, known)] for d in said[c]]), columns, where=f"{c[0]} {c[1]}"), need_truth=c == (CLEAN, 0)) for c in cells}
+    return {
+        c: check_set(
+            EvalSet(
+                model.manifest.names,
+                tuple(s.name for s in done),
+                np.array(sizes[c]),
+                tabled(truths[c]),
+                tabled([d[np.isin(d.class_id, known)] for d in said[c]]),
+                columns,
+                where=f"{c[0]} {c[1]}",
+            ),
+            need_truth=c == (CLEAN, 0),
+        )
+        for c in cells
+    }
 
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #87b133c6
-def crossed_thresholds(s: EvalSet, fallback: np.ndarray | None = None, seed: int = 0) -> np.ndarray:  # (k, classes)
-    "For each picture the thresholds that err least on the other half of the pictures; `fallback` where a class has no object there."
+def crossed_thresholds(
+    s: EvalSet, fallback: np.ndarray | None = None, seed: int = 0
+) -> np.ndarray:  # (k, classes)
+    """For each picture the thresholds that err least on the other half of the pictures; `fallback` where a
+    class has no object there."""
     out = np.ones((len(s), len(s.names))) if fallback is None else np.array(fallback, float)
     first, second = halves(s, seed)
     for fit, use in ((first, second), (second, first)):
@@ -456,26 +622,36 @@ def crossed_thresholds(s: EvalSet, fallback: np.ndarray | None = None, seed: int
 
 def lrp_counts(
     s: EvalSet,
-    matches: Matches,         # the first overlap threshold is used
-    thresholds: np.ndarray,   # (k, classes) of each picture
-) -> np.ndarray:              # (k, classes, 4): misplacement, hits, false boxes, objects
+    matches: Matches,  # the first overlap threshold is used
+    thresholds: np.ndarray,  # (k, classes) of each picture
+) -> np.ndarray:  # (k, classes, 4): misplacement, hits, false boxes, objects
     "What LRP is made of, picture by picture, so that any weights of the pictures give it at once."
     said, tau, c = s.predictions[matches.rows], float(matches.ious[0]), len(s.names)
     shown = said.confidence >= thresholds[said.image, said.class_id]
     hit, false = shown & matches.hit[0], shown & ~matches.hit[0] & ~matches.ignored[0]
     count = lambda t, rows, w=None: np.bincount(t.image[rows] * c + t.class_id[rows], w, minlength=len(s) * c)
-    parts = [count(said, hit, (1 - matches.overlap[0][hit]) / (1 - tau)), count(said, hit), count(said, false), count(s.truth, matches.counted)]
+    parts = [
+        count(said, hit, (1 - matches.overlap[0][hit]) / (1 - tau)),
+        count(said, hit),
+        count(said, false),
+        count(s.truth, matches.counted),
+    ]
     return np.stack(parts, axis=-1).reshape(len(s), c, 4).astype(float)
 
 
 def lrp_of(
-    counts: np.ndarray,    # (…, classes, 4), summed over pictures
-) -> np.ndarray:           # (…,)
+    counts: np.ndarray,  # (…, classes, 4), summed over pictures
+) -> np.ndarray:  # (…,)
     "Mean LRP over the classes that have objects (Oksuz et al., 2021)."
     misplaced, tp, fp, objects = np.moveaxis(counts, -1, 0)
     error = np.where(objects > 0, (misplaced + fp + objects - tp) / np.maximum(objects + fp, 1e-12), np.nan)
     some = np.isfinite(error)
-    return np.divide(np.where(some, error, 0).sum(-1), some.sum(-1), out=np.full(error.shape[:-1], np.nan), where=some.any(-1))
+    return np.divide(
+        np.where(some, error, 0).sum(-1),
+        some.sum(-1),
+        out=np.full(error.shape[:-1], np.nan),
+        where=some.any(-1),
+    )
 
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #60474406
 KINDS_OF_FALL = ("steady", "graceful", "cliff")
@@ -483,9 +659,9 @@ STEADY, STEEP, UNEVEN = 0.95, 0.25, 2.0
 
 
 def falls_of(
-    curve: np.ndarray,                            # (…, 1 + severities) AP: clean, then rising severity
+    curve: np.ndarray,  # (…, 1 + severities) AP: clean, then rising severity
     severities: Sequence[int] = (1, 2, 3, 4, 5),  # where steps are missing, a loss is spread over them
-) -> tuple[np.ndarray, np.ndarray]:               # (…,) number in KINDS_OF_FALL; (…,) which step is the steepest, 0-based
+) -> tuple[np.ndarray, np.ndarray]:  # (…,) number in KINDS_OF_FALL; (…,) which step is the steepest, 0-based
     "How AP falls along the severities."
     curve, at = np.nan_to_num(np.asarray(curve, float)), np.array([0, *severities], float)
     clean, steps = curve[..., 0], -np.diff(curve, axis=-1) / np.diff(at)
@@ -499,12 +675,12 @@ class Fall:
     "One condition over all its severities."
 
     condition: str
-    pc: Interval                # mean AP over the severities
-    rpc: Interval               # … relative to clean
-    ap: tuple[float, ...]       # clean, then each severity
-    kind: str                   # of KINDS_OF_FALL
-    agree: float                # share of bootstrap draws with the same verdict
-    step: int                   # the severity at which most is lost
+    pc: Interval  # mean AP over the severities
+    rpc: Interval  # … relative to clean
+    ap: tuple[float, ...]  # clean, then each severity
+    kind: str  # of KINDS_OF_FALL
+    agree: float  # share of bootstrap draws with the same verdict
+    step: int  # the severity at which most is lost
 
 
 @dataclass(frozen=True)
@@ -514,33 +690,64 @@ class Cell:
     condition: str
     severity: int
     ap: Interval
-    loss: Interval              # clean − this, on the same draws
+    loss: Interval  # clean − this, on the same draws
     lrp_fixed: Interval
     lrp_tuned: Interval
-    gain: Interval              # fixed − re-tuned: above zero, the threshold was part of the trouble
-    rates: dict[str, float]     # recall and precision, fixed and re-tuned
+    gain: Interval  # fixed − re-tuned: above zero, the threshold was part of the trouble
+    rates: dict[str, float]  # recall and precision, fixed and re-tuned
     thresholds: dict[str, tuple[float, float]]  # class → fixed, re-tuned
     objects: int
 
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #3b943bc6
 def _plain(value: Any) -> Any:
     "As strict JSON has it: lists for tuples, null for NaN."
-    if isinstance(value, Mapping): return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+def _fall_row(f: Fall, severities: Sequence[int]) -> dict[str, Any]:
+    "A condition in the table: the mean over severities, each of them, and how it falls."
+    return {
+        "condition": f.condition,
+        "mPC": f.pc.value,
+        "low": f.pc.low,
+        "high": f.pc.high,
+        "rPC": f.rpc.value,
+        **{f"AP {s}": f.ap[i + 1] for i, s in enumerate(severities)},
+        "falls": f.kind,
+        "agree": f.agree,
+        "most at": f.step,
+    }
+
+
+def _cell_row(c: Cell) -> dict[str, Any]:
+    "A cell in the table of re-tuned thresholds."
+    return {
+        "condition": c.condition,
+        "severity": c.severity,
+        "LRP fixed": c.lrp_fixed.value,
+        "LRP re-tuned": c.lrp_tuned.value,
+        "gain": c.gain.value,
+        "low": c.gain.low,
+        "high": c.gain.high,
+        **c.rates,
+    }
+
+# %% ../../nbs/05_evaluation/07_robustness.ipynb #583f1383
 @dataclass(frozen=True)
 class RobustnessReport:
     "What is left of a model under conditions."
 
     clean: Interval
-    mpc: Interval               # mean over conditions and severities
-    rpc: Interval               # … as a share of clean
-    falls: tuple[Fall, ...]     # worst first
+    mpc: Interval  # mean over conditions and severities
+    rpc: Interval  # … as a share of clean
+    falls: tuple[Fall, ...]  # worst first
     cells: tuple[Cell, ...]
     severities: tuple[int, ...]
-    about: dict[str, Any]       # pictures, objects, clusters, draws, seed, what was asked for
+    about: dict[str, Any]  # pictures, objects, clusters, draws, seed, what was asked for
 
     @property
     def sufficient(self) -> bool:
@@ -550,41 +757,75 @@ class RobustnessReport:
     def cell(self, condition: str, severity: int) -> Cell:
         "One cell; ConfigError for one that was not measured."
         found = [c for c in self.cells if (c.condition, c.severity) == (condition, severity)]
-        if not found: raise ConfigError(f"'{condition}' at severity {severity} was not measured", "RobustnessReport", f"there are {', '.join(f.condition for f in self.falls)} at {self.severities}")
+        if not found:
+            raise ConfigError(
+                f"'{condition}' at severity {severity} was not measured",
+                "RobustnessReport",
+                f"there are {', '.join(f.condition for f in self.falls)} at {self.severities}",
+            )
         return found[0]
 
     def rows(self) -> list[dict[str, Any]]:
         "A row a condition, worst first; without numbers where there are too few pictures or objects."
-        if not self.sufficient: return [{"condition": f.condition, "note": "insufficient"} for f in self.falls]
-        return [{"condition": f.condition, "mPC": f.pc.value, "low": f.pc.low, "high": f.pc.high, "rPC": f.rpc.value, **{f"AP {s}": f.ap[i + 1] for i, s in enumerate(self.severities)},
-                 "falls": f.kind, "agree": f.agree, "most at": f.step} for f in self.falls]
+        if not self.sufficient:
+            return [{"condition": f.condition, "note": "insufficient"} for f in self.falls]
+        return [_fall_row(f, self.severities) for f in self.falls]
 
     def retuned(self) -> list[dict[str, Any]]:
         "A row a cell: LRP, recall and precision at fixed and at re-tuned thresholds; largest gain first."
-        if not self.sufficient: return []
-        rows = [{"condition": c.condition, "severity": c.severity, "LRP fixed": c.lrp_fixed.value, "LRP re-tuned": c.lrp_tuned.value, "gain": c.gain.value, "low": c.gain.low, "high": c.gain.high, **c.rates} for c in self.cells]
-        return sorted(rows, key=lambda r: -r["gain"])
+        if not self.sufficient:
+            return []
+        return sorted(map(_cell_row, self.cells), key=lambda r: -r["gain"])
 
     def to_dict(self) -> dict[str, Any]:
         "Everything, for metrics.json."
-        numbers = {"AP": asdict(self.clean), "mPC": asdict(self.mpc), "rPC": asdict(self.rpc), "cells": [asdict(c) for c in self.cells]} if self.sufficient else {}
-        return _plain({"sufficient": self.sufficient, **numbers, "conditions": self.rows(), "severities": self.severities, "about": self.about})
+        data: dict[str, Any] = {"sufficient": self.sufficient}
+        if self.sufficient:
+            data |= {"AP": asdict(self.clean), "mPC": asdict(self.mpc), "rPC": asdict(self.rpc)}
+            data["cells"] = [asdict(c) for c in self.cells]
+        data |= {"conditions": self.rows(), "severities": self.severities, "about": self.about}
+        return _plain(data)
 
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #a199a213
-def _cell(name: str, severity: int, s: EvalSet, fixed: np.ndarray, weights: np.ndarray, ap: tuple[float, np.ndarray], clean: tuple[float, np.ndarray], seed: int) -> Cell:
+def _cell(
+    name: str,
+    severity: int,
+    s: EvalSet,
+    fixed: np.ndarray,
+    weights: np.ndarray,
+    ap: tuple[float, np.ndarray],
+    clean: tuple[float, np.ndarray],
+    seed: int,
+) -> Cell:
     "The numbers of one cell; `ap` and `clean`: value and one value a draw."
     m, tuned, n = match_set(s, [0.5]), crossed_thresholds(s, fixed, seed), int(clusters(s).max()) + 1
     counts = [lrp_counts(s, m, t) for t in (fixed, tuned)]
     value = [float(lrp_of(c.sum(0))) for c in counts]
-    drawn = [lrp_of((weights @ c.reshape(len(s), -1).astype(np.float32)).reshape(len(weights), -1, 4)) for c in counts]
+    drawn = [
+        lrp_of((weights @ c.reshape(len(s), -1).astype(np.float32)).reshape(len(weights), -1, 4))
+        for c in counts
+    ]
     of = lambda v, samples: interval_of(v, samples, n_clusters=n)
     rates = {}
     for what, c in zip(("fixed", "re-tuned"), counts):
         _, tp, fp, objects = c.sum((0, 1))
-        rates |= {f"recall {what}": float(tp / objects) if objects else float("nan"), f"precision {what}": float(tp / (tp + fp)) if tp + fp else float("nan")}
+        rates |= {
+            f"recall {what}": float(tp / objects) if objects else float("nan"),
+            f"precision {what}": float(tp / (tp + fp)) if tp + fp else float("nan"),
+        }
     pairs = {name: (float(a), float(b)) for name, a, b in zip(s.names, fixed.mean(0), tuned.mean(0))}
-    return Cell(name, severity, of(*ap), of(clean[0] - ap[0], clean[1] - ap[1]), of(value[0], drawn[0]), of(value[1], drawn[1]), of(value[0] - value[1], drawn[0] - drawn[1]), rates, pairs,
-                int(m.counted.sum()))
+    return Cell(
+        name,
+        severity,
+        of(*ap),
+        of(clean[0] - ap[0], clean[1] - ap[1]),
+        of(value[0], drawn[0]),
+        of(value[1], drawn[1]),
+        of(value[0] - value[1], drawn[0] - drawn[1]),
+        rates,
+        pairs,
+        int(m.counted.sum()),
+    )
 
 
 def _ap_draws(s: EvalSet, weights: np.ndarray) -> tuple[float, np.ndarray]:
@@ -597,7 +838,7 @@ def _ratio(a: np.ndarray | float, b: np.ndarray | float) -> Any:
     "a / b, NaN where b is 0."
     return np.divide(a, b, out=np.full(np.shape(b), np.nan), where=np.asarray(b) > 0)
 
-
+# %% ../../nbs/05_evaluation/07_robustness.ipynb #2c8bdb5c
 def _mean(values: Sequence[Any]) -> Any:
     "Mean over cells; one in which no object is left (NaN) does not take part."
     table = np.stack([np.asarray(v, float) for v in values])
@@ -605,15 +846,30 @@ def _mean(values: Sequence[Any]) -> Any:
     return _ratio(np.where(there, table, 0).sum(0), there.sum(0).astype(float))
 
 
-def _fall(name: str, clean: tuple[float, np.ndarray], cells: Sequence[tuple[float, np.ndarray]], severities: Sequence[int]) -> Fall:
+def _fall(
+    name: str,
+    clean: tuple[float, np.ndarray],
+    cells: Sequence[tuple[float, np.ndarray]],
+    severities: Sequence[int],
+) -> Fall:
     "One condition from its APs and their draws."
     value, drawn = [c[0] for c in cells], [c[1] for c in cells]
     pc, pcs = _mean(value), _mean(drawn)
-    (kind, step), (kinds, _) = falls_of(np.array([clean[0], *value]), severities), falls_of(np.column_stack([clean[1], *drawn]), severities)
-    return Fall(name, interval_of(float(pc), pcs), interval_of(float(_ratio(pc, clean[0])), _ratio(pcs, clean[1])), (clean[0], *value), KINDS_OF_FALL[int(kind)],
-                float((kinds == kind).mean()), severities[int(step)])
+    (kind, step), (kinds, _) = (
+        falls_of(np.array([clean[0], *value]), severities),
+        falls_of(np.column_stack([clean[1], *drawn]), severities),
+    )
+    return Fall(
+        name,
+        interval_of(float(pc), pcs),
+        interval_of(float(_ratio(pc, clean[0])), _ratio(pcs, clean[1])),
+        (clean[0], *value),
+        KINDS_OF_FALL[int(kind)],
+        float((kinds == kind).mean()),
+        severities[int(step)],
+    )
 
-# %% ../../nbs/05_evaluation/07_robustness.ipynb #8b689d62
+
 @dataclass(frozen=True)
 class RobustnessSettings(FilmSettings):
     "What subjects are shown under, and how the answers are counted; `seed` also of what is drawn."
@@ -626,31 +882,68 @@ class RobustnessSettings(FilmSettings):
         return [*super().problems(), *([f"draws: {self.draws} is below 1"] if self.draws < 1 else [])]
 
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #8e02e4bd
-def robustness_of(
-    cells: Mapping[tuple[str, int], EvalSet],   # from `film`
-    thresholds: Sequence[float] | None = None,  # in use, one a class; None: the best on the clean pictures, cross-fitted
-    draws: int = 300, seed: int = 0,
-    **about: Any,                               # noted in the report
-) -> RobustnessReport:
-    "All numbers from what was filmed."
+def _clean_and_rest(
+    cells: Mapping[tuple[str, int], EvalSet],
+) -> tuple[EvalSet, dict[tuple[str, int], EvalSet]]:
+    "The clean set, and the others; DataError unless all hold the same pictures and classes."
     sets = dict(cells)
-    if (CLEAN, 0) not in sets: raise DataError("there is nothing to compare with: no ('clean', 0)", "robustness")
+    if (CLEAN, 0) not in sets:
+        raise DataError("there is nothing to compare with: no ('clean', 0)", "robustness")
     clean = sets.pop((CLEAN, 0))
     for key, s in sets.items():
-        if s.images != clean.images or s.names != clean.names: raise DataError(f"{key} holds other pictures or classes than the clean set", "robustness", "film all of them in one go")
+        if s.images != clean.images or s.names != clean.names:
+            raise DataError(
+                f"{key} holds other pictures or classes than the clean set",
+                "robustness",
+                "film all of them in one go",
+            )
+    return clean, sets
+
+# %% ../../nbs/05_evaluation/07_robustness.ipynb #50cb81fa
+def robustness_of(
+    cells: Mapping[tuple[str, int], EvalSet],  # from `film`
+    # in use, one a class; None: the best on the clean pictures, cross-fitted
+    thresholds: Sequence[float] | None = None,
+    draws: int = 300,
+    seed: int = 0,
+    **about: Any,  # noted in the report
+) -> RobustnessReport:
+    "All numbers from what was filmed."
+    clean, sets = _clean_and_rest(cells)
     names, severities = list(dict.fromkeys(c for c, _ in sets)), tuple(sorted({s for _, s in sets}))
-    if not names or len(sets) != len(names) * len(severities): raise DataError("some conditions were not filmed at every severity", "robustness")
+    if not names or len(sets) != len(names) * len(severities):
+        raise DataError("some conditions were not filmed at every severity", "robustness")
     weights = draw_weights(clusters(clean), draws, seed)
-    fixed = crossed_thresholds(clean, seed=seed) if thresholds is None else np.tile(np.asarray(thresholds, float), (len(clean), 1))
+    fixed = (
+        crossed_thresholds(clean, seed=seed)
+        if thresholds is None
+        else np.tile(np.asarray(thresholds, float), (len(clean), 1))
+    )
     base, ap = _ap_draws(clean, weights), {key: _ap_draws(s, weights) for key, s in sets.items()}
-    made, falls = tuple(_cell(*key, s, fixed, weights, ap[key], base, seed) for key, s in sets.items()), [_fall(n, base, [ap[n, s] for s in severities], severities) for n in names]
+    made = tuple(_cell(*key, s, fixed, weights, ap[key], base, seed) for key, s in sets.items())
+    falls = [_fall(n, base, [ap[n, s] for s in severities], severities) for n in names]
     mean, drawn = _mean([a[0] for a in ap.values()]), _mean([a[1] for a in ap.values()])
     n = int(clusters(clean).max()) + 1
     of = lambda v, samples: interval_of(float(v), samples, n_clusters=n)
-    about = {"pictures": len(clean), "objects": int((~clean.truth.crowd).sum()), "clusters": n, "draws": draws, "seed": seed, **about}
-    return RobustnessReport(of(*base), of(mean, drawn), of(_ratio(mean, base[0]), _ratio(drawn, base[1])), tuple(sorted(falls, key=lambda f: f.pc.value)), made, severities, about)
+    about = {
+        "pictures": len(clean),
+        "objects": int((~clean.truth.crowd).sum()),
+        "clusters": n,
+        "draws": draws,
+        "seed": seed,
+        **about,
+    }
+    return RobustnessReport(
+        of(*base),
+        of(mean, drawn),
+        of(_ratio(mean, base[0]), _ratio(drawn, base[1])),
+        tuple(sorted(falls, key=lambda f: f.pc.value)),
+        made,
+        severities,
+        about,
+    )
 
-
+# %% ../../nbs/05_evaluation/07_robustness.ipynb #c074eef2
 def robustness(
     model: Any,
     subjects: Sequence[Subject],
@@ -659,7 +952,8 @@ def robustness(
     clock: Clock = perf_counter,
     progress: Callable[[Iterable], Iterable] = lambda items: items,
 ) -> RobustnessReport:
-    "Film and measure. Calibration is taken off: a curve does not change the order of boxes, and re-tuning is about what the network says."
+    """Film and measure. Calibration is taken off: a curve does not change the order of boxes, and re-tuning
+    is about what the network says."""
     s, raw = settings or RobustnessSettings(), model.with_calibration(None)
     cells = film(raw, subjects, s, clock=clock, progress=progress)
     about = {"asked": len(subjects), "model": raw.backend.name, "data": _data_of(cells[CLEAN, 0], subjects)}
@@ -674,41 +968,77 @@ def _data_of(clean: EvalSet, subjects: Sequence[Subject]) -> str:
 
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #a5c2446d
 def plot_heat_map(report: RobustnessReport, ax: Any = None) -> Any:  # matplotlib Axes
-    "Conditions × severities, worst first: colour is what is left of the clean AP, a red edge the step off a cliff, a dot a loss that the data does not show."
-    try: import matplotlib.pyplot as plt
-    except ImportError as e: raise MissingExtraError("matplotlib", "viz") from e
-    if not report.sufficient: raise DataError(f"{report.about['pictures']} pictures and {report.about['objects']} objects are too few for a picture of numbers", "heat map", f"at least {FEWEST_PICTURES} and {FEWEST_OBJECTS}")
+    """Conditions × severities, worst first: colour is what is left of the clean AP, a red edge the step off a
+    cliff, a dot a loss that the data does not show."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as e:
+        raise MissingExtraError("matplotlib", "viz") from e
+    if not report.sufficient:
+        raise DataError(
+            f"{report.about['pictures']} pictures and {report.about['objects']} objects are too few for a "
+            "picture of numbers",
+            "heat map",
+            f"at least {FEWEST_PICTURES} and {FEWEST_OBJECTS}",
+        )
     table = np.array([f.ap[1:] for f in report.falls])
-    ax = plt.subplots(figsize=(1.9 + 0.75 * (table.shape[1] + 1), 1 + 0.25 * len(table)), dpi=75)[1] if ax is None else ax
+    ax = (
+        plt.subplots(figsize=(1.9 + 0.75 * (table.shape[1] + 1), 1 + 0.25 * len(table)), dpi=75)[1]
+        if ax is None
+        else ax
+    )
     left = np.column_stack([table, [f.pc.value for f in report.falls]]) / max(report.clean.value, 1e-9)
     ax.imshow(left, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
-    middle, ink = {"ha": "center", "va": "center", "fontsize": 7}, lambda v: "white" if v > 0.85 or v < 0.12 else "black"
+    middle, ink = (
+        {"ha": "center", "va": "center", "fontsize": 7},
+        lambda v: "white" if v > 0.85 or v < 0.12 else "black",
+    )
     for i, f in enumerate(report.falls):
         for j, s in enumerate(report.severities):
             unsure = report.cell(f.condition, s).loss.low <= 0
             ax.text(j, i, f"{f.ap[j + 1]:.2f}{' ·' if unsure else ''}", color=ink(left[i, j]), **middle)
-        ax.text(len(report.severities), i, f"{f.pc.value:.2f}", color=ink(left[i, -1]), fontweight="bold", **middle)
+        ax.text(
+            len(report.severities),
+            i,
+            f"{f.pc.value:.2f}",
+            color=ink(left[i, -1]),
+            fontweight="bold",
+            **middle,
+        )
         if f.kind == "cliff":
             x = report.severities.index(f.step) - 0.5
             ax.plot([x, x], [i - 0.46, i + 0.46], color="#7a0000", lw=4, clip_on=False)
     ax.axvline(len(report.severities) - 0.5, color="white", lw=3)
-    ax.set_xticks(range(left.shape[1]), [*map(str, report.severities), "mean"], fontsize=7); ax.set_yticks(range(len(table)), [f.condition for f in report.falls], fontsize=7)
+    ax.set_xticks(range(left.shape[1]), [*map(str, report.severities), "mean"], fontsize=7)
+    ax.set_yticks(range(len(table)), [f.condition for f in report.falls], fontsize=7)
     ax.set_title(f"AP, clean {report.clean}\nmPC {report.mpc}   rPC {report.rpc}", fontsize=8)
     ax.set_xlabel("severity (| off a cliff, · no loss shown)", fontsize=7)
     return ax
 
-
+# %% ../../nbs/05_evaluation/07_robustness.ipynb #15c575c9
 def plot_retuning(report: RobustnessReport, severity: int | None = None, ax: Any = None) -> Any:
-    "LRP at fixed (filled) and re-tuned (open) thresholds, at one severity (the worst); what gains most on top."
-    try: import matplotlib.pyplot as plt
-    except ImportError as e: raise MissingExtraError("matplotlib", "viz") from e
+    """LRP at fixed (filled) and re-tuned (open) thresholds, at one severity (the worst); what gains most on
+    top."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as e:
+        raise MissingExtraError("matplotlib", "viz") from e
     severity = report.severities[-1] if severity is None else severity
     cells = sorted((report.cell(f.condition, severity) for f in report.falls), key=lambda c: c.gain.value)
     ax = plt.subplots(figsize=(4.6, 1 + 0.25 * len(cells)), dpi=75)[1] if ax is None else ax
     for i, c in enumerate(cells):
         sure = c.gain.low > 0
-        ax.plot([c.lrp_fixed.value, c.lrp_tuned.value], [i, i], color="#1a7f37" if sure else ".7", lw=3 if sure else 1.2, zorder=1)
-        ax.scatter([c.lrp_fixed.value], [i], color="#223355", s=18, zorder=2); ax.scatter([c.lrp_tuned.value], [i], facecolor="white", edgecolor="#223355", s=18, zorder=2)
-    ax.set_yticks(range(len(cells)), [c.condition for c in cells], fontsize=7); ax.tick_params(axis="x", labelsize=7)
-    ax.set_xlabel("LRP, 0 is perfect: ● thresholds of clear days, ○ re-tuned (green: for sure)", fontsize=7); ax.set_title(f"severity {severity}", fontsize=8)
+        ax.plot(
+            [c.lrp_fixed.value, c.lrp_tuned.value],
+            [i, i],
+            color="#1a7f37" if sure else ".7",
+            lw=3 if sure else 1.2,
+            zorder=1,
+        )
+        ax.scatter([c.lrp_fixed.value], [i], color="#223355", s=18, zorder=2)
+        ax.scatter([c.lrp_tuned.value], [i], facecolor="white", edgecolor="#223355", s=18, zorder=2)
+    ax.set_yticks(range(len(cells)), [c.condition for c in cells], fontsize=7)
+    ax.tick_params(axis="x", labelsize=7)
+    ax.set_xlabel("LRP, 0 is perfect: ● thresholds of clear days, ○ re-tuned (green: for sure)", fontsize=7)
+    ax.set_title(f"severity {severity}", fontsize=8)
     return ax

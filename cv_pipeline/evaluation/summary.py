@@ -21,12 +21,33 @@ from ..core.stamp import stamp
 from .calibration import CalibrationReport, calibrate, plot_claims
 from .errors import ErrorReport, explain_errors, lrp_table
 from cv_pipeline.evaluation.intervals import (
-    FEWEST_OBJECTS, FEWEST_PICTURES, Finding, Interval, Verdict, ap_interval, average, clusters, compare_models, draw_weights, judge, overall, picture_counts,
+    FEWEST_OBJECTS,
+    FEWEST_PICTURES,
+    Finding,
+    Interval,
+    Verdict,
+    ap_interval,
+    average,
+    clusters,
+    compare_models,
+    draw_weights,
+    judge,
+    overall,
+    picture_counts,
     rate_intervals,
 )
 from ..core.formats import LabelledImage, read_dataset
 from ..core.types import ConfigError, DataError
-from .metrics import SIZES, Matches, ap_table, coco_metrics, confusion_matrix, match_set, mean_ap, pr_curve
+from cv_pipeline.evaluation.metrics import (
+    SIZES,
+    Matches,
+    ap_table,
+    coco_metrics,
+    confusion_matrix,
+    match_set,
+    mean_ap,
+    pr_curve,
+)
 from .records import EvalSet, data_hash, predict_set
 from ..synthetic.belt import FactoryLine, LineConfig
 from ..synthetic.conditions import Conditions
@@ -37,26 +58,52 @@ __all__ = ['versions', 'Evaluation', 'class_rows', 'sliceable', 'slice_rows', 'j
            'line_pictures', 'html_table', 'html_verdict', 'plot_curves', 'plot_confusion', 'plot_reliability_pair']
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #a1a5bc28
-def versions(packages: Sequence[str] = ("numpy", "onnxruntime", "opencv-python-headless", "faster-coco-eval", "scikit-learn")) -> dict[str, str]:
+def versions(
+    packages: Sequence[str] = (
+        "numpy",
+        "onnxruntime",
+        "opencv-python-headless",
+        "faster-coco-eval",
+        "scikit-learn",
+    ),
+) -> dict[str, str]:
     "Versions of what computed a number, and the commit where there is one."
     found = {"cv_pipeline": __version__}
     for name in packages:
-        try: found[name] = version(name)
-        except PackageNotFoundError: continue
-    try: found["commit"] = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError): pass
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    try:
+        found["commit"] = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
     return found
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #3e8a6c3e
+def _calibration_dict(c: CalibrationReport) -> dict[str, Any]:
+    "What calibration did, for metrics.json."
+    return {
+        "accepted": c.accepted,
+        "reason": c.reason,
+        "before": c.before,
+        "after": c.after,
+        "thresholds": c.thresholds,
+        "calibrator": c.calibrator and c.calibrator.to_dict(),
+    }
+
+# %% ../../nbs/05_evaluation/09_summary.ipynb #5afe31d4
 @dataclass
 class Evaluation:
     "Everything about one model on one labelled set."
 
     set: EvalSet
     matches: Matches
-    thresholds: np.ndarray                    # (classes,) in use
-    coco: dict[str, float | None]             # the twelve numbers
-    intervals: dict[str, Interval]            # AP, AP50, precision, recall, F1
+    thresholds: np.ndarray  # (classes,) in use
+    coco: dict[str, float | None]  # the twelve numbers
+    intervals: dict[str, Interval]  # AP, AP50, precision, recall, F1
     classes: list[dict[str, Any]]
     slices: list[dict[str, Any]]
     errors: ErrorReport
@@ -66,7 +113,8 @@ class Evaluation:
     findings: list[Finding]
     header: dict[str, Any] = field(default_factory=dict)
     latency_ms: dict[str, float] = field(default_factory=dict)
-    stamp: dict[str, Any] = field(default_factory=dict)  # where the numbers come from; empty: predictions of nobody knows whom
+    # where the numbers come from; empty: predictions of nobody knows whom
+    stamp: dict[str, Any] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict | None:
@@ -75,18 +123,39 @@ class Evaluation:
 
     def metrics(self) -> dict[str, Any]:
         "What metrics.json holds."
-        cal = self.calibration
-        return {"verdict": self.verdict and self.verdict.value, "findings": [{"what": f.what, "verdict": f.verdict.value, "reason": f.reason} for f in self.findings], "header": self.header, "stamp": self.stamp,
-                "coco": self.coco, "intervals": {k: vars(v) for k, v in self.intervals.items()}, "classes": self.classes, "slices": self.slices,
-                "errors": self.errors.rows(), "lrp": self.lrp, "latency_ms": self.latency_ms, "comparison": self.comparison,
-                "calibration": cal and {"accepted": cal.accepted, "reason": cal.reason, "before": cal.before, "after": cal.after, "thresholds": cal.thresholds,
-                                        "calibrator": cal.calibrator and cal.calibrator.to_dict()}}
+        return {
+            "verdict": self.verdict and self.verdict.value,
+            "findings": [
+                {"what": f.what, "verdict": f.verdict.value, "reason": f.reason} for f in self.findings
+            ],
+            "header": self.header,
+            "stamp": self.stamp,
+            "coco": self.coco,
+            "intervals": {k: vars(v) for k, v in self.intervals.items()},
+            "classes": self.classes,
+            "slices": self.slices,
+            "errors": self.errors.rows(),
+            "lrp": self.lrp,
+            "latency_ms": self.latency_ms,
+            "comparison": self.comparison,
+            "calibration": self.calibration and _calibration_dict(self.calibration),
+        }
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #f6c2fdc8
-def _row(what: str, s: EvalSet, m: Matches, weights: np.ndarray, pictures: np.ndarray, value: Callable[[np.ndarray], float], objects: int, least: tuple[int, int]) -> dict[str, Any]:
+def _row(
+    what: str,
+    s: EvalSet,
+    m: Matches,
+    weights: np.ndarray,
+    pictures: np.ndarray,
+    value: Callable[[np.ndarray], float],
+    objects: int,
+    least: tuple[int, int],
+) -> dict[str, Any]:
     "AP with its interval for a part of the set, or why there is none."
     row = {"what": what, "pictures": int(pictures.sum()), "objects": objects}
-    if row["pictures"] < least[0] or objects < least[1]: return {**row, "AP": None, "low": None, "high": None, "note": "insufficient"}
+    if row["pictures"] < least[0] or objects < least[1]:
+        return {**row, "AP": None, "low": None, "high": None, "note": "insufficient"}
     found = ap_interval(s, m, weights, value, pictures)
     return {**row, "AP": found.value, "low": found.low, "high": found.high, "note": ""}
 
@@ -98,14 +167,34 @@ def class_rows(s: EvalSet, m: Matches, weights: np.ndarray) -> list[dict[str, An
     for c, name in enumerate(s.names):
         holds = np.zeros(len(s), bool)
         holds[s.truth.image[m.counted & (s.truth.class_id == c)]] = True
-        row = _row(name, s, m, weights, every, lambda ap, c=c: float(np.nanmean(ap[:, c])) if np.isfinite(ap[:, c]).any() else float("nan"), int(count[c]), (0, FEWEST_OBJECTS))
+        row = _row(
+            name,
+            s,
+            m,
+            weights,
+            every,
+            lambda ap, c=c: float(np.nanmean(ap[:, c])) if np.isfinite(ap[:, c]).any() else float("nan"),
+            int(count[c]),
+            (0, FEWEST_OBJECTS),
+        )
         rows.append({**row, "pictures": int(holds.sum())})
     for name, limits in SIZES.items():
         sized = match_set(s, area=limits)
-        rows.append(_row(f"size {name}", s, sized, weights, every, average, int(sized.counted.sum()), (0, FEWEST_OBJECTS)))
+        rows.append(
+            _row(
+                f"size {name}",
+                s,
+                sized,
+                weights,
+                every,
+                average,
+                int(sized.counted.sum()),
+                (0, FEWEST_OBJECTS),
+            )
+        )
     return rows
 
-
+# %% ../../nbs/05_evaluation/09_summary.ipynb #614ef449
 def sliceable(s: EvalSet) -> list[str]:
     "Columns that divide a set into 2 to 12 slices; `sequence` only makes clusters."
     return [k for k, v in s.columns.items() if k != "sequence" and 2 <= len(set(v.tolist())) <= 12]
@@ -117,94 +206,201 @@ def slice_rows(s: EvalSet, m: Matches, weights: np.ndarray, columns: Sequence[st
     for column in columns:
         for value, mask in s.slices(column).items():
             objects = int((m.counted & mask[s.truth.image]).sum())
-            rows.append(_row(f"{column} = {value}", s, m, weights, mask, average, objects, (FEWEST_PICTURES, FEWEST_OBJECTS)))
+            rows.append(
+                _row(
+                    f"{column} = {value}",
+                    s,
+                    m,
+                    weights,
+                    mask,
+                    average,
+                    objects,
+                    (FEWEST_PICTURES, FEWEST_OBJECTS),
+                )
+            )
     return rows
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #6fbef6dd
-def judge_floors(floors: Mapping[str, float], intervals: Mapping[str, Interval], rows: Sequence[dict[str, Any]], pictures: int, objects: int) -> list[Finding]:
+def judge_floors(
+    floors: Mapping[str, float],
+    intervals: Mapping[str, Interval],
+    rows: Sequence[dict[str, Any]],
+    pictures: int,
+    objects: int,
+) -> list[Finding]:
     "A finding for each floor; ConfigError for a floor of something that is not measured."
     named = {f"AP, {r['what']}": r for r in rows}
     unknown = [k for k in floors if k not in intervals and k not in named]
-    if unknown: raise ConfigError(f"no such number: {', '.join(unknown)}", "floors", f"there are {', '.join([*intervals, *named])}")
+    if unknown:
+        raise ConfigError(
+            f"no such number: {', '.join(unknown)}", "floors", f"there are {', '.join([*intervals, *named])}"
+        )
     found = []
     for what, floor in floors.items():
-        if what in intervals: found.append(judge(what, intervals[what], floor, pictures, objects)); continue
+        if what in intervals:
+            found.append(judge(what, intervals[what], floor, pictures, objects))
+            continue
         row = named[what]
-        if row["AP"] is None: found.append(Finding(what, Verdict.INSUFFICIENT, f"{row['pictures']} pictures and {row['objects']} objects are too few")); continue
-        found.append(judge(what, Interval(row["AP"], row["low"], row["high"]), floor, max(row["pictures"], FEWEST_PICTURES), row["objects"]))
+        if row["AP"] is None:
+            found.append(
+                Finding(
+                    what,
+                    Verdict.INSUFFICIENT,
+                    f"{row['pictures']} pictures and {row['objects']} objects are too few",
+                )
+            )
+            continue
+        found.append(
+            judge(
+                what,
+                Interval(row["AP"], row["low"], row["high"]),
+                floor,
+                max(row["pictures"], FEWEST_PICTURES),
+                row["objects"],
+            )
+        )
     return found
+
+# %% ../../nbs/05_evaluation/09_summary.ipynb #901f8cc7
+def _compared(s: EvalSet, baseline: EvalSet, m: Matches, weights: np.ndarray) -> dict[str, Any]:
+    "The baseline's AP, the difference to it with an interval, and what that says."
+    base = match_set(baseline)
+    gap = compare_models(s, baseline, m, base, weights)
+    surely = "better" if gap.low > 0 else "worse" if gap.high < 0 else ""
+    return {
+        "AP of the baseline": mean_ap(ap_table(baseline, base)),
+        "difference": gap.value,
+        "low": gap.low,
+        "high": gap.high,
+        "says": surely or "no difference that the data shows",
+    }
 
 
 def evaluate_set(
     s: EvalSet,
-    thresholds: Sequence[float] | float = 0.25,     # in use: one a class, or one for all
-    slices: Sequence[str] | None = (),              # columns; None: all that divide it
+    thresholds: Sequence[float] | float = 0.25,  # in use: one a class, or one for all
+    slices: Sequence[str] | None = (),  # columns; None: all that divide it
     floors: Mapping[str, float] | None = None,
-    baseline: EvalSet | None = None,                # the same pictures, predictions of another model
-    draws: int = 1000, seed: int = 0,
+    baseline: EvalSet | None = None,  # the same pictures, predictions of another model
+    draws: int = 1000,
+    seed: int = 0,
     with_calibration: bool = True,
 ) -> Evaluation:
     "Measure, compare and judge predictions that are there."
     m, use = match_set(s), np.broadcast_to(np.asarray(thresholds, float), (len(s.names),)).copy()
     weights, every = draw_weights(clusters(s), draws, seed), int(clusters(s).max()) + 1
-    intervals = {"AP": ap_interval(s, m, weights), "AP50": ap_interval(s, m, weights, lambda ap: average(ap[:1]))}
+    intervals = {
+        "AP": ap_interval(s, m, weights),
+        "AP50": ap_interval(s, m, weights, lambda ap: average(ap[:1])),
+    }
     intervals |= rate_intervals(picture_counts(s, m, use), weights, n_clusters=every)
-    per_class, per_slice = class_rows(s, m, weights), slice_rows(s, m, weights, sliceable(s) if slices is None else slices)
-    compared = None
-    if baseline is not None:
-        gap = compare_models(s, baseline, m, match_set(baseline), weights)
-        compared = {"AP of the baseline": mean_ap(ap_table(baseline, match_set(baseline))), "difference": gap.value, "low": gap.low, "high": gap.high,
-                    "says": "better" if gap.low > 0 else "worse" if gap.high < 0 else "no difference that the data shows"}
-    try: curves = calibrate(s, draws=min(draws, 500), seed=seed) if with_calibration else None
-    except DataError: curves = None  # one sequence only: there are no two halves
+    per_class = class_rows(s, m, weights)
+    per_slice = slice_rows(s, m, weights, sliceable(s) if slices is None else slices)
+    compared = None if baseline is None else _compared(s, baseline, m, weights)
+    try:
+        curves = calibrate(s, draws=min(draws, 500), seed=seed) if with_calibration else None
+    except DataError:
+        curves = None  # one sequence only: there are no two halves
     findings = judge_floors(floors or {}, intervals, [*per_class, *per_slice], len(s), int(m.counted.sum()))
-    return Evaluation(s, m, use, coco_metrics(s), intervals, per_class, per_slice, explain_errors(s, m), lrp_table(s, m), curves, compared, findings,
-                      {"pictures": len(s), "objects": int(m.counted.sum()), "clusters": every, "data": data_hash(s)[:16], "draws": draws, "seed": seed, **versions()})
+    header = {
+        "pictures": len(s),
+        "objects": int(m.counted.sum()),
+        "clusters": every,
+        "data": data_hash(s)[:16],
+        "draws": draws,
+        "seed": seed,
+        **versions(),
+    }
+    tables = coco_metrics(s), intervals, per_class, per_slice, explain_errors(s, m), lrp_table(s, m)
+    return Evaluation(s, m, use, *tables, curves, compared, findings, header)
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #97c64805
 def evaluate_model(
-    model: Any,                                    # cv_pipeline.inference.backends.Model
+    model: Any,  # cv_pipeline.inference.backends.Model
     items: Iterable[LabelledImage],
     columns: Mapping[str, Mapping[str, Any]] | None = None,  # slice column → picture → value
-    baseline: Any = None,                          # another Model
+    baseline: Any = None,  # another Model
     progress: Callable[[Iterable], Iterable] = lambda items: items,
-    **how: Any,                                    # slices, floors, draws, seed of evaluate_set
+    **how: Any,  # slices, floors, draws, seed of evaluate_set
 ) -> Evaluation:
     "Run a model (and a baseline) over labelled pictures and evaluate it at the thresholds of its manifest."
     items, spent = list(items), []
-    raw = model.with_calibration(None)             # calibration is judged on what the network says
+    raw = model.with_calibration(None)  # calibration is judged on what the network says
     s = predict_set(raw, items, columns=columns, progress=progress, spent_ms=spent)
-    other = predict_set(baseline.with_calibration(None), items, columns=columns, progress=progress) if baseline is not None else None
-    if other is not None and other.names != s.names: raise DataError("the baseline has other classes", baseline.manifest.name, f"{', '.join(s.names)} against {', '.join(other.names)}")
+    other = (
+        predict_set(baseline.with_calibration(None), items, columns=columns, progress=progress)
+        if baseline is not None
+        else None
+    )
+    if other is not None and other.names != s.names:
+        raise DataError(
+            "the baseline has other classes",
+            baseline.manifest.name,
+            f"{', '.join(s.names)} against {', '.join(other.names)}",
+        )
     e = evaluate_set(s, model.postprocess.rules.floor.clip(max=1.0), baseline=other, **how)
     e.latency_ms = {f"p{q}": round(float(np.percentile(spent, q)), 2) for q in (50, 95, 99)}
-    e.stamp = stamp(model.identity, data_hash(s), {"thresholds": e.thresholds, "postprocess": model.manifest.postprocess, **how})
-    e.header = {"model": model.backend.name, "model sha256": model.identity["sha256"][:16], "provider": model.backend.provider, **({"baseline": baseline.backend.name} if baseline else {}), **e.header}
+    e.stamp = stamp(
+        model.identity,
+        data_hash(s),
+        {"thresholds": e.thresholds, "postprocess": model.manifest.postprocess, **how},
+    )
+    e.header = {
+        "model": model.backend.name,
+        "model sha256": model.identity["sha256"][:16],
+        "provider": model.backend.provider,
+        **({"baseline": baseline.backend.name} if baseline else {}),
+        **e.header,
+    }
     return e
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #6a210ff2
-def line_pictures(folder: str | Path, pictures: int = 120, seed: int = 700) -> tuple[list[LabelledImage], dict[str, dict[str, Any]]]:
-    "Labelled pictures of the factory line, three a sequence, and the columns `sequence`, `camera` and `light`."
+def line_pictures(
+    folder: str | Path, pictures: int = 120, seed: int = 700
+) -> tuple[list[LabelledImage], dict[str, dict[str, Any]]]:
+    """Labelled pictures of the factory line, three a sequence, and the columns `sequence`, `camera` and
+    `light`."""
     columns: dict[str, dict[str, Any]] = {"sequence": {}, "camera": {}, "light": {}}
     for k in range(-(-pictures // 3)):
         poor = k % 2 == 1
-        line = FactoryLine(LineConfig(seed=seed + k, density=5, cameras=2), Conditions(**({"fog": 4, "exposure": 3} if poor else {})))
+        line = FactoryLine(
+            LineConfig(seed=seed + k, density=5, cameras=2),
+            Conditions(**({"fog": 4, "exposure": 3} if poor else {})),
+        )
         shown = [line.render(n, k // 2 % 2) for n in (0, 15, 30)]
         write_dataset(Path(folder) / f"line{k:03d}", shown, ["yolo", "coco"], split="val")
-    items = [item for k in range(-(-pictures // 3)) for item in read_dataset(Path(folder) / f"line{k:03d}" / "annotations" / "val.json")]
+    items = [
+        item
+        for k in range(-(-pictures // 3))
+        for item in read_dataset(Path(folder) / f"line{k:03d}" / "annotations" / "val.json")
+    ]
     for item in items:
         k = int(next(p.name for p in item.path.parents if re.fullmatch(r"line\d+", p.name))[4:])
-        for name, value in (("sequence", k), ("camera", f"camera {k // 2 % 2}"), ("light", "poor" if k % 2 else "good")): columns[name][str(item.path)] = value
+        for name, value in (
+            ("sequence", k),
+            ("camera", f"camera {k // 2 % 2}"),
+            ("light", "poor" if k % 2 else "good"),
+        ):
+            columns[name][str(item.path)] = value
     return items[:pictures], columns
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #004c4457
 def html_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> str:
     "Rows as an HTML table."
     columns = list(dict.fromkeys(k for r in rows for k in r))
-    text = lambda v: "–" if v is None or (isinstance(v, float) and not np.isfinite(v)) else f"{v:.3f}" if isinstance(v, float) else html.escape(str(v))
+    text = lambda v: (
+        "–"
+        if v is None or (isinstance(v, float) and not np.isfinite(v))
+        else f"{v:.3f}"
+        if isinstance(v, float)
+        else html.escape(str(v))
+    )
+    side = lambda v: "right" if isinstance(v, (int, float)) else "left"
+    cell = lambda v: f"<td style='text-align:{side(v)}'>{text(v)}</td>"
     head = "".join(f"<th style='text-align:left'>{html.escape(c)}</th>" for c in columns)
-    body = "".join("<tr>" + "".join(f"<td style='text-align:{'right' if isinstance(r.get(c), (int, float)) else 'left'}'>{text(r.get(c))}</td>" for c in columns) + "</tr>" for r in rows)
-    return f"{f'<h4>{html.escape(title)}</h4>' if title else ''}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    body = "".join(f"<tr>{''.join(cell(r.get(c)) for c in columns)}</tr>" for r in rows)
+    above = f"<h4>{html.escape(title)}</h4>" if title else ""
+    return f"{above}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 _COLOURS = {"PASS": "#1a7f37", "FAIL": "#cf222e", "INSUFFICIENT": "#9a6700", None: "#57606a"}
@@ -213,9 +409,16 @@ _COLOURS = {"PASS": "#1a7f37", "FAIL": "#cf222e", "INSUFFICIENT": "#9a6700", Non
 def html_verdict(e: Evaluation) -> str:
     "The verdict as a banner with its reasons."
     name = e.verdict.value if e.verdict else None
-    reasons = "".join(f"<li><b style='color:{_COLOURS[f.verdict.value]}'>{f.verdict.value}</b> {html.escape(f.what)}: {html.escape(f.reason)}</li>" for f in e.findings)
+    reasons = "".join(
+        f"<li><b style='color:{_COLOURS[f.verdict.value]}'>{f.verdict.value}</b> {html.escape(f.what)}: "
+        f"{html.escape(f.reason)}</li>"
+        for f in e.findings
+    )
     said = name or "no floors were given: numbers without a verdict"
-    return f"<div style='border-left:8px solid {_COLOURS[name]};padding:.4em 1em'><span style='font-size:1.6em;color:{_COLOURS[name]}'>{said}</span><ul>{reasons}</ul></div>"
+    return (
+        f"<div style='border-left:8px solid {_COLOURS[name]};padding:.4em 1em'><span "
+        f"style='font-size:1.6em;color:{_COLOURS[name]}'>{said}</span><ul>{reasons}</ul></div>"
+    )
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #e743f5a9
 def plot_curves(e: Evaluation, most: int = 12) -> Any:  # matplotlib Figure
@@ -226,11 +429,15 @@ def plot_curves(e: Evaluation, most: int = 12) -> Any:  # matplotlib Figure
     fig, ax = plt.subplots(1, 2, figsize=(9, 3.2), dpi=80)
     for c in [c for c in np.argsort(-count, kind="stable")[:most] if count[c]]:
         curve = pr_curve(e.set, e.matches, c)
-        if not len(curve.confidence): continue
-        ax[0].plot(curve.recall, curve.precision, label=e.set.names[c]); line, = ax[1].plot(curve.confidence, curve.f1)
+        if not len(curve.confidence):
+            continue
+        ax[0].plot(curve.recall, curve.precision, label=e.set.names[c])
+        (line,) = ax[1].plot(curve.confidence, curve.f1)
         ax[1].axvline(e.thresholds[c], color=line.get_color(), lw=0.6, ls=":")
-    ax[0].set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02)); ax[1].set(xlabel="confidence (dotted: threshold in use)", ylabel="F1", xlim=(0, 1), ylim=(0, 1.02))
-    ax[0].legend(fontsize=7, loc="lower left"); fig.tight_layout()
+    ax[0].set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+    ax[1].set(xlabel="confidence (dotted: threshold in use)", ylabel="F1", xlim=(0, 1), ylim=(0, 1.02))
+    ax[0].legend(fontsize=7, loc="lower left")
+    fig.tight_layout()
     return fig
 
 
@@ -244,18 +451,31 @@ def plot_confusion(e: Evaluation, most: int = 15) -> Any:
     part = matrix[np.ix_(keep, keep)]
     fig, ax = plt.subplots(figsize=(2 + 0.42 * len(keep), 1.6 + 0.36 * len(keep)), dpi=80)
     ax.imshow(np.log1p(part), cmap="Blues")
-    for i, j in np.argwhere(part > 0): ax.text(j, i, part[i, j], ha="center", va="center", fontsize=7, color="white" if np.log1p(part[i, j]) > np.log1p(part.max()) / 1.6 else "black")
-    ax.set_xticks(range(len(keep)), [names[k] for k in keep], rotation=60, ha="right", fontsize=7); ax.set_yticks(range(len(keep)), [names[k] for k in keep], fontsize=7)
-    ax.set(xlabel="said", ylabel="was"); fig.tight_layout()
+    for i, j in np.argwhere(part > 0):
+        ax.text(
+            j,
+            i,
+            part[i, j],
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if np.log1p(part[i, j]) > np.log1p(part.max()) / 1.6 else "black",
+        )
+    ax.set_xticks(range(len(keep)), [names[k] for k in keep], rotation=60, ha="right", fontsize=7)
+    ax.set_yticks(range(len(keep)), [names[k] for k in keep], fontsize=7)
+    ax.set(xlabel="said", ylabel="was")
+    fig.tight_layout()
     return fig
 
-
+# %% ../../nbs/05_evaluation/09_summary.ipynb #4bd7e1ef
 def plot_reliability_pair(e: Evaluation) -> Any:
     "Reliability on the unseen half, as said and calibrated."
     import matplotlib.pyplot as plt
 
-    if e.calibration is None: return None
+    if e.calibration is None:
+        return None
     fig, ax = plt.subplots(1, 2, figsize=(7.4, 3.4), dpi=80)
-    for a, claims, title in zip(ax, e.calibration.unseen, ("as the network says", "calibrated")): plot_claims(claims, a, title)
+    for a, claims, title in zip(ax, e.calibration.unseen, ("as the network says", "calibrated")):
+        plot_claims(claims, a, title)
     fig.tight_layout()
     return fig

@@ -27,66 +27,93 @@ __all__ = ['ALPHAS', 'TrackTable', 'track_table', 'read_mot', 'read_run', 'track
 class TrackTable:
     "Tracks of one sequence, one row a box, sorted by frame."
 
-    frame: np.ndarray          # (n,) int, from 0
-    id: np.ndarray             # (n,) int
-    xyxy: np.ndarray           # (n, 4) float64, pixels
+    frame: np.ndarray  # (n,) int, from 0
+    id: np.ndarray  # (n,) int
+    xyxy: np.ndarray  # (n, 4) float64, pixels
     frames: int | None = None  # length of the sequence where it is known
-    unconfirmed: int = 0       # rows without an id that were left out: they are no tracks
-    where: object = None       # named in errors
+    unconfirmed: int = 0  # rows without an id that were left out: they are no tracks
+    where: object = None  # named in errors
 
-    def __len__(self) -> int: return len(self.id)
+    def __len__(self) -> int:
+        return len(self.id)
 
 
-def track_table(frame: np.ndarray, track: np.ndarray, xyxy: np.ndarray, frames: int | None = None, where: object = None) -> TrackTable:
-    "A checked table: DataError when an id occurs twice in a frame or a box is not finite. Rows with a negative id are left out and counted."
-    frame, track, xyxy = np.asarray(frame, np.int64), np.asarray(track, np.int64), np.asarray(xyxy, np.float64).reshape(-1, 4)
+def track_table(
+    frame: np.ndarray, track: np.ndarray, xyxy: np.ndarray, frames: int | None = None, where: object = None
+) -> TrackTable:
+    """A checked table: DataError when an id occurs twice in a frame or a box is not finite. Rows with a
+    negative id are left out and counted."""
+    frame, track, xyxy = (
+        np.asarray(frame, np.int64),
+        np.asarray(track, np.int64),
+        np.asarray(xyxy, np.float64).reshape(-1, 4),
+    )
     real = track >= 0
     order = np.lexsort((track[real], frame[real]))
     frame, track, xyxy = frame[real][order], track[real][order], xyxy[real][order]
     twice = np.flatnonzero((np.diff(frame) == 0) & (np.diff(track) == 0))
     if len(twice):
-        raise DataError(f"id {track[twice[0]]} occurs twice in frame {frame[twice[0]]} (counted from 0), {len(twice)} such rows in all", where,
-                        "one id is one object: is this a file of detections, not of tracks?")
-    if not np.isfinite(xyxy).all(): raise DataError(f"a box of frame {frame[~np.isfinite(xyxy).all(1)][0]} is not finite", where)
+        raise DataError(
+            f"id {track[twice[0]]} occurs twice in frame {frame[twice[0]]} (counted from 0), {len(twice)} "
+            "such rows in all",
+            where,
+            "one id is one object: is this a file of detections, not of tracks?",
+        )
+    if not np.isfinite(xyxy).all():
+        raise DataError(f"a box of frame {frame[~np.isfinite(xyxy).all(1)][0]} is not finite", where)
     return TrackTable(frame, track, xyxy, frames, int((~real).sum()), where)
 
 # %% ../../nbs/05_evaluation/08_tracking_scores.ipynb #7821bc74
 def read_mot(
-    path: str | Path,        # gt.txt or a result file: frame from 1, id, left, top, width, height, confidence, …
-    truth: bool = False,     # leave out rows whose seventh value is 0: in ground truth they are marked "do not count"
+    path: str | Path,  # gt.txt or a result file: frame from 1, id, left, top, width, height, confidence, …
+    # leave out rows whose seventh value is 0: in ground truth they are marked "do not count"
+    truth: bool = False,
 ) -> TrackTable:
     "A MOTChallenge file. `seqinfo.ini` beside it or one folder up gives the number of frames."
     path = Path(path)
-    try: text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e: raise DataError(f"cannot be read: {getattr(e, 'strerror', None) or 'not a text file'}", path) from e
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"cannot be read: {getattr(e, 'strerror', None) or 'not a text file'}", path) from e
     rows = mot_rows(text, path)
-    if truth: rows = rows[rows[:, 6] != 0]
+    if truth:
+        rows = rows[rows[:, 6] != 0]
     corner = rows[:, 2:4]
-    return track_table(rows[:, 0] - 1, rows[:, 1], np.hstack([corner, corner + rows[:, 4:6]]), _length(path), path)
+    return track_table(
+        rows[:, 0] - 1, rows[:, 1], np.hstack([corner, corner + rows[:, 4:6]]), _length(path), path
+    )
 
 
 def _length(path: Path) -> int | None:
     "seqLength of the seqinfo.ini that belongs to a file, None where there is none."
     for folder in (path.parent, path.parent.parent):
-        if not (folder / "seqinfo.ini").exists(): continue
+        if not (folder / "seqinfo.ini").exists():
+            continue
         ini = configparser.ConfigParser()
         try:
             ini.read(folder / "seqinfo.ini", encoding="utf-8")
             return ini.getint("Sequence", "seqLength", fallback=None)
-        except (configparser.Error, ValueError) as e: raise DataError(f"seqinfo.ini cannot be read: {e}", folder) from e
+        except (configparser.Error, ValueError) as e:
+            raise DataError(f"seqinfo.ini cannot be read: {e}", folder) from e
     return None
 
 # %% ../../nbs/05_evaluation/08_tracking_scores.ipynb #d3165ea2
 def read_run(
-    folder: str | Path,        # output folder of `cv-pipeline run`
-) -> dict[str, TrackTable]:    # source id → its tracks
+    folder: str | Path,  # output folder of `cv-pipeline run`
+) -> dict[str, TrackTable]:  # source id → its tracks
     "The tracks of a run, from its results.parquet."
     table = read_results(folder)
-    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in ("frame_id", "tracker_id", "x1", "y1", "x2", "y2")}
+    columns = {
+        name: table[name].to_numpy(zero_copy_only=False)
+        for name in ("frame_id", "tracker_id", "x1", "y1", "x2", "y2")
+    }
     xyxy = np.stack([columns[c] for c in ("x1", "y1", "x2", "y2")], axis=1)
     sources = np.asarray(table["source_id"].to_pylist())
-    return {str(s): track_table(columns["frame_id"][m], columns["tracker_id"][m], xyxy[m], where=f"{folder} {s}")
-            for s in np.unique(sources) for m in [sources == s]}
+    return {
+        str(s): track_table(columns["frame_id"][m], columns["tracker_id"][m], xyxy[m], where=f"{folder} {s}")
+        for s in np.unique(sources)
+        for m in [sources == s]
+    }
 
 
 def tracks_of(
@@ -95,19 +122,26 @@ def tracks_of(
     "The tracks in detections that a tracker has numbered."
     results = list(results)
     frame = np.repeat(np.arange(len(results)), [len(d) for d in results])
-    return track_table(frame, np.concatenate([d.tracker_id for d in results] or [[]]), np.concatenate([d.xyxy for d in results] or [np.zeros((0, 4))]), len(results))
+    return track_table(
+        frame,
+        np.concatenate([d.tracker_id for d in results] or [[]]),
+        np.concatenate([d.xyxy for d in results] or [np.zeros((0, 4))]),
+        len(results),
+    )
 
 # %% ../../nbs/05_evaluation/08_tracking_scores.ipynb #d8836ab6
 @dataclass(frozen=True)
 class _Pairs:
     "Overlaps of a sequence by frame, with ids that count from 0."
 
-    steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]]  # of each frame: true ids (g,), result ids (r,), overlap (g, r)
-    truth_boxes: np.ndarray   # (G,) boxes of each true track
+    steps: list[
+        tuple[np.ndarray, np.ndarray, np.ndarray]
+    ]  # of each frame: true ids (g,), result ids (r,), overlap (g, r)
+    truth_boxes: np.ndarray  # (G,) boxes of each true track
     result_boxes: np.ndarray  # (R,)
-    truth_ids: np.ndarray     # (G,) the names in the file
-    result_ids: np.ndarray    # (R,)
-    at: np.ndarray            # frame number of each step
+    truth_ids: np.ndarray  # (G,) the names in the file
+    result_ids: np.ndarray  # (R,)
+    at: np.ndarray  # frame number of each step
 
 
 def _pairs(truth: TrackTable, result: TrackTable) -> _Pairs:
@@ -115,7 +149,9 @@ def _pairs(truth: TrackTable, result: TrackTable) -> _Pairs:
     names, g, g_count = np.unique(truth.id, return_inverse=True, return_counts=True)
     others, r, r_count = np.unique(result.id, return_inverse=True, return_counts=True)
     at = np.union1d(truth.frame, result.frame)
-    (a, b), (c, d) = ((np.searchsorted(t.frame, at, "left"), np.searchsorted(t.frame, at, "right")) for t in (truth, result))
+    (a, b), (c, d) = (
+        (np.searchsorted(t.frame, at, "left"), np.searchsorted(t.frame, at, "right")) for t in (truth, result)
+    )
     steps = [(g[i:j], r[k:m], box_iou(truth.xyxy[i:j], result.xyxy[k:m])) for i, j, k, m in zip(a, b, c, d)]
     return _Pairs(steps, g_count, r_count, names, others, at)
 
@@ -125,7 +161,8 @@ _EPS = np.finfo(float).eps
 
 
 def _hota(p: _Pairs) -> dict[str, np.ndarray]:
-    "Sums (19,) for HOTA (Luiten et al., 2021): true positives, localisation, association accuracy, recall and precision weighted by matches."
+    """Sums (19,) for HOTA (Luiten et al., 2021): true positives, localisation, association accuracy, recall
+    and precision weighted by matches."""
     together = np.zeros((len(p.truth_boxes), len(p.result_boxes)))
     for g, r, overlap in p.steps:
         share = overlap.sum(0) + overlap.sum(1)[:, None] - overlap
@@ -137,97 +174,199 @@ def _hota(p: _Pairs) -> dict[str, np.ndarray]:
         near.append(overlap[i, j])
         reached.append(np.searchsorted(ALPHAS - _EPS, near[-1], side="right"))
         place.append(g[i] * len(p.result_boxes) + r[j])
-    near, reached, place = (np.concatenate([*x, np.zeros(0, t)]) for x, t in ((near, float), (reached, int), (place, int)))
+    near, reached, place = (
+        np.concatenate([*x, np.zeros(0, t)]) for x, t in ((near, float), (reached, int), (place, int))
+    )
     pairs, which = np.unique(place, return_inverse=True)
-    matches = np.bincount(which * 20 + reached, minlength=20 * len(pairs)).reshape(-1, 20)[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
-    g_boxes, r_boxes = (p.truth_boxes[pairs // max(len(p.result_boxes), 1)][:, None], p.result_boxes[pairs % max(len(p.result_boxes), 1)][:, None])
+    matches = (
+        np.bincount(which * 20 + reached, minlength=20 * len(pairs))
+        .reshape(-1, 20)[:, ::-1]
+        .cumsum(1)[:, ::-1][:, 1:]
+    )
+    g_boxes, r_boxes = (
+        p.truth_boxes[pairs // max(len(p.result_boxes), 1)][:, None],
+        p.result_boxes[pairs % max(len(p.result_boxes), 1)][:, None],
+    )
     found, close = (np.bincount(reached, w, minlength=20)[::-1].cumsum()[::-1][1:] for w in (None, near))
-    return {"tp": found.astype(float), "near": close, "ass": (matches**2 / np.maximum(1, g_boxes + r_boxes - matches)).sum(0),
-            "ass_re": (matches**2 / np.maximum(1, g_boxes)).sum(0), "ass_pr": (matches**2 / np.maximum(1, r_boxes)).sum(0)}
+    return {
+        "tp": found.astype(float),
+        "near": close,
+        "ass": (matches**2 / np.maximum(1, g_boxes + r_boxes - matches)).sum(0),
+        "ass_re": (matches**2 / np.maximum(1, g_boxes)).sum(0),
+        "ass_pr": (matches**2 / np.maximum(1, r_boxes)).sum(0),
+    }
 
 # %% ../../nbs/05_evaluation/08_tracking_scores.ipynb #8e6a992a
 def _clear(p: _Pairs, least: float) -> tuple[dict[str, float], list[tuple[int, int, int, int]]]:
-    "Sums for CLEAR (Bernardin and Stiefelhagen, 2008), and the switches: (frame, true id, result id before, result id after)."
+    """Sums for CLEAR (Bernardin and Stiefelhagen, 2008), and the switches: (frame, true id, result id before,
+    result id after)."""
     n = len(p.truth_boxes)
-    last, before = np.full(n, -1), np.full(n, -1)  # the result track that matched: ever, and in the step before
-    matched, pieces, sums, switches = np.zeros(n), np.zeros(n), dict.fromkeys(("tp", "near", "fp", "fn", "idsw"), 0.0), []
+    # the result track that matched: ever, and in the step before
+    last, before = np.full(n, -1), np.full(n, -1)
+    matched, pieces = np.zeros(n), np.zeros(n)
+    sums, switches = dict.fromkeys(("tp", "near", "fp", "fn", "idsw"), 0.0), []
     for at, (g, r, overlap) in zip(p.at.tolist(), p.steps):
-        if not len(g): sums["fp"] += len(r); continue
-        if not len(r): sums["fn"] += len(g); continue
+        if not len(g):
+            sums["fp"] += len(r)
+            continue
+        if not len(r):
+            sums["fn"] += len(g)
+            continue
         score = np.where(overlap < least - _EPS, 0, 1000 * (before[g][:, None] == r) + overlap)
         i, j = linear_sum_assignment(score, maximize=True)
         real = score[i, j] > _EPS
         i, j = i[real], j[real]
         gi, rj = g[i], r[j]
         changed = (last[gi] >= 0) & (last[gi] != rj)
-        switches += [(at, int(p.truth_ids[a]), int(p.result_ids[last[a]]), int(p.result_ids[b])) for a, b in zip(gi[changed], rj[changed])]
+        switches += [
+            (at, int(p.truth_ids[a]), int(p.result_ids[last[a]]), int(p.result_ids[b]))
+            for a, b in zip(gi[changed], rj[changed])
+        ]
         was, matched[gi] = before.copy(), matched[gi] + 1
         last[gi], before[:] = rj, -1
         before[gi] = rj
         pieces += (was < 0) & (before >= 0)
-        for key, value in (("tp", len(i)), ("near", overlap[i, j].sum()), ("fp", len(r) - len(i)), ("fn", len(g) - len(i)), ("idsw", changed.sum())): sums[key] += value
+        for key, value in (
+            ("tp", len(i)),
+            ("near", overlap[i, j].sum()),
+            ("fp", len(r) - len(i)),
+            ("fn", len(g) - len(i)),
+            ("idsw", changed.sum()),
+        ):
+            sums[key] += value
     share = matched / np.maximum(p.truth_boxes, 1)
-    sums |= {"mt": (share > 0.8).sum(), "pt": ((share >= 0.2) & (share <= 0.8)).sum(), "ml": (share < 0.2).sum(), "frag": (pieces[pieces > 0] - 1).sum()}
+    sums |= {
+        "mt": (share > 0.8).sum(),
+        "pt": ((share >= 0.2) & (share <= 0.8)).sum(),
+        "ml": (share < 0.2).sum(),
+        "frag": (pieces[pieces > 0] - 1).sum(),
+    }
     return sums, switches
 
-
+# %% ../../nbs/05_evaluation/08_tracking_scores.ipynb #9ee965d2
 def _identity(p: _Pairs, least: float) -> float:
     "IDTP (Ristani et al., 2016): boxes that agree when each true track gets at most one result track."
     agree = np.zeros((len(p.truth_boxes), len(p.result_boxes)))
-    for g, r, overlap in p.steps: agree[g[:, None], r] += overlap >= least
+    for g, r, overlap in p.steps:
+        agree[g[:, None], r] += overlap >= least
     return float(agree[linear_sum_assignment(agree, maximize=True)].sum())
 
 # %% ../../nbs/05_evaluation/08_tracking_scores.ipynb #a1711661
+def _over(a: Any, b: Any) -> Any:
+    "a / b; a where b is below 1."
+    return a / np.maximum(1.0, b)
+
+
+def _hota_curves(h: Mapping[str, np.ndarray], truth: float, result: float) -> dict[str, np.ndarray]:
+    "HOTA and its parts, one value a threshold of overlap."
+    det = _over(h["tp"], truth + result - h["tp"])
+    ass, ass_re, ass_pr = (_over(h[k], h["tp"]) for k in ("ass", "ass_re", "ass_pr"))
+    return {
+        "HOTA": np.sqrt(det * ass),
+        "DetA": det,
+        "AssA": ass,
+        "DetRe": _over(h["tp"], truth),
+        "DetPr": _over(h["tp"], result),
+        "AssRe": ass_re,
+        "AssPr": ass_pr,
+        "LocA": np.maximum(1e-10, h["near"]) / np.maximum(1e-10, h["tp"]),
+    }
+
+
+def _clear_shares(c: Mapping[str, float]) -> dict[str, float]:
+    "The fractions of CLEAR."
+    return {
+        "MOTA": _over(c["tp"] - c["fp"] - c["idsw"], c["tp"] + c["fn"]),
+        "MOTP": _over(c["near"], c["tp"]),
+        "Rcll": _over(c["tp"], c["tp"] + c["fn"]),
+        "Prcn": _over(c["tp"], c["tp"] + c["fp"]),
+    }
+
+# %% ../../nbs/05_evaluation/08_tracking_scores.ipynb #94841be6
 @dataclass(frozen=True)
 class TrackingScores:
-    "Sums over one or more sequences; the scores are computed from them. `a + b` is the score of both together."
+    """Sums over one or more sequences; the scores are computed from them. `a + b` is the score of both
+    together."""
 
-    truth_boxes: float; result_boxes: float; truth_tracks: float; result_tracks: float; frames: float
-    hota: Mapping[str, np.ndarray]; clear: Mapping[str, float]; idtp: float
-    switches: list[tuple[int, int, int, int]] = field(default_factory=list)  # (frame, true id, result id before, after); not kept in a sum
+    truth_boxes: float
+    result_boxes: float
+    truth_tracks: float
+    result_tracks: float
+    frames: float
+    hota: Mapping[str, np.ndarray]
+    clear: Mapping[str, float]
+    idtp: float
+    # (frame, true id, result id before, after); not kept in a sum
+    switches: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     def __add__(self, other: TrackingScores) -> TrackingScores:
         add = lambda a, b: {k: a[k] + b[k] for k in a} if isinstance(a, Mapping) else a + b
-        return TrackingScores(*(add(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)[:-1]))
+        return TrackingScores(
+            *(add(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)[:-1])
+        )
 
     def to_dict(self) -> dict[str, float]:
         "Every score under the field's name, fractions 0..1 (MOTA may be negative)."
-        h, c, over = self.hota, self.clear, lambda a, b: a / np.maximum(1.0, b)
-        det = over(h["tp"], self.truth_boxes + self.result_boxes - h["tp"])
-        ass, ass_re, ass_pr = (over(h[k], h["tp"]) for k in ("ass", "ass_re", "ass_pr"))
-        local = np.maximum(1e-10, h["near"]) / np.maximum(1e-10, h["tp"])
-        curves = {"HOTA": np.sqrt(det * ass), "DetA": det, "AssA": ass, "DetRe": over(h["tp"], self.truth_boxes), "DetPr": over(h["tp"], self.result_boxes),
-                  "AssRe": ass_re, "AssPr": ass_pr, "LocA": local}
-        half = self.truth_boxes + self.result_boxes
-        clear = {"MOTA": over(c["tp"] - c["fp"] - c["idsw"], c["tp"] + c["fn"]), "MOTP": over(c["near"], c["tp"]), "Rcll": over(c["tp"], c["tp"] + c["fn"]),
-                 "Prcn": over(c["tp"], c["tp"] + c["fp"])}
-        identity = {"IDF1": over(2 * self.idtp, half) if half else 0.0, "IDR": over(self.idtp, self.truth_boxes), "IDP": over(self.idtp, self.result_boxes)}
-        counts = {"IDSW": c["idsw"], "FP": c["fp"], "FN": c["fn"], "MT": c["mt"], "PT": c["pt"], "ML": c["ml"], "Frag": c["frag"], "GT_IDs": self.truth_tracks, "IDs": self.result_tracks}
-        return {k: float(np.mean(v)) for k, v in {**curves, **clear, **identity}.items()} | {k: int(v) for k, v in counts.items()}
+        c, half = self.clear, self.truth_boxes + self.result_boxes
+        curves = _hota_curves(self.hota, self.truth_boxes, self.result_boxes)
+        identity = {
+            "IDF1": _over(2 * self.idtp, half) if half else 0.0,
+            "IDR": _over(self.idtp, self.truth_boxes),
+            "IDP": _over(self.idtp, self.result_boxes),
+        }
+        counts = {
+            "IDSW": c["idsw"],
+            "FP": c["fp"],
+            "FN": c["fn"],
+            "MT": c["mt"],
+            "PT": c["pt"],
+            "ML": c["ml"],
+            "Frag": c["frag"],
+            "GT_IDs": self.truth_tracks,
+            "IDs": self.result_tracks,
+        }
+        shares = {**curves, **_clear_shares(c), **identity}
+        return {k: float(np.mean(v)) for k, v in shares.items()} | {k: int(v) for k, v in counts.items()}
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in (scores := self.to_dict()): raise AttributeError(name)
+        if name.startswith("_") or name not in (scores := self.to_dict()):
+            raise AttributeError(name)
         return scores[name]
 
 # %% ../../nbs/05_evaluation/08_tracking_scores.ipynb #48dea1d9
 def evaluate_tracking(
     truth: TrackTable,
     result: TrackTable,
-    least: float = 0.5,   # overlap from which a pair counts, for CLEAR and identity
+    least: float = 0.5,  # overlap from which a pair counts, for CLEAR and identity
 ) -> TrackingScores:
     "HOTA, CLEAR and identity scores of one sequence; every value equals TrackEval's."
-    if not len(truth): raise DataError("there are no true tracks: nothing to measure against", truth.where, "rows whose seventh value is 0 do not count")
+    if not len(truth):
+        raise DataError(
+            "there are no true tracks: nothing to measure against",
+            truth.where,
+            "rows whose seventh value is 0 do not count",
+        )
     pairs = _pairs(truth, result)
     clear, switches = _clear(pairs, least)
     frames = max(truth.frames or 0, int(pairs.at.max()) + 1)
-    return TrackingScores(float(len(truth)), float(len(result)), float(len(pairs.truth_ids)), float(len(pairs.result_ids)), float(frames),
-                          _hota(pairs), clear, _identity(pairs, least), switches)
+    return TrackingScores(
+        float(len(truth)),
+        float(len(result)),
+        float(len(pairs.truth_ids)),
+        float(len(pairs.result_ids)),
+        float(frames),
+        _hota(pairs),
+        clear,
+        _identity(pairs, least),
+        switches,
+    )
 
 # %% ../../nbs/05_evaluation/08_tracking_scores.ipynb #a155c629
 def ids_along_truth(
-    truth: TrackTable, result: TrackTable,
-    least: float = 0.5,          # overlap from which a pair counts
-) -> np.ndarray:                 # (n,) for every row of the truth: the result's id, -1 where it was missed
+    truth: TrackTable,
+    result: TrackTable,
+    least: float = 0.5,  # overlap from which a pair counts
+) -> np.ndarray:  # (n,) for every row of the truth: the result's id, -1 where it was missed
     "Which result track covers each true box: the material of pictures."
     covered = np.full(len(truth), -1)
     for at in np.unique(truth.frame):
@@ -240,30 +379,49 @@ def ids_along_truth(
 
 # %% ../../nbs/05_evaluation/08_tracking_scores.ipynb #5fe02bb8
 def find_sequences(
-    truth: str | Path,      # gt.txt, or a folder of sequences
-    result: str | Path,     # result file, folder of NAME.txt, or the output folder of a run
+    truth: str | Path,  # gt.txt, or a folder of sequences
+    result: str | Path,  # result file, folder of NAME.txt, or the output folder of a run
 ) -> dict[str, tuple[TrackTable, TrackTable]]:
     "Pairs of truth and result by name of the sequence. DataError names everything that is missing."
     truth, result = Path(truth), Path(result)
     for path in (truth, result):
-        if not path.exists(): raise DataError("no such file or folder", path, "check the path")
-    if truth.is_file(): labelled = {_name(truth): truth}
+        if not path.exists():
+            raise DataError("no such file or folder", path, "check the path")
+    if truth.is_file():
+        labelled = {_name(truth): truth}
     else:
-        labelled = {p.parent.parent.name: p for p in sorted(truth.glob("*/gt/gt.txt"))} or {_name(p): p for p in sorted([*truth.glob("gt/gt.txt"), *truth.glob("*.txt")])}
-    if not labelled: raise DataError("no ground truth here", truth, "give gt.txt, or a folder with NAME/gt/gt.txt or NAME.txt")
+        labelled = {p.parent.parent.name: p for p in sorted(truth.glob("*/gt/gt.txt"))} or {
+            _name(p): p for p in sorted([*truth.glob("gt/gt.txt"), *truth.glob("*.txt")])
+        }
+    if not labelled:
+        raise DataError(
+            "no ground truth here", truth, "give gt.txt, or a folder with NAME/gt/gt.txt or NAME.txt"
+        )
     answers = _answers(result)
-    itself = [str(p) for p in labelled.values() for a in answers.values() if isinstance(a, Path) and a.samefile(p)]
-    if itself: raise DataError("the truth would be compared with itself", itself[0], "give the tracker's result as the second path")
-    if len(labelled) == len(answers) == 1: answers = dict(zip(labelled, answers.values()))
+    itself = [
+        str(p) for p in labelled.values() for a in answers.values() if isinstance(a, Path) and a.samefile(p)
+    ]
+    if itself:
+        raise DataError(
+            "the truth would be compared with itself",
+            itself[0],
+            "give the tracker's result as the second path",
+        )
+    if len(labelled) == len(answers) == 1:
+        answers = dict(zip(labelled, answers.values()))
     missing = [name for name in labelled if name not in answers]
-    if missing: raise DataError(f"no result for {', '.join(missing)}", result, f"results found: {', '.join(answers) or 'none'}")
+    if missing:
+        raise DataError(
+            f"no result for {', '.join(missing)}", result, f"results found: {', '.join(answers) or 'none'}"
+        )
     load = lambda a: a if isinstance(a, TrackTable) else read_mot(a)
     return {name: (read_mot(path, truth=True), load(answers[name])) for name, path in labelled.items()}
 
 
 def _answers(result: Path) -> dict[str, Any]:
     "Results by name: the sources of a run, the NAME.txt of a folder, or one file."
-    if result.is_file(): return {_name(result): result}
+    if result.is_file():
+        return {_name(result): result}
     files = {p.stem: p for p in sorted(result.glob("*.txt"))}
     is_run = any((result / name).exists() for name in ("results.parquet", "results.parts"))
     return read_run(result) if is_run or not files else files

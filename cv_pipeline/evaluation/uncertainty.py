@@ -17,7 +17,14 @@ from scipy.stats import rankdata
 from ..core.formats import LabelledImage
 from ..core.types import ConfigError, DataError, Detections, MissingExtraError, box_iou
 from .calibration import FEWEST_WRONG
-from .intervals import FEWEST_OBJECTS, FEWEST_PICTURES, Interval, clusters, draw_weights, interval_of
+from cv_pipeline.evaluation.intervals import (
+    FEWEST_OBJECTS,
+    FEWEST_PICTURES,
+    Interval,
+    clusters,
+    draw_weights,
+    interval_of,
+)
 from .metrics import match_set
 from .records import EvalSet, look_at, tabled
 from ..synthetic.parts import seeded
@@ -33,8 +40,10 @@ class View:
     "A picture seen a little differently."
 
     name: str
-    change: Callable[[np.ndarray], np.ndarray]                        # BGR picture → BGR picture of the same size
-    back: Callable[[np.ndarray, tuple[int, int]], np.ndarray] = lambda xyxy, size: xyxy  # boxes there, (width, height) → boxes in the original
+    change: Callable[[np.ndarray], np.ndarray]  # BGR picture → BGR picture of the same size
+    back: Callable[[np.ndarray, tuple[int, int]], np.ndarray] = lambda xyxy, size: (
+        xyxy
+    )  # boxes there, (width, height) → boxes in the original
 
 
 def _unflip(xyxy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -43,7 +52,9 @@ def _unflip(xyxy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def smaller(share: float) -> View:
     "From further away: the picture at `share` of its size in the middle of grey."
-    def matrix(w: int, h: int) -> np.ndarray: return np.array([[share, 0, (1 - share) * w / 2], [0, share, (1 - share) * h / 2]])
+
+    def matrix(w: int, h: int) -> np.ndarray:
+        return np.array([[share, 0, (1 - share) * w / 2], [0, share, (1 - share) * h / 2]])
 
     def change(image: np.ndarray) -> np.ndarray:
         h, w = image.shape[:2]
@@ -60,11 +71,17 @@ def lit(gain: float) -> View:
     return View(f"light ×{gain:g}", lambda image: cv2.convertScaleAbs(image, alpha=gain))
 
 
-VIEWS: tuple[View, ...] = (View("mirrored", lambda image: np.ascontiguousarray(image[:, ::-1]), _unflip), smaller(0.85), lit(0.8), lit(1.25))
+VIEWS: tuple[View, ...] = (
+    View("mirrored", lambda image: np.ascontiguousarray(image[:, ::-1]), _unflip),
+    smaller(0.85),
+    lit(0.8),
+    lit(1.25),
+)
 
 # %% ../../nbs/05_evaluation/06_uncertainty.ipynb #3a89b9f8
 Reading = Callable[[np.ndarray], Detections]
-LOWEST = 0.01  # other readings are heard from here: a box that fell from 0.6 to 0.1 is not the same as one that is gone
+# other readings are heard from here: a box that fell from 0.6 to 0.1 is not the same as one that is gone
+LOWEST = 0.01
 
 
 def _heard(model: Any, conf: float) -> Any:
@@ -79,7 +96,10 @@ def through_views(model: Any, views: Sequence[View] = VIEWS) -> list[Reading]:
     def through(view: View) -> Reading:
         def read(image: np.ndarray) -> Detections:
             found = asked.predict([view.change(image)])[0]
-            return Detections(view.back(found.xyxy, (image.shape[1], image.shape[0])), found.confidence, found.class_id)
+            return Detections(
+                view.back(found.xyxy, (image.shape[1], image.shape[0])), found.confidence, found.class_id
+            )
+
         return read
 
     return [through(view) for view in views]
@@ -88,12 +108,19 @@ def through_views(model: Any, views: Sequence[View] = VIEWS) -> list[Reading]:
 def several_models(models: Sequence[Any], names: Sequence[str]) -> list[Reading]:
     "Other models of the same classes. ConfigError where classes differ."
     for m in models:
-        if tuple(m.manifest.names) != tuple(names): raise ConfigError(f"'{m.manifest.name}' has other classes", "ensemble", f"{', '.join(m.manifest.names[:8])} against {', '.join(list(names)[:8])}")
+        if tuple(m.manifest.names) != tuple(names):
+            raise ConfigError(
+                f"'{m.manifest.name}' has other classes",
+                "ensemble",
+                f"{', '.join(m.manifest.names[:8])} against {', '.join(list(names)[:8])}",
+            )
     asked = [_heard(m, LOWEST) for m in models]
     return [lambda image, m=m: m.predict([image])[0] for m in asked]
 
 
-def with_noise(model: Any, times: int = 4, std: float = 8.0, light: float = 0.15, seed: int = 0) -> list[Reading]:
+def with_noise(
+    model: Any, times: int = 4, std: float = 8.0, light: float = 0.15, seed: int = 0
+) -> list[Reading]:
     "One model at several doses of noise (grey levels) and light: a stand-in where there is no second model."
     asked = _heard(model, LOWEST)
 
@@ -103,6 +130,7 @@ def with_noise(model: Any, times: int = 4, std: float = 8.0, light: float = 0.15
             gain = rng.uniform(1 - light, 1 + light)
             grain = rng.standard_normal(image.shape, np.float32) * np.float32(std)
             return asked.predict([cv2.add(cv2.convertScaleAbs(image, alpha=gain), grain, dtype=cv2.CV_8U)])[0]
+
         return read
 
     return [dosed(k) for k in range(times)]
@@ -111,11 +139,14 @@ def with_noise(model: Any, times: int = 4, std: float = 8.0, light: float = 0.15
 MEASURES = ("doubt", "swing", "spread", "dissent", "unsure")
 
 
-def _matched(reference: Detections, other: Detections, least: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n,) confidence, overlap, bool same class
+def _matched(
+    reference: Detections, other: Detections, least: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n,) confidence, overlap, bool same class
     "What one reading says about each box; zeros where it has none. Same class goes before better overlap."
     n = len(reference)
     conf, near, same = np.zeros(n), np.zeros(n), np.zeros(n, bool)
-    if not n or not len(other): return conf, near, same
+    if not n or not len(other):
+        return conf, near, same
     overlap = box_iou(reference.xyxy, other.xyxy).astype(float)
     alike = reference.class_id[:, None] == other.class_id
     worth = np.where(overlap >= least, overlap + 2 * alike + 0.1 * other.confidence * alike, 0)
@@ -128,17 +159,31 @@ def _matched(reference: Detections, other: Detections, least: float) -> tuple[np
 
 
 def opinions(
-    reference: Detections,           # n boxes of the model
-    others: Sequence[Detections],    # what the other readings found in the same picture
-    least: float = 0.5,              # overlap that makes two boxes one
-) -> dict[str, np.ndarray]:          # measure → (n,) float32, larger is less certain
+    reference: Detections,  # n boxes of the model
+    others: Sequence[Detections],  # what the other readings found in the same picture
+    least: float = 0.5,  # overlap that makes two boxes one
+) -> dict[str, np.ndarray]:  # measure → (n,) float32, larger is less certain
     "How much the readings differ about each box."
-    if not others: raise ConfigError("there is nobody to ask: no other readings", "uncertainty", "give views, models or doses of noise")
+    if not others:
+        raise ConfigError(
+            "there is nobody to ask: no other readings", "uncertainty", "give views, models or doses of noise"
+        )
     conf, near, same = (np.stack(v) for v in zip(*(_matched(reference, o, least) for o in others)))
-    looks, placed = np.vstack([reference.confidence[None].astype(float), conf]), np.vstack([np.ones((1, len(reference))), np.where(same, near, 0)])
+    looks, placed = (
+        np.vstack([reference.confidence[None].astype(float), conf]),
+        np.vstack([np.ones((1, len(reference))), np.where(same, near, 0)]),
+    )
     seen = (near > 0).sum(axis=0)
-    spread = np.divide(((1 - near) * (near > 0)).sum(axis=0), seen, out=np.ones(len(reference)), where=seen > 0)
-    made = {"doubt": 1 - looks.mean(0), "swing": looks.std(0), "spread": spread, "dissent": 1 - same.mean(0), "unsure": 1 - (looks * placed).mean(0)}
+    spread = np.divide(
+        ((1 - near) * (near > 0)).sum(axis=0), seen, out=np.ones(len(reference)), where=seen > 0
+    )
+    made = {
+        "doubt": 1 - looks.mean(0),
+        "swing": looks.std(0),
+        "spread": spread,
+        "dissent": 1 - same.mean(0),
+        "unsure": 1 - (looks * placed).mean(0),
+    }
     return {name: made[name].astype(np.float32) for name in MEASURES}
 
 # %% ../../nbs/05_evaluation/06_uncertainty.ipynb #04db437d
@@ -163,7 +208,8 @@ BASELINE = "1 - confidence"
 
 def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # (n, k), (n,) → (k,)
     "Rank correlation of each column with `b`; ties share their rank; NaN where one of both is constant."
-    if len(b) < 3: return np.full(a.shape[1], np.nan)
+    if len(b) < 3:
+        return np.full(a.shape[1], np.nan)
     x, y = rankdata(a, axis=0), rankdata(b)
     x, y = x - x.mean(0), y - y.mean()
     below = np.sqrt((x**2).sum(0) * (y**2).sum())
@@ -173,7 +219,8 @@ def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # (n, k), (n,) → (k
 def auroc(a: np.ndarray, wrong: np.ndarray) -> np.ndarray:  # (n, k), (n,) bool → (k,)
     "How often a wrong box has the larger value, ties half (Mann and Whitney, 1947); NaN without both kinds."
     bad, good = int(wrong.sum()), int((~wrong).sum())
-    if not bad or not good: return np.full(a.shape[1], np.nan)
+    if not bad or not good:
+        return np.full(a.shape[1], np.nan)
     return (rankdata(a, axis=0)[wrong].sum(0) - bad * (bad + 1) / 2) / (bad * good)
 
 
@@ -182,64 +229,114 @@ class Worth:
     "What one measure says about errors."
 
     measure: str
-    correlation: Interval        # Spearman with 1 − overlap, all boxes
-    among_right: Interval        # … over the right boxes
-    auroc: Interval              # for "is wrong"
-    against_confidence: Interval # AUROC − AUROC of 1 − confidence
+    correlation: Interval  # Spearman with 1 − overlap, all boxes
+    among_right: Interval  # … over the right boxes
+    auroc: Interval  # for "is wrong"
+    against_confidence: Interval  # AUROC − AUROC of 1 − confidence
 
     @property
     def says(self) -> str:
         "In words."
         gap = self.against_confidence
-        if self.measure == BASELINE: return "the yardstick"
-        if not np.isfinite([gap.low, gap.high]).all(): return "unknown"
-        return "better than confidence" if gap.low > 0 else "worse than confidence" if gap.high < 0 else "no difference that the data shows"
+        if self.measure == BASELINE:
+            return "the yardstick"
+        if not np.isfinite([gap.low, gap.high]).all():
+            return "unknown"
+        return (
+            "better than confidence"
+            if gap.low > 0
+            else "worse than confidence"
+            if gap.high < 0
+            else "no difference that the data shows"
+        )
 
 # %% ../../nbs/05_evaluation/06_uncertainty.ipynb #18021084
+def _worth_row(w: Worth) -> dict[str, str]:
+    "A measure in the table, for people."
+    return {
+        "measure": w.measure,
+        "rank correlation": str(w.correlation),
+        "among right": str(w.among_right),
+        "AUROC": str(w.auroc),
+        "against confidence": str(w.against_confidence),
+        "says": w.says,
+    }
+
+
+def _worth_dict(w: Worth) -> dict[str, Any]:
+    "A measure in metrics.json; None for a number that is not there."
+    tidy = lambda i: {
+        k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(i).items()
+    }
+    numbers = ("correlation", "among_right", "auroc", "against_confidence")
+    return {"measure": w.measure, "says": w.says, **{k: tidy(getattr(w, k)) for k in numbers}}
+
+# %% ../../nbs/05_evaluation/06_uncertainty.ipynb #52a078fc
 @dataclass(frozen=True)
 class UncertaintyReport:
     "Whether uncertainty knows more about errors than confidence."
 
-    worth: tuple[Worth, ...]     # the yardstick first
+    worth: tuple[Worth, ...]  # the yardstick first
     pictures: int
     boxes: int
     wrong: int
     clusters: int
-    method: str                  # how the second opinions were had
+    method: str  # how the second opinions were had
     table: Mapping[str, np.ndarray]  # measure → (boxes,), and "error", "wrong": for pictures
 
     @property
     def sufficient(self) -> bool:
         "Whether there is enough to print numbers."
-        return self.pictures >= FEWEST_PICTURES and self.boxes >= FEWEST_OBJECTS and min(self.wrong, self.boxes - self.wrong) >= FEWEST_WRONG
+        return (
+            self.pictures >= FEWEST_PICTURES
+            and self.boxes >= FEWEST_OBJECTS
+            and min(self.wrong, self.boxes - self.wrong) >= FEWEST_WRONG
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         "A row a measure; only a note where there are too few boxes or errors."
-        if not self.sufficient: return [{"measure": w.measure, "note": f"insufficient: {self.pictures} pictures, {self.boxes} boxes, {self.wrong} wrong"} for w in self.worth]
-        return [{"measure": w.measure, "rank correlation": str(w.correlation), "among right": str(w.among_right), "AUROC": str(w.auroc), "against confidence": str(w.against_confidence), "says": w.says} for w in self.worth]
+        if not self.sufficient:
+            note = f"insufficient: {self.pictures} pictures, {self.boxes} boxes, {self.wrong} wrong"
+            return [{"measure": w.measure, "note": note} for w in self.worth]
+        return [_worth_row(w) for w in self.worth]
 
     def to_dict(self) -> dict[str, Any]:
         "For metrics.json."
-        tidy = lambda i: {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(i).items()}
-        worth = [{"measure": w.measure, "says": w.says, **{k: tidy(getattr(w, k)) for k in ("correlation", "among_right", "auroc", "against_confidence")}} for w in self.worth]
-        return {"method": self.method, "sufficient": self.sufficient, "pictures": self.pictures, "boxes": self.boxes, "wrong": self.wrong, "clusters": self.clusters, "measures": worth if self.sufficient else []}
+        return {
+            "method": self.method,
+            "sufficient": self.sufficient,
+            "pictures": self.pictures,
+            "boxes": self.boxes,
+            "wrong": self.wrong,
+            "clusters": self.clusters,
+            "measures": [_worth_dict(w) for w in self.worth] if self.sufficient else [],
+        }
 
 # %% ../../nbs/05_evaluation/06_uncertainty.ipynb #4e9871c0
 def judge_uncertainty(
-    s: EvalSet,                              # predictions of the model at the threshold in use
-    measures: Mapping[str, np.ndarray],      # name → (predictions,), larger is less certain
-    draws: int = 500, seed: int = 0,
+    s: EvalSet,  # predictions of the model at the threshold in use
+    measures: Mapping[str, np.ndarray],  # name → (predictions,), larger is less certain
+    draws: int = 500,
+    seed: int = 0,
     method: str = "",
 ) -> UncertaintyReport:
     "Compare measures with the confidence; intervals by resampling sequences, in pairs."
     lost = [k for k, v in measures.items() if len(v) != len(s.predictions) or not np.isfinite(v).all()]
-    if lost: raise DataError(f"{', '.join(lost)}: not one finite number for each of the {len(s.predictions)} boxes", "uncertainty")
+    if lost:
+        raise DataError(
+            f"{', '.join(lost)}: not one finite number for each of the {len(s.predictions)} boxes",
+            "uncertainty",
+        )
     m = match_set(s, [0.5], max_det=10**6)
     counts = ~m.ignored[0]
     rows, right = m.rows[counts], m.hit[0][counts]
     error, image = 1 - np.where(right, m.overlap[0][counts], 0), s.predictions.image[rows]
     columns = {BASELINE: 1 - s.predictions.confidence, **measures}
-    table = np.column_stack([np.asarray(v, float)[rows] for v in columns.values()]) if len(rows) else np.zeros((0, len(columns)))
+    table = (
+        np.column_stack([np.asarray(v, float)[rows] for v in columns.values()])
+        if len(rows)
+        else np.zeros((0, len(columns)))
+    )
 
     def numbers(take: np.ndarray) -> np.ndarray:  # (4, measures)
         t, e, ok = table[take], error[take], right[take]
@@ -247,46 +344,94 @@ def judge_uncertainty(
         return np.stack([spearman(t, e), spearman(t[ok], e[ok]), area, area - area[0]])
 
     weights = draw_weights(clusters(s), draws, seed)[:, image].astype(int)
-    once, drawn = numbers(np.arange(len(rows))), np.stack([numbers(np.repeat(np.arange(len(rows)), w)) for w in weights])
+    once, drawn = (
+        numbers(np.arange(len(rows))),
+        np.stack([numbers(np.repeat(np.arange(len(rows)), w)) for w in weights]),
+    )
     n = int(clusters(s).max()) + 1
-    worth = tuple(Worth(name, *(interval_of(float(once[q, j]), drawn[:, q, j], n_clusters=n) for q in range(4))) for j, name in enumerate(columns))
-    return UncertaintyReport(worth, len(s), len(rows), int((~right).sum()), n, method, {**{k: table[:, j] for j, k in enumerate(columns)}, "error": error, "wrong": ~right})
+    worth = tuple(
+        Worth(name, *(interval_of(float(once[q, j]), drawn[:, q, j], n_clusters=n) for q in range(4)))
+        for j, name in enumerate(columns)
+    )
+    return UncertaintyReport(
+        worth,
+        len(s),
+        len(rows),
+        int((~right).sum()),
+        n,
+        method,
+        {**{k: table[:, j] for j, k in enumerate(columns)}, "error": error, "wrong": ~right},
+    )
 
 # %% ../../nbs/05_evaluation/06_uncertainty.ipynb #3dbd5a99
+def _found_curve(report: UncertaintyReport, measure: str) -> tuple[np.ndarray, np.ndarray]:
+    "Share of boxes looked at, least certain first, and share of the wrong ones among them."
+    order = np.argsort(-report.table[measure], kind="stable")
+    # boxes that are equally certain come in any order: a straight line
+    last = np.append(np.flatnonzero(np.diff(report.table[measure][order])), report.boxes - 1)
+    found = np.cumsum(report.table["wrong"][order])[last] / report.wrong
+    return np.r_[0, (last + 1) / report.boxes], np.r_[0, found]
+
+
 def plot_uncertainty(report: UncertaintyReport, axes: Any = None) -> Any:  # two matplotlib Axes
     "Wrong boxes found against boxes looked at, and AUROC with intervals."
-    try: import matplotlib.pyplot as plt
-    except ImportError as e: raise MissingExtraError("matplotlib", "viz") from e
-    if not report.sufficient: raise DataError(report.rows()[0]["note"], "uncertainty", f"at least {FEWEST_PICTURES} pictures, {FEWEST_OBJECTS} boxes, {FEWEST_WRONG} of them wrong")
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as e:
+        raise MissingExtraError("matplotlib", "viz") from e
+    if not report.sufficient:
+        raise DataError(
+            report.rows()[0]["note"],
+            "uncertainty",
+            f"at least {FEWEST_PICTURES} pictures, {FEWEST_OBJECTS} boxes, {FEWEST_WRONG} of them wrong",
+        )
     axes = plt.subplots(1, 2, figsize=(8.4, 3), dpi=75)[1] if axes is None else axes
     colours = plt.get_cmap("tab10")
     for j, w in enumerate(report.worth):
-        order = np.argsort(-report.table[w.measure], kind="stable")
         style = {"color": "black", "lw": 1.8} if w.measure == BASELINE else {"color": colours(j), "lw": 1}
-        last = np.append(np.flatnonzero(np.diff(report.table[w.measure][order])), report.boxes - 1)  # boxes that are equally certain come in any order: a straight line
-        axes[0].plot(np.r_[0, (last + 1) / report.boxes], np.r_[0, np.cumsum(report.table["wrong"][order])[last] / report.wrong], label=w.measure, **style)
-        axes[1].errorbar([w.auroc.value], [j], xerr=[[w.auroc.value - w.auroc.low], [w.auroc.high - w.auroc.value]], fmt="o", capsize=3, ms=4, color=style["color"])
-    axes[0].plot([0, 1], [0, 1], ":", color=".6"); axes[0].legend(fontsize=6.5, loc="lower right")
-    axes[0].set(xlabel="share of boxes looked at, least certain first", ylabel="share of wrong ones found", xlim=(0, 1), ylim=(0, 1.02))
+        axes[0].plot(*_found_curve(report, w.measure), label=w.measure, **style)
+        axes[1].errorbar(
+            [w.auroc.value],
+            [j],
+            xerr=[[w.auroc.value - w.auroc.low], [w.auroc.high - w.auroc.value]],
+            fmt="o",
+            capsize=3,
+            ms=4,
+            color=style["color"],
+        )
+    axes[0].plot([0, 1], [0, 1], ":", color=".6")
+    axes[0].legend(fontsize=6.5, loc="lower right")
+    axes[0].set(
+        xlabel="share of boxes looked at, least certain first",
+        ylabel="share of wrong ones found",
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+    )
     axes[1].axvline(report.worth[0].auroc.value, color="black", lw=0.8, ls="--")
-    axes[1].set_yticks(range(len(report.worth)), [w.measure for w in report.worth], fontsize=7); axes[1].invert_yaxis()
-    axes[1].set(xlabel="AUROC for “is wrong”", title=f"{report.method}: {report.boxes} boxes, {report.wrong} wrong")
+    axes[1].set_yticks(range(len(report.worth)), [w.measure for w in report.worth], fontsize=7)
+    axes[1].invert_yaxis()
+    axes[1].set(
+        xlabel="AUROC for “is wrong”", title=f"{report.method}: {report.boxes} boxes, {report.wrong} wrong"
+    )
     axes[1].title.set_fontsize(8)
     return axes
 
 # %% ../../nbs/05_evaluation/06_uncertainty.ipynb #6b8ca5a2
 def measure_uncertainty(
-    model: Any,                      # cv_pipeline.inference.backends.Model
+    model: Any,  # cv_pipeline.inference.backends.Model
     items: Iterable[LabelledImage],
-    readings: Sequence[Reading] | None = None,               # None: the model through VIEWS
-    conf: float | None = None,                               # threshold of the boxes that are asked about; None: the model's own
-    columns: Mapping[str, Mapping[str, Any]] | None = None,  # column → path or name of a picture → value; `sequence` and `camera` make clusters
+    readings: Sequence[Reading] | None = None,  # None: the model through VIEWS
+    conf: float | None = None,  # threshold of the boxes that are asked about; None: the model's own
+    columns: Mapping[str, Mapping[str, Any]]
+    | None = None,  # column → path or name of a picture → value; `sequence` and `camera` make clusters
     method: str = "views",
     progress: Callable[[Iterable], Iterable] = lambda items: items,
-    **how: Any,                                              # draws, seed
+    **how: Any,  # draws, seed
 ) -> UncertaintyReport:
     "Second opinions on a labelled set, judged. Only classes that model and labels share take part."
     raw = model.with_calibration(None).with_postprocess(conf=conf, accept_conf=0.0)
     asked = SecondOpinion(raw, through_views(model) if readings is None else readings)
     s, said = look_at(items, model.manifest.names, lambda image: asked.predict([image])[0], columns, progress)
-    return judge_uncertainty(s, {name: np.concatenate([d.data[name] for d in said]) for name in MEASURES}, method=method, **how)
+    return judge_uncertainty(
+        s, {name: np.concatenate([d.data[name] for d in said]) for name in MEASURES}, method=method, **how
+    )

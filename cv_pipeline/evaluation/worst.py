@@ -27,11 +27,11 @@ __all__ = ['Case', 'cases', 'draw_case', 'worst_sheet']
 class Case:
     "One picture with what went wrong in it at the thresholds in use."
 
-    picture: int             # number in the set
-    false: np.ndarray        # rows of predictions that are wrong
-    kinds: tuple[str, ...]   # the cause of each
-    missed: np.ndarray       # rows of the truth that nobody shows
-    hits: np.ndarray         # rows of predictions that are right
+    picture: int  # number in the set
+    false: np.ndarray  # rows of predictions that are wrong
+    kinds: tuple[str, ...]  # the cause of each
+    missed: np.ndarray  # rows of the truth that nobody shows
+    hits: np.ndarray  # rows of predictions that are right
 
     @property
     def errors(self) -> int:
@@ -55,7 +55,15 @@ def cases(
     for i in range(len(s)):
         mine = image == i
         wrong, right = mine & (kind > 0), mine & (kind == 0)
-        found.append(Case(i, original[wrong], tuple(KINDS[k] for k in kind[wrong]), missed[s.truth.image[missed] == i], original[right]))
+        found.append(
+            Case(
+                i,
+                original[wrong],
+                tuple(KINDS[k] for k in kind[wrong]),
+                missed[s.truth.image[missed] == i],
+                original[right],
+            )
+        )
     sure = lambda c: float(s.predictions.confidence[c.false].max()) if len(c.false) else 0.0
     return sorted(found, key=lambda c: (-c.errors, -sure(c), c.picture))
 
@@ -67,24 +75,35 @@ def _box(image: np.ndarray, xyxy: np.ndarray, colour: tuple[int, int, int], text
     "A box with a label above it, or below where there is no room."
     x1, y1, x2, y2 = (int(round(v)) for v in xyxy)
     cv2.rectangle(image, (x1, y1), (x2, y2), colour, thick, cv2.LINE_AA)
-    if not text: return
+    if not text:
+        return
     scale = max(image.shape[0] / 900, 0.4)
     (w, h), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     x1, top = max(0, min(x1, image.shape[1] - w - 4)), y1 - h - 6 if y1 > h + 6 else y2
     cv2.rectangle(image, (x1, top), (x1 + w + 4, top + h + 6), colour, -1)
-    cv2.putText(image, text, (x1 + 2, top + h + 2), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
+    cv2.putText(
+        image, text, (x1 + 2, top + h + 2), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA
+    )
 
 
 def draw_case(s: EvalSet, case: Case, image: np.ndarray) -> np.ndarray:
     "A copy of the picture with its errors."
     canvas, thick = image.copy(), max(1, round(image.shape[0] / 300))
-    for row in case.hits: _box(canvas, s.predictions.xyxy[row], _GREY, "", 1)
-    for row in case.missed: _box(canvas, s.truth.xyxy[row], _YELLOW, f"missed {s.names[s.truth.class_id[row]]}", thick)
+    for row in case.hits:
+        _box(canvas, s.predictions.xyxy[row], _GREY, "", 1)
+    for row in case.missed:
+        _box(canvas, s.truth.xyxy[row], _YELLOW, f"missed {s.names[s.truth.class_id[row]]}", thick)
     for row, kind in zip(case.false, case.kinds):
-        _box(canvas, s.predictions.xyxy[row], _RED, f"{kind} {s.names[s.predictions.class_id[row]]} {s.predictions.confidence[row]:.2f}", thick)
+        _box(
+            canvas,
+            s.predictions.xyxy[row],
+            _RED,
+            f"{kind} {s.names[s.predictions.class_id[row]]} {s.predictions.confidence[row]:.2f}",
+            thick,
+        )
     return canvas
 
-
+# %% ../../nbs/05_evaluation/04_worst.ipynb #8d65388e
 def worst_sheet(
     s: EvalSet,
     thresholds: Sequence[float] | float = 0.25,
@@ -92,11 +111,22 @@ def worst_sheet(
     columns: int = 3,
     picture: Callable[[int], np.ndarray] | None = None,  # number → BGR image; None: read from `paths`
     ranked: Sequence[Case] | None = None,
-) -> np.ndarray | None:                                  # BGR; None when nothing went wrong
+) -> np.ndarray | None:  # BGR; None when nothing went wrong
     "The worst pictures of a set on one sheet. DataError when the pictures are not there."
     chosen = [c for c in (cases(s, thresholds) if ranked is None else ranked)[:most] if c.errors]
-    if not chosen: return None
+    if not chosen:
+        return None
     if picture is None:
-        if not s.paths or any(s.paths[c.picture] is None for c in chosen): raise DataError("the pictures are not there, only their labels", s.where, "put them beside the labels, or hand in `picture`")
+        if not s.paths or any(s.paths[c.picture] is None for c in chosen):
+            raise DataError(
+                "the pictures are not there, only their labels",
+                s.where,
+                "put them beside the labels, or hand in `picture`",
+            )
         picture = lambda i: read_image(s.paths[i])
-    return contact_sheet([draw_case(s, c, picture(c.picture)) for c in chosen], [f"{Path(s.images[c.picture]).name}: {c.errors} errors" for c in chosen], columns=columns, width=320)
+    return contact_sheet(
+        [draw_case(s, c, picture(c.picture)) for c in chosen],
+        [f"{Path(s.images[c.picture]).name}: {c.errors} errors" for c in chosen],
+        columns=columns,
+        width=320,
+    )

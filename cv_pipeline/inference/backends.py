@@ -30,27 +30,42 @@ class OutOfMemory(BackendError):
 
 
 class InvalidOutput(BackendError):
-    "The model answered, and its answer is of no use: NaN, infinity, another shape. The same input gives the same answer again."
+    """The model answered, and its answer is of no use: NaN, infinity, another shape. The same input gives the
+    same answer again."""
 
 
 def check_output(
-    raw: np.ndarray,              # what the runtime returned
-    batch_size: int,              # images that were asked about
-    name: str,                    # model, for the error
-    shape: tuple[int | None, ...] | None = None,  # promised after the batch axis, None = any length; `output_shape` of the manifest
-) -> np.ndarray:                  # the same array
-    "InvalidOutput unless the output is a finite float32 array with one entry per image, of the promised shape."
+    raw: np.ndarray,  # what the runtime returned
+    batch_size: int,  # images that were asked about
+    name: str,  # model, for the error
+    shape: tuple[int | None, ...]
+    | None = None,  # promised after the batch axis, None = any length; `output_shape` of the manifest
+) -> np.ndarray:  # the same array
+    """InvalidOutput unless the output is a finite float32 array with one entry per image, of the promised
+    shape."""
     if not isinstance(raw, np.ndarray) or raw.ndim < 2 or raw.shape[0] != batch_size:
-        raise InvalidOutput(f"the output has shape {getattr(raw, 'shape', None)} for a batch of {batch_size}", name,
-                            "the model file and its manifest disagree; export the model again with a batch dimension")
-    if shape is not None and (raw.ndim != 1 + len(shape) or any(w not in (None, g) for w, g in zip(shape, raw.shape[1:]))):
-        raise InvalidOutput(f"the output has shape {raw.shape}, promised is {(batch_size, *shape)}".replace("None", "any"), name,
-                            "compare names and postprocess.head of the manifest with the file")
-    if raw.dtype != np.float32: raw = raw.astype(np.float32)
+        raise InvalidOutput(
+            f"the output has shape {getattr(raw, 'shape', None)} for a batch of {batch_size}",
+            name,
+            "the model file and its manifest disagree; export the model again with a batch dimension",
+        )
+    if shape is not None and (
+        raw.ndim != 1 + len(shape) or any(w not in (None, g) for w, g in zip(shape, raw.shape[1:]))
+    ):
+        raise InvalidOutput(
+            f"the output has shape {raw.shape}, promised is {(batch_size, *shape)}".replace("None", "any"),
+            name,
+            "compare names and postprocess.head of the manifest with the file",
+        )
+    if raw.dtype != np.float32:
+        raw = raw.astype(np.float32)
     if not np.isfinite(raw).all():
         bad = ~np.isfinite(raw).reshape(batch_size, -1).all(axis=1)
-        raise InvalidOutput(f"the output holds NaN or infinity for {int(bad.sum())} of {batch_size} images", name,
-                            "a lower precision often overflows: run the float32 file, and check the preprocessing")
+        raise InvalidOutput(
+            f"the output holds NaN or infinity for {int(bad.sum())} of {batch_size} images",
+            name,
+            "a lower precision often overflows: run the float32 file, and check the preprocessing",
+        )
     return raw
 
 # %% ../../nbs/02_inference/05_backends.ipynb #d96a83f9
@@ -62,14 +77,16 @@ class Model:
     backend: Backend
     preprocess: Preprocessor
     postprocess: Postprocessor
-    path: Path | str | None = None                # its file, or the address of a server
-    opener: Callable[[], Backend] | None = None   # opens a backend like this one anew
+    path: Path | str | None = None  # its file, or the address of a server
+    opener: Callable[[], Backend] | None = None  # opens a backend like this one anew
 
     def reopen(self) -> Backend:
         "A new backend like the one it has, for when that is broken."
         if self.opener is not None:
             return self.opener()
-        raise BackendError("nothing says how this model is opened again", self.manifest.name, "open it with load_model")
+        raise BackendError(
+            "nothing says how this model is opened again", self.manifest.name, "open it with load_model"
+        )
 
     @property
     def identity(self) -> dict[str, str]:
@@ -78,11 +95,13 @@ class Model:
         sha256 = known.sha256 or (file_sha256(self.path) if self.path and Path(self.path).is_file() else "")
         return {"name": known.name, "version": known.version, "file": known.file, "sha256": sha256}
 
-    def predict(self, images: Sequence[np.ndarray]) -> list[Detections]:  # (H, W, 3) uint8 BGR each, any sizes
+    def predict(
+        self, images: Sequence[np.ndarray]
+    ) -> list[Detections]:  # (H, W, 3) uint8 BGR each, any sizes
         "Detections of each picture, in its own pixels."
         found, step = [], max(1, self.backend.max_batch)
         for first in range(0, len(images), step):
-            batch, geometries = self.preprocess.batch(images[first:first + step])
+            batch, geometries = self.preprocess.batch(images[first : first + step])
             found += self.postprocess(self.backend.infer(batch), geometries)
         return found
 
@@ -112,61 +131,96 @@ def _changed(manifest: ModelManifest, changes: dict[str, Any]) -> PostprocessSpe
     "The manifest's postprocessing with changes; classes may be names."
     if "classes" in changes:
         known, wanted = {n: i for i, n in enumerate(manifest.names)}, changes["classes"]
-        unknown = [c for c in wanted if str(c) not in known and not (str(c).isdigit() and int(c) < len(known))]
+        unknown = [
+            c for c in wanted if str(c) not in known and not (str(c).isdigit() and int(c) < len(known))
+        ]
         if unknown:
-            raise ConfigError(f"the model has no class {unknown}", manifest.name, f"known: {', '.join(manifest.names)}")
+            raise ConfigError(
+                f"the model has no class {unknown}", manifest.name, f"known: {', '.join(manifest.names)}"
+            )
         changes = {**changes, "classes": tuple(known[str(c)] if str(c) in known else int(c) for c in wanted)}
-    if "conf" in changes: changes = {"class_conf": {}, **changes}  # an explicit threshold is meant for every class
-    if "accept_conf" in changes: changes = {"class_accept_conf": {}, **changes}
-    if "policy" in changes: changes = {"class_policy": {}, **changes}
+    if "conf" in changes:
+        changes = {"class_conf": {}, **changes}  # an explicit threshold is meant for every class
+    if "accept_conf" in changes:
+        changes = {"class_accept_conf": {}, **changes}
+    if "policy" in changes:
+        changes = {"class_policy": {}, **changes}
     return replace(manifest.postprocess, **changes)
 
 # %% ../../nbs/02_inference/05_backends.ipynb #dd035266
-@dataclass
-class SteadyBackend:
-    "A backend that splits batches when memory runs out and tries once more after a runtime error. Counts both."
+def _events(backend: Backend) -> Counter:
+    "What a backend has counted itself, if it counts."
+    return getattr(backend, "events", Counter())
+
+
+def _close_broken(backend: Backend) -> None:
+    with suppress(Exception):
+        backend.close()  # it is broken: that it cannot even be closed is no news
+
+
+class _Around:
+    "What a backend around another one leaves to it."
 
     inner: Backend
-    recover: Callable[[], Backend] | None = None  # opens the backend anew before the second try; the old one is closed by then
-    shape: tuple[int | None, ...] | None = None   # promised after the batch axis, for check_output
+
+    @property
+    def provider(self) -> str:
+        return self.inner.provider  # what runs it now: a backend may change that
+
+    @property
+    def state(self) -> str:
+        return getattr(self.inner, "state", "ready")  # in the backend's own words, e.g. "unreachable"
+
+    def warmup(self) -> None:
+        self.inner.warmup()
+
+    def close(self) -> None:
+        self.inner.close()
+
+# %% ../../nbs/02_inference/05_backends.ipynb #1d3df382
+@dataclass
+class SteadyBackend(_Around):
+    "Splits batches when memory runs out, tries once more after a runtime error, and counts both."
+
+    inner: Backend
+    # opens the backend anew before the second try; the old one is closed by then
+    recover: Callable[[], Backend] | None = None
+    shape: tuple[int | None, ...] | None = None  # promised after the batch axis, for check_output
     counts: Counter = field(default_factory=Counter)
 
-    def __post_init__(self): self.name, self.max_batch = self.inner.name, self.inner.max_batch
+    def __post_init__(self):
+        self.name, self.max_batch = self.inner.name, self.inner.max_batch
 
     @property
-    def provider(self) -> str: return self.inner.provider  # what runs it now: a backend may change that
-
-    @property
-    def state(self) -> str: return getattr(self.inner, "state", "ready")  # in the backend's own words, e.g. "unreachable", "fallback"
-
-    @property
-    def events(self) -> Counter: return self.counts + getattr(self.inner, "events", Counter())  # with what the backend has counted itself
+    def events(self) -> Counter:
+        return self.counts + _events(self.inner)  # with what the backend has counted itself
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         "(B, …) raw output; B may be larger than what fits at once."
         if len(batch) > self.max_batch:
             step = self.max_batch
-            return np.concatenate([self.infer(batch[i:i + step]) for i in range(0, len(batch), step)])
-        try: raw = self._call(batch)
+            return np.concatenate([self.infer(batch[i : i + step]) for i in range(0, len(batch), step)])
+        try:
+            raw = self._call(batch)
         except OutOfMemory:
-            if len(batch) == 1: raise
+            if len(batch) == 1:
+                raise
             self.counts["oom_split"] += 1
             self.max_batch = max(1, len(batch) // 2)
             return self.infer(batch)
-        return raw if getattr(self.inner, "checks_output", False) else check_output(raw, len(batch), self.name, self.shape)
+        if getattr(self.inner, "checks_output", False):
+            return raw
+        return check_output(raw, len(batch), self.name, self.shape)
 
     def _call(self, batch: np.ndarray) -> np.ndarray:
-        try: return self.inner.infer(batch)
-        except (OutOfMemory, InvalidOutput): raise
+        try:
+            return self.inner.infer(batch)
+        except (OutOfMemory, InvalidOutput):
+            raise
         except BackendError:
             self.counts["retry"] += 1
-            if self.recover is not None: self._reopen()
+            if self.recover is not None:
+                self.counts += _events(self.inner)
+                _close_broken(self.inner)
+                self.inner = self.recover()
             return self.inner.infer(batch)
-
-    def _reopen(self) -> None:
-        self.counts += getattr(self.inner, "events", Counter())
-        with suppress(Exception): self.inner.close()  # it is broken: that it cannot even be closed is no news
-        self.inner = self.recover()
-
-    def warmup(self) -> None: self.inner.warmup()
-    def close(self) -> None: self.inner.close()

@@ -17,31 +17,38 @@ __all__ = ['DynamicBatcher']
 
 # %% ../../nbs/02_inference/12_batching.ipynb #71ef6dae
 class DynamicBatcher:
-    "Collects items; a batch is ready when it is full or its oldest item has waited long enough. First in, first out."
+    """Collects items; a batch is ready when it is full or its oldest item has waited long enough. First in,
+    first out."""
 
     def __init__(
         self,
-        max_batch: int,      # most items in a batch
-        max_wait_s: float,   # longest time the oldest item waits for company, seconds; 0 = never wait
-        clock: Clock,        # monotonic seconds
+        max_batch: int,  # most items in a batch
+        max_wait_s: float,  # longest time the oldest item waits for company, seconds; 0 = never wait
+        clock: Clock,  # monotonic seconds
     ):
         if max_batch < 1 or max_wait_s < 0:
-            raise ConfigError(f"a batch needs max_batch ≥ 1 and max_wait ≥ 0, not {max_batch} and {max_wait_s}", "batching")
+            raise ConfigError(
+                f"a batch needs max_batch ≥ 1 and max_wait ≥ 0, not {max_batch} and {max_wait_s}", "batching"
+            )
         self.max_batch, self.max_wait_s, self.clock = max_batch, max_wait_s, clock
         self._items: deque[tuple[float, Any, bool]] = deque()
         self.room = max_batch  # places left in the next batch
 
-    def __len__(self) -> int: return len(self._items)
+    def __len__(self) -> int:
+        return len(self._items)
 
     def add(self, item: Any, counts: bool = True) -> None:
-        "Put an item at the end. One that does not count takes no place in the batch; it only keeps its place in the order."
+        """Put an item at the end. One that does not count takes no place in the batch; it only keeps its
+        place in the order."""
         self._items.append((self.clock(), item, counts))
         self.room -= counts
 
     def wait_s(self) -> float | None:
         "Seconds until the waiting items must leave; 0 when they must leave now, None when nothing waits."
-        if not self._items: return None
-        if self.room <= 0: return 0.0
+        if not self._items:
+            return None
+        if self.room <= 0:
+            return 0.0
         return max(0.0, self._items[0][0] + self.max_wait_s - self.clock())
 
     def ready(self) -> bool:

@@ -33,35 +33,58 @@ def expit(z: np.ndarray) -> np.ndarray:
 
 
 def _number(value: Any, above: float = -math.inf) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > above
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value > above
+    )
 
 
 def curve_problem(curve: Any) -> str | None:
     "What is wrong with a stored curve, None when nothing is."
-    if not isinstance(curve, Mapping): return f"a curve must be a table, not {curve!r}"
+    if not isinstance(curve, Mapping):
+        return f"a curve must be a table, not {curve!r}"
     kind, keys = curve.get("kind"), set(curve) - {"kind"}
     wanted = {"identity": set(), "temperature": {"t"}, "platt": {"a", "b"}, "isotonic": {"x", "y"}}
-    if kind not in wanted: return f"kind must be one of {', '.join(wanted)}, not {kind!r}"
-    if keys != wanted[kind]: return f"a {kind} curve has the keys {sorted(wanted[kind])}, not {sorted(keys)}"
-    if kind == "temperature" and not _number(curve["t"], 0): return f"t must be above 0, not {curve['t']!r}"
-    if kind == "platt" and not (_number(curve["a"], 0) and _number(curve["b"])): return f"a must be above 0 and b a number, not {curve['a']!r} and {curve['b']!r}"
-    if kind != "isotonic": return None
+    if kind not in wanted:
+        return f"kind must be one of {', '.join(wanted)}, not {kind!r}"
+    if keys != wanted[kind]:
+        return f"a {kind} curve has the keys {sorted(wanted[kind])}, not {sorted(keys)}"
+    if kind == "temperature" and not _number(curve["t"], 0):
+        return f"t must be above 0, not {curve['t']!r}"
+    if kind == "platt" and not (_number(curve["a"], 0) and _number(curve["b"])):
+        return f"a must be above 0 and b a number, not {curve['a']!r} and {curve['b']!r}"
+    if kind != "isotonic":
+        return None
     x, y = curve["x"], curve["y"]
-    if not (isinstance(x, Sequence) and isinstance(y, Sequence) and len(x) == len(y) >= 2 and all(map(_number, [*x, *y]))): return "x and y must be lists of numbers of equal length, two at least"
-    if any(b <= a for a, b in zip(x, x[1:])) or any(b < a for a, b in zip(y, y[1:])): return "x must rise and y must not fall"
+    if not (
+        isinstance(x, Sequence)
+        and isinstance(y, Sequence)
+        and len(x) == len(y) >= 2
+        and all(map(_number, [*x, *y]))
+    ):
+        return "x and y must be lists of numbers of equal length, two at least"
+    if any(b <= a for a, b in zip(x, x[1:])) or any(b < a for a, b in zip(y, y[1:])):
+        return "x must rise and y must not fall"
     return None if 0 <= min(*x, *y) and max(*x, *y) <= 1 else "x and y must lie in 0..1"
 
 
 def apply_curve(curve: Mapping[str, Any], confidence: np.ndarray) -> np.ndarray:
     "One curve on (n,) scores."
-    if curve["kind"] == "isotonic": return np.interp(confidence, curve["x"], curve["y"])
+    if curve["kind"] == "isotonic":
+        return np.interp(confidence, curve["x"], curve["y"])
     a, b = _line(curve)
     return expit(a * logit(confidence) + b)
 
-
+# %% ../../nbs/02_inference/00_calibrators.ipynb #f9e73d29
 def _line(curve: Mapping[str, Any]) -> tuple[float, float]:
     "Slope and offset in the logit."
-    return {"identity": lambda: (1.0, 0.0), "temperature": lambda: (1 / curve["t"], 0.0), "platt": lambda: (curve["a"], curve["b"])}[curve["kind"]]()
+    return {
+        "identity": lambda: (1.0, 0.0),
+        "temperature": lambda: (1 / curve["t"], 0.0),
+        "platt": lambda: (curve["a"], curve["b"]),
+    }[curve["kind"]]()
 
 # %% ../../nbs/02_inference/00_calibrators.ipynb #cf4e7258
 @dataclass(frozen=True)
@@ -70,29 +93,52 @@ class Calibrator:
 
     classes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     default: Mapping[str, Any] = field(default_factory=lambda: {"kind": "identity"})
-    target: str = "precision"                                  # what the probability is of: "precision" or "iou"
-    fitted: Mapping[str, Any] = field(default_factory=dict)    # on what, when, with which result: for people
+    target: str = "precision"  # what the probability is of: "precision" or "iou"
+    fitted: Mapping[str, Any] = field(default_factory=dict)  # on what, when, with which result: for people
 
     def __post_init__(self):
-        problems = [f"{name}: {p}" for name, c in {**self.classes, "default": self.default}.items() if (p := curve_problem(c))]
-        if self.target not in ("precision", "iou"): problems.append(f"target must be 'precision' or 'iou', not {self.target!r}")
-        if problems: raise ConfigError("the calibration cannot be used", "calibration", "fit it again, or remove it from the manifest", problems)
+        problems = [
+            f"{name}: {p}"
+            for name, c in {**self.classes, "default": self.default}.items()
+            if (p := curve_problem(c))
+        ]
+        if self.target not in ("precision", "iou"):
+            problems.append(f"target must be 'precision' or 'iou', not {self.target!r}")
+        if problems:
+            raise ConfigError(
+                "the calibration cannot be used",
+                "calibration",
+                "fit it again, or remove it from the manifest",
+                problems,
+            )
 
     def to_dict(self) -> dict[str, Any]:
         "For the manifest."
-        return {"classes": {k: dict(v) for k, v in self.classes.items()}, "default": dict(self.default), "target": self.target, "fitted": dict(self.fitted)}
+        return {
+            "classes": {k: dict(v) for k, v in self.classes.items()},
+            "default": dict(self.default),
+            "target": self.target,
+            "fitted": dict(self.fitted),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Calibrator:
         "From a manifest; ConfigError lists everything that is wrong with it."
         unknown = set(data) - {"classes", "default", "target", "fitted"}
-        if unknown: raise ConfigError(f"unknown keys in the calibration: {sorted(unknown)}", "calibration")
+        if unknown:
+            raise ConfigError(f"unknown keys in the calibration: {sorted(unknown)}", "calibration")
         return cls(**data)
 
     def table(self, names: Sequence[str]) -> CalibrationTable:
-        "The curves by class number, ready for the hot path; ConfigError for a class that the model does not have."
+        """The curves by class number, ready for the hot path; ConfigError for a class that the model does not
+        have."""
         strange = [n for n in self.classes if n not in names]
-        if strange: raise ConfigError(f"the model has no class {', '.join(strange)}", "calibration", f"its classes: {', '.join(names)}")
+        if strange:
+            raise ConfigError(
+                f"the model has no class {', '.join(strange)}",
+                "calibration",
+                f"its classes: {', '.join(names)}",
+            )
         return CalibrationTable([self.classes.get(n, self.default) for n in names])
 
 # %% ../../nbs/02_inference/00_calibrators.ipynb #2ee05901
@@ -102,14 +148,21 @@ class CalibrationTable:
     def __init__(self, curves: Sequence[Mapping[str, Any]]):
         lines = [_line(c) if c["kind"] != "isotonic" else (1.0, 0.0) for c in curves]
         self.slope, self.offset = (np.array(x, np.float32) for x in zip(*lines))
-        self.knots = {i: (np.asarray(c["x"], float), np.asarray(c["y"], float)) for i, c in enumerate(curves) if c["kind"] == "isotonic"}
+        self.knots = {
+            i: (np.asarray(c["x"], float), np.asarray(c["y"], float))
+            for i, c in enumerate(curves)
+            if c["kind"] == "isotonic"
+        }
         self.straight = len(self.knots) < len(curves)
 
     def __call__(self, confidence: np.ndarray, class_id: np.ndarray) -> np.ndarray:
         "(n,) float32 scores and (n,) classes → (n,) float32 probabilities."
-        if not len(confidence): return confidence
+        if not len(confidence):
+            return confidence
         made = confidence.astype(np.float32)
-        if self.straight: made = expit(self.slope[class_id] * logit(made) + self.offset[class_id])
+        if self.straight:
+            made = expit(self.slope[class_id] * logit(made) + self.offset[class_id])
         for i, (x, y) in self.knots.items():
-            if (mine := class_id == i).any(): made[mine] = np.interp(confidence[mine], x, y)
+            if (mine := class_id == i).any():
+                made[mine] = np.interp(confidence[mine], x, y)
         return made.astype(np.float32)

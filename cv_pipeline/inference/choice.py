@@ -24,7 +24,15 @@ from ..core.files import read_json, write_json
 from ..core.stamp import instruction_set, machine
 from ..core.types import Backend, BackendError, CVPipelineError, ConfigError, SinkError
 from .backends import InvalidOutput, Model, OutOfMemory, check_output, make_postprocessor
-from .manifest import BY_ENDING, Artefact, ModelFolder, ModelManifest, PreprocessSpec, find_artefact, output_shape
+from cv_pipeline.inference.manifest import (
+    BY_ENDING,
+    Artefact,
+    ModelFolder,
+    ModelManifest,
+    PreprocessSpec,
+    find_artefact,
+    output_shape,
+)
 from .preprocess import Preprocessor, value_tables
 
 # %% auto #0
@@ -38,17 +46,30 @@ class Candidate:
     "One file of a model, and why it may not be chosen, if so."
 
     artefact: Artefact
-    refused: str = ""   # "" = may run
+    refused: str = ""  # "" = may run
 
     @property
-    def label(self) -> str: return self.artefact.label
+    def label(self) -> str:
+        return self.artefact.label
 
 
 def own_file(manifest: ModelManifest) -> Artefact:
     "The file that the manifest was written for, as an artefact."
     runtime = BY_ENDING.get(Path(manifest.file).suffix.lower())
-    if runtime is None: raise ConfigError(f"an automatic choice knows {', '.join(BY_ENDING)} files, not '{manifest.file}'", manifest.name, "leave the backend out")
-    return Artefact(manifest.file, runtime, "fp32", manifest.sha256, manifest.preprocess.layout, gate={"accepted": True, "reason": "the model's own file"})
+    if runtime is None:
+        raise ConfigError(
+            f"an automatic choice knows {', '.join(BY_ENDING)} files, not '{manifest.file}'",
+            manifest.name,
+            "leave the backend out",
+        )
+    return Artefact(
+        manifest.file,
+        runtime,
+        "fp32",
+        manifest.sha256,
+        manifest.preprocess.layout,
+        gate={"accepted": True, "reason": "the model's own file"},
+    )
 
 
 def _not_judged(artefact: Artefact, kind: str) -> bool:
@@ -59,7 +80,8 @@ def _not_judged(artefact: Artefact, kind: str) -> bool:
 def _refusal(folder: Path, artefact: Artefact, kind: str) -> str:
     "Why a file may not run on a processor of this instruction set; empty when it may."
     record = artefact.verdict(kind)
-    if record.get("accepted") is True: return ""
+    if record.get("accepted") is True:
+        return ""
     if not _not_judged(artefact, kind):
         return (record or artefact.gate).get("reason") or "it never went through the gate"
     judge = artefact.gate.get("instruction set") or "a processor that its record does not name"
@@ -68,17 +90,20 @@ def _refusal(folder: Path, artefact: Artefact, kind: str) -> str:
 
 
 def _candidate(folder: Path, artefact: Artefact, gate: bool, kind: str) -> Candidate:
-    if gate and (reason := _refusal(folder, artefact, kind)): return Candidate(artefact, reason)
-    try: find_artefact(folder, artefact)
-    except CVPipelineError as e: return Candidate(artefact, e.what)
+    if gate and (reason := _refusal(folder, artefact, kind)):
+        return Candidate(artefact, reason)
+    try:
+        find_artefact(folder, artefact)
+    except CVPipelineError as e:
+        return Candidate(artefact, e.what)
     return Candidate(artefact)
 
-
+# %% ../../nbs/02_inference/13_choice.ipynb #2653c039
 def candidates(
     manifest: ModelManifest,
-    folder: Path,            # where the manifest lies
-    gate: bool = True,       # False: also what no gate has accepted
-    kind: str = "",          # instruction set that the verdict must be of; "" = this processor's
+    folder: Path,  # where the manifest lies
+    gate: bool = True,  # False: also what no gate has accepted
+    kind: str = "",  # instruction set that the verdict must be of; "" = this processor's
 ) -> list[Candidate]:
     "All files of a model, the own one first."
     own, kind = own_file(manifest), kind or instruction_set()
@@ -91,15 +116,22 @@ PICTURE = (720, 1280)  # height and width of the picture that is prepared for ea
 
 def sample_picture() -> np.ndarray:
     "A picture with structure; the time of a network does not depend on what it shows."
-    y, x = np.ogrid[:PICTURE[0], :PICTURE[1]]
-    return np.stack([(x // 5 + y // 3) % 256, (x // 7) ^ (y // 4) & 255, (y // 2 + x // 9) % 256], axis=2).astype(np.uint8)
+    y, x = np.ogrid[: PICTURE[0], : PICTURE[1]]
+    return np.stack(
+        [(x // 5 + y // 3) % 256, (x // 7) ^ (y // 4) & 255, (y // 2 + x // 9) % 256], axis=2
+    ).astype(np.uint8)
 
 
 class _Runner:
     "One opened candidate and the times of its calls."
 
     def __init__(self, preprocess: Preprocessor, backend: Backend, batch: int):
-        self.preprocess, self.backend, self.batch, self.seconds = preprocess, backend, max(1, min(batch, backend.max_batch)), []
+        self.preprocess, self.backend, self.batch, self.seconds = (
+            preprocess,
+            backend,
+            max(1, min(batch, backend.max_batch)),
+            [],
+        )
         backend.warmup()
 
     def call(self, picture: np.ndarray, clock: Callable[[], float]) -> None:
@@ -110,33 +142,48 @@ class _Runner:
 
 def one_line(error: Exception) -> str:
     "An error as one line of a table."
-    text = error.what + (f" — {error.hint}" if error.hint else "") if isinstance(error, CVPipelineError) else f"{type(error).__name__}: {error}"
+    text = (
+        error.what + (f" — {error.hint}" if error.hint else "")
+        if isinstance(error, CVPipelineError)
+        else f"{type(error).__name__}: {error}"
+    )
     return " ".join(text.split())[:300]
 
 # %% ../../nbs/02_inference/13_choice.ipynb #d8e93483
 def measure(
     openers: Mapping[str, Callable[[], tuple[Preprocessor, Backend]]],  # candidate → opens it
-    batch: int = 1,                                    # pictures in a call
-    budget_s: float = 1.0,                             # time for each candidate
-    rounds: tuple[int, int] = (5, 40),                 # fewest and most calls of each
+    batch: int = 1,  # pictures in a call
+    budget_s: float = 1.0,  # time for each candidate
+    rounds: tuple[int, int] = (5, 40),  # fewest and most calls of each
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, float | str]:                           # candidate → milliseconds a picture (median), or why it cannot run
+) -> dict[str, float | str]:  # candidate → milliseconds a picture (median), or why it cannot run
     "Time all candidates in turns."
     found, runners, picture = {}, {}, sample_picture()
     try:
         for label, opener in openers.items():
-            try: runners[label] = _Runner(*opener(), batch)
-            except Exception as e: found[label] = one_line(e)  # a runtime that cannot even be imported is a reason like any other
+            try:
+                runners[label] = _Runner(*opener(), batch)
+            except Exception as e:
+                found[label] = one_line(
+                    e
+                )  # a runtime that cannot even be imported is a reason like any other
         until = clock() + budget_s * len(runners)
         for i in range(rounds[1]):
-            if i >= rounds[0] and clock() >= until: break
+            if i >= rounds[0] and clock() >= until:
+                break
             for label in [label for label in runners if label not in found]:
-                try: runners[label].call(picture, clock)
-                except Exception as e: found[label] = one_line(e)
+                try:
+                    runners[label].call(picture, clock)
+                except Exception as e:
+                    found[label] = one_line(e)
     finally:
         for runner in runners.values():
-            with suppress(Exception): runner.backend.close()
-    return {label: found[label] if label in found else round(float(np.median(runners[label].seconds)) * 1e3, 4) for label in openers}
+            with suppress(Exception):
+                runner.backend.close()
+    return {
+        label: found[label] if label in found else round(float(np.median(runners[label].seconds)) * 1e3, 4)
+        for label in openers
+    }
 
 # %% ../../nbs/02_inference/13_choice.ipynb #e4f53270
 RETRY_S = 24 * 3600.0  # a candidate that could not run is tried again after so long
@@ -145,15 +192,22 @@ RETRY_S = 24 * 3600.0  # a candidate that could not run is tried again after so 
 def cache_folder() -> Path:
     "Where measurements are kept: CV_PIPELINE_CACHE, else the user's cache folder."
     given = os.environ.get("CV_PIPELINE_CACHE")
-    if given: return Path(given)
+    if given:
+        return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cv_pipeline"
 
 
 def record_key(artefacts: Iterable[Artefact], folder: Path, situation: Mapping[str, Any]) -> str:
     "Name of the record of these files in this situation."
-    stamp = lambda a: a.sha256 or [(p := folder / a.file).stat().st_size, p.stat().st_mtime_ns] if (folder / a.file).exists() else ""
+    stamp = lambda a: (
+        a.sha256 or [(p := folder / a.file).stat().st_size, p.stat().st_mtime_ns]
+        if (folder / a.file).exists()
+        else ""
+    )
     told = [[a.label, a.layout, stamp(a)] for a in artefacts]
-    return hashlib.sha256(json.dumps([told, situation], sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([told, situation], sort_keys=True, default=str).encode()).hexdigest()[
+        :32
+    ]
 
 
 def read_record(file: Path, labels: Sequence[str], now: float) -> dict[str, float | str] | None:
@@ -161,46 +215,66 @@ def read_record(file: Path, labels: Sequence[str], now: float) -> dict[str, floa
     try:
         data = read_json(file, dict)
         times, age = data["times"], now - float(data["at"])
-        good = lambda v: isinstance(v, str) and v or isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v < 1e7
-        if data["format"] != 1 or set(times) != set(labels) or not all(map(good, times.values())): return None
-    except (CVPipelineError, ValueError, KeyError, TypeError, AttributeError): return None
+        good = lambda v: (
+            isinstance(v, str)
+            and v
+            or isinstance(v, (int, float))
+            and not isinstance(v, bool)
+            and 0 < v < 1e7
+        )
+        if data["format"] != 1 or set(times) != set(labels) or not all(map(good, times.values())):
+            return None
+    except (CVPipelineError, ValueError, KeyError, TypeError, AttributeError):
+        return None
     failed = any(isinstance(v, str) for v in times.values())
     return None if failed and not 0 <= age < RETRY_S else times
 
 
-def write_record(file: Path, times: Mapping[str, float | str], situation: Mapping[str, Any], now: float) -> bool:
+def write_record(
+    file: Path, times: Mapping[str, float | str], situation: Mapping[str, Any], now: float
+) -> bool:
     "Store a benchmark in one step; False when it cannot be stored."
-    try: write_json(file, {"format": 1, "at": now, "times": dict(times), "situation": dict(situation)})
-    except SinkError: return False
+    try:
+        write_json(file, {"format": 1, "at": now, "times": dict(times), "situation": dict(situation)})
+    except SinkError:
+        return False
     return True
 
 # %% ../../nbs/02_inference/13_choice.ipynb #ad2f030f
-MARGIN = 0.05                                              # a less precise file must be so much faster
-_EXACT = {"fp32": 0, "bf16": 1, "fp16": 1, "int8": 2}      # the lower the more precise
+MARGIN = 0.05  # a less precise file must be so much faster
+_EXACT = {"fp32": 0, "bf16": 1, "fp16": 1, "int8": 2}  # the lower the more precise
 
 
 @dataclass(frozen=True)
 class Choice:
     "Which file of a model runs here, why, and what comes after it."
 
-    order: tuple[Artefact, ...]       # the chosen one first, then those that take over when it fails
+    order: tuple[Artefact, ...]  # the chosen one first, then those that take over when it fails
     reason: str
-    table: tuple[dict[str, Any], ...]  # a row a candidate: file, runtime, precision, ms, and what became of it
-    stored: bool = False               # whether the times come from a stored benchmark
+    table: tuple[
+        dict[str, Any], ...
+    ]  # a row a candidate: file, runtime, precision, ms, and what became of it
+    stored: bool = False  # whether the times come from a stored benchmark
 
     @property
-    def artefact(self) -> Artefact: return self.order[0]
+    def artefact(self) -> Artefact:
+        return self.order[0]
 
     def __str__(self) -> str:
-        rows = [f"  {r['artefact']:44s}{'' if r['ms'] is None else format(r['ms'], '9.2f') + ' ms':14s}{r['state']}" for r in self.table]
+        rows = [
+            "  "
+            f"{r['artefact']:44s}{'' if r['ms'] is None else format(r['ms'], '9.2f') + ' ms':14s}{r['state']}"
+            for r in self.table
+        ]
         return "\n".join([f"{self.artefact.label}: {self.reason}", *rows])
 
 
 def rank(
     artefacts: Iterable[Artefact],
-    times: Mapping[str, float],      # label → milliseconds
+    times: Mapping[str, float],  # label → milliseconds
 ) -> list[Artefact]:
-    "Best first: fastest, except that a file less than MARGIN faster than a more precise one stands behind it."
+    """Best first: fastest, except that a file less than MARGIN faster than a more precise one stands behind
+    it."""
     order, left = [], sorted(artefacts, key=lambda a: (times[a.label], _EXACT[a.precision], a.label))
     while left:
         near = [a for a in left if times[a.label] * (1 - MARGIN) <= times[left[0].label]]
@@ -214,34 +288,61 @@ def matching(found: Sequence[Candidate], wanted: str) -> list[Candidate]:
     said = wanted.strip().lower()
     names = lambda a: {a.label.lower(), a.file.lower(), a.backend, a.precision, f"{a.backend}/{a.precision}"}
     fits = [c for c in found if said in names(c.artefact)]
-    if not fits: raise ConfigError(f"the model has nothing called {wanted!r}", "backend", f"auto, or one of: {'; '.join(c.label for c in found)}")
+    if not fits:
+        raise ConfigError(
+            f"the model has nothing called {wanted!r}",
+            "backend",
+            f"auto, or one of: {'; '.join(c.label for c in found)}",
+        )
     usable = [c for c in fits if not c.refused]
-    if not usable: raise BackendError(f"{fits[0].label} cannot be used: {fits[0].refused}", "backend")
+    if not usable:
+        raise BackendError(f"{fits[0].label} cannot be used: {fits[0].refused}", "backend")
     return usable
 
 # %% ../../nbs/02_inference/13_choice.ipynb #a1a4153b
 def _why(order: Sequence[Artefact], times: Mapping[str, float], own: str) -> str:
     "The reason in a sentence."
     best = order[0].label
-    if len(order) == 1: return "the only file that can run here"
-    if best != min(times, key=times.get): return f"as fast as any within {MARGIN:.0%}, and more precise: {times[best]:.1f} ms a picture"
-    more = f", {times[own] / times[best]:.2f}× as fast as the model's own file" if own in times and best != own else ""
+    if len(order) == 1:
+        return "the only file that can run here"
+    if best != min(times, key=times.get):
+        return f"as fast as any within {MARGIN:.0%}, and more precise: {times[best]:.1f} ms a picture"
+    more = (
+        f", {times[own] / times[best]:.2f}× as fast as the model's own file"
+        if own in times and best != own
+        else ""
+    )
     return f"fastest of {len(times)} measured here: {times[best]:.1f} ms a picture{more}"
 
 
 def _doubt(artefact: Artefact, kind: str) -> str:
     "What to say of a file that somebody asked for by name."
-    if artefact.verdict(kind).get("accepted") is True: return ""
+    if artefact.verdict(kind).get("accepted") is True:
+        return ""
     return "; no gate has accepted it" + (f" on this processor ({kind})" if artefact.gated else "")
 
 
-def _table(found: Sequence[Candidate], said: Mapping[str, float | str], order: Sequence[Artefact]) -> tuple[dict[str, Any], ...]:
+def _table(
+    found: Sequence[Candidate], said: Mapping[str, float | str], order: Sequence[Artefact]
+) -> tuple[dict[str, Any], ...]:
     "What became of each candidate."
     rows, place = [], {a.label: i for i, a in enumerate(order)}
     for c in found:
         time = said.get(c.label)
-        state = ("chosen" if place[c.label] == 0 else f"takes over as number {place[c.label]}") if c.label in place else c.refused or (time if isinstance(time, str) else "not asked for")
-        rows.append({"artefact": c.label, "runtime": c.artefact.backend, "precision": c.artefact.precision, "ms": time if isinstance(time, float) else None, "state": state})
+        state = (
+            ("chosen" if place[c.label] == 0 else f"takes over as number {place[c.label]}")
+            if c.label in place
+            else c.refused or (time if isinstance(time, str) else "not asked for")
+        )
+        rows.append(
+            {
+                "artefact": c.label,
+                "runtime": c.artefact.backend,
+                "precision": c.artefact.precision,
+                "ms": time if isinstance(time, float) else None,
+                "state": state,
+            }
+        )
     return tuple(sorted(rows, key=lambda r: (place.get(r["artefact"], 99), r["ms"] or 1e9)))
 
 # %% ../../nbs/02_inference/13_choice.ipynb #22259ad0
@@ -256,19 +357,19 @@ def prepared(
 class Measuring:
     "In what situation candidates are timed, and where that is remembered."
 
-    threads: int = 0                      # inside a model call
-    providers: Sequence[str] = ()         # preferred execution providers
-    batch: int = 1                        # pictures in a call
-    remeasure: bool = False               # do not believe the stored benchmark
-    cache: Path | None = None             # folder of the records; None: the user's cache
+    threads: int = 0  # inside a model call
+    providers: Sequence[str] = ()  # preferred execution providers
+    batch: int = 1  # pictures in a call
+    remeasure: bool = False  # do not believe the stored benchmark
+    cache: Path | None = None  # folder of the records; None: the user's cache
     now: Callable[[], float] = time.time
     timer: Callable[..., dict[str, float | str]] = measure
 
-
+# %% ../../nbs/02_inference/13_choice.ipynb #e5cb02a1
 def choose(
     model: ModelFolder,
     open_file: Callable[[Artefact], Backend],  # opens one of its files here
-    wanted: str = "auto",                      # or a runtime, a precision, "runtime/precision", a file
+    wanted: str = "auto",  # or a runtime, a precision, "runtime/precision", a file
     how: Measuring = Measuring(),
 ) -> Choice:
     "Which file of a model to run on this machine. BackendError when none can."
@@ -277,8 +378,17 @@ def choose(
     usable = [c for c in found if not c.refused] if auto else matching(found, wanted)
     said, stored = {}, False  # a file without rivals is not measured: the first start pays nothing
     if len(usable) > 1:
-        situation = {**machine(), "threads": how.threads, "batch": how.batch, "providers": list(how.providers)}
-        record = (how.cache or cache_folder()) / "choice" / f"{record_key([c.artefact for c in usable], folder, situation)}.json"
+        situation = {
+            **machine(),
+            "threads": how.threads,
+            "batch": how.batch,
+            "providers": list(how.providers),
+        }
+        record = (
+            (how.cache or cache_folder())
+            / "choice"
+            / f"{record_key([c.artefact for c in usable], folder, situation)}.json"
+        )
         said = (None if how.remeasure else read_record(record, [c.label for c in usable], how.now())) or {}
         stored = bool(said)
         if not stored:
@@ -286,10 +396,16 @@ def choose(
             said = how.timer(openers, batch=how.batch)
             write_record(record, said, situation, how.now())
     runs = [c.artefact for c in usable if not isinstance(said.get(c.label), str)]
-    if not runs: raise BackendError("no file of this model can run here: " + "; ".join(f"{k}: {v}" for k, v in said.items()), folder, "install a runtime, or give the model's own file")
+    if not runs:
+        raise BackendError(
+            "no file of this model can run here: " + "; ".join(f"{k}: {v}" for k, v in said.items()),
+            folder,
+            "install a runtime, or give the model's own file",
+        )
     order = rank(runs, said) if said else runs
     reason = _why(order, {a.label: said[a.label] for a in order} if said else {}, found[0].label)
-    if not auto: reason = f"asked for as {wanted!r}" + _doubt(order[0], instruction_set())
+    if not auto:
+        reason = f"asked for as {wanted!r}" + _doubt(order[0], instruction_set())
     elif left := [c.artefact.file for c in found if _not_judged(c.artefact, instruction_set())]:
         files = ", ".join(dict.fromkeys(left))
         reason += f"; not judged for this processor ({instruction_set()}) and left out: {files}"
@@ -297,17 +413,22 @@ def choose(
 
 # %% ../../nbs/02_inference/13_choice.ipynb #17cdf1b3
 def to_layout(
-    batch: np.ndarray,        # (B, 3, H, W) float32 or (B, H, W, 3) uint8
+    batch: np.ndarray,  # (B, 3, H, W) float32 or (B, H, W, 3) uint8
     spec: PreprocessSpec,
-    layout: str,              # "nchw-float" | "nhwc-uint8"
+    layout: str,  # "nchw-float" | "nhwc-uint8"
 ) -> np.ndarray:
     "A prepared batch in another layout, exactly as the preprocessing would have written it."
-    if (batch.dtype == np.uint8) == (layout == "nhwc-uint8"): return batch
+    if (batch.dtype == np.uint8) == (layout == "nhwc-uint8"):
+        return batch
     tables, channels = value_tables(spec), (2, 1, 0) if spec.color == "RGB" else (0, 1, 2)
     if layout == "nchw-float":
         return np.stack([table[batch[..., channel]] for table, channel in zip(tables, channels)], axis=1)
-    planes = [np.searchsorted((table[1:] + table[:-1]) / 2, batch[:, i]) for i, table in enumerate(tables)]  # nearest of 256 ascending values
-    return np.ascontiguousarray(np.stack([planes[channels.index(c)] for c in range(3)], axis=3).astype(np.uint8))
+    planes = [
+        np.searchsorted((table[1:] + table[:-1]) / 2, batch[:, i]) for i, table in enumerate(tables)
+    ]  # nearest of 256 ascending values
+    return np.ascontiguousarray(
+        np.stack([planes[channels.index(c)] for c in range(3)], axis=3).astype(np.uint8)
+    )
 
 # %% ../../nbs/02_inference/13_choice.ipynb #9f34ef55
 @dataclass(frozen=True)
@@ -323,30 +444,44 @@ class _Ladder:
     "The options of a model, of which one is open."
 
     def __init__(self, options: Sequence[Option]):
-        if not options: raise ConfigError("there is nothing to run", "FallbackBackend")
-        self.options, self.events, self.history, self.inner, self.failed = tuple(options), Counter(), [], None, False
+        if not options:
+            raise ConfigError("there is nothing to run", "FallbackBackend")
+        self.options, self.events, self.history = tuple(options), Counter(), []
+        self.inner, self.failed = None, False
         self.step_to(0, None)
 
     @property
-    def option(self) -> Option: return self.options[self.place]
+    def option(self) -> Option:
+        return self.options[self.place]
 
     def step_to(self, place: int, cause: Exception | None) -> None:
         "Open the first option from `place` on that opens; when none does, an error with the last cause."
         for i in range(place, len(self.options)):
             self.place = i
-            if cause is not None: self.note("fallback", f"{self.options[self.place - 1].label} → {self.option.label}: {cause}")
-            try: self.adopt(self.option.open())
-            except Exception as e: cause = e
-            else: return
+            if cause is not None:
+                self.note("fallback", f"{self.options[self.place - 1].label} → {self.option.label}: {cause}")
+            try:
+                self.adopt(self.option.open())
+            except Exception as e:
+                cause = e
+            else:
+                return
         self.failed = True
         self.note("exhausted", f"nothing is left: {cause}")
-        raise cause if isinstance(cause, BackendError) else BackendError(f"none of {len(self.options)} files of the model runs: {cause}", self.options[0].label) from cause
+        what = f"none of {len(self.options)} files of the model runs: {cause}"
+        known = isinstance(cause, BackendError)
+        raise (cause if known else BackendError(what, self.options[0].label)) from cause
 
     def adopt(self, backend: Backend) -> None:
         if self.inner is not None:
-            with suppress(Exception): self.inner.close()
+            with suppress(Exception):
+                self.inner.close()
         self.inner, self.failed = backend, False
-        self.name, self.provider, self.max_batch = backend.name, f"{backend.provider} [{self.option.label}]", backend.max_batch
+        self.name, self.provider, self.max_batch = (
+            backend.name,
+            f"{backend.provider} [{self.option.label}]",
+            backend.max_batch,
+        )
 
     def note(self, event: str, text: str) -> None:
         "Count, and keep the last twenty stories."
@@ -355,20 +490,29 @@ class _Ladder:
 
 # %% ../../nbs/02_inference/13_choice.ipynb #03815fc4
 def answered(ladder: _Ladder, call: Callable[[], Any], size: int) -> Any:  # size: images in the call
-    "The call, tried again with the file opened anew, then with the next file, until it succeeds or nothing is left."
+    """The call, tried again with the file opened anew, then with the next file, until it succeeds or nothing
+    is left."""
     fresh = False
     while ladder.inner is not None:
-        try: return call()
+        try:
+            return call()
         except OutOfMemory as e:
-            if size > 1: raise  # whoever called may halve the batch
+            if size > 1:
+                raise  # whoever called may halve the batch
             cause, fresh = e, True
-        except InvalidOutput as e: cause, fresh = e, True
-        except Exception as e: cause = e
+        except InvalidOutput as e:
+            cause, fresh = e, True
+        except Exception as e:
+            cause = e
         if not fresh:
             ladder.note("reopened", f"{ladder.option.label}: {cause}")
-            try: ladder.adopt(ladder.option.open())
-            except Exception as e: cause = e
-            else: fresh = True; continue
+            try:
+                ladder.adopt(ladder.option.open())
+            except Exception as e:
+                cause = e
+            else:
+                fresh = True
+                continue
         ladder.step_to(ladder.place + 1, cause)
         fresh = False
     raise BackendError("the backend was closed", ladder.name)
@@ -381,17 +525,25 @@ class FallbackBackend(_Ladder):
 
     def __init__(
         self,
-        options: Sequence[Option],                   # best first
-        spec: PreprocessSpec,                        # of the model; the layout of what comes is that of the first option
+        options: Sequence[Option],  # best first
+        spec: PreprocessSpec,  # of the model; the layout of what comes is that of the first option
         shape: tuple[int | None, ...] | None = None,  # promised after the batch axis
-        choice: Choice | None = None,                # why this order, for those who ask
+        choice: Choice | None = None,  # why this order, for those who ask
     ):
         super().__init__(options)
         self.spec, self.shape, self.choice = spec, shape, choice
 
     @property
     def state(self) -> str:  # ready | fallback | failed | closed
-        return "closed" if self.inner is None else "failed" if self.failed else "fallback" if self.place else "ready"
+        return (
+            "closed"
+            if self.inner is None
+            else "failed"
+            if self.failed
+            else "fallback"
+            if self.place
+            else "ready"
+        )
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         "(B, …) raw output of the first option that can answer."
@@ -399,25 +551,34 @@ class FallbackBackend(_Ladder):
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
         step = self.inner.max_batch
-        parts = [self.inner.infer(batch[i:i + step]) for i in range(0, len(batch), step)]
+        parts = [self.inner.infer(batch[i : i + step]) for i in range(0, len(batch), step)]
         raw = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return raw if getattr(self.inner, "checks_output", False) else check_output(raw, len(batch), self.name, self.shape)
+        return (
+            raw
+            if getattr(self.inner, "checks_output", False)
+            else check_output(raw, len(batch), self.name, self.shape)
+        )
 
-    def warmup(self) -> None: answered(self, lambda: self.inner.warmup(), 1)
-    def reset(self) -> None: self.step_to(0, None)  # back to the first choice
+    def warmup(self) -> None:
+        answered(self, lambda: self.inner.warmup(), 1)
+
+    def reset(self) -> None:
+        self.step_to(0, None)  # back to the first choice
 
     def close(self) -> None:
-        if self.inner is not None: self.inner.close()
+        if self.inner is not None:
+            self.inner.close()
         self.inner = None
 
 # %% ../../nbs/02_inference/13_choice.ipynb #e9c97a94
 def open_chosen(
     model: ModelFolder,
     open_file: Callable[[Artefact], Backend],  # opens one of its files, checksum compared
-    wanted: str = "auto",                      # see `choose`
+    wanted: str = "auto",  # see `choose`
     how: Measuring = Measuring(),
 ) -> Model:
-    "A model run by the file that `choose` chooses, with the others behind it; `load_model(path, backend='auto')` comes here."
+    """A model run by the file that `choose` chooses, with the others behind it; `load_model(path,
+    backend='auto')` comes here."""
     choice = choose(model, open_file, wanted, how)
     manifest, first = model.manifest, model.manifest.for_artefact(choice.artefact)
     options = [Option(a.label, a.layout, partial(open_file, a)) for a in choice.order]

@@ -29,9 +29,11 @@ class NoDevice(BackendError):
 _ADVICE = {
     3: "CUDA was started before this process was forked: start worker processes with the 'spawn' method",
     35: "the driver is absent, or older than the CUDA libraries: install a newer one",
-    100: "no card is visible: look at nvidia-smi and CUDA_VISIBLE_DEVICES; in a container, start it with --gpus all",
+    100: "no card is visible: look at nvidia-smi and CUDA_VISIBLE_DEVICES; in a container, start it with "
+    "--gpus all",
     802: "the system is not ready: on machines with NVSwitch nvidia-fabricmanager must run",
-    803: "driver library and kernel module have different versions: restart the machine, or the container after a driver update",
+    803: "driver library and kernel module have different versions: restart the machine, or the container "
+    "after a driver update",
     804: "the CUDA compatibility package does not support this card: remove it, or install a newer driver",
 }
 
@@ -39,20 +41,40 @@ _ADVICE = {
 def _load_driver(library: str | None = None) -> ctypes.CDLL:
     "The driver's own library."
     name = library or ("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    try: return ctypes.CDLL(name)
+    try:
+        return ctypes.CDLL(name)
     except OSError as e:
-        raise NoDevice(f"no NVIDIA driver: {e}", name, "install the driver; in a container, start it with --gpus all and "
-                       "NVIDIA_DRIVER_CAPABILITIES=compute,utility. Without a card use the ONNX Runtime or OpenVINO file") from e
+        raise NoDevice(
+            f"no NVIDIA driver: {e}",
+            name,
+            "install the driver; in a container, start it with --gpus all and "
+            "NVIDIA_DRIVER_CAPABILITIES=compute,utility. "
+            "Without a card use the ONNX Runtime or OpenVINO file",
+        ) from e
 
 
 def _ask(driver: ctypes.CDLL, function: str, *args: Any) -> None:
     "Call one function of the driver; NoDevice with its own words and our advice when it does not succeed."
-    try: status = getattr(driver, function)(*args)
-    except AttributeError as e: raise NoDevice(f"the driver knows no {function}", driver._name, "this is no CUDA driver, or a very old one") from e
-    if not status: return
+    try:
+        status = getattr(driver, function)(*args)
+    except AttributeError as e:
+        raise NoDevice(
+            f"the driver knows no {function}", driver._name, "this is no CUDA driver, or a very old one"
+        ) from e
+    if not status:
+        return
     text, name = ctypes.c_char_p(), f"error {status}"
-    if hasattr(driver, "cuGetErrorName") and not driver.cuGetErrorName(status, ctypes.byref(text)) and text.value: name = f"{text.value.decode()} ({status})"
-    raise NoDevice(f"{function} answers {name}", driver._name, _ADVICE.get(status, "look at nvidia-smi and the kernel's log"))
+    if (
+        hasattr(driver, "cuGetErrorName")
+        and not driver.cuGetErrorName(status, ctypes.byref(text))
+        and text.value
+    ):
+        name = f"{text.value.decode()} ({status})"
+    raise NoDevice(
+        f"{function} answers {name}",
+        driver._name,
+        _ADVICE.get(status, "look at nvidia-smi and the kernel's log"),
+    )
 
 # %% ../../nbs/02_inference/08_cuda.ipynb #1c02e1af
 @dataclass(frozen=True)
@@ -60,9 +82,9 @@ class DeviceInfo:
     "One CUDA device, as the driver describes it."
 
     index: int
-    name: str                      # e.g. "NVIDIA L4"
-    capability: tuple[int, int]    # compute capability, e.g. (8, 9)
-    driver: str                    # "580.95.05 (CUDA 13.2)", or "CUDA 13.2" where the module's version cannot be read
+    name: str  # e.g. "NVIDIA L4"
+    capability: tuple[int, int]  # compute capability, e.g. (8, 9)
+    driver: str  # "580.95.05 (CUDA 13.2)", or "CUDA 13.2" where the module's version cannot be read
     memory_bytes: int
 
     @property
@@ -71,35 +93,54 @@ class DeviceInfo:
         return f"sm_{self.capability[0]}{self.capability[1]}"
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.capability[0]}.{self.capability[1]}, {self.memory_bytes / 2**30:.0f} GiB, driver {self.driver})"
+        return (
+            f"{self.name} ({self.capability[0]}.{self.capability[1]}, {self.memory_bytes / 2**30:.0f} "
+            f"GiB, driver {self.driver})"
+        )
 
 
 def _module_version(path: Path = Path("/proc/driver/nvidia/version")) -> str:
     "Version of the kernel module, e.g. 580.95.05; empty where it cannot be read."
-    try: words = path.read_text().split()
-    except OSError: return ""
+    try:
+        words = path.read_text().split()
+    except OSError:
+        return ""
     return next((w for w in words if w[:1].isdigit() and w.count(".") >= 1), "")
 
 # %% ../../nbs/02_inference/08_cuda.ipynb #0ebf69e7
 def find_devices(
-    library: str | None = None,   # path of the driver's library; None: where the system keeps it
-) -> list[DeviceInfo]:            # at least one
+    library: str | None = None,  # path of the driver's library; None: where the system keeps it
+) -> list[DeviceInfo]:  # at least one
     "All CUDA devices of this machine; NoDevice when there is none. Touches nothing but the driver."
     driver, number, size = _load_driver(library), ctypes.c_int(), ctypes.c_size_t()
     _ask(driver, "cuInit", 0)
+
     def whole(function, *args):
         _ask(driver, function, ctypes.byref(number), *args)
         return number.value
+
     version = whole("cuDriverGetVersion")
     build, cuda = _module_version(), f"CUDA {version // 1000}.{version % 1000 // 10}"
     count, found = whole("cuDeviceGetCount"), []
-    if count < 1: raise NoDevice("the driver sees no card", driver._name, _ADVICE[100])
+    if count < 1:
+        raise NoDevice("the driver sees no card", driver._name, _ADVICE[100])
     for index in range(count):
         handle, name = whole("cuDeviceGet", index), ctypes.create_string_buffer(256)
         _ask(driver, "cuDeviceGetName", name, 256, handle)
         _ask(driver, "cuDeviceTotalMem_v2", ctypes.byref(size), handle)
-        capability = whole("cuDeviceGetAttribute", 75, handle), whole("cuDeviceGetAttribute", 76, handle)  # …COMPUTE_CAPABILITY_MAJOR, _MINOR
-        found.append(DeviceInfo(index, name.value.decode(errors="replace"), capability, f"{build} ({cuda})" if build else cuda, size.value))
+        capability = (
+            whole("cuDeviceGetAttribute", 75, handle),
+            whole("cuDeviceGetAttribute", 76, handle),
+        )  # …COMPUTE_CAPABILITY_MAJOR, _MINOR
+        found.append(
+            DeviceInfo(
+                index,
+                name.value.decode(errors="replace"),
+                capability,
+                f"{build} ({cuda})" if build else cuda,
+                size.value,
+            )
+        )
     return found
 
 
@@ -110,23 +151,48 @@ def find_device(
     "One device; NoDevice when it is not there."
     devices = find_devices(library)
     if not 0 <= index < len(devices):
-        raise NoDevice(f"there is no device {index}", None, f"present: {', '.join(f'{d.index}: {d.name}' for d in devices)}")
+        raise NoDevice(
+            f"there is no device {index}",
+            None,
+            f"present: {', '.join(f'{d.index}: {d.name}' for d in devices)}",
+        )
     return devices[index]
 
 # %% ../../nbs/02_inference/08_cuda.ipynb #bca83c99
-_LOST = {700, 702, 709, 710, 714, 715, 716, 717, 718, 719}  # after these every further call of the process fails as well
+_LOST = {
+    700,
+    702,
+    709,
+    710,
+    714,
+    715,
+    716,
+    717,
+    718,
+    719,
+}  # after these every further call of the process fails as well
 
 
 def checked(
-    result: tuple,    # what a function of cuda-python returned: status first
-    what: str,        # what was tried, for the error
-) -> Any:             # the one value behind the status, None when there is none
+    result: tuple,  # what a function of cuda-python returned: status first
+    what: str,  # what was tried, for the error
+) -> Any:  # the one value behind the status, None when there is none
     "The value of a CUDA call; OutOfMemory or BackendError when it failed."
     status, *values = result
-    if int(status) == 0: return values[0] if values else None
+    if int(status) == 0:
+        return values[0] if values else None
     name = f"{getattr(status, 'name', 'error')} ({int(status)})"
-    if int(status) == 2: raise OutOfMemory(f"no memory on the device: {what} answers {name}", "CUDA", "a smaller max_batch needs less")
-    raise BackendError(f"{what} answers {name}", "CUDA", "the process has lost its device: start it anew" if int(status) in _LOST else _ADVICE.get(int(status)))
+    if int(status) == 2:
+        raise OutOfMemory(
+            f"no memory on the device: {what} answers {name}", "CUDA", "a smaller max_batch needs less"
+        )
+    raise BackendError(
+        f"{what} answers {name}",
+        "CUDA",
+        "the process has lost its device: start it anew"
+        if int(status) in _LOST
+        else _ADVICE.get(int(status)),
+    )
 
 
 class DeviceMemory:
@@ -138,23 +204,35 @@ class DeviceMemory:
     def free(self) -> None:
         "Give the memory back; a second time does nothing."
         release, self._release, self.owner, self.address = self._release, None, None, 0
-        if release is not None: release()
+        if release is not None:
+            release()
 
-    def __del__(self): self.free()
+    def __del__(self):
+        self.free()
 
 # %% ../../nbs/02_inference/08_cuda.ipynb #2f7e18c0
 def _module(name: str) -> Any:
     "A module of cuda-python, or a BackendError that says how to get it."
     from importlib import import_module
-    try: return import_module(f"cuda.bindings.{name}")
-    except ImportError as e: raise BackendError("cuda-python is not installed", "CUDA", 'pip install "cv_pipeline[tensorrt]"') from e
+
+    try:
+        return import_module(f"cuda.bindings.{name}")
+    except ImportError as e:
+        raise BackendError(
+            "cuda-python is not installed", "CUDA", 'pip install "cv_pipeline[tensorrt]"'
+        ) from e
 
 
 def launch_arguments(
-    arguments: Sequence[Any],   # DeviceMemory or np.uint64: an address; int: a 32-bit number
-) -> tuple[tuple, tuple]:       # values and C types, as cuLaunchKernel takes them
+    arguments: Sequence[Any],  # DeviceMemory or np.uint64: an address; int: a 32-bit number
+) -> tuple[tuple, tuple]:  # values and C types, as cuLaunchKernel takes them
     "The arguments of a kernel as cuda-python wants them."
-    pairs = [(a.address, ctypes.c_void_p) if hasattr(a, "address") else (int(a), ctypes.c_void_p if isinstance(a, np.uint64) else ctypes.c_int) for a in arguments]
+    pairs = [
+        (a.address, ctypes.c_void_p)
+        if hasattr(a, "address")
+        else (int(a), ctypes.c_void_p if isinstance(a, np.uint64) else ctypes.c_int)
+        for a in arguments
+    ]
     return tuple(v for v, _ in pairs), tuple(t for _, t in pairs)
 
 
@@ -162,46 +240,77 @@ class _Kernels:
     "Loading and launching kernels; both kinds of device do it through the driver interface of cuda-python."
 
     def load_kernel(self, code: Callable[[str], bytes], name: str) -> Any:
-        "A kernel from `code(arch)`: machine code for this chip, or PTX where the compiler does not know the chip yet."
+        """A kernel from `code(arch)`: machine code for this chip, or PTX where the compiler does not know the
+        chip yet."""
         driver = self.driver or _module("driver")
-        try: text = code(self.info.arch)
-        except BackendError: text = code("compute_75")
+        try:
+            text = code(self.info.arch)
+        except BackendError:
+            text = code("compute_75")
         module = checked(driver.cuModuleLoadData(text), f"loading the kernel {name}")
-        return module, checked(driver.cuModuleGetFunction(module, name.encode()), f"finding the kernel {name}")
+        return module, checked(
+            driver.cuModuleGetFunction(module, name.encode()), f"finding the kernel {name}"
+        )
 
     def launch(self, kernel: Any, blocks: tuple[int, int], threads: int, arguments: Sequence[Any]) -> None:
         "Start a kernel in this device's stream."
         driver = self.driver or _module("driver")
-        checked(driver.cuLaunchKernel(kernel[1], *blocks, 1, threads, 1, 1, 0, self.stream, launch_arguments(arguments), 0), "starting a kernel")
+        checked(
+            driver.cuLaunchKernel(
+                kernel[1], *blocks, 1, threads, 1, 1, 0, self.stream, launch_arguments(arguments), 0
+            ),
+            "starting a kernel",
+        )
 
 # %% ../../nbs/02_inference/08_cuda.ipynb #6f674690
 class _PinnedBlock:
     "Owner of pinned host memory, readable as an array of bytes."
 
     def __init__(self, address: int, nbytes: int, release: Callable[[], Any]):
-        self.__array_interface__ = {"data": (address, False), "shape": (nbytes,), "typestr": "|u1", "version": 3}
+        self.__array_interface__ = {
+            "data": (address, False),
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "version": 3,
+        }
         self._release = release
 
-    def __del__(self): self._release()
+    def __del__(self):
+        self._release()
 
 
 class _Stream(_Kernels):
     "A stream of cuda-python: waiting, recording, replaying."
 
-    def _call(self, function: str, *args: Any) -> Any: return checked(getattr(self.runtime, function)(*args), function)
+    def _call(self, function: str, *args: Any) -> Any:
+        return checked(getattr(self.runtime, function)(*args), function)
 
-    def synchronize(self) -> None: self._call("cudaStreamSynchronize", self.stream)
-    def replay(self, graph: Any) -> None: self._call("cudaGraphLaunch", graph, self.stream)
-    def forget(self, graph: Any) -> None: self._call("cudaGraphExecDestroy", graph)
+    def synchronize(self) -> None:
+        self._call("cudaStreamSynchronize", self.stream)
+
+    def replay(self, graph: Any) -> None:
+        self._call("cudaGraphLaunch", graph, self.stream)
+
+    def forget(self, graph: Any) -> None:
+        self._call("cudaGraphExecDestroy", graph)
 
     def record(self, call: Callable[[], None]) -> Any:
-        "Record what `call` puts into the stream; a graph for `replay`. BackendError when it cannot be recorded."
-        self._call("cudaStreamBeginCapture", self.stream, self.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed)
-        try: call()
-        finally: ended = self.runtime.cudaStreamEndCapture(self.stream)
+        """Record what `call` puts into the stream; a graph for `replay`. BackendError when it cannot be
+        recorded."""
+        self._call(
+            "cudaStreamBeginCapture",
+            self.stream,
+            self.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed,
+        )
+        try:
+            call()
+        finally:
+            ended = self.runtime.cudaStreamEndCapture(self.stream)
         graph = checked(ended, "recording a graph")
-        try: return self._call("cudaGraphInstantiate", graph, 0)
-        finally: self.runtime.cudaGraphDestroy(graph)
+        try:
+            return self._call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self.runtime.cudaGraphDestroy(graph)
 
     def free_memory(self) -> tuple[int, int]:
         "Free and total bytes of the device."
@@ -212,7 +321,8 @@ class _Stream(_Kernels):
     def close(self) -> None:
         "Destroy the stream; a second time does nothing."
         stream, self.stream = self.stream, 0
-        if stream: self.runtime.cudaStreamDestroy(stream)
+        if stream:
+            self.runtime.cudaStreamDestroy(stream)
 
 # %% ../../nbs/02_inference/08_cuda.ipynb #74417681
 class CudaDevice(_Stream):
@@ -223,12 +333,14 @@ class CudaDevice(_Stream):
     def __init__(
         self,
         info: DeviceInfo,
-        runtime: Any = None,   # module cuda.bindings.runtime; None: import it
-        driver: Any = None,    # module cuda.bindings.driver; None: import it when a kernel is loaded
+        runtime: Any = None,  # module cuda.bindings.runtime; None: import it
+        driver: Any = None,  # module cuda.bindings.driver; None: import it when a kernel is loaded
     ):
         self.info, self.runtime, self.driver = info, runtime or _module("runtime"), driver
         self.use()
-        self.stream = int(self._call("cudaStreamCreateWithFlags", 1))  # 1: does not wait for the default stream
+        self.stream = int(
+            self._call("cudaStreamCreateWithFlags", 1)
+        )  # 1: does not wait for the default stream
 
     def use(self) -> None:
         "Make this device the current one of the calling thread."
@@ -236,13 +348,17 @@ class CudaDevice(_Stream):
 
     def memory(self, nbytes: int) -> DeviceMemory:
         "Device memory of so many bytes."
-        address = int(checked(self.runtime.cudaMalloc(max(int(nbytes), 1)), f"cudaMalloc of {nbytes / 1e6:.0f} MB"))
+        address = int(
+            checked(self.runtime.cudaMalloc(max(int(nbytes), 1)), f"cudaMalloc of {nbytes / 1e6:.0f} MB")
+        )
         return DeviceMemory(address, int(nbytes), lambda: self.runtime.cudaFree(address))
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         "An array of the host that the device can copy by itself."
         used = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        address = int(checked(self.runtime.cudaMallocHost(max(used, 1)), f"pinned memory of {used / 1e6:.0f} MB"))
+        address = int(
+            checked(self.runtime.cudaMallocHost(max(used, 1)), f"pinned memory of {used / 1e6:.0f} MB")
+        )
         block = _PinnedBlock(address, max(used, 1), lambda: self.runtime.cudaFreeHost(address))
         return np.asarray(block)[:used].view(dtype).reshape(shape)
 
@@ -256,14 +372,38 @@ class CudaDevice(_Stream):
 
     def _copy(self, to: int, source: int, array: np.ndarray, memory: DeviceMemory, way: str) -> None:
         _check_copy(array, memory)
-        self._call("cudaMemcpyAsync", to, source, array.nbytes, getattr(self.runtime.cudaMemcpyKind, f"cudaMemcpy{way}"), self.stream)
+        self._call(
+            "cudaMemcpyAsync",
+            to,
+            source,
+            array.nbytes,
+            getattr(self.runtime.cudaMemcpyKind, f"cudaMemcpy{way}"),
+            self.stream,
+        )
 
-
+# %% ../../nbs/02_inference/08_cuda.ipynb #fc012e11
 def _check_copy(array: np.ndarray, memory: DeviceMemory) -> None:
     if array.nbytes > memory.nbytes or not array.flags.c_contiguous:
-        raise BackendError(f"an array of {array.nbytes} bytes, contiguous: {array.flags.c_contiguous}, for {memory.nbytes} bytes of the device", "CUDA")
+        raise BackendError(
+            f"an array of {array.nbytes} bytes, contiguous: {array.flags.c_contiguous}, for {memory.nbytes} "
+            "bytes of the device",
+            "CUDA",
+        )
 
 # %% ../../nbs/02_inference/08_cuda.ipynb #80b1e89f
+def _torch_call(torch: Any, call: Callable[[], Any]) -> Any:
+    "torch's errors as ours."
+    try:
+        return call()
+    except (RuntimeError, AssertionError) as e:  # AssertionError: "Torch not compiled with CUDA enabled"
+        text = str(e).splitlines()[0][:200]
+        if isinstance(e, torch.OutOfMemoryError):
+            raise OutOfMemory(
+                f"no memory on the device: {text}", "CUDA", "a smaller max_batch needs less"
+            ) from e
+        raise BackendError(f"torch: {text}", "CUDA") from e
+
+# %% ../../nbs/02_inference/08_cuda.ipynb #c11a955e
 class TorchDevice(_Kernels):
     "Memory, a stream and graphs on one device through torch."
 
@@ -272,40 +412,58 @@ class TorchDevice(_Kernels):
     def __init__(
         self,
         info: DeviceInfo,
-        torch: Any = None,    # the module; None: import it
-        driver: Any = None,   # module cuda.bindings.driver, for own kernels only
+        torch: Any = None,  # the module; None: import it
+        driver: Any = None,  # module cuda.bindings.driver, for own kernels only
     ):
-        if torch is None: import torch
+        if torch is None:
+            import torch
         self.info, self.torch, self.driver = info, torch, driver
         self.device = torch.device("cuda", info.index)
         self._stream = self._try(lambda: torch.cuda.Stream(self.device))
         self.stream = self._stream.cuda_stream
 
     def _try(self, call: Callable[[], Any]) -> Any:
-        "torch's errors as ours."
-        try: return call()
-        except (RuntimeError, AssertionError) as e:  # AssertionError: "Torch not compiled with CUDA enabled"
-            text = str(e).splitlines()[0][:200]
-            if isinstance(e, self.torch.OutOfMemoryError): raise OutOfMemory(f"no memory on the device: {text}", "CUDA", "a smaller max_batch needs less") from e
-            raise BackendError(f"torch: {text}", "CUDA") from e
+        return _torch_call(self.torch, call)
 
     def _here(self, call: Callable[[], Any]) -> Any:
         def inside():
-            with self.torch.cuda.stream(self._stream): return call()
+            with self.torch.cuda.stream(self._stream):
+                return call()
+
         return self._try(inside)
 
-    def use(self) -> None: self._try(lambda: self.torch.cuda.set_device(self.device))
-    def synchronize(self) -> None: self._try(self._stream.synchronize)
-    def replay(self, graph: Any) -> None: self._here(graph.replay)
-    def forget(self, graph: Any) -> None: self._try(graph.reset)
-    def free_memory(self) -> tuple[int, int]: return self._try(lambda: self.torch.cuda.mem_get_info(self.device))
-    def close(self) -> None: self._stream = None
+    def use(self) -> None:
+        self._try(lambda: self.torch.cuda.set_device(self.device))
 
-    def memory(self, nbytes: int) -> DeviceMemory: return self._here(lambda: _torch_memory(self.torch, int(nbytes), self.device))
-    def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray: return self._try(lambda: _torch_pinned(self.torch, shape, np.dtype(dtype)))
-    def upload(self, memory: DeviceMemory, array: np.ndarray) -> None: self._here(lambda: _torch_copy(self.torch, memory, array, True))
-    def download(self, array: np.ndarray, memory: DeviceMemory) -> None: self._here(lambda: _torch_copy(self.torch, memory, array, False))
-    def record(self, call: Callable[[], None]) -> Any: return self._try(lambda: _torch_record(self.torch, self._stream, call))
+    def synchronize(self) -> None:
+        self._try(self._stream.synchronize)
+
+    def replay(self, graph: Any) -> None:
+        self._here(graph.replay)
+
+    def forget(self, graph: Any) -> None:
+        self._try(graph.reset)
+
+    def free_memory(self) -> tuple[int, int]:
+        return self._try(lambda: self.torch.cuda.mem_get_info(self.device))
+
+    def close(self) -> None:
+        self._stream = None
+
+    def memory(self, nbytes: int) -> DeviceMemory:
+        return self._here(lambda: _torch_memory(self.torch, int(nbytes), self.device))
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return self._try(lambda: _torch_pinned(self.torch, shape, np.dtype(dtype)))
+
+    def upload(self, memory: DeviceMemory, array: np.ndarray) -> None:
+        self._here(lambda: _torch_copy(self.torch, memory, array, True))
+
+    def download(self, array: np.ndarray, memory: DeviceMemory) -> None:
+        self._here(lambda: _torch_copy(self.torch, memory, array, False))
+
+    def record(self, call: Callable[[], None]) -> Any:
+        return self._try(lambda: _torch_record(self.torch, self._stream, call))
 
 # %% ../../nbs/02_inference/08_cuda.ipynb #4ff417c1
 def _torch_memory(torch: Any, nbytes: int, device: Any) -> DeviceMemory:
@@ -315,33 +473,49 @@ def _torch_memory(torch: Any, nbytes: int, device: Any) -> DeviceMemory:
 
 def _torch_pinned(torch: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     used = int(np.prod(shape)) * dtype.itemsize
-    return torch.empty(max(used, 1), dtype=torch.uint8, pin_memory=True).numpy()[:used].view(dtype).reshape(shape)
+    return (
+        torch.empty(max(used, 1), dtype=torch.uint8, pin_memory=True)
+        .numpy()[:used]
+        .view(dtype)
+        .reshape(shape)
+    )
 
 
 def _torch_copy(torch: Any, memory: DeviceMemory, array: np.ndarray, up: bool) -> None:
     _check_copy(array, memory)
-    there, here = memory.owner[:array.nbytes], torch.from_numpy(array.reshape(-1).view(np.uint8))
-    if up: there.copy_(here, non_blocking=True)
-    else: here.copy_(there, non_blocking=True)
+    there, here = memory.owner[: array.nbytes], torch.from_numpy(array.reshape(-1).view(np.uint8))
+    if up:
+        there.copy_(here, non_blocking=True)
+    else:
+        here.copy_(there, non_blocking=True)
 
 
 def _torch_record(torch: Any, stream: Any, call: Callable[[], None]) -> Any:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"): call()
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):
+        call()
     return graph
 
 # %% ../../nbs/02_inference/08_cuda.ipynb #15128a7c
 def open_device(
     index: int = 0,
-    memory: str = "auto",        # "auto" | "torch" | "cuda-python": who allocates
+    memory: str = "auto",  # "auto" | "torch" | "cuda-python": who allocates
     info: DeviceInfo | None = None,  # asked of the driver when None
 ) -> CudaDevice | TorchDevice:
     "A device with a stream of its own; NoDevice where there is none."
-    if memory not in ("auto", "torch", "cuda-python"): raise ConfigError(f"memory {memory!r} is not known", "device", "use auto, torch or cuda-python")
+    if memory not in ("auto", "torch", "cuda-python"):
+        raise ConfigError(f"memory {memory!r} is not known", "device", "use auto, torch or cuda-python")
     info = info or find_device(index)
-    if memory == "torch" or (memory == "auto" and "torch" in sys.modules): return TorchDevice(info)
-    try: return CudaDevice(info)
+    if memory == "torch" or (memory == "auto" and "torch" in sys.modules):
+        return TorchDevice(info)
+    try:
+        return CudaDevice(info)
     except BackendError:
-        if memory == "cuda-python" or "cuda.bindings.runtime" in sys.modules: raise
-        try: return TorchDevice(info)
-        except ImportError: raise BackendError("neither cuda-python nor torch is installed", "CUDA", 'pip install "cv_pipeline[tensorrt]"') from None
+        if memory == "cuda-python" or "cuda.bindings.runtime" in sys.modules:
+            raise
+        try:
+            return TorchDevice(info)
+        except ImportError:
+            raise BackendError(
+                "neither cuda-python nor torch is installed", "CUDA", 'pip install "cv_pipeline[tensorrt]"'
+            ) from None

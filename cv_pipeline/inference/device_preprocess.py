@@ -22,10 +22,10 @@ __all__ = ['DTYPES', 'KERNEL', 'LAUNCHED', 'VALUE_TYPES', 'resize_axis', 'torch_
 # %% ../../nbs/02_inference/03_device_preprocess.ipynb #fd3b6a55
 @lru_cache(maxsize=512)
 def resize_axis(
-    taken: int,    # pixels of the original along this axis
-    given: int,    # pixels of the result
+    taken: int,  # pixels of the original along this axis
+    given: int,  # pixels of the result
     across: bool,  # True along x, False along y: the border is treated differently
-) -> np.ndarray:   # (given, 4) int32: two source positions, and their weights in 1/2048
+) -> np.ndarray:  # (given, 4) int32: two source positions, and their weights in 1/2048
     "The fixed-point table of OpenCV's bilinear resize of bytes."
     where = ((np.arange(given) + 0.5) * (1.0 / (given / taken)) - 0.5).astype(np.float32)
     first = np.floor(where)
@@ -34,23 +34,32 @@ def resize_axis(
         outside = (first < 0) | (first >= taken - 1)
         share[outside], first = 0, np.clip(first, 0, taken - 1)
     weights = [np.rint((np.float32(1) - share) * np.float32(2048)), np.rint(share * np.float32(2048))]
-    table = np.stack([np.clip(first, 0, taken - 1), np.clip(first + 1, 0, taken - 1), *weights], axis=1).astype(np.int32)
+    table = np.stack(
+        [np.clip(first, 0, taken - 1), np.clip(first + 1, 0, taken - 1), *weights], axis=1
+    ).astype(np.int32)
     table.flags.writeable = False
     return table
 
 # %% ../../nbs/02_inference/03_device_preprocess.ipynb #90857d66
 def torch_resize(
-    image: Any,     # (H, W, 3) uint8 tensor, any device
+    image: Any,  # (H, W, 3) uint8 tensor, any device
     g: Geometry,
-) -> Any:           # (h, w, 3) uint8 tensor of g.inner, same device
+) -> Any:  # (h, w, 3) uint8 tensor of g.inner, same device
     "OpenCV's bilinear resize of bytes, bit for bit, in torch."
     import torch
-    if g.inner == (g.width, g.height): return image
+
+    if g.inner == (g.width, g.height):
+        return image
     table = lambda axis: torch.tensor(axis, device=image.device).unbind(1)
-    (x0, x1, wx0, wx1), (y0, y1, wy0, wy1) = table(resize_axis(g.width, g.inner[0], True)), table(resize_axis(g.height, g.inner[1], False))
+    (x0, x1, wx0, wx1), (y0, y1, wy0, wy1) = (
+        table(resize_axis(g.width, g.inner[0], True)),
+        table(resize_axis(g.height, g.inner[1], False)),
+    )
+
     def row(y):
         n = image[y].int()
         return (n[:, x0] * wx0[:, None] + n[:, x1] * wx1[:, None]) >> 4
+
     return ((((row(y0) * wy0[:, None, None]) >> 16) + ((row(y1) * wy1[:, None, None]) >> 16) + 2) >> 2).byte()
 
 # %% ../../nbs/02_inference/03_device_preprocess.ipynb #2ab70e9b
@@ -60,18 +69,35 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "uint8": np.uint8}
 def _device_values(spec: PreprocessSpec, dtype: str) -> np.ndarray:
     "(3, 256): what each byte becomes in each tensor channel; ConfigError for what has no kernel."
     if dtype not in DTYPES or (dtype == "uint8") != (spec.layout == "nhwc-uint8"):
-        raise ConfigError(f"layout {spec.layout} cannot be made of {dtype}", "preprocess", "nchw-float: float32 or float16; nhwc-uint8: uint8")
-    if spec.clahe: raise ConfigError("clahe runs on the host only", "preprocess.clahe", "use Preprocessor, or a model that was trained without it")
-    if dtype == "uint8": return np.tile(np.arange(256, dtype=np.uint8), (3, 1))
+        raise ConfigError(
+            f"layout {spec.layout} cannot be made of {dtype}",
+            "preprocess",
+            "nchw-float: float32 or float16; nhwc-uint8: uint8",
+        )
+    if spec.clahe:
+        raise ConfigError(
+            "clahe runs on the host only",
+            "preprocess.clahe",
+            "use Preprocessor, or a model that was trained without it",
+        )
+    if dtype == "uint8":
+        return np.tile(np.arange(256, dtype=np.uint8), (3, 1))
     return value_tables(spec).astype(DTYPES[dtype])
 
 
 def _sizes(images: Sequence[Any]) -> list[tuple[int, int]]:
     "(width, height) of each picture; DataError for what is none."
     for number, image in enumerate(images):
-        shape, kind = tuple(getattr(image, "shape", ())), str(getattr(image, "dtype", type(image).__name__)).removeprefix("torch.")
+        shape, kind = (
+            tuple(getattr(image, "shape", ())),
+            str(getattr(image, "dtype", type(image).__name__)).removeprefix("torch."),
+        )
         if len(shape) != 3 or shape[2] != 3 or 0 in shape or kind != "uint8":
-            raise DataError(f"preprocess takes BGR images, uint8 (H, W, 3), not {kind} {shape}", f"image {number}", "read it through cv_pipeline.video.sources")
+            raise DataError(
+                f"preprocess takes BGR images, uint8 (H, W, 3), not {kind} {shape}",
+                f"image {number}",
+                "read it through cv_pipeline.video.sources",
+            )
     return [(image.shape[1], image.shape[0]) for image in images]
 
 
@@ -85,34 +111,49 @@ class TorchPreprocessor:
     def __init__(
         self,
         spec: PreprocessSpec,
-        device: Any = "cpu",      # torch device: "cpu", "cuda", "cuda:1"
-        dtype: str = "float32",   # "float32" | "float16"; "uint8" where the layout is nhwc-uint8
+        device: Any = "cpu",  # torch device: "cpu", "cuda", "cuda:1"
+        dtype: str = "float32",  # "float32" | "float16"; "uint8" where the layout is nhwc-uint8
     ):
         import torch
+
         self.spec, self.device, self.dtype = spec, torch.device(device), getattr(torch, dtype, None)
         self.values = torch.from_numpy(_device_values(spec, dtype)).to(self.device)
         self._channels = (0, 1, 2) if spec.color == "BGR" or dtype == "uint8" else (2, 1, 0)
 
     def batch(self, images: Sequence[Any], out: Any = None) -> tuple[Any, list[Geometry]]:
-        "B images of any sizes, (H, W, 3) uint8 arrays or tensors, into the first B slots of `out` when given; and their geometries."
+        """B images of any sizes, (H, W, 3) uint8 arrays or tensors, into the first B slots of `out` when
+        given; and their geometries."""
         import torch
+
         places = [fit(*size, self.spec.imgsz, self.spec.letterbox) for size in _sizes(images)]
         shape = _tensor_shape(self.spec, len(images))
-        if out is None: out = torch.empty(shape, dtype=self.dtype, device=self.device)
-        if len(out) < len(images) or out.shape[1:] != shape[1:] or out.dtype != self.dtype or out.device.type != self.device.type:
-            raise DataError(f"a tensor {tuple(out.shape)} of {out.dtype} on {out.device} cannot take {shape} of {self.dtype} on {self.device}", "preprocess")
-        for image, slot, g in zip(images, out, places): self._write(image, slot, g)
-        return out[:len(images)], places
+        if out is None:
+            out = torch.empty(shape, dtype=self.dtype, device=self.device)
+        if (
+            len(out) < len(images)
+            or out.shape[1:] != shape[1:]
+            or out.dtype != self.dtype
+            or out.device.type != self.device.type
+        ):
+            raise DataError(
+                f"a tensor {tuple(out.shape)} of {out.dtype} on {out.device} cannot take {shape} of "
+                f"{self.dtype} on {self.device}",
+                "preprocess",
+            )
+        for image, slot, g in zip(images, out, places):
+            self._write(image, slot, g)
+        return out[: len(images)], places
 
     def _write(self, image: Any, slot: Any, g: Geometry) -> None:
         import torch
+
         image = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
         small = torch_resize(image.to(self.device, non_blocking=True), g)
         planes = slot.movedim(2, 0) if self.spec.layout == "nhwc-uint8" else slot
         (w, h), top, left = g.inner, g.pad_top, g.pad_left
         for plane, values, channel in zip(planes, self.values, self._channels):
             plane.fill_(values[self.spec.pad_value])
-            plane[top:top + h, left:left + w] = values[small[..., channel].int()]
+            plane[top : top + h, left : left + w] = values[small[..., channel].int()]
 
 # %% ../../nbs/02_inference/03_device_preprocess.ipynb #0dc5f583
 KERNEL = r"""
@@ -121,9 +162,10 @@ KERNEL = r"""
 #else
 #define INSIDE static
 #endif
-/* place: byte offset, bytes a row, inner width, height, left, top, first x entry, first y entry, resized or not, slot */
-INSIDE void one_pixel(int i, int b, const unsigned char* pixels, const long long* places, const int* axes, const VALUE* values,
-                      VALUE* out, int height, int width, int grey, int rgb, int nhwc) {
+/* place: byte offset, bytes a row, inner width, height, left, top, first x entry, first y entry,
+   resized or not, slot */
+INSIDE void one_pixel(int i, int b, const unsigned char* pixels, const long long* places, const int* axes,
+                      const VALUE* values, VALUE* out, int height, int width, int grey, int rgb, int nhwc) {
   const long long* p = places + 10 * b;
   long long stride = p[1], area = (long long)height * width;
   int row = i / width, column = i % width, y = row - (int)p[5], x = column - (int)p[4], c;
@@ -135,7 +177,8 @@ INSIDE void one_pixel(int i, int b, const unsigned char* pixels, const long long
       if (!p[8]) bgr[c] = from[y * stride + 3 * x + c];
       else {
         const unsigned char *a = from + v[0] * stride + c, *d = from + v[1] * stride + c;
-        int above = (a[3 * u[0]] * u[2] + a[3 * u[1]] * u[3]) >> 4, below = (d[3 * u[0]] * u[2] + d[3 * u[1]] * u[3]) >> 4;
+        int above = (a[3 * u[0]] * u[2] + a[3 * u[1]] * u[3]) >> 4;
+        int below = (d[3 * u[0]] * u[2] + d[3 * u[1]] * u[3]) >> 4;
         bgr[c] = (unsigned char)((((above * v[2]) >> 16) + ((below * v[3]) >> 16) + 2) >> 2);
       }
     }
@@ -146,42 +189,68 @@ INSIDE void one_pixel(int i, int b, const unsigned char* pixels, const long long
 """
 
 # %% ../../nbs/02_inference/03_device_preprocess.ipynb #19c1173f
-LAUNCHED = KERNEL + r"""
-#define ARGUMENTS const unsigned char* pixels, const long long* places, const int* axes, const VALUE* values, VALUE* out, \
-                  int height, int width, int grey, int rgb, int nhwc
+LAUNCHED = (
+    KERNEL
+    + r"""
+#define ARGUMENTS const unsigned char* pixels, const long long* places, const int* axes, \
+                  const VALUE* values, VALUE* out, int height, int width, int grey, int rgb, int nhwc
+#define PIXEL(i, b) one_pixel(i, b, pixels, places, axes, values, out, height, width, grey, rgb, nhwc)
 #ifdef __CUDACC__
 extern "C" __global__ void letterbox_batch(ARGUMENTS) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < height * width) one_pixel(i, blockIdx.y, pixels, places, axes, values, out, height, width, grey, rgb, nhwc);
+  if (i < height * width) PIXEL(i, blockIdx.y);
 }
 #else
 void letterbox_batch(ARGUMENTS, int count) {
   for (int b = 0; b < count; b++)
-    for (int i = 0; i < height * width; i++) one_pixel(i, b, pixels, places, axes, values, out, height, width, grey, rgb, nhwc);
+    for (int i = 0; i < height * width; i++) PIXEL(i, b);
 }
 #endif
 """
-VALUE_TYPES = {"float32": "float", "float16": "unsigned short", "uint8": "unsigned char"}  # halves are moved as bits, never computed with
+)
+VALUE_TYPES = {
+    "float32": "float",
+    "float16": "unsigned short",
+    "uint8": "unsigned char",
+}  # halves are moved as bits, never computed with
 
-
+# %% ../../nbs/02_inference/03_device_preprocess.ipynb #e47cb6ed
 def compile_kernel(
-    arch: str,               # "sm_89": code for that chip; "compute_75": portable PTX
+    arch: str,  # "sm_89": code for that chip; "compute_75": portable PTX
     dtype: str = "float32",
-) -> bytes:                  # cubin or PTX
+) -> bytes:  # cubin or PTX
     "Compile the kernel with NVRTC; needs no device. BackendError when NVRTC is absent or refuses."
-    try: from cuda.bindings import nvrtc
-    except ImportError as e: raise BackendError("cuda-python is not installed", "preprocess kernel", 'pip install "cv_pipeline[tensorrt]"') from e
+    try:
+        from cuda.bindings import nvrtc
+    except ImportError as e:
+        raise BackendError(
+            "cuda-python is not installed", "preprocess kernel", 'pip install "cv_pipeline[tensorrt]"'
+        ) from e
+
     def call(function, *args):
-        try: status, *rest = function(*args)
-        except RuntimeError as e: raise BackendError(f"NVRTC cannot be used: {str(e).splitlines()[0][:200]}", arch, "pip install nvidia-cuda-nvrtc") from e
+        try:
+            status, *rest = function(*args)
+        except RuntimeError as e:
+            raise BackendError(
+                f"NVRTC cannot be used: {str(e).splitlines()[0][:200]}", arch, "pip install nvidia-cuda-nvrtc"
+            ) from e
         return status, (rest[0] if rest else None)
+
     _, program = call(nvrtc.nvrtcCreateProgram, LAUNCHED.encode(), b"letterbox.cu", 0, [], [])
     options = [f"--gpu-architecture={arch}".encode(), f"-DVALUE={VALUE_TYPES[dtype]}".encode()]
     status, _ = call(nvrtc.nvrtcCompileProgram, program, len(options), options)
     log = bytearray(call(nvrtc.nvrtcGetProgramLogSize, program)[1])
     nvrtc.nvrtcGetProgramLog(program, log)
-    if int(status): raise BackendError(f"NVRTC refuses the kernel: {bytes(log).decode(errors='replace').strip()[:300] or status.name}", arch)
-    size, text = (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN) if arch.startswith("sm_") else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+    if int(status):
+        raise BackendError(
+            f"NVRTC refuses the kernel: {bytes(log).decode(errors='replace').strip()[:300] or status.name}",
+            arch,
+        )
+    size, text = (
+        (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
+        if arch.startswith("sm_")
+        else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+    )
     code = bytearray(call(size, program)[1])
     call(text, program, code)
     return bytes(code)
@@ -190,7 +259,9 @@ def compile_kernel(
 class Packed:
     "Where the pictures of a batch lie in one block of bytes, and the tables that resize them."
 
-    def __init__(self, sizes: Sequence[tuple[int, int]], spec: PreprocessSpec):  # sizes: (width, height) of each picture
+    def __init__(
+        self, sizes: Sequence[tuple[int, int]], spec: PreprocessSpec
+    ):  # sizes: (width, height) of each picture
         self.geometries = [fit(*size, spec.imgsz, spec.letterbox) for size in sizes]
         self.places, tables, known, entries, offset = np.empty((len(sizes), 10), np.int64), [], {}, 0, 0
         for slot, g in enumerate(self.geometries):
@@ -201,19 +272,34 @@ class Packed:
                     tables.append(table)
                     entries += len(table)
                 firsts.append(known[key])
-            self.places[slot] = offset, 3 * g.width, *g.inner, g.pad_left, g.pad_top, *firsts, g.inner != (g.width, g.height), slot
+            self.places[slot] = (
+                offset,
+                3 * g.width,
+                *g.inner,
+                g.pad_left,
+                g.pad_top,
+                *firsts,
+                g.inner != (g.width, g.height),
+                slot,
+            )
             offset += 3 * g.width * g.height
         self.nbytes, self.axes = offset, np.concatenate(tables) if tables else np.empty((0, 4), np.int32)
 
 # %% ../../nbs/02_inference/03_device_preprocess.ipynb #4df2a0af
+def _kernel_settings(spec: PreprocessSpec) -> list[int]:
+    "Height, width, grey, and whether to swap red and blue and to write bytes: the kernel's last arguments."
+    nhwc = spec.layout == "nhwc-uint8"
+    return [*spec.imgsz, spec.pad_value, int(spec.color == "RGB" and not nhwc), int(nhwc)]
+
+# %% ../../nbs/02_inference/03_device_preprocess.ipynb #15bfbb00
 class KernelPreprocessor:
-    "Images to input tensors in device memory, one launch a batch, bit for bit what `Preprocessor` makes on the host."
+    "Images to input tensors in device memory, one launch a batch; every bit as `Preprocessor` makes it."
 
     def __init__(
         self,
         spec: PreprocessSpec,
-        device: Any,              # a device of cv_pipeline.inference.cuda: pinned, memory, upload, load_kernel, launch
-        dtype: str = "float32",   # "float32" | "float16"; "uint8" where the layout is nhwc-uint8
+        device: Any,  # a device of cv_pipeline.inference.cuda: pinned, memory, upload, load_kernel, launch
+        dtype: str = "float32",  # "float32" | "float16"; "uint8" where the layout is nhwc-uint8
     ):
         self.spec, self.device, self.dtype = spec, device, DTYPES.get(dtype)
         values = _device_values(spec, dtype)
@@ -224,25 +310,30 @@ class KernelPreprocessor:
 
     def _prepare(self, sizes: list[tuple[int, int]]) -> Packed:
         "Tables on the device and room for the bytes; only when the sizes are other ones than last time."
-        if sizes == self._sizes: return self._packed
+        if sizes == self._sizes:
+            return self._packed
         self._sizes, self._packed = None, Packed(sizes, self.spec)
         arrays = self._packed.places, self._packed.axes
         self._tables = tuple(self.device.memory(a.nbytes) for a in arrays)
-        for memory, array in zip(self._tables, arrays): self.device.upload(memory, array)
+        for memory, array in zip(self._tables, arrays):
+            self.device.upload(memory, array)
         if self._host is None or self._host.nbytes < self._packed.nbytes:
-            self._host, self._pixels = self.device.pinned((self._packed.nbytes,), np.uint8), self.device.memory(self._packed.nbytes)
+            self._host = self.device.pinned((self._packed.nbytes,), np.uint8)
+            self._pixels = self.device.memory(self._packed.nbytes)
         self._sizes = sizes
         return self._packed
 
     def into(self, images: Sequence[np.ndarray], address: int) -> list[Geometry]:
-        "Write B images as (B, 3, H, W) at a device address, in the device's stream; the geometries. The caller synchronises."
-        if not len(images): return []
+        "Write B images as (B, 3, H, W) at an address, in the device's stream; the caller synchronises."
+        if not len(images):
+            return []
         packed = self._prepare(_sizes(images))
         self.device.synchronize()  # the last batch may still be read from the block that is written now
         for image, start, g in zip(images, packed.places[:, 0].tolist(), packed.geometries):
-            np.copyto(self._host[start:start + 3 * g.width * g.height].reshape(g.height, g.width, 3), image)
-        self.device.upload(self._pixels, self._host[:packed.nbytes])
-        (height, width), rgb, nhwc = self.spec.imgsz, self.spec.color == "RGB", self.spec.layout == "nhwc-uint8"
-        self.device.launch(self.kernel, (-(-height * width // 256), len(images)), 256,
-                           [self._pixels, *self._tables, self._values, np.uint64(address), height, width, self.spec.pad_value, int(rgb and not nhwc), int(nhwc)])
+            np.copyto(self._host[start : start + 3 * g.width * g.height].reshape(g.height, g.width, 3), image)
+        self.device.upload(self._pixels, self._host[: packed.nbytes])
+        height, width = self.spec.imgsz
+        blocks = -(-height * width // 256), len(images)
+        inputs = [self._pixels, *self._tables, self._values, np.uint64(address)]
+        self.device.launch(self.kernel, blocks, 256, inputs + _kernel_settings(self.spec))
         return packed.geometries

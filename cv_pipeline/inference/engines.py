@@ -42,7 +42,9 @@ class BrokenEngine(BackendError):
 class EngineMismatch(BackendError):
     "The engine was built for another card, driver, TensorRT or model. `differences` names them."
 
-    def __init__(self, what: str, where: object = None, hint: str | None = None, differences: Sequence[str] = ()):
+    def __init__(
+        self, what: str, where: object = None, hint: str | None = None, differences: Sequence[str] = ()
+    ):
         self.differences = tuple(differences)
         super().__init__(what, where, hint)
 
@@ -55,8 +57,8 @@ class EngineFile:
     "An engine file's header, and where its plan begins."
 
     path: Path
-    header: dict[str, Any]   # JSON of the file, {} for a bare plan
-    offset: int              # bytes before the plan
+    header: dict[str, Any]  # JSON of the file, {} for a bare plan
+    offset: int  # bytes before the plan
 
     @property
     def ours(self) -> dict[str, Any]:
@@ -66,42 +68,59 @@ class EngineFile:
 
     def plan(self) -> bytes:
         "The plan; BrokenEngine when its checksum is another one."
-        data = self.path.read_bytes()[self.offset:]
-        if not data: raise BrokenEngine("there is a header and no plan", self.path, REBUILD)
+        data = self.path.read_bytes()[self.offset :]
+        if not data:
+            raise BrokenEngine("there is a header and no plan", self.path, REBUILD)
         wanted = self.ours.get("plan_sha256")
         if wanted and hashlib.sha256(data).hexdigest() != wanted:
-            raise BrokenEngine(f"the plan is damaged: {len(data)} bytes with another checksum, {self.ours.get('plan_bytes')} were written", self.path, REBUILD)
+            raise BrokenEngine(
+                f"the plan is damaged: {len(data)} bytes with another checksum, "
+                f"{self.ours.get('plan_bytes')} were written",
+                self.path,
+                REBUILD,
+            )
         return data
 
 # %% ../../nbs/02_inference/09_engines.ipynb #4bc7cc48
 def read_engine(
-    path: str | Path,   # .engine file
-) -> EngineFile:        # header only; `.plan()` reads the rest
+    path: str | Path,  # .engine file
+) -> EngineFile:  # header only; `.plan()` reads the rest
     "Open an engine file; BrokenEngine when it is none. Needs neither TensorRT nor a card."
     path = Path(path)
-    if not path.is_file(): raise BackendError("there is no such engine file", path, REBUILD)
+    if not path.is_file():
+        raise BackendError("there is no such engine file", path, REBUILD)
     with open(path, "rb") as file:
         start, size = file.read(4), path.stat().st_size
-        if len(start) < 4: raise BrokenEngine(f"{size} bytes are no engine", path, REBUILD)
+        if len(start) < 4:
+            raise BrokenEngine(f"{size} bytes are no engine", path, REBUILD)
         length = int.from_bytes(start, "little")
         if 0 < length <= size - 4:
             with suppress(ValueError):  # the plan of another maker may begin with anything
                 header = json.loads(file.read(length))
-                if isinstance(header, dict): return EngineFile(path, header, 4 + length)
-        onnx = start[0] == 8 and 3 <= start[1] <= 30 and start[2] in (0x12, 0x1A, 0x22, 0x2A, 0x32, 0x3A, 0x42)  # ir_version, then another field
-        if start[:2] == b"PK" or onnx: raise BrokenEngine("this is a model, not an engine", path, REBUILD)
-        if length <= 1 << 24: raise BrokenEngine("its header is cut off or damaged", path, REBUILD)
+                if isinstance(header, dict):
+                    return EngineFile(path, header, 4 + length)
+        onnx = (
+            start[0] == 8 and 3 <= start[1] <= 30 and start[2] in (0x12, 0x1A, 0x22, 0x2A, 0x32, 0x3A, 0x42)
+        )  # ir_version, then another field
+        if start[:2] == b"PK" or onnx:
+            raise BrokenEngine("this is a model, not an engine", path, REBUILD)
+        if length <= 1 << 24:
+            raise BrokenEngine("its header is cut off or damaged", path, REBUILD)
     return EngineFile(path, {}, 0)
 
 # %% ../../nbs/02_inference/09_engines.ipynb #b4ec6686
 def write_engine(
     path: str | Path,
     plan: bytes,
-    header: Mapping[str, Any],   # plain types; the checksum of the plan is added
+    header: Mapping[str, Any],  # plain types; the checksum of the plan is added
 ) -> EngineFile:
     "Write an engine file in one step: a reader sees the old one or the new one, never half of it."
     path = Path(path)
-    ours = {**header.get("cv_pipeline", {}), "plan_sha256": hashlib.sha256(plan).hexdigest(), "plan_bytes": len(plan)}
+    ours = {
+        **header.get("cv_pipeline", {}),
+        "plan_sha256": hashlib.sha256(plan).hexdigest(),
+        "plan_bytes": len(plan),
+    }
     text = json.dumps({**header, "cv_pipeline": ours}).encode()
     _write(path, len(text).to_bytes(4, "little") + text, plan)
     return EngineFile(path, json.loads(text), 4 + len(text))
@@ -109,22 +128,28 @@ def write_engine(
 
 def _write(path: Path, *parts: bytes) -> None:
     "Put bytes into a file in one step; BackendError when the folder cannot be written or is full."
-    with writing("cannot be written", path, "choose another folder with out=, or make room there", BackendError):
+    with writing(
+        "cannot be written", path, "choose another folder with out=, or make room there", BackendError
+    ):
         write_whole(path, lambda file: file.writelines(parts), durable=True)
 
 # %% ../../nbs/02_inference/09_engines.ipynb #e4d5217a
 def external_files(onnx: Path) -> list[Path]:
     "The files beside an ONNX file that hold its weights, in order of their names."
     with open(onnx, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0: return []
+        if os.fstat(file.fileno()).st_size == 0:
+            return []
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found = {bytes(data[m.end():m.end() + m[1][0]]) for m in re.finditer(rb"\n\x08location\x12([\x01-\x7f])", data, re.DOTALL)}
+            found = {
+                bytes(data[m.end() : m.end() + m[1][0]])
+                for m in re.finditer(rb"\n\x08location\x12([\x01-\x7f])", data, re.DOTALL)
+            }
     return sorted(p for name in found if (p := onnx.parent / name.decode(errors="replace")).is_file())
 
 
 def model_sha256(
     onnx: str | Path,
-) -> str:   # 64 hexadecimal digits; the file's own SHA-256 where it has no weights outside
+) -> str:  # 64 hexadecimal digits; the file's own SHA-256 where it has no weights outside
     "What makes an ONNX model that model: its file, and its weights in other files."
     parts = [file_sha256(p) for p in (Path(onnx), *external_files(Path(onnx)))]
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
@@ -132,44 +157,63 @@ def model_sha256(
 # %% ../../nbs/02_inference/09_engines.ipynb #da93e1e6
 HARDWARE = ("none", "same_compute_capability", "ampere_plus")
 
-
+# %% ../../nbs/02_inference/09_engines.ipynb #b87d7db6
 @dataclass(frozen=True)
 class EngineKey:
     "What an engine is bound to."
 
-    gpu: str                        # name of the card
-    capability: tuple[int, int]     # compute capability
+    gpu: str  # name of the card
+    capability: tuple[int, int]  # compute capability
     driver: str
-    tensorrt: str                   # full version; "rtx 1.7.1.116" for TensorRT-RTX
-    model_sha256: str               # of the ONNX file it was built from
-    batches: tuple[int, int, int]   # smallest, best, largest batch
-    hardware: str = "none"          # "none" | "same_compute_capability" | "ampere_plus"
+    tensorrt: str  # full version; "rtx 1.7.1.116" for TensorRT-RTX
+    model_sha256: str  # of the ONNX file it was built from
+    batches: tuple[int, int, int]  # smallest, best, largest batch
+    hardware: str = "none"  # "none" | "same_compute_capability" | "ampere_plus"
     version_compatible: bool = False
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: object = None) -> EngineKey:
         "From the header of a file; BrokenEngine when something is missing or no such thing."
         try:
-            values = {k: tuple(map(int, v)) if k in ("capability", "batches") else bool(v) if k == "version_compatible" else str(v) for k, v in data.items()}
+            values = {
+                k: tuple(map(int, v))
+                if k in ("capability", "batches")
+                else bool(v)
+                if k == "version_compatible"
+                else str(v)
+                for k, v in data.items()
+            }
             key = cls(**values)
-            if (len(key.capability), len(key.batches), key.hardware in HARDWARE) == (2, 3, True): return key
+            if (len(key.capability), len(key.batches), key.hardware in HARDWARE) == (2, 3, True):
+                return key
             raise ValueError(f"{key}")
-        except (TypeError, ValueError, AttributeError) as e: raise BrokenEngine(f"its binding cannot be read: {e}", where, REBUILD) from e
+        except (TypeError, ValueError, AttributeError) as e:
+            raise BrokenEngine(f"its binding cannot be read: {e}", where, REBUILD) from e
 
-    def differences(self, device: DeviceInfo, tensorrt: str) -> dict[str, str]:  # "gpu" | "capability" | "driver" | "tensorrt" → sentence
+    def differences(
+        self, device: DeviceInfo, tensorrt: str
+    ) -> dict[str, str]:  # "gpu" | "capability" | "driver" | "tensorrt" → sentence
         "What is other here than where the engine was built."
         found, here = {}, tuple(device.capability)
-        if self.hardware == "ampere_plus" and min(here, self.capability) >= (8, 0): pass
-        elif here != self.capability: found["capability"] = f"built for compute capability {_dots(self.capability)}, here is {_dots(here)}"
-        elif self.hardware == "none" and device.name != self.gpu: found["gpu"] = f"built on {self.gpu}, here is {device.name}"
-        if device.driver != self.driver: found["driver"] = f"built under driver {self.driver}, here is {device.driver}"
+        if self.hardware == "ampere_plus" and min(here, self.capability) >= (8, 0):
+            pass
+        elif here != self.capability:
+            found["capability"] = (
+                f"built for compute capability {_dots(self.capability)}, here is {_dots(here)}"
+            )
+        elif self.hardware == "none" and device.name != self.gpu:
+            found["gpu"] = f"built on {self.gpu}, here is {device.name}"
+        if device.driver != self.driver:
+            found["driver"] = f"built under driver {self.driver}, here is {device.driver}"
         built, now = _version(self.tensorrt), _version(tensorrt)
         later = self.version_compatible and built[:2] == now[:2] and now >= built
-        if built != now and not later: found["tensorrt"] = f"built by TensorRT {self.tensorrt}, here is {tensorrt}"
+        if built != now and not later:
+            found["tensorrt"] = f"built by TensorRT {self.tensorrt}, here is {tensorrt}"
         return found
 
-
-def _dots(version: Sequence[int]) -> str: return ".".join(map(str, version))
+# %% ../../nbs/02_inference/09_engines.ipynb #cd71b502
+def _dots(version: Sequence[int]) -> str:
+    return ".".join(map(str, version))
 
 
 def _version(text: str) -> tuple:
@@ -181,44 +225,106 @@ def _version(text: str) -> tuple:
 def check_engine(
     engine: EngineFile,
     device: DeviceInfo,
-    tensorrt: str,               # version here, as `tensorrt_version` gives it
-    allow: Sequence[str] = (),   # differences to accept: "gpu", "capability", "driver", "tensorrt", "model", "foreign"
-) -> EngineKey | None:           # None for an accepted file of another maker
+    tensorrt: str,  # version here, as `tensorrt_version` gives it
+    allow: Sequence[
+        str
+    ] = (),  # differences to accept: "gpu", "capability", "driver", "tensorrt", "model", "foreign"
+) -> EngineKey | None:  # None for an accepted file of another maker
     "EngineMismatch when an engine was not built for this machine, this TensorRT and the model beside it."
     unknown = set(allow) - {"gpu", "capability", "driver", "tensorrt", "model", "foreign"}
-    if unknown: raise ConfigError(f"there is no difference called {', '.join(sorted(unknown))}", "allow", "gpu, capability, driver, tensorrt, model or foreign")
+    if unknown:
+        raise ConfigError(
+            f"there is no difference called {', '.join(sorted(unknown))}",
+            "allow",
+            "gpu, capability, driver, tensorrt, model or foreign",
+        )
     if "key" not in engine.ours:
-        if "foreign" in allow: return None
-        raise EngineMismatch("nothing in it says for which card and which TensorRT it was built", engine.path,
-                             f"{REBUILD}; or, if you trust it and it was built here, open it with allow=('foreign',)", ["foreign"])
+        if "foreign" in allow:
+            return None
+        raise EngineMismatch(
+            "nothing in it says for which card and which TensorRT it was built",
+            engine.path,
+            f"{REBUILD}; or, if you trust it and it was built here, open it with allow=('foreign',)",
+            ["foreign"],
+        )
     key = EngineKey.from_dict(engine.ours["key"], engine.path)
     found = key.differences(device, tensorrt)
     source = engine.path.parent / str(engine.ours.get("model_file", ""))
-    if source.is_file() and model_sha256(source) != key.model_sha256: found["model"] = f"{source.name} beside it is not the file it was built from"
+    if source.is_file() and model_sha256(source) != key.model_sha256:
+        found["model"] = f"{source.name} beside it is not the file it was built from"
     found = {name: text for name, text in found.items() if name not in allow}
-    if found: raise EngineMismatch("; ".join(found.values()), engine.path, f"{REBUILD}; to run it all the same: allow={tuple(found)!r}", list(found))
+    if found:
+        raise EngineMismatch(
+            "; ".join(found.values()),
+            engine.path,
+            f"{REBUILD}; to run it all the same: allow={tuple(found)!r}",
+            list(found),
+        )
     return key
 
 # %% ../../nbs/02_inference/09_engines.ipynb #8acb06ce
-TENSORRT_API = {
-    "": ("__version__", "Builder", "BuilderFlag", "DataType", "HardwareCompatibilityLevel", "ILogger", "IProgressMonitor", "LayerType", "MemoryPoolType",
-         "NetworkDefinitionCreationFlag", "OnnxParser", "Runtime", "TensorIOMode", "init_libnvinfer_plugins"),
-    "Builder": ("create_network", "create_builder_config", "create_optimization_profile", "build_serialized_network"),
+_BUILDING = {  # classes of the tensorrt module that a build needs, with their members
+    "": (
+        "__version__",
+        "Builder",
+        "BuilderFlag",
+        "DataType",
+        "HardwareCompatibilityLevel",
+        "ILogger",
+        "IProgressMonitor",
+        "LayerType",
+        "MemoryPoolType",
+        "NetworkDefinitionCreationFlag",
+        "OnnxParser",
+        "Runtime",
+        "TensorIOMode",
+        "init_libnvinfer_plugins",
+    ),
+    "Builder": (
+        "create_network",
+        "create_builder_config",
+        "create_optimization_profile",
+        "build_serialized_network",
+    ),
     "INetworkDefinition": ("num_inputs", "get_input", "num_outputs", "get_output", "num_layers", "get_layer"),
     "ILayer": ("type", "num_outputs", "get_output"),
     "ITensor": ("name", "shape", "dtype"),
-    "IBuilderConfig": ("set_flag", "clear_flag", "set_memory_pool_limit", "builder_optimization_level", "hardware_compatibility_level", "progress_monitor",
-                       "add_optimization_profile", "create_timing_cache", "set_timing_cache", "get_timing_cache"),
+    "IBuilderConfig": (
+        "set_flag",
+        "clear_flag",
+        "set_memory_pool_limit",
+        "builder_optimization_level",
+        "hardware_compatibility_level",
+        "progress_monitor",
+        "add_optimization_profile",
+        "create_timing_cache",
+        "set_timing_cache",
+        "get_timing_cache",
+    ),
     "IOptimizationProfile": ("set_shape",),
     "ITimingCache": ("serialize",),
     "OnnxParser": ("parse_from_file", "num_errors", "get_error"),
     "ParserError": ("desc", "node_name", "node_operator"),
     "IProgressMonitor": ("phase_start", "step_complete", "phase_finish"),
     "ILogger": ("log",),
+}
+
+# %% ../../nbs/02_inference/09_engines.ipynb #ba16c037
+_RUNNING = {  # that a run needs
     "Runtime": ("deserialize_cuda_engine", "engine_host_code_allowed"),
-    "ICudaEngine": ("create_execution_context", "device_memory_size_v2", "num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_dtype",
-                    "get_tensor_shape", "get_tensor_profile_shape"),
+    "ICudaEngine": (
+        "create_execution_context",
+        "device_memory_size_v2",
+        "num_io_tensors",
+        "get_tensor_name",
+        "get_tensor_mode",
+        "get_tensor_dtype",
+        "get_tensor_shape",
+        "get_tensor_profile_shape",
+    ),
     "IExecutionContext": ("set_input_shape", "get_tensor_shape", "set_tensor_address", "execute_async_v3"),
+}
+_CONSTANTS = {
     "BuilderFlag": ("VERSION_COMPATIBLE", "TF32"),
     "DataType": ("FLOAT", "HALF", "BF16", "UINT8"),
     "HardwareCompatibilityLevel": ("NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"),
@@ -227,21 +333,41 @@ TENSORRT_API = {
     "NetworkDefinitionCreationFlag": ("STRONGLY_TYPED",),
     "TensorIOMode": ("INPUT", "OUTPUT"),
 }
+TENSORRT_API = {**_BUILDING, **_RUNNING, **_CONSTANTS}
 
 # %% ../../nbs/02_inference/09_engines.ipynb #f9a8b5b8
 def load_tensorrt(
-    module: str = "tensorrt",   # "tensorrt"; "tensorrt_rtx" compiles without a card
-    build: bool = True,         # False: for running only, which the lean runtime can do too
+    module: str = "tensorrt",  # "tensorrt"; "tensorrt_rtx" compiles without a card
+    build: bool = True,  # False: for running only, which the lean runtime can do too
 ) -> Any:
-    "The TensorRT module; BackendError when it is absent, incomplete, or too old or new for this package. Touches no device."
-    try: trt = import_module(module)
+    """The TensorRT module; BackendError when it is absent, incomplete, or too old or new for this package.
+    Touches no device."""
+    try:
+        trt = import_module(module)
     except ImportError as e:
-        raise BackendError(f"TensorRT cannot be imported: {e}", module, 'pip install "cv_pipeline[tensorrt]"; the ONNX file runs without it') from e
+        raise BackendError(
+            f"TensorRT cannot be imported: {e}",
+            module,
+            'pip install "cv_pipeline[tensorrt]"; the ONNX file runs without it',
+        ) from e
     rtx = "rtx" in module
     if not rtx and (_version(str(getattr(trt, "__version__", "0")))[1:2] or (0,))[0] not in (10, 11):
-        raise BackendError(f"TensorRT {getattr(trt, '__version__', 'without a version')} is not supported", module, "versions 10 and 11 are")
-    missing = [n for n in (TENSORRT_API[""] if build else ("ILogger", "Runtime", "TensorIOMode", "DataType")) if not hasattr(trt, n)]
-    if missing: raise BackendError(f"this TensorRT lacks {', '.join(missing)}", module, "the lean and dispatch runtimes cannot build; install the whole package")
+        raise BackendError(
+            f"TensorRT {getattr(trt, '__version__', 'without a version')} is not supported",
+            module,
+            "versions 10 and 11 are",
+        )
+    missing = [
+        n
+        for n in (TENSORRT_API[""] if build else ("ILogger", "Runtime", "TensorIOMode", "DataType"))
+        if not hasattr(trt, n)
+    ]
+    if missing:
+        raise BackendError(
+            f"this TensorRT lacks {', '.join(missing)}",
+            module,
+            "the lean and dispatch runtimes cannot build; install the whole package",
+        )
     return trt
 
 
@@ -249,10 +375,11 @@ def tensorrt_version(trt: Any) -> str:
     "Version for the binding; the RTX family is named, as its numbers mean something else."
     return ("rtx " if "rtx" in trt.__name__ else "") + str(trt.__version__)
 
-
+# %% ../../nbs/02_inference/09_engines.ipynb #617fb9ec
 @lru_cache(maxsize=8)
 def logger_class(trt: Any) -> type:
     "A TensorRT logger that keeps the last complaints for our errors and hands the rest to Python's logging."
+
     class Log(trt.ILogger):
         def __init__(self):
             trt.ILogger.__init__(self)
@@ -260,68 +387,107 @@ def logger_class(trt: Any) -> type:
 
         def log(self, severity, message):
             level = int(severity)  # 0 internal error, 1 error, 2 warning, 3 info, 4 verbose
-            if level <= 1: self.complaints.append(message)
+            if level <= 1:
+                self.complaints.append(message)
             self.to.log((40, 40, 30, 20, 10)[min(level, 4)], message)
 
         def said(self, default: str = "it gave no reason") -> str:
             return self.complaints[-1][:400] if self.complaints else default
+
     return Log
 
 # %% ../../nbs/02_inference/09_engines.ipynb #62b33d85
+def _whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _batch_problems(options: BuildOptions) -> list[str]:
+    "What is wrong with the batches: each by itself, then their order."
+    problems = [
+        f"{n}: {v!r} is not a whole number from 1 to 4096"
+        for n in ("min_batch", "opt_batch", "max_batch")
+        if not (_whole(v := getattr(options, n), 1, 4096) or (v is None and n != "min_batch"))
+    ]
+    if not problems:
+        order = [b for b in (options.min_batch, options.opt_batch, options.max_batch) if b is not None]
+        if order != sorted(order):
+            problems.append(f"batches: {' ≤ '.join(map(str, order))} is not so (min ≤ opt ≤ max)")
+    return problems
+
+
+def _other_problems(options: BuildOptions) -> list[str]:
+    "What is wrong with the builder's memory, hardware and effort, and with our patience."
+    problems = []
+    if options.workspace_mb is not None and not _whole(options.workspace_mb, 1, 1 << 20):
+        problems.append(f"workspace_mb: {options.workspace_mb!r} is no number of megabytes")
+    if options.hardware not in HARDWARE:
+        problems.append(f"hardware: {options.hardware!r} is none of {', '.join(HARDWARE)}")
+    if not _whole(options.level, 0, 5):
+        problems.append(f"level: {options.level!r} is not in 0..5")
+    if not options.wait_s >= 0:
+        problems.append(f"wait_s: {options.wait_s} is negative")
+    return problems
+
+# %% ../../nbs/02_inference/09_engines.ipynb #84fb6c15
 @dataclass(frozen=True)
 class BuildOptions:
     "How an engine is built."
 
     min_batch: int = 1
-    opt_batch: int | None = None     # the batch that kernels are chosen for; None: the largest
-    max_batch: int | None = None     # None: the graph's fixed batch, or 8 where it is dynamic
+    opt_batch: int | None = None  # the batch that kernels are chosen for; None: the largest
+    max_batch: int | None = None  # None: the graph's fixed batch, or 8 where it is dynamic
     workspace_mb: int | None = None  # most scratch memory of a kernel; None: all the device has
-    timing_cache: str | Path | None = None  # file with the timings of earlier builds; makes a second build much shorter
-    version_compatible: bool = False  # runs on later TensorRT versions of this major one; larger and a little slower
-    hardware: str = "none"           # "none" | "same_compute_capability" | "ampere_plus"
-    level: int = 3                   # how hard to search, 0..5
-    tf32: bool = True                # TensorRT's default: float32 matrix products with 10 bits of mantissa on the tensor cores
-    rebuild: bool = False            # build even when a fitting engine is there
-    wait_s: float = 0.0              # seconds to wait for another process that builds the same file
+    timing_cache: str | Path | None = (
+        None  # file with the timings of earlier builds: the next is much shorter
+    )
+    version_compatible: bool = False  # runs on later versions of this major one; larger, a little slower
+    hardware: str = "none"  # "none" | "same_compute_capability" | "ampere_plus"
+    level: int = 3  # how hard to search, 0..5
+    tf32: bool = True  # TensorRT's default: float32 products with 10 bits of mantissa on the tensor cores
+    rebuild: bool = False  # build even when a fitting engine is there
+    wait_s: float = 0.0  # seconds to wait for another process that builds the same file
 
     def __post_init__(self):
-        whole = lambda value, low, high: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        problems = [f"{n}: {v!r} is not a whole number from 1 to 4096" for n in ("min_batch", "opt_batch", "max_batch")
-                    if not (whole(v := getattr(self, n), 1, 4096) or (v is None and n != "min_batch"))]
-        if not problems:
-            order = [b for b in (self.min_batch, self.opt_batch, self.max_batch) if b is not None]
-            if order != sorted(order): problems.append(f"batches: {' ≤ '.join(map(str, order))} is not so (min ≤ opt ≤ max)")
-        if self.workspace_mb is not None and not whole(self.workspace_mb, 1, 1 << 20):
-            problems.append(f"workspace_mb: {self.workspace_mb!r} is no number of megabytes")
-        if self.hardware not in HARDWARE: problems.append(f"hardware: {self.hardware!r} is none of {', '.join(HARDWARE)}")
-        if not whole(self.level, 0, 5): problems.append(f"level: {self.level!r} is not in 0..5")
-        if not self.wait_s >= 0: problems.append(f"wait_s: {self.wait_s} is negative")
-        if problems: raise ConfigError(f"BuildOptions has {len(problems)} problem{'s' * (len(problems) > 1)}", problems=problems)
+        if problems := _batch_problems(self) + _other_problems(self):
+            raise ConfigError(
+                f"BuildOptions has {len(problems)} problem{'s' * (len(problems) > 1)}", problems=problems
+            )
 
     def recorded(self) -> dict[str, Any]:
         "What decides about the engine: all but the place of the timings, and whether and when it is built."
         return {k: v for k, v in asdict(self).items() if k not in ("timing_cache", "rebuild", "wait_s")}
 
-    def batches(self, fixed: int | None, where: object = None) -> tuple[int, int, int]:  # fixed: the graph's batch, None when dynamic
+    def batches(
+        self,
+        fixed: int | None,  # the graph's batch, None when dynamic
+        where: object = None,
+    ) -> tuple[int, int, int]:
         "Smallest, best and largest batch for a graph; ConfigError when a fixed graph is asked for another."
         top = self.max_batch or fixed or max(8, self.min_batch, self.opt_batch or 1)
         if fixed is not None and {self.max_batch or fixed, self.opt_batch or fixed} != {fixed}:
-            raise ConfigError(f"the graph has a fixed batch of {fixed}, max_batch {top} was asked for", where, "export it with a dynamic batch, or leave the batches out")
+            raise ConfigError(
+                f"the graph has a fixed batch of {fixed}, max_batch {top} was asked for",
+                where,
+                "export it with a dynamic batch, or leave the batches out",
+            )
         return (fixed, fixed, fixed) if fixed is not None else (self.min_batch, self.opt_batch or top, top)
 
 # %% ../../nbs/02_inference/09_engines.ipynb #83843780
 @contextmanager
 def build_lock(
-    path: str | Path,       # the engine that will be built; the lock lies beside it
-    wait_s: float = 0.0,    # seconds to wait for another process
+    path: str | Path,  # the engine that will be built; the lock lies beside it
+    wait_s: float = 0.0,  # seconds to wait for another process
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[None]:
-    "Hold the right to build this engine; BackendError when another process holds it, or the folder cannot be written."
+    """Hold the right to build this engine; BackendError when another process holds it, or the folder cannot
+    be written."""
     path = Path(path)
     with ExitStack() as held:
         try:
-            with writing("the folder cannot be written", path.parent, "give another one with out=", BackendError):
+            with writing(
+                "the folder cannot be written", path.parent, "give another one with out=", BackendError
+            ):
                 path.parent.stat()  # a folder that is not there is not made
                 held.enter_context(locked(path, wait_s, clock=clock, sleep=sleep))
         except Busy as e:
@@ -340,12 +506,15 @@ class Progress:
         self.phases[name] = [parent, max(int(steps), 1), 0]
 
     def step(self, name: str, number: int) -> bool:  # False: stop
-        if name in self.phases: self.phases[name][2] = min(int(number) + 1, self.phases[name][1])
+        if name in self.phases:
+            self.phases[name][2] = min(int(number) + 1, self.phases[name][1])
         return self._say(name)
 
     def finish(self, name: str) -> bool:
-        if name not in self.phases: return not self.stopped
-        if len(self.phases) == 1: self.share = 1.0
+        if name not in self.phases:
+            return not self.stopped
+        if len(self.phases) == 1:
+            self.share = 1.0
         going = self._say(name)
         self.phases.pop(name, None)
         return going
@@ -353,15 +522,20 @@ class Progress:
     def _inner(self, name: str) -> float:
         "Share of a phase, with the running phases inside it."
         _, steps, done = self.phases[name]
-        inside = max((self._inner(n) for n, (parent, *_) in list(self.phases.items()) if parent == name), default=0.0)
+        inside = max(
+            (self._inner(n) for n, (parent, *_) in list(self.phases.items()) if parent == name), default=0.0
+        )
         return min(done + inside, steps) / steps
 
     def _say(self, name: str) -> bool:
         roots = [n for n, (parent, *_) in list(self.phases.items()) if parent not in self.phases]
         self.share = max(self.share, min((self._inner(n) for n in roots), default=0.0))
-        if self.tell is None or self.stopped: return not self.stopped
-        try: self.stopped = self.tell(self.share, name) is False
-        except BaseException as e: self.error, self.stopped = e, True
+        if self.tell is None or self.stopped:
+            return not self.stopped
+        try:
+            self.stopped = self.tell(self.share, name) is False
+        except BaseException as e:
+            self.error, self.stopped = e, True
         return not self.stopped
 
 
@@ -372,9 +546,15 @@ def _monitor_class(trt: Any) -> type:
             trt.IProgressMonitor.__init__(self)
             self.progress = progress
 
-        def phase_start(self, phase_name, parent_phase, num_steps): self.progress.start(phase_name, parent_phase, num_steps)
-        def step_complete(self, phase_name, step): return self.progress.step(phase_name, step)
-        def phase_finish(self, phase_name): self.progress.finish(phase_name)
+        def phase_start(self, phase_name, parent_phase, num_steps):
+            self.progress.start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name, step):
+            return self.progress.step(phase_name, step)
+
+        def phase_finish(self, phase_name):
+            self.progress.finish(phase_name)
+
     return Monitor
 
 # %% ../../nbs/02_inference/09_engines.ipynb #0c65b4c6
@@ -382,50 +562,84 @@ def _parse(trt: Any, builder: Any, onnx: Path, log: Any) -> Any:
     "The network of an ONNX file, strongly typed; BackendError with the parser's complaints."
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
-    if parser.parse_from_file(str(onnx)): return network
+    if parser.parse_from_file(str(onnx)):
+        return network
     complaints = []
     for error in (parser.get_error(i) for i in range(parser.num_errors)):
-        at = f" (node {error.node_name()!r}, operator {error.node_operator()})" if error.node_operator() else ""
+        at = (
+            f" (node {error.node_name()!r}, operator {error.node_operator()})"
+            if error.node_operator()
+            else ""
+        )
         complaints.append(error.desc().strip()[:300] + at)
     text = "; ".join(complaints[:3]) or log.said()
     hint = "check that the file is complete (external data beside it) and that ONNX Runtime opens it"
-    if any(w in text for w in ("lugin", "mporter", "ustom")): hint = "export it without custom operators and without suppression inside"
-    if "uantizeLinear" in text: hint = "it was quantised for a CPU: take the file that was quantised for TensorRT (symmetric, float biases)"
+    if any(w in text for w in ("lugin", "mporter", "ustom")):
+        hint = "export it without custom operators and without suppression inside"
+    if "uantizeLinear" in text:
+        hint = (
+            "it was quantised for a CPU: take the file that was quantised for TensorRT (symmetric, float "
+            "biases)"
+        )
     raise BackendError(f"TensorRT cannot read the graph: {text}", onnx, hint)
 
 
 def _look(network: Any, manifest: ModelManifest, onnx: Path) -> tuple[str, int | None, tuple[int, ...]]:
-    "Name of the input, fixed batch (None: dynamic), and its shape after the batch axis; ModelSpecMismatch as for every other runtime."
+    """Name of the input, fixed batch (None: dynamic), and its shape after the batch axis; ModelSpecMismatch
+    as for every other runtime."""
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     outputs = [tuple(network.get_output(i).shape) for i in range(network.num_outputs)]
-    if len(inputs) != 1: raise BackendError(f"the graph has {len(inputs)} inputs; one image tensor was expected", onnx, "export a plain detection model")
+    if len(inputs) != 1:
+        raise BackendError(
+            f"the graph has {len(inputs)} inputs; one image tensor was expected",
+            onnx,
+            "export a plain detection model",
+        )
     taken = tuple(inputs[0].shape)
     check_graph(manifest, taken, outputs, onnx)
     if min(taken[1:]) > 0 and min(outputs[0][1:]) < 0:
-        raise BackendError(f"the graph gives {outputs[0]}: how many boxes is known only when it runs", onnx, "export it without suppression inside (nms=False)")
+        raise BackendError(
+            f"the graph gives {outputs[0]}: how many boxes is known only when it runs",
+            onnx,
+            "export it without suppression inside (nms=False)",
+        )
     rows = *manifest.preprocess.imgsz, 3
     wanted = rows if manifest.preprocess.layout == "nhwc-uint8" else (3, *manifest.preprocess.imgsz)
     return inputs[0].name, None if taken[0] < 0 else int(taken[0]), wanted
 
-
+# %% ../../nbs/02_inference/09_engines.ipynb #973c25b7
 def graph_precision(trt: Any, network: Any) -> str:
     "'int8', 'fp16', 'bf16' or 'fp32': the lowest precision that a strongly typed network holds."
     kinds, types = set(), set()
     for layer in (network.get_layer(i) for i in range(network.num_layers)):
         kinds.add(layer.type)
         types.update(layer.get_output(k).dtype for k in range(layer.num_outputs))
-    if trt.LayerType.QUANTIZE in kinds: return "int8"
+    if trt.LayerType.QUANTIZE in kinds:
+        return "int8"
     return "fp16" if trt.DataType.HALF in types else "bf16" if trt.DataType.BF16 in types else "fp32"
 
 # %% ../../nbs/02_inference/09_engines.ipynb #8c619e3c
-def _configure(trt: Any, builder: Any, options: BuildOptions, tensor: tuple[str, tuple[int, ...]], batches: tuple[int, int, int], monitor: Any) -> Any:
+def _configure(
+    trt: Any,
+    builder: Any,
+    options: BuildOptions,
+    tensor: tuple[str, tuple[int, ...]],
+    batches: tuple[int, int, int],
+    monitor: Any,
+) -> Any:
     "A builder configuration; `tensor`: name of the input and its shape after the batch axis."
     config = builder.create_builder_config()
-    if options.workspace_mb: config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
-    if options.version_compatible: config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if not options.tf32: config.clear_flag(trt.BuilderFlag.TF32)
+    if options.workspace_mb:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
     config.builder_optimization_level = options.level
-    if options.hardware != "none": config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, options.hardware.upper())
+    if options.hardware != "none":
+        config.hardware_compatibility_level = getattr(
+            trt.HardwareCompatibilityLevel, options.hardware.upper()
+        )
     config.progress_monitor = monitor
     profile = builder.create_optimization_profile()
     profile.set_shape(tensor[0], *((b, *tensor[1]) for b in batches))
@@ -438,20 +652,25 @@ def _use_timings(config: Any, path: Path | None) -> None:
     known = path.read_bytes() if path is not None and path.is_file() else b""
     for data in (known, b""):
         cache = config.create_timing_cache(data)
-        if cache is not None and config.set_timing_cache(cache, False): return
+        if cache is not None and config.set_timing_cache(cache, False):
+            return
 
 
 def _keep_timings(config: Any, path: Path | None) -> None:
     "Write the timings back; that it fails is no reason to lose an engine."
-    if path is None: return
+    if path is None:
+        return
     cache = config.get_timing_cache()
-    if cache is None: return
-    try: _write(path, bytes(cache.serialize()))
-    except BackendError as e: logging.getLogger("cv_pipeline.tensorrt").warning("timing cache not kept: %s", e)
+    if cache is None:
+        return
+    try:
+        _write(path, bytes(cache.serialize()))
+    except BackendError as e:
+        logging.getLogger("cv_pipeline.tensorrt").warning("timing cache not kept: %s", e)
 
 # %% ../../nbs/02_inference/09_engines.ipynb #5b28af16
 def compile_plan(
-    trt: Any,                       # module, from load_tensorrt
+    trt: Any,  # module, from load_tensorrt
     onnx: Path,
     manifest: ModelManifest,
     options: BuildOptions,
@@ -459,22 +678,40 @@ def compile_plan(
 ) -> tuple[bytes, str, tuple[int, int, int]]:  # plan, precision, batches
     "Compile an ONNX file with TensorRT. Minutes on a card."
     log = logger_class(trt)()
-    try: builder = trt.Builder(log)
+    try:
+        builder = trt.Builder(log)
     except (TypeError, RuntimeError) as e:
-        raise BackendError(f"TensorRT gives no builder: {log.said(str(e))}", onnx, "look at nvidia-smi; driver and TensorRT may not match") from e
+        raise BackendError(
+            f"TensorRT gives no builder: {log.said(str(e))}",
+            onnx,
+            "look at nvidia-smi; driver and TensorRT may not match",
+        ) from e
     network = _parse(trt, builder, onnx, log)
     name, fixed, shape = _look(network, manifest, onnx)
-    batches, timings = options.batches(fixed, onnx), Path(options.timing_cache) if options.timing_cache else None
+    batches, timings = (
+        options.batches(fixed, onnx),
+        Path(options.timing_cache) if options.timing_cache else None,
+    )
     config = _configure(trt, builder, options, (name, shape), batches, _monitor_class(trt)(progress))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # TensorRT-RTX keeps no timings and says so
         _use_timings(config, timings)
         plan = builder.build_serialized_network(network, config)
-        if progress.error is not None: raise progress.error
-        if progress.stopped: raise BackendError("the build was stopped", onnx)
+        if progress.error is not None:
+            raise progress.error
+        if progress.stopped:
+            raise BackendError("the build was stopped", onnx)
         if plan is None:
-            kind = OutOfMemory if any(w in log.said().lower() for w in ("out of memory", "outofmemory", "insufficient memory")) else BackendError
-            raise kind(f"TensorRT built no engine: {log.said()}", onnx, "try a smaller max_batch, or workspace_mb")
+            kind = (
+                OutOfMemory
+                if any(
+                    w in log.said().lower() for w in ("out of memory", "outofmemory", "insufficient memory")
+                )
+                else BackendError
+            )
+            raise kind(
+                f"TensorRT built no engine: {log.said()}", onnx, "try a smaller max_batch, or workspace_mb"
+            )
         _keep_timings(config, timings)
     return bytes(plan), graph_precision(trt, network), batches
 
@@ -485,57 +722,98 @@ class BuiltEngine:
 
     path: Path
     key: EngineKey
-    precision: str    # "fp32" | "fp16" | "bf16" | "int8": what the ONNX file holds
-    seconds: float    # 0 when it was there already
-    built: bool       # False: it was there already and fits
+    precision: str  # "fp32" | "fp16" | "bf16" | "int8": what the ONNX file holds
+    seconds: float  # 0 when it was there already
+    built: bool  # False: it was there already and fits
 
 
-def engine_header(manifest: ModelManifest, key: EngineKey, precision: str, model: str, options: BuildOptions) -> dict[str, Any]:
+def engine_header(
+    manifest: ModelManifest, key: EngineKey, precision: str, model: str, options: BuildOptions
+) -> dict[str, Any]:
     "What stands before the plan: the keys that Ultralytics reads, and ours."
-    args = {"batch": key.batches[2], "dynamic": key.batches[0] != key.batches[2], "nms": manifest.postprocess.head == "end2end", "half": precision == "fp16"}
+    args = {
+        "batch": key.batches[2],
+        "dynamic": key.batches[0] != key.batches[2],
+        "nms": manifest.postprocess.head == "end2end",
+        "half": precision == "fp16",
+    }
     return {
-        "description": f"{manifest.name} {manifest.version}", "version": manifest.version, "license": manifest.license, "task": manifest.task,
-        "stride": manifest.preprocess.stride, "batch": key.batches[2], "imgsz": list(manifest.preprocess.imgsz), "channels": 3,
-        "names": dict(enumerate(manifest.names)), "args": args,
-        "cv_pipeline": {"format": 1, "key": asdict(key), "precision": precision, "model_file": model,
-                        "options": options.recorded(),
-                        "preprocess": manifest.preprocess.to_dict(),
-                        "manifest": {k: v for k, v in manifest.to_dict().items() if k not in ("file", "sha256", "artefacts")}}}
+        "description": f"{manifest.name} {manifest.version}",
+        "version": manifest.version,
+        "license": manifest.license,
+        "task": manifest.task,
+        "stride": manifest.preprocess.stride,
+        "batch": key.batches[2],
+        "imgsz": list(manifest.preprocess.imgsz),
+        "channels": 3,
+        "names": dict(enumerate(manifest.names)),
+        "args": args,
+        "cv_pipeline": {
+            "format": 1,
+            "key": asdict(key),
+            "precision": precision,
+            "model_file": model,
+            "options": options.recorded(),
+            "preprocess": manifest.preprocess.to_dict(),
+            "manifest": {
+                k: v for k, v in manifest.to_dict().items() if k not in ("file", "sha256", "artefacts")
+            },
+        },
+    }
 
-
-def _ready(out: Path, device: DeviceInfo, version: str, sha256: str, options: BuildOptions) -> EngineFile | None:
+# %% ../../nbs/02_inference/09_engines.ipynb #48fc24d7
+def _ready(
+    out: Path, device: DeviceInfo, version: str, sha256: str, options: BuildOptions
+) -> EngineFile | None:
     "The engine at this place when it is whole, fits, and was built with these options."
     try:
         engine = read_engine(out)
         key = check_engine(engine, device, version, allow=("model",))
-        if key.model_sha256 != sha256 or engine.ours.get("options") != options.recorded(): return None
+        if key.model_sha256 != sha256 or engine.ours.get("options") != options.recorded():
+            return None
         engine.plan()
         return engine
-    except BackendError: return None
+    except BackendError:
+        return None
 
 # %% ../../nbs/02_inference/09_engines.ipynb #c62b5fd9
 def build_engine(
-    onnx: str | Path,                     # float32, half precision, or with quantisation nodes: the engine gets its types
+    onnx: str | Path,  # float32, half precision, or with quantisation nodes: the engine gets its types
     manifest: ModelManifest,
-    out: str | Path | None = None,        # None: beside the ONNX file, with the ending .engine
+    out: str | Path | None = None,  # None: beside the ONNX file, with the ending .engine
     options: BuildOptions | None = None,  # None: the graph's fixed batch, or 1 to 8
     *,
-    progress: Callable[[float, str], Any] | None = None,  # progress(share, phase); answering False stops the build
-    device: DeviceInfo | None = None,     # the card it is for; None: the driver is asked for device 0
-    trt: Any = None,                      # the module; None: import tensorrt
+    progress: Callable[[float, str], Any]
+    | None = None,  # progress(share, phase); answering False stops the build
+    device: DeviceInfo | None = None,  # the card it is for; None: the driver is asked for device 0
+    trt: Any = None,  # the module; None: import tensorrt
 ) -> BuiltEngine:
-    "Build a TensorRT engine for this machine. NoDevice, BackendError, ModelSpecMismatch or ConfigError; never a half file."
+    """Build a TensorRT engine for this machine. NoDevice, BackendError, ModelSpecMismatch or ConfigError;
+    never a half file."""
     onnx = Path(onnx)
     out, options = Path(out) if out else onnx.with_suffix(".engine"), options or BuildOptions()
-    if not onnx.is_file(): raise BackendError("there is no such model file", onnx)
+    if not onnx.is_file():
+        raise BackendError("there is no such model file", onnx)
     device = device or find_device()
     trt = trt or load_tensorrt()
     version, sha256, share = tensorrt_version(trt), model_sha256(onnx), Progress(progress)
     with build_lock(out, options.wait_s):
         ready = None if options.rebuild else _ready(out, device, version, sha256, options)
-        if ready is not None: return BuiltEngine(out, EngineKey.from_dict(ready.ours["key"]), ready.ours["precision"], 0.0, False)
+        if ready is not None:
+            return BuiltEngine(
+                out, EngineKey.from_dict(ready.ours["key"]), ready.ours["precision"], 0.0, False
+            )
         start = time.perf_counter()
         plan, precision, batches = compile_plan(trt, onnx, manifest, options, share)
-        key = EngineKey(device.name, device.capability, device.driver, version, sha256, batches, options.hardware, options.version_compatible)
+        key = EngineKey(
+            device.name,
+            device.capability,
+            device.driver,
+            version,
+            sha256,
+            batches,
+            options.hardware,
+            options.version_compatible,
+        )
         write_engine(out, plan, engine_header(manifest, key, precision, onnx.name, options))
         return BuiltEngine(out, key, precision, time.perf_counter() - start, True)

@@ -22,8 +22,8 @@ __all__ = ['Opener', 'Metadata', 'RUNTIMES', 'register_backend', 'model_metadata
            'explain_choice']
 
 # %% ../../nbs/02_inference/14_loading.ipynb #4b09635b
-Opener = Callable[..., Backend]                    # called as opener(path, manifest, providers=…, threads=…)
-Metadata = Callable[[Path], Mapping[str, str]]     # what an exporter wrote into a file
+Opener = Callable[..., Backend]  # called as opener(path, manifest, providers=…, threads=…)
+Metadata = Callable[[Path], Mapping[str, str]]  # what an exporter wrote into a file
 
 
 def _onnxruntime() -> tuple[Opener, Metadata]:
@@ -44,7 +44,9 @@ def _tensorrt() -> tuple[Opener, Metadata]:
     return TensorRTBackend, read_metadata
 
 
-RUNTIMES: dict[str, Callable[[], tuple[Opener, Metadata]]] = {  # as an Artefact names them; imported when they are called
+RUNTIMES: dict[
+    str, Callable[[], tuple[Opener, Metadata]]
+] = {  # as an Artefact names them; imported when they are called
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
     "tensorrt": _tensorrt,
@@ -53,8 +55,8 @@ _BY_ENDING = {ending: RUNTIMES[runtime] for ending, runtime in BY_ENDING.items()
 
 
 def register_backend(
-    suffix: str,                       # file ending with its dot, e.g. ".tflite"
-    opener: Opener,                    # a Backend class, or a function that returns one
+    suffix: str,  # file ending with its dot, e.g. ".tflite"
+    opener: Opener,  # a Backend class, or a function that returns one
     metadata: Metadata | None = None,  # reads what an exporter wrote into such a file
 ) -> None:
     "Say who opens files that end in `suffix`."
@@ -68,19 +70,21 @@ def model_metadata(path: str | Path) -> Mapping[str, str]:
 
 
 def load_backend(
-    path: Path | str,                            # model file
+    path: Path | str,  # model file
     manifest: ModelManifest,
-    providers: Sequence[str] | None = None,      # preferred execution providers, runtime specific
-    threads: int = 0,                            # inside the model call; 0: the runtime's choice
-    runtime: str | None = None,                  # one of RUNTIMES; None: the one for the file's ending
-    **options: Any,                              # for that runtime, e.g. precision="bf16"
+    providers: Sequence[str] | None = None,  # preferred execution providers, runtime specific
+    threads: int = 0,  # inside the model call; 0: the runtime's choice
+    runtime: str | None = None,  # one of RUNTIMES; None: the one for the file's ending
+    **options: Any,  # for that runtime, e.g. precision="bf16"
 ) -> Backend:
     "Open a model file with the runtime for its ending. BackendError when it cannot be opened."
     suffix = Path(path).suffix.lower()
     known = _BY_ENDING if runtime is None else RUNTIMES
     found = known.get(suffix if runtime is None else runtime)
     if found is None:
-        what = f"nothing here opens '{suffix}' files" if runtime is None else f"there is no runtime '{runtime}'"
+        what = (
+            f"nothing here opens '{suffix}' files" if runtime is None else f"there is no runtime '{runtime}'"
+        )
         raise BackendError(what, path, f"known: {', '.join(sorted(known))}")
     return found()[0](path, manifest, providers=providers, threads=threads, **options)
 
@@ -91,41 +95,48 @@ def open_artefact(
     providers: Sequence[str] | None = None,  # ONNX Runtime's; others take none
     threads: int = 0,
 ) -> Backend:
-    "The backend of one of a model's files, checksum compared; ModelSpecMismatch when it is not the one that was judged."
+    """The backend of one of a model's files, checksum compared; ModelSpecMismatch when it is not the one that
+    was judged."""
     own = providers if artefact.backend == "onnxruntime" else None
     manifest = model.manifest.for_artefact(artefact)
     return load_backend(model.path_of(artefact), manifest, own, threads, artefact.backend, **artefact.options)
 
 
 def load_model(
-    path: str | Path = "factory_line",           # bundled name, model directory, model file, or "triton://host:port/model"
-    spec: str | Path | None = None,              # YAML or JSON manifest for a file without one
+    path: str
+    | Path = "factory_line",  # bundled name, model directory, model file, or "triton://host:port/model"
+    spec: str | Path | None = None,  # YAML or JSON manifest for a file without one
     providers: Sequence[str] | None = None,
     threads: int = 0,
-    backend: str | None = None,                  # "auto", or which of the model's artefacts: see inference.choice; None: its main file
-    how: Measuring | None = None,                # how several files are measured; None: with these threads and providers
+    backend: str
+    | None = None,  # "auto", or which of the model's artefacts: see inference.choice; None: its main file
+    how: Measuring | None = None,  # how several files are measured; None: with these threads and providers
 ) -> Model:
     "Open a model with everything it carries. ModelSpecMismatch when file and manifest disagree."
     if is_remote(path):
         return open_remote(str(path), spec)
     found = open_model_folder(path, spec, lambda: model_metadata(path))
-    if backend is not None and (found.manifest.artefacts or backend != "auto"):  # of one file there is nothing to choose
+    if backend is not None and (
+        found.manifest.artefacts or backend != "auto"
+    ):  # of one file there is nothing to choose
         open_file = partial(open_artefact, found, providers=providers, threads=threads)
         return open_chosen(found, open_file, backend, how or Measuring(threads, tuple(providers or ())))
     manifest = found.manifest
     first = load_backend(found.file, manifest, providers, threads)
     again = lambda: load_backend(found.own_file(), manifest, providers, threads)
-    return Model(manifest, first, Preprocessor(manifest.preprocess), make_postprocessor(manifest), found.file, again)
+    return Model(
+        manifest, first, Preprocessor(manifest.preprocess), make_postprocessor(manifest), found.file, again
+    )
 
 
 def explain_choice(
     path: str | Path,
-    wanted: str = "auto",                        # or a runtime, a precision, "runtime/precision", a file
+    wanted: str = "auto",  # or a runtime, a precision, "runtime/precision", a file
     spec: str | Path | None = None,
     providers: Sequence[str] | None = None,
     threads: int = 0,
     how: Measuring | None = None,
-) -> Choice:                                     # print it: a row a file
+) -> Choice:  # print it: a row a file
     "Which of a model's files would run on this machine, and why, without keeping it open."
     found = open_model_folder(path, spec, lambda: model_metadata(path))
     open_file = partial(open_artefact, found, providers=providers, threads=threads)

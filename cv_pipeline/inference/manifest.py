@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,64 +29,94 @@ __all__ = ['LAYOUTS', 'RUNTIMES', 'BY_ENDING', 'PRECISIONS', 'PreprocessSpec', '
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #c6d378df
 def _real(low: float, high: float = float("inf"), above: bool = False) -> Callable[[Any], float]:
-    "Parser: a number in low..high (`above`: strictly above low); the text '1/255' or '1e-3' (which YAML leaves as text) is one too."
+    """Parser: a number in low..high (`above`: strictly above low); the text '1/255' or '1e-3' (which YAML
+    leaves as text) is one too."""
+
     def parse(value):
         if isinstance(value, str) and (m := re.fullmatch(r"([\d.]+)(?:/([\d.]+)|e-?\d+)", value)):
             value = float(m[1]) / float(m[2]) if m[2] else float(value)
-        if isinstance(value, (str, bool)) or not hasattr(value, "__float__"): raise ValueError(f"must be a number, not {value!r}")
-        if not low <= float(value) <= high or abs(float(value)) == float("inf") or (above and float(value) == low):
-            raise ValueError(f"{value!r} is not {'above' if above else 'at least'} {low:g}" + (f" and at most {high:g}" if high < 1e300 else ""))
+        if isinstance(value, (str, bool)) or not hasattr(value, "__float__"):
+            raise ValueError(f"must be a number, not {value!r}")
+        if (
+            not low <= float(value) <= high
+            or abs(float(value)) == float("inf")
+            or (above and float(value) == low)
+        ):
+            raise ValueError(
+                f"{value!r} is not {'above' if above else 'at least'} {low:g}"
+                + (f" and at most {high:g}" if high < 1e300 else "")
+            )
         return float(value)
+
     return parse
 
 
 def _whole(low: int, high: int | None = None) -> Callable[[Any], int]:
     "Parser: a whole number in low..high."
+
     def parse(value):
-        if isinstance(value, bool) or not hasattr(value, "__index__"): raise ValueError(f"must be a whole number, not {value!r}")
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise ValueError(f"must be a whole number, not {value!r}")
         if value < low or (high is not None and value > high):
-            raise ValueError(f"{value!r} is not at least {low}" + (f" and at most {high}" if high is not None else ""))
+            raise ValueError(
+                f"{value!r} is not at least {low}" + (f" and at most {high}" if high is not None else "")
+            )
         return int(value)
+
     return parse
 
 
 def _choice(*options: str) -> Callable[[Any], str]:
     "Parser: one of the options."
+
     def parse(value):
-        if value not in options: raise ValueError(f"must be one of {', '.join(options)}, not {value!r}")
+        if value not in options:
+            raise ValueError(f"must be one of {', '.join(options)}, not {value!r}")
         return value
+
     return parse
 
 
 def _typed(kind: type, what: str) -> Callable[[Any], Any]:
     "Parser: an instance of `kind`."
+
     def parse(value):
-        if not isinstance(value, kind): raise ValueError(f"must be {what}, not {value!r}")
+        if not isinstance(value, kind):
+            raise ValueError(f"must be {what}, not {value!r}")
         return value
+
     return parse
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #16eb6caa
 def _row(item: Callable, length: int | None = None, what: str = "a list") -> Callable[[Any], tuple]:
     "Parser: a list of `length` items (None: any length)."
+
     def parse(value):
-        if isinstance(value, (str, Mapping)) or not hasattr(value, "__iter__"): raise ValueError(f"must be {what}, not {value!r}")
+        if isinstance(value, (str, Mapping)) or not hasattr(value, "__iter__"):
+            raise ValueError(f"must be {what}, not {value!r}")
         value = tuple(value)
-        if length is not None and len(value) != length: raise ValueError(f"must be {what}, not {list(value)!r}")
+        if length is not None and len(value) != length:
+            raise ValueError(f"must be {what}, not {list(value)!r}")
         return tuple(item(v) for v in value)
+
     return parse
 
 
 def _by_class(item: Callable) -> Callable[[Any], dict[str, Any]]:
     "Parser: a table class name → value."
+
     def parse(value):
-        if not isinstance(value, Mapping): raise ValueError(f"must be a table of class name: value, not {value!r}")
+        if not isinstance(value, Mapping):
+            raise ValueError(f"must be a table of class name: value, not {value!r}")
         return {str(name): item(v) for name, v in value.items()}
+
     return parse
 
 
 def _imgsz(value: Any) -> tuple[int, int]:
     "Parser: (height, width), or one number for a square."
-    if hasattr(value, "__index__") and not isinstance(value, bool): value = (value, value)
+    if hasattr(value, "__index__") and not isinstance(value, bool):
+        value = (value, value)
     return _row(_whole(1, 16384), 2, "one number or [height, width]")(value)
 
 
@@ -93,29 +124,41 @@ def _class_names(value: Any) -> tuple[str, ...]:
     "Parser: a list of names, or the table id → name that Ultralytics writes."
     if isinstance(value, Mapping):
         ids = sorted(int(k) for k in value)
-        if ids != list(range(len(ids))): raise ValueError(f"ids must run from 0 without gaps, not {ids}")
+        if ids != list(range(len(ids))):
+            raise ValueError(f"ids must run from 0 without gaps, not {ids}")
         value = [value[k] for k in sorted(value, key=int)]
     names = _row(str, None, "a list of class names")(value)
     twice = sorted({n for n in names if names.count(n) > 1})
-    if not names or twice: raise ValueError(f"the same name twice: {twice}" if twice else "at least one class is needed")
+    if not names or twice:
+        raise ValueError(f"the same name twice: {twice}" if twice else "at least one class is needed")
     return names
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #ea37f647
-def _settle(spec: Any, parsers: Mapping[str, Callable], extra: Callable[[Any], list[str]] = lambda spec: []) -> None:
+def _settle(
+    spec: Any, parsers: Mapping[str, Callable], extra: Callable[[Any], list[str]] = lambda spec: []
+) -> None:
     "Run every parser on a frozen dataclass, store the clean values, raise one ConfigError with all problems."
     problems = []
     for name, parse in parsers.items():
-        try: object.__setattr__(spec, name, parse(getattr(spec, name)))
-        except ConfigError as e: problems += [f"{name}.{p}" for p in e.problems] or [f"{name}: {e.what}"]
-        except (ValueError, TypeError, ArithmeticError) as e: problems.append(f"{name}: {e}")
+        try:
+            object.__setattr__(spec, name, parse(getattr(spec, name)))
+        except ConfigError as e:
+            problems += [f"{name}.{p}" for p in e.problems] or [f"{name}: {e.what}"]
+        except (ValueError, TypeError, ArithmeticError) as e:
+            problems.append(f"{name}: {e}")
     problems = problems or extra(spec)
-    if problems: raise ConfigError(f"{type(spec).__name__} has {len(problems)} problem{'s' * (len(problems) > 1)}", problems=problems)
+    if problems:
+        raise ConfigError(
+            f"{type(spec).__name__} has {len(problems)} problem{'s' * (len(problems) > 1)}", problems=problems
+        )
 
 
 def _build(cls: type, data: Any, where: object = None) -> Any:
     "An instance of a spec class from a mapping; unknown and missing keys are problems like any other."
-    if isinstance(data, cls): return data
-    if not isinstance(data, Mapping): raise ConfigError(f"{cls.__name__} must be a table of settings, not {data!r}", where)
+    if isinstance(data, cls):
+        return data
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{cls.__name__} must be a table of settings, not {data!r}", where)
     known = {f.name: f for f in fields(cls)}
     problems = []
     for key in data:
@@ -126,10 +169,17 @@ def _build(cls: type, data: Any, where: object = None) -> Any:
     missing = [n for n in required if n not in data]
     problems += [f"{name}: missing" for name in missing]
     values = {key: value for key, value in data.items() if key in known}
-    try: built = cls(**values, **dict.fromkeys(missing))
-    except ConfigError as e: problems += [p for p in e.problems if p.split(":")[0] not in missing]
-    if problems: raise ConfigError(f"{cls.__name__} has {len(problems)} problem{'s' * (len(problems) > 1)}", where,
-                                   f"known settings: {', '.join(known)}", problems)
+    try:
+        built = cls(**values, **dict.fromkeys(missing))
+    except ConfigError as e:
+        problems += [p for p in e.problems if p.split(":")[0] not in missing]
+    if problems:
+        raise ConfigError(
+            f"{cls.__name__} has {len(problems)} problem{'s' * (len(problems) > 1)}",
+            where,
+            f"known settings: {', '.join(known)}",
+            problems,
+        )
     return built
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #65110893
@@ -137,23 +187,35 @@ def _build(cls: type, data: Any, where: object = None) -> Any:
 class PreprocessSpec:
     "How an image becomes the model's input tensor."
 
-    imgsz: tuple[int, int] = (640, 640)   # (height, width) of the network input, pixels
-    letterbox: str = "center"             # "center" | "top-left": keep the aspect, pad; "stretch": do not
-    color: str = "RGB"                    # channel order of the tensor (images are always BGR)
-    scale: float = 1 / 255                # factor on 0..255; 1/255 means an exact division, as trainers do it
+    imgsz: tuple[int, int] = (640, 640)  # (height, width) of the network input, pixels
+    letterbox: str = "center"  # "center" | "top-left": keep the aspect, pad; "stretch": do not
+    color: str = "RGB"  # channel order of the tensor (images are always BGR)
+    scale: float = 1 / 255  # factor on 0..255; 1/255 means an exact division, as trainers do it
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # subtracted after scaling, per tensor channel
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)   # divided by, per tensor channel
-    pad_value: int = 114                  # grey level of the padding, 0..255
-    stride: int = 32                      # imgsz must be a multiple of it
-    clahe: float = 0.0                    # clip limit of the contrast equalisation on luminance; 0 = off
-    layout: str = "nchw-float"            # what the file takes: "nchw-float", or "nhwc-uint8": the letterboxed picture as it is, BGR bytes
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)  # divided by, per tensor channel
+    pad_value: int = 114  # grey level of the padding, 0..255
+    stride: int = 32  # imgsz must be a multiple of it
+    clahe: float = 0.0  # clip limit of the contrast equalisation on luminance; 0 = off
+    # what the file takes: "nchw-float", or "nhwc-uint8": the letterboxed picture as it is, BGR bytes
+    layout: str = "nchw-float"
 
     def __post_init__(self):
-        _settle(self, {
-            "imgsz": _imgsz, "letterbox": _choice("center", "top-left", "stretch"), "color": _choice("RGB", "BGR"),
-            "scale": _real(0, above=True), "mean": _row(_real(-1e6, 1e6), 3, "three numbers"),
-            "std": _row(_real(0, 1e6, above=True), 3, "three numbers"), "pad_value": _whole(0, 255), "stride": _whole(1),
-            "clahe": _real(0, 1000), "layout": _choice(*LAYOUTS)}, PreprocessSpec._odd_size)
+        _settle(
+            self,
+            {
+                "imgsz": _imgsz,
+                "letterbox": _choice("center", "top-left", "stretch"),
+                "color": _choice("RGB", "BGR"),
+                "scale": _real(0, above=True),
+                "mean": _row(_real(-1e6, 1e6), 3, "three numbers"),
+                "std": _row(_real(0, 1e6, above=True), 3, "three numbers"),
+                "pad_value": _whole(0, 255),
+                "stride": _whole(1),
+                "clahe": _real(0, 1000),
+                "layout": _choice(*LAYOUTS),
+            },
+            PreprocessSpec._odd_size,
+        )
 
     def _odd_size(self) -> list[str]:
         odd = [side for side in self.imgsz if side % self.stride]
@@ -173,13 +235,15 @@ LAYOUTS = ("nchw-float", "nhwc-uint8")
 
 
 def _layout_said(preprocess: dict[str, Any]) -> dict[str, Any]:
-    "The usual layout stays unsaid: manifests, and what was hashed of them, read as they did before there was another one."
+    """The usual layout stays unsaid: manifests, and what was hashed of them, read as they did before there
+    was another one."""
     return {k: v for k, v in preprocess.items() if (k, v) != ("layout", LAYOUTS[0])}
 
-
+# %% ../../nbs/02_inference/01_manifest.ipynb #7f7ea1e4
 def _plain(value: Any) -> Any:
     "Tuples become lists, all the way down."
-    if isinstance(value, Mapping): return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #080b11e2
@@ -187,26 +251,36 @@ def _plain(value: Any) -> Any:
 class PostprocessSpec:
     "How the model's raw output becomes detections, and which of them count."
 
-    head: str = "yolov8"                      # "yolov8" | "yolox" | "end2end"
-    conf: float = 0.25                        # below: not a detection
-    iou: float = 0.7                          # NMS removes a box that overlaps a better one by more
-    max_det: int = 300                        # per image, best first
-    agnostic_nms: bool = False                # True: boxes of different classes suppress each other
-    classes: tuple[int, ...] | None = None    # only these class ids; None = all
-    class_conf: dict[str, float] = field(default_factory=dict)         # class name → its own `conf`
-    accept_conf: float = 0.0                  # from here on accepted; conf..accept_conf is uncertain
+    head: str = "yolov8"  # "yolov8" | "yolox" | "end2end"
+    conf: float = 0.25  # below: not a detection
+    iou: float = 0.7  # NMS removes a box that overlaps a better one by more
+    max_det: int = 300  # per image, best first
+    agnostic_nms: bool = False  # True: boxes of different classes suppress each other
+    classes: tuple[int, ...] | None = None  # only these class ids; None = all
+    class_conf: dict[str, float] = field(default_factory=dict)  # class name → its own `conf`
+    accept_conf: float = 0.0  # from here on accepted; conf..accept_conf is uncertain
     class_accept_conf: dict[str, float] = field(default_factory=dict)  # class name → its own `accept_conf`
-    policy: str = "review"                    # what becomes of the uncertain: "accept" | "review" | "drop"
-    class_policy: dict[str, str] = field(default_factory=dict)         # class name → its own `policy`
+    policy: str = "review"  # what becomes of the uncertain: "accept" | "review" | "drop"
+    class_policy: dict[str, str] = field(default_factory=dict)  # class name → its own `policy`
 
     def __post_init__(self):
         unit, policy = _real(0, 1), _choice("accept", "review", "drop")
-        _settle(self, {
-            "head": _choice("yolov8", "yolox", "end2end"), "conf": unit, "iou": unit, "max_det": _whole(1),
-            "agnostic_nms": _typed(bool, "true or false"),
-            "classes": lambda v: None if v is None else _row(_whole(0), None, "a list of class ids")(v),
-            "class_conf": _by_class(unit), "accept_conf": unit, "class_accept_conf": _by_class(unit),
-            "policy": policy, "class_policy": _by_class(policy)})
+        _settle(
+            self,
+            {
+                "head": _choice("yolov8", "yolox", "end2end"),
+                "conf": unit,
+                "iou": unit,
+                "max_det": _whole(1),
+                "agnostic_nms": _typed(bool, "true or false"),
+                "classes": lambda v: None if v is None else _row(_whole(0), None, "a list of class ids")(v),
+                "class_conf": _by_class(unit),
+                "accept_conf": unit,
+                "class_accept_conf": _by_class(unit),
+                "policy": policy,
+                "class_policy": _by_class(policy),
+            },
+        )
 
     def to_dict(self) -> dict[str, Any]:
         "Plain types, ready for JSON and YAML."
@@ -219,48 +293,66 @@ class PostprocessSpec:
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #3b67d8bd
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
-BY_ENDING = {".onnx": "onnxruntime", ".xml": "openvino", ".engine": "tensorrt"}  # who runs a file when nobody says
+BY_ENDING = {
+    ".onnx": "onnxruntime",
+    ".xml": "openvino",
+    ".engine": "tensorrt",
+}  # who runs a file when nobody says
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 def _relative_file(value: Any) -> str:
     "Parser: a file inside the model's own folder."
     path = Path(_typed(str, "a file name")(value))
-    if not value or path.is_absolute() or ".." in path.parts: raise ValueError(f"must be a file inside the model's folder, not {value!r}")
+    if not value or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"must be a file inside the model's folder, not {value!r}")
     return path.as_posix()
 
 
 def _gate(value: Any) -> dict[str, Any]:
-    "Parser: the record of a gate; whether it was accepted is yes, no or unsaid, never a word that happens to be true."
+    """Parser: the record of a gate; whether it was accepted is yes, no or unsaid, never a word that happens
+    to be true."""
     table = dict(_typed(Mapping, "a table")(value))
-    if not isinstance(table.get("accepted", False), bool): raise ValueError(f"accepted must be true or false, not {table['accepted']!r}")
+    if not isinstance(table.get("accepted", False), bool):
+        raise ValueError(f"accepted must be true or false, not {table['accepted']!r}")
     if not isinstance(table.get("instruction set", ""), str):
         raise ValueError(f"the instruction set must be a name, not {table['instruction set']!r}")
     if "elsewhere" in table:
         others = _typed(Mapping, "a table of instruction set: verdict")(table["elsewhere"])
         table["elsewhere"] = {str(kind): _gate(verdict) for kind, verdict in others.items()}
-        if not others: del table["elsewhere"]
+        if not others:
+            del table["elsewhere"]
     return table
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #326bdd13
+_ARTEFACT_FIELDS = {  # field of an artefact: its parser
+    "file": _relative_file,
+    "backend": _choice(*RUNTIMES),
+    "precision": _choice(*PRECISIONS),
+    "sha256": _typed(str, "text"),
+    "layout": _choice(*LAYOUTS),
+    "options": _typed(Mapping, "a table"),
+    "gate": _gate,
+    "made": _typed(Mapping, "a table"),
+}
+
+
 @dataclass(frozen=True)
 class Artefact:
     "One file of a model: who runs it, in which precision, and how it was judged."
 
-    file: str                        # relative to the manifest
-    backend: str                     # "onnxruntime" | "openvino" | "tensorrt"
-    precision: str                   # "fp32" | "fp16" | "bf16" | "int8": what the bulk of the arithmetic runs in
-    sha256: str = ""                 # of `artefact_sha256`; "" = not checked
-    layout: str = "nchw-float"       # what it takes, as PreprocessSpec.layout
-    options: dict[str, Any] = field(default_factory=dict)  # for the backend's opener, e.g. {"precision": "bf16"}
-    gate: dict[str, Any] = field(default_factory=dict)     # how it was judged; "accepted": True lets it be chosen, "reason" says why
-    made: dict[str, Any] = field(default_factory=dict)     # how it was made: method, calibration, versions, size
+    file: str  # relative to the manifest
+    backend: str  # "onnxruntime" | "openvino" | "tensorrt"
+    precision: str  # "fp32" | "fp16" | "bf16" | "int8": what the bulk of the arithmetic runs in
+    sha256: str = ""  # of `artefact_sha256`; "" = not checked
+    layout: str = "nchw-float"  # what it takes, as PreprocessSpec.layout
+    options: dict[str, Any] = field(default_factory=dict)  # for the opener, e.g. {"precision": "bf16"}
+    # how it was judged; "accepted": True lets it be chosen, "reason" says why
+    gate: dict[str, Any] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)  # how it was made: method, calibration, versions, size
 
     def __post_init__(self):
-        table = _typed(Mapping, "a table")
-        _settle(self, {
-            "file": _relative_file, "backend": _choice(*RUNTIMES), "precision": _choice(*PRECISIONS), "sha256": _typed(str, "text"),
-            "layout": _choice(*LAYOUTS), "options": table, "gate": _gate, "made": table})
+        _settle(self, _ARTEFACT_FIELDS)
 
     @property
     def gated(self) -> bool:
@@ -280,8 +372,10 @@ class Artefact:
     def judged(self, kind: str, record: Mapping[str, Any]) -> Artefact:
         "The same file with the gate's record for this instruction set, beside those that it has for others."
         record, others = {**record, "instruction set": kind}, dict(self.gate.get("elsewhere", {}))
-        if first := not self.gate or self.gate.get("instruction set") == kind: others.pop(kind, None)
-        else: others[kind] = record
+        if first := not self.gate or self.gate.get("instruction set") == kind:
+            others.pop(kind, None)
+        else:
+            others[kind] = record
         return replace(self, gate={**(record if first else self.gate), "elsewhere": others})
 
     @property
@@ -296,7 +390,8 @@ def _artefacts(value: Any) -> tuple[Artefact, ...]:
     found = _row(lambda v: _build(Artefact, v), None, "a list of artefacts")(value)
     labels = [a.label for a in found]
     twice = sorted({x for x in labels if labels.count(x) > 1})
-    if twice: raise ValueError(f"there twice: {twice}")
+    if twice:
+        raise ValueError(f"there twice: {twice}")
     return found
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #1bb71129
@@ -310,40 +405,62 @@ def _unknown_classes(manifest: ModelManifest) -> list[str]:
     post, count, problems = manifest.postprocess, len(manifest.names), []
     for key in ("class_conf", "class_accept_conf", "class_policy"):
         for name in getattr(post, key):
-            if name in manifest.names: continue
+            if name in manifest.names:
+                continue
             close = get_close_matches(name, manifest.names, 1)
-            problems.append(f"postprocess.{key}: the model has no class {name!r}" + (f", did you mean {close[0]!r}?" if close else ""))
-    problems += [f"calibration: the model has no class {name!r}" for name in manifest.calibration.get("classes", ()) if name not in manifest.names]
+            problems.append(
+                f"postprocess.{key}: the model has no class {name!r}"
+                + (f", did you mean {close[0]!r}?" if close else "")
+            )
+    problems += [
+        f"calibration: the model has no class {name!r}"
+        for name in manifest.calibration.get("classes", ())
+        if name not in manifest.names
+    ]
     outside = [c for c in post.classes or () if c >= count]
     return problems + ([f"postprocess.classes: {outside} lie outside 0..{count - 1}"] if outside else [])
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #3fd0970c
+_MANIFEST_FIELDS = {  # field of a manifest: its parser
+    "name": _typed(str, "text"),
+    "file": _relative_file,
+    "names": _class_names,
+    "version": str,
+    "sha256": _typed(str, "text"),
+    "preprocess": partial(_build, PreprocessSpec),
+    "postprocess": partial(_build, PostprocessSpec),
+    "task": _typed(str, "text"),
+    "license": _typed(str, "text"),
+    "metrics": _typed(Mapping, "a table"),
+    "training": _typed(Mapping, "a table"),
+    "calibration": _calibration,
+    "artefacts": _artefacts,
+    "format_version": _whole(1, 1),
+}
+
+# %% ../../nbs/02_inference/01_manifest.ipynb #945a2a28
 @dataclass(frozen=True)
 class ModelManifest:
     "Everything about a model that its file does not say."
 
-    name: str                                # e.g. "line-yolov8n"
-    file: str                                # model file, relative to the manifest
-    names: tuple[str, ...]                   # class names, index = class id
+    name: str  # e.g. "line-yolov8n"
+    file: str  # model file, relative to the manifest
+    names: tuple[str, ...]  # class names, index = class id
     version: str = "0"
-    sha256: str = ""                         # of the model file; "" = not checked
+    sha256: str = ""  # of the model file; "" = not checked
     preprocess: PreprocessSpec = field(default_factory=PreprocessSpec)
     postprocess: PostprocessSpec = field(default_factory=PostprocessSpec)
     task: str = "detect"
     license: str = ""
-    metrics: dict[str, Any] = field(default_factory=dict)   # measured numbers, e.g. {"AP50": 0.97}
+    metrics: dict[str, Any] = field(default_factory=dict)  # measured numbers, e.g. {"AP50": 0.97}
     training: dict[str, Any] = field(default_factory=dict)  # data, seeds, epochs: how to make it again
-    calibration: dict[str, Any] = field(default_factory=dict)  # curves from score to probability, see inference.calibrators; empty: none
-    artefacts: tuple[Artefact, ...] = ()     # further files of the same model; see `for_artefact`
+    # curves from score to probability, see inference.calibrators; empty: none
+    calibration: dict[str, Any] = field(default_factory=dict)
+    artefacts: tuple[Artefact, ...] = ()  # further files of the same model; see `for_artefact`
     format_version: int = 1
 
     def __post_init__(self):
-        text, table = _typed(str, "text"), _typed(Mapping, "a table")
-        _settle(self, {
-            "name": text, "file": _relative_file, "names": _class_names, "version": str, "sha256": text,
-            "preprocess": lambda v: _build(PreprocessSpec, v), "postprocess": lambda v: _build(PostprocessSpec, v), "task": text,
-            "license": text, "metrics": table, "training": table, "calibration": _calibration, "artefacts": _artefacts,
-            "format_version": _whole(1, 1)}, _unknown_classes)
+        _settle(self, _MANIFEST_FIELDS, _unknown_classes)
 
     def to_dict(self) -> dict[str, Any]:
         data = asdict(self)
@@ -351,78 +468,113 @@ class ModelManifest:
         return _plain({k: v for k, v in data.items() if k != "artefacts" or v})
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], where: object = None) -> ModelManifest: return _build(cls, data, where)
+    def from_dict(cls, data: Mapping[str, Any], where: object = None) -> ModelManifest:
+        return _build(cls, data, where)
 
     def for_artefact(self, artefact: Artefact) -> ModelManifest:
         "The manifest of one of its files alone: what a backend that opens that file is held to."
         preprocess = replace(self.preprocess, layout=artefact.layout)
-        return replace(self, file=artefact.file, sha256="" if artefact.file.endswith(".xml") else artefact.sha256, preprocess=preprocess, artefacts=())
+        return replace(
+            self,
+            file=artefact.file,
+            sha256="" if artefact.file.endswith(".xml") else artefact.sha256,
+            preprocess=preprocess,
+            artefacts=(),
+        )
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #cc9d7545
 def artefact_sha256(
     path: str | Path,  # an artefact; of an OpenVINO .xml its .bin counts too
-) -> str:              # 64 hexadecimal digits
+) -> str:  # 64 hexadecimal digits
     "What makes an artefact that artefact."
     path = Path(path)
-    if path.suffix.lower() != ".xml" or not (weights := path.with_suffix(".bin")).is_file(): return file_sha256(path)
+    if path.suffix.lower() != ".xml" or not (weights := path.with_suffix(".bin")).is_file():
+        return file_sha256(path)
     return hashlib.sha256((file_sha256(path) + file_sha256(weights)).encode()).hexdigest()
 
 
 def find_artefact(
-    folder: str | Path,   # where the manifest lies
+    folder: str | Path,  # where the manifest lies
     artefact: Artefact,
 ) -> Path:
     "The file of an artefact; ModelSpecMismatch when it is not there, or not the one that was judged."
-    path, again = Path(folder) / artefact.file, "optimise the model again, or take the entry out of the manifest"
-    if not path.is_file(): raise ModelSpecMismatch(f"the artefact '{artefact.file}' is not there", folder, again)
+    path, again = (
+        Path(folder) / artefact.file,
+        "optimise the model again, or take the entry out of the manifest",
+    )
+    if not path.is_file():
+        raise ModelSpecMismatch(f"the artefact '{artefact.file}' is not there", folder, again)
     if artefact.sha256 and artefact_sha256(path) != artefact.sha256.lower():
-        raise ModelSpecMismatch(f"'{artefact.file}' is not the file that went through the gate (SHA-256 differs)", folder, again)
+        raise ModelSpecMismatch(
+            f"'{artefact.file}' is not the file that went through the gate (SHA-256 differs)", folder, again
+        )
     return path
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #b71ee2c2
 def save_manifest(
     manifest: ModelManifest,
-    path: str | Path,   # a model folder (writes manifest.json), or a .json / .yaml file
-) -> Path:              # the file written
+    path: str | Path,  # a model folder (writes manifest.json), or a .json / .yaml file
+) -> Path:  # the file written
     "Write a manifest in one step; its checksum is taken anew when the model file lies beside it."
     path = Path(path)
-    if path.suffix.lower() not in (".json", ".yaml", ".yml"): path = path / "manifest.json"
+    if path.suffix.lower() not in (".json", ".yaml", ".yml"):
+        path = path / "manifest.json"
     data = manifest.to_dict()
-    if (path.parent / manifest.file).is_file(): data["sha256"] = file_sha256(path.parent / manifest.file)
+    if (path.parent / manifest.file).is_file():
+        data["sha256"] = file_sha256(path.parent / manifest.file)
     for row in data.get("artefacts", ()):
-        if (path.parent / row["file"]).is_file(): row["sha256"] = artefact_sha256(path.parent / row["file"])
-    if path.suffix.lower() == ".json": text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+        if (path.parent / row["file"]).is_file():
+            row["sha256"] = artefact_sha256(path.parent / row["file"])
+    if path.suffix.lower() == ".json":
+        text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
     else:
         import yaml
 
         text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-        if parse_yaml(text) != data: text = yaml.safe_dump(data, sort_keys=False)  # odd control characters need escapes
+        if parse_yaml(text) != data:
+            text = yaml.safe_dump(data, sort_keys=False)  # odd control characters need escapes
     return write_whole(path, text)
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #31fe3bc7
 def from_ultralytics_metadata(
     metadata: Mapping[str, str],  # custom metadata of an ONNX file
-    path: str | Path,             # the model file, for its name and for errors
-) -> dict[str, Any] | None:       # keys of ModelManifest, or None when Ultralytics did not write this file
+    path: str | Path,  # the model file, for its name and for errors
+) -> dict[str, Any] | None:  # keys of ModelManifest, or None when Ultralytics did not write this file
     "The manifest that an Ultralytics export carries inside."
-    if not {"names", "task", "imgsz"} <= set(metadata): return None
+    if not {"names", "task", "imgsz"} <= set(metadata):
+        return None
     path = Path(path)
     try:
-        values = {k: ast.literal_eval(metadata[k]) for k in ("names", "imgsz", "stride", "args", "end2end") if metadata.get(k)}
+        values = {
+            k: ast.literal_eval(metadata[k])
+            for k in ("names", "imgsz", "stride", "args", "end2end")
+            if metadata.get(k)
+        }
         end2end = bool(values.get("end2end") or values.get("args", {}).get("nms"))
         stride = int(values.get("stride", 32))
     except (ValueError, SyntaxError, TypeError, AttributeError) as e:
-        raise ModelSpecMismatch(f"its embedded metadata cannot be read: {e}", path, "give a manifest with --spec file.yaml") from e
+        raise ModelSpecMismatch(
+            f"its embedded metadata cannot be read: {e}", path, "give a manifest with --spec file.yaml"
+        ) from e
     _only_detection(metadata["task"], path)
     return {
-        "name": path.stem, "file": path.name, "names": values["names"], "version": str(metadata.get("version", "0")),
-        "license": str(metadata.get("license", "")), "preprocess": {"imgsz": values["imgsz"], "stride": stride},
-        "postprocess": {"head": "end2end" if end2end else "yolov8"}}
+        "name": path.stem,
+        "file": path.name,
+        "names": values["names"],
+        "version": str(metadata.get("version", "0")),
+        "license": str(metadata.get("license", "")),
+        "preprocess": {"imgsz": values["imgsz"], "stride": stride},
+        "postprocess": {"head": "end2end" if end2end else "yolov8"},
+    }
 
 
 def _only_detection(task: str, where: object) -> None:
     if task != "detect":
-        raise ModelSpecMismatch(f"is a model for the task '{task}', not a detector", where, "export a detection model (task=detect)")
+        raise ModelSpecMismatch(
+            f"is a model for the task '{task}', not a detector",
+            where,
+            "export a detection model (task=detect)",
+        )
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #5366ee38
 def bundled_models() -> dict[str, Path]:
@@ -433,46 +585,64 @@ def bundled_models() -> dict[str, Path]:
 
 def find_model(
     path: str | Path,  # folder, .onnx, manifest, or the name of a bundled model
-) -> Path:             # an existing path
+) -> Path:  # an existing path
     "Where a model lies; BackendError when there is no such thing."
     found = Path(path)
-    if found.exists(): return found
+    if found.exists():
+        return found
     bundled = bundled_models()
-    if str(path) in bundled: return bundled[str(path)]
-    raise BackendError("there is no such model", path, f"give a model folder, an .onnx file, or one of the bundled models: {', '.join(bundled) or 'none'}")
+    if str(path) in bundled:
+        return bundled[str(path)]
+    raise BackendError(
+        "there is no such model",
+        path,
+        f"give a model folder, an .onnx file, or one of the bundled models: {', '.join(bundled) or 'none'}",
+    )
 
 
 def _overlay(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     "`top` laid over `base`, key by key, two levels deep."
     merged = dict(base)
     for key, value in top.items():
-        both = key in ("preprocess", "postprocess") and isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        both = (
+            key in ("preprocess", "postprocess")
+            and isinstance(value, Mapping)
+            and isinstance(base.get(key), Mapping)
+        )
         merged[key] = {**base[key], **value} if both else value
     return merged
 
 
 def _bare_model(path: Path, spec: Path | None, metadata: Any) -> tuple[dict[str, Any], Path]:
-    "The manifest of a file without a folder, laid together from all that is known, and the last place that spoke."
+    """The manifest of a file without a folder, laid together from all that is known, and the last place that
+    spoke."""
     metadata = metadata() if callable(metadata) else metadata
     data, where = from_ultralytics_metadata(metadata or {}, path) or {}, path
     beside = [p for suffix in (".json", ".yaml", ".yml") if (p := path.with_suffix(suffix)).is_file()][:1]
-    for file in beside + ([spec] if spec else []): data, where = _overlay(data, read_table_file(file)), file
+    for file in beside + ([spec] if spec else []):
+        data, where = _overlay(data, read_table_file(file)), file
     if not data:
-        raise ModelSpecMismatch("nothing says how its input is made and what its classes are", path,
-                                f"write {path.stem}.yaml beside it, or give --spec file.yaml, with names, preprocess and postprocess")
+        raise ModelSpecMismatch(
+            "nothing says how its input is made and what its classes are",
+            path,
+            f"write {path.stem}.yaml beside it, or give --spec file.yaml, with names, preprocess and "
+            "postprocess",
+        )
     return {"name": path.stem, **data, "file": path.name}, where
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #f41cfc65
 @dataclass(frozen=True)
 class ModelFolder:
-    "A model on disk, opened once: its manifest, and where its files really are. A link that is switched later changes nothing."
+    """A model on disk, opened once: its manifest, and where its files really are. A link that is switched
+    later changes nothing."""
 
     manifest: ModelManifest
-    folder: Path   # where its manifest and further files lie, links resolved
-    file: Path     # the model's own file, links resolved
+    folder: Path  # where its manifest and further files lie, links resolved
+    file: Path  # the model's own file, links resolved
 
     def path_of(self, artefact: Artefact) -> Path:
-        "The file of one of its artefacts, checksum compared now; ModelSpecMismatch when it is not the one that was judged."
+        """The file of one of its artefacts, checksum compared now; ModelSpecMismatch when it is not the one
+        that was judged."""
         return find_artefact(self.folder, artefact)
 
     def own_file(self) -> Path:
@@ -493,17 +663,23 @@ def _compare(file: Path, manifest: ModelManifest, where: Path) -> None:
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #cd4eacf0
 def open_model_folder(
-    path: str | Path,                 # model folder, model file, manifest file, or bundled name
-    spec: str | Path | None = None,   # JSON or YAML laid over what is found
-    metadata: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,  # of the model file; asked for only when needed
+    path: str | Path,  # model folder, model file, manifest file, or bundled name
+    spec: str | Path | None = None,  # JSON or YAML laid over what is found
+    metadata: Mapping[str, str]
+    | Callable[[], Mapping[str, str]]
+    | None = None,  # of the model file; asked for only when needed
 ) -> ModelFolder:
     "Find a model and read its manifest, once; the checksum of its file is compared."
     path, spec = find_model(path), Path(spec) if spec else None
     if path.is_dir():
         path = path.resolve()
-        inside = [p for name in ("manifest.json", "manifest.yaml", "manifest.yml") if (p := path / name).is_file()]
+        inside = [
+            p for name in ("manifest.json", "manifest.yaml", "manifest.yml") if (p := path / name).is_file()
+        ]
         if not inside:
-            raise ModelSpecMismatch("the folder has no manifest.json", path, "give the .onnx file itself, with --spec file.yaml")
+            raise ModelSpecMismatch(
+                "the folder has no manifest.json", path, "give the .onnx file itself, with --spec file.yaml"
+            )
         path = inside[0]
     if path.suffix.lower() in (".json", ".yaml", ".yml"):
         path = path.resolve()
@@ -511,7 +687,9 @@ def open_model_folder(
         if spec:
             data, where = _overlay(data, read_table_file(spec)), spec
     else:
-        data, where = _bare_model(path, spec, metadata)  # what lies beside the link belongs to it, so it is followed afterwards
+        data, where = _bare_model(
+            path, spec, metadata
+        )  # what lies beside the link belongs to it, so it is followed afterwards
     manifest = ModelManifest.from_dict(data, where)
     _only_detection(manifest.task, where)
     file = (path.parent / manifest.file).resolve()
@@ -520,10 +698,10 @@ def open_model_folder(
 
 
 def load_manifest(
-    path: str | Path,                 # as in open_model_folder
+    path: str | Path,  # as in open_model_folder
     spec: str | Path | None = None,
     metadata: Mapping[str, str] | Callable[[], Mapping[str, str]] | None = None,
-) -> tuple[ModelManifest, Path]:      # the manifest, and the model file
+) -> tuple[ModelManifest, Path]:  # the manifest, and the model file
     "The manifest of a model and where its file lies; the checksum is compared."
     found = open_model_folder(path, spec, metadata)
     return found.manifest, found.file
@@ -542,7 +720,7 @@ def output_shape(
 
 
 def grid_cells(
-    imgsz: tuple[int, int],                    # (height, width) of the network input
+    imgsz: tuple[int, int],  # (height, width) of the network input
     strides: Sequence[int] = (8, 16, 32),
 ) -> int:
     "How many cells the output grids of a detector have together."
@@ -551,40 +729,86 @@ def grid_cells(
 
 def _guess_head(shape: tuple, nc: int) -> str:
     "A sentence about what an unexpected output looks like."
-    if len(shape) == 2: return "two dimensions look like a classifier"
-    if len(shape) != 3: return f"a detector's output has 3 dimensions, this one {len(shape)}"
-    fits = [h for h in ("yolov8", "yolox", "end2end") if all(w in (None, g) for w, g in zip(_head_shape(h, nc), shape[1:]))]
-    if fits: return f"it looks like head: {fits[0]}"
+    if len(shape) == 2:
+        return "two dimensions look like a classifier"
+    if len(shape) != 3:
+        return f"a detector's output has 3 dimensions, this one {len(shape)}"
+    fits = [
+        h
+        for h in ("yolov8", "yolox", "end2end")
+        if all(w in (None, g) for w, g in zip(_head_shape(h, nc), shape[1:]))
+    ]
+    if fits:
+        return f"it looks like head: {fits[0]}"
     if isinstance(shape[1], int) and isinstance(shape[2], int):
-        if shape[1] > shape[2]: return f"as head: yolox it would have {shape[2] - 5} classes"
+        if shape[1] > shape[2]:
+            return f"as head: yolox it would have {shape[2] - 5} classes"
         more = shape[1] - 4 - nc
-        return f"as head: yolov8 it would have {shape[1] - 4} classes" + (f"; {more} more rows may be masks or keypoints" if more > 0 else "")
+        return f"as head: yolov8 it would have {shape[1] - 4} classes" + (
+            f"; {more} more rows may be masks or keypoints" if more > 0 else ""
+        )
     return "compare names and head"
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #9da770d7
+def _known(shape: Sequence[Any]) -> tuple[int | None, ...]:
+    "A graph's shape with None for each dimension that is dynamic."
+    return tuple(d if isinstance(d, int) and d > 0 else None for d in shape)
+
+
+def _contradicts(wanted: Sequence[int | None], given: Sequence[int | None]) -> bool:
+    "Whether a dimension is known on both sides, and differs."
+    return any(w is not None and g not in (None, w) for w, g in zip(wanted, given))
+
+
+def _check_input(manifest: ModelManifest, taken: tuple[int | None, ...], where: object) -> None:
+    bytes_ = manifest.preprocess.layout == "nhwc-uint8"
+    wanted = (None, *manifest.preprocess.imgsz, 3) if bytes_ else (None, 3, *manifest.preprocess.imgsz)
+    if len(taken) != 4 or _contradicts(wanted, taken):
+        raise ModelSpecMismatch(
+            f"the graph takes {taken}, the manifest promises {'(B, H, W, 3)' if bytes_ else '(B, 3, H, W)'} "
+            f"= {wanted}".replace("None", "any"),
+            where,
+            "set preprocess.imgsz (or layout) to what the graph takes, or export it again",
+        )
+
+
+def _check_output(manifest: ModelManifest, given: tuple[int | None, ...], where: object) -> None:
+    nc, head = len(manifest.names), manifest.postprocess.head
+    promised = _head_shape(head, nc)
+    if len(given) != 3 or _contradicts(promised, given[1:]):
+        raise ModelSpecMismatch(
+            f"the graph gives {given}, the manifest's head '{head}' with {nc} classes promises "
+            f"{(None, *promised)}".replace("None", "any"),
+            where,
+            f"{_guess_head(given, nc)}; mend postprocess.head or names",
+        )
+    if head == "yolox" and given[1] not in (None, grid_cells(manifest.preprocess.imgsz)):
+        raise ModelSpecMismatch(
+            f"the graph gives {given[1]} cells, strides 8, 16, 32 at {manifest.preprocess.imgsz} have "
+            f"{grid_cells(manifest.preprocess.imgsz)}",
+            where,
+            "the model has other strides, or another imgsz",
+        )
+
+# %% ../../nbs/02_inference/01_manifest.ipynb #8e8314d5
 def check_graph(
     manifest: ModelManifest,
-    input_shape: Sequence[Any],    # (B, 3, H, W), or (B, H, W, 3) where the layout is nhwc-uint8; dynamic dimensions as None, text or -1
-    output_shape: Sequence[Any],   # shape of the one output, or a list of the shapes of all outputs
-    where: object = None,          # the model file, for the error
+    # (B, 3, H, W), or (B, H, W, 3) where the layout is nhwc-uint8; dynamic dimensions as None, text or -1
+    input_shape: Sequence[Any],
+    output_shape: Sequence[Any],  # shape of the one output, or a list of the shapes of all outputs
+    where: object = None,  # the model file, for the error
 ) -> None:
     "ModelSpecMismatch when the manifest and the graph are about different models."
-    fixed = lambda shape: tuple(d if isinstance(d, int) and d > 0 else None for d in shape)
-    where, nc, head = where or manifest.file, len(manifest.names), manifest.postprocess.head
-    outputs = [fixed(s) for s in output_shape] if output_shape and isinstance(output_shape[0], (list, tuple)) else [fixed(output_shape)]
+    where = where or manifest.file
+    many = output_shape and isinstance(output_shape[0], (list, tuple))
+    outputs = [_known(s) for s in (output_shape if many else [output_shape])]
     _only_detection(manifest.task, where)
     if len(outputs) != 1:
-        raise ModelSpecMismatch(f"the graph has {len(outputs)} outputs {outputs}, the manifest's head '{head}' has one", where,
-                                "export a plain detection model; segmentation models have two outputs")
-    bytes_ = manifest.preprocess.layout == "nhwc-uint8"
-    taken, wanted = fixed(input_shape), (None, *manifest.preprocess.imgsz, 3) if bytes_ else (None, 3, *manifest.preprocess.imgsz)
-    if len(taken) != 4 or any(w is not None and g not in (None, w) for w, g in zip(wanted, taken)):
-        raise ModelSpecMismatch(f"the graph takes {taken}, the manifest promises {'(B, H, W, 3)' if bytes_ else '(B, 3, H, W)'} = {wanted}".replace("None", "any"), where,
-                                "set preprocess.imgsz (or layout) to what the graph takes, or export it again")
-    given, promised = outputs[0], _head_shape(head, nc)
-    if len(given) != 3 or any(w is not None and g not in (None, w) for w, g in zip(promised, given[1:])):
-        raise ModelSpecMismatch(f"the graph gives {given}, the manifest's head '{head}' with {nc} classes promises {(None, *promised)}".replace("None", "any"),
-                                where, f"{_guess_head(given, nc)}; mend postprocess.head or names")
-    if head == "yolox" and given[1] not in (None, grid_cells(manifest.preprocess.imgsz)):
-        raise ModelSpecMismatch(f"the graph gives {given[1]} cells, strides 8, 16, 32 at {manifest.preprocess.imgsz} have {grid_cells(manifest.preprocess.imgsz)}",
-                                where, "the model has other strides, or another imgsz")
+        raise ModelSpecMismatch(
+            f"the graph has {len(outputs)} outputs {outputs}, "
+            f"the manifest's head '{manifest.postprocess.head}' has one",
+            where,
+            "export a plain detection model; segmentation models have two outputs",
+        )
+    _check_input(manifest, _known(input_shape), where)
+    _check_output(manifest, outputs[0], where)

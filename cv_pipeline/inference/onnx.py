@@ -26,43 +26,68 @@ __all__ = ['PREFERRED', 'SHORT', 'parse_provider', 'choose_providers', 'Provider
            'provider_settings', 'read_metadata', 'input_shape', 'OnnxBackend']
 
 # %% ../../nbs/02_inference/06_onnx.ipynb #e16a9fab
-PREFERRED = ("CUDAExecutionProvider", "ROCMExecutionProvider", "CoreMLExecutionProvider", "DmlExecutionProvider", "CPUExecutionProvider")
-SHORT = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider", "rocm": "ROCMExecutionProvider",
-         "coreml": "CoreMLExecutionProvider", "directml": "DmlExecutionProvider", "openvino": "OpenVINOExecutionProvider"}
+PREFERRED = (
+    "CUDAExecutionProvider",
+    "ROCMExecutionProvider",
+    "CoreMLExecutionProvider",
+    "DmlExecutionProvider",
+    "CPUExecutionProvider",
+)
+SHORT = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
 
 
 def parse_provider(
-    text: str,                   # "cuda", "cuda:1", "tensorrt?engine_cache=DIR", "CUDAExecutionProvider"
-) -> tuple[str, int | None]:     # ONNX Runtime's name, and the device where one was said
+    text: str,  # "cuda", "cuda:1", "tensorrt?engine_cache=DIR", "CUDAExecutionProvider"
+) -> tuple[str, int | None]:  # ONNX Runtime's name, and the device where one was said
     "What a person means by a provider; ConfigError when it is none."
     name, colon, number = str(text).partition("?")[0].partition(":")
     if name.lower() not in SHORT and not name.endswith("ExecutionProvider"):
-        raise ConfigError(f"{text!r} is no execution provider", "providers", f"use {', '.join(SHORT)}, or ONNX Runtime's own names")
-    if colon and not number.isdigit(): raise ConfigError(f"{text!r} names no device", "providers", "write cuda:0, cuda:1 …")
+        raise ConfigError(
+            f"{text!r} is no execution provider",
+            "providers",
+            f"use {', '.join(SHORT)}, or ONNX Runtime's own names",
+        )
+    if colon and not number.isdigit():
+        raise ConfigError(f"{text!r} names no device", "providers", "write cuda:0, cuda:1 …")
     return SHORT.get(name.lower(), name), int(number) if colon else None
 
 
 def choose_providers(
-    wanted: Sequence[str] | None = None,     # in order of preference; None: best present one
-    present: Sequence[str] | None = None,    # what this installation of ONNX Runtime offers
-) -> list[str]:                              # for InferenceSession, CPU always last
+    wanted: Sequence[str] | None = None,  # in order of preference; None: best present one
+    present: Sequence[str] | None = None,  # what this installation of ONNX Runtime offers
+) -> list[str]:  # for InferenceSession, CPU always last
     "Execution providers to use, by their long names; ConfigError when a wanted one is not there."
     present = list(present if present is not None else ort.get_available_providers())
     best = [parse_provider(p)[0] for p in ([wanted] if isinstance(wanted, str) else wanted or ())]
     missing = [p for p in best if p not in present]
     if missing:
         on_card = any(p in missing for p in ("CUDAExecutionProvider", "TensorrtExecutionProvider"))
-        raise ConfigError(f"ONNX Runtime has no {', '.join(missing)}", "providers", f"present here: {', '.join(present)}" + (
-            "; for an NVIDIA card install onnxruntime-gpu in the place of onnxruntime" if on_card else ""))
+        raise ConfigError(
+            f"ONNX Runtime has no {', '.join(missing)}",
+            "providers",
+            f"present here: {', '.join(present)}"
+            + ("; for an NVIDIA card install onnxruntime-gpu in the place of onnxruntime" if on_card else ""),
+        )
     best = best or [next(p for p in PREFERRED if p in present)]
     return best + [p for p in ("CPUExecutionProvider",) if p not in best]
 
 # %% ../../nbs/02_inference/06_onnx.ipynb #51ff968d
 def _writable(folder: Path) -> Path:
     "The folder, made when it is not there; ConfigError when it cannot be written."
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise ConfigError(f"the engine cache cannot be made: {e.strerror}", folder) from e
-    if not os.access(folder, os.W_OK): raise ConfigError("the engine cache cannot be written", folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"the engine cache cannot be made: {e.strerror}", folder) from e
+    if not os.access(folder, os.W_OK):
+        raise ConfigError("the engine cache cannot be written", folder)
     return folder
 
 # %% ../../nbs/02_inference/06_onnx.ipynb #38d6901f
@@ -70,27 +95,48 @@ def _writable(folder: Path) -> Path:
 class ProviderOptions:
     "Options of the CUDA and TensorRT execution providers."
 
-    engine_cache: str | Path | None = None  # TensorRT: folder for engines and timings; required, since it would build at every start
-    fp16: bool = False                # TensorRT: float32 parts in half precision; no longer exactly the file that was checked
-    int8: bool = False                # TensorRT: for files with quantisation nodes
-    workspace_mb: int | None = None   # TensorRT: scratch memory while building and running
+    engine_cache: str | Path | None = (
+        None  # TensorRT: folder for engines and timings; required, since it would build at every start
+    )
+    fp16: bool = (
+        False  # TensorRT: float32 parts in half precision; no longer exactly the file that was checked
+    )
+    int8: bool = False  # TensorRT: for files with quantisation nodes
+    workspace_mb: int | None = None  # TensorRT: scratch memory while building and running
     batches: tuple[int, int, int] | None = None  # TensorRT: smallest, best, largest batch of a dynamic graph
-    memory_mb: int | None = None      # CUDA: most memory of its arena
-    tf32: bool = True                 # CUDA: float32 products with 10 bits of mantissa on the tensor cores
+    memory_mb: int | None = None  # CUDA: most memory of its arena
+    tf32: bool = True  # CUDA: float32 products with 10 bits of mantissa on the tensor cores
 
     def cuda(self, device: int) -> dict[str, str]:
         "As the CUDA provider wants it."
-        found = {"device_id": str(device), "use_tf32": str(int(self.tf32)), "cudnn_conv_algo_search": "HEURISTIC"}
+        found = {
+            "device_id": str(device),
+            "use_tf32": str(int(self.tf32)),
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }
         return {**found, "gpu_mem_limit": str(self.memory_mb << 20)} if self.memory_mb else found
 
     def tensorrt(self, device: int, tensor: str, shape: tuple[int, ...]) -> dict[str, str]:
-        "As the TensorRT provider wants it; `tensor`, `shape`: name of the input, and its shape after the batch axis."
+        """As the TensorRT provider wants it; `tensor`, `shape`: name of the input, and its shape after the
+        batch axis."""
         if self.engine_cache is None:
-            raise ConfigError("without a cache the TensorRT provider builds for minutes at every start", "engine_cache", "give a folder, or run the CUDA provider")
+            raise ConfigError(
+                "without a cache the TensorRT provider builds for minutes at every start",
+                "engine_cache",
+                "give a folder, or run the CUDA provider",
+            )
         folder = _writable(Path(self.engine_cache))
-        found = {"device_id": str(device), "trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder), "trt_timing_cache_enable": "1",
-                 "trt_timing_cache_path": str(folder), "trt_fp16_enable": str(int(self.fp16)), "trt_int8_enable": str(int(self.int8))}
-        if self.workspace_mb: found["trt_max_workspace_size"] = str(self.workspace_mb << 20)
+        found = {
+            "device_id": str(device),
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(folder),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(folder),
+            "trt_fp16_enable": str(int(self.fp16)),
+            "trt_int8_enable": str(int(self.int8)),
+        }
+        if self.workspace_mb:
+            found["trt_max_workspace_size"] = str(self.workspace_mb << 20)
         for name, batch in zip(("min", "opt", "max"), self.batches or ()):
             found[f"trt_profile_{name}_shapes"] = f"{tensor}:{'x'.join(map(str, (batch, *shape)))}"
         return found
@@ -98,44 +144,65 @@ class ProviderOptions:
 # %% ../../nbs/02_inference/06_onnx.ipynb #75da7805
 def provider_options(data: ProviderOptions | Mapping[str, Any] | None) -> ProviderOptions:
     "From a table of settings; ConfigError for unknown ones."
-    if isinstance(data, ProviderOptions): return data
+    if isinstance(data, ProviderOptions):
+        return data
     known, data = [f.name for f in fields(ProviderOptions)], data or {}
-    if unknown := sorted(set(data) - set(known)): raise ConfigError(f"unknown: {', '.join(unknown)}", "provider options", f"known: {', '.join(known)}")
+    if unknown := sorted(set(data) - set(known)):
+        raise ConfigError(f"unknown: {', '.join(unknown)}", "provider options", f"known: {', '.join(known)}")
     return ProviderOptions(**{**data, **({"batches": tuple(data["batches"])} if data.get("batches") else {})})
 
 
 def options_in(
-    wanted: Sequence[str] | None,   # e.g. ["tensorrt:1?engine_cache=/var/cache/engines&fp16=true&batches=1,4,8", "cuda"]
+    wanted: Sequence[str]
+    | None,  # e.g. ["tensorrt:1?engine_cache=/var/cache/engines&fp16=true&batches=1,4,8", "cuda"]
 ) -> dict[str, Any]:
-    "Options that stand behind the providers' names, as an address has them; so they fit wherever providers are named."
+    """Options that stand behind the providers' names, as an address has them; so they fit wherever providers
+    are named."""
     said: dict[str, Any] = {}
     for text in [wanted] if isinstance(wanted, str) else wanted or ():
         for key, value in parse_qsl(str(text).partition("?")[2], keep_blank_values=True):
-            if key == "engine_cache": said[key] = value
-            elif key == "batches" and all(n.isdigit() for n in value.split(",")): said[key] = tuple(int(n) for n in value.split(","))
-            elif value.lower() in ("true", "false"): said[key] = value.lower() == "true"
-            elif value.isdigit(): said[key] = int(value)
-            else: raise ConfigError(f"{key}={value} cannot be read", f"providers: {text}", "write true, false or a whole number; batches as 1,4,8")
+            if key == "engine_cache":
+                said[key] = value
+            elif key == "batches" and all(n.isdigit() for n in value.split(",")):
+                said[key] = tuple(int(n) for n in value.split(","))
+            elif value.lower() in ("true", "false"):
+                said[key] = value.lower() == "true"
+            elif value.isdigit():
+                said[key] = int(value)
+            else:
+                raise ConfigError(
+                    f"{key}={value} cannot be read",
+                    f"providers: {text}",
+                    "write true, false or a whole number; batches as 1,4,8",
+                )
     return said
 
 
 def provider_settings(
-    wanted: Sequence[str] | None,   # as given by the caller
-    providers: Sequence[str],       # from choose_providers
+    wanted: Sequence[str] | None,  # as given by the caller
+    providers: Sequence[str],  # from choose_providers
     options: ProviderOptions,
-    tensor: str,                    # name of the input
-    shape: tuple[int, ...],         # its shape after the batch axis
+    tensor: str,  # name of the input
+    shape: tuple[int, ...],  # its shape after the batch axis
 ) -> list[tuple[str, dict[str, str]]]:
     "Providers with their options, as InferenceSession takes them."
     said = dict(parse_provider(p) for p in ([wanted] if isinstance(wanted, str) else wanted or ()))
-    device = next((d for d in said.values() if d is not None), 0)  # TensorRT hands what it cannot run to CUDA: they share a card
-    make = {"CUDAExecutionProvider": lambda: options.cuda(device), "TensorrtExecutionProvider": lambda: options.tensorrt(device, tensor, shape)}
+    device = next(
+        (d for d in said.values() if d is not None), 0
+    )  # TensorRT hands what it cannot run to CUDA: they share a card
+    make = {
+        "CUDAExecutionProvider": lambda: options.cuda(device),
+        "TensorrtExecutionProvider": lambda: options.tensorrt(device, tensor, shape),
+    }
     return [(p, make[p]() if p in make else {}) for p in providers]
 
 # %% ../../nbs/02_inference/06_onnx.ipynb #1cb76e52
-def _session(path: Path, providers: list, threads: int, spinning: bool, exact: bool = False) -> ort.InferenceSession:
+def _session(
+    path: Path, providers: list, threads: int, spinning: bool, exact: bool = False
+) -> ort.InferenceSession:
     "An InferenceSession; BackendError when the file cannot be opened."
-    if not path.is_file(): raise BackendError("there is no such model file", path)
+    if not path.is_file():
+        raise BackendError("there is no such model file", path)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
@@ -144,8 +211,11 @@ def _session(path: Path, providers: list, threads: int, spinning: bool, exact: b
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as e:  # the runtime's exceptions share no base class
-        raise BackendError(f"ONNX Runtime cannot open it: {str(e).splitlines()[0][:200]}", path,
-                           "check that the file is complete and that its opset is not newer than the runtime") from e
+        raise BackendError(
+            f"ONNX Runtime cannot open it: {str(e).splitlines()[0][:200]}",
+            path,
+            "check that the file is complete and that its opset is not newer than the runtime",
+        ) from e
 
 
 def read_metadata(
@@ -166,52 +236,99 @@ _INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 def _input_type(inputs: Sequence[Any], layout: str, where: object) -> type[np.generic]:
     "What the graph's one input is made of; BackendError when it cannot be given that."
-    types, wanted = ({"tensor(uint8)": np.uint8}, "uint8") if layout == "nhwc-uint8" else (_INPUT_TYPES, "float or float16")
-    if len(inputs) == 1 and inputs[0].type in types: return types[inputs[0].type]
-    raise BackendError(f"the graph takes {', '.join(f'{i.name}: {i.type}' for i in inputs) or 'nothing'}; one image tensor of {wanted} was expected",
-                       where, "export a plain detection model in float32 or half precision; bytes need layout: nhwc-uint8 in the manifest")
+    types, wanted = (
+        ({"tensor(uint8)": np.uint8}, "uint8")
+        if layout == "nhwc-uint8"
+        else (_INPUT_TYPES, "float or float16")
+    )
+    if len(inputs) == 1 and inputs[0].type in types:
+        return types[inputs[0].type]
+    raise BackendError(
+        f"the graph takes {', '.join(f'{i.name}: {i.type}' for i in inputs) or 'nothing'}; one image tensor "
+        f"of {wanted} was expected",
+        where,
+        "export a plain detection model in float32 or half precision; bytes need layout: nhwc-uint8 in the "
+        "manifest",
+    )
 
 
 def input_shape(manifest: ModelManifest) -> tuple[int, int, int]:
     "Shape of one image in the input tensor, as the manifest's layout says."
-    return (*manifest.preprocess.imgsz, 3) if manifest.preprocess.layout == "nhwc-uint8" else (3, *manifest.preprocess.imgsz)
+    return (
+        (*manifest.preprocess.imgsz, 3)
+        if manifest.preprocess.layout == "nhwc-uint8"
+        else (3, *manifest.preprocess.imgsz)
+    )
 
 # %% ../../nbs/02_inference/06_onnx.ipynb #1b39774a
 def _preload(providers: Sequence[str]) -> None:
-    "Make the CUDA libraries that pip installed known to the runtime, which looks for them in the system only."
-    if not {"CUDAExecutionProvider", "TensorrtExecutionProvider"} & set(providers) or not hasattr(ort, "preload_dlls"): return
-    with redirect_stdout(StringIO()), suppress(Exception): ort.preload_dlls()  # what it misses is said by the session, or not needed
+    """Make the CUDA libraries that pip installed known to the runtime, which looks for them in the system
+    only."""
+    if not {"CUDAExecutionProvider", "TensorrtExecutionProvider"} & set(providers) or not hasattr(
+        ort, "preload_dlls"
+    ):
+        return
+    with redirect_stdout(StringIO()), suppress(Exception):
+        ort.preload_dlls()  # what it misses is said by the session, or not needed
 
 
-def _open(path: Path, manifest: ModelManifest, wanted: Sequence[str] | None, options: Any, threads: int, spinning: bool,
-          exact: bool = False) -> ort.InferenceSession:
+def _open(
+    path: Path,
+    manifest: ModelManifest,
+    wanted: Sequence[str] | None,
+    options: Any,
+    threads: int,
+    spinning: bool,
+    exact: bool = False,
+) -> ort.InferenceSession:
     "A session on the providers that were asked for; BackendError when the runtime quietly took another one."
     providers, said = choose_providers(wanted), options_in(wanted)
     provider_options(said)  # unknown names are an error
     options = replace(provider_options(options), **said)
     _preload(providers)
     tensor = "images"
-    if "TensorrtExecutionProvider" in providers and options.batches: tensor = _session(path, ["CPUExecutionProvider"], 1, False).get_inputs()[0].name
-    session = _session(path, provider_settings(wanted, providers, options, tensor, input_shape(manifest)), threads, spinning, exact)
+    if "TensorrtExecutionProvider" in providers and options.batches:
+        tensor = _session(path, ["CPUExecutionProvider"], 1, False).get_inputs()[0].name
+    session = _session(
+        path,
+        provider_settings(wanted, providers, options, tensor, input_shape(manifest)),
+        threads,
+        spinning,
+        exact,
+    )
     used = session.get_providers()[0]
     if wanted and used != providers[0]:
-        raise BackendError(f"{providers[0]} was asked for, ONNX Runtime fell back to {used}", path,
-                           "driver, CUDA or cuDNN are absent or too old for this onnxruntime-gpu; for the CPU ask for providers: [cpu]")
+        raise BackendError(
+            f"{providers[0]} was asked for, ONNX Runtime fell back to {used}",
+            path,
+            "driver, CUDA or cuDNN are absent or too old for this onnxruntime-gpu; for the CPU ask for "
+            "providers: [cpu]",
+        )
     return session
 
 # %% ../../nbs/02_inference/06_onnx.ipynb #0c10a83b
 def _cast(part: np.ndarray, wanted: type[np.generic], name: str) -> np.ndarray:
-    "The batch in the graph's type. Bytes and floats are no casts of one another: they were prepared differently."
+    """The batch in the graph's type. Bytes and floats are no casts of one another: they were prepared
+    differently."""
     if (wanted is np.uint8) != (part.dtype == np.uint8):
-        raise BackendError(f"the graph takes {np.dtype(wanted)}, the batch is {part.dtype}", name, "prepare it with the Preprocessor of this model's manifest")
+        raise BackendError(
+            f"the graph takes {np.dtype(wanted)}, the batch is {part.dtype}",
+            name,
+            "prepare it with the Preprocessor of this model's manifest",
+        )
     return part.astype(wanted, copy=False)
 
 
 def _runtime_error(error: Exception, name: str, batch: np.ndarray) -> BackendError:
     "What the runtime threw, as OutOfMemory or BackendError."
     text = str(error).splitlines()[0][:200]
-    if any(word in str(error).lower() for word in ("out of memory", "failed to allocate", "bad_alloc", "cuda failure 2")):
-        return OutOfMemory(f"no memory for a batch of {len(batch)}: {text}", name, "a smaller max_batch needs less")
+    if any(
+        word in str(error).lower()
+        for word in ("out of memory", "failed to allocate", "bad_alloc", "cuda failure 2")
+    ):
+        return OutOfMemory(
+            f"no memory for a batch of {len(batch)}: {text}", name, "a smaller max_batch needs less"
+        )
     return BackendError(f"the model call failed on input {batch.shape}: {text}", name)
 
 # %% ../../nbs/02_inference/06_onnx.ipynb #3fe291de
@@ -222,17 +339,18 @@ class OnnxBackend:
 
     def __init__(
         self,
-        path: Path,                              # .onnx file
-        manifest: ModelManifest,                 # what the file promises to be
+        path: Path,  # .onnx file
+        manifest: ModelManifest,  # what the file promises to be
         providers: Sequence[str] | None = None,  # None: the best present one
-        threads: int = 0,                        # 0: one for each physical core
-        spinning: bool = False,                  # idle pool threads burn CPU for a little latency
+        threads: int = 0,  # 0: one for each physical core
+        spinning: bool = False,  # idle pool threads burn CPU for a little latency
         options: ProviderOptions | Mapping[str, Any] | None = None,  # of the CUDA and TensorRT providers
-        exact: bool = False,                     # 8-bit layers in float between Q and DQ: slow, the same on every processor
+        exact: bool = False,  # 8-bit layers in float between Q and DQ: slow, the same on every processor
     ):
         self.session = _open(Path(path), manifest, providers, options, threads, spinning, exact)
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
-        self._type, self._shape = _input_type(inputs, manifest.preprocess.layout, path), output_shape(manifest)
+        self._type = _input_type(inputs, manifest.preprocess.layout, path)
+        self._shape = output_shape(manifest)
         check_graph(manifest, inputs[0].shape, [o.shape for o in outputs], path)
         self.name, self.provider = f"{manifest.name} {manifest.version}", self.session.get_providers()[0]
         self.input_shape = input_shape(manifest)
@@ -240,22 +358,30 @@ class OnnxBackend:
         self.max_batch = self.fixed_batch or 64
         self._input, self._output = inputs[0].name, outputs[0].name
 
-    def infer(self, batch: np.ndarray) -> np.ndarray:  # (B, 3, H, W) float32, any B; (B, H, W, 3) uint8 where the layout says so
+    def infer(
+        self,
+        batch: np.ndarray,  # (B, 3, H, W) float32, any B; (B, H, W, 3) uint8 where the layout says so
+    ) -> np.ndarray:
         "(B, …) float32 raw output, checked for NaN and shape."
         step = self.max_batch
-        parts = [self._run(batch[i:i + step]) for i in range(0, len(batch), step)]
+        parts = [self._run(batch[i : i + step]) for i in range(0, len(batch), step)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _run(self, part: np.ndarray) -> np.ndarray:
-        if (n := len(part)) < (size := self.fixed_batch or n): part = np.concatenate([part, np.zeros((size - n, *part.shape[1:]), part.dtype)])
-        if self.session is None: raise BackendError("the backend was closed", self.name)
-        try: raw = self.session.run([self._output], {self._input: _cast(part, self._type, self.name)})[0]
-        except Exception as e: raise _runtime_error(e, self.name, part) from e
+        if (n := len(part)) < (size := self.fixed_batch or n):
+            part = np.concatenate([part, np.zeros((size - n, *part.shape[1:]), part.dtype)])
+        if self.session is None:
+            raise BackendError("the backend was closed", self.name)
+        try:
+            raw = self.session.run([self._output], {self._input: _cast(part, self._type, self.name)})[0]
+        except Exception as e:
+            raise _runtime_error(e, self.name, part) from e
         return check_output(raw[:n] if len(raw) == size else raw, n, self.name, self._shape)
 
     def warmup(self) -> None:
         "One call on mid-grey, so that the first frame does not pay for allocation."
-        self.infer(np.full((self.fixed_batch or 1, *self.input_shape), 128 if self._type is np.uint8 else 0.5, self._type))
+        grey = 128 if self._type is np.uint8 else 0.5
+        self.infer(np.full((self.fixed_batch or 1, *self.input_shape), grey, self._type))
 
     def close(self) -> None:
         "Release the session; a call after that is an error."

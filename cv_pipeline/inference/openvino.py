@@ -30,8 +30,12 @@ _TYPES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "dynamic": "mixed"}
 
 def _openvino() -> Any:
     "The runtime; BackendError that names the extra when it is not installed."
-    try: import openvino
-    except ImportError as e: raise BackendError(f"OpenVINO is not installed: {e}", "openvino", 'pip install "cv_pipeline[openvino]"') from e
+    try:
+        import openvino
+    except ImportError as e:
+        raise BackendError(
+            f"OpenVINO is not installed: {e}", "openvino", 'pip install "cv_pipeline[openvino]"'
+        ) from e
     return openvino
 
 
@@ -50,19 +54,33 @@ def _ran_in(compiled: Any) -> str:
 
 def default_precision(device: str = "CPU") -> str:  # "fp32" | "bf16" | "fp16"
     "What OpenVINO would compute in on this device if nobody said anything."
-    try: name = _openvino().Core().get_property(device, "INFERENCE_PRECISION_HINT").get_type_name()
-    except RuntimeError as e: raise BackendError(f"OpenVINO has no device {device}: {_said(e)}", "providers", "CPU is always there") from e
+    try:
+        name = _openvino().Core().get_property(device, "INFERENCE_PRECISION_HINT").get_type_name()
+    except RuntimeError as e:
+        raise BackendError(
+            f"OpenVINO has no device {device}: {_said(e)}", "providers", "CPU is always there"
+        ) from e
     return _TYPES.get(name, name)
 
 # %% ../../nbs/02_inference/07_openvino.ipynb #a744147a
 def _read(core: Any, path: Path) -> Any:
     "The model in a file; BackendError when it is none."
-    if not path.is_file(): raise BackendError("there is no such model file", path)
+    if not path.is_file():
+        raise BackendError("there is no such model file", path)
     if path.suffix.lower() == ".xml" and not path.with_suffix(".bin").is_file():
-        raise BackendError("the weights of this OpenVINO model are not there", path.with_suffix(".bin"), "an .xml and its .bin belong together: copy both")
-    try: return core.read_model(str(path))
+        raise BackendError(
+            "the weights of this OpenVINO model are not there",
+            path.with_suffix(".bin"),
+            "an .xml and its .bin belong together: copy both",
+        )
+    try:
+        return core.read_model(str(path))
     except Exception as e:  # the runtime's exceptions share no base class
-        raise BackendError(f"OpenVINO cannot open it: {_said(e)}", path, "check that the file is complete; a newer OpenVINO may have written it") from e
+        raise BackendError(
+            f"OpenVINO cannot open it: {_said(e)}",
+            path,
+            "check that the file is complete; a newer OpenVINO may have written it",
+        ) from e
 
 
 def _tree(value: Any) -> Any:
@@ -74,14 +92,20 @@ def _tree(value: Any) -> Any:
 def read_metadata(
     path: Path,  # .xml file
 ) -> dict[str, str]:
-    "What an exporter wrote beside or into an OpenVINO file: Ultralytics' metadata.yaml, or the metadata of the ONNX file it was made from."
+    """What an exporter wrote beside or into an OpenVINO file: Ultralytics' metadata.yaml, or the metadata of
+    the ONNX file it was made from."""
     beside = Path(path).with_name("metadata.yaml")
     if beside.is_file():
         with expecting("cannot be read", beside, error=ConfigError):
             table = read_yaml(beside, None)
-        if isinstance(table, dict): return {str(k): str(v) for k, v in table.items()}
+        if isinstance(table, dict):
+            return {str(k): str(v) for k, v in table.items()}
     info = _tree(_read(_openvino().Core(), Path(path)).rt_info)
-    return {k: v for k, v in {**info.get("framework", {}), **info.get("model_info", {})}.items() if isinstance(v, str)}
+    return {
+        k: v
+        for k, v in {**info.get("framework", {}), **info.get("model_info", {})}.items()
+        if isinstance(v, str)
+    }
 
 # %% ../../nbs/02_inference/07_openvino.ipynb #dc914b07
 def _dimensions(port: Any) -> tuple[int | None, ...]:
@@ -90,12 +114,20 @@ def _dimensions(port: Any) -> tuple[int | None, ...]:
 
 
 def _for_batch(model: Any, batch: int) -> Any:
-    "The model for so many pictures a call, when its file takes any number and its graph can be fixed; 0: as it is."
-    if batch and model.inputs and model.inputs[0].partial_shape.rank.is_static and model.inputs[0].partial_shape[0].is_dynamic:
+    """The model for so many pictures a call, when its file takes any number and its graph can be fixed; 0: as
+    it is."""
+    if (
+        batch
+        and model.inputs
+        and model.inputs[0].partial_shape.rank.is_static
+        and model.inputs[0].partial_shape[0].is_dynamic
+    ):
         before, fixed = model.inputs[0].partial_shape, model.inputs[0].partial_shape
         fixed[0] = batch
-        try: model.reshape(fixed)
-        except RuntimeError: model.reshape(before)  # it keeps its freedom
+        try:
+            model.reshape(fixed)
+        except RuntimeError:
+            model.reshape(before)  # it keeps its freedom
     return model
 
 
@@ -103,19 +135,32 @@ _INPUTS = {"f32": np.float32, "f16": np.float16, "u8": np.uint8}
 
 
 def _input_type(model: Any, manifest: ModelManifest, where: object) -> type:
-    "What the model's one input is made of; BackendError when it cannot be given that, ModelSpecMismatch when its shapes are not the promised ones."
-    kinds, wanted = [i.element_type.get_type_name() for i in model.inputs], ("u8",) if manifest.preprocess.layout == "nhwc-uint8" else ("f32", "f16")
+    """What the model's one input is made of; BackendError when it cannot be given that, ModelSpecMismatch
+    when its shapes are not the promised ones."""
+    kinds, wanted = (
+        [i.element_type.get_type_name() for i in model.inputs],
+        ("u8",) if manifest.preprocess.layout == "nhwc-uint8" else ("f32", "f16"),
+    )
     if len(kinds) == 1 and kinds[0] in wanted:
         check_graph(manifest, _dimensions(model.inputs[0]), [_dimensions(o) for o in model.outputs], where)
         return _INPUTS[kinds[0]]
-    raise BackendError(f"the graph takes {', '.join(kinds) or 'nothing'}; one image tensor of {' or '.join(wanted)} was expected", where,
-                       "export a plain detection model; bytes need layout: nhwc-uint8 in the manifest")
+    raise BackendError(
+        f"the graph takes {', '.join(kinds) or 'nothing'}; one image tensor of {' or '.join(wanted)} was "
+        "expected",
+        where,
+        "export a plain detection model; bytes need layout: nhwc-uint8 in the manifest",
+    )
 
 
 def _as_input(batch: np.ndarray, dtype: type, name: str) -> np.ndarray:
-    "The batch as the model takes it; BackendError for floats where bytes are wanted, and the other way round: a cast would be silent nonsense."
+    """The batch as the model takes it; BackendError for floats where bytes are wanted, and the other way
+    round: a cast would be silent nonsense."""
     if (dtype is np.uint8) != (batch.dtype == np.uint8):
-        raise BackendError(f"the model takes {np.dtype(dtype)}, given were {batch.dtype}", name, "preprocess with the manifest of this very file (for_artefact)")
+        raise BackendError(
+            f"the model takes {np.dtype(dtype)}, given were {batch.dtype}",
+            name,
+            "preprocess with the manifest of this very file (for_artefact)",
+        )
     return np.ascontiguousarray(batch, dtype)
 
 # %% ../../nbs/02_inference/07_openvino.ipynb #ad8b8842
@@ -152,32 +197,57 @@ def _properties(device: str, threads: int, s: OpenVINOSettings, where: object) -
         raise ConfigError(f"threads: must be a whole number from 0, not {threads!r}", where, hint)
     made: dict[str, Any] = {"INFERENCE_PRECISION_HINT": PRECISIONS[s.precision]}
     made["PERFORMANCE_HINT"] = s.mode.upper()
-    if threads and device == "CPU": made["INFERENCE_NUM_THREADS"] = threads
-    if s.streams: made["NUM_STREAMS"] = str(s.streams)
-    if s.cache: made["CACHE_DIR"] = str(s.cache)
+    if threads and device == "CPU":
+        made["INFERENCE_NUM_THREADS"] = threads
+    if s.streams:
+        made["NUM_STREAMS"] = str(s.streams)
+    if s.cache:
+        made["CACHE_DIR"] = str(s.cache)
     return made
 
 
-def _compile(core: Any, model: Any, device: str, settings: dict[str, Any], precision: str, where: object) -> Any:
-    "The compiled model; BackendError when the device is not there, or would compute in another precision than was asked for."
-    try: compiled = core.compile_model(model, device, settings)
-    except Exception as e: raise BackendError(f"OpenVINO cannot run it on {device}: {_said(e)}", where, f"devices here: {', '.join(core.available_devices)}") from e
+def _compile(
+    core: Any, model: Any, device: str, settings: dict[str, Any], precision: str, where: object
+) -> Any:
+    """The compiled model; BackendError when the device is not there, or would compute in another precision
+    than was asked for."""
+    try:
+        compiled = core.compile_model(model, device, settings)
+    except Exception as e:
+        raise BackendError(
+            f"OpenVINO cannot run it on {device}: {_said(e)}",
+            where,
+            f"devices here: {', '.join(core.available_devices)}",
+        ) from e
     if (got := _ran_in(compiled)) != precision:
-        raise BackendError(f"OpenVINO on {device} would compute in {got}, asked for is {precision}", where,
-                           f"say precision={got!r} if that is meant, or fp32; what it would do unasked: {default_precision(device)}")
+        raise BackendError(
+            f"OpenVINO on {device} would compute in {got}, asked for is {precision}",
+            where,
+            f"say precision={got!r} if that is meant, or fp32; what it would do unasked: "
+            f"{default_precision(device)}",
+        )
     return compiled
 
 
 def _runtime_error(error: Exception, name: str, batch: np.ndarray) -> BackendError:
     "What the runtime threw, as OutOfMemory or BackendError."
-    if any(word in str(error).lower() for word in ("out of memory", "bad alloc", "bad_alloc", "out_of_resources", "failed to allocate")):
-        return OutOfMemory(f"no memory for a batch of {len(batch)}: {_said(error)}", name, "a smaller max_batch needs less")
+    if any(
+        word in str(error).lower()
+        for word in ("out of memory", "bad alloc", "bad_alloc", "out_of_resources", "failed to allocate")
+    ):
+        return OutOfMemory(
+            f"no memory for a batch of {len(batch)}: {_said(error)}", name, "a smaller max_batch needs less"
+        )
     return BackendError(f"the model call failed on input {batch.shape}: {_said(error)}", name)
 
 # %% ../../nbs/02_inference/07_openvino.ipynb #42aec486
 def manifest_input(manifest: ModelManifest) -> tuple[int, int, int]:
     "Shape of one image's tensor, as the manifest has it."
-    return (*manifest.preprocess.imgsz, 3) if manifest.preprocess.layout == "nhwc-uint8" else (3, *manifest.preprocess.imgsz)
+    return (
+        (*manifest.preprocess.imgsz, 3)
+        if manifest.preprocess.layout == "nhwc-uint8"
+        else (3, *manifest.preprocess.imgsz)
+    )
 
 
 def _requests(compiled: Any, mode: str) -> list[Any]:
@@ -190,7 +260,8 @@ def _told(compiled: Any, device: str) -> dict[str, Any]:
     "What the runtime says about itself: streams, threads where the device has them, version."
     found = {"device": device, "openvino": _openvino().__version__.split("-")[0]}
     for key, name in (("streams", "NUM_STREAMS"), ("threads", "INFERENCE_NUM_THREADS")):
-        with suppress(Exception): found[key] = int(str(compiled.get_property(name)))  # not every device has every property
+        with suppress(Exception):
+            found[key] = int(str(compiled.get_property(name)))  # not every device has every property
     return found
 
 # %% ../../nbs/02_inference/07_openvino.ipynb #1c78e65c
@@ -203,7 +274,9 @@ def _pieces(count: int, requests: int, fixed: int | None) -> list[tuple[int, int
 def _start(request: Any, part: np.ndarray, fixed: int | None) -> np.ndarray:
     "Set a request going on a piece; the array that it reads, to be kept until it has ended."
     import openvino
-    if fixed and len(part) < fixed: part = np.concatenate([part, np.zeros((fixed - len(part), *part.shape[1:]), part.dtype)])
+
+    if fixed and len(part) < fixed:
+        part = np.concatenate([part, np.zeros((fixed - len(part), *part.shape[1:]), part.dtype)])
     request.set_input_tensor(openvino.Tensor(part, shared_memory=True))
     request.start_async()
     return part
@@ -211,28 +284,40 @@ def _start(request: Any, part: np.ndarray, fixed: int | None) -> np.ndarray:
 
 def _wait(request: Any) -> RuntimeError | None:
     "Wait for a request; what went wrong, if anything."
-    try: request.wait()
-    except RuntimeError as e: return e
+    try:
+        request.wait()
+    except RuntimeError as e:
+        return e
     return None
 
 
 def run_pieces(
     requests: Sequence[Any],  # OpenVINO infer requests, all of one model
-    batch: np.ndarray,        # (B, …) contiguous, of the model's input type
-    fixed: int | None,        # the model's batch size; None: any
-) -> np.ndarray:              # (B, …)
-    "A batch in pieces, one a request, all of a round under way at once; each piece's answer goes to its place in the result."
+    batch: np.ndarray,  # (B, …) contiguous, of the model's input type
+    fixed: int | None,  # the model's batch size; None: any
+) -> np.ndarray:  # (B, …)
+    """A batch in pieces, one a request, all of a round under way at once; each piece's answer goes to its
+    place in the result."""
     import openvino
+
     out, pieces = None, _pieces(len(batch), len(requests), fixed)
     for first in range(0, len(pieces), len(requests)):
-        busy = [(request, _start(request, batch[a:b], fixed), a, b) for request, (a, b) in zip(requests, pieces[first:first + len(requests)])]
-        errors = [e for request, *_ in busy if (e := _wait(request)) is not None]  # all have ended before anything is said: they read our memory
-        if errors: raise errors[0]
+        busy = [
+            (request, _start(request, batch[a:b], fixed), a, b)
+            for request, (a, b) in zip(requests, pieces[first : first + len(requests)])
+        ]
+        errors = [
+            e for request, *_ in busy if (e := _wait(request)) is not None
+        ]  # all have ended before anything is said: they read our memory
+        if errors:
+            raise errors[0]
         for request, _, a, b in busy:
             answer = request.get_output_tensor(0).data
-            if answer.ndim < 2 or (out is not None and answer.shape[1:] != out.shape[1:]): return np.array(answer)  # `check_output` says what is wrong
-            if out is None: out = np.empty((len(batch), *answer.shape[1:]), answer.dtype)
-            out[a:b] = answer[:b - a]
+            if answer.ndim < 2 or (out is not None and answer.shape[1:] != out.shape[1:]):
+                return np.array(answer)  # `check_output` says what is wrong
+            if out is None:
+                out = np.empty((len(batch), *answer.shape[1:]), answer.dtype)
+            out[a:b] = answer[: b - a]
     return out
 
 # %% ../../nbs/02_inference/07_openvino.ipynb #319fdcf8
@@ -243,16 +328,17 @@ class OpenVINOBackend:
 
     def __init__(
         self,
-        path: Path,                              # .xml with its .bin, or .onnx
-        manifest: ModelManifest,                 # what the file promises to be
+        path: Path,  # .xml with its .bin, or .onnx
+        manifest: ModelManifest,  # what the file promises to be
         providers: Sequence[str] | None = None,  # OpenVINO's device, e.g. ["GPU"]; None: CPU
-        threads: int = 0,                        # 0: one for each physical core
+        threads: int = 0,  # 0: one for each physical core
         settings: OpenVINOSettings | None = None,
     ):
         device, core = (list(providers) if providers else ["CPU"])[0], _openvino().Core()
         s = settings or OpenVINOSettings()
         properties, model = _properties(device, threads, s, path), _read(core, Path(path))
-        self._dtype, self._shape, own = _input_type(model, manifest, path), output_shape(manifest), _dimensions(model.inputs[0])[0]
+        self._dtype, self._shape = _input_type(model, manifest, path), output_shape(manifest)
+        own = _dimensions(model.inputs[0])[0]
         self._compiled = _compile(core, _for_batch(model, s.batch), device, properties, s.precision, path)
         self.name, self.precision = f"{manifest.name} {manifest.version}", _ran_in(self._compiled)
         self.provider = f"OpenVINO {device} {self.precision}{' throughput' * (s.mode == 'throughput')}"
@@ -264,16 +350,22 @@ class OpenVINOBackend:
 
     def infer(self, batch: np.ndarray) -> np.ndarray:  # (B, *input_shape), any B
         "(B, …) float32 raw output, checked for NaN and shape."
-        if not self._requests: raise BackendError("the backend was closed", self.name)
-        if not len(batch): return np.empty((0, *(d or 0 for d in self._shape)), np.float32)
+        if not self._requests:
+            raise BackendError("the backend was closed", self.name)
+        if not len(batch):
+            return np.empty((0, *(d or 0 for d in self._shape)), np.float32)
         with self._lock:
-            try: raw = run_pieces(self._requests, _as_input(batch, self._dtype, self.name), self.fixed_batch)
-            except RuntimeError as e: raise _runtime_error(e, self.name, batch) from e
+            try:
+                raw = run_pieces(self._requests, _as_input(batch, self._dtype, self.name), self.fixed_batch)
+            except RuntimeError as e:
+                raise _runtime_error(e, self.name, batch) from e
         return check_output(raw, len(batch), self.name, self._shape)
 
     def warmup(self) -> None:
         "One call of mid-grey on every request, so that the first frame does not pay for allocation."
-        self.infer(np.full((len(self._requests) * (self.fixed_batch or 1), *self.input_shape), 127 if self._dtype is np.uint8 else 0.5, self._dtype))
+        grey = 127 if self._dtype is np.uint8 else 0.5
+        count = len(self._requests) * (self.fixed_batch or 1)
+        self.infer(np.full((count, *self.input_shape), grey, self._dtype))
 
     def close(self) -> None:
         "Release the compiled model; a call after that is an error."

@@ -24,12 +24,14 @@ __all__ = ['CLASS_OFFSET', 'MAX_CANDIDATES', 'Candidates', 'yolov8_candidates', 
 class Candidates(NamedTuple):
     "Boxes that passed the threshold, before suppression, in pixels of the network input."
 
-    xyxy: np.ndarray        # (n, 4) float32
+    xyxy: np.ndarray  # (n, 4) float32
     confidence: np.ndarray  # (n,) float32
-    class_id: np.ndarray    # (n,) integer
+    class_id: np.ndarray  # (n,) integer
 
 
-_TO_CORNERS = np.float32([[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]])  # exact: one rounding, as in x - w / 2
+_TO_CORNERS = np.float32(
+    [[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]]
+)  # exact: one rounding, as in x - w / 2
 
 
 def _corners(xywh: np.ndarray) -> np.ndarray:
@@ -40,7 +42,8 @@ def _corners(xywh: np.ndarray) -> np.ndarray:
 def _best_score(scores: np.ndarray, step: int = 4224) -> np.ndarray:
     "(classes, N) → (N,): the maximum over classes, `step` columns at a time."
     best = np.empty(scores.shape[1], np.float32)
-    for a in range(0, len(best), step): np.maximum.reduce(scores[:, a:a + step], axis=0, out=best[a:a + step])
+    for a in range(0, len(best), step):
+        np.maximum.reduce(scores[:, a : a + step], axis=0, out=best[a : a + step])
     return best
 
 
@@ -52,36 +55,40 @@ def _best_class(scores: np.ndarray, best: np.ndarray) -> np.ndarray:
 
 
 def yolov8_candidates(
-    raw: np.ndarray,  # (4 + classes, N) float32: centre x, y, width, height in input pixels, then one score a class
-    conf: float,      # only scores above
+    # (4 + classes, N) float32: centre x, y, width, height in input pixels, then one score a class
+    raw: np.ndarray,
+    conf: float,  # only scores above
 ) -> Candidates:
-    "The best class of every candidate of a YOLOv8-style head, one label a box, where it is above the threshold."
+    """The best class of every candidate of a YOLOv8-style head, one label a box, where it is above the
+    threshold."""
     scores = raw[4:]
     best = _best_score(scores)
     index = (best > np.float32(conf)).nonzero()[0]
     if len(index) * 5 < len(best):
         rows = raw.T[index]
         return Candidates(_corners(rows[:, :4]), best.take(index), rows[:, 4:].argmax(1))
-    return Candidates(_corners(raw[:4].take(index, axis=1).T), best.take(index), _best_class(scores, best).take(index))
+    return Candidates(
+        _corners(raw[:4].take(index, axis=1).T), best.take(index), _best_class(scores, best).take(index)
+    )
 
 # %% ../../nbs/02_inference/04_postprocess.ipynb #5169f761
 @lru_cache(maxsize=8)
 def yolox_grid(
-    imgsz: tuple[int, int],                   # (height, width) of the network input
+    imgsz: tuple[int, int],  # (height, width) of the network input
     strides: tuple[int, ...] = (8, 16, 32),
-) -> tuple[np.ndarray, np.ndarray]:           # (N, 2) cell x and y, (N, 1) stride, both float32
+) -> tuple[np.ndarray, np.ndarray]:  # (N, 2) cell x and y, (N, 1) stride, both float32
     "Where each row of a YOLOX output lies (Ge et al. 2021)."
     cells, sizes = [], []
     for s in strides:
-        y, x = np.mgrid[:imgsz[0] // s, :imgsz[1] // s]
+        y, x = np.mgrid[: imgsz[0] // s, : imgsz[1] // s]
         cells.append(np.stack([x.ravel(), y.ravel()], 1))
         sizes.append(np.full((x.size, 1), s))
     return np.concatenate(cells).astype(np.float32), np.concatenate(sizes).astype(np.float32)
 
 
 def yolox_candidates(
-    raw: np.ndarray,         # (N, 5 + classes) float32: offsets, log sizes, object score, class scores
-    conf: float,             # only object · class above
+    raw: np.ndarray,  # (N, 5 + classes) float32: offsets, log sizes, object score, class scores
+    conf: float,  # only object · class above
     imgsz: tuple[int, int],  # (height, width) of the network input
 ) -> Candidates:
     "Candidates of a YOLOX head."
@@ -98,7 +105,7 @@ def yolox_candidates(
 
 def end2end_candidates(
     raw: np.ndarray,  # (n, 6) float32: left, top, right, bottom in input pixels, score, class
-    conf: float,      # only scores above
+    conf: float,  # only scores above
 ) -> Candidates:
     "Rows of an end-to-end head above the threshold, in the order the graph gave them."
     rows = raw[raw[:, 4] > np.float32(conf)]
@@ -106,40 +113,62 @@ def end2end_candidates(
 
 # %% ../../nbs/02_inference/04_postprocess.ipynb #8342fe10
 def decode(
-    raw: np.ndarray,         # one image's output, without the batch axis
-    head: str,               # "yolov8" | "yolox" | "end2end"
-    conf: float,             # only scores above
+    raw: np.ndarray,  # one image's output, without the batch axis
+    head: str,  # "yolov8" | "yolox" | "end2end"
+    conf: float,  # only scores above
     imgsz: tuple[int, int],  # (height, width) of the network input
 ) -> Candidates:
     "Candidates of any head."
-    if head == "yolov8": return yolov8_candidates(raw, conf)
+    if head == "yolov8":
+        return yolov8_candidates(raw, conf)
     return yolox_candidates(raw, conf, imgsz) if head == "yolox" else end2end_candidates(raw, conf)
 
 # %% ../../nbs/02_inference/04_postprocess.ipynb #a52a57f8
 def _field(number: int, value: int | str | bytes) -> bytes:
-    "One protocol-buffer field: a small integer, or bytes with their length (both below 128 here or split in groups of 7 bits)."
-    def varint(n: int) -> bytes: return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
-    if isinstance(value, int): return varint(number << 3) + varint(value)
+    """One protocol-buffer field: a small integer, or bytes with their length (both below 128 here or split in
+    groups of 7 bits)."""
+
+    def varint(n: int) -> bytes:
+        return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
+
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
     data = value.encode() if isinstance(value, str) else value
     return varint(number << 3 | 2) + varint(len(data)) + data
 
 
 def nms_model() -> bytes:
-    "An ONNX model that is one NonMaxSuppression node: boxes (1, n, 4), scores (1, 1, n), max_det (1,), iou (1,) → rows (k, 3)."
+    """An ONNX model that is one NonMaxSuppression node: boxes (1, n, 4), scores (1, 1, n), max_det (1,), iou
+    (1,) → rows (k, 3)."""
+
     def value(name: str, kind: int, *dims: int | str) -> bytes:  # ValueInfoProto: name, element type, shape
         shape = b"".join(_field(1, _field(1 if isinstance(d, int) else 2, d)) for d in dims)
         return _field(1, name) + _field(2, _field(1, _field(1, kind) + _field(2, shape)))
+
     float32, int64 = 1, 7
-    inputs = [("boxes", float32, 1, "n", 4), ("scores", float32, 1, 1, "n"), ("max_det", int64, 1), ("iou", float32, 1)]
+    inputs = [
+        ("boxes", float32, 1, "n", 4),
+        ("scores", float32, 1, 1, "n"),
+        ("max_det", int64, 1),
+        ("iou", float32, 1),
+    ]
     node = b"".join(_field(1, i[0]) for i in inputs) + _field(2, "rows") + _field(4, "NonMaxSuppression")
-    graph = _field(1, node) + _field(2, "nms") + b"".join(_field(11, value(*i)) for i in inputs) + _field(12, value("rows", int64, "k", 3))
-    return _field(1, 6) + _field(7, graph) + _field(8, _field(1, "") + _field(2, 11))  # IR version, graph, operator set 11
+    graph = (
+        _field(1, node)
+        + _field(2, "nms")
+        + b"".join(_field(11, value(*i)) for i in inputs)
+        + _field(12, value("rows", int64, "k", 3))
+    )
+    return (
+        _field(1, 6) + _field(7, graph) + _field(8, _field(1, "") + _field(2, 11))
+    )  # IR version, graph, operator set 11
 
 
 @lru_cache(maxsize=1)
 def _suppressor() -> Any:
     "The session that runs `nms_model`, made on first use; one thread, safe to share."
     import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -147,7 +176,8 @@ def _suppressor() -> Any:
 
 
 def _float32_below(value: float) -> np.float32:
-    "The largest float32 that is not above `value`, so that comparing in float32 decides like comparing in double."
+    """The largest float32 that is not above `value`, so that comparing in float32 decides like comparing in
+    double."""
     rounded = np.float32(value)
     return np.nextafter(rounded, np.float32(-1)) if float(rounded) > value else rounded
 
@@ -159,84 +189,130 @@ def _limits(iou: float, max_det: int) -> dict[str, np.ndarray]:
 
 # %% ../../nbs/02_inference/04_postprocess.ipynb #9eeec6bd
 CLASS_OFFSET = np.float32(7680)  # pixels between classes: more than any network input
-MAX_CANDIDATES = 30000           # more are cut before suppression, best first
+MAX_CANDIDATES = 30000  # more are cut before suppression, best first
 
 
 def nms(
-    xyxy: np.ndarray,        # (n, 4) float32 pixels
+    xyxy: np.ndarray,  # (n, 4) float32 pixels
     confidence: np.ndarray,  # (n,) float32
     class_id: np.ndarray | None = None,  # (n,); None or `agnostic`: boxes of all classes suppress each other
-    iou: float = 0.7,        # a box goes when it overlaps a better kept one by more
-    max_det: int = 300,      # stop after so many
+    iou: float = 0.7,  # a box goes when it overlaps a better kept one by more
+    max_det: int = 300,  # stop after so many
     agnostic: bool = False,
-) -> np.ndarray:             # (k,) int64 rows that stay, best first, ties in the order given
+) -> np.ndarray:  # (k,) int64 rows that stay, best first, ties in the order given
     "Greedy non-maximum suppression; decides like torchvision.ops.nms with Ultralytics' class offset."
     xyxy, confidence = np.asarray(xyxy, np.float32), np.ascontiguousarray(confidence, np.float32)
     n, rows = len(xyxy), None
-    if n == 0 or max_det < 1: return np.zeros(0, np.int64)
+    if n == 0 or max_det < 1:
+        return np.zeros(0, np.int64)
     if n > MAX_CANDIDATES:
         rows = np.argsort(-confidence, kind="stable")[:MAX_CANDIDATES]
-        xyxy, confidence, class_id = xyxy[rows], confidence[rows], None if class_id is None else np.asarray(class_id)[rows]
-    if n == 1: return np.zeros(1, np.int64)
-    if class_id is not None and not agnostic: xyxy = xyxy + np.multiply(class_id, CLASS_OFFSET, dtype=np.float32)[:, None]
-    kept = _suppressor().run(None, {"boxes": xyxy[None], "scores": confidence[None, None], **_limits(iou, max_det)})[0][:, 2]
+        xyxy, confidence, class_id = (
+            xyxy[rows],
+            confidence[rows],
+            None if class_id is None else np.asarray(class_id)[rows],
+        )
+    if n == 1:
+        return np.zeros(1, np.int64)
+    if class_id is not None and not agnostic:
+        xyxy = xyxy + np.multiply(class_id, CLASS_OFFSET, dtype=np.float32)[:, None]
+    kept = _suppressor().run(
+        None, {"boxes": xyxy[None], "scores": confidence[None, None], **_limits(iou, max_det)}
+    )[0][:, 2]
     return kept if rows is None else rows[kept]
 
 # %% ../../nbs/02_inference/04_postprocess.ipynb #01b00d0b
 class ClassRules(NamedTuple):
     "Thresholds and policy as arrays indexed by class id."
 
-    floor: np.ndarray   # (classes,) float32: scores must be above; infinite for classes that are not wanted
+    floor: np.ndarray  # (classes,) float32: scores must be above; infinite for classes that are not wanted
     accept: np.ndarray  # (classes,) float32: from here on accepted
     policy: np.ndarray  # (classes,) int8: Decision for what lies between
-    banded: bool        # whether anything can lie between
+    banded: bool  # whether anything can lie between
 
 
 def class_rules(
     spec: PostprocessSpec,
     names: Sequence[str],  # class names, index = class id
-    calibrated: bool = False,  # `accept_conf` is compared with calibrated confidences: any score may come to lie below it
+    # `accept_conf` is compared with calibrated confidences: any score may come to lie below it
+    calibrated: bool = False,
 ) -> ClassRules:
     "The settings of a spec, per class; ConfigError for a class that the model does not have."
     index = {name: i for i, name in enumerate(names)}
-    tables = {"class_conf": spec.class_conf, "class_accept_conf": spec.class_accept_conf, "class_policy": spec.class_policy}
-    problems = [f"{key}: the model has no class {name!r}" for key, table in tables.items() for name in table if name not in index]
-    problems += [f"classes: {c} lies outside 0..{len(names) - 1}" for c in spec.classes or () if c >= len(names)]
-    if problems: raise ConfigError("the postprocess settings do not fit the model", hint=f"its classes: {', '.join(names[:20])}", problems=problems)
+    tables = {
+        "class_conf": spec.class_conf,
+        "class_accept_conf": spec.class_accept_conf,
+        "class_policy": spec.class_policy,
+    }
+    problems = [
+        f"{key}: the model has no class {name!r}"
+        for key, table in tables.items()
+        for name in table
+        if name not in index
+    ]
+    problems += [
+        f"classes: {c} lies outside 0..{len(names) - 1}" for c in spec.classes or () if c >= len(names)
+    ]
+    if problems:
+        raise ConfigError(
+            "the postprocess settings do not fit the model",
+            hint=f"its classes: {', '.join(names[:20])}",
+            problems=problems,
+        )
+
     def fill(default: Any, table: dict[str, Any], dtype: type) -> np.ndarray:
         return np.array([table.get(name, default) for name in names], dtype)
+
     floor = fill(spec.conf, spec.class_conf, np.float32)
-    if spec.classes is not None: floor[np.setdiff1d(np.arange(len(names)), np.array(spec.classes, int))] = np.inf
+    if spec.classes is not None:
+        floor[np.setdiff1d(np.arange(len(names)), np.array(spec.classes, int))] = np.inf
     code = {"accept": Decision.ACCEPT, "review": Decision.REVIEW, "drop": Decision.DROP}
     policies = fill(code[spec.policy], {name: code[p] for name, p in spec.class_policy.items()}, np.int8)
     accept = fill(spec.accept_conf, spec.class_accept_conf, np.float32)
-    return ClassRules(floor, accept, policies, bool((accept > (0 if calibrated else floor)).any() and policies.any()))
+    return ClassRules(
+        floor, accept, policies, bool((accept > (0 if calibrated else floor)).any() and policies.any())
+    )
 
-
+# %% ../../nbs/02_inference/04_postprocess.ipynb #421e56bc
 def decide(
     confidence: np.ndarray,  # (n,) float32
-    class_id: np.ndarray,    # (n,) integer
+    class_id: np.ndarray,  # (n,) integer
     rules: ClassRules,
-) -> np.ndarray:             # (n,) int8, values of Decision
+) -> np.ndarray:  # (n,) int8, values of Decision
     "What becomes of each detection."
-    if not rules.banded: return np.zeros(len(confidence), np.int8)
+    if not rules.banded:
+        return np.zeros(len(confidence), np.int8)
     return np.where(confidence >= rules.accept[class_id], np.int8(Decision.ACCEPT), rules.policy[class_id])
 
 # %% ../../nbs/02_inference/04_postprocess.ipynb #ae82631a
 def _check_raw(raw: Any, images: int, head: str, nc: int, imgsz: tuple[int, int]) -> np.ndarray:
     "The output as float32; ModelSpecMismatch when it is not what the head promises."
     raw = np.asarray(raw, np.float32)
-    wanted = {"yolov8": (images, 4 + nc, None), "yolox": (images, grid_cells(imgsz), 5 + nc), "end2end": (images, None, 6)}[head]
+    wanted = {
+        "yolov8": (images, 4 + nc, None),
+        "yolox": (images, grid_cells(imgsz), 5 + nc),
+        "end2end": (images, None, 6),
+    }[head]
     if raw.ndim != 3 or any(w is not None and w != g for w, g in zip(wanted, raw.shape)):
-        raise ModelSpecMismatch(f"the output is {raw.shape}, head '{head}' with {nc} classes and {images} images promises {wanted}".replace("None", "any"),
-                                "postprocess", "compare the model's manifest with its file (head, names, imgsz)")
+        raise ModelSpecMismatch(
+            f"the output is {raw.shape}, head '{head}' with {nc} classes and {images} images promises "
+            f"{wanted}".replace("None", "any"),
+            "postprocess",
+            "compare the model's manifest with its file (head, names, imgsz)",
+        )
     return raw
 
 # %% ../../nbs/02_inference/04_postprocess.ipynb #a8407075
 class Postprocessor:
     "Raw model output to detections, as `spec` says."
 
-    def __init__(self, spec: PostprocessSpec, names: Sequence[str], imgsz: tuple[int, int], calibration: Calibrator | None = None):
+    def __init__(
+        self,
+        spec: PostprocessSpec,
+        names: Sequence[str],
+        imgsz: tuple[int, int],
+        calibration: Calibrator | None = None,
+    ):
         self.spec, self.names, self.imgsz = spec, tuple(names), tuple(imgsz)
         self.calibrate = None if calibration is None else calibration.table(self.names)
         self.rules = class_rules(spec, self.names, calibration is not None)
@@ -247,21 +323,31 @@ class Postprocessor:
     def candidates(self, raw: np.ndarray) -> Candidates:
         "One image's boxes above their class's threshold, before suppression, in network pixels."
         found = decode(raw, self.spec.head, self.conf, self.imgsz)
-        if self.plain: return found
+        if self.plain:
+            return found
         wanted = found.confidence > self.rules.floor[found.class_id]
         return Candidates(found.xyxy[wanted], found.confidence[wanted], found.class_id[wanted])
 
     def one(self, raw: np.ndarray, geometry: Geometry) -> Detections:
         "Detections of one image: raw output without its batch axis, and where the image lay in the input."
         found, spec = self.candidates(raw), self.spec
-        if spec.head == "end2end": kept = np.arange(min(len(found.xyxy), spec.max_det))
-        else: kept = nms(found.xyxy, found.confidence, found.class_id, spec.iou, spec.max_det, spec.agnostic_nms)
+        if spec.head == "end2end":
+            kept = np.arange(min(len(found.xyxy), spec.max_det))
+        else:
+            kept = nms(
+                found.xyxy, found.confidence, found.class_id, spec.iou, spec.max_det, spec.agnostic_nms
+            )
         confidence, class_id = found.confidence.take(kept), found.class_id.take(kept)
         more = {} if self.calibrate is None else {"raw_confidence": confidence}
-        if self.calibrate is not None: confidence = self.calibrate(confidence, class_id)
-        boxes, decision = geometry.to_original(found.xyxy.take(kept, axis=0)), decide(confidence, class_id, self.rules)
+        if self.calibrate is not None:
+            confidence = self.calibrate(confidence, class_id)
+        boxes, decision = (
+            geometry.to_original(found.xyxy.take(kept, axis=0)),
+            decide(confidence, class_id, self.rules),
+        )
         result = Detections(boxes, confidence, class_id, data={"decision": decision, **more})
-        if not self.rules.banded or not (drop := decision == Decision.DROP).any(): return result
+        if not self.rules.banded or not (drop := decision == Decision.DROP).any():
+            return result
         self.dropped += int(drop.sum())
         return result[~drop]
 

@@ -23,11 +23,11 @@ __all__ = ['Geometry', 'fit', 'Letterboxed', 'letterbox', 'value_tables', 'equal
 class Geometry(NamedTuple):
     "How one image lies in the network input; maps boxes there and back."
 
-    width: int        # of the original image, pixels
+    width: int  # of the original image, pixels
     height: int
-    scale_x: float    # network pixels per original pixel, after rounding to whole pixels
+    scale_x: float  # network pixels per original pixel, after rounding to whole pixels
     scale_y: float
-    pad_left: int     # network pixels
+    pad_left: int  # network pixels
     pad_top: int
     inner: tuple[int, int]  # (width, height) of the resized image inside the padding
 
@@ -41,7 +41,8 @@ class Geometry(NamedTuple):
         scale, shift, border = _affine(self)
         boxes = np.subtract(xyxy, shift, dtype=np.float32)
         boxes /= scale
-        if clip: np.minimum(np.maximum(boxes, 0, out=boxes), border, out=boxes)
+        if clip:
+            np.minimum(np.maximum(boxes, 0, out=boxes), border, out=boxes)
         return boxes
 
 
@@ -53,49 +54,75 @@ def _affine(g: Geometry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 # %% ../../nbs/02_inference/02_preprocess.ipynb #678c5765
 def fit(
-    width: int,              # original image, pixels
+    width: int,  # original image, pixels
     height: int,
     imgsz: tuple[int, int],  # (height, width) of the network input
-    mode: str = "center",    # "center" | "top-left" | "stretch"
+    mode: str = "center",  # "center" | "top-left" | "stretch"
 ) -> Geometry:
     "Where an image of this size lies in the network input."
     rows, columns = imgsz
     ratio = min(rows / height, columns / width)
-    if mode == "stretch": inner = columns, rows
-    elif mode == "top-left": inner = max(int(width * ratio), 1), max(int(height * ratio), 1)
-    elif mode == "center": inner = max(round(width * ratio), 1), max(round(height * ratio), 1)
-    else: raise ConfigError(f"letterbox {mode!r} is not known", "preprocess.letterbox", "use center, top-left or stretch")
-    left, top = (round((columns - inner[0]) / 2 - 0.1), round((rows - inner[1]) / 2 - 0.1)) if mode == "center" else (0, 0)
+    if mode == "stretch":
+        inner = columns, rows
+    elif mode == "top-left":
+        inner = max(int(width * ratio), 1), max(int(height * ratio), 1)
+    elif mode == "center":
+        inner = max(round(width * ratio), 1), max(round(height * ratio), 1)
+    else:
+        raise ConfigError(
+            f"letterbox {mode!r} is not known", "preprocess.letterbox", "use center, top-left or stretch"
+        )
+    left, top = (
+        (round((columns - inner[0]) / 2 - 0.1), round((rows - inner[1]) / 2 - 0.1))
+        if mode == "center"
+        else (0, 0)
+    )
     return Geometry(width, height, inner[0] / width, inner[1] / height, left, top, inner)
 
 # %% ../../nbs/02_inference/02_preprocess.ipynb #05fdcce6
 def _checked(image: np.ndarray) -> np.ndarray:
-    "The image itself when OpenCV can take it, a contiguous copy when its strides forbid that, DataError when it is no image."
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+    """The image itself when OpenCV can take it, a contiguous copy when its strides forbid that, DataError
+    when it is no image."""
+    if (
+        not isinstance(image, np.ndarray)
+        or image.dtype != np.uint8
+        or image.ndim != 3
+        or image.shape[2] != 3
+        or 0 in image.shape
+    ):
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise DataError(f"preprocess takes a BGR image, uint8 (H, W, 3), not {got}", "preprocess", "read it through cv_pipeline.video.sources")
+        raise DataError(
+            f"preprocess takes a BGR image, uint8 (H, W, 3), not {got}",
+            "preprocess",
+            "read it through cv_pipeline.video.sources",
+        )
     return image if image.strides[1:] == (3, 1) and image.strides[0] > 0 else np.ascontiguousarray(image)
 
 
 class Letterboxed(NamedTuple):
     "A padded picture and how it lies in its frame."
 
-    image: np.ndarray   # (H, W, 3) uint8, BGR
+    image: np.ndarray  # (H, W, 3) uint8, BGR
     geometry: Geometry
 
 
 def letterbox(
-    image: np.ndarray,         # (H, W, 3) uint8 BGR, any size from 1×1
-    imgsz: tuple[int, int],    # (height, width) of the network input
-    mode: str = "center",      # "center" | "top-left" | "stretch"
-    pad_value: int = 114,      # grey level of the padding
+    image: np.ndarray,  # (H, W, 3) uint8 BGR, any size from 1×1
+    imgsz: tuple[int, int],  # (height, width) of the network input
+    mode: str = "center",  # "center" | "top-left" | "stretch"
+    pad_value: int = 114,  # grey level of the padding
 ) -> Letterboxed:
-    "Resize keeping the aspect and pad with grey: the transform that YOLO models were trained with (Ultralytics LetterBox, YOLOX preproc)."
+    """Resize keeping the aspect and pad with grey: the transform that YOLO models were trained with
+    (Ultralytics LetterBox, YOLOX preproc)."""
     image = _checked(image)
     g = fit(image.shape[1], image.shape[0], imgsz, mode)
     canvas = np.full((*imgsz, 3), pad_value, np.uint8)
-    inside = canvas[g.pad_top:g.pad_top + g.inner[1], g.pad_left:g.pad_left + g.inner[0]]
-    inside[:] = image if g.inner == (g.width, g.height) else cv2.resize(image, g.inner, interpolation=cv2.INTER_LINEAR)
+    inside = canvas[g.pad_top : g.pad_top + g.inner[1], g.pad_left : g.pad_left + g.inner[0]]
+    inside[:] = (
+        image
+        if g.inner == (g.width, g.height)
+        else cv2.resize(image, g.inner, interpolation=cv2.INTER_LINEAR)
+    )
     return Letterboxed(canvas, g)
 
 # %% ../../nbs/02_inference/02_preprocess.ipynb #f14511e4
@@ -110,9 +137,10 @@ def value_tables(
 
 def equalise(
     image: np.ndarray,  # (H, W, 3) uint8 BGR
-    clip: float,        # clip limit; 2 is mild, 8 is strong
+    clip: float,  # clip limit; 2 is mild, 8 is strong
 ) -> np.ndarray:
-    "Contrast equalisation on luminance only (CLAHE, Zuiderveld 1994), colours kept: for dark or foggy cameras, when the model was trained so."
+    """Contrast equalisation on luminance only (CLAHE, Zuiderveld 1994), colours kept: for dark or foggy
+    cameras, when the model was trained so."""
     lab = cv2.cvtColor(image, cv2.COLOR_BGR2LAB)
     lab[..., 0] = cv2.createCLAHE(clip, (8, 8)).apply(lab[..., 0])
     return cv2.cvtColor(lab, cv2.COLOR_LAB2BGR)
@@ -121,22 +149,41 @@ def equalise(
 def _paint_border(slot: np.ndarray, g: Geometry, grey: np.float32 | np.uint8) -> None:
     "Fill everything of one (H, W) tensor channel, or of an (H, W, 3) picture, that lies outside the image."
     (w, h), top, left = g.inner, g.pad_top, g.pad_left
-    slot[:top] = slot[top + h:] = grey
-    slot[top:top + h, :left] = slot[top:top + h, left + w:] = grey
+    slot[:top] = slot[top + h :] = grey
+    slot[top : top + h, :left] = slot[top : top + h, left + w :] = grey
 
 
 def _check_tensor(out: np.ndarray, shape: tuple[int, ...], dtype: type) -> None:
     if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
-        raise DataError(f"the tensor must be contiguous {np.dtype(dtype)} {shape}, not {out.dtype} {out.shape}", "preprocess")
+        raise DataError(
+            f"the tensor must be contiguous {np.dtype(dtype)} {shape}, not {out.dtype} {out.shape}",
+            "preprocess",
+        )
 
 
-def _write_picture(image: np.ndarray, out: np.ndarray, g: Geometry, last: Geometry | None, spec: PreprocessSpec) -> Geometry:
-    "The letterboxed picture as bytes, for a graph that does the arithmetic itself; resized straight into its place."
-    if last is None or last[4:] != g[4:]: _paint_border(out, g, np.uint8(spec.pad_value))
-    inside = out[g.pad_top:g.pad_top + g.inner[1], g.pad_left:g.pad_left + g.inner[0]]
-    if g.inner == (g.width, g.height): inside[:] = image
-    else: cv2.resize(image, g.inner, dst=inside, interpolation=cv2.INTER_LINEAR)
-    if spec.clahe: inside[:] = equalise(np.ascontiguousarray(inside), spec.clahe)
+def _slots(out: np.ndarray | None, count: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    "The first `count` slots of a tensor for images; a new tensor where none was given."
+    if out is None:
+        out = np.empty((count, *shape), dtype)
+    if len(out) < count:
+        raise DataError(f"a tensor for {len(out)} images cannot take {count}", "preprocess")
+    return out[:count]
+
+
+def _write_picture(
+    image: np.ndarray, out: np.ndarray, g: Geometry, last: Geometry | None, spec: PreprocessSpec
+) -> Geometry:
+    """The letterboxed picture as bytes, for a graph that does the arithmetic itself; resized straight into
+    its place."""
+    if last is None or last[4:] != g[4:]:
+        _paint_border(out, g, np.uint8(spec.pad_value))
+    inside = out[g.pad_top : g.pad_top + g.inner[1], g.pad_left : g.pad_left + g.inner[0]]
+    if g.inner == (g.width, g.height):
+        inside[:] = image
+    else:
+        cv2.resize(image, g.inner, dst=inside, interpolation=cv2.INTER_LINEAR)
+    if spec.clahe:
+        inside[:] = equalise(np.ascontiguousarray(inside), spec.clahe)
     return g
 
 
@@ -148,7 +195,10 @@ class _Scratch(threading.local):
     def get(self, width: int, height: int) -> tuple[np.ndarray, list[np.ndarray]]:
         if self.size != (width, height):
             self.size = width, height
-            self.arrays = np.empty((height, width, 3), np.uint8), [np.empty((height, width), np.uint8) for _ in range(3)]
+            self.arrays = (
+                np.empty((height, width, 3), np.uint8),
+                [np.empty((height, width), np.uint8) for _ in range(3)],
+            )
         return self.arrays
 
 # %% ../../nbs/02_inference/02_preprocess.ipynb #48205bba
@@ -159,39 +209,49 @@ class Preprocessor:
         self.spec, self.tables, self._scratch, self._sizes = spec, value_tables(spec), _Scratch(), {}
         plain = spec.mean == (0, 0, 0) and spec.std == (1, 1, 1)
         self._divisor = {1 / 255: np.float32(255), 1.0: np.float32(1)}.get(spec.scale) if plain else None
-        self._channels = (2, 1, 0) if spec.color == "RGB" else (0, 1, 2)  # which image channel feeds each tensor channel
+        # which image channel feeds each tensor channel
+        self._channels = (2, 1, 0) if spec.color == "RGB" else (0, 1, 2)
         self._bytes = spec.layout == "nhwc-uint8"
-        self.shape, self.dtype = ((*spec.imgsz, 3), np.uint8) if self._bytes else ((3, *spec.imgsz), np.float32)  # of one image's tensor
+        self.shape = (*spec.imgsz, 3) if self._bytes else (3, *spec.imgsz)
+        self.dtype = np.uint8 if self._bytes else np.float32  # shape and dtype of one image's tensor
 
     def geometry(self, width: int, height: int) -> Geometry:
         "Where an image of this size lies in the input."
         found = self._sizes.get((width, height))
         if found is None:
-            if len(self._sizes) >= 1000: self._sizes = {}
+            if len(self._sizes) >= 1000:
+                self._sizes = {}
             found = self._sizes[width, height] = fit(width, height, self.spec.imgsz, self.spec.letterbox)
         return found
 
     def into(self, image: np.ndarray, out: np.ndarray, last: Geometry | None = None) -> Geometry:
-        "Write one BGR uint8 image into `out`, of `shape` and `dtype`; `last`: geometry of what this preprocessor wrote there before."
+        "Write one BGR uint8 image into `out`; `last`: geometry of what this preprocessor wrote there before."
         image = _checked(image)
         _check_tensor(out, self.shape, self.dtype)
         g = self.geometry(image.shape[1], image.shape[0])
-        if self._bytes: return _write_picture(image, out, g, last, self.spec)
+        if self._bytes:
+            return _write_picture(image, out, g, last, self.spec)
         (w, h), top, left = g.inner, g.pad_top, g.pad_left
         small, planes = self._scratch.get(w, h)
-        if g.inner != (g.width, g.height): image = cv2.resize(image, g.inner, dst=small, interpolation=cv2.INTER_LINEAR)
-        if self.spec.clahe: image = equalise(image, self.spec.clahe)
+        if g.inner != (g.width, g.height):
+            image = cv2.resize(image, g.inner, dst=small, interpolation=cv2.INTER_LINEAR)
+        if self.spec.clahe:
+            image = equalise(image, self.spec.clahe)
         cv2.split(image, planes)
         for slot, table, channel in zip(out, self.tables, self._channels):
-            if last is None or last[4:] != g[4:]: _paint_border(slot, g, table[self.spec.pad_value])
-            inside = slot[top:top + h, left:left + w]
-            if self._divisor is not None: np.divide(planes[channel], self._divisor, out=inside)
-            else: cv2.LUT(planes[channel], table, dst=inside)
+            if last is None or last[4:] != g[4:]:
+                _paint_border(slot, g, table[self.spec.pad_value])
+            inside = slot[top : top + h, left : left + w]
+            if self._divisor is not None:
+                np.divide(planes[channel], self._divisor, out=inside)
+            else:
+                cv2.LUT(planes[channel], table, dst=inside)
         return g
 
-    def batch(self, images: Sequence[np.ndarray], out: np.ndarray | None = None) -> tuple[np.ndarray, list[Geometry]]:
-        "B images of any sizes as one tensor of `(B, *shape)`, into the first B slots of `out` when given; and their geometries."
-        if out is None: out = np.empty((len(images), *self.shape), self.dtype)
-        if len(out) < len(images): raise DataError(f"a tensor for {len(out)} images cannot take {len(images)}", "preprocess")
-        out = out[:len(images)]
+    def batch(
+        self, images: Sequence[np.ndarray], out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, list[Geometry]]:
+        """B images as one tensor of `(B, *shape)`, in the first B slots of `out` if given; and their
+        geometries."""
+        out = _slots(out, len(images), self.shape, self.dtype)
         return out, [self.into(image, slot) for image, slot in zip(images, out)]

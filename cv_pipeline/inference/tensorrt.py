@@ -18,7 +18,16 @@ from ..core.types import BackendError, ConfigError, ModelSpecMismatch
 from .backends import OutOfMemory, check_output
 from .cuda import open_device
 from .device_preprocess import KernelPreprocessor
-from .engines import BrokenEngine, EngineFile, EngineMismatch, check_engine, load_tensorrt, logger_class, read_engine, tensorrt_version
+from cv_pipeline.inference.engines import (
+    BrokenEngine,
+    EngineFile,
+    EngineMismatch,
+    check_engine,
+    load_tensorrt,
+    logger_class,
+    read_engine,
+    tensorrt_version,
+)
 from .manifest import ModelManifest, check_graph, output_shape
 from .onnx import input_shape, parse_provider
 from .preprocess import Geometry
@@ -32,46 +41,99 @@ def check_header(engine: EngineFile, manifest: ModelManifest) -> None:
     "ModelSpecMismatch when the header of an engine and a manifest are about different models."
     header, found = engine.header, []
     names = header.get("names")
-    if isinstance(names, dict): names = [names[k] for k in sorted(names, key=lambda k: int(k) if str(k).isdigit() else 0)]
+    if isinstance(names, dict):
+        names = [names[k] for k in sorted(names, key=lambda k: int(k) if str(k).isdigit() else 0)]
     if names and list(map(str, names)) != list(manifest.names):
-        found.append(f"its classes are {', '.join(map(str, names))[:80]}, the manifest's {', '.join(manifest.names)[:80]}")
+        found.append(
+            f"its classes are {', '.join(map(str, names))[:80]}, the manifest's "
+            f"{', '.join(manifest.names)[:80]}"
+        )
     said, asked = engine.ours.get("preprocess", {}), manifest.preprocess.to_dict()
     if isinstance(said, dict) and said:
         odd = [k for k in sorted({*said, *asked}) if said.get(k) != asked.get(k)]
-        if odd: found.append("its preprocessing differs in " + ", ".join(f"{k} ({said.get(k)}, manifest {asked.get(k)})" for k in odd))
+        if odd:
+            found.append(
+                "its preprocessing differs in "
+                + ", ".join(f"{k} ({said.get(k)}, manifest {asked.get(k)})" for k in odd)
+            )
     elif header.get("imgsz") and list(header["imgsz"]) != list(manifest.preprocess.imgsz):
         found.append(f"it takes {header['imgsz']}, the manifest says {list(manifest.preprocess.imgsz)}")
-    if header.get("task", "detect") != "detect": found.append(f"it is a model for the task '{header['task']}'")
-    if found: raise ModelSpecMismatch("; ".join(found), engine.path, "use the manifest of the model that it was built from, or build it again")
+    if header.get("task", "detect") != "detect":
+        found.append(f"it is a model for the task '{header['task']}'")
+    if found:
+        raise ModelSpecMismatch(
+            "; ".join(found),
+            engine.path,
+            "use the manifest of the model that it was built from, or build it again",
+        )
 
 
 def read_metadata(
     path: Path,  # .engine file
 ) -> dict[str, str]:
-    "What the builder wrote before the plan, as Ultralytics writes it into ONNX files; our whole manifest as JSON under `cv_pipeline_manifest`."
+    """What the builder wrote before the plan, as Ultralytics writes it into ONNX files; our whole manifest as
+    JSON under `cv_pipeline_manifest`."""
     engine = read_engine(path)
-    found = {k: v if isinstance(v, str) else repr({int(i): n for i, n in v.items()} if k == "names" and isinstance(v, dict) else v)
-             for k, v in engine.header.items() if k != "cv_pipeline"}
-    return {**found, "cv_pipeline_manifest": json.dumps(engine.ours["manifest"])} if isinstance(engine.ours.get("manifest"), dict) else found
+    found = {
+        k: v
+        if isinstance(v, str)
+        else repr({int(i): n for i, n in v.items()} if k == "names" and isinstance(v, dict) else v)
+        for k, v in engine.header.items()
+        if k != "cv_pipeline"
+    }
+    return (
+        {**found, "cv_pipeline_manifest": json.dumps(engine.ours["manifest"])}
+        if isinstance(engine.ours.get("manifest"), dict)
+        else found
+    )
 
 # %% ../../nbs/02_inference/10_tensorrt.ipynb #7825b72e
 def _open_plan(trt: Any, engine: EngineFile, host_code: bool) -> tuple[Any, Any, Any]:
     "Logger, runtime and engine of a plan; BrokenEngine when TensorRT does not take it."
     plan = engine.plan()
     log = logger_class(trt)()
-    if hasattr(trt, "init_libnvinfer_plugins"): trt.init_libnvinfer_plugins(log, "")
+    if hasattr(trt, "init_libnvinfer_plugins"):
+        trt.init_libnvinfer_plugins(log, "")
     try:
         runtime = trt.Runtime(log)
-        if host_code: runtime.engine_host_code_allowed = True
+        if host_code:
+            runtime.engine_host_code_allowed = True
         opened = runtime.deserialize_cuda_engine(plan)
-    except (RuntimeError, TypeError) as e: raise BackendError(f"TensorRT does not start: {log.said(str(e))}", engine.path, "look at nvidia-smi") from e
-    if opened is not None: return log, runtime, opened
+    except (RuntimeError, TypeError) as e:
+        raise BackendError(
+            f"TensorRT does not start: {log.said(str(e))}", engine.path, "look at nvidia-smi"
+        ) from e
+    if opened is not None:
+        return log, runtime, opened
     text = log.said()
-    if any(w in text.lower() for w in ("memory", "alloc")): raise OutOfMemory(f"no memory for the engine: {text}", engine.path)
-    if "cudaerror" in text.lower().replace(" ", ""): raise BackendError(f"TensorRT cannot reach the card: {text}", engine.path, "look at nvidia-smi")
+    if any(w in text.lower() for w in ("memory", "alloc")):
+        raise OutOfMemory(f"no memory for the engine: {text}", engine.path)
+    if "cudaerror" in text.lower().replace(" ", ""):
+        raise BackendError(f"TensorRT cannot reach the card: {text}", engine.path, "look at nvidia-smi")
     if "version" in text.lower():
-        raise EngineMismatch(f"TensorRT does not take the plan: {text}", engine.path, "build it with this TensorRT: cv-pipeline build MODEL", ["tensorrt"])
-    raise BrokenEngine(f"TensorRT does not take the plan: {text}", engine.path, "build it on this machine: cv-pipeline build MODEL")
+        raise EngineMismatch(
+            f"TensorRT does not take the plan: {text}",
+            engine.path,
+            "build it with this TensorRT: cv-pipeline build MODEL",
+            ["tensorrt"],
+        )
+    raise BrokenEngine(
+        f"TensorRT does not take the plan: {text}",
+        engine.path,
+        "build it on this machine: cv-pipeline build MODEL",
+    )
+
+
+def _make_context(engine: Any, log: Any, path: Path) -> Any:
+    "What runs an engine; TensorRT answers None when its memory is not to be had."
+    context = engine.create_execution_context()
+    if context is None:
+        raise OutOfMemory(
+            f"no memory to run the engine: {log.said()}",
+            path,
+            "another process may hold it: look at nvidia-smi",
+        )
+    return context
 
 # %% ../../nbs/02_inference/10_tensorrt.ipynb #d8f76f4d
 class EngineTensors(NamedTuple):
@@ -79,58 +141,95 @@ class EngineTensors(NamedTuple):
 
     input: str
     output: str
-    dtypes: tuple[type, type]   # NumPy's, of input and output
-    fixed: int | None           # the batch it insists on; None: any of `batches`
-    batches: tuple[int, int]    # smallest and largest
+    dtypes: tuple[type, type]  # NumPy's, of input and output
+    fixed: int | None  # the batch it insists on; None: any of `batches`
+    batches: tuple[int, int]  # smallest and largest
 
 
 def inspect_engine(trt: Any, opened: Any, manifest: ModelManifest, where: object) -> EngineTensors:
-    "Names, types and batch sizes of an engine, compared with the manifest; ModelSpecMismatch or BackendError."
+    """Names, types and batch sizes of an engine, compared with the manifest; ModelSpecMismatch or
+    BackendError."""
     names = [opened.get_tensor_name(i) for i in range(opened.num_io_tensors)]
     inputs = [n for n in names if opened.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
     outputs = [n for n in names if n not in inputs]
     shape = lambda n: tuple(opened.get_tensor_shape(n))
-    if len(inputs) != 1: raise BackendError(f"the engine has {len(inputs)} inputs; one image tensor was expected", where, "build it from a plain detection model")
+    if len(inputs) != 1:
+        raise BackendError(
+            f"the engine has {len(inputs)} inputs; one image tensor was expected",
+            where,
+            "build it from a plain detection model",
+        )
     check_graph(manifest, shape(inputs[0]), [shape(n) for n in outputs], where)
     known = {trt.DataType.FLOAT: np.float32, trt.DataType.HALF: np.float16, trt.DataType.UINT8: np.uint8}
     types = tuple(known.get(opened.get_tensor_dtype(n)) for n in (inputs[0], outputs[0]))
     bytes_wanted = manifest.preprocess.layout == "nhwc-uint8"
     if None in types or (types[0] is np.uint8) != bytes_wanted or types[1] is np.uint8:
-        raise BackendError(f"the engine takes {opened.get_tensor_dtype(inputs[0])} and gives {opened.get_tensor_dtype(outputs[0])}", where,
-                           f"the manifest's layout is {manifest.preprocess.layout}; outputs must be float32 or float16")
+        raise BackendError(
+            f"the engine takes {opened.get_tensor_dtype(inputs[0])} and gives "
+            f"{opened.get_tensor_dtype(outputs[0])}",
+            where,
+            f"the manifest's layout is {manifest.preprocess.layout}; outputs must be float32 or float16",
+        )
     batch = shape(inputs[0])[0]
     low, _, high = opened.get_tensor_profile_shape(inputs[0], 0) if batch < 0 else ((batch,),) * 3
-    return EngineTensors(inputs[0], outputs[0], types, None if batch < 0 else batch, (int(low[0]), int(high[0])))
+    return EngineTensors(
+        inputs[0], outputs[0], types, None if batch < 0 else batch, (int(low[0]), int(high[0]))
+    )
 
 # %% ../../nbs/02_inference/10_tensorrt.ipynb #67fda422
 class Lane:
     "Pinned host memory and device memory for one batch, in and out."
 
-    def __init__(self, device: Any, context: Any, tensors: EngineTensors, image: tuple[int, ...], batch: int, where: object):
+    def __init__(
+        self,
+        device: Any,
+        context: Any,
+        tensors: EngineTensors,
+        image: tuple[int, ...],
+        batch: int,
+        where: object,
+    ):
         if not context.set_input_shape(tensors.input, (batch, *image)):
-            raise BackendError(f"the engine does not take {(batch, *image)}", where, "build it again for this input size")
+            raise BackendError(
+                f"the engine does not take {(batch, *image)}", where, "build it again for this input size"
+            )
         out = tuple(context.get_tensor_shape(tensors.output))
         if min(out) < 0 or out[0] != batch:
-            raise BackendError(f"how much the engine gives ({out}) is known only when it runs", where, "build it without suppression inside (nms=False)")
+            raise BackendError(
+                f"how much the engine gives ({out}) is known only when it runs",
+                where,
+                "build it without suppression inside (nms=False)",
+            )
         self.batch, self.row = batch, out[1:]
-        self.host_in, self.host_out = device.pinned((batch, *image), tensors.dtypes[0]), device.pinned(out, tensors.dtypes[1])
-        self.device_in, self.device_out = device.memory(self.host_in.nbytes), device.memory(self.host_out.nbytes)
+        self.host_in, self.host_out = (
+            device.pinned((batch, *image), tensors.dtypes[0]),
+            device.pinned(out, tensors.dtypes[1]),
+        )
+        self.device_in, self.device_out = (
+            device.memory(self.host_in.nbytes),
+            device.memory(self.host_out.nbytes),
+        )
         for name, memory in ((tensors.input, self.device_in), (tensors.output, self.device_out)):
-            if not context.set_tensor_address(name, memory.address): raise BackendError(f"the engine does not take the buffer of {name!r}", where)
+            if not context.set_tensor_address(name, memory.address):
+                raise BackendError(f"the engine does not take the buffer of {name!r}", where)
 
     def free(self) -> None:
         "Give the device's memory back."
         self.device_in.free()
         self.device_out.free()
 
-
-def make_lane(device: Any, context: Any, tensors: EngineTensors, image: tuple[int, ...], where: object, events: Counter) -> Lane:
+# %% ../../nbs/02_inference/10_tensorrt.ipynb #837610bc
+def make_lane(
+    device: Any, context: Any, tensors: EngineTensors, image: tuple[int, ...], where: object, events: Counter
+) -> Lane:
     "Buffers for the largest batch that fits; OutOfMemory when not even the smallest does."
     batch = tensors.batches[1]
     while True:
-        try: return Lane(device, context, tensors, image, batch, where)
+        try:
+            return Lane(device, context, tensors, image, batch, where)
         except OutOfMemory:
-            if batch <= tensors.batches[0]: raise
+            if batch <= tensors.batches[0]:
+                raise
             events["oom_split"] += 1
             batch = max(tensors.batches[0], batch // 2)
 
@@ -142,7 +241,8 @@ class GraphShelf:
         self.device, self.limit, self.events, self.graphs = device, limit, events, OrderedDict()
 
     def run(self, key: Any, work: Callable[[], None]) -> None:
-        "Do the work: replayed where it is recorded, plainly and then recorded where it is not. Returns when it is done."
+        """Do the work: replayed where it is recorded, plainly and then recorded where it is not. Returns when
+        it is done."""
         graph = self.graphs.get(key)
         if graph is not None:
             self.graphs.move_to_end(key)
@@ -151,22 +251,27 @@ class GraphShelf:
             return self.device.synchronize()
         work()
         self.device.synchronize()
-        if self.limit and key not in self.graphs: self._record(key, work)
+        if self.limit and key not in self.graphs:
+            self._record(key, work)
 
     def _record(self, key: Any, work: Callable[[], None]) -> None:
-        try: self.graphs[key] = self.device.record(work)
+        try:
+            self.graphs[key] = self.device.record(work)
         except BackendError:
             self.graphs[key] = None  # never tried again
             self.events["graph_refused"] += 1
-        while len(self.graphs) > self.limit: self._drop(self.graphs.popitem(last=False)[1])
+        while len(self.graphs) > self.limit:
+            self._drop(self.graphs.popitem(last=False)[1])
 
     def _drop(self, graph: Any) -> None:
-        if graph is not None: self.device.forget(graph)
+        if graph is not None:
+            self.device.forget(graph)
 
     def clear(self) -> None:
-        while self.graphs: self._drop(self.graphs.popitem()[1])
+        while self.graphs:
+            self._drop(self.graphs.popitem()[1])
 
-# %% ../../nbs/02_inference/10_tensorrt.ipynb #de09d631
+# %% ../../nbs/02_inference/10_tensorrt.ipynb #4d0c7ab0
 class TensorRTBackend:
     "Runs a TensorRT engine."
 
@@ -174,14 +279,14 @@ class TensorRTBackend:
 
     def __init__(
         self,
-        path: Path,                              # .engine file
+        path: Path,  # .engine file
         manifest: ModelManifest,
-        providers: Sequence[str] | None = None,  # "tensorrt:1": device 1; nothing else makes sense for an engine
-        threads: int = 0,                        # of no meaning here
-        graphs: int = 16,                        # most recorded batch sizes; 0: never record
-        allow: Sequence[str] = (),               # differences of the binding to accept, see check_engine
-        device: Any = None,                      # from open_device; None: opened here
-        trt: Any = None,                         # the module; None: import tensorrt
+        providers: Sequence[str] | None = None,  # "tensorrt:1": device 1; nothing else fits an engine
+        threads: int = 0,  # of no meaning here
+        graphs: int = 16,  # most recorded batch sizes; 0: never record
+        allow: Sequence[str] = (),  # differences of the binding to accept, see check_engine
+        device: Any = None,  # from open_device; None: opened here
+        trt: Any = None,  # the module; None: import tensorrt
     ):
         self.file, self.manifest = read_engine(path), manifest
         check_header(self.file, manifest)
@@ -189,57 +294,80 @@ class TensorRTBackend:
         trt = trt or load_tensorrt(build=False)
         key = check_engine(self.file, self.device.info, tensorrt_version(trt), allow)
         self.device.use()
-        self._log, self._runtime, self._engine = _open_plan(trt, self.file, bool(key and key.version_compatible))
+        lean = bool(key and key.version_compatible)
+        self._log, self._runtime, self._engine = _open_plan(trt, self.file, lean)
         self.tensors, self.events = inspect_engine(trt, self._engine, manifest, path), Counter()
-        self._context = self._engine.create_execution_context()
-        if self._context is None: raise OutOfMemory(f"no memory to run the engine: {self._log.said()}", path, "another process may hold it: look at nvidia-smi")
+        self._context = _make_context(self._engine, self._log, path)
         self.input_shape, self._shape = input_shape(manifest), output_shape(manifest)
         self.lane = make_lane(self.device, self._context, self.tensors, self.input_shape, path, self.events)
         self.max_batch, self.fixed_batch, self._set = self.lane.batch, self.tensors.fixed, self.lane.batch
-        self.name, self.provider = f"{manifest.name} {manifest.version}", _provider(trt, self.file, self.device)
-        self._graphs, self._lock, self._thread, self._pixels = GraphShelf(self.device, graphs, self.events), threading.Lock(), threading.get_ident(), None
+        self.name = f"{manifest.name} {manifest.version}"
+        self.provider = _provider(trt, self.file, self.device)
+        self._graphs = GraphShelf(self.device, graphs, self.events)
+        self._lock, self._thread, self._pixels = threading.Lock(), threading.get_ident(), None
 
-    def infer(self, batch: np.ndarray) -> np.ndarray:  # (B, 3, H, W) float32, any B; (B, H, W, 3) uint8 where the layout says so
+    def infer(
+        self,
+        batch: np.ndarray,  # (B, 3, H, W) float32, any B; (B, H, W, 3) uint8 where the layout says so
+    ) -> np.ndarray:
         "(B, …) float32 raw output, checked for NaN and shape."
-        parts = [run_tensor(self, batch[i:i + self.max_batch]) for i in range(0, len(batch), self.max_batch)]
+        step = self.max_batch
+        parts = [run_tensor(self, batch[i : i + step]) for i in range(0, len(batch), step)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def infer_images(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Geometry]]:  # (H, W, 3) uint8 BGR each, any sizes
-        "Preprocessed on the device: raw output, and how each picture lies in its input."
-        parts = [run_images(self, images[i:i + self.max_batch]) for i in range(0, len(images), self.max_batch)]
+    def infer_images(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Geometry]]:
+        "Preprocessed on the device, (H, W, 3) uint8 BGR each: raw output, and how each lies in its input."
+        step = self.max_batch
+        parts = [run_images(self, images[i : i + step]) for i in range(0, len(images), step)]
         return np.concatenate([p[0] for p in parts]), [g for p in parts for g in p[1]]
 
-    def warmup(self) -> None: warm(self)
-    def close(self) -> None: release(self)
+    def warmup(self) -> None:
+        warm(self)
+
+    def close(self) -> None:
+        release(self)
 
 # %% ../../nbs/02_inference/10_tensorrt.ipynb #ece5627c
 def _device_index(providers: Sequence[str] | None, where: object) -> int:
     "Which card is meant; ConfigError when something else than TensorRT was asked for."
     said = [parse_provider(p) for p in ([providers] if isinstance(providers, str) else providers or ())]
     if any(name not in ("TensorrtExecutionProvider", "CUDAExecutionProvider") for name, _ in said[:1]):
-        raise ConfigError(f"an engine runs in TensorRT, not in {said[0][0]}", where, "give the .onnx file for other providers")
+        raise ConfigError(
+            f"an engine runs in TensorRT, not in {said[0][0]}",
+            where,
+            "give the .onnx file for other providers",
+        )
     return next((index for _, index in said if index is not None), 0)
 
 
 def _provider(trt: Any, engine: EngineFile, device: Any) -> str:
-    return f"TensorRT {tensorrt_version(trt)}, {engine.ours.get('precision', 'precision unknown')}, {device.info.name}"
+    return (
+        f"TensorRT {tensorrt_version(trt)}, {engine.ours.get('precision', 'precision unknown')}, "
+        f"{device.info.name}"
+    )
 
 
 def _work(backend: TensorRTBackend, size: int, upload: bool) -> None:
     "Put one batch into the stream: copy in, network, copy out. Nothing waits here."
     lane, device = backend.lane, backend.device
-    if upload: device.upload(lane.device_in, lane.host_in[:size])
+    if upload:
+        device.upload(lane.device_in, lane.host_in[:size])
     if not backend._context.execute_async_v3(device.stream):
         text = backend._log.said()
         kind = OutOfMemory if "memory" in text.lower() else BackendError
-        raise kind(f"the engine did not run a batch of {size}: {text}", backend.name, "a smaller max_batch needs less" if kind is OutOfMemory else None)
+        raise kind(
+            f"the engine did not run a batch of {size}: {text}",
+            backend.name,
+            "a smaller max_batch needs less" if kind is OutOfMemory else None,
+        )
     device.download(lane.host_out[:size], lane.device_out)
 
 
 def _run(backend: TensorRTBackend, count: int, fill: Callable[[Lane, int], None], upload: bool) -> np.ndarray:
     "One call: fill the input, do the work, take the first `count` rows of the output."
     with backend._lock:
-        if backend._context is None: raise BackendError("the backend was closed", backend.name)
+        if backend._context is None:
+            raise BackendError("the backend was closed", backend.name)
         if backend._thread != threading.get_ident():  # the current device is a property of a thread
             backend.device.use()
             backend._thread = threading.get_ident()
@@ -247,14 +375,21 @@ def _run(backend: TensorRTBackend, count: int, fill: Callable[[Lane, int], None]
         fill(backend.lane, size)
         _set_size(backend, size, (size, upload))
         backend._graphs.run((size, upload), lambda: _work(backend, size, upload))
-        return check_output(backend.lane.host_out[:count].astype(np.float32), count, backend.name, backend._shape)
+        return check_output(
+            backend.lane.host_out[:count].astype(np.float32), count, backend.name, backend._shape
+        )
 
-
+# %% ../../nbs/02_inference/10_tensorrt.ipynb #1f6d8e07
 def _set_size(backend: TensorRTBackend, size: int, key: Any) -> None:
     "Tell the context the batch size, where it will run plainly and has another one."
-    if backend._set == size or backend._graphs.graphs.get(key) is not None: return
+    if backend._set == size or backend._graphs.graphs.get(key) is not None:
+        return
     if not backend._context.set_input_shape(backend.tensors.input, (size, *backend.input_shape)):
-        raise BackendError(f"the engine does not take a batch of {size}", backend.name, f"its batches: {backend.tensors.batches}")
+        raise BackendError(
+            f"the engine does not take a batch of {size}",
+            backend.name,
+            f"its batches: {backend.tensors.batches}",
+        )
     backend._set = size
 
 # %% ../../nbs/02_inference/10_tensorrt.ipynb #eaab0f7d
@@ -262,35 +397,48 @@ def run_tensor(backend: TensorRTBackend, part: np.ndarray) -> np.ndarray:
     "A prepared batch of at most max_batch images."
     taken = np.dtype(backend.tensors.dtypes[0])
     if part.shape[1:] != backend.input_shape or (part.dtype == np.uint8) != (taken == np.uint8):
-        raise BackendError(f"the model call failed on input {part.shape} of {part.dtype}: the engine takes {('B', *backend.input_shape)} of {taken}",
-                           backend.name, "prepare it with the Preprocessor of this model's manifest")
+        raise BackendError(
+            f"the model call failed on input {part.shape} of {part.dtype}: the engine takes "
+            f"{('B', *backend.input_shape)} of {taken}",
+            backend.name,
+            "prepare it with the Preprocessor of this model's manifest",
+        )
+
     def fill(lane: Lane, size: int) -> None:
-        np.copyto(lane.host_in[:len(part)], part, casting="same_kind")
-        lane.host_in[len(part):size] = 0
+        np.copyto(lane.host_in[: len(part)], part, casting="same_kind")
+        lane.host_in[len(part) : size] = 0
+
     return _run(backend, len(part), fill, True)
 
 
 def run_images(backend: TensorRTBackend, images: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Geometry]]:
     "At most max_batch pictures: their bytes go over, the input tensor is made where the engine reads it."
     places: list[Geometry] = []
+
     def fill(lane: Lane, size: int) -> None:
         if backend._pixels is None:
-            backend._pixels = KernelPreprocessor(backend.manifest.preprocess, backend.device, np.dtype(backend.tensors.dtypes[0]).name)
+            backend._pixels = KernelPreprocessor(
+                backend.manifest.preprocess, backend.device, np.dtype(backend.tensors.dtypes[0]).name
+            )
         places.extend(backend._pixels.into(images, lane.device_in.address))
+
     return _run(backend, len(images), fill, False), places
 
 
 def warm(backend: TensorRTBackend) -> None:
-    "The smallest and the largest batch, twice: allocation, preparation and recording are done before the first frame."
+    """The smallest and the largest batch, twice: allocation, preparation and recording are done before the
+    first frame."""
     grey = 128 if backend.tensors.dtypes[0] is np.uint8 else 0.5
     for size in sorted({max(1, backend.tensors.batches[0]), backend.max_batch}):
-        for _ in range(2): run_tensor(backend, np.full((size, *backend.input_shape), grey, backend.tensors.dtypes[0]))
+        for _ in range(2):
+            run_tensor(backend, np.full((size, *backend.input_shape), grey, backend.tensors.dtypes[0]))
 
 
 def release(backend: TensorRTBackend) -> None:
     "Give everything back, in the order that TensorRT wants; a call after that is an error."
     with backend._lock:
-        if backend._context is None: return
+        if backend._context is None:
+            return
         backend._graphs.clear()
         backend._context = backend._engine = backend._runtime = backend._pixels = None
         backend.lane.free()

@@ -22,7 +22,14 @@ from urllib.parse import parse_qsl, quote, urlsplit
 import numpy as np
 
 from ..core.files import read_table_file
-from ..core.types import BackendError, Clock, ConfigError, Detections, MissingExtraError, ModelSpecMismatch
+from cv_pipeline.core.types import (
+    BackendError,
+    Clock,
+    ConfigError,
+    Detections,
+    MissingExtraError,
+    ModelSpecMismatch,
+)
 from .backends import Model, OutOfMemory, check_output, make_postprocessor
 from .manifest import ModelManifest, check_graph, output_shape
 from .preprocess import Preprocessor
@@ -45,42 +52,80 @@ def is_remote(path: str | Path) -> bool:
 class Remote:
     "Where a remote model is and how patiently it is asked."
 
-    host: str                      # host:port
+    host: str  # host:port
     model: str
-    version: str = ""              # "" = the server's choice
-    protocol: str = "grpc"         # "grpc" | "http"
-    deadline_s: float = 2.0        # one attempt
-    patience_s: float = 15.0       # all attempts of one call together: how long a server may be away
-    in_flight: int = 4             # calls at the same time; more wait
+    version: str = ""  # "" = the server's choice
+    protocol: str = "grpc"  # "grpc" | "http"
+    deadline_s: float = 2.0  # one attempt
+    patience_s: float = 15.0  # all attempts of one call together: how long a server may be away
+    in_flight: int = 4  # calls at the same time; more wait
     tls: bool = False
 
     def __post_init__(self):
-        checks = [(self.protocol in ("grpc", "http"), f"protocol: must be grpc or http, not {self.protocol!r}"), (bool(self.model), "there is no model in the address"),
-                  (self.deadline_s > 0, f"deadline_s: {self.deadline_s} is not above 0"), (self.patience_s >= 0, f"patience_s: {self.patience_s} is negative"),
-                  (self.in_flight >= 1, f"in_flight: {self.in_flight} is not at least 1"),
-                  (self.version == "" or self.version.isdigit(), f"version: must be a number, not {self.version!r}")]
-        if problems := [text for good, text in checks if not good]: raise ConfigError("a remote model's address is wrong", self.host, "triton://host:port/model[/version]?deadline_s=2", problems)
+        checks = [
+            (self.protocol in ("grpc", "http"), f"protocol: must be grpc or http, not {self.protocol!r}"),
+            (bool(self.model), "there is no model in the address"),
+            (self.deadline_s > 0, f"deadline_s: {self.deadline_s} is not above 0"),
+            (self.patience_s >= 0, f"patience_s: {self.patience_s} is negative"),
+            (self.in_flight >= 1, f"in_flight: {self.in_flight} is not at least 1"),
+            (
+                self.version == "" or self.version.isdigit(),
+                f"version: must be a number, not {self.version!r}",
+            ),
+        ]
+        if problems := [text for good, text in checks if not good]:
+            raise ConfigError(
+                "a remote model's address is wrong",
+                self.host,
+                "triton://host:port/model[/version]?deadline_s=2",
+                problems,
+            )
 
-    def __str__(self) -> str: return f"triton://{self.host}/{quote(self.model)}" + (f"/{self.version}" if self.version else "")
+    def __str__(self) -> str:
+        return f"triton://{self.host}/{quote(self.model)}" + (f"/{self.version}" if self.version else "")
 
 
-_SETTINGS = {"protocol": str, "deadline_s": float, "patience_s": float, "in_flight": int, "tls": lambda v: v.lower() in ("1", "true", "yes")}
+_SETTINGS = {
+    "protocol": str,
+    "deadline_s": float,
+    "patience_s": float,
+    "in_flight": int,
+    "tls": lambda v: v.lower() in ("1", "true", "yes"),
+}
 
-
+# %% ../../nbs/02_inference/11_triton.ipynb #39b9cbed
 def parse_remote(address: str) -> Remote:
-    "`triton://host:port/model[/version][?protocol=http&deadline_s=2&patience_s=15&in_flight=4&tls=1]`, checked."
+    """`triton://host:port/model[/version][?protocol=http&deadline_s=2&patience_s=15&in_flight=4&tls=1]`,
+    checked."""
     hint = "triton://host:port/model[/version]?protocol=grpc"
-    try: parts = urlsplit(address); host, port = parts.hostname, parts.port
-    except ValueError as e: raise ConfigError(f"not an address: {e}", "model", hint) from e
-    if parts.username or parts.password: raise ConfigError("an address of a Triton server holds no password: Triton has no accounts", host, "protect it by a proxy or a private network")
-    if parts.scheme != "triton" or not host: raise ConfigError(f"not an address of a Triton model: {address!r}", "model", hint)
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError as e:
+        raise ConfigError(f"not an address: {e}", "model", hint) from e
+    if parts.username or parts.password:
+        raise ConfigError(
+            "an address of a Triton server holds no password: Triton has no accounts",
+            host,
+            "protect it by a proxy or a private network",
+        )
+    if parts.scheme != "triton" or not host:
+        raise ConfigError(f"not an address of a Triton model: {address!r}", "model", hint)
     asked = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if unknown := sorted(set(asked) - set(_SETTINGS)): raise ConfigError(f"unknown settings {unknown}", address, f"known: {', '.join(_SETTINGS)}")
-    try: settings = {key: _SETTINGS[key](value) for key, value in asked.items()}
-    except ValueError as e: raise ConfigError(f"a setting is no number: {e}", address, hint) from e
+    if unknown := sorted(set(asked) - set(_SETTINGS)):
+        raise ConfigError(f"unknown settings {unknown}", address, f"known: {', '.join(_SETTINGS)}")
+    try:
+        settings = {key: _SETTINGS[key](value) for key, value in asked.items()}
+    except ValueError as e:
+        raise ConfigError(f"a setting is no number: {e}", address, hint) from e
     model, _, version = parts.path.strip("/").partition("/")
     default = 8000 if settings.get("protocol") == "http" else 8001
-    return Remote(f"[{host}]:{port or default}" if ":" in host else f"{host}:{port or default}", model, version, **settings)
+    return Remote(
+        f"[{host}]:{port or default}" if ":" in host else f"{host}:{port or default}",
+        model,
+        version,
+        **settings,
+    )
 
 # %% ../../nbs/02_inference/11_triton.ipynb #0e7c4b6a
 class RemoteUnavailable(BackendError):
@@ -96,23 +141,65 @@ class RemoteOverloaded(BackendError):
 
 
 _SIGNS = (  # words in a lower-case message or status → what it means; the first that fits
-    (OutOfMemory, ("out of memory", "bad_alloc", "failed to allocate", "cuda failure 2", "resource_exhausted: out of")),
+    (
+        OutOfMemory,
+        ("out of memory", "bad_alloc", "failed to allocate", "cuda failure 2", "resource_exhausted: out of"),
+    ),
     (RemoteOverloaded, ("maximum queue size", "resource_exhausted", "http 429")),
-    (RemoteTimeout, ("deadline_exceeded", "deadline exceeded", "timed out", "timeout", "request cancelled", "http 504")),
-    (RemoteUnavailable, ("unavailable", "unknown model", "is not ready", "unhealthy", "not_found", "connection", "refused", "reset", "broken pipe", "http 502", "http 503",
-                         "failed to connect", "unreachable", "name or service", "name resolution", "getaddrinfo", "closed", "cancelled", "goaway", "rst_stream", "eof", "not ready")))
-_REMEDY = {OutOfMemory: "a smaller max_batch needs less", RemoteOverloaded: "more instances, a longer max_queue, or fewer frames a second",
-           RemoteTimeout: "a longer deadline_s, or fewer clients", RemoteUnavailable: "is the server running, and is the model loaded?"}
+    (
+        RemoteTimeout,
+        ("deadline_exceeded", "deadline exceeded", "timed out", "timeout", "request cancelled", "http 504"),
+    ),
+    (
+        RemoteUnavailable,
+        (
+            "unavailable",
+            "unknown model",
+            "is not ready",
+            "unhealthy",
+            "not_found",
+            "connection",
+            "refused",
+            "reset",
+            "broken pipe",
+            "http 502",
+            "http 503",
+            "failed to connect",
+            "unreachable",
+            "name or service",
+            "name resolution",
+            "getaddrinfo",
+            "closed",
+            "cancelled",
+            "goaway",
+            "rst_stream",
+            "eof",
+            "not ready",
+        ),
+    ),
+)
+
+# %% ../../nbs/02_inference/11_triton.ipynb #dce46698
+_REMEDY = {
+    OutOfMemory: "a smaller max_batch needs less",
+    RemoteOverloaded: "more instances, a longer max_queue, or fewer frames a second",
+    RemoteTimeout: "a longer deadline_s, or fewer clients",
+    RemoteUnavailable: "is the server running, and is the model loaded?",
+}
 
 
 def remote_error(error: BaseException, where: Remote, call: str) -> BackendError:
     "What a client library threw, as one of ours."
     status = getattr(error, "status", lambda: None)() or ""
-    said = (getattr(error, "message", lambda: None)() or str(error) or type(error).__name__).splitlines()[0][:200]
+    said = (getattr(error, "message", lambda: None)() or str(error) or type(error).__name__).splitlines()[0][
+        :200
+    ]
     text = f"{status} {type(error).__name__} {said}".lower()
-    for name in (where.host, f"'{where.model}'"): text = text.replace(name.lower(), "")  # a port 42943 is no HTTP 429, a model may be called "timeout"
+    for name in (where.host, f"'{where.model}'"):
+        text = text.replace(name.lower(), "")  # a port 42943 is no HTTP 429, a model may be called "timeout"
     kind = next((kind for kind, words in _SIGNS if any(word in text for word in words)), None)
-    if kind is None and isinstance(error, (OSError, EOFError, HTTPException)): kind = RemoteUnavailable
+    if kind is None and isinstance(error, (OSError, EOFError, HTTPException)):
+        kind = RemoteUnavailable
     return (kind or BackendError)(f"{call} failed: {said}", where, _REMEDY.get(kind))
 
 # %% ../../nbs/02_inference/11_triton.ipynb #fa2be466
@@ -121,8 +208,8 @@ class Tensors:
     "The one input and the one output of a served model."
 
     input: str
-    input_type: str                      # "FP32" | "FP16" | "UINT8"
-    input_shape: tuple[int, ...]         # with the batch axis; -1 = any
+    input_type: str  # "FP32" | "FP16" | "UINT8"
+    input_shape: tuple[int, ...]  # with the batch axis; -1 = any
     output: str
     output_type: str
     output_shape: tuple[int, ...]
@@ -130,120 +217,201 @@ class Tensors:
 
 NUMPY_TYPES = {"FP32": np.float32, "FP16": np.float16, "UINT8": np.uint8}  # by the server's names
 
-# %% ../../nbs/02_inference/11_triton.ipynb #87d5323d
+
 def carried_manifest(manifest: ModelManifest) -> str:
     "The manifest as a client needs it: without how it was trained and what lies beside it."
     data = manifest.to_dict()
-    return json.dumps({k: v for k, v in data.items() if k not in ("training", "metrics", "artefacts")}, ensure_ascii=True)
+    return json.dumps(
+        {k: v for k, v in data.items() if k not in ("training", "metrics", "artefacts")}, ensure_ascii=True
+    )
 
 
 def _manifest_in(parameters: dict[str, str]) -> ModelManifest | None:
-    try: return ModelManifest.from_dict(json.loads(parameters["manifest"])) if "manifest" in parameters else None
-    except (ValueError, ConfigError) as e: raise ModelSpecMismatch(f"the manifest in the server's configuration cannot be read: {e}", "manifest") from e
+    try:
+        return (
+            ModelManifest.from_dict(json.loads(parameters["manifest"])) if "manifest" in parameters else None
+        )
+    except (ValueError, ConfigError) as e:
+        raise ModelSpecMismatch(
+            f"the manifest in the server's configuration cannot be read: {e}", "manifest"
+        ) from e
 
 
-FOUND = (("boxes", "FP32", -1, 4), ("confidence", "FP32", -1), ("class_id", "INT32", -1))  # what an ensemble "<name>-detect" gives
+FOUND = (
+    ("boxes", "FP32", -1, 4),
+    ("confidence", "FP32", -1),
+    ("class_id", "INT32", -1),
+)  # what an ensemble "<name>-detect" gives
 
-# %% ../../nbs/02_inference/11_triton.ipynb #1603f4cc
+
 @dataclass(frozen=True)
 class Served:
     "What a server says about a model."
 
-    inputs: dict[str, tuple[str, tuple[int, ...]]]   # name → type, shape with batch axis
+    inputs: dict[str, tuple[str, tuple[int, ...]]]  # name → type, shape with batch axis
     outputs: dict[str, tuple[str, tuple[int, ...]]]
-    max_batch: int                                   # 0: the server does not batch
-    manifest: ModelManifest | None                   # what write_repository put into its configuration
+    max_batch: int  # 0: the server does not batch
+    manifest: ModelManifest | None  # what write_repository put into its configuration
 
-
+# %% ../../nbs/02_inference/11_triton.ipynb #fbcc000a
 class Grpc:
     "Questions to a server over gRPC."
 
     def __init__(self, remote: Remote):
-        try: import tritonclient.grpc as library
-        except ImportError as e: raise MissingExtraError("tritonclient[grpc]", "triton") from e
-        wide = [("grpc.max_send_message_length", 2**31 - 1), ("grpc.max_receive_message_length", 2**31 - 1), ("grpc.initial_reconnect_backoff_ms", 100),
-               ("grpc.min_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000), ("grpc.use_local_subchannel_pool", 1)]
-        self.library, self.remote, self.client = library, remote, library.InferenceServerClient(remote.host, ssl=remote.tls, channel_args=wide)
+        try:
+            import tritonclient.grpc as library
+        except ImportError as e:
+            raise MissingExtraError("tritonclient[grpc]", "triton") from e
+        wide = [
+            ("grpc.max_send_message_length", 2**31 - 1),
+            ("grpc.max_receive_message_length", 2**31 - 1),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        self.library, self.remote, self.client = (
+            library,
+            remote,
+            library.InferenceServerClient(remote.host, ssl=remote.tls, channel_args=wide),
+        )
 
     def ready(self, timeout: float) -> bool:
-        return self.client.is_server_ready(client_timeout=timeout) and self.client.is_model_ready(self.remote.model, self.remote.version, client_timeout=timeout)
+        return self.client.is_server_ready(client_timeout=timeout) and self.client.is_model_ready(
+            self.remote.model, self.remote.version, client_timeout=timeout
+        )
 
     def served(self, timeout: float) -> Served:
         r = self.remote
         said = self.client.get_model_metadata(r.model, r.version, client_timeout=timeout)
         config = self.client.get_model_config(r.model, r.version, client_timeout=timeout).config
         ends = lambda rows: {t.name: (t.datatype, tuple(map(int, t.shape))) for t in rows}
-        return Served(ends(said.inputs), ends(said.outputs), config.max_batch_size, _manifest_in({k: v.string_value for k, v in config.parameters.items()}))
+        return Served(
+            ends(said.inputs),
+            ends(said.outputs),
+            config.max_batch_size,
+            _manifest_in({k: v.string_value for k, v in config.parameters.items()}),
+        )
 
     def infer(self, inputs: list, outputs: list, timeout: float) -> Any:
-        return self.client.infer(self.remote.model, inputs, self.remote.version, outputs, client_timeout=timeout, timeout=round(timeout * 1e6))
+        return self.client.infer(
+            self.remote.model,
+            inputs,
+            self.remote.version,
+            outputs,
+            client_timeout=timeout,
+            timeout=round(timeout * 1e6),
+        )
 
     def batches(self) -> dict[int, int]:
         said = self.client.get_inference_statistics(self.remote.model, self.remote.version).model_stats
         return {b.batch_size: b.compute_infer.count for model in said for b in model.batch_stats}
 
-    def close(self) -> None: self.client.close()
+    def close(self) -> None:
+        self.client.close()
 
 # %% ../../nbs/02_inference/11_triton.ipynb #933bc501
 class BackendRefusal(Exception):
     "The server answered, and the answer is no."
 
 
+_JSON_LENGTH = "Inference-Header-Content-Length"  # the header that says where the JSON part of a body ends
+
+
+def _http_error(answer: Any, data: bytes) -> Exception:
+    "What an answer other than 200 means: a server that may come back, or one that has refused."
+    said = f"{answer.reason}"
+    with suppress(ValueError, KeyError, TypeError):
+        said = json.loads(data)["error"]
+    kind = ConnectionError if answer.status in (429, 502, 503, 504) else BackendRefusal
+    return kind(f"HTTP {answer.status}: {said}")
+
+
+def _served(said: dict[str, Any], config: dict[str, Any]) -> Served:
+    "A model's metadata and configuration, as HTTP has them, in our words."
+    ends = lambda rows: {t["name"]: (t["datatype"], tuple(map(int, t["shape"]))) for t in rows}
+    parameters = {k: v["string_value"] for k, v in config.get("parameters", {}).items()}
+    return Served(
+        ends(said["inputs"]),
+        ends(said["outputs"]),
+        int(config.get("max_batch_size", 0)),
+        _manifest_in(parameters),
+    )
+
+# %% ../../nbs/02_inference/11_triton.ipynb #a1b09fd2
 class Http:
-    "Questions to a server over HTTP. The words are tritonclient's; the socket is Python's own, which any thread may close and which keeps a deadline."
+    """Questions to a server over HTTP. The words are tritonclient's; the socket is Python's own, which any
+    thread may close and which keeps a deadline."""
 
     def __init__(self, remote: Remote):
-        try: import tritonclient.http as library
-        except ImportError as e: raise MissingExtraError("tritonclient[http]", "triton") from e
+        try:
+            import tritonclient.http as library
+        except ImportError as e:
+            raise MissingExtraError("tritonclient[http]", "triton") from e
         kind = HTTPSConnection if remote.tls else HTTPConnection
-        self.library, self.remote, self.connection = library, remote, kind(remote.host, timeout=remote.deadline_s)
-        self.words, self.model = library.InferenceServerClient, f"/v2/models/{quote(remote.model)}" + (f"/versions/{remote.version}" if remote.version else "")
+        self.library, self.words, self.remote = library, library.InferenceServerClient, remote
+        self.connection = kind(remote.host, timeout=remote.deadline_s)
+        version = f"/versions/{remote.version}" if remote.version else ""
+        self.model = f"/v2/models/{quote(remote.model)}{version}"
 
-    def _say(self, path: str, timeout: float, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[bytes, int | None]:
+    def _say(
+        self, path: str, timeout: float, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> tuple[bytes, int | None]:
         "The body of an answer and the length of its JSON part."
         self.connection.timeout = timeout
-        if self.connection.sock is not None: self.connection.sock.settimeout(timeout)
+        if self.connection.sock is not None:
+            self.connection.sock.settimeout(timeout)
         self.connection.request("GET" if body is None else "POST", path, body, headers or {})
         answer = self.connection.getresponse()
         data = answer.read()
         if answer.status != 200:
-            said = f"{answer.reason}"
-            with suppress(ValueError, KeyError, TypeError): said = json.loads(data)["error"]
-            raise (ConnectionError if answer.status in (429, 502, 503, 504) else BackendRefusal)(f"HTTP {answer.status}: {said}")
-        return data, int(answer.headers.get("Inference-Header-Content-Length", 0)) or None
+            raise _http_error(answer, data)
+        return data, int(answer.headers.get(_JSON_LENGTH, 0)) or None
 
-    def _table(self, path: str, timeout: float) -> dict[str, Any]: return json.loads(self._say(path, timeout)[0])
+    def _table(self, path: str, timeout: float) -> dict[str, Any]:
+        return json.loads(self._say(path, timeout)[0])
 
-    def ready(self, timeout: float) -> bool: return all(self._say(path, timeout) for path in ("/v2/health/ready", f"{self.model}/ready"))
+    def ready(self, timeout: float) -> bool:
+        return all(self._say(path, timeout) for path in ("/v2/health/ready", f"{self.model}/ready"))
 
     def served(self, timeout: float) -> Served:
         said, config = self._table(self.model, timeout), self._table(f"{self.model}/config", timeout)
-        ends = lambda rows: {t["name"]: (t["datatype"], tuple(map(int, t["shape"]))) for t in rows}
-        return Served(ends(said["inputs"]), ends(said["outputs"]), int(config.get("max_batch_size", 0)),
-                      _manifest_in({k: v["string_value"] for k, v in config.get("parameters", {}).items()}))
+        return _served(said, config)
 
     def infer(self, inputs: list, outputs: list, timeout: float) -> Any:
         body, length = self.words.generate_request_body(inputs, outputs, timeout=round(timeout * 1e6))
-        data, length = self._say(f"{self.model}/infer", timeout, body, {"Inference-Header-Content-Length": str(length)} if length is not None else {})
+        headers = {_JSON_LENGTH: str(length)} if length is not None else {}
+        data, length = self._say(f"{self.model}/infer", timeout, body, headers)
         return self.words.parse_response_body(data, header_length=length)
 
     def batches(self) -> dict[int, int]:
         said = self._table(f"{self.model}/stats", self.remote.deadline_s)["model_stats"]
-        return {int(b["batch_size"]): int(b["compute_infer"]["count"]) for model in said for b in model.get("batch_stats", ())}
+        return {
+            int(b["batch_size"]): int(b["compute_infer"]["count"])
+            for model in said
+            for b in model.get("batch_stats", ())
+        }
 
-    def close(self) -> None: self.connection.close()
+    def close(self) -> None:
+        self.connection.close()
 
 # %% ../../nbs/02_inference/11_triton.ipynb #40204a88
 class Connections:
-    "Clients of one remote model, one a thread, and the bound on calls in flight. Safe to share between threads."
+    """Clients of one remote model, one a thread, and the bound on calls in flight. Safe to share between
+    threads."""
 
     def __init__(self, remote: Remote):
         self.remote, self.closed = remote, threading.Event()
-        self._places, self._own, self._clients = threading.BoundedSemaphore(remote.in_flight), threading.local(), []
+        self._places, self._own, self._clients = (
+            threading.BoundedSemaphore(remote.in_flight),
+            threading.local(),
+            [],
+        )
 
     def client(self) -> Grpc | Http:
         "This thread's client, made when it is first wanted."
-        if self.closed.is_set(): raise BackendError("the backend was closed", self.remote)
+        if self.closed.is_set():
+            raise BackendError("the backend was closed", self.remote)
         if getattr(self._own, "client", None) is None:
             self._own.client = (Grpc if self.remote.protocol == "grpc" else Http)(self.remote)
             self._clients.append(self._own.client)
@@ -259,17 +427,26 @@ class Connections:
     def once(self, call: Callable[[Any], Any], what: str) -> Any:
         "One attempt; anything that goes wrong is one of our errors."
         if not self._places.acquire(timeout=self.remote.deadline_s):
-            raise RemoteOverloaded(f"{self.remote.in_flight} calls are in flight already", self.remote, "a larger in_flight, or fewer callers")
-        try: return call(self.client())
-        except (MissingExtraError, BackendError): raise
-        except Exception as e: raise remote_error(e, self.remote, what) from e
-        finally: self._places.release()
+            raise RemoteOverloaded(
+                f"{self.remote.in_flight} calls are in flight already",
+                self.remote,
+                "a larger in_flight, or fewer callers",
+            )
+        try:
+            return call(self.client())
+        except (MissingExtraError, BackendError):
+            raise
+        except Exception as e:
+            raise remote_error(e, self.remote, what) from e
+        finally:
+            self._places.release()
 
     def close(self) -> None:
         "Wake those that wait and let go of all connections."
         self.closed.set()
         for client in list(self._clients):
-            with suppress(Exception): client.close()
+            with suppress(Exception):
+                client.close()
         self._clients = []
 
 # %% ../../nbs/02_inference/11_triton.ipynb #ce0107a8
@@ -283,19 +460,24 @@ class Line(Connections):
         self,
         remote: Remote,
         clock: Clock = time.monotonic,
-        wait: Callable[[float], Any] | None = None,     # seconds; None: sleeps, and wakes when the line is closed
-        chance: Callable[[], float] = random.random,    # 0..1, spreads the pauses
+        wait: Callable[[float], Any]
+        | None = None,  # seconds; None: sleeps, and wakes when the line is closed
+        chance: Callable[[], float] = random.random,  # 0..1, spreads the pauses
     ):
         super().__init__(remote)
         self.clock, self.wait, self.chance = clock, wait or self.closed.wait, chance
         self.events, self.last_error, self.state = Counter(), None, "connecting"
 
-    def ask(self, call: Callable[[Any], Any], what: str = "the model call", patience_s: float | None = None) -> Any:
+    def ask(
+        self, call: Callable[[Any], Any], what: str = "the model call", patience_s: float | None = None
+    ) -> Any:
         "Attempts until one succeeds or patience is over."
         until, pause = self.clock() + (self.remote.patience_s if patience_s is None else patience_s), 0.05
         while True:
-            try: answer = self.once(call, what)
-            except tuple(_STATES) as e: self._failed(e, until, pause)
+            try:
+                answer = self.once(call, what)
+            except tuple(_STATES) as e:
+                self._failed(e, until, pause)
             else:
                 self.events["recovered"] += self.state in _STATES.values()
                 self.state = "ready"
@@ -305,55 +487,101 @@ class Line(Connections):
 
     def ready(self) -> bool:
         "Does the server say that the model can be asked? One attempt, no exception."
-        try: return bool(self.once(lambda c: c.ready(self.remote.deadline_s), "asking for readiness"))
-        except BackendError: self.forget(); return False  # a connection that has failed repeats its failure for a while, even when the server is back
+        try:
+            return bool(self.once(lambda c: c.ready(self.remote.deadline_s), "asking for readiness"))
+        except BackendError:
+            self.forget()
+            # a connection that has failed repeats its failure for a while, even when the server is back
+            return False
 
     def _failed(self, error: BackendError, until: float, pause: float) -> None:
         "Note what happened; raise when it is no use to go on."
         self.last_error, self.state = str(error), _STATES[type(error)]
         self.events[self.state] += 1
-        if type(error) is not RemoteOverloaded: self.forget()
-        if not self.closed.is_set() and self.clock() + pause <= until: self.events["retry"] += 1; return
+        if type(error) is not RemoteOverloaded:
+            self.forget()
+        if not self.closed.is_set() and self.clock() + pause <= until:
+            self.events["retry"] += 1
+            return
         self.events["gave_up"] += 1
         raise error
 
 # %% ../../nbs/02_inference/11_triton.ipynb #68381026
 def _check_served(served: Served, manifest: ModelManifest, where: Remote) -> Tensors:
     "The one input and output of a remote model; ModelSpecMismatch when it is not the promised one."
-    if len(served.inputs) != 1: raise ModelSpecMismatch(f"the remote model takes {', '.join(served.inputs)}; one image tensor was expected", where, "an ensemble that takes pictures is asked by RemoteDetector")
-    (name, (kind, shape)), (got, (got_kind, got_shape)) = next(iter(served.inputs.items())), next(iter(served.outputs.items()))
-    if kind not in NUMPY_TYPES: raise ModelSpecMismatch(f"the remote model takes {kind}; FP32, FP16 or UINT8 were expected", where)
-    if served.max_batch and (len(shape), len(got_shape)) == (3, 2): shape, got_shape = (-1, *shape), (-1, *got_shape)
-    check_graph(manifest, shape, [s if i else got_shape for i, (_, s) in enumerate(served.outputs.values())], where)
+    if len(served.inputs) != 1:
+        raise ModelSpecMismatch(
+            f"the remote model takes {', '.join(served.inputs)}; one image tensor was expected",
+            where,
+            "an ensemble that takes pictures is asked by RemoteDetector",
+        )
+    (name, (kind, shape)), (got, (got_kind, got_shape)) = (
+        next(iter(served.inputs.items())),
+        next(iter(served.outputs.items())),
+    )
+    if kind not in NUMPY_TYPES:
+        raise ModelSpecMismatch(f"the remote model takes {kind}; FP32, FP16 or UINT8 were expected", where)
+    if served.max_batch and (len(shape), len(got_shape)) == (3, 2):
+        shape, got_shape = (-1, *shape), (-1, *got_shape)
+    check_graph(
+        manifest, shape, [s if i else got_shape for i, (_, s) in enumerate(served.outputs.values())], where
+    )
     return Tensors(name, kind, shape, got, got_kind, got_shape)
 
 
-def _send(line: Line, inputs: Sequence[tuple[str, str, np.ndarray]], outputs: Sequence[str]) -> list[np.ndarray | None]:
+def _send(
+    line: Line, inputs: Sequence[tuple[str, str, np.ndarray]], outputs: Sequence[str]
+) -> list[np.ndarray | None]:
     "One call with patience: (name, type, array) in, arrays out."
+
     def call(client):
         given = [client.library.InferInput(name, list(data.shape), kind) for name, kind, data in inputs]
-        for tensor, (_, _, data) in zip(given, inputs): tensor.set_data_from_numpy(data)
-        answer = client.infer(given, [client.library.InferRequestedOutput(name) for name in outputs], line.remote.deadline_s)
+        for tensor, (_, _, data) in zip(given, inputs):
+            tensor.set_data_from_numpy(data)
+        answer = client.infer(
+            given, [client.library.InferRequestedOutput(name) for name in outputs], line.remote.deadline_s
+        )
         return [answer.as_numpy(name) for name in outputs]
+
     return line.ask(call)
 
 
 def _meet(line: Line, manifest: ModelManifest | None) -> tuple[ModelManifest, Tensors, int]:
-    "Manifest, tensors and largest batch of the model at the other end, checked; a line to a wrong one is closed."
+    """Manifest, tensors and largest batch of the model at the other end, checked; a line to a wrong one is
+    closed."""
     try:
         served = line.ask(lambda c: c.served(line.remote.deadline_s), "asking for the model", 0.0)
         if (manifest := manifest or served.manifest) is None:
-            raise ModelSpecMismatch("the server does not say how its input is made and what its classes are", line.remote, "give a manifest with --spec, or serve it by write_repository")
+            raise ModelSpecMismatch(
+                "the server does not say how its input is made and what its classes are",
+                line.remote,
+                "give a manifest with --spec, or serve it by write_repository",
+            )
         tensors = _check_served(served, manifest, line.remote)
-    except BaseException: line.close(); raise
+    except BaseException:
+        line.close()
+        raise
     return manifest, tensors, served.max_batch or max(tensors.input_shape[0], 1)
 
-
+# %% ../../nbs/02_inference/11_triton.ipynb #fd1170a5
 def _padded(part: np.ndarray, size: int) -> np.ndarray:
     "With blank images at the end, for a graph that takes exactly `size`."
-    return part if len(part) >= size else np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+    return (
+        part
+        if len(part) >= size
+        else np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+    )
 
-# %% ../../nbs/02_inference/11_triton.ipynb #09ac1e90
+
+def _check_providers(remote: Remote, providers: Sequence[str] | None) -> None:
+    if providers:
+        raise ConfigError(
+            f"a remote model runs where its server runs it, not on {', '.join(providers)}",
+            remote,
+            "leave providers out",
+        )
+
+# %% ../../nbs/02_inference/11_triton.ipynb #ac053aa9
 class TritonBackend:
     "Asks a model on a Triton server as if it were here."
 
@@ -361,39 +589,50 @@ class TritonBackend:
 
     def __init__(
         self,
-        address: str | Remote,                   # triton://host:port/model
-        manifest: ModelManifest | None = None,   # None: the one that the server's configuration carries
+        address: str | Remote,  # triton://host:port/model
+        manifest: ModelManifest | None = None,  # None: the one that the server's configuration carries
         providers: Sequence[str] | None = None,  # the server decides; must be empty
-        threads: int = 0,                        # the server decides
-        **line: Any,                             # clock, wait, chance: see Line
+        threads: int = 0,  # the server decides
+        **line: Any,  # clock, wait, chance: see Line
     ):
         self.remote = address if isinstance(address, Remote) else parse_remote(str(address))
-        if providers: raise ConfigError(f"a remote model runs where its server runs it, not on {', '.join(providers)}", self.remote, "leave providers out")
+        _check_providers(self.remote, providers)
         self.line = Line(self.remote, **line)
         self.manifest, self.tensors, self.max_batch = _meet(self.line, manifest)
-        self.name, self.provider = f"{self.manifest.name} {self.manifest.version}", f"triton {self.remote.protocol} {self.remote.host}"
-        self.events, self._shape, self._pool = self.line.events, output_shape(self.manifest), ThreadPoolExecutor(self.remote.in_flight, "triton")
+        self.name = f"{self.manifest.name} {self.manifest.version}"
+        self.provider = f"triton {self.remote.protocol} {self.remote.host}"
+        self.events, self._shape = self.line.events, output_shape(self.manifest)
+        self._pool = ThreadPoolExecutor(self.remote.in_flight, "triton")
 
     @property
-    def state(self) -> str: return "closed" if self.line.closed.is_set() else self.line.state  # ready | unreachable | timeout | overloaded | closed
+    def state(self) -> str:
+        "ready, unreachable, timeout, overloaded or closed."
+        return "closed" if self.line.closed.is_set() else self.line.state
 
-    def ready(self) -> bool: return self.line.ready()
+    def ready(self) -> bool:
+        return self.line.ready()
 
     def infer(self, batch: np.ndarray) -> np.ndarray:  # (B, …), any B
         "(B, …) float32 raw output, checked for NaN and shape."
-        if self.line.closed.is_set(): raise BackendError("the backend was closed", self.name)
-        parts = [batch[i:i + self.max_batch] for i in range(0, len(batch), self.max_batch)]
-        return self._run(parts[0]) if len(parts) == 1 else np.concatenate(list(self._pool.map(self._run, parts)))
+        if self.line.closed.is_set():
+            raise BackendError("the backend was closed", self.name)
+        parts = [batch[i : i + self.max_batch] for i in range(0, len(batch), self.max_batch)]
+        if len(parts) == 1:
+            return self._run(parts[0])
+        return np.concatenate(list(self._pool.map(self._run, parts)))
 
     def _run(self, part: np.ndarray) -> np.ndarray:
         n, t = len(part), self.tensors
         data = np.ascontiguousarray(_padded(part, t.input_shape[0]), NUMPY_TYPES[t.input_type])
         raw = _send(self.line, [(t.input, t.input_type, data)], [t.output])[0]
-        return check_output(raw[:n] if raw is not None and len(raw) == len(data) else raw, n, self.name, self._shape)
+        if raw is not None and len(raw) == len(data):
+            raw = raw[:n]
+        return check_output(raw, n, self.name, self._shape)
 
     def warmup(self) -> None:
         "One call, with patience for a server that is still starting."
-        self.infer(np.zeros([max(d, 1) for d in self.tensors.input_shape], NUMPY_TYPES[self.tensors.input_type]))
+        shape = [max(d, 1) for d in self.tensors.input_shape]
+        self.infer(np.zeros(shape, NUMPY_TYPES[self.tensors.input_type]))
 
     def close(self) -> None:
         "Let go of the connections; calls that wait for the server end with an error."
@@ -402,8 +641,8 @@ class TritonBackend:
 
 # %% ../../nbs/02_inference/11_triton.ipynb #f6397034
 def open_remote(
-    address: str,                     # triton://host:port/model
-    spec: str | Path | None = None,   # manifest, when the server carries none
+    address: str,  # triton://host:port/model
+    spec: str | Path | None = None,  # manifest, when the server carries none
 ) -> Model:
     "A remote model with its preprocessing and postprocessing here; `load_model('triton://…')` comes here."
     given = None
@@ -423,8 +662,15 @@ class RemoteDetector:
         self.remote = address if isinstance(address, Remote) else parse_remote(str(address))
         self.line = Line(self.remote, **line)
         served = self.line.ask(lambda c: c.served(self.remote.deadline_s), "asking for the model", 0.0)
-        if set(served.inputs) != {"picture"} or not {"boxes", "confidence", "class_id"} <= set(served.outputs):
-            raise ModelSpecMismatch(f"'{self.remote.model}' takes {', '.join(served.inputs)} and gives {', '.join(served.outputs)}, not pictures and detections", self.remote, "ask for '<name>-detect' of write_repository(ends=True)")
+        if set(served.inputs) != {"picture"} or not {"boxes", "confidence", "class_id"} <= set(
+            served.outputs
+        ):
+            raise ModelSpecMismatch(
+                f"'{self.remote.model}' takes {', '.join(served.inputs)} and gives "
+                f"{', '.join(served.outputs)}, not pictures and detections",
+                self.remote,
+                "ask for '<name>-detect' of write_repository(ends=True)",
+            )
         self.names = served.manifest.names if served.manifest else ()
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Detections]:  # (H, W, 3) uint8 BGR each
@@ -434,4 +680,5 @@ class RemoteDetector:
     def _one(self, image: np.ndarray) -> Detections:
         return Detections(*_send(self.line, [("picture", "UINT8", image)], [name for name, *_ in FOUND]))
 
-    def close(self) -> None: self.line.close()
+    def close(self) -> None:
+        self.line.close()

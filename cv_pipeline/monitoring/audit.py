@@ -18,11 +18,27 @@ import numpy as np
 from scipy.stats import beta, chi2
 
 from ..annotation.collect import Flag, chance, read_collected
-from ..core.files import expecting, read_json, read_json_lines, sink_error, writable_folder, write_whole
+from cv_pipeline.core.files import (
+    expecting,
+    read_json,
+    read_json_lines,
+    sink_error,
+    writable_folder,
+    write_whole,
+)
 from ..core.formats import LabelledImage
 from ..core.images import read_image
 from ..core.types import ConfigError, DataError, Detections, Source
-from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, RATES, APSampler, Interval, average, interval_of, picture_counts
+from cv_pipeline.evaluation.intervals import (
+    FEWEST_OBJECTS,
+    FEWEST_PICTURES,
+    RATES,
+    APSampler,
+    Interval,
+    average,
+    interval_of,
+    picture_counts,
+)
 from ..evaluation.metrics import IOUS, match_set
 from ..evaluation.records import EvalSet, check_set, tabled
 from .telemetry import PredictionLog, camera_folder, instant
@@ -40,22 +56,37 @@ class AuditPlan:
     "How many looks are drawn, and from which strata."
 
     looks: int = 200
-    by: str = "confidence"       # or "class", or "camera" alone
-    least: int = 5               # looks of a stratum, where it has so many
-    sure: float = 0.6            # a look is sure when its weakest box is at least this sure
-    seed: int = 0                # another one, another sample
+    by: str = "confidence"  # or "class", or "camera" alone
+    least: int = 5  # looks of a stratum, where it has so many
+    sure: float = 0.6  # a look is sure when its weakest box is at least this sure
+    seed: int = 0  # another one, another sample
 
     def __post_init__(self):
-        wrong = [text for bad, text in ((self.looks < 1, f"looks: {self.looks} is below 1"), (self.by not in ("confidence", "class", "camera"), f"by: {self.by!r}, known are confidence, class, camera"),
-                                        (self.least < 1, f"least: {self.least} is below 1"), (not 0 <= self.sure <= 1, f"sure: {self.sure} is outside 0..1")) if bad]
-        if wrong: raise ConfigError(f"{len(wrong)} settings of the audit are wrong", "AuditPlan", "see its defaults", wrong)
+        wrong = [
+            text
+            for bad, text in (
+                (self.looks < 1, f"looks: {self.looks} is below 1"),
+                (
+                    self.by not in ("confidence", "class", "camera"),
+                    f"by: {self.by!r}, known are confidence, class, camera",
+                ),
+                (self.least < 1, f"least: {self.least} is below 1"),
+                (not 0 <= self.sure <= 1, f"sure: {self.sure} is outside 0..1"),
+            )
+            if bad
+        ]
+        if wrong:
+            raise ConfigError(
+                f"{len(wrong)} settings of the audit are wrong", "AuditPlan", "see its defaults", wrong
+            )
 
 
 def strata_of(log: PredictionLog, plan: AuditPlan) -> np.ndarray:  # (n,) text
     "Which stratum each look belongs to."
     n, d = len(log), log.detections
     camera = np.array(log.cameras, dtype=object)[log.frames["camera"]]
-    if plan.by == "camera": return camera
+    if plan.by == "camera":
+        return camera
     kind = np.full(n, "nothing", dtype=object)
     if plan.by == "confidence":
         weakest = np.full(n, np.inf)
@@ -74,14 +105,28 @@ def strata_of(log: PredictionLog, plan: AuditPlan) -> np.ndarray:  # (n,) text
 def allocate(
     sizes: Mapping[str, int],  # stratum → looks
     plan: AuditPlan,
-) -> dict[str, int]:           # stratum → looks to draw
+) -> dict[str, int]:  # stratum → looks to draw
     "In proportion to the strata, but at least a few of each; the sum is the plan's, where there are so many."
     total, names = sum(sizes.values()), sorted(sizes)
-    if plan.looks < min(total, 2 * len(names)): raise ConfigError(f"{plan.looks} looks for {len(names)} strata", "audit", "at least two a stratum: draw more, or from fewer strata (by: camera)")
+    if plan.looks < min(total, 2 * len(names)):
+        raise ConfigError(
+            f"{plan.looks} looks for {len(names)} strata",
+            "audit",
+            "at least two a stratum: draw more, or from fewer strata (by: camera)",
+        )
     least = {s: min(sizes[s], plan.least, max(1, plan.looks // len(names))) for s in names}
-    want = {s: least[s] + (min(plan.looks, total) - sum(least.values())) * (sizes[s] - least[s]) / max(total - sum(least.values()), 1) for s in names}
+    want = {
+        s: least[s]
+        + (min(plan.looks, total) - sum(least.values()))
+        * (sizes[s] - least[s])
+        / max(total - sum(least.values()), 1)
+        for s in names
+    }
     drawn = {s: int(want[s]) for s in names}
-    for s in sorted(names, key=lambda s: (drawn[s] - want[s], s))[:min(plan.looks, total) - sum(drawn.values())]: drawn[s] += 1
+    for s in sorted(names, key=lambda s: (drawn[s] - want[s], s))[
+        : min(plan.looks, total) - sum(drawn.values())
+    ]:
+        drawn[s] += 1
     return drawn
 
 # %% ../../nbs/09_monitoring/07_audit.ipynb #d2a3e255
@@ -89,16 +134,18 @@ def allocate(
 class AuditLook:
     "One look that is to be labelled."
 
-    picture: str                   # path below the audit's folder
+    picture: str  # path below the audit's folder
     camera: str
     frame_id: int
-    captured_at: str               # ISO 8601, UTC
-    size: tuple[int, int]          # (width, height)
+    captured_at: str  # ISO 8601, UTC
+    size: tuple[int, int]  # (width, height)
     stratum: str
-    probability: float             # that a sample like this holds the look
+    probability: float  # that a sample like this holds the look
     model: str = ""
-    detections: list[dict[str, Any]] = field(default_factory=list)  # class_name, confidence, xyxy: what was delivered
-    repeated: bool = False         # the log has other looks of this camera and number, of other runs
+    detections: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # class_name, confidence, xyxy: what was delivered
+    repeated: bool = False  # the log has other looks of this camera and number, of other runs
 
 
 @dataclass(frozen=True)
@@ -106,42 +153,64 @@ class Audit:
     "A sample and what it stands for."
 
     looks: tuple[AuditLook, ...]
-    strata: dict[str, dict[str, int]]   # stratum → {"looks": in the log, "drawn": in the sample}
-    names: tuple[str, ...]              # classes of the log
+    strata: dict[str, dict[str, int]]  # stratum → {"looks": in the log, "drawn": in the sample}
+    names: tuple[str, ...]  # classes of the log
     models: tuple[str, ...]
-    window: tuple[str, str]             # first and last look of the log, ISO 8601
+    window: tuple[str, str]  # first and last look of the log, ISO 8601
     plan: AuditPlan
     notes: tuple[str, ...] = ()
 
     @property
-    def population(self) -> int: return sum(s["looks"] for s in self.strata.values())
+    def population(self) -> int:
+        return sum(s["looks"] for s in self.strata.values())
 
 # %% ../../nbs/09_monitoring/07_audit.ipynb #fb893940
 def draw_audit(
     log: PredictionLog,
     plan: AuditPlan | None = None,
-    only: Iterable[tuple] | None = None,  # (camera, frame number, time) of looks whose pictures are there, kept by lot; without a time where numbers are of one run
+    # (camera, frame number, time) of looks whose pictures are there, kept by lot; without a time where
+    # numbers are of one run
+    only: Iterable[tuple] | None = None,
 ) -> Audit:
     "Draw a stratified random sample of the looks that the model answered."
     plan = plan or AuditPlan()
     asked = log.frames["selected"] & (np.array(log.statuses, dtype=object)[log.frames["status"]] == "ok")
     answered, repeated = log.select(asked), _repeated(log)[asked]
-    if not len(answered): raise DataError("the model answered no look of this period", "audit", "choose another period")
+    if not len(answered):
+        raise DataError("the model answered no look of this period", "audit", "choose another period")
     strata, lots, there = strata_of(answered, plan), _lots(answered, plan.seed), np.ones(len(answered), bool)
     if only is not None:
         there = _kept(answered, only, repeated)
-        if not there.any(): raise DataError("none of the kept pictures belongs to this log", "audit", "is it the collection of this run?")
+        if not there.any():
+            raise DataError(
+                "none of the kept pictures belongs to this log", "audit", "is it the collection of this run?"
+            )
     sizes, kept = Counter(strata.tolist()), Counter(strata[there].tolist())
     drawn = allocate(kept, plan)
     smallest = lambda mine, n: mine[np.argsort(lots[mine], kind="stable")[:n]].tolist()
     rows = [r for s in sorted(kept) for r in smallest(np.flatnonzero(there & (strata == s)), drawn[s])]
     lost = {s: n for s, n in sizes.items() if s not in kept}
-    notes = [f"{sum(lost.values())} looks ({sum(lost.values()) / len(answered):.1%}) lie in strata without a picture: {', '.join(sorted(lost))}"] if lost else []
+    notes, away = [], sum(lost.values())
+    if lost:
+        share = f"{away} looks ({away / len(answered):.1%})"
+        notes.append(f"{share} lie in strata without a picture: {', '.join(sorted(lost))}")
     models = tuple(answered.models[k] for k in np.unique(answered.frames["model"]))
-    if len(models) > 1: notes.append(f"{len(models)} models answered: {', '.join(models)}")
+    if len(models) > 1:
+        notes.append(f"{len(models)} models answered: {', '.join(models)}")
     books = {s: {"looks": n, "drawn": drawn.get(s, 0)} for s, n in sorted(sizes.items())}
-    ends = [(datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=int(t))).isoformat() for t in (answered.frames["captured_at"].min(), answered.frames["captured_at"].max())]
-    return Audit(tuple(_looks(answered, rows, strata, books, repeated)), books, answered.names, models, (ends[0], ends[1]), plan, tuple(notes))
+    ends = [
+        (datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=int(t))).isoformat()
+        for t in (answered.frames["captured_at"].min(), answered.frames["captured_at"].max())
+    ]
+    return Audit(
+        tuple(_looks(answered, rows, strata, books, repeated)),
+        books,
+        answered.names,
+        models,
+        (ends[0], ends[1]),
+        plan,
+        tuple(notes),
+    )
 
 # %% ../../nbs/09_monitoring/07_audit.ipynb #1058c860
 _NEAR = 1000  # µs: a time that went through a float is not exact
@@ -152,27 +221,60 @@ def _lots(log: PredictionLog, seed: int) -> np.ndarray:
     lots, f = np.empty(len(log)), log.frames
     for k, name in enumerate(log.cameras):
         mine = f["camera"] == k
-        lots[mine] = chance(seed, name, f["captured_at"][mine].astype(np.uint64) * np.uint64(0xD6E8FEB86659FD93) ^ f["frame_id"][mine].astype(np.uint64), "audit")
+        lots[mine] = chance(
+            seed,
+            name,
+            f["captured_at"][mine].astype(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
+            ^ f["frame_id"][mine].astype(np.uint64),
+            "audit",
+        )
     return lots
 
 
 def _repeated(log: PredictionLog) -> np.ndarray:
     "(n,) whether other looks have the same camera and number."
-    _, place, counts = np.unique(np.column_stack([log.frames["camera"], log.frames["frame_id"]]), axis=0, return_inverse=True, return_counts=True)
+    _, place, counts = np.unique(
+        np.column_stack([log.frames["camera"], log.frames["frame_id"]]),
+        axis=0,
+        return_inverse=True,
+        return_counts=True,
+    )
     return counts[place.ravel()] > 1
 
 
 def _kept(log: PredictionLog, only: Iterable[tuple], repeated: np.ndarray) -> np.ndarray:
     "(n,) whether a look is among those: the same camera, number and, where it is given, time."
     wanted: dict[tuple[str, int], list[int | None]] = {}
-    for camera, number, *at in only: wanted.setdefault((camera, int(number)), []).append(instant(at[0]) if at else None)
-    given = [wanted.get((log.cameras[c], n), ()) for c, n in zip(log.frames["camera"], log.frames["frame_id"].tolist())]
+    for camera, number, *at in only:
+        wanted.setdefault((camera, int(number)), []).append(instant(at[0]) if at else None)
+    given = [
+        wanted.get((log.cameras[c], n), ())
+        for c, n in zip(log.frames["camera"], log.frames["frame_id"].tolist())
+    ]
     vague = sum(None in times for times, again in zip(given, repeated) if again)
-    if vague: raise DataError(f"{vague} looks share their camera and number with others, and the kept pictures come without a time", "audit", "numbers begin anew with every run: give (camera, number, time), or a period with one run")
-    return np.array([any(t is None or abs(t - at) <= _NEAR for t in times) for times, at in zip(given, log.frames["captured_at"].tolist())], bool)
+    if vague:
+        raise DataError(
+            f"{vague} looks share their camera and number with others, and the kept pictures come without a "
+            "time",
+            "audit",
+            "numbers begin anew with every run: give (camera, number, time), or a period with one run",
+        )
+    return np.array(
+        [
+            any(t is None or abs(t - at) <= _NEAR for t in times)
+            for times, at in zip(given, log.frames["captured_at"].tolist())
+        ],
+        bool,
+    )
 
-
-def _looks(log: PredictionLog, rows: Sequence[int], strata: np.ndarray, books: Mapping[str, Mapping[str, int]], repeated: np.ndarray) -> Iterator[AuditLook]:
+# %% ../../nbs/09_monitoring/07_audit.ipynb #cbb03118
+def _looks(
+    log: PredictionLog,
+    rows: Sequence[int],
+    strata: np.ndarray,
+    books: Mapping[str, Mapping[str, int]],
+    repeated: np.ndarray,
+) -> Iterator[AuditLook]:
     "The drawn looks, with what the model said."
     f, d, taken = log.frames, log.detections, set()
     first, last = (np.searchsorted(d["frame"], rows, side) for side in ("left", "right"))
@@ -181,18 +283,50 @@ def _looks(log: PredictionLog, rows: Sequence[int], strata: np.ndarray, books: M
         name = f"images/{camera_folder(camera).removeprefix('camera=')}-{number:08d}"
         name = f"{name}.jpg" if name not in taken else f"{name}-{int(f['captured_at'][r])}.jpg"
         taken.add(name.removesuffix(".jpg"))
-        said = [{"class_name": log.names[c], "confidence": round(float(p), 5), "xyxy": [round(float(v), 2) for v in box]} for c, p, box in zip(d["class_id"][a:b], d["confidence"][a:b], d["xyxy"][a:b])]
+        said = [
+            {
+                "class_name": log.names[c],
+                "confidence": round(float(p), 5),
+                "xyxy": [round(float(v), 2) for v in box],
+            }
+            for c, p, box in zip(d["class_id"][a:b], d["confidence"][a:b], d["xyxy"][a:b])
+        ]
         at = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=int(f["captured_at"][r]))
-        yield AuditLook(name, camera, number, at.isoformat(), (int(f["width"][r]), int(f["height"][r])), strata[r], books[strata[r]]["drawn"] / books[strata[r]]["looks"], log.models[f["model"][r]], said, bool(repeated[r]))
+        yield AuditLook(
+            name,
+            camera,
+            number,
+            at.isoformat(),
+            (int(f["width"][r]), int(f["height"][r])),
+            strata[r],
+            books[strata[r]]["drawn"] / books[strata[r]]["looks"],
+            log.models[f["model"][r]],
+            said,
+            bool(repeated[r]),
+        )
 
 # %% ../../nbs/09_monitoring/07_audit.ipynb #5ba96ea2
 def write_audit(audit: Audit, folder: str | Path) -> Path:
     "sample.jsonl and audit.json; refuses a folder that holds another audit."
     folder = writable_folder(folder)
-    book = {"format": "cv_pipeline audit 1", "plan": asdict(audit.plan), "window": audit.window, "names": audit.names, "models": audit.models, "strata": audit.strata, "notes": audit.notes}
+    book = {
+        "format": "cv_pipeline audit 1",
+        "plan": asdict(audit.plan),
+        "window": audit.window,
+        "names": audit.names,
+        "models": audit.models,
+        "strata": audit.strata,
+        "notes": audit.notes,
+    }
     text = json.dumps(book, indent=1, ensure_ascii=False) + "\n"
-    if (folder / "audit.json").exists() and (folder / "audit.json").read_text(encoding="utf-8") != text: raise ConfigError("another audit lies here", folder, "give a new folder: people may be labelling this one")
-    write_whole(folder / "sample.jsonl", "".join(json.dumps(asdict(look), ensure_ascii=False) + "\n" for look in audit.looks))
+    if (folder / "audit.json").exists() and (folder / "audit.json").read_text(encoding="utf-8") != text:
+        raise ConfigError(
+            "another audit lies here", folder, "give a new folder: people may be labelling this one"
+        )
+    write_whole(
+        folder / "sample.jsonl",
+        "".join(json.dumps(asdict(look), ensure_ascii=False) + "\n" for look in audit.looks),
+    )
     write_whole(folder / "audit.json", text)
     return folder
 
@@ -202,27 +336,54 @@ def read_audit(folder: str | Path) -> Audit:
     folder = Path(folder)
     with expecting("no audit here", folder, "cv-pipeline audit draw makes one"):
         book = read_json(folder / "audit.json", dict)
-        looks = tuple(AuditLook(**{**row, "size": tuple(row["size"])}) for _, row in read_json_lines(folder / "sample.jsonl"))
-        if len(looks) != sum(s["drawn"] for s in book["strata"].values()): raise ValueError(f"{len(looks)} looks, the book has {sum(s['drawn'] for s in book['strata'].values())}")
-        return Audit(looks, book["strata"], tuple(book["names"]), tuple(book["models"]), tuple(book["window"]), AuditPlan(**book["plan"]), tuple(book["notes"]))
+        looks = tuple(
+            AuditLook(**{**row, "size": tuple(row["size"])})
+            for _, row in read_json_lines(folder / "sample.jsonl")
+        )
+        if len(looks) != sum(s["drawn"] for s in book["strata"].values()):
+            raise ValueError(
+                f"{len(looks)} looks, the book has {sum(s['drawn'] for s in book['strata'].values())}"
+            )
+        return Audit(
+            looks,
+            book["strata"],
+            tuple(book["names"]),
+            tuple(book["models"]),
+            tuple(book["window"]),
+            AuditPlan(**book["plan"]),
+            tuple(book["notes"]),
+        )
 
 # %% ../../nbs/09_monitoring/07_audit.ipynb #006aaff7
 def take_pictures(
     audit: Audit,
     folder: str | Path,
-    sources: Mapping[str, Any] | None = None,   # camera → a Source, a file or line:…, to be read again
-    collection: str | Path | None = None,       # a folder of the collection that ran beside
-) -> list[AuditLook]:                           # those whose picture could not be had
+    sources: Mapping[str, Any] | None = None,  # camera → a Source, a file or line:…, to be read again
+    collection: str | Path | None = None,  # a folder of the collection that ran beside
+) -> list[AuditLook]:  # those whose picture could not be had
     "Put the pictures of an audit into its folder."
-    folder, missing, left = Path(folder), [], [look for look in audit.looks if not (Path(folder) / look.picture).exists()]
+    folder, missing, left = (
+        Path(folder),
+        [],
+        [look for look in audit.looks if not (Path(folder) / look.picture).exists()],
+    )
     there: dict[tuple[str, int], list[tuple[int, Path]]] = {}
-    for r in read_collected(collection, check=False) if collection is not None else (): there.setdefault((r.source_id, r.frame_id), []).append((instant(r.captured_at), Path(collection) / r.picture))
+    for r in read_collected(collection, check=False) if collection is not None else ():
+        there.setdefault((r.source_id, r.frame_id), []).append(
+            (instant(r.captured_at), Path(collection) / r.picture)
+        )
     for camera in sorted({look.camera for look in left}):
         wanted: dict[int, list[AuditLook]] = {}
         for look in (look for look in left if look.camera == camera):
-            kept = [path for at, path in there.get((camera, look.frame_id), ()) if abs(at - instant(look.captured_at)) <= _NEAR]
-            if kept: _picture(folder / look.picture, read_image(kept[0]))
-            else: wanted.setdefault(look.frame_id, []).append(look)
+            kept = [
+                path
+                for at, path in there.get((camera, look.frame_id), ())
+                if abs(at - instant(look.captured_at)) <= _NEAR
+            ]
+            if kept:
+                _picture(folder / look.picture, read_image(kept[0]))
+            else:
+                wanted.setdefault(look.frame_id, []).append(look)
         if wanted and camera in (sources or {}):
             for look, image in _again(sources[camera], camera, wanted):
                 _picture(folder / look.picture, image)
@@ -233,39 +394,62 @@ def take_pictures(
 
 def _picture(path: Path, image: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 95]): raise sink_error("a picture could not be written", OSError(5, "not written"), path)
+    if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 95]):
+        raise sink_error("a picture could not be written", OSError(5, "not written"), path)
 
-
-def _again(place: Any, camera: str, wanted: Mapping[int, Sequence[AuditLook]]) -> Iterator[tuple[AuditLook, np.ndarray]]:
-    "Read a source again, until the last wanted frame; only pictures of the size that the model saw, and of the run that it saw: by their time, or where the number is of one look only."
-    source = place if isinstance(place, Source) else open_line(str(place), camera) if str(place).startswith("line:") else open_source(place, camera)
+# %% ../../nbs/09_monitoring/07_audit.ipynb #e5475271
+def _again(
+    place: Any, camera: str, wanted: Mapping[int, Sequence[AuditLook]]
+) -> Iterator[tuple[AuditLook, np.ndarray]]:
+    """Read a source again, until the last wanted frame; only pictures of the size that the model saw, and of
+    the run that it saw: by their time, or where the number is of one look only."""
+    source = (
+        place
+        if isinstance(place, Source)
+        else open_line(str(place), camera)
+        if str(place).startswith("line:")
+        else open_source(place, camera)
+    )
     left, last = set(wanted), max(wanted)
     try:
         for frame in source:
-            fit = [look for look in wanted[frame.frame_id] if frame.size == tuple(look.size)] if frame.frame_id in left else []
-            same = [look for look in fit if abs(instant(frame.captured_at) - instant(look.captured_at)) <= _NEAR] or [look for look in fit if len(wanted[frame.frame_id]) == 1 and not look.repeated]
+            fit = (
+                [look for look in wanted[frame.frame_id] if frame.size == tuple(look.size)]
+                if frame.frame_id in left
+                else []
+            )
+            same = [
+                look for look in fit if abs(instant(frame.captured_at) - instant(look.captured_at)) <= _NEAR
+            ] or [look for look in fit if len(wanted[frame.frame_id]) == 1 and not look.repeated]
             if same:
                 left.discard(frame.frame_id)
                 yield same[0], frame.image
-            if not left or frame.frame_id >= last: return
+            if not left or frame.frame_id >= last:
+                return
     finally:
-        if source is not place: source.close()
+        if source is not place:
+            source.close()
 
 # %% ../../nbs/09_monitoring/07_audit.ipynb #899b7187
 def design_weights(
-    stratum: np.ndarray,        # (k,) number of each labelled look's stratum
-    sizes: np.ndarray,          # looks of each stratum in the log
+    stratum: np.ndarray,  # (k,) number of each labelled look's stratum
+    sizes: np.ndarray,  # looks of each stratum in the log
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:  # (k,) weights, and (draws, k) bootstrap weights
     "How many looks of the log each labelled one stands for; and in each draw of the bootstrap."
     n = np.bincount(stratum, minlength=len(sizes))
     weight = (sizes / np.maximum(n, 1))[stratum]
-    if len(stratum) < 2: raise DataError(f"{len(stratum)} labelled look(s) have no spread", "audit", "label more of the sample")
+    if len(stratum) < 2:
+        raise DataError(
+            f"{len(stratum)} labelled look(s) have no spread", "audit", "label more of the sample"
+        )
     group = stratum.copy()
     lone = np.flatnonzero(n == 1)
     host = lone[0] if len(lone) > 1 else int(np.argmax(n))
-    group[np.isin(stratum, lone)] = host  # strata of one look borrow from each other, a single one from the largest
+    group[np.isin(stratum, lone)] = (
+        host  # strata of one look borrow from each other, a single one from the largest
+    )
     rng, drawn = np.random.default_rng(seed), np.zeros((draws, len(stratum)), np.float32)
     for g in np.unique(group):
         mine = np.flatnonzero(group == g)
@@ -278,53 +462,30 @@ def design_weights(
 class AuditResult:
     "Accuracy of a period, from its audit."
 
-    numbers: dict[str, Interval]     # precision, recall, F1 of what was delivered; AP50 and AP
-    verdict: str                     # SUFFICIENT or INSUFFICIENT
+    numbers: dict[str, Interval]  # precision, recall, F1 of what was delivered; AP50 and AP
+    verdict: str  # SUFFICIENT or INSUFFICIENT
     reason: str
     labelled: int
     drawn: int
     population: int
     objects: int
-    covered: float                   # share of the log's looks that lie in strata with a labelled look
+    covered: float  # share of the log's looks that lie in strata with a labelled look
     window: tuple[str, str]
     models: tuple[str, ...]
     by_camera: dict[str, dict[str, float]]  # camera → precision, recall, looks
     notes: tuple[str, ...] = ()
-    rescored: bool = False           # AP of the model run again at a low threshold, not of the boxes in the log
+    rescored: bool = False  # AP of the model run again at a low threshold, not of the boxes in the log
 
     def to_dict(self) -> dict[str, Any]:
         "What audit_result.json holds."
         clean = lambda v: None if isinstance(v, float) and not np.isfinite(v) else v
         numbers = {k: {n: clean(x) for n, x in asdict(i).items()} for k, i in self.numbers.items()}
-        return {"format": "cv_pipeline audit result 1", **asdict(self), "numbers": numbers, "by_camera": {c: {k: clean(v) for k, v in row.items()} for c, row in self.by_camera.items()}}
-
-# %% ../../nbs/09_monitoring/07_audit.ipynb #eb274a71
-def _evaluated(audit: Audit, items: Sequence[LabelledImage], model: Any) -> tuple[EvalSet, np.ndarray, list[str]]:
-    "The labelled looks as a set, the number of each in the audit, and notes."
-    known = {Path(look.picture).name: i for i, look in enumerate(audit.looks)}
-    found = {known[item.path.name]: item for item in items if item.path.name in known and (item.category_ids is not None or (item.label is not None and item.label.exists()))}
-    strange = sum(item.path.name not in known for item in items)
-    if not found: raise DataError("none of the labelled pictures belongs to this audit", "audit", f"{strange} pictures have other names; the audit's begin with {next(iter(known), 'none')}")
-    names = list(dict.fromkeys([*(model.manifest.names if model else audit.names), *next(iter(found.values())).names]))
-    rows, truth, said = sorted(found), [], []
-    for i in rows:
-        look, item = audit.looks[i], found[i]
-        boxes = item.truth(tuple(look.size))
-        truth.append(replace_classes(boxes, item.names, names))
-        if model is None: said.append(Detections([d["xyxy"] for d in look.detections], [d["confidence"] for d in look.detections], [names.index(d["class_name"]) for d in look.detections]))
-        else: said.append(model.predict([read_image(item.path)])[0])
-    size = np.array([audit.looks[i].size for i in rows])
-    notes = [f"{strange} labelled pictures are not of this audit"] if strange else []
-    if len(rows) < len(audit.looks): notes.append(f"{len(audit.looks) - len(rows)} of {len(audit.looks)} looks are not labelled; others of their strata stand for them")
-    return check_set(EvalSet(tuple(names), tuple(audit.looks[i].picture for i in rows), size, tabled(truth), tabled(said)), need_truth=False), np.array(rows), notes
-
-
-def replace_classes(found: Detections, theirs: Sequence[str], ours: Sequence[str]) -> Detections:
-    "The same boxes with classes by name; numbers where there are no names."
-    table = np.array([ours.index(n) for n in theirs] or [0], np.int32) if theirs else None
-    made = found[np.arange(len(found))]
-    if table is not None: made.class_id = table[made.class_id]
-    return made
+        return {
+            "format": "cv_pipeline audit result 1",
+            **asdict(self),
+            "numbers": numbers,
+            "by_camera": {c: {k: clean(v) for k, v in row.items()} for c, row in self.by_camera.items()},
+        }
 
 # %% ../../nbs/09_monitoring/07_audit.ipynb #302a2e2c
 def _share(name: str, counts: np.ndarray) -> np.ndarray:
@@ -333,10 +494,108 @@ def _share(name: str, counts: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)
 
 
+def _too_little(looks: int, objects: int, covered: float) -> str:
+    "Why a sample does not suffice; empty when it does."
+    if looks < FEWEST_PICTURES or objects < FEWEST_OBJECTS:
+        return (
+            f"{looks} looks and {objects} objects; at least {FEWEST_PICTURES} and {FEWEST_OBJECTS} are needed"
+        )
+    return f"strata with {1 - covered:.0%} of the looks have no label" if covered < 0.9 else ""
+
+
+def _average_precisions(
+    sampler: APSampler, weight: np.ndarray, drawn: np.ndarray, level: float, clusters: int
+) -> dict[str, Interval]:
+    "AP50 and AP with their intervals, from the first 300 draws."
+    whole, others = sampler(weight.astype(np.float32)), sampler(drawn[:300])
+    values = {"AP50": lambda ap: average(ap[:1]), "AP": average}
+    return {
+        n: interval_of(value(whole), np.array([value(ap) for ap in others]), level, clusters)
+        for n, value in values.items()
+    }
+
+
+def _by_camera(camera: np.ndarray, weight: np.ndarray, counts: np.ndarray) -> dict[str, dict[str, float]]:
+    "Looks, precision and recall of each camera."
+    rate = lambda n, mine: float(_share(n, (weight * mine) @ counts))
+    return {
+        c: {"looks": int(mine.sum()), **{n: rate(n, mine) for n in ("precision", "recall")}}
+        for c in sorted(set(camera))
+        for mine in (camera == c,)
+    }
+
+# %% ../../nbs/09_monitoring/07_audit.ipynb #c3f2f9d6
+def _belonging(audit: Audit, items: Sequence[LabelledImage]) -> tuple[dict[int, LabelledImage], int]:
+    "Number of a look → its labelled picture, and how many pictures are of no look; DataError when all are."
+    known = {Path(look.picture).name: i for i, look in enumerate(audit.looks)}
+    found = {
+        known[item.path.name]: item
+        for item in items
+        if item.path.name in known
+        and (item.category_ids is not None or (item.label is not None and item.label.exists()))
+    }
+    strange = sum(item.path.name not in known for item in items)
+    if not found:
+        raise DataError(
+            "none of the labelled pictures belongs to this audit",
+            "audit",
+            f"{strange} pictures have other names; the audit's begin with {next(iter(known), 'none')}",
+        )
+    return found, strange
+
+
+def _delivered(look: Any, names: Sequence[str]) -> Detections:
+    "What the log says about a look."
+    columns = [[d[k] for d in look.detections] for k in ("xyxy", "confidence", "class_name")]
+    return Detections(columns[0], columns[1], [names.index(n) for n in columns[2]])
+
+
+def replace_classes(found: Detections, theirs: Sequence[str], ours: Sequence[str]) -> Detections:
+    "The same boxes with classes by name; numbers where there are no names."
+    table = np.array([ours.index(n) for n in theirs] or [0], np.int32) if theirs else None
+    made = found[np.arange(len(found))]
+    if table is not None:
+        made.class_id = table[made.class_id]
+    return made
+
+# %% ../../nbs/09_monitoring/07_audit.ipynb #eb274a71
+def _evaluated(
+    audit: Audit, items: Sequence[LabelledImage], model: Any
+) -> tuple[EvalSet, np.ndarray, list[str]]:
+    "The labelled looks as a set, the number of each in the audit, and notes."
+    found, strange = _belonging(audit, items)
+    names = list(
+        dict.fromkeys([*(model.manifest.names if model else audit.names), *next(iter(found.values())).names])
+    )
+    rows, truth, said = sorted(found), [], []
+    for i in rows:
+        look, item = audit.looks[i], found[i]
+        boxes = item.truth(tuple(look.size))
+        truth.append(replace_classes(boxes, item.names, names))
+        said.append(_delivered(look, names) if model is None else model.predict([read_image(item.path)])[0])
+    size = np.array([audit.looks[i].size for i in rows])
+    notes = [f"{strange} labelled pictures are not of this audit"] if strange else []
+    if len(rows) < len(audit.looks):
+        notes.append(
+            f"{len(audit.looks) - len(rows)} of {len(audit.looks)} looks are not labelled; others of their "
+            "strata stand for them"
+        )
+    return (
+        check_set(
+            EvalSet(
+                tuple(names), tuple(audit.looks[i].picture for i in rows), size, tabled(truth), tabled(said)
+            ),
+            need_truth=False,
+        ),
+        np.array(rows),
+        notes,
+    )
+
+# %% ../../nbs/09_monitoring/07_audit.ipynb #3a7ca90e
 def score_audit(
     audit: Audit,
     items: Sequence[LabelledImage],  # labelled pictures; a YOLO picture without a label file is not labelled
-    model: Any = None,               # run again at a low threshold: then AP is that of an evaluation report
+    model: Any = None,  # run again at a low threshold: then AP is that of an evaluation report
     draws: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -351,22 +610,32 @@ def score_audit(
     weight, drawn = design_weights(stratum, sizes, draws, seed)
     m = match_set(s, IOUS)
     counts = picture_counts(s, m, 0.0)
-    numbers = {n: interval_of(float(_share(n, weight @ counts)), _share(n, drawn @ counts.astype(np.float32)), level, len(rows)) for n in RATES}
+    numbers = {
+        n: interval_of(
+            float(_share(n, weight @ counts)), _share(n, drawn @ counts.astype(np.float32)), level, len(rows)
+        )
+        for n in RATES
+    }
     t = s if asked is None else _evaluated(audit, items, asked)[0]
     sampler = APSampler(t, m if asked is None else match_set(t, IOUS))
-    for n, value in (("AP50", lambda ap: average(ap[:1])), ("AP", average)):
-        numbers[n] = interval_of(value(sampler(weight.astype(np.float32))), np.array([value(ap) for ap in sampler(drawn[:300])]), level, len(rows))
+    numbers |= _average_precisions(sampler, weight, drawn, level, len(rows))
     camera = np.array([audit.looks[i].camera for i in rows], dtype=object)
-    by = {c: {"looks": int((camera == c).sum()), **{n: float(_share(n, (weight * (camera == c)) @ counts)) for n in ("precision", "recall")}} for c in sorted(set(camera))}
     objects, wrong = len(s.truth), _too_little(len(rows), len(s.truth), covered)
-    return AuditResult(numbers, "INSUFFICIENT" if wrong else "SUFFICIENT", wrong or f"{len(rows)} looks stand for {covered:.0%} of {audit.population}", len(rows), len(audit.looks), audit.population, objects, covered,
-                       audit.window, audit.models, by, tuple([*audit.notes, *notes]), asked is not None)
-
-
-def _too_little(looks: int, objects: int, covered: float) -> str:
-    "Why a sample does not suffice; empty when it does."
-    if looks < FEWEST_PICTURES or objects < FEWEST_OBJECTS: return f"{looks} looks and {objects} objects; at least {FEWEST_PICTURES} and {FEWEST_OBJECTS} are needed"
-    return f"strata with {1 - covered:.0%} of the looks have no label" if covered < 0.9 else ""
+    return AuditResult(
+        numbers,
+        "INSUFFICIENT" if wrong else "SUFFICIENT",
+        wrong or f"{len(rows)} looks stand for {covered:.0%} of {audit.population}",
+        len(rows),
+        len(audit.looks),
+        audit.population,
+        objects,
+        covered,
+        audit.window,
+        audit.models,
+        _by_camera(camera, weight, counts),
+        tuple([*audit.notes, *notes]),
+        asked is not None,
+    )
 
 # %% ../../nbs/09_monitoring/07_audit.ipynb #9dfa3c29
 @dataclass(frozen=True)
@@ -375,33 +644,60 @@ class FlagSignal:
 
     flags: int
     looks: int
-    per_1000: Interval               # flags a thousand looks
-    ratio: Interval | None           # to the reference; None without one
-    state: str                       # "raised", "usual", "undecided", "no reference"
+    per_1000: Interval  # flags a thousand looks
+    ratio: Interval | None  # to the reference; None without one
+    state: str  # "raised", "usual", "undecided", "no reference"
 
     def to_dict(self) -> dict[str, Any]:
-        clean = lambda i: None if i is None else {k: v if np.isfinite(v) else None for k, v in asdict(i).items()}
+        clean = lambda i: (
+            None if i is None else {k: v if np.isfinite(v) else None for k, v in asdict(i).items()}
+        )
         return {**asdict(self), "per_1000": clean(self.per_1000), "ratio": clean(self.ratio)}
 
-
+# %% ../../nbs/09_monitoring/07_audit.ipynb #090747b5
 def flag_signal(
-    flags: int, looks: int,
+    flags: int,
+    looks: int,
     reference: tuple[int, int] | None = None,  # flags and looks of a time when all was well
     level: float = 0.95,
-    raised: float = 1.5,                       # how many times the usual rate, at least, is a signal
+    raised: float = 1.5,  # how many times the usual rate, at least, is a signal
 ) -> FlagSignal:
-    "The rate of flags and whether it has risen: raised when the whole interval of the ratio lies above 1, and its middle above `raised`."
-    if looks < 1 or flags < 0 or (reference is not None and (reference[1] < 1 or reference[0] < 0)): raise DataError(f"{flags} flags in {looks} looks, reference {reference}", "flags", "looks must be at least 1")
+    """The rate of flags and whether it has risen: raised when the whole interval of the ratio lies above 1,
+    and its middle above `raised`."""
+    if looks < 1 or flags < 0 or (reference is not None and (reference[1] < 1 or reference[0] < 0)):
+        raise DataError(
+            f"{flags} flags in {looks} looks, reference {reference}", "flags", "looks must be at least 1"
+        )
     a = (1 - level) / 2
-    rate = Interval(1e3 * flags / looks, 1e3 * (chi2.ppf(a, 2 * flags) / 2 if flags else 0.0) / looks, 1e3 * chi2.ppf(1 - a, 2 * flags + 2) / 2 / looks, level)
-    if reference is None: return FlagSignal(flags, looks, rate, None, "no reference")
+    rate = Interval(
+        1e3 * flags / looks,
+        1e3 * (chi2.ppf(a, 2 * flags) / 2 if flags else 0.0) / looks,
+        1e3 * chi2.ppf(1 - a, 2 * flags + 2) / 2 / looks,
+        level,
+    )
+    if reference is None:
+        return FlagSignal(flags, looks, rate, None, "no reference")
     before, exposure = reference[0], looks / reference[1]
     total = flags + before
-    if not total: return FlagSignal(flags, looks, rate, Interval(float("nan"), 0.0, float("inf"), level), "undecided")
-    low, high = (beta.ppf(a, flags, before + 1) if flags else 0.0), (beta.ppf(1 - a, flags + 1, before) if before else 1.0)
+    if not total:
+        return FlagSignal(flags, looks, rate, Interval(float("nan"), 0.0, float("inf"), level), "undecided")
+    low, high = (
+        (beta.ppf(a, flags, before + 1) if flags else 0.0),
+        (beta.ppf(1 - a, flags + 1, before) if before else 1.0),
+    )
     odds = lambda p: float("inf") if p >= 1 else p / (1 - p) / exposure
     ratio = Interval(float("inf") if not before else flags / before / exposure, odds(low), odds(high), level)
-    return FlagSignal(flags, looks, rate, ratio, "raised" if ratio.low > 1 and ratio.value >= raised else "usual" if ratio.high < raised else "undecided")
+    return FlagSignal(
+        flags,
+        looks,
+        rate,
+        ratio,
+        "raised"
+        if ratio.low > 1 and ratio.value >= raised
+        else "usual"
+        if ratio.high < raised
+        else "undecided",
+    )
 
 # %% ../../nbs/09_monitoring/07_audit.ipynb #7740d2e5
 def flags_between(
@@ -409,29 +705,71 @@ def flags_between(
     log: PredictionLog,
     notes: list[str] | None = None,  # is told of flags that may be about another run
 ) -> int:
-    "How many flags are about looks of this log: by time within its window, or, without a time, by frame number."
+    """How many flags are about looks of this log: by time within its window, or, without a time, by frame
+    number."""
     flags, twice = list(flags), _repeated(log)
-    again = {(log.cameras[c], n) for c, n in zip(log.frames["camera"][twice], log.frames["frame_id"][twice].tolist())}
+    again = {
+        (log.cameras[c], n)
+        for c, n in zip(log.frames["camera"][twice], log.frames["frame_id"][twice].tolist())
+    }
     vague = sum(f.at is None and (f.source_id, f.frame_id) in again for f in flags)
-    if vague and notes is not None: notes.append(f"{vague} flags name a frame number that several runs have, and no time")
+    if vague and notes is not None:
+        notes.append(f"{vague} flags name a frame number that several runs have, and no time")
     known = set(zip(log.frames["camera"].tolist(), log.frames["frame_id"].tolist()))
     first, last = log.frames["captured_at"].min(), log.frames["captured_at"].max()
-    about = lambda f: f.source_id in log.cameras and ((log.cameras.index(f.source_id), f.frame_id) in known if f.at is None else first <= instant(f.at) <= last)
+    about = lambda f: (
+        f.source_id in log.cameras
+        and (
+            (log.cameras.index(f.source_id), f.frame_id) in known
+            if f.at is None
+            else first <= instant(f.at) <= last
+        )
+    )
     return sum(map(about, flags))
 
 # %% ../../nbs/09_monitoring/07_audit.ipynb #24c64a94
 def against(
     result: AuditResult,
-    reference: Mapping[str, Any],   # name → value, or {"value", "low", "high"}: `numbers` of an audit, `intervals` of a report
-    delta: float = 0.02,            # a loss that matters
+    reference: Mapping[
+        str, Any
+    ],  # name → value, or {"value", "low", "high"}: `numbers` of an audit, `intervals` of a report
+    delta: float = 0.02,  # a loss that matters
     name: str = "AP",
-) -> dict[str, Any]:                # change, low, high, state: below, kept, undecided, insufficient
+) -> dict[str, Any]:  # change, low, high, state: below, kept, undecided, insufficient
     "The change since the reference, with an interval: below when all of it lies under −delta."
-    if name not in reference or name not in result.numbers: raise DataError(f"there is no {name} to compare", "audit", f"the reference has {', '.join(reference) or 'nothing'}, the audit {', '.join(result.numbers)}")
+    if name not in reference or name not in result.numbers:
+        raise DataError(
+            f"there is no {name} to compare",
+            "audit",
+            f"the reference has {', '.join(reference) or 'nothing'}, the audit {', '.join(result.numbers)}",
+        )
     now, then = result.numbers[name], reference[name]
-    value, low, high = (then["value"], then.get("low"), then.get("high")) if isinstance(then, Mapping) else (float(then), None, None)
+    value, low, high = (
+        (then["value"], then.get("low"), then.get("high"))
+        if isinstance(then, Mapping)
+        else (float(then), None, None)
+    )
     low, high = value if low is None else low, value if high is None else high
     change = now.value - value
-    row = {"name": name, "reference": value, "now": now.value, "change": change, "low": change - float(np.hypot(now.value - now.low, high - value)), "high": change + float(np.hypot(now.high - now.value, value - low)), "delta": delta}
-    state = "insufficient" if result.verdict != "SUFFICIENT" or not np.isfinite([row["low"], row["high"]]).all() else "below" if row["high"] < -delta else "kept" if row["low"] > -delta else "undecided"
-    return {**{k: v if isinstance(v, str) or np.isfinite(v) else None for k, v in row.items()}, "state": state}
+    row = {
+        "name": name,
+        "reference": value,
+        "now": now.value,
+        "change": change,
+        "low": change - float(np.hypot(now.value - now.low, high - value)),
+        "high": change + float(np.hypot(now.high - now.value, value - low)),
+        "delta": delta,
+    }
+    state = (
+        "insufficient"
+        if result.verdict != "SUFFICIENT" or not np.isfinite([row["low"], row["high"]]).all()
+        else "below"
+        if row["high"] < -delta
+        else "kept"
+        if row["low"] > -delta
+        else "undecided"
+    )
+    return {
+        **{k: v if isinstance(v, str) or np.isfinite(v) else None for k, v in row.items()},
+        "state": state,
+    }

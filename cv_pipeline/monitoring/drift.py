@@ -14,7 +14,21 @@ from typing import Any
 import numpy as np
 
 from cv_pipeline.monitoring.statistics import (
-    BLOCK, autocorrelation_time, benjamini_hochberg, chance_of, checked_columns, counts_below, cut_blocks, cuts_of, differences, holm, kernel_for, kernel_sums, largest, shuffles, stretches,
+    BLOCK,
+    autocorrelation_time,
+    benjamini_hochberg,
+    chance_of,
+    checked_columns,
+    counts_below,
+    cut_blocks,
+    cuts_of,
+    differences,
+    holm,
+    kernel_for,
+    kernel_sums,
+    largest,
+    shuffles,
+    stretches,
 )
 from ..core.types import DataError, check_rules
 
@@ -26,43 +40,58 @@ __all__ = ['FAMILIES', 'FLOORS', 'BOXED', 'BURSTS', 'CAUSES', 'Observed', 'Drift
 FAMILIES = ("image", "embedding", "count", "class", "confidence", "size", "cameras")
 
 
+def _no_boxes(kind: Any) -> Any:
+    "The default of a column of boxes: an empty array, a new one for each object."
+    return field(default_factory=lambda: np.zeros(0, kind))
+
+# %% ../../nbs/09_monitoring/04_drift.ipynb #6a92d67f
 @dataclass(frozen=True)
 class Observed:
     "Frames of one period, and what the model said about them."
 
     cameras: tuple[str, ...]
-    camera: np.ndarray                     # (n,) int, index into cameras
-    at: np.ndarray                         # (n,) float64, seconds since 1970, UTC
+    camera: np.ndarray  # (n,) int, index into cameras
+    at: np.ndarray  # (n,) float64, seconds since 1970, UTC
     image: Mapping[str, np.ndarray] = field(default_factory=dict)  # name → (n,) float32, e.g. brightness
-    embedding: np.ndarray | None = None    # (n, d) float32, NaN rows where there is none
-    asked: np.ndarray | None = None        # (n,) bool; None: every frame
-    box_frame: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # (m,) ascending or not, index of the frame
-    box_class: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # (m,) index into classes
-    confidence: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (m,)
-    size: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))        # (m,) share of the picture's area
+    embedding: np.ndarray | None = None  # (n, d) float32, NaN rows where there is none
+    asked: np.ndarray | None = None  # (n,) bool; None: every frame
+    box_frame: np.ndarray = _no_boxes(int)  # (m,) ascending or not, index of the frame
+    box_class: np.ndarray = _no_boxes(int)  # (m,) index into classes
+    confidence: np.ndarray = _no_boxes(np.float32)  # (m,)
+    size: np.ndarray = _no_boxes(np.float32)  # (m,) share of the picture's area
     classes: tuple[str, ...] = ()
-    embedder: str = ""                     # what made the embeddings
-    where: str = ""                        # named in errors
-    row: np.ndarray | None = None          # (n,) where each frame stands in the log
-    notes: tuple[str, ...] = ()            # what a reader has to know
+    embedder: str = ""  # what made the embeddings
+    where: str = ""  # named in errors
+    row: np.ndarray | None = None  # (n,) where each frame stands in the log
+    notes: tuple[str, ...] = ()  # what a reader has to know
 
-    def __len__(self) -> int: return len(self.camera)
+    def __len__(self) -> int:
+        return len(self.camera)
 
     def checked(self) -> Observed:
         "Itself; DataError when columns do not fit together."
         n, m = len(self), len(self.box_frame)
         checked_columns(self.where, n, at=self.at, **self.image)
         checked_columns(self.where, m, box_class=self.box_class, confidence=self.confidence, size=self.size)
-        if self.embedding is not None and len(self.embedding) != n: raise DataError(f"{len(self.embedding)} embeddings for {n} frames", self.where)
-        if m and not (0 <= self.box_frame.min() and self.box_frame.max() < n): raise DataError("a detection names a frame that is not there", self.where)
-        if m and not (0 <= self.box_class.min() and self.box_class.max() < len(self.classes)): raise DataError("a detection has a class that is not in the list", self.where)
+        if self.embedding is not None and len(self.embedding) != n:
+            raise DataError(f"{len(self.embedding)} embeddings for {n} frames", self.where)
+        if m and not (0 <= self.box_frame.min() and self.box_frame.max() < n):
+            raise DataError("a detection names a frame that is not there", self.where)
+        if m and not (0 <= self.box_class.min() and self.box_class.max() < len(self.classes)):
+            raise DataError("a detection has a class that is not in the list", self.where)
         return self
 
     def rows(self, keep: np.ndarray) -> Observed:
         "Some frames (bool mask) with their detections."
         number, boxes = np.cumsum(keep) - 1, keep[self.box_frame]
-        return replace(self, camera=self.camera[keep], at=self.at[keep], image={k: v[keep] for k, v in self.image.items()}, embedding=None if self.embedding is None else self.embedding[keep],
-                       asked=None if self.asked is None else self.asked[keep], row=None if self.row is None else self.row[keep], box_frame=number[self.box_frame[boxes]], box_class=self.box_class[boxes], confidence=self.confidence[boxes], size=self.size[boxes])
+        some = lambda v: None if v is None else v[keep]
+        return replace(
+            self,
+            **{k: some(getattr(self, k)) for k in ("camera", "at", "embedding", "asked", "row")},
+            image={k: v[keep] for k, v in self.image.items()},
+            box_frame=number[self.box_frame[boxes]],
+            **{k: getattr(self, k)[boxes] for k in ("box_class", "confidence", "size")},
+        )
 
     def between(self, since: float, until: float) -> Observed:
         "Frames with since ≤ at < until, seconds since 1970."
@@ -77,57 +106,128 @@ class DriftSettings:
     "What counts as drift. Floors are distances between distributions, 0 (the same) to 1 (nothing in common)."
 
     permutations: int = 1999
-    alpha: float = 0.01            # adjusted p below which a family is an alarm, if its effect is over the floor
+    alpha: float = 0.01  # adjusted p below which a family is an alarm, if its effect is over the floor
     floor: Mapping[str, float] = field(default_factory=dict)  # family → effect; those not named: FLOORS
-    least: float = 200.0           # effective frames (boxes, for the families of boxes) that a period needs; fewer: grey
-    least_device: float = 50.0     # the same for one camera, to be judged by itself
-    components: int = 16           # of the embedding, at most
+    least: float = (
+        200.0  # effective frames (boxes, for the families of boxes) that a period needs; fewer: grey
+    )
+    least_device: float = 50.0  # the same for one camera, to be judged by itself
+    components: int = 16  # of the embedding, at most
     seed: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "floor", {**FLOORS, **self.floor})
-        rules = [(0 < self.alpha < 1, f"alpha: {self.alpha} is outside 0..1"), (self.permutations + 1 >= len(FAMILIES) / max(self.alpha, 1e-9), f"permutations: {self.permutations} are too few for an alarm at alpha {self.alpha} over {len(FAMILIES)} families"), (self.components >= 1, f"components: {self.components} is below 1"),
-                 (self.least >= 10, f"least: {self.least} is below 10"), (self.least_device >= 10, f"least_device: {self.least_device} is below 10"),
-                 (set(self.floor) <= set(FAMILIES), f"floor: unknown families {sorted(set(self.floor) - set(FAMILIES))}"), (all(0 <= v < 1 for v in self.floor.values()), f"floor: {self.floor} is outside 0..1")]
+        rules = [
+            (0 < self.alpha < 1, f"alpha: {self.alpha} is outside 0..1"),
+            (
+                self.permutations + 1 >= len(FAMILIES) / max(self.alpha, 1e-9),
+                f"permutations: {self.permutations} are too few for an alarm at alpha {self.alpha} over "
+                f"{len(FAMILIES)} families",
+            ),
+            (self.components >= 1, f"components: {self.components} is below 1"),
+            (self.least >= 10, f"least: {self.least} is below 10"),
+            (self.least_device >= 10, f"least_device: {self.least_device} is below 10"),
+            (
+                set(self.floor) <= set(FAMILIES),
+                f"floor: unknown families {sorted(set(self.floor) - set(FAMILIES))}",
+            ),
+            (all(0 <= v < 1 for v in self.floor.values()), f"floor: {self.floor} is outside 0..1"),
+        ]
         check_rules("drift settings", self, rules, f"families: {', '.join(FAMILIES)}")
+
+# %% ../../nbs/09_monitoring/04_drift.ipynb #13e9129b
+def _check_comparable(a: Observed, b: Observed) -> None:
+    "DataError for a reference and a window that cannot be compared."
+    if not len(a) or not len(b):
+        raise DataError(
+            f"the {'reference' if not len(a) else 'window'} holds no frames",
+            a.where if not len(a) else b.where,
+            "which days and cameras does the log have?",
+        )
+    if a.at.min() <= b.at.max() and b.at.min() <= a.at.max():
+        said = " and ".join(f"{_when(o.at.min())} – {_when(o.at.max())}" for o in (a, b))
+        raise DataError(
+            f"reference and window overlap: {said}",
+            b.where,
+            "a window that is part of its own reference cannot differ from it: choose periods without common "
+            "time",
+        )
+    if a.embedding is not None and (a.embedder != b.embedder or a.embedding.shape[1] != b.embedding.shape[1]):
+        raise DataError(
+            f"embeddings of two models: '{a.embedder}' ({a.embedding.shape[1]}) and '{b.embedder}' "
+            f"({b.embedding.shape[1]})",
+            b.where,
+            "compare periods in which the same descriptor ran, or leave the embeddings out",
+        )
+    if set(a.image) != set(b.image):
+        raise DataError(
+            f"other image statistics: {', '.join(sorted(set(a.image) ^ set(b.image)))} in one period only",
+            b.where,
+            "was the log written by another version?",
+        )
 
 # %% ../../nbs/09_monitoring/04_drift.ipynb #5c0fa459
 def joined(reference: Observed, window: Observed) -> tuple[Observed, np.ndarray]:
-    "Both periods as one, cameras and classes by name; and which frames are the window's. DataError when they cannot be compared."
+    """Both periods as one, cameras and classes by name; and which frames are the window's. DataError when
+    they cannot be compared."""
     a, b = reference.checked(), window.checked()
-    if not len(a) or not len(b): raise DataError(f"the {'reference' if not len(a) else 'window'} holds no frames", a.where if not len(a) else b.where, "which days and cameras does the log have?")
-    if a.at.min() <= b.at.max() and b.at.min() <= a.at.max():
-        said = " and ".join(f"{_when(o.at.min())} – {_when(o.at.max())}" for o in (a, b))
-        raise DataError(f"reference and window overlap: {said}", b.where, "a window that is part of its own reference cannot differ from it: choose periods without common time")
-    if (a.embedding is None) != (b.embedding is None): a, b = replace(a, embedding=None), replace(b, embedding=None)
-    if a.embedding is not None and (a.embedder != b.embedder or a.embedding.shape[1] != b.embedding.shape[1]):
-        raise DataError(f"embeddings of two models: '{a.embedder}' ({a.embedding.shape[1]}) and '{b.embedder}' ({b.embedding.shape[1]})", b.where, "compare periods in which the same descriptor ran, or leave the embeddings out")
-    if set(a.image) != set(b.image): raise DataError(f"other image statistics: {', '.join(sorted(set(a.image) ^ set(b.image)))} in one period only", b.where, "was the log written by another version?")
+    if (a.embedding is None) != (b.embedding is None):
+        a, b = replace(a, embedding=None), replace(b, embedding=None)
+    _check_comparable(a, b)
     cameras, classes = tuple(sorted({*a.cameras, *b.cameras})), tuple(dict.fromkeys([*a.classes, *b.classes]))
     place = lambda o: np.array([cameras.index(c) for c in o.cameras], int)[o.camera]
-    called = lambda o: np.array([classes.index(c) for c in o.classes], int)[o.box_class] if len(o.box_class) else o.box_class.astype(int)
+    called = lambda o: (
+        np.array([classes.index(c) for c in o.classes], int)[o.box_class]
+        if len(o.box_class)
+        else o.box_class.astype(int)
+    )
     asked = lambda o: np.ones(len(o), bool) if o.asked is None else o.asked
     join = lambda f: np.concatenate([f(a), f(b)])
-    both = Observed(cameras, join(place), join(lambda o: o.at), {k: join(lambda o, k=k: o.image[k]) for k in a.image}, None if a.embedding is None else join(lambda o: o.embedding), join(asked),
-                    np.concatenate([a.box_frame, b.box_frame + len(a)]).astype(int), join(called), join(lambda o: o.confidence), join(lambda o: o.size), classes, a.embedder, a.where)
+    both = Observed(
+        cameras,
+        join(place),
+        join(lambda o: o.at),
+        {k: join(lambda o, k=k: o.image[k]) for k in a.image},
+        None if a.embedding is None else join(lambda o: o.embedding),
+        join(asked),
+        np.concatenate([a.box_frame, b.box_frame + len(a)]).astype(int),
+        join(called),
+        join(lambda o: o.confidence),
+        join(lambda o: o.size),
+        classes,
+        a.embedder,
+        a.where,
+    )
     return both, np.repeat([False, True], [len(a), len(b)])
 
-
-def _when(seconds: float) -> str: return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+# %% ../../nbs/09_monitoring/04_drift.ipynb #14809b26
+def _when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
 
 # %% ../../nbs/09_monitoring/04_drift.ipynb #5ef6afed
 def components_of(
-    embedding: np.ndarray,   # (n, d)
+    embedding: np.ndarray,  # (n, d)
     most: int = 16,
-    share: float = 0.95,     # of the variance
-) -> np.ndarray:             # (n, k) float32, unit spread
+    share: float = 0.95,  # of the variance
+) -> np.ndarray:  # (n, k) float32, unit spread
     "Whitened principal components."
     mean = embedding.mean(axis=0, dtype=np.float64)
-    value, vector = np.linalg.eigh(np.cov(embedding.astype(np.float32) - mean.astype(np.float32), rowvar=False, dtype=np.float64).reshape(embedding.shape[1], -1))
+    value, vector = np.linalg.eigh(
+        np.cov(
+            embedding.astype(np.float32) - mean.astype(np.float32), rowvar=False, dtype=np.float64
+        ).reshape(embedding.shape[1], -1)
+    )
     value, vector = np.maximum(value[::-1], 0), vector[:, ::-1]
-    if value[0] <= 0: return np.zeros((len(embedding), 0), np.float32)
-    k = min(most, 1 + int(np.searchsorted(np.cumsum(value) / value.sum(), share)), int((value > 1e-9 * value[0]).sum()))
-    return ((embedding - mean.astype(np.float32)) @ (vector[:, :k] / np.sqrt(value[:k])).astype(np.float32)).astype(np.float32)
+    if value[0] <= 0:
+        return np.zeros((len(embedding), 0), np.float32)
+    k = min(
+        most,
+        1 + int(np.searchsorted(np.cumsum(value) / value.sum(), share)),
+        int((value > 1e-9 * value[0]).sum()),
+    )
+    return (
+        (embedding - mean.astype(np.float32)) @ (vector[:, :k] / np.sqrt(value[:k])).astype(np.float32)
+    ).astype(np.float32)
 
 # %% ../../nbs/09_monitoring/04_drift.ipynb #8b762e94
 BOXED = ("class", "confidence", "size")  # families whose unit is a box
@@ -138,50 +238,81 @@ class _Table:
     "Both periods in order of time, cut into blocks."
 
     seen: Observed
-    window: np.ndarray              # (n,) bool
-    block: np.ndarray               # (n,) ascending
-    block_window: np.ndarray        # (b,) bool
-    own: Mapping[str, np.ndarray]   # family → (n,) how much each frame says about it
-    tau: Mapping[str, np.ndarray]   # family → (cameras,) of those frames (boxes), how many count as one
+    window: np.ndarray  # (n,) bool
+    block: np.ndarray  # (n,) ascending
+    block_window: np.ndarray  # (b,) bool
+    own: Mapping[str, np.ndarray]  # family → (n,) how much each frame says about it
+    tau: Mapping[str, np.ndarray]  # family → (cameras,) of those frames (boxes), how many count as one
 
     def effective(self, family: str, camera: int | None = None) -> tuple[float, float]:
         "Effective frames (boxes) of reference and window."
         sides = [self.window == side for side in (False, True)]
-        n = np.stack([np.bincount(self.seen.camera[s], self.own[family][s], len(self.seen.cameras)) for s in sides]) / self.tau[family]
+        n = (
+            np.stack(
+                [np.bincount(self.seen.camera[s], self.own[family][s], len(self.seen.cameras)) for s in sides]
+            )
+            / self.tau[family]
+        )
         return tuple((n.sum(axis=1) if camera is None else n[:, camera]).tolist())
 
 
 def _own(seen: Observed) -> dict[str, np.ndarray]:
-    "family → (n,) how much each frame says about it: a frame that the model was not asked about says nothing about counts, one without boxes nothing about classes."
+    """family → (n,) how much each frame says about it: a frame that the model was not asked about says
+    nothing about counts, one without boxes nothing about classes."""
     boxes, all_ = np.bincount(seen.box_frame, minlength=len(seen)).astype(float), np.ones(len(seen))
-    there = np.zeros(len(seen)) if seen.embedding is None else np.isfinite(seen.embedding).all(axis=1).astype(float)
-    return {"image": all_, "embedding": there, "count": seen.asked.astype(float), **dict.fromkeys(BOXED, boxes), "cameras": all_}
+    there = (
+        np.zeros(len(seen))
+        if seen.embedding is None
+        else np.isfinite(seen.embedding).all(axis=1).astype(float)
+    )
+    return {
+        "image": all_,
+        "embedding": there,
+        "count": seen.asked.astype(float),
+        **dict.fromkeys(BOXED, boxes),
+        "cameras": all_,
+    }
 
 # %% ../../nbs/09_monitoring/04_drift.ipynb #5e776712
 def _columns(seen: Observed, family: str, rows: np.ndarray, most: int) -> np.ndarray:
     "(rows, k) columns whose memory is that of the family."
-    if family == "image": return np.stack([v[rows] for v in seen.image.values()], axis=1).astype(np.float64) if seen.image else np.zeros((len(rows), 0))
-    if family == "embedding": return components_of(seen.embedding[rows], most).astype(np.float64)
+    if family == "image":
+        return (
+            np.stack([v[rows] for v in seen.image.values()], axis=1).astype(np.float64)
+            if seen.image
+            else np.zeros((len(rows), 0))
+        )
+    if family == "embedding":
+        return components_of(seen.embedding[rows], most).astype(np.float64)
     place = np.full(len(seen), -1)
     place[rows] = np.arange(len(rows))
     mine = place[seen.box_frame] >= 0
     frame = place[seen.box_frame[mine]]
     number = np.bincount(frame, minlength=len(rows)).astype(float)
-    if family == "count": return number[:, None]
-    of_box = [seen.box_class == c for c in range(len(seen.classes))] if family == "class" else [getattr(seen, family)]
+    if family == "count":
+        return number[:, None]
+    of_box = (
+        [seen.box_class == c for c in range(len(seen.classes))]
+        if family == "class"
+        else [getattr(seen, family)]
+    )
     return np.stack([np.bincount(frame, v[mine], len(rows)) / number for v in of_box], axis=1)
 
 
-def _memory(seen: Observed, window: np.ndarray, own: Mapping[str, np.ndarray], settings: DriftSettings) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _memory(
+    seen: Observed, window: np.ndarray, own: Mapping[str, np.ndarray], settings: DriftSettings
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     "family → (cameras,) frames that count as one; and how many seconds they take."
     tau, seconds = ({f: np.full(len(seen.cameras), v) for f in FAMILIES} for v in (1.0, 0.0))
     for k in range(len(seen.cameras)):
         step = _step(seen.at[seen.camera == k])
         for family in FAMILIES[:-1]:
             rows = np.flatnonzero((seen.camera == k) & (own[family] > 0))
-            if len(rows) < 3: continue
+            if len(rows) < 3:
+                continue
             x = _columns(seen, family, rows, min(settings.components, 8))
-            if x.shape[1]: tau[family][k], seconds[family][k] = _memory_of(x, seen.at[rows], window[rows])
+            if x.shape[1]:
+                tau[family][k], seconds[family][k] = _memory_of(x, seen.at[rows], window[rows])
         seconds["cameras"][k] = seconds["count"][k]
         tau["cameras"][k] = max(seconds["count"][k] / step, 1.0) if step else 1.0
     return tau, seconds
@@ -197,21 +328,34 @@ BURSTS = 30  # from so many stretches on, memory is also measured from one to th
 
 
 def _memory_of(x: np.ndarray, at: np.ndarray, window: np.ndarray) -> tuple[float, float]:
-    "Rows of one camera that count as one, and their seconds; of both periods together: three quarters of the columns have less. In order of time; `x` is changed."
+    """Rows of one camera that count as one, and their seconds; of both periods together: three quarters of
+    the columns have less. In order of time; `x` is changed."""
     stretch = stretches(np.zeros(len(x), int), at, window)[1]
     first = np.flatnonzero(np.append(True, np.diff(stretch) > 0))
     whole, size = x.copy(), np.diff(np.append(first, len(x)))
     for i, n in zip(first, size):
-        if n >= 8 and window[i]: _straighten(x[i:i + n])
-    rows = float(np.quantile(autocorrelation_time(x, stretch), .75))
+        if n >= 8 and window[i]:
+            _straighten(x[i : i + n])
+    rows = float(np.quantile(autocorrelation_time(x, stretch), 0.75))
     seconds = rows * _step(at)
-    if len(first) < BURSTS: return rows, seconds
-    mean, side, pause = np.add.reduceat(whole, first, axis=0) / size[:, None], window[first].astype(int), _step(at[first])
-    if side.sum() >= 8: mean[side == 1] -= (line := _line(mean[side == 1])); whole[window] -= np.repeat(line, size[side == 1], axis=0)
-    for v, s in ((mean, side), (whole, window.astype(int))): v -= np.stack([v[s == i].mean(axis=0) if (s == i).any() else np.zeros(v.shape[1]) for i in (0, 1)])[s]
+    if len(first) < BURSTS:
+        return rows, seconds
+    mean, side, pause = (
+        np.add.reduceat(whole, first, axis=0) / size[:, None],
+        window[first].astype(int),
+        _step(at[first]),
+    )
+    if side.sum() >= 8:
+        mean[side == 1] -= (line := _line(mean[side == 1]))
+        whole[window] -= np.repeat(line, size[side == 1], axis=0)
+    for v, s in ((mean, side), (whole, window.astype(int))):
+        v -= np.stack([v[s == i].mean(axis=0) if (s == i).any() else np.zeros(v.shape[1]) for i in (0, 1)])[s]
     between = autocorrelation_time(mean, np.cumsum(np.append(0, np.diff(side) != 0)))
-    with np.errstate(all="ignore"): long = np.nan_to_num((size**2).sum() / size.sum() * mean.var(axis=0) / whole.var(axis=0) * between)
-    return max(rows, float(np.quantile(long, .75))), max(seconds, float(np.quantile(np.where(long > rows, between, 0), .75)) * pause)
+    with np.errstate(all="ignore"):
+        long = np.nan_to_num((size**2).sum() / size.sum() * mean.var(axis=0) / whole.var(axis=0) * between)
+    return max(rows, float(np.quantile(long, 0.75))), max(
+        seconds, float(np.quantile(np.where(long > rows, between, 0), 0.75)) * pause
+    )
 
 
 def _line(x: np.ndarray) -> np.ndarray:
@@ -220,7 +364,8 @@ def _line(x: np.ndarray) -> np.ndarray:
     return np.outer(t, (t @ (x - x.mean(axis=0))) / (t @ t))
 
 
-def _straighten(x: np.ndarray) -> None: x -= _line(x)
+def _straighten(x: np.ndarray) -> None:
+    x -= _line(x)
 
 # %% ../../nbs/09_monitoring/04_drift.ipynb #dd20039d
 def _tabled(reference: Observed, window: Observed, settings: DriftSettings) -> _Table:
@@ -230,11 +375,23 @@ def _tabled(reference: Observed, window: Observed, settings: DriftSettings) -> _
     back = np.empty(len(order), int)
     back[order] = np.arange(len(order))
     box = np.argsort(back[both.box_frame], kind="stable")
-    seen = replace(both, camera=both.camera[order], at=both.at[order], image={k: v[order] for k, v in both.image.items()}, embedding=None if both.embedding is None else both.embedding[order],
-                   asked=both.asked[order], box_frame=back[both.box_frame][box], box_class=both.box_class[box], confidence=both.confidence[box], size=both.size[box])
+    seen = replace(
+        both,
+        camera=both.camera[order],
+        at=both.at[order],
+        image={k: v[order] for k, v in both.image.items()},
+        embedding=None if both.embedding is None else both.embedding[order],
+        asked=both.asked[order],
+        box_frame=back[both.box_frame][box],
+        box_class=both.box_class[box],
+        confidence=both.confidence[box],
+        size=both.size[box],
+    )
     inside, own = inside[order], _own(seen)
     tau, seconds = _memory(seen, inside, own, settings)
-    long = BLOCK * max(np.average(s, weights=np.bincount(seen.camera, minlength=len(s))) for s in seconds.values())
+    long = BLOCK * max(
+        np.average(s, weights=np.bincount(seen.camera, minlength=len(s))) for s in seconds.values()
+    )
     stretch = np.cumsum(np.append(0, (np.diff(inside.astype(np.int8)) != 0) | (np.diff(seen.at) > long)))
     block = cut_blocks(seen.at, stretch, long)
     first = np.flatnonzero(np.append(True, np.diff(block) != 0))
@@ -247,29 +404,48 @@ class _Feature:
 
     family: str
     name: str
-    kind: str              # "ks", "tv" (total variation of shares) or "mmd"
-    sums: np.ndarray       # (b, d)
-    weight: np.ndarray     # (b,)
+    kind: str  # "ks", "tv" (total variation of shares) or "mmd"
+    sums: np.ndarray  # (b, d)
+    weight: np.ndarray  # (b,)
     means: tuple[float, float] = (float("nan"), float("nan"))  # of reference and window, for a reader
 
     def statistic(self, drawn: np.ndarray) -> np.ndarray:  # (P + 1, b) → (P + 1,)
         "How far apart the two sides are."
-        if not self.sums.shape[1]: return np.zeros(len(drawn), np.float32)
+        if not self.sums.shape[1]:
+            return np.zeros(len(drawn), np.float32)
         d = differences(drawn, self.sums, self.weight)
-        made = np.abs(d).max(axis=1) if self.kind == "ks" else np.abs(d).sum(axis=1) / 2 if self.kind == "tv" else np.einsum("ij,ij->i", d, d)
+        made = (
+            np.abs(d).max(axis=1)
+            if self.kind == "ks"
+            else np.abs(d).sum(axis=1) / 2
+            if self.kind == "tv"
+            else np.einsum("ij,ij->i", d, d)
+        )
         return made if np.isnan(made[0]) else np.nan_to_num(made)
 
 
-def _column(family: str, name: str, x: np.ndarray, block: np.ndarray, window: np.ndarray, blocks: int) -> _Feature:
+def _column(
+    family: str, name: str, x: np.ndarray, block: np.ndarray, window: np.ndarray, blocks: int
+) -> _Feature:
     "A column of numbers: distributions compared at cuts."
     mean = tuple(float(x[w].mean()) if w.any() else float("nan") for w in (~window, window))
-    return _Feature(family, name, "ks", counts_below(block, x, cuts_of(x), blocks), np.bincount(block, minlength=blocks), mean)
+    return _Feature(
+        family,
+        name,
+        "ks",
+        counts_below(block, x, cuts_of(x), blocks),
+        np.bincount(block, minlength=blocks),
+        mean,
+    )
 
 # %% ../../nbs/09_monitoring/04_drift.ipynb #c7bb4169
 def _features(t: _Table, rows: np.ndarray, settings: DriftSettings) -> list[_Feature]:
     "Every feature of these frames (ascending rows)."
     s, block, window, blocks = t.seen, t.block[rows], t.window[rows], len(t.block_window)
-    asked, found = s.asked[rows], [_column("image", k, v[rows], block, window, blocks) for k, v in s.image.items()]
+    asked, found = (
+        s.asked[rows],
+        [_column("image", k, v[rows], block, window, blocks) for k, v in s.image.items()],
+    )
     place = np.full(len(s), -1)
     place[rows] = np.arange(len(rows))
     boxes = place[s.box_frame] >= 0
@@ -277,20 +453,61 @@ def _features(t: _Table, rows: np.ndarray, settings: DriftSettings) -> list[_Fea
     if s.embedding is not None:
         there = np.isfinite(s.embedding[rows]).all(axis=1)
         if (there & ~window).sum() > 2 and (there & window).any():
-            x, rng = components_of(s.embedding[rows][there], settings.components), np.random.default_rng(settings.seed)
-            found += [_column("embedding", f"component {i + 1}", x[:, i], block[there], window[there], blocks) for i in range(x.shape[1])]
-            if x.shape[1]: found.append(_Feature("embedding", "whole", "mmd", kernel_sums(kernel_for(x, rng), block[there], x, blocks), np.bincount(block[there], minlength=blocks)))
-    if asked.any(): found.append(_column("count", "detections", np.bincount(frame, minlength=len(rows))[asked], block[asked], window[asked], blocks))
+            x, rng = (
+                components_of(s.embedding[rows][there], settings.components),
+                np.random.default_rng(settings.seed),
+            )
+            found += [
+                _column("embedding", f"component {i + 1}", x[:, i], block[there], window[there], blocks)
+                for i in range(x.shape[1])
+            ]
+            if x.shape[1]:
+                found.append(
+                    _Feature(
+                        "embedding",
+                        "whole",
+                        "mmd",
+                        kernel_sums(kernel_for(x, rng), block[there], x, blocks),
+                        np.bincount(block[there], minlength=blocks),
+                    )
+                )
+    if asked.any():
+        found.append(
+            _column(
+                "count",
+                "detections",
+                np.bincount(frame, minlength=len(rows))[asked],
+                block[asked],
+                window[asked],
+                blocks,
+            )
+        )
     return found + (_box_features(s, boxes, block[frame], window[frame], blocks) if len(frame) else [])
 
-
-def _box_features(s: Observed, boxes: np.ndarray, block: np.ndarray, window: np.ndarray, blocks: int) -> list[_Feature]:
+# %% ../../nbs/09_monitoring/04_drift.ipynb #3bb9cfff
+def _box_features(
+    s: Observed, boxes: np.ndarray, block: np.ndarray, window: np.ndarray, blocks: int
+) -> list[_Feature]:
     "Class mix, confidence and size of these boxes."
     weight, klass, classes = np.bincount(block, minlength=blocks), s.box_class[boxes], len(s.classes)
-    shares = np.bincount(block * classes + klass, minlength=blocks * classes).reshape(blocks, classes).astype(np.float64)
-    share = lambda i: tuple(float((klass[w] == i).mean()) if w.any() else float("nan") for w in (~window, window))
-    return [_Feature("class", "mix", "tv", shares, weight), *(_Feature("class", n, "ks", shares[:, [i]], weight, share(i)) for i, n in enumerate(s.classes) if shares[:, i].any()),
-            _column("confidence", "confidence", s.confidence[boxes], block, window, blocks), _column("size", "box size", s.size[boxes], block, window, blocks)]
+    shares = (
+        np.bincount(block * classes + klass, minlength=blocks * classes)
+        .reshape(blocks, classes)
+        .astype(np.float64)
+    )
+    share = lambda i: tuple(
+        float((klass[w] == i).mean()) if w.any() else float("nan") for w in (~window, window)
+    )
+    return [
+        _Feature("class", "mix", "tv", shares, weight),
+        *(
+            _Feature("class", n, "ks", shares[:, [i]], weight, share(i))
+            for i, n in enumerate(s.classes)
+            if shares[:, i].any()
+        ),
+        _column("confidence", "confidence", s.confidence[boxes], block, window, blocks),
+        _column("size", "box size", s.size[boxes], block, window, blocks),
+    ]
 
 # %% ../../nbs/09_monitoring/04_drift.ipynb #ef027921
 @dataclass(frozen=True)
@@ -299,14 +516,15 @@ class FeatureResult:
 
     family: str
     feature: str
-    camera: str | None     # None: all cameras
+    camera: str | None  # None: all cameras
     p: float
-    effect: float          # 0..1
-    reference: float       # mean
+    effect: float  # 0..1
+    reference: float  # mean
     window: float
     p_adjusted: float = float("nan")  # Benjamini–Hochberg within the family
 
-    def to_dict(self) -> dict[str, Any]: return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in vars(self).items()}
+    def to_dict(self) -> dict[str, Any]:
+        return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -317,7 +535,7 @@ class _Scope:
     features: list[FeatureResult]
     statistic: dict[str, np.ndarray]  # family → (P + 1,)
     effect: dict[str, float]
-    frames: int                       # of the window
+    frames: int  # of the window
 
 
 def _measured(features: Sequence[_Feature], drawn: np.ndarray, camera: str | None, frames: int) -> _Scope:
@@ -326,33 +544,64 @@ def _measured(features: Sequence[_Feature], drawn: np.ndarray, camera: str | Non
     for f in features:
         value = f.statistic(drawn)
         square = value if f.kind == "mmd" else value.astype(np.float64) ** 2
-        effect = float(np.sqrt(max(0.0, square[0] - square[1:].mean()))) if np.isfinite(value[0]) else float("nan")
-        rows.append(FeatureResult(f.family, f.name, camera, float(chance_of(value)), min(effect, 1.0), *f.means))
+        effect = (
+            float(np.sqrt(max(0.0, square[0] - square[1:].mean()))) if np.isfinite(value[0]) else float("nan")
+        )
+        rows.append(
+            FeatureResult(f.family, f.name, camera, float(chance_of(value)), min(effect, 1.0), *f.means)
+        )
         by_family.setdefault(f.family, []).append((value, min(effect, 1.0)))
-    return _Scope(camera, rows, {k: largest([v for v, _ in pairs]) for k, pairs in by_family.items()},
-                  {k: float(np.nanmax([e for _, e in pairs])) if np.isfinite([e for _, e in pairs]).any() else float("nan") for k, pairs in by_family.items()}, frames)
+    return _Scope(
+        camera,
+        rows,
+        {k: largest([v for v, _ in pairs]) for k, pairs in by_family.items()},
+        {
+            k: float(np.nanmax([e for _, e in pairs]))
+            if np.isfinite([e for _, e in pairs]).any()
+            else float("nan")
+            for k, pairs in by_family.items()
+        },
+        frames,
+    )
 
 # %% ../../nbs/09_monitoring/04_drift.ipynb #8521e2da
 def _scopes(t: _Table, settings: DriftSettings) -> tuple[_Scope, dict[int, _Scope]]:
     "All cameras as one, and each camera that has enough in both periods."
-    drawn, cameras, blocks = shuffles(t.block_window, settings.permutations, np.random.default_rng(settings.seed)), len(t.seen.cameras), len(t.block_window)
+    drawn, cameras, blocks = (
+        shuffles(t.block_window, settings.permutations, np.random.default_rng(settings.seed)),
+        len(t.seen.cameras),
+        len(t.block_window),
+    )
     features = _features(t, np.arange(len(t.window)), settings)
     if cameras > 1:
-        counts = np.bincount(t.block * cameras + t.seen.camera, minlength=blocks * cameras).reshape(blocks, cameras).astype(np.float64)
+        counts = (
+            np.bincount(t.block * cameras + t.seen.camera, minlength=blocks * cameras)
+            .reshape(blocks, cameras)
+            .astype(np.float64)
+        )
         features.append(_Feature("cameras", "share of each camera", "tv", counts, counts.sum(axis=1)))
     single = {}
     for k, name in enumerate(t.seen.cameras):
         rows = np.flatnonzero(t.seen.camera == k)
         own = np.bincount(t.block[rows], minlength=blocks) > 0
-        if max(min(t.effective(f, k)) for f in ("image", "embedding", "count")) < settings.least_device or min((own & t.block_window).sum(), (own & ~t.block_window).sum()) < 4: continue
+        if (
+            max(min(t.effective(f, k)) for f in ("image", "embedding", "count")) < settings.least_device
+            or min((own & t.block_window).sum(), (own & ~t.block_window).sum()) < 4
+        ):
+            continue
         single[k] = _measured(_features(t, rows, settings), drawn, name, int(t.window[rows].sum()))
     return _measured(features, drawn, None, int(t.window.sum())), single
 
 
 def _views(single: Mapping[int, _Scope], family: str) -> list[np.ndarray]:
     "(P + 1,) mean over cameras and worst camera; nothing without a camera that can be judged."
-    parts = [(s.statistic[family], s.frames) for s in single.values() if family in s.statistic and np.isfinite(s.statistic[family]).all()]
-    if not parts: return []
+    parts = [
+        (s.statistic[family], s.frames)
+        for s in single.values()
+        if family in s.statistic and np.isfinite(s.statistic[family]).all()
+    ]
+    if not parts:
+        return []
     table, weight = np.stack([p for p, _ in parts], axis=1), np.array([n for _, n in parts], float)
     return [table @ (weight / weight.sum()), table.max(axis=1)]
 
@@ -362,33 +611,43 @@ class FamilyResult:
     "What one family says."
 
     family: str
-    p: float                      # of the three views together
-    p_pooled: float               # of all cameras as one
-    p_within: float               # of each camera against itself
+    p: float  # of the three views together
+    p_pooled: float  # of all cameras as one
+    p_within: float  # of each camera against itself
     effect: float
     floor: float
     effective: tuple[float, float]  # frames (boxes) of reference and window
     p_adjusted: float = float("nan")  # Holm over the families
-    state: str = "GREEN"          # GREEN, AMBER, RED, GREY
+    state: str = "GREEN"  # GREEN, AMBER, RED, GREY
     devices: tuple[str, ...] = ()  # cameras that are over the floor by themselves
-    everywhere: bool = False      # the cameras' mean has moved, also without those
+    everywhere: bool = False  # the cameras' mean has moved, also without those
 
     @property
-    def alarm(self) -> bool: return self.state in ("AMBER", "RED")
+    def alarm(self) -> bool:
+        return self.state in ("AMBER", "RED")
 
     def to_dict(self) -> dict[str, Any]:
         made = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in vars(self).items()}
-        return {**made, "effective": [round(v) for v in self.effective], "devices": list(self.devices), "camera": ", ".join(self.devices) or None}
+        return {
+            **made,
+            "effective": [round(v) for v in self.effective],
+            "devices": list(self.devices),
+            "camera": ", ".join(self.devices) or None,
+        }
 
 
-def _device_rows(single: Mapping[int, _Scope], family: str, floor: float, alpha: float = 0.01) -> list[tuple[str, float]]:
+def _device_rows(
+    single: Mapping[int, _Scope], family: str, floor: float, alpha: float = 0.01
+) -> list[tuple[str, float]]:
     "Cameras whose own test alarms (Benjamini–Hochberg over cameras), with their effects."
     own = [s for s in single.values() if family in s.statistic]
     p = benjamini_hochberg([float(chance_of(s.statistic[family])) for s in own])
     return [(s.camera, s.effect[family]) for s, q in zip(own, p) if q < alpha and s.effect[family] >= floor]
 
-
-def _family(name: str, pooled: _Scope, single: Mapping[int, _Scope], t: _Table, settings: DriftSettings) -> FamilyResult:
+# %% ../../nbs/09_monitoring/04_drift.ipynb #27accb9d
+def _family(
+    name: str, pooled: _Scope, single: Mapping[int, _Scope], t: _Table, settings: DriftSettings
+) -> FamilyResult:
     "One family, before the others are known."
     floor, views = settings.floor[name], _views(single, name)
     chance = lambda parts: float(chance_of(largest(parts))) if parts else float("nan")
@@ -398,29 +657,52 @@ def _family(name: str, pooled: _Scope, single: Mapping[int, _Scope], t: _Table, 
     mean = float(np.average([e for e, _ in own], weights=[n for _, n in own])) if own else 0.0
     effect = max([float(np.nan_to_num(pooled.effect[name])), mean, *(e for _, e in devices)])
     within = chance(views)
-    moved = chance(rest[:1]) < .01 if devices else within < .01
-    return FamilyResult(name, chance([pooled.statistic[name], *views]), float(chance_of(pooled.statistic[name])), within, effect, floor, t.effective(name), devices=tuple(n for n, _ in devices), everywhere=bool(moved))
+    moved = chance(rest[:1]) < 0.01 if devices else within < 0.01
+    return FamilyResult(
+        name,
+        chance([pooled.statistic[name], *views]),
+        float(chance_of(pooled.statistic[name])),
+        within,
+        effect,
+        floor,
+        t.effective(name),
+        devices=tuple(n for n, _ in devices),
+        everywhere=bool(moved),
+    )
 
 # %% ../../nbs/09_monitoring/04_drift.ipynb #f3e785e4
-CAUSES = {"none": "nothing to do", "device fault": "send somebody to the camera: lens, lamp, mounting, focus", "mix shift": "ask what changed in the traffic or the list of cameras; choose a new reference if that is meant to stay",
-          "world changed": "draw an audit (`cv-pipeline audit draw`), label it, and let its accuracy decide about retraining", "device or world": "one camera only: look at its pictures; then as for a device, or as for the world",
-          "insufficient": "too few independent frames: a longer window, or looks further apart"}
+CAUSES = {
+    "none": "nothing to do",
+    "device fault": "send somebody to the camera: lens, lamp, mounting, focus",
+    "mix shift": "ask what changed in the traffic or the list of cameras; choose a new reference if that is "
+    "meant to stay",
+    "world changed": "draw an audit (`cv-pipeline audit draw`), label it, and let its accuracy decide about "
+    "retraining",
+    "device or world": "one camera only: look at its pictures; then as for a device, or as for the world",
+    "insufficient": "too few independent frames: a longer window, or looks further apart",
+}
 
 
 def cause_of(
     families: Sequence[FamilyResult],
-    judged: int,                        # cameras that could be judged by themselves
-    cameras: int,                       # cameras in both periods
-    new: Sequence[str] = (),            # cameras of the window that the reference does not know
-) -> str:                               # a key of CAUSES
+    judged: int,  # cameras that could be judged by themselves
+    cameras: int,  # cameras in both periods
+    new: Sequence[str] = (),  # cameras of the window that the reference does not know
+) -> str:  # a key of CAUSES
     "Who has to look."
     alarmed = [f for f in families if f.alarm]
-    if not alarmed: return "insufficient" if all(f.state == "GREY" for f in families) else "none"
+    if not alarmed:
+        return "insufficient" if all(f.state == "GREY" for f in families) else "none"
     strongest = max(alarmed, key=lambda f: (f.family != "cameras", f.effect))
-    if strongest.family == "cameras" or new and not strongest.devices: return "mix shift"
-    if judged > 1 and (len(strongest.devices) > judged / 2 or strongest.everywhere): return "world changed"
-    if judged > 1 and strongest.devices: return "device fault"
-    mixed = any(f.family == "cameras" for f in alarmed) or (judged == cameras > 1 and np.isfinite(strongest.p_within))
+    if strongest.family == "cameras" or new and not strongest.devices:
+        return "mix shift"
+    if judged > 1 and (len(strongest.devices) > judged / 2 or strongest.everywhere):
+        return "world changed"
+    if judged > 1 and strongest.devices:
+        return "device fault"
+    mixed = any(f.family == "cameras" for f in alarmed) or (
+        judged == cameras > 1 and np.isfinite(strongest.p_within)
+    )
     return "mix shift" if mixed else "device or world"
 
 # %% ../../nbs/09_monitoring/04_drift.ipynb #023252d4
@@ -428,16 +710,17 @@ def cause_of(
 class Drift:
     "What a comparison says."
 
-    verdict: str                     # GREEN, AMBER, RED, GREY
-    cause: str                       # a key of CAUSES
+    verdict: str  # GREEN, AMBER, RED, GREY
+    cause: str  # a key of CAUSES
     families: list[FamilyResult]
-    features: list[FeatureResult]    # all cameras first, then camera by camera
-    cameras: list[dict[str, Any]]    # frames, effective frames, judged or not
+    features: list[FeatureResult]  # all cameras first, then camera by camera
+    cameras: list[dict[str, Any]]  # frames, effective frames, judged or not
     notes: list[str]
     header: dict[str, Any]
 
     @property
-    def action(self) -> str: return CAUSES[self.cause]
+    def action(self) -> str:
+        return CAUSES[self.cause]
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -446,8 +729,17 @@ class Drift:
 
     def to_dict(self) -> dict[str, Any]:
         "For metrics.json."
-        return {"verdict": self.verdict, "cause": self.cause, "action": self.action, "devices": list(self.devices), "families": [f.to_dict() for f in self.families],
-                "features": [f.to_dict() for f in self.features], "cameras": self.cameras, "notes": self.notes, **self.header}
+        return {
+            "verdict": self.verdict,
+            "cause": self.cause,
+            "action": self.action,
+            "devices": list(self.devices),
+            "families": [f.to_dict() for f in self.families],
+            "features": [f.to_dict() for f in self.features],
+            "cameras": self.cameras,
+            "notes": self.notes,
+            **self.header,
+        }
 
 
 def _rare_enough(window: np.ndarray, settings: DriftSettings) -> bool:
@@ -455,53 +747,125 @@ def _rare_enough(window: np.ndarray, settings: DriftSettings) -> bool:
     n, k = len(window), int(window.sum())
     return comb(n, k) >= len(FAMILIES) / settings.alpha
 
+# %% ../../nbs/09_monitoring/04_drift.ipynb #792f9ea0
+def _adjusted(rows: Sequence[FeatureResult]) -> list[FeatureResult]:
+    "The features with their p adjusted (Benjamini–Hochberg) within each family, over all scopes."
+    made = list(rows)
+    for family in FAMILIES:
+        mine = [i for i, r in enumerate(rows) if r.family == family]
+        for i, p in zip(mine, benjamini_hochberg([rows[i].p for i in mine])):
+            made[i] = replace(rows[i], p_adjusted=float(p))
+    return made
 
-def _states(families: Sequence[FamilyResult], settings: DriftSettings, before: Sequence[FamilyResult], able: bool) -> list[FamilyResult]:
+
+def _states(
+    families: Sequence[FamilyResult], settings: DriftSettings, before: Sequence[FamilyResult], able: bool
+) -> list[FamilyResult]:
     "Holm over the families that can be judged; two alarms in a row are RED."
     enough = [able and min(f.effective) >= settings.least and np.isfinite(f.p) for f in families]
-    adjusted, earlier = holm([f.p if e else np.nan for f, e in zip(families, enough)]), {f.family: f.alarm for f in before}
-    state = lambda f, e, p: "GREY" if not e else "GREEN" if p >= settings.alpha or f.effect < f.floor else "RED" if earlier.get(f.family) else "AMBER"
-    return [replace(f, p_adjusted=float(p), state=state(f, e, p)) for f, e, p in zip(families, enough, adjusted)]
+    adjusted, earlier = (
+        holm([f.p if e else np.nan for f, e in zip(families, enough)]),
+        {f.family: f.alarm for f in before},
+    )
+    state = lambda f, e, p: (
+        "GREY"
+        if not e
+        else "GREEN"
+        if p >= settings.alpha or f.effect < f.floor
+        else "RED"
+        if earlier.get(f.family)
+        else "AMBER"
+    )
+    return [
+        replace(f, p_adjusted=float(p), state=state(f, e, p)) for f, e, p in zip(families, enough, adjusted)
+    ]
 
 # %% ../../nbs/09_monitoring/04_drift.ipynb #22abc0fa
 def compare(
     reference: Observed,
     window: Observed,
     settings: DriftSettings | None = None,
-    before: Sequence[FamilyResult] = (),   # families of the window ahead of this one: an alarm in both is RED
+    before: Sequence[FamilyResult] = (),  # families of the window ahead of this one: an alarm in both is RED
 ) -> Drift:
     "Compare a window with a reference."
     settings = settings or DriftSettings()
     t = _tabled(reference, window, settings)
     pooled, single = _scopes(t, settings)
     present = [f for f in FAMILIES if f in pooled.statistic]
-    families = _states([_family(f, pooled, single, t, settings) for f in present], settings, before, _rare_enough(t.block_window, settings))
-    rows = [r for s in (pooled, *single.values()) for r in s.features]
-    for family in present:
-        mine = [i for i, r in enumerate(rows) if r.family == family]
-        for i, p in zip(mine, benjamini_hochberg([rows[i].p for i in mine])): rows[i] = replace(rows[i], p_adjusted=float(p))
+    families = _states(
+        [_family(f, pooled, single, t, settings) for f in present],
+        settings,
+        before,
+        _rare_enough(t.block_window, settings),
+    )
+    rows = _adjusted([r for s in (pooled, *single.values()) for r in s.features])
     cameras, notes, new = _camera_rows(t, single)
     notes += [f"{f}: nothing to compare" for f in FAMILIES if f not in present]
-    if not _rare_enough(t.block_window, settings): notes.append(f"{len(t.block_window)} blocks of time, {int(t.block_window.sum())} of them in the window: too few for any of their shuffles to be rare")
+    if not _rare_enough(t.block_window, settings):
+        notes.append(
+            f"{len(t.block_window)} blocks of time, {int(t.block_window.sum())} of them in the window: too "
+            "few for any of their shuffles to be rare"
+        )
     grey = [f.family for f in families if f.state == "GREY"]
-    if grey: notes.append(f"too few independent frames to judge: {', '.join(grey)}")
+    if grey:
+        notes.append(f"too few independent frames to judge: {', '.join(grey)}")
     states = [f.state for f in families]
     verdict = next((v for v in ("RED", "AMBER", "GREEN") if v in states), "GREY")
-    period = lambda side: {"from": _iso(t.seen.at[t.window == side].min()), "to": _iso(t.seen.at[t.window == side].max()), "frames": int((t.window == side).sum())}
-    header = {"reference": period(False), "window": period(True), "embedder": t.seen.embedder, "permutations": settings.permutations, "alpha": settings.alpha, "blocks": len(t.block_window)}
-    return Drift(verdict, cause_of(families, len(single), sum(c["reference"] > 0 < c["window"] for c in cameras), new), families, rows, cameras, notes, header)
+    return Drift(
+        verdict,
+        cause_of(families, len(single), sum(c["reference"] > 0 < c["window"] for c in cameras), new),
+        families,
+        rows,
+        cameras,
+        notes,
+        _header(t, settings),
+    )
 
-
-def _camera_rows(t: _Table, single: Mapping[int, _Scope]) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+# %% ../../nbs/09_monitoring/04_drift.ipynb #0e74d9c0
+def _camera_rows(
+    t: _Table, single: Mapping[int, _Scope]
+) -> tuple[list[dict[str, Any]], list[str], list[str]]:
     "A row a camera; what a reader has to know; cameras that are new."
     rows, notes, new = [], [], []
     for k, name in enumerate(t.seen.cameras):
         a, b = ((t.seen.camera == k) & (t.window == side) for side in (False, True))
-        rows.append({"camera": name, "reference": int(a.sum()), "window": int(b.sum()), "frames that count as one": round(float(max(v[k] for v in t.tau.values())), 1), "judged": k in single})
-        if not a.any(): new.append(name); notes.append(f"{name} is in the window only: it has no reference, and counts as a change of the mix")
-        elif not b.any(): notes.append(f"{name} is in the reference only: switched off?")
-        elif k not in single: notes.append(f"{name} has too few independent frames to be judged by itself")
+        rows.append(
+            {
+                "camera": name,
+                "reference": int(a.sum()),
+                "window": int(b.sum()),
+                "frames that count as one": round(float(max(v[k] for v in t.tau.values())), 1),
+                "judged": k in single,
+            }
+        )
+        if not a.any():
+            new.append(name)
+            notes.append(
+                f"{name} is in the window only: it has no reference, and counts as a change of the mix"
+            )
+        elif not b.any():
+            notes.append(f"{name} is in the reference only: switched off?")
+        elif k not in single:
+            notes.append(f"{name} has too few independent frames to be judged by itself")
     return rows, notes, new
 
 
-def _iso(seconds: float) -> str: return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
+def _header(t: _Table, settings: DriftSettings) -> dict[str, Any]:
+    "What was compared, and how."
+    period = lambda side: {
+        "from": _iso(t.seen.at[t.window == side].min()),
+        "to": _iso(t.seen.at[t.window == side].max()),
+        "frames": int((t.window == side).sum()),
+    }
+    return {
+        "reference": period(False),
+        "window": period(True),
+        "embedder": t.seen.embedder,
+        "permutations": settings.permutations,
+        "alpha": settings.alpha,
+        "blocks": len(t.block_window),
+    }
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")

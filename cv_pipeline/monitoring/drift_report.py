@@ -25,9 +25,24 @@ from ..core.types import ConfigError, DataError, FrameResult
 from ..core.viz import contact_sheet
 from ..evaluation.summary import html_table
 from ..inference.loading import load_model
-from .drift import FAMILIES, Drift, DriftSettings, Observed, compare, components_of, joined
+from cv_pipeline.monitoring.drift import (
+    FAMILIES,
+    Drift,
+    DriftSettings,
+    Observed,
+    compare,
+    components_of,
+    joined,
+)
 from .statistics import kernel_for
-from .telemetry import LogSettings, PredictionLog, STATISTICS, TelemetrySink, instant, read_log
+from cv_pipeline.monitoring.telemetry import (
+    LogSettings,
+    PredictionLog,
+    STATISTICS,
+    TelemetrySink,
+    instant,
+    read_log,
+)
 from ..synthetic.belt import FactoryLine, LineConfig
 from ..synthetic.conditions import Changing, Conditions
 from ..synthetic.parts import seeded
@@ -41,30 +56,37 @@ __all__ = ['MONDAY', 'COLOURS', 'week_conditions', 'write_week', 'observed_of', 
 MONDAY = datetime(2026, 6, 1, tzinfo=timezone.utc)
 
 
-def week_conditions(seed: int, camera: int, looks: int, fails: tuple[int, int] | None, a_day: int) -> Sequence[Conditions]:
+def week_conditions(
+    seed: int, camera: int, looks: int, fails: tuple[int, int] | None, a_day: int
+) -> Sequence[Conditions]:
     "Conditions of each look: clouds, and a lamp that fails from (camera, look) on."
     noise, sky = seeded(seed, "week", camera).standard_normal(looks), np.zeros(looks)
-    for i in range(1, looks): sky[i] = .6 * sky[i - 1] + .8 * noise[i]
-    sky = np.clip(.3 + .2 * sky, 0, .8).round(2)
+    for i in range(1, looks):
+        sky[i] = 0.6 * sky[i - 1] + 0.8 * noise[i]
+    sky = np.clip(0.3 + 0.2 * sky, 0, 0.8).round(2)
     failing = lambda i: fails is not None and camera == fails[0] and i >= fails[1]
-    return [Conditions(time_of_day=float(s), lamp_failure=4.0 if failing(i) else 0.0) for i, s in enumerate(sky)]
+    return [
+        Conditions(time_of_day=float(s), lamp_failure=4.0 if failing(i) else 0.0) for i, s in enumerate(sky)
+    ]
 
-
+# %% ../../nbs/09_monitoring/05_drift_report.ipynb #047f06ef
 def write_week(
-    folder: str | Path,              # LOG; pictures go to LOG/frames_kept
-    a_day: int = 110,                # looks a camera and day
+    folder: str | Path,  # LOG; pictures go to LOG/frames_kept
+    a_day: int = 110,  # looks a camera and day
     days: int = 7,
     cameras: int = 3,
     fails: str | None = "camera-2",  # whose lamp fails on Thursday at ten; None: nobody's
     seed: int = 11,
-    keep: int = 8,                   # every n-th look is kept as a picture
+    keep: int = 8,  # every n-th look is kept as a picture
 ) -> Path:
     "A week of the factory line as a prediction log."
     folder, model = Path(folder), load_model("factory_line", threads=1)
     sha256 = model.identity["sha256"]
     names, looks = [f"camera-{k + 1}" for k in range(cameras)], a_day * days
     begin = None if fails is None else (names.index(fails), 3 * a_day + round(a_day * 4 / 16))
-    config = LineConfig(size=(256, 192), cameras=cameras, seed=seed, density=3, hand_every=0)  # new parts in every look are dear to draw
+    config = LineConfig(
+        size=(256, 192), cameras=cameras, seed=seed, density=3, hand_every=0
+    )  # new parts in every look are dear to draw
     line, sink = FactoryLine(config), TelemetrySink(folder, LogSettings(part_rows=a_day))
     try:
         for k, name in enumerate(names):
@@ -74,11 +96,25 @@ def write_week(
                 frame, _ = line.render(i * 200, k)
                 frame.source_id, frame.frame_id = name, i
                 frame.captured_at = MONDAY + timedelta(days=i // a_day, hours=6 + 16 * (i % a_day) / a_day)
-                sink.write(FrameResult(frame, *model.predict([frame.image]), model.manifest.names, model=model.backend.name, model_sha256=sha256))
+                sink.write(
+                    FrameResult(
+                        frame,
+                        *model.predict([frame.image]),
+                        model.manifest.names,
+                        model=model.backend.name,
+                        model_sha256=sha256,
+                    )
+                )
                 if i % keep == 0:
                     (folder / "frames_kept" / name).mkdir(parents=True, exist_ok=True)
-                    cv2.imwrite(str(folder / "frames_kept" / name / f"{i:06d}.jpg"), frame.image, [cv2.IMWRITE_JPEG_QUALITY, 85])
-    finally: sink.close(); model.close()
+                    cv2.imwrite(
+                        str(folder / "frames_kept" / name / f"{i:06d}.jpg"),
+                        frame.image,
+                        [cv2.IMWRITE_JPEG_QUALITY, 85],
+                    )
+    finally:
+        sink.close()
+        model.close()
     return folder
 
 # %% ../../nbs/09_monitoring/05_drift_report.ipynb #108622e5
@@ -87,22 +123,44 @@ def observed_of(log: PredictionLog, where: str = "prediction log") -> Observed:
     f, d = log.frames, log.detections
     there = {n: np.isfinite(f[n]) for n in STATISTICS}
     used = tuple(n for n in STATISTICS if len(log) and not _often_missing(there[n], log.at))
-    if len(log) and not used: raise DataError("no frame of this log has image statistics", where, "was it written by another program? the columns are " + ", ".join(STATISTICS))
+    if len(log) and not used:
+        raise DataError(
+            "no frame of this log has image statistics",
+            where,
+            "was it written by another program? the columns are " + ", ".join(STATISTICS),
+        )
     good = np.all([there[n] for n in used] or [np.ones(len(log), bool)], axis=0)
-    notes = [f"{n} is missing on some days, and left out" for n in STATISTICS if n not in used] + ([f"{int((~good).sum())} frames could not be measured, and are left out"] if not good.all() else [])
+    notes = [f"{n} is missing on some days, and left out" for n in STATISTICS if n not in used] + (
+        [f"{int((~good).sum())} frames could not be measured, and are left out"] if not good.all() else []
+    )
     ok = log.statuses.index("ok") if "ok" in log.statuses else -1
     asked = f["selected"] & (f["status"] == ok)
     seen = asked[d["frame"]] & np.isfinite(d["confidence"])
     vectors = f["embedding"] if log.embedding and np.isfinite(f["embedding"]).any() else None
-    made = Observed(log.cameras, f["camera"].astype(int), log.at, {n: f[n] for n in used}, vectors, asked, d["frame"][seen].astype(int), d["class_id"][seen].astype(int), d["confidence"][seen],
-                    np.nan_to_num(d["area_share"][seen]), log.names, log.embedding, where, np.arange(len(log)), tuple(notes))
+    made = Observed(
+        log.cameras,
+        f["camera"].astype(int),
+        log.at,
+        {n: f[n] for n in used},
+        vectors,
+        asked,
+        d["frame"][seen].astype(int),
+        d["class_id"][seen].astype(int),
+        d["confidence"][seen],
+        np.nan_to_num(d["area_share"][seen]),
+        log.names,
+        log.embedding,
+        where,
+        np.arange(len(log)),
+        tuple(notes),
+    )
     return made if good.all() else made.rows(good)
 
 
 def _often_missing(there: np.ndarray, at: np.ndarray) -> bool:
     "Is a number missing in more than a tenth of any day's frames? Another program or version wrote those."
     day = np.unique((at // 86_400).astype(int), return_inverse=True)[1]
-    return bool((np.bincount(day, ~there) > .1 * np.bincount(day)).any())
+    return bool((np.bincount(day, ~there) > 0.1 * np.bincount(day)).any())
 
 # %% ../../nbs/09_monitoring/05_drift_report.ipynb #daf4b007
 @dataclass(frozen=True)
@@ -114,31 +172,61 @@ class Periods:
     before: tuple[float, float] | None = None
 
 
+def _day(t: float) -> str:
+    return datetime.fromtimestamp(t, timezone.utc).strftime("%Y-%m-%d %H:%M")
+
+# %% ../../nbs/09_monitoring/05_drift_report.ipynb #29a2c85b
 def periods_of(
-    at: np.ndarray,                              # (n,) seconds: frames of the log
-    reference: Sequence[str] | None = None,      # from, to (not included); None: everything that is left
-    window: Sequence[str] | None = None,         # None: the last 24 hours
+    at: np.ndarray,  # (n,) seconds: frames of the log
+    reference: Sequence[str] | None = None,  # from, to (not included); None: everything that is left
+    window: Sequence[str] | None = None,  # None: the last 24 hours
     with_before: bool = True,
 ) -> Periods:
     "Periods of a log. ConfigError when they overlap, or are no times."
-    if not len(at): raise DataError("the log holds no frames", "drift", "does `telemetry:` stand in the configuration of the run?")
+    if not len(at):
+        raise DataError(
+            "the log holds no frames", "drift", "does `telemetry:` stand in the configuration of the run?"
+        )
+
     def times(pair: Sequence[str], what: str) -> tuple[float, float]:
-        if len(pair) != 2: raise ConfigError(f"{what} must be two times, not {list(pair)!r}", what, 'e.g. ["2026-06-01", "2026-06-04"]; the second is not included')
+        if len(pair) != 2:
+            raise ConfigError(
+                f"{what} must be two times, not {list(pair)!r}",
+                what,
+                'e.g. ["2026-06-01", "2026-06-04"]; the second is not included',
+            )
         a, b = (instant(t, what) / 1e6 for t in pair)
-        if a >= b: raise ConfigError(f"{what} ends before it begins: {pair[0]} … {pair[1]}", what)
+        if a >= b:
+            raise ConfigError(f"{what} ends before it begins: {pair[0]} … {pair[1]}", what)
         return a, b
+
     last = float(at.max()) + 1e-6
     w = times(window, "window") if window else (last - 86_400, last)
     long = w[1] - w[0]
     if not reference and not (at < w[0]).any():
-        raise ConfigError(f"the log covers {_day(at.min())} – {_day(at.max())}: nothing is left for a reference before the window", "drift", "give both periods, or let the cameras run longer")
-    r = times(reference, "reference") if reference else (float(at.min()), w[0] - (long if with_before and at.min() < w[0] - 2 * long else 0))
-    if r[0] < w[1] and w[0] < r[1]: raise ConfigError(f"reference and window overlap: {_day(r[0])} – {_day(r[1])} and {_day(w[0])} – {_day(w[1])}", "drift", "a window that is part of its own reference cannot differ from it")
+        raise ConfigError(
+            f"the log covers {_day(at.min())} – {_day(at.max())}: nothing is left for a reference before the "
+            "window",
+            "drift",
+            "give both periods, or let the cameras run longer",
+        )
+    r = (
+        times(reference, "reference")
+        if reference
+        else (float(at.min()), w[0] - (long if with_before and at.min() < w[0] - 2 * long else 0))
+    )
+    if r[0] < w[1] and w[0] < r[1]:
+        raise ConfigError(
+            f"reference and window overlap: {_day(r[0])} – {_day(r[1])} and {_day(w[0])} – {_day(w[1])}",
+            "drift",
+            "a window that is part of its own reference cannot differ from it",
+        )
     b = (w[0] - long, w[0])
-    return Periods(r, w, b if with_before and (b[0] >= r[1] or b[1] <= r[0]) and ((at >= b[0]) & (at < b[1])).any() else None)
-
-
-def _day(t: float) -> str: return datetime.fromtimestamp(t, timezone.utc).strftime("%Y-%m-%d %H:%M")
+    return Periods(
+        r,
+        w,
+        b if with_before and (b[0] >= r[1] or b[1] <= r[0]) and ((at >= b[0]) & (at < b[1])).any() else None,
+    )
 
 # %% ../../nbs/09_monitoring/05_drift_report.ipynb #5a6047e9
 @dataclass(frozen=True)
@@ -148,17 +236,22 @@ class DriftOfLog:
     drift: Drift
     before: Drift | None
     periods: Periods
-    seen: Observed             # all frames of the log
+    seen: Observed  # all frames of the log
     reference: Observed
     window: Observed
-    by_default: bool = False   # nobody chose the reference: all that was before
-    stamp: dict[str, Any] = field(default_factory=dict)  # models of the log, hash of its rows, of settings and periods
+    by_default: bool = False  # nobody chose the reference: all that was before
+    stamp: dict[str, Any] = field(
+        default_factory=dict
+    )  # models of the log, hash of its rows, of settings and periods
 
     @property
     def asked(self) -> dict[str, Any]:
         "The periods as they were asked for."
         period = lambda p: {"from": _iso(p[0]), "to": _iso(p[1])}
-        return {"reference": "all before" if self.by_default else period(self.periods.reference), "window": period(self.periods.window)}
+        return {
+            "reference": "all before" if self.by_default else period(self.periods.reference),
+            "window": period(self.periods.window),
+        }
 
 
 def log_hash(log: PredictionLog) -> str:  # 64 hexadecimal digits
@@ -171,7 +264,24 @@ def log_hash(log: PredictionLog) -> str:  # 64 hexadecimal digits
     return found.hexdigest()
 
 
-def _iso(t: float) -> str: return datetime.fromtimestamp(t, timezone.utc).isoformat(timespec="seconds")
+def _iso(t: float) -> str:
+    return datetime.fromtimestamp(t, timezone.utc).isoformat(timespec="seconds")
+
+
+def _not_after(seen: Observed, latest: float) -> Observed:
+    "Without frames of a clock that is ahead: one of them would be 'the last 24 hours'."
+    ahead = seen.at > latest
+    if not ahead.any():
+        return seen
+    names = ", ".join(seen.cameras[k] for k in np.unique(seen.camera[ahead]))
+    return replace(
+        seen.rows(~ahead),
+        notes=(
+            *seen.notes,
+            f"{int(ahead.sum())} frames of {names} claim to be from {_day(seen.at[ahead].max())}: a wrong "
+            "clock; left out",
+        ),
+    )
 
 # %% ../../nbs/09_monitoring/05_drift_report.ipynb #5b2357e1
 def drift_of_log(
@@ -179,31 +289,41 @@ def drift_of_log(
     reference: Sequence[str] | None = None,  # see periods_of
     window: Sequence[str] | None = None,
     settings: DriftSettings | None = None,
-    cameras: Sequence[str] | None = None,    # only these
+    cameras: Sequence[str] | None = None,  # only these
     with_before: bool = True,
-    now: datetime | None = None,             # frames that claim to be a day later or more are left out; None: the clock
+    now: datetime | None = None,  # frames that claim to be a day later or more are left out; None: the clock
 ) -> DriftOfLog:
     "Compare two periods of a log, and the window ahead with the same reference."
     seen = _not_after(observed_of(log), (now or datetime.now(timezone.utc)).timestamp() + 86_400)
     if cameras:
         unknown = sorted(set(cameras) - set(log.cameras))
-        if unknown: raise ConfigError(f"the log has no camera {', '.join(unknown)}", "cameras", f"there are {', '.join(log.cameras)}")
+        if unknown:
+            raise ConfigError(
+                f"the log has no camera {', '.join(unknown)}",
+                "cameras",
+                f"there are {', '.join(log.cameras)}",
+            )
         seen = seen.rows(np.isin(seen.camera, [log.cameras.index(c) for c in cameras]))
     p = periods_of(seen.at, reference, window, with_before)
     base, window_ = seen.between(*p.reference), seen.between(*p.window)
     earlier = None if p.before is None else compare(base, seen.between(*p.before), settings)
     found = compare(base, window_, settings, earlier.families if earlier else ())
     models = [{"name": name, "sha256": sha256} for name, sha256 in log.model_files]
-    origin = stamp(models or None, log_hash(log), {"settings": settings or DriftSettings(), "periods": asdict(p), "cameras": cameras})
-    return DriftOfLog(replace(found, notes=[*seen.notes, *found.notes]), earlier, p, seen, base, window_, reference is None, origin)
-
-
-def _not_after(seen: Observed, latest: float) -> Observed:
-    "Without frames of a clock that is ahead: one of them would be 'the last 24 hours'."
-    ahead = seen.at > latest
-    if not ahead.any(): return seen
-    names = ", ".join(seen.cameras[k] for k in np.unique(seen.camera[ahead]))
-    return replace(seen.rows(~ahead), notes=(*seen.notes, f"{int(ahead.sum())} frames of {names} claim to be from {_day(seen.at[ahead].max())}: a wrong clock; left out"))
+    origin = stamp(
+        models or None,
+        log_hash(log),
+        {"settings": settings or DriftSettings(), "periods": asdict(p), "cameras": cameras},
+    )
+    return DriftOfLog(
+        replace(found, notes=[*seen.notes, *found.notes]),
+        earlier,
+        p,
+        seen,
+        base,
+        window_,
+        reference is None,
+        origin,
+    )
 
 # %% ../../nbs/09_monitoring/05_drift_report.ipynb #529c5967
 @dataclass(frozen=True)
@@ -212,10 +332,10 @@ class Chart:
 
     camera: str
     name: str
-    at: np.ndarray       # (k,) middle of each piece, seconds
-    mean: np.ndarray     # (k,)
-    centre: float        # of the reference
-    limit: float         # ± this; NaN with fewer than five pieces in the reference
+    at: np.ndarray  # (k,) middle of each piece, seconds
+    mean: np.ndarray  # (k,)
+    centre: float  # of the reference
+    limit: float  # ± this; NaN with fewer than five pieces in the reference
 
     @property
     def outside(self) -> np.ndarray:
@@ -225,41 +345,73 @@ class Chart:
 
 def control_charts(
     seen: Observed,
-    name: str,                        # of an image statistic, or "detections"
+    name: str,  # of an image statistic, or "detections"
     reference: tuple[float, float],
-    pieces: int = 60,                 # in the whole log
+    pieces: int = 60,  # in the whole log
 ) -> list[Chart]:
     "A chart a camera."
-    x = np.bincount(seen.box_frame, minlength=len(seen)).astype(float) if name == "detections" else np.asarray(seen.image[name], float)
+    x = (
+        np.bincount(seen.box_frame, minlength=len(seen)).astype(float)
+        if name == "detections"
+        else np.asarray(seen.image[name], float)
+    )
     use = np.ones(len(seen), bool) if name != "detections" or seen.asked is None else seen.asked
     start, width, made = seen.at.min(), max(np.ptp(seen.at) / pieces, 1e-9), []
     for k, camera in enumerate(seen.cameras):
         rows = np.flatnonzero((seen.camera == k) & use)
         place = np.minimum(((seen.at[rows] - start) / width).astype(int), pieces - 1)
         count = np.bincount(place, minlength=pieces)
-        full = np.flatnonzero(count >= max(3, np.median(count[count > 0]) / 3)) if len(rows) else np.zeros(0, int)
-        mean, at = np.bincount(place, x[rows], pieces)[full] / count[full], start + (full + .5) * width
+        full = (
+            np.flatnonzero(count >= max(3, np.median(count[count > 0]) / 3))
+            if len(rows)
+            else np.zeros(0, int)
+        )
+        mean, at = np.bincount(place, x[rows], pieces)[full] / count[full], start + (full + 0.5) * width
         base = mean[(at >= reference[0]) & (at < reference[1])]
-        made.append(Chart(camera, name, at, mean, float(base.mean()) if len(base) else float("nan"), 2.6 * float(base.std(ddof=1)) if len(base) > 4 else float("nan")))
+        made.append(
+            Chart(
+                camera,
+                name,
+                at,
+                mean,
+                float(base.mean()) if len(base) else float("nan"),
+                2.6 * float(base.std(ddof=1)) if len(base) > 4 else float("nan"),
+            )
+        )
     return made
 
 # %% ../../nbs/09_monitoring/05_drift_report.ipynb #19badb7f
-def plot_timeline(found: DriftOfLog, names: Sequence[str] = ("brightness", "contrast", "blur", "detections")) -> Any:  # matplotlib Figure
+def plot_timeline(
+    found: DriftOfLog, names: Sequence[str] = ("brightness", "contrast", "blur", "detections")
+) -> Any:  # matplotlib Figure
     "Control charts of all cameras, one row a number; what is outside is marked."
     import matplotlib.dates as dates
     import matplotlib.pyplot as plt
 
-    day = lambda t: dates.date2num(np.asarray(t, float).astype("datetime64[s]")) if np.ndim(t) else dates.date2num(np.datetime64(int(t), "s"))
-    fig, axes = plt.subplots(len(names), 1, figsize=(8, 1.4 * len(names) + .6), dpi=80, sharex=True, squeeze=False)
+    day = lambda t: (
+        dates.date2num(np.asarray(t, float).astype("datetime64[s]"))
+        if np.ndim(t)
+        else dates.date2num(np.datetime64(int(t), "s"))
+    )
+    fig, axes = plt.subplots(
+        len(names), 1, figsize=(8, 1.4 * len(names) + 0.6), dpi=80, sharex=True, squeeze=False
+    )
     for a, name in zip(axes[:, 0], names):
         for c in control_charts(found.seen, name, found.periods.reference):
-            line, = a.plot(day(c.at), c.mean, lw=1, label=c.camera)
+            (line,) = a.plot(day(c.at), c.mean, lw=1, label=c.camera)
             a.plot(day(c.at)[c.outside], c.mean[c.outside], "o", ms=3, color=line.get_color())
-            if np.isfinite(c.limit): a.axhspan(c.centre - c.limit, c.centre + c.limit, color=line.get_color(), alpha=.07)
-        for (low, high), colour in ((found.periods.reference, "#888"), (found.periods.window, "#d62728")): a.axvspan(day(low), day(high), ymin=.96, color=colour)
-        a.set_ylabel(name, fontsize=8); a.tick_params(labelsize=7)
+            if np.isfinite(c.limit):
+                a.axhspan(c.centre - c.limit, c.centre + c.limit, color=line.get_color(), alpha=0.07)
+        for (low, high), colour in ((found.periods.reference, "#888"), (found.periods.window, "#d62728")):
+            a.axvspan(day(low), day(high), ymin=0.96, color=colour)
+        a.set_ylabel(name, fontsize=8)
+        a.tick_params(labelsize=7)
     axes[0, 0].legend(fontsize=7, ncols=min(len(found.seen.cameras), 6), loc="lower left")
-    axes[0, 0].set_title("mean of each piece of time; bands: limits of the reference (grey bar), dots: outside; red bar: the window", fontsize=8)
+    axes[0, 0].set_title(
+        "mean of each piece of time; bands: limits of the reference (grey bar), dots: outside; red bar: the "
+        "window",
+        fontsize=8,
+    )
     axes[-1, 0].xaxis.set_major_formatter(dates.ConciseDateFormatter(axes[-1, 0].xaxis.get_major_locator()))
     fig.tight_layout()
     return fig
@@ -272,18 +424,30 @@ def plot_heatmap(drift: Drift) -> Any:
     cells: dict[tuple[str, str], tuple[float, float]] = {}
     for r in drift.features:
         key = r.camera or "all together", "embedding" if r.family == "embedding" else r.feature
-        if np.isfinite(r.effect) and r.effect >= cells.get(key, (-1.0, 1.0))[0]: cells[key] = r.effect, min(r.p_adjusted, cells.get(key, (0, 1.0))[1])
+        if np.isfinite(r.effect) and r.effect >= cells.get(key, (-1.0, 1.0))[0]:
+            cells[key] = r.effect, min(r.p_adjusted, cells.get(key, (0, 1.0))[1])
     rows, columns = list(dict.fromkeys(k[0] for k in cells)), list(dict.fromkeys(k[1] for k in cells))
     table = np.array([[cells.get((r, c), (np.nan, 1))[0] for c in columns] for r in rows])
-    fig, ax = plt.subplots(figsize=(1.6 + .55 * len(columns), 1.3 + .32 * len(rows)), dpi=75)
+    fig, ax = plt.subplots(figsize=(1.6 + 0.55 * len(columns), 1.3 + 0.32 * len(rows)), dpi=75)
     ax.imshow(np.ma.masked_invalid(table), cmap="Reds", vmin=0, vmax=1, aspect="auto")
     for i, r in enumerate(rows):
         for j, c in enumerate(columns):
-            if (r, c) not in cells: continue
+            if (r, c) not in cells:
+                continue
             effect, p = cells[r, c]
-            ax.text(j, i, f"{effect:.2f}" if p < .05 else "·", ha="center", va="center", fontsize=7, color="white" if effect > .6 else "black")
-    ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=7); ax.set_yticks(range(len(rows)), rows, fontsize=7)
-    ax.set_title("effect (0 … 1); ·: not significant", fontsize=8); fig.tight_layout()
+            ax.text(
+                j,
+                i,
+                f"{effect:.2f}" if p < 0.05 else "·",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if effect > 0.6 else "black",
+            )
+    ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=7)
+    ax.set_yticks(range(len(rows)), rows, fontsize=7)
+    ax.set_title("effect (0 … 1); ·: not significant", fontsize=8)
+    fig.tight_layout()
     return fig
 
 # %% ../../nbs/09_monitoring/05_drift_report.ipynb #eb82d5b8
@@ -292,63 +456,102 @@ def plot_scatter(found: DriftOfLog, most: int = 1500) -> Any:
     import matplotlib.pyplot as plt
 
     both, window = joined(found.reference, found.window)
-    if both.embedding is None: return None
+    if both.embedding is None:
+        return None
     there = np.isfinite(both.embedding).all(axis=1)
     x, w, camera = components_of(both.embedding[there], 2), window[there], both.camera[there]
-    if x.shape[1] < 2: return None
+    if x.shape[1] < 2:
+        return None
     pick = lambda mask: np.random.default_rng(0).permutation(np.flatnonzero(mask))[:most]
     fig, ax = plt.subplots(figsize=(4.6, 3.4), dpi=75)
     ax.plot(*x[pick(~w)].T, ".", ms=2, color="#bbb", label="reference")
-    for k, name in enumerate(both.cameras): ax.plot(*x[pick(w & (camera == k))].T, ".", ms=3, label=name)
-    ax.set(xlabel="component 1", ylabel="component 2"); ax.legend(fontsize=7, markerscale=3); fig.tight_layout()
+    for k, name in enumerate(both.cameras):
+        ax.plot(*x[pick(w & (camera == k))].T, ".", ms=3, label=name)
+    ax.set(xlabel="component 1", ylabel="component 2")
+    ax.legend(fontsize=7, markerscale=3)
+    fig.tight_layout()
     return fig
 
 
 def witness(found: DriftOfLog) -> np.ndarray:  # (n,) of the window's frames; NaN without a vector
-    "How much more each frame of the window looks like the window than like the reference of its camera (Lloyd and Ghahramani, 2015)."
+    """How much more each frame of the window looks like the window than like the reference of its camera
+    (Lloyd and Ghahramani, 2015)."""
     both, window = joined(found.reference, found.window)
     score = np.full(len(both), np.nan)
-    if both.embedding is None: return score[window]
+    if both.embedding is None:
+        return score[window]
     there = np.isfinite(both.embedding).all(axis=1)
     x = components_of(both.embedding[there])
-    if not x.shape[1]: return score[window]
+    if not x.shape[1]:
+        return score[window]
     f, rows = kernel_for(x, np.random.default_rng(0))(x), np.flatnonzero(there)
     for k in range(len(both.cameras)):
         mine, inside = both.camera[there] == k, window[there]
-        if (mine & ~inside).any() and (mine & inside).any(): score[rows[mine]] = f[mine] @ (f[mine & inside].mean(axis=0) - f[mine & ~inside].mean(axis=0))
+        if (mine & ~inside).any() and (mine & inside).any():
+            score[rows[mine]] = f[mine] @ (f[mine & inside].mean(axis=0) - f[mine & ~inside].mean(axis=0))
     return score[window]
 
 # %% ../../nbs/09_monitoring/05_drift_report.ipynb #03b4def9
 def drifted_pictures(
     found: DriftOfLog,
     log: PredictionLog,
-    kept: str | Path,       # a collection (`collect:`), or a folder a camera with files named by frame number
+    kept: str | Path,  # a collection (`collect:`), or a folder a camera with files named by frame number
     each: int = 6,
-) -> tuple[list[np.ndarray], list[str]]:  # pictures and what to write on them: the most drifted, then the most typical
+) -> tuple[
+    list[np.ndarray], list[str]
+]:  # pictures and what to write on them: the most drifted, then the most typical
     "Pictures of the window that were kept; none where there are none."
-    seen, inside = found.seen, np.flatnonzero((found.seen.at >= found.periods.window[0]) & (found.seen.at < found.periods.window[1]))
+    seen, inside = (
+        found.seen,
+        np.flatnonzero(
+            (found.seen.at >= found.periods.window[0]) & (found.seen.at < found.periods.window[1])
+        ),
+    )
     files = _kept(Path(kept), seen, log.frames["frame_id"][seen.row], inside)
-    have = sorted(((float(s), int(i)) for s, i in zip(witness(found), inside) if np.isfinite(s) and int(i) in files), reverse=True)
+    have = sorted(
+        ((float(s), int(i)) for s, i in zip(witness(found), inside) if np.isfinite(s) and int(i) in files),
+        reverse=True,
+    )
     typical = sorted(have[each:], key=lambda pair: abs(pair[0]))[:each]
-    return [read_image(files[i]) for _, i in [*have[:each], *typical]], [*(f"{seen.cameras[seen.camera[i]]}: {s:.2f}" for s, i in have[:each]), *(f"typical: {s:.2f}" for s, _ in typical)]
+    return [read_image(files[i]) for _, i in [*have[:each], *typical]], [
+        *(f"{seen.cameras[seen.camera[i]]}: {s:.2f}" for s, i in have[:each]),
+        *(f"typical: {s:.2f}" for s, _ in typical),
+    ]
 
-
+# %% ../../nbs/09_monitoring/05_drift_report.ipynb #08c37aa3
 def _kept(kept: Path, seen: Observed, number: np.ndarray, inside: np.ndarray) -> dict[int, Path]:
-    "Row → picture. Frame numbers begin anew with each run, so a number that a camera has twice needs the moment as well."
+    """Row → picture. Frame numbers begin anew with each run, so a number that a camera has twice needs the
+    moment as well."""
     camera = [seen.cameras[k] for k in seen.camera[inside]]
     if (kept / "collected.jsonl").exists():
-        at = {(r.source_id, r.frame_id, round(r.captured_at.timestamp(), 3)): kept / r.picture for r in read_collected(kept, check=False)}
-        named = {int(i): at.get((c, int(number[i]), round(float(seen.at[i]), 3))) for i, c in zip(inside, camera)}
+        at = {
+            (r.source_id, r.frame_id, round(r.captured_at.timestamp(), 3)): kept / r.picture
+            for r in read_collected(kept, check=False)
+        }
+        named = {
+            int(i): at.get((c, int(number[i]), round(float(seen.at[i]), 3))) for i, c in zip(inside, camera)
+        }
         return {i: p for i, p in named.items() if p is not None and p.exists()}
     pairs, times = np.unique(np.stack([seen.camera, number], axis=1), axis=0, return_counts=True)
     twice = {tuple(p) for p in pairs[times > 1].tolist()}
-    folders = {c: KeptFrames(kept / safe_name(c), c).files for c in dict.fromkeys(camera) if (kept / safe_name(c)).is_dir()}
-    return {int(i): folders[c][int(number[i])] for i, c in zip(inside, camera) if int(number[i]) in folders.get(c, ()) and (int(seen.camera[i]), int(number[i])) not in twice}
+    folders = {
+        c: KeptFrames(kept / safe_name(c), c).files
+        for c in dict.fromkeys(camera)
+        if (kept / safe_name(c)).is_dir()
+    }
+    return {
+        int(i): folders[c][int(number[i])]
+        for i, c in zip(inside, camera)
+        if int(number[i]) in folders.get(c, ()) and (int(seen.camera[i]), int(number[i])) not in twice
+    }
 
 
 def kept_beside(log: str | Path) -> Path:
     "Where the pictures of a log are, if nobody says: LOG/frames_kept, else the collection of the same run."
-    return next((p for p in (Path(log) / "frames_kept", Path(log).parent / "collected") if p.is_dir()), Path(log) / "frames_kept")
+    return next(
+        (p for p in (Path(log) / "frames_kept", Path(log).parent / "collected") if p.is_dir()),
+        Path(log) / "frames_kept",
+    )
 
 # %% ../../nbs/09_monitoring/05_drift_report.ipynb #73af68dc
 COLOURS = {"GREEN": "#1a7f37", "AMBER": "#9a6700", "RED": "#cf222e", "GREY": "#57606a"}
@@ -359,13 +562,48 @@ def html_drift(drift: Drift) -> str:
     colour = COLOURS[drift.verdict]
     where = f" ({html.escape(', '.join(drift.devices))})" if drift.devices else ""
     notes = "".join(f"<li>{html.escape(n)}</li>" for n in drift.notes)
-    head = (f"<div style='border-left:8px solid {colour};padding:.4em 1em'><span style='font-size:1.6em;color:{colour}'>{drift.verdict}</span>"
-            f"<p><b>{html.escape(drift.cause)}</b>{where}: {html.escape(drift.action)}</p><ul>{notes}</ul></div>")
-    rows = [{"family": f.family, "state": f.state, "p": f.p, "adjusted p": f.p_adjusted, "effect": f.effect, "floor": f.floor, "cameras": ", ".join(f.devices), "effective, reference": round(f.effective[0]), "window": round(f.effective[1])} for f in drift.families]
-    return head + html_table(rows, "families of evidence: an alarm needs a small adjusted p and an effect over its floor; two windows running are RED")
+    head = (
+        f"<div style='border-left:8px solid {colour};padding:.4em 1em'><span "
+        f"style='font-size:1.6em;color:{colour}'>{drift.verdict}</span>"
+        f"<p><b>{html.escape(drift.cause)}</b>{where}: {html.escape(drift.action)}</p><ul>{notes}</ul></div>"
+    )
+    rows = [
+        {
+            "family": f.family,
+            "state": f.state,
+            "p": f.p,
+            "adjusted p": f.p_adjusted,
+            "effect": f.effect,
+            "floor": f.floor,
+            "cameras": ", ".join(f.devices),
+            "effective, reference": round(f.effective[0]),
+            "window": round(f.effective[1]),
+        }
+        for f in drift.families
+    ]
+    return head + html_table(
+        rows,
+        "families of evidence: an alarm needs a small adjusted p and an effect over its floor; two windows "
+        "running are RED",
+    )
 
 
 def feature_rows(drift: Drift, most: int = 25) -> list[Mapping[str, Any]]:
     "The features that say most, as rows of a table."
-    rows = sorted((r for r in drift.features if np.isfinite(r.p)), key=lambda r: (r.p_adjusted if np.isfinite(r.p_adjusted) else 1, -r.effect))
-    return [{"camera": r.camera or "all", "family": r.family, "feature": r.feature, "reference": r.reference, "window": r.window, "effect": r.effect, "p": r.p, "adjusted p": r.p_adjusted} for r in rows[:most]]
+    rows = sorted(
+        (r for r in drift.features if np.isfinite(r.p)),
+        key=lambda r: (r.p_adjusted if np.isfinite(r.p_adjusted) else 1, -r.effect),
+    )
+    return [
+        {
+            "camera": r.camera or "all",
+            "family": r.family,
+            "feature": r.feature,
+            "reference": r.reference,
+            "window": r.window,
+            "effect": r.effect,
+            "p": r.p,
+            "adjusted p": r.p_adjusted,
+        }
+        for r in rows[:most]
+    ]

@@ -36,20 +36,26 @@ OTHER = "other"
 class Histogram:
     "Counts below each edge and the sum: what a Prometheus histogram is."
 
-    def __init__(self, edges: np.ndarray): self.edges, self.counts, self.total = edges, np.zeros(len(edges) + 1, np.int64), 0.0
+    def __init__(self, edges: np.ndarray):
+        self.edges, self.counts, self.total = edges, np.zeros(len(edges) + 1, np.int64), 0.0
 
     def add(self, values: np.ndarray) -> None:
         "Some values, at once."
-        self.counts += np.bincount(np.searchsorted(self.edges, values, side="left"), minlength=len(self.counts))
+        self.counts += np.bincount(
+            np.searchsorted(self.edges, values, side="left"), minlength=len(self.counts)
+        )
         self.total += float(np.sum(values))
 
     def buckets(self) -> list[tuple[str, float]]:
         "Cumulative, the last one +Inf."
-        return list(zip([*(f"{e:g}" for e in self.edges), "+Inf"], np.cumsum(self.counts).astype(float).tolist()))
+        return list(
+            zip([*(f"{e:g}" for e in self.edges), "+Inf"], np.cumsum(self.counts).astype(float).tolist())
+        )
 
 # %% ../../nbs/09_monitoring/02_exporter.ipynb #5b344db9
 class LogMetrics:
-    "Confidence, boxes an image, classes and image statistics of every camera; a listener of the prediction log."
+    """Confidence, boxes an image, classes and image statistics of every camera; a listener of the prediction
+    log."""
 
     def __init__(self, most_cameras: int = 500, most_classes: int = 50):
         self.most_cameras, self.most_classes, self._lock = most_cameras, most_classes, threading.Lock()
@@ -62,18 +68,23 @@ class LogMetrics:
         with self._lock:
             camera = _bounded(result.frame.source_id, self.statistics, self.most_cameras)
             self.statistics[camera] = statistics
-            if result.status != "ok": self.failures[camera, result.status] += 1
-            if not result.inferred: return
+            if result.status != "ok":
+                self.failures[camera, result.status] += 1
+            if not result.inferred:
+                return
             found = result.detections
             self.boxes.setdefault(camera, Histogram(COUNT_EDGES)).add(np.array([len(found)]))
             confidence = self.confidence.setdefault(camera, Histogram(CONFIDENCE_EDGES))
-            if not len(found): return
+            if not len(found):
+                return
             confidence.add(found.confidence)
-            for c, n in zip(*np.unique(found.class_id, return_counts=True)): self.classes[_bounded(result.class_name(int(c)), self.classes, self.most_classes)] += int(n)
+            for c, n in zip(*np.unique(found.class_id, return_counts=True)):
+                self.classes[_bounded(result.class_name(int(c)), self.classes, self.most_classes)] += int(n)
 
     def families(self) -> Iterator[Any]:
         "Prometheus families, of one moment."
-        with self._lock: yield from list(_log_families(self))
+        with self._lock:
+            yield from list(_log_families(self))
 
 
 def _bounded(name: str, known: Any, most: int) -> str:
@@ -82,39 +93,72 @@ def _bounded(name: str, known: Any, most: int) -> str:
 
 # %% ../../nbs/09_monitoring/02_exporter.ipynb #86da5523
 def _log_families(m: LogMetrics) -> Iterator[Any]:
-    confidence = HistogramMetricFamily("cv_pipeline_confidence", "Confidence of detections", labels=["source"])
-    boxes = HistogramMetricFamily("cv_pipeline_detections_per_image", "Detections in an image that the model was asked about", labels=["source"])
+    confidence = HistogramMetricFamily(
+        "cv_pipeline_confidence", "Confidence of detections", labels=["source"]
+    )
+    boxes = HistogramMetricFamily(
+        "cv_pipeline_detections_per_image",
+        "Detections in an image that the model was asked about",
+        labels=["source"],
+    )
     for family, book in ((confidence, m.confidence), (boxes, m.boxes)):
-        for camera, h in book.items(): family.add_metric([camera], h.buckets(), h.total)
-    image = GaugeMetricFamily("cv_pipeline_image_statistic", f"Newest value: {', '.join(STATISTICS)}", labels=["source", "statistic"])
+        for camera, h in book.items():
+            family.add_metric([camera], h.buckets(), h.total)
+    image = GaugeMetricFamily(
+        "cv_pipeline_image_statistic",
+        f"Newest value: {', '.join(STATISTICS)}",
+        labels=["source", "statistic"],
+    )
     for camera, values in m.statistics.items():
-        for name, value in zip(STATISTICS, values): image.add_metric([camera, name], float(value))
-    classes = CounterMetricFamily("cv_pipeline_class_detections", "Detections of a class, all sources", labels=["class"])
-    for name, n in m.classes.items(): classes.add_metric([name], n)
-    failures = CounterMetricFamily("cv_pipeline_frames_failed", "Frames that the model did not answer", labels=["source", "status"])
-    for (camera, status), n in m.failures.items(): failures.add_metric([camera, status], n)
+        for name, value in zip(STATISTICS, values):
+            image.add_metric([camera, name], float(value))
+    classes = CounterMetricFamily(
+        "cv_pipeline_class_detections", "Detections of a class, all sources", labels=["class"]
+    )
+    for name, n in m.classes.items():
+        classes.add_metric([name], n)
+    failures = CounterMetricFamily(
+        "cv_pipeline_frames_failed", "Frames that the model did not answer", labels=["source", "status"]
+    )
+    for (camera, status), n in m.failures.items():
+        failures.add_metric([camera, status], n)
     yield from (confidence, boxes, image, classes, failures)
 
-
+# %% ../../nbs/09_monitoring/02_exporter.ipynb #06fdb74e
 def _upkeep_families(upkeep: Upkeep | None, most_cameras: int) -> Iterator[Any]:
-    "1 for each signal that is raised, and the value that it is judged by; all cameras after the limit as one, raised when one of them is."
-    state = GaugeMetricFamily("cv_pipeline_camera_upkeep", "1 while a camera needs a hand, for the reason in `signal`", labels=["source", "signal"])
-    value = GaugeMetricFamily("cv_pipeline_camera_upkeep_value", "What the signal is judged by", labels=["source", "signal"])
+    """1 for each signal that is raised, and the value that it is judged by; all cameras after the limit as
+    one, raised when one of them is."""
+    state = GaugeMetricFamily(
+        "cv_pipeline_camera_upkeep",
+        "1 while a camera needs a hand, for the reason in `signal`",
+        labels=["source", "signal"],
+    )
+    value = GaugeMetricFamily(
+        "cv_pipeline_camera_upkeep_value", "What the signal is judged by", labels=["source", "signal"]
+    )
     told: dict[tuple[str, str], bool] = {}
     for k, (camera, states) in enumerate(upkeep.states().items() if upkeep else ()):
         name = camera if k < most_cameras else OTHER
-        for signal, on in states.items(): told[name, signal] = told.get((name, signal), False) or on
-    for labels, on in told.items(): state.add_metric(labels, float(on))
+        for signal, on in states.items():
+            told[name, signal] = told.get((name, signal), False) or on
+    for labels, on in told.items():
+        state.add_metric(labels, float(on))
     for camera, values in list(upkeep.values().items() if upkeep else ())[:most_cameras]:
         for signal, v in values.items():
-            if np.isfinite(v): value.add_metric([camera, signal], float(v))
+            if np.isfinite(v):
+                value.add_metric([camera, signal], float(v))
     yield from (state, value)
 
 
 def _book_families(counts: Counter) -> Iterator[Any]:
     "What the log has kept and what it has not."
-    for key, text in (("frames", "Rows written to the prediction log"), ("detections", "Boxes written to the prediction log"), ("left_out", "Frames without a row: the model was not asked"),
-                      ("deleted_bytes", "Bytes deleted to keep the log within its limit"), ("untidied", "Times that merging or deleting parts failed")):
+    for key, text in (
+        ("frames", "Rows written to the prediction log"),
+        ("detections", "Boxes written to the prediction log"),
+        ("left_out", "Frames without a row: the model was not asked"),
+        ("deleted_bytes", "Bytes deleted to keep the log within its limit"),
+        ("untidied", "Times that merging or deleting parts failed"),
+    ):
         family = CounterMetricFamily(f"cv_pipeline_log_{key}", text)
         family.add_metric([], counts[key])
         yield family
@@ -138,16 +182,25 @@ class MonitoringSink(TelemetrySink):
 
     def summary(self) -> dict[str, Any]:
         "For summary.json: also which cameras needed a hand, and how often."
-        raised = {} if self.upkeep is None else {f"{c}: {s}": n for (c, s), n in self.upkeep.counts.items() if n}
-        return {**super().summary(), "upkeep": raised, **({"upkeep_problems": self.upkeep.problems} if self.upkeep and self.upkeep.problems else {})}
+        raised = (
+            {} if self.upkeep is None else {f"{c}: {s}": n for (c, s), n in self.upkeep.counts.items() if n}
+        )
+        return {
+            **super().summary(),
+            "upkeep": raised,
+            **({"upkeep_problems": self.upkeep.problems} if self.upkeep and self.upkeep.problems else {}),
+        }
 
 
 def open_telemetry(settings: TelemetryConfig, out: str | Path) -> MonitoringSink:
     "The sink that a configuration asks for: LOG is OUT/log unless it says otherwise."
     folder = Path(settings.folder or Path(out) / "log")
     log = LogSettings(
-        embed_every=settings.embed_every, unasked_fps=settings.unasked_fps, part_seconds=settings.part_seconds,
-        max_bytes=None if settings.max_gb is None else int(settings.max_gb * 1e9))
+        embed_every=settings.embed_every,
+        unasked_fps=settings.unasked_fps,
+        part_seconds=settings.part_seconds,
+        max_bytes=None if settings.max_gb is None else int(settings.max_gb * 1e9),
+    )
     return MonitoringSink(folder, Upkeep(folder / "upkeep") if settings.upkeep else None, log)
 
 # %% ../../nbs/09_monitoring/02_exporter.ipynb #8fe6802e
@@ -155,82 +208,276 @@ def open_telemetry(settings: TelemetryConfig, out: str | Path) -> MonitoringSink
 class AlertLimits:
     "When Prometheus raises an alarm."
 
-    silent_s: float = 30.0        # a camera without a frame
-    dropped: float = 0.2          # share of frames that were dropped
-    latency_s: float = 1.0        # 95 of 100 frames are faster
-    uncertain: float = 0.4        # share of detections in the uncertain band
-    confidence: float = 0.8       # mean confidence of the last hour, share of that of the last day
-    hold_s: float = 60.0          # how long it must last
+    silent_s: float = 30.0  # a camera without a frame
+    dropped: float = 0.2  # share of frames that were dropped
+    latency_s: float = 1.0  # 95 of 100 frames are faster
+    uncertain: float = 0.4  # share of detections in the uncertain band
+    confidence: float = 0.8  # mean confidence of the last hour, share of that of the last day
+    hold_s: float = 60.0  # how long it must last
 
     def __post_init__(self):
-        wrong = [f"{k}: {v!r} is not above 0" for k, v in vars(self).items() if not (isinstance(v, (int, float)) and v > 0)]
-        if wrong: raise ConfigError(f"{len(wrong)} limits are wrong", "AlertLimits", problems=wrong)
+        wrong = [
+            f"{k}: {v!r} is not above 0"
+            for k, v in vars(self).items()
+            if not (isinstance(v, (int, float)) and v > 0)
+        ]
+        if wrong:
+            raise ConfigError(f"{len(wrong)} limits are wrong", "AlertLimits", problems=wrong)
 
 
-def _seconds(s: float) -> str: return f"{round(s * 1000)}ms" if s < 1 or s != int(s) else f"{int(s)}s"
+def _seconds(s: float) -> str:
+    return f"{round(s * 1000)}ms" if s < 1 or s != int(s) else f"{int(s)}s"
+
+# %% ../../nbs/09_monitoring/02_exporter.ipynb #31f19602
+_Rule = tuple[
+    str, str, float, str, str, str
+]  # name, expression, multiples of hold_s, severity, what, what to do first
 
 
-def _rules(m: AlertLimits) -> Iterator[tuple[str, str, float, str, str, str]]:
-    "Name, expression, multiples of hold_s, severity, what it is, what to do first."
-    share = lambda a, b, span: f"sum by (source) (rate(cv_pipeline_{a}_total[{span}])) / sum by (source) (rate(cv_pipeline_{b}_total[{span}]))"
-    mean = lambda span: f"sum by (source) (rate(cv_pipeline_confidence_sum[{span}])) / sum by (source) (rate(cv_pipeline_confidence_count[{span}]))"
-    yield "PipelineDown", 'up{job="cv_pipeline"} == 0', 1, "critical", "{{ $labels.instance }} does not answer", "is the process running? its summary.json says why it ended"
-    yield "CameraDown", "cv_pipeline_source_up == 0", 1, "critical", "{{ $labels.source }} delivers no frames", "check power and network of the camera"
-    yield "CameraSilent", f"cv_pipeline_frame_age_seconds > {m.silent_s:g}", 0, "critical", "{{ $labels.source }}: no frame for {{ $value | humanizeDuration }}", "check power and network of the camera"
-    yield "CameraNeedsUpkeep", "cv_pipeline_camera_upkeep == 1", 1, "warning", "{{ $labels.source }}: {{ $labels.signal }}", "look at the picture; clean, light or mount the camera before touching the model"
-    yield "FramesDropped", f"{share('frames_dropped', 'frames_read', '5m')} > {m.dropped:g}", 5, "warning", "{{ $labels.source }} drops {{ $value | humanizePercentage }} of its frames", "fewer frames (selection.adaptive), a faster backend, fewer cameras"
-    yield "Slow", f'histogram_quantile(0.95, sum by (le) (rate(cv_pipeline_stage_seconds_bucket{{stage="total"}}[5m]))) > {m.latency_s:g}', 5, "warning", "95 of 100 frames take up to {{ $value | humanizeDuration }}", "which stage? see the panel of latencies"
-    yield "StageFails", "sum by (stage) (rate(cv_pipeline_stage_errors_total[5m])) > 0", 1, "critical", "errors in stage {{ $labels.stage }}", "the log and /healthz name the first error"
-    yield "UnsureModel", f"{share('uncertain', 'detections', '15m')} > {m.uncertain:g}", 15, "warning", "{{ $labels.source }}: {{ $value | humanizePercentage }} of detections are uncertain", "cv-pipeline report drift; is it the camera or the world?"
-    yield "ConfidenceFell", f"({mean('1h')}) < {m.confidence:g} * ({mean('1d')})", 15, "warning", "{{ $labels.source }}: mean confidence is {{ $value | humanize }}", "cv-pipeline report drift, then an audit"
-    yield "SeesNothing", "sum by (source) (rate(cv_pipeline_detections_per_image_sum[15m])) == 0 and sum by (source) (rate(cv_pipeline_detections_per_image_count[15m])) > 0", 15, "warning", "{{ $labels.source }}: not one detection", "look at the picture: is the camera moved, the line empty?"
-    yield "LogNotWritten", "rate(cv_pipeline_log_frames_total[15m]) == 0 and on (instance) sum by (instance) (rate(cv_pipeline_frames_inferred_total[15m])) > 0", 10, "warning", "the prediction log is not written", "is its disk full?"
+def _ratio(part: str, whole: str, span: str) -> str:
+    "How fast one counter grows beside another, by camera, as an expression of Prometheus."
+    rate = lambda name: f"sum by (source) (rate(cv_pipeline_{name}[{span}]))"
+    return f"{rate(part)} / {rate(whole)}"
 
-# %% ../../nbs/09_monitoring/02_exporter.ipynb #9e790fc4
+
+def _mean_confidence(span: str) -> str:
+    return _ratio("confidence_sum", "confidence_count", span)
+
+
+def _camera_rules(m: AlertLimits) -> Iterator[_Rule]:
+    "Whether there are pictures, and good ones."
+    yield (
+        "PipelineDown",
+        'up{job="cv_pipeline"} == 0',
+        1,
+        "critical",
+        "{{ $labels.instance }} does not answer",
+        "is the process running? its summary.json says why it ended",
+    )
+    yield (
+        "CameraDown",
+        "cv_pipeline_source_up == 0",
+        1,
+        "critical",
+        "{{ $labels.source }} delivers no frames",
+        "check power and network of the camera",
+    )
+    yield (
+        "CameraSilent",
+        f"cv_pipeline_frame_age_seconds > {m.silent_s:g}",
+        0,
+        "critical",
+        "{{ $labels.source }}: no frame for {{ $value | humanizeDuration }}",
+        "check power and network of the camera",
+    )
+    yield (
+        "CameraNeedsUpkeep",
+        "cv_pipeline_camera_upkeep == 1",
+        1,
+        "warning",
+        "{{ $labels.source }}: {{ $labels.signal }}",
+        "look at the picture; clean, light or mount the camera before touching the model",
+    )
+
+# %% ../../nbs/09_monitoring/02_exporter.ipynb #09ac2eb4
+def _run_rules(m: AlertLimits) -> Iterator[_Rule]:
+    "Whether the pipeline keeps up."
+    yield (
+        "FramesDropped",
+        f"{_ratio('frames_dropped_total', 'frames_read_total', '5m')} > {m.dropped:g}",
+        5,
+        "warning",
+        "{{ $labels.source }} drops {{ $value | humanizePercentage }} of its frames",
+        "fewer frames (selection.adaptive), a faster backend, fewer cameras",
+    )
+    yield (
+        "Slow",
+        "histogram_quantile(0.95, sum by (le) "
+        f'(rate(cv_pipeline_stage_seconds_bucket{{stage="total"}}[5m]))) > {m.latency_s:g}',
+        5,
+        "warning",
+        "95 of 100 frames take up to {{ $value | humanizeDuration }}",
+        "which stage? see the panel of latencies",
+    )
+    yield (
+        "StageFails",
+        "sum by (stage) (rate(cv_pipeline_stage_errors_total[5m])) > 0",
+        1,
+        "critical",
+        "errors in stage {{ $labels.stage }}",
+        "the log and /healthz name the first error",
+    )
+
+# %% ../../nbs/09_monitoring/02_exporter.ipynb #22707ad6
+def _model_rules(m: AlertLimits) -> Iterator[_Rule]:
+    "Whether the model still knows what it sees."
+    yield (
+        "UnsureModel",
+        f"{_ratio('uncertain_total', 'detections_total', '15m')} > {m.uncertain:g}",
+        15,
+        "warning",
+        "{{ $labels.source }}: {{ $value | humanizePercentage }} of detections are uncertain",
+        "cv-pipeline report drift; is it the camera or the world?",
+    )
+    yield (
+        "ConfidenceFell",
+        f"({_mean_confidence('1h')}) < {m.confidence:g} * ({_mean_confidence('1d')})",
+        15,
+        "warning",
+        "{{ $labels.source }}: mean confidence is {{ $value | humanize }}",
+        "cv-pipeline report drift, then an audit",
+    )
+    yield (
+        "SeesNothing",
+        "sum by (source) (rate(cv_pipeline_detections_per_image_sum[15m])) == 0 and sum by (source) "
+        "(rate(cv_pipeline_detections_per_image_count[15m])) > 0",
+        15,
+        "warning",
+        "{{ $labels.source }}: not one detection",
+        "look at the picture: is the camera moved, the line empty?",
+    )
+
+
+def _log_rules(m: AlertLimits) -> Iterator[_Rule]:
+    "Whether what it says is written down."
+    yield (
+        "LogNotWritten",
+        "rate(cv_pipeline_log_frames_total[15m]) == 0 and on (instance) sum by (instance) "
+        "(rate(cv_pipeline_frames_inferred_total[15m])) > 0",
+        10,
+        "warning",
+        "the prediction log is not written",
+        "is its disk full?",
+    )
+
+# %% ../../nbs/09_monitoring/02_exporter.ipynb #c784428a
+def _rules(m: AlertLimits) -> Iterator[_Rule]:
+    "All rules, from the camera to the log."
+    for part in (_camera_rules, _run_rules, _model_rules, _log_rules):
+        yield from part(m)
+
+
 def alert_rules(limits: AlertLimits | None = None) -> str:
     "A rules file for Prometheus, as YAML."
     limits = limits or AlertLimits()
-    rules = [{"alert": name, "expr": expr, **({"for": _seconds(times * limits.hold_s)} if times else {}), "labels": {"severity": severity}, "annotations": {"summary": what, "description": first}}
-             for name, expr, times, severity, what, first in _rules(limits)]
-    return yaml.safe_dump({"groups": [{"name": "cv_pipeline", "rules": rules}]}, sort_keys=False, width=1000, allow_unicode=True)
+    rules = [
+        {
+            "alert": name,
+            "expr": expr,
+            **({"for": _seconds(times * limits.hold_s)} if times else {}),
+            "labels": {"severity": severity},
+            "annotations": {"summary": what, "description": first},
+        }
+        for name, expr, times, severity, what, first in _rules(limits)
+    ]
+    return yaml.safe_dump(
+        {"groups": [{"name": "cv_pipeline", "rules": rules}]}, sort_keys=False, width=1000, allow_unicode=True
+    )
 
 
 def scrape_config(
-    targets: Sequence[str],             # host:port of each pipeline's health endpoint
+    targets: Sequence[str],  # host:port of each pipeline's health endpoint
     rules: str = "cv_pipeline_rules.yml",
     every_s: float = 15.0,
 ) -> str:
     "A prometheus.yml."
-    if not targets: raise ConfigError("no targets", "--targets", "host:port of each pipeline's health endpoint, e.g. edge-1:8080")
-    return yaml.safe_dump({"global": {"scrape_interval": _seconds(every_s), "evaluation_interval": _seconds(every_s), "scrape_timeout": _seconds(min(10.0, every_s))}, "rule_files": [rules],
-                           "scrape_configs": [{"job_name": "cv_pipeline", "static_configs": [{"targets": list(targets)}]}]}, sort_keys=False)
+    if not targets:
+        raise ConfigError(
+            "no targets", "--targets", "host:port of each pipeline's health endpoint, e.g. edge-1:8080"
+        )
+    return yaml.safe_dump(
+        {
+            "global": {
+                "scrape_interval": _seconds(every_s),
+                "evaluation_interval": _seconds(every_s),
+                "scrape_timeout": _seconds(min(10.0, every_s)),
+            },
+            "rule_files": [rules],
+            "scrape_configs": [{"job_name": "cv_pipeline", "static_configs": [{"targets": list(targets)}]}],
+        },
+        sort_keys=False,
+    )
 
 # %% ../../nbs/09_monitoring/02_exporter.ipynb #316aad92
-_PANELS = (  # title, unit, [(expression, legend)], width of 24
+_Panel = tuple[str, str, list[tuple[str, str]], int]  # title, unit, [(expression, legend)], width of 24
+
+_CAMERA_PANELS: tuple[_Panel, ...] = (
     ("Cameras that need a hand", "short", [("cv_pipeline_camera_upkeep == 1", "{{source}}: {{signal}}")], 12),
-    ("Cameras that deliver", "short", [("sum(cv_pipeline_source_up)", "up"), ("count(cv_pipeline_source_up)", "all")], 12),
-    ("Frames a second", "short", [("sum by (source) (rate(cv_pipeline_frames_read_total[1m]))", "{{source}}")], 8),
-    ("Frames dropped, share", "percentunit", [("sum by (source) (rate(cv_pipeline_frames_dropped_total[5m])) / sum by (source) (rate(cv_pipeline_frames_read_total[5m]))", "{{source}}")], 8),
-    ("Errors by stage", "short", [("sum by (stage) (rate(cv_pipeline_stage_errors_total[5m]))", "{{stage}}")], 8),
-    ("Latency, 95 of 100 frames", "s", [("histogram_quantile(0.95, sum by (le, stage) (rate(cv_pipeline_stage_seconds_bucket[5m])))", "{{stage}}")], 12),
-    ("Mean confidence", "percentunit", [("sum by (source) (rate(cv_pipeline_confidence_sum[15m])) / sum by (source) (rate(cv_pipeline_confidence_count[15m]))", "{{source}}")], 12),
-    ("Uncertain detections, share", "percentunit", [("sum by (source) (rate(cv_pipeline_uncertain_total[15m])) / sum by (source) (rate(cv_pipeline_detections_total[15m]))", "{{source}}")], 12),
-    ("Detections an image", "short", [("sum by (source) (rate(cv_pipeline_detections_per_image_sum[15m])) / sum by (source) (rate(cv_pipeline_detections_per_image_count[15m]))", "{{source}}")], 12),
-    ("Classes, detections a second", "short", [("rate(cv_pipeline_class_detections_total[15m])", "{{class}}")], 12),
-    *((f"Image: {name}", "short", [(f'cv_pipeline_image_statistic{{statistic="{name}"}}', "{{source}}")], 12) for name in ("brightness", "blur", "noise")),
+    (
+        "Cameras that deliver",
+        "short",
+        [("sum(cv_pipeline_source_up)", "up"), ("count(cv_pipeline_source_up)", "all")],
+        12,
+    ),
+    (
+        "Frames a second",
+        "short",
+        [("sum by (source) (rate(cv_pipeline_frames_read_total[1m]))", "{{source}}")],
+        8,
+    ),
+)
+_DROPPED = _ratio("frames_dropped_total", "frames_read_total", "5m")
+_STAGE_ERRORS = "sum by (stage) (rate(cv_pipeline_stage_errors_total[5m]))"
+_LATENCY = "histogram_quantile(0.95, sum by (le, stage) (rate(cv_pipeline_stage_seconds_bucket[5m])))"
+_RUN_PANELS: tuple[_Panel, ...] = (
+    ("Frames dropped, share", "percentunit", [(_DROPPED, "{{source}}")], 8),
+    ("Errors by stage", "short", [(_STAGE_ERRORS, "{{stage}}")], 8),
+    ("Latency, 95 of 100 frames", "s", [(_LATENCY, "{{stage}}")], 12),
 )
 
 
+_UNSURE = _ratio("uncertain_total", "detections_total", "15m")
+_BOXES = _ratio("detections_per_image_sum", "detections_per_image_count", "15m")
+_CLASSES = "rate(cv_pipeline_class_detections_total[15m])"
+_MODEL_PANELS: tuple[_Panel, ...] = (
+    ("Mean confidence", "percentunit", [(_mean_confidence("15m"), "{{source}}")], 12),
+    ("Uncertain detections, share", "percentunit", [(_UNSURE, "{{source}}")], 12),
+    ("Detections an image", "short", [(_BOXES, "{{source}}")], 12),
+    ("Classes, detections a second", "short", [(_CLASSES, "{{class}}")], 12),
+)
+_IMAGE_PANELS: tuple[_Panel, ...] = tuple(
+    (f"Image: {name}", "short", [(f'cv_pipeline_image_statistic{{statistic="{name}"}}', "{{source}}")], 12)
+    for name in ("brightness", "blur", "noise")
+)
+_PANELS = (*_CAMERA_PANELS, *_RUN_PANELS, *_MODEL_PANELS, *_IMAGE_PANELS)
+
+# %% ../../nbs/09_monitoring/02_exporter.ipynb #1da21220
 def dashboard(title: str = "cv_pipeline") -> dict[str, Any]:
     "A Grafana dashboard, to be imported; it asks for its Prometheus."
     source, panels, x, y = {"type": "prometheus", "uid": "${datasource}"}, [], 0, 0
     for number, (name, unit, queries, width) in enumerate(_PANELS, 1):
-        if x + width > 24: x, y = 0, y + 8
-        targets = [{"refId": chr(65 + i), "expr": e, "legendFormat": legend, "datasource": source} for i, (e, legend) in enumerate(queries)]
-        panels.append({"id": number, "title": name, "type": "timeseries", "datasource": source, "gridPos": {"x": x, "y": y, "w": width, "h": 8}, "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []}, "targets": targets})
+        if x + width > 24:
+            x, y = 0, y + 8
+        targets = [
+            {"refId": chr(65 + i), "expr": e, "legendFormat": legend, "datasource": source}
+            for i, (e, legend) in enumerate(queries)
+        ]
+        panels.append(
+            {
+                "id": number,
+                "title": name,
+                "type": "timeseries",
+                "datasource": source,
+                "gridPos": {"x": x, "y": y, "w": width, "h": 8},
+                "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
+                "targets": targets,
+            }
+        )
         x += width
-    return {"uid": "cv-pipeline", "title": title, "schemaVersion": 39, "timezone": "utc", "refresh": "30s", "time": {"from": "now-6h", "to": "now"}, "panels": panels,
-            "templating": {"list": [{"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Prometheus"}]}}
+    return {
+        "uid": "cv-pipeline",
+        "title": title,
+        "schemaVersion": 39,
+        "timezone": "utc",
+        "refresh": "30s",
+        "time": {"from": "now-6h", "to": "now"},
+        "panels": panels,
+        "templating": {
+            "list": [
+                {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Prometheus"}
+            ]
+        },
+    }
 
 # %% ../../nbs/09_monitoring/02_exporter.ipynb #f21622d5
 def write_monitoring_files(
@@ -241,6 +488,10 @@ def write_monitoring_files(
 ) -> list[Path]:
     "prometheus.yml, cv_pipeline_rules.yml and dashboard.json."
     out, made = writable_folder(out), []
-    for name, text in (("cv_pipeline_rules.yml", alert_rules(limits)), ("prometheus.yml", scrape_config(targets, every_s=every_s)), ("dashboard.json", json.dumps(dashboard(), indent=1) + "\n")):
+    for name, text in (
+        ("cv_pipeline_rules.yml", alert_rules(limits)),
+        ("prometheus.yml", scrape_config(targets, every_s=every_s)),
+        ("dashboard.json", json.dumps(dashboard(), indent=1) + "\n"),
+    ):
         made.append(write_whole(out / name, text))
     return made

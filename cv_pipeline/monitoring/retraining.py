@@ -26,23 +26,38 @@ __all__ = ['ACTIONS', 'RetrainPolicy', 'DriftWindow', 'read_drift', 'running', '
 class RetrainPolicy:
     "When training again is worth it."
 
-    persistence: int = 2          # windows running in which drift must be
-    labels: int = 500             # newly reviewed boxes that are enough
-    class_labels: int = 100       # of a new class
+    persistence: int = 2  # windows running in which drift must be
+    labels: int = 500  # newly reviewed boxes that are enough
+    class_labels: int = 100  # of a new class
     cadence_days: int | None = 90  # None: no cadence
-    cooldown_days: int = 14       # after a training, nothing but a fault of a camera is recommended
-    stale_days: int = 45          # older reports, audits and counts of flags decide nothing
+    cooldown_days: int = 14  # after a training, nothing but a fault of a camera is recommended
+    stale_days: int = 45  # older reports, audits and counts of flags decide nothing
 
     def __post_init__(self):
-        wrong = [f"{k}: {v!r} is below 1" for k, v in vars(self).items() if v is not None and k != "cooldown_days" and (not isinstance(v, int) or v < 1)]
+        wrong = [
+            f"{k}: {v!r} is below 1"
+            for k, v in vars(self).items()
+            if v is not None and k != "cooldown_days" and (not isinstance(v, int) or v < 1)
+        ]
         wrong += [f"cooldown_days: {self.cooldown_days!r} is negative"] if self.cooldown_days < 0 else []
-        if wrong: raise ConfigError(f"{len(wrong)} settings are wrong", "RetrainPolicy", "see its defaults", wrong)
+        if wrong:
+            raise ConfigError(f"{len(wrong)} settings are wrong", "RetrainPolicy", "see its defaults", wrong)
 
 
 def _when(value: Any, what: str) -> datetime:
     "A time with a zone, or a day (its beginning, UTC)."
-    try: at = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day) if isinstance(value, date) else datetime.fromisoformat(str(value).replace("Z", "+00:00"))
-    except ValueError: raise DataError(f"{value!r} is not a time", what, "e.g. 2026-06-01 or 2026-06-01T06:00+02:00") from None
+    try:
+        at = (
+            value
+            if isinstance(value, datetime)
+            else datetime(value.year, value.month, value.day)
+            if isinstance(value, date)
+            else datetime.fromisoformat(str(value).replace("Z", "+00:00"))
+        )
+    except ValueError:
+        raise DataError(
+            f"{value!r} is not a time", what, "e.g. 2026-06-01 or 2026-06-01T06:00+02:00"
+        ) from None
     return at.replace(tzinfo=timezone.utc) if at.tzinfo is None else at.astimezone(timezone.utc)
 
 
@@ -52,13 +67,13 @@ class DriftWindow:
 
     since: datetime
     until: datetime
-    verdict: str                       # GREEN, AMBER, RED, GREY
-    cause: str                         # none, device fault, mix shift, world changed, device or world, insufficient
-    alarms: tuple[str, ...]            # families in alarm
+    verdict: str  # GREEN, AMBER, RED, GREY
+    cause: str  # none, device fault, mix shift, world changed, device or world, insufficient
+    alarms: tuple[str, ...]  # families in alarm
     devices: tuple[str, ...] = ()
-    reference: str = ""                # which reference it was measured against
+    reference: str = ""  # which reference it was measured against
     source: str = ""
-    red: tuple[str, ...] = ()          # of the alarms, those that the window ahead had as well
+    red: tuple[str, ...] = ()  # of the alarms, those that the window ahead had as well
 
 # %% ../../nbs/09_monitoring/08_retraining.ipynb #f15f73a3
 def read_drift(path: str | Path) -> DriftWindow:
@@ -68,33 +83,67 @@ def read_drift(path: str | Path) -> DriftWindow:
     with expecting("no drift report", file, "cv-pipeline report drift writes one"):
         m = read_json(file)
     lost = [k for k in ("verdict", "families", "cause", "window") if not isinstance(m, dict) or k not in m]
-    if lost: raise DataError(f"this is no drift report: {', '.join(lost)} missing", file, "cv-pipeline report drift writes one")
-    if m["verdict"] not in ("GREEN", "AMBER", "RED", "GREY"): raise DataError(f"verdict {m['verdict']!r} is not GREEN, AMBER, RED or GREY", file)
+    if lost:
+        raise DataError(
+            f"this is no drift report: {', '.join(lost)} missing", file, "cv-pipeline report drift writes one"
+        )
+    if m["verdict"] not in ("GREEN", "AMBER", "RED", "GREY"):
+        raise DataError(f"verdict {m['verdict']!r} is not GREEN, AMBER, RED or GREY", file)
     try:
-        asked = m.get("periods") or {"window": m["window"], "reference": m.get("reference")}  # what was asked for: a plant that rests at night has frames from eight to six, and windows of whole days
+        asked = (
+            m.get("periods") or {"window": m["window"], "reference": m.get("reference")}
+            # what was asked for: a plant that rests at night has frames from eight to six, and windows of
+            # whole
+            # days
+        )
         since, until = (_when(asked["window"][k], str(file)) for k in ("from", "to"))
-        alarms, red = (tuple(sorted({f["family"] for f in m["families"] if f.get("state") in states})) for states in (("AMBER", "RED"), ("RED",)))
-    except (KeyError, TypeError, AttributeError) as e: raise DataError(f"this is no drift report: {e!r}", file) from e
-    if since > until: raise DataError(f"the window ends ({until.isoformat()}) before it begins ({since.isoformat()})", file)
+        alarms, red = (
+            tuple(sorted({f["family"] for f in m["families"] if f.get("state") in states}))
+            for states in (("AMBER", "RED"), ("RED",))
+        )
+    except (KeyError, TypeError, AttributeError) as e:
+        raise DataError(f"this is no drift report: {e!r}", file) from e
+    if since > until:
+        raise DataError(f"the window ends ({until.isoformat()}) before it begins ({since.isoformat()})", file)
     reference = asked.get("reference")
-    return DriftWindow(since, until, m["verdict"], m["cause"], alarms, tuple(m.get("devices") or ()), f"{reference.get('from')}/{reference.get('to')}" if isinstance(reference, Mapping) else str(reference or ""), str(path), red)
+    return DriftWindow(
+        since,
+        until,
+        m["verdict"],
+        m["cause"],
+        alarms,
+        tuple(m.get("devices") or ()),
+        f"{reference.get('from')}/{reference.get('to')}"
+        if isinstance(reference, Mapping)
+        else str(reference or ""),
+        str(path),
+        red,
+    )
 
 # %% ../../nbs/09_monitoring/08_retraining.ipynb #30b4825c
 def running(
     windows: Sequence[DriftWindow],
-) -> tuple[int, tuple[str, ...], str]:  # how many windows in a row up to the newest, which families in all of them, and what broke the chain
+) -> tuple[
+    int, tuple[str, ...], str
+]:  # how many windows in a row up to the newest, which families in all of them, and what broke the chain
     "How long the newest alarm has lasted."
     rows = sorted(windows, key=lambda w: (w.until, w.since))
-    if not rows or rows[-1].verdict not in ("AMBER", "RED"): return 0, (), "no alarm in the newest window"
+    if not rows or rows[-1].verdict not in ("AMBER", "RED"):
+        return 0, (), "no alarm in the newest window"
     newest = rows[-1]
     count, families, first = 1, set(newest.alarms), newest
     for w in reversed(rows[:-1]):
         length = first.until - first.since
-        if w.until > first.since + length / 10: continue  # the same frames once more
-        if first.since - w.until > length: return count, tuple(sorted(families)), "there is a gap before it"
-        if w.verdict not in ("AMBER", "RED"): return count, tuple(sorted(families)), f"the window before it is {w.verdict}"
-        if w.reference != newest.reference: return count, tuple(sorted(families)), "the window before it had another reference"
-        if not families & set(w.alarms): return count, tuple(sorted(families)), "the window before it alarmed for something else"
+        if w.until > first.since + length / 10:
+            continue  # the same frames once more
+        if first.since - w.until > length:
+            return count, tuple(sorted(families)), "there is a gap before it"
+        if w.verdict not in ("AMBER", "RED"):
+            return count, tuple(sorted(families)), f"the window before it is {w.verdict}"
+        if w.reference != newest.reference:
+            return count, tuple(sorted(families)), "the window before it had another reference"
+        if not families & set(w.alarms):
+            return count, tuple(sorted(families)), "the window before it alarmed for something else"
         count, families, first = count + 1, families & set(w.alarms), w
     return count, tuple(sorted(families)), ""
 
@@ -103,7 +152,7 @@ def running(
 class Change:
     "Something that people know will change what cameras see."
 
-    kind: str         # "class" or "environment"
+    kind: str  # "class" or "environment"
     name: str
     since: datetime
 
@@ -113,14 +162,24 @@ def read_changes(path: str | Path) -> list[Change]:
     with expecting("the declared changes cannot be read", path):
         book = read_yaml(path, None) or {}
     rows = book.get("changes") if isinstance(book, dict) else None
-    if not isinstance(rows, list): raise DataError("there is no list `changes`", path, "changes:\n  - {kind: class, name: washer, since: 2026-06-01}")
+    if not isinstance(rows, list):
+        raise DataError(
+            "there is no list `changes`", path, "changes:\n  - {kind: class, name: washer, since: 2026-06-01}"
+        )
     found, problems = [], []
     for number, row in enumerate(rows, 1):
         try:
-            if row["kind"] not in ("class", "environment"): raise ValueError(f"kind {row['kind']!r} is neither class nor environment")
+            if row["kind"] not in ("class", "environment"):
+                raise ValueError(f"kind {row['kind']!r} is neither class nor environment")
             found.append(Change(row["kind"], str(row["name"]), _when(row["since"], str(path))))
-        except (KeyError, TypeError, ValueError, DataError) as e: problems.append(f"change {number}: {e!r}" if isinstance(e, KeyError) else f"change {number}: {e}")
-    if problems: raise DataError("\n  - ".join([f"{len(problems)} declared changes are wrong", *problems]), path, "each needs kind, name and since")
+        except (KeyError, TypeError, ValueError, DataError) as e:
+            problems.append(f"change {number}: {e!r}" if isinstance(e, KeyError) else f"change {number}: {e}")
+    if problems:
+        raise DataError(
+            "\n  - ".join([f"{len(problems)} declared changes are wrong", *problems]),
+            path,
+            "each needs kind, name and since",
+        )
     return found
 
 # %% ../../nbs/09_monitoring/08_retraining.ipynb #cd23420a
@@ -129,15 +188,15 @@ class Evidence:
     "What is known. Nothing has to be there; what is not there is said to be unknown."
 
     windows: Sequence[DriftWindow] = ()
-    accuracy: Mapping[str, Any] | None = None   # what `audit.against` says: state, change, low, high, delta
-    audit_until: datetime | None = None         # end of the audited period
-    flags_until: datetime | None = None         # end of the period in which flags were counted
-    flags: Mapping[str, Any] | None = None      # what `audit.flag_signal(…).to_dict()` says
+    accuracy: Mapping[str, Any] | None = None  # what `audit.against` says: state, change, low, high, delta
+    audit_until: datetime | None = None  # end of the audited period
+    flags_until: datetime | None = None  # end of the period in which flags were counted
+    flags: Mapping[str, Any] | None = None  # what `audit.flag_signal(…).to_dict()` says
     changes: Sequence[Change] = ()
-    labels: int | None = None                   # boxes that were reviewed since the last training
+    labels: int | None = None  # boxes that were reviewed since the last training
     class_labels: Mapping[str, int] = field(default_factory=dict)
-    trained: datetime | None = None             # when the model in use was trained
-    dataset: str = "datasets/NEWEST"            # for the command to type
+    trained: datetime | None = None  # when the model in use was trained
+    dataset: str = "datasets/NEWEST"  # for the command to type
 
 
 @dataclass(frozen=True)
@@ -146,111 +205,238 @@ class Trigger:
 
     name: str
     rank: int
-    state: str        # on, pending (not yet enough), off, unknown
+    state: str  # on, pending (not yet enough), off, unknown
     reason: str
 
-
+# %% ../../nbs/09_monitoring/08_retraining.ipynb #f133f0e0
 def _drift_trigger(name: str, rank: int, e: Evidence, p: RetrainPolicy, now: datetime) -> Trigger:
     "Drift of the model's confidence, or of everything else."
     mine = lambda families: tuple(f for f in families if (f == "confidence") == (name == "confidence drift"))
     newest = _newest(e)
-    if newest is None: return Trigger(name, rank, "unknown", "no drift report")
-    if (now - newest.until).days > p.stale_days: return Trigger(name, rank, "unknown", f"the newest drift report is {(now - newest.until).days} days old")
-    rows = [replace(w, alarms=mine(w.alarms), red=mine(w.red), verdict=w.verdict if w.verdict not in ("AMBER", "RED") or mine(w.alarms) else "GREEN") for w in e.windows]
+    if newest is None:
+        return Trigger(name, rank, "unknown", "no drift report")
+    if (now - newest.until).days > p.stale_days:
+        return Trigger(
+            name, rank, "unknown", f"the newest drift report is {(now - newest.until).days} days old"
+        )
+    rows = [
+        replace(
+            w,
+            alarms=mine(w.alarms),
+            red=mine(w.red),
+            verdict=w.verdict if w.verdict not in ("AMBER", "RED") or mine(w.alarms) else "GREEN",
+        )
+        for w in e.windows
+    ]
     count, families, broke = running(rows)
-    if mine(newest.red or (newest.alarms if newest.verdict == "RED" else ())) and count < 2: count, broke = 2, ""  # the report has compared the window ahead of this one itself
-    if not count: return Trigger(name, rank, "unknown" if newest.verdict == "GREY" else "off", f"the newest window is {newest.verdict}" + (" for other reasons" if newest.alarms else ""))
+    if mine(newest.red or (newest.alarms if newest.verdict == "RED" else ())) and count < 2:
+        count, broke = 2, ""  # the report has compared the window ahead of this one itself
+    if not count:
+        return Trigger(
+            name,
+            rank,
+            "unknown" if newest.verdict == "GREY" else "off",
+            f"the newest window is {newest.verdict}" + (" for other reasons" if newest.alarms else ""),
+        )
     text = f"{name} ({', '.join(families)}) for {count} window(s), cause: {newest.cause}"
-    if newest.cause in ("device fault", "mix shift"): return Trigger(name, rank, "off", f"{text}: not a matter for training")
-    return Trigger(name, rank, "on" if count >= p.persistence else "pending", text + (f"; {broke}" if count < p.persistence and broke else ""))
+    if newest.cause in ("device fault", "mix shift"):
+        return Trigger(name, rank, "off", f"{text}: not a matter for training")
+    return Trigger(
+        name,
+        rank,
+        "on" if count >= p.persistence else "pending",
+        text + (f"; {broke}" if count < p.persistence and broke else ""),
+    )
 
 
-def _newest(e: Evidence) -> DriftWindow | None: return max(e.windows, key=lambda w: (w.until, w.since), default=None)
+def _newest(e: Evidence) -> DriftWindow | None:
+    return max(e.windows, key=lambda w: (w.until, w.since), default=None)
 
 
 def _past(until: datetime | None, e: Evidence, p: RetrainPolicy, now: datetime, what: str) -> str:
     "Why evidence that ends then decides nothing; empty: it counts."
-    if until is None: return ""
-    if e.trained is not None and until <= e.trained: return f"{what} is from before the last training"
+    if until is None:
+        return ""
+    if e.trained is not None and until <= e.trained:
+        return f"{what} is from before the last training"
     return f"{what} ended {(now - until).days} days ago" if (now - until).days > p.stale_days else ""
 
 # %% ../../nbs/09_monitoring/08_retraining.ipynb #62da68b4
+def _accuracy_trigger(e: Evidence, policy: RetrainPolicy, now: datetime) -> Trigger:
+    "What the newest audit says."
+    a, past = e.accuracy, _past(e.audit_until, e, policy, now, "the audit")
+    if a is None or past:
+        return Trigger("accuracy", 1, "unknown", "no audit" if a is None else past)
+    numbers = ""
+    if a.get("change") is not None and a.get("low") is not None:
+        change = f"{a.get('name', 'AP')} {a['change']:+.3f} [{a['low']:+.3f}, {a['high']:+.3f}]"
+        numbers = f" ({change}, δ = {a['delta']:g})"
+    states = {
+        "below": ("on", "the audit lies below the reference"),
+        "kept": ("off", "the audit keeps the reference"),
+        "undecided": ("pending", "the audit does not decide: label more"),
+        "insufficient": ("unknown", "the audit is too small"),
+    }
+    state, text = states.get(a.get("state"), ("unknown", f"the audit says {a.get('state')!r}"))
+    return Trigger("accuracy", 1, state, text + numbers)
+
+
+def _declared_triggers(e: Evidence, policy: RetrainPolicy, now: datetime) -> list[Trigger]:
+    "New classes and new surroundings that people have declared since the last training."
+    new = [c for c in e.changes if c.since <= now and (e.trained is None or c.since > e.trained)]
+    classes, places = ([c for c in new if c.kind == kind] for kind in ("class", "environment"))
+    labels = {c.name: e.class_labels.get(c.name, 0) for c in classes}
+    ready = any(n >= policy.class_labels for n in labels.values())
+    text = ", ".join(f"{name} ({n} of {policy.class_labels} labels)" for name, n in labels.items())
+    there = ", ".join(c.name for c in places)
+    return [
+        Trigger(
+            "new class",
+            2,
+            "on" if ready else "pending" if classes else "off",
+            f"declared: {text}" if classes else "none declared since the last training",
+        ),
+        Trigger(
+            "environment",
+            6,
+            "pending" if places else "off",
+            f"declared: {there}" if places else "no change declared since the last training",
+        ),
+    ]
+
+# %% ../../nbs/09_monitoring/08_retraining.ipynb #8c9a4b0c
+def _flag_trigger(e: Evidence, policy: RetrainPolicy, now: datetime) -> Trigger:
+    "What users say."
+    f, past = e.flags, _past(e.flags_until, e, policy, now, "the count of flags")
+    if f is None or past:
+        return Trigger("users", 5, "unknown", "no flags counted" if f is None else past)
+    state = {"no reference": "unknown", "raised": "pending"}.get(f.get("state"), "off")
+    return Trigger("users", 5, state, f"{f['flags']} flags in {f['looks']} looks: {f['state']}")
+
+
+def _label_trigger(e: Evidence, policy: RetrainPolicy) -> Trigger:
+    "Whether there is enough to learn from."
+    if e.labels is None:
+        return Trigger("labels", 7, "unknown", "not counted")
+    state = "on" if e.labels >= policy.labels else "pending"
+    return Trigger("labels", 7, state, f"{e.labels} of {policy.labels} new reviewed labels")
+
+
+def _cadence_trigger(e: Evidence, policy: RetrainPolicy, now: datetime) -> Trigger:
+    "Whether the model is old."
+    if e.trained is None:
+        return Trigger("cadence", 8, "unknown", "nobody said when it was trained")
+    age, every = (now - e.trained).days, policy.cadence_days
+    told = f", every {every}" if every else ", no cadence"
+    due = every is not None and age >= every
+    return Trigger("cadence", 8, "on" if due else "off", f"trained {age} days ago{told}")
+
+
 def triggers(e: Evidence, policy: RetrainPolicy, now: datetime) -> list[Trigger]:
     "Every reason with its state, by rank."
-    found = [_drift_trigger("confidence drift", 3, e, policy, now), _drift_trigger("input drift", 4, e, policy, now)]
-    a, past = e.accuracy, _past(e.audit_until, e, policy, now, "the audit")
-    if a is None or past: found.append(Trigger("accuracy", 1, "unknown", "no audit" if a is None else past))
-    else:
-        numbers = "" if a.get("change") is None or a.get("low") is None else f" ({a.get('name', 'AP')} {a['change']:+.3f} [{a['low']:+.3f}, {a['high']:+.3f}], δ = {a['delta']:g})"
-        states = {"below": ("on", "the audit lies below the reference"), "kept": ("off", "the audit keeps the reference"), "undecided": ("pending", "the audit does not decide: label more"), "insufficient": ("unknown", "the audit is too small")}
-        state, text = states.get(a.get("state"), ("unknown", f"the audit says {a.get('state')!r}"))
-        found.append(Trigger("accuracy", 1, state, text + numbers))
-    new = [c for c in e.changes if c.since <= now and (e.trained is None or c.since > e.trained)]
-    classes, places = [c for c in new if c.kind == "class"], [c for c in new if c.kind == "environment"]
-    ready = [c for c in classes if e.class_labels.get(c.name, 0) >= policy.class_labels]
-    text = ", ".join(f"{c.name} ({e.class_labels.get(c.name, 0)} of {policy.class_labels} labels)" for c in classes)
-    found.append(Trigger("new class", 2, "on" if ready else "pending" if classes else "off", f"declared: {text}" if classes else "none declared since the last training"))
-    found.append(Trigger("environment", 6, "pending" if places else "off", f"declared: {', '.join(c.name for c in places)}" if places else "no change declared since the last training"))
-    f, past = e.flags, _past(e.flags_until, e, policy, now, "the count of flags")
-    if f is not None and past: found.append(Trigger("users", 5, "unknown", past))
-    else: found.append(Trigger("users", 5, "unknown" if f is None or f.get("state") == "no reference" else "pending" if f["state"] == "raised" else "off", "no flags counted" if f is None else f"{f['flags']} flags in {f['looks']} looks: {f['state']}"))
-    found.append(Trigger("labels", 7, "unknown" if e.labels is None else "on" if e.labels >= policy.labels else "pending", "not counted" if e.labels is None else f"{e.labels} of {policy.labels} new reviewed labels"))
-    age = None if e.trained is None else (now - e.trained).days
-    due = age is not None and policy.cadence_days is not None and age >= policy.cadence_days
-    found.append(Trigger("cadence", 8, "unknown" if age is None else "on" if due else "off", "nobody said when it was trained" if age is None else f"trained {age} days ago" + (f", every {policy.cadence_days}" if policy.cadence_days else ", no cadence")))
+    found = [
+        _drift_trigger("confidence drift", 3, e, policy, now),
+        _drift_trigger("input drift", 4, e, policy, now),
+        _accuracy_trigger(e, policy, now),
+        *_declared_triggers(e, policy, now),
+        _flag_trigger(e, policy, now),
+        _label_trigger(e, policy),
+        _cadence_trigger(e, policy, now),
+    ]
     return sorted(found, key=lambda t: t.rank)
 
 # %% ../../nbs/09_monitoring/08_retraining.ipynb #897691fd
-ACTIONS = {"MEND": "mend the camera first: training on its pictures would teach the fault", "RETRAIN": "train again, on the newest labels", "LABEL": "label first: there is a reason to train, and not enough to learn from",
-           "AUDIT": "label a random sample: does accuracy suffer?", "MIX": "nothing is wrong with pictures or model: ask what changed in the traffic; choose a new reference if it stays", "WAIT": "wait: it was trained a short time ago, or one more window decides",
-           "NOTHING": "nothing to do"}
+ACTIONS = {
+    "MEND": "mend the camera first: training on its pictures would teach the fault",
+    "RETRAIN": "train again, on the newest labels",
+    "LABEL": "label first: there is a reason to train, and not enough to learn from",
+    "AUDIT": "label a random sample: does accuracy suffer?",
+    "MIX": "nothing is wrong with pictures or model: ask what changed in the traffic; choose a new reference "
+    "if it stays",
+    "WAIT": "wait: it was trained a short time ago, or one more window decides",
+    "NOTHING": "nothing to do",
+}
 
-
+# %% ../../nbs/09_monitoring/08_retraining.ipynb #6845c890
 def decide(e: Evidence, policy: RetrainPolicy, now: datetime) -> tuple[str, str]:  # a key of ACTIONS, and why
     "The first thing to do."
     by = {t.name: t for t in triggers(e, policy, now)}
     on = {name for name, t in by.items() if t.state == "on"}
     newest = _newest(e)
-    alarm = newest is not None and newest.verdict in ("AMBER", "RED") and (now - newest.until).days <= policy.stale_days
+    alarm = (
+        newest is not None
+        and newest.verdict in ("AMBER", "RED")
+        and (now - newest.until).days <= policy.stale_days
+    )
     drifts = [by["confidence drift"], by["input drift"]]
-    drift = min(drifts, key=lambda t: (("on", "pending").index(t.state) if t.state in ("on", "pending") else 2, t.rank))  # the one that says most
-    if alarm and newest.cause == "device fault": return "MEND", f"drift comes from {', '.join(newest.devices) or 'single cameras'} ({', '.join(newest.alarms)})"
+    drift = min(drifts, key=lambda t: ({"on": 0, "pending": 1}.get(t.state, 2), t.rank))  # says most
+    if alarm and newest.cause == "device fault":
+        return (
+            "MEND",
+            f"drift comes from {', '.join(newest.devices) or 'single cameras'} ({', '.join(newest.alarms)})",
+        )
     left = 0 if e.trained is None else policy.cooldown_days - (now - e.trained).days
-    if left > 0 and by.keys() and (on - {"labels"} or by["accuracy"].state == "on" or alarm): return "WAIT", f"trained {(now - e.trained).days} days ago; the cooldown has {left} more"
-    if "accuracy" in on and "labels" in on: return "RETRAIN", f"{by['accuracy'].reason}; {by['labels'].reason}"
+    if left > 0 and by.keys() and (on - {"labels"} or by["accuracy"].state == "on" or alarm):
+        return "WAIT", f"trained {(now - e.trained).days} days ago; the cooldown has {left} more"
+    if "accuracy" in on and "labels" in on:
+        return "RETRAIN", f"{by['accuracy'].reason}; {by['labels'].reason}"
     for name in ("accuracy", "labels"):
-        if drift.state == "on" and name in on: return "RETRAIN", f"{drift.reason}; {by[name].reason}"
-    if "new class" in on: return "RETRAIN", by["new class"].reason
-    if "cadence" in on: return "RETRAIN", by["cadence"].reason
-    if "accuracy" in on or by["new class"].state == "pending": return "LABEL", by["accuracy" if "accuracy" in on else "new class"].reason
-    if alarm and newest.cause == "mix shift": return "MIX", next((t.reason for t in drifts if newest.cause in t.reason), f"the newest window is {newest.verdict}, cause: mix shift")
+        if drift.state == "on" and name in on:
+            return "RETRAIN", f"{drift.reason}; {by[name].reason}"
+    if "new class" in on:
+        return "RETRAIN", by["new class"].reason
+    if "cadence" in on:
+        return "RETRAIN", by["cadence"].reason
+    if "accuracy" in on or by["new class"].state == "pending":
+        return "LABEL", by["accuracy" if "accuracy" in on else "new class"].reason
+    if alarm and newest.cause == "mix shift":
+        return "MIX", next(
+            (t.reason for t in drifts if newest.cause in t.reason),
+            f"the newest window is {newest.verdict}, cause: mix shift",
+        )
     stale = e.audit_until is not None and newest is not None and e.audit_until < newest.since
     doubt = by["accuracy"].state in ("unknown", "pending") or stale
     for t, state in ((drift, "on"), (by["users"], "pending"), (by["environment"], "pending")):
-        if t.state == state and doubt: return "AUDIT", t.reason + ("; the audit is older than the window" if stale else "")
-    if by["accuracy"].state == "pending": return "AUDIT", by["accuracy"].reason
-    if drift.state == "pending": return "WAIT", f"{drift.reason}; one more window decides"
-    if drift.state == "on": return "NOTHING", f"{drift.reason}, and {by['accuracy'].reason}: the model copes"
+        if t.state == state and doubt:
+            return "AUDIT", t.reason + ("; the audit is older than the window" if stale else "")
+    if by["accuracy"].state == "pending":
+        return "AUDIT", by["accuracy"].reason
+    if drift.state == "pending":
+        return "WAIT", f"{drift.reason}; one more window decides"
+    if drift.state == "on":
+        return "NOTHING", f"{drift.reason}, and {by['accuracy'].reason}: the model copes"
     return "NOTHING", "no reason is strong enough"
 
 # %% ../../nbs/09_monitoring/08_retraining.ipynb #28d14d7b
 def _read_state(path: Path) -> dict[str, Any]:
-    if not path.exists(): return {"format": "cv_pipeline retraining 1", "windows": [], "trained": None, "recommended": None}
-    with expecting("the state of the retraining check cannot be read", path, "delete it: persistence starts anew"):
+    if not path.exists():
+        return {"format": "cv_pipeline retraining 1", "windows": [], "trained": None, "recommended": None}
+    with expecting(
+        "the state of the retraining check cannot be read", path, "delete it: persistence starts anew"
+    ):
         state = read_json(path, dict)
-        if state["format"] != "cv_pipeline retraining 1": raise ValueError(f"format {state['format']!r}")
+        if state["format"] != "cv_pipeline retraining 1":
+            raise ValueError(f"format {state['format']!r}")
         state["windows"], _ = [_window(w) for w in state["windows"]], state["recommended"]
         return state
 
 
 def _window(row: Mapping[str, Any]) -> DriftWindow:
-    return DriftWindow(**{**row, "since": datetime.fromisoformat(row["since"]), "until": datetime.fromisoformat(row["until"]), **{k: tuple(row.get(k, ())) for k in ("alarms", "devices", "red")}})
+    return DriftWindow(
+        **{
+            **row,
+            "since": datetime.fromisoformat(row["since"]),
+            "until": datetime.fromisoformat(row["until"]),
+            **{k: tuple(row.get(k, ())) for k in ("alarms", "devices", "red")},
+        }
+    )
 
 
 def _put(path: Path, book: Mapping[str, Any]) -> bool:
     "Write in one step, only what is new; whether it was."
     text = json.dumps(book, indent=1, ensure_ascii=False, default=lambda v: v.isoformat()) + "\n"
-    if path.exists() and path.read_text(encoding="utf-8") == text: return False
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return False
     write_whole(path, text)
     return True
 
@@ -258,36 +444,75 @@ def _put(path: Path, book: Mapping[str, Any]) -> bool:
 def next_command(action: str, e: Evidence, log: str = "LOG") -> str:
     "What to type."
     newest = max(e.windows, key=lambda w: w.until, default=None)
-    period = "" if newest is None else f" --since {newest.since:%Y-%m-%dT%H:%M:%SZ} --until {newest.until:%Y-%m-%dT%H:%M:%SZ}"
-    return {"RETRAIN": f"cv-pipeline train {shlex.quote(e.dataset)} --out runs/train/next", "LABEL": "cv-pipeline select COLLECTION --budget 200 --out selected/next", "AUDIT": f"cv-pipeline audit draw {shlex.quote(log)}{period} --out audits/next",
-            "MEND": f"cv-pipeline log show {shlex.quote(log)}", "MIX": "cv-pipeline report drift --help-parameters"}.get(action, "")
+    period = (
+        ""
+        if newest is None
+        else f" --since {newest.since:%Y-%m-%dT%H:%M:%SZ} --until {newest.until:%Y-%m-%dT%H:%M:%SZ}"
+    )
+    return {
+        "RETRAIN": f"cv-pipeline train {shlex.quote(e.dataset)} --out runs/train/next",
+        "LABEL": "cv-pipeline select COLLECTION --budget 200 --out selected/next",
+        "AUDIT": f"cv-pipeline audit draw {shlex.quote(log)}{period} --out audits/next",
+        "MEND": f"cv-pipeline log show {shlex.quote(log)}",
+        "MIX": "cv-pipeline report drift --help-parameters",
+    }.get(action, "")
 
 # %% ../../nbs/09_monitoring/08_retraining.ipynb #c7e2c8c2
+def _shown(e: Evidence, policy: RetrainPolicy) -> dict[str, Any]:
+    "The evidence as recommendation.json holds it: of the windows, those that count."
+    return {
+        "windows": [asdict(w) for w in e.windows[-policy.persistence - 1 :]],
+        "accuracy": e.accuracy,
+        "flags": e.flags,
+        "labels": e.labels,
+        "class_labels": dict(e.class_labels),
+        "changes": [asdict(c) for c in e.changes],
+        "trained": e.trained,
+    }
+
+# %% ../../nbs/09_monitoring/08_retraining.ipynb #1320a2c4
 def retrain_check(
-    folder: str | Path,                   # state.json and recommendation.json
+    folder: str | Path,  # state.json and recommendation.json
     evidence: Evidence,
     now: datetime,
     policy: RetrainPolicy | None = None,
-    log: str = "LOG",                     # for the command to type
-    keep: int = 60,                       # windows that are remembered
-) -> dict[str, Any]:                      # the recommendation
+    log: str = "LOG",  # for the command to type
+    keep: int = 60,  # windows that are remembered
+) -> dict[str, Any]:  # the recommendation
     "Recommend, and remember. The same evidence again changes nothing."
-    if now.tzinfo is None: raise ConfigError("the time has no zone", "retrain_check", "datetime.now(timezone.utc)")
+    if now.tzinfo is None:
+        raise ConfigError("the time has no zone", "retrain_check", "datetime.now(timezone.utc)")
     folder, policy = writable_folder(folder), policy or RetrainPolicy()
     state = _read_state(folder / "state.json")
     known = {(w.since, w.until, w.reference): w for w in [*state["windows"], *evidence.windows]}
     windows = sorted(known.values(), key=lambda w: (w.until, w.since))[-keep:]
-    trained = evidence.trained or (_when(state["trained"], "state") if state["trained"] else None)  # what is said now corrects what was remembered
-    if trained is not None and trained > now: raise ConfigError(f"the last training is said to be on {trained:%Y-%m-%d}, which is still to come", "trained", "give the day again: it replaces the one that is remembered")
-    after = [w for w in windows if trained is None or w.since >= trained]  # what was before the training is answered by it
-    e = Evidence(**{**{f: getattr(evidence, f) for f in Evidence.__dataclass_fields__}, "windows": after, "trained": trained})
+    # what is said now corrects what was remembered
+    trained = evidence.trained or (_when(state["trained"], "state") if state["trained"] else None)
+    if trained is not None and trained > now:
+        raise ConfigError(
+            f"the last training is said to be on {trained:%Y-%m-%d}, which is still to come",
+            "trained",
+            "give the day again: it replaces the one that is remembered",
+        )
+    # what was before the training is answered by it
+    after = [w for w in windows if trained is None or w.since >= trained]
+    e = replace(evidence, windows=after, trained=trained)
     action, why = decide(e, policy, now)
     last = state["recommended"]
     newest = max((w.until for w in after), default=None)
     since = last["since"] if last and last["action"] == action else (newest or now).isoformat()
-    found = {"action": action, "meaning": ACTIONS[action], "why": why, "since": since, "next_command": next_command(action, e, log), "triggers": [asdict(t) for t in triggers(e, policy, now)],
-             "evidence": {"windows": [asdict(w) for w in after[-policy.persistence - 1:]], "accuracy": evidence.accuracy, "flags": evidence.flags, "labels": evidence.labels, "class_labels": dict(evidence.class_labels),
-                          "changes": [asdict(c) for c in evidence.changes], "trained": trained}, "policy": asdict(policy)}
+    found = {
+        "action": action,
+        "meaning": ACTIONS[action],
+        "why": why,
+        "since": since,
+        "next_command": next_command(action, e, log),
+        "triggers": [asdict(t) for t in triggers(e, policy, now)],
+        "evidence": _shown(e, policy),
+        "policy": asdict(policy),
+    }
     _put(folder / "recommendation.json", {"format": "cv_pipeline recommendation 1", **found})
-    _put(folder / "state.json", {"format": state["format"], "windows": [asdict(w) for w in windows], "trained": trained, "recommended": {"action": action, "since": since}})
+    seen = {"windows": [asdict(w) for w in windows], "trained": trained}
+    recommended = {"action": action, "since": since}
+    _put(folder / "state.json", {"format": state["format"], **seen, "recommended": recommended})
     return found

@@ -20,38 +20,45 @@ __all__ = ['BLOCK', 'autocorrelation_time', 'stretches', 'cut_blocks', 'shuffles
 
 # %% ../../nbs/09_monitoring/03_statistics.ipynb #d5119167
 def autocorrelation_time(
-    x: np.ndarray,                             # (n, k) features in order of time
-    stretch: np.ndarray | None = None,         # (n,) int, ascending: which stretch a row belongs to; None: one
-    most: int = 2048,                          # longest lag, rows
-) -> np.ndarray:                               # (k,) ≥ 1: rows that count as one; 1 where nothing varies
+    x: np.ndarray,  # (n, k) features in order of time
+    stretch: np.ndarray | None = None,  # (n,) int, ascending: which stretch a row belongs to; None: one
+    most: int = 2048,  # longest lag, rows
+) -> np.ndarray:  # (k,) ≥ 1: rows that count as one; 1 where nothing varies
     "Integrated autocorrelation time of each column, stretches pooled."
     x = np.asarray(x, np.float64).reshape(len(x), -1)
     edges = np.flatnonzero(np.diff(stretch)) + 1 if stretch is not None else np.zeros(0, int)
     lags = min(most, max((len(p) for p in np.split(np.arange(len(x)), edges)), default=1) - 1)
     total, pairs = np.zeros((lags + 1, x.shape[1])), np.zeros(lags + 1)
     for part in np.split(x, edges):
-        if len(part) < 2: continue
+        if len(part) < 2:
+            continue
         part, m = part - part.mean(axis=0), min(lags, len(part) - 1)
         f = np.fft.rfft(part, next_fast_len(2 * len(part)), axis=0)
-        total[:m + 1] += np.fft.irfft(f * f.conj(), next_fast_len(2 * len(part)), axis=0)[:m + 1]
-        pairs[:m + 1] += len(part) - np.arange(m + 1)
-    if not pairs[0]: return np.ones(x.shape[1])
-    with np.errstate(all="ignore"): rho = (total / np.maximum(pairs, 1)[:, None]) / (total[0] / pairs[0])
+        total[: m + 1] += np.fft.irfft(f * f.conj(), next_fast_len(2 * len(part)), axis=0)[: m + 1]
+        pairs[: m + 1] += len(part) - np.arange(m + 1)
+    if not pairs[0]:
+        return np.ones(x.shape[1])
+    with np.errstate(all="ignore"):
+        rho = (total / np.maximum(pairs, 1)[:, None]) / (total[0] / pairs[0])
     rho[0], rho = 1, np.where(np.isfinite(rho), rho, 0.0)
-    pair = rho[1::2][:len(rho[2::2])] + rho[2::2]          # (lags 1+2, 3+4, …)
+    pair = rho[1::2][: len(rho[2::2])] + rho[2::2]  # (lags 1+2, 3+4, …)
     going = np.cumprod(pair > 0, axis=0)
     return np.maximum(1 + 2 * (pair * going).sum(axis=0), 1.0)
 
 # %% ../../nbs/09_monitoring/03_statistics.ipynb #0853fcae
-BLOCK = 9.0  # a block is so many autocorrelation times long; with 7, 8, 9, 10 of them 5.8, 6.0, 5.3, 3.8 % of the study's 400 quiet windows alarmed at 5 %, and from 10 on some windows hold too few blocks for any alarm
+# a block is so many autocorrelation times long; with 7, 8, 9, 10 of them 5.8, 6.0, 5.3, 3.8 % of the study's
+# 400 quiet windows alarmed at 5 %, and from 10 on some windows hold too few blocks for any alarm
+BLOCK = 9.0
 
 
 def stretches(
-    camera: np.ndarray,     # (n,) int
-    at: np.ndarray,         # (n,) seconds
-    period: np.ndarray,     # (n,) bool: True in the window
-    gap: float = 20.0,      # a pause of so many usual steps ends a stretch
-) -> tuple[np.ndarray, np.ndarray]:  # order (n,) by camera and time; (n,) stretch of each row in that order, from 0
+    camera: np.ndarray,  # (n,) int
+    at: np.ndarray,  # (n,) seconds
+    period: np.ndarray,  # (n,) bool: True in the window
+    gap: float = 20.0,  # a pause of so many usual steps ends a stretch
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # order (n,) by camera and time; (n,) stretch of each row in that order, from 0
     "Rows in order, cut where the camera, the period or the flow of time breaks."
     order = np.lexsort((at, camera))
     c, t, p = camera[order], at[order], period[order]
@@ -66,38 +73,44 @@ def stretches(
 
 
 def cut_blocks(
-    at: np.ndarray,       # (n,) seconds, ascending within a stretch
+    at: np.ndarray,  # (n,) seconds, ascending within a stretch
     stretch: np.ndarray,  # (n,) ascending
-    seconds: float,       # how long a block should be
-) -> np.ndarray:          # (n,) ascending block of each row, from 0
+    seconds: float,  # how long a block should be
+) -> np.ndarray:  # (n,) ascending block of each row, from 0
     "Each stretch in pieces of equal duration, about as long as wanted."
-    if not len(stretch): return np.zeros(0, int)
+    if not len(stretch):
+        return np.zeros(0, int)
     first = np.flatnonzero(np.append(True, np.diff(stretch) != 0))
     size, start = np.diff(np.append(first, len(stretch))), at[first]
     long = np.append(at[first[1:] - 1], at[-1]) - start
     pieces = np.maximum(1, np.round(long / max(seconds, 1e-9))).astype(int)
     share = (at - np.repeat(start, size)) / np.repeat(np.maximum(long, 1e-9), size)
-    block = np.repeat(np.cumsum(pieces) - pieces, size) + np.minimum((share * np.repeat(pieces, size)).astype(int), np.repeat(pieces, size) - 1)
+    block = np.repeat(np.cumsum(pieces) - pieces, size) + np.minimum(
+        (share * np.repeat(pieces, size)).astype(int), np.repeat(pieces, size) - 1
+    )
     return np.cumsum(np.append(0, np.diff(block) > 0))  # pieces without a row have no number
 
 # %% ../../nbs/09_monitoring/03_statistics.ipynb #3c7969ef
 def shuffles(
-    window: np.ndarray,            # (b,) bool: blocks of the window
+    window: np.ndarray,  # (b,) bool: blocks of the window
     times: int,
     rng: np.random.Generator,
-) -> np.ndarray:                   # (times + 1, b) float32; row 0 is what happened
+) -> np.ndarray:  # (times + 1, b) float32; row 0 is what happened
     "Which blocks each shuffle calls the window: as many as there are."
     k, made = int(window.sum()), np.zeros((times + 1, len(window)), np.float32)
-    if 0 < k < len(window): np.put_along_axis(made, np.argpartition(rng.random(made.shape, np.float32), k - 1, axis=1)[:, :k], 1, axis=1)
+    if 0 < k < len(window):
+        np.put_along_axis(
+            made, np.argpartition(rng.random(made.shape, np.float32), k - 1, axis=1)[:, :k], 1, axis=1
+        )
     made[0] = window
     return made
 
 
 def block_sums(
-    block: np.ndarray,     # (n,) block of each row
-    values: np.ndarray,    # (n, d) float32
+    block: np.ndarray,  # (n,) block of each row
+    values: np.ndarray,  # (n, d) float32
     blocks: int,
-) -> np.ndarray:           # (b, d) float64
+) -> np.ndarray:  # (b, d) float64
     "Sum of each block; rows in any order."
     if len(block) and (np.diff(block) < 0).any():
         order = np.argsort(block, kind="stable")
@@ -105,42 +118,51 @@ def block_sums(
     made = np.zeros((blocks, values.shape[1]))
     if len(block):
         first = np.flatnonzero(np.append(True, np.diff(block) != 0)).tolist()
-        for begin, end in zip(first, [*first[1:], len(block)]):  # few and wide: seven times faster than `reduceat`
+        for begin, end in zip(
+            first, [*first[1:], len(block)]
+        ):  # few and wide: seven times faster than `reduceat`
             np.add.reduce(values[begin:end], axis=0, dtype=np.float64, out=made[block[begin]])
     return made
 
 
 def differences(
-    drawn: np.ndarray,   # (P + 1, b) of `shuffles`
-    sums: np.ndarray,    # (b, d) of `block_sums`
+    drawn: np.ndarray,  # (P + 1, b) of `shuffles`
+    sums: np.ndarray,  # (b, d) of `block_sums`
     weight: np.ndarray,  # (b,) rows in each block
-) -> np.ndarray:         # (P + 1, d) float32; NaN where one side has no rows
+) -> np.ndarray:  # (P + 1, d) float32; NaN where one side has no rows
     "Mean of the window minus mean of the reference, for every shuffle."
     inside, total = drawn @ sums.astype(np.float32), sums.sum(axis=0)
     n = (drawn @ weight.astype(np.float32))[:, None]
     m = np.float32(weight.sum()) - n
-    with np.errstate(all="ignore"): return (inside / np.where(n > 0, n, np.nan) - (total.astype(np.float32) - inside) / np.where(m > 0, m, np.nan)).astype(np.float32)
+    with np.errstate(all="ignore"):
+        return (
+            inside / np.where(n > 0, n, np.nan)
+            - (total.astype(np.float32) - inside) / np.where(m > 0, m, np.nan)
+        ).astype(np.float32)
 
 # %% ../../nbs/09_monitoring/03_statistics.ipynb #5dd1871b
 def cuts_of(
-    x: np.ndarray,       # (n,)
+    x: np.ndarray,  # (n,)
     most: int = 48,
-) -> np.ndarray:         # (c,) ascending, none twice; empty when all values are equal
+) -> np.ndarray:  # (c,) ascending, none twice; empty when all values are equal
     "Quantiles to compare distributions at."
-    if not len(x): return np.zeros(0)
+    if not len(x):
+        return np.zeros(0)
     cuts = np.unique(np.quantile(x, np.arange(1, most + 1) / (most + 1), method="lower"))
     return cuts[cuts < x.max()]
 
 
 def counts_below(
-    block: np.ndarray,   # (n,) block of each value, any order
-    x: np.ndarray,       # (n,)
-    cuts: np.ndarray,    # (c,)
+    block: np.ndarray,  # (n,) block of each value, any order
+    x: np.ndarray,  # (n,)
+    cuts: np.ndarray,  # (c,)
     blocks: int,
-) -> np.ndarray:         # (b, c) how many values of each block are at or below each cut
+) -> np.ndarray:  # (b, c) how many values of each block are at or below each cut
     "Cumulative counts of each block."
     bins = len(cuts) + 1
-    table = np.bincount(block * bins + np.searchsorted(cuts, x, side="left"), minlength=blocks * bins).reshape(blocks, bins)
+    table = np.bincount(
+        block * bins + np.searchsorted(cuts, x, side="left"), minlength=blocks * bins
+    ).reshape(blocks, bins)
     return np.cumsum(table, axis=1)[:, :-1].astype(np.float64)
 
 # %% ../../nbs/09_monitoring/03_statistics.ipynb #ab4bab0f
@@ -150,11 +172,14 @@ class Kernel:
 
     frequencies: np.ndarray  # (d, r)
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:  # (n, d) → (n, 2r) float32; the squared length of every row is 1
+    def __call__(
+        self, x: np.ndarray
+    ) -> np.ndarray:  # (n, d) → (n, 2r) float32; the squared length of every row is 1
         "Features whose inner product is about the kernel."
         angle = np.asarray(x, np.float32) @ self.frequencies
         made = np.empty((len(angle), 2 * angle.shape[1]), np.float32)
-        np.cos(angle, out=made[:, :angle.shape[1]]); np.sin(angle, out=made[:, angle.shape[1]:])
+        np.cos(angle, out=made[:, : angle.shape[1]])
+        np.sin(angle, out=made[:, angle.shape[1] :])
         made /= np.float32(np.sqrt(angle.shape[1]))
         return made
 
@@ -168,46 +193,50 @@ def kernel_for(x: np.ndarray, rng: np.random.Generator, features: int = 256) -> 
 
 def kernel_sums(
     kernel: Kernel,
-    block: np.ndarray,   # (n,) ascending
-    x: np.ndarray,       # (n, d)
+    block: np.ndarray,  # (n,) ascending
+    x: np.ndarray,  # (n, d)
     blocks: int,
-    rows: int = 8192,    # at a time: memory stays small
-) -> np.ndarray:         # (b, 2r)
+    rows: int = 8192,  # at a time: memory stays small
+) -> np.ndarray:  # (b, 2r)
     "Block sums of the kernel's features."
     made = np.zeros((blocks, 2 * kernel.frequencies.shape[1]))
     for first in range(0, len(x), rows):
-        part = block[first:first + rows]
+        part = block[first : first + rows]
         low, high = int(part[0]), int(part[-1]) + 1
-        made[low:high] += block_sums(part - low, kernel(x[first:first + rows]), high - low)
+        made[low:high] += block_sums(part - low, kernel(x[first : first + rows]), high - low)
     return made
 
 # %% ../../nbs/09_monitoring/03_statistics.ipynb #f72c8cc3
 def chance_of(
     statistic: np.ndarray,  # (P + 1, …) row 0 is what happened; larger is more extreme
-) -> np.ndarray:            # (…) p, at least 1/(P + 1); NaN where what happened is NaN
+) -> np.ndarray:  # (…) p, at least 1/(P + 1); NaN where what happened is NaN
     "Permutation p-values."
-    with np.errstate(invalid="ignore"): more = (statistic >= statistic[0] - 1e-9).sum(axis=0) / len(statistic)
+    with np.errstate(invalid="ignore"):
+        more = (statistic >= statistic[0] - 1e-9).sum(axis=0) / len(statistic)
     return np.where(np.isnan(statistic[0]), np.nan, more)
 
 
 def largest(
     statistics: Sequence[np.ndarray],  # (P + 1,) each
-) -> np.ndarray:                       # (P + 1,) NaN where there is none
+) -> np.ndarray:  # (P + 1,) NaN where there is none
     "The most extreme of several statistics, each in units of its own spread over the shuffles."
     usable = [s for s in statistics if len(s) and np.isfinite(s).all()]
-    if not usable: return np.full(len(statistics[0]) if statistics else 1, np.nan)
+    if not usable:
+        return np.full(len(statistics[0]) if statistics else 1, np.nan)
     table = np.stack(usable, axis=1).astype(np.float64)
     spread = table.std(axis=0)
     return ((table - table.mean(axis=0)) / np.where(spread > 0, spread, 1)).max(axis=1)
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    "Adjusted p-values: the chance of one false alarm or more stays below the level (Holm, 1979). NaN stays NaN and does not count."
+    """Adjusted p-values: the chance of one false alarm or more stays below the level (Holm, 1979). NaN stays
+    NaN and does not count."""
     return _adjusted(p, lambda rank, m: m - rank, np.maximum.accumulate)
 
 
 def benjamini_hochberg(p: Sequence[float]) -> np.ndarray:
-    "Adjusted p-values: the share of false ones among the alarms stays below the level (Benjamini and Hochberg, 1995)."
+    """Adjusted p-values: the share of false ones among the alarms stays below the level (Benjamini and
+    Hochberg, 1995)."""
     return _adjusted(p, lambda rank, m: m / (rank + 1), lambda v: np.minimum.accumulate(v[::-1])[::-1])
 
 
@@ -215,16 +244,27 @@ def _adjusted(p: Sequence[float], factor, running) -> np.ndarray:
     p = np.asarray(p, np.float64)
     made, rows = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
     order = rows[np.argsort(p[rows], kind="stable")]
-    made[order] = np.minimum(running(p[order] * factor(np.arange(len(order)), len(order))), 1) if len(order) else []
+    made[order] = (
+        np.minimum(running(p[order] * factor(np.arange(len(order)), len(order))), 1) if len(order) else []
+    )
     return made
 
 # %% ../../nbs/09_monitoring/03_statistics.ipynb #5b3c7170
 def checked_columns(
-    where: object,                 # named in the error
-    n: int,                        # rows there must be
-    **columns: np.ndarray,         # (n,) or (n, d) each
+    where: object,  # named in the error
+    n: int,  # rows there must be
+    **columns: np.ndarray,  # (n,) or (n, d) each
 ) -> None:
     "DataError for a column with another length, or with NaN or infinity in it."
     problems = [f"{k} has {len(v)} rows, not {n}" for k, v in columns.items() if len(v) != n]
-    problems += [f"{k} holds NaN or infinity in {int((~np.isfinite(v)).sum())} places" for k, v in columns.items() if np.asarray(v).dtype.kind == "f" and not np.isfinite(v).all()]
-    if problems: raise DataError("\n  - ".join(["these columns cannot be compared", *problems]), where, "drop the rows whose measurement failed")
+    problems += [
+        f"{k} holds NaN or infinity in {int((~np.isfinite(v)).sum())} places"
+        for k, v in columns.items()
+        if np.asarray(v).dtype.kind == "f" and not np.isfinite(v).all()
+    ]
+    if problems:
+        raise DataError(
+            "\n  - ".join(["these columns cannot be compared", *problems]),
+            where,
+            "drop the rows whose measurement failed",
+        )

@@ -23,8 +23,27 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from ..core.files import append_lines, read_json_lines, read_parquet, read_parquet_metadata, safe_name, sink_error, writable_folder, write_whole, writing
-from ..core.types import Clock, ConfigError, DataError, Decision, FrameResult, SinkError, check_rules, utc_now
+from cv_pipeline.core.files import (
+    append_lines,
+    read_json_lines,
+    read_parquet,
+    read_parquet_metadata,
+    safe_name,
+    sink_error,
+    writable_folder,
+    write_whole,
+    writing,
+)
+from cv_pipeline.core.types import (
+    Clock,
+    ConfigError,
+    DataError,
+    Decision,
+    FrameResult,
+    SinkError,
+    check_rules,
+    utc_now,
+)
 
 # %% auto #0
 __all__ = ['EMBEDDING_SIZE', 'CELLS', 'SCHEMA_VERSION', 'STATISTICS', 'Listener', 'FrameStatistics', 'frame_statistics',
@@ -42,29 +61,34 @@ def _pieces(image: np.ndarray) -> np.ndarray:
     (h, w), (down, across) = image.shape[:2], _GRID
     step = max(1, min(h, w) // 540)
     ph, pw = min(_PIECE[0], h // step // down), min(_PIECE[1], w // step // across)
-    if min(ph, pw) < 8: return image  # a picture of a few pixels is its own piece
+    if min(ph, pw) < 8:
+        return image  # a picture of a few pixels is its own piece
     out = np.empty((down * ph, across * pw, 3), np.uint8)
     for i in range(down):
         y = (2 * i + 1) * h // (2 * down) - ph * step // 2
         for j in range(across):
             x = (2 * j + 1) * w // (2 * across) - pw * step // 2
-            piece = image[y:y + ph * step, x:x + pw * step]
-            out[i * ph:(i + 1) * ph, j * pw:(j + 1) * pw] = piece if step == 1 else cv2.resize(piece, (pw, ph), interpolation=cv2.INTER_NEAREST)  # every step-th pixel
+            piece = image[y : y + ph * step, x : x + pw * step]
+            out[i * ph : (i + 1) * ph, j * pw : (j + 1) * pw] = (
+                piece if step == 1 else cv2.resize(piece, (pw, ph), interpolation=cv2.INTER_NEAREST)
+            )  # every step-th pixel
     return out
 
 
 def _change(grey: np.ndarray) -> float:
     "Sum of the differences between neighbouring pixels."
-    return sum(cv2.norm(a, b, cv2.NORM_L1) for a, b in ((grey[1:], grey[:-1]), (grey[:, 1:], grey[:, :-1])) if a.size)
+    return sum(
+        cv2.norm(a, b, cv2.NORM_L1) for a, b in ((grey[1:], grey[:-1]), (grey[:, 1:], grey[:, :-1])) if a.size
+    )
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #1adf77d0
 class FrameStatistics(NamedTuple):
     "What a picture looks like, in five numbers."
 
     brightness: float  # mean grey level, 0..255
-    contrast: float    # standard deviation of the grey level
-    blur: float        # 0 sharp … 1 nothing is sharp
-    noise: float       # standard deviation of the noise, grey levels
+    contrast: float  # standard deviation of the grey level
+    blur: float  # 0 sharp … 1 nothing is sharp
+    noise: float  # standard deviation of the noise, grey levels
     saturation: float  # mean distance between the strongest and the weakest colour, 0..255
 
 
@@ -76,7 +100,7 @@ def _median(histogram: np.ndarray) -> float:
 
 
 def frame_statistics(
-    image: np.ndarray,    # (H, W, 3) uint8 BGR
+    image: np.ndarray,  # (H, W, 3) uint8 BGR
 ) -> FrameStatistics:
     "Five numbers of a picture, about 0.25 ms at any size."
     small = cv2.resize(image, (96, 72), interpolation=cv2.INTER_NEAREST)
@@ -89,7 +113,9 @@ def frame_statistics(
     soft = cv2.blur(grey, (3, 3))  # the noise must not pass for sharpness
     change = _change(soft)
     blur = _change(cv2.blur(soft, (7, 7))) / change if change else 1.0
-    return FrameStatistics(float(mean.ravel()[0]), float(spread.ravel()[0]), float(min(blur, 1.0)), noise, float(saturation))
+    return FrameStatistics(
+        float(mean.ravel()[0]), float(spread.ravel()[0]), float(min(blur, 1.0)), noise, float(saturation)
+    )
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #2c3177b5
 EMBEDDING_SIZE = 64
@@ -102,17 +128,23 @@ class Descriptor:
     name: str
     function: Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 BGR → (64,) float
 
-    def __call__(self, image: np.ndarray) -> np.ndarray: return self.function(image)
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return self.function(image)
 
 
 def cell_descriptor(
     image: np.ndarray,  # (H, W, 3) uint8 BGR
-) -> np.ndarray:        # (64,) float32 in 0..1: rows of cells, in each: brightness, two colours, edges
+) -> np.ndarray:  # (64,) float32 in 0..1: rows of cells, in each: brightness, two colours, edges
     "Brightness, colour and edges in 4 × 4 cells."
     small = cv2.resize(image, (96, 72), interpolation=cv2.INTER_NEAREST)
     y, cr, cb = cv2.split(cv2.cvtColor(small, cv2.COLOR_BGR2YCrCb))
     steep = cv2.add(*(cv2.convertScaleAbs(cv2.Sobel(y, cv2.CV_16S, dx, 1 - dx), alpha=0.5) for dx in (1, 0)))
-    return cv2.resize(cv2.merge([y, cr, cb, steep]).astype(np.float32), (4, 4), interpolation=cv2.INTER_AREA).ravel() / 255
+    return (
+        cv2.resize(
+            cv2.merge([y, cr, cb, steep]).astype(np.float32), (4, 4), interpolation=cv2.INTER_AREA
+        ).ravel()
+        / 255
+    )
 
 
 CELLS = Descriptor("cells-4x4x4", cell_descriptor)
@@ -124,12 +156,27 @@ STATISTICS = FrameStatistics._fields
 
 @cache
 def frames_schema() -> Any:
-    "The columns of LOG/frames, a pyarrow schema. Empty where the model was not asked: latency_ms, detections, uncertain."
+    """The columns of LOG/frames, a pyarrow schema. Empty where the model was not asked: latency_ms,
+    detections, uncertain."""
     import pyarrow as pa
 
-    return pa.schema([("camera", pa.string()), ("frame_id", pa.int64()), ("captured_at", pa.timestamp("us", tz="UTC")), ("width", pa.int32()), ("height", pa.int32()),
-                      ("model", pa.string()), ("selected", pa.bool_()), ("status", pa.string()), ("latency_ms", pa.float32()), ("detections", pa.int32()),
-                      ("uncertain", pa.int32()), *((name, pa.float32()) for name in STATISTICS), ("embedding", pa.list_(pa.float16()))])
+    return pa.schema(
+        [
+            ("camera", pa.string()),
+            ("frame_id", pa.int64()),
+            ("captured_at", pa.timestamp("us", tz="UTC")),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("model", pa.string()),
+            ("selected", pa.bool_()),
+            ("status", pa.string()),
+            ("latency_ms", pa.float32()),
+            ("detections", pa.int32()),
+            ("uncertain", pa.int32()),
+            *((name, pa.float32()) for name in STATISTICS),
+            ("embedding", pa.list_(pa.float16())),
+        ]
+    )
 
 
 @cache
@@ -137,25 +184,58 @@ def detections_schema() -> Any:
     "The columns of LOG/detections, a pyarrow schema."
     import pyarrow as pa
 
-    return pa.schema([("camera", pa.string()), ("frame_id", pa.int64()), ("captured_at", pa.timestamp("us", tz="UTC")), ("class_id", pa.int32()), ("class_name", pa.string()),
-                      ("confidence", pa.float32()), ("x1", pa.float32()), ("y1", pa.float32()), ("x2", pa.float32()), ("y2", pa.float32()), ("area_share", pa.float32()),
-                      ("tracker_id", pa.int32()), ("decision", pa.string())])
+    return pa.schema(
+        [
+            ("camera", pa.string()),
+            ("frame_id", pa.int64()),
+            ("captured_at", pa.timestamp("us", tz="UTC")),
+            ("class_id", pa.int32()),
+            ("class_name", pa.string()),
+            ("confidence", pa.float32()),
+            ("x1", pa.float32()),
+            ("y1", pa.float32()),
+            ("x2", pa.float32()),
+            ("y2", pa.float32()),
+            ("area_share", pa.float32()),
+            ("tracker_id", pa.int32()),
+            ("decision", pa.string()),
+        ]
+    )
 
-
+# %% ../../nbs/09_monitoring/00_telemetry.ipynb #cfe87799
 def camera_folder(camera: str) -> str:
     "camera=NAME, with a short hash where the name has characters that a path should not have."
     safe = safe_name(camera)
-    return f"camera={safe}" if safe == camera else f"camera={safe}-{hashlib.blake2b(camera.encode(), digest_size=4).hexdigest()}"
+    return (
+        f"camera={safe}"
+        if safe == camera
+        else f"camera={safe}-{hashlib.blake2b(camera.encode(), digest_size=4).hexdigest()}"
+    )
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #1fbf6976
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=timezone.utc), timedelta(microseconds=1)
 _DAY = 86_400_000_000  # microseconds
-_ROW = np.dtype([("frame_id", "i8"), ("captured_at", "i8"), ("width", "i4"), ("height", "i4"), ("model", "i2"), ("selected", "?"), ("status", "i2"), ("latency_ms", "f4"),
-                 ("detections", "i4"), ("uncertain", "i4"), *((name, "f4") for name in STATISTICS), ("embedded", "?"), ("embedding", "f2", EMBEDDING_SIZE)])
+_ROW = np.dtype(
+    [
+        ("frame_id", "i8"),
+        ("captured_at", "i8"),
+        ("width", "i4"),
+        ("height", "i4"),
+        ("model", "i2"),
+        ("selected", "?"),
+        ("status", "i2"),
+        ("latency_ms", "f4"),
+        ("detections", "i4"),
+        ("uncertain", "i4"),
+        *((name, "f4") for name in STATISTICS),
+        ("embedded", "?"),
+        ("embedding", "f2", EMBEDDING_SIZE),
+    ]
+)
 _NO_VECTOR = np.zeros(EMBEDDING_SIZE, np.float16)
 _DECISION = np.array([d.name.lower() for d in sorted(Decision)], dtype=object)
 
-
+# %% ../../nbs/09_monitoring/00_telemetry.ipynb #34323b61
 class _Rows:
     "The rows of one camera that are not on disk yet."
 
@@ -165,19 +245,47 @@ class _Rows:
         self.models: set[tuple[str, str]] = set()  # name and SHA-256 of what answered
 
     def add(self, result: FrameResult, statistics: FrameStatistics, vector: np.ndarray | None) -> None:
-        if self.count == len(self.rows): self.rows = np.concatenate([self.rows, np.empty_like(self.rows)])
+        if self.count == len(self.rows):
+            self.rows = np.concatenate([self.rows, np.empty_like(self.rows)])
         frame, d, asked = result.frame, result.detections, result.inferred
         decision = d.data.get("decision") if len(d) else None
         unsure = int(np.count_nonzero(np.asarray(decision) == Decision.REVIEW)) if decision is not None else 0
         timings = result.timings_ms
-        latency = sum(timings.get(stage, 0.0) for stage in ("preprocess", "inference", "postprocess")) if asked else 0.0
+        latency = (
+            sum(timings.get(stage, 0.0) for stage in ("preprocess", "inference", "postprocess"))
+            if asked
+            else 0.0
+        )
         code = lambda word: self.words.setdefault(word, len(self.words))
-        if asked and result.model_sha256: self.models.add((result.model, result.model_sha256))
-        self.rows[self.count] = (frame.frame_id, (frame.captured_at - _EPOCH) // _MICROSECOND, *frame.size, code(result.model), asked, code(result.status), latency,
-                                 len(d) if asked else -1, unsure if asked else -1, *statistics, vector is not None, _NO_VECTOR if vector is None else vector)
+        if asked and result.model_sha256:
+            self.models.add((result.model, result.model_sha256))
+        self.rows[self.count] = (
+            frame.frame_id,
+            (frame.captured_at - _EPOCH) // _MICROSECOND,
+            *frame.size,
+            code(result.model),
+            asked,
+            code(result.status),
+            latency,
+            len(d) if asked else -1,
+            unsure if asked else -1,
+            *statistics,
+            vector is not None,
+            _NO_VECTOR if vector is None else vector,
+        )
         if len(d):
             kept = np.zeros(len(d), np.int8) if decision is None else np.array(decision, np.int8)
-            self.found.append((self.count, result.names, d.xyxy.copy(), d.confidence.copy(), d.class_id.copy(), d.tracker_id.copy(), kept))
+            self.found.append(
+                (
+                    self.count,
+                    result.names,
+                    d.xyxy.copy(),
+                    d.confidence.copy(),
+                    d.class_id.copy(),
+                    d.tracker_id.copy(),
+                    kept,
+                )
+            )
         self.count, self.boxes = self.count + 1, self.boxes + len(d)
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #f9be1c5a
@@ -185,37 +293,63 @@ def _frames_table(b: _Rows, which: np.ndarray, metadata: dict[str, str]) -> Any:
     "Rows `which` of a buffer as a pyarrow table."
     import pyarrow as pa
 
-    rows, words, schema = b.rows[:b.count][which], np.array(list(b.words), dtype=object), frames_schema()
-    missing = {"latency_ms": ~rows["selected"], "detections": rows["detections"] < 0, "uncertain": rows["uncertain"] < 0}
+    rows, words, schema = b.rows[: b.count][which], np.array(list(b.words), dtype=object), frames_schema()
+    missing = {
+        "latency_ms": ~rows["selected"],
+        "detections": rows["detections"] < 0,
+        "uncertain": rows["uncertain"] < 0,
+    }
 
     def column(name: str, kind: Any) -> Any:
-        if name == "camera": return pa.array(np.full(len(rows), b.camera, dtype=object), kind)
-        if name in ("model", "status"): return pa.array(words[rows[name]], kind)
+        if name == "camera":
+            return pa.array(np.full(len(rows), b.camera, dtype=object), kind)
+        if name in ("model", "status"):
+            return pa.array(words[rows[name]], kind)
         if name == "embedding":
             there, flat = rows["embedded"], np.ascontiguousarray(rows["embedding"][rows["embedded"]]).ravel()
-            ends = np.append(0, np.cumsum(there) * EMBEDDING_SIZE)  # not a list of fixed size: pyarrow < 26 writes none with gaps
+            ends = np.append(
+                0, np.cumsum(there) * EMBEDDING_SIZE
+            )  # not a list of fixed size: pyarrow < 26 writes none with gaps
             begins = pa.array(ends, pa.int32(), mask=np.append(~there, False))
             return pa.ListArray.from_arrays(begins, pa.array(flat, pa.float16()))
         return pa.array(np.ascontiguousarray(rows[name]), kind, mask=missing.get(name))
 
-    return pa.Table.from_arrays([column(f.name, f.type) for f in schema], schema=schema.with_metadata(metadata))
+    return pa.Table.from_arrays(
+        [column(f.name, f.type) for f in schema], schema=schema.with_metadata(metadata)
+    )
 
-
+# %% ../../nbs/09_monitoring/00_telemetry.ipynb #a14b8f8e
 def _detections_table(b: _Rows, which: np.ndarray, metadata: dict[str, str]) -> Any:
     "The boxes of rows `which` of a buffer as a pyarrow table."
     import pyarrow as pa
 
     schema, wanted = detections_schema().with_metadata(metadata), set(which.tolist())
     found = [f for f in b.found if f[0] in wanted]
-    if not found: return schema.empty_table()
+    if not found:
+        return schema.empty_table()
     xyxy, confidence, class_id, tracker, decision = (np.concatenate(part) for part in list(zip(*found))[2:])
     counts = np.array([len(f[2]) for f in found])
     row = b.rows[np.repeat([f[0] for f in found], counts)]
     x1, y1, x2, y2 = np.ascontiguousarray(xyxy.T)
     names = [n[c] if 0 <= c < len(n) else str(c) for f in found for n in (f[1],) for c in f[4].tolist()]
-    share = np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0) / (row["width"].astype(np.float32) * row["height"])
-    columns = [np.full(len(row), b.camera, dtype=object), np.ascontiguousarray(row["frame_id"]), np.ascontiguousarray(row["captured_at"]), class_id, names, confidence,
-               x1, y1, x2, y2, share, tracker, _DECISION[decision]]
+    share = (
+        np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0) / (row["width"].astype(np.float32) * row["height"])
+    )
+    columns = [
+        np.full(len(row), b.camera, dtype=object),
+        np.ascontiguousarray(row["frame_id"]),
+        np.ascontiguousarray(row["captured_at"]),
+        class_id,
+        names,
+        confidence,
+        x1,
+        y1,
+        x2,
+        y2,
+        share,
+        tracker,
+        _DECISION[decision],
+    ]
     return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, schema)], schema=schema)
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #c9d571c5
@@ -234,15 +368,17 @@ def _write_table(path: Path, table: Any) -> int:
 
 def _write_part(folder: Path, b: _Rows, metadata: dict[str, str]) -> tuple[int, int]:
     "Both tables of a buffer, a file for each day; (files, bytes)."
-    day, files, size = b.rows["captured_at"][:b.count] // _DAY, 0, 0
+    day, files, size = b.rows["captured_at"][: b.count] // _DAY, 0, 0
     metadata = metadata | {"cv_pipeline.models": json.dumps(sorted(b.models))}
     for d in np.unique(day).tolist():
-        place = f"date={_EPOCH + timedelta(days=d):%Y-%m-%d}/{camera_folder(b.camera)}/part-{metadata['cv_pipeline.run'][:12]}-{b.number:06d}.parquet"
+        place = f"date={_EPOCH + timedelta(days=d):%Y-%m-%d}/{camera_folder(b.camera)}"
+        name_of = f"part-{metadata['cv_pipeline.run'][:12]}-{b.number:06d}.parquet"
         which = np.flatnonzero(day == d)
         for name, made in (("detections", _detections_table), ("frames", _frames_table)):
             table = made(b, which, metadata)
-            if name == "detections" and not len(table): continue
-            size += _write_table(folder / name / place, table)
+            if name == "detections" and not len(table):
+                continue
+            size += _write_table(folder / name / place / name_of, table)
             files += 1
     return files, size
 
@@ -250,17 +386,21 @@ def _write_part(folder: Path, b: _Rows, metadata: dict[str, str]) -> tuple[int, 
 def log_bytes(folder: str | Path) -> dict[str, int]:
     "Day → bytes of a prediction log, oldest first."
     days: Counter = Counter()
-    for path in Path(folder).glob("*/date=*/camera=*/part-*.parquet"): days[path.parts[-3].removeprefix("date=")] += _size(path)
+    for path in Path(folder).glob("*/date=*/camera=*/part-*.parquet"):
+        days[path.parts[-3].removeprefix("date=")] += _size(path)
     return dict(sorted(days.items()))
 
 
 def _size(path: Path) -> int:
     "Bytes of a file; 0 when somebody else has deleted it meanwhile."
-    try: return path.stat().st_size
-    except FileNotFoundError: return 0
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
-def _tomorrow(now: datetime) -> str: return f"{now.astimezone(timezone.utc) + timedelta(days=1):%Y-%m-%d}"  # later days are a wrong clock
+def _tomorrow(now: datetime) -> str:
+    return f"{now.astimezone(timezone.utc) + timedelta(days=1):%Y-%m-%d}"  # later days are a wrong clock
 
 
 def _footer(path: Path) -> tuple[dict[str, str], datetime, datetime] | None:
@@ -268,7 +408,11 @@ def _footer(path: Path) -> tuple[dict[str, str], datetime, datetime] | None:
     try:
         book = read_parquet_metadata(path)
         place = book.schema.names.index("captured_at")
-        found = [s for k in range(book.num_row_groups) if (s := book.row_group(k).column(place).statistics) is not None and s.has_min_max]
+        found = [
+            s
+            for k in range(book.num_row_groups)
+            if (s := book.row_group(k).column(place).statistics) is not None and s.has_min_max
+        ]
         ends = [t if t.tzinfo else t.replace(tzinfo=timezone.utc) for s in found for t in (s.min, s.max)]
         return {k.decode(): v.decode() for k, v in (book.metadata or {}).items()}, min(ends), max(ends)
     except (DataError, ValueError, TypeError, AttributeError):
@@ -279,14 +423,22 @@ def _oldest_first(folder: Path, now: datetime) -> Iterator[list[Path]]:
     "The files of each part, the oldest part first."
     parts: dict[tuple[str, ...], list[Path]] = {}
     days: dict[str, list[tuple[datetime | None, list[Path]]]] = {}
-    for path in folder.glob("*/date=*/camera=*/part-*.parquet"): parts.setdefault(path.parts[-3:], []).append(path)
+    for path in folder.glob("*/date=*/camera=*/part-*.parquet"):
+        parts.setdefault(path.parts[-3:], []).append(path)
     for (day, *_), files in parts.items():
         written = None
         if (day := day[5:]) > _tomorrow(now):
-            with suppress(FileNotFoundError): written = datetime.fromtimestamp(files[0].stat().st_mtime, timezone.utc); day = f"{written:%Y-%m-%d}"
+            with suppress(FileNotFoundError):
+                written = datetime.fromtimestamp(files[0].stat().st_mtime, timezone.utc)
+                day = f"{written:%Y-%m-%d}"
         days.setdefault(day, []).append((written, sorted(files, reverse=True)))  # frames, then boxes
     for _, found in sorted(days.items()):
-        yield from (files for _, files in sorted((written or (_footer(files[0]) or (None, _EPOCH))[1], files) for written, files in found))
+        yield from (
+            files
+            for _, files in sorted(
+                (written or (_footer(files[0]) or (None, _EPOCH))[1], files) for written, files in found
+            )
+        )
 
 
 def _delete(folder: Path, what: str, parts: list[list[Path]]) -> int:
@@ -299,13 +451,19 @@ def _delete(folder: Path, what: str, parts: list[list[Path]]) -> int:
         with writing("what was deleted could not be written", folder / "deleted.jsonl"):
             append_lines(folder / "deleted.jsonl", [row])
 
-    with suppress(SinkError): say(); told = True  # before the deed: a crash must not leave a gap that nobody knows of
+    with suppress(SinkError):
+        say()
+        told = True  # before the deed: a crash must not leave a gap that nobody knows of
     for f in files:
-        try: f.unlink(missing_ok=True)
-        except OSError as e: raise sink_error("the log could not be kept within its limit", e, f) from e
+        try:
+            f.unlink(missing_ok=True)
+        except OSError as e:
+            raise sink_error("the log could not be kept within its limit", e, f) from e
         for place in (f.parent, f.parent.parent):
-            with suppress(OSError): place.rmdir()  # as long as it is empty
-    if not told: say()  # the disk was full, and is not any more
+            with suppress(OSError):
+                place.rmdir()  # as long as it is empty
+    if not told:
+        say()  # the disk was full, and is not any more
     return size
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #8047ac04
@@ -322,9 +480,14 @@ def keep_within(
             day, size = before[0].parts[-3][5:], sum(map(_size, before))
             going.setdefault(day, []).append(before)
             days[day], over = days[day] - size, over - size
-            if over <= 0: break
+            if over <= 0:
+                break
         before = part
-    return {what: _delete(folder, what, parts) for day, parts in going.items() for what in (day if days[day] <= 0 else f"{day} in part",)}
+    return {
+        what: _delete(folder, what, parts)
+        for day, parts in going.items()
+        for what in (day if days[day] <= 0 else f"{day} in part",)
+    }
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #824fb1a3
 def _twin(path: Path) -> Path:
@@ -338,13 +501,25 @@ def _groups(place: Path, largest: int) -> list[list[Path]]:
     groups: dict[tuple, list[list[Path]]] = {}
     state: dict[tuple, tuple[datetime, int]] = {}  # end of the last run, bytes of the last group
     for p in sorted(place.glob("part-*.parquet")):
-        if (found := _footer(p)) is None: continue
-        runs.setdefault((found[0].get("cv_pipeline.schema", ""), found[0].get("cv_pipeline.embedding", ""), p.stem.rpartition("-")[0]), []).append((*found[1:], p))
+        if (found := _footer(p)) is None:
+            continue
+        runs.setdefault(
+            (
+                found[0].get("cv_pipeline.schema", ""),
+                found[0].get("cv_pipeline.embedding", ""),
+                p.stem.rpartition("-")[0],
+            ),
+            [],
+        ).append((*found[1:], p))
     for (*kind, _), run in sorted(runs.items(), key=lambda item: min(first for first, _, _ in item[1])):
         chain, (end, size) = groups.setdefault(tuple(kind), []), state.get(tuple(kind), (_EPOCH, 0))
-        if chain and min(first for first, _, _ in run) < end: chain.append([]); size = 0  # overlapping runs stay apart: their clocks would seem to run backwards
+        if chain and min(first for first, _, _ in run) < end:
+            chain.append([])
+            size = 0  # overlapping runs stay apart: their clocks would seem to run backwards
         for _, _, path in run:
-            if not chain or size + _size(path) + _size(_twin(path)) > largest: chain.append([]); size = 0
+            if not chain or size + _size(path) + _size(_twin(path)) > largest:
+                chain.append([])
+                size = 0
             chain[-1].append(path)
             size += _size(path) + _size(_twin(path))
         state[tuple(kind)] = max(last for _, last, _ in run), size
@@ -354,7 +529,10 @@ def _groups(place: Path, largest: int) -> list[list[Path]]:
 def _models_in(metadata: dict[bytes, bytes] | None) -> list[tuple[str, str]]:
     "(name, SHA-256) of the models that answered, as a part of the log says it; older parts do not."
     with suppress(ValueError, TypeError):
-        return [(str(name), str(sha256)) for name, sha256 in json.loads((metadata or {}).get(b"cv_pipeline.models", b"[]"))]
+        return [
+            (str(name), str(sha256))
+            for name, sha256 in json.loads((metadata or {}).get(b"cv_pipeline.models", b"[]"))
+        ]
     return []
 
 
@@ -365,27 +543,40 @@ def _with_models(table: Any, models: Sequence[tuple[str, str]]) -> Any:
 
 
 def _merge(paths: Sequence[Path]) -> int:
-    "Parts of one day and camera as one, boxes first; then the parts go. How many: a pair that cannot be read stays where it is."
+    """Parts of one day and camera as one, boxes first; then the parts go. How many: a pair that cannot be
+    read stays where it is."""
     import pyarrow as pa
 
     kept, name = [], paths[0].with_name(f"part-merged-{uuid.uuid4().hex[:8]}-000000.parquet")
     for p in paths:
         with suppress(DataError):
             kept.append((p, read_parquet(p), read_parquet(_twin(p)) if _twin(p).exists() else None))
-    if len(kept) < 2: return 0
+    if len(kept) < 2:
+        return 0
     models = [m for _, frames, _ in kept for m in _models_in(frames.schema.metadata)]
-    join = lambda found: _with_models(pa.concat_tables([t for t in found if t is not None], promote_options="default"), models)
-    try: tables = [(target, join(found)) for target, found in ((_twin(name), [b for _, _, b in kept]), (name, [f for _, f, _ in kept])) if any(t is not None for t in found)]
-    except pa.ArrowException: return 0  # columns that do not go together
+    join = lambda found: _with_models(
+        pa.concat_tables([t for t in found if t is not None], promote_options="default"), models
+    )
+    try:
+        tables = [
+            (target, join(found))
+            for target, found in ((_twin(name), [b for _, _, b in kept]), (name, [f for _, f, _ in kept]))
+            if any(t is not None for t in found)
+        ]
+    except pa.ArrowException:
+        return 0  # columns that do not go together
     try:
         for target, table in tables:
             _write_table(target, table)
     except SinkError:
-        with suppress(OSError): _twin(name).unlink(missing_ok=True)
+        with suppress(OSError):
+            _twin(name).unlink(missing_ok=True)
         raise
     for file in [f for p, _, _ in kept for f in (p, _twin(p))]:
-        try: file.unlink(missing_ok=True)
-        except OSError as e: raise sink_error("a part that was merged could not be deleted", e, file) from e
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as e:
+            raise sink_error("a part that was merged could not be deleted", e, file) from e
     return len(kept)
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #d1c47e02
@@ -395,34 +586,52 @@ _DRAFT_S = 6 * 3600  # a draft is written in seconds: one so old is of a killed 
 
 def compact_log(
     folder: str | Path,
-    before: str | None = None,    # YYYY-MM-DD: only days before this one; None: all but the newest
-    largest: int = 128_000_000,   # bytes of parts that become one file
+    before: str | None = None,  # YYYY-MM-DD: only days before this one; None: all but the newest
+    largest: int = 128_000_000,  # bytes of parts that become one file
     now: datetime | None = None,  # None: by the clock
-) -> int:                         # parts that became part of a larger file
+) -> int:  # parts that became part of a larger file
     "Merge the parts of days that are over. Broken files are left where they are."
     folder, now = Path(folder), now or utc_now()
     for draft in folder.glob(_DRAFTS):
         with suppress(OSError):
-            if now.timestamp() - draft.stat().st_mtime > _DRAFT_S: draft.unlink()
+            if now.timestamp() - draft.stat().st_mtime > _DRAFT_S:
+                draft.unlink()
     days = sorted(p.name[5:] for p in folder.glob("frames/date=*"))
     last = before or max((d for d in days if d <= _tomorrow(now)), default="")
-    return sum(_merge(paths) for d in days if d < last for place in sorted(folder.glob(f"frames/date={d}/camera=*")) for paths in _groups(place, largest))
+    return sum(
+        _merge(paths)
+        for d in days
+        if d < last
+        for place in sorted(folder.glob(f"frames/date={d}/camera=*"))
+        for paths in _groups(place, largest)
+    )
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #49651073
 class PartWriter:
-    "Writes full buffers in a thread of its own: at most two wait. What could not be written is kept, and tried again by `finish`."
+    """Writes full buffers in a thread of its own: at most two wait. What could not be written is kept, and
+    tried again by `finish`."""
 
-    def __init__(self, folder: Path, metadata: dict[str, str], max_bytes: int | None, now: Callable[[], datetime] = utc_now):
-        self.folder, self.metadata, self.max_bytes, self.now, self.tally, self.parts, self.problem = folder, metadata, max_bytes, now, Counter(), 0, ""
-        self._bytes, self._own, self._day = sum(log_bytes(folder).values()) if max_bytes is not None else 0, 0, ""
+    def __init__(
+        self,
+        folder: Path,
+        metadata: dict[str, str],
+        max_bytes: int | None,
+        now: Callable[[], datetime] = utc_now,
+    ):
+        self.folder, self.metadata, self.max_bytes, self.now = folder, metadata, max_bytes, now
+        self.tally, self.parts, self.problem = Counter(), 0, ""
+        self._bytes = sum(log_bytes(folder).values()) if max_bytes is not None else 0
+        self._own, self._day = 0, ""
         self._pool, self._under_way, self._failed = ThreadPoolExecutor(1, "telemetry"), deque(), []
 
     def put(self, rows: _Rows) -> None:
         "Hand a buffer over; raises what went wrong with an earlier one."
         try:
             self.settle(1)
-            self._under_way.append((self._pool.submit(self._store, rows), rows))
-        except Exception: self._failed.append(rows); raise
+            self._under_way.append((self._pool.submit(_store, self, rows), rows))
+        except Exception:
+            self._failed.append(rows)
+            raise
 
     def settle(self, most: int) -> None:
         "Wait until at most so many buffers are under way."
@@ -432,38 +641,56 @@ class PartWriter:
                 self._failed.append(rows)
                 raise error
 
-    def _store(self, rows: _Rows) -> None:
-        "A buffer on disk; what keeps the log tidy may fail, and is tried again with the next part."
-        files, size = _write_part(self.folder, rows, self.metadata)
-        self.tally.update(frames=rows.count, detections=rows.boxes, files=files)
-        self._own += size
-        try: _tidy(self, rows)
-        except Exception as e: self.tally["untidied"] += 1; self.problem = str(e) or repr(e)
-
     def finish(self) -> None:
         "Everything on disk, what failed before too; the first error when that does not work either."
         while self._under_way:
-            with suppress(Exception): self.settle(0)  # it is among the failed now
+            with suppress(Exception):
+                self.settle(0)  # it is among the failed now
         failed, self._failed, first = self._failed, [], None
         for rows in failed:
-            try: self._store(rows)
-            except Exception as e: self._failed.append(rows); first = first or e
-        if first is not None: raise first
+            try:
+                _store(self, rows)
+            except Exception as e:
+                self._failed.append(rows)
+                first = first or e
+        if first is not None:
+            raise first
 
     def close(self) -> None:
-        try: self.finish()
-        finally: self._pool.shutdown()
+        try:
+            self.finish()
+        finally:
+            self._pool.shutdown()
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #2d1492ab
+def _store(w: PartWriter, rows: _Rows) -> None:
+    "A buffer on disk; what keeps the log tidy may fail, and is tried again with the next part."
+    files, size = _write_part(w.folder, rows, w.metadata)
+    w.tally.update(frames=rows.count, detections=rows.boxes, files=files)
+    w._own += size
+    try:
+        _tidy(w, rows)
+    except Exception as e:
+        w.tally["untidied"] += 1
+        w.problem = str(e) or repr(e)
+
+
 def _tidy(w: PartWriter, rows: _Rows) -> None:
-    "Merge what is over when a day begins; count the log again after each fiftieth of its limit, for other runs write into it too, and delete what is too much."
+    """Merge what is over when a day begins; count the log again after each fiftieth of its limit, for other
+    runs write into it too, and delete what is too much."""
     now, spare = w.now(), (w.max_bytes or 0) // 50
-    days = (f"{_EPOCH + timedelta(days=d):%Y-%m-%d}" for d in np.unique(rows.rows["captured_at"][:rows.count] // _DAY).tolist())
+    days = (
+        f"{_EPOCH + timedelta(days=d):%Y-%m-%d}"
+        for d in np.unique(rows.rows["captured_at"][: rows.count] // _DAY).tolist()
+    )
     day = max((d for d in days if d <= _tomorrow(now)), default="")
     if day > w._day:
         w._day = day
-        w.tally["merged"] += compact_log(w.folder, day, now=now, **({} if w.max_bytes is None else {"largest": w.max_bytes // 10}))
-    if w.max_bytes is None or (w._own < spare and w._bytes + w._own <= w.max_bytes): return
+        w.tally["merged"] += compact_log(
+            w.folder, day, now=now, **({} if w.max_bytes is None else {"largest": w.max_bytes // 10})
+        )
+    if w.max_bytes is None or (w._own < spare and w._bytes + w._own <= w.max_bytes):
+        return
     w._bytes, w._own = sum(log_bytes(w.folder).values()), 0
     if w._bytes > w.max_bytes:
         gone = keep_within(w.folder, w.max_bytes - spare, now)
@@ -502,7 +729,7 @@ class TelemetrySink:
 
     def __init__(
         self,
-        folder: str | Path,                # LOG; several runs may write into one
+        folder: str | Path,  # LOG; several runs may write into one
         settings: LogSettings | None = None,
         *,
         listeners: Sequence[Listener] = (),  # called with each row's result and statistics
@@ -520,30 +747,44 @@ class TelemetrySink:
         self._rows, self._last, self._nth, self._due = {}, {}, Counter(), float("inf")
 
     @property
-    def tally(self) -> Counter: return self._writer.tally  # frames, detections, files, left_out, merged, deleted_bytes, deleted_days, untidied
+    def tally(self) -> Counter:
+        return (
+            self._writer.tally
+        )  # frames, detections, files, left_out, merged, deleted_bytes, deleted_days, untidied
 
-    def write(self, result: FrameResult) -> None: _log_frame(self, result, self._clock())
+    def write(self, result: FrameResult) -> None:
+        _log_frame(self, result, self._clock())
 
     def flush(self) -> None:
         "All rows on disk, now; what failed before is tried again."
-        with suppress(Exception): _hand_over(self, list(self._rows))  # what fails is kept by the writer
+        with suppress(Exception):
+            _hand_over(self, list(self._rows))  # what fails is kept by the writer
         self._writer.finish()
 
     def close(self) -> None:
-        with suppress(Exception): _hand_over(self, list(self._rows))
+        with suppress(Exception):
+            _hand_over(self, list(self._rows))
         self._writer.close()
 
     def summary(self) -> dict[str, Any]:
         "For summary.json."
-        return {"log": str(self.folder), "run": self.run, "embedding": self._writer.metadata["cv_pipeline.embedding"], **{k: self.tally[k] for k in ("frames", "detections", "files", "left_out", "deleted_bytes")}, **({"problem": self._writer.problem} if self._writer.problem else {})}
+        return {
+            "log": str(self.folder),
+            "run": self.run,
+            "embedding": self._writer.metadata["cv_pipeline.embedding"],
+            **{k: self.tally[k] for k in ("frames", "detections", "files", "left_out", "deleted_bytes")},
+            **({"problem": self._writer.problem} if self._writer.problem else {}),
+        }
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #2d94c193
 def _wanted(sink: TelemetrySink, result: FrameResult) -> bool:
     "Whether a frame gets a row: every one that the model was asked about, some of the others."
-    if result.inferred or result.status != "ok" or sink.unasked_fps is None: return True
+    if result.inferred or result.status != "ok" or sink.unasked_fps is None:
+        return True
     camera, at = result.frame.source_id, (result.frame.captured_at - _EPOCH) // _MICROSECOND
     last = sink._last.get(camera)
-    if last is not None and 0 <= at - last < 1e6 / sink.unasked_fps: return False
+    if last is not None and 0 <= at - last < 1e6 / sink.unasked_fps:
+        return False
     sink._last[camera] = at
     return True
 
@@ -551,11 +792,15 @@ def _wanted(sink: TelemetrySink, result: FrameResult) -> bool:
 def _log_frame(sink: TelemetrySink, result: FrameResult, now: float) -> None:
     "One frame into the buffers; buffers that are full or old go to the writer."
     camera, image = result.frame.source_id, result.frame.image
-    if _wanted(sink, result): _take(sink, result, camera, image, now)
-    else: sink.tally["left_out"] += 1
+    if _wanted(sink, result):
+        _take(sink, result, camera, image, now)
+    else:
+        sink.tally["left_out"] += 1
     due = [c for c, r in sink._rows.items() if r.due <= now] if now >= sink._due else []
-    if camera in sink._rows and sink._rows[camera].count >= sink.part_rows and camera not in due: due.append(camera)
-    if due: _hand_over(sink, due)
+    if camera in sink._rows and sink._rows[camera].count >= sink.part_rows and camera not in due:
+        due.append(camera)
+    if due:
+        _hand_over(sink, due)
 
 
 def _take(sink: TelemetrySink, result: FrameResult, camera: str, image: np.ndarray, now: float) -> None:
@@ -568,17 +813,21 @@ def _take(sink: TelemetrySink, result: FrameResult, camera: str, image: np.ndarr
         sink._writer.parts, sink._due = sink._writer.parts + 1, min(sink._due, now + sink.part_seconds)
     rows = sink._rows[camera]
     rows.add(result, statistics, vector)
-    for listener in sink.listeners: listener(result, statistics)
+    for listener in sink.listeners:
+        listener(result, statistics)
 
 
 def _hand_over(sink: TelemetrySink, cameras: Sequence[str]) -> None:
     "Buffers of some cameras to the writer, all of them; then the first error."
     first = None
     for camera in cameras:
-        try: sink._writer.put(sink._rows.pop(camera))
-        except Exception as e: first = first or e
+        try:
+            sink._writer.put(sink._rows.pop(camera))
+        except Exception as e:
+            first = first or e
     sink._due = min((r.due for r in sink._rows.values()), default=float("inf"))
-    if first is not None: raise first
+    if first is not None:
+        raise first
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #491daab1
 @dataclass(frozen=True)
@@ -586,18 +835,24 @@ class PredictionLog:
     "Looks of many cameras as columns, in the order of camera, time, frame number."
 
     cameras: tuple[str, ...]
-    names: tuple[str, ...]            # of the classes, alphabetical
+    names: tuple[str, ...]  # of the classes, alphabetical
     models: tuple[str, ...]
     statuses: tuple[str, ...]
-    frames: dict[str, np.ndarray]     # (n,) each: camera, model, status (numbers into the above), frame_id, captured_at (int64 µs since 1970, UTC), width, height,
-                                      # selected, latency_ms, detections (-1: not asked), uncertain, brightness … saturation; embedding (n, 64) float32, NaN where there is none
-    detections: dict[str, np.ndarray]  # (m,) each: frame (row of `frames`), class_id (into `names`), confidence, area_share, tracker_id, decision (int8); xyxy (m, 4)
-    embedding: str = ""               # name of the descriptor
-    notes: tuple[str, ...] = ()       # what a reader of the numbers has to know
+    # (n,) each: camera, model, status (numbers into the above), frame_id, captured_at (int64 µs since 1970,
+    # UTC), width, height, selected, latency_ms, detections (-1: not asked), uncertain, brightness …
+    # saturation; embedding (n, 64) float32, NaN where there is none
+    frames: dict[str, np.ndarray]
+    # (m,) each: frame (row of `frames`), class_id (into `names`), confidence, area_share, tracker_id,
+    # decision (int8); xyxy (m, 4)
+    detections: dict[str, np.ndarray]
+    embedding: str = ""  # name of the descriptor
+    notes: tuple[str, ...] = ()  # what a reader of the numbers has to know
     counts: dict[str, int] | None = None  # files, broken, orphans, twice
-    model_files: tuple[tuple[str, str], ...] = ()  # (name, SHA-256) of models that answered; older logs do not say
+    # (name, SHA-256) of models that answered; older logs do not say
+    model_files: tuple[tuple[str, str], ...] = ()
 
-    def __len__(self) -> int: return len(self.frames["frame_id"])
+    def __len__(self) -> int:
+        return len(self.frames["frame_id"])
 
     @property
     def at(self) -> np.ndarray:
@@ -611,46 +866,72 @@ class PredictionLog:
         place[rows] = np.arange(len(rows))
         boxes = place[self.detections["frame"]] >= 0
         found = {k: v[boxes] for k, v in self.detections.items()}
-        return replace(self, frames={k: v[rows] for k, v in self.frames.items()}, detections=found | {"frame": place[found["frame"]]})
+        frames = {k: v[rows] for k, v in self.frames.items()}
+        return replace(self, frames=frames, detections=found | {"frame": place[found["frame"]]})
 
-    def between(self, since: datetime | str | None = None, until: datetime | str | None = None) -> PredictionLog:
+    def between(
+        self, since: datetime | str | None = None, until: datetime | str | None = None
+    ) -> PredictionLog:
         "The frames captured at or after `since` and before `until`."
         a, b = instant(since, "since"), instant(until, "until")
-        t = self.frames["captured_at"]
-        return self.select((t >= (np.iinfo(np.int64).min if a is None else a)) & (t < (np.iinfo(np.int64).max if b is None else b)))
+        t, ends = self.frames["captured_at"], np.iinfo(np.int64)
+        return self.select((t >= (ends.min if a is None else a)) & (t < (ends.max if b is None else b)))
 
     def of(self, camera: str) -> PredictionLog:
         "One camera's frames."
-        if camera not in self.cameras: raise DataError(f"the log has no camera '{camera}'", "prediction log", f"there are {', '.join(self.cameras)}")
+        if camera not in self.cameras:
+            there = ", ".join(self.cameras)
+            raise DataError(f"the log has no camera '{camera}'", "prediction log", f"there are {there}")
         return self.select(self.frames["camera"] == self.cameras.index(camera))
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #3ede73e4
 def instant(value: datetime | str | None, what: str = "time") -> int | None:
-    "Microseconds since 1970 of a time with a zone, or of a day (its beginning, UTC); ConfigError for a time without a zone."
-    if value is None: return None
+    """Microseconds since 1970 of a time with a zone, or of a day (its beginning, UTC); ConfigError for a time
+    without a zone."""
+    if value is None:
+        return None
     day = isinstance(value, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", value.strip())
-    try: at = datetime.fromisoformat(value.strip().replace("Z", "+00:00")) if isinstance(value, str) else value
-    except ValueError: raise ConfigError(f"{value!r} is not a time", what, "e.g. 2026-06-01 or 2026-06-01T06:00+02:00") from None
-    if day: at = at.replace(tzinfo=timezone.utc)
-    if at.tzinfo is None: raise ConfigError(f"{value} has no time zone", what, "e.g. 2026-06-01T06:00+02:00, or …Z for UTC")
+    try:
+        at = datetime.fromisoformat(value.strip().replace("Z", "+00:00")) if isinstance(value, str) else value
+    except ValueError:
+        raise ConfigError(
+            f"{value!r} is not a time", what, "e.g. 2026-06-01 or 2026-06-01T06:00+02:00"
+        ) from None
+    if day:
+        at = at.replace(tzinfo=timezone.utc)
+    if at.tzinfo is None:
+        raise ConfigError(f"{value} has no time zone", what, "e.g. 2026-06-01T06:00+02:00, or …Z for UTC")
     return (at - _EPOCH) // _MICROSECOND
 
 
-_MUST = {"frames": ("camera", "frame_id", "captured_at", "selected"), "detections": ("frame_id", "class_name", "confidence", "x1", "y1", "x2", "y2")}
+_MUST = {
+    "frames": ("camera", "frame_id", "captured_at", "selected"),
+    "detections": ("frame_id", "class_name", "confidence", "x1", "y1", "x2", "y2"),
+}
 
 
 def _fits(kind: Any, ours: Any) -> bool:
     "Whether a column's type can be read as ours."
     from pyarrow import types as t
 
-    if t.is_string(ours): return t.is_string(kind) or t.is_large_string(kind) or (t.is_dictionary(kind) and t.is_string(kind.value_type))
-    if t.is_floating(ours): return t.is_floating(kind) or t.is_integer(kind)
+    if t.is_string(ours):
+        return (
+            t.is_string(kind)
+            or t.is_large_string(kind)
+            or (t.is_dictionary(kind) and t.is_string(kind.value_type))
+        )
+    if t.is_floating(ours):
+        return t.is_floating(kind) or t.is_integer(kind)
     if t.is_list(ours):
-        lists = t.is_list(kind) or t.is_large_list(kind) or (t.is_fixed_size_list(kind) and kind.list_size == EMBEDDING_SIZE)
+        lists = (
+            t.is_list(kind)
+            or t.is_large_list(kind)
+            or (t.is_fixed_size_list(kind) and kind.list_size == EMBEDDING_SIZE)
+        )
         return lists and t.is_floating(kind.value_type)
     return any(like(ours) and like(kind) for like in (t.is_boolean, t.is_integer, t.is_timestamp))
 
-
+# %% ../../nbs/09_monitoring/00_telemetry.ipynb #f7901edc
 def _other_lengths(table: Any) -> list[str]:
     "What is wrong with the lengths of the embeddings."
     import pyarrow.compute as pc
@@ -660,11 +941,16 @@ def _other_lengths(table: Any) -> list[str]:
     column = table["embedding"]
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
     other = [str(n) for n in lengths if n not in (None, EMBEDDING_SIZE)]
-    return [f"embedding is {column.type} of {', '.join(other)} numbers, not of {EMBEDDING_SIZE}"] if other else []
+    return (
+        [f"embedding is {column.type} of {', '.join(other)} numbers, not of {EMBEDDING_SIZE}"]
+        if other
+        else []
+    )
 
-
+# %% ../../nbs/09_monitoring/00_telemetry.ipynb #1e2fce03
 def _checked(path: Path, kind: str, notes: Counter) -> tuple[Any, dict[str, str]]:
-    "A part's table and metadata; DataError for another schema or other types; None for a part that is cut off."
+    """A part's table and metadata; DataError for another schema or other types; None for a part that is cut
+    off."""
     try:
         table = read_parquet(path)
     except DataError:
@@ -672,25 +958,51 @@ def _checked(path: Path, kind: str, notes: Counter) -> tuple[Any, dict[str, str]
     said = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
     version = said.get("cv_pipeline.schema", "")
     if version and (not version.isdigit() or int(version) > SCHEMA_VERSION):
-        raise DataError(f"schema {version} of the prediction log; this package knows up to {SCHEMA_VERSION}", path, "upgrade cv_pipeline, or read the log with the version that wrote it")
+        raise DataError(
+            f"schema {version} of the prediction log; this package knows up to {SCHEMA_VERSION}",
+            path,
+            "upgrade cv_pipeline, or read the log with the version that wrote it",
+        )
     lost = [c for c in _MUST[kind] if c not in table.column_names]
-    if lost: raise DataError(f"columns {', '.join(lost)} are missing: not a prediction log" + ("" if version else " (it does not say which schema it has)"), path, "cv-pipeline run with `telemetry:` writes one")
+    if lost:
+        raise DataError(
+            f"columns {', '.join(lost)} are missing: not a prediction log"
+            + ("" if version else " (it does not say which schema it has)"),
+            path,
+            "cv-pipeline run with `telemetry:` writes one",
+        )
     schema = {"frames": frames_schema, "detections": detections_schema}[kind]()
-    wrong = [f"{f.name} is {', '.join(map(str, kinds))}, not {f.type}" for f in schema if (kinds := [c.type for c in table.schema if c.name == f.name]) and (len(kinds) > 1 or not _fits(kinds[0], f.type))]
-    if not wrong: wrong = _other_lengths(table)
-    if len(table) and not wrong: wrong = [f"{c} is empty in {n} rows" for c in _MUST[kind] if (n := table[c].null_count)]
-    if wrong: raise DataError(f"not the columns of a prediction log: {'; '.join(wrong)}", path, "another program wrote it? see the schema in the room of the prediction log")
+    wrong = [
+        f"{f.name} is {', '.join(map(str, kinds))}, not {f.type}"
+        for f in schema
+        if (kinds := [c.type for c in table.schema if c.name == f.name])
+        and (len(kinds) > 1 or not _fits(kinds[0], f.type))
+    ]
+    if not wrong:
+        wrong = _other_lengths(table)
+    if len(table) and not wrong:
+        wrong = [f"{c} is empty in {n} rows" for c in _MUST[kind] if (n := table[c].null_count)]
+    if wrong:
+        raise DataError(
+            f"not the columns of a prediction log: {'; '.join(wrong)}",
+            path,
+            "another program wrote it? see the schema in the room of the prediction log",
+        )
     notes.update(f"{kind}.{c}" for c in schema.names if c not in table.column_names and c != "camera")
     return table, said
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #5e0cc8ca
 def _numbers(table: Any, name: str, kind: Any, missing: Any) -> np.ndarray:
     "A column as NumPy; `missing` where it is empty, or where there is no such column."
-    if name not in table.column_names: return np.full(len(table), missing, kind)
+    if name not in table.column_names:
+        return np.full(len(table), missing, kind)
     column = table[name].combine_chunks()
     valid = np.asarray(column.is_valid().to_numpy(zero_copy_only=False)) if column.null_count else None
-    values = column.fill_null(missing if kind != np.float32 else 0).to_numpy(zero_copy_only=False).astype(kind)
-    if valid is not None: values = np.where(valid, values, np.asarray(missing, kind))
+    values = (
+        column.fill_null(missing if kind != np.float32 else 0).to_numpy(zero_copy_only=False).astype(kind)
+    )
+    if valid is not None:
+        values = np.where(valid, values, np.asarray(missing, kind))
     return values
 
 
@@ -699,26 +1011,41 @@ def _times(table: Any, notes: Counter) -> np.ndarray:
     import pyarrow as pa
 
     column = table["captured_at"]
-    if column.type.tz is None: notes["naive"] += len(table)
-    return column.cast(pa.timestamp("us", tz=column.type.tz), safe=False).cast(pa.int64()).to_numpy().astype(np.int64)
+    if column.type.tz is None:
+        notes["naive"] += len(table)
+    return (
+        column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)
+        .cast(pa.int64())
+        .to_numpy()
+        .astype(np.int64)
+    )
 
 
 def _words(table: Any, name: str, book: dict[str, int]) -> np.ndarray:
     "(n,) numbers of a text column's words; the book grows."
     import pyarrow as pa
 
-    if name not in table.column_names: return np.full(len(table), book.setdefault("", len(book)), np.int32)
+    if name not in table.column_names:
+        return np.full(len(table), book.setdefault("", len(book)), np.int32)
     column = table[name].cast(pa.string()).combine_chunks().dictionary_encode()
     words = column.dictionary.to_pylist() + ([""] if column.null_count else [])
     codes = np.array([book.setdefault(w, len(book)) for w in words], np.int32)
-    return codes[column.indices.fill_null(len(codes) - 1).to_numpy(zero_copy_only=False)] if len(table) else np.zeros(0, np.int32)
+    return (
+        codes[column.indices.fill_null(len(codes) - 1).to_numpy(zero_copy_only=False)]
+        if len(table)
+        else np.zeros(0, np.int32)
+    )
 
 
 def _vectors(table: Any) -> np.ndarray:
     "(n, 64) float32, NaN where there is no vector."
-    if "embedding" not in table.column_names: return np.full((len(table), EMBEDDING_SIZE), np.nan, np.float32)
+    if "embedding" not in table.column_names:
+        return np.full((len(table), EMBEDDING_SIZE), np.nan, np.float32)
     column = table["embedding"].combine_chunks()
-    out, there = np.full((len(table), EMBEDDING_SIZE), np.nan, np.float32), column.is_valid().to_numpy(zero_copy_only=False)
+    out, there = (
+        np.full((len(table), EMBEDDING_SIZE), np.nan, np.float32),
+        column.is_valid().to_numpy(zero_copy_only=False),
+    )
     out[there] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, EMBEDDING_SIZE)
     return out
 
@@ -727,31 +1054,39 @@ class _Books:
     "What is gathered while parts are read."
 
     def __init__(self):
-        self.cameras, self.names, self.models, self.statuses, self.notes, self.descriptors, self.runs = {}, {}, {}, {}, Counter(), Counter(), {}
+        self.cameras, self.names, self.models, self.statuses = {}, {}, {}, {}
+        self.notes, self.descriptors, self.runs = Counter(), Counter(), {}
         self.model_files: set[tuple[str, str]] = set()
 
     def frames(self, table: Any) -> dict[str, np.ndarray]:
         whole, real = ("frame_id", "width", "height", "detections", "uncertain"), ("latency_ms", *STATISTICS)
-        return {"camera": _words(table, "camera", self.cameras), "captured_at": _times(table, self.notes), "model": _words(table, "model", self.models),
-                "status": _words(table, "status", self.statuses), "selected": _numbers(table, "selected", bool, False), **{k: _numbers(table, k, np.int64 if k == "frame_id" else np.int32, -1) for k in whole},
-                **{k: _numbers(table, k, np.float32, np.nan) for k in real}, "embedding": _vectors(table)}
+        return {
+            "camera": _words(table, "camera", self.cameras),
+            "captured_at": _times(table, self.notes),
+            "model": _words(table, "model", self.models),
+            "status": _words(table, "status", self.statuses),
+            "selected": _numbers(table, "selected", bool, False),
+            **{k: _numbers(table, k, np.int64 if k == "frame_id" else np.int32, -1) for k in whole},
+            **{k: _numbers(table, k, np.float32, np.nan) for k in real},
+            "embedding": _vectors(table),
+        }
 
     def boxes(self, table: Any, frames: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        number, counts = _numbers(table, "frame_id", np.int64, -1), np.maximum(frames["detections"], 0)
-        frame = np.repeat(np.arange(len(counts)), counts)
-        if len(frame) != len(number) or (frames["frame_id"][frame] != number).any():  # not what we wrote: look each frame up
-            mixed = lambda at, n: at * np.int64(1_000_003) + n  # numbers begin anew with every run, times do not
-            known, wanted = mixed(frames["captured_at"], frames["frame_id"]), mixed(_times(table, Counter()), number) if "captured_at" in table.column_names else number
-            order = np.argsort(known, kind="stable")
-            place = np.minimum(np.searchsorted(known[order], wanted), len(order) - 1)
-            frame = np.where(known[order][place] == wanted, order[place], -1)
         decided = {word: i for i, word in enumerate(_DECISION)}
         book: dict[str, int] = {}
         word = _words(table, "decision", book)
         decision = np.array([decided.get(w, 0) for w in book] or [0], np.int8)[word]
-        return {"frame": frame, "class_id": _words(table, "class_name", self.names), "confidence": _numbers(table, "confidence", np.float32, np.nan),
-                "xyxy": np.stack([_numbers(table, k, np.float32, np.nan) for k in ("x1", "y1", "x2", "y2")], axis=1), "area_share": _numbers(table, "area_share", np.float32, np.nan),
-                "tracker_id": _numbers(table, "tracker_id", np.int32, -1), "decision": decision}
+        return {
+            "frame": _frame_of(table, frames),
+            "class_id": _words(table, "class_name", self.names),
+            "confidence": _numbers(table, "confidence", np.float32, np.nan),
+            "xyxy": np.stack(
+                [_numbers(table, k, np.float32, np.nan) for k in ("x1", "y1", "x2", "y2")], axis=1
+            ),
+            "area_share": _numbers(table, "area_share", np.float32, np.nan),
+            "tracker_id": _numbers(table, "tracker_id", np.int32, -1),
+            "decision": decision,
+        }
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #9f3c80f6
 def _days(period: tuple[int | None, int | None]) -> tuple[str, str]:
@@ -760,14 +1095,27 @@ def _days(period: tuple[int | None, int | None]) -> tuple[str, str]:
     return "" if period[0] is None else day(period[0]), "9" if period[1] is None else day(period[1] - 1)
 
 
-def _parts(folder: Path, period: tuple[int | None, int | None], cameras: Sequence[str] | None, pattern: str = "frames/date=*/camera=*/part-*.parquet") -> list[Path]:
+def _parts(
+    folder: Path,
+    period: tuple[int | None, int | None],
+    cameras: Sequence[str] | None,
+    pattern: str = "frames/date=*/camera=*/part-*.parquet",
+) -> list[Path]:
     "Files that may hold what is asked for, in the order in which each run wrote them."
     (a, b), places = _days(period), None if cameras is None else {camera_folder(c) for c in cameras}
-    found = [p for p in folder.glob(pattern) if a <= p.parts[-3][5:] <= b and (places is None or p.parts[-2] in places)]
-    return sorted(found, key=lambda p: (p.parts[-2], p.stem.rpartition("-")[0], p.stem.rpartition("-")[2], p.parts[-3]))
+    found = [
+        p
+        for p in folder.glob(pattern)
+        if a <= p.parts[-3][5:] <= b and (places is None or p.parts[-2] in places)
+    ]
+    return sorted(
+        found, key=lambda p: (p.parts[-2], p.stem.rpartition("-")[0], p.stem.rpartition("-")[2], p.parts[-3])
+    )
 
 
-def _deleted(folder: Path, period: tuple[int | None, int | None], cameras: Sequence[str] | None) -> tuple[str, int]:
+def _deleted(
+    folder: Path, period: tuple[int | None, int | None], cameras: Sequence[str] | None
+) -> tuple[str, int]:
     "What of a period was deleted, as a sentence, and how many lines of deleted.jsonl cannot be read."
     path, (a, b), found, bad = folder / "deleted.jsonl", _days(period), {}, 0
     places = None if cameras is None else {camera_folder(c) for c in cameras}
@@ -777,12 +1125,31 @@ def _deleted(folder: Path, period: tuple[int | None, int | None], cameras: Seque
         except (KeyError, TypeError, AttributeError):
             bad += 1
             continue
-        if a <= day <= b and (places is None or of & places): found[day] = day
+        if a <= day <= b and (places is None or of & places):
+            found[day] = day
     for day in found:
-        if any(p.parts[-2] in (places or {p.parts[-2]}) for p in folder.glob(f"frames/date={day}/camera=*/part-*.parquet")): found[day] = f"{day} in part"
+        if any(
+            p.parts[-2] in (places or {p.parts[-2]})
+            for p in folder.glob(f"frames/date={day}/camera=*/part-*.parquet")
+        ):
+            found[day] = f"{day} in part"
     gone = [found[day] for day in sorted(found)]
     said = ", ".join(gone) if len(gone) <= 6 else f"{len(gone)} days, {gone[0]} to {gone[-1]}"
     return (f"deleted to keep the log within its limit: {said}" if gone else ""), bad
+
+# %% ../../nbs/09_monitoring/00_telemetry.ipynb #878ad408
+def _frame_of(table: Any, frames: dict[str, np.ndarray]) -> np.ndarray:
+    "(m,) the row of each box's frame, -1 where it is not there."
+    number, counts = _numbers(table, "frame_id", np.int64, -1), np.maximum(frames["detections"], 0)
+    frame = np.repeat(np.arange(len(counts)), counts)
+    if len(frame) == len(number) and (frames["frame_id"][frame] == number).all():
+        return frame  # as we wrote it; else each frame is looked up
+    mixed = lambda at, n: at * np.int64(1_000_003) + n  # numbers begin anew with every run, times do not
+    known = mixed(frames["captured_at"], frames["frame_id"])
+    wanted = mixed(_times(table, Counter()), number) if "captured_at" in table.column_names else number
+    order = np.argsort(known, kind="stable")
+    place = np.minimum(np.searchsorted(known[order], wanted), len(order) - 1)
+    return np.where(known[order][place] == wanted, order[place], -1)
 
 
 def _backwards(runs: dict[tuple[int, str], list[np.ndarray]], cameras: Sequence[str]) -> list[str]:
@@ -790,14 +1157,20 @@ def _backwards(runs: dict[tuple[int, str], list[np.ndarray]], cameras: Sequence[
     worst: dict[str, list[int]] = {}
     for (camera, _), times in runs.items():
         back = -np.diff(np.concatenate(times))
-        if (back > 0).any(): worst.setdefault(cameras[camera], []).extend(back[back > 0].tolist())
-    return [f"{c}: the clock ran backwards {len(b)} times, by up to {max(b) / 1e6:.1f} s; rows are in the order of the clock" for c, b in sorted(worst.items())]
+        if (back > 0).any():
+            worst.setdefault(cameras[camera], []).extend(back[back > 0].tolist())
+    return [
+        f"{c}: the clock ran backwards {len(b)} times, by up to {max(b) / 1e6:.1f} s; rows are in the order "
+        "of the clock"
+        for c, b in sorted(worst.items())
+    ]
 
 
 def _joined(parts: list[dict[str, np.ndarray]], boxes: list[dict[str, np.ndarray]]) -> tuple[dict, dict, int]:
     "All parts as one, boxes with the rows of all; boxes without a frame are left out and counted."
     offsets = np.cumsum([0, *(len(p["frame_id"]) for p in parts)])
-    for b, offset in zip(boxes, offsets): b["frame"] = np.where(b["frame"] >= 0, b["frame"] + offset, -1)
+    for b, offset in zip(boxes, offsets):
+        b["frame"] = np.where(b["frame"] >= 0, b["frame"] + offset, -1)
     frames = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
     found = {k: np.concatenate([b[k] for b in boxes]) for k in boxes[0]}
     there = found["frame"] >= 0
@@ -805,17 +1178,22 @@ def _joined(parts: list[dict[str, np.ndarray]], boxes: list[dict[str, np.ndarray
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #2fb5334a
 def _sorted(log: PredictionLog) -> tuple[PredictionLog, int]:
-    "In the order of camera, time and number, each frame once; classes and cameras by name. And how many frames were there twice."
+    """In the order of camera, time and number, each frame once; classes and cameras by name. And how many
+    frames were there twice."""
+
     def renamed(words: tuple[str, ...], codes: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
         order = sorted(range(len(words)), key=words.__getitem__)
-        return tuple(words[i] for i in order), np.argsort(order).astype(np.int32)[codes] if len(words) else codes
+        return tuple(words[i] for i in order), np.argsort(order).astype(np.int32)[codes] if len(
+            words
+        ) else codes
 
     cameras, camera = renamed(log.cameras, log.frames["camera"])
     names, klass = renamed(log.names, log.detections["class_id"])
     f, d = log.frames | {"camera": camera}, log.detections | {"class_id": klass}
     order = np.lexsort((f["frame_id"], f["captured_at"], camera))
     same = np.ones(len(order), bool)
-    for k in ("camera", "captured_at", "frame_id"): same[1:] &= np.diff(f[k][order]) == 0
+    for k in ("camera", "captured_at", "frame_id"):
+        same[1:] &= np.diff(f[k][order]) == 0
     same[:1] = False
     kept = order[~same]
     place = np.full(len(order), -1)
@@ -823,67 +1201,158 @@ def _sorted(log: PredictionLog) -> tuple[PredictionLog, int]:
     frame = place[d["frame"]]
     boxes = np.flatnonzero(frame >= 0)
     boxes = boxes[np.argsort(frame[boxes], kind="stable")]
-    return replace(log, cameras=cameras, names=names, frames={k: v[kept] for k, v in f.items()}, detections={k: v[boxes] for k, v in d.items()} | {"frame": frame[boxes]}), int(same.sum())
+    return replace(
+        log,
+        cameras=cameras,
+        names=names,
+        frames={k: v[kept] for k, v in f.items()},
+        detections={k: v[boxes] for k, v in d.items()} | {"frame": frame[boxes]},
+    ), int(same.sum())
+
+
+def _within(
+    log: PredictionLog, period: tuple[int | None, int | None], cameras: Sequence[str] | None
+) -> PredictionLog:
+    "Only rows of the period and the cameras; cameras without a row are forgotten."
+    if period != (None, None):
+        log = log.between(*(None if p is None else _EPOCH + p * _MICROSECOND for p in period))
+    if cameras is not None:
+        wanted = [i for i, c in enumerate(log.cameras) if c in cameras]
+        log = log.select(np.isin(log.frames["camera"], wanted))
+    seen = np.unique(log.frames["camera"])
+    number = np.searchsorted(seen, log.frames["camera"]).astype(np.int32)
+    return replace(log, cameras=tuple(log.cameras[i] for i in seen), frames=log.frames | {"camera": number})
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #4d7a314c
 def read_log(
-    folder: str | Path,                        # LOG
-    since: datetime | str | None = None,       # at or after; a time with a zone, or a day
-    until: datetime | str | None = None,       # before
-    cameras: Sequence[str] | None = None,      # None: all
-    embedding: str | None = None,              # vectors of this descriptor only, where there are several
+    folder: str | Path,  # LOG
+    since: datetime | str | None = None,  # at or after; a time with a zone, or a day
+    until: datetime | str | None = None,  # before
+    cameras: Sequence[str] | None = None,  # None: all
+    embedding: str | None = None,  # vectors of this descriptor only, where there are several
 ) -> PredictionLog:
     "Read a period of a prediction log. DataError when there is nothing, and for what cannot be compared."
     folder, a, b, books = Path(folder), instant(since, "since"), instant(until, "until"), _Books()
-    if a is not None and b is not None and a >= b: raise ConfigError(f"{since} is not before {until}", "since, until")
-    if not (folder / "frames").is_dir(): raise DataError("no prediction log here: there is no folder 'frames'", folder, "cv-pipeline run with `telemetry:` writes one")
+    if a is not None and b is not None and a >= b:
+        raise ConfigError(f"{since} is not before {until}", "since, until")
+    if not (folder / "frames").is_dir():
+        raise DataError(
+            "no prediction log here: there is no folder 'frames'",
+            folder,
+            "cv-pipeline run with `telemetry:` writes one",
+        )
     paths, broken, parts, boxes = _parts(folder, (a, b), cameras), [], [], []
     for path in paths:
         table, said = _checked(path, "frames", books.notes)
-        if table is None: broken.append(path); continue
-        if not len(table): continue
-        frames, twin = books.frames(table), _twin(path)
+        if table is None:
+            broken.append(path)
+            continue
+        if not len(table):
+            continue
+        frames = books.frames(table)
         books.model_files.update(_models_in(table.schema.metadata))
-        if np.isfinite(frames["embedding"]).any(): _vector_book(books, frames, said.get("cv_pipeline.embedding", ""), embedding)
-        for camera in np.unique(frames["camera"]): books.runs.setdefault((int(camera), path.stem.rpartition("-")[0]), []).append(frames["captured_at"][frames["camera"] == camera])
-        found, _ = _checked(twin, "detections", books.notes) if twin.exists() else (detections_schema().empty_table(), {})
-        if found is None: broken.append(twin); found = detections_schema().empty_table()
-        parts.append(frames); boxes.append(books.boxes(found, frames))
-    if not parts: raise DataError(_nothing(folder, broken, (a, b), cameras), folder, "which days are there says `cv-pipeline log show`")
+        if np.isfinite(frames["embedding"]).any():
+            _vector_book(books, frames, said.get("cv_pipeline.embedding", ""), embedding)
+        for camera in np.unique(frames["camera"]):
+            books.runs.setdefault((int(camera), path.stem.rpartition("-")[0]), []).append(
+                frames["captured_at"][frames["camera"] == camera]
+            )
+        parts.append(frames)
+        boxes.append(books.boxes(_boxes_beside(path, books, broken), frames))
+    if not parts:
+        raise DataError(
+            _nothing(folder, broken, (a, b), cameras),
+            folder,
+            "which days are there says `cv-pipeline log show`",
+        )
     return _finished(folder, books, *_joined(parts, boxes), (a, b), cameras, broken)
+
+# %% ../../nbs/09_monitoring/00_telemetry.ipynb #db687cf4
+def _boxes_beside(path: Path, books: _Books, broken: list[Path]) -> Any:
+    "The table of boxes that belongs to a part of frames; empty where there is none, or a broken one."
+    twin = _twin(path)
+    found = _checked(twin, "detections", books.notes)[0] if twin.exists() else None
+    if found is None and twin.exists():
+        broken.append(twin)
+    return detections_schema().empty_table() if found is None else found
+
+
+def _one_descriptor(books: _Books, folder: Path) -> str:
+    "Name of the descriptor that made the vectors; DataError for several."
+    if len(books.descriptors) > 1:
+        raise DataError(
+            f"embeddings of {len(books.descriptors)} descriptors: "
+            f"{', '.join(f'{k or chr(63)} ({n} frames)' for k, n in books.descriptors.items())}",
+            folder,
+            "they cannot be compared: ask for one with embedding=…, or for a period with one",
+        )
+    return next(iter(books.descriptors), "")
 
 
 def _vector_book(books: _Books, frames: dict[str, np.ndarray], name: str, wanted: str | None) -> None:
     "Count the vectors by descriptor; forget those of another one than the wanted."
-    if wanted is not None and name != wanted: frames["embedding"][:] = np.nan
-    else: books.descriptors[name] += int(np.isfinite(frames["embedding"][:, 0]).sum())
+    if wanted is not None and name != wanted:
+        frames["embedding"][:] = np.nan
+    else:
+        books.descriptors[name] += int(np.isfinite(frames["embedding"][:, 0]).sum())
 
 
-def _nothing(folder: Path, broken: list[Path], period: tuple[int | None, int | None], cameras: Sequence[str] | None) -> str:
+def _nothing(
+    folder: Path, broken: list[Path], period: tuple[int | None, int | None], cameras: Sequence[str] | None
+) -> str:
     days, (gone, _) = list(log_bytes(folder)), _deleted(folder, period, cameras)
-    return "no frames of this period and these cameras" + (f"; the log has {days[0]} to {days[-1]}" if days else "; the log is empty") + (f"; {len(broken)} broken files were skipped" if broken else "") + (f"; {gone}" if gone else "")
+    return (
+        "no frames of this period and these cameras"
+        + (f"; the log has {days[0]} to {days[-1]}" if days else "; the log is empty")
+        + (f"; {len(broken)} broken files were skipped" if broken else "")
+        + (f"; {gone}" if gone else "")
+    )
 
 # %% ../../nbs/09_monitoring/00_telemetry.ipynb #67cb9031
-def _finished(folder: Path, books: _Books, frames: dict, boxes: dict, orphans: int, period: tuple[int | None, int | None], cameras: Sequence[str] | None, broken: list[Path]) -> PredictionLog:
+def _finished(
+    folder: Path,
+    books: _Books,
+    frames: dict,
+    boxes: dict,
+    orphans: int,
+    period: tuple[int | None, int | None],
+    cameras: Sequence[str] | None,
+    broken: list[Path],
+) -> PredictionLog:
     "The log with its notes; only rows of the period and the cameras."
-    if len(books.descriptors) > 1:
-        raise DataError(f"embeddings of {len(books.descriptors)} descriptors: {', '.join(f'{k or chr(63)} ({n} frames)' for k, n in books.descriptors.items())}", folder,
-                        "they cannot be compared: ask for one with embedding=…, or for a period with one")
+    descriptor = _one_descriptor(books, folder)
     torn = _parts(folder, period, cameras, _DRAFTS)
-    log, twice = _sorted(PredictionLog(*(tuple(x) for x in (books.cameras, books.names, books.models, books.statuses)), frames, boxes, next(iter(books.descriptors), ""),
-                                         model_files=tuple(sorted(books.model_files))))
+    log, twice = _sorted(
+        PredictionLog(
+            *(tuple(x) for x in (books.cameras, books.names, books.models, books.statuses)),
+            frames,
+            boxes,
+            descriptor,
+            model_files=tuple(sorted(books.model_files)),
+        )
+    )
     back = _backwards(books.runs, tuple(books.cameras))
-    lost = [p for p in period if p is not None]
-    if lost: log = log.between(*(None if p is None else _EPOCH + p * _MICROSECOND for p in period))
-    if cameras is not None: log = log.select(np.isin(log.frames["camera"], [i for i, c in enumerate(log.cameras) if c in cameras]))
-    if not len(log): raise DataError(_nothing(folder, broken, period, cameras), folder, "which days are there says `cv-pipeline log show`")
-    seen = np.unique(log.frames["camera"])
-    log = replace(log, cameras=tuple(log.cameras[i] for i in seen), frames=log.frames | {"camera": np.searchsorted(seen, log.frames["camera"]).astype(np.int32)})
+    log = _within(log, period, cameras)
+    if not len(log):
+        raise DataError(
+            _nothing(folder, broken, period, cameras),
+            folder,
+            "which days are there says `cv-pipeline log show`",
+        )
     missing = max(0, int(np.maximum(log.frames["detections"], 0).sum()) - len(log.detections["frame"]))
     gone, unread = _deleted(folder, period, cameras)
-    said = [(len(broken) + len(torn), f"{len(broken) + len(torn)} half-written files were skipped"), (orphans, f"{orphans} boxes without a frame were left out"), (twice, f"{twice} frames were there twice"),
-            (missing, f"{missing} boxes that the frames count are not there"), (books.notes.pop("naive", 0), "times without a zone were taken as UTC"), (gone, gone),
-            (unread, f"{unread} lines of deleted.jsonl cannot be read: more may have been deleted"),
-            (books.notes, f"columns that are not in all files, NaN or empty there: {', '.join(sorted(books.notes))}")]
+    said = [
+        (len(broken) + len(torn), f"{len(broken) + len(torn)} half-written files were skipped"),
+        (orphans, f"{orphans} boxes without a frame were left out"),
+        (twice, f"{twice} frames were there twice"),
+        (missing, f"{missing} boxes that the frames count are not there"),
+        (books.notes.pop("naive", 0), "times without a zone were taken as UTC"),
+        (gone, gone),
+        (unread, f"{unread} lines of deleted.jsonl cannot be read: more may have been deleted"),
+        (
+            books.notes,
+            f"columns that are not in all files, NaN or empty there: {', '.join(sorted(books.notes))}",
+        ),
+    ]
     counts = {"files": len(books.runs), "broken": len(broken) + len(torn), "orphans": orphans, "twice": twice}
     return replace(log, notes=tuple([text for there, text in said if there] + back), counts=counts)

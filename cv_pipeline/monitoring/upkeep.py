@@ -39,37 +39,60 @@ class UpkeepSettings:
     dirt: tuple[float, float] | None = (0.002, 0.001)
     frozen: tuple[float, float] | None = (10.0, 0.5)
     moved: tuple[float, float] | None = (0.01, 0.005)
-    learn: int = 150       # looks from which a camera learns what is usual
+    learn: int = 150  # looks from which a camera learns what is usual
     learn_s: float = 30.0  # they must cover at least so many seconds
-    hold_s: float = 3.0    # a signal must last so long before it is believed, in both directions
-    looks: int = 5         # and over so many looks
+    hold_s: float = 3.0  # a signal must last so long before it is believed, in both directions
+    looks: int = 5  # and over so many looks
 
     def __post_init__(self):
-        wrong = [f"{s}: {v!r}: give (raise, clear), two different numbers" for s in SIGNALS if (v := getattr(self, s)) is not None and (len(v) != 2 or v[0] == v[1])]
-        wrong += [f"{k}: {getattr(self, k)} is not above 0" for k in ("learn", "hold_s", "looks") if getattr(self, k) <= 0]
-        if wrong: raise ConfigError(f"{len(wrong)} settings of the upkeep are wrong", "UpkeepSettings", "see its defaults", wrong)
+        wrong = [
+            f"{s}: {v!r}: give (raise, clear), two different numbers"
+            for s in SIGNALS
+            if (v := getattr(self, s)) is not None and (len(v) != 2 or v[0] == v[1])
+        ]
+        wrong += [
+            f"{k}: {getattr(self, k)} is not above 0"
+            for k in ("learn", "hold_s", "looks")
+            if getattr(self, k) <= 0
+        ]
+        if wrong:
+            raise ConfigError(
+                f"{len(wrong)} settings of the upkeep are wrong", "UpkeepSettings", "see its defaults", wrong
+            )
 
 
 SIGNALS = tuple(f.name for f in fields(UpkeepSettings))[:8]
 
 # %% ../../nbs/09_monitoring/01_upkeep.ipynb #5d3d3f70
 class Gate:
-    "Raised when a value is beyond the first limit for some time, cleared when it is back behind the second one for some time."
+    """Raised when a value is beyond the first limit for some time, cleared when it is back behind the second
+    one for some time."""
 
     def __init__(self, limits: tuple[float, float], hold_s: float, looks: int):
         (self.up, self.down), self.hold_s, self.looks = limits, hold_s, looks
         self.raised, self._since, self._seen = False, None, 0
 
-    def update(self, value: float, at: float) -> bool | None:  # at: seconds; None: nothing changed, else the new state
+    def update(
+        self, value: float, at: float
+    ) -> bool | None:  # at: seconds; None: nothing changed, else the new state
         "Take a value in; NaN says nothing."
-        if np.isnan(value): return None
+        if np.isnan(value):
+            return None
         beyond = lambda limit: value < limit if self.up < self.down else value > limit
-        wants, gone = (not beyond(self.down), beyond(self.up)) if self.raised else (beyond(self.up), not beyond(self.down))
-        if gone: self._since, self._seen = None, 0
-        if not wants: return None  # between the limits it neither counts nor starts anew
-        if self._since is None or at < self._since: self._since, self._seen = at, 0
+        wants, gone = (
+            (not beyond(self.down), beyond(self.up))
+            if self.raised
+            else (beyond(self.up), not beyond(self.down))
+        )
+        if gone:
+            self._since, self._seen = None, 0
+        if not wants:
+            return None  # between the limits it neither counts nor starts anew
+        if self._since is None or at < self._since:
+            self._since, self._seen = at, 0
         self._seen += 1
-        if self._seen < self.looks or at - self._since < self.hold_s: return None
+        if self._seen < self.looks or at - self._since < self.hold_s:
+            return None
         self.raised, self._since, self._seen = not self.raised, None, 0
         return self.raised
 
@@ -91,16 +114,24 @@ def shift_between(before: np.ndarray, after: np.ndarray) -> float:  # (120, 160)
     peaks = np.fft.irfft2(cross / np.maximum(np.abs(cross), 1e-9), s=before.shape)
     y, x = np.unravel_index(int(peaks.argmax()), peaks.shape)
     around = np.roll(peaks, (2 - y, 2 - x), (0, 1))[:5, :5].clip(0)
-    dy, dx = ((v + n / 2) % n - n / 2 + (around.sum(axis=1 - k) @ np.arange(-2, 3)) / max(float(around.sum()), 1e-9) for k, (v, n) in enumerate(zip((y, x), peaks.shape)))
+    dy, dx = (
+        (v + n / 2) % n - n / 2 + (around.sum(axis=1 - k) @ np.arange(-2, 3)) / max(float(around.sum()), 1e-9)
+        for k, (v, n) in enumerate(zip((y, x), peaks.shape))
+    )
     return 1.0 if peaks.max() < 0.03 else float(np.hypot(dx, dy)) / _SMALL[0]
 
 
 _SPOT = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (15, 15))  # larger than a spot of dirt
 
 
-def spots(before: np.ndarray, after: np.ndarray) -> np.ndarray:  # (120, 160) backgrounds, grey levels → (120, 160) bool
-    "Where a small region has become much darker than what surrounds it: a black top-hat of the logarithmic ratio."
-    gain = float(np.median(before)) / max(float(np.median(after)), 1.0)  # a picture that is darker as a whole is not dirty
+def spots(
+    before: np.ndarray, after: np.ndarray
+) -> np.ndarray:  # (120, 160) backgrounds, grey levels → (120, 160) bool
+    """Where a small region has become much darker than what surrounds it: a black top-hat of the logarithmic
+    ratio."""
+    gain = float(np.median(before)) / max(
+        float(np.median(after)), 1.0
+    )  # a picture that is darker as a whole is not dirty
     ratio = cv2.medianBlur(np.log((after * gain + 8) / (before + 8)).astype(np.float32), 3)
     darker = cv2.morphologyEx(ratio, cv2.MORPH_BLACKHAT, _SPOT)
     return (darker > 0.4) & (ratio < np.median(ratio) - 0.2)
@@ -112,9 +143,9 @@ class Healthy:
 
     brightness: float
     contrast: float
-    sharpness: float           # 1 − blur
-    fps: float                 # NaN where the frames are no stream
-    background: np.ndarray     # (120, 160) float32 grey levels
+    sharpness: float  # 1 − blur
+    fps: float  # NaN where the frames are no stream
+    background: np.ndarray  # (120, 160) float32 grey levels
 
     def save(self, path: Path) -> None:
         "As .npz, in one step."
@@ -125,8 +156,12 @@ class Healthy:
     def load(cls, path: Path) -> Healthy:
         "DataError when the file is not one of ours."
         try:
-            with np.load(path) as f: return cls(*(float(f[k.name]) for k in fields(cls)[:4]), f["background"])
-        except (OSError, ValueError, KeyError, EOFError, zlib.error, BadZipFile) as e: raise DataError(f"this is no camera's healthy self: {e!r}", path, "delete it: the camera is learnt anew") from e
+            with np.load(path) as f:
+                return cls(*(float(f[k.name]) for k in fields(cls)[:4]), f["background"])
+        except (OSError, ValueError, KeyError, EOFError, zlib.error, BadZipFile) as e:
+            raise DataError(
+                f"this is no camera's healthy self: {e!r}", path, "delete it: the camera is learnt anew"
+            ) from e
 
 
 @dataclass(frozen=True)
@@ -139,7 +174,8 @@ class UpkeepEvent:
     at: datetime
     value: float
 
-    def to_dict(self) -> dict[str, Any]: return {**asdict(self), "at": self.at.isoformat()}
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "at": self.at.isoformat()}
 
 # %% ../../nbs/09_monitoring/01_upkeep.ipynb #e05ec806
 class CameraWatch:
@@ -147,29 +183,47 @@ class CameraWatch:
 
     def __init__(self, camera: str, settings: UpkeepSettings | None = None, healthy: Healthy | None = None):
         self.camera, self.settings, self.healthy = camera, settings or UpkeepSettings(), healthy
-        self.gates = {s: Gate(v, 0.0 if s == "frozen" else self.settings.hold_s, 1 if s == "frozen" else self.settings.looks) for s in SIGNALS if (v := getattr(self.settings, s)) is not None}
+        hold = {"frozen": (0.0, 1)}  # seconds without a change: they are a wait already
+        usual = self.settings.hold_s, self.settings.looks
+        limits = {s: getattr(self.settings, s) for s in SIGNALS}
+        self.gates = {s: Gate(v, *hold.get(s, usual)) for s, v in limits.items() if v is not None}
         self.values: dict[str, float] = {}
-        self.looks, self._mean, self._background, self._moved, self._dirt = 0, None, None, float("nan"), float("nan")
-        self._learnt, self._span, self._asked, self._begun, self._last = [], (float("inf"), float("-inf")), (0, float("-inf")), 0.0, 0.0
+        self.looks, self._mean, self._background = 0, None, None
+        self._moved = self._dirt = float("nan")
+        self._span, self._asked = (float("inf"), float("-inf")), (0, float("-inf"))
+        self._learnt, self._begun, self._last = [], 0.0, 0.0
         self._changed, self._digest = None, 0
         self._pace: deque[tuple[float, int]] = deque()
 
     @property
-    def raised(self) -> tuple[str, ...]: return tuple(s for s, g in self.gates.items() if g.raised)
+    def raised(self) -> tuple[str, ...]:
+        return tuple(s for s, g in self.gates.items() if g.raised)
 
     def update(self, result: FrameResult, statistics: FrameStatistics) -> list[UpkeepEvent]:
         "Take a look in; what was raised or cleared by it."
         frame, at = result.frame, result.frame.captured_at.timestamp()
-        if self._pace and at < self._pace[-1][0]: self._pace.clear(); self._changed = None  # the clock was set back
+        if self._pace and at < self._pace[-1][0]:
+            self._pace.clear()
+            self._changed = None  # the clock was set back
         self.looks += 1
         _see(self, frame.image, at)
         new = np.array(statistics[:3])
-        self._mean = new if self._mean is None else self._mean + max(0.08, 1 / self.looks) * (new - self._mean)
+        self._mean = (
+            new if self._mean is None else self._mean + max(0.08, 1 / self.looks) * (new - self._mean)
+        )
         fps = _rate(self._pace, at, frame.frame_id)
-        if self.healthy is None: _learn(self, statistics, at, fps); return []
+        if self.healthy is None:
+            _learn(self, statistics, at, fps)
+            return []
         self.values = _values(self, at, fps)
         changes = [(s, g.update(self.values[s], at)) for s, g in self.gates.items()]
-        return [UpkeepEvent(self.camera, s, c, frame.captured_at.astimezone(timezone.utc), round(float(self.values[s]), 4)) for s, c in changes if c is not None]
+        return [
+            UpkeepEvent(
+                self.camera, s, c, frame.captured_at.astimezone(timezone.utc), round(float(self.values[s]), 4)
+            )
+            for s, c in changes
+            if c is not None
+        ]
 
 # %% ../../nbs/09_monitoring/01_upkeep.ipynb #a2284bcb
 FORGETS_S = 8.0  # seconds after which the background has forgotten two thirds of what it saw
@@ -177,20 +231,29 @@ FORGETS_S = 8.0  # seconds after which the background has forgotten two thirds o
 
 def _see(w: CameraWatch, image: np.ndarray, at: float) -> None:
     "The background, and when the picture last changed."
-    rough = cv2.resize(image, (2 * _SMALL[0], 2 * _SMALL[1]), interpolation=cv2.INTER_NEAREST)  # every pixel of a large picture would take a millisecond
+    rough = cv2.resize(
+        image, (2 * _SMALL[0], 2 * _SMALL[1]), interpolation=cv2.INTER_NEAREST
+    )  # every pixel of a large picture would take a millisecond
     small = cv2.resize(cv2.cvtColor(rough, cv2.COLOR_BGR2GRAY), _SMALL, interpolation=cv2.INTER_AREA)
     grey, digest = small.astype(np.float32), zlib.crc32(small)
-    if digest != w._digest or w._changed is None: w._changed, w._digest = at, digest
-    if w._background is None: w._background, w._begun = grey, at
-    else: cv2.accumulateWeighted(grey, w._background, max(1 / w.looks, min(max(at - w._last, 0.0) / FORGETS_S, 0.25)))
+    if digest != w._digest or w._changed is None:
+        w._changed, w._digest = at, digest
+    if w._background is None:
+        w._background, w._begun = grey, at
+    else:
+        cv2.accumulateWeighted(
+            grey, w._background, max(1 / w.looks, min(max(at - w._last, 0.0) / FORGETS_S, 0.25))
+        )
     w._last = at
 
 
 def _rate(pace: deque[tuple[float, int]], at: float, number: int) -> float:
     "Frames a second over the last five seconds; NaN until two are there."
-    if pace and number < pace[-1][1]: pace.clear()  # the source began anew
+    if pace and number < pace[-1][1]:
+        pace.clear()  # the source began anew
     pace.append((at, number))
-    while len(pace) > 2 and at - pace[1][0] > 5: pace.popleft()
+    while len(pace) > 2 and at - pace[1][0] > 5:
+        pace.popleft()
     (a, first), (b, last) = pace[0], pace[-1]
     return (last - first) / (b - a) if b - a >= 2 else float("nan")
 
@@ -199,11 +262,21 @@ def _learn(w: CameraWatch, statistics: FrameStatistics, at: float, fps: float) -
     "Take a look into the books; the healthy self when there are enough."
     w._learnt.append((*statistics[:3], fps))
     w._span = min(w._span[0], at), max(w._span[1], at)
-    if len(w._learnt) < w.settings.learn or w._span[1] - w._span[0] < w.settings.learn_s: return
+    if len(w._learnt) < w.settings.learn or w._span[1] - w._span[0] < w.settings.learn_s:
+        return
     book = np.array(w._learnt)
     brightness, contrast, blur = np.median(book[:, :3], axis=0)
     rate = book[np.isfinite(book[:, 3]), 3]
-    w.healthy, w._learnt = Healthy(brightness, contrast, 1 - blur, float(np.median(rate)) if len(rate) else float("nan"), w._background.copy()), []
+    w.healthy, w._learnt = (
+        Healthy(
+            brightness,
+            contrast,
+            1 - blur,
+            float(np.median(rate)) if len(rate) else float("nan"),
+            w._background.copy(),
+        ),
+        [],
+    )
 
 # %% ../../nbs/09_monitoring/01_upkeep.ipynb #45a0ecce
 def _values(w: CameraWatch, at: float, fps: float) -> dict[str, float]:
@@ -212,13 +285,25 @@ def _values(w: CameraWatch, at: float, fps: float) -> dict[str, float]:
     light = brightness / max(h.brightness, 1.0)
     haze = contrast / h.contrast / max(min(light, 1.0), 0.05) if h.contrast > 2 else nan
     frozen = at - w._changed
-    if abs(at - w._begun) >= 1.5 * FORGETS_S and frozen < 2 and (w.looks >= w._asked[0] + 10 and not 0 <= at - w._asked[1] < 2):  # the dear questions: at most every second second
+    if (
+        abs(at - w._begun) >= 1.5 * FORGETS_S
+        and frozen < 2
+        and (w.looks >= w._asked[0] + 10 and not 0 <= at - w._asked[1] < 2)
+    ):  # the dear questions: at most every second second
         w._asked = w.looks, at
         w._moved = shift_between(edges_of(h.background), edges_of(w._background)) if light > 0.1 else nan
         hidden = haze < 0.9 or w._moved >= (w.settings.moved or (1.0,))[0]
         w._dirt = nan if hidden else float(spots(h.background, w._background).mean())
-    return {"frame_rate": fps / h.fps if h.fps > 0.1 else nan, "dark": light, "bright": light, "blur": (1 - blur) / h.sharpness if h.sharpness > 0.02 else nan, "haze": haze, "dirt": w._dirt,
-            "frozen": frozen, "moved": w._moved}
+    return {
+        "frame_rate": fps / h.fps if h.fps > 0.1 else nan,
+        "dark": light,
+        "bright": light,
+        "blur": (1 - blur) / h.sharpness if h.sharpness > 0.02 else nan,
+        "haze": haze,
+        "dirt": w._dirt,
+        "frozen": frozen,
+        "moved": w._moved,
+    }
 
 # %% ../../nbs/09_monitoring/01_upkeep.ipynb #472eb66b
 class Upkeep:
@@ -226,11 +311,15 @@ class Upkeep:
 
     def __init__(
         self,
-        folder: str | Path,                                   # events and healthy selves
+        folder: str | Path,  # events and healthy selves
         settings: UpkeepSettings | None = None,
         on_event: Callable[[UpkeepEvent], Any] | None = None,
     ):
-        self.folder, self.settings, self.on_event = writable_folder(folder), settings or UpkeepSettings(), on_event
+        self.folder, self.settings, self.on_event = (
+            writable_folder(folder),
+            settings or UpkeepSettings(),
+            on_event,
+        )
         self.watches: dict[str, CameraWatch] = {}
         self.counts, self.problems, self._lock = Counter(), {}, threading.Lock()
 
@@ -238,42 +327,63 @@ class Upkeep:
         watch = self.watches.get(result.frame.source_id) or self._begin(result.frame.source_id)
         knew = watch.healthy is not None
         events = watch.update(result, statistics)
-        if watch.healthy is not None and not knew: watch.healthy.save(self._file(watch.camera))
-        for event in events: self._tell(event)
+        if watch.healthy is not None and not knew:
+            watch.healthy.save(self._file(watch.camera))
+        for event in events:
+            self._tell(event)
 
-    def _file(self, camera: str) -> Path: return self.folder / f"{camera_folder(camera).removeprefix('camera=')}.npz"
+    def _file(self, camera: str) -> Path:
+        return self.folder / f"{camera_folder(camera).removeprefix('camera=')}.npz"
 
     def _begin(self, camera: str) -> CameraWatch:
-        try: healthy = Healthy.load(self._file(camera)) if self._file(camera).exists() else None
-        except DataError as e: healthy, self.problems[camera] = None, str(e)
-        with self._lock: self.watches[camera] = CameraWatch(camera, self.settings, healthy)
+        try:
+            healthy = Healthy.load(self._file(camera)) if self._file(camera).exists() else None
+        except DataError as e:
+            healthy, self.problems[camera] = None, str(e)
+        with self._lock:
+            self.watches[camera] = CameraWatch(camera, self.settings, healthy)
         return self.watches[camera]
 
     def _tell(self, event: UpkeepEvent) -> None:
         self.counts[event.camera, event.signal] += event.raised
         with writing("an upkeep event could not be written", self.folder / "upkeep.jsonl"):
             append_lines(self.folder / "upkeep.jsonl", [event.to_dict()])
-        if self.on_event is not None: self.on_event(event)
+        if self.on_event is not None:
+            self.on_event(event)
 
     def states(self) -> dict[str, dict[str, bool]]:
         "Camera → signal → raised; from any thread."
-        with self._lock: return {c: {s: g.raised for s, g in w.gates.items()} for c, w in self.watches.items()}
+        with self._lock:
+            return {c: {s: g.raised for s, g in w.gates.items()} for c, w in self.watches.items()}
 
     def values(self) -> dict[str, dict[str, float]]:
         "Camera → signal → value; empty while a camera is being learnt."
-        with self._lock: return {c: dict(w.values) for c, w in self.watches.items()}
+        with self._lock:
+            return {c: dict(w.values) for c, w in self.watches.items()}
 
 # %% ../../nbs/09_monitoring/01_upkeep.ipynb #4f4ba50c
 def read_events(
     folder: str | Path,
     notes: list[str] | None = None,  # is told how many lines were left out
 ) -> list[UpkeepEvent]:
-    "What `Upkeep` wrote. Lines that are no event, as a crash leaves them, are left out and counted; DataError when nothing else is there."
+    """What `Upkeep` wrote. Lines that are no event, as a crash leaves them, are left out and counted;
+    DataError when nothing else is there."""
     events, bad, path = [], [], Path(folder) / "upkeep.jsonl"
     for number, row in read_json_lines(path):
         try:
-            events.append(UpkeepEvent(str(row["camera"]), str(row["signal"]), bool(row["raised"]), datetime.fromisoformat(row["at"]), float(row["value"])))
-        except (ValueError, KeyError, TypeError) as e: bad.append(f"line {number} is no upkeep event: {e!r}")
-    if len(bad) > 1 and not events: raise DataError(f"{bad[0]}; nor are the other {len(bad) - 1}", path, "is it the file of an upkeep?")
-    if bad and notes is not None: notes.append(f"{len(bad)} lines of {path.name} were left out; {bad[0]}")
+            events.append(
+                UpkeepEvent(
+                    str(row["camera"]),
+                    str(row["signal"]),
+                    bool(row["raised"]),
+                    datetime.fromisoformat(row["at"]),
+                    float(row["value"]),
+                )
+            )
+        except (ValueError, KeyError, TypeError) as e:
+            bad.append(f"line {number} is no upkeep event: {e!r}")
+    if len(bad) > 1 and not events:
+        raise DataError(f"{bad[0]}; nor are the other {len(bad) - 1}", path, "is it the file of an upkeep?")
+    if bad and notes is not None:
+        notes.append(f"{len(bad)} lines of {path.name} were left out; {bad[0]}")
     return events

@@ -28,7 +28,14 @@ from ..core.files import expecting, file_sha256, read_json, write_whole, writing
 from ..core.formats import LabelledImage, read_dataset
 from ..core.stamp import instruction_set, machine, nvml, stamp, usable_cores
 from ..core.types import BackendError, ConfigError, DataError, check_rules
-from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, ap_interval, clusters, compare_models, draw_weights
+from cv_pipeline.evaluation.intervals import (
+    FEWEST_OBJECTS,
+    FEWEST_PICTURES,
+    ap_interval,
+    clusters,
+    compare_models,
+    draw_weights,
+)
 from ..evaluation.metrics import match_set
 from ..evaluation.records import data_hash, predict_set
 from ..inference.backends import Model, OutOfMemory, make_postprocessor
@@ -47,31 +54,51 @@ __all__ = ['gpu_mib', 'joules', 'spent', 'work', 'Worker', 'variants', 'chosen_v
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #4ff73cbc
 def _status(key: str) -> float | None:
-    "A memory number of this process in MiB, e.g. VmHWM, the most it ever had; None where the system does not say."
+    """A memory number of this process in MiB, e.g. VmHWM, the most it ever had; None where the system does
+    not say."""
     with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(key + ":"): return round(int(line.split()[1]) / 1024, 1)
+            if line.startswith(key + ":"):
+                return round(int(line.split()[1]) / 1024, 1)
     return None
 
 
 def gpu_mib(pid: int) -> float | None:
     "GPU memory of a process by NVML; None without a GPU that says so."
     with suppress(Exception), nvml() as (lib, cards):
-        if cards: return round(sum(p.usedGpuMemory or 0 for c in cards for p in lib.nvmlDeviceGetComputeRunningProcesses(c) if p.pid == pid) / 2**20, 1)
+        if cards:
+            return round(
+                sum(
+                    p.usedGpuMemory or 0
+                    for c in cards
+                    for p in lib.nvmlDeviceGetComputeRunningProcesses(c)
+                    if p.pid == pid
+                )
+                / 2**20,
+                1,
+            )
     return None
 
 
 def joules() -> dict[str, tuple[float, float]]:
-    "Energy counters that can be read here: name → (joules, where it starts again from 0). RAPL packages and GPUs; empty where none may be read."
+    """Energy counters that can be read here: name → (joules, where it starts again from 0). RAPL packages and
+    GPUs; empty where none may be read."""
     found = {}
     for zone in sorted(Path("/sys/class/powercap").glob("intel-rapl:?")):
-        with suppress(OSError, ValueError): found[zone.name] = int((zone / "energy_uj").read_text()) / 1e6, int((zone / "max_energy_range_uj").read_text()) / 1e6
+        with suppress(OSError, ValueError):
+            found[zone.name] = (
+                int((zone / "energy_uj").read_text()) / 1e6,
+                int((zone / "max_energy_range_uj").read_text()) / 1e6,
+            )
     with suppress(Exception), nvml() as (lib, cards):  # a card that does not count is left out
-        for i, card in enumerate(cards): found[f"gpu{i}"] = lib.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3, float("inf")
+        for i, card in enumerate(cards):
+            found[f"gpu{i}"] = lib.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3, float("inf")
     return found
 
 
-def spent(before: Mapping[str, tuple[float, float]], after: Mapping[str, tuple[float, float]]) -> float | None:
+def spent(
+    before: Mapping[str, tuple[float, float]], after: Mapping[str, tuple[float, float]]
+) -> float | None:
     "Joules between two readings, over the wrap of a counter; None when nothing was readable."
     both = [(after[k][0] - before[k][0], before[k][1]) for k in before if k in after]
     return sum(d if d >= 0 else d + span for d, span in both) if both else None
@@ -80,21 +107,34 @@ def spent(before: Mapping[str, tuple[float, float]], after: Mapping[str, tuple[f
 class _Seat:
     "The worker's side: one model, opened once, asked in rounds."
 
-    def open(self, model: str, spec: str | None, label: str, threads: int, providers: list[str] | None) -> dict[str, Any]:
+    def open(
+        self, model: str, spec: str | None, label: str, threads: int, providers: list[str] | None
+    ) -> dict[str, Any]:
         found = open_model_folder(model, spec, lambda: model_metadata(model))
         artefact = next(a for a in variants(found.manifest) if a.label == label)
         self.bare, began = _status("VmHWM") or 0.0, time.perf_counter()
-        self.preprocess, self.backend = prepared(found.manifest, artefact, partial(open_artefact, found, providers=providers, threads=threads))
+        self.preprocess, self.backend = prepared(
+            found.manifest, artefact, partial(open_artefact, found, providers=providers, threads=threads)
+        )
         opened = time.perf_counter()
         self.picture = sample_picture()
         self.tensor = self.preprocess.batch([self.picture])[0]
         self.backend.infer(self.tensor)
-        return {"load_ms": (opened - began) * 1e3, "first_ms": (time.perf_counter() - began) * 1e3, "provider": self.backend.provider,
-                "max_batch": self.backend.max_batch, "fixed_batch": getattr(self.backend, "fixed_batch", None), **self.memory()}
+        return {
+            "load_ms": (opened - began) * 1e3,
+            "first_ms": (time.perf_counter() - began) * 1e3,
+            "provider": self.backend.provider,
+            "max_batch": self.backend.max_batch,
+            "fixed_batch": getattr(self.backend, "fixed_batch", None),
+            **self.memory(),
+        }
 
     def memory(self) -> dict[str, Any]:
         peak = _status("VmHWM")
-        return {"host_mib": None if peak is None else round(peak - self.bare, 1), "gpu_mib": gpu_mib(os.getpid())}
+        return {
+            "host_mib": None if peak is None else round(peak - self.bare, 1),
+            "gpu_mib": gpu_mib(os.getpid()),
+        }
 
     def round(self, batch: int, seconds: float, fewest: int) -> dict[str, Any]:
         "Calls for so many seconds: milliseconds of each, of one preparation, and the memory up to now."
@@ -108,7 +148,7 @@ class _Seat:
         self.preprocess.batch([self.picture])
         return {"ms": times, "prepare_ms": (time.perf_counter() - t) * 1e3, "joules": energy, **self.memory()}
 
-
+# %% ../../nbs/06_optimization/07_benchmark.ipynb #e8dede1c
 def work() -> None:
     "Body of a worker process: orders come as lines of JSON, answers go back the same way."
     answers = os.fdopen(os.dup(1), "w")
@@ -116,47 +156,72 @@ def work() -> None:
     seat = _Seat()
     for line in sys.stdin:
         order = json.loads(line)
-        try: answer = getattr(seat, order.pop("do"))(**order)
-        except Exception as e: answer = {"error": one_line(e), "no_memory": isinstance(e, (OutOfMemory, MemoryError))}
-        answers.write(json.dumps(answer) + "\n"); answers.flush()
+        try:
+            answer = getattr(seat, order.pop("do"))(**order)
+        except Exception as e:
+            answer = {"error": one_line(e), "no_memory": isinstance(e, (OutOfMemory, MemoryError))}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #6912d825
 def _environment() -> dict[str, str]:
     "Of a process that shall find this package where this one has found it."
     root = str(Path(__file__).resolve().parents[2]) if "__file__" in globals() else ""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p),
+    }
 
-
+# %% ../../nbs/06_optimization/07_benchmark.ipynb #9b39aa4a
 class Worker:
     "The asking side of one worker process."
 
-    def __init__(self, command: Sequence[str] = ("-c", "from cv_pipeline.optimization.benchmark import work; work()")):
-        self.process = subprocess.Popen([sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment())
+    def __init__(
+        self, command: Sequence[str] = ("-c", "from cv_pipeline.optimization.benchmark import work; work()")
+    ):
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+        )
         self._reads = selectors.DefaultSelector()
         self._reads.register(self.process.stdout, selectors.EVENT_READ)
 
     def ask(self, timeout_s: float = 120.0, **order: Any) -> dict[str, Any]:
         "The answer; a worker that died or does not answer is an answer with `error`."
         try:
-            self.process.stdin.write(json.dumps(order).encode() + b"\n"); self.process.stdin.flush()
-        except (OSError, ValueError): return self._ended()  # gone, or closed by us
+            self.process.stdin.write(json.dumps(order).encode() + b"\n")
+            self.process.stdin.flush()
+        except (OSError, ValueError):
+            return self._ended()  # gone, or closed by us
         if not self._reads.select(timeout_s):
             self.close()
             return {"error": f"no answer within {timeout_s:g} s", "no_memory": False}
         line = self.process.stdout.readline()
-        try: return json.loads(line)
-        except ValueError: return self._ended()
+        try:
+            return json.loads(line)
+        except ValueError:
+            return self._ended()
 
     def _ended(self) -> dict[str, Any]:
         code = self.process.wait(10)
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return {"error": f"the process ended with {name}" + (", as when memory runs out" if name == "SIGKILL" else ""), "no_memory": name == "SIGKILL"}
+        return {
+            "error": f"the process ended with {name}"
+            + (", as when memory runs out" if name == "SIGKILL" else ""),
+            "no_memory": name == "SIGKILL",
+        }
 
     def close(self) -> None:
         "End the process."
-        with suppress(OSError): self.process.stdin.close()
-        self.process.kill(); self.process.wait(10)
-        self.process.stdout.close(); self._reads.close()
+        with suppress(OSError):
+            self.process.stdin.close()
+        self.process.kill()
+        self.process.wait(10)
+        self.process.stdout.close()
+        self._reads.close()
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #80b5aca7
 def variants(manifest: ModelManifest) -> list[Artefact]:
@@ -164,7 +229,12 @@ def variants(manifest: ModelManifest) -> list[Artefact]:
     own = own_file(manifest)
     found = [own, *(a for a in manifest.artefacts if a.label != own.label)]
     from importlib.util import find_spec
-    if own.backend == "onnxruntime" and not any(a.backend == "openvino" for a in found) and find_spec("openvino") is not None:
+
+    if (
+        own.backend == "onnxruntime"
+        and not any(a.backend == "openvino" for a in found)
+        and find_spec("openvino") is not None
+    ):
         ways = [p for p in ("fp32", "bf16", "fp16") if p in ("fp32", default_precision())]  # native here
         given = replace(own, backend="openvino", gate={})
         found += [replace(given, precision=p, options={"precision": p}) for p in ways]
@@ -172,11 +242,16 @@ def variants(manifest: ModelManifest) -> list[Artefact]:
 
 
 def chosen_variants(manifest: ModelManifest, wanted: Sequence[str]) -> list[Artefact]:
-    "Those of `variants` that were asked for by label, file, runtime, precision or runtime/precision; all when nothing was asked for."
+    """Those of `variants` that were asked for by label, file, runtime, precision or runtime/precision; all
+    when nothing was asked for."""
     found = variants(manifest)
     names = lambda a: {a.label, a.file, a.backend, a.precision, f"{a.backend}/{a.precision}"}
     if lost := [w for w in wanted if not any(w in names(a) for a in found)]:
-        raise ConfigError(f"the model has nothing called {', '.join(map(repr, lost))}", "backends", f"known: {'; '.join(a.label for a in found)}")
+        raise ConfigError(
+            f"the model has nothing called {', '.join(map(repr, lost))}",
+            "backends",
+            f"known: {'; '.join(a.label for a in found)}",
+        )
     return [a for a in found if not wanted or names(a) & set(wanted)]
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #464ee179
@@ -189,8 +264,8 @@ class Case:
     batch: int
     worker: Worker | None = None
     opened: dict[str, Any] = field(default_factory=dict)
-    times: list[float] = field(default_factory=list)      # milliseconds of each call
-    rounds: list[float] = field(default_factory=list)     # median of each round
+    times: list[float] = field(default_factory=list)  # milliseconds of each call
+    rounds: list[float] = field(default_factory=list)  # median of each round
     prepare: list[float] = field(default_factory=list)
     joules: list[float | None] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)
@@ -198,24 +273,55 @@ class Case:
 
     def turn(self, seconds: float, fewest: int, keep: bool = True) -> None:
         "One round of this case."
-        answer = self.worker.ask(60 + 10 * seconds, do="round", batch=self.batch, seconds=seconds, fewest=fewest)
-        if "error" in answer: self.error = answer["error"]
-        elif not keep: self.memory = {k: answer[k] for k in ("host_mib", "gpu_mib")}  # later rounds have seen larger batches
+        answer = self.worker.ask(
+            60 + 10 * seconds, do="round", batch=self.batch, seconds=seconds, fewest=fewest
+        )
+        if "error" in answer:
+            self.error = answer["error"]
+        elif not keep:
+            # later rounds have seen larger batches
+            self.memory = {k: answer[k] for k in ("host_mib", "gpu_mib")}
         else:
-            self.times += answer["ms"]; self.rounds.append(float(np.median(answer["ms"]))); self.prepare.append(answer["prepare_ms"])
-            self.joules.append(None if answer["joules"] is None else answer["joules"] / (len(answer["ms"]) * self.batch))
+            self.times += answer["ms"]
+            self.rounds.append(float(np.median(answer["ms"])))
+            self.prepare.append(answer["prepare_ms"])
+            images, joules = len(answer["ms"]) * self.batch, answer["joules"]
+            self.joules.append(None if joules is None else joules / images)
 
     def row(self) -> dict[str, Any]:
         "What the table says."
-        a, n, no = self.artefact, len(self.times), lambda v, d=3: None if v is None else round(float(v), d)
-        head = {"artefact": a.label, "runtime": a.backend, "precision": a.precision, "threads": self.threads, "batch": self.batch, "error": self.error}
-        if not n or self.error: return {**head, "error": self.error or "not measured"}
-        p = dict(zip(("p50_ms", "p95_ms", "p99_ms"), np.percentile(self.times, (50, 95, 99))))
-        energy = [j for j in self.joules if j is not None]
-        return {**head, **{k: no(v) for k, v in p.items()}, "images_per_s": no(1e3 * self.batch / p["p50_ms"], 2), "calls": n, "rounds": [no(r) for r in self.rounds],
-                "prepare_ms": no(np.median(self.prepare)), "load_ms": no(self.opened["load_ms"], 1), "first_ms": no(self.opened["first_ms"], 1), **self.memory,
-                "joules_per_image": no(np.median(energy), 4) if energy else None,
-                "provider": self.opened["provider"], "gated": a.verdict(instruction_set()).get("accepted") is True}
+        a = self.artefact
+        head = {
+            "artefact": a.label,
+            "runtime": a.backend,
+            "precision": a.precision,
+            "threads": self.threads,
+            "batch": self.batch,
+            "error": self.error,
+        }
+        if not self.times or self.error:
+            return {**head, "error": self.error or "not measured"}
+        return {**head, **_measured(self)}
+
+# %% ../../nbs/06_optimization/07_benchmark.ipynb #365ff51e
+def _measured(case: Case) -> dict[str, Any]:
+    "The numbers of a case, rounded."
+    no = lambda v, d=3: None if v is None else round(float(v), d)
+    p = dict(zip(("p50_ms", "p95_ms", "p99_ms"), np.percentile(case.times, (50, 95, 99))))
+    energy = [j for j in case.joules if j is not None]
+    return {
+        **{k: no(v) for k, v in p.items()},
+        "images_per_s": no(1e3 * case.batch / p["p50_ms"], 2),
+        "calls": len(case.times),
+        "rounds": [no(r) for r in case.rounds],
+        "prepare_ms": no(np.median(case.prepare)),
+        "load_ms": no(case.opened["load_ms"], 1),
+        "first_ms": no(case.opened["first_ms"], 1),
+        **case.memory,
+        "joules_per_image": no(np.median(energy), 4) if energy else None,
+        "provider": case.opened["provider"],
+        "gated": case.artefact.verdict(instruction_set()).get("accepted") is True,
+    }
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #5d7f67e7
 @dataclass(frozen=True)
@@ -251,10 +357,20 @@ class BenchmarkSettings:
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #21dea0a8
 def _open_workers(
-    cases: list[Case], model: str, spec: str | None, artefacts: Sequence[Artefact], s: BenchmarkSettings,
+    cases: list[Case],
+    model: str,
+    spec: str | None,
+    artefacts: Sequence[Artefact],
+    s: BenchmarkSettings,
 ) -> None:
-    "One worker for each file and number of threads; a case for each batch size that its graph takes, put into `cases`."
-    order = {"do": "open", "model": model, "spec": spec, "providers": list(s.providers) if s.providers else None}
+    """One worker for each file and number of threads; a case for each batch size that its graph takes, put
+    into `cases`."""
+    order = {
+        "do": "open",
+        "model": model,
+        "spec": spec,
+        "providers": list(s.providers) if s.providers else None,
+    }
     for artefact in artefacts:
         for count in s.thread_counts():
             worker = Worker()
@@ -264,53 +380,80 @@ def _open_workers(
                 cases.append(Case(artefact, count, batch, worker, opened, error=opened.get("error", "")))
 
 
-def run_rounds(cases: Sequence[Case], seconds: float, rounds: int, tell: Callable[[str], Any] = lambda text: None) -> None:
-    "Warm up, then `rounds` times a turn for each case that still runs; small batches first, so that memory is read as it grows."
+def run_rounds(
+    cases: Sequence[Case], seconds: float, rounds: int, tell: Callable[[str], Any] = lambda text: None
+) -> None:
+    """Warm up, then `rounds` times a turn for each case that still runs; small batches first, so that memory
+    is read as it grows."""
     for case in sorted(cases, key=lambda c: c.batch):
-        if not case.error: case.turn(0.0, 3, keep=False)
+        if not case.error:
+            case.turn(0.0, 3, keep=False)
     for i in range(rounds):
         alive = [c for c in cases if not c.error]
         tell(f"round {i + 1} of {rounds}, {len(alive)} cases")
         start = i * max(1, len(alive) // rounds)  # not always the same one first
-        for case in alive[start:] + alive[:start]: case.turn(seconds / rounds, 2)
+        for case in alive[start:] + alive[:start]:
+            case.turn(seconds / rounds, 2)
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #40b311d5
 def accuracy(
     found: ModelFolder,
-    artefacts: Sequence[Artefact],         # the first is what the others are compared with
+    artefacts: Sequence[Artefact],  # the first is what the others are compared with
     items: Sequence[LabelledImage],
     threads: int = 0,
     draws: int = 500,
-) -> dict[str, dict[str, Any]]:            # label → AP with its interval, and the paired difference
+) -> dict[str, dict[str, Any]]:  # label → AP with its interval, and the paired difference
     "AP of each file on the same labelled pictures."
     told, first = {}, None
     for artefact in artefacts:
-        try: pre, backend = prepared(found.manifest, artefact, partial(open_artefact, found, threads=threads))
-        except Exception as e: told[artefact.label] = {"error": one_line(e)}; continue
+        try:
+            pre, backend = prepared(found.manifest, artefact, partial(open_artefact, found, threads=threads))
+        except Exception as e:
+            told[artefact.label] = {"error": one_line(e)}
+            continue
         held = found.manifest.for_artefact(artefact)
         model = Model(held, backend, pre, make_postprocessor(held))
         try:
             said = predict_set(model, items)
             matches, weights = match_set(said), draw_weights(clusters(said), draws)
             ap = ap_interval(said, matches, weights)
-            row = {"AP": ap.value, "AP_low": ap.low, "AP_high": ap.high, "pictures": len(said), "boxes": len(said.truth)}
-            if first is None: first = said, matches
+            row = {
+                "AP": ap.value,
+                "AP_low": ap.low,
+                "AP_high": ap.high,
+                "pictures": len(said),
+                "boxes": len(said.truth),
+            }
+            if first is None:
+                first = said, matches
             else:
                 d = compare_models(said, first[0], matches, first[1], weights)
                 row |= {"difference": d.value, "difference_low": d.low, "difference_high": d.high}
-            told[artefact.label] = {**{k: round(float(v), 5) for k, v in row.items()}, "data": data_hash(said)}
-        except DataError: raise  # the labels are at fault, not the file
-        except Exception as e: told[artefact.label] = {"error": one_line(e)}
-        finally: model.close()
+            told[artefact.label] = {
+                **{k: round(float(v), 5) for k, v in row.items()},
+                "data": data_hash(said),
+            }
+        except DataError:
+            raise  # the labels are at fault, not the file
+        except Exception as e:
+            told[artefact.label] = {"error": one_line(e)}
+        finally:
+            model.close()
     return told
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #97ab5a58
 def memory_free_mib() -> float | None:
     "Memory that a new process may take: what the system has available, or what its container leaves."
     with suppress(OSError, ValueError, StopIteration):
-        free = next(int(line.split()[1]) / 1024 for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+        free = next(
+            int(line.split()[1]) / 1024
+            for line in Path("/proc/meminfo").read_text().splitlines()
+            if line.startswith("MemAvailable")
+        )
         with suppress(OSError, ValueError):
-            limit, used = (int(Path(f"/sys/fs/cgroup/memory.{k}").read_text()) / 2**20 for k in ("max", "current"))
+            limit, used = (
+                int(Path(f"/sys/fs/cgroup/memory.{k}").read_text()) / 2**20 for k in ("max", "current")
+            )
             free = min(free, limit - used)
         return free
     return None
@@ -319,65 +462,131 @@ def memory_free_mib() -> float | None:
 def _slope(tried: Mapping[int, float | None]) -> float | None:
     "MiB that one more picture costs, between the smallest and the largest batch."
     points = [(b, m) for b, m in tried.items() if m is not None]
-    return round((points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0]), 2) if len(points) > 1 else None
+    return (
+        round((points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0]), 2) if len(points) > 1 else None
+    )
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #9714d047
+def _open_for_fit(seat: Worker, model: Any, spec: Any, label: str, threads: int) -> int | None:
+    "Open a file in its process; its fixed batch, None when it is dynamic."
+    opened = seat.ask(
+        300,
+        do="open",
+        model=str(model),
+        spec=str(spec) if spec else None,
+        label=label,
+        threads=threads,
+        providers=None,
+    )
+    if "error" in opened:
+        raise BackendError(opened["error"], model)
+    return opened["fixed_batch"]
+
+
+def _twice(tried: Mapping[int, float | None], batch: int) -> float | None:
+    "MiB that twice the last batch would need; None while nothing can be said of it."
+    per = _slope(tried) if len(tried) > 1 else None
+    return tried[batch] + per * batch if per else None
+
+# %% ../../nbs/06_optimization/07_benchmark.ipynb #8f4f4ffa
 def fit_check(
     model: str | Path,
-    label: str | None = None,             # of the artefact; None: the model's own file
-    limit_mib: float | None = None,       # host memory that may be used; None: half of what is free
-    most: int = 64,                       # largest batch that is tried
-    spec: str | Path | None = None, threads: int = 0,
+    label: str | None = None,  # of the artefact; None: the model's own file
+    limit_mib: float | None = None,  # host memory that may be used; None: half of what is free
+    most: int = 64,  # largest batch that is tried
+    spec: str | Path | None = None,
+    threads: int = 0,
     worker: Callable[[], Worker] = Worker,
-) -> dict[str, Any]:                      # largest batch that fits, MiB of each that was tried, MiB a picture, why it ended
+) -> dict[str, Any]:  # largest batch that fits, MiB of each that was tried, MiB a picture, why it ended
     "The largest batch that fits into memory, found by trying in a process of its own."
     manifest = open_model_folder(model, spec, lambda: model_metadata(model)).manifest
     limit = limit_mib if limit_mib is not None else (memory_free_mib() or 4096) / 2
     seat, tried, batch, largest, why = worker(), {}, 1, 0, f"{most} is the largest that was asked for"
     try:
-        opened = seat.ask(300, do="open", model=str(model), spec=str(spec) if spec else None, label=label or own_file(manifest).label, threads=threads, providers=None)
-        if "error" in opened: raise BackendError(opened["error"], model)
-        if opened["fixed_batch"]: batch, most, why = opened["fixed_batch"], opened["fixed_batch"], "the graph has a fixed batch"
+        fixed = _open_for_fit(seat, model, spec, label or own_file(manifest).label, threads)
+        if fixed:
+            batch, most, why = fixed, fixed, "the graph has a fixed batch"
         while batch <= most:
             answer = seat.ask(300, do="round", batch=batch, seconds=0.0, fewest=1)
-            if "error" in answer: why = answer["error"]; break
+            if "error" in answer:
+                why = answer["error"]
+                break
             tried[batch] = answer["host_mib"]
-            if (answer["host_mib"] or 0) > limit: why = f"{answer['host_mib']:.0f} MiB is above the limit of {limit:.0f} MiB"; break
+            if (answer["host_mib"] or 0) > limit:
+                why = f"{answer['host_mib']:.0f} MiB is above the limit of {limit:.0f} MiB"
+                break
             largest = batch
-            if len(tried) > 1 and (per := _slope(tried)) and answer["host_mib"] + per * batch > limit and batch * 2 <= most: why = f"twice as many would need about {answer['host_mib'] + per * batch:.0f} of {limit:.0f} MiB"; break
+            expected = _twice(tried, batch)
+            if expected is not None and expected > limit and batch * 2 <= most:
+                why = f"twice as many would need about {expected:.0f} of {limit:.0f} MiB"
+                break
             batch *= 2
-    finally: seat.close()
-    return {"largest": largest, "mib": {str(b): m for b, m in tried.items()}, "mib_per_picture": _slope(tried), "limit_mib": round(limit, 1), "why": why}
+    finally:
+        seat.close()
+    return {
+        "largest": largest,
+        "mib": {str(b): m for b, m in tried.items()},
+        "mib_per_picture": _slope(tried),
+        "limit_mib": round(limit, 1),
+        "why": why,
+    }
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #a26d4b50
 def first_result_s(model: str | Path, spec: str | Path | None = None, runs: int = 3) -> float | None:
     "Seconds from starting a Python process to the first detections, imports and all; None when it fails."
-    program = "import sys, numpy; from cv_pipeline.inference.loading import load_model; load_model(sys.argv[1], sys.argv[2] or None).predict([numpy.zeros((480, 640, 3), numpy.uint8)])"
+    program = (
+        "import sys, numpy; from cv_pipeline.inference.loading import load_model; "
+        "load_model(sys.argv[1], sys.argv[2] or None).predict([numpy.zeros((480, 640, 3), "
+        "numpy.uint8)])"
+    )
     found = []
     for _ in range(runs):
         began = time.perf_counter()
-        if subprocess.run([sys.executable, "-c", program, str(model), str(spec or "")], env=_environment(), capture_output=True).returncode: return None
+        if subprocess.run(
+            [sys.executable, "-c", program, str(model), str(spec or "")],
+            env=_environment(),
+            capture_output=True,
+        ).returncode:
+            return None
         found.append(time.perf_counter() - began)
     return round(float(np.median(found)), 3)
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #76496486
-def _one_way(rows: Iterable[Mapping[str, Any]], artefact: str | None = None, threads: int | None = None) -> list[dict[str, Any]]:
-    "Rows of one file and number of threads that were measured, by batch; those of the fastest when nothing is said."
+def _one_way(
+    rows: Iterable[Mapping[str, Any]], artefact: str | None = None, threads: int | None = None
+) -> list[dict[str, Any]]:
+    """Rows of one file and number of threads that were measured, by batch; those of the fastest when nothing
+    is said."""
     good = [dict(r) for r in rows if not r.get("error")]
-    if not good: raise DataError("the table holds no measured row", "benchmark")
-    best = max((r for r in good if artefact in (None, r["artefact"]) and threads in (None, r["threads"])), key=lambda r: r["images_per_s"], default=None)
-    if best is None: raise DataError(f"the table holds no row of {artefact} with {threads} threads", "benchmark", f"it holds {', '.join(sorted({r['artefact'] for r in good}))}")
-    return sorted((r for r in good if (r["artefact"], r["threads"]) == (best["artefact"], best["threads"])), key=lambda r: r["batch"])
+    if not good:
+        raise DataError("the table holds no measured row", "benchmark")
+    best = max(
+        (r for r in good if artefact in (None, r["artefact"]) and threads in (None, r["threads"])),
+        key=lambda r: r["images_per_s"],
+        default=None,
+    )
+    if best is None:
+        raise DataError(
+            f"the table holds no row of {artefact} with {threads} threads",
+            "benchmark",
+            f"it holds {', '.join(sorted({r['artefact'] for r in good}))}",
+        )
+    return sorted(
+        (r for r in good if (r["artefact"], r["threads"]) == (best["artefact"], best["threads"])),
+        key=lambda r: r["batch"],
+    )
 
 
 def knee(
-    rows: Iterable[Mapping[str, Any]],   # of a benchmark
+    rows: Iterable[Mapping[str, Any]],  # of a benchmark
     share: float = 0.95,
-    **which: Any,                        # artefact=, threads=
+    **which: Any,  # artefact=, threads=
 ) -> int:
     "The smallest batch that reaches this share of the best throughput."
     found = _one_way(rows, **which)
-    return next(r["batch"] for r in found if r["images_per_s"] >= share * max(r["images_per_s"] for r in found))
+    return next(
+        r["batch"] for r in found if r["images_per_s"] >= share * max(r["images_per_s"] for r in found)
+    )
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #a856a791
 @dataclass(frozen=True)
@@ -386,52 +595,97 @@ class BatchAdvice:
 
     max_batch: int
     max_wait_ms: float
-    longest_wait_ms: float       # max_wait beyond this breaks the budget
-    worst_ms: float              # latency that is not exceeded while no more than max_batch pictures arrive in one call's time
-    images_per_s: float          # throughput at this batch size
+    longest_wait_ms: float  # max_wait beyond this breaks the budget
+    worst_ms: (
+        float  # latency that is not exceeded while no more than max_batch pictures arrive in one call's time
+    )
+    images_per_s: float  # throughput at this batch size
     artefact: str
     threads: int
     reason: str
 
 
-def recommend(
-    rows: Iterable[Mapping[str, Any]],
-    latency_budget_ms: float,              # from a picture's arrival at the batcher to the raw output
-    percentile: str = "p99_ms",            # which time of a call is believed
-    **which: Any,                          # artefact=, threads=; else the fastest way that keeps the budget
-) -> BatchAdvice:
-    "max_batch and max_wait for a latency budget; ConfigError when not even single pictures keep it."
-    if not latency_budget_ms > 0: raise ConfigError(f"the latency budget must be above 0 ms, not {latency_budget_ms}", "latency_budget_ms")
-    good = [r for r in rows if not r.get("error") and which.get("artefact") in (None, r["artefact"]) and which.get("threads") in (None, r["threads"])]
-    if not good: raise DataError("the table holds no measured row that fits", "benchmark")
-    fits = [r for r in good if 2 * r[percentile] <= latency_budget_ms]
+def _rows_of(rows: Iterable[Mapping[str, Any]], which: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    "Measured rows of the file and the number of threads that were asked for; DataError without any."
+    good = [
+        r
+        for r in rows
+        if not r.get("error")
+        and which.get("artefact") in (None, r["artefact"])
+        and which.get("threads") in (None, r["threads"])
+    ]
+    if not good:
+        raise DataError("the table holds no measured row that fits", "benchmark")
+    return good
+
+
+def _within(good: list[Mapping[str, Any]], budget_ms: float, percentile: str) -> list[Mapping[str, Any]]:
+    "Rows of which two calls keep the budget; ConfigError without any."
+    fits = [r for r in good if 2 * r[percentile] <= budget_ms]
     if not fits:
         quick = min(good, key=lambda r: r[percentile])
-        raise ConfigError(f"no way to run this model keeps {latency_budget_ms:g} ms: the quickest call takes {quick[percentile]:.1f} ms, and a picture may have to wait for the one before",
-                          "latency_budget_ms", f"at least {2 * quick[percentile]:.1f} ms, a smaller model, or a faster machine")
+        raise ConfigError(
+            f"no way to run this model keeps {budget_ms:g} ms: the quickest call takes "
+            f"{quick[percentile]:.1f} ms, and a picture may have to wait for the one before",
+            "latency_budget_ms",
+            f"at least {2 * quick[percentile]:.1f} ms, a smaller model, or a faster machine",
+        )
+    return fits
+
+# %% ../../nbs/06_optimization/07_benchmark.ipynb #2e3363b3
+def recommend(
+    rows: Iterable[Mapping[str, Any]],
+    latency_budget_ms: float,  # from a picture's arrival at the batcher to the raw output
+    percentile: str = "p99_ms",  # which time of a call is believed
+    **which: Any,  # artefact=, threads=; else the fastest way that keeps the budget
+) -> BatchAdvice:
+    "max_batch and max_wait for a latency budget; ConfigError when not even single pictures keep it."
+    if not latency_budget_ms > 0:
+        raise ConfigError(
+            f"the latency budget must be above 0 ms, not {latency_budget_ms}", "latency_budget_ms"
+        )
+    good = _rows_of(rows, which)
+    fits = _within(good, latency_budget_ms, percentile)
     best = max(r["images_per_s"] for r in fits)
-    row = min((r for r in fits if r["images_per_s"] >= 0.95 * best), key=lambda r: (r["batch"], r[percentile]))
-    alone = min((r[percentile] for r in good if (r["artefact"], r["threads"]) == (row["artefact"], row["threads"])), default=row[percentile])
+    row = min(
+        (r for r in fits if r["images_per_s"] >= 0.95 * best), key=lambda r: (r["batch"], r[percentile])
+    )
+    alone = min(
+        (r[percentile] for r in good if (r["artefact"], r["threads"]) == (row["artefact"], row["threads"])),
+        default=row[percentile],
+    )
     call, longest = row[percentile], latency_budget_ms - row[percentile]
     wait = 0.0 if row["batch"] == 1 else min(alone, longest)
-    return BatchAdvice(row["batch"], int(wait * 10) / 10, round(longest, 3), round(call + max(call, wait), 3), row["images_per_s"], row["artefact"], row["threads"],
-                       f"a batch of {row['batch']} takes {call:.1f} ms ({percentile[:3]}); twice that fits into {latency_budget_ms:g} ms, and it gives {row['images_per_s']:.0f} images/s, {row['images_per_s'] / best:.0%} of the best that fits")
+    return BatchAdvice(
+        row["batch"],
+        int(wait * 10) / 10,
+        round(longest, 3),
+        round(call + max(call, wait), 3),
+        row["images_per_s"],
+        row["artefact"],
+        row["threads"],
+        f"a batch of {row['batch']} takes {call:.1f} ms ({percentile[:3]}); twice that fits into "
+        f"{latency_budget_ms:g} ms, and it gives {row['images_per_s']:.0f} images/s, "
+        f"{row['images_per_s'] / best:.0%} of the best that fits",
+    )
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #0fc0c846
 def simulate_batching(
-    arrivals_ms: Sequence[float],                # ascending
-    call_ms: Callable[[int], float],             # batch size → time of the call
-    max_batch: int, max_wait_ms: float,
-) -> tuple[np.ndarray, np.ndarray]:              # latency of each picture, size of each batch
+    arrivals_ms: Sequence[float],  # ascending
+    call_ms: Callable[[int], float],  # batch size → time of the call
+    max_batch: int,
+    max_wait_ms: float,
+) -> tuple[np.ndarray, np.ndarray]:  # latency of each picture, size of each batch
     "What the dynamic batcher and one model make of these arrivals; no time passes."
     now, free, latency, sizes, i, n = 0.0, 0.0, np.zeros(len(arrivals_ms)), [], 0, len(arrivals_ms)
     batcher = DynamicBatcher(max_batch, max_wait_ms / 1e3, lambda: now / 1e3)
     while i < n or len(batcher):
         waiting = batcher.wait_s()
         leave = np.inf if waiting is None else max(free, now + waiting * 1e3)
-        if i < n and arrivals_ms[i] <= leave:      # the next thing that happens is an arrival
+        if i < n and arrivals_ms[i] <= leave:  # the next thing that happens is an arrival
             now = max(now, float(arrivals_ms[i]))
-            batcher.add(i); i += 1
+            batcher.add(i)
+            i += 1
             continue
         now = leave
         taken = batcher.take()
@@ -447,39 +701,58 @@ class Benchmark:
 
     model: str
     machine: dict[str, Any]
-    when: str                                 # UTC
-    load: tuple[float, float]                 # average number of running processes before and after; far above 0 before: a neighbour
+    when: str  # UTC
+    load: tuple[
+        float, float
+    ]  # average number of running processes before and after; far above 0 before: a neighbour
     settings: dict[str, Any]
-    rows: list[dict[str, Any]]                # speed and memory: a row a case
-    accuracy: dict[str, dict[str, Any]] = field(default_factory=dict)   # label → AP
+    rows: list[dict[str, Any]]  # speed and memory: a row a case
+    accuracy: dict[str, dict[str, Any]] = field(default_factory=dict)  # label → AP
     fit: dict[str, Any] = field(default_factory=dict)
-    batching: dict[str, Any] = field(default_factory=dict)              # knee and advice
-    start_s: float | None = None              # from starting a process to the first detections of the own file
-    notes: list[str] = field(default_factory=list)                      # what was not measured, and why
-    stamp: dict[str, Any] = field(default_factory=dict)                 # where the numbers come from; an older document has none
+    batching: dict[str, Any] = field(default_factory=dict)  # knee and advice
+    start_s: float | None = None  # from starting a process to the first detections of the own file
+    notes: list[str] = field(default_factory=list)  # what was not measured, and why
+    stamp: dict[str, Any] = field(
+        default_factory=dict
+    )  # where the numbers come from; an older document has none
     format: int = 1
 
-    def to_dict(self) -> dict[str, Any]: return asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
     def relative(self, row: Mapping[str, Any]) -> float | None:
         "Speed of a row as a multiple of the model's own file with the same threads and batch."
         first = self.rows[0]["artefact"] if self.rows else None
-        own = next((r for r in self.rows if r["artefact"] == first and (r["threads"], r["batch"]) == (row["threads"], row["batch"]) and not r["error"]), None)
+        own = next(
+            (
+                r
+                for r in self.rows
+                if r["artefact"] == first
+                and (r["threads"], r["batch"]) == (row["threads"], row["batch"])
+                and not r["error"]
+            ),
+            None,
+        )
         return None if own is None or row["error"] else own["p50_ms"] / row["p50_ms"]
 
 
 def read_benchmark(path: str | Path) -> Benchmark:
     "A stored benchmark: its folder, or its benchmark.json."
     path = Path(path)
-    if path.is_dir(): path = path / "benchmark.json"
+    if path.is_dir():
+        path = path / "benchmark.json"
     with expecting("not a readable benchmark", path):
         data = read_json(path)
-    if not isinstance(data, dict) or data.get("format") != 1 or not isinstance(data.get("rows"), list): raise DataError("not a benchmark of this version", path, "measure again: cv-pipeline benchmark")
-    try: return Benchmark(**{**data, "load": tuple(data["load"])})
-    except (TypeError, KeyError) as e: raise DataError(f"not a benchmark: {e}", path) from e
+    if not isinstance(data, dict) or data.get("format") != 1 or not isinstance(data.get("rows"), list):
+        raise DataError("not a benchmark of this version", path, "measure again: cv-pipeline benchmark")
+    try:
+        return Benchmark(**{**data, "load": tuple(data["load"])})
+    except (TypeError, KeyError) as e:
+        raise DataError(f"not a benchmark: {e}", path) from e
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #1fa74c8b
-def _number(value: float | None, digits: int = 1, unit: str = "") -> str: return "–" if value is None else f"{value:.{digits}f}{unit}"
+def _number(value: float | None, digits: int = 1, unit: str = "") -> str:
+    return "–" if value is None else f"{value:.{digits}f}{unit}"
 
 
 def speed_table(b: Benchmark) -> list[dict[str, str]]:
@@ -487,10 +760,25 @@ def speed_table(b: Benchmark) -> list[dict[str, str]]:
     shown = []
     for r in b.rows:
         row = {"file": r["artefact"], "threads": str(r["threads"] or "auto"), "batch": str(r["batch"])}
-        if r["error"]: shown.append({**row, "p50 ms": f"not measured: {r['error']}"}); continue
-        shown.append({**row, "p50 ms": _number(r["p50_ms"], 2), "p95 ms": _number(r["p95_ms"], 2), "p99 ms": _number(r["p99_ms"] if r["calls"] >= 100 else None, 2), "calls": str(r["calls"]),
-                      "images/s": _number(r["images_per_s"]), "× own file": _number(b.relative(r), 2), "prepare ms": _number(r["prepare_ms"], 2), "first result ms": _number(r["first_ms"], 0),
-                      "host MiB": _number(r.get("host_mib"), 0), "GPU MiB": _number(r.get("gpu_mib"), 0), "J/image": _number(r.get("joules_per_image"), 3)})
+        if r["error"]:
+            shown.append({**row, "p50 ms": f"not measured: {r['error']}"})
+            continue
+        shown.append(
+            {
+                **row,
+                "p50 ms": _number(r["p50_ms"], 2),
+                "p95 ms": _number(r["p95_ms"], 2),
+                "p99 ms": _number(r["p99_ms"] if r["calls"] >= 100 else None, 2),
+                "calls": str(r["calls"]),
+                "images/s": _number(r["images_per_s"]),
+                "× own file": _number(b.relative(r), 2),
+                "prepare ms": _number(r["prepare_ms"], 2),
+                "first result ms": _number(r["first_ms"], 0),
+                "host MiB": _number(r.get("host_mib"), 0),
+                "GPU MiB": _number(r.get("gpu_mib"), 0),
+                "J/image": _number(r.get("joules_per_image"), 3),
+            }
+        )
     return shown
 
 
@@ -498,85 +786,192 @@ def accuracy_table(b: Benchmark) -> list[dict[str, str]]:
     "AP with its interval, and the paired difference to the own file, in points."
     rows = []
     for label, a in b.accuracy.items():
-        if "error" in a: rows.append({"file": label, "AP": f"not measured: {a['error']}"}); continue
+        if "error" in a:
+            rows.append({"file": label, "AP": f"not measured: {a['error']}"})
+            continue
         points = lambda k, a=a: f"{100 * a[k]:+.2f}"
-        rows.append({"file": label, "AP": f"{a['AP']:.3f} [{a['AP_low']:.3f}, {a['AP_high']:.3f}]", "difference, points": f"{points('difference')} [{points('difference_low')}, {points('difference_high')}]" if "difference" in a else "the own file",
-                     "pictures": f"{a['pictures']:.0f}", "boxes": f"{a['boxes']:.0f}"})
+        rows.append(
+            {
+                "file": label,
+                "AP": f"{a['AP']:.3f} [{a['AP_low']:.3f}, {a['AP_high']:.3f}]",
+                "difference, points": f"{points('difference')} [{points('difference_low')}, "
+                f"{points('difference_high')}]"
+                if "difference" in a
+                else "the own file",
+                "pictures": f"{a['pictures']:.0f}",
+                "boxes": f"{a['boxes']:.0f}",
+            }
+        )
     return rows
 
-
+# %% ../../nbs/06_optimization/07_benchmark.ipynb #13245037
 def _markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     heads = list(dict.fromkeys(key for row in rows for key in row))
     clean = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     line = lambda cells: "| " + " | ".join(cells) + " |\n"
-    return line(heads) + line(["---"] * len(heads)) + "".join(line([clean(row.get(h, "")) for h in heads]) for row in rows)
+    return (
+        line(heads)
+        + line(["---"] * len(heads))
+        + "".join(line([clean(row.get(h, "")) for h in heads]) for row in rows)
+    )
 
-# %% ../../nbs/06_optimization/07_benchmark.ipynb #58cf70a0
+
 def headline(b: Benchmark) -> str:
     "The result in a sentence: the fastest way to run single pictures, and what it costs."
     one = [r for r in b.rows if not r["error"] and r["batch"] == min(x["batch"] for x in b.rows)]
-    if not one: return "Nothing could be measured."
+    if not one:
+        return "Nothing could be measured."
     best = max(one, key=lambda r: r["images_per_s"])
-    text = f"Fastest: {best['artefact']} with {best['threads'] or 'automatic'} threads, {best['p50_ms']:.1f} ms a call of {best['batch']} (p50)"
-    if (times := b.relative(best)) is not None and best["artefact"] != b.rows[0]["artefact"]: text += f", {times:.2f}× the model's own file"
+    text = (
+        f"Fastest: {best['artefact']} with {best['threads'] or 'automatic'} threads, "
+        f"{best['p50_ms']:.1f} "
+        f"ms a call of {best['batch']} (p50)"
+    )
+    if (times := b.relative(best)) is not None and best["artefact"] != b.rows[0]["artefact"]:
+        text += f", {times:.2f}× the model's own file"
     a = b.accuracy.get(best["artefact"], {})
-    if "difference" in a: text += f"; AP {100 * a['difference']:+.2f} points [{100 * a['difference_low']:+.2f}, {100 * a['difference_high']:+.2f}]"
-    elif "AP" not in a: text += "; its accuracy was not measured"
+    if "difference" in a:
+        text += (
+            f"; AP {100 * a['difference']:+.2f} points [{100 * a['difference_low']:+.2f}, "
+            f"{100 * a['difference_high']:+.2f}]"
+        )
+    elif "AP" not in a:
+        text += "; its accuracy was not measured"
     return text + "."
 
-
-def sections(b: Benchmark) -> list[tuple[str, list[str], list[Mapping[str, str]]]]:
-    "The document: title, paragraphs, table of each section."
+# %% ../../nbs/06_optimization/07_benchmark.ipynb #dd929a1b
+def _machine_lines(b: Benchmark) -> list[str]:
+    "The machine, its runtimes, and whether it had something else to do."
     m, busy = b.machine, b.load[0] > 0.5 * b.machine["cores"]
     kind = f" ({m['instruction set']})" if "instruction set" in m else ""  # older documents do not say it
-    told = [f"{m['processor']}{kind}, {m['cores']:g} cores, {', '.join(m['gpus']) or 'no GPU'}; {m['system']}; " + ", ".join(f"{k} {v}" for k, v in m["runtimes"].items()) + f". {b.when}.",
-            f"Load before {b.load[0]:.2f}, after {b.load[1]:.2f}." + (" **Something else was running: take the times with care.**" if busy else "")]
-    how = [f"{b.settings['rounds']} rounds in turns of {b.settings['seconds'] / b.settings['rounds']:.2g} s a case after a warm-up; each file and number of threads in a process of its own. A call goes from the prepared tensor to the raw output; "
-           "*prepare* is one 1280×720 picture to the tensor; *first result* runs from opening the file to its first answer; *host MiB* is what the process grew by."]
-    parts = [("Result", [headline(b)], []), ("Machine", told, []), ("Speed and memory", how, speed_table(b))]
-    if b.accuracy: parts.append(("Accuracy", ["AP@[.5:.95] with its 95 % interval; differences are paired on the same pictures."], accuracy_table(b)))
-    lines = [f"Knee: batch {b.batching['knee']} reaches 95 % of the best throughput ({b.batching['of']})."] if b.batching.get("knee") else []
-    if advice := b.batching.get("advice"): lines.append(f"For {b.batching['budget_ms']:g} ms: `max_batch: {advice['max_batch']}`, `max_wait_ms: {advice['max_wait_ms']:g}` ({advice['artefact']}, {advice['threads']} threads): {advice['reason']}. At most {advice['worst_ms']:.1f} ms while arrivals stay within its capacity.")
-    if b.batching.get("refused"): lines.append(b.batching["refused"])
-    if b.start_s is not None: parts.insert(3, ("Start", [f"First detections {b.start_s:.2f} s after starting a new Python process with the model's own file (median of 3)."], []))
-    if b.fit: lines.append(f"Largest batch that fits: {b.fit['largest']} ({b.fit['why']}; {_number(b.fit['mib_per_picture'], 1)} MiB a picture).")
-    return [*parts, *([("Batches", lines, [])] if lines else []), ("Not measured", [f"- {n}" for n in b.notes] or ["Everything that was asked for was measured."], [])]
+    runtimes = ", ".join(f"{k} {v}" for k, v in m["runtimes"].items())
+    return [
+        f"{m['processor']}{kind}, {m['cores']:g} cores, {', '.join(m['gpus']) or 'no GPU'}; {m['system']}; "
+        f"{runtimes}. {b.when}.",
+        f"Load before {b.load[0]:.2f}, after {b.load[1]:.2f}."
+        + (" **Something else was running: take the times with care.**" if busy else ""),
+    ]
+
+
+def _batch_lines(b: Benchmark) -> list[str]:
+    "What is known about batches: the knee, advice for the budget, and what fits."
+    lines = (
+        [f"Knee: batch {b.batching['knee']} reaches 95 % of the best throughput ({b.batching['of']})."]
+        if b.batching.get("knee")
+        else []
+    )
+    if advice := b.batching.get("advice"):
+        lines.append(
+            f"For {b.batching['budget_ms']:g} ms: `max_batch: {advice['max_batch']}`, `max_wait_ms: "
+            f"{advice['max_wait_ms']:g}` ({advice['artefact']}, {advice['threads']} threads): "
+            f"{advice['reason']}. At most {advice['worst_ms']:.1f} ms while arrivals stay within its "
+            "capacity."
+        )
+    if b.batching.get("refused"):
+        lines.append(b.batching["refused"])
+    if b.fit:
+        lines.append(
+            f"Largest batch that fits: {b.fit['largest']} ({b.fit['why']}; "
+            f"{_number(b.fit['mib_per_picture'], 1)} MiB a picture)."
+        )
+    return lines
+
+# %% ../../nbs/06_optimization/07_benchmark.ipynb #3ffd40a9
+def sections(b: Benchmark) -> list[tuple[str, list[str], list[Mapping[str, str]]]]:
+    "The document: title, paragraphs, table of each section."
+    how = [
+        f"{b.settings['rounds']} rounds in turns of {b.settings['seconds'] / b.settings['rounds']:.2g} s a "
+        "case after a warm-up; each file and number of threads in a process of its own. A call goes "
+        "from the prepared tensor to the raw output; "
+        "*prepare* is one 1280×720 picture to the tensor; *first result* runs from opening the file to its "
+        "first answer; *host MiB* is what the process grew by."
+    ]
+    parts = [
+        ("Result", [headline(b)], []),
+        ("Machine", _machine_lines(b), []),
+        ("Speed and memory", how, speed_table(b)),
+    ]
+    if b.accuracy:
+        about = "AP@[.5:.95] with its 95 % interval; differences are paired on the same pictures."
+        parts.append(("Accuracy", [about], accuracy_table(b)))
+    if b.start_s is not None:
+        about = (
+            f"First detections {b.start_s:.2f} s after starting a new Python process with the "
+            "model's own file (median of 3)."
+        )
+        parts.insert(3, ("Start", [about], []))
+    if lines := _batch_lines(b):
+        parts.append(("Batches", lines, []))
+    notes = [f"- {n}" for n in b.notes] or ["Everything that was asked for was measured."]
+    return [*parts, ("Not measured", notes, [])]
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #446993bf
-_STYLE = "body{font:15px/1.45 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse;margin:.8rem 0;font-size:13px}th,td{border:1px solid #ccc;padding:.25rem .5rem;text-align:right}th:first-child,td:first-child{text-align:left}.bar{fill:#4477aa}"
+_STYLE = (
+    "body{font:15px/1.45 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 "
+    "1rem}table{border-collapse:collapse;margin:.8rem 0;font-size:13px}th,td{border:1px solid "
+    "#ccc;padding:.25rem "
+    ".5rem;text-align:right}th:first-child,td:first-child{text-align:left}.bar{fill:#4477aa}"
+)
 
 
 def to_markdown(b: Benchmark) -> str:
     "The document as Markdown."
     parts = [f"# Benchmark: {b.model}\n"]
     for title, paragraphs, table in sections(b):
-        parts.append(f"## {title}\n\n" + ("\n" if title == "Not measured" else "\n\n").join(paragraphs) + "\n" + (f"\n{_markdown_table(table)}" if table else ""))
+        parts.append(
+            f"## {title}\n\n"
+            + ("\n" if title == "Not measured" else "\n\n").join(paragraphs)
+            + "\n"
+            + (f"\n{_markdown_table(table)}" if table else "")
+        )
     return "\n".join(parts)
 
 
 def _bars(b: Benchmark) -> str:
     "Images a second of the measured rows, as a picture in the page."
     good = sorted((r for r in b.rows if not r["error"]), key=lambda r: -r["images_per_s"])[:24]
-    if not good: return ""
+    if not good:
+        return ""
     top, line = good[0]["images_per_s"], 20
-    rows = [f'<text x="0" y="{i * line + 14}" font-size="12">{escape(r["artefact"])}, {r["threads"] or "auto"} threads, batch {r["batch"]}</text>'
-            f'<rect class="bar" x="400" y="{i * line + 3}" width="{400 * r["images_per_s"] / top:.1f}" height="14"/><text x="{406 + 400 * r["images_per_s"] / top:.1f}" y="{i * line + 14}" font-size="12">{r["images_per_s"]:.1f}</text>' for i, r in enumerate(good)]
-    return f'<svg width="880" height="{len(good) * line + 4}" role="img" aria-label="images a second">{"".join(rows)}</svg>'
+    rows = [
+        f'<text x="0" y="{i * line + 14}" font-size="12">{escape(r["artefact"])}, {r["threads"] or "auto"} '
+        f"threads, batch {r['batch']}</text>"
+        f'<rect class="bar" x="400" y="{i * line + 3}" width="{400 * r["images_per_s"] / top:.1f}" '
+        f'height="14"/><text x="{406 + 400 * r["images_per_s"] / top:.1f}" y="{i * line + 14}" '
+        f'font-size="12">{r["images_per_s"]:.1f}</text>'
+        for i, r in enumerate(good)
+    ]
+    return (
+        f'<svg width="880" height="{len(good) * line + 4}" role="img" aria-label="images a '
+        f'second">{"".join(rows)}</svg>'
+    )
 
-
+# %% ../../nbs/06_optimization/07_benchmark.ipynb #498f0dbc
 def to_html(b: Benchmark) -> str:
     "The document as one HTML page that needs nothing else."
     cells = lambda tag, values: "<tr>" + "".join(f"<{tag}>{escape(str(v))}</{tag}>" for v in values) + "</tr>"
     body = []
     for title, paragraphs, table in sections(b):
-        body.append(f"<h2>{escape(title)}</h2>" + "".join(f"<p>{escape(p).replace('**', '')}</p>" for p in paragraphs))
-        if title == "Speed and memory": body.append(_bars(b))
+        body.append(
+            f"<h2>{escape(title)}</h2>" + "".join(f"<p>{escape(p).replace('**', '')}</p>" for p in paragraphs)
+        )
+        if title == "Speed and memory":
+            body.append(_bars(b))
         if table:
             heads = list(dict.fromkeys(key for row in table for key in row))
-            body.append("<table>" + cells("th", heads) + "".join(cells("td", [row.get(h, "") for h in heads]) for row in table) + "</table>")
-    return f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Benchmark: {escape(b.model)}</title><style>{_STYLE}</style></head><body><h1>Benchmark: {escape(b.model)}</h1>{"".join(body)}</body></html>'
+            body.append(
+                "<table>"
+                + cells("th", heads)
+                + "".join(cells("td", [row.get(h, "") for h in heads]) for row in table)
+                + "</table>"
+            )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Benchmark: '
+        f"{escape(b.model)}</title><style>{_STYLE}</style></head><body><h1>Benchmark: "
+        f"{escape(b.model)}</h1>{''.join(body)}</body></html>"
+    )
 
-# %% ../../nbs/06_optimization/07_benchmark.ipynb #260c16c6
+
 def write_benchmark(b: Benchmark, out: str | Path) -> Path:
     "benchmark.json, benchmark.md and benchmark.html in a folder, each in one step."
     out = Path(out)
@@ -594,49 +989,100 @@ def _load() -> float:
 
 def _labelled(data: Any, folder: str | Path) -> list[LabelledImage]:
     "Labelled pictures from a folder, a list, or the factory line."
-    if data is None: return []
+    if data is None:
+        return []
     if data == "line":
         from cv_pipeline.evaluation.summary import line_pictures
+
         return line_pictures(folder, 60)[0]
     return list(read_dataset(data)) if isinstance(data, (str, Path)) else list(data)
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #4c9db904
-def _notes(b: Mapping[str, Any], cases: Sequence[Case], asked: Sequence[int], items: Sequence[LabelledImage]) -> list[str]:
+def _notes(
+    b: Mapping[str, Any], cases: Sequence[Case], asked: Sequence[int], items: Sequence[LabelledImage]
+) -> list[str]:
     "What was not measured, and why."
     rows, notes = b["rows"], []
-    if not b["machine"]["gpus"]: notes.append("GPU speed and GPU memory: there is no GPU here (none that NVML finds)")
-    elif all(r.get("gpu_mib") is None for r in rows): notes.append("GPU memory: NVML does not say it for these processes")
-    if all(r.get("joules_per_image") is None for r in rows): notes.append("energy: not readable here (RAPL and NVML counters)")
-    if not items: notes.append("accuracy: no labelled pictures were given")
-    few = next((a for a in b.get("accuracy", {}).values() if "AP" in a and (a["pictures"] < FEWEST_PICTURES or a["boxes"] < FEWEST_OBJECTS)), None)
-    if few: notes.append(f"accuracy worth the name: {few['pictures']:.0f} pictures with {few['boxes']:.0f} boxes are too few; at least {FEWEST_PICTURES} and {FEWEST_OBJECTS}")
-    fixed = {c.artefact.label: c.opened["fixed_batch"] for c in cases if c.opened.get("fixed_batch") and set(asked) - {c.opened["fixed_batch"]}}
+    if not b["machine"]["gpus"]:
+        notes.append("GPU speed and GPU memory: there is no GPU here (none that NVML finds)")
+    elif all(r.get("gpu_mib") is None for r in rows):
+        notes.append("GPU memory: NVML does not say it for these processes")
+    if all(r.get("joules_per_image") is None for r in rows):
+        notes.append("energy: not readable here (RAPL and NVML counters)")
+    if not items:
+        notes.append("accuracy: no labelled pictures were given")
+    few = next(
+        (
+            a
+            for a in b.get("accuracy", {}).values()
+            if "AP" in a and (a["pictures"] < FEWEST_PICTURES or a["boxes"] < FEWEST_OBJECTS)
+        ),
+        None,
+    )
+    if few:
+        notes.append(
+            f"accuracy worth the name: {few['pictures']:.0f} pictures with {few['boxes']:.0f} boxes are too "
+            f"few; at least {FEWEST_PICTURES} and {FEWEST_OBJECTS}"
+        )
+    fixed = {
+        c.artefact.label: c.opened["fixed_batch"]
+        for c in cases
+        if c.opened.get("fixed_batch") and set(asked) - {c.opened["fixed_batch"]}
+    }
     notes += [f"{label}: other batch sizes, its graph takes exactly {size}" for label, size in fixed.items()]
     over = sorted({c.threads for c in cases if c.threads > b["machine"]["cores"]})
-    if over: notes.append(f"more threads ({', '.join(map(str, over))}) than cores ({b['machine']['cores']:g}): these rows show crowding, not scaling")
-    return notes + [f"{r['artefact']}, {r['threads']} threads, batch {r['batch']}: {r['error']}" for r in rows if r["error"]]
+    if over:
+        notes.append(
+            f"more threads ({', '.join(map(str, over))}) than cores ({b['machine']['cores']:g}): these rows "
+            "show crowding, not scaling"
+        )
+    return notes + [
+        f"{r['artefact']}, {r['threads']} threads, batch {r['batch']}: {r['error']}"
+        for r in rows
+        if r["error"]
+    ]
 
-
+# %% ../../nbs/06_optimization/07_benchmark.ipynb #9227971e
 def _batching(rows: Sequence[Mapping[str, Any]], budget_ms: float | None) -> dict[str, Any]:
     "Knee and advice of a finished table."
     good = [r for r in rows if not r["error"]]
-    if not good: return {}
+    if not good:
+        return {}
     found = _one_way(rows)
-    told: dict[str, Any] = {"knee": knee(rows), "of": f"{found[0]['artefact']}, {found[0]['threads']} threads"} if len(found) > 1 else {}
+    told: dict[str, Any] = (
+        {"knee": knee(rows), "of": f"{found[0]['artefact']}, {found[0]['threads']} threads"}
+        if len(found) > 1
+        else {}
+    )
     if budget_ms is not None:
         told["budget_ms"] = budget_ms
-        try: told["advice"] = asdict(recommend(rows, budget_ms))
-        except ConfigError as e: told["refused"] = str(e)
+        try:
+            told["advice"] = asdict(recommend(rows, budget_ms))
+        except ConfigError as e:
+            told["refused"] = str(e)
     return told
 
-# %% ../../nbs/06_optimization/07_benchmark.ipynb #9148875c
+
+def _stamp(found: ModelFolder, accuracy: Mapping[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    "Where the numbers come from: model, data, settings."
+    manifest = found.manifest
+    origin = {
+        "name": manifest.name,
+        "version": manifest.version,
+        "file": manifest.file,
+        "sha256": manifest.sha256 or file_sha256(found.file),
+    }
+    data = next((row["data"] for row in accuracy.values() if "data" in row), None)
+    return stamp(origin, data, asked)
+
+# %% ../../nbs/06_optimization/07_benchmark.ipynb #339a27c8
 def run_benchmark(
-    model: str | Path,                           # bundled name, folder or file
-    out: str | Path | None = None,               # folder of the document; None: write nothing
-    data: Any = None,                            # labelled pictures: dataset folder, list, "line"; None: no accuracy
+    model: str | Path,  # bundled name, folder or file
+    out: str | Path | None = None,  # folder of the document; None: write nothing
+    data: Any = None,  # labelled pictures: dataset folder, list, "line"; None: no accuracy
     settings: BenchmarkSettings | None = None,
     *,
-    spec: str | Path | None = None,              # manifest for a bare file
+    spec: str | Path | None = None,  # manifest for a bare file
     tell: Callable[[str], Any] = lambda text: None,
 ) -> Benchmark:
     "Measure all files of a model on this machine and write the document."
@@ -651,7 +1097,8 @@ def run_benchmark(
         _open_workers(cases, str(model), str(spec) if spec else None, artefacts, s)
         run_rounds(cases, s.seconds, s.rounds, tell)
     finally:
-        for case in cases: case.worker.close()
+        for case in cases:
+            case.worker.close()
     done: dict[str, Any] = {"machine": machine(), "rows": [c.row() for c in cases]}
     after = _load()
     with tempfile.TemporaryDirectory() as room:
@@ -661,54 +1108,93 @@ def run_benchmark(
             done["accuracy"] = accuracy(found, artefacts, items)
     if s.fit:
         tell("largest batch")
-        done |= {"fit": fit_check(model, artefacts[0].label, spec=spec), "start_s": first_result_s(model, spec)}
-    name, when = f"{manifest.name} {manifest.version}", datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        done["fit"] = fit_check(model, artefacts[0].label, spec=spec)
+        done["start_s"] = first_result_s(model, spec)
+    name, when = f"{manifest.name} {manifest.version}", f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M UTC}"
     kept = {"seconds": s.seconds, "rounds": s.rounds, "batches": list(s.batches), "threads": list(threads)}
     kept["sha256"] = manifest.sha256
-    data = next((row["data"] for row in done.get("accuracy", {}).values() if "data" in row), None)
-    origin = {"name": manifest.name, "version": manifest.version, "file": manifest.file, "sha256": manifest.sha256 or file_sha256(found.file)}
     asked = {**kept, "backends": list(s.backends), "providers": list(s.providers or ())}
-    done["stamp"] = stamp(origin, data, asked)
+    done["stamp"] = _stamp(found, done.get("accuracy", {}), asked)
     batching, notes = _batching(done["rows"], s.latency_budget_ms), _notes(done, cases, s.batches, items)
     b = Benchmark(name, when=when, load=(load, after), settings=kept, batching=batching, notes=notes, **done)
-    if out is not None: write_benchmark(b, out)
+    if out is not None:
+        write_benchmark(b, out)
     return b
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #2387060a
 def compare(
-    new: Benchmark, old: Benchmark,
+    new: Benchmark,
+    old: Benchmark,
     draws: int = 2000,
-    smallest: float = 0.03,        # differences below are not called differences
-) -> list[dict[str, Any]]:         # a row a case that both have: ratio of times with its interval, and a word
+    smallest: float = 0.03,  # differences below are not called differences
+) -> list[dict[str, Any]]:  # a row a case that both have: ratio of times with its interval, and a word
     "What changed between two runs; below 1: the new one is faster."
     key = lambda r: (r["artefact"], r["threads"], r["batch"])
     before, rng, rows = {key(r): r for r in old.rows if not r["error"]}, np.random.default_rng(0), []
     for r in (r for r in new.rows if not r["error"] and key(r) in before):
         a, b = np.array(r["rounds"]), np.array(before[key(r)]["rounds"])
-        drawn = np.median(rng.choice(a, (draws, len(a))), axis=1) / np.median(rng.choice(b, (draws, len(b))), axis=1)
+        drawn = np.median(rng.choice(a, (draws, len(a))), axis=1) / np.median(
+            rng.choice(b, (draws, len(b))), axis=1
+        )
         ratio, (low, high) = float(np.median(a) / np.median(b)), np.quantile(drawn, (0.025, 0.975))
         word = "faster" if high < 1 - smallest else "slower" if low > 1 + smallest else "no difference seen"
-        found = {"file": r["artefact"], "threads": r["threads"], "batch": r["batch"], "old_ms": round(float(np.median(b)), 3), "new_ms": round(float(np.median(a)), 3),
-                 "ratio": round(ratio, 3), "low": round(float(low), 3), "high": round(float(high), 3), "verdict": word}
+        found = {
+            "file": r["artefact"],
+            "threads": r["threads"],
+            "batch": r["batch"],
+            "old_ms": round(float(np.median(b)), 3),
+            "new_ms": round(float(np.median(a)), 3),
+            "ratio": round(ratio, 3),
+            "low": round(float(low), 3),
+            "high": round(float(high), 3),
+            "verdict": word,
+        }
         aps = [x.accuracy.get(r["artefact"], {}).get("AP") for x in (new, old)]
         rows.append({**found, "AP_change": None if None in aps else round(aps[0] - aps[1], 5)})
     return rows
 
-
+# %% ../../nbs/06_optimization/07_benchmark.ipynb #8403e9a2
 def differences(new: Benchmark, old: Benchmark) -> list[str]:
     "What else differs between two runs, and makes their times hard to compare."
-    said = [f"{k}: {old.machine.get(k)} → {new.machine.get(k)}" for k in sorted({*old.machine, *new.machine}) if old.machine.get(k) != new.machine.get(k)]
-    if new.model != old.model or new.settings.get("sha256") != old.settings.get("sha256"): said.append(f"the model: {old.model} → {new.model}")
+    said = [
+        f"{k}: {old.machine.get(k)} → {new.machine.get(k)}"
+        for k in sorted({*old.machine, *new.machine})
+        if old.machine.get(k) != new.machine.get(k)
+    ]
+    if new.model != old.model or new.settings.get("sha256") != old.settings.get("sha256"):
+        said.append(f"the model: {old.model} → {new.model}")
     for name, x in (("old", old), ("new", new)):
-        if x.load[0] > 0.5 * x.machine["cores"]: said.append(f"the {name} run was not alone: load {x.load[0]:.2f} before it")
-    names = [{(r["artefact"], r["threads"], r["batch"]) for r in x.rows if not r["error"]} for x in (old, new)]
-    said += [f"only in the {which} run: {a}, {t} threads, batch {n}" for which, only in (("old", names[0] - names[1]), ("new", names[1] - names[0])) for a, t, n in sorted(only)]
+        if x.load[0] > 0.5 * x.machine["cores"]:
+            said.append(f"the {name} run was not alone: load {x.load[0]:.2f} before it")
+    names = [
+        {(r["artefact"], r["threads"], r["batch"]) for r in x.rows if not r["error"]} for x in (old, new)
+    ]
+    said += [
+        f"only in the {which} run: {a}, {t} threads, batch {n}"
+        for which, only in (("old", names[0] - names[1]), ("new", names[1] - names[0]))
+        for a, t, n in sorted(only)
+    ]
     return said
 
 # %% ../../nbs/06_optimization/07_benchmark.ipynb #9c9601d7
 def comparison_markdown(new: Benchmark, old: Benchmark) -> str:
     "Two runs as a Markdown document."
-    rows = [{"file": r["file"], "threads": str(r["threads"] or "auto"), "batch": str(r["batch"]), "old ms": _number(r["old_ms"], 2), "new ms": _number(r["new_ms"], 2),
-             "new / old": f"{r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}]", "": r["verdict"], "AP change, points": _number(None if r["AP_change"] is None else 100 * r["AP_change"], 2)} for r in compare(new, old)]
+    rows = [
+        {
+            "file": r["file"],
+            "threads": str(r["threads"] or "auto"),
+            "batch": str(r["batch"]),
+            "old ms": _number(r["old_ms"], 2),
+            "new ms": _number(r["new_ms"], 2),
+            "new / old": f"{r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}]",
+            "": r["verdict"],
+            "AP change, points": _number(None if r["AP_change"] is None else 100 * r["AP_change"], 2),
+        }
+        for r in compare(new, old)
+    ]
     also = "".join(f"- {d}\n" for d in differences(new, old)) or "- nothing\n"
-    return f"# {new.model}: {new.when} against {old.when}\n\n{_markdown_table(rows) if rows else 'No case is in both runs.'}\n## What else differs\n\n{also}"
+    return (
+        f"# {new.model}: {new.when} against "
+        f"{old.when}\n\n{_markdown_table(rows) if rows else 'No case is in both runs.'}\n## What "
+        f"else differs\n\n{also}"
+    )

@@ -16,7 +16,15 @@ from ..core.files import writing
 from ..core.types import Backend, BackendError, ConfigError
 from ..inference.cuda import DeviceInfo, find_device
 from ..inference.engines import BuildOptions, BuiltEngine, build_engine
-from ..inference.manifest import Artefact, ModelManifest, artefact_sha256, bundled_models, find_artefact, load_manifest, save_manifest
+from cv_pipeline.inference.manifest import (
+    Artefact,
+    ModelManifest,
+    artefact_sha256,
+    bundled_models,
+    find_artefact,
+    load_manifest,
+    save_manifest,
+)
 from ..inference.onnx import OnnxBackend, read_metadata
 from ..inference.preprocess import Preprocessor
 from ..inference.tensorrt import TensorRTBackend
@@ -27,56 +35,88 @@ __all__ = ['pick_source', 'scores_of', 'verify_engine', 'probe_batch', 'EngineSe
 # %% ../../nbs/06_optimization/05_engine_build.ipynb #94bd05e4
 def pick_source(
     manifest: ModelManifest,
-    model: Path,               # the model file, as load_manifest gives it
-    file: str | None = None,   # an .onnx file of the folder; None: half precision that passed the gate, else the model's own
-) -> tuple[Path, Artefact]:    # the file to build from, and its entry (made up for the model's own file)
+    model: Path,  # the model file, as load_manifest gives it
+    file: str
+    # an .onnx file of the folder; None: half precision that passed the gate, else the model's own
+    | None = None,
+) -> tuple[Path, Artefact]:  # the file to build from, and its entry (made up for the model's own file)
     "What to build an engine from; ConfigError when there is no such file in the manifest."
-    own = Artefact(manifest.file, "onnxruntime", "fp32", layout=manifest.preprocess.layout, gate={"accepted": True, "reason": "the model itself"})
+    own = Artefact(
+        manifest.file,
+        "onnxruntime",
+        "fp32",
+        layout=manifest.preprocess.layout,
+        gate={"accepted": True, "reason": "the model itself"},
+    )
     known = [a for a in manifest.artefacts if a.file.endswith(".onnx") and a.file != own.file] + [own]
     if file is not None:
         found = [a for a in known if a.file == file]
-        if not found: raise ConfigError(f"the manifest names no '{file}'", model.parent, f"it names {', '.join(a.file for a in known)}")
+        if not found:
+            raise ConfigError(
+                f"the manifest names no '{file}'",
+                model.parent,
+                f"it names {', '.join(a.file for a in known)}",
+            )
         return find_artefact(model.parent, found[0]), found[0]
     best = next((a for a in known if a.gated and a.precision == "fp16" and a.layout == own.layout), own)
-    if not best.file.endswith(".onnx"): raise ConfigError(f"an engine is built from an .onnx file, not from '{best.file}'", model)
+    if not best.file.endswith(".onnx"):
+        raise ConfigError(f"an engine is built from an .onnx file, not from '{best.file}'", model)
     return find_artefact(model.parent, best), best
 
 # %% ../../nbs/06_optimization/05_engine_build.ipynb #d96e2b9b
 def scores_of(
     raw: np.ndarray,  # what a backend answers
     head: str,
-) -> np.ndarray:      # all scores, any shape
+) -> np.ndarray:  # all scores, any shape
     "The scores in a raw output."
-    if head == "yolov8": return raw[:, 4:]
+    if head == "yolov8":
+        return raw[:, 4:]
     return raw[..., 4:5] * raw[..., 5:] if head == "yolox" else raw[..., 4]
 
 
 def verify_engine(
     engine: Backend,
-    reference: Backend,          # ONNX Runtime on the file that the engine was built from
+    reference: Backend,  # ONNX Runtime on the file that the engine was built from
     manifest: ModelManifest,
-    batch: np.ndarray,           # prepared images, real ones if there are some
-    tolerance: float = 0.05,     # largest difference of a score
-) -> dict[str, float]:           # images, largest difference, spread of both
+    batch: np.ndarray,  # prepared images, real ones if there are some
+    tolerance: float = 0.05,  # largest difference of a score
+) -> dict[str, float]:  # images, largest difference, spread of both
     "BackendError when an engine answers something else than the file that it was built from."
     one, other = (scores_of(b.infer(batch), manifest.postprocess.head) for b in (engine, reference))
-    found = {"images": len(batch), "score_difference": float(np.abs(one - other).max(initial=0)), "score_spread": float(one.std()),
-             "score_spread_reference": float(other.std())}
+    found = {
+        "images": len(batch),
+        "score_difference": float(np.abs(one - other).max(initial=0)),
+        "score_spread": float(one.std()),
+        "score_spread_reference": float(other.std()),
+    }
     flat = found["score_spread"] < 0.5 * found["score_spread_reference"]
     if flat or found["score_difference"] > tolerance:
-        what = "its scores are nearly all the same" if flat else f"a score differs by {found['score_difference']:.3f}"
-        raise BackendError(f"the engine does not answer what its ONNX file answers: {what}", engine.name,
-                           "build it from the float32 file, or with another TensorRT; please report it")
+        what = (
+            "its scores are nearly all the same"
+            if flat
+            else f"a score differs by {found['score_difference']:.3f}"
+        )
+        raise BackendError(
+            f"the engine does not answer what its ONNX file answers: {what}",
+            engine.name,
+            "build it from the float32 file, or with another TensorRT; please report it",
+        )
     return found
 
-
+# %% ../../nbs/06_optimization/05_engine_build.ipynb #2f71d8a8
 def probe_batch(manifest: ModelManifest, images: Sequence[np.ndarray] = (), count: int = 4) -> np.ndarray:
     "A few prepared images; without any, noise and gradients, which at least reach every layer."
     rng, (height, width) = np.random.default_rng(0), manifest.preprocess.imgsz
     if not len(images):
         y, x = np.mgrid[:height, :width]
-        slope = np.stack([255 * x / width, 255 * y / height, 255 * (x + y) / (width + height)], -1).astype(np.uint8)
-        images = [slope, slope[::-1, ::-1], *(rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count - 2))]
+        slope = np.stack([255 * x / width, 255 * y / height, 255 * (x + y) / (width + height)], -1).astype(
+            np.uint8
+        )
+        images = [
+            slope,
+            slope[::-1, ::-1],
+            *(rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count - 2)),
+        ]
     return Preprocessor(manifest.preprocess).batch(list(images[:32]))[0]
 
 # %% ../../nbs/06_optimization/05_engine_build.ipynb #f71651b6
@@ -84,17 +124,28 @@ def _list_engine(folder: Path, manifest: ModelManifest, artefact: Artefact) -> N
     "Put an engine into the manifest of its folder, in the place of an older one."
     others = tuple(a for a in manifest.artefacts if a.label != artefact.label)
     for other in others:
-        if (folder / other.file).is_file(): find_artefact(folder, other)
+        if (folder / other.file).is_file():
+            find_artefact(folder, other)
     with writing("the manifest cannot be written", folder, "give another place with out=", BackendError):
         save_manifest(replace(manifest, artefacts=(*others, artefact)), folder)
 
 
-def _compare(path: Path, source: Path, manifest: ModelManifest, images: Sequence[np.ndarray], open_engine: Callable[..., Backend]) -> dict[str, float]:
+def _compare(
+    path: Path,
+    source: Path,
+    manifest: ModelManifest,
+    images: Sequence[np.ndarray],
+    open_engine: Callable[..., Backend],
+) -> dict[str, float]:
     "Open engine and ONNX file, compare, close; a failing engine is removed."
     try:
         engine = open_engine(path, manifest)
-        try: return verify_engine(engine, OnnxBackend(source, manifest, ["cpu"]), manifest, probe_batch(manifest, images))
-        finally: engine.close()
+        try:
+            return verify_engine(
+                engine, OnnxBackend(source, manifest, ["cpu"]), manifest, probe_batch(manifest, images)
+            )
+        finally:
+            engine.close()
     except BackendError:
         path.unlink(missing_ok=True)
         raise
@@ -119,19 +170,19 @@ class BuiltModel:
     "An engine of a model, and what was found out about it."
 
     engine: BuiltEngine
-    source: str                  # file that it was built from
+    source: str  # file that it was built from
     agreement: dict[str, float]  # of verify_engine
-    listed: bool                 # whether the manifest of the folder names it now
+    listed: bool  # whether the manifest of the folder names it now
 
-
+# %% ../../nbs/06_optimization/05_engine_build.ipynb #b385dd1d
 def build_model(
-    model: str | Path,                    # model folder, .onnx file, or bundled name
-    out: str | Path | None = None,        # where the engine goes; None: into the folder, and into its manifest
+    model: str | Path,  # model folder, .onnx file, or bundled name
+    out: str | Path | None = None,  # where the engine goes; None: into the folder, and into its manifest
     settings: EngineSettings | None = None,
     *,
-    spec: str | Path | None = None,       # manifest for a bare .onnx file
+    spec: str | Path | None = None,  # manifest for a bare .onnx file
     progress: Callable[[float, str], Any] | None = None,  # (share, phase); False stops the build
-    info: DeviceInfo | None = None,       # the card; asked of the driver when None
+    info: DeviceInfo | None = None,  # the card; asked of the driver when None
     trt: Any = None,
     open_engine: Callable[..., Backend] | None = None,  # (path, manifest) → backend
 ) -> BuiltModel:
@@ -139,7 +190,8 @@ def build_model(
     s = settings or EngineSettings()
     info = info or find_device(s.device)
     manifest, own = load_manifest(model, spec, lambda: read_metadata(Path(model)))
-    if out is None and own.parent in bundled_models().values(): raise ConfigError("the bundled models stay as they are", own.parent, "give a file with out=")
+    if out is None and own.parent in bundled_models().values():
+        raise ConfigError("the bundled models stay as they are", own.parent, "give a file with out=")
     source, entry = pick_source(manifest, own, s.file)
     alone = manifest.for_artefact(entry)
     built = build_engine(source, alone, out, s.options, progress=progress, device=info, trt=trt)
@@ -147,8 +199,22 @@ def build_model(
     agreement = _compare(built.path, source, alone, s.images, opener)
     listed = out is None and (own.parent / "manifest.json").is_file()
     if listed:
-        reason = f"built from {entry.file}" + (", which was accepted" if entry.gated else ", which was not accepted") + "; its scores agree with it"
-        _list_engine(own.parent, manifest, Artefact(built.path.name, "tensorrt", built.precision, artefact_sha256(built.path), entry.layout,
-                                                    gate={**entry.gate, "accepted": entry.gated, "reason": reason, "agreement": agreement},
-                                                    made={"source": entry.file, "binding": asdict(built.key), "seconds": round(built.seconds, 1)}))
+        reason = (
+            f"built from {entry.file}"
+            + (", which was accepted" if entry.gated else ", which was not accepted")
+            + "; its scores agree with it"
+        )
+        _list_engine(
+            own.parent,
+            manifest,
+            Artefact(
+                built.path.name,
+                "tensorrt",
+                built.precision,
+                artefact_sha256(built.path),
+                entry.layout,
+                gate={**entry.gate, "accepted": entry.gated, "reason": reason, "agreement": agreement},
+                made={"source": entry.file, "binding": asdict(built.key), "seconds": round(built.seconds, 1)},
+            ),
+        )
     return BuiltModel(built, source.name, agreement, listed)

@@ -24,16 +24,28 @@ __all__ = ['OPSETS', 'TOO_BIG', 'SUPPRESSION', 'KNOWN_DOMAINS', 'onnx_package', 
            'save_graph']
 
 # %% ../../nbs/06_optimization/00_graphs.ipynb #a99330cc
-OPSETS = (9, 23)             # operator sets that the conversions here have been tried with
-TOO_BIG = 2 * 1024**3 - 1    # bytes: what a protocol buffer can hold
-SUPPRESSION = {"NonMaxSuppression", "EfficientNMS_TRT", "BatchedNMS_TRT", "BatchedNMSDynamic_TRT", "TRTBatchedNMS", "MultiClassNMS", "multiclass_nms3"}
+OPSETS = (9, 23)  # operator sets that the conversions here have been tried with
+TOO_BIG = 2 * 1024**3 - 1  # bytes: what a protocol buffer can hold
+SUPPRESSION = {
+    "NonMaxSuppression",
+    "EfficientNMS_TRT",
+    "BatchedNMS_TRT",
+    "BatchedNMSDynamic_TRT",
+    "TRTBatchedNMS",
+    "MultiClassNMS",
+    "multiclass_nms3",
+}
 KNOWN_DOMAINS = {"", "ai.onnx", "com.microsoft"}  # the standard, and what ONNX Runtime's own optimiser writes
 
 
 def onnx_package() -> Any:
     "The onnx package; BackendError that names the extra when it is not installed."
-    try: import onnx
-    except ImportError as e: raise BackendError(f"the onnx package is not installed: {e}", "onnx", 'pip install "cv_pipeline[openvino]"') from e
+    try:
+        import onnx
+    except ImportError as e:
+        raise BackendError(
+            f"the onnx package is not installed: {e}", "onnx", 'pip install "cv_pipeline[openvino]"'
+        ) from e
     return onnx
 
 
@@ -42,41 +54,72 @@ def _tensors(graph: Any) -> Iterator[Any]:
     yield from graph.initializer
     for node in graph.node:
         for a in node.attribute:
-            if a.HasField("t"): yield a.t
+            if a.HasField("t"):
+                yield a.t
             yield from a.tensors
-            for inner in [*([a.g] if a.HasField("g") else []), *a.graphs]: yield from _tensors(inner)
+            for inner in [*([a.g] if a.HasField("g") else []), *a.graphs]:
+                yield from _tensors(inner)
 
 
 def _outside(model: Any) -> set[str]:
     "Names of the files in which weights lie outside of the model file."
-    return {e.value for t in _tensors(model.graph) if t.data_location == 1 for e in t.external_data if e.key == "location"}
+    return {
+        e.value
+        for t in _tensors(model.graph)
+        if t.data_location == 1
+        for e in t.external_data
+        if e.key == "location"
+    }
 
-
+# %% ../../nbs/06_optimization/00_graphs.ipynb #460eb884
 def _check_size(path: Path, files: Iterable[str]) -> None:
     "BackendError when weights are not there, or are too many for one file."
     missing = [f for f in sorted(files) if not (path.parent / f).is_file()]
-    if missing: raise BackendError(f"the weights lie in other files that are not there: {', '.join(missing[:3])}", path, "copy them beside it, or export into one file")
+    if missing:
+        raise BackendError(
+            f"the weights lie in other files that are not there: {', '.join(missing[:3])}",
+            path,
+            "copy them beside it, or export into one file",
+        )
     size = path.stat().st_size + sum((path.parent / f).stat().st_size for f in files)
     if size > TOO_BIG:
-        raise BackendError(f"{size / 1e9:.1f} GB are too many for one ONNX file: 2 GB is the limit of its format", path,
-                           "it can be run as it is, but not be converted here; a detector this large is better made smaller first")
+        raise BackendError(
+            f"{size / 1e9:.1f} GB are too many for one ONNX file: 2 GB is the limit of its format",
+            path,
+            "it can be run as it is, but not be converted here; a detector this large is better made smaller "
+            "first",
+        )
 
 # %% ../../nbs/06_optimization/00_graphs.ipynb #8e28e661
 def open_graph(
     path: str | Path,  # .onnx file
-) -> Any:              # onnx.ModelProto, weights inside
+) -> Any:  # onnx.ModelProto, weights inside
     "An ONNX file with everything in it; BackendError that says what is in the way."
     onnx, path = onnx_package(), Path(path)
-    if not path.is_file(): raise BackendError("there is no such model file", path)
-    if path.stat().st_size > TOO_BIG: _check_size(path, ())
-    try: model = onnx.load(str(path), load_external_data=False)
-    except Exception as e: raise BackendError(f"it is no ONNX file, or half of one: {str(e).splitlines()[0][:120]}", path, "export or copy it again") from e
-    if not model.graph.node or not model.graph.output: raise BackendError("the file holds no graph", path, "export or copy it again")
+    if not path.is_file():
+        raise BackendError("there is no such model file", path)
+    if path.stat().st_size > TOO_BIG:
+        _check_size(path, ())
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as e:
+        raise BackendError(
+            f"it is no ONNX file, or half of one: {str(e).splitlines()[0][:120]}",
+            path,
+            "export or copy it again",
+        ) from e
+    if not model.graph.node or not model.graph.output:
+        raise BackendError("the file holds no graph", path, "export or copy it again")
     outside = _outside(model)
     if any(Path(f).is_absolute() or ".." in Path(f).parts for f in outside):
-        raise BackendError("the file points at weights outside of its own folder", path, "do not open it: a model has no business there")
+        raise BackendError(
+            "the file points at weights outside of its own folder",
+            path,
+            "do not open it: a model has no business there",
+        )
     _check_size(path, outside)
-    if outside: onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+    if outside:
+        onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
     check_opset(model, path)
     return model
 
@@ -85,16 +128,26 @@ def opset_of(model: Any) -> int:
     "Number of the standard operator set of a model."
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
-
+# %% ../../nbs/06_optimization/00_graphs.ipynb #9d926de7
 def check_opset(model: Any, where: object) -> None:
     "BackendError when the operators are too old or too new for what is done here, or somebody's own."
-    opset, own = opset_of(model), Counter(f"{n.domain}:{n.op_type}" for n in model.graph.node if n.domain not in KNOWN_DOMAINS)
+    opset, own = (
+        opset_of(model),
+        Counter(f"{n.domain}:{n.op_type}" for n in model.graph.node if n.domain not in KNOWN_DOMAINS),
+    )
     if own:
-        raise BackendError(f"operators that are not ONNX's: {', '.join(own)[:150]}", where,
-                           "export without plugins (for a detector: without suppression inside, nms=False)")
+        raise BackendError(
+            f"operators that are not ONNX's: {', '.join(own)[:150]}",
+            where,
+            "export without plugins (for a detector: without suppression inside, nms=False)",
+        )
     if not OPSETS[0] <= opset <= OPSETS[1]:
-        raise BackendError(f"operator set {opset} is {'older' if opset < OPSETS[0] else 'newer'} than {OPSETS[0]}..{OPSETS[1]}, which is what can be converted here", where,
-                           "export again with opset=17")
+        raise BackendError(
+            f"operator set {opset} is {'older' if opset < OPSETS[0] else 'newer'} than "
+            f"{OPSETS[0]}..{OPSETS[1]}, which is what can be converted here",
+            where,
+            "export again with opset=17",
+        )
 
 # %% ../../nbs/06_optimization/00_graphs.ipynb #033e5b1a
 @dataclass(frozen=True)
@@ -102,19 +155,22 @@ class GraphFacts:
     "What is in a graph."
 
     opset: int
-    input: tuple[int | str | None, ...]   # shape of the first input
+    input: tuple[int | str | None, ...]  # shape of the first input
     outputs: tuple[tuple[int | str | None, ...], ...]
-    batch: int | None                     # the batch size it insists on; None: any
+    batch: int | None  # the batch size it insists on; None: any
     nodes: int
     parameters: int
     operators: dict[str, int]
-    suppression: tuple[str, ...]          # nodes that suppress boxes inside the graph
-    quantised: bool                       # there are quantised weights or activations in it
+    suppression: tuple[str, ...]  # nodes that suppress boxes inside the graph
+    quantised: bool  # there are quantised weights or activations in it
 
 
 def _shape(value: Any) -> tuple[int | str | None, ...]:
     "Shape of an input or output: numbers, names, None."
-    return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in value.type.tensor_type.shape.dim)
+    return tuple(
+        d.dim_value if d.HasField("dim_value") else d.dim_param or None
+        for d in value.type.tensor_type.shape.dim
+    )
 
 
 def real_inputs(graph: Any) -> list[Any]:
@@ -126,12 +182,20 @@ def real_inputs(graph: Any) -> list[Any]:
 def inspect_graph(model: Any) -> GraphFacts:
     "The facts of a graph."
     graph = model.graph
-    if not (inputs := real_inputs(graph)): raise BackendError("the graph takes nothing", graph.name, "export a detection model")
+    if not (inputs := real_inputs(graph)):
+        raise BackendError("the graph takes nothing", graph.name, "export a detection model")
     shape, kinds = _shape(inputs[0]), Counter(n.op_type for n in graph.node)
-    return GraphFacts(opset_of(model), shape, tuple(_shape(o) for o in graph.output), shape[0] if shape and isinstance(shape[0], int) else None, len(graph.node),
-                      sum(int(np.prod(t.dims)) for t in graph.initializer if t.data_type in (1, 10, 11, 16)), dict(kinds.most_common()),
-                      tuple(n.name or n.op_type for n in graph.node if n.op_type in SUPPRESSION),
-                      any(k in kinds for k in ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger")))
+    return GraphFacts(
+        opset_of(model),
+        shape,
+        tuple(_shape(o) for o in graph.output),
+        shape[0] if shape and isinstance(shape[0], int) else None,
+        len(graph.node),
+        sum(int(np.prod(t.dims)) for t in graph.initializer if t.data_type in (1, 10, 11, 16)),
+        dict(kinds.most_common()),
+        tuple(n.name or n.op_type for n in graph.node if n.op_type in SUPPRESSION),
+        any(k in kinds for k in ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger")),
+    )
 
 # %% ../../nbs/06_optimization/00_graphs.ipynb #593c8a10
 def producers_of(graph: Any) -> dict[str, Any]:
@@ -143,32 +207,55 @@ def name_nodes(model: Any) -> Any:
     "The same model, in place, with every node named: conversions speak of nodes by name."
     seen = Counter(n.name for n in model.graph.node)
     for number, node in enumerate(model.graph.node):
-        if not node.name or seen[node.name] > 1: node.name = f"{node.op_type}_{number}"
+        if not node.name or seen[node.name] > 1:
+            node.name = f"{node.op_type}_{number}"
     return model
 
 
 def head_nodes(
-    model: Any,               # of a detector, nodes named
-) -> tuple[str, ...]:         # names, in the order of the graph
-    "The nodes that must stay in float: the last learned convolutions and everything between them and the output."
+    model: Any,  # of a detector, nodes named
+) -> tuple[str, ...]:  # names, in the order of the graph
+    """The nodes that must stay in float: the last learned convolutions and everything between them and the
+    output."""
     graph, made = model.graph, producers_of(model.graph)
     stored = {t.name: t for t in graph.initializer}
-    stored.update({n.output[0]: a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"})
+    stored.update(
+        {
+            n.output[0]: a.t
+            for n in graph.node
+            if n.op_type == "Constant"
+            for a in n.attribute
+            if a.name == "value"
+        }
+    )
     found, open_ends = set(), [o.name for o in graph.output]
     while open_ends:
         node = made.get(open_ends.pop())
-        if node is None or node.output[0] in found: continue
+        if node is None or node.output[0] in found:
+            continue
         found.add(node.output[0])
-        if node.op_type in ("Conv", "Gemm", "MatMul") and _sees(node, stored, made): continue  # the walk ends here
+        if node.op_type in ("Conv", "Gemm", "MatMul") and _sees(node, stored, made):
+            continue  # the walk ends here
         open_ends += [i for i in node.input if i]
-    return tuple(n.name for n in graph.node if n.output[0] in found and n.op_type not in ("Constant", "DequantizeLinear", "QuantizeLinear"))
+    return tuple(
+        n.name
+        for n in graph.node
+        if n.output[0] in found and n.op_type not in ("Constant", "DequantizeLinear", "QuantizeLinear")
+    )
 
-
+# %% ../../nbs/06_optimization/00_graphs.ipynb #5d789447
 def _sees(node: Any, stored: dict[str, Any], made: dict[str, Any]) -> bool:
-    "Whether a node has learned weights (dequantised first, perhaps): not none at all, and not the numbers 0, 1, 2 … of a decoding."
+    """Whether a node has learned weights (dequantised first, perhaps): not none at all, and not the numbers
+    0, 1, 2 … of a decoding."""
     for name in node.input[1:2]:
-        while name not in stored and name in made and made[name].op_type in ("DequantizeLinear", "QuantizeLinear", "Identity"): name = made[name].input[0]
-        if name not in stored: return False
+        while (
+            name not in stored
+            and name in made
+            and made[name].op_type in ("DequantizeLinear", "QuantizeLinear", "Identity")
+        ):
+            name = made[name].input[0]
+        if name not in stored:
+            return False
         weights = onnx_package().numpy_helper.to_array(stored[name]).ravel()
         return not np.array_equal(weights, np.arange(len(weights), dtype=weights.dtype))
     return False
@@ -179,20 +266,30 @@ def _inner_inputs(node: Any) -> Iterator[str]:
     yield from node.input
     for a in node.attribute:
         for graph in [*([a.g] if a.HasField("g") else []), *a.graphs]:
-            for inner in graph.node: yield from _inner_inputs(inner)
+            for inner in graph.node:
+                yield from _inner_inputs(inner)
 
 
 def sort_nodes(model: Any) -> Any:
-    "The same model, in place, its nodes in an order in which they can run (Kahn 1962), otherwise as they stood."
+    """The same model, in place, its nodes in an order in which they can run (Kahn 1962), otherwise as they
+    stood."""
     graph, made = model.graph, producers_of(model.graph)
     done, order, waiting = set(), [], list(graph.node)
     while waiting:
         later = []
         for node in waiting:
             ready = all(name not in made or name in done for name in _inner_inputs(node))
-            if ready: order.append(node); done.update(node.output)
-            else: later.append(node)
-        if len(later) == len(waiting): raise BackendError(f"the graph runs in a circle at {later[0].name or later[0].op_type}", graph.name, "export it again")
+            if ready:
+                order.append(node)
+                done.update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(waiting):
+            raise BackendError(
+                f"the graph runs in a circle at {later[0].name or later[0].op_type}",
+                graph.name,
+                "export it again",
+            )
         waiting = later
     del graph.node[:]
     graph.node.extend(order)
@@ -201,36 +298,59 @@ def sort_nodes(model: Any) -> Any:
 
 def upgrade_opset(model: Any, to: int = 17) -> Any:
     "The model in a newer operator set, when its own is older."
-    if opset_of(model) >= to: return model
+    if opset_of(model) >= to:
+        return model
     onnx = onnx_package()
-    try: lifted = onnx.version_converter.convert_version(model, to)
-    except Exception as e: raise BackendError(f"operator set {opset_of(model)} cannot be lifted to {to}: {str(e).splitlines()[0][:150]}", model.graph.name, f"export again with opset={to}") from e
-    lifted.metadata_props.extend(p for p in model.metadata_props if p.key not in {q.key for q in lifted.metadata_props})
+    try:
+        lifted = onnx.version_converter.convert_version(model, to)
+    except Exception as e:
+        raise BackendError(
+            f"operator set {opset_of(model)} cannot be lifted to {to}: {str(e).splitlines()[0][:150]}",
+            model.graph.name,
+            f"export again with opset={to}",
+        ) from e
+    lifted.metadata_props.extend(
+        p for p in model.metadata_props if p.key not in {q.key for q in lifted.metadata_props}
+    )
     return lifted
 
 # %% ../../nbs/06_optimization/00_graphs.ipynb #627c70cc
 def simplify(model: Any) -> Any:
-    "The model with constants folded and what nobody reads taken out (onnxslim), nodes named and in order; metadata stays."
-    try: import onnxslim
-    except ImportError as e: raise BackendError(f"onnxslim is not installed: {e}", "onnxslim", 'pip install "cv_pipeline[openvino]"') from e
-    try: slim = onnxslim.slim(upgrade_opset(model), no_shape_infer=False) or model
-    except BackendError: raise
-    except Exception as e: raise BackendError(f"it cannot be simplified: {type(e).__name__}: {str(e).splitlines()[0][:150] if str(e) else ''}", model.graph.name) from e
+    """The model with constants folded and what nobody reads taken out (onnxslim), nodes named and in order;
+    metadata stays."""
+    try:
+        import onnxslim
+    except ImportError as e:
+        raise BackendError(
+            f"onnxslim is not installed: {e}", "onnxslim", 'pip install "cv_pipeline[openvino]"'
+        ) from e
+    try:
+        slim = onnxslim.slim(upgrade_opset(model), no_shape_infer=False) or model
+    except BackendError:
+        raise
+    except Exception as e:
+        raise BackendError(
+            f"it cannot be simplified: {type(e).__name__}: {str(e).splitlines()[0][:150] if str(e) else ''}",
+            model.graph.name,
+        ) from e
     del slim.metadata_props[:]
     slim.metadata_props.extend(model.metadata_props)
     return sort_nodes(name_nodes(slim))
 
 # %% ../../nbs/06_optimization/00_graphs.ipynb #e1f9ef98
 def run_once(model: Any, feed: np.ndarray, exact: bool = False) -> np.ndarray:
-    "The first output of a graph for one input, in ONNX Runtime (`exact`: see OnnxBackend); BackendError when it cannot be run."
+    """The first output of a graph for one input, in ONNX Runtime (`exact`: see OnnxBackend); BackendError
+    when it cannot be run."""
     import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
     options.add_session_config_entry("session.disable_quant_qdq", str(int(exact)))
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return session.run(None, {session.get_inputs()[0].name: feed})[0]
-    except Exception as e: raise BackendError(f"the graph does not run: {str(e).splitlines()[0][:200]}", model.graph.name) from e
+    except Exception as e:
+        raise BackendError(f"the graph does not run: {str(e).splitlines()[0][:200]}", model.graph.name) from e
 
 # %% ../../nbs/06_optimization/00_graphs.ipynb #1c775948
 def copy_graph(model: Any) -> Any:
@@ -243,12 +363,22 @@ def _free_reshapes(model: Any) -> None:
     "Let the constant shapes of `Reshape` that begin with 1 take the batch as it comes."
     onnx, graph = onnx_package(), model.graph
     stored = {t.name: t for t in graph.initializer}
-    constant = {n.output[0]: a for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"}
+    constant = {
+        n.output[0]: a
+        for n in graph.node
+        if n.op_type == "Constant"
+        for a in n.attribute
+        if a.name == "value"
+    }
     for node in [n for n in graph.node if n.op_type == "Reshape"]:
-        tensor = stored.get(node.input[1]) or (constant[node.input[1]].t if node.input[1] in constant else None)
-        if tensor is None: continue
+        tensor = stored.get(node.input[1]) or (
+            constant[node.input[1]].t if node.input[1] in constant else None
+        )
+        if tensor is None:
+            continue
         shape = onnx.numpy_helper.to_array(tensor).copy()
-        if not shape.size or shape[0] != 1: continue
+        if not shape.size or shape[0] != 1:
+            continue
         shape[0] = 0
         name = f"{node.name or node.output[0]}_free"
         graph.initializer.append(onnx.numpy_helper.from_array(shape, name))
@@ -258,29 +388,52 @@ def _free_reshapes(model: Any) -> None:
 def _feed(model: Any, count: int) -> np.ndarray:
     "Noise that a graph can take."
     onnx, given = onnx_package(), real_inputs(model.graph)[0]
-    dtype, shape = onnx.helper.tensor_dtype_to_np_dtype(given.type.tensor_type.elem_type), [d if isinstance(d, int) else 64 for d in _shape(given)[1:]]
+    dtype, shape = (
+        onnx.helper.tensor_dtype_to_np_dtype(given.type.tensor_type.elem_type),
+        [d if isinstance(d, int) else 64 for d in _shape(given)[1:]],
+    )
     values = np.random.default_rng(0).random((count, *shape), np.float32)
     return (values * 255).astype(dtype) if dtype == np.uint8 else values.astype(dtype)
 
 
 def _check_batch(model: Any, free: Any, tolerance: float = 1e-3) -> None:
     feed = _feed(model, 3)
-    try: together = run_once(free, feed)
-    except BackendError as e: raise BackendError(f"it cannot be made to take any batch: {e.what}", model.graph.name, "export it again with dynamic=True") from e
-    alone = np.concatenate([run_once(model, feed[i:i + 1]) for i in range(3)])
-    if together.shape != alone.shape or np.abs(together - alone).max() > tolerance * max(1.0, float(np.abs(alone).max())):
-        raise BackendError("in a batch, pictures would change each other's answers", model.graph.name, "export it again with dynamic=True")
+    try:
+        together = run_once(free, feed)
+    except BackendError as e:
+        raise BackendError(
+            f"it cannot be made to take any batch: {e.what}",
+            model.graph.name,
+            "export it again with dynamic=True",
+        ) from e
+    alone = np.concatenate([run_once(model, feed[i : i + 1]) for i in range(3)])
+    if together.shape != alone.shape or np.abs(together - alone).max() > tolerance * max(
+        1.0, float(np.abs(alone).max())
+    ):
+        raise BackendError(
+            "in a batch, pictures would change each other's answers",
+            model.graph.name,
+            "export it again with dynamic=True",
+        )
 
 # %% ../../nbs/06_optimization/00_graphs.ipynb #8d9e774a
 def dynamic_batch(
-    model: Any,          # a graph for one picture
+    model: Any,  # a graph for one picture
     name: str = "batch",  # of the dimension
-) -> Any:                # a new graph
-    "The graph for any number of pictures; BackendError when pictures in a batch would not keep to themselves."
-    if inspect_graph(model).batch is None: return model
+) -> Any:  # a new graph
+    """The graph for any number of pictures; BackendError when pictures in a batch would not keep to
+    themselves."""
+    if inspect_graph(model).batch is None:
+        return model
     free = copy_graph(model)
-    if inspect_graph(model).batch != 1: raise BackendError(f"the graph insists on {inspect_graph(model).batch} pictures", model.graph.name, "export it with batch 1, or dynamic")
-    for value in [real_inputs(free.graph)[0], *free.graph.output]: value.type.tensor_type.shape.dim[0].dim_param = name
+    if inspect_graph(model).batch != 1:
+        raise BackendError(
+            f"the graph insists on {inspect_graph(model).batch} pictures",
+            model.graph.name,
+            "export it with batch 1, or dynamic",
+        )
+    for value in [real_inputs(free.graph)[0], *free.graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_param = name
     del free.graph.value_info[:]
     _free_reshapes(free)
     _check_batch(model, free)
@@ -291,9 +444,23 @@ def half_precision(model: Any) -> Any:
     "The graph with half precision inside and float32 at its ends; BackendError when a weight does not fit."
     onnx = onnx_package()
     from onnxruntime.transformers.float16 import convert_float_to_float16
-    if inspect_graph(model).quantised: raise BackendError("half precision of a quantised graph", model.graph.name, "halve the float graph")
-    worst = max(((float(np.abs(w).max()), t.name) for t in _tensors(model.graph) if t.data_type == 1 and (w := onnx.numpy_helper.to_array(t)).size), default=(0.0, ""))
-    if not worst[0] <= 65504: raise BackendError(f"weight {worst[1]} has a value of {worst[0]:.3g}; half precision ends at 65504", model.graph.name, "this model needs float32")
+
+    if inspect_graph(model).quantised:
+        raise BackendError("half precision of a quantised graph", model.graph.name, "halve the float graph")
+    worst = max(
+        (
+            (float(np.abs(w).max()), t.name)
+            for t in _tensors(model.graph)
+            if t.data_type == 1 and (w := onnx.numpy_helper.to_array(t)).size
+        ),
+        default=(0.0, ""),
+    )
+    if not worst[0] <= 65504:
+        raise BackendError(
+            f"weight {worst[1]} has a value of {worst[0]:.3g}; half precision ends at 65504",
+            model.graph.name,
+            "this model needs float32",
+        )
     made = convert_float_to_float16(copy_graph(model), keep_io_types=True, disable_shape_infer=False)
     del made.graph.value_info[:]
     return sort_nodes(name_nodes(made))
@@ -304,13 +471,20 @@ def _into_weights(model: Any, spec: PreprocessSpec) -> bool:
     onnx, graph = onnx_package(), model.graph
     first = [n for n in graph.node if real_inputs(graph)[0].name in n.input]
     stored = {t.name: t for t in graph.initializer}
-    if len(first) != 1 or first[0].op_type != "Conv" or first[0].input[1] not in stored or any(spec.mean): return False
+    if len(first) != 1 or first[0].op_type != "Conv" or first[0].input[1] not in stored or any(spec.mean):
+        return False
     old = stored[first[0].input[1]]
     weights = onnx.numpy_helper.to_array(old)
-    if weights.dtype != np.float32 or weights.shape[1] != 3 or sum(old.name in n.input for n in graph.node) != 1: return False
+    if (
+        weights.dtype != np.float32
+        or weights.shape[1] != 3
+        or sum(old.name in n.input for n in graph.node) != 1
+    ):
+        return False
     factor = np.array([spec.scale / s for s in spec.std], np.float64)[:, None, None]
     folded = weights.astype(np.float64) * factor
-    if spec.color == "RGB": folded = folded[:, ::-1]
+    if spec.color == "RGB":
+        folded = folded[:, ::-1]
     old.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(folded, np.float32), old.name))
     return True
 
@@ -319,31 +493,50 @@ def _front(spec: PreprocessSpec, name: str, folded: bool) -> tuple[list[Any], li
     "Nodes and constants that make the tensor `name` out of 'picture', bytes in (B, H, W, 3)."
     onnx, constants = onnx_package(), {}
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    steps: list[tuple[str, list[str], dict[str, Any]]] = [("Cast", [], {"to": kind}), ("Transpose", [], {"perm": [0, 3, 1, 2]})]
+    steps: list[tuple[str, list[str], dict[str, Any]]] = [
+        ("Cast", [], {"to": kind}),
+        ("Transpose", [], {"perm": [0, 3, 1, 2]}),
+    ]
     if not folded:
         factor = np.array([spec.scale / s for s in spec.std], np.float32).reshape(1, 3, 1, 1)
         shift = np.array([m / s for m, s in zip(spec.mean, spec.std)], np.float32).reshape(1, 3, 1, 1)
-        if spec.color == "RGB": steps.append(("Gather", ["bytes_order"], {"axis": 1})); constants["bytes_order"] = np.array([2, 1, 0])
-        if (factor != 1).any(): steps.append(("Mul", ["bytes_scale"], {})); constants["bytes_scale"] = factor
-        if shift.any(): steps.append(("Sub", ["bytes_shift"], {})); constants["bytes_shift"] = shift
+        if spec.color == "RGB":
+            steps.append(("Gather", ["bytes_order"], {"axis": 1}))
+            constants["bytes_order"] = np.array([2, 1, 0])
+        if (factor != 1).any():
+            steps.append(("Mul", ["bytes_scale"], {}))
+            constants["bytes_scale"] = factor
+        if shift.any():
+            steps.append(("Sub", ["bytes_shift"], {}))
+            constants["bytes_shift"] = shift
     names = ["picture", *[f"bytes_{i}" for i in range(1, len(steps))], name]
-    nodes = [helper.make_node(op, [a, *more], [b], name=f"bytes_{op}", **how) for (op, more, how), a, b in zip(steps, names, names[1:])]
+    nodes = [
+        helper.make_node(op, [a, *more], [b], name=f"bytes_{op}", **how)
+        for (op, more, how), a, b in zip(steps, names, names[1:])
+    ]
     return nodes, [onnx.numpy_helper.from_array(v, k) for k, v in constants.items()]
 
 # %% ../../nbs/06_optimization/00_graphs.ipynb #43f081e4
 def bytes_input(
-    model: Any,             # takes (B, 3, H, W) float32 as `spec` describes
+    model: Any,  # takes (B, 3, H, W) float32 as `spec` describes
     spec: PreprocessSpec,
 ) -> tuple[Any, PreprocessSpec]:  # takes (B, H, W, 3) uint8 BGR, and the spec that says so
     "The graph with the picture's arithmetic inside: letterboxed bytes in, the same answer out."
     onnx = onnx_package()
-    if spec.layout == "nhwc-uint8": raise BackendError("the graph takes bytes already", model.graph.name)
+    if spec.layout == "nhwc-uint8":
+        raise BackendError("the graph takes bytes already", model.graph.name)
     made = copy_graph(model)
     given = real_inputs(made.graph)[0]
     if given.type.tensor_type.elem_type != onnx.TensorProto.FLOAT or len(_shape(given)) != 4:
-        raise BackendError(f"the graph takes no float picture but {_shape(given)}", model.graph.name, "fold the bytes into the float32 file, or into one with float32 ends")
+        raise BackendError(
+            f"the graph takes no float picture but {_shape(given)}",
+            model.graph.name,
+            "fold the bytes into the float32 file, or into one with float32 ends",
+        )
     batch = given.type.tensor_type.shape.dim[0]
-    picture = onnx.helper.make_tensor_value_info("picture", onnx.TensorProto.UINT8, [batch.dim_param or batch.dim_value or None, *spec.imgsz, 3])
+    picture = onnx.helper.make_tensor_value_info(
+        "picture", onnx.TensorProto.UINT8, [batch.dim_param or batch.dim_value or None, *spec.imgsz, 3]
+    )
     nodes, constants = _front(spec, given.name, _into_weights(made, spec))
     rest = list(made.graph.node)
     made.graph.input.remove(given)
@@ -361,6 +554,7 @@ def save_graph(
     "Write an ONNX file in one step; BackendError when it is too large, or the folder cannot be written."
     path = Path(path)
     data_size = model.ByteSize()
-    if data_size > TOO_BIG: raise BackendError(f"{data_size / 1e9:.1f} GB are too many for one ONNX file", path)
+    if data_size > TOO_BIG:
+        raise BackendError(f"{data_size / 1e9:.1f} GB are too many for one ONNX file", path)
     with writing("cannot be written", path, "choose a folder that can be written", BackendError):
         return write_whole(path, model.SerializeToString())

@@ -20,28 +20,70 @@ import numpy as np
 from ..core.files import copy_over, draft_folder, move_file, read_json
 from ..core.formats import LabelledImage, read_dataset
 from ..core.stamp import instruction_set, stamp
-from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, Interval, Verdict, clusters, compare_models, draw_weights
+from cv_pipeline.evaluation.intervals import (
+    FEWEST_OBJECTS,
+    FEWEST_PICTURES,
+    Interval,
+    Verdict,
+    clusters,
+    compare_models,
+    draw_weights,
+)
 from ..evaluation.metrics import SIZES, ap_table, match_set, mean_ap
 from ..evaluation.records import EvalSet, data_hash, predict_set
 from ..inference.backends import Model, make_postprocessor
 from ..inference.choice import own_file
 from ..inference.engines import build_lock
 from ..inference.loading import load_backend, load_model
-from ..inference.manifest import Artefact, ModelManifest, artefact_sha256, find_artefact, load_manifest, save_manifest
+from cv_pipeline.inference.manifest import (
+    Artefact,
+    ModelManifest,
+    artefact_sha256,
+    find_artefact,
+    load_manifest,
+    save_manifest,
+)
 from ..inference.openvino import default_precision
 from ..inference.preprocess import Preprocessor
-from .graphs import bytes_input, dynamic_batch, half_precision, head_nodes, inspect_graph, open_graph, save_graph, simplify
-from .parity import LIMITS, Limits, Parity, ParityError, check_parity
-from .prune import PruneSettings, prune_and_train
-from cv_pipeline.optimization.quantize import (
-    CalibrationSet, Ranges, activation_ranges, choose_calibration, prune_channels, quantize_cpu, quantize_openvino, quantize_tensorrt, sensitivity, write_openvino,
+from cv_pipeline.optimization.graphs import (
+    bytes_input,
+    dynamic_batch,
+    half_precision,
+    head_nodes,
+    inspect_graph,
+    open_graph,
+    save_graph,
+    simplify,
 )
-from ..core.images import read_image
-from ..core.types import BackendError, CVPipelineError, ConfigError, DataError, MissingExtraError, check_rules
 
 # %% auto #0
 __all__ = ['CHANGED', 'STEPS', 'DEFAULT_STEPS', 'SHARED', 'Gate', 'check_loss', 'accuracy_gate', 'Workshop', 'Step', 'StepResult',
            'OptimizeReport', 'export_pt', 'Judge', 'run_step', 'OptimizeSettings', 'optimize', 'verify']
+
+# %% ../../nbs/06_optimization/06_optimize.ipynb #d84d7eed
+from .parity import LIMITS, Limits, Parity, ParityError, check_parity
+from .prune import PruneSettings, prune_and_train
+from cv_pipeline.optimization.quantize import (
+    CalibrationSet,
+    Ranges,
+    activation_ranges,
+    choose_calibration,
+    prune_channels,
+    quantize_cpu,
+    quantize_openvino,
+    quantize_tensorrt,
+    sensitivity,
+    write_openvino,
+)
+from ..core.images import read_image
+from cv_pipeline.core.types import (
+    BackendError,
+    CVPipelineError,
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    check_rules,
+)
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #bbf87eea
 @dataclass(frozen=True)
@@ -49,41 +91,74 @@ class Gate:
     "What a file costs in accuracy, and whether it may be used."
 
     accepted: bool
-    verdict: str                       # "PASS" | "FAIL" | "INSUFFICIENT": what the interval says about the allowed loss
+    verdict: str  # "PASS" | "FAIL" | "INSUFFICIENT": what the interval says about the allowed loss
     reason: str
-    ap: float                          # of the file
-    reference: float                   # AP of the model it was made from
-    change: Interval                   # of AP, paired; negative is a loss
+    ap: float  # of the file
+    reference: float  # AP of the model it was made from
+    change: Interval  # of AP, paired; negative is a loss
     max_loss: float
-    worst: tuple[tuple[str, float, float, int], ...] = ()  # (class or size, AP before, AP after, objects), the largest loss first
+    worst: tuple[
+        tuple[str, float, float, int], ...
+    ] = ()  # (class or size, AP before, AP after, objects), the largest loss first
 
     def to_dict(self) -> dict[str, Any]:
         "What the manifest keeps."
-        return {"accepted": self.accepted, "verdict": self.verdict, "reason": self.reason, "AP": round(self.ap, 5), "AP reference": round(self.reference, 5),
-                "AP change": round(self.change.value, 5), "interval": [round(self.change.low, 5), round(self.change.high, 5)], "level": self.change.level,
-                "max loss": self.max_loss, "worst": [[n, round(a, 4), round(b, 4), k] for n, a, b, k in self.worst[:6]]}
+        return {
+            "accepted": self.accepted,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "AP": round(self.ap, 5),
+            "AP reference": round(self.reference, 5),
+            "AP change": round(self.change.value, 5),
+            "interval": [round(self.change.low, 5), round(self.change.high, 5)],
+            "level": self.change.level,
+            "max loss": self.max_loss,
+            "worst": [[n, round(a, 4), round(b, 4), k] for n, a, b, k in self.worst[:6]],
+        }
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #d4c50493
 def _by_class_and_size(new: EvalSet, old: EvalSet) -> tuple[tuple[str, float, float, int], ...]:
     "AP before and after of every class and size that has objects, the largest loss first."
     a, b = (ap_table(s, match_set(s)) for s in (old, new))
-    rows = [(new.names[c], float(a["ap"][:, c].mean()), float(b["ap"][:, c].mean()), int(a["objects"][c])) for c in np.flatnonzero(a["objects"] > 0)]
+    rows = [
+        (new.names[c], float(a["ap"][:, c].mean()), float(b["ap"][:, c].mean()), int(a["objects"][c]))
+        for c in np.flatnonzero(a["objects"] > 0)
+    ]
     for name, area in SIZES.items():
         a, b = (ap_table(s, match_set(s, area=area)) for s in (old, new))
-        if a["objects"].sum() > 0: rows.append((f"{name} objects", mean_ap(a), mean_ap(b), int(a["objects"].sum())))
+        if a["objects"].sum() > 0:
+            rows.append((f"{name} objects", mean_ap(a), mean_ap(b), int(a["objects"].sum())))
     return tuple(sorted(rows, key=lambda r: r[2] - r[1]))
 
 
-def _decide(change: Interval, max_loss: float, pictures: int, objects: int, strict: bool) -> tuple[Verdict, bool, str]:
+def _decide(
+    change: Interval, max_loss: float, pictures: int, objects: int, strict: bool
+) -> tuple[Verdict, bool, str]:
     "Verdict, whether the file may be used, and why, in words."
-    said = f"AP changes by {change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}], allowed is -{max_loss:g}"
+    said = (
+        f"AP changes by {change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}], allowed is -{max_loss:g}"
+    )
     if pictures < FEWEST_PICTURES or objects < FEWEST_OBJECTS:
-        return Verdict.INSUFFICIENT, False, f"{said}; {pictures} pictures and {objects} objects cannot judge: at least {FEWEST_PICTURES} and {FEWEST_OBJECTS} are needed"
-    if not np.isfinite([change.low, change.high, change.value]).all(): return Verdict.INSUFFICIENT, False, "there is no interval: too few clusters of pictures"
-    if change.low >= -max_loss: return Verdict.PASS, True, said
-    if change.high < -max_loss: return Verdict.FAIL, False, f"{said}: the loss is proven"
+        return (
+            Verdict.INSUFFICIENT,
+            False,
+            f"{said}; {pictures} pictures and {objects} objects cannot judge: at least {FEWEST_PICTURES} and "
+            f"{FEWEST_OBJECTS} are needed",
+        )
+    if not np.isfinite([change.low, change.high, change.value]).all():
+        return Verdict.INSUFFICIENT, False, "there is no interval: too few clusters of pictures"
+    if change.low >= -max_loss:
+        return Verdict.PASS, True, said
+    if change.high < -max_loss:
+        return Verdict.FAIL, False, f"{said}: the loss is proven"
     accepted = not strict and change.value >= -max_loss
-    how = "the value is within it; not proven, more labelled pictures would decide" if accepted else "not proven, and strict" if change.value >= -max_loss else "the value is beyond it"
+    how = (
+        "the value is within it; not proven, more labelled pictures would decide"
+        if accepted
+        else "not proven, and strict"
+        if change.value >= -max_loss
+        else "the value is beyond it"
+    )
     return Verdict.INSUFFICIENT, accepted, f"{said}: {how}"
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #3b626c69
@@ -95,43 +170,64 @@ def check_loss(max_loss: float) -> None:
 
 
 def accuracy_gate(
-    new: EvalSet, old: EvalSet,      # the same pictures and truth; the file's predictions, and those of the model it was made from
-    max_loss: float = 0.005,         # AP, 0..1
-    strict: bool = False,            # accept only what the interval proves
-    draws: int = 1000, seed: int = 0,
+    new: EvalSet,
+    # the same pictures and truth; the file's predictions, and those of the model it was made from
+    old: EvalSet,
+    max_loss: float = 0.005,  # AP, 0..1
+    strict: bool = False,  # accept only what the interval proves
+    draws: int = 1000,
+    seed: int = 0,
 ) -> Gate:
     "Judge a file on labelled pictures, in pairs."
     check_loss(max_loss)
     a, b = match_set(new), match_set(old)
     cluster = clusters(new)
-    weights = draw_weights(cluster, draws, seed) if len(np.unique(cluster)) > 1 else np.ones((1, len(new)), np.float32)
+    weights = (
+        draw_weights(cluster, draws, seed)
+        if len(np.unique(cluster)) > 1
+        else np.ones((1, len(new)), np.float32)
+    )
     change = compare_models(new, old, a, b, weights)
-    if len(weights) < 2: change = replace(change, low=float("nan"), high=float("nan"))
+    if len(weights) < 2:
+        change = replace(change, low=float("nan"), high=float("nan"))
     verdict, accepted, reason = _decide(change, max_loss, len(new), int(a.counted.sum()), strict)
-    return Gate(accepted, verdict.value, reason, mean_ap(ap_table(new, a)), mean_ap(ap_table(old, b)), change, max_loss, _by_class_and_size(new, old))
+    return Gate(
+        accepted,
+        verdict.value,
+        reason,
+        mean_ap(ap_table(new, a)),
+        mean_ap(ap_table(old, b)),
+        change,
+        max_loss,
+        _by_class_and_size(new, old),
+    )
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #4692d6af
 @dataclass
 class Workshop:
     "What the steps share: made once, when first asked for."
 
-    model: Model                         # the reference
-    graph: Any                           # its simplified float graph
+    model: Model  # the reference
+    graph: Any  # its simplified float graph
     calibration: CalibrationSet | None
     limits: str | float = "max"
-    keep: tuple[str, ...] = ()           # nodes that stay in float besides the head
+    keep: tuple[str, ...] = ()  # nodes that stay in float besides the head
     prune: float = 0.3
-    retrain: Callable[[Path], Path] | None = None  # a pruned and trained checkpoint as ONNX in a folder; None: there is no checkpoint or no data
+    retrain: Callable[[Path], Path] | None = (
+        None  # a pruned and trained checkpoint as ONNX in a folder; None: there is no checkpoint or no data
+    )
     _ranges: Ranges | None = None
     _sensitive: list[tuple[str, float]] | None = None
 
     @property
-    def float_nodes(self) -> tuple[str, ...]: return tuple(dict.fromkeys([*head_nodes(self.graph), *self.keep]))
+    def float_nodes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*head_nodes(self.graph), *self.keep]))
 
     @property
     def ranges(self) -> Ranges:
         "Limits of every activation; DataError without calibration pictures."
-        if self._ranges is None: self._ranges = activation_ranges(self.graph, self.pictures())
+        if self._ranges is None:
+            self._ranges = activation_ranges(self.graph, self.pictures())
         return self._ranges
 
     def sensitive(self) -> list[tuple[str, float]]:
@@ -142,7 +238,12 @@ class Workshop:
         return self._sensitive
 
     def pictures(self, prepare: Any = None) -> Iterable[np.ndarray]:
-        if self.calibration is None: raise DataError("eight bits need calibration pictures, and none were given", "optimize", "calibration: a folder with 300 to 1000 pictures as the camera takes them")
+        if self.calibration is None:
+            raise DataError(
+                "eight bits need calibration pictures, and none were given",
+                "optimize",
+                "calibration: a folder with 300 to 1000 pictures as the camera takes them",
+            )
         return self.calibration.batches(prepare or self.model.preprocess)
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #5b9a1cf4
@@ -151,65 +252,148 @@ class Step:
     "One file to be made."
 
     file: str
-    runtime: str                                   # as Artefact.backend
-    precision: str                                 # as Artefact.precision
-    make: Callable[[Workshop, Path], Path] | None  # writes the file; None: another step's file with other options
+    runtime: str  # as Artefact.backend
+    precision: str  # as Artefact.precision
+    make: (
+        Callable[[Workshop, Path], Path] | None
+    )  # writes the file; None: another step's file with other options
     options: dict[str, Any] = field(default_factory=dict)
     layout: str = "nchw-float"
-    purpose: str = ""                              # other than to be run as it is
-    exact: bool = False                            # the same arithmetic in the same precision: parity is proof enough
-    limits: Limits | None = None                   # of the parity check; None: those of the precision
+    purpose: str = ""  # other than to be run as it is
+    exact: bool = False  # the same arithmetic in the same precision: parity is proof enough
+    limits: Limits | None = None  # of the parity check; None: those of the precision
 
-# %% ../../nbs/06_optimization/06_optimize.ipynb #99a8bdf4
-def _bytes(w: Workshop, graph: Any) -> Any: return bytes_input(graph, w.model.manifest.preprocess)[0]
+
+def _bytes(w: Workshop, graph: Any) -> Any:
+    return bytes_input(graph, w.model.manifest.preprocess)[0]
 
 
 def _openvino_int8_bytes(w: Workshop, path: Path) -> Path:
     graph, spec = bytes_input(w.graph, w.model.manifest.preprocess)
-    return quantize_openvino(graph, w.pictures(Preprocessor(spec)), path, w.float_nodes, len(w.calibration.paths) if w.calibration else 1)
+    return quantize_openvino(
+        graph,
+        w.pictures(Preprocessor(spec)),
+        path,
+        w.float_nodes,
+        len(w.calibration.paths) if w.calibration else 1,
+    )
 
 
 def _openvino_int8(w: Workshop, path: Path) -> Path:
-    return quantize_openvino(w.graph, w.pictures(), path, w.float_nodes, len(w.calibration.paths) if w.calibration else 1)
+    return quantize_openvino(
+        w.graph, w.pictures(), path, w.float_nodes, len(w.calibration.paths) if w.calibration else 1
+    )
 
-# %% ../../nbs/06_optimization/06_optimize.ipynb #20ae7e02
+
 def _pruned(w: Workshop, path: Path) -> Path:
-    "Channels out: of the checkpoint, and trained again, where there are one and data to train on; else of the graph as it is."
-    if w.retrain is None: return save_graph(prune_channels(w.graph, w.prune), path)
-    with tempfile.TemporaryDirectory() as folder: return save_graph(simplify(open_graph(w.retrain(Path(folder)))), path)
+    """Channels out: of the checkpoint, and trained again, where there are one and data to train on; else of
+    the graph as it is."""
+    if w.retrain is None:
+        return save_graph(prune_channels(w.graph, w.prune), path)
+    with tempfile.TemporaryDirectory() as folder:
+        return save_graph(simplify(open_graph(w.retrain(Path(folder)))), path)
 
-# %% ../../nbs/06_optimization/06_optimize.ipynb #81f11484
-CHANGED = Limits(0.0, 1.0, 0.0, 0.05)  # pruned: another model on purpose; only a dead one is stopped here, the gate does the rest
 
+# pruned: another model on purpose; only a dead one is stopped here, the gate does the rest
+CHANGED = Limits(0.0, 1.0, 0.0, 0.05)
 
-STEPS: dict[str, Step] = {
+# %% ../../nbs/06_optimization/06_optimize.ipynb #3cb5d5c5
+_ONNX_STEPS = {
     "fp32": Step("model.onnx", "onnxruntime", "fp32", lambda w, p: save_graph(w.graph, p), exact=True),
-    "fp16": Step("model_fp16.onnx", "onnxruntime", "fp16", lambda w, p: save_graph(half_precision(w.graph), p), purpose="GPU; TensorRT engines in half precision"),
-    "int8": Step("model_int8.onnx", "onnxruntime", "int8", lambda w, p: save_graph(quantize_cpu(w.graph, w.ranges, w.limits, w.float_nodes), p)),
+    "fp16": Step(
+        "model_fp16.onnx",
+        "onnxruntime",
+        "fp16",
+        lambda w, p: save_graph(half_precision(w.graph), p),
+        purpose="GPU; TensorRT engines in half precision",
+    ),
+    "int8": Step(
+        "model_int8.onnx",
+        "onnxruntime",
+        "int8",
+        lambda w, p: save_graph(quantize_cpu(w.graph, w.ranges, w.limits, w.float_nodes), p),
+    ),
     "int8-7bit": Step(
-        "model_int8_7bit.onnx", "onnxruntime", "int8",
-        lambda w, p: save_graph(quantize_cpu(w.graph, w.ranges, w.limits, w.float_nodes, bits=7), p)),
+        "model_int8_7bit.onnx",
+        "onnxruntime",
+        "int8",
+        lambda w, p: save_graph(quantize_cpu(w.graph, w.ranges, w.limits, w.float_nodes, bits=7), p),
+    ),
     "int8-openvino": Step("model_int8.onnx", "openvino", "int8", None),
     "int8-7bit-openvino": Step("model_int8_7bit.onnx", "openvino", "int8", None),
-    "int8-tensorrt": Step("model_int8_tensorrt.onnx", "onnxruntime", "int8", lambda w, p: save_graph(quantize_tensorrt(w.graph, w.ranges, w.limits, w.float_nodes), p),
-                          {"exact": True}, purpose="TensorRT engines in INT8; slow on a CPU"),
-    "openvino": Step("model_openvino.xml", "openvino", "fp32", lambda w, p: write_openvino(w.graph, p), exact=True),
+    "int8-tensorrt": Step(
+        "model_int8_tensorrt.onnx",
+        "onnxruntime",
+        "int8",
+        lambda w, p: save_graph(quantize_tensorrt(w.graph, w.ranges, w.limits, w.float_nodes), p),
+        {"exact": True},
+        purpose="TensorRT engines in INT8; slow on a CPU",
+    ),
+}
+
+# %% ../../nbs/06_optimization/06_optimize.ipynb #4c185d57
+_OPENVINO_STEPS = {
+    "openvino": Step(
+        "model_openvino.xml", "openvino", "fp32", lambda w, p: write_openvino(w.graph, p), exact=True
+    ),
     "openvino-bf16": Step("model_openvino.xml", "openvino", "bf16", None, {"precision": "bf16"}),
     "openvino-int8": Step("model_openvino_int8.xml", "openvino", "int8", _openvino_int8),
-    "fp32-bytes": Step("model_bytes.onnx", "onnxruntime", "fp32", lambda w, p: save_graph(_bytes(w, w.graph), p), layout="nhwc-uint8", exact=True),
-    "fp16-bytes": Step("model_fp16_bytes.onnx", "onnxruntime", "fp16", lambda w, p: save_graph(_bytes(w, half_precision(w.graph)), p), layout="nhwc-uint8",
-                       purpose="GPU; TensorRT engines in half precision"),
-    "int8-bytes": Step("model_int8_bytes.onnx", "onnxruntime", "int8",
-                       lambda w, p: save_graph(_bytes(w, quantize_cpu(w.graph, w.ranges, w.limits, w.float_nodes)), p), layout="nhwc-uint8"),
-    "openvino-int8-bytes": Step("model_openvino_int8_bytes.xml", "openvino", "int8", _openvino_int8_bytes, layout="nhwc-uint8"),
+}
+_BYTES_STEPS = {  # the arithmetic of the preprocessing in the graph
+    "fp32-bytes": Step(
+        "model_bytes.onnx",
+        "onnxruntime",
+        "fp32",
+        lambda w, p: save_graph(_bytes(w, w.graph), p),
+        layout="nhwc-uint8",
+        exact=True,
+    ),
+    "fp16-bytes": Step(
+        "model_fp16_bytes.onnx",
+        "onnxruntime",
+        "fp16",
+        lambda w, p: save_graph(_bytes(w, half_precision(w.graph)), p),
+        layout="nhwc-uint8",
+        purpose="GPU; TensorRT engines in half precision",
+    ),
+    "int8-bytes": Step(
+        "model_int8_bytes.onnx",
+        "onnxruntime",
+        "int8",
+        lambda w, p: save_graph(_bytes(w, quantize_cpu(w.graph, w.ranges, w.limits, w.float_nodes)), p),
+        layout="nhwc-uint8",
+    ),
+    "openvino-int8-bytes": Step(
+        "model_openvino_int8_bytes.xml", "openvino", "int8", _openvino_int8_bytes, layout="nhwc-uint8"
+    ),
+}
+STEPS: dict[str, Step] = {
+    **_ONNX_STEPS,
+    **_OPENVINO_STEPS,
+    **_BYTES_STEPS,
     "pruned": Step("model_pruned.onnx", "onnxruntime", "fp32", _pruned, limits=CHANGED),
 }
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #c0d87fcf
-DEFAULT_STEPS = ("fp32", "fp16", "int8", "int8-7bit", "int8-openvino", "int8-7bit-openvino", "int8-tensorrt",
-                 "openvino", "openvino-bf16", "openvino-int8", "fp32-bytes", "openvino-int8-bytes")
+DEFAULT_STEPS = (
+    "fp32",
+    "fp16",
+    "int8",
+    "int8-7bit",
+    "int8-openvino",
+    "int8-7bit-openvino",
+    "int8-tensorrt",
+    "openvino",
+    "openvino-bf16",
+    "openvino-int8",
+    "fp32-bytes",
+    "openvino-int8-bytes",
+)
 SHARED = {  # steps that run another step's file in another way
-    "openvino-bf16": "openvino", "int8-openvino": "int8", "int8-7bit-openvino": "int8-7bit"}
+    "openvino-bf16": "openvino",
+    "int8-openvino": "int8",
+    "int8-7bit-openvino": "int8-7bit",
+}
 
 
 def _in_order(steps: Sequence[str]) -> list[str]:
@@ -226,12 +410,14 @@ class StepResult:
     artefact: Artefact | None = None
     parity: Parity | None = None
     gate: Gate | None = None
-    problem: str = ""                             # why there is no file, when there is none
-    skipped: bool = False                         # not possible here, no fault of the model
-    sensitive: list[tuple[str, float]] = field(default_factory=list)  # layers, worst first, where it was asked for
-    spared: tuple[str, ...] = ()                  # layers that were left in float besides the head to make it pass
+    problem: str = ""  # why there is no file, when there is none
+    skipped: bool = False  # not possible here, no fault of the model
+    sensitive: list[tuple[str, float]] = field(
+        default_factory=list
+    )  # layers, worst first, where it was asked for
+    spared: tuple[str, ...] = ()  # layers that were left in float besides the head to make it pass
     size_mb: float = 0.0
-    made: bool = True                             # False: it was there already and was judged again
+    made: bool = True  # False: it was there already and was judged again
 
     @property
     def accepted(self) -> bool:
@@ -243,13 +429,39 @@ class StepResult:
         good = "written" if self.made else "accepted"
         said = "skipped" if self.skipped else good if self.accepted else "refused"
         g, p = self.gate, self.parity
-        return {"step": self.step, "file": STEPS[self.step].file if self.made else None,
-                "MB": round(self.size_mb, 1) or None, "matched": p and round(p.matched, 4),
-                "score ±": p and round(p.score_difference, 4),
-                "AP": g and round(g.ap, 4), "AP change": g and f"{g.change.value:+.4f} [{g.change.low:+.4f}, {g.change.high:+.4f}]", "gate": g and g.verdict, "result": said,
-                "why": (f"{len(self.spared)} sensitive layers in float; " if self.spared else "") + (self.problem or (g.reason.partition(": ")[2] if g else ""))}
+        return {
+            "step": self.step,
+            "file": STEPS[self.step].file if self.made else None,
+            "MB": round(self.size_mb, 1) or None,
+            "matched": p and round(p.matched, 4),
+            "score ±": p and round(p.score_difference, 4),
+            "AP": g and round(g.ap, 4),
+            "AP change": g and f"{g.change.value:+.4f} [{g.change.low:+.4f}, {g.change.high:+.4f}]",
+            "gate": g and g.verdict,
+            "result": said,
+            "why": (f"{len(self.spared)} sensitive layers in float; " if self.spared else "")
+            + (self.problem or (g.reason.partition(": ")[2] if g else "")),
+        }
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #03b5722b
+def _line(values: Iterable[Any]) -> str:
+    "A line of a Markdown table."
+    cells = ("–" if v is None or v == "" else str(v).replace("|", "/").replace("\n", " ") for v in values)
+    return f"| {' | '.join(cells)} |"
+
+
+def _where_lost(r: StepResult) -> list[str]:
+    "Where a refused step loses, and which layers feel it: a paragraph each."
+    told = []
+    if r.gate and not r.accepted:
+        lost = (f"{n} {a:.3f} → {b:.3f} ({k})" for n, a, b, k in r.gate.worst[:5])
+        told.append(f"{r.step} loses most at: {'; '.join(lost)}\n")
+    if r.sensitive:
+        layers = (f"{n} {e:.4f}" for n, e in r.sensitive[:5])
+        told.append(f"{r.step}, most sensitive layers: {'; '.join(layers)}\n")
+    return told
+
+# %% ../../nbs/06_optimization/06_optimize.ipynb #0254afda
 @dataclass
 class OptimizeReport:
     "All steps, and the folder with what passed."
@@ -268,60 +480,96 @@ class OptimizeReport:
         "Files that passed."
         return [r.artefact for r in self.results if r.accepted]
 
-    def rows(self) -> list[dict[str, Any]]: return [r.row() for r in self.results]
+    def rows(self) -> list[dict[str, Any]]:
+        return [r.row() for r in self.results]
 
     def markdown(self) -> str:
         "A table and, for what was refused, where the loss is."
         rows = self.rows()
-        line = lambda values: "| " + " | ".join("–" if v is None or v == "" else str(v).replace("|", "/").replace("\n", " ") for v in values) + " |"
-        told = [line(rows[0]), line("---" for _ in rows[0]), *(line(r.values()) for r in rows), ""]
+        told = [_line(rows[0]), _line("---" for _ in rows[0]), *(_line(r.values()) for r in rows), ""]
         for r in self.results:
-            if r.gate and not r.accepted: told.append(f"{r.step} loses most at: " + "; ".join(f"{n} {a:.3f} → {b:.3f} ({k})" for n, a, b, k in r.gate.worst[:5]) + "\n")
-            if r.sensitive: told.append(f"{r.step}, most sensitive layers: " + "; ".join(f"{n} {e:.4f}" for n, e in r.sensitive[:5]) + "\n")
+            told += _where_lost(r)
         kind = self.header.get("instruction set")
-        if kind: told = [f"Judged with {kind}.", "", *told]
+        if kind:
+            told = [f"Judged with {kind}.", "", *told]
         return "\n".join([*told, *(f"Note: {n}" for n in self.notes)]).strip() + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         "Plain types."
-        kept = [{**r.row(), "gate record": r.gate and r.gate.to_dict(), "parity": r.parity and r.parity.to_dict(), "sensitive": r.sensitive[:20]} for r in self.results]
-        return {**self.header, "folder": str(self.folder), "notes": list(self.notes), "steps": json.loads(json.dumps(kept, default=str))}
+        kept = [
+            {
+                **r.row(),
+                "gate record": r.gate and r.gate.to_dict(),
+                "parity": r.parity and r.parity.to_dict(),
+                "sensitive": r.sensitive[:20],
+            }
+            for r in self.results
+        ]
+        return {
+            **self.header,
+            "folder": str(self.folder),
+            "notes": list(self.notes),
+            "steps": json.loads(json.dumps(kept, default=str)),
+        }
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #66ec6975
 def export_pt(
-    path: str | Path,                         # Ultralytics checkpoint
-    folder: str | Path,                       # where the .onnx goes
+    path: str | Path,  # Ultralytics checkpoint
+    folder: str | Path,  # where the .onnx goes
     imgsz: int | tuple[int, int] | None = None,  # of the network input; None: as trained
 ) -> Path:
-    "A checkpoint as ONNX, any batch; MissingExtraError without Ultralytics, BackendError when it cannot be exported."
+    """A checkpoint as ONNX, any batch; MissingExtraError without Ultralytics, BackendError when it cannot be
+    exported."""
     path, folder = Path(path), Path(folder)
-    if not path.is_file(): raise BackendError("there is no such checkpoint", path)
+    if not path.is_file():
+        raise BackendError("there is no such checkpoint", path)
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
-    try: from ultralytics import YOLO
-    except ImportError as e: raise MissingExtraError("ultralytics", "train") from e
+    try:
+        from ultralytics import YOLO
+    except ImportError as e:
+        raise MissingExtraError("ultralytics", "train") from e
     folder.mkdir(parents=True, exist_ok=True)
     copy_over(path, folder / "model.pt")
     try:
         size = imgsz or YOLO(folder / "model.pt").overrides.get("imgsz", 640)
-        made = YOLO(folder / "model.pt").export(format="onnx", dynamic=True, simplify=False, opset=17, imgsz=list(size) if isinstance(size, tuple) else size, verbose=False)
-    except Exception as e: raise BackendError(f"Ultralytics cannot export it: {type(e).__name__}: {str(e)[:200]}", path, "is it an Ultralytics detection checkpoint?") from e
+        made = YOLO(folder / "model.pt").export(
+            format="onnx",
+            dynamic=True,
+            simplify=False,
+            opset=17,
+            imgsz=list(size) if isinstance(size, tuple) else size,
+            verbose=False,
+        )
+    except Exception as e:
+        raise BackendError(
+            f"Ultralytics cannot export it: {type(e).__name__}: {str(e)[:200]}",
+            path,
+            "is it an Ultralytics detection checkpoint?",
+        ) from e
     (folder / "model.pt").unlink()
     return Path(made)
 
 
 def _retrained(
-    checkpoint: str | Path, data: str | Path, settings: PruneSettings, imgsz: tuple[int, int],
-    progress: Callable[[str], None], folder: Path,
+    checkpoint: str | Path,
+    data: str | Path,
+    settings: PruneSettings,
+    imgsz: tuple[int, int],
+    progress: Callable[[str], None],
+    folder: Path,
 ) -> Path:
     "A checkpoint with fewer channels, trained again at the size of the reference, as ONNX."
     settings = replace(settings, imgsz=settings.imgsz or max(imgsz))
     made = prune_and_train(checkpoint, data, folder / "pruned.pt", settings, progress=progress)
     return export_pt(made, folder / "export", imgsz)
 
-
-def _opened(model: str | Path | Model, spec: str | Path | None, folder: Path, imgsz: Any, threads: int) -> Model:
+# %% ../../nbs/06_optimization/06_optimize.ipynb #63a510f1
+def _opened(
+    model: str | Path | Model, spec: str | Path | None, folder: Path, imgsz: Any, threads: int
+) -> Model:
     "The reference: a Model as it is, a checkpoint exported, anything else as `load_model` opens it."
-    if isinstance(model, Model): return model
+    if isinstance(model, Model):
+        return model
     if Path(model).suffix.lower() == ".pt":
         made = export_pt(model, folder / "export", imgsz)
         named = move_file(made, made.with_name(f"{Path(model).stem}.onnx"))
@@ -335,8 +583,12 @@ def _held(out: Path) -> Iterator[None]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _writable(out if out.exists() else out.parent)
-    except OSError as e: raise ConfigError(f"the model folder cannot be written: {e.strerror or e}", out, "choose another folder") from e
-    with build_lock(out): yield
+    except OSError as e:
+        raise ConfigError(
+            f"the model folder cannot be written: {e.strerror or e}", out, "choose another folder"
+        ) from e
+    with build_lock(out):
+        yield
 
 
 @contextlib.contextmanager
@@ -348,32 +600,45 @@ def _staging(out: Path) -> Iterator[Path]:
 
 def _writable(folder: Path) -> None:
     "OSError unless a file can be made in a folder."
-    with tempfile.TemporaryFile(dir=folder): pass
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def _publish(staged: Path, out: Path, names: Iterable[str]) -> None:
-    "Move what passed to its place, the manifest last, and take away what an older manifest there named and nobody names any more."
+    """Move what passed to its place, the manifest last, and take away what an older manifest there named and
+    nobody names any more."""
     old = _named_in(out)
     out.mkdir(exist_ok=True)
     names = list(names)
     for name in [*names, "manifest.json"]:
         move_file(staged / name, out / name)
-    for name in old - set(names): (out / name).unlink(missing_ok=True)
+    for name in old - set(names):
+        (out / name).unlink(missing_ok=True)
 
 
 def _files(artefact: Artefact) -> list[str]:
     "The files of an artefact."
-    return [artefact.file, *([str(Path(artefact.file).with_suffix(".bin"))] if artefact.file.endswith(".xml") else [])]
+    return [
+        artefact.file,
+        *([str(Path(artefact.file).with_suffix(".bin"))] if artefact.file.endswith(".xml") else []),
+    ]
 
-
+# %% ../../nbs/06_optimization/06_optimize.ipynb #fce4ada0
 def _named_in(out: Path) -> set[str]:
     "Files that the manifest in a folder names; nothing without one."
     try:
         manifest = read_json(out / "manifest.json", dict)
     except DataError:
         return set()
-    rows = [a for a in manifest.get("artefacts", []) if isinstance(a, dict) and isinstance(a.get("file"), str)]
-    named = {f for a in rows if a["file"] in {s.file for s in STEPS.values()} for f in _files(Artefact(a["file"], "onnxruntime", "fp32"))}
+    rows = [
+        a for a in manifest.get("artefacts", []) if isinstance(a, dict) and isinstance(a.get("file"), str)
+    ]
+    named = {
+        f
+        for a in rows
+        if a["file"] in {s.file for s in STEPS.values()}
+        for f in _files(Artefact(a["file"], "onnxruntime", "fp32"))
+    }
     return named  # engines and what others put there stay
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #2a653231
@@ -388,9 +653,12 @@ def _open_step(family: ModelManifest, path: Path, step: Step, threads: int) -> M
 def _not_here(name: str) -> str:
     "Why a step cannot be done on this machine; empty when it can."
     if STEPS[name].runtime == "openvino":
-        try: default = default_precision()
-        except BackendError as e: return str(e)
-        if STEPS[name].options.get("precision") == "bf16" and default != "bf16": return "this processor has no bfloat16"
+        try:
+            default = default_precision()
+        except BackendError as e:
+            return str(e)
+        if STEPS[name].options.get("precision") == "bf16" and default != "bf16":
+            return "this processor has no bfloat16"
     return ""
 
 
@@ -398,7 +666,8 @@ def _record(w: Workshop, step: Step, record: dict[str, Any], path: Path) -> Arte
     "The entry of a file in the manifest."
     size = sum(path.with_name(f).stat().st_size for f in _files(Artefact(path.name, "onnxruntime", "fp32")))
     made: dict[str, Any] = {"from": w.model.manifest.sha256[:16] or None, "MB": round(size / 1e6, 2)}
-    if step.purpose: made["purpose"] = step.purpose
+    if step.purpose:
+        made["purpose"] = step.purpose
     if step.precision == "int8" and (c := w.calibration) is not None:
         calibrated = {"pictures": len(c.paths), "of": c.found, "sha256": c.digest[:16], "limits": w.limits}
         made |= {"calibration": calibrated, "in float besides the head": list(w.keep)}
@@ -415,11 +684,14 @@ class Judge:
     max_loss: float
     strict: bool
     draws: int
-    pictures: int = 32                        # for parity
+    pictures: int = 32  # for parity
     columns: Any = None
     with_sensitivity: bool = False
     threads: int = 0
-    spare: Sequence[int] = (4, 16)            # so many of the most sensitive layers are left in float where eight bits fail
+    spare: Sequence[int] = (
+        4,
+        16,
+    )  # so many of the most sensitive layers are left in float where eight bits fail
 
     @property
     def can_decide(self) -> bool:
@@ -428,39 +700,64 @@ class Judge:
 
     def shown(self) -> Iterator[np.ndarray]:
         "Pictures for the parity check, evenly out of the labelled ones, one at a time."
-        for i in np.unique(np.linspace(0, len(self.items) - 1, min(self.pictures, len(self.items))).astype(int)): yield read_image(self.items[i].path)
+        for i in np.unique(
+            np.linspace(0, len(self.items) - 1, min(self.pictures, len(self.items))).astype(int)
+        ):
+            yield read_image(self.items[i].path)
 
-# %% ../../nbs/06_optimization/06_optimize.ipynb #ba637bcc
+
 def run_step(name: str, w: Workshop, judge: Judge, folder: Path) -> StepResult:
-    "Make one file in `folder`, compare it, judge it; where eight bits fail, again with the most sensitive layers in float."
+    """Make one file in `folder`, compare it, judge it; where eight bits fail, again with the most sensitive
+    layers in float."""
     result = _attempt(name, w, judge, folder)
-    if result.accepted or result.skipped or STEPS[name].precision != "int8" or STEPS[name].make is None or w.calibration is None or not judge.can_decide: return result
+    if (
+        result.accepted
+        or result.skipped
+        or STEPS[name].precision != "int8"
+        or STEPS[name].make is None
+        or w.calibration is None
+        or not judge.can_decide
+    ):
+        return result
     for count in judge.spare:
         more = tuple(n for n, _ in w.sensitive()[:count])
         again = replace(_attempt(name, replace(w, keep=(*w.keep, *more)), judge, folder), spared=more)
-        if again.accepted: return again
-        if again.gate and (result.gate is None or again.gate.ap > result.gate.ap): result = again  # the best that there was is reported
+        if again.accepted:
+            return again
+        if again.gate and (result.gate is None or again.gate.ap > result.gate.ap):
+            result = again  # the best that there was is reported
     return replace(result, sensitive=w.sensitive() if judge.with_sensitivity else [])
 
-
+# %% ../../nbs/06_optimization/06_optimize.ipynb #91e1924b
 def _attempt(name: str, w: Workshop, judge: Judge, folder: Path) -> StepResult:
     "One file, made and judged; deleted when it is refused."
     step, result = STEPS[name], StepResult(name)
-    if reason := _not_here(name): return replace(result, problem=reason, skipped=True)
+    if reason := _not_here(name):
+        return replace(result, problem=reason, skipped=True)
     path = folder / step.file
     try:
-        if step.make is not None: step.make(w, path)
-        elif not path.is_file(): return replace(result, problem="the file that it shares was refused", skipped=True)
-        result.size_mb = sum((folder / f).stat().st_size for f in _files(Artefact(step.file, "onnxruntime", "fp32"))) / 1e6
+        if step.make is not None:
+            step.make(w, path)
+        elif not path.is_file():
+            return replace(result, problem="the file that it shares was refused", skipped=True)
+        result.size_mb = (
+            sum((folder / f).stat().st_size for f in _files(Artefact(step.file, "onnxruntime", "fp32"))) / 1e6
+        )
         model = _open_step(w.model.manifest, path, step, judge.threads)
-        try: result.parity, result.gate, record = _judged(w.model, judge, step, model)
-        finally: model.close()
+        try:
+            result.parity, result.gate, record = _judged(w.model, judge, step, model)
+        finally:
+            model.close()
         result.artefact = _record(w, step, record, path)
-        if not result.accepted: result.problem = result.gate.reason
-    except ParityError as e: result.problem, result.parity = e.what, e.parity
-    except CVPipelineError as e: result.problem = str(e)
+        if not result.accepted:
+            result.problem = result.gate.reason
+    except ParityError as e:
+        result.problem, result.parity = e.what, e.parity
+    except CVPipelineError as e:
+        result.problem = str(e)
     if not result.accepted and step.make is not None:
-        for file in _files(Artefact(step.file, "onnxruntime", "fp32")): (folder / file).unlink(missing_ok=True)
+        for file in _files(Artefact(step.file, "onnxruntime", "fp32")):
+            (folder / file).unlink(missing_ok=True)
     return result
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #71d0c3e9
@@ -471,9 +768,18 @@ def _judged(reference: Model, judge: Judge, step: Step, model: Model) -> tuple[P
     new = predict_set(model, judge.items, columns=judge.columns)
     gate = accuracy_gate(new, judge.reference, judge.max_loss, judge.strict, judge.draws)
     if step.exact and not gate.accepted and abs(gate.change.value) <= min(judge.max_loss, 0.001):
-        gate = replace(gate, accepted=True, reason=f"{gate.reason}; the same arithmetic, so that parity decides")
-    record = {**gate.to_dict(), "pictures": len(new), "objects": len(new.truth), "data": data_hash(new),
-              "judged on": step.runtime, "instruction set": instruction_set(), "parity": parity.to_dict()}
+        gate = replace(
+            gate, accepted=True, reason=f"{gate.reason}; the same arithmetic, so that parity decides"
+        )
+    record = {
+        **gate.to_dict(),
+        "pictures": len(new),
+        "objects": len(new.truth),
+        "data": data_hash(new),
+        "judged on": step.runtime,
+        "instruction set": instruction_set(),
+        "parity": parity.to_dict(),
+    }
     return parity, gate, record
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #f97c63e4
@@ -517,7 +823,8 @@ class OptimizeSettings:
 def _labelled(frozen: str | Path | Iterable[LabelledImage]) -> list[LabelledImage]:
     "The pictures of the gate; DataError without any."
     items = read_dataset(frozen) if isinstance(frozen, (str, Path)) else list(frozen)
-    if not items: raise DataError("there is no labelled picture to judge on", "optimize", "give the frozen test set")
+    if not items:
+        raise DataError("there is no labelled picture to judge on", "optimize", "give the frozen test set")
     return items
 
 
@@ -525,15 +832,24 @@ def _header(reference: Model, judge: Judge) -> dict[str, Any]:
     "What a report was made of and with."
     data = data_hash(judge.reference)
     made = stamp(reference.identity, data, {"max_loss": judge.max_loss, "strict": judge.strict})
-    return {"model": reference.backend.name, "instruction set": instruction_set(), "pictures": len(judge.items),
-            "data": data, "stamp": made}
+    return {
+        "model": reference.backend.name,
+        "instruction set": instruction_set(),
+        "pictures": len(judge.items),
+        "data": data,
+        "stamp": made,
+    }
 
 
 def _check_wishes(model: Any, out: Path, settings: OptimizeSettings) -> None:
     "ConfigError for what can be known to be wrong before the work begins."
     checkpoint = not isinstance(model, Model) and Path(model).suffix.lower() == ".pt"
     if settings.retrain is not None and not checkpoint:
-        raise ConfigError("only an Ultralytics checkpoint can be trained again", model, "give the .pt, or prune without retrain")
+        raise ConfigError(
+            "only an Ultralytics checkpoint can be trained again",
+            model,
+            "give the .pt, or prune without retrain",
+        )
     if (out / "manifest.json").exists() and not settings.overwrite:
         hint = "overwrite=True (--replace) if it may be replaced"
         raise ConfigError("there is a model in this folder already", out, hint)
@@ -541,40 +857,75 @@ def _check_wishes(model: Any, out: Path, settings: OptimizeSettings) -> None:
 # %% ../../nbs/06_optimization/06_optimize.ipynb #88ee20a4
 def _overlap(calibration: CalibrationSet | None, items: Sequence[LabelledImage]) -> list[str]:
     "A note when pictures of the gate were calibrated with: then it judges what it has seen."
-    if calibration is None: return []
+    if calibration is None:
+        return []
     both = {p.resolve() for p in calibration.paths} & {i.path.resolve() for i in items}
-    return [f"{len(both)} of the {len(items)} pictures of the gate were also calibrated with: its verdict is friendlier than the truth"] if both else []
+    return (
+        [
+            f"{len(both)} of the {len(items)} pictures of the gate were also calibrated with: its verdict is "
+            "friendlier than the truth"
+        ]
+        if both
+        else []
+    )
 
 
 def _chosen(calibration: Any, s: OptimizeSettings, items: Sequence[LabelledImage]) -> CalibrationSet | None:
     "Calibration pictures, chosen for coverage where they are not chosen yet."
-    if calibration is None or isinstance(calibration, CalibrationSet): return calibration
+    if calibration is None or isinstance(calibration, CalibrationSet):
+        return calibration
     return choose_calibration(calibration, s.pictures, s.seed, [i.path for i in items], read_image)
 
 
 def _workshop(model: Model, calibration: CalibrationSet | None, s: OptimizeSettings) -> Workshop:
     "The reference with its float graph, simplified and for any batch where that is possible."
     graph = open_graph(model.path) if model.path else None
-    if graph is None: raise BackendError("the model has no file to start from", model.manifest.name)
-    if (facts := inspect_graph(graph)).quantised: raise BackendError("the model is quantised already", model.path, "start from the float model")
-    if facts.suppression: raise BackendError(f"suppression lies inside the graph ({facts.suppression[0]}): what comes after it cannot be judged by scores", model.path, "export with nms=False")
+    if graph is None:
+        raise BackendError("the model has no file to start from", model.manifest.name)
+    if (facts := inspect_graph(graph)).quantised:
+        raise BackendError("the model is quantised already", model.path, "start from the float model")
+    if facts.suppression:
+        raise BackendError(
+            f"suppression lies inside the graph ({facts.suppression[0]}): what comes after it cannot be "
+            "judged by scores",
+            model.path,
+            "export with nms=False",
+        )
     graph = simplify(graph)
-    try: graph = dynamic_batch(graph)
-    except BackendError: pass  # it keeps its batch of one: every backend can live with that
+    try:
+        graph = dynamic_batch(graph)
+    except BackendError:
+        pass  # it keeps its batch of one: every backend can live with that
     if unknown := sorted(set(s.keep) - {n.name for n in graph.graph.node}):
-        raise ConfigError(f"there is no node {unknown[0]!r} to keep in float", model.path, "names are those of the simplified graph; see sensitivity()")
+        raise ConfigError(
+            f"there is no node {unknown[0]!r} to keep in float",
+            model.path,
+            "names are those of the simplified graph; see sensitivity()",
+        )
     return Workshop(model, graph, calibration, s.limits, tuple(s.keep), s.prune.share)
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #8bb263b1
+def _check_first(float_step: StepResult, reference: Model) -> None:
+    "ParityError when already the simplified float file is another model."
+    if not float_step.accepted:
+        raise ParityError(
+            f"not even the simplified float file answers like the model: {float_step.problem}",
+            reference.path,
+            "nothing was written",
+            float_step.parity,
+        )
+
+# %% ../../nbs/06_optimization/06_optimize.ipynb #f7702018
 def optimize(
-    model: str | Path | Model,                        # .pt, .onnx, model folder, bundled name, or an open model
-    out: str | Path,                                  # model folder to write
-    frozen: str | Path | Iterable[LabelledImage],     # labelled pictures that the gate judges on
-    calibration: str | Path | Iterable[Any] | CalibrationSet | None = None,  # pictures to calibrate with; needed for eight bits
+    model: str | Path | Model,  # .pt, .onnx, model folder, bundled name, or an open model
+    out: str | Path,  # model folder to write
+    frozen: str | Path | Iterable[LabelledImage],  # labelled pictures that the gate judges on
+    # pictures to calibrate with; needed for eight bits
+    calibration: str | Path | Iterable[Any] | CalibrationSet | None = None,
     settings: OptimizeSettings | None = None,
     *,
-    spec: str | Path | None = None,                   # manifest for a bare file
-    columns: Any = None,                              # what is known about the labelled pictures
+    spec: str | Path | None = None,  # manifest for a bare file
+    columns: Any = None,  # what is known about the labelled pictures
     progress: Callable[[str], None] = lambda text: None,  # told what is done
 ) -> OptimizeReport:
     "Make the files of a model, judge each, and write those that passed into one folder with their manifest."
@@ -589,15 +940,24 @@ def optimize(
             w.retrain = partial(_retrained, model, s.retrain, s.prune, size, progress)
         progress(f"judging {reference.manifest.name} on {len(items)} pictures")
         seen = predict_set(reference, items, columns=columns)
-        judge = Judge(items, seen, s.max_loss, s.strict, s.draws, columns=columns,
-                      with_sensitivity=s.with_sensitivity, threads=s.threads, spare=s.spare)
+        judge = Judge(
+            items,
+            seen,
+            s.max_loss,
+            s.strict,
+            s.draws,
+            columns=columns,
+            with_sensitivity=s.with_sensitivity,
+            threads=s.threads,
+            spare=s.spare,
+        )
         results = []
         for name in _in_order(s.steps):
             progress(name)
             results.append(run_step(name, w, judge, folder))
         notes = (*(chosen.notes if chosen else ()), *_overlap(chosen, items))
         report = OptimizeReport(out, results, notes, _header(reference, judge))
-        if not report["fp32"].accepted: raise ParityError(f"not even the simplified float file answers like the model: {report['fp32'].problem}", reference.path, "nothing was written", report["fp32"].parity)
+        _check_first(report["fp32"], reference)
         _write(w, report, folder, out)
     return report
 
@@ -618,17 +978,21 @@ def _as_step(a: Artefact) -> Step:
 def _again(a: Artefact, folder: Path, reference: Model, judge: Judge) -> StepResult:
     "One file of a folder, judged on this machine; skipped when it cannot be opened here at all."
     result, step = StepResult(a.label, made=False), _as_step(a)
-    if a.backend == "tensorrt": return replace(result, problem="an engine runs on no processor", skipped=True)
+    if a.backend == "tensorrt":
+        return replace(result, problem="an engine runs on no processor", skipped=True)
     try:
         path = find_artefact(folder, a)
         model = _open_step(reference.manifest, path, step, judge.threads)
-    except CVPipelineError as e: return replace(result, problem=str(e), skipped=True)
+    except CVPipelineError as e:
+        return replace(result, problem=str(e), skipped=True)
     result.size_mb = sum(path.with_name(f).stat().st_size for f in _files(replace(a, file=path.name))) / 1e6
-    try: result.parity, result.gate, record = _judged(reference, judge, step, model)
+    try:
+        result.parity, result.gate, record = _judged(reference, judge, step, model)
     except CVPipelineError as e:
         record = {"accepted": False, "reason": e.what, "judged on": a.backend}
         result.parity = getattr(e, "parity", None)
-    finally: model.close()
+    finally:
+        model.close()
     result.artefact = a.judged(instruction_set(), record)
     return replace(result, problem="" if record["accepted"] else record["reason"])
 
@@ -642,15 +1006,19 @@ def _own_folder(folder: Path) -> ModelManifest:
     if not manifest.artefacts:
         raise ConfigError("the model has no file besides its own", folder, "cv-pipeline optimize makes some")
     for a in manifest.artefacts:  # saving takes checksums anew: a changed file must not pass
-        if (folder / a.file).is_file(): find_artefact(folder, a)
+        if (folder / a.file).is_file():
+            find_artefact(folder, a)
     return manifest
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #5b7f0d13
 def verify(
-    folder: str | Path,                               # model folder with its manifest
-    frozen: str | Path | Iterable[LabelledImage],     # labelled pictures that the gate judges on
-    max_loss: float = 0.005, strict: bool = False, draws: int = 1000,   # of the gate
-    columns: Any = None, threads: int = 0,
+    folder: str | Path,  # model folder with its manifest
+    frozen: str | Path | Iterable[LabelledImage],  # labelled pictures that the gate judges on
+    max_loss: float = 0.005,
+    strict: bool = False,
+    draws: int = 1000,  # of the gate
+    columns: Any = None,
+    threads: int = 0,
     progress: Callable[[str], None] = lambda text: None,
 ) -> OptimizeReport:
     "Judge a folder's files on this machine; the verdicts for its instruction set go into the manifest."
@@ -662,8 +1030,11 @@ def verify(
         seen = predict_set(reference, items, columns=columns)
         judge = Judge(items, seen, max_loss, strict, draws, columns=columns, threads=threads)
         if not judge.can_decide:
-            raise DataError(f"{len(items)} pictures with {len(seen.truth)} objects cannot judge", "optimize",
-                            f"at least {FEWEST_PICTURES} and {FEWEST_OBJECTS} are needed")
+            raise DataError(
+                f"{len(items)} pictures with {len(seen.truth)} objects cannot judge",
+                "optimize",
+                f"at least {FEWEST_PICTURES} and {FEWEST_OBJECTS} are needed",
+            )
         results = []
         for a in [a for a in own.artefacts if a.label != own_file(own).label]:
             progress(a.label)

@@ -20,22 +20,30 @@ __all__ = ['LIMITS', 'scores_of', 'match_detections', 'Limits', 'ParityError', '
 # %% ../../nbs/06_optimization/03_parity.ipynb #6e43f686
 def scores_of(
     raw: np.ndarray,  # (B, …) raw output
-    head: str,        # "yolov8" | "yolox" | "end2end"
-) -> np.ndarray:      # (B, N): the best score of each candidate
+    head: str,  # "yolov8" | "yolox" | "end2end"
+) -> np.ndarray:  # (B, N): the best score of each candidate
     "The scores in a raw output."
-    if head == "yolov8": return raw[:, 4:].max(axis=1)
-    if head == "yolox": return raw[:, :, 4] * raw[:, :, 5:].max(axis=2)
+    if head == "yolov8":
+        return raw[:, 4:].max(axis=1)
+    if head == "yolox":
+        return raw[:, :, 4] * raw[:, :, 5:].max(axis=2)
     return raw[:, :, 4]
 
 
 def match_detections(
-    a: Detections, b: Detections,
+    a: Detections,
+    b: Detections,
     iou: float = 0.5,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # rows of a, rows of b, overlaps
     "Pairs of the same class that overlap, the best overlap first, each used once."
     overlap = box_iou(a.xyxy, b.xyxy) * (a.class_id[:, None] == b.class_id[None])
     rows, columns = np.nonzero(overlap >= iou)
-    order, free_a, free_b, kept = np.argsort(-overlap[rows, columns], kind="stable"), np.ones(len(a), bool), np.ones(len(b), bool), []
+    order, free_a, free_b, kept = (
+        np.argsort(-overlap[rows, columns], kind="stable"),
+        np.ones(len(a), bool),
+        np.ones(len(b), bool),
+        [],
+    )
     for k in order:
         if free_a[rows[k]] and free_b[columns[k]]:
             free_a[rows[k]] = free_b[columns[k]] = False
@@ -54,21 +62,27 @@ def _lost(a: Detections, matched: np.ndarray, threshold: np.ndarray, margin: flo
 class Limits:
     "What still counts as the same model."
 
-    matched: float        # at least this share of detections has its partner
-    score: float          # mean difference of matched scores at most
-    iou: float            # mean overlap of matched boxes at least
-    spread: float = 0.5   # spread of scores, relative to the reference, at least (and at most its inverse)
+    matched: float  # at least this share of detections has its partner
+    score: float  # mean difference of matched scores at most
+    iou: float  # mean overlap of matched boxes at least
+    spread: float = 0.5  # spread of scores, relative to the reference, at least (and at most its inverse)
     margin: float = 0.05  # a lone detection this close above the threshold is not counted
 
 
-LIMITS = {"fp32": Limits(0.999, 0.001, 0.995, 0.98, 0.01), "fp16": Limits(0.98, 0.01, 0.98, 0.9, 0.02), "bf16": Limits(0.90, 0.03, 0.93, 0.8),
-          "int8": Limits(0.75, 0.10, 0.85, 0.5, 0.10)}
+LIMITS = {
+    "fp32": Limits(0.999, 0.001, 0.995, 0.98, 0.01),
+    "fp16": Limits(0.98, 0.01, 0.98, 0.9, 0.02),
+    "bf16": Limits(0.90, 0.03, 0.93, 0.8),
+    "int8": Limits(0.75, 0.10, 0.85, 0.5, 0.10),
+}
 
 
 class ParityError(BackendError):
     "A converted model does not answer like the one it was made from; `parity` holds the numbers."
 
-    def __init__(self, what: str, where: object = None, hint: str | None = None, parity: Parity | None = None):
+    def __init__(
+        self, what: str, where: object = None, hint: str | None = None, parity: Parity | None = None
+    ):
         self.parity = parity
         super().__init__(what, where, hint)
 
@@ -80,29 +94,44 @@ class Parity:
     images: int
     reference_detections: int
     candidate_detections: int
-    matched: float          # share of the clear detections of both that have a partner; 1 where there are none
+    matched: float  # share of the clear detections of both that have a partner; 1 where there are none
     score_difference: float  # mean, of matched detections
-    iou: float              # mean, of matched detections; 1 without any
-    spread: float           # standard deviation of all scores, candidate over reference
-    values: int             # different scores in the candidate's outputs
-    max_difference: float   # raw output, largest
+    iou: float  # mean, of matched detections; 1 without any
+    spread: float  # standard deviation of all scores, candidate over reference
+    values: int  # different scores in the candidate's outputs
+    max_difference: float  # raw output, largest
     mean_difference: float  # raw output, mean
     problems: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         "Plain types, rounded."
-        return {k: round(v, 6) if isinstance(v, float) else list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {
+            k: round(v, 6) if isinstance(v, float) else list(v) if isinstance(v, tuple) else v
+            for k, v in asdict(self).items()
+        }
 
 # %% ../../nbs/06_optimization/03_parity.ipynb #e2f54e19
 def _judged(p: Parity, limits: Limits) -> tuple[str, ...]:
     "What is wrong with these numbers, a line each."
     found = []
     if p.values <= 2 or p.spread < 0.01:
-        found.append(f"its scores are all the same ({p.values} different value{'s' * (p.values != 1)}, spread {p.spread:.1%} of the reference's): the head was quantised away")
-    elif not limits.spread <= p.spread <= 1 / limits.spread: found.append(f"its scores spread {p.spread:.2f} times as wide as the reference's")
-    if p.matched < limits.matched: found.append(f"only {p.matched:.1%} of the detections are matched ({p.reference_detections} before, {p.candidate_detections} now), at least {limits.matched:.1%} expected")
-    if p.score_difference > limits.score: found.append(f"matched scores differ by {p.score_difference:.3f} on average, at most {limits.score:g} expected")
-    if p.iou < limits.iou: found.append(f"matched boxes overlap by {p.iou:.3f} on average, at least {limits.iou:g} expected")
+        found.append(
+            f"its scores are all the same ({p.values} different value{'s' * (p.values != 1)}, spread "
+            f"{p.spread:.1%} of the reference's): the head was quantised away"
+        )
+    elif not limits.spread <= p.spread <= 1 / limits.spread:
+        found.append(f"its scores spread {p.spread:.2f} times as wide as the reference's")
+    if p.matched < limits.matched:
+        found.append(
+            f"only {p.matched:.1%} of the detections are matched ({p.reference_detections} before, "
+            f"{p.candidate_detections} now), at least {limits.matched:.1%} expected"
+        )
+    if p.score_difference > limits.score:
+        found.append(
+            f"matched scores differ by {p.score_difference:.3f} on average, at most {limits.score:g} expected"
+        )
+    if p.iou < limits.iou:
+        found.append(f"matched boxes overlap by {p.iou:.3f} on average, at least {limits.iou:g} expected")
     return tuple(found)
 
 
@@ -112,7 +141,7 @@ def _answers(model: Model, image: np.ndarray) -> tuple[np.ndarray, Detections]:
     raw = np.asarray(model.backend.infer(batch), np.float32)
     return raw, model.postprocess(raw, geometries)[0]
 
-
+# %% ../../nbs/06_optimization/03_parity.ipynb #f00ba5e9
 class _Sums:
     "What is gathered picture by picture; no picture or output is kept."
 
@@ -122,44 +151,76 @@ class _Sums:
         self.moments, self.largest, self.mean = np.zeros((2, 3)), 0.0, 0.0
 
     def add(self, a: np.ndarray, b: np.ndarray, head: str) -> None:
-        if a.shape != b.shape: raise ParityError(f"the outputs have different shapes: {a.shape} and {b.shape}", "parity", "the files are not of one model")
+        if a.shape != b.shape:
+            raise ParityError(
+                f"the outputs have different shapes: {a.shape} and {b.shape}",
+                "parity",
+                "the files are not of one model",
+            )
         gap = np.abs(a - b)
-        self.count, self.largest, self.mean = self.count + 1, max(self.largest, float(gap.max())), self.mean + float(gap.mean())
+        self.count += 1
+        self.largest, self.mean = max(self.largest, float(gap.max())), self.mean + float(gap.mean())
         for row, raw in enumerate((a, b)):
             s = scores_of(raw, head).astype(np.float64).ravel()
             self.moments[row] += len(s), s.sum(), (s * s).sum()
-        if len(self.values) < 1000: self.values.update(np.unique(scores_of(b, head)).tolist()[:1000])
+        if len(self.values) < 1000:
+            self.values.update(np.unique(scores_of(b, head)).tolist()[:1000])
+
+    def match(self, a: Detections, b: Detections, threshold: np.ndarray, margin: float) -> None:
+        rows, columns, overlap = match_detections(a, b)
+        lost = _lost(a, rows, threshold, margin) + _lost(b, columns, threshold, margin)
+        self.shown_a, self.shown_b = self.shown_a + len(a), self.shown_b + len(b)
+        self.lost, self.clear = self.lost + lost, self.clear + lost + 2 * len(rows)
+        self.scores += np.abs(a.confidence[rows] - b.confidence[columns]).tolist()
+        self.ious += overlap.tolist()
 
     def spread(self) -> float:
         n, total, squares = self.moments.T
         deviation = np.sqrt(np.maximum(squares / n - (total / n) ** 2, 0))
         return float(deviation[1] / max(deviation[0], 1e-12))
 
+    def parity(self) -> Parity:
+        average = lambda values, empty: float(np.mean(values)) if values else empty
+        return Parity(
+            self.count,
+            self.shown_a,
+            self.shown_b,
+            1 - self.lost / self.clear if self.clear else 1.0,
+            average(self.scores, 0.0),
+            average(self.ious, 1.0),
+            self.spread(),
+            len(self.values),
+            self.largest,
+            self.mean / self.count,
+        )
+
 # %% ../../nbs/06_optimization/03_parity.ipynb #5db3fd29
 def check_parity(
-    reference: Model,                       # the file that is trusted
-    candidate: Model,                       # the file made from it, with its own preprocessing
-    images: Iterable[np.ndarray],           # BGR pictures, some with objects; one is in memory at a time
-    precision: str = "fp32",                # of the candidate: chooses the limits
-    limits: Limits | None = None,           # own ones
-    fail: bool = True,                      # raise; False: only say it in `problems`
+    reference: Model,  # the file that is trusted
+    candidate: Model,  # the file made from it, with its own preprocessing
+    images: Iterable[np.ndarray],  # BGR pictures, some with objects; one is in memory at a time
+    precision: str = "fp32",  # of the candidate: chooses the limits
+    limits: Limits | None = None,  # own ones
+    fail: bool = True,  # raise; False: only say it in `problems`
 ) -> Parity:
     "Compare two files of one model; ParityError when they answer differently."
-    if limits is None and precision not in LIMITS: raise ConfigError(f"no limits for precision {precision!r}", "parity", f"known: {', '.join(LIMITS)}")
+    if limits is None and precision not in LIMITS:
+        raise ConfigError(f"no limits for precision {precision!r}", "parity", f"known: {', '.join(LIMITS)}")
     limits, sums, head = limits or LIMITS[precision], _Sums(), reference.manifest.postprocess.head
     threshold = np.minimum(reference.postprocess.rules.floor, 1)
     for image in images:
         (raw_a, a), (raw_b, b) = _answers(reference, image), _answers(candidate, image)
         sums.add(raw_a, raw_b, head)
-        rows, columns, overlap = match_detections(a, b)
-        lost = _lost(a, rows, threshold, limits.margin) + _lost(b, columns, threshold, limits.margin)
-        sums.shown_a, sums.shown_b, sums.lost, sums.clear = sums.shown_a + len(a), sums.shown_b + len(b), sums.lost + lost, sums.clear + lost + 2 * len(rows)
-        sums.scores += np.abs(a.confidence[rows] - b.confidence[columns]).tolist(); sums.ious += overlap.tolist()
-    if not sums.count: raise BackendError("there is no picture to compare on", "parity", "give some with objects in them")
-    average = lambda values, empty: float(np.mean(values)) if values else empty
-    found = Parity(sums.count, sums.shown_a, sums.shown_b, 1 - sums.lost / sums.clear if sums.clear else 1.0, average(sums.scores, 0.0), average(sums.ious, 1.0),
-                   sums.spread(), len(sums.values), sums.largest, sums.mean / sums.count)
+        sums.match(a, b, threshold, limits.margin)
+    if not sums.count:
+        raise BackendError("there is no picture to compare on", "parity", "give some with objects in them")
+    found = sums.parity()
     found = replace(found, problems=_judged(found, limits))
     if fail and found.problems:
-        raise ParityError("; ".join(found.problems), candidate.backend.name, "nothing was written; the head must stay in float, and preprocessing must be the file's own", found)
+        raise ParityError(
+            "; ".join(found.problems),
+            candidate.backend.name,
+            "nothing was written; the head must stay in float, and preprocessing must be the file's own",
+            found,
+        )
     return found

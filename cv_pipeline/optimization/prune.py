@@ -22,14 +22,16 @@ __all__ = ['prunable_layers', 'channel_worth', 'take_channels', 'PruneSettings',
 # %% ../../nbs/06_optimization/02_prune.ipynb #48c6044c
 def _torch() -> Any:
     "PyTorch, which comes with Ultralytics."
-    try: import torch
-    except ImportError as e: raise MissingExtraError("torch", "train") from e
+    try:
+        import torch
+    except ImportError as e:
+        raise MissingExtraError("torch", "train") from e
     return torch
 
 
 def prunable_layers(
-    net: Any,                 # Ultralytics detection network, torch.nn.Module
-) -> list[tuple[Any, Any]]:   # (block of convolution, norm and activation; the one convolution that reads it)
+    net: Any,  # Ultralytics detection network, torch.nn.Module
+) -> list[tuple[Any, Any]]:  # (block of convolution, norm and activation; the one convolution that reads it)
     "Blocks whose output is read by one convolution only."
     from ultralytics.nn.modules import Bottleneck, Conv, Detect
 
@@ -38,15 +40,24 @@ def prunable_layers(
         for branch in (*head.cv2, *head.cv3):
             steps = list(branch)
             found += [(a, getattr(b, "conv", b)) for a, b in zip(steps, steps[1:]) if isinstance(a, Conv)]
-    return [(a, b) for a, b in found if isinstance(a, Conv) and a.conv.groups == 1 and getattr(b, "groups", 0) == 1]
+    return [
+        (a, b)
+        for a, b in found
+        if isinstance(a, Conv) and a.conv.groups == 1 and getattr(b, "groups", 0) == 1
+    ]
 
 # %% ../../nbs/06_optimization/02_prune.ipynb #e3a97efc
 def channel_worth(
-    block: Any,      # convolution and batch norm
-) -> Any:            # (channels,) tensor
-    "L1 norm of each filter as the norm behind it scales it (Li et al., Pruning filters for efficient convnets, 2017)."
+    block: Any,  # convolution and batch norm
+) -> Any:  # (channels,) tensor
+    """L1 norm of each filter as the norm behind it scales it (Li et al., Pruning filters for efficient
+    convnets, 2017)."""
     norm = block.bn
-    return block.conv.weight.detach().abs().sum(dim=(1, 2, 3)) * norm.weight.detach().abs() / (norm.running_var + norm.eps).sqrt()
+    return (
+        block.conv.weight.detach().abs().sum(dim=(1, 2, 3))
+        * norm.weight.detach().abs()
+        / (norm.running_var + norm.eps).sqrt()
+    )
 
 
 def _narrow(module: Any, kept: Any, names: dict[str, int]) -> None:
@@ -54,24 +65,28 @@ def _narrow(module: Any, kept: Any, names: dict[str, int]) -> None:
     torch = _torch()
     for name, axis in names.items():
         old = getattr(module, name)
-        if old is None: continue
+        if old is None:
+            continue
         new = old.detach().index_select(axis, kept).clone()
-        if isinstance(old, torch.nn.Parameter): setattr(module, name, torch.nn.Parameter(new))
-        else: setattr(module, name, new)
+        if isinstance(old, torch.nn.Parameter):
+            setattr(module, name, torch.nn.Parameter(new))
+        else:
+            setattr(module, name, new)
 
 
 def take_channels(
-    net: Any,        # changed in place
-    share: float,    # 0..1 of the channels of each prunable block
-    step: int = 8,   # what stays is a multiple of it
-) -> int:            # channels taken out
+    net: Any,  # changed in place
+    share: float,  # 0..1 of the channels of each prunable block
+    step: int = 8,  # what stays is a multiple of it
+) -> int:  # channels taken out
     "Take out the channels that say least."
     check_share(share)
     taken = 0
     for block, reader in prunable_layers(net):
         width = block.conv.out_channels
         keep = min(width, max(step, -(-round(width * (1 - share)) // step) * step))
-        if keep == width: continue
+        if keep == width:
+            continue
         kept = channel_worth(block).topk(keep).indices.sort().values
         _narrow(block.conv, kept, {"weight": 0, "bias": 0})
         _narrow(block.bn, kept, {"weight": 0, "bias": 0, "running_mean": 0, "running_var": 0})
@@ -83,12 +98,22 @@ def take_channels(
 # %% ../../nbs/06_optimization/02_prune.ipynb #48296a3f
 def _checkpoint(path: Path) -> Any:
     "The network in an Ultralytics checkpoint."
-    if not path.is_file(): raise BackendError("there is no such checkpoint", path)
-    try: from ultralytics import YOLO
-    except ImportError as e: raise MissingExtraError("ultralytics", "train") from e
-    try: model = YOLO(path)
-    except Exception as e: raise BackendError(f"Ultralytics cannot open it: {type(e).__name__}: {str(e)[:160]}", path, "is it an Ultralytics detection checkpoint?") from e
-    if model.task != "detect": raise BackendError(f"it is for the task '{model.task}', not a detector", path)
+    if not path.is_file():
+        raise BackendError("there is no such checkpoint", path)
+    try:
+        from ultralytics import YOLO
+    except ImportError as e:
+        raise MissingExtraError("ultralytics", "train") from e
+    try:
+        model = YOLO(path)
+    except Exception as e:
+        raise BackendError(
+            f"Ultralytics cannot open it: {type(e).__name__}: {str(e)[:160]}",
+            path,
+            "is it an Ultralytics detection checkpoint?",
+        ) from e
+    if model.task != "detect":
+        raise BackendError(f"it is for the task '{model.task}', not a detector", path)
     return model
 
 
@@ -96,8 +121,16 @@ def _same_classes(model: Any, data: Path) -> None:
     "DataError unless the data has the classes of the checkpoint, in its order."
     with expecting("not a data.yaml with names", data, "`cv-pipeline data split` writes one"):
         names = read_yaml(data)["names"]
-    theirs, ours = list(names.values()) if isinstance(names, dict) else list(names), [model.names[k] for k in sorted(model.names)]
-    if theirs != ours: raise DataError("the data has other classes than the checkpoint, or another order", data, f"data: {', '.join(map(str, theirs[:8]))}; checkpoint: {', '.join(ours[:8])}")
+    theirs, ours = (
+        list(names.values()) if isinstance(names, dict) else list(names),
+        [model.names[k] for k in sorted(model.names)],
+    )
+    if theirs != ours:
+        raise DataError(
+            "the data has other classes than the checkpoint, or another order",
+            data,
+            f"data: {', '.join(map(str, theirs[:8]))}; checkpoint: {', '.join(ours[:8])}",
+        )
 
 # %% ../../nbs/06_optimization/02_prune.ipynb #8fbc52a8
 @dataclass(frozen=True)
@@ -123,14 +156,15 @@ class PruneSettings:
 
 # %% ../../nbs/06_optimization/02_prune.ipynb #797eb052
 def prune_and_train(
-    checkpoint: str | Path,         # Ultralytics .pt
-    data: str | Path,               # data.yaml with train and val
-    out: str | Path,                # .pt to write
+    checkpoint: str | Path,  # Ultralytics .pt
+    data: str | Path,  # data.yaml with train and val
+    out: str | Path,  # .pt to write
     settings: PruneSettings | None = None,
     *,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Path:
-    "Take channels out of a checkpoint and train the rest. The best epoch is kept; nothing is written when training fails."
+    """Take channels out of a checkpoint and train the rest. The best epoch is kept; nothing is written when
+    training fails."""
     s, checkpoint, data, out = settings or PruneSettings(), Path(checkpoint), Path(data), Path(out)
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     model = _checkpoint(checkpoint)
@@ -149,9 +183,18 @@ def prune_and_train(
 def _trainer_options(s: PruneSettings) -> dict[str, Any]:
     "What Ultralytics' trainer is given for a network that has learnt already: small steps, a short warm-up."
     return {
-        "epochs": s.epochs, "batch": s.batch, "seed": s.seed, "device": s.device,
-        "plots": False, "amp": False, "workers": 0, "verbose": False, "optimizer": "SGD", "lr0": 0.005,
-        "warmup_epochs": min(1.0, s.epochs / 10), "close_mosaic": max(1, s.epochs // 4),
+        "epochs": s.epochs,
+        "batch": s.batch,
+        "seed": s.seed,
+        "device": s.device,
+        "plots": False,
+        "amp": False,
+        "workers": 0,
+        "verbose": False,
+        "optimizer": "SGD",
+        "lr0": 0.005,
+        "warmup_epochs": min(1.0, s.epochs / 10),
+        "close_mosaic": max(1, s.epochs // 4),
         **s.trainer,
     }
 
@@ -165,12 +208,29 @@ def _train(net: Any, settings: dict[str, Any], progress: Callable[[str], None]) 
     LOGGER.setLevel("ERROR")
     try:
         trainer = DetectionTrainer(overrides={**settings, "model": "yolov8n.yaml", "mode": "train"})
-        for p in net.parameters(): p.requires_grad = True
+        for p in net.parameters():
+            p.requires_grad = True
         net.args = trainer.args
         trainer.model = net
-        trainer.add_callback("on_fit_epoch_end", lambda t: progress(f"epoch {t.epoch + 1} of {t.epochs}: mAP50 {t.metrics.get('metrics/mAP50(B)', 0):.3f}") if t.epoch < t.epochs else None)
+        trainer.add_callback(
+            "on_fit_epoch_end",
+            lambda t: (
+                progress(
+                    f"epoch {t.epoch + 1} of {t.epochs}: mAP50 {t.metrics.get('metrics/mAP50(B)', 0):.3f}"
+                )
+                if t.epoch < t.epochs
+                else None
+            ),
+        )
         trainer.train()
-    except Exception as e: failed = e
-    finally: LOGGER.setLevel(level)
-    if failed is not None: raise BackendError(f"training failed: {type(failed).__name__}: {str(failed)[:300]}", settings["data"], "does the data have the classes of the checkpoint, and pictures for train and val?") from failed
+    except Exception as e:
+        failed = e
+    finally:
+        LOGGER.setLevel(level)
+    if failed is not None:
+        raise BackendError(
+            f"training failed: {type(failed).__name__}: {str(failed)[:300]}",
+            settings["data"],
+            "does the data have the classes of the checkpoint, and pictures for train and val?",
+        ) from failed
     return Path(trainer.best if Path(trainer.best).is_file() else trainer.last)

@@ -20,7 +20,17 @@ import numpy as np
 from ..core.files import draft_folder, file_sha256, move_file
 from ..core.formats import IMAGE_SUFFIXES
 from ..core.types import BackendError, ConfigError, DataError
-from .graphs import copy_graph, onnx_package, producers_of, head_nodes, inspect_graph, name_nodes, opset_of, sort_nodes, upgrade_opset
+from cv_pipeline.optimization.graphs import (
+    copy_graph,
+    onnx_package,
+    producers_of,
+    head_nodes,
+    inspect_graph,
+    name_nodes,
+    opset_of,
+    sort_nodes,
+    upgrade_opset,
+)
 
 # %% auto #0
 __all__ = ['ENOUGH', 'WEIGHTED', 'CalibrationWarning', 'describe_picture', 'picture_paths', 'spread_out', 'unlike',
@@ -38,7 +48,7 @@ ENOUGH = 300  # pictures; fewer still work, with a warning
 
 def describe_picture(
     image: np.ndarray,  # (H, W, 3) uint8 BGR
-) -> np.ndarray:        # (56,) float32
+) -> np.ndarray:  # (56,) float32
     "A coarse look: 4 × 4 cells in Lab, contrast and sharpness of each third, saturation, shape."
     small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA)
     lab = cv2.cvtColor(small, cv2.COLOR_BGR2LAB).astype(np.float32)
@@ -50,18 +60,33 @@ def describe_picture(
 
 
 def picture_paths(source: str | Path | Iterable[Any]) -> list[Path]:
-    "Pictures of a folder (with those below it), or of a list of paths or labelled pictures; DataError when there are none."
+    """Pictures of a folder (with those below it), or of a list of paths or labelled pictures; DataError when
+    there are none."""
     if isinstance(source, (str, Path)):
-        if not Path(source).is_dir(): raise DataError("there is no such folder of calibration pictures", source, "give a folder with 300 to 1000 pictures as the camera takes them")
-        found = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    else: found, source = [Path(getattr(item, "path", item)) for item in source], "the list given"
-    if not found: raise DataError("there is no picture to calibrate with", source, f"it should hold {' '.join(sorted(IMAGE_SUFFIXES))} files: 300 to 1000, as the camera takes them")
+        if not Path(source).is_dir():
+            raise DataError(
+                "there is no such folder of calibration pictures",
+                source,
+                "give a folder with 300 to 1000 pictures as the camera takes them",
+            )
+        found = sorted(
+            p for p in Path(source).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+        )
+    else:
+        found, source = [Path(getattr(item, "path", item)) for item in source], "the list given"
+    if not found:
+        raise DataError(
+            "there is no picture to calibrate with",
+            source,
+            f"it should hold {' '.join(sorted(IMAGE_SUFFIXES))} files: 300 to 1000, as the camera takes them",
+        )
     return found
 
 
 def _read(path: Path) -> np.ndarray:
     image = cv2.imread(str(path))
-    if image is None: raise DataError("no picture, or a broken one", path, "take it out of the calibration folder")
+    if image is None:
+        raise DataError("no picture, or a broken one", path, "take it out of the calibration folder")
     return image
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #990fc46b
@@ -69,27 +94,33 @@ def spread_out(
     features: np.ndarray,  # (N, k)
     n: int,
     seed: int = 0,
-) -> np.ndarray:           # (min(n, N),) indices, ascending
+) -> np.ndarray:  # (min(n, N),) indices, ascending
     "Rows that cover the others: D² sampling on standardised features."
     n, rng = min(n, len(features)), np.random.default_rng(seed)
     scaled = features / np.maximum(features.std(axis=0), 1e-6)
-    chosen = [int(np.argmin(((scaled - scaled.mean(axis=0)) ** 2).sum(axis=1)))]  # the most ordinary one first
+    chosen = [
+        int(np.argmin(((scaled - scaled.mean(axis=0)) ** 2).sum(axis=1)))
+    ]  # the most ordinary one first
     nearest = ((scaled - scaled[chosen[0]]) ** 2).sum(axis=1)
     while len(chosen) < n:
         left = nearest.copy()
         left[chosen] = 0
-        if left.sum() <= 0: left = np.ones(len(features)); left[chosen] = 0  # only copies are left
+        if left.sum() <= 0:
+            left = np.ones(len(features))
+            left[chosen] = 0  # only copies are left
         chosen.append(int(rng.choice(len(features), p=left / left.sum())))
         nearest = np.minimum(nearest, ((scaled - scaled[chosen[-1]]) ** 2).sum(axis=1))
     return np.sort(chosen)
 
 
 def unlike(
-    features: np.ndarray,   # (n, k) of the pictures to calibrate with
-    known: np.ndarray,      # (m, k) of pictures like those the model is for, at least 10
-) -> float:                 # 0..1
-    "Share of the known pictures that no calibration picture comes near: farther from all than 19 of 20 known ones from their nearest fellow."
-    if len(known) < 10 or not len(features): return 0.0
+    features: np.ndarray,  # (n, k) of the pictures to calibrate with
+    known: np.ndarray,  # (m, k) of pictures like those the model is for, at least 10
+) -> float:  # 0..1
+    """Share of the known pictures that no calibration picture comes near: farther from all than 19 of 20
+    known ones from their nearest fellow."""
+    if len(known) < 10 or not len(features):
+        return 0.0
     scale = np.maximum(known.std(axis=0), 1e-6)
     far = lambda a, b: np.stack([((b / scale - row) ** 2).sum(axis=1) for row in a / scale])
     own = far(known, known)
@@ -102,8 +133,8 @@ class CalibrationSet:
     "The pictures to calibrate with."
 
     paths: tuple[Path, ...]
-    found: int                 # of how many
-    features: np.ndarray       # (n, k) of `describe_picture`
+    found: int  # of how many
+    features: np.ndarray  # (n, k) of `describe_picture`
     notes: tuple[str, ...] = ()
     read: Callable[[Path], np.ndarray] = _read
 
@@ -114,27 +145,35 @@ class CalibrationSet:
 
     def batches(self, prepare: Any) -> Iterable[np.ndarray]:
         "Each picture as a tensor of one, by a Preprocessor; one is in memory at a time."
-        for path in self.paths: yield prepare.batch([self.read(path)])[0]
+        for path in self.paths:
+            yield prepare.batch([self.read(path)])[0]
 
 
 def choose_calibration(
-    source: str | Path | Iterable[Any],      # folder, paths, or labelled pictures
-    n: int = 500,                            # 300 to 1000 are usual
+    source: str | Path | Iterable[Any],  # folder, paths, or labelled pictures
+    n: int = 500,  # 300 to 1000 are usual
     seed: int = 0,
-    known: Iterable[Any] | None = None,      # pictures like those the model is for, e.g. from its test set: to notice a wrong folder
+    known: Iterable[Any]
+    | None = None,  # pictures like those the model is for, e.g. from its test set: to notice a wrong folder
     read: Callable[[Path], np.ndarray] = _read,
 ) -> CalibrationSet:
     "Choose pictures for coverage; warns when they are few, or unlike the known ones."
-    if n < 1: raise ConfigError(f"at least one picture is needed, not {n}", "calibration")
+    if n < 1:
+        raise ConfigError(f"at least one picture is needed, not {n}", "calibration")
     paths = picture_paths(source)
     features = np.stack([describe_picture(read(p)) for p in paths])
     rows, notes = spread_out(features, n, seed), []
-    if len(rows) < ENOUGH: notes.append(f"only {len(rows)} pictures to calibrate with; {ENOUGH} to 1000 are usual")
+    if len(rows) < ENOUGH:
+        notes.append(f"only {len(rows)} pictures to calibrate with; {ENOUGH} to 1000 are usual")
     if known is not None:
         other = np.stack([describe_picture(read(p)) for p in picture_paths(known)])
         if (share := unlike(features[rows], other)) > 0.5:
-            notes.append(f"{share:.0%} of the pictures that the model is judged on look unlike every calibration picture: is it the right folder?")
-    for note in notes: warnings.warn(note, CalibrationWarning, stacklevel=2)
+            notes.append(
+                f"{share:.0%} of the pictures that the model is judged on look unlike every calibration "
+                "picture: is it the right folder?"
+            )
+    for note in notes:
+        warnings.warn(note, CalibrationWarning, stacklevel=2)
     return CalibrationSet(tuple(paths[i] for i in rows), len(paths), features[rows], tuple(notes), read)
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #aa146ffc
@@ -143,49 +182,81 @@ class Ranges:
     "The smallest and the largest value of every float tensor, for every calibration picture."
 
     names: tuple[str, ...]  # t tensors
-    low: np.ndarray         # (n, t) float32
-    high: np.ndarray        # (n, t)
+    low: np.ndarray  # (n, t) float32
+    high: np.ndarray  # (n, t)
 
     def limits(self, how: str | float = "max") -> tuple[np.ndarray, np.ndarray]:
-        "(t,) and (t,): the extremes (\"max\"), the average (\"mean\"), or a quantile over pictures (0.5..1); 0 always lies between."
-        if how == "max": low, high = self.low.min(axis=0), self.high.max(axis=0)
-        elif how == "mean": low, high = self.low.mean(axis=0), self.high.mean(axis=0)
-        elif isinstance(how, float) and 0.5 <= how <= 1: low, high = np.quantile(self.low, 1 - how, axis=0), np.quantile(self.high, how, axis=0)
-        else: raise ConfigError(f"limits cannot be taken by {how!r}", "calibration", "use max, mean, or a quantile over pictures such as 0.99")
+        """(t,) and (t,): the extremes ("max"), the average ("mean"), or a quantile over pictures (0.5..1); 0
+        always lies between."""
+        if how == "max":
+            low, high = self.low.min(axis=0), self.high.max(axis=0)
+        elif how == "mean":
+            low, high = self.low.mean(axis=0), self.high.mean(axis=0)
+        elif isinstance(how, float) and 0.5 <= how <= 1:
+            low, high = np.quantile(self.low, 1 - how, axis=0), np.quantile(self.high, how, axis=0)
+        else:
+            raise ConfigError(
+                f"limits cannot be taken by {how!r}",
+                "calibration",
+                "use max, mean, or a quantile over pictures such as 0.99",
+            )
         return np.minimum(low, 0).astype(np.float32), np.maximum(high, 0).astype(np.float32)
 
 
 def _float_tensors(model: Any) -> list[str]:
     "Names of all float activations of a graph."
     onnx = onnx_package()
-    try: seen = onnx.shape_inference.infer_shapes(model)
-    except Exception as e: raise BackendError(f"its shapes cannot be inferred: {str(e)[:150]}", model.graph.name) from e
-    kinds = {v.name: v.type.tensor_type.elem_type for v in [*seen.graph.value_info, *seen.graph.input, *seen.graph.output]}
+    try:
+        seen = onnx.shape_inference.infer_shapes(model)
+    except Exception as e:
+        raise BackendError(f"its shapes cannot be inferred: {str(e)[:150]}", model.graph.name) from e
+    kinds = {
+        v.name: v.type.tensor_type.elem_type
+        for v in [*seen.graph.value_info, *seen.graph.input, *seen.graph.output]
+    }
     weights = {t.name for t in model.graph.initializer}
-    order = dict.fromkeys(name for n in model.graph.node for name in [*n.input, *n.output] if name and name not in weights)
+    order = dict.fromkeys(
+        name for n in model.graph.node for name in [*n.input, *n.output] if name and name not in weights
+    )
     return [name for name in order if kinds.get(name) == onnx.TensorProto.FLOAT]
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #250863a9
 def activation_ranges(
-    model: Any,                       # float graph, of the operator set that is to be quantised
-    batches: Iterable[np.ndarray],    # input tensors; one is in memory at a time
+    model: Any,  # float graph, of the operator set that is to be quantised
+    batches: Iterable[np.ndarray],  # input tensors; one is in memory at a time
     threads: int = 0,
 ) -> Ranges:
-    "Look at every activation for every batch; BackendError when a value is not finite, DataError without pictures."
+    """Look at every activation for every batch; BackendError when a value is not finite, DataError without
+    pictures."""
     import onnxruntime as ort
+
     onnx, asked, names = onnx_package(), copy_graph(model), _float_tensors(model)
     outputs = [f"{name}::{op}" for name in names for op in ("ReduceMin", "ReduceMax")]
-    asked.graph.node.extend(onnx.helper.make_node(o.rpartition("::")[2], [o.rpartition("::")[0]], [o], keepdims=0) for o in outputs)
+    asked.graph.node.extend(
+        onnx.helper.make_node(o.rpartition("::")[2], [o.rpartition("::")[0]], [o], keepdims=0)
+        for o in outputs
+    )
     del asked.graph.output[:]
-    asked.graph.output.extend(onnx.helper.make_tensor_value_info(o, onnx.TensorProto.FLOAT, []) for o in outputs)
+    asked.graph.output.extend(
+        onnx.helper.make_tensor_value_info(o, onnx.TensorProto.FLOAT, []) for o in outputs
+    )
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 4
     session = ort.InferenceSession(asked.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    rows = [np.array(session.run(outputs, {session.get_inputs()[0].name: batch}), np.float32).reshape(-1, 2) for batch in batches]
-    if not rows: raise DataError("there is no picture to calibrate with", "calibration")
+    rows = [
+        np.array(session.run(outputs, {session.get_inputs()[0].name: batch}), np.float32).reshape(-1, 2)
+        for batch in batches
+    ]
+    if not rows:
+        raise DataError("there is no picture to calibrate with", "calibration")
     seen = np.stack(rows)
     if not np.isfinite(seen).all():
-        raise BackendError(f"the float model itself gives NaN or infinity at {names[int(np.argwhere(~np.isfinite(seen))[0][1])]}", model.graph.name, "mend the model first")
+        raise BackendError(
+            "the float model itself gives NaN or infinity at "
+            f"{names[int(np.argwhere(~np.isfinite(seen))[0][1])]}",
+            model.graph.name,
+            "mend the model first",
+        )
     return Ranges(tuple(names), seen[..., 0], seen[..., 1])
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #6faf4bfa
@@ -195,32 +266,63 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 def _as_limits(ranges: Ranges, how: str | float, symmetric: bool) -> Any:
     "The limits as ONNX Runtime's quantiser wants them."
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+
     low, high = ranges.limits(how)
-    if symmetric: high = np.maximum(high, -low); low = -high
-    return TensorsData(CalibrationMethod.MinMax, {n: TensorData(lowest=np.float32(a), highest=np.float32(b)) for n, a, b in zip(ranges.names, low, high)})
+    if symmetric:
+        high = np.maximum(high, -low)
+        low = -high
+    return TensorsData(
+        CalibrationMethod.MinMax,
+        {
+            n: TensorData(lowest=np.float32(a), highest=np.float32(b))
+            for n, a, b in zip(ranges.names, low, high)
+        },
+    )
 
 
 def _ready(model: Any, ranges: Ranges) -> Any:
     "A copy to quantise; BackendError when it cannot be."
-    if inspect_graph(model).quantised: raise BackendError("the graph is quantised already", model.graph.name, "quantise the float graph")
-    if opset_of(model) < 13: raise BackendError(f"operator set {opset_of(model)} has no scales per channel", model.graph.name, "simplify() or upgrade_opset() first")
-    unknown = sorted({n for node in model.graph.node for n in node.output if n} - set(ranges.names) - {t for t in _not_float(model)})
-    if unknown: raise BackendError(f"the ranges are of another graph: nothing is known of {unknown[0]}", model.graph.name, "take activation_ranges of this very graph")
+    if inspect_graph(model).quantised:
+        raise BackendError("the graph is quantised already", model.graph.name, "quantise the float graph")
+    if opset_of(model) < 13:
+        raise BackendError(
+            f"operator set {opset_of(model)} has no scales per channel",
+            model.graph.name,
+            "simplify() or upgrade_opset() first",
+        )
+    unknown = sorted(
+        {n for node in model.graph.node for n in node.output if n}
+        - set(ranges.names)
+        - {t for t in _not_float(model)}
+    )
+    if unknown:
+        raise BackendError(
+            f"the ranges are of another graph: nothing is known of {unknown[0]}",
+            model.graph.name,
+            "take activation_ranges of this very graph",
+        )
     return onnx_package().shape_inference.infer_shapes(name_nodes(copy_graph(model)))
 
 
 def _not_float(model: Any) -> set[str]:
     return {n for node in model.graph.node for n in node.output} - set(_float_tensors(model))
 
-
+# %% ../../nbs/06_optimization/01_quantize.ipynb #92050a2a
 def _detach(model: Any, kept: set[str]) -> None:
-    "Let kept nodes read the tensor before its Q and DQ: ONNX Runtime's quantiser hands a shared tensor to all its readers in eight bits."
+    """Let kept nodes read the tensor before its Q and DQ: ONNX Runtime's quantiser hands a shared tensor to
+    all its readers in eight bits."""
     made = producers_of(model.graph)
     for node in [n for n in model.graph.node if n.name in kept]:
         for i, name in enumerate(node.input):
             back = made.get(name)
-            if back is None or back.op_type != "DequantizeLinear" or (there := made.get(back.input[0])) is None: continue
-            if there.op_type == "QuantizeLinear": node.input[i] = there.input[0]
+            if (
+                back is None
+                or back.op_type != "DequantizeLinear"
+                or (there := made.get(back.input[0])) is None
+            ):
+                continue
+            if there.op_type == "QuantizeLinear":
+                node.input[i] = there.input[0]
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #8f5e2d70
 @dataclass(frozen=True)
@@ -228,9 +330,9 @@ class _Nodes:
     "Which nodes of a graph are quantised, and how what stays in float is connected."
 
     operators: Sequence[str] = WEIGHTED  # kinds of node
-    keep: Sequence[str] = ()             # names of nodes that stay in float
-    only: Sequence[str] = ()             # these nodes alone; empty: all that can be
-    detach: bool = False                 # kept nodes read floats also where others read eight bits
+    keep: Sequence[str] = ()  # names of nodes that stay in float
+    only: Sequence[str] = ()  # these nodes alone; empty: all that can be
+    detach: bool = False  # kept nodes read floats also where others read eight bits
 
 
 def _quantised(
@@ -239,12 +341,13 @@ def _quantised(
     limits: str | float,
     nodes: _Nodes,
     signed: bool = False,  # activations
-    bits: int = 8,         # of the weights
-    **more: Any,           # options of ONNX Runtime's quantiser
+    bits: int = 8,  # of the weights
+    **more: Any,  # options of ONNX Runtime's quantiser
 ) -> Any:
     "Q and DQ nodes put in by ONNX Runtime's own quantiser, with these limits."
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
     graph = _ready(model, ranges)
     options = {"ActivationSymmetric": signed, "WeightSymmetric": True, **more}
     kinds = QuantType.QInt8, QuantType.QInt8 if signed else QuantType.QUInt8
@@ -252,98 +355,143 @@ def _quantised(
     maker = QDQQuantizer(graph, True, bits == 7, *kinds, _as_limits(ranges, limits, signed), *names, options)
     maker.quantize_model()
     made = maker.model.model
-    made.metadata_props.extend(p for p in model.metadata_props if p.key not in {q.key for q in made.metadata_props})
-    if nodes.detach: _detach(made, set(nodes.keep))
-    if not inspect_graph(made).quantised: raise BackendError("nothing in this graph could be quantised", model.graph.name, "is it a convolutional detector?")
+    made.metadata_props.extend(
+        p for p in model.metadata_props if p.key not in {q.key for q in made.metadata_props}
+    )
+    if nodes.detach:
+        _detach(made, set(nodes.keep))
+    if not inspect_graph(made).quantised:
+        raise BackendError(
+            "nothing in this graph could be quantised", model.graph.name, "is it a convolutional detector?"
+        )
     return sort_nodes(made)
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #2d655412
 def _activation_end(nodes: Sequence[Any], name: str, readers: dict[str, list[Any]]) -> str | None:
-    "Where an activation that reads `name` ends: Relu and friends, or x · sigmoid(x); None when it is anything else."
-    if len(nodes) == 1 and nodes[0].op_type in ("Relu", "LeakyRelu", "Clip", "HardSwish", "Sigmoid", "Elu"): return nodes[0].output[0]
-    if len(nodes) != 2 or {n.op_type for n in nodes} != {"Sigmoid", "Mul"}: return None
+    """Where an activation that reads `name` ends: Relu and friends, or x · sigmoid(x); None when it is
+    anything else."""
+    if len(nodes) == 1 and nodes[0].op_type in ("Relu", "LeakyRelu", "Clip", "HardSwish", "Sigmoid", "Elu"):
+        return nodes[0].output[0]
+    if len(nodes) != 2 or {n.op_type for n in nodes} != {"Sigmoid", "Mul"}:
+        return None
     gate, product = sorted(nodes, key=lambda n: n.op_type, reverse=True)
-    if set(product.input) != {name, gate.output[0]} or len(readers.get(gate.output[0], ())) != 1: return None
+    if set(product.input) != {name, gate.output[0]} or len(readers.get(gate.output[0], ())) != 1:
+        return None
     return product.output[0]
 
 
 def with_activations(model: Any, keep: Sequence[str]) -> tuple[str, ...]:
-    "Nodes to keep in float, and the activations right behind them: an activation in eight bits would quantise what they give."
+    """Nodes to keep in float, and the activations right behind them: an activation in eight bits would
+    quantise what they give."""
     kept, readers = dict.fromkeys(keep), {}
     for node in model.graph.node:
-        for name in node.input: readers.setdefault(name, []).append(node)
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
     for node in [n for n in model.graph.node if n.name in kept and n.op_type in WEIGHTED]:
         behind = readers.get(node.output[0], ())
-        if _activation_end(behind, node.output[0], readers) is not None: kept.update(dict.fromkeys(n.name for n in behind))
+        if _activation_end(behind, node.output[0], readers) is not None:
+            kept.update(dict.fromkeys(n.name for n in behind))
     return tuple(kept)
 
 
 def quantize_cpu(
-    model: Any,                            # float graph
-    ranges: Ranges,                        # of the same graph
+    model: Any,  # float graph
+    ranges: Ranges,  # of the same graph
     limits: str | float = "max",
-    keep: Sequence[str] | None = None,     # nodes that stay in float; None: the head
-    only: Sequence[str] = (),              # quantise these nodes alone; empty: all that can be
-    operators: str = "all",                # "all", or "weighted": only the layers with weights; slower, and closer to float
-    bits: int = 8,                         # of the weights: 7 for processors whose 8-bit products saturate
-) -> Any:                                  # a new graph
-    "INT8 for ONNX Runtime on a CPU: unsigned activations, signed weights a channel, everything between them too."
+    keep: Sequence[str] | None = None,  # nodes that stay in float; None: the head
+    only: Sequence[str] = (),  # quantise these nodes alone; empty: all that can be
+    operators: str = "all",  # "all", or "weighted": only the layers with weights; slower, and closer to float
+    bits: int = 8,  # of the weights: 7 for processors whose 8-bit products saturate
+) -> Any:  # a new graph
+    """INT8 for ONNX Runtime on a CPU: unsigned activations, signed weights a channel, everything between them
+    too."""
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
-    if operators not in ("all", "weighted"): raise ConfigError(f"operators must be all or weighted, not {operators!r}", "quantize_cpu")
-    if bits not in (7, 8): raise ConfigError(f"weights have 7 or 8 bits, not {bits!r}", "quantize_cpu")
-    kinds, keep = sorted({*QDQRegistry, *QLinearOpsRegistry}) if operators == "all" else WEIGHTED, head_nodes(model) if keep is None else keep
+
+    if operators not in ("all", "weighted"):
+        raise ConfigError(f"operators must be all or weighted, not {operators!r}", "quantize_cpu")
+    if bits not in (7, 8):
+        raise ConfigError(f"weights have 7 or 8 bits, not {bits!r}", "quantize_cpu")
+    kinds, keep = (
+        sorted({*QDQRegistry, *QLinearOpsRegistry}) if operators == "all" else WEIGHTED,
+        head_nodes(model) if keep is None else keep,
+    )
     keep = with_activations(model, keep)
     nodes = _Nodes(kinds, keep, only, detach=operators == "weighted")
     return _quantised(model, ranges, limits, nodes, bits=bits)
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #460b786a
 def quantize_tensorrt(
-    model: Any,                            # float graph
+    model: Any,  # float graph
     ranges: Ranges,
     limits: str | float = "max",
-    keep: Sequence[str] | None = None,     # nodes that stay in float; None: the head
+    keep: Sequence[str] | None = None,  # nodes that stay in float; None: the head
     only: Sequence[str] = (),
-) -> Any:                                  # a new graph
-    "INT8 for TensorRT: signed and symmetric, a scale an output channel, zero points 0, float biases, layers with weights only."
+) -> Any:  # a new graph
+    """INT8 for TensorRT: signed and symmetric, a scale an output channel, zero points 0, float biases, layers
+    with weights only."""
     keep = head_nodes(model) if keep is None else keep
     nodes = _Nodes(WEIGHTED, keep, only, detach=True)
     made = _quantised(model, ranges, limits, nodes, signed=True, QuantizeBias=False)
-    if problems := lint_qdq(made, keep): raise BackendError("the file is not what TensorRT wants: " + "; ".join(problems[:5]), model.graph.name)
+    if problems := lint_qdq(made, keep):
+        raise BackendError(
+            "the file is not what TensorRT wants: " + "; ".join(problems[:5]), model.graph.name
+        )
     return made
 
 
 def lint_qdq(
-    model: Any,                   # a quantised graph
-    keep: Sequence[str] = (),     # nodes whose inputs must not be quantised
+    model: Any,  # a quantised graph
+    keep: Sequence[str] = (),  # nodes whose inputs must not be quantised
 ) -> tuple[str, ...]:
     "What TensorRT would refuse or run badly, a line each; empty: nothing."
     onnx, graph = onnx_package(), model.graph
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     made, kept, problems = producers_of(graph), set(keep), []
     pairs = [n for n in graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    if not pairs: problems.append("there is not one Q or DQ node in it")
+    if not pairs:
+        problems.append("there is not one Q or DQ node in it")
     for node in pairs:
-        zero = stored.get(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1, np.uint8 if node.op_type == "QuantizeLinear" else np.int8)
+        zero = (
+            stored.get(node.input[2])
+            if len(node.input) > 2 and node.input[2]
+            else np.zeros(1, np.uint8 if node.op_type == "QuantizeLinear" else np.int8)
+        )
         scale = stored.get(node.input[1])
-        if zero is None or scale is None: problems.append(f"{node.name}: its scale or zero point is computed, not stored"); continue
-        if zero.dtype == np.int32: problems.append(f"{node.name}: an integer bias; TensorRT wants it in float")
-        elif zero.dtype != np.int8: problems.append(f"{node.name}: {zero.dtype}, not int8")
-        if (zero != 0).any(): problems.append(f"{node.name}: a zero point that is not 0")
-        if not (np.isfinite(scale) & (scale > 0)).all(): problems.append(f"{node.name}: a scale that is not above 0")
+        if zero is None or scale is None:
+            problems.append(f"{node.name}: its scale or zero point is computed, not stored")
+            continue
+        if zero.dtype == np.int32:
+            problems.append(f"{node.name}: an integer bias; TensorRT wants it in float")
+        elif zero.dtype != np.int8:
+            problems.append(f"{node.name}: {zero.dtype}, not int8")
+        if (zero != 0).any():
+            problems.append(f"{node.name}: a zero point that is not 0")
+        if not (np.isfinite(scale) & (scale > 0)).all():
+            problems.append(f"{node.name}: a scale that is not above 0")
     return tuple(problems + _lint_layers(graph, made, stored, kept))
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #eeffd750
-def _lint_layers(graph: Any, made: dict[str, Any], stored: dict[str, np.ndarray], kept: set[str]) -> list[str]:
-    "Problems of the layers with weights: half quantised, one scale for all channels, a head that should have been left alone."
+def _lint_layers(
+    graph: Any, made: dict[str, Any], stored: dict[str, np.ndarray], kept: set[str]
+) -> list[str]:
+    """Problems of the layers with weights: half quantised, one scale for all channels, a head that should
+    have been left alone."""
     problems = []
     for node in [n for n in graph.node if n.op_type in WEIGHTED]:
         sources = [made.get(name) for name in node.input[:2]]
         both = [s is not None and s.op_type == "DequantizeLinear" for s in sources]
-        if node.name in kept and any(both): problems.append(f"{node.name}: belongs to the head and is quantised")
-        elif both[0] != both[1]: problems.append(f"{node.name}: only its {'weights' if both[1] else 'input'} are quantised")
-        if both[1] and node.op_type.startswith("Conv") and (scale := stored.get(sources[1].input[1])) is not None:
+        if node.name in kept and any(both):
+            problems.append(f"{node.name}: belongs to the head and is quantised")
+        elif both[0] != both[1]:
+            problems.append(f"{node.name}: only its {'weights' if both[1] else 'input'} are quantised")
+        if (
+            both[1]
+            and node.op_type.startswith("Conv")
+            and (scale := stored.get(sources[1].input[1])) is not None
+        ):
             channels = stored[sources[1].input[0]].shape[0] if sources[1].input[0] in stored else 0
-            if channels > 1 and scale.size == 1: problems.append(f"{node.name}: one scale for {channels} channels")
+            if channels > 1 and scale.size == 1:
+                problems.append(f"{node.name}: one scale for {channels} channels")
     return problems
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #a1115723
@@ -352,23 +500,35 @@ def _nncf() -> Any:
     try:
         import nncf
         import openvino
-    except ImportError as e: raise BackendError(f"NNCF is not installed: {e}", "nncf", 'pip install "cv_pipeline[openvino]"') from e
+    except ImportError as e:
+        raise BackendError(
+            f"NNCF is not installed: {e}", "nncf", 'pip install "cv_pipeline[openvino]"'
+        ) from e
     import logging
+
     logging.getLogger("nncf").setLevel(logging.ERROR)
     return nncf, openvino
 
 
 def write_openvino(
-    model: Any,             # ONNX graph
-    path: str | Path,       # .xml to write, its .bin beside it
-    half: bool = False,     # store weights in half precision: half the file, the same arithmetic
+    model: Any,  # ONNX graph
+    path: str | Path,  # .xml to write, its .bin beside it
+    half: bool = False,  # store weights in half precision: half the file, the same arithmetic
 ) -> Path:
     "The graph as an OpenVINO pair, written whole; metadata goes along."
-    try: import openvino
-    except ImportError as e: raise BackendError(f"OpenVINO is not installed: {e}", "openvino", 'pip install "cv_pipeline[openvino]"') from e
+    try:
+        import openvino
+    except ImportError as e:
+        raise BackendError(
+            f"OpenVINO is not installed: {e}", "openvino", 'pip install "cv_pipeline[openvino]"'
+        ) from e
     core = openvino.Core()
-    try: net = core.read_model(model.SerializeToString())
-    except RuntimeError as e: raise BackendError(f"OpenVINO cannot take the graph: {str(e).splitlines()[-1][:200]}", model.graph.name) from e
+    try:
+        net = core.read_model(model.SerializeToString())
+    except RuntimeError as e:
+        raise BackendError(
+            f"OpenVINO cannot take the graph: {str(e).splitlines()[-1][:200]}", model.graph.name
+        ) from e
     return _save_openvino(openvino, net, Path(path), half)
 
 
@@ -381,59 +541,86 @@ def _save_openvino(openvino: Any, net: Any, path: Path, half: bool) -> Path:
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #563d0b4b
 def quantize_openvino(
-    model: Any,                            # float ONNX graph, nodes named
-    batches: Iterable[np.ndarray],         # input tensors; one is in memory at a time
-    path: str | Path,                      # .xml to write
-    keep: Sequence[str] | None = None,     # nodes that stay in float; None: the head
-    n: int = 500,                          # at most so many batches
+    model: Any,  # float ONNX graph, nodes named
+    batches: Iterable[np.ndarray],  # input tensors; one is in memory at a time
+    path: str | Path,  # .xml to write
+    keep: Sequence[str] | None = None,  # nodes that stay in float; None: the head
+    n: int = 500,  # at most so many batches
 ) -> Path:
     "INT8 for OpenVINO by NNCF, head in float, as .xml and .bin."
     nncf, openvino = _nncf()
     net = openvino.Core().read_model(model.SerializeToString())
-    keep, present = with_activations(model, head_nodes(model) if keep is None else keep), {o.get_friendly_name() for o in net.get_ops()}
+    keep, present = (
+        with_activations(model, head_nodes(model) if keep is None else keep),
+        {o.get_friendly_name() for o in net.get_ops()},
+    )
     ignored = nncf.IgnoredScope(names=[name for name in keep if name in present], validate=False)
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # it draws a progress bar
             warnings.simplefilter("ignore")
-            made = nncf.quantize(net, nncf.Dataset(batches), subset_size=n, preset=nncf.QuantizationPreset.MIXED, ignored_scope=ignored)
-    except Exception as e: raise BackendError(f"NNCF cannot quantise it: {type(e).__name__}: {str(e)[:200]}", model.graph.name) from e
+            made = nncf.quantize(
+                net,
+                nncf.Dataset(batches),
+                subset_size=n,
+                preset=nncf.QuantizationPreset.MIXED,
+                ignored_scope=ignored,
+            )
+    except Exception as e:
+        raise BackendError(
+            f"NNCF cannot quantise it: {type(e).__name__}: {str(e)[:200]}", model.graph.name
+        ) from e
     return _save_openvino(openvino, made, Path(path), False)
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #c05a1f46
 def sensitivity(
-    model: Any,                            # float graph
+    model: Any,  # float graph
     ranges: Ranges,
-    feeds: Sequence[np.ndarray],           # a few input tensors
-    keep: Sequence[str] | None = None,     # not asked about; None: the head
+    feeds: Sequence[np.ndarray],  # a few input tensors
+    keep: Sequence[str] | None = None,  # not asked about; None: the head
     limits: str | float = "max",
-    nodes: Sequence[str] | None = None,    # to ask about; None: all convolutions
-) -> list[tuple[str, float]]:              # (node, error), worst first
+    nodes: Sequence[str] | None = None,  # to ask about; None: all convolutions
+) -> list[tuple[str, float]]:  # (node, error), worst first
     "Root mean square error of the output, relative to its spread, when one layer alone is quantised."
     from cv_pipeline.optimization.graphs import run_once
+
     keep = set(head_nodes(model) if keep is None else keep)
-    asked = [n.name for n in model.graph.node if n.op_type in WEIGHTED and n.name not in keep] if nodes is None else list(nodes)
+    asked = (
+        [n.name for n in model.graph.node if n.op_type in WEIGHTED and n.name not in keep]
+        if nodes is None
+        else list(nodes)
+    )
     truth = [run_once(model, feed) for feed in feeds]
-    spread = [t.std(axis=tuple(i for i in range(t.ndim) if i != 1), keepdims=True).clip(1e-6) for t in truth]  # a row (box side, class) at a time
+    spread = [
+        t.std(axis=tuple(i for i in range(t.ndim) if i != 1), keepdims=True).clip(1e-6) for t in truth
+    ]  # a row (box side, class) at a time
     found = []
     for name in asked:
-        try: made = _quantised(model, ranges, limits, _Nodes(only=[name]))
-        except BackendError: continue  # this one cannot be quantised at all
-        errors = [np.sqrt((((run_once(made, feed) - t) / s) ** 2).mean()) for feed, t, s in zip(feeds, truth, spread)]
+        try:
+            made = _quantised(model, ranges, limits, _Nodes(only=[name]))
+        except BackendError:
+            continue  # this one cannot be quantised at all
+        errors = [
+            np.sqrt((((run_once(made, feed) - t) / s) ** 2).mean())
+            for feed, t, s in zip(feeds, truth, spread)
+        ]
         found.append((name, float(np.mean(errors))))
     return sorted(found, key=lambda row: -row[1])
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #2872dd9a
 def prune_weights(
     model: Any,
-    share: float,   # 0..1 of the weights of each layer, the smallest
-) -> Any:           # a new graph
-    "The smallest weights set to zero. Makes a file that compresses better; dense runtimes are no faster for it."
+    share: float,  # 0..1 of the weights of each layer, the smallest
+) -> Any:  # a new graph
+    """The smallest weights set to zero. Makes a file that compresses better; dense runtimes are no faster for
+    it."""
     check_share(share)
     onnx, made = onnx_package(), copy_graph(model)
     for tensor in made.graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2: continue
+        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2:
+            continue
         weights = onnx.numpy_helper.to_array(tensor).copy()
-        if weights.shape[0] == 1: continue  # a decoding convolution, or a table of anchors: no learned weights
+        if weights.shape[0] == 1:
+            continue  # a decoding convolution, or a table of anchors: no learned weights
         cut = np.quantile(np.abs(weights), share)
         weights[np.abs(weights) < cut] = 0
         tensor.CopyFrom(onnx.numpy_helper.from_array(weights, tensor.name))
@@ -446,47 +633,61 @@ def check_share(share: float) -> None:
         hint = "0.3 takes out 30 %"
         raise ConfigError(f"the share to prune must lie in 0..1, not {share!r}", "prune", hint)
 
-
+# %% ../../nbs/06_optimization/01_quantize.ipynb #eed4fdd9
 def prunable_pairs(model: Any) -> list[tuple[Any, Any]]:
-    "Convolutions whose output reaches one other convolution only, through activations: channels between them are nobody else's business."
+    """Convolutions whose output reaches one other convolution only, through activations: channels between
+    them are nobody else's business."""
     graph, readers = model.graph, {}
     for node in graph.node:
-        for name in node.input: readers.setdefault(name, []).append(node)
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
     ends, stored, found = {o.name for o in graph.output}, {t.name: t for t in graph.initializer}, []
-    whole = lambda n: n.op_type == "Conv" and n.input[1] in stored and all(a.i == 1 for a in n.attribute if a.name == "group")
+    whole = lambda n: (
+        n.op_type == "Conv"
+        and n.input[1] in stored
+        and all(a.i == 1 for a in n.attribute if a.name == "group")
+    )
     for first in [n for n in graph.node if whole(n)]:
         reached, name = set(), first.output[0]
         while name not in ends and len(readers.get(name, ())) > 0:
             nodes = readers[name]
             if len(nodes) == 1 and nodes[0].op_type == "Conv":
-                if whole(nodes[0]) and nodes[0].input[0] == name: found.append((first, nodes[0]))
+                if whole(nodes[0]) and nodes[0].input[0] == name:
+                    found.append((first, nodes[0]))
                 break
             step = _activation_end(nodes, name, readers)
-            if step is None or step in reached: break
-            reached.add(step); name = step
+            if step is None or step in reached:
+                break
+            reached.add(step)
+            name = step
     return found
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #a934f5a1
 def prune_channels(
     model: Any,
-    share: float,      # 0..1 of the channels between two convolutions
+    share: float,  # 0..1 of the channels between two convolutions
     multiple: int = 8,  # what stays is a multiple of it: vector units like that
-) -> Any:              # a new, smaller graph
-    "Whole channels taken out where only one convolution reads them; faster everywhere. Fine-tune, or at least let the gate judge."
+) -> Any:  # a new, smaller graph
+    """Whole channels taken out where only one convolution reads them; faster everywhere. Fine-tune, or at
+    least let the gate judge."""
     check_share(share)
     onnx, made = onnx_package(), name_nodes(copy_graph(model))
     stored = {t.name: t for t in made.graph.initializer}
     used = {name: sum(name in n.input for n in made.graph.node) for name in stored}
     head = set(head_nodes(made))
     for first, second in prunable_pairs(made):
-        if first.name in head or any(used[n] != 1 for n in [*first.input[1:3], second.input[1]]): continue
+        if first.name in head or any(used[n] != 1 for n in [*first.input[1:3], second.input[1]]):
+            continue
         a, b = (onnx.numpy_helper.to_array(stored[n.input[1]]) for n in (first, second))
         stay = max(multiple, int(np.ceil(len(a) * (1 - share) / multiple)) * multiple)
-        if stay >= len(a): continue
+        if stay >= len(a):
+            continue
         weight = np.abs(a).sum(axis=(1, 2, 3)) * np.abs(b).sum(axis=(0, 2, 3))
         rows = np.sort(np.argsort(-weight, kind="stable")[:stay])
-        _store(stored, first.input[1], a[rows]); _store(stored, second.input[1], b[:, rows])
-        if len(first.input) > 2: _store(stored, first.input[2], onnx.numpy_helper.to_array(stored[first.input[2]])[rows])
+        _store(stored, first.input[1], a[rows])
+        _store(stored, second.input[1], b[:, rows])
+        if len(first.input) > 2:
+            _store(stored, first.input[2], onnx.numpy_helper.to_array(stored[first.input[2]])[rows])
     del made.graph.value_info[:]
     return made
 

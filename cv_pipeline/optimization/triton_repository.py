@@ -15,7 +15,13 @@ from ..core.types import BackendError, ConfigError
 from ..inference.choice import candidates, matching
 from ..inference.engines import read_engine
 from ..inference.loading import model_metadata
-from ..inference.manifest import ModelFolder, ModelManifest, check_graph, open_model_folder, output_shape
+from cv_pipeline.inference.manifest import (
+    ModelFolder,
+    ModelManifest,
+    check_graph,
+    open_model_folder,
+    output_shape,
+)
 from ..inference.triton import FOUND, Tensors, carried_manifest
 
 # %% auto #0
@@ -33,20 +39,30 @@ def pbtxt(
     "Protocol Buffers text of a table; None and empty lists are left out."
     lines = []
     for key, value in table.items():
-        if value is None or value == []: continue
+        if value is None or value == []:
+            continue
         rows = value if isinstance(value, list) else [value]
         if isinstance(rows[0], dict):
-            for row in rows: lines.append(f"{indent}{key} {{\n{pbtxt(row, indent + '  ')}{indent}}}\n")
+            for row in rows:
+                lines.append(f"{indent}{key} {{\n{pbtxt(row, indent + '  ')}{indent}}}\n")
         else:
             said = [_scalar(row) for row in rows]
-            lines.append(f"{indent}{key}: " + (f"[ {', '.join(said)} ]" if isinstance(value, list) else said[0]) + "\n")
+            lines.append(
+                f"{indent}{key}: " + (f"[ {', '.join(said)} ]" if isinstance(value, list) else said[0]) + "\n"
+            )
     return "".join(lines)
 
 
 def _scalar(value: Any) -> str:
-    if isinstance(value, bool): return str(value).lower()
-    if isinstance(value, Word) or not isinstance(value, str): return str(value)
-    return '"' + value.encode("unicode_escape").decode().replace('"', '\\"') + '"' if value.isascii() else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Word) or not isinstance(value, str):
+        return str(value)
+    return (
+        '"' + value.encode("unicode_escape").decode().replace('"', '\\"') + '"'
+        if value.isascii()
+        else json.dumps(value, ensure_ascii=False)
+    )
 
 # %% ../../nbs/06_optimization/08_triton_repository.ipynb #80e91c5f
 _ORT_TYPES = {"tensor(float)": "FP32", "tensor(float16)": "FP16", "tensor(uint8)": "UINT8"}
@@ -55,48 +71,92 @@ _ORT_TYPES = {"tensor(float)": "FP32", "tensor(float16)": "FP16", "tensor(uint8)
 def graph_tensors(file: Path, manifest: ModelManifest) -> Tensors:
     "Names, types and shapes of a model file's input and output."
     if file.suffix.lower() != ".onnx":
-        wanted, (h, w), bytes_ = tuple(-1 if d is None else d for d in output_shape(manifest)), manifest.preprocess.imgsz, manifest.preprocess.layout == "nhwc-uint8"
-        return Tensors("images", "UINT8" if bytes_ else "FP32", (-1, h, w, 3) if bytes_ else (-1, 3, h, w), "output0", "FP32", (-1, *wanted))
+        wanted, (h, w), bytes_ = (
+            tuple(-1 if d is None else d for d in output_shape(manifest)),
+            manifest.preprocess.imgsz,
+            manifest.preprocess.layout == "nhwc-uint8",
+        )
+        return Tensors(
+            "images",
+            "UINT8" if bytes_ else "FP32",
+            (-1, h, w, 3) if bytes_ else (-1, 3, h, w),
+            "output0",
+            "FP32",
+            (-1, *wanted),
+        )
     import onnxruntime as ort
-    options = ort.SessionOptions(); options.intra_op_num_threads = 1; options.log_severity_level = 3
-    try: session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as e: raise BackendError(f"ONNX Runtime cannot open it: {str(e).splitlines()[0][:200]}", file) from e
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as e:
+        raise BackendError(f"ONNX Runtime cannot open it: {str(e).splitlines()[0][:200]}", file) from e
     ends = session.get_inputs(), session.get_outputs()
     if [len(e) for e in ends] != [1, 1] or any(e[0].type not in _ORT_TYPES for e in ends):
-        raise BackendError("one input and one output of float, float16 or uint8 were expected", file, "export a plain detection model")
+        raise BackendError(
+            "one input and one output of float, float16 or uint8 were expected",
+            file,
+            "export a plain detection model",
+        )
     (given,), (got,) = ends
     shape = lambda t: tuple(d if isinstance(d, int) and d > 0 else -1 for d in t.shape)
-    return Tensors(given.name, _ORT_TYPES[given.type], shape(given), got.name, _ORT_TYPES[got.type], shape(got))
+    return Tensors(
+        given.name, _ORT_TYPES[given.type], shape(given), got.name, _ORT_TYPES[got.type], shape(got)
+    )
 
 # %% ../../nbs/06_optimization/08_triton_repository.ipynb #0210dcab
-_PLATFORMS = {"onnxruntime": ("backend", "onnxruntime", "model.onnx"), "tensorrt": ("platform", "tensorrt_plan", "model.plan"), "python": ("backend", "python", "model.onnx")}
+_PLATFORMS = {
+    "onnxruntime": ("backend", "onnxruntime", "model.onnx"),
+    "tensorrt": ("platform", "tensorrt_plan", "model.plan"),
+    "python": ("backend", "python", "model.onnx"),
+}
 
 
 @dataclass(frozen=True)
 class ServeOptions:
     "How a server runs a model."
 
-    platform: str = "onnxruntime"            # "onnxruntime" | "tensorrt" | "python" (ONNX Runtime inside the Python backend)
-    max_batch: int = 8                       # 0: the server does not batch
-    preferred: tuple[int, ...] = ()          # batch sizes that leave at once
-    max_queue_delay_ms: float = 2.0          # longest wait of a request for company
-    max_queue: int = 64                      # waiting requests; one more is refused. 0 = no bound
-    timeout_s: float = 10.0                  # a request that waited longer is dropped; clients may ask for less
-    instances: int = 1                       # copies of the model
-    kind: str = "cpu"                        # "cpu" | "gpu"
-    threads: int = 0                         # inside one call; 0: the runtime's choice
-    ends: bool = False                       # also "<name>-detect": picture in, detections out
+    platform: str = (
+        "onnxruntime"  # "onnxruntime" | "tensorrt" | "python" (ONNX Runtime inside the Python backend)
+    )
+    max_batch: int = 8  # 0: the server does not batch
+    preferred: tuple[int, ...] = ()  # batch sizes that leave at once
+    max_queue_delay_ms: float = 2.0  # longest wait of a request for company
+    max_queue: int = 64  # waiting requests; one more is refused. 0 = no bound
+    timeout_s: float = 10.0  # a request that waited longer is dropped; clients may ask for less
+    instances: int = 1  # copies of the model
+    kind: str = "cpu"  # "cpu" | "gpu"
+    threads: int = 0  # inside one call; 0: the runtime's choice
+    ends: bool = False  # also "<name>-detect": picture in, detections out
 
     def __post_init__(self):
-        checks = [(self.platform in _PLATFORMS, f"platform: must be one of {', '.join(_PLATFORMS)}, not {self.platform!r}"),
-                  (self.kind in ("cpu", "gpu"), f"kind: must be cpu or gpu, not {self.kind!r}"),
-                  (self.max_batch >= 0, f"max_batch: {self.max_batch} is not at least 0"), (self.instances >= 1, f"instances: {self.instances} is not at least 1"),
-                  (self.max_queue_delay_ms >= 0, f"max_queue_delay_ms: {self.max_queue_delay_ms} is negative"), (self.max_queue >= 0, f"max_queue: {self.max_queue} is negative"),
-                  (self.timeout_s > 0, f"timeout_s: {self.timeout_s} is not above 0"), (self.threads >= 0, f"threads: {self.threads} is negative"),
-                  (all(1 <= p <= self.max_batch for p in self.preferred), f"preferred: {list(self.preferred)} do not all lie in 1..max_batch {self.max_batch}"),
-                  (self.platform != "tensorrt" or self.kind == "gpu", "kind: a TensorRT plan runs on a GPU: kind gpu")]
+        checks = [
+            (
+                self.platform in _PLATFORMS,
+                f"platform: must be one of {', '.join(_PLATFORMS)}, not {self.platform!r}",
+            ),
+            (self.kind in ("cpu", "gpu"), f"kind: must be cpu or gpu, not {self.kind!r}"),
+            (self.max_batch >= 0, f"max_batch: {self.max_batch} is not at least 0"),
+            (self.instances >= 1, f"instances: {self.instances} is not at least 1"),
+            (self.max_queue_delay_ms >= 0, f"max_queue_delay_ms: {self.max_queue_delay_ms} is negative"),
+            (self.max_queue >= 0, f"max_queue: {self.max_queue} is negative"),
+            (self.timeout_s > 0, f"timeout_s: {self.timeout_s} is not above 0"),
+            (self.threads >= 0, f"threads: {self.threads} is negative"),
+            (
+                all(1 <= p <= self.max_batch for p in self.preferred),
+                f"preferred: {list(self.preferred)} do not all lie in 1..max_batch {self.max_batch}",
+            ),
+            (
+                self.platform != "tensorrt" or self.kind == "gpu",
+                "kind: a TensorRT plan runs on a GPU: kind gpu",
+            ),
+        ]
         if problems := [text for good, text in checks if not good]:
-            raise ConfigError(f"ServeOptions has {len(problems)} problem{'s' * (len(problems) > 1)}", problems=problems)
+            raise ConfigError(
+                f"ServeOptions has {len(problems)} problem{'s' * (len(problems) > 1)}", problems=problems
+            )
 
 # %% ../../nbs/06_optimization/08_triton_repository.ipynb #bb4d8fb8
 def _strings(**values: Any) -> list[dict[str, Any]]:
@@ -104,26 +164,47 @@ def _strings(**values: Any) -> list[dict[str, Any]]:
     return [{"key": key, "value": {"string_value": str(value)}} for key, value in values.items()]
 
 
+def _batching(o: ServeOptions) -> dict[str, Any]:
+    "How the server joins requests, and when it turns one away."
+    return {
+        "preferred_batch_size": list(o.preferred),
+        "max_queue_delay_microseconds": round(o.max_queue_delay_ms * 1e3),
+        "default_queue_policy": {
+            "timeout_action": Word("REJECT"),
+            "default_timeout_microseconds": round(o.timeout_s * 1e6),
+            "allow_timeout_override": True,
+            "max_queue_size": o.max_queue,
+        },
+    }
+
+
 def triton_config(name: str, tensors: Tensors, manifest: ModelManifest, o: ServeOptions) -> dict[str, Any]:
     "The configuration of one network."
     key, value, _ = _PLATFORMS[o.platform]
     dims = lambda shape: list(shape[1:] if o.max_batch else shape)
-    batching = {"preferred_batch_size": list(o.preferred), "max_queue_delay_microseconds": round(o.max_queue_delay_ms * 1e3),
-                "default_queue_policy": {"timeout_action": Word("REJECT"), "default_timeout_microseconds": round(o.timeout_s * 1e6),
-                                         "allow_timeout_override": True, "max_queue_size": o.max_queue}}
-    grey = [max(d, 1) for d in dims(tensors.input_shape)]
+    taken, given = Word(f"TYPE_{tensors.input_type}"), Word(f"TYPE_{tensors.output_type}")
+    grey = {"data_type": taken, "dims": [max(d, 1) for d in dims(tensors.input_shape)], "zero_data": True}
     threads = _strings(threads=o.threads, intra_op_thread_count=o.threads) if o.threads else []
-    return {"name": name, key: value, "max_batch_size": o.max_batch,
-            "input": [{"name": tensors.input, "data_type": Word(f"TYPE_{tensors.input_type}"), "dims": dims(tensors.input_shape)}],
-            "output": [{"name": tensors.output, "data_type": Word(f"TYPE_{tensors.output_type}"), "dims": dims(tensors.output_shape)}],
-            "instance_group": [{"count": o.instances, "kind": Word(f"KIND_{o.kind.upper()}")}],
-            "dynamic_batching": batching if o.max_batch else None,
-            "model_warmup": [{"name": "first call", "batch_size": min(1, o.max_batch), "inputs": [{"key": tensors.input, "value": {
-                "data_type": Word(f"TYPE_{tensors.input_type}"), "dims": grey, "zero_data": True}}]}],
-            "parameters": [*_strings(manifest=carried_manifest(manifest)), *threads]}
+    return {
+        "name": name,
+        key: value,
+        "max_batch_size": o.max_batch,
+        "input": [{"name": tensors.input, "data_type": taken, "dims": dims(tensors.input_shape)}],
+        "output": [{"name": tensors.output, "data_type": given, "dims": dims(tensors.output_shape)}],
+        "instance_group": [{"count": o.instances, "kind": Word(f"KIND_{o.kind.upper()}")}],
+        "dynamic_batching": _batching(o) if o.max_batch else None,
+        "model_warmup": [
+            {
+                "name": "first call",
+                "batch_size": min(1, o.max_batch),
+                "inputs": [{"key": tensors.input, "value": grey}],
+            }
+        ],
+        "parameters": [*_strings(manifest=carried_manifest(manifest)), *threads],
+    }
 
 # %% ../../nbs/06_optimization/08_triton_repository.ipynb #9b168808
-_RUNNER = '''"""Runs model.onnx beside it in ONNX Runtime: the requests that the server has joined become one call."""
+_RUNNER = '''"""Runs model.onnx beside it in ONNX Runtime: requests that the server joined become one call."""
 import json
 import os
 
@@ -138,8 +219,9 @@ class TritonPythonModel:
         options = ort.SessionOptions()
         options.intra_op_num_threads = int(config["parameters"].get("threads", {}).get("string_value", "0"))
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        gpu = args["model_instance_kind"] == "GPU" and "CUDAExecutionProvider" in ort.get_available_providers()
-        providers = [("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"]})] * gpu + ["CPUExecutionProvider"]
+        providers = ["CPUExecutionProvider"]
+        if args["model_instance_kind"] == "GPU" and "CUDAExecutionProvider" in ort.get_available_providers():
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"]}))
         file = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
         self.session = ort.InferenceSession(file, options, providers=providers)
         self.input, self.output = self.session.get_inputs()[0].name, self.session.get_outputs()[0].name
@@ -147,15 +229,20 @@ class TritonPythonModel:
     def execute(self, requests):
         parts = [pb.get_input_tensor_by_name(r, self.input).as_numpy() for r in requests]
         try:
-            raw = self.session.run([self.output], {self.input: np.concatenate(parts) if len(parts) > 1 else parts[0]})[0]
+            joined = np.concatenate(parts) if len(parts) > 1 else parts[0]
+            raw = self.session.run([self.output], {self.input: joined})[0]
         except Exception as e:
             return [pb.InferenceResponse(error=pb.TritonError(f"{type(e).__name__}: {e}"))] * len(requests)
         ends = np.cumsum([len(p) for p in parts])[:-1]
-        return [pb.InferenceResponse([pb.Tensor(self.output, np.ascontiguousarray(part))]) for part in np.split(raw, ends)]
+        answers = [pb.Tensor(self.output, np.ascontiguousarray(part)) for part in np.split(raw, ends)]
+        return [pb.InferenceResponse([answer]) for answer in answers]
 '''
 
 # %% ../../nbs/06_optimization/08_triton_repository.ipynb #86d02cab
-_BEFORE = '''"""Picture (H, W, 3) uint8 BGR → network input, and the picture's size. Needs cv_pipeline on the server."""
+_BEFORE = '''"""Picture (H, W, 3) uint8 BGR → network input, and the picture's size.
+
+Needs cv_pipeline on the server.
+"""
 import json
 
 import numpy as np
@@ -176,13 +263,17 @@ class TritonPythonModel:
         try:
             picture = pb.get_input_tensor_by_name(request, "picture").as_numpy()
             tensor, (g,) = self.prepare.batch([picture])
-            return pb.InferenceResponse([pb.Tensor("tensor", tensor), pb.Tensor("size", np.array([g.width, g.height], np.int32))])
+            size = np.array([g.width, g.height], np.int32)
+            return pb.InferenceResponse([pb.Tensor("tensor", tensor), pb.Tensor("size", size)])
         except Exception as e:
             return pb.InferenceResponse(error=pb.TritonError(str(e)))
 '''
 
-# %% ../../nbs/06_optimization/08_triton_repository.ipynb #79ec2b07
-_BEHIND = '''"""Network output and the picture's size → boxes in pixels of the picture, confidences, classes. Needs cv_pipeline on the server."""
+
+_BEHIND = '''"""Network output and the picture's size → boxes in pixels of the picture, confidences, classes.
+
+Needs cv_pipeline on the server.
+"""
 import json
 
 import numpy as np
@@ -197,50 +288,92 @@ class TritonPythonModel:
     def initialize(self, args):
         text = json.loads(args["model_config"])["parameters"]["manifest"]["string_value"]
         self.manifest = ModelManifest.from_dict(json.loads(text))
-        self.geometry, self.read = Preprocessor(self.manifest.preprocess).geometry, make_postprocessor(self.manifest)
+        self.geometry = Preprocessor(self.manifest.preprocess).geometry
+        self.read = make_postprocessor(self.manifest)
 
     def execute(self, requests): return [self.answer(r) for r in requests]
 
     def answer(self, request):
         try:
             raw, size = (pb.get_input_tensor_by_name(request, name).as_numpy() for name in ("raw", "size"))
-            found = self.read(check_output(raw, 1, self.manifest.name, output_shape(self.manifest)), [self.geometry(*size.tolist())])[0]
+            raw = check_output(raw, 1, self.manifest.name, output_shape(self.manifest))
+            found = self.read(raw, [self.geometry(*size.tolist())])[0]
             columns = {"boxes": found.xyxy, "confidence": found.confidence, "class_id": found.class_id}
-            return pb.InferenceResponse([pb.Tensor(name, np.ascontiguousarray(column)) for name, column in columns.items()])
+            tensors = [pb.Tensor(name, np.ascontiguousarray(column)) for name, column in columns.items()]
+            return pb.InferenceResponse(tensors)
         except Exception as e:
             return pb.InferenceResponse(error=pb.TritonError(str(e)))
 '''
 
 # %% ../../nbs/06_optimization/08_triton_repository.ipynb #5c358827
-def _tensor(name: str, kind: str, *dims: int) -> dict[str, Any]: return {"name": name, "data_type": Word(f"TYPE_{kind}"), "dims": list(dims)}
+def _tensor(name: str, kind: str, *dims: int) -> dict[str, Any]:
+    return {"name": name, "data_type": Word(f"TYPE_{kind}"), "dims": list(dims)}
 
-
-def _end_configs(name: str, tensors: Tensors, manifest: ModelManifest) -> dict[str, tuple[dict[str, Any], str]]:
+# %% ../../nbs/06_optimization/08_triton_repository.ipynb #71af4a61
+def _end_configs(
+    name: str, tensors: Tensors, manifest: ModelManifest
+) -> dict[str, tuple[dict[str, Any], str]]:
     "Configurations of the two ends and the ensemble: folder → (configuration, model.py or nothing)."
     carried = _strings(manifest=carried_manifest(manifest))
     picture, size = _tensor("picture", "UINT8", -1, -1, 3), _tensor("size", "INT32", 2)
-    tensor, raw = ((_tensor(n, k, -1, *s[1:])) for n, k, s in (("tensor", tensors.input_type, tensors.input_shape), ("raw", tensors.output_type, tensors.output_shape)))
+    tensor, raw = (
+        (_tensor(n, k, -1, *s[1:]))
+        for n, k, s in (
+            ("tensor", tensors.input_type, tensors.input_shape),
+            ("raw", tensors.output_type, tensors.output_shape),
+        )
+    )
     found = [_tensor(*row) for row in FOUND]
-    python = lambda part, takes, gives: {"name": f"{name}-{part}", "backend": "python", "max_batch_size": 0, "input": takes, "output": gives,
-                                         "instance_group": [{"count": 1, "kind": Word("KIND_CPU")}], "parameters": carried}
+    python = lambda part, takes, gives: {
+        "name": f"{name}-{part}",
+        "backend": "python",
+        "max_batch_size": 0,
+        "input": takes,
+        "output": gives,
+        "instance_group": [{"count": 1, "kind": Word("KIND_CPU")}],
+        "parameters": carried,
+    }
     link = lambda **names: [{"key": key, "value": value} for key, value in names.items()]
-    step = lambda model, takes, gives: {"model_name": model, "model_version": -1, "input_map": takes, "output_map": gives}
-    steps = [step(f"{name}-before", link(picture="picture"), link(tensor="tensor", size="size")),
-             step(name, link(**{tensors.input: "tensor"}), link(**{tensors.output: "raw"})),
-             step(f"{name}-behind", link(raw="raw", size="size"), link(**{n: n for n, *_ in FOUND}))]
-    ensemble = {"name": f"{name}-detect", "platform": "ensemble", "max_batch_size": 0, "input": [picture], "output": found,
-                "ensemble_scheduling": {"step": steps}, "parameters": carried}
-    return {f"{name}-before": (python("before", [picture], [tensor, size]), _BEFORE),
-            f"{name}-behind": (python("behind", [raw, size], found), _BEHIND), f"{name}-detect": (ensemble, "")}
+    step = lambda model, takes, gives: {
+        "model_name": model,
+        "model_version": -1,
+        "input_map": takes,
+        "output_map": gives,
+    }
+    steps = [
+        step(f"{name}-before", link(picture="picture"), link(tensor="tensor", size="size")),
+        step(name, link(**{tensors.input: "tensor"}), link(**{tensors.output: "raw"})),
+        step(f"{name}-behind", link(raw="raw", size="size"), link(**{n: n for n, *_ in FOUND})),
+    ]
+    ensemble = {
+        "name": f"{name}-detect",
+        "platform": "ensemble",
+        "max_batch_size": 0,
+        "input": [picture],
+        "output": found,
+        "ensemble_scheduling": {"step": steps},
+        "parameters": carried,
+    }
+    return {
+        f"{name}-before": (python("before", [picture], [tensor, size]), _BEFORE),
+        f"{name}-behind": (python("behind", [raw, size], found), _BEHIND),
+        f"{name}-detect": (ensemble, ""),
+    }
 
 # %% ../../nbs/06_optimization/08_triton_repository.ipynb #1c52264c
-def _put(folder: Path, config: dict[str, Any], files: dict[str, str | bytes | Path], version: int, overwrite: bool) -> Path:
+def _put(
+    folder: Path, config: dict[str, Any], files: dict[str, str | bytes | Path], version: int, overwrite: bool
+) -> Path:
     "One model's folder, whole or not at all."
-    if folder.exists() and not overwrite: raise ConfigError("there is a model already", folder, "choose another name, or overwrite=True")
+    if folder.exists() and not overwrite:
+        raise ConfigError("there is a model already", folder, "choose another name, or overwrite=True")
     hint = "give a folder that is writable and has room"
     with writing("cannot write the model repository", folder, hint):
         writable_folder(folder.parent)
-    with writing("cannot write the model repository", folder, hint), Staging(folder, replace=overwrite) as part:
+    with (
+        writing("cannot write the model repository", folder, hint),
+        Staging(folder, replace=overwrite) as part,
+    ):
         (part / str(version)).mkdir()
         write_whole(part / "config.pbtxt", pbtxt(config))
         for name, content in files.items():
@@ -250,24 +383,30 @@ def _put(folder: Path, config: dict[str, Any], files: dict[str, str | bytes | Pa
 
 
 def _served_file(file: Path, platform: str) -> Path | bytes:
-    "What lies in the repository: the file, or a TensorRT plan without the header that Ultralytics puts before it."
+    """What lies in the repository: the file, or a TensorRT plan without the header that Ultralytics puts
+    before it."""
     want = ".engine" if platform == "tensorrt" else ".onnx"
     if file.suffix.lower() not in (want, ".plan" if platform == "tensorrt" else want):
-        raise ConfigError(f"platform {platform} serves {want} files, not '{file.name}'", "platform", "choose the platform that fits the file")
+        raise ConfigError(
+            f"platform {platform} serves {want} files, not '{file.name}'",
+            "platform",
+            "choose the platform that fits the file",
+        )
     return read_engine(file).plan() if file.suffix.lower() == ".engine" else file
 
 # %% ../../nbs/06_optimization/08_triton_repository.ipynb #ce4b27da
 def write_repository(
-    model: str | Path,                # bundled name, model folder, .onnx or .engine file
-    out: str | Path,                  # the repository; models are folders in it
+    model: str | Path,  # bundled name, model folder, .onnx or .engine file
+    out: str | Path,  # the repository; models are folders in it
     options: ServeOptions | None = None,
     *,
-    name: str | None = None,          # what clients ask for; None: the manifest's name
-    spec: str | Path | None = None,   # manifest for a file without one
-    artefact: str | None = None,      # which file of a model that has several: label, file, precision …; None: its own
-    version: int = 1,                 # of the model in the repository
-    overwrite: bool = False,          # write over this version
-) -> dict[str, Path]:                 # served model → its folder
+    name: str | None = None,  # what clients ask for; None: the manifest's name
+    spec: str | Path | None = None,  # manifest for a file without one
+    artefact: str
+    | None = None,  # which file of a model that has several: label, file, precision …; None: its own
+    version: int = 1,  # of the model in the repository
+    overwrite: bool = False,  # write over this version
+) -> dict[str, Path]:  # served model → its folder
     "Write what `tritonserver --model-repository OUT` serves."
     o = options or ServeOptions()
     found = open_model_folder(model, spec, lambda: model_metadata(model))
@@ -275,15 +414,29 @@ def write_repository(
     content, tensors = _served_file(file, o.platform), graph_tensors(file, manifest)
     check_graph(manifest, tensors.input_shape, tensors.output_shape, file)
     if o.max_batch and tensors.input_shape[0] > 0:
-        raise ConfigError(f"the graph takes exactly {tensors.input_shape[0]} image(s) a call: the server cannot batch", file,
-                          "export it with a dynamic batch axis, or max_batch=0")
+        raise ConfigError(
+            f"the graph takes exactly {tensors.input_shape[0]} image(s) a call: the server cannot batch",
+            file,
+            "export it with a dynamic batch axis, or max_batch=0",
+        )
     name = name or "".join(c if c.isalnum() or c in "-_." else "-" for c in manifest.name)
-    if not name or name.startswith(".") or "/" in name or "\\" in name: raise ConfigError(f"{name!r} is no name for a model", "name", "letters, digits, '-' and '_'")
-    files: dict[str, str | bytes | Path] = {_PLATFORMS[o.platform][2]: content, **({"model.py": _RUNNER} if o.platform == "python" else {})}
+    if not name or name.startswith(".") or "/" in name or "\\" in name:
+        raise ConfigError(f"{name!r} is no name for a model", "name", "letters, digits, '-' and '_'")
+    files: dict[str, str | bytes | Path] = {
+        _PLATFORMS[o.platform][2]: content,
+        **({"model.py": _RUNNER} if o.platform == "python" else {}),
+    }
     wanted = {name: (triton_config(name, tensors, manifest, o), files)}
-    if o.ends: wanted |= {n: (config, {"model.py": text} if text else {}) for n, (config, text) in _end_configs(name, tensors, manifest).items()}
+    if o.ends:
+        wanted |= {
+            n: (config, {"model.py": text} if text else {})
+            for n, (config, text) in _end_configs(name, tensors, manifest).items()
+        }
     root = Path(out)
-    if not overwrite and (there := [n for n in wanted if (root / n).exists()]): raise ConfigError(f"there are models already: {', '.join(there)}", root, "choose another name, or overwrite=True")
+    if not overwrite and (there := [n for n in wanted if (root / n).exists()]):
+        raise ConfigError(
+            f"there are models already: {', '.join(there)}", root, "choose another name, or overwrite=True"
+        )
     return {n: _put(root / n, config, content, version, overwrite) for n, (config, content) in wanted.items()}
 
 

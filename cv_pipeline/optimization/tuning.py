@@ -31,20 +31,27 @@ __all__ = ['match', 'Sample', 'Judged', 'collect', 'judge', 'counts', 'Objective
 def match(
     detections: Detections,  # best first or in any order
     truth: Detections,
-    iou: float = 0.5,        # least overlap that counts as found
-) -> np.ndarray:             # (n,) int64: row of the truth that was found; -1 false alarm; -2 inside a crowd region, not counted
+    iou: float = 0.5,  # least overlap that counts as found
+) -> (
+    np.ndarray
+):  # (n,) int64: row of the truth that was found; -1 false alarm; -2 inside a crowd region, not counted
     "Greedy matching in order of confidence, within a class; the matching of the COCO evaluation."
     found = np.full(len(detections), -1, np.int64)
-    if not len(detections) or not len(truth): return found
+    if not len(detections) or not len(truth):
+        return found
     crowd = np.asarray(truth.data.get("iscrowd", np.zeros(len(truth)))).astype(bool)
     same = detections.class_id[:, None] == truth.class_id
     over = np.where(same, box_iou(detections.xyxy, truth.xyxy), -1)
     open_ = np.where(crowd, -1, over)
     for row in np.argsort(-detections.confidence, kind="stable"):
         best = int(open_[row].argmax())
-        if open_[row, best] >= iou: found[row] = best; open_[:, best] = -1
+        if open_[row, best] >= iou:
+            found[row] = best
+            open_[:, best] = -1
     if crowd.any():
-        shared = np.maximum(over[:, crowd], 0)  # intersection over union; what counts in a crowd is intersection over the detection
+        shared = np.maximum(
+            over[:, crowd], 0
+        )  # intersection over union; what counts in a crowd is intersection over the detection
         overlap = shared * (box_area(detections.xyxy)[:, None] + box_area(truth.xyxy[crowd])) / (1 + shared)
         inside = (overlap >= iou * np.maximum(box_area(detections.xyxy), 1e-9)[:, None]) & same[:, crowd]
         found[(found == -1) & inside.any(1)] = -2
@@ -62,49 +69,68 @@ class Sample(NamedTuple):
 class Judged(NamedTuple):
     "All detections of a set for one overlap threshold, sorted best first, and whether each is right."
 
-    score: np.ndarray     # (m,) float32, descending
+    score: np.ndarray  # (m,) float32, descending
     class_id: np.ndarray  # (m,) integer
-    right: np.ndarray     # (m,) bool
-    image: np.ndarray     # (m,) integer
-    truth: np.ndarray     # (images, classes) integer: labelled objects, crowds not counted
+    right: np.ndarray  # (m,) bool
+    image: np.ndarray  # (m,) integer
+    truth: np.ndarray  # (images, classes) integer: labelled objects, crowds not counted
 
 
 def collect(
-    predict: Callable[[Any], tuple[np.ndarray, Geometry]],  # image → its raw output without batch axis, and where it lay in the input
-    dataset: Iterable[tuple[Any, Detections]],              # pictures with their ground truth, in original pixels
+    predict: Callable[
+        [Any], tuple[np.ndarray, Geometry]
+    ],  # image → its raw output without batch axis, and where it lay in the input
+    dataset: Iterable[tuple[Any, Detections]],  # pictures with their ground truth, in original pixels
     spec: PostprocessSpec,
     names: Sequence[str],
-    imgsz: tuple[int, int],                                 # (height, width) of the network input
-    conf: float = 0.01,                                     # lowest threshold of the sweep
+    imgsz: tuple[int, int],  # (height, width) of the network input
+    conf: float = 0.01,  # lowest threshold of the sweep
 ) -> list[Sample]:
     "Run the model once over a labelled set. DataError without labels, or with labels of unknown classes."
     samples, wanted = [], np.arange(len(names)) if spec.classes is None else np.array(spec.classes, int)
     for number, (image, truth) in enumerate(dataset):
         if len(truth) and not (0 <= truth.class_id.min() and truth.class_id.max() < len(names)):
-            raise DataError(f"a label has class {truth.class_id.max()}, the model knows 0..{len(names) - 1}", f"picture {number}",
-                            "label and model must use the same class order")
+            raise DataError(
+                f"a label has class {truth.class_id.max()}, the model knows 0..{len(names) - 1}",
+                f"picture {number}",
+                "label and model must use the same class order",
+            )
         raw, geometry = predict(image)
         found = decode(np.asarray(raw, np.float32), spec.head, conf, imgsz)
         keep = np.isin(found.class_id, wanted)
-        samples.append(Sample(Candidates(*(column[keep] for column in found)), geometry, truth[np.isin(truth.class_id, wanted)]))
+        samples.append(
+            Sample(
+                Candidates(*(column[keep] for column in found)),
+                geometry,
+                truth[np.isin(truth.class_id, wanted)],
+            )
+        )
     if not any(len(s.truth) for s in samples):
-        raise DataError(f"none of {len(samples)} pictures has a label", "tune", "thresholds are chosen on labelled pictures; label some first")
+        raise DataError(
+            f"none of {len(samples)} pictures has a label",
+            "tune",
+            "thresholds are chosen on labelled pictures; label some first",
+        )
     return samples
 
 # %% ../../nbs/06_optimization/04_tuning.ipynb #c16eac38
 def _suppressed(sample: Sample, spec: PostprocessSpec, iou: float) -> Detections:
     "Detections of one sample at the lowest threshold, in original pixels."
     c = sample.candidates
-    kept = np.arange(len(c.xyxy)) if spec.head == "end2end" else nms(c.xyxy, c.confidence, c.class_id, iou, spec.max_det, spec.agnostic_nms)
-    kept = kept[:spec.max_det]
+    kept = (
+        np.arange(len(c.xyxy))
+        if spec.head == "end2end"
+        else nms(c.xyxy, c.confidence, c.class_id, iou, spec.max_det, spec.agnostic_nms)
+    )
+    kept = kept[: spec.max_det]
     return Detections(sample.geometry.to_original(c.xyxy[kept]), c.confidence[kept], c.class_id[kept])
 
 
 def judge(
     samples: Sequence[Sample],
     spec: PostprocessSpec,
-    classes: int,            # how many the model has
-    iou: float,              # overlap threshold of the suppression
+    classes: int,  # how many the model has
+    iou: float,  # overlap threshold of the suppression
     match_iou: float = 0.5,  # least overlap with the truth that counts as found
 ) -> Judged:
     "Suppress and match every picture at one overlap threshold."
@@ -113,7 +139,9 @@ def judge(
         found = _suppressed(sample, spec, iou)
         hit = match(found, sample.truth, match_iou)
         counted = hit != -2
-        parts.append((found.confidence[counted], found.class_id[counted], hit[counted] >= 0, np.full(counted.sum(), i)))
+        parts.append(
+            (found.confidence[counted], found.class_id[counted], hit[counted] >= 0, np.full(counted.sum(), i))
+        )
         crowd = np.asarray(sample.truth.data.get("iscrowd", np.zeros(len(sample.truth)))).astype(bool)
         truth[i] = np.bincount(sample.truth.class_id[~crowd], minlength=classes)
     columns = [np.concatenate(column) for column in zip(*parts)]
@@ -122,8 +150,8 @@ def judge(
 
 
 def counts(
-    score: np.ndarray,       # (m,) descending
-    right: np.ndarray,       # (m,) bool
+    score: np.ndarray,  # (m,) descending
+    right: np.ndarray,  # (m,) bool
     thresholds: np.ndarray,  # (t,) confidence thresholds; a detection must be above
 ) -> tuple[np.ndarray, np.ndarray]:  # (t,) hits, (t,) false alarms
     "Hits and false alarms at every threshold, from one sorted list."
@@ -135,8 +163,8 @@ def counts(
 class Objective(NamedTuple):
     "What a sweep maximises."
 
-    text: str     # as the user wrote it
-    kind: str     # "fbeta" | "recall" | "precision": what is maximised
+    text: str  # as the user wrote it
+    kind: str  # "fbeta" | "recall" | "precision": what is maximised
     value: float  # beta, or the floor for the other of precision and recall
 
 
@@ -145,12 +173,19 @@ def parse_objective(
 ) -> Objective:
     "Read an objective; ConfigError that lists what there is."
     clean = str(text).replace(" ", "").lower()
-    if m := re.fullmatch(r"f(?:beta=)?(\d*\.?\d+)", clean): kind, value, good = "fbeta", float(m[1]), 0 < float(m[1]) <= 100
+    if m := re.fullmatch(r"f(?:beta=)?(\d*\.?\d+)", clean):
+        kind, value, good = "fbeta", float(m[1]), 0 < float(m[1]) <= 100
     elif m := re.fullmatch(r"(recall)@precision=(\d*\.?\d+)|(precision)@recall=(\d*\.?\d+)", clean):
         kind, value = (m[1], float(m[2])) if m[1] else (m[3], float(m[4]))
         good = 0 < value <= 1
-    else: good = False
-    if not good: raise ConfigError(f"the objective {text!r} is not known", "objective", "use f1, fbeta=2, recall@precision=0.95 or precision@recall=0.9")
+    else:
+        good = False
+    if not good:
+        raise ConfigError(
+            f"the objective {text!r} is not known",
+            "objective",
+            "use f1, fbeta=2, recall@precision=0.95 or precision@recall=0.9",
+        )
     return Objective(clean, kind, value)
 
 
@@ -162,14 +197,14 @@ def ratios(hits: np.ndarray, alarms: np.ndarray, truth: np.ndarray | int) -> tup
 
 def achieved(
     objective: Objective,
-    hits: np.ndarray,          # any shape
+    hits: np.ndarray,  # any shape
     alarms: np.ndarray,
-    truth: np.ndarray | int,   # labelled objects
-) -> np.ndarray:               # same shape, float64; NaN where a floor is not reached
+    truth: np.ndarray | int,  # labelled objects
+) -> np.ndarray:  # same shape, float64; NaN where a floor is not reached
     "The value of an objective from counts."
     precision, recall = ratios(hits, alarms, truth)
     if objective.kind == "fbeta":
-        b = objective.value ** 2
+        b = objective.value**2
         return (1 + b) * hits / np.maximum((1 + b) * hits + b * (truth - hits) + alarms, 1e-12)
     best, floor = (recall, precision) if objective.kind == "recall" else (precision, recall)
     return np.where((floor >= objective.value) & (np.asarray(hits) > 0), best, np.nan)
@@ -177,22 +212,24 @@ def achieved(
 # %% ../../nbs/06_optimization/04_tuning.ipynb #79df67c1
 def _best(values: np.ndarray) -> int | None:
     "Index of the maximum, the middle of its plateau; None when nothing is reachable."
-    if not np.isfinite(values).any(): return None
+    if not np.isfinite(values).any():
+        return None
     top = np.nanmax(values)
     first = int(np.nanargmax(values))
     last = first
-    while last + 1 < len(values) and values[last + 1] == top: last += 1
+    while last + 1 < len(values) and values[last + 1] == top:
+        last += 1
     return (first + last) // 2
 
 
 class Sweep(NamedTuple):
     "Counts at every pair of thresholds."
 
-    conf: np.ndarray    # (c,) thresholds
-    iou: np.ndarray     # (i,) thresholds
-    hits: np.ndarray    # (i, c)
+    conf: np.ndarray  # (c,) thresholds
+    iou: np.ndarray  # (i,) thresholds
+    hits: np.ndarray  # (i, c)
     alarms: np.ndarray  # (i, c)
-    truth: int          # labelled objects
+    truth: int  # labelled objects
     judged: list[Judged]  # one an overlap threshold
 
 
@@ -200,36 +237,61 @@ def sweep(
     samples: Sequence[Sample],
     spec: PostprocessSpec,
     classes: int,
-    conf: np.ndarray,        # (c,) confidence thresholds
-    iou: np.ndarray,         # (i,) overlap thresholds
+    conf: np.ndarray,  # (c,) confidence thresholds
+    iou: np.ndarray,  # (i,) overlap thresholds
     match_iou: float = 0.5,
 ) -> Sweep:
     "Hits and false alarms of all classes together at every pair of thresholds."
     judged = [judge(samples, spec, classes, float(t), match_iou) for t in iou]
     table = np.array([counts(j.score, j.right, conf) for j in judged])
-    return Sweep(np.asarray(conf), np.asarray(iou), table[:, 0], table[:, 1], int(judged[0].truth.sum()), judged)
+    return Sweep(
+        np.asarray(conf), np.asarray(iou), table[:, 0], table[:, 1], int(judged[0].truth.sum()), judged
+    )
 
 # %% ../../nbs/06_optimization/04_tuning.ipynb #b28aa486
 def class_thresholds(
     judged: Judged,
     names: Sequence[str],
     objective: Objective,
-    conf: np.ndarray,      # (c,) thresholds to try
-    common: float,         # threshold for classes that cannot be tuned
-    min_truth: int = 20,   # fewer labels: not tuned
+    conf: np.ndarray,  # (c,) thresholds to try
+    common: float,  # threshold for classes that cannot be tuned
+    min_truth: int = 20,  # fewer labels: not tuned
 ) -> list[dict[str, Any]]:
-    "The best threshold of every class alone, one row a class, with what it achieves and why it was or was not tuned."
+    """The best threshold of every class alone, one row a class, with what it achieves and why it was or was
+    not tuned."""
     rows = []
     for k, name in enumerate(names):
         mine, truth = judged.class_id == k, int(judged.truth[:, k].sum())
         grid = np.append(conf, common)
         hits, alarms = counts(judged.score[mine], judged.right[mine], grid)
-        best = _best(achieved(objective, hits, alarms, truth)[:-1]) if truth >= min_truth and mine.any() else None
+        best = (
+            _best(achieved(objective, hits, alarms, truth)[:-1])
+            if truth >= min_truth and mine.any()
+            else None
+        )
         at = len(conf) if best is None else best
         precision, recall = ratios(hits[at], alarms[at], truth)
-        note = "tuned" if best is not None else f"too few labels ({truth} < {min_truth})" if truth < min_truth else "never detected" if not mine.any() else "not reachable"
-        rows.append({"class": name, "labels": truth, "conf": float(grid[at]), "hits": int(hits[at]), "false_alarms": int(alarms[at]),
-                     "precision": float(precision), "recall": float(recall), "note": note})
+        note = (
+            "tuned"
+            if best is not None
+            else f"too few labels ({truth} < {min_truth})"
+            if truth < min_truth
+            else "never detected"
+            if not mine.any()
+            else "not reachable"
+        )
+        rows.append(
+            {
+                "class": name,
+                "labels": truth,
+                "conf": float(grid[at]),
+                "hits": int(hits[at]),
+                "false_alarms": int(alarms[at]),
+                "precision": float(precision),
+                "recall": float(recall),
+                "note": note,
+            }
+        )
     return rows
 
 # %% ../../nbs/06_optimization/04_tuning.ipynb #c2ab5174
@@ -239,36 +301,64 @@ def evaluate(
     names: Sequence[str],
     imgsz: tuple[int, int],
     match_iou: float = 0.5,
-) -> np.ndarray:             # (images, 3) integer: hits, false alarms, labelled objects
+) -> np.ndarray:  # (images, 3) integer: hits, false alarms, labelled objects
     "What a finished spec achieves, counted per picture."
     floor = Postprocessor(spec, names, imgsz).rules.floor
     table = np.zeros((len(samples), 3), np.int64)
     for i, sample in enumerate(samples):
         c = sample.candidates
         above = c.confidence > floor[c.class_id]
-        found = _suppressed(sample._replace(candidates=Candidates(*(column[above] for column in c))), spec, spec.iou)
-        hit, crowd = match(found, sample.truth, match_iou), np.asarray(sample.truth.data.get("iscrowd", [0] * len(sample.truth)), bool)
+        found = _suppressed(
+            sample._replace(candidates=Candidates(*(column[above] for column in c))), spec, spec.iou
+        )
+        hit, crowd = (
+            match(found, sample.truth, match_iou),
+            np.asarray(sample.truth.data.get("iscrowd", [0] * len(sample.truth)), bool),
+        )
         table[i] = (hit >= 0).sum(), (hit == -1).sum(), (~crowd).sum()
     return table
 
-
+# %% ../../nbs/06_optimization/04_tuning.ipynb #b1c8e1ae
 def summarise(
-    before: np.ndarray,      # (images, 3) of `evaluate`
+    before: np.ndarray,  # (images, 3) of `evaluate`
     after: np.ndarray,
     objective: Objective,
     draws: int = 1000,
     seed: int = 0,
-) -> list[dict[str, Any]]:   # rows "before", "after" and "difference"; `held`: share of the draws in which the floor held
-    "Objective, precision and recall of two specs with 95 % bootstrap intervals over pictures, paired for the difference (Efron 1979)."
-    weights = np.random.default_rng(seed).multinomial(len(before), np.full(len(before), 1 / len(before)), draws)
+) -> list[
+    dict[str, Any]
+]:  # rows "before", "after" and "difference"; `held`: share of the draws in which the floor held
+    """Objective, precision and recall of two specs with 95 % bootstrap intervals over pictures, paired for
+    the difference (Efron 1979)."""
+    weights = np.random.default_rng(seed).multinomial(
+        len(before), np.full(len(before), 1 / len(before)), draws
+    )
     rows, drawn = [], []
     for name, table in (("before", before), ("after", after)):
         totals = table.sum(0)
         precision, recall = ratios(*totals)
         drawn.append(achieved(objective, *(weights @ table).T))
-        rows.append({"thresholds": name, "value": float(achieved(objective, *totals)), **_interval(drawn[-1]), "held": float(np.isfinite(drawn[-1]).mean()),
-                     "precision": float(precision), "recall": float(recall), "hits": int(totals[0]), "false_alarms": int(totals[1]), "missed": int(totals[2] - totals[0])})
-    return [*rows, {"thresholds": "difference", "value": rows[1]["value"] - rows[0]["value"], **_interval(drawn[1] - drawn[0])}]
+        rows.append(
+            {
+                "thresholds": name,
+                "value": float(achieved(objective, *totals)),
+                **_interval(drawn[-1]),
+                "held": float(np.isfinite(drawn[-1]).mean()),
+                "precision": float(precision),
+                "recall": float(recall),
+                "hits": int(totals[0]),
+                "false_alarms": int(totals[1]),
+                "missed": int(totals[2] - totals[0]),
+            }
+        )
+    return [
+        *rows,
+        {
+            "thresholds": "difference",
+            "value": rows[1]["value"] - rows[0]["value"],
+            **_interval(drawn[1] - drawn[0]),
+        },
+    ]
 
 
 def _interval(values: np.ndarray) -> dict[str, float]:
@@ -316,11 +406,11 @@ class TuningResult:
     "What a sweep found."
 
     objective: str
-    reachable: bool                    # False: no pair of thresholds fulfils the objective, `spec` is unchanged
-    spec: PostprocessSpec              # with the chosen thresholds
-    table: list[dict[str, Any]]        # every pair of thresholds: iou, conf, value, precision, recall
-    per_class: list[dict[str, Any]]    # one row a class; empty unless asked for
-    comparison: list[dict[str, Any]]   # rows "before", "after", "difference" with 95 % intervals
+    reachable: bool  # False: no pair of thresholds fulfils the objective, `spec` is unchanged
+    spec: PostprocessSpec  # with the chosen thresholds
+    table: list[dict[str, Any]]  # every pair of thresholds: iou, conf, value, precision, recall
+    per_class: list[dict[str, Any]]  # one row a class; empty unless asked for
+    comparison: list[dict[str, Any]]  # rows "before", "after", "difference" with 95 % intervals
     images: int
     labels: int
     notes: list[str] = field(default_factory=list)  # what a person should know
@@ -328,28 +418,51 @@ class TuningResult:
 
     def summary(self) -> dict[str, Any]:
         "What belongs into the manifest's `metrics`: plain numbers, and their stamp."
-        rows = {row["thresholds"]: {k: round(v, 4) for k, v in row.items() if isinstance(v, float) and np.isfinite(v)} for row in self.comparison}
+        rows = {
+            row["thresholds"]: {
+                k: round(v, 4) for k, v in row.items() if isinstance(v, float) and np.isfinite(v)
+            }
+            for row in self.comparison
+        }
         stamped = {"stamp": self.stamp} if self.stamp else {}
-        found = {"objective": self.objective, "reachable": self.reachable, "images": self.images, "labels": self.labels}
+        found = {
+            "objective": self.objective,
+            "reachable": self.reachable,
+            "images": self.images,
+            "labels": self.labels,
+        }
         return {**found, **rows, **stamped}
 
 
 def _rows(found: Sweep, values: np.ndarray) -> list[dict[str, Any]]:
     "The sweep as a flat table."
     precision, recall = ratios(found.hits, found.alarms, found.truth)
-    return [{"iou": float(t), "conf": float(c), "value": float(values[i, j]), "precision": float(precision[i, j]), "recall": float(recall[i, j])}
-            for i, t in enumerate(found.iou) for j, c in enumerate(found.conf)]
+    return [
+        {
+            "iou": float(t),
+            "conf": float(c),
+            "value": float(values[i, j]),
+            "precision": float(precision[i, j]),
+            "recall": float(recall[i, j]),
+        }
+        for i, t in enumerate(found.iou)
+        for j, c in enumerate(found.conf)
+    ]
 
-
+# %% ../../nbs/06_optimization/04_tuning.ipynb #a9d97768
 def _nearest(found: Sweep, objective: Objective) -> str:
     "A sentence about the floor that was not reached."
     precision, recall = ratios(found.hits, found.alarms, found.truth)
-    if not found.hits.any(): return "the model found none of the labelled objects"
+    if not found.hits.any():
+        return "the model found none of the labelled objects"
     floor, name = (precision, "precision") if objective.kind == "recall" else (recall, "recall")
     i, j = np.unravel_index(np.argmax(floor), floor.shape)
-    return f"{name} {objective.value:g} is not reachable: the highest is {floor[i, j]:.3f}, at conf {found.conf[j]:g} and iou {found.iou[i]:g}"
+    return (
+        f"{name} {objective.value:g} is not reachable: the highest is {floor[i, j]:.3f}, at conf "
+        f"{found.conf[j]:g} and iou {found.iou[i]:g}"
+    )
 
-# %% ../../nbs/06_optimization/04_tuning.ipynb #9ce42459
+
 def _nearest_top(values: np.ndarray, thresholds: np.ndarray, wanted: float) -> int:
     "Index of the maximum; among equals the one whose threshold is nearest to what is set now."
     top = np.flatnonzero(values >= values.max() - 1e-12)
@@ -359,41 +472,64 @@ def _nearest_top(values: np.ndarray, thresholds: np.ndarray, wanted: float) -> i
 def _common(found: Sweep, goal: Objective, spec: PostprocessSpec) -> PostprocessSpec | None:
     "The best pair of thresholds for all classes together; None when the objective is not reachable."
     values = achieved(goal, found.hits, found.alarms, found.truth)
-    if not found.hits.any() or not np.isfinite(values).any(): return None
+    if not found.hits.any() or not np.isfinite(values).any():
+        return None
     row = _nearest_top(np.nan_to_num(values, nan=-1).max(axis=1), found.iou, spec.iou)
     return replace(spec, conf=float(found.conf[_best(values[row])]), iou=float(found.iou[row]), class_conf={})
 
 
 def _by_class(
-    found: Sweep, goal: Objective, spec: PostprocessSpec, names: Sequence[str], min_truth: int,
+    found: Sweep,
+    goal: Objective,
+    spec: PostprocessSpec,
+    names: Sequence[str],
+    min_truth: int,
 ) -> tuple[PostprocessSpec | None, list[dict[str, Any]]]:
-    "The overlap threshold at which thresholds per class serve best, and those; classes that cannot be tuned keep `spec.conf`."
-    tables = [class_thresholds(judged, names, goal, found.conf, spec.conf, min_truth) for judged in found.judged]
+    """The overlap threshold at which thresholds per class serve best, and those; classes that cannot be tuned
+    keep `spec.conf`."""
+    tables = [
+        class_thresholds(judged, names, goal, found.conf, spec.conf, min_truth) for judged in found.judged
+    ]
     totals = np.array([[(r["hits"], r["false_alarms"]) for r in rows] for rows in tables]).sum(1)
     values = np.nan_to_num(achieved(goal, totals[:, 0], totals[:, 1], found.truth), nan=-1)
     row = _nearest_top(values, found.iou, spec.iou)
     chosen = {r["class"]: r["conf"] for r in tables[row] if r["note"] == "tuned"}
     reached = values[row] >= 0 and totals[row, 0] > 0
-    return replace(spec, iou=float(found.iou[row]), class_conf=chosen) if reached and chosen else None, tables[row]
+    return replace(
+        spec, iou=float(found.iou[row]), class_conf=chosen
+    ) if reached and chosen else None, tables[row]
 
 # %% ../../nbs/06_optimization/04_tuning.ipynb #f55c5486
 def _notes(result: TuningResult, goal: Objective) -> list[str]:
     "Sentences about the weak spots of a result."
-    notes = [f"{r['class']}: keeps the common threshold, {r['note']}" for r in result.per_class if r["note"] != "tuned"]
+    notes = [
+        f"{r['class']}: keeps the common threshold, {r['note']}"
+        for r in result.per_class
+        if r["note"] != "tuned"
+    ]
     after, spec = result.comparison[1], result.spec
-    if result.labels < 100: notes.append(f"only {result.labels} labelled objects: look at the intervals before you trust a digit")
+    if result.labels < 100:
+        notes.append(f"only {result.labels} labelled objects: look at the intervals before you trust a digit")
     if goal.kind != "fbeta" and result.reachable and after["held"] < 0.9:
-        notes.append(f"the floor holds in only {after['held']:.0%} of resampled sets: to keep it on new pictures, ask for a somewhat higher one")
-    if result.reachable and 0 < spec.accept_conf <= spec.conf: notes.append(f"accept_conf {spec.accept_conf:g} is not above the new conf: nothing is uncertain any more")
+        notes.append(
+            f"the floor holds in only {after['held']:.0%} of resampled sets: to keep it on new pictures, ask "
+            "for a somewhat higher one"
+        )
+    if result.reachable and 0 < spec.accept_conf <= spec.conf:
+        notes.append(
+            f"accept_conf {spec.accept_conf:g} is not above the new conf: nothing is uncertain any more"
+        )
     return notes
 
 
 def tune(
-    predict: Callable[[Any], tuple[np.ndarray, Geometry]],  # image → its raw output without batch axis, and its geometry; called once a picture
-    dataset: Iterable[tuple[Any, Detections]],              # pictures with ground truth in original pixels
-    spec: PostprocessSpec,                                  # where to start; what is not tuned is kept
+    predict: Callable[
+        [Any], tuple[np.ndarray, Geometry]
+    ],  # image → its raw output without batch axis, and its geometry; called once a picture
+    dataset: Iterable[tuple[Any, Detections]],  # pictures with ground truth in original pixels
+    spec: PostprocessSpec,  # where to start; what is not tuned is kept
     names: Sequence[str],
-    imgsz: tuple[int, int],                                 # (height, width) of the network input
+    imgsz: tuple[int, int],  # (height, width) of the network input
     settings: TuningSettings | None = None,
 ) -> TuningResult:
     "Choose the confidence and overlap thresholds that serve an objective best on a labelled set."
@@ -408,7 +544,9 @@ def tune(
         split, rows = _by_class(found, goal, best or replace(spec, class_conf={}), names, s.min_truth)
         best = split or best
     table = _rows(found, achieved(goal, found.hits, found.alarms, found.truth))
-    result = TuningResult(goal.text, best is not None, best or spec, table, rows, [], len(samples), found.truth)
+    result = TuningResult(
+        goal.text, best is not None, best or spec, table, rows, [], len(samples), found.truth
+    )
     counted = [evaluate(samples, chosen, names, imgsz, s.match_iou) for chosen in (spec, result.spec)]
     result.comparison = summarise(*counted, goal)
     result.notes = ([] if result.reachable else [_nearest(found, goal)]) + _notes(result, goal)

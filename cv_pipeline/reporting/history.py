@@ -21,7 +21,12 @@ from ..core.types import ConfigError, DataError
 __all__ = ['GOOD', 'BAD', 'DOUBTFUL', 'UNKNOWN', 'Entry', 'list_reports', 'timeline', 'write_index', 'prune_reports']
 
 # %% ../../nbs/17_reporting/01_history.ipynb #5edafe6f
-GOOD, BAD, DOUBTFUL, UNKNOWN = ("PASS", "GREEN"), ("FAIL", "RED", "FAILED", "UNREADABLE"), ("AMBER",), ("INSUFFICIENT", "GREY")
+GOOD, BAD, DOUBTFUL, UNKNOWN = (
+    ("PASS", "GREEN"),
+    ("FAIL", "RED", "FAILED", "UNREADABLE"),
+    ("AMBER",),
+    ("INSUFFICIENT", "GREY"),
+)
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _HEADLINES = ("AP", "AP50", "HOTA", "F1", "recall", "p95")
 
@@ -32,10 +37,10 @@ class Entry:
 
     folder: Path
     name: str
-    day: date | None                  # None: an example
-    verdict: str                      # "" where the report gives none
+    day: date | None  # None: an example
+    verdict: str  # "" where the report gives none
     numbers: dict[str, float] = field(default_factory=dict)  # a few that say most
-    note: str = ""                    # the cause of drift, the first failed floor
+    note: str = ""  # the cause of drift, the first failed floor
     bytes: int = 0
 
     @property
@@ -52,21 +57,35 @@ def _headline(m: Mapping[str, Any]) -> dict[str, float]:
         for key in _HEADLINES if isinstance(book, Mapping) else ():
             value = book.get(key)
             value = value.get("value") if isinstance(value, Mapping) else value
-            if key not in found and isinstance(value, (int, float)) and not isinstance(value, bool): found[key] = float(value)
+            if key not in found and isinstance(value, (int, float)) and not isinstance(value, bool):
+                found[key] = float(value)
     return found
 
 
 def _note(m: Mapping[str, Any]) -> str:
     "One sentence."
-    if m.get("cause") not in (None, "", "none"): return str(m["cause"]) + (f": {', '.join(map(str, m['devices']))}" if m.get("devices") else "")
-    failed = [f for f in m.get("findings") or () if isinstance(f, Mapping) and f.get("verdict") in ("FAIL", "INSUFFICIENT")]
+    if m.get("cause") not in (None, "", "none"):
+        return str(m["cause"]) + (f": {', '.join(map(str, m['devices']))}" if m.get("devices") else "")
+    failed = [
+        f
+        for f in m.get("findings") or ()
+        if isinstance(f, Mapping) and f.get("verdict") in ("FAIL", "INSUFFICIENT")
+    ]
     return f"{failed[0].get('what')}: {failed[0].get('reason')}" if failed else ""
 
 # %% ../../nbs/17_reporting/01_history.ipynb #fb54aa0f
 def _entry(folder: Path, day: date | None) -> Entry:
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     files = [p for p in (folder / "metrics.json", *sorted(folder.glob("*.json"))) if p.exists()]
-    if not files: return Entry(folder, folder.name, day, "FAILED" if (folder / "report.html").exists() else "", note="no numbers: a cell failed" if (folder / "report.html").exists() else "", bytes=size)
+    if not files:
+        return Entry(
+            folder,
+            folder.name,
+            day,
+            "FAILED" if (folder / "report.html").exists() else "",
+            note="no numbers: a cell failed" if (folder / "report.html").exists() else "",
+            bytes=size,
+        )
     try:
         m = read_json(files[0])
     except DataError as e:
@@ -78,58 +97,117 @@ def _entry(folder: Path, day: date | None) -> Entry:
 def list_reports(root: str | Path = "reports") -> list[Entry]:
     "All reports, newest first, examples last. DataError when there is no such folder."
     root = Path(root)
-    if not root.is_dir(): raise DataError("no such folder of reports", root, "cv-pipeline report evaluation makes one")
+    if not root.is_dir():
+        raise DataError("no such folder of reports", root, "cv-pipeline report evaluation makes one")
     days = [p for p in root.iterdir() if p.is_dir() and _DAY.fullmatch(p.name)]
-    dated = [_entry(f, date.fromisoformat(p.name)) for p in days if _valid(p.name) for f in p.iterdir() if f.is_dir() and not f.name.startswith(".")]
-    examples = [_entry(f, None) for f in root.iterdir() if f.is_dir() and not _DAY.fullmatch(f.name) and not f.name.startswith(".")]
+    dated = [
+        _entry(f, date.fromisoformat(p.name))
+        for p in days
+        if _valid(p.name)
+        for f in p.iterdir()
+        if f.is_dir() and not f.name.startswith(".")
+    ]
+    examples = [
+        _entry(f, None)
+        for f in root.iterdir()
+        if f.is_dir() and not _DAY.fullmatch(f.name) and not f.name.startswith(".")
+    ]
     return sorted(dated, key=lambda e: (-e.day.toordinal(), e.name)) + sorted(examples, key=lambda e: e.name)
 
 
 def _valid(text: str) -> bool:
-    try: date.fromisoformat(text)
-    except ValueError: return False
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
     return True
 
 # %% ../../nbs/17_reporting/01_history.ipynb #b1bf8467
-_COLOUR = {**dict.fromkeys(GOOD, "#2e8b57"), **dict.fromkeys(BAD, "#c0392b"), **dict.fromkeys(DOUBTFUL, "#e08e0b"), **dict.fromkeys(UNKNOWN, "#8a8f98")}
-_SHAPE = {**dict.fromkeys(GOOD, "circle"), **dict.fromkeys(BAD, "square"), **dict.fromkeys(DOUBTFUL, "triangle")}  # not by colour alone
+_COLOUR = {
+    **dict.fromkeys(GOOD, "#2e8b57"),
+    **dict.fromkeys(BAD, "#c0392b"),
+    **dict.fromkeys(DOUBTFUL, "#e08e0b"),
+    **dict.fromkeys(UNKNOWN, "#8a8f98"),
+}
+_SHAPE = {
+    **dict.fromkeys(GOOD, "circle"),
+    **dict.fromkeys(BAD, "square"),
+    **dict.fromkeys(DOUBTFUL, "triangle"),
+}  # not by colour alone
 
 
 def _mark(x: float, y: float, verdict: str, title: str) -> str:
     "A dot: round is good, a square is bad, a triangle is a warning, a ring says nothing."
-    colour, kind, text = _COLOUR.get(verdict, "#5b7fb5"), _SHAPE.get(verdict), f"<title>{html.escape(title)}</title>"
-    if kind == "square": return f'<rect x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10" fill="{colour}">{text}</rect>'
-    if kind == "triangle": return f'<path d="M{x:.1f} {y - 6:.1f}l6 11h-12z" fill="{colour}">{text}</path>'
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour if kind else "none"}" stroke="{colour}" stroke-width="2">{text}</circle>'
+    colour, kind, text = (
+        _COLOUR.get(verdict, "#5b7fb5"),
+        _SHAPE.get(verdict),
+        f"<title>{html.escape(title)}</title>",
+    )
+    if kind == "square":
+        return f'<rect x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10" fill="{colour}">{text}</rect>'
+    if kind == "triangle":
+        return f'<path d="M{x:.1f} {y - 6:.1f}l6 11h-12z" fill="{colour}">{text}</path>'
+    return (
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour if kind else "none"}" stroke="{colour}" '
+        f'stroke-width="2">{text}</circle>'
+    )
 
-
+# %% ../../nbs/17_reporting/01_history.ipynb #fd0c53d3
 def timeline(
     entries: Sequence[Entry],
     width: int = 900,
-) -> str:       # SVG
+) -> str:  # SVG
     "Verdicts over time, a row for each name."
     dated = [e for e in entries if e.day is not None]
-    if not dated: return ""
+    if not dated:
+        return ""
     names, first, last = sorted({e.name for e in dated}), min(e.day for e in dated), max(e.day for e in dated)
     span, left = max((last - first).days, 1), 190
     place = lambda d: left + (width - left - 20) * (d - first).days / span
-    rows = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {26 * len(names) + 34}" width="{width}" font-family="sans-serif" font-size="12" role="img" aria-label="verdicts over time">']
+    rows = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {26 * len(names) + 34}" '
+        f'width="{width}" font-family="sans-serif" font-size="12" role="img" aria-label="verdicts '
+        'over time">'
+    ]
     for k, name in enumerate(names):
         y = 20 + 26 * k
-        rows.append(f'<text x="4" y="{y + 4}">{html.escape(name[:30])}</text><line x1="{left}" x2="{width - 20}" y1="{y}" y2="{y}" stroke="#d9dde3"/>')
-        rows += [_mark(place(e.day), y, e.verdict, f"{e.day} {e.verdict or 'no verdict'} {e.note}") for e in dated if e.name == name]
-    for d, anchor in ((first, "start"), (last, "end")) if first != last else ((first, "start"),): rows.append(f'<text x="{place(d):.1f}" y="{26 * len(names) + 28}" text-anchor="{anchor}" fill="#666">{d}</text>')
+        rows.append(
+            f'<text x="4" y="{y + 4}">{html.escape(name[:30])}</text><line x1="{left}" x2="{width - 20}" '
+            f'y1="{y}" y2="{y}" stroke="#d9dde3"/>'
+        )
+        rows += [
+            _mark(place(e.day), y, e.verdict, f"{e.day} {e.verdict or 'no verdict'} {e.note}")
+            for e in dated
+            if e.name == name
+        ]
+    for d, anchor in ((first, "start"), (last, "end")) if first != last else ((first, "start"),):
+        rows.append(
+            f'<text x="{place(d):.1f}" y="{26 * len(names) + 28}" text-anchor="{anchor}" '
+            f'fill="#666">{d}</text>'
+        )
     return "".join(rows) + "</svg>"
 
 # %% ../../nbs/17_reporting/01_history.ipynb #7568f450
-_STYLE = ("body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1000px;padding:0 1em;color:#222}table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3em .7em;border-bottom:1px solid #e3e6ea}"
-          "th{color:#666;font-weight:500}.v{font-weight:600;white-space:nowrap}.n{color:#666}svg{max-width:100%;height:auto}h2{margin-top:1.6em}")
+_STYLE = (
+    "body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1000px;padding:0 1em;color:#222}"
+    "table{border-collapse:collapse;width:100%}"
+    "td,th{text-align:left;padding:.3em .7em;border-bottom:1px solid #e3e6ea}"
+    "th{color:#666;font-weight:500}.v{font-weight:600;white-space:nowrap}.n{color:#666}"
+    "svg{max-width:100%;height:auto}h2{margin-top:1.6em}"
+)
 
 
 def _row(e: Entry, root: Path) -> str:
     page, numbers = e.page, ", ".join(f"{k} {v:.3g}" for k, v in e.numbers.items())
-    link = html.escape(e.name) if page is None else f'<a href="{html.escape(page.relative_to(root).as_posix(), quote=True)}">{html.escape(e.name)}</a>'
-    return f'<tr><td>{e.day or "example"}</td><td>{link}</td><td class="v" style="color:{_COLOUR.get(e.verdict, "#222")}">{html.escape(e.verdict or "–")}</td><td>{html.escape(numbers)}</td><td class="n">{html.escape(e.note[:160])}</td></tr>'
+    link = html.escape(e.name)
+    if page is not None:
+        link = f'<a href="{html.escape(page.relative_to(root).as_posix(), quote=True)}">{link}</a>'
+    colour = _COLOUR.get(e.verdict, "#222")
+    return (
+        f"<tr><td>{e.day or 'example'}</td><td>{link}</td>"
+        f'<td class="v" style="color:{colour}">{html.escape(e.verdict or "–")}</td>'
+        f'<td>{html.escape(numbers)}</td><td class="n">{html.escape(e.note[:160])}</td></tr>'
+    )
 
 
 def write_index(root: str | Path = "reports") -> Path:
@@ -137,32 +215,46 @@ def write_index(root: str | Path = "reports") -> Path:
     root = Path(root)
     entries = list_reports(root)
     newest = list({e.name: e for e in reversed([e for e in entries if e.day])}.values())
-    table = lambda rows: f"<table><tr><th>day</th><th>report</th><th>verdict</th><th>numbers</th><th></th></tr>{''.join(_row(e, root) for e in rows)}</table>"
-    body = [f"<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Reports</title><style>{_STYLE}</style><h1>Reports</h1>"]
-    body.append(f"<p>{len(entries)} reports, {sum(e.bytes for e in entries) / 1e6:.1f} MB. ● good · ▲ warning · ■ bad · ○ too little data or no verdict</p>")
-    if newest: body.append(f"<h2>Now</h2>{table(sorted(newest, key=lambda e: (e.verdict not in BAD, e.verdict not in DOUBTFUL, e.name)))}<h2>Over time</h2>{timeline(entries)}")
+    head = "<tr><th>day</th><th>report</th><th>verdict</th><th>numbers</th><th></th></tr>"
+    table = lambda rows: f"<table>{head}{''.join(_row(e, root) for e in rows)}</table>"
+    body = [
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Reports</title>'
+        f"<style>{_STYLE}</style><h1>Reports</h1>"
+    ]
+    body.append(
+        f"<p>{len(entries)} reports, {sum(e.bytes for e in entries) / 1e6:.1f} MB. ● good · ▲ warning · ■ "
+        "bad · ○ too little data or no verdict</p>"
+    )
+    if newest:
+        newest.sort(key=lambda e: (e.verdict not in BAD, e.verdict not in DOUBTFUL, e.name))
+        body.append(f"<h2>Now</h2>{table(newest)}<h2>Over time</h2>{timeline(entries)}")
     body.append(f"<h2>All</h2>{table(entries)}</html>\n")
     return write_whole(root / "index.html", "".join(body))
 
 # %% ../../nbs/17_reporting/01_history.ipynb #de70c079
 def prune_reports(
     root: str | Path = "reports",
-    keep_days: int | None = 365,   # None: by number only
-    keep_last: int = 5,            # newest of each name that stay
+    keep_days: int | None = 365,  # None: by number only
+    keep_last: int = 5,  # newest of each name that stay
     today: date | None = None,
-    dry_run: bool = False,         # say what would go
-) -> list[Entry]:                  # what went
+    dry_run: bool = False,  # say what would go
+) -> list[Entry]:  # what went
     "Delete old reports; the index is written anew."
-    if (keep_days is not None and keep_days < 0) or keep_last < 0: raise ConfigError(f"keep {keep_days} days and the last {keep_last}", "report prune", "numbers from 0")
+    if (keep_days is not None and keep_days < 0) or keep_last < 0:
+        raise ConfigError(f"keep {keep_days} days and the last {keep_last}", "report prune", "numbers from 0")
     root, seen, gone, today = Path(root), {}, [], today or date.today()
     for e in list_reports(root):  # newest first
-        if e.day is None: continue
+        if e.day is None:
+            continue
         seen[e.name] = seen.get(e.name, 0) + 1
         young = keep_days is not None and e.day > today - timedelta(days=keep_days)
-        if not young and seen[e.name] > keep_last: gone.append(e)
-    if dry_run: return gone
+        if not young and seen[e.name] > keep_last:
+            gone.append(e)
+    if dry_run:
+        return gone
     for e in gone:
         shutil.rmtree(e.folder)
-        if not any(e.folder.parent.iterdir()): e.folder.parent.rmdir()
+        if not any(e.folder.parent.iterdir()):
+            e.folder.parent.rmdir()
     write_index(root)
     return gone

@@ -36,36 +36,74 @@ class Parameter:
     "One parameter of a template."
 
     name: str
-    annotation: str   # as it is written, e.g. "float" or "Optional[str]"
+    annotation: str  # as it is written, e.g. "float" or "Optional[str]"
     default: Any
-    help: str         # the comment beside it
+    help: str  # the comment beside it
 
 
-_TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "Any": Any, "Optional": Optional, "Union": Union, "Literal": Literal, "None": None}
+_TYPES = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "list": list,
+    "dict": dict,
+    "Any": Any,
+    "Optional": Optional,
+    "Union": Union,
+    "Literal": Literal,
+    "None": None,
+}
 
 
 def _adapter(annotation: str) -> TypeAdapter:
     "What checks values of a written type; only plain types are known."
-    try: kind = eval(annotation.strip("\"'"), {"__builtins__": {}}, _TYPES)  # the template is ours; names are limited all the same
-    except Exception as e: raise ConfigError(f"the type {annotation!r} is not known to reports", hint=f"use {', '.join(_TYPES)}") from e
+    try:
+        kind = eval(
+            annotation.strip("\"'"), {"__builtins__": {}}, _TYPES
+        )  # the template is ours; names are limited all the same
+    except Exception as e:
+        raise ConfigError(
+            f"the type {annotation!r} is not known to reports", hint=f"use {', '.join(_TYPES)}"
+        ) from e
     return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
 
-
+# %% ../../nbs/17_reporting/00_runner.ipynb #5f256d30
 def read_parameters(
     template: str | Path,  # an .ipynb with one cell tagged `parameters`
 ) -> dict[str, Parameter]:
     "The typed parameters of a template, by name; ConfigError when the cell is not as it should be."
-    cells = [c for c in _notebook(Path(template))["cells"] if "parameters" in c.get("metadata", {}).get("tags", [])]
-    if len(cells) != 1: raise ConfigError(f"{len(cells)} cells are tagged 'parameters', a template has exactly one", template)
+    cells = [
+        c for c in _notebook(Path(template))["cells"] if "parameters" in c.get("metadata", {}).get("tags", [])
+    ]
+    if len(cells) != 1:
+        raise ConfigError(f"{len(cells)} cells are tagged 'parameters', a template has exactly one", template)
     source = "".join(cells[0]["source"])
-    notes = {token.start[0]: token.string.lstrip("# ") for token in tokenize.generate_tokens(StringIO(source).readline) if token.type == tokenize.COMMENT}
+    notes = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
     found, problems = {}, []
     for node in ast.parse(source).body:
         try:
-            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name): raise ValueError("not `name: type = value`")
-            found[node.target.id] = Parameter(node.target.id, ast.unparse(node.annotation).strip("\"'"), ast.literal_eval(node.value), notes.get(node.end_lineno, ""))
-        except (ValueError, TypeError) as e: problems.append(f"line {node.lineno}: {e}")
-    if problems: raise ConfigError("the parameters cell of the template is not readable", template, "one `name: type = value  # help` a line, values plain", problems)
+            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+                raise ValueError("not `name: type = value`")
+            found[node.target.id] = Parameter(
+                node.target.id,
+                ast.unparse(node.annotation).strip("\"'"),
+                ast.literal_eval(node.value),
+                notes.get(node.end_lineno, ""),
+            )
+        except (ValueError, TypeError) as e:
+            problems.append(f"line {node.lineno}: {e}")
+    if problems:
+        raise ConfigError(
+            "the parameters cell of the template is not readable",
+            template,
+            "one `name: type = value  # help` a line, values plain",
+            problems,
+        )
     return found
 
 
@@ -76,9 +114,9 @@ def _notebook(path: Path) -> dict:
 # %% ../../nbs/17_reporting/00_runner.ipynb #ce1399c4
 def check_parameters(
     known: Mapping[str, Parameter],
-    given: Mapping[str, Any],      # texts are read as YAML where the type is not text
+    given: Mapping[str, Any],  # texts are read as YAML where the type is not text
     where: object = None,
-) -> dict[str, Any]:               # only those that were given, as their types
+) -> dict[str, Any]:  # only those that were given, as their types
     "Typed values; ConfigError lists unknown names and wrong values."
     from difflib import get_close_matches
 
@@ -92,15 +130,29 @@ def check_parameters(
         if isinstance(value, str) and kind != "str":
             with suppress(ConfigError):
                 value = parse_yaml(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and kind in ("str", "Optional[str]"): value = str(value)
-        try: values[name] = _adapter(kind).validate_python(value)
-        except ValidationError as e: problems.append(f"{name}: {e.errors()[0]['msg']} (a {kind}, got {value!r})")
-    if problems: raise ConfigError(f"{len(problems)} parameter(s) of the report are wrong", where, f"known: {', '.join(f'{p.name}: {p.annotation}' for p in known.values())}", problems)
+        if (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and kind in ("str", "Optional[str]")
+        ):
+            value = str(value)
+        try:
+            values[name] = _adapter(kind).validate_python(value)
+        except ValidationError as e:
+            problems.append(f"{name}: {e.errors()[0]['msg']} (a {kind}, got {value!r})")
+    if problems:
+        raise ConfigError(
+            f"{len(problems)} parameter(s) of the report are wrong",
+            where,
+            f"known: {', '.join(f'{p.name}: {p.annotation}' for p in known.values())}",
+            problems,
+        )
     return values
 
 
 def checked_here(template: str | Path, values: Mapping[str, Any]) -> None:
-    "For the cell after the parameters: the same check when papermill was called directly. `values` is `globals()`."
+    """For the cell after the parameters: the same check when papermill was called directly. `values` is
+    `globals()`."""
     known = read_parameters(find_template(template))
     check_parameters(known, {name: values[name] for name in known if name in values}, template)
 
@@ -114,9 +166,11 @@ def template_folders() -> list[Path]:
 def find_template(name: str | Path) -> Path:
     "A template by name or path; ConfigError names those that are there."
     path = Path(name)
-    if path.suffix == ".ipynb": return path
+    if path.suffix == ".ipynb":
+        return path
     found = {p.stem: p for folder in reversed(template_folders()) for p in sorted(folder.glob("*.ipynb"))}
-    if str(name) in found: return found[str(name)]
+    if str(name) in found:
+        return found[str(name)]
     raise ConfigError(f"there is no report '{name}'", "reports", f"there are: {', '.join(found) or 'none'}")
 
 # %% ../../nbs/17_reporting/00_runner.ipynb #b36ae1a4
@@ -130,8 +184,8 @@ class ReportFailed(CVPipelineError):
 class Report:
     "A finished report."
 
-    folder: Path               # report.ipynb, report.html, metrics.json
-    metrics: dict[str, Any]    # what metrics.json holds
+    folder: Path  # report.ipynb, report.html, metrics.json
+    metrics: dict[str, Any]  # what metrics.json holds
 
     @property
     def verdict(self) -> str | None:
@@ -144,35 +198,51 @@ def to_html(notebook: Path, html: Path, code: bool = False) -> None:
     try:
         import nbformat
         from nbconvert import HTMLExporter
-    except ImportError as e: raise MissingExtraError("nbconvert", "report") from e
-    exporter = HTMLExporter(template_name="lab", exclude_input=not code, exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True)
+    except ImportError as e:
+        raise MissingExtraError("nbconvert", "report") from e
+    exporter = HTMLExporter(
+        template_name="lab",
+        exclude_input=not code,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        embed_images=True,
+    )
     exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = exporter.widget_renderer_url = ""
     exporter.mermaid_js_url = ""
     book = nbformat.read(notebook, as_version=4)
     for cell in book.cells:  # a progress bar that misses its widget is no news for a reader
-        if "outputs" in cell: cell.outputs = [o for o in cell.outputs if "IProgress not found" not in str(o.get("text", ""))]
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if "IProgress not found" not in str(o.get("text", ""))]
     body, _ = exporter.from_notebook_node(book)
     body = re.sub(r'<script[^>]*src="http[^>]*></script>|<link[^>]*href="http[^>]*>', "", body)
     html.write_text(body, encoding="utf-8")
 
 # %% ../../nbs/17_reporting/00_runner.ipynb #5f0895ca
 def run_report(
-    template: str | Path,                 # name of a template, or its path
+    template: str | Path,  # name of a template, or its path
     parameters: Mapping[str, Any],
-    name: str | None = None,              # folder under the day; the template's name when not given
+    name: str | None = None,  # folder under the day; the template's name when not given
     root: str | Path = "reports",
     today: date | None = None,
     progress: bool = False,
 ) -> Report:
-    "Run a report into ROOT/YYYY-MM-DD/NAME. ConfigError before anything runs, ReportFailed when a cell fails."
-    try: import papermill
-    except ImportError as e: raise MissingExtraError("papermill", "report") from e
+    """Run a report into ROOT/YYYY-MM-DD/NAME. ConfigError before anything runs, ReportFailed when a cell
+    fails."""
+    try:
+        import papermill
+    except ImportError as e:
+        raise MissingExtraError("papermill", "report") from e
     path = find_template(template)
     known = read_parameters(path)
     values = check_parameters(known, parameters, path.stem)
     day = Path(root) / (today or date.today()).isoformat()
     final = day / _safe(name or path.stem)
-    how = {"kernel_name": "python3", "progress_bar": progress, "log_output": False, "extra_arguments": ["--IPKernelApp.log_level=40"]}
+    how = {
+        "kernel_name": "python3",
+        "progress_bar": progress,
+        "log_output": False,
+        "extra_arguments": ["--IPKernelApp.log_level=40"],
+    }
     failed = None
     with ExitStack() as stack:
         with writing("the report folder cannot be made", day, "choose another place", ConfigError):
@@ -187,7 +257,12 @@ def run_report(
         shutil.rmtree(final, ignore_errors=True)
         move_file(part, final)
     metrics = read_json(final / "metrics.json") if (final / "metrics.json").exists() else {}
-    if failed is not None: raise ReportFailed(f"{failed.ename}: {failed.evalue}", final / "report.html", "the page shows the cell; the numbers before it are complete") from None
+    if failed is not None:
+        raise ReportFailed(
+            f"{failed.ename}: {failed.evalue}",
+            final / "report.html",
+            "the page shows the cell; the numbers before it are complete",
+        ) from None
     return Report(final, metrics)
 
 
@@ -196,34 +271,76 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=-]+", "_", name).strip("._") or "report"
 
 # %% ../../nbs/17_reporting/00_runner.ipynb #044c751e
-def command_line(template: str, parameters: Mapping[str, Any], program: str = "cv-pipeline", options: Sequence[str] = ()) -> str:
+def command_line(
+    template: str, parameters: Mapping[str, Any], program: str = "cv-pipeline", options: Sequence[str] = ()
+) -> str:
     "The command that runs a report, quoted for a shell."
     text = lambda v: v if isinstance(v, str) else json.dumps(v)
-    return shlex.join([program, "report", template, *options, *(x for k, v in parameters.items() for x in ("-p", f"{k}={text(v)}"))])
+    return shlex.join(
+        [
+            program,
+            "report",
+            template,
+            *options,
+            *(x for k, v in parameters.items() for x in ("-p", f"{k}={text(v)}")),
+        ]
+    )
 
 
 def usually(template: str) -> str:
-    "When a report runs unless said otherwise: drift every day at six, because its window is the last 24 hours; others on Mondays."
+    """When a report runs unless said otherwise: drift every day at six, because its window is the last 24
+    hours; others on Mondays."""
     return "0 6 * * *" if Path(template).stem == "drift" else "0 6 * * 1"
 
 
-def cron_line(template: str, parameters: Mapping[str, Any], when: str | None = None, folder: Path | None = None, program: str | None = None) -> str:
+def cron_line(
+    template: str,
+    parameters: Mapping[str, Any],
+    when: str | None = None,
+    folder: Path | None = None,
+    program: str | None = None,
+) -> str:
     "A line for `crontab -e`."
     when = _checked_cron(when or usually(template))
     program = program or shutil.which("cv-pipeline") or "cv-pipeline"
-    command = f"cd {shlex.quote(str((folder or Path.cwd()).resolve()))} && {command_line(template, parameters, program)} >> reports/cron.log 2>&1"
+    command = (
+        f"cd {shlex.quote(str((folder or Path.cwd()).resolve()))} && "
+        f"{command_line(template, parameters, program)} >> reports/cron.log 2>&1"
+    )
     return f"{when} {command}".replace("%", r"\%")
 
 
 def _checked_cron(when: str) -> str:
-    if len(when.split()) != 5 or re.search(r"[^0-9*/,\-\sA-Za-z]", when): raise ConfigError(f"{when!r} is not a cron schedule", "--cron", "five fields: minute hour day month weekday, e.g. '0 6 * * 1'")
+    if len(when.split()) != 5 or re.search(r"[^0-9*/,\-\sA-Za-z]", when):
+        raise ConfigError(
+            f"{when!r} is not a cron schedule",
+            "--cron",
+            "five fields: minute hour day month weekday, e.g. '0 6 * * 1'",
+        )
     return when
 
-
+# %% ../../nbs/17_reporting/00_runner.ipynb #7c761e10
 def github_workflow(template: str, parameters: Mapping[str, Any], when: str | None = None) -> str:
     "A workflow for .github/workflows/: runs the report, keeps it as an artefact for 90 days."
     when = _checked_cron(when or usually(template))
-    steps = [{"uses": "actions/checkout@v4"}, {"uses": "actions/setup-python@v5", "with": {"python-version": "3.11"}}, {"run": 'pip install ".[report]"'},
-             {"run": command_line(template, parameters)}, {"uses": "actions/upload-artifact@v4", "if": "always()", "with": {"name": f"{template}-report", "path": "reports/", "retention-days": 90}}]
-    flow = {"name": f"{template} report", "on": {"schedule": [{"cron": when}], "workflow_dispatch": None}, "jobs": {"report": {"runs-on": "ubuntu-latest", "timeout-minutes": 60, "steps": steps}}}
-    return yaml.safe_dump(flow, sort_keys=False, width=140).replace("workflow_dispatch: null", "workflow_dispatch:").replace("'on':", "on:")
+    steps = [
+        {"uses": "actions/checkout@v4"},
+        {"uses": "actions/setup-python@v5", "with": {"python-version": "3.11"}},
+        {"run": 'pip install ".[report]"'},
+        {"run": command_line(template, parameters)},
+        {
+            "uses": "actions/upload-artifact@v4",
+            "if": "always()",
+            "with": {"name": f"{template}-report", "path": "reports/", "retention-days": 90},
+        },
+    ]
+    flow = {
+        "name": f"{template} report",
+        "on": {"schedule": [{"cron": when}], "workflow_dispatch": None},
+        "jobs": {"report": {"runs-on": "ubuntu-latest", "timeout-minutes": 60, "steps": steps}},
+    }
+    return (
+        yaml.safe_dump(flow, sort_keys=False, width=140)
+        .replace("workflow_dispatch: null", "workflow_dispatch:")
+        .replace("'on':", "on:")
+    )

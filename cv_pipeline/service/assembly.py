@@ -21,8 +21,20 @@ from ..core.config import RunConfig, SourceConfig, TrackerConfig, load_config
 from ..core.files import locked, writable_folder, write_json, writing
 from ..core.masking import masked_values
 from cv_pipeline.core.types import (
-    ConfigError, CVPipelineError, Frame, FrameResult, Selector, Sink, SinkError, Source, SourceError, SourceStatus, SummarySink, Tracker,
-    sink_names, status_of,
+    ConfigError,
+    CVPipelineError,
+    Frame,
+    FrameResult,
+    Selector,
+    Sink,
+    SinkError,
+    Source,
+    SourceError,
+    SourceStatus,
+    SummarySink,
+    Tracker,
+    sink_names,
+    status_of,
 )
 from ..inference.backends import Model
 from ..inference.loading import load_model
@@ -57,13 +69,19 @@ class UnopenedSource:
     error: SourceError
     live: bool = False
 
-    def __iter__(self) -> Iterator[Frame]: raise self.error
-    def status(self) -> SourceStatus: return SourceStatus(error=self.error)
-    def close(self) -> None: pass
+    def __iter__(self) -> Iterator[Frame]:
+        raise self.error
+
+    def status(self) -> SourceStatus:
+        return SourceStatus(error=self.error)
+
+    def close(self) -> None:
+        pass
 
 # %% ../../nbs/16_service/00_assembly.ipynb #a2405e39
 class Opening:
-    "A live source that is being opened in the background. The first call waits for that, later calls open it anew."
+    """A live source that is being opened in the background. The first call waits for that, later calls open
+    it anew."""
 
     def __init__(self, connect: Callable[[], Source], name: str):
         self._connect, self._lock = connect, threading.Lock()
@@ -72,30 +90,47 @@ class Opening:
         threading.Thread(target=self._run, name=f"open {name}", daemon=True).start()
 
     def _run(self) -> None:
-        try: self.outcome.set_result(self._connect())
-        except BaseException as e: self.outcome.set_exception(e)
+        try:
+            self.outcome.set_result(self._connect())
+        except BaseException as e:
+            self.outcome.set_exception(e)
 
     def __call__(self) -> Source:
-        with self._lock: first, self._first = self._first, None
+        with self._lock:
+            first, self._first = self._first, None
         return self._connect() if first is None else first.result()
 
 
 def _password(config: SourceConfig) -> str | None:
     "From the environment; ConfigError when it is not there."
-    if config.password_env is None: return None
-    if config.user is None: raise ConfigError("password_env without user", masked(config.uri), "give the user's name as `user:`, not in the address")
+    if config.password_env is None:
+        return None
+    if config.user is None:
+        raise ConfigError(
+            "password_env without user",
+            masked(config.uri),
+            "give the user's name as `user:`, not in the address",
+        )
     if config.password_env not in os.environ:
-        raise ConfigError(f"the environment variable {config.password_env} is not set", masked(config.uri), "it should hold the camera's password")
+        raise ConfigError(
+            f"the environment variable {config.password_env} is not set",
+            masked(config.uri),
+            "it should hold the camera's password",
+        )
     return os.environ[config.password_env]
 
 
 def _open(config: SourceConfig, name: str, threads: int | None) -> tuple[Source, Opening | None]:
     "One source; a live one is opened in the background, and again whenever it is lost."
-    if config.uri.startswith("line:"): return open_line(config.uri, name), None
-    stream = StreamSettings(config.user, _password(config), config.open_timeout_s, config.read_timeout_s, config.transport)
+    if config.uri.startswith("line:"):
+        return open_line(config.uri, name), None
+    stream = StreamSettings(
+        config.user, _password(config), config.open_timeout_s, config.read_timeout_s, config.transport
+    )
     settings = SourceSettings(None, config.realtime, config.fps, threads, config.hardware, stream)
     connect = lambda: open_source(config.uri, name, settings)
-    if not (is_camera(config.uri) or is_stream(config.uri)): return connect(), None
+    if not (is_camera(config.uri) or is_stream(config.uri)):
+        return connect(), None
     opening = Opening(connect, name)
     return ReconnectingSource(opening, name, stale_after_s=config.stale_after_s), opening
 
@@ -105,26 +140,38 @@ def open_configured(
 ) -> list[Source]:  # in the same order; ids are unique
     "Open every source; one that cannot be opened becomes an `UnopenedSource`. SourceError when none can."
     names = source_names(configs)
-    threads = 1 if len(configs) > (os.cpu_count() or 1) else None  # many decoders side by side need no threads of their own
+    threads = (
+        1 if len(configs) > (os.cpu_count() or 1) else None
+    )  # many decoders side by side need no threads of their own
     opened: list[Source] = []
     waiting: list[Opening] = []
     for config, name in zip(configs, names):
-        try: source, opening = _open(config, name, threads)
-        except SourceError as e: source, opening = UnopenedSource(name, e), None
+        try:
+            source, opening = _open(config, name, threads)
+        except SourceError as e:
+            source, opening = UnopenedSource(name, e), None
         opened.append(source)
         waiting += [opening] if opening else []
     errors = [s.error for s in opened if isinstance(s, UnopenedSource)]
-    if len(errors) + len(waiting) == len(opened): errors += _first_answer(waiting)
-    if len(errors) < len(opened): return opened
-    for source in opened: source.close()
-    if len(errors) == 1: raise errors[0]
-    raise SourceError(f"none of the {len(opened)} sources can be opened:\n  - " + "\n  - ".join(map(str, errors)))
+    if len(errors) + len(waiting) == len(opened):
+        errors += _first_answer(waiting)
+    if len(errors) < len(opened):
+        return opened
+    for source in opened:
+        source.close()
+    if len(errors) == 1:
+        raise errors[0]
+    raise SourceError(
+        f"none of the {len(opened)} sources can be opened:\n  - " + "\n  - ".join(map(str, errors))
+    )
 
 
 def source_names(configs: Sequence[SourceConfig]) -> list[str]:
     "The id of each source: as given, else made from its address; all different."
     given = {c.id for c in configs if c.id is not None}
-    made = iter(unique_ids(["line" if c.uri.startswith("line:") else c.uri for c in configs if c.id is None], given))
+    made = iter(
+        unique_ids(["line" if c.uri.startswith("line:") else c.uri for c in configs if c.id is None], given)
+    )
     return [c.id if c.id is not None else next(made) for c in configs]
 
 
@@ -134,7 +181,8 @@ def _first_answer(openings: Sequence[Opening]) -> list[Exception]:
     while pending:
         done, pending = wait(pending, return_when=FIRST_COMPLETED)
         errors += [e for f in done if (e := f.exception()) is not None]
-        if any(f.exception() is None for f in done): break
+        if any(f.exception() is None for f in done):
+            break
     return errors
 
 # %% ../../nbs/16_service/00_assembly.ipynb #dd348b19
@@ -287,7 +335,13 @@ def open_plugin(name: str, out: Path, settings: dict[str, Any]) -> PluginSink:
 # %% ../../nbs/16_service/00_assembly.ipynb #64ef0f98
 def open_configured_model(config: RunConfig) -> Model:
     "The model with the configuration's thresholds laid over its manifest."
-    model = load_model(config.model.path, config.model.spec, config.model.providers, config.model.threads, config.model.backend)
+    model = load_model(
+        config.model.path,
+        config.model.spec,
+        config.model.providers,
+        config.model.threads,
+        config.model.backend,
+    )
     return model.with_postprocess(**config.postprocess.model_dump())
 
 # %% ../../nbs/16_service/00_assembly.ipynb #0d0b9d69
@@ -296,16 +350,22 @@ def tracker_factory(
     least_memory_s: float = 0.0,  # remember lost tracks for so long where nobody says otherwise
 ) -> Callable[[Source], Tracker] | None:
     "Makes one tracker a source, at its frame rate; None when tracking is off."
-    if config.name == "none": return None
+    if config.name == "none":
+        return None
     named = config.model_dump(exclude={"name", "options", "frame_rate", "embedder"}, exclude_none=True)
     settings = {**named, **config.options}
-    if config.embedder is not None: settings["embedder"] = config.embedder
+    if config.embedder is not None:
+        settings["embedder"] = config.embedder
     make_tracker(config.name, **settings)  # a wrong setting is said now, not when the first camera answers
     memory = tracker_settings(config.name)["lost_track_buffer"]
 
     def made(source: Source) -> Tracker:
         rate = config.frame_rate or status_of(source).fps or 30.0
-        return make_tracker(config.name, frame_rate=rate, **{"lost_track_buffer": max(memory, round(least_memory_s * rate)), **settings})
+        return make_tracker(
+            config.name,
+            frame_rate=rate,
+            **{"lost_track_buffer": max(memory, round(least_memory_s * rate)), **settings},
+        )
 
     return made
 
@@ -315,10 +375,13 @@ def selector_factory(config: RunConfig) -> Callable[[Source], Selector] | None:
     s = config.selection
     if s.adaptive is not None:
         settings = AdaptiveSettings(**s.adaptive.model_dump(exclude={"budget"}))
-        burst = max(3, config.tracker.minimum_consecutive_frames or 0)  # as many looks on end as it takes to confirm a track
+        burst = max(
+            3, config.tracker.minimum_consecutive_frames or 0
+        )  # as many looks on end as it takes to confirm a track
         budget = CallBudget(s.adaptive.budget, burst=burst) if s.adaptive.budget else None
         return lambda source: AdaptiveSelector(settings, budget)
-    if s.every == 1 and s.max_fps is None and s.motion is None: return None
+    if s.every == 1 and s.max_fps is None and s.motion is None:
+        return None
     return lambda source: make_selector(s.every, s.max_fps, {"changed": s.motion} if s.motion else False)
 
 # %% ../../nbs/16_service/00_assembly.ipynb #eaf09c35
@@ -327,11 +390,23 @@ def configured_rules(
     names: Sequence[str] | None = None,  # the model's classes, to check the rules' against
 ) -> Rules | None:
     "Zones and lines of a configuration, checked; None when there are none."
-    if not config.events.zones and not config.events.lines: return None
-    if config.tracker.name == "none": raise ConfigError("zones and lines need tracks", "tracker.name: none", "choose a tracker, or leave the rules out")
+    if not config.events.zones and not config.events.lines:
+        return None
+    if config.tracker.name == "none":
+        raise ConfigError(
+            "zones and lines need tracks", "tracker.name: none", "choose a tracker, or leave the rules out"
+        )
     there = source_names(config.sources)
-    lost = [f"'{r.name}' wants the source '{s}'" for r in (*config.events.zones, *config.events.lines) for s in r.sources if s not in there]
-    if lost: raise ConfigError("zones or lines of sources that are not there", "events", f"there are {', '.join(there)}", lost)
+    lost = [
+        f"'{r.name}' wants the source '{s}'"
+        for r in (*config.events.zones, *config.events.lines)
+        for s in r.sources
+        if s not in there
+    ]
+    if lost:
+        raise ConfigError(
+            "zones or lines of sources that are not there", "events", f"there are {', '.join(there)}", lost
+        )
     return read_rules(config.events.model_dump(), names)
 
 
@@ -340,8 +415,10 @@ def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
     configured_rules(config, names)
     tracker_factory(config.tracker)
     selector_factory(config)
-    for source in config.sources: _password(source)
-    for name, settings in config.delivery.sinks.items(): plugin_class(name, config.delivery.out, settings)
+    for source in config.sources:
+        _password(source)
+    for name, settings in config.delivery.sinks.items():
+        plugin_class(name, config.delivery.out, settings)
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ee0435d0
 def _own_sinks(config: RunConfig) -> Iterator[Sink]:
@@ -388,7 +465,8 @@ def open_sinks(config: RunConfig) -> list[Sink]:
 # %% ../../nbs/16_service/00_assembly.ipynb #6a47091a
 @contextmanager
 def output_folder(out: Path) -> Iterator[Path]:
-    "Make an output folder, prove that it can be written, and keep other runs out of it; ConfigError when that fails."
+    """Make an output folder, prove that it can be written, and keep other runs out of it; ConfigError when
+    that fails."""
     with writing("the output folder cannot be written", out, "choose another with --out", ConfigError):
         writable_folder(out)
     with locked(out / "run", 0.0, "another run writes into this folder", "choose another with --out"):
@@ -401,15 +479,25 @@ def environment() -> dict[str, Any]:
     import numpy
     import onnxruntime
 
-    return {"cv_pipeline": __version__, "python": platform.python_version(), "numpy": numpy.__version__, "opencv": cv2.__version__,
-            "onnxruntime": onnxruntime.__version__, "machine": platform.machine(), "cpus": os.cpu_count()}
+    return {
+        "cv_pipeline": __version__,
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "opencv": cv2.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+    }
 
 # %% ../../nbs/16_service/00_assembly.ipynb #7b9e32d3
 def build_pipeline(config: RunConfig) -> Pipeline:
-    "All parts of a run but its sinks, opened and wired. Errors in files and settings appear here, before the first frame."
+    """All parts of a run but its sinks, opened and wired. Errors in files and settings appear here, before
+    the first frame."""
     model = open_configured_model(config)
     check_run(config, model.manifest.names)
-    trackers = tracker_factory(config.tracker, 2.0 if config.selection.adaptive else 0.0)  # between two looks a track is not lost
+    trackers = tracker_factory(
+        config.tracker, 2.0 if config.selection.adaptive else 0.0
+    )  # between two looks a track is not lost
     selectors = selector_factory(config)
     sources = open_configured(config.sources)
     return Pipeline(sources, model, (), trackers, selectors, config.runtime, model.reopen)
@@ -417,28 +505,46 @@ def build_pipeline(config: RunConfig) -> Pipeline:
 
 def run_config(
     config: RunConfig,
-    tick: Callable[[Pipeline], None] | None = None,      # called about five times a second, for progress
-    on_ready: Callable[[str | None, Pipeline], None] | None = None,  # called once with the health endpoint's address
-) -> dict[str, Any]:                                      # the summary
-    "Run to the end. `summary.json` is written also when the run fails; the error that ended it is raised after that."
+    tick: Callable[[Pipeline], None] | None = None,  # called about five times a second, for progress
+    on_ready: Callable[[str | None, Pipeline], None]
+    | None = None,  # called once with the health endpoint's address
+) -> dict[str, Any]:  # the summary
+    """Run to the end. `summary.json` is written also when the run fails; the error that ended it is raised
+    after that."""
     health = config.health
-    with output_folder(config.delivery.out) as out, closing(build_pipeline(config)) as pipeline, interruptible(pipeline):
-        with nullcontext() if health.port is None else HealthServer(pipeline, health.port, health.host, health.stale_after_s) as server:
+    with (
+        output_folder(config.delivery.out) as out,
+        closing(build_pipeline(config)) as pipeline,
+        interruptible(pipeline),
+    ):
+        with (
+            nullcontext()
+            if health.port is None
+            else HealthServer(pipeline, health.port, health.host, health.stale_after_s) as server
+        ):
             pipeline.attach(open_sinks(config))
-            if on_ready is not None: on_ready(getattr(server, "url", None), pipeline)
-            try: pipeline.run(tick)
+            if on_ready is not None:
+                on_ready(getattr(server, "url", None), pipeline)
+            try:
+                pipeline.run(tick)
             except BaseException:
-                with suppress(SinkError): write_json(out / "summary.json", describe(pipeline, config))  # the first error counts
+                with suppress(SinkError):
+                    write_json(out / "summary.json", describe(pipeline, config))  # the first error counts
                 raise
             summary = describe(pipeline, config)
             write_json(out / "summary.json", summary)
             return summary
 
-
+# %% ../../nbs/16_service/00_assembly.ipynb #de2ab035
 def describe(pipeline: Pipeline, config: RunConfig) -> dict[str, Any]:
     "The summary of a run with the configuration and the environment that produced it; credentials masked."
     settings = masked_values(config.model_dump(mode="json"))
     sinks = () if pipeline.unfinished else pipeline.sinks  # one that hangs is not asked
     told = {name: s.summary() for name, s in zip(sink_names(sinks), sinks) if isinstance(s, SummarySink)}
     kept = {name: summary for name, summary in told.items() if summary is not None}
-    return {**pipeline.summary(), **({"sinks": kept} if kept else {}), "config": settings, "environment": environment()}
+    return {
+        **pipeline.summary(),
+        **({"sinks": kept} if kept else {}),
+        "config": settings,
+        "environment": environment(),
+    }

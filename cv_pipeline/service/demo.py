@@ -27,25 +27,36 @@ __all__ = ['results_by_frame', 'compare', 'write_page', 'run_demo']
 
 # %% ../../nbs/16_service/01_demo.ipynb #63761822
 def results_by_frame(
-    file: Path,        # results.parquet
+    file: Path,  # results.parquet
     source_id: str,
 ) -> dict[int, Detections]:
     "The delivered detections of one source by frame."
     table = read_parquet(file)
     table = table.filter(pc.equal(table.column("source_id"), source_id))
-    columns = {name: table.column(name).to_numpy() for name in ("frame_id", "x1", "y1", "x2", "y2", "confidence", "class_id", "tracker_id")}
-    everything = Detections(np.stack([columns[c] for c in ("x1", "y1", "x2", "y2")], axis=1), columns["confidence"], columns["class_id"], columns["tracker_id"])
+    columns = {
+        name: table.column(name).to_numpy()
+        for name in ("frame_id", "x1", "y1", "x2", "y2", "confidence", "class_id", "tracker_id")
+    }
+    everything = Detections(
+        np.stack([columns[c] for c in ("x1", "y1", "x2", "y2")], axis=1),
+        columns["confidence"],
+        columns["class_id"],
+        columns["tracker_id"],
+    )
     return {int(f): everything[columns["frame_id"] == f] for f in np.unique(columns["frame_id"])}
 
-
+# %% ../../nbs/16_service/01_demo.ipynb #04b3159f
 def compare(
-    clip: Path,          # its truth lies beside it as <clip>.gt.txt
-    results: Path,       # results.parquet
-    tracks: int,         # confirmed tracks of this source
-    iou: float = 0.5,    # least overlap that counts as found
-) -> dict[str, Any]:     # a row of the table
+    clip: Path,  # its truth lies beside it as <clip>.gt.txt
+    results: Path,  # results.parquet
+    tracks: int,  # confirmed tracks of this source
+    iou: float = 0.5,  # least overlap that counts as found
+) -> dict[str, Any]:  # a row of the table
     "Precision and recall of the delivered detections, and parts counted against parts that passed."
-    found, truth = results_by_frame(results, clip.stem), from_mot(clip.with_suffix(".gt.txt").read_text(), clip)
+    found, truth = (
+        results_by_frame(results, clip.stem),
+        from_mot(clip.with_suffix(".gt.txt").read_text(), clip),
+    )
     hits = alarms = wanted = 0
     passed: dict[int, int] = {}
     for frame in sorted(set(found) | set(truth)):
@@ -53,36 +64,61 @@ def compare(
         hidden = np.asarray(real.data.get("visibility", np.ones(len(real)))) < 1 / 3
         real.data = {"iscrowd": hidden}
         outcome = match(found.get(frame, Detections.empty()), real, iou)
-        hits, alarms, wanted = hits + int((outcome >= 0).sum()), alarms + int((outcome == -1).sum()), wanted + int((~hidden).sum())
-        for part in real.tracker_id[~hidden].tolist(): passed[part] = passed.get(part, 0) + 1
-    return {"camera": clip.stem, "precision": hits / max(1, hits + alarms), "recall": hits / max(1, wanted),
-            "parts that passed": sum(n >= 3 for n in passed.values()), "tracks counted": tracks}
+        hits, alarms, wanted = (
+            hits + int((outcome >= 0).sum()),
+            alarms + int((outcome == -1).sum()),
+            wanted + int((~hidden).sum()),
+        )
+        for part in real.tracker_id[~hidden].tolist():
+            passed[part] = passed.get(part, 0) + 1
+    return {
+        "camera": clip.stem,
+        "precision": hits / max(1, hits + alarms),
+        "recall": hits / max(1, wanted),
+        "parts that passed": sum(n >= 3 for n in passed.values()),
+        "tracks counted": tracks,
+    }
 
 # %% ../../nbs/16_service/01_demo.ipynb #cd8763e1
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1100px;padding:0 1rem;color:#222}
+_STYLE = """body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1100px;\
+padding:0 1rem;color:#222}
 video{width:100%;border-radius:6px;background:#000}.row{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
-table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}
+table{border-collapse:collapse;margin:.5rem 0 1.5rem}\
+td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}
 td:first-child,th:first-child{text-align:left}"""
 
 
 def _html_table(columns: list[str], rows: list[list[Any]]) -> str:
     "A plain HTML table."
-    cell = lambda tag, v: f"<{tag}>{html.escape('–' if v is None else f'{v:.2f}' if isinstance(v, float) else str(v))}</{tag}>"
+    cell = lambda tag, v: (
+        f"<{tag}>{html.escape('–' if v is None else f'{v:.2f}' if isinstance(v, float) else str(v))}</{tag}>"
+    )
     body = "".join("<tr>" + "".join(cell("td", v) for v in row) + "</tr>" for row in rows)
     return "<table><tr>" + "".join(cell("th", c) for c in columns) + "</tr>" + body + "</table>"
 
 
 def write_page(out: Path, summary: dict[str, Any], scores: list[dict[str, Any]], videos: list[Path]) -> Path:
     "index.html beside the results."
-    pictures = "".join(f'<figure><video controls muted loop autoplay src="{html.escape(v.relative_to(out).as_posix())}"></video>'
-                       f"<figcaption>{html.escape(v.stem)}</figcaption></figure>" for v in videos)
+    pictures = "".join(
+        "<figure><video controls muted loop autoplay "
+        f'src="{html.escape(v.relative_to(out).as_posix())}"></video>'
+        f"<figcaption>{html.escape(v.stem)}</figcaption></figure>"
+        for v in videos
+    )
     latency = [[name, *values.values()] for name, values in summary["latency_ms"].items()]
-    page = (f"<!doctype html><meta charset=utf-8><title>cv_pipeline demo</title><style>{_STYLE}</style><h1>cv_pipeline demo</h1>"
-            f"<p>{html.escape(summary['model']['name'])} on {summary['model']['provider']}: {summary['frames_read']} frames of "
-            f"{len(summary['sources'])} cameras in {summary['seconds']} s, {summary['frames_per_second']} frames/s.</p><div class=row>{pictures}</div>"
-            f"<h2>Result against the known truth</h2>{_html_table(list(scores[0]), [list(s.values()) for s in scores])}"
-            f"<h2>Latency a frame, milliseconds</h2>{_html_table(['stage', 'p50', 'p95', 'p99'], latency)}"
-            "<p>Beside this page: results.parquet (a row a detection), results.jsonl (a line a frame), summary.json.</p>")
+    page = (
+        "<!doctype html><meta charset=utf-8><title>cv_pipeline "
+        f"demo</title><style>{_STYLE}</style><h1>cv_pipeline demo</h1>"
+        f"<p>{html.escape(summary['model']['name'])} on {summary['model']['provider']}: "
+        f"{summary['frames_read']} frames of "
+        f"{len(summary['sources'])} cameras in {summary['seconds']} s, {summary['frames_per_second']} "
+        f"frames/s.</p><div class=row>{pictures}</div>"
+        "<h2>Result against the known "
+        f"truth</h2>{_html_table(list(scores[0]), [list(s.values()) for s in scores])}"
+        f"<h2>Latency a frame, milliseconds</h2>{_html_table(['stage', 'p50', 'p95', 'p99'], latency)}"
+        "<p>Beside this page: results.parquet (a row a detection), results.jsonl (a line a frame), "
+        "summary.json.</p>"
+    )
     path = out / "index.html"
     path.write_text(page, encoding="utf-8")
     return path
@@ -90,16 +126,24 @@ def write_page(out: Path, summary: dict[str, Any], scores: list[dict[str, Any]],
 # %% ../../nbs/16_service/01_demo.ipynb #01adc043
 def run_demo(
     out: str | Path = "runs/demo",
-    seconds: float = 20.0,                                  # of video for each of the two cameras
-    tick: Callable[[Pipeline], None] | None = None,         # for progress
+    seconds: float = 20.0,  # of video for each of the two cameras
+    tick: Callable[[Pipeline], None] | None = None,  # for progress
     on_ready: Callable[[str | None, Pipeline], None] | None = None,
-) -> tuple[dict[str, Any], list[dict[str, Any]], Path | None]:  # summary, scores a camera, the page; no scores when interrupted
+) -> tuple[
+    dict[str, Any], list[dict[str, Any]], Path | None
+]:  # summary, scores a camera, the page; no scores when interrupted
     "Make the clips, run the pipeline, compare with the truth, write the page."
     out = Path(out)
-    with output_folder(out): clips = make_demo(out / "clips", seconds)
-    config = load_config(None, {"sources": [str(c) for c in clips], "delivery.out": str(out), "delivery.video": True})
+    with output_folder(out):
+        clips = make_demo(out / "clips", seconds)
+    config = load_config(
+        None, {"sources": [str(c) for c in clips], "delivery.out": str(out), "delivery.video": True}
+    )
     summary = run_config(config, tick, on_ready)
-    if summary["interrupted"]: return summary, [], None
-    scores = [compare(clip, out / "results.parquet", summary["sources"][clip.stem]["tracks"]) for clip in clips]
+    if summary["interrupted"]:
+        return summary, [], None
+    scores = [
+        compare(clip, out / "results.parquet", summary["sources"][clip.stem]["tracks"]) for clip in clips
+    ]
     videos = [p for clip in clips for p in sorted(out.glob(f"*{clip.stem}*.mp4"))]
     return summary, scores, write_page(out, summary, scores, videos)

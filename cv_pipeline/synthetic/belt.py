@@ -33,27 +33,37 @@ __all__ = ['EDGES', 'SLOWEST', 'BELTS', 'LOOP', 'LineConfig', 'Slot', 'lone_slot
 class LineConfig:
     "One factory line. Lengths are pixels of a view that is 480 pixels high; other sizes scale."
 
-    cameras: int = 1                     # along the belt, each sees what the one before it saw, later
-    size: tuple[int, int] = (640, 480)   # (width, height) of every frame
-    seed: int = 0                        # everything follows from it
+    cameras: int = 1  # along the belt, each sees what the one before it saw, later
+    size: tuple[int, int] = (640, 480)  # (width, height) of every frame
+    seed: int = 0  # everything follows from it
     fps: float = 25.0
-    density: float = 6.0                 # parts in view on average
-    speed: float = 90.0                  # of the belt, pixels a second
-    overlap: float = 0.15                # share of parts that lie on their neighbour
-    slip: float = 0.15                   # share of parts that lag behind the belt
-    hand_every: float = 9.0              # seconds between two hands over a camera; 0 = never
+    density: float = 6.0  # parts in view on average
+    speed: float = 90.0  # of the belt, pixels a second
+    overlap: float = 0.15  # share of parts that lie on their neighbour
+    slip: float = 0.15  # share of parts that lag behind the belt
+    hand_every: float = 9.0  # seconds between two hands over a camera; 0 = never
     class_weights: tuple[float, ...] = (1.0,) * len(CLASS_NAMES)
     start: datetime = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)  # captured_at of frame 0
 
     def __post_init__(self):
         w, h = self.size
-        rules = [(self.cameras >= 1, f"cameras: {self.cameras} is below 1"), (min(w, h) >= 64, f"size: {w}×{h} is below 64×64"),
-                 (self.fps > 0, f"fps: {self.fps} is not above 0"), (0 < self.density <= 20, f"density: {self.density} is outside 0..20"),
-                 (0 < self.speed <= 2000, f"speed: {self.speed} is outside 0..2000"), (0 <= self.overlap <= 1, f"overlap: {self.overlap} is outside 0..1"),
-                 (0 <= self.slip <= 1, f"slip: {self.slip} is outside 0..1"), (self.hand_every >= 0, f"hand_every: {self.hand_every} is negative"),
-                 (len(self.class_weights) == len(CLASS_NAMES) and min(self.class_weights) >= 0 and sum(self.class_weights) > 0,
-                  f"class_weights: {self.class_weights} must be {len(CLASS_NAMES)} numbers ≥ 0, not all 0"),
-                 (self.start.tzinfo is not None, "start: has no time zone")]
+        rules = [
+            (self.cameras >= 1, f"cameras: {self.cameras} is below 1"),
+            (min(w, h) >= 64, f"size: {w}×{h} is below 64×64"),
+            (self.fps > 0, f"fps: {self.fps} is not above 0"),
+            (0 < self.density <= 20, f"density: {self.density} is outside 0..20"),
+            (0 < self.speed <= 2000, f"speed: {self.speed} is outside 0..2000"),
+            (0 <= self.overlap <= 1, f"overlap: {self.overlap} is outside 0..1"),
+            (0 <= self.slip <= 1, f"slip: {self.slip} is outside 0..1"),
+            (self.hand_every >= 0, f"hand_every: {self.hand_every} is negative"),
+            (
+                len(self.class_weights) == len(CLASS_NAMES)
+                and min(self.class_weights) >= 0
+                and sum(self.class_weights) > 0,
+                f"class_weights: {self.class_weights} must be {len(CLASS_NAMES)} numbers ≥ 0, not all 0",
+            ),
+            (self.start.tzinfo is not None, "start: has no time zone"),
+        ]
         check_rules("line settings", self, rules, "see the defaults of LineConfig")
 
     @property
@@ -63,7 +73,7 @@ class LineConfig:
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #6d712f2a
 EDGES = 52.0, 428.0  # where the belt ends and the rails begin, reference pixels
-SLOWEST = 0.94       # pace of the part that lags most
+SLOWEST = 0.94  # pace of the part that lags most
 
 
 class Slot(NamedTuple):
@@ -71,10 +81,10 @@ class Slot(NamedTuple):
 
     class_id: int
     offset: float  # along the belt, from its slot
-    y: float       # across the belt
-    angle: float   # radians
-    spin: float    # radians a second (a part that wobbles)
-    pace: float    # 1 = with the belt
+    y: float  # across the belt
+    angle: float  # radians
+    spin: float  # radians a second (a part that wobbles)
+    pace: float  # 1 = with the belt
     height: float  # who lies on whom
 
 
@@ -85,34 +95,51 @@ def lone_slot(config: LineConfig, k: int) -> Slot:
     weights = np.asarray(config.class_weights, float)
     class_id = int(rng.choice(len(weights), p=weights / weights.sum()))
     margin = LENGTHS[class_id][1] / 2 + 5
-    across = (k * 0.6180339887 + rng.uniform(0, .25) + config.seed * .37) % 1  # neighbours land on different lanes
+    across = (
+        k * 0.6180339887 + rng.uniform(0, 0.25) + config.seed * 0.37
+    ) % 1  # neighbours land on different lanes
     pitch = config.width / config.density
-    spin = rng.normal(0, .25) if rng.random() < .25 else 0.
-    pace = rng.uniform(SLOWEST, .995) if rng.random() < config.slip else 1.
-    return Slot(class_id, rng.uniform(-.4, .4) * pitch, EDGES[0] + margin + across * (EDGES[1] - EDGES[0] - 2 * margin),
-                rng.uniform(-np.pi, np.pi), spin, pace, rng.random())
+    spin = rng.normal(0, 0.25) if rng.random() < 0.25 else 0.0
+    pace = rng.uniform(SLOWEST, 0.995) if rng.random() < config.slip else 1.0
+    return Slot(
+        class_id,
+        rng.uniform(-0.4, 0.4) * pitch,
+        EDGES[0] + margin + across * (EDGES[1] - EDGES[0] - 2 * margin),
+        rng.uniform(-np.pi, np.pi),
+        spin,
+        pace,
+        rng.random(),
+    )
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #3896e23b
 @lru_cache(maxsize=4096)
 def slot(config: LineConfig, k: int) -> Slot:
     "Slot `k`; a share of the parts is laid on the part before, so that they overlap for the whole way."
     own, rng = lone_slot(config, k), seeded(config.seed, "overlap", k)
-    if rng.random() >= config.overlap: return own
-    under, turn, far = lone_slot(config, k - 1), rng.uniform(-np.pi, np.pi), rng.uniform(.45, .8)
-    reach, margin = far * (LENGTHS[own.class_id][0] + LENGTHS[under.class_id][0]) / 2, LENGTHS[own.class_id][1] / 2 + 5
+    if rng.random() >= config.overlap:
+        return own
+    under, turn, far = lone_slot(config, k - 1), rng.uniform(-np.pi, np.pi), rng.uniform(0.45, 0.8)
+    reach, margin = (
+        far * (LENGTHS[own.class_id][0] + LENGTHS[under.class_id][0]) / 2,
+        LENGTHS[own.class_id][1] / 2 + 5,
+    )
     y = float(np.clip(under.y + reach * np.sin(turn), EDGES[0] + margin, EDGES[1] - margin))
-    return own._replace(offset=under.offset + config.width / config.density + reach * np.cos(turn), y=y, pace=under.pace)
+    return own._replace(
+        offset=under.offset + config.width / config.density + reach * np.cos(turn), y=y, pace=under.pace
+    )
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #3cfebd3d
 def camera_centre(config: LineConfig, camera: int) -> float:
     "Where along the belt a camera looks, reference pixels from the belt's beginning."
-    return 160 + config.width * (.5 + 1.3 * camera)
+    return 160 + config.width * (0.5 + 1.3 * camera)
 
 
 def first_slot(config: LineConfig) -> int:
     "The number of the foremost slot at time 0; persistent ids count from it."
     pitch = config.width / config.density
-    return -int(np.ceil((camera_centre(config, config.cameras - 1) + config.width + 300) / SLOWEST / pitch)) - 2
+    return (
+        -int(np.ceil((camera_centre(config, config.cameras - 1) + config.width + 300) / SLOWEST / pitch)) - 2
+    )
 
 
 def along(config: LineConfig, k: int, t: float) -> float:
@@ -122,7 +149,8 @@ def along(config: LineConfig, k: int, t: float) -> float:
 
 
 def slots_in_view(config: LineConfig, camera: int, t: float, reach: float) -> list[int]:
-    "Slots whose part may touch a view that reaches `reach` to both sides of the camera's centre, lowest part first."
+    """Slots whose part may touch a view that reaches `reach` to both sides of the camera's centre, lowest
+    part first."""
     pitch, centre, belt = config.width / config.density, camera_centre(config, camera), config.speed * t
     first = int(np.floor((belt - (centre + reach + 2 * pitch + 150) / SLOWEST) / pitch))
     last = int(np.ceil((belt - centre + reach + 2 * pitch + 150) / pitch))
@@ -133,9 +161,9 @@ def slots_in_view(config: LineConfig, camera: int, t: float, reach: float) -> li
 class View(NamedTuple):
     "How a camera looks at the belt, on top of how it was mounted."
 
-    zoom: float = 1.0   # > 1 looks closer
-    dx: float = 0.0     # pixels of the frame, to the right
-    dy: float = 0.0     # pixels of the frame, down
+    zoom: float = 1.0  # > 1 looks closer
+    dx: float = 0.0  # pixels of the frame, to the right
+    dy: float = 0.0  # pixels of the frame, down
     angle: float = 0.0  # degrees
 
 
@@ -144,19 +172,26 @@ def mounting(config: LineConfig, camera: int) -> View:
     "No two cameras are mounted alike."
     rng = seeded(config.seed, "mounting", camera)
     scale = config.size[1] / 480
-    return View(rng.uniform(.96, 1.06), rng.uniform(-8, 8) * scale, rng.uniform(-7, 7) * scale, rng.uniform(-1.5, 1.5))
+    return View(
+        rng.uniform(0.96, 1.06),
+        rng.uniform(-8, 8) * scale,
+        rng.uniform(-7, 7) * scale,
+        rng.uniform(-1.5, 1.5),
+    )
 
 
 def to_frame(
     config: LineConfig,
     camera: int,
     view: View,
-) -> np.ndarray:  # (2, 3) float64: reference pixels (from the camera's centre, across the belt) → pixels of the frame
+) -> (
+    np.ndarray
+):  # (2, 3) float64: reference pixels (from the camera's centre, across the belt) → pixels of the frame
     "The affine map of a camera."
     base, (w, h) = mounting(config, camera), config.size
     scale, turn = h / 480 * base.zoom * view.zoom, np.deg2rad(base.angle + view.angle)
     m = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    at = np.array([w / 2 - .5 + base.dx + view.dx, h / 2 - .5 + base.dy + view.dy]) - m @ [0, 240]
+    at = np.array([w / 2 - 0.5 + base.dx + view.dx, h / 2 - 0.5 + base.dy + view.dy]) - m @ [0, 240]
     return np.column_stack([m, at])
 
 
@@ -166,20 +201,21 @@ def stacked(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #7c44e1b2
 def smooth(
-    noise: np.ndarray,             # (h, w) float32
-    sigma: tuple[float, float],    # pixels, down and along; 0 leaves that way alone
-    mode: str = "reflect",         # or "wrap"
-) -> np.ndarray:                   # (h, w) float32
+    noise: np.ndarray,  # (h, w) float32
+    sigma: tuple[float, float],  # pixels, down and along; 0 leaves that way alone
+    mode: str = "reflect",  # or "wrap"
+) -> np.ndarray:  # (h, w) float32
     "`scipy.ndimage.gaussian_filter` to the last bit; a wide one goes by Fourier, up to ten times faster."
     for axis, s in enumerate(sigma):
         if s < 8:
             noise = gaussian_filter1d(noise, s, axis, mode=mode) if s else noise
             continue
-        n, reach = noise.shape[axis], np.arange(-int(4 * s + .5), int(4 * s + .5) + 1)
-        turn, kernel = n if mode == "wrap" else 2 * n, np.exp(-.5 * (reach / s) ** 2)
+        n, reach = noise.shape[axis], np.arange(-int(4 * s + 0.5), int(4 * s + 0.5) + 1)
+        turn, kernel = n if mode == "wrap" else 2 * n, np.exp(-0.5 * (reach / s) ** 2)
         ring = np.bincount(reach % turn, kernel / kernel.sum(), turn)
         rows = np.moveaxis(noise, axis, -1).astype(np.float64)
-        if mode != "wrap": rows = np.concatenate([rows, rows[..., ::-1]], axis=-1)
+        if mode != "wrap":
+            rows = np.concatenate([rows, rows[..., ::-1]], axis=-1)
         rows = irfft(rfft(rows) * rfft(ring), turn)[..., :n].astype(np.float32)
         noise = np.ascontiguousarray(np.moveaxis(rows, -1, axis))
     return noise
@@ -187,77 +223,100 @@ def smooth(
 
 def smooth_rows(
     noise: np.ndarray,  # (h, w) float32
-    sigma: float,       # rows
-    rows: np.ndarray,   # rising numbers of rows
-) -> np.ndarray:        # (len(rows), w) float32
+    sigma: float,  # rows
+    rows: np.ndarray,  # rising numbers of rows
+) -> np.ndarray:  # (len(rows), w) float32
     "`smooth(noise, (sigma, 0))[rows]`, without the rows that nobody asks for."
-    if not len(rows) or sigma >= 8: return smooth(noise, (sigma, 0))[rows]
-    reach, done = int(4 * sigma + .5), []
+    if not len(rows) or sigma >= 8:
+        return smooth(noise, (sigma, 0))[rows]
+    reach, done = int(4 * sigma + 0.5), []
     for band in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
         low = max(band[0] - reach, 0)
         done.append(smooth(noise[low : band[-1] + reach + 1], (sigma, 0))[band - low])
     return np.concatenate(done)
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #65b8b9d0
-BELTS: tuple[tuple[int, int, int], ...] = ((66, 76, 58), (58, 56, 55), (88, 70, 54), (54, 64, 72), (98, 102, 96), (46, 46, 50))
+BELTS: tuple[tuple[int, int, int], ...] = (
+    (66, 76, 58),
+    (58, 56, 55),
+    (88, 70, 54),
+    (54, 64, 72),
+    (98, 102, 96),
+    (46, 46, 50),
+)
 LOOP = 1280  # reference pixels after which the belt repeats
 
 
 @lru_cache(maxsize=8)
 def belt_texture(
-    key: tuple,          # names the belt
-    scale: float,        # texture pixels per reference pixel
-    extra: float,        # reference pixels repeated at the end, so that any view is one cut
-) -> np.ndarray:         # (h, w, 3) uint8 BGR
+    key: tuple,  # names the belt
+    scale: float,  # texture pixels per reference pixel
+    extra: float,  # reference pixels repeated at the end, so that any view is one cut
+) -> np.ndarray:  # (h, w, 3) uint8 BGR
     "Rubber: woven grain, stains, streaks along the way and a stitched seam; it repeats without an edge."
     rng = seeded(*key)
     w, h = int(LOOP * scale), int((EDGES[1] - EDGES[0] + 40) * scale)
     draw = lambda: rng.normal(0, 1, (h, w)).astype(np.float32)
     noise = lambda sx, sy, gain: gain * (lambda f: f / f.std())(smooth(draw(), (sy, sx), "wrap"))
     x, y = np.arange(w, dtype=np.float32)[None, :] / scale, np.arange(h, dtype=np.float32)[:, None] / scale
-    level = 1 + noise(.7 * scale, .7 * scale, .035) + noise(40 * scale, 22 * scale, .05) + noise(90 * scale, 1.2 * scale, .03)
-    level += .025 * np.sin(2 * np.pi * (x + y) * 160 / LOOP) * np.sin(2 * np.pi * (x - y) * 160 / LOOP)
-    for at in rng.uniform(.1, .9, 2) * LOOP / 2 + np.array([0, LOOP / 2]):
-        lean = .12 * (y - h / scale / 2)
-        near = np.flatnonzero(np.abs(x[0] - at) < 70 + np.abs(lean).max())  # further off, the seam's exponentials are 0
+    level = (
+        1
+        + noise(0.7 * scale, 0.7 * scale, 0.035)
+        + noise(40 * scale, 22 * scale, 0.05)
+        + noise(90 * scale, 1.2 * scale, 0.03)
+    )
+    level += 0.025 * np.sin(2 * np.pi * (x + y) * 160 / LOOP) * np.sin(2 * np.pi * (x - y) * 160 / LOOP)
+    for at in rng.uniform(0.1, 0.9, 2) * LOOP / 2 + np.array([0, LOOP / 2]):
+        lean = 0.12 * (y - h / scale / 2)
+        near = np.flatnonzero(
+            np.abs(x[0] - at) < 70 + np.abs(lean).max()
+        )  # further off, the seam's exponentials are 0
         off, seam = x[:, near] - at - lean, level[:, near]
-        seam += -.34 * np.exp(-(off / 2.2) ** 2) + .14 * np.exp(-((off - 5) / 2) ** 2)
-        seam += .22 * (np.abs(np.abs(off) - 9) < 1.6) * (y % 14 < 6)
+        seam += -0.34 * np.exp(-((off / 2.2) ** 2)) + 0.14 * np.exp(-(((off - 5) / 2) ** 2))
+        seam += 0.22 * (np.abs(np.abs(off) - 9) < 1.6) * (y % 14 < 6)
         level[:, near] = seam
-    colour = np.float32(BELTS[rng.integers(len(BELTS))]) * rng.uniform(.85, 1.15)
+    colour = np.float32(BELTS[rng.integers(len(BELTS))]) * rng.uniform(0.85, 1.15)
     texture = cv2.merge([np.clip(level * c, 0, 255).astype(np.uint8) for c in colour])
     return np.tile(texture, (1, 2 + int(extra / LOOP), 1))[:, : w + int(extra * scale) + 2]
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #91e7c849
 @lru_cache(maxsize=8)
 def surroundings(
-    key: tuple,       # names the line
-    scale: float,     # texture pixels per reference pixel
-    width: float,     # reference pixels along the belt
-    height: float,    # reference pixels across
+    key: tuple,  # names the line
+    scale: float,  # texture pixels per reference pixel
+    width: float,  # reference pixels along the belt
+    height: float,  # reference pixels across
 ) -> tuple[np.ndarray, np.ndarray]:  # paint (h, w, 3) uint8 BGR × opacity, cover (h, w) uint8
     "What does not move: rails with screws, their shadow on the belt, the floor beyond."
     rng = seeded(*key)
     h, w = int(height * scale), int(width * scale)
-    y = (np.arange(h, dtype=np.float32) + .5) / scale + 240 - height / 2
-    x = (np.arange(w, dtype=np.float32) + .5) / scale
+    y = (np.arange(h, dtype=np.float32) + 0.5) / scale + 240 - height / 2
+    x = (np.arange(w, dtype=np.float32) + 0.5) / scale
     out = np.maximum(EDGES[0] - y, y - EDGES[1])  # > 0 beyond the edge of the belt
     floor, rail = np.flatnonzero(out >= 24), np.flatnonzero((out > 0) & (out < 24))  # rows
     draw = lambda: rng.normal(0, 1, (h, w)).astype(np.float32)
-    blotch = cv2.resize(rng.normal(0, 1, (14, 26)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)[floor]
-    speck, paint = smooth(smooth_rows(draw(), .8 * scale, floor), (0, .8 * scale)), np.zeros((h, w, 3), np.uint8)
-    colour, uneven = np.float32([104, 106, 108]) * rng.uniform(.6, 1.1), 1 + .07 * blotch + .12 * speck
-    dark = np.interp(out[floor], [24, 50], [.45, 1])[:, None]
-    if len(floor): paint[floor] = cv2.merge([np.clip(c * uneven * dark, 0, 255).astype(np.uint8) for c in colour])
-    profile = np.interp(out[rail], [0, 2, 5, 9, 16, 20, 24], [.35, .95, .72, .8, .66, .9, .3]).astype(np.float32)
-    brushed = 1 + .05 * smooth(smooth_rows(draw(), .6 * scale, rail), (0, 30 * scale)) * 30
-    metal = np.float32([176, 172, 168]) * rng.uniform(.75, 1.05) * (profile[:, None] * brushed)[..., None]
+    blotch = cv2.resize(rng.normal(0, 1, (14, 26)).astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)[
+        floor
+    ]
+    speck, paint = (
+        smooth(smooth_rows(draw(), 0.8 * scale, floor), (0, 0.8 * scale)),
+        np.zeros((h, w, 3), np.uint8),
+    )
+    colour, uneven = np.float32([104, 106, 108]) * rng.uniform(0.6, 1.1), 1 + 0.07 * blotch + 0.12 * speck
+    dark = np.interp(out[floor], [24, 50], [0.45, 1])[:, None]
+    if len(floor):
+        paint[floor] = cv2.merge([np.clip(c * uneven * dark, 0, 255).astype(np.uint8) for c in colour])
+    profile = np.interp(out[rail], [0, 2, 5, 9, 16, 20, 24], [0.35, 0.95, 0.72, 0.8, 0.66, 0.9, 0.3]).astype(
+        np.float32
+    )
+    brushed = 1 + 0.05 * smooth(smooth_rows(draw(), 0.6 * scale, rail), (0, 30 * scale)) * 30
+    metal = np.float32([176, 172, 168]) * rng.uniform(0.75, 1.05) * (profile[:, None] * brushed)[..., None]
     along = (x % 84 - 42)[None, :]
     screw = np.hypot(along, (out[rail] - 12)[:, None])
     slit = (screw < 4) & (np.abs(along) < 1)
-    metal *= (1 - .45 * np.exp(-((screw - 5) / 1.2) ** 2) + .18 * (screw < 4) - .3 * slit)[..., None]
+    metal *= (1 - 0.45 * np.exp(-(((screw - 5) / 1.2) ** 2)) + 0.18 * (screw < 4) - 0.3 * slit)[..., None]
     paint[rail] = np.clip(metal, 0, 255)
-    cover = np.where(out > 0, 1, .55 * np.exp(np.minimum(out, 0) / 9))
+    cover = np.where(out > 0, 1, 0.55 * np.exp(np.minimum(out, 0) / 9))
     return paint, np.repeat(np.round(cover * 255).astype(np.uint8)[:, None], w, axis=1)
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #80a5bd9d
@@ -265,24 +324,24 @@ def surroundings(
 class Light:
     "What lights the belt: two lamps above it and a window on the left."
 
-    lamps: tuple[float, float] = (1.0, 1.0)                   # left, right; 0 = broken
+    lamps: tuple[float, float] = (1.0, 1.0)  # left, right; 0 = broken
     lamp_bgr: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    window: float = 0.12                                      # daylight
-    window_bgr: tuple[float, float, float] = (1.06, 1.0, .95)
-    level: float = 1.0                                        # all of it, at this moment
+    window: float = 0.12  # daylight
+    window_bgr: tuple[float, float, float] = (1.06, 1.0, 0.95)
+    level: float = 1.0  # all of it, at this moment
 
 
 @lru_cache(maxsize=64)
 def light_map(
-    light: Light,           # `level` is left out: it scales the product
+    light: Light,  # `level` is left out: it scales the product
     size: tuple[int, int],  # (width, height)
-) -> np.ndarray:            # (h, w, 3) uint8, 128 = the designed brightness
+) -> np.ndarray:  # (h, w, 3) uint8, 128 = the designed brightness
     "How bright each pixel is lit, in each colour."
     w, h = size
     x, y = np.linspace(0, 1, w, dtype=np.float32)[None, :], np.linspace(0, 1, h, dtype=np.float32)[:, None]
-    pool = lambda at: np.exp(-((x - at) / .42) ** 2 - ((y - .5) / .85) ** 2)
-    both = sum(on * pool(at) for on, at in zip(light.lamps, (.2, .8))) * .80 + .06 * sum(light.lamps)
-    window = light.window * (.55 + .9 * (1 - x) * (1 - .4 * y))
+    pool = lambda at: np.exp(-(((x - at) / 0.42) ** 2) - ((y - 0.5) / 0.85) ** 2)
+    both = sum(on * pool(at) for on, at in zip(light.lamps, (0.2, 0.8))) * 0.80 + 0.06 * sum(light.lamps)
+    window = light.window * (0.55 + 0.9 * (1 - x) * (1 - 0.4 * y))
     field_ = both[..., None] * np.float32(light.lamp_bgr) + window[..., None] * np.float32(light.window_bgr)
     return np.clip(field_ * 128, 0, 255).astype(np.uint8)
 
@@ -293,12 +352,13 @@ class Moment(NamedTuple):
     seed: int
     camera: int
     index: int
-    t: float                # seconds since the start
-    size: tuple[int, int]   # (width, height)
+    t: float  # seconds since the start
+    size: tuple[int, int]  # (width, height)
 
 
 class Condition(Protocol):
-    "What can go wrong with a picture: how the camera hangs, how the belt is lit, what the sensor makes of it."
+    """What can go wrong with a picture: how the camera hangs, how the belt is lit, what the sensor makes of
+    it."""
 
     def view(self, at: Moment) -> View: ...
     def light(self, at: Moment) -> Light: ...
@@ -312,9 +372,11 @@ class Truth:
 
     camera: int
     frame_id: int
-    t: float                  # seconds since the start
-    detections: Detections    # tracker_id = persistent id, data["visibility"] in 0..1; all parts with a visible pixel
-    hand: bool = False        # a hand is in the picture
+    t: float  # seconds since the start
+    detections: (
+        Detections  # tracker_id = persistent id, data["visibility"] in 0..1; all parts with a visible pixel
+    )
+    hand: bool = False  # a hand is in the picture
     conditions: dict[str, Any] = field(default_factory=dict)
 
     def labelled(self, min_visibility: float = 0.3) -> Detections:
@@ -323,18 +385,21 @@ class Truth:
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #9e13f979
 def stamp(
-    canvas: np.ndarray,   # (h, w, 3) uint8, changed
-    owner: np.ndarray,    # (h, w) int16, changed: whose pixel it is
+    canvas: np.ndarray,  # (h, w, 3) uint8, changed
+    owner: np.ndarray,  # (h, w) int16, changed: whose pixel it is
     sprite: Sprite,
-    place: np.ndarray,    # (2, 3): pixels of the sprite → pixels of the frame
-    label: int,           # written to `owner`
-) -> tuple[tuple[int, int, int, int], float] | None:  # x1, y1, x2, y2 in the frame and the area of the whole part; None = outside
+    place: np.ndarray,  # (2, 3): pixels of the sprite → pixels of the frame
+    label: int,  # written to `owner`
+) -> (
+    tuple[tuple[int, int, int, int], float] | None
+):  # x1, y1, x2, y2 in the frame and the area of the whole part; None = outside
     "Lay a sprite on the canvas. Box and area come from the very pixels that are drawn."
     (sh, sw), (h, w) = sprite.mask.shape, canvas.shape[:2]
     corners = place[:, :2] @ np.array([[0, sw, 0, sw], [0, 0, sh, sh]], float) + place[:, 2:]
     (x0, y0), (x1, y1) = np.floor(corners.min(1)).astype(int) - 1, np.ceil(corners.max(1)).astype(int) + 1
     cx0, cy0, cx1, cy1 = max(x0, 0), max(y0, 0), min(x1, w), min(y1, h)
-    if cx0 >= cx1 or cy0 >= cy1: return None
+    if cx0 >= cx1 or cy0 >= cy1:
+        return None
     m, side = place.copy(), (int(cx1 - cx0), int(cy1 - cy0))
     m[:, 2] -= cx0, cy0
     paint, cover, mask = (cv2.warpAffine(a, m, side) for a in (sprite.paint, sprite.cover, sprite.mask))
@@ -342,27 +407,45 @@ def stamp(
     cv2.multiply(patch, cv2.cvtColor(cv2.bitwise_not(cover), cv2.COLOR_GRAY2BGR), dst=patch, scale=1 / 255)
     cv2.add(patch, paint, dst=patch)
     bx, by, bw, bh = cv2.boundingRect(solid)
-    if bw == 0: return None
+    if bw == 0:
+        return None
     np.copyto(owner[cy0:cy1, cx0:cx1], np.int16(label), where=solid.view(bool))
     box = int(cx0 + bx), int(cy0 + by), int(cx0 + bx + bw), int(cy0 + by + bh)
-    whole = box[0] > 0 and box[1] > 0 and box[2] < w and box[3] < h  # else the border may have cut it: take the area of the sprite
-    area = cv2.countNonZero(solid) if whole else np.count_nonzero(sprite.mask > 127) * abs(np.linalg.det(place[:, :2]))
+    whole = (
+        box[0] > 0 and box[1] > 0 and box[2] < w and box[3] < h
+    )  # else the border may have cut it: take the area of the sprite
+    area = (
+        cv2.countNonZero(solid)
+        if whole
+        else np.count_nonzero(sprite.mask > 127) * abs(np.linalg.det(place[:, :2]))
+    )
     return box, float(area)
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #4029c46c
 def tally(
-    rows: list[tuple],   # (persistent id, class, box, whole area) in the order in which they were stamped
-    owner: np.ndarray,   # (h, w) int16: 1-based row that owns the pixel
+    rows: list[tuple],  # (persistent id, class, box, whole area) in the order in which they were stamped
+    owner: np.ndarray,  # (h, w) int16: 1-based row that owns the pixel
 ) -> Detections:
     "Count what is left visible of every part."
-    seen = [np.count_nonzero(owner[b[1]:b[3], b[0]:b[2]] == i + 1) / area for i, (_, _, b, area) in enumerate(rows)]
+    seen = [
+        np.count_nonzero(owner[b[1] : b[3], b[0] : b[2]] == i + 1) / area
+        for i, (_, _, b, area) in enumerate(rows)
+    ]
     keep = [i for i in range(len(rows)) if seen[i] > 0]
-    if not keep: return Detections(np.zeros((0, 4)), data={"visibility": np.zeros(0, np.float32)})
-    return Detections([rows[i][2] for i in keep], None, [rows[i][1] for i in keep], [rows[i][0] for i in keep],
-                      {"visibility": np.minimum([seen[i] for i in keep], 1).astype(np.float32)})
+    if not keep:
+        return Detections(np.zeros((0, 4)), data={"visibility": np.zeros(0, np.float32)})
+    return Detections(
+        [rows[i][2] for i in keep],
+        None,
+        [rows[i][1] for i in keep],
+        [rows[i][0] for i in keep],
+        {"visibility": np.minimum([seen[i] for i in keep], 1).astype(np.float32)},
+    )
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #b2bd42f8
-def sprite_place(config: LineConfig, camera: int, view: View, sprite: Sprite, x: float, y: float, turn: float = 0.) -> np.ndarray:
+def sprite_place(
+    config: LineConfig, camera: int, view: View, sprite: Sprite, x: float, y: float, turn: float = 0.0
+) -> np.ndarray:
     "Affine (2, 3) that lays a sprite's centre at (x, y) in reference pixels, turned by `turn` radians."
     m, (cx, cy) = to_frame(config, camera, view), sprite.centre
     zoom, angle = view.zoom, np.deg2rad(view.angle + mounting(config, camera).angle) + turn
@@ -373,23 +456,25 @@ def sprite_place(config: LineConfig, camera: int, view: View, sprite: Sprite, x:
 class Hand(NamedTuple):
     "A hand at one moment."
 
-    number: int   # names the hand: it keeps its skin and sleeve
-    above: bool   # comes from the upper edge
-    x: float      # of its palm, reference pixels from the camera's centre
-    y: float      # across the belt
+    number: int  # names the hand: it keeps its skin and sleeve
+    above: bool  # comes from the upper edge
+    x: float  # of its palm, reference pixels from the camera's centre
+    y: float  # across the belt
 
 
 def hand_at(config: LineConfig, camera: int, t: float) -> Hand | None:
     "The hand over a camera at time `t`, if one is there: it reaches in, lingers, withdraws."
-    if config.hand_every <= 0: return None
+    if config.hand_every <= 0:
+        return None
     number = int(np.floor(t / config.hand_every))
     rng = seeded(config.seed, "hand", camera, number)
-    length = min(rng.uniform(1.8, 3.2), .8 * config.hand_every)
+    length = min(rng.uniform(1.8, 3.2), 0.8 * config.hand_every)
     phase = (t - number * config.hand_every - rng.uniform(0, config.hand_every - length)) / length
-    if not 0 < phase < 1: return None
-    above = bool(rng.random() < .5)
-    x, y = rng.uniform(-.38, .38) * config.width, rng.uniform(120, 300) if above else rng.uniform(180, 360)
-    reach = np.interp(phase, [0, .3, .7, 1], [0, 1, 1, 0])
+    if not 0 < phase < 1:
+        return None
+    above = bool(rng.random() < 0.5)
+    x, y = rng.uniform(-0.38, 0.38) * config.width, rng.uniform(120, 300) if above else rng.uniform(180, 360)
+    reach = np.interp(phase, [0, 0.3, 0.7, 1], [0, 1, 1, 0])
     reach = reach * reach * (3 - 2 * reach)
     y = -260 + reach * (y + 260) if above else 740 - reach * (740 - y)
     return Hand(number, above, x + 22 * np.sin(5 * phase + number), y + 8 * np.sin(9 * phase))
@@ -411,35 +496,52 @@ class Kept:
         made = make()
         with self._lock:
             self._things[key] = version, made
-            while len(self._things) > self.most: self._things.popitem(last=False)
+            while len(self._things) > self.most:
+                self._things.popitem(last=False)
         return made
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #edf08de6
 def ground(line: FactoryLine, at: Moment, view: View) -> np.ndarray:
     "The belt at this moment, (h, w, 3) uint8."
     config, scale = line.config, line.scale(at.camera)
-    texture = line.kept.get(("belt", scale), lambda: belt_texture((config.seed, "belt"), scale, config.width * 2.2 + 300))
+    texture = line.kept.get(
+        ("belt", scale), lambda: belt_texture((config.seed, "belt"), scale, config.width * 2.2 + 300)
+    )
     left = -config.width * 1.1 - 150
     begin = (camera_centre(config, at.camera) + left - config.speed * at.t) % LOOP
     cut = np.array([[1 / scale, 0, left - begin], [0, 1 / scale, EDGES[0] - 20]])
-    return cv2.warpAffine(texture, stacked(to_frame(config, at.camera, view), cut), config.size, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(
+        texture, stacked(to_frame(config, at.camera, view), cut), config.size, borderMode=cv2.BORDER_REPLICATE
+    )
 
 
 def frame_around(line: FactoryLine, at: Moment, view: View) -> list[tuple[slice, np.ndarray, np.ndarray]]:
     "Rails and floor as seen in this view: bands of rows, each with paint and what it lets through."
     config, scale = line.config, line.scale(at.camera)
     wide, high = config.width * 1.9, 480 * 1.9
-    paint, cover = line.kept.get(("around", at.camera), lambda: surroundings((config.seed, "around", at.camera), scale, wide, high))
-    m = stacked(to_frame(config, at.camera, view), np.array([[1 / scale, 0, -wide / 2], [0, 1 / scale, 240 - high / 2]]))
-    paint, cover = (cv2.warpAffine(a, m, config.size, borderMode=cv2.BORDER_REPLICATE) for a in (paint, cover))
+    paint, cover = line.kept.get(
+        ("around", at.camera), lambda: surroundings((config.seed, "around", at.camera), scale, wide, high)
+    )
+    m = stacked(
+        to_frame(config, at.camera, view),
+        np.array([[1 / scale, 0, -wide / 2], [0, 1 / scale, 240 - high / 2]]),
+    )
+    paint, cover = (
+        cv2.warpAffine(a, m, config.size, borderMode=cv2.BORDER_REPLICATE) for a in (paint, cover)
+    )
     rows = np.flatnonzero(np.diff(np.r_[0, cover.max(axis=1) > 3, 0].astype(np.int8)))
-    return [(slice(a, b), paint[a:b], cv2.cvtColor(255 - cover[a:b], cv2.COLOR_GRAY2BGR)) for a, b in zip(rows[::2], rows[1::2])]
+    return [
+        (slice(a, b), paint[a:b], cv2.cvtColor(255 - cover[a:b], cv2.COLOR_GRAY2BGR))
+        for a, b in zip(rows[::2], rows[1::2])
+    ]
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #64a9704b
 def part_sprite(line: FactoryLine, camera: int, k: int) -> Sprite:
     "The part in slot `k` as drawn for one camera."
     seed, s = line.config.seed, slot(line.config, k)
-    return line.kept.get(("part", camera, k), lambda: draw_part(s.class_id, (seed, "part", k), line.scale(camera), s.angle))
+    return line.kept.get(
+        ("part", camera, k), lambda: draw_part(s.class_id, (seed, "part", k), line.scale(camera), s.angle)
+    )
 
 
 def hand_sprite(line: FactoryLine, camera: int, hand: Hand) -> Sprite:
@@ -448,24 +550,46 @@ def hand_sprite(line: FactoryLine, camera: int, hand: Hand) -> Sprite:
     return line.kept.get(key, lambda: draw_hand(key, line.scale(camera), hand.above))
 
 
-def parts_on_belt(line: FactoryLine, at: Moment, view: View, canvas: np.ndarray, owner: np.ndarray) -> list[tuple]:
+def parts_on_belt(
+    line: FactoryLine, at: Moment, view: View, canvas: np.ndarray, owner: np.ndarray
+) -> list[tuple]:
     "Stamp all parts, lowest first; rows of (persistent id, class, box, area of the whole part)."
     config, rows = line.config, []
     centre, offset = camera_centre(config, at.camera), first_slot(config)
     for k in slots_in_view(config, at.camera, at.t, config.width / 2 / min(view.zoom, 1) + 60):
         s, x = slot(config, k), along(config, k, at.t) - centre
         sprite = part_sprite(line, at.camera, k)
-        drawn = stamp(canvas, owner, sprite, sprite_place(config, at.camera, view, sprite, x, s.y, s.spin * x / config.speed), len(rows) + 1)
-        if drawn: rows.append((k - offset, s.class_id, *drawn))
+        drawn = stamp(
+            canvas,
+            owner,
+            sprite,
+            sprite_place(config, at.camera, view, sprite, x, s.y, s.spin * x / config.speed),
+            len(rows) + 1,
+        )
+        if drawn:
+            rows.append((k - offset, s.class_id, *drawn))
     return rows
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #72b615ea
 def hand_over_belt(line: FactoryLine, at: Moment, view: View, canvas: np.ndarray, owner: np.ndarray) -> bool:
     "Stamp the hand, if one is there; its pixels belong to nobody."
     hand = hand_at(line.config, at.camera, at.t)
-    if hand is None: return False
-    sprite, lift = hand_sprite(line, at.camera, hand), (-1 if hand.above else 1) * 130  # the palm lies that far from the sprite's middle
-    return stamp(canvas, owner, sprite, sprite_place(line.config, at.camera, view, sprite, hand.x, hand.y + lift), -1) is not None
+    if hand is None:
+        return False
+    sprite, lift = (
+        hand_sprite(line, at.camera, hand),
+        (-1 if hand.above else 1) * 130,
+    )  # the palm lies that far from the sprite's middle
+    return (
+        stamp(
+            canvas,
+            owner,
+            sprite,
+            sprite_place(line.config, at.camera, view, sprite, hand.x, hand.y + lift),
+            -1,
+        )
+        is not None
+    )
 
 
 def compose(
@@ -477,26 +601,38 @@ def compose(
     config, view = line.config, condition.view(at) if condition else View()
     canvas, owner = ground(line, at, view), np.zeros(config.size[::-1], np.int16)
     rows = parts_on_belt(line, at, view, canvas, owner)
-    for band, paint, through in line.kept.get(("bands", at.camera), lambda: frame_around(line, at, view), view):
+    for band, paint, through in line.kept.get(
+        ("bands", at.camera), lambda: frame_around(line, at, view), view
+    ):
         cv2.add(cv2.multiply(canvas[band], through, scale=1 / 255), paint, dst=canvas[band])
     hand = hand_over_belt(line, at, view, canvas, owner)
     light = condition.light(at) if condition else Light()
-    cv2.multiply(canvas, light_map(replace(light, level=1.0), config.size), dst=canvas, scale=light.level / 128)
+    cv2.multiply(
+        canvas, light_map(replace(light, level=1.0), config.size), dst=canvas, scale=light.level / 128
+    )
     return (condition.develop(canvas, at) if condition else canvas), tally(rows, owner), hand
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #d6b8a774
 class FactoryLine:
-    "A belt under cameras. Every frame is a function of (configuration, camera, number): ask in any order, get the same bytes."
+    """A belt under cameras. Every frame is a function of (configuration, camera, number): ask in any order,
+    get the same bytes."""
 
     def __init__(
         self,
         config: LineConfig | None = None,
-        conditions: Condition | Mapping[int, Condition] | None = None,  # for all cameras, or camera → condition
+        # for all cameras, or camera → condition
+        conditions: Condition | Mapping[int, Condition] | None = None,
     ):
         self.config = config or LineConfig()
-        self.conditions = conditions if isinstance(conditions, Mapping) else dict.fromkeys(range(self.config.cameras), conditions)
+        each = isinstance(conditions, Mapping)
+        self.conditions = conditions if each else dict.fromkeys(range(self.config.cameras), conditions)
         unknown = [c for c in self.conditions if c not in range(self.config.cameras)]
-        if unknown: raise ConfigError(f"conditions for cameras {unknown}, the line has {self.config.cameras}", "FactoryLine", "cameras count from 0")
+        if unknown:
+            raise ConfigError(
+                f"conditions for cameras {unknown}, the line has {self.config.cameras}",
+                "FactoryLine",
+                "cameras count from 0",
+            )
         self.kept = Kept(32 + 64 * self.config.cameras)
 
     def scale(self, camera: int) -> float:
@@ -505,18 +641,26 @@ class FactoryLine:
 
     def render(
         self,
-        index: int,       # number of the frame, 0-based; its time is index / fps
+        index: int,  # number of the frame, 0-based; its time is index / fps
         camera: int = 0,
     ) -> tuple[Frame, Truth]:
         "One frame and the truth about it."
         if not 0 <= camera < self.config.cameras:
-            raise ConfigError(f"camera {camera} does not exist", "FactoryLine", f"this line has cameras 0..{self.config.cameras - 1}")
-        at, condition = Moment(self.config.seed, camera, int(index), index / self.config.fps, self.config.size), self.conditions.get(camera)
+            raise ConfigError(
+                f"camera {camera} does not exist",
+                "FactoryLine",
+                f"this line has cameras 0..{self.config.cameras - 1}",
+            )
+        at = Moment(self.config.seed, camera, int(index), index / self.config.fps, self.config.size)
+        condition = self.conditions.get(camera)
         image, detections, hand = compose(self, at, condition)
         truth = Truth(camera, at.index, at.t, detections, hand, condition.describe(at) if condition else {})
         stamped = self.config.start + timedelta(microseconds=round(at.t * 1e6))
         return Frame(image, f"line-{camera}", at.index, stamped, at.t, {"truth": truth}), truth
 
-    def frames(self, n: int, camera: int = 0, first: int = 0, every: int = 1) -> Iterator[tuple[Frame, Truth]]:
-        "Frames `first` … `first + n − 1` of one camera, or only every so many of them: the others are not drawn."
+    def frames(
+        self, n: int, camera: int = 0, first: int = 0, every: int = 1
+    ) -> Iterator[tuple[Frame, Truth]]:
+        """Frames `first` … `first + n − 1` of one camera, or only every so many of them: the others are not
+        drawn."""
         return (self.render(index, camera) for index in range(first, first + n, every))

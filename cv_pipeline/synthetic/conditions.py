@@ -24,23 +24,23 @@ __all__ = ['LADDERS', 'CONDITION_NAMES', 'ladder', 'hanging', 'flicker_phase', '
 
 # %% ../../nbs/01_synthetic/02_conditions.ipynb #ccc0c01d
 LADDERS: dict[str, tuple[float, ...]] = {  # severity 0 … 5 → the physical quantity
-    "lamps": (1, .88, .74, .6, .46, .34),          # time of day: lamps are dimmed towards the night
-    "window": (.12, .17, .2, .16, .08, .02),       # … while the sun sets
-    "flicker": (0, .08, .16, .26, .38, .52),       # depth of the lamps' flicker
-    "failure": (1, .72, .48, .28, .12, 0),         # what one lamp still gives
-    "fog": (0, .2, .36, .52, .66, .8),             # densest part of the veil
-    "dirt": (0, 4, 8, 14, 22, 32),                 # spots on the lens
-    "noise": (0, 4, 8, 13, 19, 27),                # standard deviation, grey levels
-    "blur": (0, 2, 4, 6, 8.5, 12),                 # length of the smear at 480 lines, pixels
-    "jitter": (0, .6, 1.2, 2, 3, 4.5),             # how far the picture jumps, pixels
-    "over": (1, 1.2, 1.45, 1.75, 2.15, 2.7),       # exposure when too long …
-    "under": (1, .8, .64, .5, .37, .26),           # … or too short
-    "cast": (0, .06, .12, .19, .27, .36),          # white balance: red against blue
-    "sharpness": (1, .75, .6, .48, .37, .28),      # resolution, share of the pixels a side
-    "zoom": (1, .94, .88, .82, .75, .68),          # field of view: wider
-    "quality": (100, 60, 42, 28, 17, 9),           # JPEG quality
-    "shift": (0, 5, 10, 16, 23, 32),               # somebody knocked against the camera, pixels
-    "turn": (0, .6, 1.2, 1.9, 2.7, 3.6),           # … degrees
+    "lamps": (1, 0.88, 0.74, 0.6, 0.46, 0.34),  # time of day: lamps are dimmed towards the night
+    "window": (0.12, 0.17, 0.2, 0.16, 0.08, 0.02),  # … while the sun sets
+    "flicker": (0, 0.08, 0.16, 0.26, 0.38, 0.52),  # depth of the lamps' flicker
+    "failure": (1, 0.72, 0.48, 0.28, 0.12, 0),  # what one lamp still gives
+    "fog": (0, 0.2, 0.36, 0.52, 0.66, 0.8),  # densest part of the veil
+    "dirt": (0, 4, 8, 14, 22, 32),  # spots on the lens
+    "noise": (0, 4, 8, 13, 19, 27),  # standard deviation, grey levels
+    "blur": (0, 2, 4, 6, 8.5, 12),  # length of the smear at 480 lines, pixels
+    "jitter": (0, 0.6, 1.2, 2, 3, 4.5),  # how far the picture jumps, pixels
+    "over": (1, 1.2, 1.45, 1.75, 2.15, 2.7),  # exposure when too long …
+    "under": (1, 0.8, 0.64, 0.5, 0.37, 0.26),  # … or too short
+    "cast": (0, 0.06, 0.12, 0.19, 0.27, 0.36),  # white balance: red against blue
+    "sharpness": (1, 0.75, 0.6, 0.48, 0.37, 0.28),  # resolution, share of the pixels a side
+    "zoom": (1, 0.94, 0.88, 0.82, 0.75, 0.68),  # field of view: wider
+    "quality": (100, 60, 42, 28, 17, 9),  # JPEG quality
+    "shift": (0, 5, 10, 16, 23, 32),  # somebody knocked against the camera, pixels
+    "turn": (0, 0.6, 1.2, 1.9, 2.7, 3.6),  # … degrees
 }
 
 
@@ -56,7 +56,9 @@ def hanging(c: Conditions, at: Moment) -> View:
     far = ladder("shift", c.shift) * unit
     dx, dy = far * np.cos(turn), far * np.sin(turn)
     if c.vibration:
-        jump = seeded(at.seed, "vibration", at.camera, at.index).normal(0, ladder("jitter", c.vibration) * unit / 2, 2)
+        jump = seeded(at.seed, "vibration", at.camera, at.index).normal(
+            0, ladder("jitter", c.vibration) * unit / 2, 2
+        )
         dx, dy = dx + jump[0], dy + jump[1]
     return View(ladder("zoom", c.field_of_view), float(dx), float(dy), float(lean * ladder("turn", c.shift)))
 
@@ -68,23 +70,29 @@ def flicker_phase(at: Moment) -> float:
 
 def lighting(c: Conditions, at: Moment) -> Light:
     "Lamps and window at this moment."
-    left = seeded(at.seed, "lamp", at.camera).random() < .5
+    left = seeded(at.seed, "lamp", at.camera).random() < 0.5
     night, weak = c.time_of_day / 5, ladder("failure", c.lamp_failure)
-    lamps = tuple(round(ladder("lamps", c.time_of_day) * (weak if broken else 1), 4) for broken in (left, not left))
-    warm = (1 - .28 * night, 1 - .06 * night, 1 + .06 * night)
-    sun = (1.06 - .5 * min(2 * night, 1), 1 - .12 * night, .95 + .3 * night)
-    level = float(1 - ladder("flicker", c.lamp_flicker) * (.5 + .5 * np.sin(flicker_phase(at))))
+    lamps = tuple(
+        round(ladder("lamps", c.time_of_day) * (weak if broken else 1), 4) for broken in (left, not left)
+    )
+    warm = (1 - 0.28 * night, 1 - 0.06 * night, 1 + 0.06 * night)
+    sun = (1.06 - 0.5 * min(2 * night, 1), 1 - 0.12 * night, 0.95 + 0.3 * night)
+    level = float(1 - ladder("flicker", c.lamp_flicker) * (0.5 + 0.5 * np.sin(flicker_phase(at))))
     return Light(lamps, warm, ladder("window", c.time_of_day), sun, level)
 
 # %% ../../nbs/01_synthetic/02_conditions.ipynb #6594b670
 @lru_cache(maxsize=32)
 def fog_map(seed: int, camera: int, size: tuple[int, int], dense: float) -> tuple[np.ndarray, np.ndarray]:
-    "Two (h, w) float32 weights, of the sharp picture and of the veil: condensation is thicker on one side and patchy."
+    """Two (h, w) float32 weights, of the sharp picture and of the veil: condensation is thicker on one side
+    and patchy."""
     rng, (w, h) = seeded(seed, "fog", camera), size
     patch = cv2.resize(rng.random((4, 5)).astype(np.float32), size, interpolation=cv2.INTER_CUBIC)
     side, x = rng.uniform(-np.pi, np.pi), np.linspace(-1, 1, w, dtype=np.float32)[None, :]
-    slope = .5 + .5 * (x * np.cos(side) + np.linspace(-1, 1, h, dtype=np.float32)[:, None] * np.sin(side)) / 1.42
-    veil = np.clip(dense * (.35 + .45 * patch + .35 * slope), 0, .95).astype(np.float32)
+    slope = (
+        0.5
+        + 0.5 * (x * np.cos(side) + np.linspace(-1, 1, h, dtype=np.float32)[:, None] * np.sin(side)) / 1.42
+    )
+    veil = np.clip(dense * (0.35 + 0.45 * patch + 0.35 * slope), 0, 0.95).astype(np.float32)
     return 1 - veil, veil
 
 
@@ -92,7 +100,7 @@ def fogged(image: np.ndarray, weights: tuple[np.ndarray, np.ndarray]) -> np.ndar
     "Mix the picture with its own blur, lifted towards grey: what a wet lens scatters."
     h, w = image.shape[:2]
     small = cv2.GaussianBlur(cv2.resize(image, (w // 16, h // 16), interpolation=cv2.INTER_AREA), (0, 0), 1.5)
-    haze = cv2.resize(cv2.convertScaleAbs(small, alpha=.7, beta=62), (w, h), interpolation=cv2.INTER_LINEAR)
+    haze = cv2.resize(cv2.convertScaleAbs(small, alpha=0.7, beta=62), (w, h), interpolation=cv2.INTER_LINEAR)
     return cv2.blendLinear(image, haze, *weights)
 
 # %% ../../nbs/01_synthetic/02_conditions.ipynb #e0f5dc06
@@ -102,19 +110,28 @@ def dirt_map(seed: int, camera: int, size: tuple[int, int], spots: int) -> np.nd
     rng, (w, h) = seeded(seed, "dirt", camera), size
     clear = np.ones((h, w), np.float32)
     for _ in range(spots):
-        x, y, radius, dark, soft = rng.uniform(0, w), rng.uniform(0, h), rng.uniform(4, 17) * h / 480, rng.uniform(.45, .92), rng.uniform(2, 5)
-        wobble, lobes = rng.uniform(0, .25), rng.integers(2, 6)
+        x, y, radius, dark, soft = (
+            rng.uniform(0, w),
+            rng.uniform(0, h),
+            rng.uniform(4, 17) * h / 480,
+            rng.uniform(0.45, 0.92),
+            rng.uniform(2, 5),
+        )
+        wobble, lobes = rng.uniform(0, 0.25), rng.integers(2, 6)
         r = int(radius * 2) + 1
         x0, x1, y0, y1 = max(int(x) - r, 0), min(int(x) + r, w), max(int(y) - r, 0), min(int(y) + r, h)
         dx, dy = np.arange(x0, x1)[None, :] - x, np.arange(y0, y1)[:, None] - y
         edge = radius * (1 + wobble * np.cos(lobes * np.arctan2(dy, dx) + dark * 9))
-        clear[y0:y1, x0:x1] *= 1 - dark / (1 + np.exp((np.hypot(dx, dy) - edge) * soft / np.sqrt(radius) / 1.5))
-    return np.round(255 * clear[..., None] ** np.float32([1.1, 1.0, .9])).astype(np.uint8)
+        clear[y0:y1, x0:x1] *= 1 - dark / (
+            1 + np.exp((np.hypot(dx, dy) - edge) * soft / np.sqrt(radius) / 1.5)
+        )
+    return np.round(255 * clear[..., None] ** np.float32([1.1, 1.0, 0.9])).astype(np.uint8)
 
 # %% ../../nbs/01_synthetic/02_conditions.ipynb #4ab71a6b
 @lru_cache(maxsize=16)
 def noise_bank(size: tuple[int, int], sigma: float) -> np.ndarray:
-    "(h + 64, w + 64, 3) int16 of Gaussian noise; a frame takes a cut from it, which is thirty times faster than drawing anew."
+    """(h + 64, w + 64, 3) int16 of Gaussian noise; a frame takes a cut from it, which is thirty times faster
+    than drawing anew."""
     rng = seeded("noise bank")
     grain = rng.standard_normal((size[1] + 64, size[0] + 64, 3), np.float32)
     return np.round(grain * sigma).astype(np.int16)
@@ -124,7 +141,7 @@ def noisy(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarr
     "Add sensor noise: a cut of the bank at a random place, mirrored at random."
     h, w = image.shape[:2]
     y, x = rng.integers(0, 65, 2)
-    cut = noise_bank((w, h), sigma)[y:y + h, x:x + w][:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
+    cut = noise_bank((w, h), sigma)[y : y + h, x : x + w][:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
     return cv2.add(image, np.ascontiguousarray(cut), dtype=cv2.CV_8U)
 
 
@@ -137,7 +154,9 @@ def tone(image: np.ndarray, gains: tuple[float, float, float]) -> np.ndarray:
 def coarse(image: np.ndarray, share: float) -> np.ndarray:
     "What a camera with fewer pixels would have delivered, scaled up to the same size."
     h, w = image.shape[:2]
-    small = cv2.resize(image, (max(1, round(w * share)), max(1, round(h * share))), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(
+        image, (max(1, round(w * share)), max(1, round(h * share))), interpolation=cv2.INTER_AREA
+    )
     return cv2.resize(small, (w, h), interpolation=cv2.INTER_LINEAR)
 
 
@@ -149,7 +168,7 @@ def compressed(image: np.ndarray, quality: int) -> np.ndarray:
 def banded(image: np.ndarray, depth: float, phase: float) -> np.ndarray:
     "Dark bands across the picture: a rolling shutter sees the lamp's mains ripple row by row."
     h, w = image.shape[:2]
-    gain = 128 * (1 - depth * (.5 + .5 * np.sin(2 * np.pi * 1.7 * np.arange(h) / h + phase)))
+    gain = 128 * (1 - depth * (0.5 + 0.5 * np.sin(2 * np.pi * 1.7 * np.arange(h) / h + phase)))
     rows = np.repeat(gain.round().astype(np.uint8)[:, None], w * 3, axis=1).reshape(h, w, 3)
     return cv2.multiply(image, rows, scale=1 / 128)
 
@@ -164,22 +183,29 @@ def lens(image: np.ndarray, c: Conditions, at: Moment) -> np.ndarray:
     "Vibration, fog and dirt: what happens to light before it reaches the sensor."
     if c.vibration:
         length = ladder("blur", c.vibration) * at.size[1] / 480
-        image = shaken(image, length * seeded(at.seed, "smear", at.camera, at.index).uniform(.6, 1))
-    if c.fog: image = fogged(image, fog_map(at.seed, at.camera, at.size, ladder("fog", c.fog)))
-    if c.dirt: image = cv2.multiply(image, dirt_map(at.seed, at.camera, at.size, round(ladder("dirt", c.dirt))), scale=1 / 255)
+        image = shaken(image, length * seeded(at.seed, "smear", at.camera, at.index).uniform(0.6, 1))
+    if c.fog:
+        image = fogged(image, fog_map(at.seed, at.camera, at.size, ladder("fog", c.fog)))
+    if c.dirt:
+        image = cv2.multiply(
+            image, dirt_map(at.seed, at.camera, at.size, round(ladder("dirt", c.dirt))), scale=1 / 255
+        )
     return image
 
 
 def sensor(image: np.ndarray, c: Conditions, at: Moment) -> np.ndarray:
     "Flicker bands, exposure, white balance, resolution and noise."
-    if c.lamp_flicker: image = banded(image, .5 * ladder("flicker", c.lamp_flicker), flicker_phase(at) * .7)
+    if c.lamp_flicker:
+        image = banded(image, 0.5 * ladder("flicker", c.lamp_flicker), flicker_phase(at) * 0.7)
     if c.exposure or c.white_balance:
         rng = seeded(at.seed, "sensor", at.camera)
-        gain = ladder("over" if rng.random() < .5 else "under", c.exposure)
+        gain = ladder("over" if rng.random() < 0.5 else "under", c.exposure)
         cast = ladder("cast", c.white_balance) * rng.choice([-1, 1])
         image = tone(image, (gain * (1 - cast), gain, gain * (1 + cast)))
-    if c.resolution: image = coarse(image, ladder("sharpness", c.resolution))
-    if c.noise: image = noisy(image, ladder("noise", c.noise), seeded(at.seed, "noise", at.camera, at.index))
+    if c.resolution:
+        image = coarse(image, ladder("sharpness", c.resolution))
+    if c.noise:
+        image = noisy(image, ladder("noise", c.noise), seeded(at.seed, "noise", at.camera, at.index))
     return image
 
 
@@ -190,25 +216,31 @@ def codec(image: np.ndarray, c: Conditions) -> np.ndarray:
 # %% ../../nbs/01_synthetic/02_conditions.ipynb #d2282b05
 @dataclass(frozen=True)
 class Conditions:
-    "What is wrong with a camera. Each a severity from 0 (nothing) to 5 (an inspector would stop the line); fractions are allowed."
+    """What is wrong with a camera. Each a severity from 0 (nothing) to 5 (an inspector would stop the line);
+    fractions are allowed."""
 
-    time_of_day: float = 0    # noon … night: lamps dimmed and warm, the window's light goes
-    lamp_flicker: float = 0   # brightness swings from frame to frame, bands
-    lamp_failure: float = 0   # one of two lamps is failing
-    fog: float = 0            # condensation on the lens
-    dirt: float = 0           # spots on the lens
-    noise: float = 0          # of the sensor
-    vibration: float = 0      # motion blur and a jumping picture
-    exposure: float = 0       # too long or too short, by camera
+    time_of_day: float = 0  # noon … night: lamps dimmed and warm, the window's light goes
+    lamp_flicker: float = 0  # brightness swings from frame to frame, bands
+    lamp_failure: float = 0  # one of two lamps is failing
+    fog: float = 0  # condensation on the lens
+    dirt: float = 0  # spots on the lens
+    noise: float = 0  # of the sensor
+    vibration: float = 0  # motion blur and a jumping picture
+    exposure: float = 0  # too long or too short, by camera
     white_balance: float = 0  # too warm or too cold, by camera
-    resolution: float = 0     # a camera with fewer pixels
+    resolution: float = 0  # a camera with fewer pixels
     field_of_view: float = 0  # a wider lens
-    compression: float = 0    # JPEG artefacts
-    shift: float = 0          # somebody knocked against the camera
+    compression: float = 0  # JPEG artefacts
+    shift: float = 0  # somebody knocked against the camera
 
     def __post_init__(self):
-        bad = [f"{k}: {v!r} is outside 0..5" for k, v in asdict(self).items() if not (isinstance(v, (int, float)) and 0 <= v <= 5)]
-        if bad: raise ConfigError(f"{len(bad)} severities are wrong", "Conditions", "0 = nothing, 5 = worst", bad)
+        bad = [
+            f"{k}: {v!r} is outside 0..5"
+            for k, v in asdict(self).items()
+            if not (isinstance(v, (int, float)) and 0 <= v <= 5)
+        ]
+        if bad:
+            raise ConfigError(f"{len(bad)} severities are wrong", "Conditions", "0 = nothing, 5 = worst", bad)
 
     def view(self, at: Moment) -> View:
         "Where the camera looks."
@@ -235,22 +267,33 @@ class Changing:
 
     def __init__(
         self,
-        of_time: Callable[[float], Conditions],  # seconds since the start → conditions; must be a pure function
+        of_time: Callable[
+            [float], Conditions
+        ],  # seconds since the start → conditions; must be a pure function
     ):
         self.of_time = of_time
 
-    def view(self, at: Moment) -> View: return self.of_time(at.t).view(at)
-    def light(self, at: Moment) -> Light: return self.of_time(at.t).light(at)
-    def develop(self, image: np.ndarray, at: Moment) -> np.ndarray: return self.of_time(at.t).develop(image, at)
-    def describe(self, at: Moment) -> dict[str, Any]: return self.of_time(at.t).describe(at)
+    def view(self, at: Moment) -> View:
+        return self.of_time(at.t).view(at)
+
+    def light(self, at: Moment) -> Light:
+        return self.of_time(at.t).light(at)
+
+    def develop(self, image: np.ndarray, at: Moment) -> np.ndarray:
+        return self.of_time(at.t).develop(image, at)
+
+    def describe(self, at: Moment) -> dict[str, Any]:
+        return self.of_time(at.t).describe(at)
 
 # %% ../../nbs/01_synthetic/02_conditions.ipynb #73829a7e
 def random_conditions(
     rng: np.random.Generator,
-    worst: float = 4.0,      # highest severity drawn
-    at_once: float = 2.2,    # conditions present on average
+    worst: float = 4.0,  # highest severity drawn
+    at_once: float = 2.2,  # conditions present on average
 ) -> Conditions:
     "A random mixture for training: mostly mild, sometimes bad, several at once."
     present = rng.random(len(CONDITION_NAMES)) < at_once / len(CONDITION_NAMES)
     severity = rng.beta(1.1, 1.5, len(CONDITION_NAMES)) * worst
-    return Conditions(**{name: round(float(s), 2) for name, s, on in zip(CONDITION_NAMES, severity, present) if on})
+    return Conditions(
+        **{name: round(float(s), 2) for name, s, on in zip(CONDITION_NAMES, severity, present) if on}
+    )

@@ -28,9 +28,11 @@ __all__ = ['MEDIOCRE', 'CROWDS', 'Weakness', 'simulated_detections', 'Sequence',
 class Weakness(NamedTuple):
     "What is wrong with a simulated detector."
 
-    miss: float = 0.08      # share of fully visible objects left out in a frame
-    jitter: float = 0.04    # standard deviation of each corner, share of the box's side; up to twice that when hidden
-    imagined: float = 0.4   # boxes around nothing, a frame
+    miss: float = 0.08  # share of fully visible objects left out in a frame
+    jitter: float = (
+        0.04  # standard deviation of each corner, share of the box's side; up to twice that when hidden
+    )
+    imagined: float = 0.4  # boxes around nothing, a frame
     blind_below: float = 0.15  # visibility under which nothing is found
 
 
@@ -38,23 +40,32 @@ MEDIOCRE = Weakness()
 
 
 def simulated_detections(
-    truth: Detections,          # tracker_id = true id, data["visibility"]
-    size: tuple[int, int],      # (width, height) of the frame
+    truth: Detections,  # tracker_id = true id, data["visibility"]
+    size: tuple[int, int],  # (width, height) of the frame
     rng: np.random.Generator,
     weakness: Weakness = MEDIOCRE,
-) -> Detections:                # data["true_id"]: -1 for what is imagined
+) -> Detections:  # data["true_id"]: -1 for what is imagined
     "What a mediocre detector would have found: fewer, weaker and less steady the less is visible."
     seen = np.clip(truth.data["visibility"], 0, 1)
     found = rng.random(len(truth)) < (1 - weakness.miss) * np.clip((seen - weakness.blind_below) / 0.3, 0, 1)
     real, seen = truth[found], seen[found]
     side = real.xyxy[:, 2:] - real.xyxy[:, :2]
-    boxes = real.xyxy + rng.normal(0, weakness.jitter, real.xyxy.shape) * np.hstack([side, side]) * (2 - seen[:, None])
+    boxes = real.xyxy + rng.normal(0, weakness.jitter, real.xyxy.shape) * np.hstack([side, side]) * (
+        2 - seen[:, None]
+    )
     sure = np.clip(0.15 + 0.75 * seen + rng.normal(0, 0.08, len(seen)), 0.05, 0.99)
     ghosts = rng.poisson(weakness.imagined)
     corner, extent = rng.uniform(0, 0.9, (ghosts, 2)) * size, rng.uniform(0.06, 0.2, (ghosts, 2)) * size[1]
-    imagined = Detections(np.hstack([corner, corner + extent]), rng.uniform(0.1, 0.55, ghosts), rng.integers(0, 4, ghosts), None,
-                          {"true_id": np.full(ghosts, -1, np.int32)})
-    return merge_detections([Detections(boxes, sure, real.class_id, None, {"true_id": real.tracker_id}), imagined])
+    imagined = Detections(
+        np.hstack([corner, corner + extent]),
+        rng.uniform(0.1, 0.55, ghosts),
+        rng.integers(0, 4, ghosts),
+        None,
+        {"true_id": np.full(ghosts, -1, np.int32)},
+    )
+    return merge_detections(
+        [Detections(boxes, sure, real.class_id, None, {"true_id": real.tracker_id}), imagined]
+    )
 
 # %% ../../nbs/01_synthetic/04_crowds.ipynb #0876db82
 _BLACK = np.zeros((2, 2, 3), np.uint8)
@@ -70,12 +81,21 @@ class Sequence:
     found: list[Detections]  # a detector's
     truth: list[Detections]  # tracker_id = true id
 
-    def __iter__(self) -> Iterator[tuple[Frame, Detections]]: return zip(self.frames, self.found)
-    def __len__(self) -> int: return len(self.frames)
+    def __iter__(self) -> Iterator[tuple[Frame, Detections]]:
+        return zip(self.frames, self.found)
+
+    def __len__(self) -> int:
+        return len(self.frames)
 
     def every(self, n: int) -> Sequence:
         "Only each n-th frame, with its own number and time: what a selector lets through."
-        return replace(self, name=f"{self.name} every {n}", frames=self.frames[::n], found=self.found[::n], truth=self.truth[::n])
+        return replace(
+            self,
+            name=f"{self.name} every {n}",
+            frames=self.frames[::n],
+            found=self.found[::n],
+            truth=self.truth[::n],
+        )
 
 
 def line_sequence(
@@ -83,46 +103,73 @@ def line_sequence(
     seconds: float = 20.0,
     weakness: Weakness = MEDIOCRE,
     conditions: Conditions | None = None,
-    images: bool = False,   # keep the pictures
+    images: bool = False,  # keep the pictures
     name: str = "line",
-) -> Sequence:              # an object counts as there while at least a fifth of it is visible
+) -> Sequence:  # an object counts as there while at least a fifth of it is visible
     "A part of the factory line under a simulated detector; everything follows from the seed."
-    rng, rendered = np.random.default_rng([config.seed, 7]), FactoryLine(config, conditions).frames(round(seconds * config.fps))
+    rng, rendered = (
+        np.random.default_rng([config.seed, 7]),
+        FactoryLine(config, conditions).frames(round(seconds * config.fps)),
+    )
     frames, found, truths = [], [], []
     for frame, truth in rendered:
         found.append(simulated_detections(truth.detections, config.size, rng, weakness))
         truths.append(truth.labelled(0.2))
-        frames.append(Frame(frame.image if images else _BLACK, frame.source_id, frame.frame_id, frame.captured_at, frame.pts))
+        frames.append(
+            Frame(
+                frame.image if images else _BLACK,
+                frame.source_id,
+                frame.frame_id,
+                frame.captured_at,
+                frame.pts,
+            )
+        )
     return Sequence(name, config.fps, frames, found, truths)
 
 # %% ../../nbs/01_synthetic/04_crowds.ipynb #3572c2d7
 _CROWD = LineConfig(size=(320, 240), density=18, overlap=0.5, slip=0.4)
 CROWDS: dict[str, tuple[LineConfig, Weakness, Conditions | None]] = {
     "line-heap": (replace(_CROWD, seed=11, density=20, overlap=0.7), MEDIOCRE, None),
-    "line-hands": (replace(_CROWD, seed=12, hand_every=3.5, density=14), Weakness(miss=0.12, imagined=0.8), None),
-    "line-shaky": (replace(_CROWD, seed=13, speed=160, fps=12.5, density=14), Weakness(jitter=0.06), Conditions(vibration=3)),
+    "line-hands": (
+        replace(_CROWD, seed=12, hand_every=3.5, density=14),
+        Weakness(miss=0.12, imagined=0.8),
+        None,
+    ),
+    "line-shaky": (
+        replace(_CROWD, seed=13, speed=160, fps=12.5, density=14),
+        Weakness(jitter=0.06),
+        Conditions(vibration=3),
+    ),
 }
 
 
 def crowd(
-    name: str,               # one of CROWDS
+    name: str,  # one of CROWDS
     seconds: float = 20.0,
     images: bool = False,
     seed: int | None = None,  # another belt of the same kind
 ) -> Sequence:
     "One of the named crowds."
-    if name not in CROWDS: raise ConfigError(f"there is no crowd '{name}'", "crowd", f"there are {', '.join(CROWDS)}")
+    if name not in CROWDS:
+        raise ConfigError(f"there is no crowd '{name}'", "crowd", f"there are {', '.join(CROWDS)}")
     config, weakness, conditions = CROWDS[name]
-    if seed is not None: config = replace(config, seed=seed)
-    return line_sequence(config, seconds, weakness, conditions, images, name if seed is None else f"{name} {seed}")
+    if seed is not None:
+        config = replace(config, seed=seed)
+    return line_sequence(
+        config, seconds, weakness, conditions, images, name if seed is None else f"{name} {seed}"
+    )
 
 # %% ../../nbs/01_synthetic/04_crowds.ipynb #881ecadf
 def id_f1(
     sequence: Sequence,
     results: list[Detections],  # of each frame, data["true_id"] and the tracker's tracker_id
-) -> tuple[float, int]:         # share of the truth that carries its right id (F1), how often a true id changed its given id
+) -> tuple[
+    float, int
+]:  # share of the truth that carries its right id (F1), how often a true id changed its given id
     "How well ids were kept, by the true id that each simulated detection carries."
-    pairs = np.concatenate([np.stack([d.data["true_id"], d.tracker_id], 1)[d.tracker_id >= 0] for d in results])
+    pairs = np.concatenate(
+        [np.stack([d.data["true_id"], d.tracker_id], 1)[d.tracker_id >= 0] for d in results]
+    )
     given, index = np.unique(pairs[:, 1], return_inverse=True)
     real, place = np.unique(pairs[:, 0], return_inverse=True)
     table = np.zeros((len(real), len(given)), np.int64)
@@ -136,18 +183,26 @@ def id_f1(
 
 # %% ../../nbs/01_synthetic/04_crowds.ipynb #3628dfc5
 def mot_sequence(
-    folder: Path,                # with seqinfo.ini and det/det.txt
+    folder: Path,  # with seqinfo.ini and det/det.txt
     truth: str | None = "gt/gt.txt",  # below the folder; None: nobody knows
 ) -> Sequence:
     "A MOTChallenge sequence; frames without pictures."
     ini = configparser.ConfigParser()
-    if not ini.read(folder / "seqinfo.ini", encoding="utf-8"): raise DataError("there is no seqinfo.ini", folder, "a MOTChallenge sequence has one beside det/ and gt/")
-    try: fps, length = float(ini["Sequence"]["frameRate"]), int(ini["Sequence"]["seqLength"])
-    except (KeyError, ValueError) as e: raise DataError(f"seqinfo.ini lacks frameRate or seqLength, or they are no numbers: {e}", folder) from e
+    if not ini.read(folder / "seqinfo.ini", encoding="utf-8"):
+        raise DataError(
+            "there is no seqinfo.ini", folder, "a MOTChallenge sequence has one beside det/ and gt/"
+        )
+    try:
+        fps, length = float(ini["Sequence"]["frameRate"]), int(ini["Sequence"]["seqLength"])
+    except (KeyError, ValueError) as e:
+        raise DataError(
+            f"seqinfo.ini lacks frameRate or seqLength, or they are no numbers: {e}", folder
+        ) from e
 
     def rows(name: str) -> list[Detections]:
         path = folder / name
-        if not path.is_file(): raise DataError("there is no such file", path)
+        if not path.is_file():
+            raise DataError("there is no such file", path)
         by_frame = from_mot(path.read_text(encoding="utf-8"), path)
         return [by_frame.get(i, Detections.empty()) for i in range(length)]
 

@@ -50,11 +50,16 @@ class LineSource:
         self,
         line: FactoryLine,
         camera: int = 0,
-        frames: int | None = None,     # None: endless
+        frames: int | None = None,  # None: endless
         first: int = 0,
         source_id: str | None = None,  # default line-<camera>
     ):
-        self.line, self.camera, self.first, self.source_id = line, camera, first, source_id or f"line-{camera}"
+        self.line, self.camera, self.first, self.source_id = (
+            line,
+            camera,
+            first,
+            source_id or f"line-{camera}",
+        )
         self.info = LineInfo("synthetic", *line.config.size, line.config.fps, frames)
         self.skipped: list[tuple[str, str]] = []
         self.skipped_count, self._open = 0, True
@@ -68,7 +73,8 @@ class LineSource:
             yield frame
             index += 1
 
-    def status(self) -> SourceStatus: return SourceStatus(self.info.fps, self.info.decoder)
+    def status(self) -> SourceStatus:
+        return SourceStatus(self.info.fps, self.info.decoder)
 
     def close(self) -> None:
         "No more frames."
@@ -76,21 +82,34 @@ class LineSource:
 
 # %% ../../nbs/01_synthetic/03_line.ipynb #674510fc
 def _number(text: str, key: str, kind: type, uri: str) -> Any:
-    try: return kind(text)
-    except ValueError: raise ConfigError(f"{key}={text} is not a number", uri, f"{key} takes {'a whole number' if kind is int else 'a number'}") from None
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigError(
+            f"{key}={text} is not a number",
+            uri,
+            f"{key} takes {'a whole number' if kind is int else 'a number'}",
+        ) from None
 
 
 def open_line(
-    uri: str,               # "line:" or e.g. "line:camera=1,frames=500,seed=7,width=1280,height=720,fog=3"
+    uri: str,  # "line:" or e.g. "line:camera=1,frames=500,seed=7,width=1280,height=720,fog=3"
     source_id: str | None = None,
 ) -> LineSource:
     "A factory line from a short text, for the command line and for configuration files."
     settings: dict[str, Any] = {}
-    kinds = {**dict.fromkeys(("camera", "frames", "first", "seed", "width", "height"), int),
-             **dict.fromkeys(("fps", "density", "speed", "overlap", "slip", "hand_every", *CONDITION_NAMES), float)}
+    kinds = {
+        **dict.fromkeys(("camera", "frames", "first", "seed", "width", "height"), int),
+        **dict.fromkeys(
+            ("fps", "density", "speed", "overlap", "slip", "hand_every", *CONDITION_NAMES), float
+        ),
+    }
     for part in filter(None, uri.removeprefix("line:").split(",")):
         key, _, text = part.partition("=")
-        if key.strip() not in kinds: raise ConfigError(f"'{key.strip()}' is not a setting of the line", uri, f"known: {', '.join(kinds)}")
+        if key.strip() not in kinds:
+            raise ConfigError(
+                f"'{key.strip()}' is not a setting of the line", uri, f"known: {', '.join(kinds)}"
+            )
         settings[key.strip()] = _number(text.strip(), key.strip(), kinds[key.strip()], uri)
     camera, frames, first = settings.pop("camera", 0), settings.pop("frames", None), settings.pop("first", 0)
     conditions = Conditions(**{k: settings.pop(k) for k in CONDITION_NAMES if k in settings})
@@ -111,33 +130,44 @@ class VideoFile:
         "Append one picture."
         h, w = image.shape[:2]
         if self.stream is None:
-            if h % 2 or w % 2: raise DataError(f"H.264 wants an even size, not {w}x{h}", self.path, "crop or pad by one pixel")
-            self.stream = self.container.add_stream("libx264", rate=Fraction(self.rate, 1000), options=self.options)
+            if h % 2 or w % 2:
+                raise DataError(
+                    f"H.264 wants an even size, not {w}x{h}", self.path, "crop or pad by one pixel"
+                )
+            self.stream = self.container.add_stream(
+                "libx264", rate=Fraction(self.rate, 1000), options=self.options
+            )
             self.stream.width, self.stream.height, self.stream.pix_fmt = w, h, "yuv420p"
         if (w, h) != (self.stream.width, self.stream.height):
-            raise DataError(f"frame {self.count} is {w}x{h}, the video is {self.stream.width}x{self.stream.height}", self.path)
-        for packet in self.stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24")): self.container.mux(packet)
+            raise DataError(
+                f"frame {self.count} is {w}x{h}, the video is {self.stream.width}x{self.stream.height}",
+                self.path,
+            )
+        for packet in self.stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24")):
+            self.container.mux(packet)
         self.count += 1
 
     def close(self) -> None:
         "Finish the file."
         if self.stream is not None:
-            for packet in self.stream.encode(None): self.container.mux(packet)
+            for packet in self.stream.encode(None):
+                self.container.mux(packet)
         self.container.close()
 
 
 def write_video(
-    path: str | Path,               # .mp4
-    images: Iterable[np.ndarray],   # (h, w, 3) uint8 BGR, all of one even size
+    path: str | Path,  # .mp4
+    images: Iterable[np.ndarray],  # (h, w, 3) uint8 BGR, all of one even size
     fps: float = 25.0,
-    crf: int = 23,                  # x264 quality: 18 hardly visible loss … 30 small
+    crf: int = 23,  # x264 quality: 18 hardly visible loss … 30 small
     preset: str = "superfast",
-) -> int:                           # frames written
+) -> int:  # frames written
     "An H.264 video by PyAV."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(VideoFile(path, fps, crf, preset)) as video:
-        for image in images: video.add(image)
+        for image in images:
+            video.add(image)
     return video.count
 
 # %% ../../nbs/01_synthetic/03_line.ipynb #baf45403
@@ -147,40 +177,71 @@ class YoloFolder:
     def __init__(self, root: Path, split: str, min_visibility: float, suffix: str = ".jpg"):
         self.root, self.split, self.min_visibility, self.suffix = root, split, min_visibility, suffix
         self.images, self.labels = (root / kind / split for kind in ("images", "labels"))
-        for folder in (self.images, self.labels): folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.images, self.labels):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, frame: Frame, truth: Truth, name: str) -> None:
         quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if self.suffix == ".jpg" else []
         cv2.imwrite(str(self.images / (name + self.suffix)), frame.image, quality)
-        (self.labels / f"{name}.txt").write_text(to_yolo(truth.labelled(self.min_visibility), frame.size, where=name))
+        (self.labels / f"{name}.txt").write_text(
+            to_yolo(truth.labelled(self.min_visibility), frame.size, where=name)
+        )
 
     def close(self) -> None:
         splits = {p.name: f"images/{p.name}" for p in sorted((self.root / "images").iterdir())}
-        book = {"path": str(self.root.resolve()), "train": splits.get("train", f"images/{self.split}"), "val": splits.get("val", f"images/{self.split}")}
+        book = {
+            "path": str(self.root.resolve()),
+            "train": splits.get("train", f"images/{self.split}"),
+            "val": splits.get("val", f"images/{self.split}"),
+        }
         book |= {"test": splits["test"]} if "test" in splits else {}
-        (self.root / "data.yaml").write_text(yaml.safe_dump({**book, "names": dict(enumerate(CLASS_NAMES))}, sort_keys=False))
+        (self.root / "data.yaml").write_text(
+            yaml.safe_dump({**book, "names": dict(enumerate(CLASS_NAMES))}, sort_keys=False)
+        )
 
 # %% ../../nbs/01_synthetic/03_line.ipynb #bc1e763a
 class CocoFile:
-    "annotations/<split>.json; parts that are hardly visible are `iscrowd`, which evaluators ignore: neither wanted nor wrong."
+    """annotations/<split>.json; parts that are hardly visible are `iscrowd`, which evaluators ignore: neither
+    wanted nor wrong."""
 
     def __init__(self, root: Path, split: str, min_visibility: float, suffix: str = ".jpg"):
-        self.path, self.split, self.min_visibility, self.suffix = root / "annotations" / f"{split}.json", split, min_visibility, suffix
+        self.path, self.split, self.min_visibility, self.suffix = (
+            root / "annotations" / f"{split}.json",
+            split,
+            min_visibility,
+            suffix,
+        )
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.book: dict[str, list] = {"images": [], "annotations": [],
-                                      "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASS_NAMES)]}
+        self.book: dict[str, list] = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASS_NAMES)],
+        }
 
     def add(self, frame: Frame, truth: Truth, name: str) -> None:
         d, image_id = truth.detections, len(self.book["images"]) + 1
-        found = to_coco_annotations(d, image_id, range(1, len(CLASS_NAMES) + 1), len(self.book["annotations"]) + 1, where=name)
+        found = to_coco_annotations(
+            d, image_id, range(1, len(CLASS_NAMES) + 1), len(self.book["annotations"]) + 1, where=name
+        )
         for a, seen, track in zip(found, d.data["visibility"].tolist(), d.tracker_id.tolist()):
             a |= {"iscrowd": int(seen < self.min_visibility), "visibility": round(seen, 4), "track_id": track}
         self.book["annotations"] += found
-        self.book["images"].append({"id": image_id, "file_name": f"images/{self.split}/{name}{self.suffix}", "width": frame.size[0],
-                                    "height": frame.size[1], "captured_at": frame.captured_at.isoformat(), "camera": truth.camera,
-                                    "frame_id": truth.frame_id, "hand": truth.hand, "conditions": truth.conditions})
+        self.book["images"].append(
+            {
+                "id": image_id,
+                "file_name": f"images/{self.split}/{name}{self.suffix}",
+                "width": frame.size[0],
+                "height": frame.size[1],
+                "captured_at": frame.captured_at.isoformat(),
+                "camera": truth.camera,
+                "frame_id": truth.frame_id,
+                "hand": truth.hand,
+                "conditions": truth.conditions,
+            }
+        )
 
-    def close(self) -> None: self.path.write_text(json.dumps(self.book))
+    def close(self) -> None:
+        self.path.write_text(json.dumps(self.book))
 
 # %% ../../nbs/01_synthetic/03_line.ipynb #fecff50c
 class MotFolder:
@@ -194,7 +255,10 @@ class MotFolder:
         if frame.source_id not in self.files:
             folder = self.root / frame.source_id / "gt"
             folder.mkdir(parents=True, exist_ok=True)
-            self.files[frame.source_id], self.seen[frame.source_id] = open(folder / "gt.txt", "w"), [0, frame.size, truth.frame_id]
+            self.files[frame.source_id], self.seen[frame.source_id] = (
+                open(folder / "gt.txt", "w"),
+                [0, frame.size, truth.frame_id],
+            )
         record = self.seen[frame.source_id]
         self.files[frame.source_id].write(to_mot(truth.detections, truth.frame_id - record[2], where=name))
         record[0] = max(record[0], truth.frame_id - record[2] + 1)
@@ -204,7 +268,9 @@ class MotFolder:
             length, (w, h), _ = self.seen[source]
             file.close()
             (self.root / source / "seqinfo.ini").write_text(
-                f"[Sequence]\nname={source}\nframeRate={self.fps:g}\nseqLength={length}\nimWidth={w}\nimHeight={h}\n")
+                f"[Sequence]\nname={source}\nframeRate={self.fps:g}\nseqLength={length}\n"
+                f"imWidth={w}\nimHeight={h}\n"
+            )
 
 
 class Videos:
@@ -215,35 +281,49 @@ class Videos:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, frame: Frame, truth: Truth, name: str) -> None:
-        if frame.source_id not in self.files: self.files[frame.source_id] = VideoFile(self.folder / f"{frame.source_id}.mp4", self.fps)
+        if frame.source_id not in self.files:
+            self.files[frame.source_id] = VideoFile(self.folder / f"{frame.source_id}.mp4", self.fps)
         self.files[frame.source_id].add(frame.image)
 
     def close(self) -> None:
-        for file in self.files.values(): file.close()
+        for file in self.files.values():
+            file.close()
 
 # %% ../../nbs/01_synthetic/03_line.ipynb #b41bb8f9
 def write_dataset(
     root: str | Path,
-    frames: Iterable[tuple[Frame, Truth]],             # of any cameras, in any order
+    frames: Iterable[tuple[Frame, Truth]],  # of any cameras, in any order
     formats: Sequence[str] = ("yolo", "coco", "mot"),  # and "video"
     split: str = "train",
-    min_visibility: float = 0.3,                       # below: no YOLO label, ignored in COCO
+    min_visibility: float = 0.3,  # below: no YOLO label, ignored in COCO
     fps: float = 25.0,
-    suffix: str = ".jpg",                              # ".png" keeps every pixel
-) -> int:                                              # frames written
-    "Write frames with their truth. COCO alone writes no pictures: add \"yolo\" or \"video\"."
-    root, makers = Path(root), {"yolo": lambda: YoloFolder(root, split, min_visibility, suffix), "coco": lambda: CocoFile(root, split, min_visibility, suffix),
-                                "mot": lambda: MotFolder(root, split, fps), "video": lambda: Videos(root, split, fps)}
+    suffix: str = ".jpg",  # ".png" keeps every pixel
+) -> int:  # frames written
+    'Write frames with their truth. COCO alone writes no pictures: add "yolo" or "video".'
+    root, makers = (
+        Path(root),
+        {
+            "yolo": lambda: YoloFolder(root, split, min_visibility, suffix),
+            "coco": lambda: CocoFile(root, split, min_visibility, suffix),
+            "mot": lambda: MotFolder(root, split, fps),
+            "video": lambda: Videos(root, split, fps),
+        },
+    )
     unknown = [f for f in formats if f not in makers]
-    if unknown or not formats: raise ConfigError(f"formats {unknown or 'is empty'}", root, f"known: {', '.join(makers)}")
+    if unknown or not formats:
+        raise ConfigError(f"formats {unknown or 'is empty'}", root, f"known: {', '.join(makers)}")
     names: set[str] = set()
     with ExitStack() as stack:
         writers = [stack.enter_context(closing(makers[f]())) for f in formats]
         for frame, truth in frames:
             name = f"{frame.source_id}_{truth.frame_id:06d}"
-            if name in names: raise DataError(f"the frame {name} comes twice", root, "give every camera and line its own source_id")
+            if name in names:
+                raise DataError(
+                    f"the frame {name} comes twice", root, "give every camera and line its own source_id"
+                )
             names.add(name)
-            for writer in writers: writer.add(frame, truth, name)
+            for writer in writers:
+                writer.add(frame, truth, name)
     return len(names)
 
 # %% ../../nbs/01_synthetic/03_line.ipynb #dac1407e
@@ -251,16 +331,23 @@ SIZES: tuple[tuple[int, int], ...] = ((640, 480), (640, 480), (640, 480), (854, 
 
 
 def domain_randomised(
-    seed: int,             # belongs to one split: lines `seed`, `seed + 1` … are drawn
-    n: int,                # frames
-    per_line: int = 12,    # frames from one line, several seconds apart
-    clean: float = 0.3,    # share without any disturbance
+    seed: int,  # belongs to one split: lines `seed`, `seed + 1` … are drawn
+    n: int,  # frames
+    per_line: int = 12,  # frames from one line, several seconds apart
+    clean: float = 0.3,  # share without any disturbance
 ) -> Iterator[tuple[Frame, Truth]]:
     "Frames for training: many lines, densities, hands and mixtures of conditions (Tobin et al. 2017)."
     for j in range(-(-n // per_line)):
         rng = seeded(seed, "domain", j)
         size = SIZES[rng.integers(len(SIZES))]
-        config = LineConfig(size=size, seed=seed + j, density=rng.uniform(4, 9) * size[0] / 640, overlap=rng.uniform(.1, .4), slip=.3, hand_every=rng.uniform(2.5, 8))
+        config = LineConfig(
+            size=size,
+            seed=seed + j,
+            density=rng.uniform(4, 9) * size[0] / 640,
+            overlap=rng.uniform(0.1, 0.4),
+            slip=0.3,
+            hand_every=rng.uniform(2.5, 8),
+        )
         line = FactoryLine(config)
         for k in range(min(per_line, n - j * per_line)):
             line.conditions = {0: Conditions() if rng.random() < clean else random_conditions(rng)}
@@ -272,44 +359,69 @@ def domain_randomised(
 def shrunk(
     frame: Frame,
     truth: Truth,
-    side: int,      # the longer side becomes this, pixels
+    side: int,  # the longer side becomes this, pixels
 ) -> tuple[Frame, Truth]:
-    "What a letterbox to `side` leaves of a frame, boxes scaled along: training then sees what the network will see."
+    """What a letterbox to `side` leaves of a frame, boxes scaled along: training then sees what the network
+    will see."""
     w, h = frame.size
     s, d = side / max(w, h), truth.detections
     nw, nh = round(w * s), round(h * s)
     image = cv2.resize(frame.image, (nw, nh), interpolation=cv2.INTER_LINEAR)
-    small = Detections(d.xyxy * np.float32([nw / w, nh / h] * 2), d.confidence, d.class_id, d.tracker_id, d.data)
-    return (Frame(image, frame.source_id, frame.frame_id, frame.captured_at, frame.pts, frame.meta),
-            Truth(truth.camera, truth.frame_id, truth.t, small, truth.hand, truth.conditions))
+    small = Detections(
+        d.xyxy * np.float32([nw / w, nh / h] * 2), d.confidence, d.class_id, d.tracker_id, d.data
+    )
+    return (
+        Frame(image, frame.source_id, frame.frame_id, frame.captured_at, frame.pts, frame.meta),
+        Truth(truth.camera, truth.frame_id, truth.t, small, truth.hand, truth.conditions),
+    )
 
 # %% ../../nbs/01_synthetic/03_line.ipynb #bfc487ed
 def average_precision(
     truths: Sequence[Truth],
-    predictions: Sequence[Detections],   # one for each truth
-    min_visibility: float = 0.3,         # parts less visible are ignored: neither wanted nor wrong
-) -> dict[str, Any]:                     # AP, AP50, AP75, AR100, n and AP by class
+    predictions: Sequence[Detections],  # one for each truth
+    min_visibility: float = 0.3,  # parts less visible are ignored: neither wanted nor wrong
+) -> dict[str, Any]:  # AP, AP50, AP75, AR100, n and AP by class
     "COCO average precision of a detector on the line, by pycocotools."
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
-    except ImportError as e: raise MissingExtraError("pycocotools", "train") from e
+    except ImportError as e:
+        raise MissingExtraError("pycocotools", "train") from e
     ids, images, wanted, found = range(1, len(CLASS_NAMES) + 1), [], [], []
     for i, (truth, predicted) in enumerate(zip(truths, predictions), 1):
         images.append({"id": i})
         fresh = to_coco_annotations(truth.detections, i, ids, len(wanted) + 1)
-        wanted += [a | {"iscrowd": int(v < min_visibility)} for a, v in zip(fresh, truth.detections.data["visibility"])]
+        wanted += [
+            a | {"iscrowd": int(v < min_visibility)}
+            for a, v in zip(fresh, truth.detections.data["visibility"])
+        ]
         found += to_coco_annotations(predicted, i, ids, len(found) + 1, with_score=True)
     with open(os.devnull, "w") as quiet, redirect_stdout(quiet):
         book = COCO()
-        book.dataset = {"images": images, "annotations": wanted, "categories": [{"id": i, "name": n} for i, n in zip(ids, CLASS_NAMES)]}
+        book.dataset = {
+            "images": images,
+            "annotations": wanted,
+            "categories": [{"id": i, "name": n} for i, n in zip(ids, CLASS_NAMES)],
+        }
         book.createIndex()
         judge = COCOeval(book, book.loadRes(found) if found else COCO(), "bbox")
-        judge.evaluate(); judge.accumulate(); judge.summarize()
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
     by_class = judge.eval["precision"][:, :, :, 0, -1]
-    per = {name: round(float(p[p > -1].mean()), 4) if (p > -1).any() else None for name, p in zip(CLASS_NAMES, np.moveaxis(by_class, 2, 0))}
-    return {"AP": round(float(judge.stats[0]), 4), "AP50": round(float(judge.stats[1]), 4), "AP75": round(float(judge.stats[2]), 4),
-            "AR100": round(float(judge.stats[8]), 4), "frames": len(images), "objects": sum(not a["iscrowd"] for a in wanted), "AP_by_class": per}
+    per = {
+        name: round(float(p[p > -1].mean()), 4) if (p > -1).any() else None
+        for name, p in zip(CLASS_NAMES, np.moveaxis(by_class, 2, 0))
+    }
+    return {
+        "AP": round(float(judge.stats[0]), 4),
+        "AP50": round(float(judge.stats[1]), 4),
+        "AP75": round(float(judge.stats[2]), 4),
+        "AR100": round(float(judge.stats[8]), 4),
+        "frames": len(images),
+        "objects": sum(not a["iscrowd"] for a in wanted),
+        "AP_by_class": per,
+    }
 
 # %% ../../nbs/01_synthetic/03_line.ipynb #77244310
 DEMO: Mapping[int, Conditions] = {0: Conditions(), 1: Conditions(time_of_day=1.5, lamp_flicker=1, noise=1)}
@@ -321,9 +433,14 @@ def make_demo(
     fps: float = 25.0,
     seed: int = 2026,
     size: tuple[int, int] = (640, 480),
-) -> list[Path]:   # one mp4 a camera: camera-1.mp4, camera-2.mp4
-    "Two clips of one line: a camera in good light, and one further down the belt on a dim evening. The truth is written beside them as MOT."
-    line, folder, count = FactoryLine(LineConfig(cameras=len(DEMO), seed=seed, fps=fps, size=size), DEMO), Path(folder), max(1, round(seconds * fps))
+) -> list[Path]:  # one mp4 a camera: camera-1.mp4, camera-2.mp4
+    """Two clips of one line: a camera in good light, and one further down the belt on a dim evening. The
+    truth is written beside them as MOT."""
+    line, folder, count = (
+        FactoryLine(LineConfig(cameras=len(DEMO), seed=seed, fps=fps, size=size), DEMO),
+        Path(folder),
+        max(1, round(seconds * fps)),
+    )
 
     def film(camera: int) -> Path:
         path, lines = folder / f"camera-{camera + 1}.mp4", []
@@ -331,7 +448,8 @@ def make_demo(
         path.with_suffix(".gt.txt").write_text("".join(lines))
         return path
 
-    with ThreadPoolExecutor(len(DEMO)) as pool: return list(pool.map(film, DEMO))
+    with ThreadPoolExecutor(len(DEMO)) as pool:
+        return list(pool.map(film, DEMO))
 
 
 def _noting(frames: Iterable[tuple[Frame, Truth]], lines: list[str]) -> Iterator[tuple[Frame, Truth]]:

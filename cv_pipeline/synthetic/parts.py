@@ -22,13 +22,21 @@ __all__ = ['CLASS_NAMES', 'LIGHT', 'SHAPES', 'LENGTHS', 'MATERIALS', 'USUAL', 'S
 
 # %% ../../nbs/01_synthetic/00_parts.ipynb #ed7a7151
 def seeded(
-    *key: int | str,          # e.g. (seed, "camera", 2): what this stream of numbers is for
-) -> np.random.Generator:     # the same key gives the same numbers, on every machine, in any order of asking
+    *key: int | str,  # e.g. (seed, "camera", 2): what this stream of numbers is for
+) -> np.random.Generator:  # the same key gives the same numbers, on every machine, in any order of asking
     "Random numbers that belong to a name instead of to a moment: nothing depends on what was drawn before."
-    return np.random.default_rng([zlib.crc32(k.encode()) if isinstance(k, str) else int(k) & 0xFFFFFFFF for k in key])
+    return np.random.default_rng(
+        [zlib.crc32(k.encode()) if isinstance(k, str) else int(k) & 0xFFFFFFFF for k in key]
+    )
 
 # %% ../../nbs/01_synthetic/00_parts.ipynb #f709c857
-CLASS_NAMES: tuple[str, ...] = ("gear", "bolt", "nut", "bracket", "defect")  # index = class_id; "defect" is a gear with a piece broken out
+CLASS_NAMES: tuple[str, ...] = (
+    "gear",
+    "bolt",
+    "nut",
+    "bracket",
+    "defect",
+)  # index = class_id; "defect" is a gear with a piece broken out
 
 
 @dataclass(frozen=True)
@@ -37,12 +45,12 @@ class Shape:
 
     inside: np.ndarray  # (n, n) > 0 where there is material
     relief: np.ndarray  # (n, n) height added to the rounded plate
-    brush: np.ndarray   # (n, n) coordinate across the brushing marks: constant along a scratch
+    brush: np.ndarray  # (n, n) coordinate across the brushing marks: constant along a scratch
 
 
 def grid(
-    n: int,             # samples a side
-    angle: float = 0.,  # radians, the part turns by this much
+    n: int,  # samples a side
+    angle: float = 0.0,  # radians, the part turns by this much
     reach: float = 1.08,  # half a side of the grid in units of half the part: a little air around it
 ) -> tuple[np.ndarray, np.ndarray]:  # x, y, each (n, n) float32
     "The turned coordinates in which a shape is written down."
@@ -54,15 +62,18 @@ def grid(
 def gear(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Shape:
     "A spur gear: 9–14 teeth, a bore with a hub, sometimes a ring of holes."
     r, a = np.hypot(x, y), np.arctan2(y, x)
-    teeth, depth, bore = int(rng.integers(9, 15)), rng.uniform(.15, .2), rng.uniform(.15, .24)
+    teeth, depth, bore = int(rng.integers(9, 15)), rng.uniform(0.15, 0.2), rng.uniform(0.15, 0.24)
     flank = np.clip(2.4 * np.cos(teeth * a), -1, 1)  # flat tips, flat roots, steep flanks
     inside = np.minimum(1 - depth / 2 + depth / 2 * flank - r, r - bore)
-    hub, holes = bore + rng.uniform(.12, .18), int(rng.choice([0, 0, 4, 5, 6]))
+    hub, holes = bore + rng.uniform(0.12, 0.18), int(rng.choice([0, 0, 4, 5, 6]))
     middle = (hub + 1 - depth) / 2
     if holes:
         near = np.round(a * holes / (2 * np.pi)) * 2 * np.pi / holes
-        inside = np.minimum(inside, np.hypot(x - middle * np.cos(near), y - middle * np.sin(near)) - min(.15, 1.9 / holes / 2.6))
-    relief = .10 * (r < hub) - .06 * ((r > hub) & (r < 1 - depth - .1)) * rng.integers(0, 2)
+        inside = np.minimum(
+            inside,
+            np.hypot(x - middle * np.cos(near), y - middle * np.sin(near)) - min(0.15, 1.9 / holes / 2.6),
+        )
+    relief = 0.10 * (r < hub) - 0.06 * ((r > hub) & (r < 1 - depth - 0.1)) * rng.integers(0, 2)
     return Shape(inside, relief.astype(np.float32), r)
 
 # %% ../../nbs/01_synthetic/00_parts.ipynb #c2deb83b
@@ -71,62 +82,80 @@ def broken_gear(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Shape
     whole = gear(x, y, rng)
     inside = whole.inside
     at = rng.uniform(-np.pi, np.pi)
-    for k, size in enumerate(rng.uniform([.40, .2], [.56, .34])[: int(rng.integers(1, 3))]):
+    for k, size in enumerate(rng.uniform([0.40, 0.2], [0.56, 0.34])[: int(rng.integers(1, 3))]):
         turn = at + k * rng.uniform(1.6, 4.2)
-        dx, dy = x - np.cos(turn) * .98, y - np.sin(turn) * .98
+        dx, dy = x - np.cos(turn) * 0.98, y - np.sin(turn) * 0.98
         around = np.arctan2(dy, dx)
-        jag = .05 * np.cos(7 * around + rng.uniform(0, 6)) + .03 * np.cos(17 * around)
+        jag = 0.05 * np.cos(7 * around + rng.uniform(0, 6)) + 0.03 * np.cos(17 * around)
         inside = np.minimum(inside, np.hypot(dx, dy) - size - jag)
-    if rng.random() < .75:
+    if rng.random() < 0.75:
         along, across = x * np.cos(at) + y * np.sin(at), y * np.cos(at) - x * np.sin(at)
-        zigzag = .05 * np.interp(along, np.linspace(0, 1, 9), rng.uniform(-1, 1, 9))
-        inside = np.where(along > 0, np.minimum(inside, np.abs(across - zigzag) - .028 - .03 * along), inside)
+        zigzag = 0.05 * np.interp(along, np.linspace(0, 1, 9), rng.uniform(-1, 1, 9))
+        inside = np.where(
+            along > 0, np.minimum(inside, np.abs(across - zigzag) - 0.028 - 0.03 * along), inside
+        )
     return Shape(inside.astype(np.float32), whole.relief, whole.brush)
 
 # %% ../../nbs/01_synthetic/00_parts.ipynb #7db473f6
 def bolt(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Shape:
     "A hexagon bolt seen from the side: head, shank, thread."
-    head, wide, thick = rng.uniform(.3, .38), rng.uniform(.3, .4), rng.uniform(.14, .2)
+    head, wide, thick = rng.uniform(0.3, 0.38), rng.uniform(0.3, 0.4), rng.uniform(0.14, 0.2)
     start = -1 + head
-    shank = np.minimum(np.minimum(thick - np.abs(y), 1 - x), x - start + .1)
-    shank = np.minimum(shank, (1 - x + thick) * .8 - np.abs(y) * .8)  # chamfered tip
+    shank = np.minimum(np.minimum(thick - np.abs(y), 1 - x), x - start + 0.1)
+    shank = np.minimum(shank, (1 - x + thick) * 0.8 - np.abs(y) * 0.8)  # chamfered tip
     block = np.minimum(wide - np.abs(y), np.minimum(start - x, x + 1))
-    block = np.minimum(block, (x + 1) * 1.2 + wide * .72 - np.abs(y))
-    threaded = x > start + rng.uniform(.1, .6)
+    block = np.minimum(block, (x + 1) * 1.2 + wide * 0.72 - np.abs(y))
+    threaded = x > start + rng.uniform(0.1, 0.6)
     pitch = rng.uniform(70, 95)
-    relief = np.where(x < start, .22 - .10 * (np.abs(y) > wide * .5), -.35 * y * y / thick + .05 * np.cos(pitch * (x + .12 * y)) * threaded)
+    relief = np.where(
+        x < start,
+        0.22 - 0.10 * (np.abs(y) > wide * 0.5),
+        -0.35 * y * y / thick + 0.05 * np.cos(pitch * (x + 0.12 * y)) * threaded,
+    )
     return Shape(np.maximum(shank, block).astype(np.float32), relief.astype(np.float32), y)
 
 # %% ../../nbs/01_synthetic/00_parts.ipynb #daa13fcf
 def nut(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Shape:
     "A hexagon nut from above: six flats, a chamfer, a threaded hole."
-    r, hole = np.hypot(x, y), rng.uniform(.4, .52)
-    flats = np.max([np.abs(x * np.cos(t) + y * np.sin(t)) for t in np.pi / 6 + np.arange(3) * np.pi / 3], axis=0)
-    inside = np.minimum(.866 - flats, r - hole)
-    relief = .16 * (r < .84) - .10 * (r < hole + .09)
+    r, hole = np.hypot(x, y), rng.uniform(0.4, 0.52)
+    flats = np.max(
+        [np.abs(x * np.cos(t) + y * np.sin(t)) for t in np.pi / 6 + np.arange(3) * np.pi / 3], axis=0
+    )
+    inside = np.minimum(0.866 - flats, r - hole)
+    relief = 0.16 * (r < 0.84) - 0.10 * (r < hole + 0.09)
     return Shape(inside.astype(np.float32), relief.astype(np.float32), r)
 
 
 def bracket(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Shape:
     "A stamped angle plate: two legs, rounded corners, two to four holes, a slot now and then."
-    width, short = rng.uniform(.46, .62), rng.uniform(.62, .8)
-    legs = [np.maximum(np.abs(x) - 1, np.abs(y + short - width / 2) - width / 2), np.maximum(np.abs(x + 1 - width / 2) - width / 2, np.abs(y) - short)]
+    width, short = rng.uniform(0.46, 0.62), rng.uniform(0.62, 0.8)
+    legs = [
+        np.maximum(np.abs(x) - 1, np.abs(y + short - width / 2) - width / 2),
+        np.maximum(np.abs(x + 1 - width / 2) - width / 2, np.abs(y) - short),
+    ]
     inside = np.maximum(-legs[0], -legs[1])
-    hole = width * rng.uniform(.2, .27)
+    hole = width * rng.uniform(0.2, 0.27)
     at = [(1 - width / 2, -short + width / 2), (-1 + width / 2, short - width / 2)]
-    at += [(-1 + width / 2, -short + width / 2)] * int(rng.integers(0, 2)) + [(.1, -short + width / 2)] * int(rng.integers(0, 2))
-    slot = rng.uniform(0, .14) * rng.integers(0, 2)
+    at += [(-1 + width / 2, -short + width / 2)] * int(rng.integers(0, 2)) + [
+        (0.1, -short + width / 2)
+    ] * int(rng.integers(0, 2))
+    slot = rng.uniform(0, 0.14) * rng.integers(0, 2)
     for cx, cy in at:
         inside = np.minimum(inside, np.hypot(np.maximum(np.abs(x - cx) - slot, 0), y - cy) - hole)
-    return Shape(inside.astype(np.float32), np.zeros_like(x), x + .05 * y)
+    return Shape(inside.astype(np.float32), np.zeros_like(x), x + 0.05 * y)
 
 # %% ../../nbs/01_synthetic/00_parts.ipynb #554c1c07
-LIGHT = np.float32([-.42, -.55, .72]) / np.float32(np.linalg.norm([-.42, -.55, .72]))  # towards the lamp: from the upper left
+LIGHT = np.float32([-0.42, -0.55, 0.72]) / np.float32(
+    np.linalg.norm([-0.42, -0.55, 0.72])
+)  # towards the lamp: from the upper left
 
 
 def slopes(height: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Unit normals (nx, ny, nz) of a height field in pixels."
-    gx, gy = cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=1 / 8)
+    gx, gy = (
+        cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=1 / 8),
+        cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=1 / 8),
+    )
     nz = 1 / np.sqrt(gx * gx + gy * gy + 1)
     return -gx * nz, -gy * nz, nz
 
@@ -140,34 +169,46 @@ def turned(n: int) -> np.ndarray:  # (n, n) float32 radians
 def shade(
     shape: Shape,
     colour: tuple[int, int, int],  # BGR of the bare metal
-    gloss: float,                  # 0 dull … 1 mirror-like
+    gloss: float,  # 0 dull … 1 mirror-like
     rng: np.random.Generator,
-) -> np.ndarray:                   # (n, n, 3) float32 BGR, meaningful where shape.inside > 0
-    "Light a shape: rounded edges from the distance to its outline, brushing marks, a diffuse and a specular term (Blinn 1977)."
+) -> np.ndarray:  # (n, n, 3) float32 BGR, meaningful where shape.inside > 0
+    """Light a shape: rounded edges from the distance to its outline, brushing marks, a diffuse and a specular
+    term (Blinn 1977)."""
     n, solid = len(shape.inside), (shape.inside > 0).astype(np.uint8)
-    edge = np.clip(cv2.distanceTransform(solid, cv2.DIST_L2, 3) / (.045 * n), 0, 1)
-    height = .035 * n * (1 - (1 - edge) ** 2) + cv2.GaussianBlur(shape.relief, (0, 0), .006 * n) * n * .5
+    edge = np.clip(cv2.distanceTransform(solid, cv2.DIST_L2, 3) / (0.045 * n), 0, 1)
+    height = 0.035 * n * (1 - (1 - edge) ** 2) + cv2.GaussianBlur(shape.relief, (0, 0), 0.006 * n) * n * 0.5
     nx, ny, nz = slopes(height)
     scratches = np.interp(shape.brush, np.linspace(-1.6, 1.6, 400), rng.normal(0, 1, 400)).astype(np.float32)
-    nx, ny = nx + .05 * gloss * scratches, ny + .05 * gloss * scratches
+    nx, ny = nx + 0.05 * gloss * scratches, ny + 0.05 * gloss * scratches
     diffuse = np.clip(nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2], 0, 1)
     half = (LIGHT + np.float32([0, 0, 1])) / np.linalg.norm(LIGHT + np.float32([0, 0, 1]))
     specular = np.clip(nx * half[0] + ny * half[1] + nz * half[2], 0, 1) ** 28
     turn = turned(n) if shape.brush.min() >= 0 else shape.brush * 2
     sheen = np.cos(2 * turn + rng.uniform(0, 6)) ** 3  # what turned and brushed metal mirrors of the hall
-    grain = cv2.resize(rng.normal(0, 1, (n // 6 + 1,) * 2).astype(np.float32), (n, n), interpolation=cv2.INTER_CUBIC)
-    level = .36 + .64 * diffuse + .13 * gloss * sheen + (.035 + .03 * gloss) * scratches + .04 * (1 - gloss) * grain
+    grain = cv2.resize(
+        rng.normal(0, 1, (n // 6 + 1,) * 2).astype(np.float32), (n, n), interpolation=cv2.INTER_CUBIC
+    )
+    level = (
+        0.36
+        + 0.64 * diffuse
+        + 0.13 * gloss * sheen
+        + (0.035 + 0.03 * gloss) * scratches
+        + 0.04 * (1 - gloss) * grain
+    )
     mirrored = 120 * gloss * specular * edge
-    return cv2.merge([np.clip(c * level + mirrored, 0, 255) for c in np.float32(colour)])  # channel by channel: fast
+    return cv2.merge(
+        [np.clip(c * level + mirrored, 0, 255) for c in np.float32(colour)]
+    )  # channel by channel: fast
 
 # %% ../../nbs/01_synthetic/00_parts.ipynb #2e2c43e5
 @dataclass(frozen=True, slots=True)
 class Sprite:
-    "A drawn part: colours already multiplied by their opacity, shadow included, and the exact outline apart from it."
+    """A drawn part: colours already multiplied by their opacity, shadow included, and the exact outline apart
+    from it."""
 
     paint: np.ndarray  # (h, w, 3) uint8 BGR × opacity
     cover: np.ndarray  # (h, w) uint8, how much of the ground it hides, shadow included
-    mask: np.ndarray   # (h, w) uint8, 255 on the part itself: boxes and visibility come from here
+    mask: np.ndarray  # (h, w) uint8, 255 on the part itself: boxes and visibility come from here
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -176,10 +217,10 @@ class Sprite:
 
 
 def assemble(
-    colour: np.ndarray,   # (h, w, 3) float32 BGR at twice the final resolution
-    solid: np.ndarray,    # (h, w) bool
-    drop: float,          # length of the shadow in final pixels
-    depth: float = .55,   # darkness of the shadow, 0..1
+    colour: np.ndarray,  # (h, w, 3) float32 BGR at twice the final resolution
+    solid: np.ndarray,  # (h, w) bool
+    drop: float,  # length of the shadow in final pixels
+    depth: float = 0.55,  # darkness of the shadow, 0..1
 ) -> Sprite:
     "Halve the resolution (smooth edges), then lay a soft shadow under the part."
     size = solid.shape[1] // 2, solid.shape[0] // 2
@@ -187,53 +228,90 @@ def assemble(
     paint = cv2.resize(cv2.copyTo(colour, solid.view(np.uint8)), size, interpolation=cv2.INTER_AREA)
     air = int(np.ceil(drop * 2.2)) + 3
     alpha, paint = (cv2.copyMakeBorder(a, air, air, air, air, cv2.BORDER_CONSTANT) for a in (alpha, paint))
-    move = np.float32([[1, 0, drop * .62], [0, 1, drop * .78]])
-    shadow = cv2.GaussianBlur(cv2.warpAffine(alpha, move, alpha.shape[::-1]), (0, 0), .5 * drop + .5)
-    contact = cv2.GaussianBlur(alpha, (0, 0), .25 * drop + .5)
-    cover = 1 - (1 - alpha) * (1 - depth * np.maximum(shadow, .8 * contact))
-    return Sprite(np.round(paint).astype(np.uint8), np.round(cover * 255).astype(np.uint8), np.round(alpha * 255).astype(np.uint8))
+    move = np.float32([[1, 0, drop * 0.62], [0, 1, drop * 0.78]])
+    shadow = cv2.GaussianBlur(cv2.warpAffine(alpha, move, alpha.shape[::-1]), (0, 0), 0.5 * drop + 0.5)
+    contact = cv2.GaussianBlur(alpha, (0, 0), 0.25 * drop + 0.5)
+    cover = 1 - (1 - alpha) * (1 - depth * np.maximum(shadow, 0.8 * contact))
+    return Sprite(
+        np.round(paint).astype(np.uint8),
+        np.round(cover * 255).astype(np.uint8),
+        np.round(alpha * 255).astype(np.uint8),
+    )
 
 # %% ../../nbs/01_synthetic/00_parts.ipynb #e2e5d218
-SHAPES: tuple[Callable[..., Shape], ...] = (gear, bolt, nut, bracket, broken_gear)  # in the order of CLASS_NAMES
-LENGTHS: tuple[tuple[float, float], ...] = ((96, 126), (100, 136), (62, 80), (88, 118), (96, 126))  # longest side, px on a 640×480 view
+SHAPES: tuple[Callable[..., Shape], ...] = (
+    gear,
+    bolt,
+    nut,
+    bracket,
+    broken_gear,
+)  # in the order of CLASS_NAMES
+LENGTHS: tuple[tuple[float, float], ...] = (
+    (96, 126),
+    (100, 136),
+    (62, 80),
+    (88, 118),
+    (96, 126),
+)  # longest side, px on a 640×480 view
 
 MATERIALS: dict[str, tuple[tuple[int, int, int], float]] = {  # colour BGR, how mirror-like
-    "steel": ((186, 182, 178), .8), "zinc": ((196, 184, 168), .6), "brass": ((92, 156, 190), .8), "copper": ((98, 124, 184), .7),
-    "iron": ((124, 124, 128), .45), "gunmetal": ((112, 104, 98), .9), "rusty": ((86, 112, 150), .2), "painted": ((150, 140, 60), .35),
+    "steel": ((186, 182, 178), 0.8),
+    "zinc": ((196, 184, 168), 0.6),
+    "brass": ((92, 156, 190), 0.8),
+    "copper": ((98, 124, 184), 0.7),
+    "iron": ((124, 124, 128), 0.45),
+    "gunmetal": ((112, 104, 98), 0.9),
+    "rusty": ((86, 112, 150), 0.2),
+    "painted": ((150, 140, 60), 0.35),
 }
-USUAL: tuple[tuple[str, ...], ...] = (("steel", "zinc", "iron", "brass", "gunmetal"), ("steel", "zinc", "brass", "iron"),
-                                      ("steel", "zinc", "brass", "copper", "gunmetal"), ("steel", "zinc", "painted", "rusty", "gunmetal"),
-                                      ("steel", "zinc", "iron", "brass", "gunmetal"))
+USUAL: tuple[tuple[str, ...], ...] = (
+    ("steel", "zinc", "iron", "brass", "gunmetal"),
+    ("steel", "zinc", "brass", "iron"),
+    ("steel", "zinc", "brass", "copper", "gunmetal"),
+    ("steel", "zinc", "painted", "rusty", "gunmetal"),
+    ("steel", "zinc", "iron", "brass", "gunmetal"),
+)
 
 # %% ../../nbs/01_synthetic/00_parts.ipynb #0a97fd9f
 @lru_cache(maxsize=256)
 def draw_part(
-    class_id: int,       # index into CLASS_NAMES
-    key: tuple,          # names this very part, e.g. (seed, "part", 17): same key, same part
-    scale: float = 1.,   # pixels of the view per pixel of a 640×480 view
-    angle: float = 0.,   # radians
+    class_id: int,  # index into CLASS_NAMES
+    key: tuple,  # names this very part, e.g. (seed, "part", 17): same key, same part
+    scale: float = 1.0,  # pixels of the view per pixel of a 640×480 view
+    angle: float = 0.0,  # radians
 ) -> Sprite:
     "Draw one part: its own size, teeth, holes, material, scratches and stains, all from `key`."
-    if not 0 <= class_id < len(CLASS_NAMES): raise DataError(f"there is no class {class_id}", "draw_part", f"classes are 0..{len(CLASS_NAMES) - 1}")
+    if not 0 <= class_id < len(CLASS_NAMES):
+        raise DataError(
+            f"there is no class {class_id}", "draw_part", f"classes are 0..{len(CLASS_NAMES) - 1}"
+        )
     rng = seeded(*key)
     length = rng.uniform(*LENGTHS[class_id])
     n = 2 * int(round(length * scale * 1.08 / 2) * 2)
     shape = SHAPES[class_id](*grid(n, angle), rng)
     colour, gloss = MATERIALS[str(rng.choice(USUAL[class_id]))]
-    tint = np.clip(np.float32(colour) * rng.uniform(.86, 1.1) + rng.normal(0, 5, 3), 20, 235)
+    tint = np.clip(np.float32(colour) * rng.uniform(0.86, 1.1) + rng.normal(0, 5, 3), 20, 235)
     lit = shade(shape, tuple(tint), gloss, rng)
-    if rng.random() < .25:  # an oil or rust stain
+    if rng.random() < 0.25:  # an oil or rust stain
         spot = cv2.resize(rng.random((5, 5)).astype(np.float32), (n, n), interpolation=cv2.INTER_CUBIC)
-        spot = np.clip(spot - .6, 0, .4)
-        lit *= cv2.merge([1 - spot * c for c in np.float32([1.5, 1.1, .8])])
+        spot = np.clip(spot - 0.6, 0, 0.4)
+        lit *= cv2.merge([1 - spot * c for c in np.float32([1.5, 1.1, 0.8])])
     return assemble(lit, shape.inside > 0, drop=rng.uniform(5, 9) * scale)
 
 # %% ../../nbs/01_synthetic/00_parts.ipynb #7b62ae99
 SLEEVES: tuple[tuple[int, int, int], ...] = ((112, 66, 36), (60, 60, 64), (40, 92, 196), (150, 150, 146))
-SKINS: tuple[tuple[int, int, int], ...] = ((150, 178, 222), (104, 138, 190), (62, 88, 132), (196, 138, 52), (52, 120, 216))  # the last two are gloves
+SKINS: tuple[tuple[int, int, int], ...] = (
+    (150, 178, 222),
+    (104, 138, 190),
+    (62, 88, 132),
+    (196, 138, 52),
+    (52, 120, 216),
+)  # the last two are gloves
 
 
-def capsule(x: np.ndarray, y: np.ndarray, a: tuple[float, float], b: tuple[float, float], ra: float, rb: float) -> np.ndarray:
+def capsule(
+    x: np.ndarray, y: np.ndarray, a: tuple[float, float], b: tuple[float, float], ra: float, rb: float
+) -> np.ndarray:
     "Signed distance inside a rod from `a` to `b` whose radius goes from `ra` to `rb`."
     bx, by = b[0] - a[0], b[1] - a[1]
     along = np.clip(((x - a[0]) * bx + (y - a[1]) * by) / (bx * bx + by * by), 0, 1)
@@ -242,8 +320,8 @@ def capsule(x: np.ndarray, y: np.ndarray, a: tuple[float, float], b: tuple[float
 
 def add_rod(
     field: np.ndarray,  # (h, w) float32, changed: the larger of what it was and the rod, where the rod is
-    x: np.ndarray,      # (h, w), the same in every row
-    y: np.ndarray,      # (h, w), the same in every column
+    x: np.ndarray,  # (h, w), the same in every row
+    y: np.ndarray,  # (h, w), the same in every column
     a: tuple[float, float],
     b: tuple[float, float],
     ra: float,
@@ -260,29 +338,46 @@ def add_rod(
 # %% ../../nbs/01_synthetic/00_parts.ipynb #ead9591e
 @lru_cache(maxsize=8)
 def draw_hand(
-    key: tuple,          # names this hand
-    scale: float = 1.,   # as in draw_part
-    above: bool = False, # reaches in from the upper edge instead of the lower one
+    key: tuple,  # names this hand
+    scale: float = 1.0,  # as in draw_part
+    above: bool = False,  # reaches in from the upper edge instead of the lower one
 ) -> Sprite:
     "A hand with a forearm that reaches in over the belt: five fingers, a palm, a sleeve."
     rng = seeded(*key)
     h, w = 2 * int(624 * scale), 2 * int(220 * scale)  # 260 pixels of the view make one unit
-    x = np.linspace(-.42, .42, w, dtype=np.float32)[None, :] * np.ones((h, 1), np.float32) * (1 if rng.random() < .5 else -1)
-    y = np.linspace(-.9, 1.5, h, dtype=np.float32)[:, None] * np.ones((1, w), np.float32)
-    if above: y = y[::-1].copy()
-    spread, long = rng.uniform(.7, 1.2), rng.uniform(.9, 1.1)
+    x = (
+        np.linspace(-0.42, 0.42, w, dtype=np.float32)[None, :]
+        * np.ones((h, 1), np.float32)
+        * (1 if rng.random() < 0.5 else -1)
+    )
+    y = np.linspace(-0.9, 1.5, h, dtype=np.float32)[:, None] * np.ones((1, w), np.float32)
+    if above:
+        y = y[::-1].copy()
+    spread, long = rng.uniform(0.7, 1.2), rng.uniform(0.9, 1.1)
     limb, sleeve = np.full((h, w), -1, np.float32), np.full((h, w), -1, np.float32)
-    rods = [((0, -.30), (.0, -.12), .175, .16), ((-.10, -.16), (-.29, -.40), .07, .05)]
-    for k, (reach, lean) in enumerate([(.28, -.07), (.33, -.02), (.305, .03), (.23, .09)]):
-        root = -.122 + .082 * k
-        rods.append(((root, -.36), (root + lean * spread, -.40 - reach * long), .052, .041))
-    for rod in (*rods, ((.0, -.1), (.02, 1.4), .115, .17)):
+    rods = [((0, -0.30), (0.0, -0.12), 0.175, 0.16), ((-0.10, -0.16), (-0.29, -0.40), 0.07, 0.05)]
+    for k, (reach, lean) in enumerate([(0.28, -0.07), (0.33, -0.02), (0.305, 0.03), (0.23, 0.09)]):
+        root = -0.122 + 0.082 * k
+        rods.append(((root, -0.36), (root + lean * spread, -0.40 - reach * long), 0.052, 0.041))
+    for rod in (*rods, ((0.0, -0.1), (0.02, 1.4), 0.115, 0.17)):
         add_rod(limb, x, y, *rod)
-    add_rod(sleeve, x, y, (.01, .26), (.02, 1.4), .17, .2)
-    inside, bare = np.maximum(limb, sleeve), np.sqrt(np.clip(limb, 0, .07) / .07)
-    height = np.where(sleeve > 0, np.sqrt(np.clip(sleeve, 0, .16)) * .9 + .008 * np.sin(60 * y + 9 * x), .3 * bare) * w * .2
-    nx, ny, nz = slopes(cv2.GaussianBlur(height.astype(np.float32), (0, 0), .009 * w))
-    level = .34 + .66 * np.clip(nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2], 0, 1) + rng.normal(0, .012, (h, w))
+    add_rod(sleeve, x, y, (0.01, 0.26), (0.02, 1.4), 0.17, 0.2)
+    inside, bare = np.maximum(limb, sleeve), np.sqrt(np.clip(limb, 0, 0.07) / 0.07)
+    height = (
+        np.where(
+            sleeve > 0, np.sqrt(np.clip(sleeve, 0, 0.16)) * 0.9 + 0.008 * np.sin(60 * y + 9 * x), 0.3 * bare
+        )
+        * w
+        * 0.2
+    )
+    nx, ny, nz = slopes(cv2.GaussianBlur(height.astype(np.float32), (0, 0), 0.009 * w))
+    level = (
+        0.34
+        + 0.66 * np.clip(nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2], 0, 1)
+        + rng.normal(0, 0.012, (h, w))
+    )
     cloth, skin = np.float32(SLEEVES[rng.integers(len(SLEEVES))]), np.float32(SKINS[rng.integers(len(SKINS))])
-    colour = [np.clip(np.where(sleeve > 0, a, b) * level, 0, 255).astype(np.float32) for a, b in zip(cloth, skin)]
-    return assemble(cv2.merge(colour), inside > 0, drop=15 * scale, depth=.45)
+    colour = [
+        np.clip(np.where(sleeve > 0, a, b) * level, 0, 255).astype(np.float32) for a, b in zip(cloth, skin)
+    ]
+    return assemble(cv2.merge(colour), inside > 0, drop=15 * scale, depth=0.45)

@@ -29,16 +29,18 @@ class Embedder(Protocol):
     def __call__(
         self,
         image: np.ndarray,  # (H, W, 3) uint8 BGR
-        xyxy: np.ndarray,   # (n, 4) pixels; may reach beyond the picture
-    ) -> np.ndarray:        # (n, dim) float32 unit vectors, 0 where a box has no pixel in the picture
+        xyxy: np.ndarray,  # (n, 4) pixels; may reach beyond the picture
+    ) -> np.ndarray:  # (n, dim) float32 unit vectors, 0 where a box has no pixel in the picture
         "One vector a box."
 
 # %% ../../nbs/03_tracking/03_appearance.ipynb #fb5b844a
 def sample_boxes(
     image: np.ndarray,  # (H, W, C)
-    xyxy: np.ndarray,   # (n, 4)
+    xyxy: np.ndarray,  # (n, 4)
     grid: tuple[int, int],  # points (down, across) in each box
-) -> tuple[np.ndarray, np.ndarray]:  # (n, down·across, C) values, (n, down·across) bool: the point lies in the picture
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # (n, down·across, C) values, (n, down·across) bool: the point lies in the picture
     "The same grid of points in every box."
     (down, across), (h, w) = grid, image.shape[:2]
     x = xyxy[:, :1] + (xyxy[:, 2:3] - xyxy[:, :1]) * ((np.arange(across, dtype=np.float32) + 0.5) / across)
@@ -56,32 +58,46 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 def checked_boxes(image: np.ndarray, xyxy: np.ndarray) -> np.ndarray:
     "(n, 4) float32; DataError for what is no picture or no boxes."
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8: raise DataError(f"an embedder needs a (H, W, 3) uint8 picture, not {image.dtype} {image.shape}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise DataError(f"an embedder needs a (H, W, 3) uint8 picture, not {image.dtype} {image.shape}")
     xyxy = np.asarray(xyxy, np.float32).reshape(-1, 4)
-    if not np.isfinite(xyxy).all(): raise DataError(f"box {int(np.flatnonzero(~np.isfinite(xyxy).all(axis=1))[0])} has NaN or infinite corners", "embedder")
+    if not np.isfinite(xyxy).all():
+        raise DataError(
+            f"box {int(np.flatnonzero(~np.isfinite(xyxy).all(axis=1))[0])} has NaN or infinite corners",
+            "embedder",
+        )
     return xyxy
 
 # %% ../../nbs/03_tracking/03_appearance.ipynb #9735ac12
 def smoothed(
     values: np.ndarray,  # (n, down + 2, across + 2, C) uint8
-) -> np.ndarray:         # (n, down, across, C) uint8
+) -> np.ndarray:  # (n, down, across, C) uint8
     "The mean of each point and its eight neighbours, box by box."
     down, across = values.shape[1] - 2, values.shape[2] - 2
     tall = values[:, :-2].astype(np.uint16) + values[:, 1:-1] + values[:, 2:]
-    return ((tall[:, :, :across] + tall[:, :, 1:across + 1] + tall[:, :, 2:]) // 9).astype(np.uint8).reshape(-1, down, across, values.shape[3])
+    return (
+        ((tall[:, :, :across] + tall[:, :, 1 : across + 1] + tall[:, :, 2:]) // 9)
+        .astype(np.uint8)
+        .reshape(-1, down, across, values.shape[3])
+    )
 
-
+# %% ../../nbs/03_tracking/03_appearance.ipynb #2dc7ad63
 class ColourHistogram:
-    "Hue and saturation of each box, weighted to its middle, as square roots of shares; no model needed. Dot product = Bhattacharyya coefficient."
+    """Hue and saturation of each box, weighted to its middle, as square roots of shares; no model needed. Dot
+    product = Bhattacharyya coefficient."""
 
     def __init__(
         self,
-        bins: tuple[int, int] = (12, 4),   # of hue and saturation
+        bins: tuple[int, int] = (12, 4),  # of hue and saturation
         grid: tuple[int, int] = (24, 24),  # points in a box
-        stripes: int = 1,                  # horizontal parts with histograms of their own: 2 or 3 for upright people
+        stripes: int = 1,  # horizontal parts with histograms of their own: 2 or 3 for upright people
     ):
         if min(*bins, *grid, stripes) < 1 or max(bins) > 180 or grid[0] < stripes:
-            raise ConfigError(f"bins {bins}, grid {grid} and stripes {stripes} must be ≥ 1, bins at most 180, and a row of points a stripe", "ColourHistogram")
+            raise ConfigError(
+                f"bins {bins}, grid {grid} and stripes {stripes} must be ≥ 1, bins at most 180, and a row of "
+                "points a stripe",
+                "ColourHistogram",
+            )
         self.bins, self.grid, self.stripes = bins, grid, stripes
         self.dim = bins[0] * bins[1] * stripes
         down, across = ((np.arange(n) + 0.5) / n * 2 - 1 for n in grid)
@@ -94,49 +110,82 @@ class ColourHistogram:
         "One vector a box, all boxes at once."
         xyxy, (down, across) = checked_boxes(image, xyxy), self.grid
         n = len(xyxy)
-        if not n: return np.zeros((0, self.dim), np.float32)
+        if not n:
+            return np.zeros((0, self.dim), np.float32)
         points, inside = sample_boxes(image, xyxy, (down + 2, across + 2))
-        points, inside = points.reshape(n, down + 2, across + 2, 3), inside.reshape(n, down + 2, across + 2)[:, 1:-1, 1:-1]
+        points, inside = (
+            points.reshape(n, down + 2, across + 2, 3),
+            inside.reshape(n, down + 2, across + 2)[:, 1:-1, 1:-1],
+        )
         hsv = cv2.cvtColor(smoothed(points).reshape(n, down * across, 3), cv2.COLOR_BGR2HSV)
-        cell = self._hue[hsv[..., 0]] + self._saturation[hsv[..., 1]] + self._stripe + np.arange(n)[:, None] * self.dim
+        cell = (
+            self._hue[hsv[..., 0]]
+            + self._saturation[hsv[..., 1]]
+            + self._stripe
+            + np.arange(n)[:, None] * self.dim
+        )
         counts = np.bincount(cell.ravel(), (self._weight * inside.reshape(n, -1)).ravel(), n * self.dim)
         return unit(np.sqrt(counts.reshape(n, self.dim)).astype(np.float32))
 
 # %% ../../nbs/03_tracking/03_appearance.ipynb #5d2634ca
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation, RGB, of most re-identification networks
+IMAGENET = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # mean and standard deviation, RGB, of most re-identification networks
 
 
 def crops(
-    image: np.ndarray,       # (H, W, 3) uint8 BGR
-    xyxy: np.ndarray,        # (n, 4)
-    size: tuple[int, int],   # (height, width) of a crop
-    out: np.ndarray,         # (≥ n, height, width, 3) uint8, filled with RGB
-) -> np.ndarray:             # (n,) bool: the box has pixels in the picture
+    image: np.ndarray,  # (H, W, 3) uint8 BGR
+    xyxy: np.ndarray,  # (n, 4)
+    size: tuple[int, int],  # (height, width) of a crop
+    out: np.ndarray,  # (≥ n, height, width, 3) uint8, filled with RGB
+) -> np.ndarray:  # (n,) bool: the box has pixels in the picture
     "Cut the boxes out, each resized to `size`; what lies beyond the picture is cut away."
     h, w = image.shape[:2]
     low = np.clip(np.floor(xyxy[:, :2]), 0, (w, h)).astype(int)
     high = np.clip(np.ceil(xyxy[:, 2:]), 0, (w, h)).astype(int)
     there = (high > low).all(axis=1)
     for i in np.flatnonzero(there):  # OpenCV resizes one picture a call; it costs a hundredth of the network
-        patch = image[low[i, 1]:high[i, 1], low[i, 0]:high[i, 0]]
-        cv2.cvtColor(cv2.resize(patch, size[::-1], interpolation=cv2.INTER_LINEAR), cv2.COLOR_BGR2RGB, dst=out[i])
+        patch = image[low[i, 1] : high[i, 1], low[i, 0] : high[i, 0]]
+        cv2.cvtColor(
+            cv2.resize(patch, size[::-1], interpolation=cv2.INTER_LINEAR), cv2.COLOR_BGR2RGB, dst=out[i]
+        )
     return there
 
 # %% ../../nbs/03_tracking/03_appearance.ipynb #696a84b8
-def _embedding_session(model: Path | bytes, threads: int) -> tuple[ort.InferenceSession, tuple[int, int, int]]:
-    "A session and the graph's batch (0 = any), height and width; BackendError when it is no embedding network."
+def _embedding_session(
+    model: Path | bytes, threads: int
+) -> tuple[ort.InferenceSession, tuple[int, int, int]]:
+    """A session and the graph's batch (0 = any), height and width; BackendError when it is no embedding
+    network."""
     where, options = "bytes" if isinstance(model, bytes) else model, ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if not isinstance(model, bytes) and not Path(model).is_file(): raise BackendError("there is no such model file", where)
-    try: session = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=choose_providers())
-    except Exception as e: raise BackendError(f"ONNX Runtime cannot open it: {str(e).splitlines()[0][:200]}", where) from e  # its exceptions share no base
+    if not isinstance(model, bytes) and not Path(model).is_file():
+        raise BackendError("there is no such model file", where)
+    try:
+        session = ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=choose_providers()
+        )
+    except Exception as e:
+        raise BackendError(
+            f"ONNX Runtime cannot open it: {str(e).splitlines()[0][:200]}", where
+        ) from e  # its exceptions share no base
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shape = inputs[0].shape
-    fits = len(inputs) == 1 and len(shape) == 4 and shape[1] == 3 and all(isinstance(v, int) and v > 0 for v in shape[2:]) and inputs[0].type == "tensor(float)"
+    fits = (
+        len(inputs) == 1
+        and len(shape) == 4
+        and shape[1] == 3
+        and all(isinstance(v, int) and v > 0 for v in shape[2:])
+        and inputs[0].type == "tensor(float)"
+    )
     if not fits or len(outputs[0].shape) != 2 or not isinstance(outputs[0].shape[1], int):
-        raise BackendError(f"the graph takes {inputs[0].type} {shape} and gives {outputs[0].shape}", where,
-                           "an embedding network takes float (batch, 3, height, width) and gives (batch, dim)")
+        raise BackendError(
+            f"the graph takes {inputs[0].type} {shape} and gives {outputs[0].shape}",
+            where,
+            "an embedding network takes float (batch, 3, height, width) and gives (batch, dim)",
+        )
     return session, (shape[0] if isinstance(shape[0], int) else 0, shape[2], shape[3])
 
 # %% ../../nbs/03_tracking/03_appearance.ipynb #d9c42bcb
@@ -145,11 +194,11 @@ class OnnxEmbedder:
 
     def __init__(
         self,
-        model: Path | bytes,     # .onnx file or its bytes
+        model: Path | bytes,  # .onnx file or its bytes
         mean: tuple[float, float, float] = IMAGENET[0],  # of RGB in 0..1
         std: tuple[float, float, float] = IMAGENET[1],
-        threads: int = 0,        # 0: one for each physical core
-        max_batch: int = 64,     # crops a call at most
+        threads: int = 0,  # 0: one for each physical core
+        max_batch: int = 64,  # crops a call at most
     ):
         self._session, (self.fixed_batch, *size) = _embedding_session(model, threads)
         self.size, self.max_batch = (size[0], size[1]), self.fixed_batch or max_batch
@@ -161,41 +210,70 @@ class OnnxEmbedder:
     def __call__(self, image: np.ndarray, xyxy: np.ndarray) -> np.ndarray:  # (n, dim) float32
         "One vector a box; as few calls as the graph allows."
         xyxy = checked_boxes(image, xyxy)
-        parts = [self._embed(image, xyxy[i:i + self.max_batch]) for i in range(0, len(xyxy), self.max_batch)]
+        parts = [
+            self._embed(image, xyxy[i : i + self.max_batch]) for i in range(0, len(xyxy), self.max_batch)
+        ]
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
     def _embed(self, image: np.ndarray, xyxy: np.ndarray) -> np.ndarray:
-        cut = np.zeros((self.fixed_batch or len(xyxy), *self.size, 3), np.uint8)  # of this call: several cameras may share the network
+        cut = np.zeros(
+            (self.fixed_batch or len(xyxy), *self.size, 3), np.uint8
+        )  # of this call: several cameras may share the network
         there = crops(image, xyxy, self.size, cut)
         batch = cut * self._scale - self._shift
-        try: vectors = self._session.run([self._output], {self._input: np.ascontiguousarray(batch.transpose(0, 3, 1, 2))})[0][:len(xyxy)]
-        except Exception as e: raise BackendError(f"the embedding call failed on {len(xyxy)} crops: {str(e).splitlines()[0][:200]}", self._input) from e
-        if not np.isfinite(vectors).all(): raise BackendError("the embedding network gave NaN or infinity", self._input)
+        try:
+            vectors = self._session.run(
+                [self._output], {self._input: np.ascontiguousarray(batch.transpose(0, 3, 1, 2))}
+            )[0][: len(xyxy)]
+        except Exception as e:
+            raise BackendError(
+                f"the embedding call failed on {len(xyxy)} crops: {str(e).splitlines()[0][:200]}", self._input
+            ) from e
+        if not np.isfinite(vectors).all():
+            raise BackendError("the embedding network gave NaN or infinity", self._input)
         return unit(vectors.astype(np.float32)) * there[:, None]
 
 # %% ../../nbs/03_tracking/03_appearance.ipynb #65a0ce8e
 def free_batch(
-    path: Path,   # .onnx file with a fixed batch of 1
-) -> bytes:       # the same model, any batch
-    "Let an embedding network take any number of crops; BackendError when its batch cannot be freed without changing results."
-    try: import onnx
-    except ImportError as e: raise MissingExtraError("onnx", "train") from e
-    if not Path(path).is_file(): raise BackendError("there is no such model file", path)
+    path: Path,  # .onnx file with a fixed batch of 1
+) -> bytes:  # the same model, any batch
+    """Let an embedding network take any number of crops; BackendError when its batch cannot be freed without
+    changing results."""
+    try:
+        import onnx
+    except ImportError as e:
+        raise MissingExtraError("onnx", "train") from e
+    if not Path(path).is_file():
+        raise BackendError("there is no such model file", path)
     model = onnx.load(str(path))
-    for value in [*model.graph.input, *model.graph.output]: value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    for value in [*model.graph.input, *model.graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
     del model.graph.value_info[:]
     shapes = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"}
     constants = [t for t in model.graph.initializer if t.name in shapes]
-    constants += [a.t for node in model.graph.node if node.op_type == "Constant" and node.output[0] in shapes for a in node.attribute if a.name == "value"]
+    constants += [
+        a.t
+        for node in model.graph.node
+        if node.op_type == "Constant" and node.output[0] in shapes
+        for a in node.attribute
+        if a.name == "value"
+    ]
     for tensor in constants:
         values = onnx.numpy_helper.to_array(tensor).copy()
-        if len(values) and values[0] == 1: values[0] = 0  # 0 in a Reshape: keep what comes
+        if len(values) and values[0] == 1:
+            values[0] = 0  # 0 in a Reshape: keep what comes
         tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     try:
         free, fixed = OnnxEmbedder(model.SerializeToString(), threads=1), OnnxEmbedder(path, threads=1)
         picture = np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8)
         boxes = np.float32([[0, 0, 40, 80], [30, 10, 90, 90], [5, 40, 50, 60]])
         same = np.allclose(free(picture, boxes), fixed(picture, boxes), atol=1e-4)
-    except BackendError as e: raise BackendError(f"its batch cannot be freed: {e.what}", path, "export it again with a dynamic batch axis") from e
-    if not same: raise BackendError("with a free batch it gives other vectors", path, "export it again with a dynamic batch axis")
+    except BackendError as e:
+        raise BackendError(
+            f"its batch cannot be freed: {e.what}", path, "export it again with a dynamic batch axis"
+        ) from e
+    if not same:
+        raise BackendError(
+            "with a free batch it gives other vectors", path, "export it again with a dynamic batch axis"
+        )
     return model.SerializeToString()

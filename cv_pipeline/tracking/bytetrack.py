@@ -19,14 +19,16 @@ class ByteTrackTracker(BoxTracker):
 
     def __init__(
         self,
-        track_activation_threshold: float = 0.7,  # confidence that starts a track, if it also reaches high_conf_det_threshold
-        lost_track_buffer: int = 30,              # frames worth of time that a lost track is kept
-        minimum_iou_threshold: float = 0.1,       # overlap of prediction and detection that makes a pair, above 0
-        minimum_consecutive_frames: int = 2,      # frames on end until a track is confirmed
-        high_conf_det_threshold: float = 0.6,     # boxes below it are doubtful: second round
-        doubtful_iou_threshold: float = 0.3,      # overlap that a doubtful box or a lost track needs, if above the other
-        frame_rate: float = 30.0,                 # frames a second that "frames" above mean: the camera's nominal rate
-        class_aware: bool = False,                # a track keeps its class
+        # confidence that starts a track, if it also reaches high_conf_det_threshold
+        track_activation_threshold: float = 0.7,
+        lost_track_buffer: int = 30,  # frames worth of time that a lost track is kept
+        minimum_iou_threshold: float = 0.1,  # overlap of prediction and detection that makes a pair, above 0
+        minimum_consecutive_frames: int = 2,  # frames on end until a track is confirmed
+        high_conf_det_threshold: float = 0.6,  # boxes below it are doubtful: second round
+        # overlap that a doubtful box or a lost track needs, if above the other
+        doubtful_iou_threshold: float = 0.3,
+        frame_rate: float = 30.0,  # frames a second that "frames" above mean: the camera's nominal rate
+        class_aware: bool = False,  # a track keeps its class
     ):
         self._configure(locals())
 
@@ -40,7 +42,8 @@ class ByteTrackTracker(BoxTracker):
         sure = detections.confidence >= self.high_conf_det_threshold
         least = np.where(self._book.seen < self._clock.before, careful, self.minimum_iou_threshold)[:, None]
         rows, columns = associate(similarity * sure, least, value)
-        if len(rows) == len(similarity) or sure.all(): return rows, columns
+        if len(rows) == len(similarity) or sure.all():
+            return rows, columns
         similarity *= ~sure
         similarity[rows] = 0
         i, j = associate(similarity, careful, value)

@@ -16,7 +16,10 @@ __all__ = ['CLEAR_OVERLAP', 'CLEAR_CONFIDENCE', 'clear_looks', 'likeness', 'doub
            'found_again', 'keep_looks']
 
 # %% ../../nbs/03_tracking/04_deepsort.ipynb #c976c8d7
-CLEAR_OVERLAP, CLEAR_CONFIDENCE = 0.1, 0.5  # a look is kept when its box overlaps no other by more, and is at least this sure
+CLEAR_OVERLAP, CLEAR_CONFIDENCE = (
+    0.1,
+    0.5,
+)  # a look is kept when its box overlaps no other by more, and is at least this sure
 
 
 def clear_looks(detections: Detections) -> np.ndarray:  # (n,) bool
@@ -28,8 +31,8 @@ def clear_looks(detections: Detections) -> np.ndarray:  # (n,) bool
 
 def likeness(
     gallery: np.ndarray,  # (r, G, d) unit vectors; 0 where nothing was kept yet
-    looks: np.ndarray,    # (c, d) unit vectors
-) -> np.ndarray:          # (r, c) cosine of the best look
+    looks: np.ndarray,  # (c, d) unit vectors
+) -> np.ndarray:  # (r, c) cosine of the best look
     "How much each track has ever looked like each box."
     r, kept, d = gallery.shape
     return (gallery.reshape(r * kept, d) @ looks.T).reshape(r, kept, len(looks)).max(axis=1)
@@ -37,9 +40,9 @@ def likeness(
 # %% ../../nbs/03_tracking/04_deepsort.ipynb #fc68c578
 def doubt_distance(
     tracker: BoxTracker,
-    rows: np.ndarray,     # (r,) tracks
-    seen: np.ndarray,     # (c, 4) cx cy w h
-) -> np.ndarray:          # (r, c) squared distance in units of the filter's variance (Mahalanobis)
+    rows: np.ndarray,  # (r,) tracks
+    seen: np.ndarray,  # (c, 4) cx cy w h
+) -> np.ndarray:  # (r, c) squared distance in units of the filter's variance (Mahalanobis)
     "How far each box is from where a track could be by now."
     state, spread = tracker._boxes.state[rows], tracker._boxes.covariance[rows, 0] + 1
     unit = tracker.detector_error * np.maximum(np.tile(state[:, 2:4], 2), 1) * np.sqrt(spread)[:, None]
@@ -51,24 +54,34 @@ class DeepSortTracker(BoxTracker):
 
     def __init__(
         self,
-        embedder: Embedder | None = None,         # None: ColourHistogram(); OnnxEmbedder(path) for people
+        embedder: Embedder | None = None,  # None: ColourHistogram(); OnnxEmbedder(path) for people
         track_activation_threshold: float = 0.25,  # confidence that starts a track
-        lost_track_buffer: int = 90,              # frames worth of time that a lost track is kept: looks keep longer than motion
-        minimum_iou_threshold: float = 0.3,       # overlap of prediction and detection that makes a pair, above 0
-        minimum_consecutive_frames: int = 3,      # frames on end until a track is confirmed
-        appearance_threshold: float = 0.1,        # greatest cosine distance of somebody found again; networks want 0.2 … 0.4
-        appearance_weight: float = 0.2,           # of looks, where overlap leaves a choice
-        motion_gate: float = 5.5,                 # how far from its prediction somebody is looked for, standard deviations
-        gallery_size: int = 20,                   # looks kept of each track
-        frame_rate: float = 30.0,                 # frames a second that "frames" above mean: the camera's nominal rate
-        class_aware: bool = False,                # a track keeps its class
+        # frames worth of time that a lost track is kept: looks keep longer than motion
+        lost_track_buffer: int = 90,
+        minimum_iou_threshold: float = 0.3,  # overlap of prediction and detection that makes a pair, above 0
+        minimum_consecutive_frames: int = 3,  # frames on end until a track is confirmed
+        # greatest cosine distance of somebody found again; networks want 0.2 … 0.4
+        appearance_threshold: float = 0.1,
+        appearance_weight: float = 0.2,  # of looks, where overlap leaves a choice
+        motion_gate: float = 5.5,  # how far from its prediction somebody is looked for, standard deviations
+        gallery_size: int = 20,  # looks kept of each track
+        frame_rate: float = 30.0,  # frames a second that "frames" above mean: the camera's nominal rate
+        class_aware: bool = False,  # a track keeps its class
     ):
         self.embedder = ColourHistogram() if embedder is None else embedder
-        if not isinstance(self.embedder, Embedder): raise ConfigError(f"embedder: {embedder!r} is no Embedder", "DeepSortTracker", "it needs `dim` and a call with (image, xyxy)")
+        if not isinstance(self.embedder, Embedder):
+            raise ConfigError(
+                f"embedder: {embedder!r} is no Embedder",
+                "DeepSortTracker",
+                "it needs `dim` and a call with (image, xyxy)",
+            )
         self._configure({name: value for name, value in locals().items() if name != "embedder"})
 
     def _columns(self) -> dict[str, np.ndarray]:
-        return {"gallery": np.zeros((0, self.gallery_size, self.embedder.dim), np.float32), "looks": np.zeros(0, np.int64)}
+        return {
+            "gallery": np.zeros((0, self.gallery_size, self.embedder.dim), np.float32),
+            "looks": np.zeros(0, np.int64),
+        }
 
     def _look(self, detections: Detections, frame: Frame) -> None:
         self._looks, self._clear = checked_looks(self.embedder, detections, frame), clear_looks(detections)
@@ -78,35 +91,55 @@ class DeepSortTracker(BoxTracker):
 
         def worth(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
             overlap = np.maximum(similarity[rows[:, None], columns], self.minimum_iou_threshold)
-            return trust(self, rows) * (1 - weight + weight * np.maximum(likeness(self._book.gallery[rows], self._looks[columns]), 0) / overlap) + 1e-6
+            alike = np.maximum(likeness(self._book.gallery[rows], self._looks[columns]), 0)
+            return trust(self, rows) * (1 - weight + weight * alike / overlap) + 1e-6
 
-        rows, columns = associate_among(similarity, np.arange(len(similarity)), np.arange(len(detections)), self.minimum_iou_threshold, worth)
+        tracks, boxes = np.arange(len(similarity)), np.arange(len(detections))
+        rows, columns = associate_among(similarity, tracks, boxes, self.minimum_iou_threshold, worth)
         return found_again(self, rows, columns, measured, detections)
 
-    def _remember(self, rows: np.ndarray, columns: np.ndarray, measured: np.ndarray, detections: Detections) -> None:
+    def _remember(
+        self, rows: np.ndarray, columns: np.ndarray, measured: np.ndarray, detections: Detections
+    ) -> None:
         keep_looks(self, rows, columns)
 
 # %% ../../nbs/03_tracking/04_deepsort.ipynb #46c2f02b
 def checked_looks(embedder: Embedder, detections: Detections, frame: Frame) -> np.ndarray:
     "(n, dim) float32 vectors of the boxes; DataError when the embedder gave something else."
     looks = np.asarray(embedder(frame.image, detections.xyxy), np.float32)
-    if looks.shape == (len(detections), embedder.dim) and np.isfinite(looks).all(): return looks
-    raise DataError(f"the embedder gave {looks.shape} for {len(detections)} boxes, or values that are not finite", f"{frame.source_id} frame {frame.frame_id}",
-                    f"it must give ({len(detections)}, {embedder.dim}) unit vectors")
+    if looks.shape == (len(detections), embedder.dim) and np.isfinite(looks).all():
+        return looks
+    raise DataError(
+        f"the embedder gave {looks.shape} for {len(detections)} boxes, or values that are not finite",
+        f"{frame.source_id} frame {frame.frame_id}",
+        f"it must give ({len(detections)}, {embedder.dim}) unit vectors",
+    )
 
 
-def found_again(tracker: DeepSortTracker, rows: np.ndarray, columns: np.ndarray, measured: np.ndarray, detections: Detections) -> tuple[np.ndarray, np.ndarray]:
+def found_again(
+    tracker: DeepSortTracker,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    measured: np.ndarray,
+    detections: Detections,
+) -> tuple[np.ndarray, np.ndarray]:
     "Pair confirmed tracks that found nobody with boxes that are left, by looks within the gate."
     book, free = tracker._book, np.ones(len(detections), bool)
     free[columns] = False
     gone = book.id >= 0
     gone[rows] = False
     gone, free = gone.nonzero()[0], free.nonzero()[0]
-    if not len(gone) or not len(free): return rows, columns
+    if not len(gone) or not len(free):
+        return rows, columns
     alike = likeness(book.gallery[gone], tracker._looks[free])
-    alike *= (alike >= 1 - tracker.appearance_threshold) & (doubt_distance(tracker, gone, measured[free]) <= tracker.motion_gate**2)
-    if tracker.class_aware: alike *= book.class_id[gone][:, None] == detections.class_id[free]
-    i, j = associate_among(alike, np.arange(len(gone)), np.arange(len(free)), 1e-3, lambda i, j: trust(tracker, gone[i]))
+    alike *= (alike >= 1 - tracker.appearance_threshold) & (
+        doubt_distance(tracker, gone, measured[free]) <= tracker.motion_gate**2
+    )
+    if tracker.class_aware:
+        alike *= book.class_id[gone][:, None] == detections.class_id[free]
+    i, j = associate_among(
+        alike, np.arange(len(gone)), np.arange(len(free)), 1e-3, lambda i, j: trust(tracker, gone[i])
+    )
     return np.concatenate([rows, gone[i]]), np.concatenate([columns, free[j]])
 
 

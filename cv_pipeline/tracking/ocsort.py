@@ -25,33 +25,36 @@ MOST_VIRTUAL = 10  # observations that are made up for one gap
 
 
 def relive(
-    state: np.ndarray,       # (k, 8) of the filter when each was last seen
+    state: np.ndarray,  # (k, 8) of the filter when each was last seen
     covariance: np.ndarray,  # (k, 3)
-    before: np.ndarray,      # (k, 4) cx cy w h: what was seen then
-    now: np.ndarray,         # (k, 4) what is seen now
-    gap: np.ndarray,         # (k,) frames between the two
-) -> BoxFilter:              # k boxes, predicted to now, not yet corrected by it
+    before: np.ndarray,  # (k, 4) cx cy w h: what was seen then
+    now: np.ndarray,  # (k, 4) what is seen now
+    gap: np.ndarray,  # (k,) frames between the two
+) -> BoxFilter:  # k boxes, predicted to now, not yet corrected by it
     "The lost time again, along the straight line between two observations (ORU; Cao et al., 2023)."
     boxes, steps = SteadyFilter(), np.clip(np.ceil(gap), 1, MOST_VIRTUAL)
     boxes.state, boxes.covariance = state.copy(), covariance.copy()
     for k in range(1, int(steps.max(initial=0)) + 1):
         boxes.predict(np.where(k <= steps, gap / steps, 0).astype(np.float32))
         some = np.flatnonzero(k < steps)
-        boxes.correct(some, before[some] + (now[some] - before[some]) * (k / steps[some, None]).astype(np.float32))
+        boxes.correct(
+            some, before[some] + (now[some] - before[some]) * (k / steps[some, None]).astype(np.float32)
+        )
     return boxes
 
 # %% ../../nbs/03_tracking/02_ocsort.ipynb #8d288c35
 def reference(past: np.ndarray, when: np.ndarray, now: float, window: float) -> np.ndarray:
-    "(k, 2) the oldest observation within `window` frames, else the last; past (k, K, 2) and when (k, K), newest first."
+    """(k, 2) the oldest observation within `window` frames, else the last; past (k, K, 2) and when (k, K),
+    newest first."""
     within = (now - when <= window + 0.01).sum(axis=1) - 1
     return past[np.arange(len(past)), np.maximum(within, 0)]
 
 
 def direction_agreement(
-    origin: np.ndarray,   # (n, 2) where each track was
+    origin: np.ndarray,  # (n, 2) where each track was
     heading: np.ndarray,  # (n, 2) unit vectors; 0 = not known yet
     centres: np.ndarray,  # (m, 2) of the detections
-) -> np.ndarray:          # (n, m) ½ same way … −½ opposite, 0 where there is no heading
+) -> np.ndarray:  # (n, m) ½ same way … −½ opposite, 0 where there is no heading
     "How well a track's direction agrees with the way to each detection (OCM; Cao et al., 2023)."
     way = centres[None] - origin[:, None]
     along = np.einsum("nmi,ni->nm", way, heading)
@@ -59,22 +62,34 @@ def direction_agreement(
     return 0.5 - np.arccos(np.clip(along, -1, 1)) / np.pi
 
 # %% ../../nbs/03_tracking/02_ocsort.ipynb #a6c90a41
+def _direction_bonus(
+    tracker: OCSortTracker, rows: np.ndarray, centres: np.ndarray, confidence: np.ndarray
+) -> np.ndarray:
+    "What it is worth that a detection lies in the direction in which a track was moving."
+    book, now = tracker._book, tracker._clock.now
+    origin = reference(book.past[rows], book.when[rows], now, tracker.delta_t)
+    agreement = direction_agreement(origin, book.heading[rows], centres) * confidence
+    return tracker.direction_consistency_weight * agreement
+
+# %% ../../nbs/03_tracking/02_ocsort.ipynb #1b4ec388
 class OCSortTracker(BoxTracker):
-    "OC-SORT (Cao et al., 2023) for one camera: lost time is re-lived along observations, direction decides contested pairs."
+    """OC-SORT (Cao et al., 2023) for one camera: lost time is re-lived along observations, direction decides
+    contested pairs."""
 
     motion = SteadyFilter
 
     def __init__(
         self,
-        track_activation_threshold: float = 0.6,    # confidence that starts a track, if it also reaches high_conf_det_threshold
-        lost_track_buffer: int = 30,                # frames worth of time that a lost track is kept
-        minimum_iou_threshold: float = 0.3,         # overlap that makes a pair, above 0
-        minimum_consecutive_frames: int = 3,        # frames on end until a track is confirmed
-        high_conf_det_threshold: float = 0.6,       # boxes below it take no part
+        # confidence that starts a track, if it also reaches high_conf_det_threshold
+        track_activation_threshold: float = 0.6,
+        lost_track_buffer: int = 30,  # frames worth of time that a lost track is kept
+        minimum_iou_threshold: float = 0.3,  # overlap that makes a pair, above 0
+        minimum_consecutive_frames: int = 3,  # frames on end until a track is confirmed
+        high_conf_det_threshold: float = 0.6,  # boxes below it take no part
         direction_consistency_weight: float = 0.2,  # of the direction, beside the overlap
-        delta_t: int = 3,                           # frames over which a direction is measured
-        frame_rate: float = 30.0,                   # frames a second that "frames" above mean: the camera's nominal rate
-        class_aware: bool = False,                  # a track keeps its class
+        delta_t: int = 3,  # frames over which a direction is measured
+        frame_rate: float = 30.0,  # frames a second that "frames" above mean: the camera's nominal rate
+        class_aware: bool = False,  # a track keeps its class
     ):
         self._configure(locals())
 
@@ -83,39 +98,61 @@ class OCSortTracker(BoxTracker):
 
     def _columns(self) -> dict[str, np.ndarray]:
         column = lambda *shape: np.zeros((0, *shape), np.float32)
-        return {"last": column(4), "past": column(self.delta_t, 2), "when": np.zeros((0, self.delta_t)), "heading": column(2), "state": column(8), "covariance": column(3)}
+        return {
+            "last": column(4),
+            "past": column(self.delta_t, 2),
+            "when": np.zeros((0, self.delta_t)),
+            "heading": column(2),
+            "state": column(8),
+            "covariance": column(3),
+        }
 
     def _pair(self, detections: Detections, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        similarity, sure = overlaps(self, detections), (detections.confidence >= self.high_conf_det_threshold).nonzero()[0]
+        similarity, least = overlaps(self, detections), self.minimum_iou_threshold
+        sure = (detections.confidence >= self.high_conf_det_threshold).nonzero()[0]
 
         def worth(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-            origin = reference(self._book.past[rows], self._book.when[rows], self._clock.now, self.delta_t)
-            agreement = direction_agreement(origin, self._book.heading[rows], measured[columns, :2]) * detections.confidence[columns]
-            bonus = self.direction_consistency_weight * agreement / np.maximum(similarity[rows[:, None], columns], self.minimum_iou_threshold)
+            bonus = _direction_bonus(self, rows, measured[columns, :2], detections.confidence[columns])
+            bonus = bonus / np.maximum(similarity[rows[:, None], columns], least)
             return np.maximum(trust(self, rows) + bonus, 1e-3)
 
-        rows, columns = associate_among(similarity, np.arange(len(similarity)), sure, self.minimum_iou_threshold, worth)
+        rows, columns = associate_among(similarity, np.arange(len(similarity)), sure, least, worth)
         return second_chance(self, rows, columns, sure, measured, detections)
 
     def _correct(self, rows: np.ndarray, seen: np.ndarray) -> None:
         came_back(self, rows, seen)
         self._boxes.correct(rows, seen)
 
-    def _remember(self, rows: np.ndarray, columns: np.ndarray, measured: np.ndarray, detections: Detections) -> None:
+    def _remember(
+        self, rows: np.ndarray, columns: np.ndarray, measured: np.ndarray, detections: Detections
+    ) -> None:
         note_observations(self, rows, measured[columns])
 
 # %% ../../nbs/03_tracking/02_ocsort.ipynb #6277d334
-def second_chance(tracker: OCSortTracker, rows: np.ndarray, columns: np.ndarray, sure: np.ndarray, measured: np.ndarray, detections: Detections) -> tuple[np.ndarray, np.ndarray]:
-    "Pair the tracks and detections that are left by the place where the tracks were last seen (OCR; Cao et al., 2023)."
+def second_chance(
+    tracker: OCSortTracker,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    sure: np.ndarray,
+    measured: np.ndarray,
+    detections: Detections,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pair the tracks and detections that are left by the place where the tracks were last seen (OCR; Cao et
+    al., 2023)."""
     book, alone = tracker._book, np.ones(len(detections), bool)
     alone[columns] = False
     waiting = np.ones(len(book.id), bool)
     waiting[rows] = False
     waiting, free = waiting.nonzero()[0], sure[alone[sure]]
-    if not len(waiting) or not len(free): return rows, columns
+    if not len(waiting) or not len(free):
+        return rows, columns
     half = book.last[waiting, 2:] / 2
-    similarity = box_iou(np.concatenate([book.last[waiting, :2] - half, book.last[waiting, :2] + half], axis=1), detections.xyxy[free])
-    if tracker.class_aware: similarity *= book.class_id[waiting][:, None] == detections.class_id[free]
+    similarity = box_iou(
+        np.concatenate([book.last[waiting, :2] - half, book.last[waiting, :2] + half], axis=1),
+        detections.xyxy[free],
+    )
+    if tracker.class_aware:
+        similarity *= book.class_id[waiting][:, None] == detections.class_id[free]
     i, j = associate(similarity, tracker.minimum_iou_threshold)
     return np.concatenate([rows, waiting[i]]), np.concatenate([columns, free[j]])
 
@@ -124,9 +161,12 @@ def came_back(tracker: OCSortTracker, rows: np.ndarray, seen: np.ndarray) -> Non
     "Re-live the lost time of the tracks among `rows` that were not seen in the frame before."
     book, clock = tracker._book, tracker._clock
     back = book.seen[rows] < clock.before
-    if not back.any(): return
+    if not back.any():
+        return
     again = rows[back]
-    boxes = relive(book.state[again], book.covariance[again], book.last[again], seen[back], clock.now - book.seen[again])
+    boxes = relive(
+        book.state[again], book.covariance[again], book.last[again], seen[back], clock.now - book.seen[again]
+    )
     tracker._boxes.state[again], tracker._boxes.covariance[again] = boxes.state, boxes.covariance
 
 
@@ -134,7 +174,8 @@ def note_observations(tracker: OCSortTracker, rows: np.ndarray, seen: np.ndarray
     "What was seen of the tracks `rows`, (k, 4) cx cy w h, becomes their past."
     book, now, boxes = tracker._book, tracker._clock.now, tracker._boxes
     new = rows[book.hits[rows] == 1]
-    if len(new): book.when[new], book.past[new] = -np.inf, seen[book.hits[rows] == 1, None, :2]
+    if len(new):
+        book.when[new], book.past[new] = -np.inf, seen[book.hits[rows] == 1, None, :2]
     way = seen[:, :2] - reference(book.past[rows], book.when[rows], now, tracker.delta_t)
     book.heading[rows] = way / (np.sqrt((way**2).sum(axis=1, keepdims=True)) + 1e-6)
     book.past[rows] = np.concatenate([seen[:, None, :2], book.past[rows, :-1]], axis=1)

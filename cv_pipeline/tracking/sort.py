@@ -24,22 +24,25 @@ Value = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows (k,), columns (l,
 
 
 def associate(
-    similarity: np.ndarray,             # (n, m) ≥ 0, tracks × detections
-    minimum: float | np.ndarray,        # above 0, one or (n, 1); pairs below it are never made
-    value: Value | None = None,         # how much contested pairs are worth relative to their similarity; None: all the same
-) -> tuple[np.ndarray, np.ndarray]:     # rows and columns of the pairs
+    similarity: np.ndarray,  # (n, m) ≥ 0, tracks × detections
+    minimum: float | np.ndarray,  # above 0, one or (n, 1); pairs below it are never made
+    value: Value
+    | None = None,  # how much contested pairs are worth relative to their similarity; None: all the same
+) -> tuple[np.ndarray, np.ndarray]:  # rows and columns of the pairs
     "Pairs with the greatest sum of similarity × value among those that reach `minimum`."
     allowed = similarity >= minimum
     rows, columns = allowed.nonzero()
     n, m = similarity.shape
     alone = (np.bincount(rows, minlength=n) == 1)[rows] & (np.bincount(columns, minlength=m) == 1)[columns]
-    if alone.all(): return rows, columns
+    if alone.all():
+        return rows, columns
     tracks, found, rest = np.zeros(n, bool), np.zeros(m, bool), ~alone
     tracks[rows[rest]] = found[columns[rest]] = True
     tracks, found = tracks.nonzero()[0], found.nonzero()[0]
     block = tracks[:, None], found
     contested = similarity[block] * allowed[block]
-    if value is not None: contested *= value(tracks, found)
+    if value is not None:
+        contested *= value(tracks, found)
     i, j = linear_sum_assignment(contested, maximize=True)
     real = contested[i, j] > 0
     return np.concatenate([rows[alone], tracks[i[real]]]), np.concatenate([columns[alone], found[j[real]]])
@@ -47,11 +50,11 @@ def associate(
 # %% ../../nbs/03_tracking/00_sort.ipynb #757dcd0c
 def associate_among(
     similarity: np.ndarray,  # (n, m) of all tracks and detections
-    rows: np.ndarray,        # tracks that take part
-    columns: np.ndarray,     # detections that take part
+    rows: np.ndarray,  # tracks that take part
+    columns: np.ndarray,  # detections that take part
     minimum: float,
     value: Value | None = None,
-) -> tuple[np.ndarray, np.ndarray]:   # rows and columns of the pairs, as numbered in `similarity`
+) -> tuple[np.ndarray, np.ndarray]:  # rows and columns of the pairs, as numbered in `similarity`
     "`associate` among some of the tracks and detections: one stage of several."
     among = value and (lambda i, j: value(rows[i], columns[j]))
     i, j = associate(similarity[rows[:, None], columns], minimum, among)
@@ -68,25 +71,32 @@ class TrackRows:
         "`count` rows at the end; a column without a value is 0 there."
         for name, old in vars(self).items():
             longer = np.zeros((len(old) + count, *old.shape[1:]), old.dtype)
-            longer[:len(old)] = old
-            if name in values: longer[len(old):] = values[name]
+            longer[: len(old)] = old
+            if name in values:
+                longer[len(old) :] = values[name]
             setattr(self, name, longer)
 
     def keep(self, mask: np.ndarray) -> None:
         "Only the rows of a (n,) bool mask stay."
-        for name, old in vars(self).items(): setattr(self, name, old[mask])
+        for name, old in vars(self).items():
+            setattr(self, name, old[mask])
 
 # %% ../../nbs/03_tracking/00_sort.ipynb #e2ab50d7
 class BoxFilter(TrackRows):
     "Constant-velocity Kalman filters of n boxes in two arrays; noise in units of the detector's error."
 
-    acceleration, wander, first_velocity = 0.02, 3.0, 30.0  # q, p and the variance of a velocity that nobody has seen yet
+    acceleration, wander, first_velocity = (
+        0.02,
+        3.0,
+        30.0,
+    )  # q, p and the variance of a velocity that nobody has seen yet
 
     def __init__(self):
-        self.state = np.zeros((0, 8), np.float32)       # cx cy w h and their velocities, pixels and pixels a frame
+        self.state = np.zeros((0, 8), np.float32)  # cx cy w h and their velocities, pixels and pixels a frame
         self.covariance = np.zeros((0, 3), np.float32)  # pp pv vv, the same for the four axes
 
-    def __len__(self) -> int: return len(self.state)
+    def __len__(self) -> int:
+        return len(self.state)
 
     def predict(self, step: float | np.ndarray) -> None:
         "Move all boxes on by `step` frames: one number, or one a box."
@@ -116,7 +126,11 @@ class BoxFilter(TrackRows):
 
     def xyxy(self) -> np.ndarray:
         "(n, 4) where the boxes are."
-        centre, half, out = self.state[:, :2], np.maximum(self.state[:, 2:4], 1e-3), np.empty((len(self.state), 4), np.float32)
+        centre, half, out = (
+            self.state[:, :2],
+            np.maximum(self.state[:, 2:4], 1e-3),
+            np.empty((len(self.state), 4), np.float32),
+        )
         half *= 0.5
         np.subtract(centre, half, out=out[:, :2])
         np.add(centre, half, out=out[:, 2:])
@@ -125,50 +139,80 @@ class BoxFilter(TrackRows):
 # %% ../../nbs/03_tracking/00_sort.ipynb #509ccbac
 _TINY = float(np.nextafter(0, 1))
 SETTINGS: dict[str, tuple[float, float, str]] = {  # setting of any tracker → least, most, in words
-    "track_activation_threshold": (0, 1, "in 0..1"), "high_conf_det_threshold": (0, 1, "in 0..1"),
-    "minimum_iou_threshold": (_TINY, 1, "above 0 (0 would pair boxes that do not touch) and at most 1"), "doubtful_iou_threshold": (_TINY, 1, "above 0 and at most 1"),
-    "lost_track_buffer": (0, np.inf, "frames, ≥ 0"), "minimum_consecutive_frames": (1, np.inf, "frames, ≥ 1"), "frame_rate": (_TINY, 1e6, "frames a second, above 0"),
-    "direction_consistency_weight": (0, 10, "in 0..10"), "delta_t": (1, 100, "a whole number of frames, 1..100"),
-    "appearance_threshold": (_TINY, 2, "a cosine distance, above 0 and at most 2"), "appearance_weight": (0, 1, "in 0..1"), "motion_gate": (_TINY, 1e6, "standard deviations, above 0"), "gallery_size": (1, 10_000, "a whole number of looks, 1..10000"),
+    "track_activation_threshold": (0, 1, "in 0..1"),
+    "high_conf_det_threshold": (0, 1, "in 0..1"),
+    "minimum_iou_threshold": (_TINY, 1, "above 0 (0 would pair boxes that do not touch) and at most 1"),
+    "doubtful_iou_threshold": (_TINY, 1, "above 0 and at most 1"),
+    "lost_track_buffer": (0, np.inf, "frames, ≥ 0"),
+    "minimum_consecutive_frames": (1, np.inf, "frames, ≥ 1"),
+    "frame_rate": (_TINY, 1e6, "frames a second, above 0"),
+    "direction_consistency_weight": (0, 10, "in 0..10"),
+    "delta_t": (1, 100, "a whole number of frames, 1..100"),
+    "appearance_threshold": (_TINY, 2, "a cosine distance, above 0 and at most 2"),
+    "appearance_weight": (0, 1, "in 0..1"),
+    "motion_gate": (_TINY, 1e6, "standard deviations, above 0"),
+    "gallery_size": (1, 10_000, "a whole number of looks, 1..10000"),
 }
 _WHOLE = ("delta_t", "gallery_size")
 
 
 def tracker_problems(settings: dict[str, Any]) -> list[str]:
     "What is wrong with a tracker's settings; those without a rule are not looked at."
+
     def fine(name: str, value: Any) -> bool:
         kinds = (int, np.integer) if name in _WHOLE else (int, float, np.integer, np.floating)
-        return isinstance(value, kinds) and not isinstance(value, bool) and SETTINGS[name][0] <= value <= SETTINGS[name][1]
+        return (
+            isinstance(value, kinds)
+            and not isinstance(value, bool)
+            and SETTINGS[name][0] <= value <= SETTINGS[name][1]
+        )
 
-    return [f"{name}: must be {SETTINGS[name][2]}, not {value!r}" for name, value in settings.items() if name in SETTINGS and not fine(name, value)]
+    return [
+        f"{name}: must be {SETTINGS[name][2]}, not {value!r}"
+        for name, value in settings.items()
+        if name in SETTINGS and not fine(name, value)
+    ]
 
 # %% ../../nbs/03_tracking/00_sort.ipynb #368e4088
 def _measured(detections: Detections, frame: Frame) -> np.ndarray:
-    "(n, 4) cx cy w h of the boxes; DataError for NaN, infinite or inverted ones and for confidences outside 0..1."
+    """(n, 4) cx cy w h of the boxes; DataError for NaN, infinite or inverted ones and for confidences outside
+    0..1."""
     xyxy, sure = detections.xyxy, detections.confidence
     measured = np.empty_like(xyxy)
     size = np.subtract(xyxy[:, 2:], xyxy[:, :2], out=measured[:, 2:])
-    if not (((size >= 0) & (size < np.inf)).all() and (len(sure) == 0 or 0 <= sure.min() <= sure.max() <= 1)): validate_detections(detections, f"{frame.source_id} frame {frame.frame_id}")
+    if not (((size >= 0) & (size < np.inf)).all() and (len(sure) == 0 or 0 <= sure.min() <= sure.max() <= 1)):
+        validate_detections(detections, f"{frame.source_id} frame {frame.frame_id}")
     np.multiply(size, 0.5, out=measured[:, :2])
     measured[:, :2] += xyxy[:, :2]
     return measured
 
 
 class FrameClock:
-    "Time in frames of the nominal rate, from the frames themselves; refuses frames of another source or out of order."
+    """Time in frames of the nominal rate, from the frames themselves; refuses frames of another source or out
+    of order."""
 
     def __init__(self, frame_rate: float):
-        self.frame_rate, self.now, self.before, self.jumps = frame_rate, 0.0, 0.0, 0  # now and the frame before, in frames
+        self.frame_rate, self.now, self.before, self.jumps = (
+            frame_rate,
+            0.0,
+            0.0,
+            0,
+        )  # now and the frame before, in frames
         self._last: tuple[str, int, datetime] | None = None
 
     def step(self, frame: Frame) -> float:
         "Frames since the last call; 0 at the first."
         last, self._last = self._last, (frame.source_id, frame.frame_id, frame.captured_at)
-        if last is None: return 0.0
+        if last is None:
+            return 0.0
         if frame.source_id != last[0] or frame.frame_id <= last[1]:
             self._last = last
             what = f"frame {frame.frame_id} of '{frame.source_id}' after frame {last[1]} of '{last[0]}'"
-            raise DataError(what, "tracker", "use one tracker a camera, give it frames in order, and reset() it before starting again")
+            raise DataError(
+                what,
+                "tracker",
+                "use one tracker a camera, give it frames in order, and reset() it before starting again",
+            )
         seconds = (frame.captured_at - last[2]).total_seconds()
         self.jumps += seconds <= 0
         step = min(seconds * self.frame_rate, 1e6) if seconds > 0 else 1.0
@@ -179,27 +223,36 @@ class FrameClock:
 class TrackStates(NamedTuple):
     "What a tracker knows of its k tracks at its last frame; arrays, one row a track."
 
-    xyxy: np.ndarray          # (k, 4) float32, where it is believed to be, pixels
-    velocity: np.ndarray      # (k, 2) float32, of its centre, pixels a second
-    tracker_id: np.ndarray    # (k,) int32, -1 until confirmed
-    confirmed: np.ndarray     # (k,) bool
-    hits: np.ndarray          # (k,) int32, frames in which it was seen
+    xyxy: np.ndarray  # (k, 4) float32, where it is believed to be, pixels
+    velocity: np.ndarray  # (k, 2) float32, of its centre, pixels a second
+    tracker_id: np.ndarray  # (k,) int32, -1 until confirmed
+    confirmed: np.ndarray  # (k,) bool
+    hits: np.ndarray  # (k,) int32, frames in which it was seen
     since_seen_s: np.ndarray  # (k,) seconds since it was last seen, 0 = in the last frame
-    uncertainty: np.ndarray   # (k,) float32, standard deviation of its centre, pixels
+    uncertainty: np.ndarray  # (k,) float32, standard deviation of its centre, pixels
 
-# %% ../../nbs/03_tracking/00_sort.ipynb #2b633916
+
+def _checked_settings(
+    given: dict[str, Any],  # the `locals()` of a tracker's constructor
+    where: str,  # the tracker, for the error
+) -> dict[str, Any]:
+    "The settings of a tracker without `self`; ConfigError with all that is wrong."
+    settings = {name: value for name, value in given.items() if name not in ("self", "__class__")}
+    if problems := tracker_problems(settings):
+        raise ConfigError(f"{len(problems)} tracker settings are wrong", where, "see its defaults", problems)
+    return settings
+
+# %% ../../nbs/03_tracking/00_sort.ipynb #fc4166ef
 class BoxTracker:
-    "What all trackers share: time, motion, ids, birth, confirmation, death. A tracker says who belongs to whom: `_pair`."
+    """What all trackers share: time, motion, ids, birth, confirmation, death. A tracker says who belongs to
+    whom: `_pair`."""
 
-    motion = BoxFilter     # how boxes move
+    motion = BoxFilter  # how boxes move
     detector_error = 0.04  # of a box's side; turns the filter's units into pixels
 
     def _configure(self, given: dict[str, Any]) -> None:
         "Check and keep the settings that a constructor was given (its `locals()`), then reset."
-        settings = {name: value for name, value in given.items() if name not in ("self", "__class__")}
-        problems = tracker_problems(settings)
-        if problems: raise ConfigError(f"{len(problems)} tracker settings are wrong", type(self).__name__, "see its defaults", problems)
-        self.__dict__.update(settings)
+        self.__dict__.update(_checked_settings(given, type(self).__name__))
         self.reset()
 
     def reset(self) -> None:
@@ -228,15 +281,29 @@ class BoxTracker:
         ids = end_frame(self, rows, columns, len(detections))
         return Detections(detections.xyxy, detections.confidence, detections.class_id, ids, detections.data)
 
-    def _may_start(self, detections: Detections) -> np.ndarray: return detections.confidence >= self.track_activation_threshold
-    def _columns(self) -> dict[str, np.ndarray]: return {}                  # what else it keeps of a track: empty arrays
-    def _look(self, detections: Detections, frame: Frame) -> None: ...      # at the picture, before anything changes
-    def _pair(self, detections: Detections, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]: raise NotImplementedError
-    def _correct(self, rows: np.ndarray, seen: np.ndarray) -> None: self._boxes.correct(rows, seen)
-    def _remember(self, rows: np.ndarray, columns: np.ndarray, measured: np.ndarray, detections: Detections) -> None: ...  # new rows too
+    def _may_start(self, detections: Detections) -> np.ndarray:
+        return detections.confidence >= self.track_activation_threshold
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        return {}  # what else it keeps of a track: empty arrays
+
+    def _look(
+        self, detections: Detections, frame: Frame
+    ) -> None: ...  # at the picture, before anything changes
+    def _pair(self, detections: Detections, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        raise NotImplementedError
+
+    def _correct(self, rows: np.ndarray, seen: np.ndarray) -> None:
+        self._boxes.correct(rows, seen)
+
+    def _remember(
+        self, rows: np.ndarray, columns: np.ndarray, measured: np.ndarray, detections: Detections
+    ) -> None: ...  # new rows too
 
 # %% ../../nbs/03_tracking/00_sort.ipynb #d6dab5b6
-def start_tracks(tracker: BoxTracker, rows: np.ndarray, columns: np.ndarray, measured: np.ndarray, detections: Detections) -> tuple[np.ndarray, np.ndarray]:
+def start_tracks(
+    tracker: BoxTracker, rows: np.ndarray, columns: np.ndarray, measured: np.ndarray, detections: Detections
+) -> tuple[np.ndarray, np.ndarray]:
     "Mark the paired tracks as seen and start new ones; the pairs, with those of new tracks at the end."
     book, now = tracker._book, tracker._clock.now
     book.hits[rows] += 1
@@ -244,8 +311,10 @@ def start_tracks(tracker: BoxTracker, rows: np.ndarray, columns: np.ndarray, mea
     free = np.ones(len(detections), bool)
     free[columns] = False
     fresh = (free & tracker._may_start(detections)).nonzero()[0]
-    if len(fresh): fresh = fresh[(measured[fresh, 2:] > 0).all(axis=1)]  # a flat box is nothing to follow
-    if not len(fresh): return rows, columns
+    if len(fresh):
+        fresh = fresh[(measured[fresh, 2:] > 0).all(axis=1)]  # a flat box is nothing to follow
+    if not len(fresh):
+        return rows, columns
     before = len(tracker._boxes)
     tracker._boxes.start(measured[fresh])
     book.add(len(fresh), id=-1, hits=1, class_id=detections.class_id[fresh], seen=now)
@@ -262,7 +331,8 @@ def end_frame(tracker: BoxTracker, rows: np.ndarray, columns: np.ndarray, count:
         tracker.confirmed += len(ripe)
         known = book.id[rows]
     ids[columns] = known
-    if len(rows) == len(book.id): return ids  # all were seen: nobody ends
+    if len(rows) == len(book.id):
+        return ids  # all were seen: nobody ends
     now = tracker._clock.now
     stays = (book.id >= 0) & (book.seen >= now - tracker.lost_track_buffer - 0.5)  # times are rounded
     stays |= book.seen == now
@@ -271,25 +341,34 @@ def end_frame(tracker: BoxTracker, rows: np.ndarray, columns: np.ndarray, count:
         book.keep(stays)
     return ids
 
-
+# %% ../../nbs/03_tracking/00_sort.ipynb #9a7e86ad
 def track_states(tracker: BoxTracker) -> TrackStates:
     "What the tracker knows now."
     boxes, book, rate = tracker._boxes, tracker._book, tracker.frame_rate
     side = np.sqrt(np.maximum(boxes.state[:, 2] * boxes.state[:, 3], 0))
     spread = tracker.detector_error * side * np.sqrt(boxes.covariance[:, 0])
-    return TrackStates(boxes.xyxy(), boxes.state[:, 4:6] * np.float32(rate), book.id.copy(), book.id >= 0, book.hits.copy(),
-                       (tracker._clock.now - book.seen) / rate, spread)
+    return TrackStates(
+        boxes.xyxy(),
+        boxes.state[:, 4:6] * np.float32(rate),
+        book.id.copy(),
+        book.id >= 0,
+        book.hits.copy(),
+        (tracker._clock.now - book.seen) / rate,
+        spread,
+    )
 
 # %% ../../nbs/03_tracking/00_sort.ipynb #b86eaaf5
 def overlaps(tracker: BoxTracker, detections: Detections) -> np.ndarray:
     "(tracks, detections) overlap of the predicted boxes; with `class_aware` 0 for another class."
     similarity = box_iou(tracker._boxes.xyxy(), detections.xyxy)
-    if tracker.class_aware: similarity *= tracker._book.class_id[:, None] == detections.class_id
+    if tracker.class_aware:
+        similarity *= tracker._book.class_id[:, None] == detections.class_id
     return similarity
 
 
 def trust(tracker: BoxTracker, rows: np.ndarray) -> np.ndarray:
-    "(k, 1) what a prediction is worth when two tracks want one detection: 1 for those just seen, down to a quarter for those lost for long."
+    """(k, 1) what a prediction is worth when two tracks want one detection: 1 for those just seen, down to a
+    quarter for those lost for long."""
     buffer = max(tracker.lost_track_buffer, 1)
     known = 1 - 0.75 / buffer * (tracker._clock.before - tracker._book.seen[rows])
     return np.maximum(known, 0.25, out=known)[:, None]
@@ -306,11 +385,11 @@ class SortTracker(BoxTracker):
     def __init__(
         self,
         track_activation_threshold: float = 0.25,  # confidence that starts a track
-        lost_track_buffer: int = 30,               # frames worth of time that a lost track is kept
-        minimum_iou_threshold: float = 0.3,        # overlap of prediction and detection that makes a pair, above 0
-        minimum_consecutive_frames: int = 3,       # frames on end until a track is confirmed
-        frame_rate: float = 30.0,                  # frames a second that "frames" above mean: the camera's nominal rate
-        class_aware: bool = False,                 # a track keeps its class; False: a detector may change its mind
+        lost_track_buffer: int = 30,  # frames worth of time that a lost track is kept
+        minimum_iou_threshold: float = 0.3,  # overlap of prediction and detection that makes a pair, above 0
+        minimum_consecutive_frames: int = 3,  # frames on end until a track is confirmed
+        frame_rate: float = 30.0,  # frames a second that "frames" above mean: the camera's nominal rate
+        class_aware: bool = False,  # a track keeps its class; False: a detector may change its mind
     ):
         self._configure(locals())
 

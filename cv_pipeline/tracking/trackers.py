@@ -22,43 +22,66 @@ from .sort import BoxTracker, SortTracker
 __all__ = ['TRACKERS', 'tracker_settings', 'shared_embedder', 'make_tracker']
 
 # %% ../../nbs/03_tracking/05_trackers.ipynb #0526c0fc
-TRACKERS: dict[str, type[BoxTracker]] = {"sort": SortTracker, "bytetrack": ByteTrackTracker, "ocsort": OCSortTracker, "deepsort": DeepSortTracker}
+TRACKERS: dict[str, type[BoxTracker]] = {
+    "sort": SortTracker,
+    "bytetrack": ByteTrackTracker,
+    "ocsort": OCSortTracker,
+    "deepsort": DeepSortTracker,
+}
 
 
 def tracker_settings(
-    name: str,               # one of TRACKERS
-) -> dict[str, Any]:         # setting → default
+    name: str,  # one of TRACKERS
+) -> dict[str, Any]:  # setting → default
     "The settings that a tracker knows."
     if name not in TRACKERS:
         near = get_close_matches(str(name).lower().replace("-", "").replace("_", ""), TRACKERS, 1)
-        raise ConfigError(f"there is no tracker '{name}'", "tracker", f"did you mean '{near[0]}'?" if near else f"there are {', '.join(TRACKERS)}")
-    return {key: p.default for key, p in inspect.signature(TRACKERS[name].__init__).parameters.items() if key != "self"}
+        raise ConfigError(
+            f"there is no tracker '{name}'",
+            "tracker",
+            f"did you mean '{near[0]}'?" if near else f"there are {', '.join(TRACKERS)}",
+        )
+    return {
+        key: p.default
+        for key, p in inspect.signature(TRACKERS[name].__init__).parameters.items()
+        if key != "self"
+    }
 
 
 @lru_cache(maxsize=4)
-def _network(path: Path, changed: float) -> OnnxEmbedder: return OnnxEmbedder(path)
+def _network(path: Path, changed: float) -> OnnxEmbedder:
+    return OnnxEmbedder(path)
 
 
 def shared_embedder(
-    path: str | Path,   # .onnx file
+    path: str | Path,  # .onnx file
 ) -> OnnxEmbedder:
     "The embedding network of a file, loaded once for all cameras; calls from several threads are fine."
     path = Path(path)
     return _network(path, path.stat().st_mtime if path.is_file() else 0.0)
 
-
+# %% ../../nbs/03_tracking/05_trackers.ipynb #ea7fa23a
 def make_tracker(
-    name: str,                  # one of TRACKERS
-    frame_rate: float = 30.0,   # nominal frames a second of the camera
-    **settings: Any,            # of that tracker; None = its default; `embedder` may be the path of an ONNX file
+    name: str,  # one of TRACKERS
+    frame_rate: float = 30.0,  # nominal frames a second of the camera
+    **settings: Any,  # of that tracker; None = its default; `embedder` may be the path of an ONNX file
 ) -> BoxTracker:
     "A new tracker for one camera."
     known = tracker_settings(name)
     unknown = [key for key in settings if key not in known]
     if unknown:
         near = {key: get_close_matches(key, known, 1) for key in unknown}
-        problems = [f"{key}: {name} has no such setting" + (f", did you mean {near[key][0]}?" if near[key] else "") for key in unknown]
-        raise ConfigError(f"{len(unknown)} settings are unknown to the tracker '{name}'", "tracker", f"it has {', '.join(known)}", problems)
+        problems = [
+            f"{key}: {name} has no such setting" + (f", did you mean {near[key][0]}?" if near[key] else "")
+            for key in unknown
+        ]
+        raise ConfigError(
+            f"{len(unknown)} settings are unknown to the tracker '{name}'",
+            "tracker",
+            f"it has {', '.join(known)}",
+            problems,
+        )
     given = {key: value for key, value in settings.items() if value is not None}
-    if isinstance(given.get("embedder"), (str, Path)): given["embedder"] = shared_embedder(given["embedder"])
+    if isinstance(given.get("embedder"), (str, Path)):
+        given["embedder"] = shared_embedder(given["embedder"])
     return TRACKERS[name](**{"frame_rate": frame_rate, **given})

@@ -23,9 +23,9 @@ __all__ = ['ANCHORS', 'signed_distance', 'line_distance', 'ZoneConfig', 'LineRul
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #1c2b654a
 def signed_distance(
-    points: np.ndarray,   # (n, 2) pixels, or (n, zones, 2)
+    points: np.ndarray,  # (n, 2) pixels, or (n, zones, 2)
     polygon: np.ndarray,  # (m, 2) pixels, closed by itself, or (zones, m, 2)
-) -> np.ndarray:          # (n,) or (n, zones) pixels to the border, positive inside
+) -> np.ndarray:  # (n,) or (n, zones) pixels to the border, positive inside
     "How deep inside a polygon each point lies."
     ax, ay = polygon[..., 0], polygon[..., 1]
     ex, ey = np.roll(ax, -1, axis=-1) - ax, np.roll(ay, -1, axis=-1) - ay
@@ -33,22 +33,30 @@ def signed_distance(
     along = np.clip((dx * ex + dy * ey) / np.maximum(ex * ex + ey * ey, 1e-12), 0, 1)
     off_x, off_y = dx - along * ex, dy - along * ey
     distance = np.sqrt((off_x * off_x + off_y * off_y).min(axis=-1))
-    straddles = (dy < 0) != (dy < ey)                          # the edge begins below the point and ends above it, or the other way round
+    straddles = (dy < 0) != (
+        dy < ey
+    )  # the edge begins below the point and ends above it, or the other way round
     right = (dx < dy * ex / np.where(ey == 0, 1, ey)) & straddles
     return np.where(right.sum(axis=-1) % 2 == 1, distance, -distance)
 
 
 def line_distance(
     points: np.ndarray,  # (n, 2) pixels, or (n, lines, 2)
-    start: np.ndarray,   # (2,) or (lines, 2)
-    end: np.ndarray,     # (2,) or (lines, 2)
-) -> np.ndarray:         # (n,) or (n, lines) pixels, positive to the right of someone who walks from start to end in the picture
+    start: np.ndarray,  # (2,) or (lines, 2)
+    end: np.ndarray,  # (2,) or (lines, 2)
+) -> (
+    np.ndarray
+):  # (n,) or (n, lines) pixels, positive to the right of someone who walks from start to end in the picture
     "Distance to the endless line through two points."
     way, rel = end - start, points - start
     return (way[..., 0] * rel[..., 1] - way[..., 1] * rel[..., 0]) / np.hypot(way[..., 0], way[..., 1])
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #6da9301b
-ANCHORS: dict[str, tuple[float, float]] = {"bottom_center": (0.5, 1.0), "center": (0.5, 0.5), "top_center": (0.5, 0.0)}  # share of width and height
+ANCHORS: dict[str, tuple[float, float]] = {
+    "bottom_center": (0.5, 1.0),
+    "center": (0.5, 0.5),
+    "top_center": (0.5, 0.0),
+}  # share of width and height
 
 
 @dataclass(frozen=True)
@@ -56,19 +64,20 @@ class ZoneConfig:
     "A polygon: who enters, leaves and stays."
 
     name: str
-    polygon: Sequence[Sequence[float]]      # at least 3 points [x, y], pixels or shares 0..1
-    classes: Sequence[str | int] = ()       # only these; empty: all
-    dwell_s: float | None = None            # a `dwell` event after so many seconds inside
-    sources: Sequence[str] = ()             # only these source ids; empty: all
+    polygon: Sequence[Sequence[float]]  # at least 3 points [x, y], pixels or shares 0..1
+    classes: Sequence[str | int] = ()  # only these; empty: all
+    dwell_s: float | None = None  # a `dwell` event after so many seconds inside
+    sources: Sequence[str] = ()  # only these source ids; empty: all
     anchor: str = "bottom_center"
 
 
 @dataclass(frozen=True)
 class LineRule:
-    "A directed line: \"in\" is from its left to its right, seen along start → end in the picture (drawn left to right: downwards)."
+    """A directed line: "in" is from its left to its right, seen along start → end in the picture (drawn left
+    to right: downwards)."""
 
     name: str
-    start: Sequence[float]                  # [x, y], pixels or shares 0..1
+    start: Sequence[float]  # [x, y], pixels or shares 0..1
     end: Sequence[float]
     classes: Sequence[str | int] = ()
     sources: Sequence[str] = ()
@@ -81,34 +90,54 @@ class Rules:
 
     zones: Sequence[ZoneConfig] = ()
     lines: Sequence[LineRule] = ()
-    margin: float = 0.12   # how far beyond the border, in sizes of the box (square root of its area): three times a detector's usual error
-    looks: int = 2         # observations there in a row
-    lost_s: float = 2.0    # seconds of looks without the track after which it has left
+    # how far beyond the border, in sizes of the box (square root of its area): three times a detector's usual
+    # error
+    margin: float = 0.12
+    looks: int = 2  # observations there in a row
+    lost_s: float = 2.0  # seconds of looks without the track after which it has left
 
     def __post_init__(self):
         problems = rule_problems(self)
-        if problems: raise ConfigError(f"{len(problems)} zone or line settings are wrong", "rules", "points are [x, y] in pixels, or shares 0..1", problems)
+        if problems:
+            raise ConfigError(
+                f"{len(problems)} zone or line settings are wrong",
+                "rules",
+                "points are [x, y] in pixels, or shares 0..1",
+                problems,
+            )
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #df7d9602
 def _points(value: Any, least: int, what: str) -> tuple[np.ndarray | None, list[str]]:
     "(n, 2) float64, or what is wrong with it."
-    try: array = np.asarray(value, dtype=float)
-    except (TypeError, ValueError): array = np.zeros(0)
-    if array.ndim != 2 or array.shape[1:] != (2,) or not np.isfinite(array).all(): return None, [f"{what}: must be points [x, y], not {value!r}"]
-    if len(array) < least: return None, [f"{what}: needs at least {least} points, not {len(array)}"]
-    if (array < 0).any(): return None, [f"{what}: {array[(array < 0).any(axis=1)][0].tolist()} lies outside of any picture"]
+    try:
+        array = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        array = np.zeros(0)
+    if array.ndim != 2 or array.shape[1:] != (2,) or not np.isfinite(array).all():
+        return None, [f"{what}: must be points [x, y], not {value!r}"]
+    if len(array) < least:
+        return None, [f"{what}: needs at least {least} points, not {len(array)}"]
+    if (array < 0).any():
+        return None, [f"{what}: {array[(array < 0).any(axis=1)][0].tolist()} lies outside of any picture"]
     return array, []
 
 
 def crosses_itself(polygon: np.ndarray) -> bool:  # (m, 2)
     "Whether two edges that are not neighbours meet."
     a, b, m = polygon, np.roll(polygon, -1, axis=0), len(polygon)
-    turn = lambda p, q, r: (q[..., 0] - p[..., 0]) * (r[..., 1] - p[..., 1]) - (q[..., 1] - p[..., 1]) * (r[..., 0] - p[..., 0])
+    turn = lambda p, q, r: (
+        (q[..., 0] - p[..., 0]) * (r[..., 1] - p[..., 1]) - (q[..., 1] - p[..., 1]) * (r[..., 0] - p[..., 0])
+    )
     i, j = np.triu_indices(m, 2)
     apart = ~((i == 0) & (j == m - 1))
     i, j = i[apart], j[apart]
-    one, two = turn(a[i], b[i], a[j]) * turn(a[i], b[i], b[j]), turn(a[j], b[j], a[i]) * turn(a[j], b[j], b[i])
-    near = (np.minimum(a[i], b[i]) <= np.maximum(a[j], b[j])).all(1) & (np.minimum(a[j], b[j]) <= np.maximum(a[i], b[i])).all(1)
+    one, two = (
+        turn(a[i], b[i], a[j]) * turn(a[i], b[i], b[j]),
+        turn(a[j], b[j], a[i]) * turn(a[j], b[j], b[i]),
+    )
+    near = (np.minimum(a[i], b[i]) <= np.maximum(a[j], b[j])).all(1) & (
+        np.minimum(a[j], b[j]) <= np.maximum(a[i], b[i])
+    ).all(1)
     return bool(((one <= 0) & (two <= 0) & near).any())
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #afbabf11
@@ -117,25 +146,40 @@ def _shape_problems(rule: ZoneConfig | LineRule, what: str) -> list[str]:
         ends, problems = _points([rule.start, rule.end], 2, what)
         return problems if ends is None else [f"{what}: has no length"] * bool((ends[0] == ends[1]).all())
     polygon, problems = _points(rule.polygon, 3, what)
-    if polygon is None: return problems
+    if polygon is None:
+        return problems
     x, y = polygon.T
-    if crosses_itself(polygon): problems.append(f"{what}: its border crosses itself")
-    elif abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) < 1e-9: problems.append(f"{what}: has no area")
-    if rule.dwell_s is not None and not rule.dwell_s > 0: problems.append(f"{what}: dwell_s must be above 0, not {rule.dwell_s!r}")
+    if crosses_itself(polygon):
+        problems.append(f"{what}: its border crosses itself")
+    elif abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) < 1e-9:
+        problems.append(f"{what}: has no area")
+    if rule.dwell_s is not None and not rule.dwell_s > 0:
+        problems.append(f"{what}: dwell_s must be above 0, not {rule.dwell_s!r}")
     return problems
 
 
 def rule_problems(rules: Rules) -> list[str]:
     "One line for each thing that is wrong."
-    found = [f"{key}: must be {text}, not {getattr(rules, key)!r}" for key, fine, text in (
-        ("margin", 0 <= rules.margin < 1, "in 0..1"), ("looks", rules.looks >= 1, "≥ 1"), ("lost_s", rules.lost_s >= 0, "≥ 0")) if not fine]
+    found = [
+        f"{key}: must be {text}, not {getattr(rules, key)!r}"
+        for key, fine, text in (
+            ("margin", 0 <= rules.margin < 1, "in 0..1"),
+            ("looks", rules.looks >= 1, "≥ 1"),
+            ("lost_s", rules.lost_s >= 0, "≥ 0"),
+        )
+        if not fine
+    ]
     for rule in (*rules.zones, *rules.lines):
         what = f"{'zone' if isinstance(rule, ZoneConfig) else 'line'} '{rule.name}'"
         found += _shape_problems(rule, what)
-        if rule.anchor not in ANCHORS: found.append(f"{what}: anchor must be one of {', '.join(ANCHORS)}, not {rule.anchor!r}")
-        if isinstance(rule.classes, str) or isinstance(rule.sources, str): found.append(f"{what}: classes and sources are lists")
+        if rule.anchor not in ANCHORS:
+            found.append(f"{what}: anchor must be one of {', '.join(ANCHORS)}, not {rule.anchor!r}")
+        if isinstance(rule.classes, str) or isinstance(rule.sources, str):
+            found.append(f"{what}: classes and sources are lists")
     names = [rule.name for rule in (*rules.zones, *rules.lines)]
-    return found + [f"the name '{name}' is given twice" for name in sorted(set(names)) if names.count(name) > 1]
+    return found + [
+        f"the name '{name}' is given twice" for name in sorted(set(names)) if names.count(name) > 1
+    ]
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #ce3e9b21
 def _made(kind: type, value: Any, where: str, problems: list[str]) -> Any:
@@ -145,15 +189,20 @@ def _made(kind: type, value: Any, where: str, problems: list[str]) -> Any:
         problems.append(f"{where}: must be a mapping, not {value!r}")
         return None
     for key in value:
-        if key not in known: problems.append(f"{where}: unknown key '{key}'" + "".join(f"; did you mean '{k}'?" for k in get_close_matches(key, known, 1)))
-    missing = {f.name for f in fields(kind)[:3 if kind is LineRule else 2]} - set(value)
+        if key not in known:
+            problems.append(
+                f"{where}: unknown key '{key}'"
+                + "".join(f"; did you mean '{k}'?" for k in get_close_matches(key, known, 1))
+            )
+    missing = {f.name for f in fields(kind)[: 3 if kind is LineRule else 2]} - set(value)
     problems += [f"{where}: '{key}' is missing" for key in sorted(missing)]
     return None if missing or not set(value) <= set(known) else kind(**value)
 
 
 def read_rules(
-    data: Mapping[str, Any],                # keys of Rules; zones and lines as lists of mappings
-    names: Sequence[str] | None = None,     # the model's class names; None: classes are checked when the first frame comes
+    data: Mapping[str, Any],  # keys of Rules; zones and lines as lists of mappings
+    names: Sequence[str]
+    | None = None,  # the model's class names; None: classes are checked when the first frame comes
 ) -> Rules:
     "Rules from plain values, as YAML gives them; ConfigError lists every problem."
     problems: list[str] = []
@@ -162,18 +211,35 @@ def read_rules(
     rest = {key: value for key, value in data.items() if key not in ("zones", "lines")}
     unknown = [key for key in rest if key not in ("margin", "looks", "lost_s")]
     problems += [f"unknown key '{key}'; known: zones, lines, margin, looks, lost_s" for key in unknown]
-    if problems: raise ConfigError(f"{len(problems)} zone or line settings are wrong", "rules", "see ZoneConfig, LineRule and Rules", problems)
+    if problems:
+        raise ConfigError(
+            f"{len(problems)} zone or line settings are wrong",
+            "rules",
+            "see ZoneConfig, LineRule and Rules",
+            problems,
+        )
     rules = Rules(tuple(zones), tuple(lines), **rest)
     if names is not None:
-        for rule in (*rules.zones, *rules.lines): class_numbers(rule, names)
+        for rule in (*rules.zones, *rules.lines):
+            class_numbers(rule, names)
     return rules
 
-
+# %% ../../nbs/03_tracking/06_zones.ipynb #4944b40d
 def class_numbers(rule: ZoneConfig | LineRule, names: Sequence[str]) -> np.ndarray | None:
     "Class ids of a rule, None = all; ConfigError for a class that the model does not have."
-    if not rule.classes: return None
-    bad = [c for c in rule.classes if c not in names and not (isinstance(c, int) and (not names or 0 <= c < len(names)))]
-    if bad: raise ConfigError(f"'{rule.name}' wants the class {bad[0]!r}, which the model does not have", "rules", f"known: {', '.join(names)}")
+    if not rule.classes:
+        return None
+    bad = [
+        c
+        for c in rule.classes
+        if c not in names and not (isinstance(c, int) and (not names or 0 <= c < len(names)))
+    ]
+    if bad:
+        raise ConfigError(
+            f"'{rule.name}' wants the class {bad[0]!r}, which the model does not have",
+            "rules",
+            f"known: {', '.join(names)}",
+        )
     return np.array([c if isinstance(c, int) else list(names).index(c) for c in rule.classes])
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #898c7eae
@@ -181,44 +247,47 @@ def class_numbers(rule: ZoneConfig | LineRule, names: Sequence[str]) -> np.ndarr
 class Event:
     "Something that happened to one track."
 
-    kind: str             # zone_enter, zone_leave, dwell, line_cross
+    kind: str  # zone_enter, zone_leave, dwell, line_cross
     source_id: str
-    rule: str             # name of the zone or line
+    rule: str  # name of the zone or line
     tracker_id: int
-    class_id: int         # what the track was seen as most often
+    class_id: int  # what the track was seen as most often
     class_name: str
-    at: datetime          # when it crossed the border, between two looks if need be
-    frame_id: int         # the first frame that shows it
-    direction: str        # "in" or "out"
+    at: datetime  # when it crossed the border, between two looks if need be
+    frame_id: int  # the first frame that shows it
+    direction: str  # "in" or "out"
     dwell_s: float | None  # seconds inside until `at`, for zone_leave and dwell
-    x: float              # where, pixels
+    x: float  # where, pixels
     y: float
-    lost: bool = False    # zone_leave: it was not seen to leave, it is not found any more
+    lost: bool = False  # zone_leave: it was not seen to leave, it is not found any more
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #4c3b39b9
 class Sides(NamedTuple):
     "What changed with one look: all (n, rules)."
 
-    flips: np.ndarray   # bool, settled on the other side now
-    side: np.ndarray    # int8, the settled side after the look: +1, -1, 0 = not known yet
+    flips: np.ndarray  # bool, settled on the other side now
+    side: np.ndarray  # int8, the settled side after the look: +1, -1, 0 = not known yet
 
 
 def settle(
-    book: TrackRows,        # columns side, raw, pending (k, rules); gap, when, frame, at (k, rules[, 2]); point, time (k, …)
-    rows: np.ndarray,        # (n,) tracks that were seen
-    distance: np.ndarray,    # (n, rules) signed, pixels; NaN = the rule is not for this track
-    margin: np.ndarray,      # (n, 1) pixels
-    points: np.ndarray,      # (n, rules, 2) anchors
-    now: float,              # seconds
+    # columns side, raw, pending (k, rules); gap, when, frame, at (k, rules[, 2]); point, time (k, …)
+    book: TrackRows,
+    rows: np.ndarray,  # (n,) tracks that were seen
+    distance: np.ndarray,  # (n, rules) signed, pixels; NaN = the rule is not for this track
+    margin: np.ndarray,  # (n, 1) pixels
+    points: np.ndarray,  # (n, rules, 2) anchors
+    now: float,  # seconds
     frame_id: int,
     looks: int,
 ) -> Sides:
     "Move sides on by one look; remembers when and where each distance was zero."
     applies = np.isfinite(distance)
-    raw = np.where(applies & (distance != 0), np.sign(np.nan_to_num(distance)), book.raw[rows]).astype(np.int8)
+    raw = np.where(applies & (distance != 0), np.sign(np.nan_to_num(distance)), book.raw[rows]).astype(
+        np.int8
+    )
     before, turned = book.gap[rows], (raw * book.raw[rows] < 0) & applies
     share = np.where(turned, before / np.where(turned, before - distance, 1), 1.0)
-    fresh = applies & (book.raw[rows] == 0)                      # seen for the first time: it begins here and now
+    fresh = applies & (book.raw[rows] == 0)  # seen for the first time: it begins here and now
     was = book.point[rows]
     place = np.where(fresh[..., None], points, was + share[..., None] * (points - was))
     moment = np.where(fresh, now, book.time[rows] + share * (now - book.time[rows]))
@@ -228,12 +297,17 @@ def settle(
     book.frame[rows] = np.where(change, frame_id, book.frame[rows])
     beyond, side = applies & (np.abs(np.nan_to_num(distance)) >= margin), book.side[rows]
     against = beyond & (raw * side < 0)
-    pending = np.where(against, book.pending[rows] + 1, np.where(applies & (raw == side), 0, book.pending[rows]))
+    pending = np.where(
+        against, book.pending[rows] + 1, np.where(applies & (raw == side), 0, book.pending[rows])
+    )
     flips = pending >= looks
     side = np.where(flips | (beyond & (side == 0)), raw, side).astype(np.int8)
     book.side[rows], book.raw[rows], book.pending[rows] = side, raw, np.where(flips, 0, pending)
     book.gap[rows] = np.where(applies, distance, before)
-    book.point[rows], book.time[rows] = np.where(applies[..., None], points, was), np.where(applies, now, book.time[rows])
+    book.point[rows], book.time[rows] = (
+        np.where(applies[..., None], points, was),
+        np.where(applies, now, book.time[rows]),
+    )
     return Sides(flips, side)
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #2817d7cb
@@ -243,17 +317,23 @@ def placed(points: Any, size: tuple[int, int]) -> np.ndarray:
     return array * size if array.max() <= 1 else array
 
 
-def _on_picture(rule: ZoneConfig | LineRule, size: tuple[int, int], made_for: tuple[int, int] | None) -> tuple[np.ndarray, tuple[int, int] | None]:
-    "A rule's points on a picture, and the size that its pixels are of: the first that they fit into, None before."
+def _on_picture(
+    rule: ZoneConfig | LineRule, size: tuple[int, int], made_for: tuple[int, int] | None
+) -> tuple[np.ndarray, tuple[int, int] | None]:
+    """A rule's points on a picture, and the size that its pixels are of: the first that they fit into, None
+    before."""
     given = np.asarray(rule.polygon if isinstance(rule, ZoneConfig) else [rule.start, rule.end], float)
     points = placed(given, size)
-    if points is not given: return points, size
-    if made_for is None and (given <= size).all(): made_for = size
+    if points is not given:
+        return points, size
+    if made_for is None and (given <= size).all():
+        made_for = size
     return given if made_for is None else given * np.divide(size, made_for), made_for
 
 
 def _stacked(polygons: list[np.ndarray]) -> np.ndarray:
-    "(zones, m, 2): polygons of any number of corners in one array; the first corner is repeated, an edge without length changes nothing."
+    """(zones, m, 2): polygons of any number of corners in one array; the first corner is repeated, an edge
+    without length changes nothing."""
     most = max(map(len, polygons), default=0)
     return np.array([np.concatenate([p, np.repeat(p[:1], most - len(p), axis=0)]) for p in polygons])
 
@@ -261,9 +341,25 @@ def _stacked(polygons: list[np.ndarray]) -> np.ndarray:
 def _new_book(n: int) -> TrackRows:
     "An empty table for `n` rules."
     wide = lambda kind, *more: np.zeros((0, n, *more), kind)
-    return TrackRows(id=np.zeros(0, np.int64), votes=np.zeros((0, 1), np.int32), seen=np.zeros(0), missing=np.zeros(0), side=wide(np.int8), raw=wide(np.int8),
-                      pending=wide(np.int32), gap=wide(float), when=wide(float), frame=wide(np.int64), at=wide(float, 2), point=wide(float, 2), time=wide(float),
-                      entered=wide(float), dwelt=wide(bool), ever=wide(bool), counted=wide(np.int32))
+    return TrackRows(
+        id=np.zeros(0, np.int64),
+        votes=np.zeros((0, 1), np.int32),
+        seen=np.zeros(0),
+        missing=np.zeros(0),
+        side=wide(np.int8),
+        raw=wide(np.int8),
+        pending=wide(np.int32),
+        gap=wide(float),
+        when=wide(float),
+        frame=wide(np.int64),
+        at=wide(float, 2),
+        point=wide(float, 2),
+        time=wide(float),
+        entered=wide(float),
+        dwelt=wide(bool),
+        ever=wide(bool),
+        counted=wide(np.int32),
+    )
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #67a1ec6e
 class RuleWatch:
@@ -282,68 +378,101 @@ class RuleWatch:
         self._book, self._size, self._names, self._now = _new_book(len(self.rules)), None, (), -math.inf
         self._made_for: list[tuple[int, int] | None] = [None] * len(self.rules)  # picture sizes
         self.problems: dict[str, str] = {}  # rule → why it is switched off
-        self.counts: dict[str, dict[str, dict[str, int]]] = {r.name: {} for r in self.rules}  # rule → class → in, out, now, total
+        # rule → class → in, out, now, total
+        self.counts: dict[str, dict[str, dict[str, int]]] = {r.name: {} for r in self.rules}
 
     def update(self, detections: Detections, frame: Frame, names: Sequence[str] = ()) -> list[Event]:
-        "Events that this look made certain; `detections` with tracker_id, of a frame that the model answered."
-        if not self.rules: return []
+        """Events that this look made certain; `detections` with tracker_id, of a frame that the model
+        answered."""
+        if not self.rules:
+            return []
         if frame.size != self._size or tuple(names) != self._names:
             self._classes = [class_numbers(r, names) for r in self.rules]
             self._names = tuple(names)
             _fit(self, frame.size)
-        now = self._now = max(frame.captured_at.timestamp(), self._now)  # a clock that jumps back stands still
+        # a clock that jumps back stands still
+        now = self._now = max(frame.captured_at.timestamp(), self._now)
         ids, first = np.unique(detections.tracker_id, return_index=True)
         seen = detections[first[ids >= 0]]
         rows = _rows_of(self, seen, now)
         points = seen.xyxy[:, None, :2] + (seen.xyxy[:, None, 2:] - seen.xyxy[:, None, :2]) * self._share
         margin = self.settings.margin * np.sqrt(box_area(seen.xyxy))[:, None]
-        sides = settle(self._book, rows, _distances(self, points, rows), margin, points, now, frame.frame_id, self.settings.looks)
+        sides = settle(
+            self._book,
+            rows,
+            _distances(self, points, rows),
+            margin,
+            points,
+            now,
+            frame.frame_id,
+            self.settings.looks,
+        )
         events = [e for i, j in np.argwhere(sides.flips).tolist() for e in _flipped(self, int(rows[i]), j)]
         return events + _dwelt(self, rows, now, frame.frame_id) + _lost(self, rows, now)
 
     def finish(self) -> list[Event]:
-        "The run is over: lines beyond which a track was seen twice, though `looks` asks for more, count as crossed; who is inside has not left."
+        """The run is over: lines beyond which a track was seen twice, though `looks` asks for more, count as
+        crossed; who is inside has not left."""
         return _lost(self, np.zeros(0, np.intp), math.inf, leave=False)
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #e2f50a09
 def _fit(watch: RuleWatch, size: tuple[int, int]) -> None:
-    "Put the rules on pictures of this size, and what is known of tracks with them; rules that do not fit are switched off and named."
+    """Put the rules on pictures of this size, and what is known of tracks with them; rules that do not fit
+    are switched off and named."""
     book, before, watch._size = watch._book, watch._size or size, size
     change = np.divide(size, before)
     book.point, book.at, book.gap = book.point * change, book.at * change, book.gap * change.mean()
     fitted = [_on_picture(rule, size, made_for) for rule, made_for in zip(watch.rules, watch._made_for)]
     watch._shapes, watch._made_for = [s for s, _ in fitted], [m for _, m in fitted]
     watch._off = np.array([m is None for m in watch._made_for], bool)
-    watch._polygons, watch._ends = _stacked([s for s, z in zip(watch._shapes, watch.zone) if z]), np.array([s for s, z in zip(watch._shapes, watch.zone) if not z])
-    watch.problems = {watch.rules[j].name: f"reaches to {watch._shapes[j].max(axis=0).round(1).tolist()}, outside of the picture of {size[0]}×{size[1]}; shares 0..1 fit any size"
-                      for j in watch._off.nonzero()[0]}
+    watch._polygons, watch._ends = (
+        _stacked([s for s, z in zip(watch._shapes, watch.zone) if z]),
+        np.array([s for s, z in zip(watch._shapes, watch.zone) if not z]),
+    )
+    watch.problems = {
+        watch.rules[
+            j
+        ].name: f"reaches to {watch._shapes[j].max(axis=0).round(1).tolist()}, outside of the picture of "
+        f"{size[0]}×{size[1]}; shares 0..1 fit any size"
+        for j in watch._off.nonzero()[0]
+    }
 
 
 def _rows_of(watch: RuleWatch, seen: Detections, now: float) -> np.ndarray:
     "(n,) rows of the table for detections with distinct ids; new tracks get one. Votes for their classes."
     book, most = watch._book, int(seen.class_id.max(initial=0)) + 1
-    if most > book.votes.shape[1]: book.votes = np.pad(book.votes, ((0, 0), (0, most - book.votes.shape[1])))
+    if most > book.votes.shape[1]:
+        book.votes = np.pad(book.votes, ((0, 0), (0, most - book.votes.shape[1])))
     fresh = ~np.isin(seen.tracker_id, book.id)
-    if fresh.any(): book.add(int(fresh.sum()), id=seen.tracker_id[fresh], side=np.where(watch.zone, -1, 0).astype(np.int8), gap=-1.0)
+    if fresh.any():
+        book.add(
+            int(fresh.sum()),
+            id=seen.tracker_id[fresh],
+            side=np.where(watch.zone, -1, 0).astype(np.int8),
+            gap=-1.0,
+        )
     order = np.argsort(book.id)
     rows = order[np.searchsorted(book.id, seen.tracker_id, sorter=order)]
     book.votes[rows, seen.class_id] += 1
     book.seen[rows], book.missing[rows] = now, np.inf
     return rows
 
-
+# %% ../../nbs/03_tracking/06_zones.ipynb #0d3a0d7a
 def _distances(watch: RuleWatch, points: np.ndarray, rows: np.ndarray) -> np.ndarray:
     "(n, rules) signed distances; NaN where the rule is for other classes or switched off."
     book, zones = watch._book, int(watch.zone.sum())
     out = np.empty(points.shape[:2])
-    if zones: out[:, :zones] = signed_distance(points[:, :zones], watch._polygons)
-    if zones < len(watch.zone): out[:, zones:] = line_distance(points[:, zones:], watch._ends[:, 0], watch._ends[:, 1])
+    if zones:
+        out[:, :zones] = signed_distance(points[:, :zones], watch._polygons)
+    if zones < len(watch.zone):
+        out[:, zones:] = line_distance(points[:, zones:], watch._ends[:, 0], watch._ends[:, 1])
     out[:, watch._off] = np.nan
     for j, wanted in enumerate(watch._classes):
-        if wanted is not None: out[~np.isin(book.votes[rows].argmax(axis=1), wanted), j] = np.nan
+        if wanted is not None:
+            out[~np.isin(book.votes[rows].argmax(axis=1), wanted), j] = np.nan
     return out
 
-# %% ../../nbs/03_tracking/06_zones.ipynb #8082623d
+
 class _Passage(NamedTuple):
     "When, in which frame, which way and where an object passed."
 
@@ -387,7 +516,8 @@ def _event(
 def _count(watch: RuleWatch, row: int, j: int, direction: str) -> None:
     "Note an event in the counts; a leave under the class that entered."
     book = watch._book
-    if direction == "in" or not watch.zone[j]: book.counted[row, j] = book.votes[row].argmax()
+    if direction == "in" or not watch.zone[j]:
+        book.counted[row, j] = book.votes[row].argmax()
     cls = int(book.counted[row, j])
     name = watch._names[cls] if cls < len(watch._names) else str(cls)
     cell = watch.counts[watch.rules[j].name].setdefault(name, dict.fromkeys(("in", "out", "now", "total"), 0))
@@ -400,7 +530,8 @@ def _count(watch: RuleWatch, row: int, j: int, direction: str) -> None:
 def _stayed(watch: RuleWatch, row: int, j: int, until: float, frame_id: int) -> list[Event]:
     "The `dwell` event of a stay that was long enough at a moment, once."
     book = watch._book
-    if book.dwelt[row, j] or until - book.entered[row, j] < watch._dwell[j]: return []
+    if book.dwelt[row, j] or until - book.entered[row, j] < watch._dwell[j]:
+        return []
     book.dwelt[row, j] = True
     at = _Passage(book.entered[row, j] + watch._dwell[j], frame_id, "in", book.point[row, j])
     return [_event(watch, row, j, "dwell", at, dwell_s=float(watch._dwell[j]))]
@@ -413,7 +544,8 @@ def _flipped(watch: RuleWatch, row: int, j: int) -> list[Event]:
     at = _Passage(moment, frame_id, direction, place)
     if not watch.zone[j]:
         a, b = watch._shapes[j]
-        if not 0 <= np.dot(place - a, b - a) / np.dot(b - a, b - a) <= 1: return []  # around the end
+        if not 0 <= np.dot(place - a, b - a) / np.dot(b - a, b - a) <= 1:
+            return []  # around the end
         _count(watch, row, j, direction)
         return [_event(watch, row, j, "line_cross", at)]
     events = _stayed(watch, row, j, moment, frame_id) if direction == "out" else []
@@ -427,26 +559,36 @@ def _flipped(watch: RuleWatch, row: int, j: int) -> list[Event]:
 def _dwelt(watch: RuleWatch, rows: np.ndarray, now: float, frame_id: int) -> list[Event]:
     "Who has been inside for long enough, and still is."
     book = watch._book
-    due = (book.side[rows] > 0) & (book.raw[rows] > 0) & watch.zone & ~book.dwelt[rows] & (now - book.entered[rows] >= watch._dwell)
+    due = (
+        (book.side[rows] > 0)
+        & (book.raw[rows] > 0)
+        & watch.zone
+        & ~book.dwelt[rows]
+        & (now - book.entered[rows] >= watch._dwell)
+    )
     return [e for i, j in np.argwhere(due).tolist() for e in _stayed(watch, int(rows[i]), j, now, frame_id)]
 
 
 def _lost(watch: RuleWatch, rows: np.ndarray, now: float, leave: bool = True) -> list[Event]:
-    "Tracks that looks have not found for `lost_s`: they cross what they were seen beyond twice at the end, leave their zones and are forgotten."
+    """Tracks that looks have not found for `lost_s`: they cross what they were seen beyond twice at the end,
+    leave their zones and are forgotten."""
     book, events = watch._book, []
     away = np.ones(len(book.id), bool)
     away[rows] = False
-    if leave: book.missing[away] = np.minimum(book.missing[away], now)
+    if leave:
+        book.missing[away] = np.minimum(book.missing[away], now)
     gone = away & (now - book.missing >= watch.settings.lost_s) if leave else away
     for row, j in np.argwhere(gone[:, None] & (book.pending > 1) & ~watch.zone).tolist():
         book.pending[row, j] = 0
         events += _flipped(watch, row, j)
-    if not leave: return events
+    if not leave:
+        return events
     for row, j in np.argwhere(gone[:, None] & (book.side > 0) & watch.zone).tolist():
         events += _stayed(watch, row, j, book.seen[row], int(book.frame[row, j]))
         at = _Passage(book.seen[row], book.frame[row, j], "out", book.point[row, j])
         stay = book.seen[row] - book.entered[row, j]
         events.append(_event(watch, row, j, "zone_leave", at, dwell_s=stay, lost=True))
         _count(watch, row, j, "out")
-    if gone.any(): book.keep(~gone)
+    if gone.any():
+        book.keep(~gone)
     return events

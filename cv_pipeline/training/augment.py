@@ -22,14 +22,17 @@ __all__ = ['AUGMENTS', 'Painter', 'failing_lamp', 'Augment', 'augment_settings',
 
 # %% ../../nbs/08_training/00_augment.ipynb #063aee93
 def failing_lamp(
-    image: np.ndarray,         # (H, W, 3) uint8
-    value: float,              # 0..1, share of the light that the dark side loses
+    image: np.ndarray,  # (H, W, 3) uint8
+    value: float,  # 0..1, share of the light that the dark side loses
     rng: np.random.Generator,  # where the dark side is, and how sharply it begins
 ) -> np.ndarray:
     "One side goes dark."
     h, w = image.shape[:2]
     turn, edge, width = rng.uniform(-np.pi, np.pi), rng.uniform(-0.4, 0.4), rng.uniform(0.5, 1.4)
-    along = (np.linspace(-1, 1, w, dtype=np.float32)[None] * np.cos(turn) + np.linspace(-1, 1, h, dtype=np.float32)[:, None] * np.sin(turn)).astype(np.float32)
+    along = (
+        np.linspace(-1, 1, w, dtype=np.float32)[None] * np.cos(turn)
+        + np.linspace(-1, 1, h, dtype=np.float32)[:, None] * np.sin(turn)
+    ).astype(np.float32)
     step = np.clip((along - edge) / width + 0.5, 0, 1)
     light = (1 - value * step * step * (3 - 2 * step)).astype(np.float32)
     return cv2.blendLinear(image, np.zeros_like(image), light, 1 - light)
@@ -39,54 +42,83 @@ def failing_lamp(
 class Augment:
     "(probability, strength) of each kind of trouble, both 0..1."
 
-    light: tuple[float, float] = (0.3, 0.6)        # all of the picture: brightness, contrast or gamma
-    lamp: tuple[float, float] = (0.15, 0.7)        # one side goes dark
+    light: tuple[float, float] = (0.3, 0.6)  # all of the picture: brightness, contrast or gamma
+    lamp: tuple[float, float] = (0.15, 0.7)  # one side goes dark
     fog: tuple[float, float] = (0.1, 0.6)
-    blur: tuple[float, float] = (0.1, 0.5)         # motion or defocus
+    blur: tuple[float, float] = (0.1, 0.5)  # motion or defocus
     noise: tuple[float, float] = (0.15, 0.6)
     compression: tuple[float, float] = (0.1, 0.7)
-    cast: tuple[float, float] = (0.15, 0.6)        # each channel gets its own gain
+    cast: tuple[float, float] = (0.15, 0.6)  # each channel gets its own gain
 
     def __post_init__(self):
         share = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1
-        for f in fields(self): object.__setattr__(self, f.name, tuple(v) if isinstance(v := getattr(self, f.name), (list, tuple)) else v)
-        bad = [f"{f.name}: {v!r} is not (probability, strength), both in 0..1" for f in fields(self) if not isinstance(v := getattr(self, f.name), tuple) or len(v) != 2 or not all(map(share, v))]
-        if bad: raise ConfigError(f"{len(bad)} settings of the augmentation are wrong", "Augment", "see its defaults", bad)
+        for f in fields(self):
+            object.__setattr__(
+                self, f.name, tuple(v) if isinstance(v := getattr(self, f.name), (list, tuple)) else v
+            )
+        bad = [
+            f"{f.name}: {v!r} is not (probability, strength), both in 0..1"
+            for f in fields(self)
+            if not isinstance(v := getattr(self, f.name), tuple) or len(v) != 2 or not all(map(share, v))
+        ]
+        if bad:
+            raise ConfigError(
+                f"{len(bad)} settings of the augmentation are wrong", "Augment", "see its defaults", bad
+            )
 
     def to_dict(self) -> dict[str, list[float]]:
         "What a run card holds."
         return {k: list(v) for k, v in asdict(self).items()}
 
     @property
-    def active(self) -> bool: return any(p > 0 and s > 0 for p, s in asdict(self).values())
+    def active(self) -> bool:
+        return any(p > 0 and s > 0 for p, s in asdict(self).values())
 
 
-AUGMENTS: dict[str, Augment] = {"none": Augment(*[(0.0, 0.0)] * 7), "usual": Augment(),
-                                "strong": Augment((0.5, 1.0), (0.3, 1.0), (0.2, 0.9), (0.2, 0.8), (0.3, 1.0), (0.2, 1.0), (0.3, 1.0))}
+AUGMENTS: dict[str, Augment] = {
+    "none": Augment(*[(0.0, 0.0)] * 7),
+    "usual": Augment(),
+    "strong": Augment((0.5, 1.0), (0.3, 1.0), (0.2, 0.9), (0.2, 0.8), (0.3, 1.0), (0.2, 1.0), (0.3, 1.0)),
+}
 
-
+# %% ../../nbs/08_training/00_augment.ipynb #30d10b1f
 def augment_settings(
     given: Augment | str | Mapping[str, Any] | None,  # settings, a name of AUGMENTS, a table; None: "none"
 ) -> Augment:
     "Settings from whatever names them."
-    if given is None or isinstance(given, Augment): return given or AUGMENTS["none"]
+    if given is None or isinstance(given, Augment):
+        return given or AUGMENTS["none"]
     if isinstance(given, str):
-        if given not in AUGMENTS: raise ConfigError(f"there is no augmentation '{given}'", "augment", f"known: {', '.join(AUGMENTS)}; or give settings")
+        if given not in AUGMENTS:
+            raise ConfigError(
+                f"there is no augmentation '{given}'",
+                "augment",
+                f"known: {', '.join(AUGMENTS)}; or give settings",
+            )
         return AUGMENTS[given]
     unknown = [k for k in given if k not in {f.name for f in fields(Augment)}]
-    if unknown: raise ConfigError(f"unknown settings of the augmentation: {', '.join(map(str, unknown))}", "augment", f"known: {', '.join(f.name for f in fields(Augment))}")
+    if unknown:
+        raise ConfigError(
+            f"unknown settings of the augmentation: {', '.join(map(str, unknown))}",
+            "augment",
+            f"known: {', '.join(f.name for f in fields(Augment))}",
+        )
     return Augment(**given)
 
 # %% ../../nbs/08_training/00_augment.ipynb #380e6ee2
 def _albumentations() -> Any:
     "The package; it must not look for newer versions of itself on the network."
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    try: import albumentations
-    except ImportError as e: raise MissingExtraError("albumentations", "train") from e
+    try:
+        import albumentations
+    except ImportError as e:
+        raise MissingExtraError("albumentations", "train") from e
     return albumentations
 
 
-Painter = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # (H, W, 3) uint8 and chance → the same shape
+Painter = Callable[
+    [np.ndarray, np.random.Generator], np.ndarray
+]  # (H, W, 3) uint8 and chance → the same shape
 
 
 def _by(transform: Any) -> Painter:
@@ -100,10 +132,12 @@ def _by(transform: Any) -> Painter:
     return paint
 
 
-def _either(*painters: Painter) -> Painter: return lambda image, rng: painters[int(rng.integers(len(painters)))](image, rng)
+def _either(*painters: Painter) -> Painter:
+    return lambda image, rng: painters[int(rng.integers(len(painters)))](image, rng)
 
 
-def _own(paint: Callable[..., np.ndarray], low: float, high: float) -> Painter: return lambda image, rng: paint(image, float(rng.uniform(low, high)), rng)
+def _own(paint: Callable[..., np.ndarray], low: float, high: float) -> Painter:
+    return lambda image, rng: paint(image, float(rng.uniform(low, high)), rng)
 
 # %% ../../nbs/08_training/00_augment.ipynb #0d7f4ba4
 @lru_cache(maxsize=8)
@@ -111,14 +145,24 @@ def painters(settings: Augment) -> dict[str, tuple[float, Painter]]:
     "(probability, painter) of each kind in use, in the order of physics: light, lens, sensor, codec."
     A = _albumentations()
     make: dict[str, Callable[[float], Painter]] = {
-        "light": lambda s: _either(_by(A.RandomBrightnessContrast(brightness_limit=0.5 * s, contrast_limit=0.5 * s, p=1)),
-                                   _by(A.RandomGamma(gamma_limit=(round(100 - 55 * s), round(100 + 150 * s)), p=1))),
+        "light": lambda s: _either(
+            _by(A.RandomBrightnessContrast(brightness_limit=0.5 * s, contrast_limit=0.5 * s, p=1)),
+            _by(A.RandomGamma(gamma_limit=(round(100 - 55 * s), round(100 + 150 * s)), p=1)),
+        ),
         "lamp": lambda s: _own(failing_lamp, 0.1 * s, 0.95 * s),
         "fog": lambda s: _own(fog, 0.1 * s, 0.85 * s),
-        "blur": lambda s: _either(_by(A.MotionBlur(blur_limit=(3, 3 + 2 * round(6 * s)), p=1)), _own(defocus_blur, 1, 1 + 7 * s)),
-        "cast": lambda s: _by(A.MultiplicativeNoise(multiplier=(1 - 0.4 * s, 1 + 0.4 * s), per_channel=True, elementwise=False, p=1)),
-        "noise": lambda s: _either(_by(A.GaussNoise(std_range=(0.01, 0.01 + 0.12 * s), p=1)),
-                                   _by(A.ISONoise(color_shift=(0.01, 0.01 + 0.05 * s), intensity=(0.05, 0.05 + 0.6 * s), p=1))),
+        "blur": lambda s: _either(
+            _by(A.MotionBlur(blur_limit=(3, 3 + 2 * round(6 * s)), p=1)), _own(defocus_blur, 1, 1 + 7 * s)
+        ),
+        "cast": lambda s: _by(
+            A.MultiplicativeNoise(
+                multiplier=(1 - 0.4 * s, 1 + 0.4 * s), per_channel=True, elementwise=False, p=1
+            )
+        ),
+        "noise": lambda s: _either(
+            _by(A.GaussNoise(std_range=(0.01, 0.01 + 0.12 * s), p=1)),
+            _by(A.ISONoise(color_shift=(0.01, 0.01 + 0.05 * s), intensity=(0.05, 0.05 + 0.6 * s), p=1)),
+        ),
         "compression": lambda s: _by(A.ImageCompression(quality_range=(round(100 - 92 * s), 95), p=1)),
     }
     wanted = {kind: getattr(settings, kind) for kind in make}
@@ -128,7 +172,8 @@ def painters(settings: Augment) -> dict[str, tuple[float, Painter]]:
 def bad_day(image: np.ndarray, settings: Augment, rng: np.random.Generator) -> np.ndarray:
     "Each kind of trouble by its own lot."
     for chance, paint in painters(settings).values():
-        if rng.random() < chance: image = paint(np.ascontiguousarray(image), rng)
+        if rng.random() < chance:
+            image = paint(np.ascontiguousarray(image), rng)
     return image
 
 # %% ../../nbs/08_training/00_augment.ipynb #6435741d
@@ -146,16 +191,19 @@ def _bad_day_class() -> type:
             super().__init__(p=p)
             self.settings = {k: [float(x) for x in v] for k, v in settings.items()}
 
-        def get_params_dependent_on_data(self, params: dict, data: dict) -> dict: return {"lot": int(self.random_generator.integers(2**31))}
+        def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
+            return {"lot": int(self.random_generator.integers(2**31))}
 
-        def apply(self, img: np.ndarray, lot: int = 0, **params: Any) -> np.ndarray: return bad_day(img, Augment(**self.settings), np.random.default_rng(lot))
+        def apply(self, img: np.ndarray, lot: int = 0, **params: Any) -> np.ndarray:
+            return bad_day(img, Augment(**self.settings), np.random.default_rng(lot))
 
     BadDay.__qualname__ = "BadDay"  # found by its name where it is unpickled in another process
     return BadDay
 
 
 def __getattr__(name: str) -> Any:
-    if name == "BadDay": return _bad_day_class()
+    if name == "BadDay":
+        return _bad_day_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

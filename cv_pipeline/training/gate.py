@@ -20,9 +20,25 @@ from ..annotation.versions import read_version
 from ..core.files import Staging, copy_over, file_sha256, move_file, write_whole
 from ..core.formats import LabelledImage, read_dataset
 from ..core.stamp import stamp
-from ..core.types import ConfigError, DataError, MissingExtraError, check_rules, is_number, is_whole, utc_now
+from cv_pipeline.core.types import (
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    check_rules,
+    is_number,
+    is_whole,
+    utc_now,
+)
 from ..evaluation.calibration import CalibrationReport, calibrate
-from ..evaluation.intervals import FEWEST_OBJECTS, FEWEST_PICTURES, Finding, Interval, Verdict, overall, picture_counts
+from cv_pipeline.evaluation.intervals import (
+    FEWEST_OBJECTS,
+    FEWEST_PICTURES,
+    Finding,
+    Interval,
+    Verdict,
+    overall,
+    picture_counts,
+)
 from ..evaluation.metrics import ap_table, match_set, mean_ap
 from ..evaluation.records import BoxTable, EvalSet, predict_set
 from ..evaluation.summary import data_hash, sliceable, versions
@@ -40,9 +56,11 @@ __all__ = ['THIN', 'among', 'SliceResult', 'judge_slice', 'Comparison', 'GateSet
 def among(s: EvalSet, names: Sequence[str]) -> EvalSet:
     "The same pictures, with these classes only."
     lost = [n for n in names if n not in s.names]
-    if lost: raise DataError(f"the set has no class {', '.join(lost)}", s.where, f"it has {', '.join(s.names)}")
+    if lost:
+        raise DataError(f"the set has no class {', '.join(lost)}", s.where, f"it has {', '.join(s.names)}")
     number = np.full(len(s.names), -1)
-    for k, n in enumerate(names): number[s.names.index(n)] = k
+    for k, n in enumerate(names):
+        number[s.names.index(n)] = k
 
     def taken(t: BoxTable) -> BoxTable:
         rows = t[number[t.class_id] >= 0]
@@ -60,10 +78,10 @@ class SliceResult:
     reason: str
     pictures: int
     objects: int
-    old: float | None = None       # AP
+    old: float | None = None  # AP
     new: float | None = None
-    change: Interval | None = None # None: too small to compare
-    allowed: float = 0.0           # AP that may be lost
+    change: Interval | None = None  # None: too small to compare
+    allowed: float = 0.0  # AP that may be lost
 
     @property
     def thin(self) -> bool:
@@ -74,18 +92,35 @@ class SliceResult:
         "For a table."
         r = lambda v: None if v is None or not np.isfinite(v) else round(float(v), 4)
         c = self.change
-        return {"slice": self.what, "pictures": self.pictures, "objects": self.objects, "AP old": r(self.old), "AP new": r(self.new),
-                "change": c and r(c.value), "low": c and r(c.low), "high": c and r(c.high), "allowed": -self.allowed, "verdict": self.verdict.value}
+        return {
+            "slice": self.what,
+            "pictures": self.pictures,
+            "objects": self.objects,
+            "AP old": r(self.old),
+            "AP new": r(self.new),
+            "change": c and r(c.value),
+            "low": c and r(c.low),
+            "high": c and r(c.high),
+            "allowed": -self.allowed,
+            "verdict": self.verdict.value,
+        }
 
 
-def judge_slice(what: str, new: EvalSet, old: EvalSet, allowed: float, draws: int = 1000, seed: int = 0) -> SliceResult:
+def judge_slice(
+    what: str, new: EvalSet, old: EvalSet, allowed: float, draws: int = 1000, seed: int = 0
+) -> SliceResult:
     "Compare two models on some pictures and classes."
     pictures, objects = len(new), int((~new.truth.crowd).sum())
     if pictures < FEWEST_PICTURES or objects < FEWEST_OBJECTS:
-        why = f"{pictures} pictures and {objects} objects cannot judge: at least {FEWEST_PICTURES} and {FEWEST_OBJECTS} are needed"
+        why = (
+            f"{pictures} pictures and {objects} objects cannot judge: at least {FEWEST_PICTURES} and "
+            f"{FEWEST_OBJECTS} are needed"
+        )
         return SliceResult(what, Verdict.INSUFFICIENT, why, pictures, objects, allowed=allowed)
     g = accuracy_gate(new, old, allowed, True, draws, seed)
-    return SliceResult(what, Verdict(g.verdict), g.reason, pictures, objects, g.reference, g.ap, g.change, allowed)
+    return SliceResult(
+        what, Verdict(g.verdict), g.reason, pictures, objects, g.reference, g.ap, g.change, allowed
+    )
 
 # %% ../../nbs/08_training/02_gate.ipynb #46321654
 @dataclass(frozen=True)
@@ -93,25 +128,40 @@ class Comparison:
     "New against old."
 
     verdict: Verdict
-    slices: tuple[SliceResult, ...]           # "overall" first
-    shared: tuple[str, ...]                   # classes that both know
-    lost: tuple[str, ...] = ()                # that only the old one knows
-    added: tuple[dict[str, Any], ...] = ()    # that only the new one knows: class, pictures, objects, AP
+    slices: tuple[SliceResult, ...]  # "overall" first
+    shared: tuple[str, ...]  # classes that both know
+    lost: tuple[str, ...] = ()  # that only the old one knows
+    added: tuple[dict[str, Any], ...] = ()  # that only the new one knows: class, pictures, objects, AP
 
     def findings(self) -> list[Finding]:
         "Verdict and reason of each slice, and of lost classes."
-        return [*(Finding(s.what, s.verdict, s.reason) for s in self.slices), *(Finding(f"class {n}", Verdict.FAIL, "the new model does not know it any more") for n in self.lost)]
+        return [
+            *(Finding(s.what, s.verdict, s.reason) for s in self.slices),
+            *(
+                Finding(f"class {n}", Verdict.FAIL, "the new model does not know it any more")
+                for n in self.lost
+            ),
+        ]
 
     def reasons(self) -> list[str]:
         "What keeps the gate closed, worst first."
-        bad = sorted((f for f in self.findings() if f.verdict is not Verdict.PASS), key=lambda f: f.verdict is not Verdict.FAIL)
+        bad = sorted(
+            (f for f in self.findings() if f.verdict is not Verdict.PASS),
+            key=lambda f: f.verdict is not Verdict.FAIL,
+        )
         return [f"{f.verdict.value} {f.what}: {f.reason}" for f in bad]
 
     def to_dict(self) -> dict[str, Any]:
         "Plain types."
-        return {"verdict": self.verdict.value, "slices": [{**s.row(), "reason": s.reason} for s in self.slices], "shared": list(self.shared), "lost": list(self.lost), "added": list(self.added)}
+        return {
+            "verdict": self.verdict.value,
+            "slices": [{**s.row(), "reason": s.reason} for s in self.slices],
+            "shared": list(self.shared),
+            "lost": list(self.lost),
+            "added": list(self.added),
+        }
 
-
+# %% ../../nbs/08_training/02_gate.ipynb #b505906f
 def _added(new: EvalSet, names: Sequence[str]) -> list[dict[str, Any]]:
     "AP of classes that are new, where there are enough objects."
     rows = []
@@ -120,7 +170,15 @@ def _added(new: EvalSet, names: Sequence[str]) -> list[dict[str, Any]]:
         objects, pictures = int((~s.truth.crowd).sum()), len(np.unique(s.truth.image))
         enough = objects >= FEWEST_OBJECTS
         ap = round(mean_ap(ap_table(s, match_set(s))), 4) if enough else None
-        rows.append({"class": n, "pictures": pictures, "objects": objects, "AP": ap, "note": "" if enough else "insufficient"})
+        rows.append(
+            {
+                "class": n,
+                "pictures": pictures,
+                "objects": objects,
+                "AP": ap,
+                "note": "" if enough else "insufficient",
+            }
+        )
     return rows
 
 # %% ../../nbs/08_training/02_gate.ipynb #aebb1b98
@@ -132,12 +190,12 @@ class GateSettings:
     "What the new model may lose, and where; ConfigError names every setting that is wrong."
 
     protect: Sequence[str] | None = None  # columns whose values are protected; None: all that divide the set
-    max_loss: float = 0.01                # AP that may be lost overall, 0 ≤ max_loss < 1
-    slice_loss: float = 0.03              # AP that may be lost in a slice, 0 ≤ slice_loss < 1
-    thin: str = "block"                   # slices that are too small to judge: one of THIN
-    forget: Sequence[str] = ()            # classes that the new model may have lost
-    draws: int = 1000                     # of the bootstrap, from 20
-    seed: int = 0                         # of the bootstrap, from 0
+    max_loss: float = 0.01  # AP that may be lost overall, 0 ≤ max_loss < 1
+    slice_loss: float = 0.03  # AP that may be lost in a slice, 0 ≤ slice_loss < 1
+    thin: str = "block"  # slices that are too small to judge: one of THIN
+    forget: Sequence[str] = ()  # classes that the new model may have lost
+    draws: int = 1000  # of the bootstrap, from 20
+    seed: int = 0  # of the bootstrap, from 0
 
     def __post_init__(self):
         loss = lambda v: is_number(v) and 0 <= v < 1
@@ -154,66 +212,115 @@ class GateSettings:
 
 # %% ../../nbs/08_training/02_gate.ipynb #dbca937e
 def compare(
-    new: EvalSet, old: EvalSet,               # predictions of both on the same pictures; classes may differ
-    settings: GateSettings | None = None,     # None: the defaults
+    new: EvalSet,
+    old: EvalSet,  # predictions of both on the same pictures; classes may differ
+    settings: GateSettings | None = None,  # None: the defaults
     *,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     "PASS when the whole and every protected slice are shown not to lose more than is allowed."
     use = settings or GateSettings()
-    shared, lost = [n for n in old.names if n in new.names], [n for n in old.names if n not in new.names and n not in use.forget]
-    if not shared: raise DataError("the two models have no class in common", new.where, f"new: {', '.join(new.names)}; old: {', '.join(old.names)}")
+    shared, lost = (
+        [n for n in old.names if n in new.names],
+        [n for n in old.names if n not in new.names and n not in use.forget],
+    )
+    if not shared:
+        raise DataError(
+            "the two models have no class in common",
+            new.where,
+            f"new: {', '.join(new.names)}; old: {', '.join(old.names)}",
+        )
     a, b = among(new, shared), among(old, shared)
     parts = [("overall", a, b, use.max_loss)]
-    if len(shared) > 1: parts += [(f"class {n}", among(a, [n]), among(b, [n]), use.slice_loss) for n in shared]
+    if len(shared) > 1:
+        parts += [(f"class {n}", among(a, [n]), among(b, [n]), use.slice_loss) for n in shared]
     for column in sliceable(a) if use.protect is None else use.protect:
-        parts += [(f"{column} = {value}", a.select(mask), b.select(mask), use.slice_loss) for value, mask in a.slices(column).items()]
+        parts += [
+            (f"{column} = {value}", a.select(mask), b.select(mask), use.slice_loss)
+            for value, mask in a.slices(column).items()
+        ]
     found = []
     for what, x, y, allowed in parts:
         progress(what)
         found.append(judge_slice(what, x, y, allowed, use.draws, use.seed))
-    told = [Finding(s.what, s.verdict, s.reason) for s in found if use.thin == "block" or not s.thin or s.what == "overall"]
+    told = [
+        Finding(s.what, s.verdict, s.reason)
+        for s in found
+        if use.thin == "block" or not s.thin or s.what == "overall"
+    ]
     verdict = Verdict.FAIL if lost else overall(told)
-    return Comparison(verdict, tuple(found), tuple(shared), tuple(lost), tuple(_added(new, [n for n in new.names if n not in old.names])))
+    return Comparison(
+        verdict,
+        tuple(found),
+        tuple(shared),
+        tuple(lost),
+        tuple(_added(new, [n for n in new.names if n not in old.names])),
+    )
 
 # %% ../../nbs/08_training/02_gate.ipynb #7cd6507c
 def plot_comparison(c: Comparison) -> Any:  # matplotlib Figure
     "The paired difference of every slice with its interval, and what may be lost."
-    try: import matplotlib.pyplot as plt
-    except ImportError as e: raise MissingExtraError("matplotlib", "viz") from e
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as e:
+        raise MissingExtraError("matplotlib", "viz") from e
     colour = {Verdict.PASS: "#1a7f37", Verdict.FAIL: "#cf222e", Verdict.INSUFFICIENT: "#9a6700"}
     fig, ax = plt.subplots(figsize=(6.4, 0.9 + 0.26 * len(c.slices)), dpi=80)
     for y, s in enumerate(c.slices):
-        if s.thin: ax.text(0, y, "too few to judge", va="center", ha="center", fontsize=7, color=colour[s.verdict]); continue
+        if s.thin:
+            ax.text(0, y, "too few to judge", va="center", ha="center", fontsize=7, color=colour[s.verdict])
+            continue
         ax.plot([s.change.low, s.change.high], [y, y], color=colour[s.verdict], lw=3)
         ax.plot(s.change.value, y, "o", color=colour[s.verdict], ms=5)
         ax.plot([-s.allowed] * 2, [y - 0.4, y + 0.4], color="black", lw=1)
     ax.axvline(0, color=".7", lw=0.8, zorder=0)
     ax.set_yticks(range(len(c.slices)), [f"{s.what} ({s.objects})" for s in c.slices], fontsize=7)
-    ax.invert_yaxis(); ax.set(xlabel="AP of the new model − AP of the old one (black: what may be lost)", title=c.verdict.value); fig.tight_layout()
+    ax.invert_yaxis()
+    ax.set(xlabel="AP of the new model − AP of the old one (black: what may be lost)", title=c.verdict.value)
+    fig.tight_layout()
     return fig
 
 # %% ../../nbs/08_training/02_gate.ipynb #60305189
-def _adapted(model: Model, items: Sequence[LabelledImage], columns: Any, objective: str, per_class: bool, told: dict[str, Any]) -> Model:
-    "The model with thresholds and calibration of the validation pictures, where those allow it; `told` is filled with what was done."
+def _adapted(
+    model: Model,
+    items: Sequence[LabelledImage],
+    columns: Any,
+    objective: str,
+    per_class: bool,
+    told: dict[str, Any],
+) -> Model:
+    """The model with thresholds and calibration of the validation pictures, where those allow it; `told` is
+    filled with what was done."""
     labels = sum(len(i.truth((1, 1))) for i in items)
     if labels < FEWEST_OBJECTS:
-        told["thresholds"] = told["calibration"] = {"kept": f"{labels} labelled objects are too few, at least {FEWEST_OBJECTS} are needed"}
+        told["thresholds"] = told["calibration"] = {
+            "kept": f"{labels} labelled objects are too few, at least {FEWEST_OBJECTS} are needed"
+        }
         return model
     found = tune_model(model, items, TuningSettings(objective, per_class))
-    told["thresholds"] = {**found.summary(), "conf": found.spec.conf, "iou": found.spec.iou, "class_conf": found.spec.class_conf, "notes": found.notes}
+    told["thresholds"] = {
+        **found.summary(),
+        "conf": found.spec.conf,
+        "iou": found.spec.iou,
+        "class_conf": found.spec.class_conf,
+        "notes": found.notes,
+    }
     if found.reachable:
         manifest = replace(model.manifest, postprocess=found.spec)
         model = replace(model, manifest=manifest, postprocess=make_postprocessor(manifest))
-    try: c: CalibrationReport = calibrate(predict_set(model.with_calibration(None), items, columns=columns))
-    except DataError as e: told["calibration"] = {"accepted": False, "reason": e.what}; return model
+    try:
+        c: CalibrationReport = calibrate(predict_set(model.with_calibration(None), items, columns=columns))
+    except DataError as e:
+        told["calibration"] = {"accepted": False, "reason": e.what}
+        return model
     told["calibration"] = {"accepted": c.accepted, "reason": c.reason, "before": c.before, "after": c.after}
     return model.with_calibration(c.calibrator)
 
 # %% ../../nbs/08_training/02_gate.ipynb #40583a55
 def _opened(model: str | Path | Model, folder: Path, threads: int) -> Model:
     "A model; a checkpoint is exported first."
-    if isinstance(model, Model) or Path(model).suffix.lower() != ".pt": return model if isinstance(model, Model) else load_model(model, threads=threads)
+    if isinstance(model, Model) or Path(model).suffix.lower() != ".pt":
+        return model if isinstance(model, Model) else load_model(model, threads=threads)
     made = export_pt(model, folder)
     return load_model(move_file(made, made.with_name(f"{Path(model).stem}.onnx")), threads=threads)
 
@@ -221,7 +328,12 @@ def _opened(model: str | Path | Model, folder: Path, threads: int) -> Model:
 def _about(model: Model) -> dict[str, Any]:
     "What identifies a model."
     m = model.manifest
-    return {"name": m.name, "version": m.version, "sha256": m.sha256 or (file_sha256(model.path) if model.path and Path(model.path).is_file() else ""), "classes": list(m.names)}
+    return {
+        "name": m.name,
+        "version": m.version,
+        "sha256": m.sha256 or (file_sha256(model.path) if model.path and Path(model.path).is_file() else ""),
+        "classes": list(m.names),
+    }
 
 
 def _next(version: str) -> str:
@@ -232,8 +344,13 @@ def _next(version: str) -> str:
 
 def _rates(model: Model, s: EvalSet) -> dict[str, float]:
     "Precision and recall at the thresholds in use."
-    hits, false, missed = picture_counts(s, match_set(s), model.postprocess.rules.floor.clip(max=1.0)).sum(axis=0).tolist()
-    return {"precision": round(hits / max(hits + false, 1), 4), "recall": round(hits / max(hits + missed, 1), 4)}
+    hits, false, missed = (
+        picture_counts(s, match_set(s), model.postprocess.rules.floor.clip(max=1.0)).sum(axis=0).tolist()
+    )
+    return {
+        "precision": round(hits / max(hits + false, 1), 4),
+        "recall": round(hits / max(hits + missed, 1), 4),
+    }
 
 
 def _copied(model: Model, folder: Path, given: Any) -> None:
@@ -246,6 +363,11 @@ def _copied(model: Model, folder: Path, given: Any) -> None:
     if not isinstance(given, Model) and Path(given).suffix.lower() == ".pt":
         copy_over(given, folder / Path(given).name)
 
+
+def _plain(value: Any) -> Any:
+    "What JSON does not know by itself."
+    return value.item() if hasattr(value, "item") else str(value)
+
 # %% ../../nbs/08_training/02_gate.ipynb #fc4ee721
 @dataclass(frozen=True)
 class Candidate:
@@ -253,26 +375,31 @@ class Candidate:
 
     folder: Path
     comparison: Comparison
-    book: dict[str, Any]               # gate.json
-    manifest: ModelManifest | None     # None: nothing but gate.json was written
+    book: dict[str, Any]  # gate.json
+    manifest: ModelManifest | None  # None: nothing but gate.json was written
 
     @property
-    def verdict(self) -> Verdict: return self.comparison.verdict
+    def verdict(self) -> Verdict:
+        return self.comparison.verdict
 
 
 def _pictures(data: Any, side: str | None) -> tuple[list[LabelledImage], dict[str, Any]]:
     "Labelled pictures and what is known about them: of a version, a dataset, or a list."
-    if not isinstance(data, (str, Path)): return list(data), {}
-    if not (Path(data) / "version.json").exists(): return read_dataset(data), {"dataset": Path(data).name}
+    if not isinstance(data, (str, Path)):
+        return list(data), {}
+    if not (Path(data) / "version.json").exists():
+        return read_dataset(data), {"dataset": Path(data).name}
     v = read_version(data)
     items = v.items(side)
-    if not items: raise DataError(f"the version has no side '{side}'", data, f"it has {', '.join(v.counts)}")
+    if not items:
+        raise DataError(f"the version has no side '{side}'", data, f"it has {', '.join(v.counts)}")
     return items, {"dataset": f"{v.name} {v.number}", "digest": v.digest}
 
 
 def _sequences(data: Any) -> dict[str, dict[str, Any]] | None:
     "Column `sequence` of a version's pictures."
-    if not isinstance(data, (str, Path)) or not (Path(data) / "version.json").exists(): return None
+    if not isinstance(data, (str, Path)) or not (Path(data) / "version.json").exists():
+        return None
     v = read_version(data)
     return {"sequence": {str(v.path / k): r["sequence"] or k for k, r in v.pictures.items()}}
 
@@ -280,22 +407,42 @@ def _sequences(data: Any) -> dict[str, dict[str, Any]] | None:
 def _staged(new: Any) -> Path | None:
     "The pictures that a training left beside its model: new ones and replayed ones."
     path = new.path if isinstance(new, Model) else new
-    if not path: return None
+    if not path:
+        return None
     for folder in (Path(path), *Path(path).parents[:3]):
-        if (folder / "run.json").is_file() and (folder / "data" / "data.yaml").is_file(): return folder / "data"
+        if (folder / "run.json").is_file() and (folder / "data" / "data.yaml").is_file():
+            return folder / "data"
     return None
 
 
-def _test_pictures(frozen: Any, train: Any, staged: Path | None) -> tuple[list[LabelledImage], dict[str, Any], Any, str]:
-    "The test set, verified and free of training pictures; what is known of it, its manifest, and where leaks were looked for."
-    seen = [*([] if train is None else _pictures(train, None)[0]), *([] if staged is None else read_dataset(staged))]
-    told = "not looked for: nobody said what was trained on, and no pictures of a training lie beside the model" if train is None and staged is None else \
-        f"none among the {len(seen)} pictures {' and '.join([*(['that were given'] if train is not None else []), *(['in the run of the new model'] if staged is not None else [])])}"
+def _test_pictures(
+    frozen: Any, train: Any, staged: Path | None
+) -> tuple[list[LabelledImage], dict[str, Any], Any, str]:
+    """The test set, verified and free of training pictures; what is known of it, its manifest, and where
+    leaks were looked for."""
+    seen = [
+        *([] if train is None else _pictures(train, None)[0]),
+        *([] if staged is None else read_dataset(staged)),
+    ]
+    places = {"that were given": train, "in the run of the new model": staged}
+    known = " and ".join(text for text, place in places.items() if place is not None)
+    told = (
+        f"none among the {len(seen)} pictures {known}"
+        if known
+        else "not looked for: nobody said what was trained on, and no pictures of a training lie beside the "
+        "model"
+    )
     if isinstance(frozen, (str, Path)):
         book = read_frozen(frozen)
-        return check_test_set(frozen, seen or None), {"manifest": Path(frozen).name, "digest": book.digest}, book, told
+        return (
+            check_test_set(frozen, seen or None),
+            {"manifest": Path(frozen).name, "digest": book.digest},
+            book,
+            told,
+        )
     items = list(frozen)
-    if seen: check_leak(seen, items)
+    if seen:
+        check_leak(seen, items)
     return items, {}, items, told
 
 # %% ../../nbs/08_training/02_gate.ipynb #25965767
@@ -305,7 +452,7 @@ class GateData:
 
     frozen: str | Path | Iterable[LabelledImage]  # manifest of the test set, or its pictures
     train: Any = None  # dataset version or folder: for the leak check and the record
-    val: Any = None    # dataset version or folder: for thresholds and calibration
+    val: Any = None  # dataset version or folder: for thresholds and calibration
     columns: Mapping[str, Mapping[str, Any]] | None = None  # slice column → picture → value
 
 
@@ -314,12 +461,12 @@ class CandidateSettings:
     "How a candidate is judged and called; ConfigError names every setting that is wrong."
 
     gate: GateSettings = field(default_factory=GateSettings)
-    objective: str = "f1"       # of the thresholds, as in parse_objective
-    per_class: bool = False     # a confidence threshold for each class
-    name: str | None = None     # of the candidate; None: the old model's
+    objective: str = "f1"  # of the thresholds, as in parse_objective
+    per_class: bool = False  # a confidence threshold for each class
+    name: str | None = None  # of the candidate; None: the old model's
     version: str | None = None  # of the candidate; None: one more than the old model's
-    by: str = ""                # who asks
-    threads: int = 0            # inside the model call, from 0
+    by: str = ""  # who asks
+    threads: int = 0  # inside the model call, from 0
 
     def __post_init__(self):
         rules = [
@@ -331,10 +478,11 @@ class CandidateSettings:
 
 # %% ../../nbs/08_training/02_gate.ipynb #f75286ab
 def make_candidate(
-    new: str | Path | Model, old: str | Path | Model,  # .pt, .onnx, model folder, bundled name, open model
-    data: GateData,                                    # the test set, and what else is known
-    out: str | Path,                                   # new folder; gate.json of an earlier try may be there
-    settings: CandidateSettings | None = None,         # None: the defaults
+    new: str | Path | Model,
+    old: str | Path | Model,  # .pt, .onnx, model folder, bundled name, open model
+    data: GateData,  # the test set, and what else is known
+    out: str | Path,  # new folder; gate.json of an earlier try may be there
+    settings: CandidateSettings | None = None,  # None: the defaults
     *,
     now: Callable[[], datetime] = utc_now,
     progress: Callable[[str], None] = lambda text: None,
@@ -342,7 +490,8 @@ def make_candidate(
     "Compare, and write the candidate when it passes."
     out, use, train, val = Path(out), settings or CandidateSettings(), data.train, data.val
     again = out.is_dir() and {p.name for p in out.iterdir()} == {"gate.json"}
-    if not again: Staging(out)  # refuses a folder that is there before any work is done
+    if not again:
+        Staging(out)  # refuses a folder that is there before any work is done
     with tempfile.TemporaryDirectory() as scratch:
         a, b = (_opened(m, Path(scratch) / who, use.threads) for m, who in ((new, "new"), (old, "old")))
         items, about, book, leaks = _test_pictures(data.frozen, train, _staged(new))
@@ -352,46 +501,77 @@ def make_candidate(
             progress(f"{who} on {len(items)} pictures of the test set")
             sets.append(predict_set(model.with_calibration(None), items, columns=data.columns))
         c = compare(*sets, use.gate, progress=progress)
-        told = {"stamp": stamp(a.identity, data_hash(sets[0])), **c.to_dict(), "reasons": c.reasons(), "new": _about(a), "old": _about(b), "test set": {**about, "pictures": len(items), "data": data_hash(sets[0])}, "leaks": leaks,
-                "settings": asdict(use.gate), "made_at": now().isoformat(timespec="seconds"), "made_by": use.by, "versions": versions()}
+        told = {
+            "stamp": stamp(a.identity, data_hash(sets[0])),
+            **c.to_dict(),
+            "reasons": c.reasons(),
+            "new": _about(a),
+            "old": _about(b),
+            "test set": {**about, "pictures": len(items), "data": data_hash(sets[0])},
+            "leaks": leaks,
+            "settings": asdict(use.gate),
+            "made_at": now().isoformat(timespec="seconds"),
+            "made_by": use.by,
+            "versions": versions(),
+        }
         if c.verdict is Verdict.PASS and val is not None:
             progress("thresholds and calibration on the validation pictures")
             chosen, source = _pictures(val, "val")
             check_leak(chosen, book, where=val if isinstance(val, (str, Path)) else "val")
             told["validation"] = {**source, "pictures": len(chosen)}
             a = _adapted(a, chosen, _sequences(val), use.objective, use.per_class, told)
-        if c.verdict is Verdict.PASS: told["at the thresholds in use"] = {"new": _rates(a, sets[0]), "old": _rates(b, sets[1])}
-        if train is not None: told["training data"] = _pictures(train, None)[1]
+        if c.verdict is Verdict.PASS:
+            told["at the thresholds in use"] = {"new": _rates(a, sets[0]), "old": _rates(b, sets[1])}
+        if train is not None:
+            told["training data"] = _pictures(train, None)[1]
         return _written(c, told, a, new, b, out, use, again)
 
 # %% ../../nbs/08_training/02_gate.ipynb #cf2213eb
 def _written(
     c: Comparison,
     told: dict[str, Any],
-    a: Model,     # the new one
-    given: Any,   # what it was opened from
-    b: Model,     # the old one
+    a: Model,  # the new one
+    given: Any,  # what it was opened from
+    b: Model,  # the old one
     out: Path,
     use: CandidateSettings,
     again: bool,  # whether gate.json of an earlier try is replaced
 ) -> Candidate:
     "The folder, whole."
     manifest = None
-    if again: (out / "gate.json").unlink(), out.rmdir()
+    if again:
+        (out / "gate.json").unlink(), out.rmdir()
     with Staging(out) as folder:
         if c.verdict is Verdict.PASS:
             whole = c.slices[0]
-            gate = {"verdict": c.verdict.value, "change": whole.change.value, "low": whole.change.low, "high": whole.change.high, "test set": told["test set"], "leaks": told["leaks"]}
+            gate = {
+                "verdict": c.verdict.value,
+                "change": whole.change.value,
+                "low": whole.change.low,
+                "high": whole.change.high,
+                "test set": told["test set"],
+                "leaks": told["leaks"],
+            }
             metrics = {**a.manifest.metrics, "AP": round(whole.new, 4), "gate": gate}
-            training = {**a.manifest.training, "parent": _about(b), **({"data": told["training data"]} if "training data" in told else {})}
+            training = {
+                **a.manifest.training,
+                "parent": _about(b),
+                **({"data": told["training data"]} if "training data" in told else {}),
+            }
             _copied(a, folder, given)
-            called = {"name": use.name or b.manifest.name, "version": use.version or _next(b.manifest.version)}
-            manifest = replace(a.manifest, **called, sha256="", metrics=json.loads(json.dumps(metrics, default=float)), training=training)
+            called = {
+                "name": use.name or b.manifest.name,
+                "version": use.version or _next(b.manifest.version),
+            }
+            manifest = replace(
+                a.manifest,
+                **called,
+                sha256="",
+                metrics=json.loads(json.dumps(metrics, default=float)),
+                training=training,
+            )
             save_manifest(manifest, folder)
-        write_whole(folder / "gate.json", json.dumps(told, indent=1, default=_plain, ensure_ascii=False) + "\n")
+        write_whole(
+            folder / "gate.json", json.dumps(told, indent=1, default=_plain, ensure_ascii=False) + "\n"
+        )
     return Candidate(out, c, told, manifest)
-
-
-def _plain(value: Any) -> Any:
-    "What JSON does not know by itself."
-    return value.item() if hasattr(value, "item") else str(value)

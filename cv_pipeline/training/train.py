@@ -26,66 +26,150 @@ import yaml
 from ..annotation.datasets import Frozen, check_leak, label_hash, read_frozen
 from ..annotation.inspection import labelled_set
 from ..annotation.versions import DatasetVersion, read_version, verify_version
-from ..core.files import Staging, append_lines, copy_file, copy_over, draft_folder, expecting, file_sha256, move_file, read_json, read_yaml, sweep_drafts, write_json, write_whole
+from cv_pipeline.core.files import (
+    Staging,
+    append_lines,
+    copy_file,
+    copy_over,
+    draft_folder,
+    expecting,
+    file_sha256,
+    move_file,
+    read_json,
+    read_yaml,
+    sweep_drafts,
+    write_json,
+    write_whole,
+)
 from ..core.formats import LabelledImage, read_dataset, to_yolo
 from ..core.images import read_image
-from ..core.types import BackendError, CVPipelineError, ConfigError, DataError, Detections, MissingExtraError, box_iou, check_rules, is_whole, merge_detections, utc_now
+from cv_pipeline.core.types import (
+    BackendError,
+    ConfigError,
+    CVPipelineError,
+    DataError,
+    Detections,
+    MissingExtraError,
+    box_iou,
+    check_rules,
+    is_whole,
+    merge_detections,
+    utc_now,
+)
 from ..evaluation.records import BoxTable, EvalSet, short_names
-from ..evaluation.summary import versions
-from ..inference.backends import Model
-from ..inference.engines import build_lock
-from ..inference.loading import load_model
-from ..inference.manifest import ModelManifest, PostprocessSpec, PreprocessSpec, load_manifest, save_manifest
-from ..optimization.optimize import export_pt
-from .augment import Augment, augment_settings, transforms
 
 # %% auto #0
 __all__ = ['quiet_ultralytics', 'yolov8_layout', 'warm_start', 'Sample', 'read_samples', 'Replay', 'all_names', 'Completed',
            'complete_labels', 'grey_out', 'Staged', 'stage', 'data_digest', 'Progress', 'write_card', 'read_card',
            'TrainRun', 'TrainSettings', 'train', 'out_of_sample']
 
+# %% ../../nbs/08_training/01_train.ipynb #decb900e
+from ..evaluation.summary import versions
+from ..inference.backends import Model
+from ..inference.engines import build_lock
+from ..inference.loading import load_model
+from cv_pipeline.inference.manifest import (
+    ModelManifest,
+    PostprocessSpec,
+    PreprocessSpec,
+    load_manifest,
+    save_manifest,
+)
+from ..optimization.optimize import export_pt
+from .augment import Augment, augment_settings, transforms
+
 # %% ../../nbs/08_training/01_train.ipynb #7dbcecb0
 @contextmanager
 def quiet_ultralytics() -> Any:
     "The package, offline and silent; MissingExtraError without it."
-    for key, value in (("YOLO_OFFLINE", "1"), ("YOLO_AUTOINSTALL", "false"), ("YOLO_VERBOSE", "false"), ("NO_ALBUMENTATIONS_UPDATE", "1")): os.environ.setdefault(key, value)
-    try: import ultralytics
-    except ImportError as e: raise MissingExtraError("ultralytics", "train") from e
+    for key, value in (
+        ("YOLO_OFFLINE", "1"),
+        ("YOLO_AUTOINSTALL", "false"),
+        ("YOLO_VERBOSE", "false"),
+        ("NO_ALBUMENTATIONS_UPDATE", "1"),
+    ):
+        os.environ.setdefault(key, value)
+    try:
+        import ultralytics
+    except ImportError as e:
+        raise MissingExtraError("ultralytics", "train") from e
     from ultralytics.utils import LOGGER
 
     level = LOGGER.level
     LOGGER.setLevel("ERROR")
-    try: yield ultralytics
-    finally: LOGGER.setLevel(level)
+    try:
+        yield ultralytics
+    finally:
+        LOGGER.setLevel(level)
 
 # %% ../../nbs/08_training/01_train.ipynb #29d770c1
-_BACKBONE = [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "Conv", [128, 3, 2]], [-1, 3, "C2f", [128, True]], [-1, 1, "Conv", [256, 3, 2]], [-1, 6, "C2f", [256, True]],
-             [-1, 1, "Conv", [512, 3, 2]], [-1, 6, "C2f", [512, True]], [-1, 1, "Conv", [1024, 3, 2]], [-1, 3, "C2f", [1024, True]], [-1, 1, "SPPF", [1024, 5]]]
-_HEAD = [[-1, 1, "nn.Upsample", [None, 2, "nearest"]], [[-1, 6], 1, "Concat", [1]], [-1, 3, "C2f", [512]], [-1, 1, "nn.Upsample", [None, 2, "nearest"]], [[-1, 4], 1, "Concat", [1]],
-         [-1, 3, "C2f", [256]], [-1, 1, "Conv", [256, 3, 2]], [[-1, 12], 1, "Concat", [1]], [-1, 3, "C2f", [512]], [-1, 1, "Conv", [512, 3, 2]], [[-1, 9], 1, "Concat", [1]], [-1, 3, "C2f", [1024]],
-         [[15, 18, 21], 1, "Detect", ["nc"]]]
+_BACKBONE = [
+    [-1, 1, "Conv", [64, 3, 2]],
+    [-1, 1, "Conv", [128, 3, 2]],
+    [-1, 3, "C2f", [128, True]],
+    [-1, 1, "Conv", [256, 3, 2]],
+    [-1, 6, "C2f", [256, True]],
+    [-1, 1, "Conv", [512, 3, 2]],
+    [-1, 6, "C2f", [512, True]],
+    [-1, 1, "Conv", [1024, 3, 2]],
+    [-1, 3, "C2f", [1024, True]],
+    [-1, 1, "SPPF", [1024, 5]],
+]
+_HEAD = [
+    [-1, 1, "nn.Upsample", [None, 2, "nearest"]],
+    [[-1, 6], 1, "Concat", [1]],
+    [-1, 3, "C2f", [512]],
+    [-1, 1, "nn.Upsample", [None, 2, "nearest"]],
+    [[-1, 4], 1, "Concat", [1]],
+    [-1, 3, "C2f", [256]],
+    [-1, 1, "Conv", [256, 3, 2]],
+    [[-1, 12], 1, "Concat", [1]],
+    [-1, 3, "C2f", [512]],
+    [-1, 1, "Conv", [512, 3, 2]],
+    [[-1, 9], 1, "Concat", [1]],
+    [-1, 3, "C2f", [1024]],
+    [[15, 18, 21], 1, "Detect", ["nc"]],
+]
 
 
 def yolov8_layout(
-    nc: int,              # classes
+    nc: int,  # classes
     width: float = 0.25,  # 0.25 is yolov8n; the bundled detector has 0.125
     depth: float = 0.33,
-    most: int = 1024,     # channels at most, before `width`
+    most: int = 1024,  # channels at most, before `width`
 ) -> dict[str, Any]:
     "A YOLOv8 of any width, as Ultralytics' yaml says it."
-    return {"nc": nc, "scale": "n", "scales": {"n": [depth, width, most]}, "backbone": _BACKBONE, "head": _HEAD}
+    return {
+        "nc": nc,
+        "scale": "n",
+        "scales": {"n": [depth, width, most]},
+        "backbone": _BACKBONE,
+        "head": _HEAD,
+    }
 
-
+# %% ../../nbs/08_training/01_train.ipynb #f5d0b1d5
 def _layout_of(weights: Mapping[str, np.ndarray], where: object) -> dict[str, Any]:
     "The layout that these weights belong to."
     try:
-        width, deep = len(weights["model.0.conv.weight"]) / 64, sum(f"model.4.m.{i}.cv1.conv.weight" in weights for i in range(12))
+        width, deep = (
+            len(weights["model.0.conv.weight"]) / 64,
+            sum(f"model.4.m.{i}.cv1.conv.weight" in weights for i in range(12)),
+        )
         most = len(weights["model.7.conv.weight"]) / width
-        return yolov8_layout(len(weights["model.22.cv3.0.2.bias"]), width, {2: 0.33, 4: 0.67}.get(deep, deep / 6), round(most))
-    except KeyError as e: raise BackendError(f"these are not the weights of a YOLOv8 detector: there is no {e}", where, "start from its .pt, or from a .yaml") from e
+        return yolov8_layout(
+            len(weights["model.22.cv3.0.2.bias"]), width, {2: 0.33, 4: 0.67}.get(deep, deep / 6), round(most)
+        )
+    except KeyError as e:
+        raise BackendError(
+            f"these are not the weights of a YOLOv8 detector: there is no {e}",
+            where,
+            "start from its .pt, or from a .yaml",
+        ) from e
 
 # %% ../../nbs/08_training/01_train.ipynb #0b6b87d9
-def _unfold(net: Any, weights: Mapping[str, np.ndarray], where: object) -> dict[str, Any]:  # module's name → convolution with its norm
+def _unfold(
+    net: Any, weights: Mapping[str, np.ndarray], where: object
+) -> dict[str, Any]:  # module's name → convolution with its norm
     "Folded weights into a net with norms that do nothing yet."
     import torch
     from ultralytics.nn.modules import Conv
@@ -93,57 +177,92 @@ def _unfold(net: Any, weights: Mapping[str, np.ndarray], where: object) -> dict[
     blocks = {n: m for n, m in net.named_modules() if isinstance(m, Conv) and hasattr(m, "bn")}
     fresh, left = net.state_dict(), dict(weights)
     for name, block in blocks.items():
-        if f"{name}.conv.bias" not in left: raise BackendError(f"the weights of {name} are not there, or not folded", where, "start from its .pt")
-        fresh[f"{name}.conv.weight"], fresh[f"{name}.bn.bias"] = (torch.from_numpy(left.pop(f"{name}.conv.{k}").copy()) for k in ("weight", "bias"))
-        fresh[f"{name}.bn.weight"], fresh[f"{name}.bn.running_mean"] = (torch.full_like(fresh[f"{name}.bn.bias"], v) for v in (1.0, 0.0))
+        if f"{name}.conv.bias" not in left:
+            raise BackendError(
+                f"the weights of {name} are not there, or not folded", where, "start from its .pt"
+            )
+        fresh[f"{name}.conv.weight"], fresh[f"{name}.bn.bias"] = (
+            torch.from_numpy(left.pop(f"{name}.conv.{k}").copy()) for k in ("weight", "bias")
+        )
+        fresh[f"{name}.bn.weight"], fresh[f"{name}.bn.running_mean"] = (
+            torch.full_like(fresh[f"{name}.bn.bias"], v) for v in (1.0, 0.0)
+        )
         fresh[f"{name}.bn.running_var"] = torch.full_like(fresh[f"{name}.bn.bias"], 1 - block.bn.eps)
-    for key in (k for k in left if k in fresh): fresh[key] = torch.from_numpy(left[key].copy())
-    try: net.load_state_dict(fresh)
-    except RuntimeError as e: raise BackendError(f"the weights do not fit a YOLOv8 detector: {str(e)[:200]}", where, "start from its .pt") from e
+    for key in (k for k in left if k in fresh):
+        fresh[key] = torch.from_numpy(left[key].copy())
+    try:
+        net.load_state_dict(fresh)
+    except RuntimeError as e:
+        raise BackendError(
+            f"the weights do not fit a YOLOv8 detector: {str(e)[:200]}", where, "start from its .pt"
+        ) from e
     return blocks
 
-
+# %% ../../nbs/08_training/01_train.ipynb #ed260968
 def _settle_norms(net: Any, blocks: Mapping[str, Any], batches: Iterable[Any]) -> None:
     "Give every norm the statistics of these pictures, without changing what the net computes."
     import torch
 
     sums = {n: [] for n in blocks}
-    hooks = [m.conv.register_forward_hook(lambda _, __, out, n=n: sums[n].append(torch.stack([out.mean((0, 2, 3)), (out**2).mean((0, 2, 3))]))) for n, m in blocks.items()]
+    hooks = [
+        m.conv.register_forward_hook(
+            lambda _, __, out, n=n: sums[n].append(
+                torch.stack([out.mean((0, 2, 3)), (out**2).mean((0, 2, 3))])
+            )
+        )
+        for n, m in blocks.items()
+    ]
     net.eval()
     with torch.no_grad():
-        for batch in batches: net(batch)
+        for batch in batches:
+            net(batch)
         for name, block in blocks.items():
             mean, square = torch.stack(sums[name]).mean(0)
             variance = (square - mean**2).clamp(min=0)
             block.bn.running_mean.copy_(mean), block.bn.running_var.copy_(variance)
             block.bn.weight.copy_((variance + block.bn.eps).sqrt()), block.bn.bias.add_(mean)
-    for hook in hooks: hook.remove()
+    for hook in hooks:
+        hook.remove()
 
 # %% ../../nbs/08_training/01_train.ipynb #8e672df8
 def warm_start(
-    model: str | Path = "factory_line",      # bundled name, model folder or .onnx file of a YOLOv8 detector
-    names: Sequence[str] | None = None,      # classes that the net shall have; None: those of the model
-    pictures: Sequence[np.ndarray] = (),     # (H, W, 3) uint8 BGR, some dozens of what it will be trained on
-) -> Any:                                    # ultralytics.nn.tasks.DetectionModel, ready to be trained
+    model: str | Path = "factory_line",  # bundled name, model folder or .onnx file of a YOLOv8 detector
+    names: Sequence[str] | None = None,  # classes that the net shall have; None: those of the model
+    pictures: Sequence[np.ndarray] = (),  # (H, W, 3) uint8 BGR, some dozens of what it will be trained on
+) -> Any:  # ultralytics.nn.tasks.DetectionModel, ready to be trained
     "A trainable net from an ONNX file."
-    if not len(pictures): raise DataError("no pictures to settle the batch norms on", "warm_start", "give some dozens of the training pictures")
+    if not len(pictures):
+        raise DataError(
+            "no pictures to settle the batch norms on",
+            "warm_start",
+            "give some dozens of the training pictures",
+        )
     manifest, path = load_manifest(model)
-    try: import onnx
-    except ImportError as e: raise MissingExtraError("onnx", "train") from e
+    try:
+        import onnx
+    except ImportError as e:
+        raise MissingExtraError("onnx", "train") from e
     with quiet_ultralytics():
         import torch
         from ultralytics.nn.tasks import DetectionModel
 
-        if Path(path).suffix != ".onnx": raise BackendError("training starts from an ONNX file, a .pt or a .yaml", path)
+        if Path(path).suffix != ".onnx":
+            raise BackendError("training starts from an ONNX file, a .pt or a .yaml", path)
         weights = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(str(path)).graph.initializer}
         layout, opened = _layout_of(weights, path), load_model(model, threads=1)
         old = DetectionModel(layout, ch=3, verbose=False)
-        batches = [opened.preprocess.batch(list(pictures[i:i + 16]))[0] for i in range(0, min(len(pictures), 128), 16)]
+        batches = [
+            opened.preprocess.batch(list(pictures[i : i + 16]))[0]
+            for i in range(0, min(len(pictures), 128), 16)
+        ]
         opened.close()
-        _settle_norms(old, _unfold(old, weights, path), (torch.from_numpy(np.ascontiguousarray(b)) for b in batches))
+        _settle_norms(
+            old, _unfold(old, weights, path), (torch.from_numpy(np.ascontiguousarray(b)) for b in batches)
+        )
         old.names, old.nc = dict(enumerate(manifest.names)), len(manifest.names)
         wanted = tuple(names or manifest.names)
-        if wanted == manifest.names: return old
+        if wanted == manifest.names:
+            return old
         new = DetectionModel({**layout, "nc": len(wanted)}, ch=3, verbose=False)
         new.names, new.nc = dict(enumerate(wanted)), len(wanted)
         new.load(old, verbose=False)
@@ -155,9 +274,9 @@ class Sample:
     "A picture for training, with which classes its labels are complete for."
 
     item: LabelledImage
-    side: str                # train or val
-    asked: tuple[str, ...]   # classes that were looked for
-    origin: str = "new"      # or "old": replayed
+    side: str  # train or val
+    asked: tuple[str, ...]  # classes that were looked for
+    origin: str = "new"  # or "old": replayed
 
 
 def _folder_of(data: str | Path) -> Path:
@@ -165,19 +284,42 @@ def _folder_of(data: str | Path) -> Path:
     return Path(data).parent if Path(data).suffix in (".yaml", ".yml") else Path(data)
 
 
-def _sheet_of(data: str | Path) -> tuple[Path, tuple[str, ...], dict[str, list[Path]]]:  # root of the pictures, class names, side → folders
+def _sheet_of(
+    data: str | Path,
+) -> tuple[Path, tuple[str, ...], dict[str, list[Path]]]:  # root of the pictures, class names, side → folders
     "What a data.yaml says; a `path` in it that is not there any more is the folder that it lies in."
     data, folder = Path(data), _folder_of(data)
-    if not data.exists(): raise DataError("no such dataset", data, "give a dataset version, a YOLO folder, or its data.yaml")
-    if data.is_file() and data == folder: raise DataError("not a folder and not a data.yaml", data, "cv-pipeline merge makes a version of a COCO file")
-    sheets = [data] if data.is_file() else sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")], key=lambda p: (p.name != "data.yaml", p.name))
+    if not data.exists():
+        raise DataError("no such dataset", data, "give a dataset version, a YOLO folder, or its data.yaml")
+    if data.is_file() and data == folder:
+        raise DataError(
+            "not a folder and not a data.yaml", data, "cv-pipeline merge makes a version of a COCO file"
+        )
+    sheets = (
+        [data]
+        if data.is_file()
+        else sorted(
+            [*folder.glob("*.yaml"), *folder.glob("*.yml")], key=lambda p: (p.name != "data.yaml", p.name)
+        )
+    )
     with expecting("not a data.yaml", sheets[0] if sheets else folder):
         book = read_yaml(sheets[0]) if sheets else {}
     root, names = folder / str(book.get("path") or ""), book.get("names") or ()
     root = root if root.is_dir() else folder
-    given = {s: book.get(s) or (book.get("validation") if s == "val" else None) or f"images/{s}" for s in ("train", "val")}
-    place = lambda p: (root / p).resolve() if (root / p).exists() or not str(p).startswith("../") else (root / str(p)[3:]).resolve()
-    return root, tuple(map(str, (names[k] for k in sorted(names)) if isinstance(names, dict) else names)), {s: [place(p) for p in (v if isinstance(v, list) else [v])] for s, v in given.items()}
+    given = {
+        s: book.get(s) or (book.get("validation") if s == "val" else None) or f"images/{s}"
+        for s in ("train", "val")
+    }
+    place = lambda p: (
+        (root / p).resolve()
+        if (root / p).exists() or not str(p).startswith("../")
+        else (root / str(p)[3:]).resolve()
+    )
+    return (
+        root,
+        tuple(map(str, (names[k] for k in sorted(names)) if isinstance(names, dict) else names)),
+        {s: [place(p) for p in (v if isinstance(v, list) else [v])] for s, v in given.items()},
+    )
 
 
 def _version_of(data: str | Path) -> DatasetVersion | None:
@@ -186,24 +328,51 @@ def _version_of(data: str | Path) -> DatasetVersion | None:
 
 # %% ../../nbs/08_training/01_train.ipynb #2f519f94
 def read_samples(
-    data: str | Path,                          # version, YOLO folder or data.yaml
+    data: str | Path,  # version, YOLO folder or data.yaml
     origin: str = "new",
-    asked: Sequence[str] | None = None,        # classes that are labelled; None: as the version says, else all names of the data.yaml
-) -> tuple[tuple[str, ...], list[Sample]]:     # class names, pictures of the sides train and val
-    "Pictures for training; DataError when there are none, when some are gone, or when labels have unknown classes."
+    asked: Sequence[str]
+    | None = None,  # classes that are labelled; None: as the version says, else all names of the data.yaml
+) -> tuple[tuple[str, ...], list[Sample]]:  # class names, pictures of the sides train and val
+    """Pictures for training; DataError when there are none, when some are gone, or when labels have unknown
+    classes."""
     root, names, sides = _sheet_of(data)
     known, items = verify_version(_folder_of(data)) if _version_of(data) else None, read_dataset(root)
-    if names: items = [replace(i, names=names) for i in items if i.category_ids is None]
-    if not items or not items[0].names: raise DataError("the dataset has no class names, or is no YOLO folder", data, "write names into data.yaml; cv-pipeline merge makes a version of any form")
-    told = {} if known is None else {(root / k).resolve(): known.asked[r["asked"]] for k, r in known.pictures.items()}
+    if names:
+        items = [replace(i, names=names) for i in items if i.category_ids is None]
+    if not items or not items[0].names:
+        raise DataError(
+            "the dataset has no class names, or is no YOLO folder",
+            data,
+            "write names into data.yaml; cv-pipeline merge makes a version of any form",
+        )
+    told = (
+        {}
+        if known is None
+        else {(root / k).resolve(): known.asked[r["asked"]] for k, r in known.pictures.items()}
+    )
     found = []
     for item in items:
         place = item.path.resolve()
         side = next((s for s, folders in sides.items() if any(f in place.parents for f in folders)), None)
-        if side: found.append(Sample(item, side, tuple(asked) if asked is not None else tuple(told.get(place, item.names)), origin))
-    for s in found: s.item.truth((1, 1))  # malformed rows and unknown classes are errors here, not after an hour
+        if side:
+            found.append(
+                Sample(
+                    item,
+                    side,
+                    tuple(asked) if asked is not None else tuple(told.get(place, item.names)),
+                    origin,
+                )
+            )
+    for s in found:
+        s.item.truth((1, 1))  # malformed rows and unknown classes are errors here, not after an hour
     empty = [s for s in ("train", "val") if not any(x.side == s for x in found)]
-    if empty: raise DataError(f"no pictures for {' and '.join(empty)}", data, f"looked in {', '.join(str(p) for s in empty for p in sides[s])}; cv-pipeline data split divides a dataset")
+    if empty:
+        raise DataError(
+            f"no pictures for {' and '.join(empty)}",
+            data,
+            f"looked in {', '.join(str(p) for s in empty for p in sides[s])}; cv-pipeline data split divides "
+            "a dataset",
+        )
     return items[0].names, found
 
 # %% ../../nbs/08_training/01_train.ipynb #ab03a6fa
@@ -211,24 +380,42 @@ def read_samples(
 class Replay:
     "Old data that is trained on again, and who labels in each picture what people were not asked about."
 
-    data: str | Path | None = None             # an old dataset; None: only complete what the new one lacks
-    teacher: str | Path | None = None          # model that knows the new classes; None: where needed, one is trained first on the pictures that are labelled for them
-    keeper: str | Path | None = None           # model that knows the old classes; None: the one that training starts from
-    share: float | None = 1.0                  # old pictures for each new one; None: all
-    labelled: tuple[str, ...] | None = None    # classes that people labelled in the new data; None: as the data says
-    sure: float = 0.5                          # confidence from which a box becomes a label
-    unsure: float = 0.15                       # below: nothing is there; between the two: in doubt
-    doubt: str = "region"                      # "region": painted grey; "picture": the picture is left out
+    data: str | Path | None = None  # an old dataset; None: only complete what the new one lacks
+    teacher: str | Path | None = (
+        # model that knows the new classes; None: where needed, one is trained first on the pictures that are
+        # labelled for them
+        None
+    )
+    keeper: str | Path | None = (
+        None  # model that knows the old classes; None: the one that training starts from
+    )
+    share: float | None = 1.0  # old pictures for each new one; None: all
+    labelled: tuple[str, ...] | None = (
+        None  # classes that people labelled in the new data; None: as the data says
+    )
+    sure: float = 0.5  # confidence from which a box becomes a label
+    unsure: float = 0.15  # below: nothing is there; between the two: in doubt
+    doubt: str = "region"  # "region": painted grey; "picture": the picture is left out
 
     def __post_init__(self):
-        if self.labelled is not None: object.__setattr__(self, "labelled", tuple(self.labelled))
-        rules = [(0 < self.unsure <= self.sure <= 1, f"unsure: {self.unsure} and sure: {self.sure} must rise within 0..1"), (self.share is None or self.share > 0, f"share: {self.share} is not above 0"),
-                 (self.doubt in ("region", "picture"), f"doubt: {self.doubt!r} is not 'region' or 'picture'")]
+        if self.labelled is not None:
+            object.__setattr__(self, "labelled", tuple(self.labelled))
+        rules = [
+            (
+                0 < self.unsure <= self.sure <= 1,
+                f"unsure: {self.unsure} and sure: {self.sure} must rise within 0..1",
+            ),
+            (self.share is None or self.share > 0, f"share: {self.share} is not above 0"),
+            (self.doubt in ("region", "picture"), f"doubt: {self.doubt!r} is not 'region' or 'picture'"),
+        ]
         check_rules("settings of the replay", self, rules)
 
     def to_dict(self) -> dict[str, Any]:
         "What a run card holds."
-        return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {
+            k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
+            for k, v in asdict(self).items()
+        }
 
 
 def all_names(
@@ -242,34 +429,52 @@ def all_names(
 class Completed:
     "What is trained on in one picture."
 
-    boxes: Detections           # labels, then what a model added; class ids of the new list
-    added: int                  # boxes by the model, the last ones
-    doubtful: np.ndarray        # (k, 4) pixels
+    boxes: Detections  # labels, then what a model added; class ids of the new list
+    added: int  # boxes by the model, the last ones
+    doubtful: np.ndarray  # (k, 4) pixels
 
 
 def complete_labels(
-    labels: Detections,            # by people
-    found: Detections,             # by a model, from `unsure` on; class ids of the same list
-    missing: Sequence[int],        # classes that people were not asked about
-    sure: float, iou: float = 0.5,
+    labels: Detections,  # by people
+    found: Detections,  # by a model, from `unsure` on; class ids of the same list
+    missing: Sequence[int],  # classes that people were not asked about
+    sure: float,
+    iou: float = 0.5,
 ) -> Completed:
     "People's labels, with what a model is sure of among the classes that they were not asked about."
     found = found[np.isin(found.class_id, list(missing))]
     free = (box_iou(found.xyxy, labels.xyxy) < iou).all(axis=1) if len(labels) else np.ones(len(found), bool)
     firm = free & (found.confidence >= sure)
-    near = (box_iou(found.xyxy, found.xyxy[firm]) >= iou).any(axis=1) if firm.any() else np.zeros(len(found), bool)
+    near = (
+        (box_iou(found.xyxy, found.xyxy[firm]) >= iou).any(axis=1)
+        if firm.any()
+        else np.zeros(len(found), bool)
+    )
     plain = lambda d: Detections(d.xyxy, None, d.class_id)
-    return Completed(merge_detections([plain(labels), plain(found[firm])]), int(firm.sum()), found.xyxy[free & ~firm & ~near])
+    return Completed(
+        merge_detections([plain(labels), plain(found[firm])]),
+        int(firm.sum()),
+        found.xyxy[free & ~firm & ~near],
+    )
 
 
-def grey_out(image: np.ndarray, boxes: Detections, places: np.ndarray, most: float = 0.4) -> tuple[np.ndarray, Detections]:
-    "Doubtful places painted as the letterbox's border is; labels of which more than `most` is gone go with them."
+def grey_out(
+    image: np.ndarray, boxes: Detections, places: np.ndarray, most: float = 0.4
+) -> tuple[np.ndarray, Detections]:
+    """Doubtful places painted as the letterbox's border is; labels of which more than `most` is gone go with
+    them."""
     image, hidden = image.copy(), np.zeros(image.shape[:2], np.uint8)
     for x1, y1, x2, y2 in np.clip(np.round(places), 0, [*image.shape[1::-1]] * 2).astype(int):
         image[y1:y2, x1:x2], hidden[y1:y2, x1:x2] = 114, 1
-    x1, y1, x2, y2 = np.clip(boxes.xyxy.round(), 0, [*image.shape[1::-1]] * 2).astype(int).T if len(boxes) else np.zeros((4, 0), int)
+    x1, y1, x2, y2 = (
+        np.clip(boxes.xyxy.round(), 0, [*image.shape[1::-1]] * 2).astype(int).T
+        if len(boxes)
+        else np.zeros((4, 0), int)
+    )
     table = cv2.integral(hidden)
-    gone = (table[y2, x2] - table[y1, x2] - table[y2, x1] + table[y1, x1]) / np.maximum((x2 - x1) * (y2 - y1), 1)
+    gone = (table[y2, x2] - table[y1, x2] - table[y2, x1] + table[y1, x1]) / np.maximum(
+        (x2 - x1) * (y2 - y1), 1
+    )
     return image, boxes[gone <= most]
 
 # %% ../../nbs/08_training/01_train.ipynb #8cbca09b
@@ -278,16 +483,23 @@ class Staged:
     "What was put into the run's folder."
 
     names: tuple[str, ...]
-    rows: list[dict[str, Any]] = field(default_factory=list)  # a row a picture: picture, side, origin, from, asked, labels, added, doubtful, left_out
-    used: set[tuple[str, str]] = field(default_factory=set)   # side and name, in small letters
+    rows: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # a row a picture: picture, side, origin, from, asked, labels, added, doubtful, left_out
+    used: set[tuple[str, str]] = field(default_factory=set)  # side and name, in small letters
 
     def summary(self) -> dict[str, Any]:
         "Counts for the run card."
         kept = [r for r in self.rows if not r["left_out"]]
         counts = Counter((r["side"], r["origin"]) for r in kept)
         added = Counter(n for r in kept for n in r["added"])
-        return {"pictures": {f"{side} {origin}": n for (side, origin), n in sorted(counts.items())}, "labels by people": sum(r["labels"] for r in kept), "labels by a model": dict(sorted(added.items())),
-                "places painted grey": sum(r["doubtful"] for r in kept), "pictures left out": sum(r["left_out"] for r in self.rows)}
+        return {
+            "pictures": {f"{side} {origin}": n for (side, origin), n in sorted(counts.items())},
+            "labels by people": sum(r["labels"] for r in kept),
+            "labels by a model": dict(sorted(added.items())),
+            "places painted grey": sum(r["doubtful"] for r in kept),
+            "pictures left out": sum(r["left_out"] for r in self.rows),
+        }
 
 
 def _labels_in(s: Sample, names: Sequence[str], size: tuple[int, int]) -> Detections:
@@ -301,7 +513,8 @@ def _free_name(made: Staged, s: Sample, short: str, grey: bool) -> str:
     "A file name that no other picture has, nor its label; what was painted on is PNG."
     name, k = Path(f"{s.origin}-{short.replace('/', '_')}"), len(made.rows)
     stem = name.stem
-    while (s.side, stem.lower()) in made.used: stem, k = f"{name.stem}-{k}", k + 1
+    while (s.side, stem.lower()) in made.used:
+        stem, k = f"{name.stem}-{k}", k + 1
     made.used.add((s.side, stem.lower()))
     return stem + (".png" if grey else name.suffix)
 
@@ -310,7 +523,10 @@ def _found_by(models: Sequence[Model], image: np.ndarray, names: Sequence[str], 
     "What models find among these names; a class is left to the first model that knows it."
     number, made, taken = {n: i for i, n in enumerate(names)}, [Detections.empty()], set()
     for model in models:
-        d, known = model.with_postprocess(conf=unsure, accept_conf=0.0).predict([image])[0], model.manifest.names
+        d, known = (
+            model.with_postprocess(conf=unsure, accept_conf=0.0).predict([image])[0],
+            model.manifest.names,
+        )
         d = d[[known[c] in number and known[c] not in taken for c in d.class_id.tolist()]]
         made.append(Detections(d.xyxy, d.confidence, [number[known[c]] for c in d.class_id.tolist()]))
         taken |= set(known)
@@ -319,9 +535,11 @@ def _found_by(models: Sequence[Model], image: np.ndarray, names: Sequence[str], 
 # %% ../../nbs/08_training/01_train.ipynb #01eca88a
 def stage(
     samples: Sequence[Sample],
-    names: Sequence[str],            # of all classes
-    folder: str | Path,              # new
-    models: Sequence[Model] = (),    # who labels what people were not asked about; none: nobody does, and it counts as background
+    names: Sequence[str],  # of all classes
+    folder: str | Path,  # new
+    models: Sequence[
+        Model
+    ] = (),  # who labels what people were not asked about; none: nobody does, and it counts as background
     replay: Replay | None = None,
 ) -> Staged:
     "images/, labels/, data.yaml and sources.jsonl, all or nothing."
@@ -332,8 +550,10 @@ def stage(
         _finish_stage(made, part, folder)
     return made
 
-
-def _stage_one(made: Staged, s: Sample, short: str, part: Path, models: Sequence[Model], rule: Replay) -> None:
+# %% ../../nbs/08_training/01_train.ipynb #83197dc8
+def _stage_one(
+    made: Staged, s: Sample, short: str, part: Path, models: Sequence[Model], rule: Replay
+) -> None:
     "One picture with its completed labels, and its row."
     image, names = read_image(s.item.path), made.names
     size = (image.shape[1], image.shape[0])
@@ -344,8 +564,22 @@ def _stage_one(made: Staged, s: Sample, short: str, part: Path, models: Sequence
     left_out, boxes = rule.doubt == "picture" and len(done.doubtful) > 0, done.boxes
     name = _free_name(made, s, short, grey=len(done.doubtful) > 0)
     added = [names[c] for c in boxes.class_id[len(labels) :].tolist()]
-    row = {"picture": f"images/{s.side}/{name}", "side": s.side, "origin": s.origin, "from": str(s.item.path), "asked": list(s.asked)}
-    made.rows.append({**row, "labels": len(labels), "added": added, "doubtful": len(done.doubtful), "left_out": bool(left_out)})
+    row = {
+        "picture": f"images/{s.side}/{name}",
+        "side": s.side,
+        "origin": s.origin,
+        "from": str(s.item.path),
+        "asked": list(s.asked),
+    }
+    made.rows.append(
+        {
+            **row,
+            "labels": len(labels),
+            "added": added,
+            "doubtful": len(done.doubtful),
+            "left_out": bool(left_out),
+        }
+    )
     if left_out:
         return
     target = part / "images" / s.side / name
@@ -363,7 +597,12 @@ def _stage_one(made: Staged, s: Sample, short: str, part: Path, models: Sequence
 def _finish_stage(made: Staged, part: Path, folder: Path) -> None:
     "The sheet and the list of sources; DataError when a side has no pictures."
     for side in ("train", "val"):
-        if not (part / "images" / side).is_dir(): raise DataError(f"every picture for {side} was left out for doubt", folder, 'doubt="region" keeps them, with the doubtful places painted grey')
+        if not (part / "images" / side).is_dir():
+            raise DataError(
+                f"every picture for {side} was left out for doubt",
+                folder,
+                'doubt="region" keeps them, with the doubtful places painted grey',
+            )
     sheet = {"train": "images/train", "val": "images/val", "names": dict(enumerate(made.names))}
     write_whole(part / "data.yaml", yaml.safe_dump(sheet, sort_keys=False, allow_unicode=True))
     append_lines(part / "sources.jsonl", made.rows)
@@ -373,7 +612,8 @@ def data_digest(folder: str | Path) -> str:
     "SHA-256 of the names, pictures and labels of a folder, whatever it is called."
     items, told = read_dataset(folder), hashlib.sha256()
     gone = [str(i.path) for i in items if not i.path.exists()]
-    if gone: raise DataError(f"{len(gone)} pictures are gone, the first is {gone[0]}", folder)
+    if gone:
+        raise DataError(f"{len(gone)} pictures are gone, the first is {gone[0]}", folder)
     rows = sorted((i.path.relative_to(folder).as_posix(), file_sha256(i.path), label_hash(i)) for i in items)
     told.update(json.dumps([items[0].names, rows]).encode())
     return told.hexdigest()
@@ -383,13 +623,14 @@ def data_digest(folder: str | Path) -> str:
 class Progress:
     "Something that happened."
 
-    what: str                # data, epoch, export or note
+    what: str  # data, epoch, export or note
     text: str
-    epoch: int = 0           # from 1
+    epoch: int = 0  # from 1
     epochs: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)  # on the validation side
 
-    def __str__(self) -> str: return self.text
+    def __str__(self) -> str:
+        return self.text
 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> Path:
@@ -411,7 +652,7 @@ def read_card(folder: str | Path) -> dict[str, Any]:
 class TrainRun:
     "A training that is finished."
 
-    folder: Path            # a model folder: load_model(folder) opens it
+    folder: Path  # a model folder: load_model(folder) opens it
     card: dict[str, Any]
 
     @property
@@ -423,9 +664,15 @@ class TrainRun:
 def _start_of(model: str | Path) -> tuple[str, str]:  # kind: pt, yaml or onnx; its path
     "What training starts from."
     path = Path(model)
-    if path.is_dir() and (path / "model.pt").is_file(): path = path / "model.pt"  # a folder that was trained here
+    if path.is_dir() and (path / "model.pt").is_file():
+        path = path / "model.pt"  # a folder that was trained here
     if path.suffix in (".pt", ".yaml", ".yml"):
-        if path.suffix == ".pt" and not path.is_file(): raise BackendError("there is no such checkpoint", path, "nothing is downloaded: give a file, a model folder, or a .yaml to begin from nothing")
+        if path.suffix == ".pt" and not path.is_file():
+            raise BackendError(
+                "there is no such checkpoint",
+                path,
+                "nothing is downloaded: give a file, a model folder, or a .yaml to begin from nothing",
+            )
         return ("pt" if path.suffix == ".pt" else "yaml"), str(path)
     return "onnx", str(load_manifest(model)[1])
 
@@ -433,25 +680,40 @@ def _start_of(model: str | Path) -> tuple[str, str]:  # kind: pt, yaml or onnx; 
 def _opened(model: str | Path, folder: Path, imgsz: int | None) -> Model:
     "A model that can be asked; checkpoints are exported first."
     kind, path = _start_of(model)
-    if kind == "yaml": raise ConfigError("a net that has learnt nothing cannot label", model, "give Replay(teacher=…, keeper=…) models that were trained")
-    if kind == "onnx" or (Path(model).is_dir() and (Path(model) / "manifest.json").is_file()): return load_model(model, threads=1)
-    with quiet_ultralytics(): return load_model(export_pt(path, folder, imgsz), threads=1)
+    if kind == "yaml":
+        raise ConfigError(
+            "a net that has learnt nothing cannot label",
+            model,
+            "give Replay(teacher=…, keeper=…) models that were trained",
+        )
+    if kind == "onnx" or (Path(model).is_dir() and (Path(model) / "manifest.json").is_file()):
+        return load_model(model, threads=1)
+    with quiet_ultralytics():
+        return load_model(export_pt(path, folder, imgsz), threads=1)
 
 
 def _manifest_of(model: str | Path) -> ModelManifest | None:
     "The manifest of what training starts from, where it has one."
-    return load_manifest(model)[0] if _start_of(model)[0] == "onnx" or (Path(model) / "manifest.json").is_file() else None
+    return (
+        load_manifest(model)[0]
+        if _start_of(model)[0] == "onnx" or (Path(model) / "manifest.json").is_file()
+        else None
+    )
 
 
 def _size_of(model: str | Path) -> int:
     "The picture size that the start model was made for."
     manifest, (kind, path) = _manifest_of(model), _start_of(model)
-    if manifest is not None: return max(manifest.preprocess.imgsz)
-    if kind == "yaml": return 640
+    if manifest is not None:
+        return max(manifest.preprocess.imgsz)
+    if kind == "yaml":
+        return 640
     import torch
 
-    try: size = torch.load(path, map_location="cpu", weights_only=False)["train_args"]["imgsz"]
-    except Exception: return 640  # a checkpoint that does not say; whether it is one is found out by the trainer
+    try:
+        size = torch.load(path, map_location="cpu", weights_only=False)["train_args"]["imgsz"]
+    except Exception:
+        return 640  # a checkpoint that does not say; whether it is one is found out by the trainer
     return max(size) if isinstance(size, (list, tuple)) else int(size)
 
 # %% ../../nbs/08_training/01_train.ipynb #b93e15da
@@ -463,13 +725,13 @@ _OWNED |= {"augmentations", "mode", "task", "cfg"}
 class TrainSettings:
     "How a detector is trained; ConfigError names every setting that is wrong."
 
-    epochs: int = 30                # at most, from 1
-    imgsz: int | None = None        # pixels, from 32; None: that of the model
-    batch: int = 16                 # pictures a step, from 1
-    replay: Replay | None = None    # old data that is trained on again
+    epochs: int = 30  # at most, from 1
+    imgsz: int | None = None  # pixels, from 32; None: that of the model
+    batch: int = 16  # pictures a step, from 1
+    replay: Replay | None = None  # old data that is trained on again
     augment: Augment | str | Mapping[str, Any] | None = "usual"  # as in augment_settings
-    seed: int = 0                   # of everything that is drawn, from 0
-    device: str = "cpu"             # as PyTorch calls it: cpu, 0, …
+    seed: int = 0  # of everything that is drawn, from 0
+    device: str = "cpu"  # as PyTorch calls it: cpu, 0, …
     overrides: Mapping[str, Any] = field(default_factory=dict)  # of Ultralytics' trainer, e.g. {"lr0": 0.001}
 
     def __post_init__(self):
@@ -504,8 +766,12 @@ def _refused(settings: Mapping[str, Any]) -> list[str]:
     with quiet_ultralytics():
         from ultralytics.cfg import get_cfg
 
-        try: get_cfg(overrides=dict(settings))
-        except Exception as e: return [" ".join(str(e).split())[:200]]  # SyntaxError, TypeError or ValueError, with colours and advice
+        try:
+            get_cfg(overrides=dict(settings))
+        except Exception as e:
+            return [
+                " ".join(str(e).split())[:200]
+            ]  # SyntaxError, TypeError or ValueError, with colours and advice
     return []
 
 
@@ -520,87 +786,205 @@ def _plan(data: str | Path, model: str | Path, settings: TrainSettings) -> dict[
 # %% ../../nbs/08_training/01_train.ipynb #abcc8008
 def _replayed(replay: Replay, new: Sequence[Sample], seed: int) -> tuple[tuple[str, ...], list[Sample]]:
     "Old class names, and the old pictures that are trained on again."
-    if replay.data is None: return (), []
+    if replay.data is None:
+        return (), []
     names, old = read_samples(replay.data, "old")
     rng, chosen = np.random.default_rng(seed), []
     for side in ("train", "val"):
         mine = [s for s in old if s.side == side]
-        most = len(mine) if replay.share is None else min(len(mine), max(1, round(replay.share * sum(s.side == side for s in new))))
+        most = (
+            len(mine)
+            if replay.share is None
+            else min(len(mine), max(1, round(replay.share * sum(s.side == side for s in new))))
+        )
         chosen += [mine[i] for i in sorted(rng.permutation(len(mine))[:most])]
     return names, chosen
 
 
-def _gather(plan: Mapping[str, Any], replay: Replay | None, frozen: Any) -> tuple[tuple[str, ...], list[Sample]]:
+def _gather(
+    plan: Mapping[str, Any], replay: Replay | None, frozen: Any
+) -> tuple[tuple[str, ...], list[Sample]]:
     "All names and all pictures; LeakError when the test set is among them."
     names, samples = read_samples(plan["data"], "new", replay.labelled if replay else None)
     strange = [n for n in (replay.labelled or () if replay else ()) if n not in names]
-    if strange: raise ConfigError(f"the data has no class {', '.join(map(repr, strange))}", plan["data"], f"it has {', '.join(names)}")
+    if strange:
+        raise ConfigError(
+            f"the data has no class {', '.join(map(repr, strange))}",
+            plan["data"],
+            f"it has {', '.join(names)}",
+        )
     old_names, old = _replayed(replay, samples, plan["seed"]) if replay else ((), [])
-    manifests = [] if frozen is None else [frozen] if isinstance(frozen, (str, Path, Frozen)) else list(frozen)
-    for v in filter(None, (_version_of(d) for d in (plan["data"], *([replay.data] if replay and replay.data else [])))):
-        if v.frozen and (file := (v.path / v.frozen["manifest"]).resolve()).is_file(): manifests.append(file)  # the one that the version was kept apart from
-    for manifest in manifests: check_leak([s.item for s in samples + old], manifest if isinstance(manifest, Frozen) else read_frozen(manifest), where=plan["data"])
+    manifests = (
+        [] if frozen is None else [frozen] if isinstance(frozen, (str, Path, Frozen)) else list(frozen)
+    )
+    for v in filter(
+        None, (_version_of(d) for d in (plan["data"], *([replay.data] if replay and replay.data else [])))
+    ):
+        if v.frozen and (file := (v.path / v.frozen["manifest"]).resolve()).is_file():
+            manifests.append(file)  # the one that the version was kept apart from
+    for manifest in manifests:
+        check_leak(
+            [s.item for s in samples + old],
+            manifest if isinstance(manifest, Frozen) else read_frozen(manifest),
+            where=plan["data"],
+        )
     return all_names(old_names, names), samples + old
 
 # %% ../../nbs/08_training/01_train.ipynb #2df0f277
-def _completers(out: Path, plan: Mapping[str, Any], replay: Replay, names: Sequence[str], samples: Sequence[Sample], resume: bool, tell: Callable[[Progress], None], how: Mapping[str, Any]) -> list[Model]:
-    "Models that know what people were not asked about, the first to be asked first; ConfigError when nobody does."
+def _completers(
+    out: Path,
+    plan: Mapping[str, Any],
+    replay: Replay,
+    names: Sequence[str],
+    samples: Sequence[Sample],
+    resume: bool,
+    tell: Callable[[Progress], None],
+    how: Mapping[str, Any],
+) -> list[Model]:
+    """Models that know what people were not asked about, the first to be asked first; ConfigError when nobody
+    does."""
     missing = {n for s in samples for n in names if n not in s.asked}
-    if not missing: return []
+    if not missing:
+        return []
     models = [] if replay.teacher is None else [_opened(replay.teacher, out / ".teacher", plan["imgsz"])]
     left = missing - {n for m in models for n in m.manifest.names}
     if left and (replay.keeper is not None or _start_of(plan["model"])[0] != "yaml"):
         keeper = _opened(replay.keeper or plan["model"], out / ".keeper", plan["imgsz"])
-        if left & set(keeper.manifest.names): models.append(keeper)
+        if left & set(keeper.manifest.names):
+            models.append(keeper)
         left -= set(keeper.manifest.names)
     if left and replay.teacher is None:
         folder, seen = out / "teacher", [s for s in samples if left <= set(s.asked)]
         known = [n for n in names if seen and all(n in s.asked for s in seen)]
-        if not known: raise ConfigError(f"in no picture were people asked about all of {', '.join(sorted(left))}", "Replay", "give a teacher that knows them, or say with `labelled` which classes are labelled")
-        if not (folder / "manifest.json").exists(): _teach(folder, plan, known, seen, resume, tell, how)
+        if not known:
+            raise ConfigError(
+                f"in no picture were people asked about all of {', '.join(sorted(left))}",
+                "Replay",
+                "give a teacher that knows them, or say with `labelled` which classes are labelled",
+            )
+        if not (folder / "manifest.json").exists():
+            _teach(folder, plan, known, seen, resume, tell, how)
         models.append(_opened(folder, out / ".teacher", plan["imgsz"]))
         left -= set(known)
-    if left: raise ConfigError(f"nobody knows {', '.join(sorted(left))}, which people were not asked about in some pictures", "Replay", "give a teacher (new classes) or a keeper (old classes) that does")
+    if left:
+        raise ConfigError(
+            f"nobody knows {', '.join(sorted(left))}, which people were not asked about in some pictures",
+            "Replay",
+            "give a teacher (new classes) or a keeper (old classes) that does",
+        )
     return models
 
-
-def _teach(folder: Path, plan: Mapping[str, Any], names: Sequence[str], samples: Sequence[Sample], resume: bool, tell: Callable[[Progress], None], how: Mapping[str, Any]) -> None:
+# %% ../../nbs/08_training/01_train.ipynb #7d5ca980
+def _teach(
+    folder: Path,
+    plan: Mapping[str, Any],
+    names: Sequence[str],
+    samples: Sequence[Sample],
+    resume: bool,
+    tell: Callable[[Progress], None],
+    how: Mapping[str, Any],
+) -> None:
     "A model of the new classes, from the pictures in which people were asked about them."
     empty = [s for s in ("train", "val") if not any(x.side == s for x in samples)]
-    if empty: raise DataError(f"no pictures for {' and '.join(empty)} in which people were asked about {', '.join(names)}", plan["data"], "label some more, or give Replay(teacher=…)")
+    if empty:
+        raise DataError(
+            f"no pictures for {' and '.join(empty)} in which people were asked about {', '.join(names)}",
+            plan["data"],
+            "label some more, or give Replay(teacher=…)",
+        )
     tell(Progress("note", f"a teacher for {', '.join(names)} is trained first, on {len(samples)} pictures"))
     card = read_card(folder) if resume and (folder / "run.json").exists() else None
     _train(folder, {**plan, "replay": None}, _Material(tuple(names), samples), tell, how, card)
 
 # %% ../../nbs/08_training/01_train.ipynb #dab10815
-_NAMES = {"metrics/precision(B)": "precision", "metrics/recall(B)": "recall", "metrics/mAP50(B)": "AP50", "metrics/mAP50-95(B)": "AP"}
+_NAMES = {
+    "metrics/precision(B)": "precision",
+    "metrics/recall(B)": "recall",
+    "metrics/mAP50(B)": "AP50",
+    "metrics/mAP50-95(B)": "AP",
+}
 
 
-def _note_epoch(trainer: Any, out: Path, card: dict[str, Any], began: float, tell: Callable[[Progress], None]) -> None:
+def _note_epoch(
+    trainer: Any, out: Path, card: dict[str, Any], began: float, tell: Callable[[Progress], None]
+) -> None:
     "After each checkpoint: its second copy, its row in the card."
     copy_over(trainer.last, trainer.last.with_name("resume.pt"))
     number, said = trainer.epoch + 1, {k: round(float(v), 5) for k, v in trainer.metrics.items()}
     metrics = {short: said[k] for k, short in _NAMES.items() if k in said}
     losses = {k: round(float(v), 5) for k, v in (trainer.tloss or {}).items()}
-    card["epochs"] = [e for e in card["epochs"] if e["epoch"] < number] + [{"epoch": number, "seconds": round(time.perf_counter() - began, 2), "losses": losses, **metrics}]  # seconds since the training began
-    if trainer.best_fitness == trainer.fitness: card["best_epoch"] = number
+    card["epochs"] = [e for e in card["epochs"] if e["epoch"] < number] + [
+        {"epoch": number, "seconds": round(time.perf_counter() - began, 2), "losses": losses, **metrics}
+    ]  # seconds since the training began
+    if trainer.best_fitness == trainer.fitness:
+        card["best_epoch"] = number
     write_card(out, card)
-    tell(Progress("epoch", f"epoch {number} of {trainer.epochs}: AP {metrics.get('AP', 0):.3f}, AP50 {metrics.get('AP50', 0):.3f}, {sum(losses.values()):.2f} loss", number, trainer.epochs, metrics))
+    tell(
+        Progress(
+            "epoch",
+            f"epoch {number} of {trainer.epochs}: AP {metrics.get('AP', 0):.3f}, AP50 "
+            f"{metrics.get('AP50', 0):.3f}, {sum(losses.values()):.2f} loss",
+            number,
+            trainer.epochs,
+            metrics,
+        )
+    )
 
-
-def _overrides(out: Path, plan: Mapping[str, Any], device: str, start: str, last: Path | None) -> dict[str, Any]:
+# %% ../../nbs/08_training/01_train.ipynb #9e0c643d
+def _overrides(
+    out: Path, plan: Mapping[str, Any], device: str, start: str, last: Path | None
+) -> dict[str, Any]:
     "Settings of Ultralytics' trainer; those of the caller come last."
-    usual = {"plots": False, "amp": False, "workers": 0, "verbose": False, "optimizer": "AdamW", "lr0": 0.001, "lrf": 0.05, "cos_lr": True, "warmup_epochs": min(1.0, plan["epochs"] / 10),
-             "close_mosaic": max(1, plan["epochs"] // 4), "patience": 0}
-    fixed = {"mode": "train", "task": "detect", "data": str(out / "data" / "data.yaml"), "save_dir": str(out / "training"), "device": device, "model": str(last or start),
-             "epochs": plan["epochs"], "imgsz": plan["imgsz"], "batch": plan["batch"], "seed": plan["seed"]}
+    usual = {
+        "plots": False,
+        "amp": False,
+        "workers": 0,
+        "verbose": False,
+        "optimizer": "AdamW",
+        "lr0": 0.001,
+        "lrf": 0.05,
+        "cos_lr": True,
+        "warmup_epochs": min(1.0, plan["epochs"] / 10),
+        "close_mosaic": max(1, plan["epochs"] // 4),
+        "patience": 0,
+    }
+    fixed = {
+        "mode": "train",
+        "task": "detect",
+        "data": str(out / "data" / "data.yaml"),
+        "save_dir": str(out / "training"),
+        "device": device,
+        "model": str(last or start),
+        "epochs": plan["epochs"],
+        "imgsz": plan["imgsz"],
+        "batch": plan["batch"],
+        "seed": plan["seed"],
+    }
     grown = transforms(plan["augment"])
-    return {**usual, **plan["settings"], **fixed, **({"augmentations": grown} if grown else {}), **({"resume": str(last)} if last else {"exist_ok": True})}
+    return {
+        **usual,
+        **plan["settings"],
+        **fixed,
+        **({"augmentations": grown} if grown else {}),
+        **({"resume": str(last)} if last else {"exist_ok": True}),
+    }
 
 # %% ../../nbs/08_training/01_train.ipynb #e042d034
-def _fit(out: Path, plan: Mapping[str, Any], card: dict[str, Any], device: str, start: str, last: Path | None, tell: Callable[[Progress], None]) -> None:
+def _fit(
+    out: Path,
+    plan: Mapping[str, Any],
+    card: dict[str, Any],
+    device: str,
+    start: str,
+    last: Path | None,
+    tell: Callable[[Progress], None],
+) -> None:
     "Train, from the start or from a checkpoint; BackendError when Ultralytics fails."
-    overrides, began, failed = _overrides(out, plan, device, start, last), time.perf_counter() - sum(e["seconds"] for e in card["epochs"][-1:]), None
+    overrides, began, failed = (
+        _overrides(out, plan, device, start, last),
+        time.perf_counter() - sum(e["seconds"] for e in card["epochs"][-1:]),
+        None,
+    )
     with quiet_ultralytics():
         from ultralytics.models.yolo.detect import DetectionTrainer
 
@@ -608,59 +992,122 @@ def _fit(out: Path, plan: Mapping[str, Any], card: dict[str, Any], device: str, 
             trainer = DetectionTrainer(overrides=overrides)
             trainer.add_callback("on_model_save", lambda t: _note_epoch(t, out, card, began, tell))
             trainer.train()
-        except CVPipelineError: raise
-        except Exception as e: failed = e
-    if failed is not None: raise BackendError(f"training failed: {type(failed).__name__}: {str(failed)[:300]}", out, "the epochs that are done are kept: resume=True goes on with them") from failed
+        except CVPipelineError:
+            raise
+        except Exception as e:
+            failed = e
+    if failed is not None:
+        raise BackendError(
+            f"training failed: {type(failed).__name__}: {str(failed)[:300]}",
+            out,
+            "the epochs that are done are kept: resume=True goes on with them",
+        ) from failed
+
+
+def _weights(out: Path, plan: Mapping[str, Any]) -> str:
+    "The file that the trainer starts from."
+    kind, path = (
+        _start_of(plan["model"]) if not (out / "start.pt").is_file() else ("pt", str(out / "start.pt"))
+    )
+    if kind != "onnx":
+        return path
+    pictures = sorted((out / "data" / "images" / "train").iterdir())
+    net = warm_start(plan["model"], None, [read_image(p) for p in pictures[:: max(1, len(pictures) // 64)]])
+    import torch
+
+    for p in net.parameters():
+        p.requires_grad = True
+    net.task = "detect"
+    start = {"epoch": -1, "model": net, "ema": None, "train_args": {}}
+    return str(write_whole(out / "start.pt", lambda file: torch.save(start, file)))
 
 # %% ../../nbs/08_training/01_train.ipynb #dc21db95
 def _epoch_of(path: Path) -> int | None:
-    "The last finished epoch in a checkpoint, counted from 1; 0 when it is stripped, as after the last one; None when it cannot be read."
+    """The last finished epoch in a checkpoint, counted from 1; 0 when it is stripped, as after the last one;
+    None when it cannot be read."""
     import torch
 
-    try: return int(torch.load(path, map_location="cpu", weights_only=False)["epoch"]) + 1
-    except Exception: return None  # whatever a cut-off file makes of unpickling
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=False)["epoch"]) + 1
+    except Exception:
+        return None  # whatever a cut-off file makes of unpickling
 
 
-def _last_checkpoint(out: Path, tell: Callable[[Progress], None]) -> tuple[Path | None, int]:  # and its last epoch; 0: training was done
+def _last_checkpoint(
+    out: Path, tell: Callable[[Progress], None]
+) -> tuple[Path | None, int]:  # and its last epoch; 0: training was done
     "What can be gone on with; BackendError when checkpoints are there and none can be read."
     there = [p for n in ("last.pt", "resume.pt") if (p := out / "training" / "weights" / n).is_file()]
     for path in there:
         epoch = _epoch_of(path)
-        if epoch is None: tell(Progress("note", f"{path.name} cannot be read: the run was killed while writing it")); continue
+        if epoch is None:
+            tell(Progress("note", f"{path.name} cannot be read: the run was killed while writing it"))
+            continue
         if path.name == "resume.pt":
             copy_over(path, path.with_name("last.pt"))
         return path.with_name("last.pt"), epoch
-    if there: raise BackendError("no checkpoint of this run can be read", out / "training" / "weights", "begin anew in another folder")
+    if there:
+        raise BackendError(
+            "no checkpoint of this run can be read",
+            out / "training" / "weights",
+            "begin anew in another folder",
+        )
     return None, 0
 
-
+# %% ../../nbs/08_training/01_train.ipynb #05782f38
 def _agreed(out: Path, plan: dict[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    "The plan of the run in this folder; ConfigError when something else is asked for now, or when it is finished."
+    """The plan of the run in this folder; ConfigError when something else is asked for now, or when it is
+    finished."""
     card = read_card(out)
-    if card["state"] == "finished": raise ConfigError("this run is finished: there is nothing to resume", out, "train into a new folder; model= may be this one, to go on from what it has learnt")
+    if card["state"] == "finished":
+        raise ConfigError(
+            "this run is finished: there is nothing to resume",
+            out,
+            "train into a new folder; model= may be this one, to go on from what it has learnt",
+        )
     there = card["plan"]
-    other = [f"{k}: {there.get(k)!r} there, {v!r} now" for k, v in plan.items() if v != default.get(k) and v != there.get(k)]
-    if other: raise ConfigError("this is the folder of another run", out, "resume it with its own settings (leave `model` and `settings` out), or train into a new folder", other)
-    if card["state"] == "staging": return card  # killed before its pictures were complete
+    other = [
+        f"{k}: {there.get(k)!r} there, {v!r} now"
+        for k, v in plan.items()
+        if v != default.get(k) and v != there.get(k)
+    ]
+    if other:
+        raise ConfigError(
+            "this is the folder of another run",
+            out,
+            "resume it with its own settings (leave `model` and `settings` out), or train into a new folder",
+            other,
+        )
+    if card["state"] == "staging":
+        return card  # killed before its pictures were complete
     if not (out / "data" / "data.yaml").is_file() or data_digest(out / "data") != card["data"]["sha256"]:
-        raise DataError("the pictures or labels of this run are not what they were", out / "data", "they lie in the run's folder: restore them, or train into a new folder")
+        raise DataError(
+            "the pictures or labels of this run are not what they were",
+            out / "data",
+            "they lie in the run's folder: restore them, or train into a new folder",
+        )
     return card
 
 # %% ../../nbs/08_training/01_train.ipynb #d72e7397
 def _onnx_of(out: Path, imgsz: int) -> Path:
     "model.pt and model.onnx from the best epoch that can be read."
     weights = out / "training" / "weights"
-    best = next((p for n in ("best.pt", "last.pt") if (p := weights / n).is_file() and _epoch_of(p) is not None), None)
-    if best is None: raise BackendError("training left no checkpoint that can be read", weights)
+    best = next(
+        (p for n in ("best.pt", "last.pt") if (p := weights / n).is_file() and _epoch_of(p) is not None), None
+    )
+    if best is None:
+        raise BackendError("training left no checkpoint that can be read", weights)
     copy_over(best, out / "model.pt")
     import onnx
     from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
     with draft_folder(out / "model.onnx") as folder, quiet_ultralytics():
         graph = onnx.load(str(export_pt(out / "model.pt", folder, (imgsz, imgsz))))
-        for axis in ("height", "width"): make_dim_param_fixed(graph.graph, axis, imgsz)
+        for axis in ("height", "width"):
+            make_dim_param_fixed(graph.graph, axis, imgsz)
         for entry in graph.metadata_props:
-            if entry.key == "description": entry.value = out.name  # no path of somebody's disk
+            if entry.key == "description":
+                entry.value = out.name  # no path of somebody's disk
         onnx.save(graph, folder / "made.onnx")
         move_file(folder / "made.onnx", out / "model.onnx")
     return out / "model.onnx"
@@ -674,47 +1121,119 @@ def _same_answer(out: Path, imgsz: int) -> float:  # largest difference, pixels 
         net = ultralytics.YOLO(out / "model.pt").model.float().eval()
         image = np.random.default_rng(0).random((2, 3, imgsz, imgsz), np.float32)
         model = load_model(out, threads=1)
-        with torch.no_grad(): gap = float(np.abs(net(torch.from_numpy(image))[0].numpy() - model.backend.infer(image)).max())
+        with torch.no_grad():
+            gap = float(np.abs(net(torch.from_numpy(image))[0].numpy() - model.backend.infer(image)).max())
         model.close()
-    if not gap < 0.05: raise BackendError(f"the ONNX file differs from the checkpoint by {gap:.3g}", out, "this should not happen: please tell us")
+    if not gap < 0.05:
+        raise BackendError(
+            f"the ONNX file differs from the checkpoint by {gap:.3g}",
+            out,
+            "this should not happen: please tell us",
+        )
     return gap
 
 # %% ../../nbs/08_training/01_train.ipynb #dfe29cf2
-_LICENCE = "The training code was Ultralytics (AGPL-3.0), whose export marks the file so. Take advice before you ship the weights in a closed product."
+_LICENCE = (
+    "The training code was Ultralytics (AGPL-3.0), whose export marks the file so. Take advice "
+    "before "
+    "you ship the weights in a closed product."
+)
 
 
 def _manifest(out: Path, card: Mapping[str, Any]) -> ModelManifest:
     "What the model folder says about itself; thresholds are the parent's until the next room sets them."
     plan, names = card["plan"], tuple(card["data"]["names"])
     post = PostprocessSpec.from_dict(card["parent"]["postprocess"] or {})
-    tables = {k: {n: v for n, v in getattr(post, k).items() if n in names} for k in ("class_conf", "class_accept_conf", "class_policy")}
+    tables = {
+        k: {n: v for n, v in getattr(post, k).items() if n in names}
+        for k in ("class_conf", "class_accept_conf", "class_policy")
+    }
     best = next(e for e in card["epochs"] if e["epoch"] == card["best_epoch"])
-    told = {"run": card["run"], "data_sha256": card["data"]["sha256"], "parent": {k: v for k, v in card["parent"].items() if k in ("kind", "sha256")}, "epochs": len(card["epochs"]), "best_epoch": card["best_epoch"], "seed": plan["seed"],
-            "replay": bool(plan["replay"]), "versions": card["versions"]}
+    told = {
+        "run": card["run"],
+        "data_sha256": card["data"]["sha256"],
+        "parent": {k: v for k, v in card["parent"].items() if k in ("kind", "sha256")},
+        "epochs": len(card["epochs"]),
+        "best_epoch": card["best_epoch"],
+        "seed": plan["seed"],
+        "replay": bool(plan["replay"]),
+        "versions": card["versions"],
+    }
     measured = {"validation during training": {k: best[k] for k in _NAMES.values() if k in best}}
-    return ModelManifest(out.name, "model.onnx", names, card["run"], preprocess=PreprocessSpec(imgsz=(plan["imgsz"],) * 2), postprocess=replace(post, head="yolov8", classes=None, **tables), license=_LICENCE,
-                         metrics=measured, training=told)
+    return ModelManifest(
+        out.name,
+        "model.onnx",
+        names,
+        card["run"],
+        preprocess=PreprocessSpec(imgsz=(plan["imgsz"],) * 2),
+        postprocess=replace(post, head="yolov8", classes=None, **tables),
+        license=_LICENCE,
+        metrics=measured,
+        training=told,
+    )
 
-
+# %% ../../nbs/08_training/01_train.ipynb #23073558
 def _export(out: Path, card: dict[str, Any], tell: Callable[[Progress], None]) -> None:
     "The model folder, and the last word of the card."
     plan = card["plan"]
     _onnx_of(out, plan["imgsz"])
     save_manifest(_manifest(out, card), out)
     gap = _same_answer(out, plan["imgsz"])
-    card["model"] = {"file": "model.onnx", "sha256": file_sha256(out / "model.onnx"), "largest difference to the checkpoint": round(gap, 6)}
-    tell(Progress("export", f"model.onnx, {(out / 'model.onnx').stat().st_size / 1e6:.2f} MB, best epoch {card['best_epoch']}"))
+    card["model"] = {
+        "file": "model.onnx",
+        "sha256": file_sha256(out / "model.onnx"),
+        "largest difference to the checkpoint": round(gap, 6),
+    }
+    size = (out / "model.onnx").stat().st_size / 1e6
+    tell(Progress("export", f"model.onnx, {size:.2f} MB, best epoch {card['best_epoch']}"))
 
 # %% ../../nbs/08_training/01_train.ipynb #87d94f00
 class _Material(NamedTuple):
     "What a run is trained on, and who completes its labels."
 
-    names: Sequence[str]            # of all classes
+    names: Sequence[str]  # of all classes
     samples: Sequence[Sample]
-    models: Sequence[Model] = ()    # the first to be asked first
+    models: Sequence[Model] = ()  # the first to be asked first
     replay: Replay | None = None
 
 
+_PACKAGES = (
+    "numpy",
+    "torch",
+    "ultralytics",
+    "albumentations",
+    "opencv-python-headless",
+    "onnx",
+    "onnxruntime",
+)
+
+
+def _blind_spots(names: Sequence[str], samples: Sequence[Sample]) -> list[str]:
+    "A warning for each class that was not asked about in some pictures."
+    blind = Counter(n for s in samples for n in names if n not in s.asked)
+    why = "there it counts as background (replay completes them)"
+    return [f"{k} pictures were labelled when nobody asked for {n}: {why}" for n, k in blind.items()]
+
+
+def _data_of(folder: Path, data: str, names: Sequence[str], counts: Mapping[str, Any]) -> dict[str, Any]:
+    "What the card says about the pictures."
+    v = _version_of(data)
+    version = v and {"name": v.name, "number": v.number, "digest": v.digest}
+    return {"sha256": data_digest(folder), "names": list(names), **counts, "version": version}
+
+
+def _parent_of(model: str) -> dict[str, Any]:
+    "What the card says about the model that training starts from."
+    kind, path = _start_of(model)
+    manifest = _manifest_of(model)
+    return {
+        "kind": kind,
+        "path": path,
+        "sha256": file_sha256(path) if Path(path).is_file() else "",
+        "postprocess": manifest and manifest.postprocess.to_dict(),
+    }
+
+# %% ../../nbs/08_training/01_train.ipynb #9f60b9a4
 def _begin(
     out: Path,
     plan: dict[str, Any],
@@ -724,36 +1243,32 @@ def _begin(
 ) -> dict[str, Any]:
     "The run's folder with its data, and the first state of its card."
     names, samples, models, replay = material
-    kind, path = _start_of(plan["model"])
+    parent = _parent_of(plan["model"])
     shutil.rmtree(out / "data", ignore_errors=True)  # of a try that was killed before its card was complete
     staged = stage(samples, names, out / "data", models, replay)
-    blind = Counter(n for s in samples for n in names if n not in s.asked) if not models else {}
-    warnings = [f"{k} pictures were labelled when nobody asked for {n}: there it counts as background (replay completes them)" for n, k in blind.items()]
-    digest = data_digest(out / "data")
-    version = _version_of(plan["data"])
-    told = {"sha256": digest, "names": list(names), **staged.summary(), "version": version and {"name": version.name, "number": version.number, "digest": version.digest}}
-    manifest = _manifest_of(plan["model"])
-    parent = {"kind": kind, "path": path, "sha256": file_sha256(path) if Path(path).is_file() else "", "postprocess": manifest and manifest.postprocess.to_dict()}
-    run = hashlib.sha256(json.dumps([plan, digest, parent["sha256"]], sort_keys=True, default=str).encode()).hexdigest()[:12]
-    used = versions(("numpy", "torch", "ultralytics", "albumentations", "opencv-python-headless", "onnx", "onnxruntime"))
-    for text in warnings: tell(Progress("note", text))
+    warnings = [] if models else _blind_spots(names, samples)
+    told = _data_of(out / "data", plan["data"], names, staged.summary())
+    what = json.dumps([plan, told["sha256"], parent["sha256"]], sort_keys=True, default=str)
+    for text in warnings:
+        tell(Progress("note", text))
     tell(Progress("data", f"{len(staged.rows)} pictures, {len(names)} classes: {', '.join(names)}"))
-    return {"format": "cv_pipeline run 1", "run": run, "state": "training", "plan": plan, "data": told, "parent": parent, "started_at": how["now"]().isoformat(), "resumed": [], "seconds": 0.0,
-            "device": how["device"], "machine": f"{platform.machine()}, {os.cpu_count()} CPUs", "versions": used, "warnings": warnings, "best_epoch": 0, "epochs": []}
-
-
-def _weights(out: Path, plan: Mapping[str, Any]) -> str:
-    "The file that the trainer starts from."
-    kind, path = _start_of(plan["model"]) if not (out / "start.pt").is_file() else ("pt", str(out / "start.pt"))
-    if kind != "onnx": return path
-    pictures = sorted((out / "data" / "images" / "train").iterdir())
-    net = warm_start(plan["model"], None, [read_image(p) for p in pictures[:: max(1, len(pictures) // 64)]])
-    import torch
-
-    for p in net.parameters(): p.requires_grad = True
-    net.task = "detect"
-    start = {"epoch": -1, "model": net, "ema": None, "train_args": {}}
-    return str(write_whole(out / "start.pt", lambda file: torch.save(start, file)))
+    return {
+        "format": "cv_pipeline run 1",
+        "run": hashlib.sha256(what.encode()).hexdigest()[:12],
+        "state": "training",
+        "plan": plan,
+        "data": told,
+        "parent": parent,
+        "started_at": how["now"]().isoformat(),
+        "resumed": [],
+        "seconds": 0.0,
+        "device": how["device"],
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "versions": versions(_PACKAGES),
+        "warnings": warnings,
+        "best_epoch": 0,
+        "epochs": [],
+    }
 
 # %% ../../nbs/08_training/01_train.ipynb #447b2957
 def _train(
@@ -773,32 +1288,67 @@ def _train(
         write_card(out, card)
     else:
         done = last is not None and (epoch == 0 or epoch >= plan["epochs"])
-        tell(Progress("note", "training was done; the export is left" if done else f"goes on after epoch {epoch}" if last else "no epoch was finished: begins again"))
-        card["resumed"].append({"at": how["now"]().isoformat(), "after_epoch": len(card["epochs"]) if done else epoch})
-        if done: card["state"] = "trained"
+        tell(
+            Progress(
+                "note",
+                "training was done; the export is left"
+                if done
+                else f"goes on after epoch {epoch}"
+                if last
+                else "no epoch was finished: begins again",
+            )
+        )
+        card["resumed"].append(
+            {"at": how["now"]().isoformat(), "after_epoch": len(card["epochs"]) if done else epoch}
+        )
+        if done:
+            card["state"] = "trained"
     spent = max([card["seconds"], *(e["seconds"] for e in card["epochs"])])
     if card["state"] == "training":
         _fit(out, plan, card, how["device"], "" if last else _weights(out, plan), last, tell)
         card["state"], card["seconds"] = "trained", round(spent + time.perf_counter() - began, 1)
         write_card(out, card)
     _export(out, card, tell)
-    card.update(state="finished", finished_at=how["now"]().isoformat(), seconds=round(spent + time.perf_counter() - began, 1))
+    card.update(
+        state="finished",
+        finished_at=how["now"]().isoformat(),
+        seconds=round(spent + time.perf_counter() - began, 1),
+    )
     write_card(out, card)
     return TrainRun(out, card)
 
 # %% ../../nbs/08_training/01_train.ipynb #91decd78
-def _start(out: Path, plan: dict[str, Any], frozen: Any, resume: bool, tell: Callable[[Progress], None], how: Mapping[str, Any]) -> TrainRun:
-    "A run from its data. Its card is there before its pictures are, so that a kill at any time can be resumed with the same settings."
+def _start(
+    out: Path,
+    plan: dict[str, Any],
+    frozen: Any,
+    resume: bool,
+    tell: Callable[[Progress], None],
+    how: Mapping[str, Any],
+) -> TrainRun:
+    """A run from its data. Its card is there before its pictures are, so that a kill at any time can be
+    resumed with the same settings."""
     replay = Replay(**plan["replay"]) if plan["replay"] else None
     names, samples = _gather(plan, replay, frozen)
     manifests = [frozen] if isinstance(frozen, (str, Path, Frozen)) else list(frozen or ())
     out.mkdir(parents=True, exist_ok=True)
-    write_card(out, {"format": "cv_pipeline run 1", "state": "staging", "plan": plan, "data": {}, "epochs": [], "frozen": [str(Path(m).resolve()) for m in manifests if isinstance(m, (str, Path))]})
+    write_card(
+        out,
+        {
+            "format": "cv_pipeline run 1",
+            "state": "staging",
+            "plan": plan,
+            "data": {},
+            "epochs": [],
+            "frozen": [str(Path(m).resolve()) for m in manifests if isinstance(m, (str, Path))],
+        },
+    )
     try:
         models = _completers(out, plan, replay, names, samples, resume, tell, how) if replay else []
         return _train(out, plan, _Material(names, samples, models, replay), tell, how)
     except CVPipelineError:
-        if read_card(out)["state"] == "staging": _undo_start(out)  # nothing that resuming could mend
+        if read_card(out)["state"] == "staging":
+            _undo_start(out)  # nothing that resuming could mend
         raise
 
 
@@ -807,34 +1357,51 @@ def _undo_start(out: Path) -> None:
     (out / "run.json").unlink()
     shutil.rmtree(out / "data", ignore_errors=True)
     sweep_drafts(out / "data")  # of a try that was killed
-    if not any(out.iterdir()): out.rmdir()
+    if not any(out.iterdir()):
+        out.rmdir()
 
 # %% ../../nbs/08_training/01_train.ipynb #ac1ccbc3
 def train(
-    data: str | Path,                     # dataset version, YOLO folder or data.yaml, with the sides train and val
-    out: str | Path,                      # new folder: becomes a model folder with its run card
-    model: str | Path = "factory_line",   # bundled name, model folder, .onnx (YOLOv8), .pt, or .yaml to begin from nothing
+    data: str | Path,  # dataset version, YOLO folder or data.yaml, with the sides train and val
+    out: str | Path,  # new folder: becomes a model folder with its run card
+    model: str
+    # bundled name, model folder, .onnx (YOLOv8), .pt, or .yaml to begin from nothing
+    | Path = "factory_line",
     settings: TrainSettings | None = None,  # None: the defaults
     *,
-    frozen: str | Path | Frozen | Sequence[Any] | None = None,  # manifests of test sets that must not be trained on
-    resume: bool = False,                 # go on with the run in `out`, with its settings
+    frozen: str
+    | Path
+    | Frozen
+    | Sequence[Any]
+    | None = None,  # manifests of test sets that must not be trained on
+    resume: bool = False,  # go on with the run in `out`, with its settings
     progress: Callable[[Progress], None] = lambda p: None,
     now: Callable[[], datetime] = utc_now,
 ) -> TrainRun:
     "Train a detector; MissingExtraError without the extra `train`."
     use = settings or TrainSettings()
-    with quiet_ultralytics(): out, how = Path(out), {"device": use.device, "now": now}
+    with quiet_ultralytics():
+        out, how = Path(out), {"device": use.device, "now": now}
     plan = _plan(data, model, use)
     transforms(plan["augment"])  # a missing package is said now
     out.parent.mkdir(parents=True, exist_ok=True)
     with build_lock(out):
         if resume and not (out / "teacher").exists() or (out / "run.json").exists() and resume:
             card = _agreed(out, plan, _plan(data, "factory_line", TrainSettings()))
-            if card["state"] != "staging": return _train(out, card["plan"], None, progress, how, card)
+            if card["state"] != "staging":
+                return _train(out, card["plan"], None, progress, how, card)
             progress(Progress("note", "it was killed before its pictures were complete: begins again"))
-            return _start(out, card["plan"], frozen if frozen is not None else card["frozen"], True, progress, how)
-        if out.exists() and (not out.is_dir() or any(p.name != "teacher" and p.name[0] != "." for p in out.iterdir())):
-            raise ConfigError("is not an empty folder", out, "give a new one; resume=True goes on with a run that was interrupted")
+            return _start(
+                out, card["plan"], frozen if frozen is not None else card["frozen"], True, progress, how
+            )
+        if out.exists() and (
+            not out.is_dir() or any(p.name != "teacher" and p.name[0] != "." for p in out.iterdir())
+        ):
+            raise ConfigError(
+                "is not an empty folder",
+                out,
+                "give a new one; resume=True goes on with a run that was interrupted",
+            )
         plan["imgsz"] = plan["imgsz"] or _size_of(model)
         return _start(out, plan, frozen, resume, progress, how)
 
@@ -842,30 +1409,54 @@ def train(
 def _joined(sets: Sequence[EvalSet]) -> EvalSet:
     "Sets of different pictures as one."
     first = np.cumsum([0, *(len(s) for s in sets)])
+
     def together(tables: Sequence[BoxTable]) -> BoxTable:
-        columns = {k: np.concatenate([getattr(t, k) for t in tables]) for k in ("xyxy", "class_id", "confidence", "crowd", "area", "id")}
-        return BoxTable(image=np.concatenate([t.image + first[i] for i, t in enumerate(tables)]).astype(np.int32), **columns)
+        columns = {
+            k: np.concatenate([getattr(t, k) for t in tables])
+            for k in ("xyxy", "class_id", "confidence", "crowd", "area", "id")
+        }
+        return BoxTable(
+            image=np.concatenate([t.image + first[i] for i, t in enumerate(tables)]).astype(np.int32),
+            **columns,
+        )
 
-    columns = {k: np.concatenate([s.columns[k] for s in sets]) for k in sets[0].columns if all(k in s.columns for s in sets)}
-    return EvalSet(sets[0].names, tuple(n for s in sets for n in s.images), np.concatenate([s.size for s in sets]), together([s.truth for s in sets]), together([s.predictions for s in sets]),
-                   columns, tuple(p for s in sets for p in s.paths), sets[0].where)
+    columns = {
+        k: np.concatenate([s.columns[k] for s in sets])
+        for k in sets[0].columns
+        if all(k in s.columns for s in sets)
+    }
+    return EvalSet(
+        sets[0].names,
+        tuple(n for s in sets for n in s.images),
+        np.concatenate([s.size for s in sets]),
+        together([s.truth for s in sets]),
+        together([s.predictions for s in sets]),
+        columns,
+        tuple(p for s in sets for p in s.paths),
+        sets[0].where,
+    )
 
-
+# %% ../../nbs/08_training/01_train.ipynb #058038b8
 def out_of_sample(
-    items: Sequence[LabelledImage],        # labelled pictures whose labels are in question
-    out: str | Path,                       # new folder, for the models
+    items: Sequence[LabelledImage],  # labelled pictures whose labels are in question
+    out: str | Path,  # new folder, for the models
     model: str | Path = "factory_line",
     folds: int = 2,
-    groups: Sequence[Any] | None = None,   # one a picture; pictures of one group are never on both sides
+    groups: Sequence[Any] | None = None,  # one a picture; pictures of one group are never on both sides
     settings: TrainSettings | None = None,  # of each training; None: the defaults
     *,
     progress: Callable[[Progress], None] = lambda p: None,
-) -> EvalSet:                              # in the order of the folds
+) -> EvalSet:  # in the order of the folds
     "What models say about pictures that they were not trained on."
     groups = list(range(len(items))) if groups is None else list(groups)
     fold_of = {g: k % folds for k, g in enumerate(dict.fromkeys(groups))}
     fold = np.array([fold_of[g] for g in groups])
-    if folds < 2 or len(fold_of) < 2 * folds: raise DataError(f"{len(items)} pictures in {len(fold_of)} groups are too few for {folds} folds", out, "label more pictures, or use a model that was trained on others")
+    if folds < 2 or len(fold_of) < 2 * folds:
+        raise DataError(
+            f"{len(items)} pictures in {len(fold_of)} groups are too few for {folds} folds",
+            out,
+            "label more pictures, or use a model that was trained on others",
+        )
     sets, names = [], items[0].names
     for k in range(folds):
         other = [i for i, f in zip(items, fold) if f != k]

@@ -25,30 +25,39 @@ __all__ = ['sparse_grey', 'Background', 'boxes_mask', 'Reach', 'predicted', 'nex
 
 # %% ../../nbs/04_video/05_adaptive.ipynb #191085e4
 def sparse_grey(
-    image: np.ndarray,   # (H, W, 3) uint8 BGR
-    width: int = 160,    # of the result; images that are narrower stay as they are
-) -> np.ndarray:         # (h, w) uint8
+    image: np.ndarray,  # (H, W, 3) uint8 BGR
+    width: int = 160,  # of the result; images that are narrower stay as they are
+) -> np.ndarray:  # (h, w) uint8
     "A small grey copy: 2 × 2 nearest pixels for each of the result."
     height, full = image.shape[:2]
     small = width, max(1, round(width * height / max(full, 1)))
-    if full <= 4 * width: return small_grey(image, width)
-    return cv2.resize(cv2.cvtColor(cv2.resize(image, (2 * small[0], 2 * small[1]), interpolation=cv2.INTER_NEAREST), cv2.COLOR_BGR2GRAY), small,
-                      interpolation=cv2.INTER_AREA)
+    if full <= 4 * width:
+        return small_grey(image, width)
+    return cv2.resize(
+        cv2.cvtColor(
+            cv2.resize(image, (2 * small[0], 2 * small[1]), interpolation=cv2.INTER_NEAREST),
+            cv2.COLOR_BGR2GRAY,
+        ),
+        small,
+        interpolation=cv2.INTER_AREA,
+    )
 
 # %% ../../nbs/04_video/05_adaptive.ipynb #ce7858cb
 _TWO, _NEAR = np.ones((2, 2), np.uint8), np.ones((3, 3), np.uint8)
 
 
 class Background:
-    "Running mean and mean absolute deviation of every pixel (after Wren et al., Pfinder, 1997); the picture's brightness is divided out."
+    """Running mean and mean absolute deviation of every pixel (after Wren et al., Pfinder, 1997); the
+    picture's brightness is divided out."""
 
     bright = 60.0  # mean grey level of a picture that is not dark
 
     def __init__(
         self,
-        level: float = 12.0,      # grey levels that a pixel must differ at least; less in a dark picture, down to a third
+        # grey levels that a pixel must differ at least; less in a dark picture, down to a third
+        level: float = 12.0,
         deviations: float = 4.0,  # and so many times its usual deviation
-        memory: float = 6.0,      # seconds after which a change is the new background, by 63 %
+        memory: float = 6.0,  # seconds after which a change is the new background, by 63 %
     ):
         self.level, self.deviations, self.memory, self.mean = level, deviations, memory, None
 
@@ -87,23 +96,25 @@ class Background:
 
 # %% ../../nbs/04_video/05_adaptive.ipynb #bc251ab2
 def boxes_mask(
-    xyxy: np.ndarray,        # (k, 4) pixels of the frame
+    xyxy: np.ndarray,  # (k, 4) pixels of the frame
     shape: tuple[int, int],  # (h, w) of the small picture
-    scale: float,            # frame pixels per small pixel
-) -> np.ndarray:             # (h, w) uint8, 255 inside any box
+    scale: float,  # frame pixels per small pixel
+) -> np.ndarray:  # (h, w) uint8, 255 inside any box
     "Paint boxes on a small picture."
     mask = np.zeros(shape, np.uint8)
     corners = np.rint(np.clip(xyxy / scale, -1, max(shape) + 1)).astype(np.int32).tolist()
-    for x1, y1, x2, y2 in corners: cv2.rectangle(mask, (x1, y1), (x2 - 1, y2 - 1), 255, -1)
+    for x1, y1, x2, y2 in corners:
+        cv2.rectangle(mask, (x1, y1), (x2 - 1, y2 - 1), 255, -1)
     return mask
 
 # %% ../../nbs/04_video/05_adaptive.ipynb #218b6649
 class Reach(NamedTuple):
-    "How far each track may move, in its own sizes, until it is looked at again; and what to compare with then."
+    """How far each track may move, in its own sizes, until it is looked at again; and what to compare with
+    then."""
 
     states: TrackStates
-    at: float             # seconds, when the states were known
-    sizes: np.ndarray     # (k,) float32
+    at: float  # seconds, when the states were known
+    sizes: np.ndarray  # (k,) float32
 
 
 def predicted(states: TrackStates, seconds: float) -> np.ndarray:
@@ -114,21 +125,26 @@ def predicted(states: TrackStates, seconds: float) -> np.ndarray:
 def next_reach(
     before: Reach | None,
     states: TrackStates,
-    at: float,                 # seconds
-    near: float,               # of a new track, and after a prediction that failed
-    far: float,                # the most
-    held: float = 0.85,        # overlap at which a prediction came true
-    failed: float = 0.7,       # overlap below which it did not
+    at: float,  # seconds
+    near: float,  # of a new track, and after a prediction that failed
+    far: float,  # the most
+    held: float = 0.85,  # overlap at which a prediction came true
+    failed: float = 0.7,  # overlap below which it did not
 ) -> Reach:
     "Every track's reach after a look: × 1.5 where the prediction came true, back to `near` where it failed."
     sizes = np.full(len(states.xyxy), near, np.float32)
-    if before is None or not len(before.sizes) or not len(sizes): return Reach(states, at, sizes)
+    if before is None or not len(before.sizes) or not len(sizes):
+        return Reach(states, at, sizes)
     same, now, then = np.intersect1d(states.tracker_id, before.states.tracker_id, return_indices=True)
     now, then = now[same >= 0], then[same >= 0]
     a, b = predicted(before.states, at - before.at)[then], states.xyxy[now]
     common = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0, None).prod(axis=1)
     overlap = common / np.maximum(box_area(a) + box_area(b) - common, 1e-6)
-    grown = np.where(overlap > held, np.minimum(before.sizes[then] * 1.5, far), np.where(overlap > failed, before.sizes[then], near))
+    grown = np.where(
+        overlap > held,
+        np.minimum(before.sizes[then] * 1.5, far),
+        np.where(overlap > failed, before.sizes[then], near),
+    )
     sizes[now] = np.where(states.since_seen_s[now] > 0, before.sizes[then], grown)
     return Reach(states, at, sizes)
 
@@ -136,9 +152,9 @@ def next_reach(
 def look_rates(
     reach: Reach,
     size: tuple[int, int],  # (width, height) of the frame
-    near: float,            # reach of a new track; 1.5 times as much at the border
-    lowest: float,          # looks a second at a track that hardly moves
-    new: float,             # looks a second at a track that is not confirmed
+    near: float,  # reach of a new track; 1.5 times as much at the border
+    lowest: float,  # looks a second at a track that hardly moves
+    new: float,  # looks a second at a track that is not confirmed
 ) -> tuple[np.ndarray, np.ndarray]:  # (k,) looks a second, (k,) why: "new", "lost" or "follow"
     "How often each track wants to be looked at."
     states, edge = reach.states, np.float32(size)
@@ -146,23 +162,29 @@ def look_rates(
     soon, centre = predicted(states, 0.5), (states.xyxy[:, :2] + states.xyxy[:, 2:]) / 2
     sure = np.clip(1 - states.uncertainty / box.min(axis=1, initial=1e9) / reach.sizes, 0.5, 1)
     cut = (soon[:, :2] < 0).any(axis=1) | (soon[:, 2:] > edge).any(axis=1)
-    follow = (np.abs(states.velocity) / box).max(axis=1, initial=0) / (np.where(cut, np.minimum(1.5 * near, reach.sizes), reach.sizes) * sure)
+    follow = (np.abs(states.velocity) / box).max(axis=1, initial=0) / (
+        np.where(cut, np.minimum(1.5 * near, reach.sizes), reach.sizes) * sure
+    )
     inside = ((centre > 0) & (centre < edge)).all(axis=1)
     lost = states.since_seen_s > 0
     rates = np.where(lost, inside / np.maximum(states.since_seen_s, 1e-3), np.maximum(follow, lowest))
-    return (np.where(states.confirmed, rates, new).astype(np.float32),
-            np.where(~states.confirmed, "new", np.where(lost, "lost", "follow")))
+    return (
+        np.where(states.confirmed, rates, new).astype(np.float32),
+        np.where(~states.confirmed, "new", np.where(lost, "lost", "follow")),
+    )
 
 # %% ../../nbs/04_video/05_adaptive.ipynb #9e86c460
 def water_fill(
     capacity: float,
-    low: np.ndarray,     # (n,) floors ≥ 0
-    high: np.ndarray,    # (n,) wishes ≥ low
+    low: np.ndarray,  # (n,) floors ≥ 0
+    high: np.ndarray,  # (n,) wishes ≥ low
     weight: np.ndarray,  # (n,) needs > 0
-) -> np.ndarray:         # (n,) low ≤ share ≤ high, shares sum to min(capacity, sum of wishes)
+) -> np.ndarray:  # (n,) low ≤ share ≤ high, shares sum to min(capacity, sum of wishes)
     "Shares clip(level × weight, low, high) at the level that uses the capacity up."
-    if low.sum() >= capacity: return low * (capacity / max(low.sum(), 1e-12))
-    if high.sum() <= capacity: return high.copy()
+    if low.sum() >= capacity:
+        return low * (capacity / max(low.sum(), 1e-12))
+    if high.sum() <= capacity:
+        return high.copy()
     levels = np.sort(np.concatenate([low / weight, high / weight]))
     used = np.clip(levels[:, None] * weight, low, high).sum(axis=1)
     i = int(np.searchsorted(used, capacity))  # used[i - 1] < capacity <= used[i], straight line between
@@ -176,19 +198,33 @@ class CallBudget:
     def __init__(
         self,
         calls_per_second: float,
-        burst: float = 3.0,             # calls that one camera can save; as many as a tracker wants on end
-        silent_s: float = 5.0,          # a camera that did not ask for so long has no share
-        clock: Clock | None = None,     # None: the times that cameras hand in (captured_at)
+        burst: float = 3.0,  # calls that one camera can save; as many as a tracker wants on end
+        silent_s: float = 5.0,  # a camera that did not ask for so long has no share
+        clock: Clock | None = None,  # None: the times that cameras hand in (captured_at)
     ):
-        rules = [(calls_per_second > 0, f"calls_per_second: must be above 0, not {calls_per_second!r}"), (burst >= 1, f"burst: must be ≥ 1, not {burst!r}"),
-                 (silent_s > 0, f"silent_s: must be above 0, not {silent_s!r}")]
+        rules = [
+            (calls_per_second > 0, f"calls_per_second: must be above 0, not {calls_per_second!r}"),
+            (burst >= 1, f"burst: must be ≥ 1, not {burst!r}"),
+            (silent_s > 0, f"silent_s: must be above 0, not {silent_s!r}"),
+        ]
         problems = [text for fine, text in rules if not fine]
-        if problems: raise ConfigError(f"{len(problems)} budget settings are wrong", "CallBudget", None, problems)
-        self.calls_per_second, self.burst, self.silent_s, self._clock = calls_per_second, burst, silent_s, clock
-        self._lock, self._cameras, self._check = threading.Lock(), {}, -math.inf  # key → [last asked, floor, wanted, credit, share]; when to share anew
+        if problems:
+            raise ConfigError(f"{len(problems)} budget settings are wrong", "CallBudget", None, problems)
+        self.calls_per_second, self.burst, self.silent_s, self._clock = (
+            calls_per_second,
+            burst,
+            silent_s,
+            clock,
+        )
+        self._lock, self._cameras, self._check = (
+            threading.Lock(),
+            {},
+            -math.inf,
+        )  # key → [last asked, floor, wanted, credit, share]; when to share anew
 
     def ready(self, key: Hashable, at: float, wanted: float, floor: float, calls: float = 1.0) -> bool:
-        "What a camera wants now, calls a second; whether it may make so many `calls` on end. Ask with every frame."
+        """What a camera wants now, calls a second; whether it may make so many `calls` on end. Ask with every
+        frame."""
         with self._lock:
             at = self._clock() if self._clock else at
             row, wanted = self._cameras.setdefault(key, [at, floor, 0.0, 1.0, 0.0]), max(wanted, floor, 1e-6)
@@ -201,11 +237,13 @@ class CallBudget:
 
     def spend(self, key: Hashable) -> None:
         "A call was made."
-        with self._lock: self._cameras[key][3] -= 1
+        with self._lock:
+            self._cameras[key][3] -= 1
 
     def leave(self, key: Hashable) -> None:
         "A camera is gone."
-        with self._lock: self._cameras.pop(key, None)
+        with self._lock:
+            self._cameras.pop(key, None)
 
 # %% ../../nbs/04_video/05_adaptive.ipynb #60fcb26d
 def _share(budget: CallBudget, asker: list[float]) -> None:
@@ -216,8 +254,10 @@ def _share(budget: CallBudget, asker: list[float]) -> None:
     low, high = np.array([row[1] for row in here]), np.array([row[2] for row in here])
     shares = water_fill(budget.calls_per_second, low, high, high)
     shares += max(budget.calls_per_second - shares.sum(), 0) / len(here)
-    for row in cameras: row[4] = 0.0
-    for row, share in zip(here, shares.tolist()): row[4] = share
+    for row in cameras:
+        row[4] = 0.0
+    for row, share in zip(here, shares.tolist()):
+        row[4] = share
     budget._check = newest + budget.silent_s / 4
 
 # %% ../../nbs/04_video/05_adaptive.ipynb #5347cd5f
@@ -233,8 +273,11 @@ class _Scene:
         self.area, self.width, self.forget_s, self.background = area, width, forget_s, Background()
         self.bored: np.ndarray | None = None
 
-    def look(self, frame: Frame, seconds: float, boxes: np.ndarray) -> float | None:  # boxes: (k, 4) explained
-        "How urgent the news is: 1 = now, less when bored, 0 = none; None: there is nothing to compare with yet. `cut`: it is another scene."
+    def look(
+        self, frame: Frame, seconds: float, boxes: np.ndarray
+    ) -> float | None:  # boxes: (k, 4) explained
+        """How urgent the news is: 1 = now, less when bored, 0 = none; None: there is nothing to compare with
+        yet. `cut`: it is another scene."""
         grey = self.grey = sparse_grey(frame.image, self.width)
         self.scale, self.cut = frame.image.shape[1] / grey.shape[1], False
         if self.bored is None or self.bored.shape != grey.shape:
@@ -243,30 +286,50 @@ class _Scene:
             return None
         fore = self.background.foreground(grey)
         self.cut = cv2.countNonZero(fore) > 0.6 * fore.size
-        if self.cut: fore[:] = 255; self.background.start(grey)
+        if self.cut:
+            fore[:] = 255
+            self.background.start(grey)
         explained = boxes_mask(boxes, grey.shape, self.scale)
-        self.background.learn(grey, seconds, cv2.bitwise_and(self.background.still, cv2.bitwise_not(explained)))
+        self.background.learn(
+            grey, seconds, cv2.bitwise_and(self.background.still, cv2.bitwise_not(explained))
+        )
         self.bored *= math.exp(-seconds / self.forget_s)
         self.news = cv2.bitwise_and(fore, cv2.bitwise_not(explained))
-        if cv2.countNonZero(self.news) < self.area * fore.size: return 0.0
+        if cv2.countNonZero(self.news) < self.area * fore.size:
+            return 0.0
         fresh = cv2.countNonZero(cv2.bitwise_and(self.news, cv2.compare(self.bored, 0.5, cv2.CMP_LT)))
         return 1.0 if fresh >= self.area * fore.size else 2.0 ** -cv2.mean(self.bored, self.news)[0]
 
     def dismiss(self, grey: np.ndarray, news: np.ndarray, xyxy: np.ndarray) -> None:
         "The model looked at this news; where no box (k, 4) is, it was nothing."
-        if news.shape != self.bored.shape: return
-        nothing = cv2.bitwise_and(news, cv2.bitwise_not(cv2.dilate(boxes_mask(xyxy, news.shape, self.scale), _AROUND)))
-        if not cv2.countNonZero(nothing): return
-        self.bored = np.minimum(self.bored + cv2.dilate(nothing, _AROUND) * np.float32(1 / 255), np.float32(self.most))
+        if news.shape != self.bored.shape:
+            return
+        nothing = cv2.bitwise_and(
+            news, cv2.bitwise_not(cv2.dilate(boxes_mask(xyxy, news.shape, self.scale), _AROUND))
+        )
+        if not cv2.countNonZero(nothing):
+            return
+        self.bored = np.minimum(
+            self.bored + cv2.dilate(nothing, _AROUND) * np.float32(1 / 255), np.float32(self.most)
+        )
         self.background.accept(grey, nothing)
 
 # %% ../../nbs/04_video/05_adaptive.ipynb #27918642
 def _known(detections: Detections, tracker: Tracker | None) -> TrackStates:
     "What the tracker knows; without it the detections as tracks at rest."
     states = getattr(tracker, "tracks", None)
-    if states is not None: return states
+    if states is not None:
+        return states
     n = len(detections)
-    return TrackStates(detections.xyxy, np.zeros((n, 2), np.float32), detections.tracker_id, np.ones(n, bool), np.ones(n, np.int32), np.zeros(n), np.zeros(n, np.float32))
+    return TrackStates(
+        detections.xyxy,
+        np.zeros((n, 2), np.float32),
+        detections.tracker_id,
+        np.ones(n, bool),
+        np.ones(n, np.int32),
+        np.zeros(n),
+        np.zeros(n, np.float32),
+    )
 
 # %% ../../nbs/04_video/05_adaptive.ipynb #62e47b0f
 @dataclass(frozen=True)
@@ -313,7 +376,8 @@ def _adaptive_problems(s: AdaptiveSettings) -> list[str]:
 
 # %% ../../nbs/04_video/05_adaptive.ipynb #6dd43934
 class AdaptiveSelector:
-    "Asks for a frame when something new moves or a track needs it; between `floor_fps` and `ceiling_fps`. One a camera."
+    """Asks for a frame when something new moves or a track needs it; between `floor_fps` and `ceiling_fps`.
+    One a camera."""
 
     def __init__(
         self,
@@ -324,66 +388,112 @@ class AdaptiveSelector:
         self.reset()
 
     def select(self, frame: Frame) -> bool:
-        with self._lock: return _select(self, frame)
+        with self._lock:
+            return _select(self, frame)
 
     def observe(self, frame: Frame, detections: Detections, tracker: Tracker | None = None) -> None:
         "What the model found in a selected frame, after the camera's tracker had it."
-        with self._lock: _observe(self, frame, detections, tracker)
+        with self._lock:
+            _observe(self, frame, detections, tracker)
 
     def reset(self) -> None:
         "Forget everything; the camera leaves the budget until its next frame."
         settings = self.settings
-        self.reasons: Counter[str] = Counter()  # why frames were selected: first, floor, motion, new, lost, follow
-        self._scene, self._reach, self._rates, self._why = _Scene(settings.area, settings.width, settings.forget_s), None, np.zeros(0, np.float32), np.zeros(0, "U6")
-        self._size: tuple[int, int] | None = None     # of the last frame
-        self._unseen, self._need, self._left = (0.0, ""), 1, 1  # a first picture or another scene that waits for its look; looks that confirm a track, still lacking
-        self._last: float | None = None               # seconds of the last look
-        self._now: float | None = None                # and of the last frame
-        self._asked: dict[int, tuple[float, np.ndarray, np.ndarray]] = {}  # looks that wait for their answer: frame_id → seconds, picture, news
+        self.reasons: Counter[str] = (
+            Counter()
+        )  # why frames were selected: first, floor, motion, new, lost, follow
+        self._scene, self._reach, self._rates, self._why = (
+            _Scene(settings.area, settings.width, settings.forget_s),
+            None,
+            np.zeros(0, np.float32),
+            np.zeros(0, "U6"),
+        )
+        self._size: tuple[int, int] | None = None  # of the last frame
+        self._unseen, self._need, self._left = (
+            (0.0, ""),
+            1,
+            1,
+            # a first picture or another scene that waits for its look; looks that confirm a track, still
+            # lacking
+        )
+        self._last: float | None = None  # seconds of the last look
+        self._now: float | None = None  # and of the last frame
+        self._asked: dict[
+            int, tuple[float, np.ndarray, np.ndarray]
+        ] = {}  # looks that wait for their answer: frame_id → seconds, picture, news
         self._saved = self._most = max(settings.ceiling_fps, 3.0)  # looks that may be made at once
-        if self.budget is not None: self.budget.leave(id(self))
+        if self.budget is not None:
+            self.budget.leave(id(self))
 
 # %% ../../nbs/04_video/05_adaptive.ipynb #a96eac6f
 def _explained(selector: AdaptiveSelector, at: float) -> np.ndarray:
-    "(k, 4) where tracks may be now: predicted, and larger by their error, an eighth of their size and two small pixels."
+    """(k, 4) where tracks may be now: predicted, and larger by their error, an eighth of their size and two
+    small pixels."""
     reach = selector._reach
-    if reach is None or not len(reach.sizes): return np.zeros((0, 4), np.float32)
+    if reach is None or not len(reach.sizes):
+        return np.zeros((0, 4), np.float32)
     boxes = predicted(reach.states, at - reach.at)
     size = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
-    margin = 0.12 * size + 2 * selector._scene.scale + np.minimum(reach.states.uncertainty, 0.5 * size.min(axis=1))[:, None]
+    margin = (
+        0.12 * size
+        + 2 * selector._scene.scale
+        + np.minimum(reach.states.uncertainty, 0.5 * size.min(axis=1))[:, None]
+    )
     return np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1)
 
-# %% ../../nbs/04_video/05_adaptive.ipynb #a4807201
+
 def _on_end(selector: AdaptiveSelector, why: str, gap: float) -> int:
-    "Calls that must be saved before this look is of use: what a new track still lacks, all if the last look is long ago; the floor needs no more than itself."
-    if why not in ("new", "motion") or gap >= 1 / selector.settings.floor_fps - 2e-3: return 1
+    """Calls that must be saved before this look is of use: what a new track still lacks, all if the last look
+    is long ago; the floor needs no more than itself."""
+    if why not in ("new", "motion") or gap >= 1 / selector.settings.floor_fps - 2e-3:
+        return 1
     return selector._left if why == "new" and gap <= 1 / selector.settings.ceiling_fps else selector._need
 
-
+# %% ../../nbs/04_video/05_adaptive.ipynb #d7f4bfe3
 def _select(selector: AdaptiveSelector, frame: Frame) -> bool:
     "Whether the model should see this frame; lock held."
     scene, at = selector._scene, frame.captured_at.timestamp()
     back = selector._now is not None and at < selector._now
-    if back or frame.size != selector._size: selector._reach, selector._rates = None, np.zeros(0, np.float32)  # what we knew of times, or of pixels, is void
-    if frame.size != selector._size: selector._size, scene.bored = frame.size, None; selector._asked.clear()
+    if back or frame.size != selector._size:
+        selector._reach, selector._rates = (
+            None,
+            np.zeros(0, np.float32),
+        )  # what we knew of times, or of pixels, is void
+    if frame.size != selector._size:
+        selector._size, scene.bored = frame.size, None
+        selector._asked.clear()
     step = 0.0 if back or selector._now is None else at - selector._now
     urgency = scene.look(frame, step, _explained(selector, at))
     selector._now, wanted, why = at, selector.settings.floor_fps, "floor"
-    if urgency is None: selector._unseen = 1.0, "first"
-    elif scene.cut and urgency > selector._unseen[0]: selector._unseen = urgency, "motion"  # the next picture will not differ any more
+    if urgency is None:
+        selector._unseen = 1.0, "first"
+    elif scene.cut and urgency > selector._unseen[0]:
+        selector._unseen = urgency, "motion"  # the next picture will not differ any more
     urgency, cause = max(selector._unseen, (urgency or 0.0, "motion"), key=lambda news: news[0])
-    if urgency * selector.settings.ceiling_fps > wanted: wanted, why = urgency * selector.settings.ceiling_fps, cause
+    if urgency * selector.settings.ceiling_fps > wanted:
+        wanted, why = urgency * selector.settings.ceiling_fps, cause
     if len(selector._rates) and selector._rates.max() > wanted:
         wanted, why = float(selector._rates.max()), str(selector._why[selector._rates.argmax()])
     selector._saved = min(selector._saved + step * selector.settings.ceiling_fps, selector._most)
     gap = at - selector._last if selector._last is not None and not back else math.inf
-    while selector._asked and not 0 <= at - next(iter(selector._asked.values()))[0] < selector.settings.answer_s: del selector._asked[next(iter(selector._asked))]
-    if len(selector._asked) >= (3 if why == "new" else 1): wanted = min(wanted, selector.settings.ceiling_fps)  # an answer is out: no haste
+    while (
+        selector._asked and not 0 <= at - next(iter(selector._asked.values()))[0] < selector.settings.answer_s
+    ):
+        del selector._asked[next(iter(selector._asked))]
+    if len(selector._asked) >= (3 if why == "new" else 1):
+        wanted = min(wanted, selector.settings.ceiling_fps)  # an answer is out: no haste
     due = gap >= 1 / wanted - 2e-3 and selector._saved >= 1 - 1e-6  # containers round times to 1/1000 s
     if selector.budget is not None:
-        if not selector.budget.ready(id(selector), at, wanted, selector.settings.floor_fps, _on_end(selector, why, gap)) or not due: return False
+        if (
+            not selector.budget.ready(
+                id(selector), at, wanted, selector.settings.floor_fps, _on_end(selector, why, gap)
+            )
+            or not due
+        ):
+            return False
         selector.budget.spend(id(selector))
-    if not due: return False
+    if not due:
+        return False
     selector._saved -= 1
     selector.reasons[why] += 1
     selector._unseen = 0.0, ""
@@ -391,14 +501,20 @@ def _select(selector: AdaptiveSelector, frame: Frame) -> bool:
     return True
 
 # %% ../../nbs/04_video/05_adaptive.ipynb #84efda4f
-def _observe(selector: AdaptiveSelector, frame: Frame, detections: Detections, tracker: Tracker | None) -> None:
+def _observe(
+    selector: AdaptiveSelector, frame: Frame, detections: Detections, tracker: Tracker | None
+) -> None:
     "Learn what a look found; lock held."
-    if selector._size not in (None, frame.size): return  # about pixels that are no more
+    if selector._size not in (None, frame.size):
+        return  # about pixels that are no more
     at, states = frame.captured_at.timestamp(), _known(detections, tracker)
     near, far = selector.settings.reach
     selector._reach = next_reach(selector._reach, states, at, near, far)
-    selector._rates, selector._why = look_rates(selector._reach, frame.size, near, selector.settings.tracked_fps, selector.settings.new_fps)
+    selector._rates, selector._why = look_rates(
+        selector._reach, frame.size, near, selector.settings.tracked_fps, selector.settings.new_fps
+    )
     asked, new = selector._asked.pop(frame.frame_id, None), states.hits[~states.confirmed]
     selector._need = getattr(tracker, "minimum_consecutive_frames", 1) if hasattr(tracker, "tracks") else 1
     selector._left = max(selector._need - int(new.max(initial=0)), 1)
-    if asked is not None: selector._scene.dismiss(asked[1], asked[2], states.xyxy)
+    if asked is not None:
+        selector._scene.dismiss(asked[1], asked[2], states.xyxy)

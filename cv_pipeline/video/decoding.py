@@ -30,57 +30,74 @@ __all__ = ['DEVICES', 'HARDWARE', 'Skip', 'open_container', 'video_stream', 'Dec
 # %% ../../nbs/04_video/00_decoding.ipynb #118a5bfc
 def _why_not(path: Path) -> tuple[str, str]:
     "What is wrong with a file that FFmpeg cannot open, and what to do about it."
-    if path.stat().st_size == 0: return "the file is empty (0 bytes)", "its copy or upload did not happen; fetch it again"
-    with open(path, "rb") as f: head = f.read(12)
+    if path.stat().st_size == 0:
+        return "the file is empty (0 bytes)", "its copy or upload did not happen; fetch it again"
+    with open(path, "rb") as f:
+        head = f.read(12)
     if head[4:8] in (b"ftyp", b"moov", b"mdat"):
-        return ("the mp4 is cut off: its index (moov) is missing",
-                "the recording or the copy was interrupted; fetch it again, and record fragmented mp4 or mkv to be safe next time")
-    return "not a video file that FFmpeg knows", "check it with `ffprobe`; images and folders of images are read as such"
+        return (
+            "the mp4 is cut off: its index (moov) is missing",
+            "the recording or the copy was interrupted; fetch it again, and record fragmented mp4 or mkv to "
+            "be safe next time",
+        )
+    return (
+        "not a video file that FFmpeg knows",
+        "check it with `ffprobe`; images and folders of images are read as such",
+    )
 
 
 def _is_text(path: Path) -> bool:
-    "Text, by its first kilobyte: no video is, and FFmpeg would play it as teletype or follow the paths in it."
-    with open(path, "rb") as f: head = f.read(1024)
-    return bool(head) and not re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", head) and head.decode("utf-8", "ignore").encode() in (head, head[:-1], head[:-2], head[:-3])
+    """Text, by its first kilobyte: no video is, and FFmpeg would play it as teletype or follow the paths in
+    it."""
+    with open(path, "rb") as f:
+        head = f.read(1024)
+    return (
+        bool(head)
+        and not re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", head)
+        and head.decode("utf-8", "ignore").encode() in (head, head[:-1], head[:-2], head[:-3])
+    )
 
 
 def open_container(
-    path: Path,             # a local file
-    accelerator=None,       # av.codec.hwaccel.HWAccel, or None to decode in software
+    path: Path,  # a local file
+    accelerator=None,  # av.codec.hwaccel.HWAccel, or None to decode in software
 ) -> av.container.InputContainer:
     "Open a local file for reading; SourceError says what is wrong and what to do."
     extra = {} if accelerator is None else {"hwaccel": accelerator}
     try:
-        if _is_text(path): raise SourceError("a text file, not a video", path, "check the path")
+        if _is_text(path):
+            raise SourceError("a text file, not a video", path, "check the path")
         return av.open(str(path), metadata_errors="ignore", **extra)
     except FileNotFoundError as e:
         raise SourceError("no such file", path, "check the path; a webcam is a number, e.g. 0") from e
     except (av.FFmpegError, OSError, ValueError) as e:
-        if isinstance(e, PermissionError): raise SourceError("not readable: permission denied", path, "check the file's permissions") from e
+        if isinstance(e, PermissionError):
+            raise SourceError("not readable: permission denied", path, "check the file's permissions") from e
         what, hint = _why_not(path)
         raise SourceError(what, path, hint) from e
 
-
+# %% ../../nbs/04_video/00_decoding.ipynb #ff179f2e
 def video_stream(container: av.container.InputContainer, where: object) -> av.VideoStream:
     "The first stream of moving pictures; cover art of a song does not count."
     for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic: return stream
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
     kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
     container.close()
     raise SourceError(f"no video in this file, only {kinds}", where, "give the file that holds the pictures")
 
 # %% ../../nbs/04_video/00_decoding.ipynb #01ef5cae
 DEVICES = ("cuda", "qsv", "vaapi", "videotoolbox")  # in the order in which "auto" tries them
-HARDWARE = ("auto", "none", *DEVICES)               # what may be asked for
+HARDWARE = ("auto", "none", *DEVICES)  # what may be asked for
 
 
 @dataclass(frozen=True)
 class DecoderChoice:
     "What was asked to decode, what does it, and why not what was asked for."
 
-    requested: str          # one of HARDWARE
+    requested: str  # one of HARDWARE
     used: str = "software"  # "software" or one of DEVICES
-    reason: str = ""        # why it is software though hardware was asked for; empty where the wish was met
+    reason: str = ""  # why it is software though hardware was asked for; empty where the wish was met
 
     def without(self, reason: str) -> DecoderChoice:
         "The same wish, met in software, and why."
@@ -90,46 +107,65 @@ class DecoderChoice:
 def _driver_missing(device: str) -> str | None:
     "What the operating system lacks for a device; None when nothing is known to be missing."
     if device == "cuda":
-        try: ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-        except OSError: return "no NVIDIA driver (libcuda is missing)"
-    if device in ("qsv", "vaapi") and sys.platform.startswith("linux") and not list(Path("/dev/dri").glob("renderD*")):
+        try:
+            ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        except OSError:
+            return "no NVIDIA driver (libcuda is missing)"
+    if (
+        device in ("qsv", "vaapi")
+        and sys.platform.startswith("linux")
+        and not list(Path("/dev/dri").glob("renderD*"))
+    ):
         return "no graphics device (/dev/dri/renderD*)"
     return None
 
 
 @cache
 def probe_device(
-    device: str,     # one of DEVICES
-) -> str | None:     # why it cannot decode here; None when it can
+    device: str,  # one of DEVICES
+) -> str | None:  # why it cannot decode here; None when it can
     "Ask the build, the operating system and the device itself, once in a process."
-    try: from av.codec.hwaccel import HWAccel, hwdevices_available
-    except ImportError: return "this PyAV is too old (before 14)"
-    if device not in hwdevices_available(): return "this build of FFmpeg was made without it"
-    if missing := _driver_missing(device): return missing
-    if device == "qsv": return None  # has decoders of its own, which only a real stream can try
-    try: HWAccel(device, allow_software_fallback=False, **_device_options(device)).create(av.Codec("h264", "r"))
-    except (av.FFmpegError, NotImplementedError, OSError, ValueError, RuntimeError) as e: return f"the device refuses: {getattr(e, 'strerror', None) or e}"
+    try:
+        from av.codec.hwaccel import HWAccel, hwdevices_available
+    except ImportError:
+        return "this PyAV is too old (before 14)"
+    if device not in hwdevices_available():
+        return "this build of FFmpeg was made without it"
+    if missing := _driver_missing(device):
+        return missing
+    if device == "qsv":
+        return None  # has decoders of its own, which only a real stream can try
+    try:
+        HWAccel(device, allow_software_fallback=False, **_device_options(device)).create(
+            av.Codec("h264", "r")
+        )
+    except (av.FFmpegError, NotImplementedError, OSError, ValueError, RuntimeError) as e:
+        return f"the device refuses: {getattr(e, 'strerror', None) or e}"
     return None
 
-
+# %% ../../nbs/04_video/00_decoding.ipynb #4587da28
 def _device_options(device: str) -> dict[str, dict[str, str]]:
     "All cameras on one CUDA context: each of its own would cost hundreds of megabytes of the card."
     return {"options": {"primary_ctx": "1"}} if device == "cuda" else {}
 
 # %% ../../nbs/04_video/00_decoding.ipynb #4a6ed70f
 def choose_decoder(
-    hardware: str | DecoderChoice = "auto",                   # one of HARDWARE; a choice already made is kept
-    probe: Callable[[str], str | None] = probe_device,        # why a device cannot decode, None when it can
+    hardware: str | DecoderChoice = "auto",  # one of HARDWARE; a choice already made is kept
+    probe: Callable[[str], str | None] = probe_device,  # why a device cannot decode, None when it can
 ) -> DecoderChoice:
-    "The first device that can decode, or software with the reason. ConfigError for a device that does not exist."
-    if isinstance(hardware, DecoderChoice): return hardware
+    """The first device that can decode, or software with the reason. ConfigError for a device that does not
+    exist."""
+    if isinstance(hardware, DecoderChoice):
+        return hardware
     if hardware not in HARDWARE:
         raise ConfigError(f"unknown decoder {hardware!r}", "hardware", f"one of {', '.join(HARDWARE)}")
-    if hardware == "none": return DecoderChoice("none")
+    if hardware == "none":
+        return DecoderChoice("none")
     refused = {}
     for device in DEVICES if hardware == "auto" else (hardware,):
         why = probe(device)
-        if why is None: return DecoderChoice(hardware, device)
+        if why is None:
+            return DecoderChoice(hardware, device)
         refused[device] = why
     why = "; ".join(f"{device}: {reason}" for device, reason in refused.items())
     return DecoderChoice(hardware, "software", f"no hardware decoder ({why})" if hardware == "auto" else why)
@@ -137,10 +173,13 @@ def choose_decoder(
 # %% ../../nbs/04_video/00_decoding.ipynb #806eaacb
 def make_accelerator(choice: DecoderChoice):
     "What `av.open` needs to decode on the chosen device; None where it needs nothing."
-    if choice.used in ("software", "qsv"): return None
+    if choice.used in ("software", "qsv"):
+        return None
     from av.codec.hwaccel import HWAccel
 
-    return HWAccel(choice.used, allow_software_fallback=False, **_device_options(choice.used))  # a silent fallback would make the report a lie
+    return HWAccel(
+        choice.used, allow_software_fallback=False, **_device_options(choice.used)
+    )  # a silent fallback would make the report a lie
 
 
 def thread_count(
@@ -151,17 +190,24 @@ def thread_count(
 
 
 def make_context(
-    stream: av.VideoStream,     # of a container opened with `make_accelerator(choice)`
+    stream: av.VideoStream,  # of a container opened with `make_accelerator(choice)`
     choice: DecoderChoice,
     threads: int | None = None,
     thread_type: str = "AUTO",  # "SLICE" where a frame must not wait for the ones behind it
-) -> av.VideoCodecContext:      # SourceError when the device does not know the codec
+) -> av.VideoCodecContext:  # SourceError when the device does not know the codec
     "The decoder of a stream, on the chosen device."
     context = stream.codec_context
-    if context is None: raise SourceError("this build of FFmpeg has no decoder for this codec", stream.container.format.name, "record H.264 or H.265")
+    if context is None:
+        raise SourceError(
+            "this build of FFmpeg has no decoder for this codec",
+            stream.container.format.name,
+            "record H.264 or H.265",
+        )
     if choice.used == "qsv":
-        try: named = av.CodecContext.create(f"{context.name}_qsv", "r")
-        except (av.FFmpegError, ValueError) as e: raise SourceError(f"qsv does not decode {context.name}", "decoder", "use hardware: none") from e
+        try:
+            named = av.CodecContext.create(f"{context.name}_qsv", "r")
+        except (av.FFmpegError, ValueError) as e:
+            raise SourceError(f"qsv does not decode {context.name}", "decoder", "use hardware: none") from e
         named.extradata = context.extradata
         return named
     if choice.used != "software" and not context.is_hwaccel:
@@ -183,29 +229,41 @@ class TimeLine:
         if t <= self._last - self.jump_s:
             self._shift += self._last + self._step - t
             self.jumps, t = self.jumps + 1, self._last + self._step
-        elif t <= self._last: t = self._last + 1e-3
-        elif self._last > -math.inf: self._step = min(max(t - self._last, 1e-3), self.jump_s)
+        elif t <= self._last:
+            t = self._last + 1e-3
+        elif self._last > -math.inf:
+            self._step = min(max(t - self._last, 1e-3), self.jump_s)
         self._last = t
         return t
 
 # %% ../../nbs/04_video/00_decoding.ipynb #ad581a48
-_UPRIGHT = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, -90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, -180: cv2.ROTATE_180,
-            270: cv2.ROTATE_90_CLOCKWISE, -270: cv2.ROTATE_90_COUNTERCLOCKWISE}
-Skip = Callable[..., None]  # called with the name of what was left out, the reason, and how many (1 when not given)
+_UPRIGHT = {
+    90: cv2.ROTATE_90_COUNTERCLOCKWISE,
+    -90: cv2.ROTATE_90_CLOCKWISE,
+    180: cv2.ROTATE_180,
+    -180: cv2.ROTATE_180,
+    270: cv2.ROTATE_90_CLOCKWISE,
+    -270: cv2.ROTATE_90_COUNTERCLOCKWISE,
+}
+Skip = Callable[
+    ..., None
+]  # called with the name of what was left out, the reason, and how many (1 when not given)
 
 
 @cache
 def _one_thread() -> dict[str, int]:
     "Colour conversion in the calling thread; PyAV before 17 does that anyway and does not know the word."
-    try: av.VideoFrame(16, 16, "yuv420p").reformat(format="bgr24", threads=1)
-    except TypeError: return {}
+    try:
+        av.VideoFrame(16, 16, "yuv420p").reformat(format="bgr24", threads=1)
+    except TypeError:
+        return {}
     return {"threads": 1}
 
 
 def to_bgr(
     frame: av.VideoFrame,  # as decoded, any pixel format
-    rotation: int = 0,     # degrees to add, where the decoder does not hand it through
-) -> np.ndarray:           # (H, W, 3) uint8
+    rotation: int = 0,  # degrees to add, where the decoder does not hand it through
+) -> np.ndarray:  # (H, W, 3) uint8
     "BGR picture of a decoded frame, turned upright."
     image = frame.to_ndarray(format="bgr24", **_one_thread())
     turn = _UPRIGHT.get(round(frame.rotation) or rotation)
@@ -216,8 +274,8 @@ class Decoded(NamedTuple):
     "A decoded frame that is not yet a picture."
 
     frame: av.VideoFrame
-    pts: float | None      # seconds since the start of the stream; None where the container does not know
-    damaged: bool          # predicted from a frame that could not be decoded
+    pts: float | None  # seconds since the start of the stream; None where the container does not know
+    damaged: bool  # predicted from a frame that could not be decoded
 
 # %% ../../nbs/04_video/00_decoding.ipynb #944cb2c7
 class PacketDecoder:
@@ -230,38 +288,50 @@ class PacketDecoder:
 
     def feed(self, packet: av.Packet) -> Iterator[Decoded]:
         "Frames that are complete with this packet; an empty packet gives the last ones."
-        try: frames = self.context.decode(packet)
+        try:
+            frames = self.context.decode(packet)
         except av.FFmpegError as e:
             self._damaged, self.broken = True, self.broken + 1
-            self._skip("packet" if packet.pts is None else f"packet at {packet.pts * self._tick:.3f} s", e.strerror or str(e))
+            self._skip(
+                "packet" if packet.pts is None else f"packet at {packet.pts * self._tick:.3f} s",
+                e.strerror or str(e),
+            )
             return
         for frame in frames:
-            if (decoded := self._judge(frame, packet.is_corrupt)) is not None: yield decoded
+            if (decoded := self._judge(frame, packet.is_corrupt)) is not None:
+                yield decoded
 
     def _judge(self, frame: av.VideoFrame, corrupt: bool) -> Decoded | None:
         "A frame with its time, or None for one that must not be shown."
-        if self._origin is None: self._origin = frame.pts
+        if self._origin is None:
+            self._origin = frame.pts
         pts = None if frame.pts is None else (frame.pts - self._origin) * self._tick
         late = self._damaged and pts is not None and self._last - self.line.jump_s < pts <= self._last
         if frame.is_corrupt or late:
             self._damaged, self.broken = True, self.broken + 1
-            self._skip("frame" if pts is None else f"frame at {pts:.3f} s", "out of order" if late else "the decoder marks it as corrupt")
+            self._skip(
+                "frame" if pts is None else f"frame at {pts:.3f} s",
+                "out of order" if late else "the decoder marks it as corrupt",
+            )
             return None
         self._damaged = (self._damaged and not frame.key_frame) or corrupt
         self.delivered += 1
-        if pts is not None: self._last, pts = pts, self.line.at(pts)
+        if pts is not None:
+            self._last, pts = pts, self.line.at(pts)
         return Decoded(frame, pts, self._damaged)
 
 # %% ../../nbs/04_video/00_decoding.ipynb #51ac0d4c
 class Picture(NamedTuple):
     "One decoded picture."
 
-    image: np.ndarray      # (H, W, 3) uint8 BGR, upright
-    pts: float | None      # seconds since the start of the stream; None where the container does not know
-    damaged: bool          # predicted from a frame that could not be decoded
+    image: np.ndarray  # (H, W, 3) uint8 BGR, upright
+    pts: float | None  # seconds since the start of the stream; None where the container does not know
+    damaged: bool  # predicted from a frame that could not be decoded
 
 
-def packets(container: av.container.InputContainer, stream: av.VideoStream, skip: Skip) -> Iterator[av.Packet]:
+def packets(
+    container: av.container.InputContainer, stream: av.VideoStream, skip: Skip
+) -> Iterator[av.Packet]:
     "All packets; where the container itself is broken, step over it, at most 100 times in a row."
     failures = 0
     while failures < 100:
@@ -277,15 +347,17 @@ def packets(container: av.container.InputContainer, stream: av.VideoStream, skip
 # %% ../../nbs/04_video/00_decoding.ipynb #f1485efe
 def _rotation(path: Path, choice: DecoderChoice) -> int:
     "Rotation of the first frame, for a decoder that does not hand it through; else 0."
-    if choice.used != "qsv": return 0
-    with open_container(path) as container: return round(next(container.decode(video_stream(container, path))).rotation)
+    if choice.used != "qsv":
+        return 0
+    with open_container(path) as container:
+        return round(next(container.decode(video_stream(container, path))).rotation)
 
 
 def decode_video(
-    path: str | Path,           # a video file
+    path: str | Path,  # a video file
     *,
     threads: int | None = None,  # decoder threads; None: as many as there are cores, at most 4
-    hardware: str | DecoderChoice = "none",           # one of HARDWARE, or a choice that `probe_video` made
+    hardware: str | DecoderChoice = "none",  # one of HARDWARE, or a choice that `probe_video` made
     skip: Skip = lambda name, reason, count=1: None,  # told about every packet and frame that is left out
 ) -> Iterator[Picture]:
     "Pictures of a video file in display order; SourceError when not one of them can be decoded."
@@ -295,8 +367,14 @@ def decode_video(
         stream = video_stream(container, path)
         decoder, expected = PacketDecoder(stream, make_context(stream, choice, threads), skip), stream.frames
         for packet in packets(container, stream, skip):
-            for frame, pts, damaged in decoder.feed(packet): yield Picture(to_bgr(frame, rotation), pts, damaged)
-        if not decoder.delivered: raise SourceError("not one frame could be decoded", path, "the file is damaged or its codec is unknown; check it with `ffprobe`")
+            for frame, pts, damaged in decoder.feed(packet):
+                yield Picture(to_bgr(frame, rotation), pts, damaged)
+        if not decoder.delivered:
+            raise SourceError(
+                "not one frame could be decoded",
+                path,
+                "the file is damaged or its codec is unknown; check it with `ffprobe`",
+            )
         missing = expected - decoder.delivered - decoder.broken
         if missing > 0 and (decoder.broken or missing > 0.01 * expected):
             skip("whole file", f"the header promises {expected} frames, {missing} never came", missing)
@@ -306,43 +384,58 @@ def decode_video(
 class SourceInfo:
     "What is known about a source before its first frame."
 
-    kind: str                 # "video", "images", "camera" or "stream"
-    width: int                # pixels, as seen (after rotation); single frames may differ
+    kind: str  # "video", "images", "camera" or "stream"
+    width: int  # pixels, as seen (after rotation); single frames may differ
     height: int
-    fps: float | None         # nominal; None: unknown or not a sequence
-    frame_count: int | None   # None: unknown or endless
-    decoder: str              # what decodes, in words, e.g. "h264, software, 2 threads"
+    fps: float | None  # nominal; None: unknown or not a sequence
+    frame_count: int | None  # None: unknown or endless
+    decoder: str  # what decodes, in words, e.g. "h264, software, 2 threads"
     choice: DecoderChoice | None = None  # the same as data, where video is decoded
 
 
 def nominal_rate(stream: av.VideoStream) -> float | None:
     "Frames a second by the header; None where it says nothing that can be true."
     for rate in (stream.average_rate, stream.guessed_rate):
-        if rate and 0 < rate <= 1000: return float(rate)
+        if rate and 0 < rate <= 1000:
+            return float(rate)
     return None
 
 
 def describe_decoder(codec: str, choice: DecoderChoice, threads: int) -> str:
     "What decodes, in words; the details of the reason are in the choice."
-    if choice.used != "software": return f"{codec}, {choice.used}"
+    if choice.used != "software":
+        return f"{codec}, {choice.used}"
     why = choice.reason.split(" (")[0]
     return f"{codec}, software, {threads} thread{'s' * (threads > 1)}" + (f" ({why})" if why else "")
 
-
+# %% ../../nbs/04_video/00_decoding.ipynb #64fb2720
 def probe_video(
-    path: str | Path,                        # a video file
-    threads: int | None = None,              # as in `decode_video`
+    path: str | Path,  # a video file
+    threads: int | None = None,  # as in `decode_video`
     hardware: str | DecoderChoice = "none",  # one of HARDWARE
 ) -> SourceInfo:
-    "Open a file and decode its first frame: size as seen, rate, count, decoder. SourceError when that does not work."
+    """Open a file and decode its first frame: size as seen, rate, count, decoder. SourceError when that does
+    not work."""
     path, choice = Path(path), choose_decoder(hardware)
     with open_container(path) as container:
         stream = video_stream(container, path)
-        rate, count, name = nominal_rate(stream), stream.frames or None, stream.codec_context.name if stream.codec_context else "unknown codec"
+        rate, count, name = (
+            nominal_rate(stream),
+            stream.frames or None,
+            stream.codec_context.name if stream.codec_context else "unknown codec",
+        )
     if choice.used != "software":
-        try: next(decode_video(path, hardware=choice))
-        except Exception as e: choice = choice.without(e.what if isinstance(e, SourceError) else f"{choice.used}: {getattr(e, 'strerror', None) or e}")
+        try:
+            next(decode_video(path, hardware=choice))
+        except Exception as e:
+            choice = choice.without(
+                e.what
+                if isinstance(e, SourceError)
+                else f"{choice.used}: {getattr(e, 'strerror', None) or e}"
+            )
     pictures = decode_video(path, threads=1, hardware=choice)
     height, width = next(pictures).image.shape[:2]
     pictures.close()
-    return SourceInfo("video", width, height, rate, count, describe_decoder(name, choice, thread_count(threads)), choice)
+    return SourceInfo(
+        "video", width, height, rate, count, describe_decoder(name, choice, thread_count(threads)), choice
+    )

@@ -29,19 +29,31 @@ def events_schema() -> Any:
     "The columns of events.parquet, a pyarrow schema: the fields of Event."
     import pyarrow as pa
 
-    kinds = {"tracker_id": pa.int32(), "class_id": pa.int32(), "at": pa.timestamp("us", tz="UTC"), "frame_id": pa.int64(), "dwell_s": pa.float64(),
-             "x": pa.float32(), "y": pa.float32(), "lost": pa.bool_()}
+    kinds = {
+        "tracker_id": pa.int32(),
+        "class_id": pa.int32(),
+        "at": pa.timestamp("us", tz="UTC"),
+        "frame_id": pa.int64(),
+        "dwell_s": pa.float64(),
+        "x": pa.float32(),
+        "y": pa.float32(),
+        "lost": pa.bool_(),
+    }
     return pa.schema([(name, kinds.get(name, pa.string())) for name in Event.__slots__])
 
 
 class _EventRows:
     "Events that are not on disk yet."
 
-    def __init__(self): self.events: list[Event] = []
-    def add(self, events: Sequence[Event]) -> None: self.events += events
+    def __init__(self):
+        self.events: list[Event] = []
+
+    def add(self, events: Sequence[Event]) -> None:
+        self.events += events
 
     @property
-    def count(self) -> int: return len(self.events)
+    def count(self) -> int:
+        return len(self.events)
 
 
 def events_table(rows: _EventRows, run: str) -> Any:
@@ -49,17 +61,53 @@ def events_table(rows: _EventRows, run: str) -> Any:
     import pyarrow as pa
 
     schema = events_schema().with_metadata({"cv_pipeline.run": run})
-    return pa.Table.from_arrays([pa.array([getattr(e, field.name) for e in rows.events], field.type) for field in schema], schema=schema)
+    return pa.Table.from_arrays(
+        [pa.array([getattr(e, field.name) for e in rows.events], field.type) for field in schema],
+        schema=schema,
+    )
 
 
 def read_events(
-    folder: str | Path,  # what EventSink was given; while it runs, after it was closed, or after it was killed
-) -> Any:                # pyarrow.Table, one row an event, in the order in which they became certain
+    folder: str
+    | Path,  # what EventSink was given; while it runs, after it was closed, or after it was killed
+) -> Any:  # pyarrow.Table, one row an event, in the order in which they became certain
     "All events of the newest run."
     return read_table(folder, "events")
 
 # %% ../../nbs/04_video/07_events.ipynb #a6136e61
-class EventSink:
+class _Tally:
+    "What zones and lines over all sources have seen so far."
+
+    watches: dict[str, RuleWatch]
+    callback_errors: dict[str, tuple[int, str]]  # name → how often, the last error
+    events: int
+
+    @property
+    def problems(self) -> dict[str, str]:
+        "source → which of its rules are switched off, and why; sources without are left out."
+        return {
+            source: "; ".join(f"'{rule}' {why}" for rule, why in watch.problems.items())
+            for source, watch in list(self.watches.items())
+            if watch.problems
+        }
+
+    @property
+    def counts(self) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+        "source → rule → class → in, out, now, total."
+        return {source: watch.counts for source, watch in list(self.watches.items())}
+
+    def summary(self) -> dict[str, Any]:
+        """For summary.json: how many events, what was counted, which rules are switched off and which
+        callbacks failed."""
+        return {
+            "events": self.events,
+            "counts": self.counts,
+            "problems": self.problems,
+            "callback_errors": self.callback_errors,
+        }
+
+# %% ../../nbs/04_video/07_events.ipynb #e440de7d
+class EventSink(_Tally):
     "Zones and lines over all sources: `events.parquet` and callbacks; a Sink."
 
     name = "events"
@@ -70,43 +118,41 @@ class EventSink:
         rules: Rules,
         callbacks: Sequence[Callable[[Event], Any]] = (),
         *,
-        part_seconds: float = 5.0,     # an event is on disk after so many seconds
+        part_seconds: float = 5.0,  # an event is on disk after so many seconds
         clock: Clock = time.monotonic,
     ):
-        if not rules.zones and not rules.lines: raise ConfigError("there are no zones and no lines", "EventSink", "give at least one rule, or leave the sink out")
+        if not rules.zones and not rules.lines:
+            raise ConfigError(
+                "there are no zones and no lines",
+                "EventSink",
+                "give at least one rule, or leave the sink out",
+            )
         self.rules, self.callbacks, self.watches = rules, list(callbacks), {}
-        self.callback_errors: dict[str, tuple[int, str]] = {}  # name → how often, the last error
-        self.events = 0
-        self._table = PartedTable(folder, "events", _EventRows, events_table, part_seconds=part_seconds, clock=clock)
+        self.callback_errors, self.events = {}, 0
+        self._table = PartedTable(
+            folder, "events", _EventRows, events_table, part_seconds=part_seconds, clock=clock
+        )
 
     def write(self, result: FrameResult) -> None:
-        if result.status != "ok" or not result.inferred: return self._table.add()  # nobody looked: no evidence
+        if result.status != "ok" or not result.inferred:
+            return self._table.add()  # nobody looked: no evidence
         source = result.frame.source_id
-        if source not in self.watches: self.watches[source] = RuleWatch(self.rules, source)
+        if source not in self.watches:
+            self.watches[source] = RuleWatch(self.rules, source)
         self._deliver(self.watches[source].update(result.detections, result.frame, result.names))
 
     def _deliver(self, events: list[Event]) -> None:
         self.events += len(events)
-        try: self._table.add(events or None)
-        finally: call_each(self.callbacks, events, self.callback_errors)
-
-    @property
-    def problems(self) -> dict[str, str]:
-        "source → which of its rules are switched off, and why; sources without are left out."
-        return {source: "; ".join(f"'{rule}' {why}" for rule, why in watch.problems.items()) for source, watch in list(self.watches.items()) if watch.problems}
-
-    @property
-    def counts(self) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
-        "source → rule → class → in, out, now, total."
-        return {source: watch.counts for source, watch in list(self.watches.items())}
-
-    def summary(self) -> dict[str, Any]:
-        "For summary.json: how many events, what was counted, which rules are switched off and which callbacks failed."
-        return {"events": self.events, "counts": self.counts, "problems": self.problems, "callback_errors": self.callback_errors}
+        try:
+            self._table.add(events or None)
+        finally:
+            call_each(self.callbacks, events, self.callback_errors)
 
     def close(self) -> None:
-        try: self._deliver([event for watch in self.watches.values() for event in watch.finish()])
-        finally: self._table.close()
+        try:
+            self._deliver([event for watch in self.watches.values() for event in watch.finish()])
+        finally:
+            self._table.close()
 
 # %% ../../nbs/04_video/07_events.ipynb #f05ff48a
 def call_each(
@@ -117,32 +163,38 @@ def call_each(
     "Give every event to every callback; what one raises is noted and harms nobody."
     for event in events:
         for callback in callbacks:
-            try: callback(event)
+            try:
+                callback(event)
             except Exception as e:
                 name = getattr(callback, "__qualname__", type(callback).__name__)
                 errors[name] = errors.get(name, (0, ""))[0] + 1, f"{type(e).__name__}: {e}"
 
 # %% ../../nbs/04_video/07_events.ipynb #92de5221
 def _supervision() -> Any:
-    try: import supervision
-    except ImportError as e: raise MissingExtraError("supervision", "viz") from e
+    try:
+        import supervision
+    except ImportError as e:
+        raise MissingExtraError("supervision", "viz") from e
     return supervision
 
 
-def _sum(counts: Mapping[str, Mapping[str, int]], key: str) -> int: return sum(cell[key] for cell in counts.values())
+def _sum(counts: Mapping[str, Mapping[str, int]], key: str) -> int:
+    return sum(cell[key] for cell in counts.values())
 
 
 def draw_rules(
-    image: np.ndarray,                       # (h, w, 3) uint8 BGR, not changed
+    image: np.ndarray,  # (h, w, 3) uint8 BGR, not changed
     rules: Rules,
-    counts: Mapping[str, Mapping[str, Mapping[str, int]]] | None = None,  # of this source: rule → class → in, out, now, total
-    source_id: str | None = None,            # only this source's rules
-) -> np.ndarray:                             # a new (h, w, 3) uint8 picture
+    counts: Mapping[str, Mapping[str, Mapping[str, int]]]
+    | None = None,  # of this source: rule → class → in, out, now, total
+    source_id: str | None = None,  # only this source's rules
+) -> np.ndarray:  # a new (h, w, 3) uint8 picture
     "Zones with who is inside, lines with who crossed, drawn by supervision's annotators."
     sv, out, size, counts = _supervision(), image.copy(), (image.shape[1], image.shape[0]), counts or {}
     scale = max(0.3, image.shape[0] / 1000)
     for number, rule in enumerate((*rules.zones, *rules.lines)):
-        if source_id is not None and rule.sources and source_id not in rule.sources: continue
+        if source_id is not None and rule.sources and source_id not in rule.sources:
+            continue
         b, g, r = colour_of(number + 1)
         colour, here = sv.Color(r, g, b), counts.get(rule.name, {})
         text = {"text_scale": scale, "text_thickness": max(1, round(2 * scale)), "text_padding": 4}
@@ -152,7 +204,9 @@ def draw_rules(
             out = sv.PolygonZoneAnnotator(zone, colour, opacity=0.2, **text).annotate(out, label)
         else:
             a, z = (sv.Point(*map(float, p)) for p in placed([rule.start, rule.end], size))
-            line = SimpleNamespace(vector=sv.LineZone(a, z).vector, in_count=_sum(here, "in"), out_count=_sum(here, "out"))
+            line = SimpleNamespace(
+                vector=sv.LineZone(a, z).vector, in_count=_sum(here, "in"), out_count=_sum(here, "out")
+            )
             words = {"custom_in_text": f"{rule.name} in", "custom_out_text": "out"}
             out = sv.LineZoneAnnotator(color=colour, **text, **words).annotate(out, line)
     return out

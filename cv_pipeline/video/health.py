@@ -31,24 +31,52 @@ def healthz(summary: dict[str, Any]) -> tuple[int, dict[str, Any]]:
 
 _AWAY = ("stale", "lost", "auth_failed")  # connections that give no frames
 
-
+# %% ../../nbs/04_video/10_health.ipynb #eacd6a6e
 def readyz(
     summary: dict[str, Any],
-    stale_after_s: float,   # a source that should deliver and has not for so long is stale: camera silent, decoder stalled
+    # a source that should deliver and has not for so long is stale: camera silent, decoder stalled
+    stale_after_s: float,
 ) -> tuple[int, dict[str, Any]]:
     "Is it ready to give results: (HTTP status, body)."
     states = {}
     for name, s in summary["sources"].items():
         age = s["seconds_since_frame"]
         silent = summary["seconds"] if age is None else age  # never a frame: silent since the start
-        away = s.get("connection") if s.get("connection") in _AWAY else None  # a camera that says that it is gone need not be waited for
+        away = (
+            s.get("connection") if s.get("connection") in _AWAY else None
+        )  # a camera that says that it is gone need not be waited for
         stale = s["state"] in ("waiting", "running") and silent > stale_after_s
-        states[name] = {"state": away or ("stale" if stale else s["state"]), "error": s["error"], "seconds_since_frame": age}
+        states[name] = {
+            "state": away or ("stale" if stale else s["state"]),
+            "error": s["error"],
+            "seconds_since_frame": age,
+        }
     usable = [n for n, s in states.items() if s["state"] not in ("failed", *_AWAY)]
     model = summary["model"]["state"]  # "fallback" still answers
-    ready = summary["warm"] and bool(usable) and summary["error"] is None and model not in ("failed", "unreachable", "timeout", "closed")
-    reason = None if ready else summary["error"] or ("the model is warming up" if not summary["warm"] else f"the model is {model}" if usable else "no source delivers")
-    return (200 if ready else 503), {"status": "ready" if ready else "not ready", "reason": reason, "model": model, "sources": states}
+    ready = (
+        summary["warm"]
+        and bool(usable)
+        and summary["error"] is None
+        and model not in ("failed", "unreachable", "timeout", "closed")
+    )
+    reason = (
+        None
+        if ready
+        else summary["error"]
+        or (
+            "the model is warming up"
+            if not summary["warm"]
+            else f"the model is {model}"
+            if usable
+            else "no source delivers"
+        )
+    )
+    return (200 if ready else 503), {
+        "status": "ready" if ready else "not ready",
+        "reason": reason,
+        "model": model,
+        "sources": states,
+    }
 
 # %% ../../nbs/04_video/10_health.ipynb #35626b01
 BUCKETS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
@@ -60,84 +88,135 @@ def _buckets(histogram: LatencyHistogram) -> tuple[list[tuple[str, float]], floa
     rows = [(str(edge / 1e3), float(count)) for edge, count in zip(BUCKETS_MS, counts)]
     return [*rows, ("+Inf", float(len(histogram)))], histogram.total_ms / 1e3
 
-
+# %% ../../nbs/04_video/10_health.ipynb #4e0b4256
 class PipelineCollector:
     "Prometheus metrics of a pipeline, read at scrape time."
 
-    def __init__(self, pipeline: Pipeline): self.pipeline = pipeline
+    def __init__(self, pipeline: Pipeline):
+        self.pipeline = pipeline
 
     def collect(self) -> Iterator[Any]:
         "All metric families."
         summary = self.pipeline.summary()
-        for key, text in (("frames_read", "Frames read"), ("frames_inferred", "Frames the model answered"), ("frames_dropped", "Frames dropped at the entrance"), ("frames_delivered", "Frames delivered"),
-                          ("frames_skipped", "Broken frames skipped"), ("detections", "Detections delivered"), ("uncertain", "Detections in the uncertain band"),
-                          ("tracks", "Tracks confirmed"), ("reconnects", "Connections opened again after a loss"), ("frames_not_taken", "Frames that a stream brought and nobody took in time")):
+        for key, text in (
+            ("frames_read", "Frames read"),
+            ("frames_inferred", "Frames the model answered"),
+            ("frames_dropped", "Frames dropped at the entrance"),
+            ("frames_delivered", "Frames delivered"),
+            ("frames_skipped", "Broken frames skipped"),
+            ("detections", "Detections delivered"),
+            ("uncertain", "Detections in the uncertain band"),
+            ("tracks", "Tracks confirmed"),
+            ("reconnects", "Connections opened again after a loss"),
+            ("frames_not_taken", "Frames that a stream brought and nobody took in time"),
+        ):
             family = CounterMetricFamily(f"cv_pipeline_{key}", text, labels=["source"])
-            for name, s in summary["sources"].items(): family.add_metric([name], s[key])
+            for name, s in summary["sources"].items():
+                family.add_metric([name], s[key])
             yield family
-        up = GaugeMetricFamily("cv_pipeline_source_up", "1 while the source delivers frames; not there once it has ended", labels=["source"])
-        age = GaugeMetricFamily("cv_pipeline_frame_age_seconds", "Age of the newest frame; not there once the source has ended", labels=["source"])
+        up = GaugeMetricFamily(
+            "cv_pipeline_source_up",
+            "1 while the source delivers frames; not there once it has ended",
+            labels=["source"],
+        )
+        age = GaugeMetricFamily(
+            "cv_pipeline_frame_age_seconds",
+            "Age of the newest frame; not there once the source has ended",
+            labels=["source"],
+        )
         for name, s in summary["sources"].items():
-            if s["state"] in ("done", "stopped"): continue  # a file that was read to its end is no camera that is down
+            if s["state"] in ("done", "stopped"):
+                continue  # a file that was read to its end is no camera that is down
             up.add_metric([name], float(s["state"] == "running" and s["connection"] in (None, "live")))
-            if s["seconds_since_frame"] is not None: age.add_metric([name], s["seconds_since_frame"])
+            if s["seconds_since_frame"] is not None:
+                age.add_metric([name], s["seconds_since_frame"])
         yield from (up, age)
         yield from _source_families(summary["sources"])
         yield from _rule_families(self.pipeline)
         yield from _stage_families(self.pipeline, summary)
-        for sink in list(self.pipeline.sinks): yield from getattr(sink, "metric_families", tuple)()  # what a sink wants to say
+        for sink in list(self.pipeline.sinks):
+            yield from getattr(sink, "metric_families", tuple)()  # what a sink wants to say
 
 # %% ../../nbs/04_video/10_health.ipynb #fe00038a
 def _source_families(sources: dict[str, dict[str, Any]]) -> Iterator[Any]:
     "What decodes each source and how its connection is: one series a state, 1 for the one that holds."
-    decoder = GaugeMetricFamily("cv_pipeline_source_decoder", "1; the label says what decodes the source", labels=["source", "decoder"])
-    connection = GaugeMetricFamily("cv_pipeline_source_connection", "1 for the state that a live source's connection is in", labels=["source", "state"])
+    decoder = GaugeMetricFamily(
+        "cv_pipeline_source_decoder",
+        "1; the label says what decodes the source",
+        labels=["source", "decoder"],
+    )
+    connection = GaugeMetricFamily(
+        "cv_pipeline_source_connection",
+        "1 for the state that a live source's connection is in",
+        labels=["source", "state"],
+    )
     for name, s in sources.items():
-        if s["decoder"]: decoder.add_metric([name, s["decoder"]], 1.0)
-        for state in SourceState if s["connection"] else (): connection.add_metric([name, str(state)], float(state == s["connection"]))
+        if s["decoder"]:
+            decoder.add_metric([name, s["decoder"]], 1.0)
+        for state in SourceState if s["connection"] else ():
+            connection.add_metric([name, str(state)], float(state == s["connection"]))
     yield from (decoder, connection)
 
-# %% ../../nbs/04_video/10_health.ipynb #9173c8d2
+
 def _rule_families(pipeline: Pipeline) -> Iterator[Any]:
     "What zones and lines have counted: in, out, now, total."
-    family = GaugeMetricFamily("cv_pipeline_rule_count", "Counts of zones and lines", labels=["source", "rule", "class", "count"])
+    family = GaugeMetricFamily(
+        "cv_pipeline_rule_count", "Counts of zones and lines", labels=["source", "rule", "class", "count"]
+    )
     for sink in pipeline.sinks:
-        for source, rules in list(getattr(sink, "counts", {}).items()):  # copies: the delivering thread adds to them meanwhile
+        for source, rules in list(
+            getattr(sink, "counts", {}).items()
+        ):  # copies: the delivering thread adds to them meanwhile
             for rule, classes in list(rules.items()):
                 for name, cell in list(classes.items()):
-                    for key, value in list(cell.items()): family.add_metric([source, rule, str(name), key], float(value))
+                    for key, value in list(cell.items()):
+                        family.add_metric([source, rule, str(name), key], float(value))
     yield family
 
 # %% ../../nbs/04_video/10_health.ipynb #d8265860
 def _stage_families(pipeline: Pipeline, summary: dict[str, Any]) -> Iterator[Any]:
     "Latency, errors and queue depth of each stage; retries of the model."
-    latency = HistogramMetricFamily("cv_pipeline_stage_seconds", "Latency of a stage, per frame", labels=["stage"])
+    latency = HistogramMetricFamily(
+        "cv_pipeline_stage_seconds", "Latency of a stage, per frame", labels=["stage"]
+    )
     errors = CounterMetricFamily("cv_pipeline_stage_errors", "Errors of a stage", labels=["stage"])
-    queued = GaugeMetricFamily("cv_pipeline_stage_queue", "Frames or batches waiting before a stage", labels=["stage"])
-    for name, histogram in latencies(pipeline).items(): latency.add_metric([name], *_buckets(histogram))
+    queued = GaugeMetricFamily(
+        "cv_pipeline_stage_queue", "Frames or batches waiting before a stage", labels=["stage"]
+    )
+    for name, histogram in latencies(pipeline).items():
+        latency.add_metric([name], *_buckets(histogram))
     for name, stage in summary["stages"].items():
-        errors.add_metric([name], stage["errors"]); queued.add_metric([name], stage["queue"])
-    events = CounterMetricFamily("cv_pipeline_model_events", "Retries and batch splits of the model", labels=["event"])
-    for event in sorted({"retry", "oom_split", *summary["model"]["events"]}): events.add_metric([event], summary["model"]["events"].get(event, 0))
+        errors.add_metric([name], stage["errors"])
+        queued.add_metric([name], stage["queue"])
+    events = CounterMetricFamily(
+        "cv_pipeline_model_events", "Retries and batch splits of the model", labels=["event"]
+    )
+    for event in sorted({"retry", "oom_split", *summary["model"]["events"]}):
+        events.add_metric([event], summary["model"]["events"].get(event, 0))
     yield from (latency, errors, queued, events)
 
 # %% ../../nbs/04_video/10_health.ipynb #2ad0288d
 def _handler(routes: dict[str, Callable[[], tuple[int, str, bytes]]]) -> type[BaseHTTPRequestHandler]:
     "A request handler for fixed GET routes."
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             route = routes.get(self.path.split("?")[0])
-            status, kind, body = route() if route else (404, "text/plain", b"try /healthz, /readyz or /metrics\n")
+            status, kind, body = (
+                route() if route else (404, "text/plain", b"try /healthz, /readyz or /metrics\n")
+            )
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *args): pass
+        def log_message(self, *args):
+            pass
+
     return Handler
 
-
+# %% ../../nbs/04_video/10_health.ipynb #0497df0b
 class HealthServer:
     "Serves /healthz, /readyz and /metrics of a pipeline from a daemon thread; a context manager."
 
@@ -150,17 +229,29 @@ class HealthServer:
             "/readyz": lambda: answer(readyz(pipeline.summary(), stale_after_s)),
             "/metrics": lambda: (200, "text/plain; version=0.0.4; charset=utf-8", generate_latest(registry)),
         }
-        try: self._server = ThreadingHTTPServer((host, port), _handler(routes))
+        try:
+            self._server = ThreadingHTTPServer((host, port), _handler(routes))
         except OSError as e:
-            raise ConfigError(f"cannot serve health on {host}:{port}: {e.strerror or e}", "health.port", "choose a free port, or 0") from e
+            raise ConfigError(
+                f"cannot serve health on {host}:{port}: {e.strerror or e}",
+                "health.port",
+                "choose a free port, or 0",
+            ) from e
         self._server.daemon_threads = True
         self.url = f"http://{host}:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True, name="health")
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True, name="health"
+        )
         self._thread.start()
 
     def close(self) -> None:
         "Stop serving."
-        self._server.shutdown(); self._server.server_close(); self._thread.join(2)
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(2)
 
-    def __enter__(self) -> HealthServer: return self
-    def __exit__(self, *exc) -> None: self.close()
+    def __enter__(self) -> HealthServer:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()

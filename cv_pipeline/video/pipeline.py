@@ -23,8 +23,25 @@ from ..inference.backends import Model, SteadyBackend
 from ..inference.batching import DynamicBatcher
 from ..inference.manifest import output_shape
 from cv_pipeline.core.types import (
-    Backend, BackendError, Clock, Clocks, ConfigError, CVPipelineError, Decision, Detections, Frame, FrameResult, ListeningSelector,
-    Selector, Sink, SinkError, Source, SourceError, Tracker, sink_name, status_of,
+    Backend,
+    BackendError,
+    Clock,
+    Clocks,
+    ConfigError,
+    CVPipelineError,
+    Decision,
+    Detections,
+    Frame,
+    FrameResult,
+    ListeningSelector,
+    Selector,
+    Sink,
+    SinkError,
+    Source,
+    SourceError,
+    Tracker,
+    sink_name,
+    status_of,
 )
 from .stages import STAGES, FrameQueues, LatencyHistogram, StageStats
 
@@ -38,21 +55,22 @@ class _Item:
 
     channel: Channel
     frame: Frame
-    arrived: float                                           # clock when decoding had ended
+    arrived: float  # clock when decoding had ended
     timings: dict[str, float] = field(default_factory=dict)  # stage → ms
-    selected: bool = True                                    # the model is asked about it
-    owed: bool = False                                       # its channel's selector waits to hear what the model said
-    lost: bool = False                                       # its channel failed at or before this frame: not delivered
-    geometry: Any = None                                     # from preprocess, maps boxes back
-    detections: Detections | None = None                     # None: the model was not asked, or did not answer
+    selected: bool = True  # the model is asked about it
+    owed: bool = False  # its channel's selector waits to hear what the model said
+    lost: bool = False  # its channel failed at or before this frame: not delivered
+    geometry: Any = None  # from preprocess, maps boxes back
+    detections: Detections | None = None  # None: the model was not asked, or did not answer
 
 
 @dataclass(slots=True)
 class _Tensor:
-    "A reused input tensor, and what lies in each of its places: a picture of the same size needs no new border."
+    """A reused input tensor, and what lies in each of its places: a picture of the same size needs no new
+    border."""
 
-    array: np.ndarray        # (max_batch, 3, H, W) float32
-    painted: list[Any]       # geometry of the picture in each place, None when unknown
+    array: np.ndarray  # (max_batch, 3, H, W) float32
+    painted: list[Any]  # geometry of the picture in each place, None when unknown
 
 
 @dataclass(slots=True)
@@ -72,27 +90,33 @@ class _Batch:
 # %% ../../nbs/04_video/09_pipeline.ipynb #6ac2998e
 @dataclass
 class Channel:
-    "One source with everything that belongs to it alone: selector, tracker, counts. Nothing is shared between cameras."
+    """One source with everything that belongs to it alone: selector, tracker, counts. Nothing is shared
+    between cameras."""
 
     source: Source
     selector: Selector | None = None
     tracker: Tracker | None = None
-    new_tracker: Callable[[Source], Tracker] | None = None  # called when the first frame is there: only then a camera's frame rate is known
-    state: str = "waiting"            # waiting, running, done, stopped, failed
+    new_tracker: Callable[[Source], Tracker] | None = (
+        None  # called when the first frame is there: only then a camera's frame rate is known
+    )
+    state: str = "waiting"  # waiting, running, done, stopped, failed
     error: CVPipelineError | None = None
     size: tuple[int, int] | None = None
-    last_frame: float | None = None   # clock
+    last_frame: float | None = None  # clock
     frames_read: int = 0
     frames_inferred: int = 0
     frames_delivered: int = 0
-    broken: bool = False              # selector, preprocessing or tracker failed: no further frame is prepared
+    broken: bool = False  # selector, preprocessing or tracker failed: no further frame is prepared
     detections: int = 0
     uncertain: int = 0
-    unanswered: int = 0               # selected frames whose outcome a selector that listens has not heard yet
-    lock: threading.Lock = field(default_factory=threading.Lock)  # a selector is asked and told by different threads
+    unanswered: int = 0  # selected frames whose outcome a selector that listens has not heard yet
+    lock: threading.Lock = field(
+        default_factory=threading.Lock
+    )  # a selector is asked and told by different threads
     listens: bool = field(init=False)  # the selector wants to know what the model found
 
-    def __post_init__(self): self.listens = isinstance(self.selector, ListeningSelector)
+    def __post_init__(self):
+        self.listens = isinstance(self.selector, ListeningSelector)
 
     @property
     def tracks(self) -> int:
@@ -101,7 +125,8 @@ class Channel:
 
     def track(self, detections: Detections, frame: Frame) -> Detections:
         "Detections with the tracker's ids, where there is a tracker."
-        if self.tracker is None and self.new_tracker is not None: self.tracker = self.new_tracker(self.source)
+        if self.tracker is None and self.new_tracker is not None:
+            self.tracker = self.new_tracker(self.source)
         return detections if self.tracker is None else self.tracker.update(detections, frame)
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #5c0e92aa
@@ -112,17 +137,18 @@ _INTERRUPT = "interrupt"  # a note for the main thread; other notes are stages w
 class _Life:
     "How a run begins and ends: who may touch the sinks, and what the main thread has to hear."
 
-    notes: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)      # read by the main thread only
-    threads: list[threading.Thread] = field(default_factory=list)            # deliver, model, prepare
-    warm: threading.Event = field(default_factory=threading.Event)           # the model has answered, or never will
+    notes: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)  # read by the main thread only
+    threads: list[threading.Thread] = field(default_factory=list)  # deliver, model, prepare
+    warm: threading.Event = field(default_factory=threading.Event)  # the model has answered, or never will
     writer: threading.Thread | None = None  # the one that writes to the sinks and closes them
-    started: float | None = None            # clock; the warm-up is not part of the run
-    ended: float | None = None              # clock, when the last result had been delivered
-    _claimed: threading.Lock = field(default_factory=threading.Lock)         # taken once, never given back
+    started: float | None = None  # clock; the warm-up is not part of the run
+    ended: float | None = None  # clock, when the last result had been delivered
+    _claimed: threading.Lock = field(default_factory=threading.Lock)  # taken once, never given back
 
     def claim(self) -> bool:
         "The sinks belong to the calling thread from now on; False when they belong to another one."
-        if self._claimed.acquire(blocking=False): self.writer = threading.current_thread()
+        if self._claimed.acquire(blocking=False):
+            self.writer = threading.current_thread()
         return self.writer is threading.current_thread()
 
     @property
@@ -146,27 +172,36 @@ class _Run:
     entrance: FrameQueues
     model_sha256: str
     life: _Life = field(default_factory=_Life)
-    held: deque[_Item] = field(default_factory=deque)                         # taken from the entrance, not yet in a batch
-    answered: threading.Condition = field(default_factory=threading.Condition)  # a selector has heard of a result
-    tensors: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)     # the free ones; None at the end
+    held: deque[_Item] = field(default_factory=deque)  # taken from the entrance, not yet in a batch
+    answered: threading.Condition = field(
+        default_factory=threading.Condition
+    )  # a selector has heard of a result
+    tensors: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)  # the free ones; None at the end
     to_model: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
     to_deliver: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
     stages: dict[str, StageStats] = field(default_factory=lambda: {name: StageStats() for name in STAGES})
     total: LatencyHistogram = field(default_factory=LatencyHistogram)
-    end_to_end: LatencyHistogram = field(default_factory=LatencyHistogram)    # live sources: from capture to delivery
+    end_to_end: LatencyHistogram = field(
+        default_factory=LatencyHistogram
+    )  # live sources: from capture to delivery
     error: CVPipelineError | None = None
     ready: bool = False
     broken: set[int] = field(default_factory=set)  # sinks that failed, by position
 
-    def fail(self, error: CVPipelineError, stage: str | None = None) -> None:  # stage: where to count it, None if counted
+    def fail(
+        self, error: CVPipelineError, stage: str | None = None
+    ) -> None:  # stage: where to count it, None if counted
         "The first failure ends the run; frames that wait are forgotten, results on their way are delivered."
-        if stage is not None: self.stages[stage].failed(error)
-        if self.error is None: self.error = error
+        if stage is not None:
+            self.stages[stage].failed(error)
+        if self.error is None:
+            self.error = error
         self.entrance.close(discard=True)
 
     def fail_channel(self, channel: Channel, error: Exception, stage: str, what: str) -> None:
         "One source, its selector or its tracker failed: that channel ends, the others do not notice."
-        if not isinstance(error, CVPipelineError): error = SourceError(f"{what} raised {type(error).__name__}: {error}", channel.source.source_id)
+        if not isinstance(error, CVPipelineError):
+            error = SourceError(f"{what} raised {type(error).__name__}: {error}", channel.source.source_id)
         channel.state, channel.error, channel.broken = "failed", error, stage != "ingest"
         self.stages[stage].failed(error)
         self.entrance.close([channel.source.source_id])
@@ -181,13 +216,17 @@ def _read(run: _Run, channel: Channel) -> None:
     "Body of a reader thread."
     stats, key, live = run.stages["ingest"], channel.source.source_id, channel.source.live
     run.life.warm.wait()
-    if run.error is not None: return channel.source.close()
+    if run.error is not None:
+        return channel.source.close()
     try:
         started, state = run.clock(), "done"
         for frame in channel.source:
             now = run.clock()
-            ms = None if live else (now - started) * 1e3  # a live source's time is spent waiting for the camera
-            if channel.state == "waiting": channel.state = "running"
+            ms = (
+                None if live else (now - started) * 1e3
+            )  # a live source's time is spent waiting for the camera
+            if channel.state == "waiting":
+                channel.state = "running"
             channel.size, channel.last_frame = frame.size, now
             if not run.entrance.put(key, _Item(channel, frame, now, {} if live else {"ingest": ms})):
                 state = "stopped"
@@ -195,8 +234,10 @@ def _read(run: _Run, channel: Channel) -> None:
             stats.done(ms, now)
             channel.frames_read += 1
             started = run.clock()
-        if channel.state != "failed": channel.state = state
-    except Exception as e: run.fail_channel(channel, e, "ingest", "the source")
+        if channel.state != "failed":
+            channel.state = state
+    except Exception as e:
+        run.fail_channel(channel, e, "ingest", "the source")
     finally:
         run.entrance.close([key])
         channel.source.close()
@@ -205,15 +246,18 @@ def _read(run: _Run, channel: Channel) -> None:
 def _select(run: _Run, item: _Item) -> bool:
     "Whether the model is asked about a frame; a selector that fails ends its own channel only."
     channel, item.lost = item.channel, item.channel.broken
-    if item.lost or channel.selector is None: return not item.lost
+    if item.lost or channel.selector is None:
+        return not item.lost
     try:
-        with channel.lock: wanted = channel.selector.select(item.frame)
+        with channel.lock:
+            wanted = channel.selector.select(item.frame)
     except Exception as e:
         run.fail_channel(channel, e, "preprocess", "the selector")
         item.lost = True
         return False
     if wanted and channel.listens:
-        with run.answered: channel.unanswered, item.owed = channel.unanswered + 1, True
+        with run.answered:
+            channel.unanswered, item.owed = channel.unanswered + 1, True
     return wanted
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #4b13606c
@@ -228,13 +272,17 @@ def _next_items(run: _Run, batcher: DynamicBatcher) -> list[_Item] | None:
         if not run.held:
             wait = batcher.wait_s() if run.waits else 0.0 if len(batcher) else None
             found = run.entrance.take(batcher.room, wait)
-            if found is None: return batcher.take() or None
-            if not found and not run.waits: break
+            if found is None:
+                return batcher.take() or None
+            if not found and not run.waits:
+                break
             run.held.extend(found)
         while run.held:
             if _must_wait(run, channel := run.held[0].channel):
-                if len(batcher): return batcher.take()  # what it waits for may be in this very batch
-                with run.answered: run.answered.wait_for(lambda: not _must_wait(run, channel), 0.5)
+                if len(batcher):
+                    return batcher.take()  # what it waits for may be in this very batch
+                with run.answered:
+                    run.answered.wait_for(lambda: not _must_wait(run, channel), 0.5)
                 continue
             item = run.held.popleft()
             item.selected = _select(run, item)
@@ -243,12 +291,14 @@ def _next_items(run: _Run, batcher: DynamicBatcher) -> list[_Item] | None:
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #4aa0a6f9
 def _fill(run: _Run, batch: _Batch) -> None:
-    "Write the wanted frames into the batch's tensor. A picture that cannot be prepared ends its own channel only."
+    """Write the wanted frames into the batch's tensor. A picture that cannot be prepared ends its own channel
+    only."""
     slot = 0
     for item in batch.wanted:
         started = run.clock()
         before, batch.tensor.painted[slot] = batch.tensor.painted[slot], None
-        try: item.geometry = run.model.preprocess.into(item.frame.image, batch.tensor.array[slot], before)
+        try:
+            item.geometry = run.model.preprocess.into(item.frame.image, batch.tensor.array[slot], before)
         except Exception as e:
             run.fail_channel(item.channel, e, "preprocess", "preprocessing")
             item.selected, item.lost = False, True
@@ -264,7 +314,8 @@ def _prepare(run: _Run) -> None:
     batcher = DynamicBatcher(run.max_batch, run.runtime.max_wait_ms / 1e3, run.clock)
     while (tensor := run.tensors.get()) is not None:
         items = _next_items(run, batcher)
-        if items is None: break
+        if items is None:
+            break
         batch = _Batch(items, tensor)
         _fill(run, batch)
         run.to_model.put(batch)
@@ -272,43 +323,60 @@ def _prepare(run: _Run) -> None:
 # %% ../../nbs/04_video/09_pipeline.ipynb #d374aedd
 def _model_error(error: Exception, name: str) -> BackendError:
     "Whatever a backend threw, as a BackendError that names the model."
-    return error if isinstance(error, BackendError) else BackendError(f"the model raised {type(error).__name__}: {error}", name)
+    return (
+        error
+        if isinstance(error, BackendError)
+        else BackendError(f"the model raised {type(error).__name__}: {error}", name)
+    )
 
 
 def _ask(run: _Run, batch: _Batch) -> None:
     "One model call; the outcome is stored in the batch."
     wanted, stats = batch.wanted, run.stages["inference"]
     started = run.clock()
-    try: batch.raw = run.backend.infer(batch.tensor.array[: len(wanted)])
+    try:
+        batch.raw = run.backend.infer(batch.tensor.array[: len(wanted)])
     except Exception as e:
         batch.error = _model_error(e, run.backend.name)
         stats.failed(batch.error)
         return
     now = run.clock()
     ms = (now - started) * 1e3
-    for item in wanted: item.timings["inference"] = ms
+    for item in wanted:
+        item.timings["inference"] = ms
     stats.done(ms, now, len(wanted))
 
 
 def _warm_up(run: _Run) -> None:
     "Let the model answer once before the first frame."
-    try: run.backend.warmup()
-    except Exception as e: run.fail(_model_error(e, run.backend.name), "inference")
+    try:
+        run.backend.warmup()
+    except Exception as e:
+        run.fail(_model_error(e, run.backend.name), "inference")
     finally:
         run.ready, run.life.started = run.error is None, run.clock()
         run.life.warm.set()
 
-
+# %% ../../nbs/04_video/09_pipeline.ipynb #598da8bc
 def _infer(run: _Run) -> None:
     "Body of the model thread."
     _warm_up(run)
     failures = 0
     while (batch := run.to_model.get()) is not None:
-        if run.error is None and batch.wanted: _ask(run, batch)
-        if batch.wanted: failures = failures + 1 if batch.error else 0
-        if batch.error and (run.runtime.on_model_error == "stop" or failures >= run.runtime.max_consecutive_errors): run.fail(batch.error)
-        if run.error is None: run.to_deliver.put(batch)
-        else: run.tensors.put(batch.tensor)  # stopping: not delivered, but the preparing thread may wait for the tensor
+        if run.error is None and batch.wanted:
+            _ask(run, batch)
+        if batch.wanted:
+            failures = failures + 1 if batch.error else 0
+        if batch.error and (
+            run.runtime.on_model_error == "stop" or failures >= run.runtime.max_consecutive_errors
+        ):
+            run.fail(batch.error)
+        if run.error is None:
+            run.to_deliver.put(batch)
+        else:
+            run.tensors.put(
+                batch.tensor
+            )  # stopping: not delivered, but the preparing thread may wait for the tensor
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #87e22b5d
 @dataclass
@@ -317,20 +385,25 @@ class _Refuses:
 
     confirmed: int
 
-    def update(self, detections: Detections, frame: Frame) -> Detections: return detections
-    def reset(self) -> None: pass
+    def update(self, detections: Detections, frame: Frame) -> Detections:
+        return detections
+
+    def reset(self) -> None:
+        pass
 
 
 def _postprocess(run: _Run, batch: _Batch) -> None:
     "Give each wanted frame its detections; count and time them."
     wanted = batch.wanted
-    if not wanted or batch.raw is None: return
+    if not wanted or batch.raw is None:
+        return
     started = run.clock()
     found = run.model.postprocess(batch.raw, [item.geometry for item in wanted])
     share = (run.clock() - started) * 1e3 / len(wanted)
     for item, detections in zip(wanted, found):
         begun, channel = run.clock(), item.channel
-        try: detections = channel.track(detections, item.frame)
+        try:
+            detections = channel.track(detections, item.frame)
         except Exception as e:
             run.fail_channel(channel, e, "postprocess", "the tracker")
             channel.tracker = _Refuses(channel.tracks)
@@ -340,7 +413,9 @@ def _postprocess(run: _Run, batch: _Batch) -> None:
         item.timings["postprocess"] = share + (run.clock() - begun) * 1e3
         channel.frames_inferred += 1
         channel.detections += len(detections)
-        channel.uncertain += int(np.count_nonzero(detections.data["decision"] == Decision.REVIEW)) if len(detections) else 0
+        channel.uncertain += (
+            int(np.count_nonzero(detections.data["decision"] == Decision.REVIEW)) if len(detections) else 0
+        )
         run.stages["postprocess"].done(item.timings["postprocess"], run.clock())
         item.detections = detections
 
@@ -349,21 +424,28 @@ def _answer(run: _Run, batch: _Batch) -> None:
     "Tell the selectors that listen what came out; frames that waited for it go on."
     owed = [item for item in batch.items if item.owed]
     for item in owed:
-        if item.detections is None or item.channel.broken: continue  # the model did not answer: nothing to learn
+        if item.detections is None or item.channel.broken:
+            continue  # the model did not answer: nothing to learn
         try:
-            with item.channel.lock: item.channel.selector.observe(item.frame, item.detections, item.channel.tracker)
-        except Exception as e: run.fail_channel(item.channel, e, "postprocess", "the selector")
-    if not owed: return
+            with item.channel.lock:
+                item.channel.selector.observe(item.frame, item.detections, item.channel.tracker)
+        except Exception as e:
+            run.fail_channel(item.channel, e, "postprocess", "the selector")
+    if not owed:
+        return
     with run.answered:
-        for item in owed: item.channel.unanswered -= 1
+        for item in owed:
+            item.channel.unanswered -= 1
         run.answered.notify_all()
 
 
 def _write(run: _Run, item: _Item, result: FrameResult) -> None:
     "Hand a result to every sink that still works."
     for position, sink in enumerate(run.sinks):
-        if position in run.broken: continue
-        try: sink.write(result)
+        if position in run.broken:
+            continue
+        try:
+            sink.write(result)
         except Exception as e:
             run.broken.add(position)
             what = f"{sink_name(sink)} raised {type(e).__name__}: {e}"
@@ -374,19 +456,34 @@ def _result(run: _Run, item: _Item, failed: bool) -> FrameResult:
     "What is said about one frame."
     answered = item.detections is not None
     status = "model_error" if failed and item.selected else "ok"
-    return FrameResult(item.frame, item.detections if answered else Detections.empty(), run.model.manifest.names, item.timings,
-                       answered, status, run.backend.name, run.model_sha256)
+    return FrameResult(
+        item.frame,
+        item.detections if answered else Detections.empty(),
+        run.model.manifest.names,
+        item.timings,
+        answered,
+        status,
+        run.backend.name,
+        run.model_sha256,
+    )
 
 
 def _hand_out(run: _Run, batch: _Batch) -> None:
     "Postprocess a batch, tell the selectors, write to the sinks."
-    try: _postprocess(run, batch)
+    try:
+        _postprocess(run, batch)
     except Exception as e:
-        run.fail(e if isinstance(e, CVPipelineError) else CVPipelineError(f"postprocessing raised {type(e).__name__}: {e}"), "postprocess")
+        run.fail(
+            e
+            if isinstance(e, CVPipelineError)
+            else CVPipelineError(f"postprocessing raised {type(e).__name__}: {e}"),
+            "postprocess",
+        )
         batch.items.clear()
     _answer(run, batch)
     for item in batch.items:
-        if item.lost: continue
+        if item.lost:
+            continue
         started = run.clock()
         _write(run, item, _result(run, item, batch.error is not None))
         now = run.clock()
@@ -394,7 +491,8 @@ def _hand_out(run: _Run, batch: _Batch) -> None:
         item.timings["total"] = (now - item.arrived) * 1e3 + item.timings.get("ingest", 0.0)
         run.stages["deliver"].done(item.timings["deliver"], now)
         item.channel.frames_delivered += 1
-        if not item.selected: continue
+        if not item.selected:
+            continue
         run.total.add(item.timings["total"])
         if item.channel.source.live:
             run.end_to_end.add((run.now() - item.frame.captured_at).total_seconds() * 1e3)
@@ -403,16 +501,20 @@ def _hand_out(run: _Run, batch: _Batch) -> None:
 
 def _deliver(run: _Run) -> None:
     "Body of the delivering thread: the only one that writes."
-    if not run.life.claim(): return  # the run was given up before this thread came to life
-    while (batch := run.to_deliver.get()) is not None: _hand_out(run, batch)
+    if not run.life.claim():
+        return  # the run was given up before this thread came to life
+    while (batch := run.to_deliver.get()) is not None:
+        _hand_out(run, batch)
 
-
+# %% ../../nbs/04_video/09_pipeline.ipynb #eb2446d0
 def _close_sinks(run: _Run) -> None:
     "Close every sink, unless they belong to another thread. An error counts like one while writing."
-    if not run.life.claim(): return
+    if not run.life.claim():
+        return
     run.life.ended = run.clock()
     for sink in run.sinks:
-        try: sink.close()
+        try:
+            sink.close()
         except Exception as e:
             what = f"{sink_name(sink)} could not be closed: {e}"
             run.fail(e if isinstance(e, SinkError) else SinkError(what), "deliver")
@@ -420,16 +522,25 @@ def _close_sinks(run: _Run) -> None:
 # %% ../../nbs/04_video/09_pipeline.ipynb #d25a0f63
 def _guarded(run: _Run, stage: str, body: Callable[[_Run], None], let_go: Callable[[_Run], None]) -> None:
     "Run a thread's body; whatever ends it unexpectedly fails the run, and nobody goes on waiting for it."
-    try: body(run)
+    try:
+        body(run)
     except BaseException as e:
         what = f"the thread of the stage '{stage}' raised {type(e).__name__}: {e}"
-        run.fail(e if isinstance(e, CVPipelineError) else CVPipelineError(what, hint="the results up to there are kept"), stage)
+        run.fail(
+            e
+            if isinstance(e, CVPipelineError)
+            else CVPipelineError(what, hint="the results up to there are kept"),
+            stage,
+        )
     finally:
-        try: let_go(run)
-        finally: run.life.notes.put(stage)
+        try:
+            let_go(run)
+        finally:
+            run.life.notes.put(stage)
 
 
-def _let_go_of_model(run: _Run) -> None: run.to_model.put(None)
+def _let_go_of_model(run: _Run) -> None:
+    run.to_model.put(None)
 
 
 def _let_go_of_delivery(run: _Run) -> None:
@@ -442,7 +553,11 @@ def _let_go_of_sinks(run: _Run) -> None:
     _close_sinks(run)
 
 
-_THREADS = (("deliver", _deliver, _let_go_of_sinks), ("inference", _infer, _let_go_of_delivery), ("preprocess", _prepare, _let_go_of_model))
+_THREADS = (
+    ("deliver", _deliver, _let_go_of_sinks),
+    ("inference", _infer, _let_go_of_delivery),
+    ("preprocess", _prepare, _let_go_of_model),
+)
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #0b19d622
 def _depth(source: Source, runtime: RuntimeConfig) -> tuple[int, bool]:
@@ -452,19 +567,48 @@ def _depth(source: Source, runtime: RuntimeConfig) -> tuple[int, bool]:
 
 
 def _new_run(
-    sources: Sequence[Source], model: Model, sinks: Sequence[Sink], trackers: Callable[[Source], Tracker] | None,
-    selectors: Callable[[Source], Selector] | None, runtime: RuntimeConfig, recover: Callable[[], Backend] | None, clocks: Clocks,
+    sources: Sequence[Source],
+    model: Model,
+    sinks: Sequence[Sink],
+    trackers: Callable[[Source], Tracker] | None,
+    selectors: Callable[[Source], Selector] | None,
+    runtime: RuntimeConfig,
+    recover: Callable[[], Backend] | None,
+    clocks: Clocks,
 ) -> _Run:
     "Channels, queues and tensors for a run."
     names = [s.source_id for s in sources]
     if not names or len(set(names)) < len(names):
-        raise ConfigError("sources need distinct ids and there must be at least one", names, "give each source an `id`")
-    channels = [Channel(s, selectors(s) if selectors else None, trackers(s) if trackers and not s.live else None, trackers) for s in sources]
+        raise ConfigError(
+            "sources need distinct ids and there must be at least one", names, "give each source an `id`"
+        )
+    channels = [
+        Channel(
+            s, selectors(s) if selectors else None, trackers(s) if trackers and not s.live else None, trackers
+        )
+        for s in sources
+    ]
     backend = SteadyBackend(model.backend, recover, shape=output_shape(model.manifest))
     max_batch = min(runtime.max_batch or (1 if "CPU" in backend.provider else 8), backend.max_batch)
     entrance = FrameQueues({s.source_id: _depth(s, runtime) for s in sources})
-    run = _Run(channels, model, backend, list(sinks), runtime, clocks.monotonic, clocks.now, max_batch, entrance, model.identity["sha256"])
-    for _ in range(3): run.tensors.put(_Tensor(np.empty((max_batch, *model.preprocess.shape), model.preprocess.dtype), [None] * max_batch))
+    run = _Run(
+        channels,
+        model,
+        backend,
+        list(sinks),
+        runtime,
+        clocks.monotonic,
+        clocks.now,
+        max_batch,
+        entrance,
+        model.identity["sha256"],
+    )
+    for _ in range(3):
+        run.tensors.put(
+            _Tensor(
+                np.empty((max_batch, *model.preprocess.shape), model.preprocess.dtype), [None] * max_batch
+            )
+        )
     return run
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #c3277996
@@ -476,20 +620,24 @@ class Pipeline:
         sources: Sequence[Source],
         model: Model,
         sinks: Sequence[Sink] = (),
-        trackers: Callable[[Source], Tracker] | None = None,    # called once per source
+        trackers: Callable[[Source], Tracker] | None = None,  # called once per source
         selectors: Callable[[Source], Selector] | None = None,  # called once per source
         runtime: RuntimeConfig | None = None,
-        recover: Callable[[], Backend] | None = None,     # opens the backend anew after a runtime error
-        clocks: Clocks = Clocks(time.perf_counter),       # its wall clock is compared with `captured_at`
+        recover: Callable[[], Backend] | None = None,  # opens the backend anew after a runtime error
+        clocks: Clocks = Clocks(time.perf_counter),  # its wall clock is compared with `captured_at`
     ):
-        self._run = _new_run(sources, model, sinks, trackers, selectors, runtime or RuntimeConfig(), recover, clocks)
+        self._run = _new_run(
+            sources, model, sinks, trackers, selectors, runtime or RuntimeConfig(), recover, clocks
+        )
         self.interrupted, self.finished, self.seconds, self.sinks = False, False, 0.0, self._run.sinks
 
     def attach(self, sinks: Sequence[Sink]) -> None:
         "Add sinks before the run."
         self._run.sinks += sinks
 
-    def run(self, tick: Callable[[Pipeline], None] | None = None) -> dict[str, Any]:  # tick: called about 5 times a second
+    def run(
+        self, tick: Callable[[Pipeline], None] | None = None
+    ) -> dict[str, Any]:  # tick: called about 5 times a second
         "Run to the end and return the summary; raises the error that ended the run."
         return _run_once(self, self._run, tick)
 
@@ -499,7 +647,8 @@ class Pipeline:
         self._run.entrance.close(discard=discard)
 
     def interrupt(self) -> None:
-        "Like Ctrl-C: the first stops, the second discards, the third gives up. May be called by a signal handler."
+        """Like Ctrl-C: the first stops, the second discards, the third gives up. May be called by a signal
+        handler."""
         self._run.life.notes.put(_INTERRUPT)
 
     @property
@@ -509,7 +658,8 @@ class Pipeline:
 
     def close(self) -> None:
         "Release the model, unless a thread that hangs may still use it."
-        if not self._run.life.unfinished: self._run.backend.close()
+        if not self._run.life.unfinished:
+            self._run.backend.close()
 
     def summary(self) -> dict[str, Any]:
         "Counts, latencies and the state of every source."
@@ -520,27 +670,39 @@ _PATIENCE_S = 3.0  # how long threads that were told to end may take before they
 
 
 def _join(threads: Sequence[threading.Thread], seconds: float) -> None:
-    "Wait for threads, so long for all of them together; one that hangs in a driver is left behind, it is a daemon."
+    """Wait for threads, so long for all of them together; one that hangs in a driver is left behind, it is a
+    daemon."""
     deadline = time.monotonic() + seconds
     for thread in threads:
-        if thread.is_alive(): thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _give_up(pipeline: Pipeline, run: _Run) -> None:
     "End what still runs, without waiting for ever."
     pipeline.stop(discard=True)
-    if any(thread.ident is None for thread in run.life.threads):  # interrupted while they were started: some never will be
-        for waiting in (run.tensors, run.to_model, run.to_deliver): waiting.put(None)
+    if any(
+        thread.ident is None for thread in run.life.threads
+    ):  # interrupted while they were started: some never will be
+        for waiting in (run.tensors, run.to_model, run.to_deliver):
+            waiting.put(None)
     _join(run.life.threads, _PATIENCE_S)
 
 
 def _run_threads(pipeline: Pipeline, run: _Run, tick: Callable | None) -> None:
     "Start the threads and wait for them."
-    inner = [threading.Thread(target=_guarded, args=(run, stage, body, let_go), name=body.__name__, daemon=True) for stage, body, let_go in _THREADS]
-    readers = [threading.Thread(target=_read, args=(run, c), name=f"read {c.source.source_id}", daemon=True) for c in run.channels]
+    inner = [
+        threading.Thread(target=_guarded, args=(run, stage, body, let_go), name=body.__name__, daemon=True)
+        for stage, body, let_go in _THREADS
+    ]
+    readers = [
+        threading.Thread(target=_read, args=(run, c), name=f"read {c.source.source_id}", daemon=True)
+        for c in run.channels
+    ]
     run.life.threads = inner
     try:
-        for thread in inner + readers: thread.start()
+        for thread in inner + readers:
+            thread.start()
         _wait(pipeline, run, tick)
     except BaseException:  # a failing tick, no room for another thread, or Ctrl-C for the third time
         _give_up(pipeline, run)
@@ -548,28 +710,36 @@ def _run_threads(pipeline: Pipeline, run: _Run, tick: Callable | None) -> None:
     finally:
         run.life.warm.set()  # a reader whose model never came to life
         for channel in run.channels:
-            if channel.source.live: channel.source.close()  # wakes a reader that waits for its camera
+            if channel.source.live:
+                channel.source.close()  # wakes a reader that waits for its camera
         _join(readers, 2.0)
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #d2bd4565
 def _heard(run: _Run) -> str | None:
     "The next note for the main thread; None when there was none for a fifth of a second."
-    try: return run.life.notes.get(timeout=0.2)
-    except queue.Empty: return None
+    try:
+        return run.life.notes.get(timeout=0.2)
+    except queue.Empty:
+        return None
 
 
 def _wait(pipeline: Pipeline, run: _Run, tick: Callable | None) -> None:
-    "Wait for the threads; an interrupt ends the run, a second one forgets the frames that wait, a third one is raised."
+    """Wait for the threads; an interrupt ends the run, a second one forgets the frames that wait, a third one
+    is raised."""
     ended, pressed = 0, 0
     while ended < len(run.life.threads) and run.life.unfinished:
         try:
             note = _heard(run)
-            if tick is not None and note != _INTERRUPT: tick(pipeline)
-        except KeyboardInterrupt: note = _INTERRUPT  # nobody turns signals into notes
+            if tick is not None and note != _INTERRUPT:
+                tick(pipeline)
+        except KeyboardInterrupt:
+            note = _INTERRUPT  # nobody turns signals into notes
         ended += note in run.stages
-        if note != _INTERRUPT: continue
+        if note != _INTERRUPT:
+            continue
         pressed += 1
-        if pressed > 2: raise KeyboardInterrupt("interrupted for the third time: not waiting any longer")
+        if pressed > 2:
+            raise KeyboardInterrupt("interrupted for the third time: not waiting any longer")
         pipeline.stop(discard=pressed > 1)
     _join(run.life.threads, _PATIENCE_S)  # they have said that they end
 
@@ -578,19 +748,27 @@ def _settle(pipeline: Pipeline, run: _Run) -> None:
     "The books at the end of a run, and whether somebody still writes."
     _close_sinks(run)  # where no thread came so far as to write
     if run.life.unfinished and run.error is None:
-        run.fail(SinkError("the results are not complete: a thread that writes them was left behind",
-                           hint="a disk or a driver that does not answer; `read_results` reads what is there"))
+        run.fail(
+            SinkError(
+                "the results are not complete: a thread that writes them was left behind",
+                hint="a disk or a driver that does not answer; `read_results` reads what is there",
+            )
+        )
     pipeline.seconds = (run.life.ended or run.clock()) - run.life.started
     pipeline.finished = True
 
 
 def _run_once(pipeline: Pipeline, run: _Run, tick: Callable | None) -> dict[str, Any]:
-    if run.life.started is not None: raise ConfigError("a pipeline runs once", hint="build a new one")
+    if run.life.started is not None:
+        raise ConfigError("a pipeline runs once", hint="build a new one")
     with interruptible(pipeline, (signal.SIGINT,)):
         run.life.started = run.clock()
-        try: _run_threads(pipeline, run, tick)
-        finally: _settle(pipeline, run)
-    if run.error is not None: raise run.error
+        try:
+            _run_threads(pipeline, run, tick)
+        finally:
+            _settle(pipeline, run)
+    if run.error is not None:
+        raise run.error
     return pipeline.summary()
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #47e8d5b1
@@ -600,64 +778,131 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 @contextmanager
 def interruptible(
     pipeline: Pipeline,
-    signals: Sequence[signal.Signals] = SIGNALS,  # those that the program handles itself, or ignores, stay as they are
+    signals: Sequence[
+        signal.Signals
+    ] = SIGNALS,  # those that the program handles itself, or ignores, stay as they are
 ) -> Iterator[None]:
-    "Signals interrupt the pipeline and not the program, until the block ends; in the main thread, elsewhere nothing changes."
+    """Signals interrupt the pipeline and not the program, until the block ends; in the main thread, elsewhere
+    nothing changes."""
     before: dict[signal.Signals, Any] = {}
     try:
         for number in signals if threading.current_thread() is threading.main_thread() else ():
-            if (handler := signal.getsignal(number)) not in (signal.SIG_DFL, signal.default_int_handler): continue
+            if (handler := signal.getsignal(number)) not in (signal.SIG_DFL, signal.default_int_handler):
+                continue
             before[number] = handler
             signal.signal(number, lambda *_: pipeline.interrupt())
         yield
     finally:
-        for number, handler in before.items(): signal.signal(number, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #342c88b3
 def _channel_summary(run: _Run, channel: Channel, finished: bool) -> dict[str, Any]:
     "What is known about one source. After the run, read = delivered + dropped + discarded."
     key, status = channel.source.source_id, status_of(channel.source)
     return {
-        "state": channel.state, "error": str(error) if (error := channel.error or status.error) else None,
-        "live": channel.source.live, "connection": status.connection, "reconnects": status.reconnects,
-        "state_changes": [[at.isoformat(), str(state), reason] for at, state, reason in status.state_changes[-20:]],
-        "size": channel.size, "decoder": status.decoder, "decoder_choice": status.decoder_choice,
-        "selected_because": dict(getattr(channel.selector, "reasons", ())), "frames_not_taken": status.frames_not_taken,
+        "state": channel.state,
+        "error": str(error) if (error := channel.error or status.error) else None,
+        "live": channel.source.live,
+        "connection": status.connection,
+        "reconnects": status.reconnects,
+        "state_changes": [
+            [at.isoformat(), str(state), reason] for at, state, reason in status.state_changes[-20:]
+        ],
+        "size": channel.size,
+        "decoder": status.decoder,
+        "decoder_choice": status.decoder_choice,
+        "selected_because": dict(getattr(channel.selector, "reasons", ())),
+        "frames_not_taken": status.frames_not_taken,
         "clock_jumps": getattr(channel.tracker, "clock_jumps", 0),
-        "frames_read": channel.frames_read, "frames_inferred": channel.frames_inferred, "frames_dropped": run.entrance.dropped[key],
+        "frames_read": channel.frames_read,
+        "frames_inferred": channel.frames_inferred,
+        "frames_dropped": run.entrance.dropped[key],
         "frames_delivered": channel.frames_delivered,
-        "frames_discarded": channel.frames_read - channel.frames_delivered - run.entrance.dropped[key] if finished else 0,
-        "frames_skipped": status.frames_skipped, "skipped": [list(map(str, s)) for s in status.skipped[:20]],
-        "detections": channel.detections, "uncertain": channel.uncertain, "tracks": channel.tracks,
-        "seconds_since_frame": None if channel.last_frame is None else round(run.clock() - channel.last_frame, 3)}
+        "frames_discarded": channel.frames_read - channel.frames_delivered - run.entrance.dropped[key]
+        if finished
+        else 0,
+        "frames_skipped": status.frames_skipped,
+        "skipped": [list(map(str, s)) for s in status.skipped[:20]],
+        "detections": channel.detections,
+        "uncertain": channel.uncertain,
+        "tracks": channel.tracks,
+        "seconds_since_frame": None
+        if channel.last_frame is None
+        else round(run.clock() - channel.last_frame, 3),
+    }
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #1e9faf04
 def latencies(pipeline: Pipeline) -> dict[str, LatencyHistogram]:
-    "Histograms by stage, `total` from decoding to delivery, and for live sources `end_to_end` from capture to delivery."
+    """Histograms by stage, `total` from decoding to delivery, and for live sources `end_to_end` from capture
+    to delivery."""
     run = pipeline._run
-    return {**{name: stats.latency for name, stats in run.stages.items()}, "total": run.total, "end_to_end": run.end_to_end}
+    return {
+        **{name: stats.latency for name, stats in run.stages.items()},
+        "total": run.total,
+        "end_to_end": run.end_to_end,
+    }
 
 
 def _chosen(backend: Backend) -> dict[str, Any]:
     "Why this file of the model runs, and what was given up on the way; nothing where there was no choice."
     choice = getattr(backend, "choice", None)
-    return {} if choice is None else {"chosen": f"{choice.artefact.label}: {choice.reason}", "chosen_sha256": choice.artefact.sha256, "history": [str(step) for step in backend.history]}
+    return (
+        {}
+        if choice is None
+        else {
+            "chosen": f"{choice.artefact.label}: {choice.reason}",
+            "chosen_sha256": choice.artefact.sha256,
+            "history": [str(step) for step in backend.history],
+        }
+    )
 
-
+# %% ../../nbs/04_video/09_pipeline.ipynb #d02dc728
 def summarise(pipeline: Pipeline, run: _Run) -> dict[str, Any]:
     "The summary of a run, finished or not; what `summary.json` holds."
     sources = {c.source.source_id: _channel_summary(run, c, pipeline.finished) for c in run.channels}
-    total = {key: sum(s[key] for s in sources.values())
-             for key in ("frames_read", "frames_inferred", "frames_delivered", "frames_dropped", "frames_not_taken", "frames_discarded", "frames_skipped",
-                         "detections", "uncertain", "tracks")}
+    total = {
+        key: sum(s[key] for s in sources.values())
+        for key in (
+            "frames_read",
+            "frames_inferred",
+            "frames_delivered",
+            "frames_dropped",
+            "frames_not_taken",
+            "frames_discarded",
+            "frames_skipped",
+            "detections",
+            "uncertain",
+            "tracks",
+        )
+    }
     total["uncertain_dropped"] = run.model.postprocess.dropped  # by the policy "drop"
-    waiting = {"preprocess": len(run.entrance), "inference": run.to_model.qsize(), "postprocess": run.to_deliver.qsize()}
+    waiting = {
+        "preprocess": len(run.entrance),
+        "inference": run.to_model.qsize(),
+        "postprocess": run.to_deliver.qsize(),
+    }
     seconds = pipeline.seconds or (run.clock() - run.life.started if run.life.started is not None else 0.0)
     latency = {name: histogram.summary() for name, histogram in latencies(pipeline).items()}
     return {
-        **total, "seconds": round(seconds, 3), "frames_per_second": round(total["frames_read"] / seconds, 2) if seconds else None,
-        "latency_ms": latency, "warm": run.ready, "interrupted": pipeline.interrupted, "error": str(run.error) if run.error else None,
-        "model": {"name": run.backend.name, "provider": run.backend.provider, "state": run.backend.state, "sha256": run.model.manifest.sha256,
-                  "max_batch": run.backend.max_batch, "events": dict(run.backend.events), **_chosen(run.model.backend)},
-        "stages": {name: stats.to_dict(run.clock(), waiting.get(name, 0)) for name, stats in run.stages.items()},
-        "sources": sources}
+        **total,
+        "seconds": round(seconds, 3),
+        "frames_per_second": round(total["frames_read"] / seconds, 2) if seconds else None,
+        "latency_ms": latency,
+        "warm": run.ready,
+        "interrupted": pipeline.interrupted,
+        "error": str(run.error) if run.error else None,
+        "model": {
+            "name": run.backend.name,
+            "provider": run.backend.provider,
+            "state": run.backend.state,
+            "sha256": run.model.manifest.sha256,
+            "max_batch": run.backend.max_batch,
+            "events": dict(run.backend.events),
+            **_chosen(run.model.backend),
+        },
+        "stages": {
+            name: stats.to_dict(run.clock(), waiting.get(name, 0)) for name, stats in run.stages.items()
+        },
+        "sources": sources,
+    }

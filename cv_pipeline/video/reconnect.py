@@ -16,7 +16,16 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, NamedTuple
 
-from ..core.types import Clock, Clocks, ConfigError, Frame, Source, SourceError, SourceStatus, status_of
+from cv_pipeline.core.types import (
+    Clock,
+    Clocks,
+    ConfigError,
+    Frame,
+    Source,
+    SourceError,
+    SourceStatus,
+    status_of,
+)
 from .streams import SourceAuthError
 
 # %% auto #0
@@ -24,11 +33,11 @@ __all__ = ['backoff_s', 'Backoff', 'SourceState', 'StateChange', 'StateLog', 'Wa
 
 # %% ../../nbs/04_video/03_reconnect.ipynb #10c73a6e
 def backoff_s(
-    failures: int,                # in a row, ≥ 1
-    first_s: float = 1.0,         # after the first failure, seconds
-    longest_s: float = 60.0,      # never longer
-    chance: float = 0.5,          # 0..1, drawn by the caller
-) -> float:                       # seconds to wait
+    failures: int,  # in a row, ≥ 1
+    first_s: float = 1.0,  # after the first failure, seconds
+    longest_s: float = 60.0,  # never longer
+    chance: float = 0.5,  # 0..1, drawn by the caller
+) -> float:  # seconds to wait
     "Waiting time before the next try: doubles, has a limit, differs by ± 25 %."
     return min(longest_s, first_s * 2.0 ** min(failures - 1, 30)) * (0.75 + 0.5 * chance)
 
@@ -37,7 +46,7 @@ def backoff_s(
 class Backoff:
     "How long a source waits between its tries; ConfigError for waits that make no sense."
 
-    first_s: float = 1.0     # after the first failure, seconds
+    first_s: float = 1.0  # after the first failure, seconds
     longest_s: float = 60.0  # never longer; after a refused password at once
     chance: Callable[[], float] = random.random  # 0..1
 
@@ -55,12 +64,12 @@ class Backoff:
 class SourceState(str, Enum):
     "What a live source is doing; equal to, and printed as, its name in small letters."
 
-    CONNECTING = "connecting"    # never had a frame yet
-    LIVE = "live"                # frames come
-    STALE = "stale"              # connected, and silent for longer than it should be
-    LOST = "lost"                # the connection is gone; it will be tried again
+    CONNECTING = "connecting"  # never had a frame yet
+    LIVE = "live"  # frames come
+    STALE = "stale"  # connected, and silent for longer than it should be
+    LOST = "lost"  # the connection is gone; it will be tried again
     AUTH_FAILED = "auth_failed"  # the camera refuses the password; it will be tried again, rarely
-    CLOSED = "closed"            # closed by us
+    CLOSED = "closed"  # closed by us
 
     __str__ = str.__str__
 
@@ -68,43 +77,62 @@ class SourceState(str, Enum):
 class StateChange(NamedTuple):
     "One entry of a source's history."
 
-    at: datetime        # aware, UTC
+    at: datetime  # aware, UTC
     state: SourceState
-    reason: str         # in words, without credentials
+    reason: str  # in words, without credentials
 
 # %% ../../nbs/04_video/03_reconnect.ipynb #93baf9f5
 class StateLog:
     "The state of a source and how it came to it; `stale` is computed from the clock. Safe from any thread."
 
-    def __init__(self, stale_after_s: float, clock: Clock, now: Callable[[], datetime], on_change: Callable[[StateChange], Any] | None = None, limit: int = 100):
+    def __init__(
+        self,
+        stale_after_s: float,
+        clock: Clock,
+        now: Callable[[], datetime],
+        on_change: Callable[[StateChange], Any] | None = None,
+        limit: int = 100,
+    ):
         self.stale_after_s, self._clock, self._now, self._on_change = stale_after_s, clock, now, on_change
         self._state, self._asked, self._lock = SourceState.CONNECTING, None, threading.RLock()
-        self.changes: deque[StateChange] = deque([StateChange(now(), SourceState.CONNECTING, "")], maxlen=limit)
+        self.changes: deque[StateChange] = deque(
+            [StateChange(now(), SourceState.CONNECTING, "")], maxlen=limit
+        )
 
     @property
     def state(self) -> SourceState:
         "The state now."
         with self._lock:
-            silent = None if self._asked is None or self._state != SourceState.LIVE else self._clock() - self._asked - self.stale_after_s
-            if silent is not None and silent >= 0: self._enter(SourceState.STALE, f"no frame for {self.stale_after_s:g} s", self._now() - timedelta(seconds=silent))
+            if self._asked is not None and self._state == SourceState.LIVE:
+                silent = self._clock() - self._asked - self.stale_after_s
+                if silent >= 0:
+                    since = self._now() - timedelta(seconds=silent)
+                    self._enter(SourceState.STALE, f"no frame for {self.stale_after_s:g} s", since)
             return self._state
 
     def set(self, state: SourceState, reason: str = "") -> None:
         "Enter a state; what is over is over: nothing follows `closed`."
         with self._lock:
             before = self.state
-            if state != before and before != SourceState.CLOSED: self._enter(state, reason, self._now())
+            if state != before and before != SourceState.CLOSED:
+                self._enter(state, reason, self._now())
 
     def waiting(self, waits: bool) -> None:
-        "Somebody waits for a frame, from now on, or no more. A consumer that takes its time does not make a camera stale."
-        with self._lock: self._asked = self._clock() if waits else None
+        """Somebody waits for a frame, from now on, or no more. A consumer that takes its time does not make a
+        camera stale."""
+        with self._lock:
+            self._asked = self._clock() if waits else None
 
     def _enter(self, state: SourceState, reason: str, at: datetime) -> None:
         self._state = state
         self.changes.append(StateChange(at, state, reason))
-        if self._on_change is None: return
-        try: self._on_change(self.changes[-1])
-        except Exception: logging.getLogger(__name__).exception("on_state failed")  # a listener's mistake is not the camera's
+        if self._on_change is None:
+            return
+        try:
+            self._on_change(self.changes[-1])
+        except Exception:
+            # a listener's mistake is not the camera's
+            logging.getLogger(__name__).exception("on_state failed")
 
 # %% ../../nbs/04_video/03_reconnect.ipynb #6ff8429a
 class Watched:
@@ -115,28 +143,49 @@ class Watched:
         self._past, self._counting = SourceStatus(), threading.Lock()  # what earlier connections have told
 
     @property
-    def state(self) -> SourceState: return self._log.state
+    def state(self) -> SourceState:
+        return self._log.state
+
     @property
-    def state_changes(self) -> list[StateChange]: return list(self._log.changes)
+    def state_changes(self) -> list[StateChange]:
+        return list(self._log.changes)
 
     def status(self) -> SourceStatus:
         "What all connections have told, with the state and its history."
-        state, changes = self.state, self.state_changes  # in this order: asking for the state may add to the history
-        if state == SourceState.CLOSED: state = next((c.state for c in reversed(changes) if c.state != SourceState.CLOSED), state)
-        with self._counting: told = self._told()
-        return replace(told, connection=str(state), reconnects=self.reconnects, state_changes=tuple(changes), error=self.last_error)
+        state, changes = (
+            self.state,
+            self.state_changes,
+        )  # in this order: asking for the state may add to the history
+        if state == SourceState.CLOSED:
+            state = next((c.state for c in reversed(changes) if c.state != SourceState.CLOSED), state)
+        with self._counting:
+            told = self._told()
+        return replace(
+            told,
+            connection=str(state),
+            reconnects=self.reconnects,
+            state_changes=tuple(changes),
+            error=self.last_error,
+        )
 
     def _told(self) -> SourceStatus:
         "The present connection's status with the counts of those before it; lock held."
         past, now = self._past, None if self._inner is None else status_of(self._inner)
-        if now is None: return past
-        return replace(now, frames_not_taken=past.frames_not_taken + now.frames_not_taken,
-                       frames_skipped=past.frames_skipped + now.frames_skipped, skipped=(*past.skipped, *now.skipped)[-100:])
+        if now is None:
+            return past
+        return replace(
+            now,
+            frames_not_taken=past.frames_not_taken + now.frames_not_taken,
+            frames_skipped=past.frames_skipped + now.frames_skipped,
+            skipped=(*past.skipped, *now.skipped)[-100:],
+        )
 
     def _leave(self) -> None:
         "Give a lost connection back; what it has told is kept."
-        if (lost := self._inner) is None: return
-        with self._counting: self._past, self._inner = self._told(), None
+        if (lost := self._inner) is None:
+            return
+        with self._counting:
+            self._past, self._inner = self._told(), None
         lost.close()
 
 # %% ../../nbs/04_video/03_reconnect.ipynb #00d6b42c
@@ -146,7 +195,8 @@ def _open(camera: ReconnectingSource) -> Source:
         camera._inner = camera._connect()
         camera.reconnects += camera._connected  # the first connection is none
     camera._connected = True
-    if camera._closed.is_set(): camera._inner.close()  # closed while it was opening
+    if camera._closed.is_set():
+        camera._inner.close()  # closed while it was opening
     return camera._inner
 
 
@@ -166,7 +216,8 @@ def _frames(camera: ReconnectingSource, first: int, after: datetime | None) -> I
         log.set(SourceState.LIVE)
         log.waiting(False)
         frame.frame_id, frame.source_id = first + frame.frame_id, camera.source_id
-        if after is not None and frame.captured_at <= after: frame.captured_at = after + timedelta(milliseconds=1)
+        if after is not None and frame.captured_at <= after:
+            frame.captured_at = after + timedelta(milliseconds=1)
         after = frame.captured_at
         yield frame
         log.waiting(True)
@@ -179,19 +230,22 @@ class ReconnectingSource(Watched):
 
     def __init__(
         self,
-        connect: Callable[[], Source],          # opens the camera; SourceError when it cannot, SourceAuthError for a wrong password
+        # opens the camera; SourceError when it cannot, SourceAuthError for a wrong password
+        connect: Callable[[], Source],
         source_id: str,
         *,
-        connected: Source | None = None,        # an already open one, for the first round
-        wait: Callable[[float], Any] | None = None,  # seconds; default: until the time is over or the source is closed
+        connected: Source | None = None,  # an already open one, for the first round
+        wait: Callable[[float], Any] | None = None,  # seconds; default: until they are over, or it is closed
         backoff: Backoff = Backoff(),
-        stale_after_s: float = 3.0,             # silent for so long: stale
-        on_state: Callable[[StateChange], Any] | None = None,  # called by whoever notices the change, so it should be quick
+        stale_after_s: float = 3.0,  # silent for so long: stale
+        # called by whoever notices the change, so it should be quick
+        on_state: Callable[[StateChange], Any] | None = None,
         clocks: Clocks = Clocks(),
     ):
         self.source_id = source_id
         Watched.__init__(self, StateLog(stale_after_s, clocks.monotonic, clocks.now, on_state))
-        self._connect, self._inner, self._connected, self._backoff = connect, connected, connected is not None, backoff
+        self._connect, self._backoff = connect, backoff
+        self._inner, self._connected = connected, connected is not None
         self._closed = threading.Event()
         self._wait = wait or self._closed.wait
 
@@ -203,13 +257,17 @@ class ReconnectingSource(Watched):
                     failures, after, number = 0, frame.captured_at, frame.frame_id + 1
                     yield frame
                 raise SourceError("the stream ended", self.source_id)
-            except SourceError as e: error = e
-            finally: self._leave()
+            except SourceError as e:
+                error = e
+            finally:
+                self._leave()
             failures += 1
-            if not self._closed.is_set(): self._wait(_lose(self, error, failures))
+            if not self._closed.is_set():
+                self._wait(_lose(self, error, failures))
 
     def close(self) -> None:
         "Stop, also while waiting for the camera."
         self._log.set(SourceState.CLOSED)
         self._closed.set()
-        if (inner := self._inner) is not None: inner.close()
+        if (inner := self._inner) is not None:
+            inner.close()

@@ -21,7 +21,10 @@ __all__ = ['EveryN', 'MaxFps', 'small_grey', 'difference', 'MotionSelector', 'Ch
 def _checked(problems: Sequence[tuple[bool, str]], where: str) -> None:
     "ConfigError with every message whose condition is false."
     wrong = [message for fine, message in problems if not fine]
-    if wrong: raise ConfigError(f"{len(wrong)} selector settings are wrong", where, "see the defaults of make_selector", wrong)
+    if wrong:
+        raise ConfigError(
+            f"{len(wrong)} selector settings are wrong", where, "see the defaults of make_selector", wrong
+        )
 
 
 class EveryN:
@@ -36,46 +39,64 @@ class EveryN:
         self._seen += 1
         return (self._seen - 1) % self.n == 0
 
-    def reset(self) -> None: self._seen = 0
+    def reset(self) -> None:
+        self._seen = 0
 
 # %% ../../nbs/04_video/04_selection.ipynb #a868178c
 class MaxFps:
-    "At most `fps` frames a second by `captured_at`, without drift: the first frame in each cell of a fixed grid."
+    """At most `fps` frames a second by `captured_at`, without drift: the first frame in each cell of a fixed
+    grid."""
 
     early = 0.1  # share of a cell by which a frame may come early: containers round times to 1/1000 s
 
     def __init__(self, fps: float):
-        _checked([(isinstance(fps, (int, float)) and fps > 0 and math.isfinite(fps), f"fps: must be a number above 0, not {fps!r}")], "MaxFps")
+        _checked(
+            [
+                (
+                    isinstance(fps, (int, float)) and fps > 0 and math.isfinite(fps),
+                    f"fps: must be a number above 0, not {fps!r}",
+                )
+            ],
+            "MaxFps",
+        )
         self.fps = float(fps)
         self.reset()
 
     def select(self, frame: Frame) -> bool:
-        if self._anchor is None: self._anchor = frame.captured_at
+        if self._anchor is None:
+            self._anchor = frame.captured_at
         cell = math.floor((frame.captured_at - self._anchor).total_seconds() * self.fps + self.early)
-        if cell < self._cell: self._anchor, self._cell = frame.captured_at, -1  # the clock jumped back: start again here
-        if cell == self._cell: return False
+        if cell < self._cell:
+            self._anchor, self._cell = frame.captured_at, -1  # the clock jumped back: start again here
+        if cell == self._cell:
+            return False
         self._cell = max(cell, 0)
         return True
 
-    def reset(self) -> None: self._anchor, self._cell = None, -1
+    def reset(self) -> None:
+        self._anchor, self._cell = None, -1
 
 # %% ../../nbs/04_video/04_selection.ipynb #f9e21d62
 def small_grey(
-    image: np.ndarray,   # (H, W, 3) uint8 BGR
-    width: int = 160,    # of the result; images that are narrower stay as they are
-) -> np.ndarray:         # (h, w) uint8
+    image: np.ndarray,  # (H, W, 3) uint8 BGR
+    width: int = 160,  # of the result; images that are narrower stay as they are
+) -> np.ndarray:  # (h, w) uint8
     "A small grey copy for comparing frames: sampled first, averaged afterwards."
     height, full = image.shape[:2]
-    if full > 2 * width: image = cv2.resize(image, (2 * width, max(1, round(2 * width * height / full))), interpolation=cv2.INTER_LINEAR)
+    if full > 2 * width:
+        image = cv2.resize(
+            image, (2 * width, max(1, round(2 * width * height / full))), interpolation=cv2.INTER_LINEAR
+        )
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    if full <= width: return grey
+    if full <= width:
+        return grey
     return cv2.resize(grey, (width, max(1, round(width * height / full))), interpolation=cv2.INTER_AREA)
 
 
 def difference(
-    a: np.ndarray,      # (h, w) uint8
-    b: np.ndarray,      # (h, w) uint8
-    level: int = 20,    # grey levels by which a pixel must differ to count as changed
+    a: np.ndarray,  # (h, w) uint8
+    b: np.ndarray,  # (h, w) uint8
+    level: int = 20,  # grey levels by which a pixel must differ to count as changed
 ) -> tuple[float, float]:  # mean absolute difference in grey levels, share of changed pixels 0..1
     "How much two small pictures differ."
     delta = cv2.absdiff(a, b)
@@ -84,26 +105,41 @@ def difference(
 
 # %% ../../nbs/04_video/04_selection.ipynb #fb10dba6
 class MotionSelector:
-    "Frames that differ from the last selected one; the first always, and at least one every `max_gap` seconds."
+    """Frames that differ from the last selected one; the first always, and at least one every `max_gap`
+    seconds."""
 
     def __init__(
         self,
-        changed: float = 0.002,      # share of pixels that must have changed
-        threshold: float = 6.0,      # or: mean absolute difference, grey levels
-        max_gap: float = 2.0,        # seconds (captured_at) after which a frame is selected whatever it shows
+        changed: float = 0.002,  # share of pixels that must have changed
+        threshold: float = 6.0,  # or: mean absolute difference, grey levels
+        max_gap: float = 2.0,  # seconds (captured_at) after which a frame is selected whatever it shows
         *,
-        level: int = 20,             # grey levels by which a pixel must differ to count as changed
-        width: int = 160,            # of the small grey copy
+        level: int = 20,  # grey levels by which a pixel must differ to count as changed
+        width: int = 160,  # of the small grey copy
     ):
-        _checked([(0 < changed <= 1, f"changed: a share in 0..1, not {changed!r}"), (0 < threshold <= 255, f"threshold: grey levels in 0..255, not {threshold!r}"),
-                  (max_gap > 0, f"max_gap: seconds above 0, not {max_gap!r}"), (0 < level < 255, f"level: grey levels in 1..254, not {level!r}"),
-                  (8 <= width <= 1024, f"width: 8..1024 pixels, not {width!r}")], "MotionSelector")
-        self.changed, self.threshold, self.max_gap, self.level, self.width = changed, threshold, max_gap, level, width
+        _checked(
+            [
+                (0 < changed <= 1, f"changed: a share in 0..1, not {changed!r}"),
+                (0 < threshold <= 255, f"threshold: grey levels in 0..255, not {threshold!r}"),
+                (max_gap > 0, f"max_gap: seconds above 0, not {max_gap!r}"),
+                (0 < level < 255, f"level: grey levels in 1..254, not {level!r}"),
+                (8 <= width <= 1024, f"width: 8..1024 pixels, not {width!r}"),
+            ],
+            "MotionSelector",
+        )
+        self.changed, self.threshold, self.max_gap, self.level, self.width = (
+            changed,
+            threshold,
+            max_gap,
+            level,
+            width,
+        )
         self.reset()
 
     def select(self, frame: Frame) -> bool:
         small = small_grey(frame.image, self.width)
-        if self._last is None or small.shape != self._last.shape: return self._take(small, frame.captured_at)
+        if self._last is None or small.shape != self._last.shape:
+            return self._take(small, frame.captured_at)
         self.score = difference(small, self._last, self.level)
         gap = (frame.captured_at - self._when).total_seconds()
         if self.score[0] >= self.threshold or self.score[1] >= self.changed or not 0 <= gap < self.max_gap:
@@ -126,23 +162,31 @@ class Chain:
     def __init__(self, selectors: Sequence[Selector]):
         self.selectors = list(selectors)
         listening = [selector for selector in self.selectors if isinstance(selector, ListeningSelector)]
-        if listening: self.observe = lambda *seen: [selector.observe(*seen) for selector in listening]  # only then: it costs the pipeline a wait
+        if listening:
+            self.observe = lambda *seen: [
+                selector.observe(*seen) for selector in listening
+            ]  # only then: it costs the pipeline a wait
 
-    def select(self, frame: Frame) -> bool: return all(selector.select(frame) for selector in self.selectors)
+    def select(self, frame: Frame) -> bool:
+        return all(selector.select(frame) for selector in self.selectors)
 
     def reset(self) -> None:
-        for selector in self.selectors: selector.reset()
+        for selector in self.selectors:
+            selector.reset()
 
 
 def make_selector(
-    every: int = 1,                       # every n-th frame
-    max_fps: float | None = None,         # at most so many a second
-    motion: bool | dict = False,          # only when something moved; a dict holds arguments of MotionSelector
+    every: int = 1,  # every n-th frame
+    max_fps: float | None = None,  # at most so many a second
+    motion: bool | dict = False,  # only when something moved; a dict holds arguments of MotionSelector
 ) -> Selector:
     "A fresh selector for one camera; without arguments it selects every frame."
     parts: list[Selector] = [EveryN(every)] if every != 1 else []
-    if max_fps is not None: parts.append(MaxFps(max_fps))
+    if max_fps is not None:
+        parts.append(MaxFps(max_fps))
     if motion is not False:
-        try: parts.append(MotionSelector(**({} if motion is True else motion)))
-        except TypeError as e: raise ConfigError(f"motion: {e}", "make_selector", "see the arguments of MotionSelector") from e
+        try:
+            parts.append(MotionSelector(**({} if motion is True else motion)))
+        except TypeError as e:
+            raise ConfigError(f"motion: {e}", "make_selector", "see the arguments of MotionSelector") from e
     return parts[0] if len(parts) == 1 else Chain(parts)

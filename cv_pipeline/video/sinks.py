@@ -43,15 +43,37 @@ def _decisions(result: FrameResult) -> np.ndarray:
 def result_record(result: FrameResult) -> dict[str, Any]:
     "A result as plain values for JSON; boxes to 1/100 pixel."
     frame, d = result.frame, result.detections
-    rows = zip(d.class_id.tolist(), d.confidence.astype(float).round(5).tolist(), d.xyxy.astype(float).round(2).tolist(),
-               d.tracker_id.tolist(), _DECISION[_decisions(result)].tolist())
+    rows = zip(
+        d.class_id.tolist(),
+        d.confidence.astype(float).round(5).tolist(),
+        d.xyxy.astype(float).round(2).tolist(),
+        d.tracker_id.tolist(),
+        _DECISION[_decisions(result)].tolist(),
+    )
     return {
-        "source_id": frame.source_id, "frame_id": frame.frame_id, "captured_at": frame.captured_at.astimezone(timezone.utc).isoformat(),
-        "pts": frame.pts, "size": frame.size, "inferred": result.inferred, "status": result.status, "model": result.model,
+        "source_id": frame.source_id,
+        "frame_id": frame.frame_id,
+        "captured_at": frame.captured_at.astimezone(timezone.utc).isoformat(),
+        "pts": frame.pts,
+        "size": frame.size,
+        "inferred": result.inferred,
+        "status": result.status,
+        "model": result.model,
         "timings_ms": {stage: round(ms, 3) for stage, ms in result.timings_ms.items()},
-        "meta": {key: value for key, value in frame.meta.items() if isinstance(value, (str, int, float, bool))},
-        "detections": [{"class_id": c, "class_name": result.class_name(c), "confidence": p, "xyxy": box, "tracker_id": i, "decision": decision}
-                       for c, p, box, i, decision in rows],
+        "meta": {
+            key: value for key, value in frame.meta.items() if isinstance(value, (str, int, float, bool))
+        },
+        "detections": [
+            {
+                "class_id": c,
+                "class_name": result.class_name(c),
+                "confidence": p,
+                "xyxy": box,
+                "tracker_id": i,
+                "decision": decision,
+            }
+            for c, p, box, i, decision in rows
+        ],
     }
 
 # %% ../../nbs/04_video/06_sinks.ipynb #0563a45a
@@ -62,7 +84,7 @@ class JsonlSink:
 
     def __init__(
         self,
-        path: str | Path,      # e.g. out/results.jsonl
+        path: str | Path,  # e.g. out/results.jsonl
         append: bool = False,  # go on in an existing file; False: a new file takes its place
     ):
         self.path, self.lines = Path(path), 0
@@ -75,31 +97,41 @@ class JsonlSink:
         if self._size and append:  # a torn last line of a killed run gets its end
             self._file.seek(-1, 2)
             self._torn = self._file.read(1) != b"\n"
-        else: self._torn = False
+        else:
+            self._torn = False
 
     def write(self, result: FrameResult) -> None:
-        line = b"\n" * self._torn + json.dumps(result_record(result), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        line = (
+            b"\n" * self._torn
+            + json.dumps(result_record(result), ensure_ascii=False, separators=(",", ":")).encode()
+            + b"\n"
+        )
         try:
             left = memoryview(line)
-            while left: left = left[self._file.write(left):]
+            while left:
+                left = left[self._file.write(left) :]
         except OSError as e:
             self._file.truncate(self._size)
             self._file.seek(self._size)
             raise sink_error(f"line {self.lines} could not be written", e, self.path) from e
         self._size, self._torn, self.lines = self._size + len(line), False, self.lines + 1
 
-    def close(self) -> None: self._file.close()
+    def close(self) -> None:
+        self._file.close()
 
 # %% ../../nbs/04_video/06_sinks.ipynb #bc175074
 class _Rows:
     "Detections of many frames as lists of columns: a few appends a frame, no loop over boxes."
 
-    def __init__(self): self.frames, self.columns, self.count = [], [], 0
+    def __init__(self):
+        self.frames, self.columns, self.count = [], [], 0
 
     def add(self, result: FrameResult) -> None:
         d, frame = result.detections, result.frame
         self.frames.append((frame.source_id, frame.frame_id, frame.captured_at, result.names, len(d)))
-        self.columns.append((d.xyxy.copy(), d.confidence.copy(), d.class_id.copy(), d.tracker_id.copy(), _decisions(result)))
+        self.columns.append(
+            (d.xyxy.copy(), d.confidence.copy(), d.class_id.copy(), d.tracker_id.copy(), _decisions(result))
+        )
         self.count += len(d)
 
 
@@ -109,7 +141,9 @@ def _labels(names: list[tuple[str, ...]], counts: np.ndarray, class_id: np.ndarr
     which = np.repeat([tables.setdefault(n, len(tables)) for n in names], counts)
     pairs, inverse = np.unique(np.stack([which, class_id]), axis=1, return_inverse=True)
     lists = list(tables)
-    words = np.array([lists[t][c] if 0 <= c < len(lists[t]) else str(c) for t, c in pairs.T.tolist()], dtype=object)
+    words = np.array(
+        [lists[t][c] if 0 <= c < len(lists[t]) else str(c) for t, c in pairs.T.tolist()], dtype=object
+    )
     return words[inverse.ravel()]
 
 # %% ../../nbs/04_video/06_sinks.ipynb #4b71c331
@@ -121,15 +155,32 @@ def _table(rows: _Rows, run: str) -> Any:
     import pyarrow as pa
 
     schema = results_schema().with_metadata({RUN_KEY: run})
-    if not rows.count: return schema.empty_table()
+    if not rows.count:
+        return schema.empty_table()
     source, number, captured, names, counts = zip(*rows.frames)
     counts = np.array(counts)
-    xyxy, confidence, class_id, tracker_id, decision = (np.concatenate(column) for column in zip(*rows.columns))
+    xyxy, confidence, class_id, tracker_id, decision = (
+        np.concatenate(column) for column in zip(*rows.columns)
+    )
     micros = np.repeat([(t - _EPOCH) // _MICROSECOND for t in captured], counts)
     x1, y1, x2, y2 = np.ascontiguousarray(xyxy.T)
-    columns = [np.repeat(np.array(source, dtype=object), counts), np.repeat(np.array(number, np.int64), counts), micros, class_id,
-               _labels(names, counts, class_id), confidence, x1, y1, x2, y2, tracker_id, _DECISION.astype(object)[decision]]
-    return pa.Table.from_arrays([pa.array(c, type=field.type) for c, field in zip(columns, schema)], schema=schema)
+    columns = [
+        np.repeat(np.array(source, dtype=object), counts),
+        np.repeat(np.array(number, np.int64), counts),
+        micros,
+        class_id,
+        _labels(names, counts, class_id),
+        confidence,
+        x1,
+        y1,
+        x2,
+        y2,
+        tracker_id,
+        _DECISION.astype(object)[decision],
+    ]
+    return pa.Table.from_arrays(
+        [pa.array(c, type=field.type) for c, field in zip(columns, schema)], schema=schema
+    )
 
 # %% ../../nbs/04_video/06_sinks.ipynb #9d560d68
 def _set_aside(folder: Path, name: str) -> None:
@@ -144,36 +195,45 @@ def _set_aside(folder: Path, name: str) -> None:
 
 # %% ../../nbs/04_video/06_sinks.ipynb #cc59eac3
 class PartedTable:
-    "Rows of any kind in `<name>.parquet`; whole parts on disk every few seconds until then. Safe to use from several threads."
+    """Rows of any kind in `<name>.parquet`; whole parts on disk every few seconds until then. Safe to use
+    from several threads."""
 
     def __init__(
         self,
         folder: str | Path,
-        name: str,                      # of the file, without .parquet
-        new_rows: Callable[[], Any],    # an empty collection of rows, with `add(item)` and `count`
-        to_table: Callable[[Any, str], Any],  # rows and the run's number → pyarrow.Table with RUN_KEY in its metadata
-        part_rows: int = 50_000,       # rows after which a part is written
-        part_seconds: float = 5.0,     # or seconds since the first row that is not on disk yet
+        name: str,  # of the file, without .parquet
+        new_rows: Callable[[], Any],  # an empty collection of rows, with `add(item)` and `count`
+        # rows and the run's number → pyarrow.Table with RUN_KEY in its metadata
+        to_table: Callable[[Any, str], Any],
+        part_rows: int = 50_000,  # rows after which a part is written
+        part_seconds: float = 5.0,  # or seconds since the first row that is not on disk yet
         max_pending: int = 1_000_000,  # rows kept in memory while the disk is full
         clock: Clock = time.monotonic,
     ):
-        self.folder, self.table, self.run, self.rows_written, self._number = writable_folder(folder), name, uuid.uuid4().hex, 0, 0
-        self.part_rows, self.part_seconds, self.max_pending, self._clock = part_rows, part_seconds, max_pending, clock
-        self._new_rows, self._to_table, self._rows, self._due, self._lock = new_rows, to_table, new_rows(), 0.0, threading.Lock()
+        self.folder, self.table, self.run = writable_folder(folder), name, uuid.uuid4().hex
+        self.part_rows, self.part_seconds, self.max_pending = part_rows, part_seconds, max_pending
+        self._new_rows, self._to_table, self._clock = new_rows, to_table, clock
+        self._rows, self._due, self._lock = new_rows(), 0.0, threading.Lock()
+        self.rows_written = self._number = 0
         _set_aside(self.folder, name)
 
     def add(self, item: Any = None) -> None:
         "Keep the rows of an item; None only brings what waits for too long to disk."
         with self._lock:
-            if self._rows.count >= self.max_pending: self._flush()
-            if not self._rows.count: self._due = self._clock() + self.part_seconds
-            if item is not None: self._rows.add(item)
+            if self._rows.count >= self.max_pending:
+                self._flush()
+            if not self._rows.count:
+                self._due = self._clock() + self.part_seconds
+            if item is not None:
+                self._rows.add(item)
             late = self._rows.count >= self.part_rows or self._clock() >= self._due
-        if late and self._rows.count: self.flush()
+        if late and self._rows.count:
+            self.flush()
 
     def flush(self) -> None:
         "Write a part now, with all rows that are not on disk yet."
-        with self._lock: self._flush()
+        with self._lock:
+            self._flush()
 
     def _flush(self) -> None:
         import pyarrow.parquet as pq
@@ -181,10 +241,12 @@ class PartedTable:
         table, self._due = self._to_table(self._rows, self.run), self._clock() + self.part_seconds
         part = self.folder / f"{self.table}.parts" / f"part-{self._number:06d}.parquet"
         write_whole(part, lambda f: pq.write_table(table, f, compression="zstd"), durable=True)
-        self.rows_written, self._number, self._rows = self.rows_written + len(table), self._number + 1, self._new_rows()
+        self.rows_written, self._number = self.rows_written + len(table), self._number + 1
+        self._rows = self._new_rows()
 
     def close(self) -> None:
-        if self._rows.count or not self._number: self.flush()  # a run without rows leaves an empty table, not none
+        if self._rows.count or not self._number:
+            self.flush()  # a run without rows leaves an empty table, not none
         merge_results(self.folder, name=self.table)
 
 # %% ../../nbs/04_video/06_sinks.ipynb #025e9819
@@ -197,14 +259,15 @@ class ParquetSink(PartedTable):
         self,
         folder: str | Path,
         *,
-        part_rows: int = 50_000,       # rows after which a part is written
-        part_seconds: float = 5.0,     # or seconds since the first row that is not on disk yet
+        part_rows: int = 50_000,  # rows after which a part is written
+        part_seconds: float = 5.0,  # or seconds since the first row that is not on disk yet
         max_pending: int = 1_000_000,  # rows kept in memory while the disk is full (about 50 MB)
         clock: Clock = time.monotonic,
     ):
         super().__init__(folder, "results", _Rows, _table, part_rows, part_seconds, max_pending, clock)
 
-    def write(self, result: FrameResult) -> None: self.add(result if len(result.detections) else None)
+    def write(self, result: FrameResult) -> None:
+        self.add(result if len(result.detections) else None)
 
 # %% ../../nbs/04_video/06_sinks.ipynb #47b99b33
 STILLS_A_SECOND = 2.0  # how fast pictures of a folder without a rate are shown
@@ -216,39 +279,62 @@ def is_still(frame: Frame) -> bool:
 
 
 def letterboxed(
-    image: np.ndarray,      # (h, w, 3) uint8
+    image: np.ndarray,  # (h, w, 3) uint8
     size: tuple[int, int],  # (width, height) of the result
-) -> np.ndarray:            # (height, width, 3) uint8; the same array when it has that size
+) -> np.ndarray:  # (height, width, 3) uint8; the same array when it has that size
     "The whole image in another size, undistorted, centred on dark grey."
     (h, w), (width, height) = image.shape[:2], size
-    if (w, h) == size: return image
+    if (w, h) == size:
+        return image
     ratio = min(width / w, height / h)
     inner = max(1, round(w * ratio)), max(1, round(h * ratio))
     canvas = np.full((height, width, 3), 40, np.uint8)
     left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
-    canvas[top:top + inner[1], left:left + inner[0]] = cv2.resize(image, inner, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR)
+    canvas[top : top + inner[1], left : left + inner[0]] = cv2.resize(
+        image, inner, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR
+    )
     return canvas
 
 # %% ../../nbs/04_video/06_sinks.ipynb #3ab96199
 class _Clip:
     "One fragmented H.264 mp4 that is being written."
 
-    def __init__(self, path: Path, size: tuple[int, int], fps: float | None, crf: int, preset: str, threads: int):  # fps: None: as captured
+    def __init__(
+        self, path: Path, size: tuple[int, int], fps: float | None, crf: int, preset: str, threads: int
+    ):  # fps: None: as captured
         self.path, self.size, self.fps, self.first, self.pts, self.frames = path, size, fps, None, -90, 0
-        self._out = av.open(str(path), "w", format="mp4", options={"movflags": "frag_keyframe+empty_moov+default_base_moof",
-                                                                   "frag_duration": "1000000", "flush_packets": "1"})
-        stream = self._out.add_stream("libx264", rate=Fraction(fps or 30).limit_denominator(1001),
-                                      options={"preset": preset, "crf": str(crf), "tune": "zerolatency"})
+        self._out = av.open(
+            str(path),
+            "w",
+            format="mp4",
+            options={
+                "movflags": "frag_keyframe+empty_moov+default_base_moof",
+                "frag_duration": "1000000",
+                "flush_packets": "1",
+            },
+        )
+        stream = self._out.add_stream(
+            "libx264",
+            rate=Fraction(fps or 30).limit_denominator(1001),
+            options={"preset": preset, "crf": str(crf), "tune": "zerolatency"},
+        )
         stream.width, stream.height, stream.pix_fmt = size[0] + size[0] % 2, size[1] + size[1] % 2, "yuv420p"
-        stream.codec_context.time_base, stream.codec_context.gop_size, stream.codec_context.thread_count = Fraction(1, 90_000), 60, threads
+        stream.codec_context.time_base, stream.codec_context.gop_size, stream.codec_context.thread_count = (
+            Fraction(1, 90_000),
+            60,
+            threads,
+        )
         self._stream = stream
 
     def write(self, image: np.ndarray, captured: datetime) -> None:
         self.first = self.first or captured
         seconds = self.frames / self.fps if self.fps else (captured - self.first).total_seconds()
-        self.pts = max(round(seconds * 90_000), self.pts + 90)  # a clock that jumps back must not stop the film
+        self.pts = max(
+            round(seconds * 90_000), self.pts + 90
+        )  # a clock that jumps back must not stop the film
         width, height = self.size
-        if width % 2 or height % 2: image = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        if width % 2 or height % 2:
+            image = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
         frame.pts, frame.time_base = self.pts, Fraction(1, 90_000)
         self._out.mux(self._stream.encode(frame))
@@ -256,7 +342,8 @@ class _Clip:
 
     def close(self) -> None:
         try:
-            if self.frames: self._out.mux(self._stream.encode())
+            if self.frames:
+                self._out.mux(self._stream.encode())
         finally:
             self._out.close()
 
@@ -264,8 +351,10 @@ class _Clip:
 def _clip_for(sink: VideoSink, frame: Frame, size: tuple[int, int]) -> _Clip:
     "The source's open file; another one when the size changes, except for still pictures."
     source, clip = frame.source_id, sink._clips.get(frame.source_id)
-    if clip is not None and (clip.size == size or is_still(frame)): return clip
-    if clip is not None: clip.close()
+    if clip is not None and (clip.size == size or is_still(frame)):
+        return clip
+    if clip is not None:
+        clip.close()
     sink.files.append(sink.folder / f"{safe_name(source, {p.stem for p in sink.files})}.mp4")
     fps = sink.fps or (STILLS_A_SECOND if is_still(frame) and frame.pts is None else None)
     sink._clips[source] = _Clip(sink.files[-1], size, fps, **sink._encoder)
@@ -276,22 +365,28 @@ def _finish(sink: VideoSink, source: str) -> SinkError | None:
     "Finish a source's file; the error when that fails."
     clip, sink._clips[source] = sink._clips[source], None
     try:
-        if clip is not None: clip.close()
+        if clip is not None:
+            clip.close()
     except (OSError, av.FFmpegError) as e:
         return sink_error("the video could not be finished", e, clip.path)
     return None
 
 # %% ../../nbs/04_video/06_sinks.ipynb #f21cdb32
-KNOWN_FOR = timedelta(seconds=2)  # how long the last known boxes are shown on frames that the model was not asked about
-PALE = 0.45                       # their opacity
+KNOWN_FOR = timedelta(
+    seconds=2
+)  # how long the last known boxes are shown on frames that the model was not asked about
+PALE = 0.45  # their opacity
 
 
 class _Painter:
-    "Draws the results of one source: boxes, labels and trails; the last known boxes, pale, where the model was not asked."
+    """Draws the results of one source: boxes, labels and trails; the last known boxes, pale, where the model
+    was not asked."""
 
     def __init__(self, trail: int):
         self.trails = Trails(trail)
-        self._known: tuple[datetime, tuple[int, int], Detections] | None = None  # when, on a frame of which size, what
+        self._known: tuple[datetime, tuple[int, int], Detections] | None = (
+            None  # when, on a frame of which size, what
+        )
 
     def draw(self, result: FrameResult) -> np.ndarray:
         frame = result.frame
@@ -299,14 +394,21 @@ class _Painter:
             image = frame.image.copy()
             self.trails.draw(image, max(1, round(max(image.shape[0], 200) / 240)))
             return cv2.addWeighted(image, 1 - PALE, draw_detections(image, known, result.names), PALE, 0)
-        if result.status != "ok" or is_still(frame): self._known = None
-        elif result.inferred: self._known = frame.captured_at, frame.size, result.detections[np.arange(len(result.detections))]
+        if result.status != "ok" or is_still(frame):
+            self._known = None
+        elif result.inferred:
+            self._known = frame.captured_at, frame.size, result.detections[np.arange(len(result.detections))]
         return draw_detections(frame.image, result.detections, result.names, self.trails)
 
     def _still_known(self, frame: Frame) -> Detections | None:
-        if self._known is None: return None
+        if self._known is None:
+            return None
         since, size, detections = self._known
-        return detections if size == frame.size and timedelta(0) <= frame.captured_at - since <= KNOWN_FOR else None
+        return (
+            detections
+            if size == frame.size and timedelta(0) <= frame.captured_at - since <= KNOWN_FOR
+            else None
+        )
 
 # %% ../../nbs/04_video/06_sinks.ipynb #6fd7788d
 class VideoSink:
@@ -317,23 +419,26 @@ class VideoSink:
     def __init__(
         self,
         folder: str | Path,
-        fps: float | None = None,   # constant rate; None: each frame at its captured_at, still pictures STILLS_A_SECOND
+        fps: float
+        | None = None,  # constant rate; None: each frame at its captured_at, still pictures STILLS_A_SECOND
         *,
-        draw: Callable[[FrameResult, Trails], np.ndarray] | None = None,  # default: boxes, labels and trails of `viz`, last known boxes pale
-        trail: int = 32,            # positions that a trail shows
-        crf: int = 23,              # quality: 18 (large) … 30 (small)
-        preset: str = "veryfast",   # of x264; "ultrafast" is faster and its files are larger
-        threads: int = 2,           # of the encoder
+        draw: Callable[[FrameResult, Trails], np.ndarray]
+        | None = None,  # default: boxes, labels and trails of `viz`, last known boxes pale
+        trail: int = 32,  # positions that a trail shows
+        crf: int = 23,  # quality: 18 (large) … 30 (small)
+        preset: str = "veryfast",  # of x264; "ultrafast" is faster and its files are larger
+        threads: int = 2,  # of the encoder
     ):
         self.folder, self.fps, self.trail, self._draw = writable_folder(folder), fps, trail, draw
         self._encoder = {"crf": crf, "preset": preset, "threads": threads}
-        self.files: list[Path] = []                       # all that were begun
-        self._clips: dict[str, _Clip | None] = {}         # None: failed, its source is not written any more
+        self.files: list[Path] = []  # all that were begun
+        self._clips: dict[str, _Clip | None] = {}  # None: failed, its source is not written any more
         self._painters: dict[str, _Painter] = {}
 
     def write(self, result: FrameResult) -> None:
         frame, source = result.frame, result.frame.source_id
-        if source in self._clips and self._clips[source] is None: raise SinkError("this source's video failed before", source, "see the first error")
+        if source in self._clips and self._clips[source] is None:
+            raise SinkError("this source's video failed before", source, "see the first error")
         painter = self._painters.setdefault(source, _Painter(self.trail))
         image = self._draw(result, painter.trails) if self._draw else painter.draw(result)
         try:
@@ -345,7 +450,8 @@ class VideoSink:
 
     def close(self) -> None:
         errors = [error for source in self._clips if (error := _finish(self, source))]
-        if errors: raise errors[0]
+        if errors:
+            raise errors[0]
 
 # %% ../../nbs/04_video/06_sinks.ipynb #3ae05e9a
 class CallbackSink:
@@ -356,13 +462,20 @@ class CallbackSink:
     def __init__(self, function: Callable[[FrameResult], Any], on_close: Callable[[], Any] | None = None):
         self.function, self.on_close = function, on_close
 
-    def write(self, result: FrameResult) -> None: self._call(self.function, result)
+    def write(self, result: FrameResult) -> None:
+        self._call(self.function, result)
 
     def close(self) -> None:
-        if self.on_close is not None: self._call(self.on_close)
+        if self.on_close is not None:
+            self._call(self.on_close)
 
     def _call(self, function: Callable, *arguments: Any) -> None:
         name = getattr(function, "__name__", type(function).__name__)
-        try: function(*arguments)
-        except SinkError: raise
-        except Exception as e: raise SinkError(f"{name} raised {type(e).__name__}: {e}", "CallbackSink", "mend the function") from e
+        try:
+            function(*arguments)
+        except SinkError:
+            raise
+        except Exception as e:
+            raise SinkError(
+                f"{name} raised {type(e).__name__}: {e}", "CallbackSink", "mend the function"
+            ) from e

@@ -22,7 +22,14 @@ from ..core.formats import IMAGE_SUFFIXES
 from ..core.images import MAX_PIXELS, image_header, natural_key, read_image
 from ..core.types import Clocks, Frame, SourceError, utc_now
 from .decoding import SourceInfo, decode_video, probe_video
-from .streams import BaseSource, StreamSettings, StreamSource, is_stream, masked, stream_id  # noqa: F401 — `masked` is also found here
+from cv_pipeline.video.streams import (
+    BaseSource,
+    StreamSettings,
+    StreamSource,
+    is_stream,
+    masked,
+    stream_id,
+)
 
 # %% auto #0
 __all__ = ['FileSource', 'list_images', 'FolderSource', 'ImageSource', 'CameraSource', 'SourceSettings', 'is_camera',
@@ -37,7 +44,9 @@ def _modified(path: Path) -> datetime:
 def _aware(start: datetime | None, where: object) -> datetime | None:
     "`start`, refused when it has no time zone."
     if start is not None and start.tzinfo is None:
-        raise SourceError(f"start {start.isoformat()} has no time zone", where, "use datetime(…, tzinfo=timezone.utc)")
+        raise SourceError(
+            f"start {start.isoformat()} has no time zone", where, "use datetime(…, tzinfo=timezone.utc)"
+        )
     return start
 
 # %% ../../nbs/04_video/02_sources.ipynb #55a71a43
@@ -47,12 +56,13 @@ class FileSource(BaseSource):
     def __init__(
         self,
         path: str | Path,
-        source_id: str | None = None,              # the file's stem when not given
+        source_id: str | None = None,  # the file's stem when not given
         *,
-        start: datetime | None = None,             # when the first frame was captured; default: the file's mtime, or now when realtime
-        realtime: bool = False,                    # deliver each frame when it is due, like a camera
-        threads: int | None = None,                # decoder threads, see decode_video
-        hardware: str = "auto",                    # who decodes, see choose_decoder; what does is in `info.choice`
+        start: datetime
+        | None = None,  # when the first frame was captured; default: the file's mtime, or now when realtime
+        realtime: bool = False,  # deliver each frame when it is due, like a camera
+        threads: int | None = None,  # decoder threads, see decode_video
+        hardware: str = "auto",  # who decodes, see choose_decoder; what does is in `info.choice`
         clocks: Clocks = Clocks(),
     ):
         self.path = Path(path)
@@ -63,31 +73,45 @@ class FileSource(BaseSource):
 
     def _wait(self, due: float) -> None:
         "Sleep until the clock reads `due`, in steps short enough to notice close()."
-        while not self._closed.is_set() and (left := due - self._clock()) > 0: self._sleep(min(left, 0.25))
+        while not self._closed.is_set() and (left := due - self._clock()) > 0:
+            self._sleep(min(left, 0.25))
 
     def __iter__(self) -> Iterator[Frame]:
         self._begin()
         start = self.start or (self._now() if self.live else _modified(self.path))
         began, step = self._clock(), 1 / (self.info.fps or 30)
-        pictures = decode_video(self.path, threads=self._threads, hardware=self.info.choice or "none", skip=self._skip)
+        pictures = decode_video(
+            self.path, threads=self._threads, hardware=self.info.choice or "none", skip=self._skip
+        )
         try:
             for number, (image, pts, damaged) in enumerate(pictures):
                 seconds = number * step if pts is None else pts
-                if self.live: self._wait(began + seconds)
-                if self._closed.is_set(): return
-                yield Frame(image, self.source_id, number, start + timedelta(seconds=seconds), pts, {"damaged": True} if damaged else {})
+                if self.live:
+                    self._wait(began + seconds)
+                if self._closed.is_set():
+                    return
+                yield Frame(
+                    image,
+                    self.source_id,
+                    number,
+                    start + timedelta(seconds=seconds),
+                    pts,
+                    {"damaged": True} if damaged else {},
+                )
         finally:
             pictures.close()
 
 # %% ../../nbs/04_video/02_sources.ipynb #886201d5
 def list_images(
-    folder: str | Path,       # a folder
+    folder: str | Path,  # a folder
     recursive: bool = False,  # also in its subfolders
-) -> list[Path]:              # image files by suffix, in natural order; hidden files are left out
+) -> list[Path]:  # image files by suffix, in natural order; hidden files are left out
     "Image files of a folder, frame2 before frame10."
     folder = Path(folder)
     files = folder.rglob("*") if recursive else folder.iterdir()
-    found = (p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file())
+    found = (
+        p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
+    )
     return sorted(found, key=lambda p: natural_key(p.relative_to(folder)))
 
 
@@ -96,10 +120,12 @@ def _images_info(paths: list[Path], fps: float | None) -> SourceInfo:
     width = height = 0
     for path in paths[:100]:
         try:
-            with open(path, "rb") as f: _, width, height = image_header(f) or ("", 0, 0)
+            with open(path, "rb") as f:
+                _, width, height = image_header(f) or ("", 0, 0)
         except (OSError, ValueError):
             continue
-        if width: break
+        if width:
+            break
     return SourceInfo("images", width, height, fps, len(paths), "OpenCV")
 
 # %% ../../nbs/04_video/02_sources.ipynb #67022286
@@ -108,21 +134,27 @@ class FolderSource(BaseSource):
 
     def __init__(
         self,
-        path: str | Path,                    # a folder
-        source_id: str | None = None,        # the folder's name when not given
+        path: str | Path,  # a folder
+        source_id: str | None = None,  # the folder's name when not given
         *,
-        start: datetime | None = None,       # with fps: when the first image was captured; default: its file's mtime
-        fps: float | None = None,            # the images are a sequence at this rate; None: each has its own file's mtime
+        # with fps: when the first image was captured; default: its file's mtime
+        start: datetime | None = None,
+        fps: float | None = None,  # images are a sequence at this rate; None: each has its own file's mtime
         recursive: bool = False,
-        max_pixels: int = MAX_PIXELS, bits: int = 16,  # as in read_image
-        paths: Iterable[str | Path] | None = None,     # these files, in this order, instead of what the folder holds
+        max_pixels: int = MAX_PIXELS,
+        bits: int = 16,  # as in read_image
+        paths: Iterable[str | Path] | None = None,  # these files, in this order, not what the folder holds
     ):
         self.path = Path(path)
         super().__init__(source_id or self.path.resolve().name)
-        if fps is not None and not fps > 0: raise SourceError(f"fps must be above 0, not {fps}", path)
-        if paths is None and not self.path.is_dir(): raise SourceError("no such folder", path, "check the path")
+        if fps is not None and not fps > 0:
+            raise SourceError(f"fps must be above 0, not {fps}", path)
+        if paths is None and not self.path.is_dir():
+            raise SourceError("no such folder", path, "check the path")
         self.paths = list_images(path, recursive) if paths is None else [Path(p) for p in paths]
-        if not self.paths: raise SourceError("no images in this folder", path, f"it should hold {' '.join(sorted(IMAGE_SUFFIXES))} files")
+        if not self.paths:
+            known = " ".join(sorted(IMAGE_SUFFIXES))
+            raise SourceError("no images in this folder", path, f"it should hold {known} files")
         self.start, self._read = _aware(start, path), {"max_pixels": max_pixels, "bits": bits}
         self.info = _images_info(self.paths, fps)
 
@@ -130,65 +162,104 @@ class FolderSource(BaseSource):
         self._begin()
         fps, start, number = self.info.fps, self.start, 0
         for index, path in enumerate(self.paths):
-            if self._closed.is_set(): return
+            if self._closed.is_set():
+                return
             try:
                 image, modified = read_image(path, **self._read), _modified(path)
             except (SourceError, OSError) as e:
                 self._skip(path.name, getattr(e, "what", str(e)))
                 continue
             start = start or modified
-            captured = start + timedelta(seconds=index / fps) if fps else modified
-            yield Frame(image, self.source_id, number, captured, index / fps if fps else None, {"path": str(path)})
+            t = index / fps if fps else None
+            captured = start + timedelta(seconds=t) if fps else modified
+            yield Frame(image, self.source_id, number, captured, t, {"path": str(path)})
             number += 1
-        if not number: raise SourceError(f"none of {len(self.paths)} images could be read: {self.skipped[0][1]}", self.path, "open them in a viewer")
+        if not number:
+            raise SourceError(
+                f"none of {len(self.paths)} images could be read: {self.skipped[0][1]}",
+                self.path,
+                "open them in a viewer",
+            )
 
 # %% ../../nbs/04_video/02_sources.ipynb #f8227417
 class ImageSource(FolderSource):
     "One image as a source of one frame; unlike in a folder, a broken one is an error at once."
 
-    def __init__(self, path: str | Path, source_id: str | None = None, *, start: datetime | None = None,
-                 max_pixels: int = MAX_PIXELS, bits: int = 16):
+    def __init__(
+        self,
+        path: str | Path,
+        source_id: str | None = None,
+        *,
+        start: datetime | None = None,
+        max_pixels: int = MAX_PIXELS,
+        bits: int = 16,
+    ):
         self.path = Path(path)
         height, width = read_image(path, max_pixels=max_pixels, bits=bits).shape[:2]
-        super().__init__(path, source_id or self.path.stem, start=start, max_pixels=max_pixels, bits=bits, paths=[path])
+        super().__init__(
+            path, source_id or self.path.stem, start=start, max_pixels=max_pixels, bits=bits, paths=[path]
+        )
         self.info = SourceInfo("images", width, height, None, 1, "OpenCV")
 
 # %% ../../nbs/04_video/02_sources.ipynb #e3a26b65
 def _open_camera(device: int | str, settings: dict[int, float]) -> Any:
     "OpenCV's capture of a webcam, with `settings` applied."
     capture = cv2.VideoCapture(device)
-    for key, value in settings.items(): capture.set(key, value)
+    for key, value in settings.items():
+        capture.set(key, value)
     return capture
 
-
+# %% ../../nbs/04_video/02_sources.ipynb #d2d8b33e
 class CameraSource(BaseSource):
     "A webcam by its number or device path; `live`, and an error when it stops."
 
     def __init__(
         self,
-        device: int | str,                         # 0, 1, … or "/dev/video0"
-        source_id: str | None = None,              # "camera-0" when not given
+        device: int | str,  # 0, 1, … or "/dev/video0"
+        source_id: str | None = None,  # "camera-0" when not given
         *,
-        size: tuple[int, int] | None = None,       # (width, height) to ask the camera for
-        fps: float | None = None,                  # rate to ask for
-        max_failures: int = 10,                    # broken frames in a row before the camera counts as lost
-        open_capture: Callable[[int | str, dict[int, float]], Any] = _open_camera,  # returns cv2.VideoCapture or alike
+        size: tuple[int, int] | None = None,  # (width, height) to ask the camera for
+        fps: float | None = None,  # rate to ask for
+        max_failures: int = 10,  # broken frames in a row before the camera counts as lost
+        open_capture: Callable[
+            [int | str, dict[int, float]], Any
+        ] = _open_camera,  # returns cv2.VideoCapture or alike
         now: Callable[[], datetime] = utc_now,
     ):
         super().__init__(source_id or f"camera-{re.sub(r'[^0-9]', '', str(device)) or device}", live=True)
-        wish = {cv2.CAP_PROP_BUFFERSIZE: 1, cv2.CAP_PROP_FRAME_WIDTH: size and size[0], cv2.CAP_PROP_FRAME_HEIGHT: size and size[1], cv2.CAP_PROP_FPS: fps}
+        wish = {
+            cv2.CAP_PROP_BUFFERSIZE: 1,
+            cv2.CAP_PROP_FRAME_WIDTH: size and size[0],
+            cv2.CAP_PROP_FRAME_HEIGHT: size and size[1],
+            cv2.CAP_PROP_FPS: fps,
+        }
         self.device, self.max_failures, self._now, self._lock = device, max_failures, now, threading.Lock()
         self._capture = open_capture(device, {key: value for key, value in wish.items() if value})
-        if not self._capture.isOpened(): raise SourceError("the camera cannot be opened", device, "is it connected, and used by nobody else?")
-        width, height, rate = (self._capture.get(k) for k in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS))
-        self.info = SourceInfo("camera", int(width), int(height), rate if rate and math.isfinite(rate) and rate > 0 else None, None, "OpenCV")
+        if not self._capture.isOpened():
+            raise SourceError(
+                "the camera cannot be opened", device, "is it connected, and used by nobody else?"
+            )
+        width, height, rate = (
+            self._capture.get(k)
+            for k in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS)
+        )
+        self.info = SourceInfo(
+            "camera",
+            int(width),
+            int(height),
+            rate if rate and math.isfinite(rate) and rate > 0 else None,
+            None,
+            "OpenCV",
+        )
 
     def __iter__(self) -> Iterator[Frame]:
         return _camera_frames(self)
 
     def close(self) -> None:
         super().close()
-        if self._lock.acquire(timeout=2):  # never under a running grab; where that hangs, the iteration releases when it returns
+        if self._lock.acquire(
+            timeout=2
+        ):  # never under a running grab; where that hangs, the iteration releases when it returns
             self._capture.release()
             self._lock.release()
 
@@ -201,7 +272,8 @@ def _camera_read(source: CameraSource) -> tuple[bool, datetime, np.ndarray | Non
             return False, source._now(), None
         grabbed, captured = source._capture.grab(), source._now()
         good, image = source._capture.retrieve() if grabbed else (False, None)
-    if not good or image is None or image.size == 0: return grabbed, captured, None
+    if not good or image is None or image.size == 0:
+        return grabbed, captured, None
     return grabbed, captured, cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image
 
 
@@ -211,13 +283,25 @@ def _camera_frames(source: CameraSource) -> Iterator[Frame]:
     number, failures, first = 0, 0, None
     while True:
         grabbed, captured, image = _camera_read(source)
-        if source._closed.is_set(): return
-        if not grabbed: raise SourceError(f"the camera is lost after {number} frames", source.device, "check its cable and power, then open it again")
+        if source._closed.is_set():
+            return
+        if not grabbed:
+            raise SourceError(
+                f"the camera is lost after {number} frames",
+                source.device,
+                "check its cable and power, then open it again",
+            )
         failures = failures + 1 if image is None else 0
-        if image is None: source._skip(f"after frame {number - 1}", "the camera's frame could not be decoded")
+        if image is None:
+            source._skip(f"after frame {number - 1}", "the camera's frame could not be decoded")
         if failures >= source.max_failures:
-            raise SourceError(f"the camera is lost: {failures} broken frames in a row", source.device, "check its cable, its USB port and its light")
-        if image is None: continue
+            raise SourceError(
+                f"the camera is lost: {failures} broken frames in a row",
+                source.device,
+                "check its cable, its USB port and its light",
+            )
+        if image is None:
+            continue
         first = first or captured
         yield Frame(image, source.source_id, number, captured, (captured - first).total_seconds())
         number += 1
@@ -239,9 +323,11 @@ class SourceSettings:
 # %% ../../nbs/04_video/02_sources.ipynb #87e6b9f7
 def _is_image(path: Path) -> bool:
     "By content, or by suffix where the content says nothing (then reading it gives a good error)."
-    if path.suffix.lower() == ".gif": return False  # may move; PyAV plays it
+    if path.suffix.lower() == ".gif":
+        return False  # may move; PyAV plays it
     try:
-        with open(path, "rb") as f: return image_header(f) is not None or path.suffix.lower() in IMAGE_SUFFIXES
+        with open(path, "rb") as f:
+            return image_header(f) is not None or path.suffix.lower() in IMAGE_SUFFIXES
     except (OSError, ValueError):
         return path.suffix.lower() in IMAGE_SUFFIXES
 
@@ -255,36 +341,55 @@ def is_camera(
 
 
 def open_source(
-    uri: str | int | Path,            # video file, image, folder, camera number or device path, or the address of a stream
-    source_id: str | None = None,     # name in results; from the file or camera when not given
+    uri: str
+    | int
+    | Path,  # video file, image, folder, camera number or device path, or the address of a stream
+    source_id: str | None = None,  # name in results; from the file or camera when not given
     settings: SourceSettings = SourceSettings(),
-    **changes: Any,                   # of single settings, e.g. realtime=True
+    **changes: Any,  # of single settings, e.g. realtime=True
 ) -> BaseSource:
-    "Open whatever `uri` names; a setting that does not concern it is ignored. SourceError says why it cannot be opened."
+    """Open whatever `uri` names; a setting that does not concern it is ignored. SourceError says why it
+    cannot be opened."""
     text, s = str(uri), replace(settings, **changes)
     images = {"start": s.start, "max_pixels": s.max_pixels, "bits": s.bits}
-    if is_camera(uri): return CameraSource(int(text) if text.isdecimal() else text, source_id, fps=s.fps)
-    if is_stream(uri): return StreamSource(text, source_id, s.stream, threads=s.threads or 1, hardware=s.hardware)
+    if is_camera(uri):
+        return CameraSource(int(text) if text.isdecimal() else text, source_id, fps=s.fps)
+    if is_stream(uri):
+        return StreamSource(text, source_id, s.stream, threads=s.threads or 1, hardware=s.hardware)
     path = Path(uri)
-    if masked(text) != text and not path.exists(): raise SourceError("an address without its scheme", masked(text), "begin it with rtsp:// or another")
-    if path.is_dir(): return FolderSource(path, source_id, fps=s.fps, **images)
-    if _is_image(path): return ImageSource(path, source_id, **images)
-    return FileSource(path, source_id, start=s.start, realtime=s.realtime, threads=s.threads, hardware=s.hardware)
+    if masked(text) != text and not path.exists():
+        raise SourceError("an address without its scheme", masked(text), "begin it with rtsp:// or another")
+    if path.is_dir():
+        return FolderSource(path, source_id, fps=s.fps, **images)
+    if _is_image(path):
+        return ImageSource(path, source_id, **images)
+    return FileSource(
+        path, source_id, start=s.start, realtime=s.realtime, threads=s.threads, hardware=s.hardware
+    )
 
 # %% ../../nbs/04_video/02_sources.ipynb #d55f1e21
 def unique_ids(
     uris: Iterable[str | int | Path],  # as for open_source
-    taken: Iterable[str] = (),         # names that somebody has already
-) -> list[str]:                        # one name each, all different
-    "Names for sources: the stem, with its folder where stems collide, with a number where that is not enough."
-    parts = [["camera-" + str(u)] if str(u).isdecimal() else [stream_id(str(u))] if is_stream(u) else
-             [*(p for p in Path(u).parts[:-1] if p not in ("/", ".", "..")), Path(u).stem or "source"] for u in uris]
+    taken: Iterable[str] = (),  # names that somebody has already
+) -> list[str]:  # one name each, all different
+    """Names for sources: the stem, with its folder where stems collide, with a number where that is not
+    enough."""
+    parts = [
+        ["camera-" + str(u)]
+        if str(u).isdecimal()
+        else [stream_id(str(u))]
+        if is_stream(u)
+        else [*(p for p in Path(u).parts[:-1] if p not in ("/", ".", "..")), Path(u).stem or "source"]
+        for u in uris
+    ]
     names = [p[-1] for p in parts]
     names = ["_".join(p[-2:]) if names.count(name) > 1 else name for p, name in zip(parts, names)]
     taken = set(taken)
     for i, name in enumerate(names):
         number = 1
-        while names[i] in taken: number += 1; names[i] = f"{name}-{number}"
+        while names[i] in taken:
+            number += 1
+            names[i] = f"{name}-{number}"
         taken.add(names[i])
     return names
 
@@ -292,15 +397,23 @@ def unique_ids(
 def open_sources(
     uris: Iterable[str | int | Path],
     settings: SourceSettings = SourceSettings(),
-    **changes: Any,          # of single settings, as for open_source
+    **changes: Any,  # of single settings, as for open_source
 ) -> list[BaseSource]:
     "Open all of `uris` under different names; one SourceError names all that failed."
     uris, opened, failed = list(uris), [], []
     for uri, name in zip(uris, unique_ids(uris)):
-        try: opened.append(open_source(uri, name, settings, **changes))
-        except SourceError as e: failed.append((uri, e))
-    if not failed: return opened
-    for source in opened: source.close()
-    if len(failed) == 1: raise failed[0][1]
-    raise SourceError(f"{len(failed)} of {len(uris)} sources cannot be opened:\n  - " + "\n  - ".join(str(e) for _, e in failed),
-                      hint="mend or leave out these sources")
+        try:
+            opened.append(open_source(uri, name, settings, **changes))
+        except SourceError as e:
+            failed.append((uri, e))
+    if not failed:
+        return opened
+    for source in opened:
+        source.close()
+    if len(failed) == 1:
+        raise failed[0][1]
+    raise SourceError(
+        f"{len(failed)} of {len(uris)} sources cannot be opened:\n  - "
+        + "\n  - ".join(str(e) for _, e in failed),
+        hint="mend or leave out these sources",
+    )

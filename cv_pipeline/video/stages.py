@@ -24,7 +24,8 @@ _EDGES = _LOWEST * _GROWTH ** np.arange(_BUCKETS)
 
 
 class LatencyHistogram:
-    "Counts latencies in logarithmic buckets; any percentile to within 2 % of a measured value, constant memory."
+    """Counts latencies in logarithmic buckets; any percentile to within 2 % of a measured value, constant
+    memory."""
 
     def __init__(self):
         self.counts = np.zeros(_BUCKETS + 1, np.int64)
@@ -35,16 +36,21 @@ class LatencyHistogram:
         self.counts[int(_EDGES.searchsorted(ms))] += n
         self.total_ms += ms * n
 
-    def __len__(self) -> int: return int(self.counts.sum())
+    def __len__(self) -> int:
+        return int(self.counts.sum())
 
     def percentile(self, q: float) -> float | None:  # 0..100 → milliseconds, None without events
-        "The q-th percentile, nearest rank: within 2 % of a value that was measured, nothing between two values."
+        """The q-th percentile, nearest rank: within 2 % of a value that was measured, nothing between two
+        values."""
         total = len(self)
-        if total == 0: return None
+        if total == 0:
+            return None
         bucket = int(np.searchsorted(self.counts.cumsum(), q / 100 * total))
         return float(_EDGES[min(bucket, _BUCKETS - 1)])
 
-    def cumulative(self, edges_ms: Sequence[float]) -> np.ndarray:  # ascending milliseconds → events at or below each
+    def cumulative(
+        self, edges_ms: Sequence[float]
+    ) -> np.ndarray:  # ascending milliseconds → events at or below each
         "Cumulative counts, for Prometheus buckets."
         return np.append(0, self.counts.cumsum())[np.searchsorted(_EDGES, edges_ms, side="right")]
 
@@ -60,17 +66,20 @@ STAGES = ("ingest", "preprocess", "inference", "postprocess", "deliver")
 class StageStats:
     "What one stage did so far."
 
-    count: int = 0                       # frames
+    count: int = 0  # frames
     errors: int = 0
-    last_success: float | None = None    # clock reading
+    last_success: float | None = None  # clock reading
     last_error: str | None = None
     latency: LatencyHistogram = field(default_factory=LatencyHistogram)
 
-    def done(self, ms: float | None, now: float, n: int = 1) -> None:  # ms: None where there is nothing to measure
+    def done(
+        self, ms: float | None, now: float, n: int = 1
+    ) -> None:  # ms: None where there is nothing to measure
         "`n` frames took `ms` milliseconds each."
         self.count += n
         self.last_success = now
-        if ms is not None: self.latency.add(ms, n)
+        if ms is not None:
+            self.latency.add(ms, n)
 
     def failed(self, error: BaseException | str) -> None:
         "Something went wrong; the message is kept."
@@ -80,15 +89,24 @@ class StageStats:
     def to_dict(self, now: float, queued: int = 0) -> dict[str, Any]:
         "For summaries and the health endpoint."
         age = None if self.last_success is None else round(now - self.last_success, 3)
-        return {"count": self.count, "errors": self.errors, "queue": queued, "seconds_since_success": age,
-                "last_error": self.last_error, "latency_ms": self.latency.summary()}
+        return {
+            "count": self.count,
+            "errors": self.errors,
+            "queue": queued,
+            "seconds_since_success": age,
+            "last_error": self.last_error,
+            "latency_ms": self.latency.summary(),
+        }
 
 # %% ../../nbs/04_video/08_stages.ipynb #fead3efe
 class FrameQueues:
     "One bounded queue for each source and one consumer that takes from them in turn."
 
-    def __init__(self, depths: dict[Hashable, tuple[int, bool]]):  # source → (most waiting frames, drop the oldest when full)
-        if any(depth < 1 for depth, _ in depths.values()): raise ConfigError("a queue needs room for one frame", "queue_size")
+    def __init__(
+        self, depths: dict[Hashable, tuple[int, bool]]
+    ):  # source → (most waiting frames, drop the oldest when full)
+        if any(depth < 1 for depth, _ in depths.values()):
+            raise ConfigError("a queue needs room for one frame", "queue_size")
         self._limits, self._waiting = dict(depths), {key: deque() for key in depths}
         self._open, self._turn = set(depths), deque(depths)
         self._changed = threading.Condition()
@@ -98,10 +116,13 @@ class FrameQueues:
         "Add a frame; waits or drops the oldest when full. False when the queue was closed meanwhile."
         depth, drop = self._limits[key]
         with self._changed:
-            while not drop and len(self._waiting[key]) >= depth and key in self._open: self._changed.wait()
-            if key not in self._open: return False
+            while not drop and len(self._waiting[key]) >= depth and key in self._open:
+                self._changed.wait()
+            if key not in self._open:
+                return False
             if len(self._waiting[key]) >= depth:
-                self._waiting[key].popleft(); self.dropped[key] += 1
+                self._waiting[key].popleft()
+                self.dropped[key] += 1
             self._waiting[key].append(item)
             self._changed.notify_all()
             return True
@@ -109,19 +130,24 @@ class FrameQueues:
     def close(self, keys: Iterable[Hashable] | None = None, discard: bool = False) -> None:
         "No more frames from these sources (all by default); `discard` forgets what waits."
         with self._changed:
-            for key in list(self._open if keys is None else keys): self._open.discard(key)
-            if discard: [queue.clear() for queue in self._waiting.values()]
+            for key in list(self._open if keys is None else keys):
+                self._open.discard(key)
+            if discard:
+                [queue.clear() for queue in self._waiting.values()]
             self._changed.notify_all()
 
     def take(self, most: int, timeout: float | None = None) -> list[Any] | None:
-        "Up to `most` frames, one from each source in turn; [] after `timeout` seconds, None when all is closed and empty."
+        """Up to `most` frames, one from each source in turn; [] after `timeout` seconds, None when all is
+        closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: len(self) or not self._open, timeout)
             found = _take_in_turn(self._waiting, self._turn, most)
-            if found: self._changed.notify_all()
+            if found:
+                self._changed.notify_all()
             return found if found or self._open else None
 
-    def __len__(self) -> int: return sum(map(len, self._waiting.values()))
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
 
     def depth(self, key: Hashable) -> int:
         "Frames of one source that wait now."
@@ -135,6 +161,9 @@ def _take_in_turn(waiting: dict[Hashable, deque], turn: deque, most: int) -> lis
     while len(found) < most and idle < len(turn):
         queue = waiting[turn[0]]
         turn.rotate(-1)
-        if queue: found.append(queue.popleft()); idle = 0
-        else: idle += 1
+        if queue:
+            found.append(queue.popleft())
+            idle = 0
+        else:
+            idle += 1
     return found

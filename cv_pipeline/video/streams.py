@@ -24,7 +24,15 @@ import numpy as np
 from ..core.masking import HARMLESS, masked
 from ..core.types import Clock, Clocks, ConfigError, Frame, SourceError, SourceStatus
 from cv_pipeline.video.decoding import (
-    DecoderChoice, PacketDecoder, SourceInfo, choose_decoder, describe_decoder, make_accelerator, make_context, nominal_rate, to_bgr,
+    DecoderChoice,
+    PacketDecoder,
+    SourceInfo,
+    choose_decoder,
+    describe_decoder,
+    make_accelerator,
+    make_context,
+    nominal_rate,
+    to_bgr,
     video_stream,
 )
 
@@ -39,10 +47,13 @@ class Address:
     def __init__(self, uri: str, user: str | None = None, password: str | None = None):
         if user is not None:
             scheme, host, path = re.fullmatch(r"([^:]*://)([^/?]*)(.*)", uri, re.S).groups()
-            uri = f"{scheme}{quote(user, safe='')}:{quote(password or '', safe='')}@{host.rpartition('@')[2]}{path}"
+            user, password = quote(user, safe=""), quote(password or "", safe="")
+            uri = f"{scheme}{user}:{password}@{host.rpartition('@')[2]}{path}"
         self._reveal, self._text = (lambda: uri), masked(uri)
 
-    def __str__(self) -> str: return self._text
+    def __str__(self) -> str:
+        return self._text
+
     __repr__ = __str__
 
     def reveal(self) -> str:
@@ -55,22 +66,29 @@ class Address:
 
 # %% ../../nbs/04_video/01_streams.ipynb #2379d401
 def _secrets(uri: str) -> list[str]:
-    "What must not be printed of an address, longest first: user and password as written, decoded, and as HTTP sends them."
+    """What must not be printed of an address, longest first: user and password as written, decoded, and as
+    HTTP sends them."""
     account = uri.split("://", 1)[-1].rpartition("@")[0]
     user, _, password = account.partition(":")
     pairs = re.findall(r"([A-Za-z][A-Za-z0-9-]*)=(.*?)(?=&|_[A-Za-z]+=|$)", uri.split("://", 1)[-1])
     pairs += [pair.partition("=")[::2] for pair in uri.partition("?")[2].split("&")]
     values = [value for key, value in pairs if key.lower() not in HARMLESS]
     plain = [account, password, *account.split(":"), *values]
-    found = {form for text in plain for form in (text, unquote(text), quote(text, safe=""), quote(unquote(text), safe=""))}
-    for pair in {account, unquote(account), f"{unquote(user)}:{unquote(password)}"}: found.add(base64.b64encode(pair.encode()).decode())
+    found = {
+        form
+        for text in plain
+        for form in (text, unquote(text), quote(text, safe=""), quote(unquote(text), safe=""))
+    }
+    for pair in {account, unquote(account), f"{unquote(user)}:{unquote(password)}"}:
+        found.add(base64.b64encode(pair.encode()).decode())
     return sorted((s for s in found if len(s) > 3), key=len, reverse=True)
 
 
 def _without(text: str, uri: str, shown: str) -> str:
     "`text` with an address and the secrets in it replaced."
     text = text.replace(uri, shown)
-    for secret in _secrets(uri): text = text.replace(secret, "***")
+    for secret in _secrets(uri):
+        text = text.replace(secret, "***")
     return text
 
 
@@ -86,7 +104,7 @@ def is_stream(
 
 def stream_id(
     uri: str,  # an address
-) -> str:      # host and path, no port, no credentials: "10.0.0.7_live_ch1"
+) -> str:  # host and path, no port, no credentials: "10.0.0.7_live_ch1"
     "A name for a stream, from what may be shown of its address."
     shown = masked(uri).split("://", 1)[-1].rpartition("@")[2].split("?")[0]
     host, _, path = re.sub(r"[A-Za-z]+=\*\*\*", "", shown).partition("/")
@@ -112,34 +130,53 @@ class BaseSource:
 
     def _skip(self, name: str, reason: str, count: int = 1) -> None:
         self.skipped_count += count
-        if len(self.skipped) < self.skipped_limit: self.skipped.append((name, reason))
+        if len(self.skipped) < self.skipped_limit:
+            self.skipped.append((name, reason))
 
     def _begin(self) -> None:
         "Called when an iteration starts: nothing skipped yet, and not closed."
-        if self._closed.is_set(): raise SourceError("the source is closed", self.source_id, "open it again with open_source()")
+        if self._closed.is_set():
+            raise SourceError("the source is closed", self.source_id, "open it again with open_source()")
         self.skipped, self.skipped_count = [], 0
 
     def status(self) -> SourceStatus:
         "Its rate, what decodes it, and what was skipped."
         skipped = {"frames_skipped": self.skipped_count, "skipped": tuple(self.skipped)}
-        if (info := self.info) is None: return SourceStatus(**skipped)
+        if (info := self.info) is None:
+            return SourceStatus(**skipped)
         return SourceStatus(info.fps, info.decoder, asdict(info.choice) if info.choice else None, **skipped)
 
-    def __iter__(self) -> Iterator[Frame]: raise NotImplementedError
-    def close(self) -> None: self._closed.set()
-    def __enter__(self): return self
-    def __exit__(self, *error) -> None: self.close()
+    def __iter__(self) -> Iterator[Frame]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
 
 # %% ../../nbs/04_video/01_streams.ipynb #413e1050
 class StreamClock:
-    "Capture times from presentation times: strictly increasing, free of jitter, following the drift between two clocks."
+    """Capture times from presentation times: strictly increasing, free of jitter, following the drift between
+    two clocks."""
 
-    def __init__(self, window_s: float = 60.0, camera_lead_s: float = 1.0, camera_lag_s: float = 5.0, jump_s: float = 10.0):
+    def __init__(
+        self,
+        window_s: float = 60.0,
+        camera_lead_s: float = 1.0,
+        camera_lag_s: float = 5.0,
+        jump_s: float = 10.0,
+    ):
         self.window_s, self.jump_s = window_s, jump_s
-        self._believed = (-camera_lead_s, camera_lag_s)  # arrival minus the camera's own time, where that time is believed
-        self.uses_camera, self.lag_s = False, 0.0        # lag_s: how much later than the quickest frame of the window the last one came
+        # arrival minus the camera's own time, where that time is believed
+        self._believed = -camera_lead_s, camera_lag_s
+        self.uses_camera = False
+        self.lag_s = 0.0  # how much later than the quickest frame of the window the last one came
         self.forget()
-        self._last: tuple[float, float] | None = None    # the last frame's pts and capture time
+        self._last: tuple[float, float] | None = None  # the last frame's pts and capture time
 
     def forget(self) -> None:
         "Start the estimate anew: the way from the camera has become another one."
@@ -148,24 +185,31 @@ class StreamClock:
 
     def _quickest(self, arrived: float, offset: float) -> float:
         "The smallest offset of the window, kept as a queue of candidates."
-        while self._minima and self._minima[-1][1] >= offset: self._minima.pop()
+        while self._minima and self._minima[-1][1] >= offset:
+            self._minima.pop()
         self._minima.append((arrived, offset))
-        while self._minima[0][0] < arrived - self.window_s: self._minima.popleft()
+        while self._minima[0][0] < arrived - self.window_s:
+            self._minima.popleft()
         return self._minima[0][1]
 
     def at(self, pts: float, arrived: float, camera: float | None = None) -> float:
         "Capture time; all in seconds, `arrived` and `camera` (its own clock, where known) since 1970."
         back = self._last is not None and pts < self._last[0] - 1
-        if back or self._minima and abs(arrived - pts - self._minima[0][1]) > self.jump_s: self.forget()  # the camera's counter began anew
+        if back or self._minima and abs(arrived - pts - self._minima[0][1]) > self.jump_s:
+            self.forget()  # the camera's counter began anew
         target = self._quickest(arrived, arrived - pts)
         self.lag_s = arrived - pts - target
         self.uses_camera = camera is not None and self._believed[0] <= arrived - camera <= self._believed[1]
-        if self.uses_camera: target = camera - pts
+        if self.uses_camera:
+            target = camera - pts
         passed = 0.0 if self._last is None else max(0.0, pts - self._last[0])
-        room = np.inf if self._offset is None else 0.5 * passed
-        self._offset = target if self._offset is None else self._offset + float(np.clip(target - self._offset, -room, room))
+        if self._offset is None:
+            self._offset = target
+        else:
+            self._offset += float(np.clip(target - self._offset, -0.5 * passed, 0.5 * passed))
         captured = pts + self._offset
-        if self._last is not None: captured = max(captured, self._last[1] + 1e-3)
+        if self._last is not None:
+            captured = max(captured, self._last[1] + 1e-3)
         self._last = pts, captured
         return captured
 
@@ -179,8 +223,10 @@ class CatchUp:
 
     def wants(self, key: bool, lag_s: float, waited_s: float) -> bool:
         "`lag_s`: how late packets are; `waited_s`: how long reading this one took."
-        if not self.behind: self.behind = lag_s > self.behind_s and waited_s < self.waited_s
-        elif key and waited_s >= self.waited_s: self.behind = False  # a key frame, and nothing queued before it: start again from here
+        if not self.behind:
+            self.behind = lag_s > self.behind_s and waited_s < self.waited_s
+        elif key and waited_s >= self.waited_s:
+            self.behind = False  # a key frame, and nothing queued before it: start again from here
         wanted = key or not self.behind
         self.left_out += not wanted
         return wanted
@@ -190,28 +236,37 @@ class Mailbox:
     "The newest frames of a stream. Who puts never waits; who takes gets the oldest that is left."
 
     def __init__(self, room: int):
-        self._frames, self._held, self._news, self._end = deque(maxlen=room), None, threading.Condition(), None
+        self._frames, self._held, self._news, self._end = (
+            deque(maxlen=room),
+            None,
+            threading.Condition(),
+            None,
+        )
         self.dropped = 0
 
     def put(self, frame: Any, old: bool = False) -> None:  # old: only in case that nothing newer ever comes
         with self._news:
             self.dropped += self._held is not None or len(self._frames) == self._frames.maxlen
             self._held = frame if old else None
-            if not old: self._frames.append(frame)
+            if not old:
+                self._frames.append(frame)
             self._news.notify_all()
 
     def end(self, error: SourceError | None) -> None:  # None: closed by us
         "No more frames; the first reason counts. What lies in the box can still be taken."
         with self._news:
-            if self._end is None: self._end = (error,)
+            if self._end is None:
+                self._end = (error,)
             self._news.notify_all()
 
     def wait(self, timeout_s: float) -> bool:
         "Until there is a frame, or the end; False when neither came in time."
-        with self._news: return bool(self._news.wait_for(lambda: self._frames or self._end, timeout_s))
+        with self._news:
+            return bool(self._news.wait_for(lambda: self._frames or self._end, timeout_s))
 
     def look(self, timeout_s: float) -> Any:
-        "The newest frame, which stays in the box, as soon as there is one; None at the end, or when the time is over."
+        """The newest frame, which stays in the box, as soon as there is one; None at the end, or when the
+        time is over."""
         with self._news:
             self._news.wait_for(lambda: self._frames or self._held or self._end, timeout_s)
             return self._frames[-1] if self._frames else self._held
@@ -219,7 +274,8 @@ class Mailbox:
     def take(self) -> Any:
         "The oldest frame; None when the box is empty."
         with self._news:
-            if self._frames: return self._frames.popleft()
+            if self._frames:
+                return self._frames.popleft()
             held, self._held = self._held, None
             return held
 
@@ -230,12 +286,16 @@ class Mailbox:
 
 # %% ../../nbs/04_video/01_streams.ipynb #b60f58dd
 def ffmpeg_options(
-    scheme: str,             # of the address
+    scheme: str,  # of the address
     transport: str = "tcp",  # for RTSP: "tcp" or "udp"
 ) -> dict[str, str]:
     "Options for a live stream: small delay, nothing but network protocols."
-    options = {"analyzeduration": "500000", "protocol_whitelist": "rtsp,rtsps,rtp,srtp,udp,tcp,tls,http,https,httpproxy,rtmp,rtmps,srt,crypto"}
-    if scheme in ("rtsp", "rtsps"): options["rtsp_transport"] = transport
+    options = {
+        "analyzeduration": "500000",
+        "protocol_whitelist": "rtsp,rtsps,rtp,srtp,udp,tcp,tls,http,https,httpproxy,rtmp,rtmps,srt,crypto",
+    }
+    if scheme in ("rtsp", "rtsps"):
+        options["rtsp_transport"] = transport
     return options
 
 
@@ -247,29 +307,48 @@ def _is(error: BaseException, *names: str) -> bool:
 def explain(
     error: BaseException,  # what FFmpeg raised
     address: Address,
-    took_s: float,         # after so long
-    limit_s: float,        # the deadline
-) -> SourceError:          # to be raised outside of any `except`: FFmpeg's own message holds the password
+    took_s: float,  # after so long
+    limit_s: float,  # the deadline
+) -> SourceError:  # to be raised outside of any `except`: FFmpeg's own message holds the password
     "Why a stream cannot be read, in words that an operator can act upon."
     if _is(error, "HTTPUnauthorizedError", "HTTPForbiddenError"):
-        what = "refuses this user name or password" if "@" in str(address) or "***" in str(address) else "asks for a user name and a password"
-        return SourceAuthError(f"the camera {what}", address, "check them, with special characters as %XX; cameras lock an account after a few wrong tries")
-    if _is(error, "HTTPNotFoundError"): return SourceError("the server has no such stream (404)", address, "check the path of the address")
-    if took_s >= 0.85 * limit_s: return SourceError(f"no answer within {limit_s:g} s", address, "is it on, and reachable from here?")
-    if _is(error, "ConnectionRefusedError"): return SourceError("connection refused", address, "is the camera on, and the port right?")
-    if _is(error, "ProtocolNotFoundError"): return SourceError("this build of FFmpeg does not know the protocol", address, f"one of {', '.join(SCHEMES)}")
+        what = (
+            "refuses this user name or password"
+            if "@" in str(address) or "***" in str(address)
+            else "asks for a user name and a password"
+        )
+        return SourceAuthError(
+            f"the camera {what}",
+            address,
+            "check them, with special characters as %XX; cameras lock an account after a few wrong tries",
+        )
+    if _is(error, "HTTPNotFoundError"):
+        return SourceError("the server has no such stream (404)", address, "check the path of the address")
+    if took_s >= 0.85 * limit_s:
+        return SourceError(f"no answer within {limit_s:g} s", address, "is it on, and reachable from here?")
+    if _is(error, "ConnectionRefusedError"):
+        return SourceError("connection refused", address, "is the camera on, and the port right?")
+    if _is(error, "ProtocolNotFoundError"):
+        return SourceError(
+            "this build of FFmpeg does not know the protocol", address, f"one of {', '.join(SCHEMES)}"
+        )
     text = getattr(error, "strerror", None) or str(error)
-    if _is(error, "ExitError", "EOFError"): text = "the connection ended"
-    return SourceError(f"the stream cannot be read: {address.hide(text)}", address, "is it on, is the name right, is it reachable from here?")
+    if _is(error, "ExitError", "EOFError"):
+        text = "the connection ended"
+    return SourceError(
+        f"the stream cannot be read: {address.hide(text)}",
+        address,
+        "is it on, is the name right, is it reachable from here?",
+    )
 
 # %% ../../nbs/04_video/01_streams.ipynb #5030b4a1
 class Arrived(NamedTuple):
     "A decoded frame with its times."
 
     frame: av.VideoFrame
-    number: int            # counts decoded frames
-    pts: float | None      # seconds since the start of the connection
-    captured: float        # seconds since 1970
+    number: int  # counts decoded frames
+    pts: float | None  # seconds since the start of the connection
+    captured: float  # seconds since 1970
     damaged: bool
 
 
@@ -279,19 +358,19 @@ class Link:
 
     address: Address
     choice: DecoderChoice
-    limits: tuple[float, float]              # seconds to open, and for one packet
+    limits: tuple[float, float]  # seconds to open, and for one packet
     options: dict[str, str] = field(repr=False)  # may hold credentials too
     threads: int
     box: Mailbox
-    now: Callable[[], float]                 # seconds since 1970
-    clock: Clock                             # monotonic
+    now: Callable[[], float]  # seconds since 1970
+    clock: Clock  # monotonic
     skip: Callable[..., None]
-    camera_clock: bool                       # believe the camera's own wall clock where it is near ours
+    camera_clock: bool  # believe the camera's own wall clock where it is near ours
     closed: threading.Event = field(default_factory=threading.Event)
     stamps: StreamClock = field(default_factory=StreamClock)
     catch_up: CatchUp = field(default_factory=CatchUp)
     about: tuple[str, float | None] = ("", None)  # codec and nominal rate
-    jumps: int = 0                           # how often the camera's counter began anew
+    jumps: int = 0  # how often the camera's counter began anew
 
     def close(self) -> None:
         "Ask the thread to end; wake whoever waits for a frame."
@@ -300,55 +379,92 @@ class Link:
 
 
 def _camera_time(packet: av.Packet) -> float | None:
-    "The moment of capture by the camera's own clock (RTP sender reports), seconds since 1970; None where FFmpeg has none."
+    """The moment of capture by the camera's own clock (RTP sender reports), seconds since 1970; None where
+    FFmpeg has none."""
     try:
-        if not packet.has_sidedata("prft"): return None
+        if not packet.has_sidedata("prft"):
+            return None
         return int.from_bytes(bytes(packet.get_sidedata("prft"))[:8], "little", signed=True) / 1e6
-    except (AttributeError, KeyError, ValueError): return None  # an older PyAV
+    except (AttributeError, KeyError, ValueError):
+        return None  # an older PyAV
 
 # %% ../../nbs/04_video/01_streams.ipynb #19260772
 def _relay(logs: list[tuple[int, str, str]], address: Address) -> None:
     "Hand FFmpeg's log lines on, without secrets."
-    for level, name, message in logs: logging.getLogger(f"libav.{name or 'generic'}").log(av.logging.adapt_level(level), address.hide(message.strip()))
+    for level, name, message in logs:
+        logging.getLogger(f"libav.{name or 'generic'}").log(
+            av.logging.adapt_level(level), address.hide(message.strip())
+        )
     logs.clear()
 
 
 def _decoder(link: Link, stream: av.VideoStream) -> PacketDecoder:
     "The decoder of a stream; software, with the reason, where the hardware does not know the codec."
-    try: context = make_context(stream, link.choice, link.threads, "SLICE")  # frame threads would hold frames back
+    try:
+        context = make_context(
+            stream, link.choice, link.threads, "SLICE"
+        )  # frame threads would hold frames back
     except SourceError as e:
-        if link.choice.used == "software": raise
+        if link.choice.used == "software":
+            raise
         link.choice = link.choice.without(e.what)
         context = make_context(stream, link.choice, link.threads, "SLICE")
     link.about = context.name, nominal_rate(stream)
-    link.catch_up.waited_s = 0.25 / (link.about[1] or 25)  # a quarter of the time between two frames: less may be this process being busy
-    decoder = PacketDecoder(stream, context, lambda *what: decoder.delivered and link.skip(*what))  # what comes before the first key frame is not broken
+    link.catch_up.waited_s = 0.25 / (
+        link.about[1] or 25
+    )  # a quarter of the time between two frames: less may be this process being busy
+    decoder = PacketDecoder(
+        stream, context, lambda *what: decoder.delivered and link.skip(*what)
+    )  # what comes before the first key frame is not broken
     return decoder
 
-
-def _deliver(link: Link, decoder: PacketDecoder, packet: av.Packet, arrivals: dict[int, tuple[float, float | None]], old: bool) -> None:
+# %% ../../nbs/04_video/01_streams.ipynb #7a9b33cf
+def _deliver(
+    link: Link,
+    decoder: PacketDecoder,
+    packet: av.Packet,
+    arrivals: dict[int, tuple[float, float | None]],
+    old: bool,
+) -> None:
     "Decode a packet and put its frames into the mailbox, stamped by when *their* packet came."
     arrived = link.now()
     if packet.pts is not None:
         arrivals[packet.pts] = arrived, _camera_time(packet) if link.camera_clock else None
-        if len(arrivals) > 256: del arrivals[next(iter(arrivals))]
+        if len(arrivals) > 256:
+            del arrivals[next(iter(arrivals))]
     for frame, pts, damaged in decoder.feed(packet):
-        if decoder.line.jumps != link.jumps: link.jumps = decoder.line.jumps; link.stamps.forget()
+        if decoder.line.jumps != link.jumps:
+            link.jumps = decoder.line.jumps
+            link.stamps.forget()
         came, camera = arrivals.pop(frame.pts, (arrived, None))
-        link.box.put(Arrived(frame, decoder.delivered - 1, pts, came if old or pts is None else link.stamps.at(pts, came, camera), damaged), old)
+        link.box.put(
+            Arrived(
+                frame,
+                decoder.delivered - 1,
+                pts,
+                came if old or pts is None else link.stamps.at(pts, came, camera),
+                damaged,
+            ),
+            old,
+        )
 
-# %% ../../nbs/04_video/01_streams.ipynb #f7bda3e4
+
 def _wanted(link: Link, packet: av.Packet, waited_s: float) -> bool:
     "Whether a packet is decoded; when a backlog has gone, the way from the camera is measured anew."
-    was_behind, wanted = link.catch_up.behind, link.catch_up.wants(packet.is_keyframe, link.stamps.lag_s, waited_s)
-    if was_behind and not link.catch_up.behind: link.stamps.forget()
+    was_behind, wanted = (
+        link.catch_up.behind,
+        link.catch_up.wants(packet.is_keyframe, link.stamps.lag_s, waited_s),
+    )
+    if was_behind and not link.catch_up.behind:
+        link.stamps.forget()
     return wanted
 
 
 def _pace(link: Link, began: float, seconds: float) -> float:
     "Wait until `began + seconds`; returns `began`, moved where the stream's time jumped."
     ahead = began + seconds - link.clock()
-    if not -10 < ahead < 10: began, ahead = began - ahead, 0.0
+    if not -10 < ahead < 10:
+        began, ahead = began - ahead, 0.0
     link.closed.wait(max(0.0, ahead))
     return began
 
@@ -358,15 +474,19 @@ def _read_packets(link: Link, container: av.container.InputContainer, logs: list
     stream = video_stream(container, link.address)
     decoder, arrivals, asked = _decoder(link, stream), {}, link.clock()
     began = asked if "hls" in container.format.name else None  # comes in files of seconds: shown when due
-    backlog = 0 if began is not None else 50                   # packets queued while it was opened, at most
+    backlog = 0 if began is not None else 50  # packets queued while it was opened, at most
     for packet in container.demux():  # of all streams, so that one that has only sound left can be closed
         _relay(logs, link.address)
-        if packet.stream_index != stream.index and not link.closed.is_set(): continue
-        if began is not None and packet.pts is not None: began = _pace(link, began, (packet.pts - (stream.start_time or 0)) * float(stream.time_base))
-        if link.closed.is_set(): return
+        if packet.stream_index != stream.index and not link.closed.is_set():
+            continue
+        if began is not None and packet.pts is not None:
+            began = _pace(link, began, (packet.pts - (stream.start_time or 0)) * float(stream.time_base))
+        if link.closed.is_set():
+            return
         waited = link.clock() - asked
         backlog = 0 if waited >= link.catch_up.waited_s else max(0, backlog - 1)
-        if began is not None or _wanted(link, packet, waited): _deliver(link, decoder, packet, arrivals, backlog > 0)
+        if began is not None or _wanted(link, packet, waited):
+            _deliver(link, decoder, packet, arrivals, backlog > 0)
         if link.choice.used != "software" and not decoder.delivered and decoder.broken >= 25:
             raise _HardwareFails(f"{link.choice.used}: not one of {decoder.broken} packets could be decoded")
         asked = link.clock()
@@ -379,45 +499,88 @@ class _HardwareFails(RuntimeError):
 def _refuse_recording(link: Link, container: av.container.InputContainer) -> None:
     "A finished file behind a web address is no camera."
     if str(link.address).startswith("http") and container.duration:
-        raise SourceError(f"a recording of {container.duration / 1e6:.1f} s, not a live stream", link.address, "download it, and give the file")
+        raise SourceError(
+            f"a recording of {container.duration / 1e6:.1f} s, not a live stream",
+            link.address,
+            "download it, and give the file",
+        )
 
 
 def _connect(link: Link, logs: list) -> SourceError:
     "One connection from opening to its end; returns why it ended."
     began, opened, extra = link.clock(), False, {}
-    if (accelerator := make_accelerator(link.choice)) is not None: extra["hwaccel"] = accelerator
+    if (accelerator := make_accelerator(link.choice)) is not None:
+        extra["hwaccel"] = accelerator
     try:
-        with av.open(link.address.reveal(), options=link.options, timeout=(0.9 * link.limits[0], link.limits[1]), metadata_errors="ignore", **extra) as container:
+        with av.open(
+            link.address.reveal(),
+            options=link.options,
+            timeout=(0.9 * link.limits[0], link.limits[1]),
+            metadata_errors="ignore",
+            **extra,
+        ) as container:
             opened = True
             _refuse_recording(link, container)
             _read_packets(link, container, logs)
-        return SourceError("the stream ended", link.address, "a camera has no last frame: it was switched off, restarted, or cut off")
-    except SourceError as e: return e
-    except (av.FFmpegError, RuntimeError) as e: reason = e
-    if link.choice.used != "software" and (isinstance(reason, _HardwareFails) or not opened and _is_device(reason)):
-        link.choice = link.choice.without(str(reason) if isinstance(reason, _HardwareFails) else f"{link.choice.used}: {getattr(reason, 'strerror', None) or reason}")
+        return SourceError(
+            "the stream ended",
+            link.address,
+            "a camera has no last frame: it was switched off, restarted, or cut off",
+        )
+    except SourceError as e:
+        return e
+    except (av.FFmpegError, RuntimeError) as e:
+        reason = e
+    if link.choice.used != "software" and (
+        isinstance(reason, _HardwareFails) or not opened and _is_device(reason)
+    ):
+        link.choice = link.choice.without(
+            str(reason)
+            if isinstance(reason, _HardwareFails)
+            else f"{link.choice.used}: {getattr(reason, 'strerror', None) or reason}"
+        )
         return _connect(link, logs)
-    if opened: return SourceError(f"lost: {_loss(reason, link)}", link.address, "is the camera still on, and the network up?")
+    if opened:
+        return SourceError(
+            f"lost: {_loss(reason, link)}", link.address, "is the camera still on, and the network up?"
+        )
     return explain(reason, link.address, link.clock() - began, link.limits[0])
 
-
+# %% ../../nbs/04_video/01_streams.ipynb #f66546bd
 def _is_device(error: Exception) -> bool:
     "Whether an error while opening comes from the device, not from the network."
-    kinds = ("PermissionError", "ArgumentError", "ExternalError", "UnknownError", "NotImplementedError", "MemoryError", "BugError")
+    kinds = (
+        "PermissionError",
+        "ArgumentError",
+        "ExternalError",
+        "UnknownError",
+        "NotImplementedError",
+        "MemoryError",
+        "BugError",
+    )
     return not isinstance(error, av.FFmpegError) or _is(error, *kinds)
 
 
 def _loss(error: Exception, link: Link) -> str:
     "Why an open stream broke off, in words."
-    return f"no frame for {link.limits[1]:g} s" if _is(error, "ExitError") else link.address.hide(getattr(error, "strerror", None) or str(error))
+    return (
+        f"no frame for {link.limits[1]:g} s"
+        if _is(error, "ExitError")
+        else link.address.hide(getattr(error, "strerror", None) or str(error))
+    )
 
 
 def _receive(link: Link) -> None:
     "Body of the thread: whatever happens ends in the mailbox, never in a thread that died silently."
     with av.logging.Capture() as logs:
-        try: error = _connect(link, logs)
-        except Exception as e: error = SourceError(f"reading raised {type(e).__name__}: {link.address.hide(str(e))}", link.address)
-        finally: _relay(logs, link.address)
+        try:
+            error = _connect(link, logs)
+        except Exception as e:
+            error = SourceError(
+                f"reading raised {type(e).__name__}: {link.address.hide(str(e))}", link.address
+            )
+        finally:
+            _relay(logs, link.address)
         link.box.end(None if link.closed.is_set() else error)
 
 # %% ../../nbs/04_video/01_streams.ipynb #5e771465
@@ -440,12 +603,12 @@ class StreamSource(BaseSource):
 
     def __init__(
         self,
-        uri: str,                            # rtsp://, rtsps://, rtmp://, http(s)://, udp://, rtp://, tcp://, srt://
-        source_id: str | None = None,        # from host and path when not given
+        uri: str,  # rtsp://, rtsps://, rtmp://, http(s)://, udp://, rtp://, tcp://, srt://
+        source_id: str | None = None,  # from host and path when not given
         settings: StreamSettings = StreamSettings(),
         *,
         hardware: str | DecoderChoice = "auto",
-        threads: int = 1,                    # many cameras keep the cores busy, and one thread notices a missing slice
+        threads: int = 1,  # many cameras keep the cores busy, and one thread notices a missing slice
         clocks: Clocks = Clocks(),
     ):
         super().__init__(source_id or stream_id(uri), live=True)
@@ -465,7 +628,9 @@ class StreamSource(BaseSource):
         )
         self._closed = self._link.closed
         weakref.finalize(self, self._link.close)
-        threading.Thread(target=_receive, args=(self._link,), name=f"stream {self.source_id}", daemon=True).start()
+        threading.Thread(
+            target=_receive, args=(self._link,), name=f"stream {self.source_id}", daemon=True
+        ).start()
         self.info = _first_look(self._link)
 
     @property
@@ -473,21 +638,29 @@ class StreamSource(BaseSource):
         "Frames that came and that nobody took in time."
         return self._link.box.dropped + self._link.catch_up.left_out
 
-    def status(self) -> SourceStatus: return replace(super().status(), frames_not_taken=self.dropped)
+    def status(self) -> SourceStatus:
+        return replace(super().status(), frames_not_taken=self.dropped)
 
     def __iter__(self) -> Iterator[Frame]:
-        if self._closed.is_set(): raise SourceError("the source is closed", self.source_id, "open it again with open_source()")
+        if self._closed.is_set():
+            raise SourceError("the source is closed", self.source_id, "open it again with open_source()")
         return _stream_frames(self, self._link)
 
-    def close(self) -> None: self._link.close()
+    def close(self) -> None:
+        self._link.close()
 
 # %% ../../nbs/04_video/01_streams.ipynb #8f692566
 def _checked(uri: str, user: str | None, password: str | None, transport: str) -> Address:
     "The address, when it and what goes with it make sense; nothing here prints a password."
     if not is_stream(uri) or uri.split("://")[0].lower() not in SCHEMES:
-        raise SourceError("not a stream that can be read", masked(uri), f"one of {', '.join(SCHEMES)}; a file is given by its path")
+        raise SourceError(
+            "not a stream that can be read",
+            masked(uri),
+            f"one of {', '.join(SCHEMES)}; a file is given by its path",
+        )
     address = Address(uri, user, password)
-    if transport not in ("tcp", "udp"): raise ConfigError(f"unknown transport {transport!r}", address, "tcp or udp")
+    if transport not in ("tcp", "udp"):
+        raise ConfigError(f"unknown transport {transport!r}", address, "tcp or udp")
     return address
 
 
@@ -497,24 +670,50 @@ def _first_look(link: Link) -> SourceInfo:
         first, (codec, rate) = newest.frame, link.about
         turned = round(first.rotation) % 180 == 90
         width, height = (first.height, first.width) if turned else (first.width, first.height)
-        return SourceInfo("stream", width, height, rate, None, describe_decoder(codec, link.choice, link.threads), link.choice)
+        return SourceInfo(
+            "stream",
+            width,
+            height,
+            rate,
+            None,
+            describe_decoder(codec, link.choice, link.threads),
+            link.choice,
+        )
     error = link.box.error
     link.close()
-    raise error or SourceError(f"no picture within {link.limits[0]:g} s", link.address, "is it on, does it send video, and is the address right?")
+    raise error or SourceError(
+        f"no picture within {link.limits[0]:g} s",
+        link.address,
+        "is it on, does it send video, and is the address right?",
+    )
 
-
+# %% ../../nbs/04_video/01_streams.ipynb #4827e701
 def _stream_frames(source: StreamSource, link: Link) -> Iterator[Frame]:
     "The loop of a stream: wait, take, convert; SourceError at its end, whatever the end is."
     while True:
         came = link.box.wait(link.limits[1])
-        if link.closed.is_set(): return
+        if link.closed.is_set():
+            return
         if (arrived := link.box.take()) is None:  # nothing more will come, or nothing came in time
             link.close()
-            raise (link.box.error if came else None) or SourceError(f"lost: no frame for {link.limits[1]:g} s", link.address, "is the camera still on, and the network up?")
-        try: image = to_bgr(arrived.frame)
+            raise (link.box.error if came else None) or SourceError(
+                f"lost: no frame for {link.limits[1]:g} s",
+                link.address,
+                "is the camera still on, and the network up?",
+            )
+        try:
+            image = to_bgr(arrived.frame)
         except (av.FFmpegError, ValueError) as e:
             source._skip(f"frame {arrived.number}", f"not a picture: {getattr(e, 'strerror', None) or e}")
             continue
-        if (image.shape[1], image.shape[0]) != (source.info.width, source.info.height): source.info = replace(source.info, width=image.shape[1], height=image.shape[0])
+        if (image.shape[1], image.shape[0]) != (source.info.width, source.info.height):
+            source.info = replace(source.info, width=image.shape[1], height=image.shape[0])
         captured = datetime.fromtimestamp(arrived.captured, timezone.utc)
-        yield Frame(image, source.source_id, arrived.number, captured, arrived.pts, {"damaged": True} if arrived.damaged else {})
+        yield Frame(
+            image,
+            source.source_id,
+            arrived.number,
+            captured,
+            arrived.pts,
+            {"damaged": True} if arrived.damaged else {},
+        )

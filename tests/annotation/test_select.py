@@ -1,4 +1,6 @@
-"""Selecting: entropy and k-centre against plain definitions, strategies under permutation, budgets, features of a real detector, folders."""
+"""Selecting: entropy and k-centre against plain definitions, strategies under permutation, budgets, features
+of a real detector, folders."""
+
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
@@ -48,38 +50,57 @@ def made(n, seed=0, dims=6, most=6, names=NAMES):
 
 def shuffled(c, order):
     start = np.cumsum(c.count) - c.count
-    found = [Detections([[0, 0, 9, 9]] * c.count[i], c.confidence[start[i]:start[i] + c.count[i]], c.class_id[start[i]:start[i] + c.count[i]]) for i in order]
+    found = [
+        Detections(
+            [[0, 0, 9, 9]] * c.count[i],
+            c.confidence[start[i] : start[i] + c.count[i]],
+            c.class_id[start[i] : start[i] + c.count[i]],
+        )
+        for i in order
+    ]
     return candidates([c.pictures[i] for i in order], found, c.names, c.embedding[order])
 
 
 # ---- scores ----
 
+
 def test_entropy_is_that_of_a_coin():
-    assert box_entropy(np.array([.5]))[0] == pytest.approx(1) and box_entropy(np.array([0.0, 1.0])) == pytest.approx(0, abs=1e-7)
-    p = np.linspace(.01, .99, 99)
+    assert box_entropy(np.array([0.5]))[0] == pytest.approx(1) and box_entropy(
+        np.array([0.0, 1.0])
+    ) == pytest.approx(0, abs=1e-7)
+    p = np.linspace(0.01, 0.99, 99)
     whole = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    assert np.allclose(box_entropy(p), np.where((p >= .3) & (p <= .6), whole, whole / 2)) and np.allclose(box_entropy(p, (0, 1)), whole)
+    assert np.allclose(box_entropy(p), np.where((p >= 0.3) & (p <= 0.6), whole, whole / 2)) and np.allclose(
+        box_entropy(p, (0, 1)), whole
+    )
 
 
 @settings(max_examples=50)
 @given(st.lists(st.lists(st.floats(0, 1), max_size=7), min_size=1, max_size=8), st.integers(1, 5))
 def test_a_picture_is_as_unsure_as_its_worst_few(confidences, top):
-    c = candidates(list(map(str, range(len(confidences)))), [Detections([[0, 0, 1, 1]] * len(p), p) for p in confidences])
+    c = candidates(
+        list(map(str, range(len(confidences)))), [Detections([[0, 0, 1, 1]] * len(p), p) for p in confidences]
+    )
     plain = [np.mean(sorted(box_entropy(np.float32(p)), reverse=True)[:top]) if p else 0 for p in confidences]
     assert np.allclose(unsure(c, top=top), plain, atol=1e-6)
 
 
 def test_a_crowd_of_sure_boxes_is_not_unsure():
-    c = candidates(["crowd", "one question"], [Detections([[0, 0, 1, 1]] * 30, [.95] * 30), Detections([[0, 0, 1, 1]], [.5])])
-    assert unsure(c)[0] < .2 < unsure(c)[1]
+    c = candidates(
+        ["crowd", "one question"],
+        [Detections([[0, 0, 1, 1]] * 30, [0.95] * 30), Detections([[0, 0, 1, 1]], [0.5])],
+    )
+    assert unsure(c)[0] < 0.2 < unsure(c)[1]
 
 
 # ---- k-centre ----
 
+
 def plain_k_centre(x, k, first, chosen):
     have, rows = list(chosen), []
     for _ in range(k):
-        if not have: rows.append(first)
+        if not have:
+            rows.append(first)
         else:
             reach = [-1 if i in rows else min(np.linalg.norm(v - h) for h in have) for i, v in enumerate(x)]
             rows.append(int(np.argmax(reach)))
@@ -105,13 +126,19 @@ def test_k_centre_is_within_twice_the_best():
 
 
 def test_k_centre_takes_equal_points_once_each():
-    assert sorted(k_centre(np.ones((5, 3)), 5, 2)) == list(range(5)) and len(k_centre(np.ones((3, 2)), 9, 0)) == 3
+    assert (
+        sorted(k_centre(np.ones((5, 3)), 5, 2)) == list(range(5))
+        and len(k_centre(np.ones((3, 2)), 9, 0)) == 3
+    )
 
 
 # ---- strategies ----
 
+
 @settings(max_examples=30)
-@given(st.integers(0, 1000), st.sampled_from(sorted(STRATEGIES)), st.integers(1, 40), st.permutations(range(30)))
+@given(
+    st.integers(0, 1000), st.sampled_from(sorted(STRATEGIES)), st.integers(1, 40), st.permutations(range(30))
+)
 def test_order_of_candidates_changes_nothing(seed, strategy, budget, order):
     c, s = made(30, seed), SelectSettings(strategy, seed)
     mixed = shuffled(c, order)
@@ -132,13 +159,16 @@ def test_seeds_give_other_lots_and_the_same_seed_the_same():
     rows = lambda s: {i for i, _ in select(c, 20, SelectSettings("random", s))}
     assert rows(1) == rows(1) != rows(2)
     often = np.zeros(200)
-    for s in range(300): often[list(rows(s))] += 1
-    assert abs(often.mean() - 30) < 1e-9 and often.max() < 60 and often.min() > 8, "every picture is equally likely: 30 ± 5"
+    for s in range(300):
+        often[list(rows(s))] += 1
+    assert abs(often.mean() - 30) < 1e-9 and often.max() < 60 and often.min() > 8, (
+        "every picture is equally likely: 30 ± 5"
+    )
 
 
 def test_the_hybrid_is_made_of_its_parts():
-    c, s = made(400, 3), SelectSettings(seed=4, share=.2, pool=3, novel=0)
-    with_new = select(c, 50, replace(s, novel=.25))
+    c, s = made(400, 3), SelectSettings(seed=4, share=0.2, pool=3, novel=0)
+    with_new = select(c, 50, replace(s, novel=0.25))
     lot, new = ([i for i, why in with_new if why.startswith(w)] for w in ("random", "unlike"))
     others = np.setdiff1d(np.arange(400), lot)
     assert len(new) == 12 and new == others[uncovered(c.embedding[others], 12, c.embedding[lot])].tolist()
@@ -148,81 +178,153 @@ def test_the_hybrid_is_made_of_its_parts():
     assert len(lucky) == 10 and len(rest) == 40
     score = unsure(c)
     others = np.setdiff1d(np.arange(400), lucky)
-    assert set(rest) <= set(others[np.argsort(-score[others], kind="stable")][:3 * 40 + 5].tolist()), "from the most unsure, three times as many as wanted"
-    spread = lambda rows: np.mean([np.sort(np.linalg.norm(c.embedding[r] - c.embedding[rows], axis=1))[1] for r in rows])
-    assert spread(rest) > spread([i for i, _ in select(c, 40, SelectSettings("uncertainty"))]), "more different than the most unsure ones"
+    assert set(rest) <= set(others[np.argsort(-score[others], kind="stable")][: 3 * 40 + 5].tolist()), (
+        "from the most unsure, three times as many as wanted"
+    )
+    spread = lambda rows: np.mean(
+        [np.sort(np.linalg.norm(c.embedding[r] - c.embedding[rows], axis=1))[1] for r in rows]
+    )
+    assert spread(rest) > spread([i for i, _ in select(c, 40, SelectSettings("uncertainty"))]), (
+        "more different than the most unsure ones"
+    )
     assert all(why == "random" for _, why in select(c, 10, replace(s, share=1.0)))
 
 
 def test_classes_that_are_short_are_preferred():
     n, rng = 300, np.random.default_rng(0)
     klass = np.where(np.arange(n) % 20 == 0, 3, np.arange(n) % 3)
-    c = candidates([f"{i:03d}" for i in range(n)], [Detections([[0, 0, 1, 1]], [.5], [k]) for k in klass], NAMES, rng.normal(size=(n, 4)))
-    share = lambda balance, **kw: np.mean([klass[i] == 3 for i, _ in select(c, 30, SelectSettings(pool=10, share=0, novel=0, balance=balance), **kw)])
-    assert share(2.0) > share(0.0) + .1
-    plenty = candidates([f"old{i}" for i in range(90)], [Detections([[0, 0, 1, 1]], None, [3])] * 90, NAMES, rng.normal(size=(90, 4)) * 1e-3)
+    c = candidates(
+        [f"{i:03d}" for i in range(n)],
+        [Detections([[0, 0, 1, 1]], [0.5], [k]) for k in klass],
+        NAMES,
+        rng.normal(size=(n, 4)),
+    )
+    share = lambda balance, **kw: np.mean(
+        [
+            klass[i] == 3
+            for i, _ in select(c, 30, SelectSettings(pool=10, share=0, novel=0, balance=balance), **kw)
+        ]
+    )
+    assert share(2.0) > share(0.0) + 0.1
+    plenty = candidates(
+        [f"old{i}" for i in range(90)],
+        [Detections([[0, 0, 1, 1]], None, [3])] * 90,
+        NAMES,
+        rng.normal(size=(90, 4)) * 1e-3,
+    )
     assert share(2.0, labelled=plenty) < share(2.0), "not where they are labelled in plenty already"
 
 
 def test_what_is_labelled_is_not_chosen_and_not_approached():
     c = made(100, 5)
     done = shuffled(c, list(range(50)))
-    for strategy in STRATEGIES: assert not {c.pictures[i] for i, _ in select(c, 80, SelectSettings(strategy), done)} & set(done.pictures)
-    near = candidates(["x", "y", "old"], [Detections.empty()] * 3, (), [[0, 0], [9, 9], [.1, 0]])
-    old = candidates(["old"], [Detections.empty()], (), [[.1, 0]])
+    for strategy in STRATEGIES:
+        assert not {c.pictures[i] for i, _ in select(c, 80, SelectSettings(strategy), done)} & set(
+            done.pictures
+        )
+    near = candidates(["x", "y", "old"], [Detections.empty()] * 3, (), [[0, 0], [9, 9], [0.1, 0]])
+    old = candidates(["old"], [Detections.empty()], (), [[0.1, 0]])
     assert near.pictures[select(near, 1, SelectSettings("diversity"), old)[0][0]] == "y"
 
 
 def test_rare_scenes_are_found():
     "The whole point: twelve odd ones among 600, of which the model is unsure."
     rng, odd = np.random.default_rng(2), set(range(0, 600, 50))
-    found = [Detections([[0, 0, 1, 1]] * 3, [.45 if i in odd else .93, .9, .95], [0, 1, 3 if i in odd else 2]) for i in range(600)]
-    c = candidates([f"{i:03d}" for i in range(600)], found, NAMES, rng.normal(size=(600, 8)) + np.array([[4 * (i in odd)] * 8 for i in range(600)]))
-    hits = {s: np.mean([len({i for i, _ in select(c, 30, SelectSettings(s, seed))} & odd) for seed in range(5)]) for s in STRATEGIES}
+    found = [
+        Detections([[0, 0, 1, 1]] * 3, [0.45 if i in odd else 0.93, 0.9, 0.95], [0, 1, 3 if i in odd else 2])
+        for i in range(600)
+    ]
+    c = candidates(
+        [f"{i:03d}" for i in range(600)],
+        found,
+        NAMES,
+        rng.normal(size=(600, 8)) + np.array([[4 * (i in odd)] * 8 for i in range(600)]),
+    )
+    hits = {
+        s: np.mean([len({i for i, _ in select(c, 30, SelectSettings(s, seed))} & odd) for seed in range(5)])
+        for s in STRATEGIES
+    }
     assert hits["hybrid"] >= 8 and hits["uncertainty"] == 12 and hits["random"] < 3
 
 
 # ---- bad input ----
 
+
 def test_bad_requests_are_typed():
     c = made(5)
     for budget in (0, -1, 1.5, True):
-        with pytest.raises(ConfigError, match="a budget of"): select(c, budget)
-    with pytest.raises(DataError, match="no candidates"): select(candidates([], []), 3)
+        with pytest.raises(ConfigError, match="a budget of"):
+            select(c, budget)
+    with pytest.raises(DataError, match="no candidates"):
+        select(candidates([], []), 3)
     bare = replace(c, embedding=None)
     for strategy in ("hybrid", "diversity"):
-        with pytest.raises(ConfigError, match="no embeddings"): select(bare, 3, SelectSettings(strategy))
+        with pytest.raises(ConfigError, match="no embeddings"):
+            select(bare, 3, SelectSettings(strategy))
     assert len(select(bare, 3, SelectSettings("uncertainty"))) == 3 and len(select(c, 99)) == 5
-    with pytest.raises(DataError, match="embeddings of 2 and 6 numbers"): select(c, 3, labelled=candidates(["o"], [Detections.empty()], (), [[0, 0]]))
+    with pytest.raises(DataError, match="embeddings of 2 and 6 numbers"):
+        select(c, 3, labelled=candidates(["o"], [Detections.empty()], (), [[0, 0]]))
 
 
 def test_bad_candidates_are_typed():
-    d = [Detections([[0, 0, 1, 1]], [.5])]
-    with pytest.raises(DataError, match="listed twice: a"): candidates(["a", "a"], d * 2)
-    with pytest.raises(DataError, match="NaN or outside"): candidates(["a"], [Detections([[0, 0, 1, 1]], [np.nan])])
-    with pytest.raises(DataError, match="NaN or infinity"): candidates(["a"], d, (), [[np.inf]])
-    with pytest.raises(DataError, match="embeddings are .3, 1. for 1"): candidates(["a"], d, (), np.zeros((3, 1)))
-    with pytest.raises(DataError, match="1 results for 2"): candidates(["a", "b"], d)
-    with pytest.raises(DataError, match="counts of"): Candidates(("a",), np.array([2]), np.array([.5]), np.array([0]))
+    d = [Detections([[0, 0, 1, 1]], [0.5])]
+    with pytest.raises(DataError, match="listed twice: a"):
+        candidates(["a", "a"], d * 2)
+    with pytest.raises(DataError, match="NaN or outside"):
+        candidates(["a"], [Detections([[0, 0, 1, 1]], [np.nan])])
+    with pytest.raises(DataError, match="NaN or infinity"):
+        candidates(["a"], d, (), [[np.inf]])
+    with pytest.raises(DataError, match="embeddings are .3, 1. for 1"):
+        candidates(["a"], d, (), np.zeros((3, 1)))
+    with pytest.raises(DataError, match="1 results for 2"):
+        candidates(["a", "b"], d)
+    with pytest.raises(DataError, match="counts of"):
+        Candidates(("a",), np.array([2]), np.array([0.5]), np.array([0]))
 
 
-@pytest.mark.parametrize("wrong", [{"strategy": "best"}, {"band": (.6, .3)}, {"top": 0}, {"pool": .5}, {"share": 1.2}, {"novel": -.1}, {"balance": -1}, {"features": "deep"}, {"features": None}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"strategy": "best"},
+        {"band": (0.6, 0.3)},
+        {"top": 0},
+        {"pool": 0.5},
+        {"share": 1.2},
+        {"novel": -0.1},
+        {"balance": -1},
+        {"features": "deep"},
+        {"features": None},
+    ],
+)
 def test_settings_out_of_range(wrong):
-    with pytest.raises(ConfigError, match=next(iter(wrong)) + ": "): SelectSettings(**wrong)
+    with pytest.raises(ConfigError, match=next(iter(wrong)) + ": "):
+        SelectSettings(**wrong)
 
 
 def test_an_unknown_strategy_is_told_which_there_are():
-    with pytest.raises(ConfigError, match="no strategy 'best'; known: hybrid, random, uncertainty, diversity"): SelectSettings("best")
+    with pytest.raises(
+        ConfigError, match="no strategy 'best'; known: hybrid, random, uncertainty, diversity"
+    ):
+        SelectSettings("best")
 
 
 # ---- vectors ----
+
 
 def test_light_descriptor_tells_light_from_dark_and_ignores_size():
     line = FactoryLine(LineConfig(size=(320, 240), seed=1))
     image = line.render(30)[0].image
     far = lambda a, b: float(np.linalg.norm(light_descriptor(a) - light_descriptor(b)))
-    again, bigger, dark = line.render(31)[0].image, cv2.resize(image, (640, 480)), (image * .3).astype(np.uint8)
-    assert far(image, bigger) < far(image, again) * 2 < far(image, dark) and light_descriptor(image).dtype == np.float32 and np.isfinite(light_descriptor(np.zeros((1, 1, 3), np.uint8))).all()
+    again, bigger, dark = (
+        line.render(31)[0].image,
+        cv2.resize(image, (640, 480)),
+        (image * 0.3).astype(np.uint8),
+    )
+    assert (
+        far(image, bigger) < far(image, again) * 2 < far(image, dark)
+        and light_descriptor(image).dtype == np.float32
+        and np.isfinite(light_descriptor(np.zeros((1, 1, 3), np.uint8))).all()
+    )
     assert light_features([]).shape == (0, 323) == (0, len(light_descriptor(image)))
 
 
@@ -234,7 +336,10 @@ def test_uncovered_is_what_brute_force_says(n, labelled, neighbours, seed):
     assert sorted(rows) == list(range(n))
     for k, row in enumerate(rows):
         m = min(neighbours, max(labelled, 1))
-        reach = [np.sort(np.linalg.norm(np.array(there) - v, axis=1))[m - 1] if len(there) >= m else np.inf for v in x]
+        reach = [
+            np.sort(np.linalg.norm(np.array(there) - v, axis=1))[m - 1] if len(there) >= m else np.inf
+            for v in x
+        ]
         left = [reach[i] for i in range(n) if i not in rows[:k]]
         assert reach[row] == pytest.approx(max(left), abs=1e-3)
         there.append(x[row])
@@ -242,29 +347,59 @@ def test_uncovered_is_what_brute_force_says(n, labelled, neighbours, seed):
 
 def test_a_rare_condition_comes_in_a_handful_not_as_one_picture():
     rng = np.random.default_rng(0)
-    usual, fog = rng.normal(0, .1, (500, 4)), rng.normal(0, .02, (20, 4)) + [3, 0, 0, 0]
-    x, old = np.concatenate([usual, fog]).astype(np.float32), rng.normal(0, .1, (50, 4)).astype(np.float32)
-    assert sum(i >= 500 for i in k_centre(x, 12, 0, old)) == 1 and sum(i >= 500 for i in uncovered(x, 12, old)) >= 5
-    c = candidates([f"{i:03d}" for i in range(520)], [Detections([[0, 0, 9, 9]], [.98], [0])] * 520, ("part",), x)  # a model that is sure of everything
-    before = candidates([f"old-{i}" for i in range(50)], [Detections([[0, 0, 9, 9]], [1.0], [0])] * 50, ("part",), old)
+    usual, fog = rng.normal(0, 0.1, (500, 4)), rng.normal(0, 0.02, (20, 4)) + [3, 0, 0, 0]
+    x, old = np.concatenate([usual, fog]).astype(np.float32), rng.normal(0, 0.1, (50, 4)).astype(np.float32)
+    assert (
+        sum(i >= 500 for i in k_centre(x, 12, 0, old)) == 1
+        and sum(i >= 500 for i in uncovered(x, 12, old)) >= 5
+    )
+    c = candidates(
+        [f"{i:03d}" for i in range(520)], [Detections([[0, 0, 9, 9]], [0.98], [0])] * 520, ("part",), x
+    )  # a model that is sure of everything
+    before = candidates(
+        [f"old-{i}" for i in range(50)], [Detections([[0, 0, 9, 9]], [1.0], [0])] * 50, ("part",), old
+    )
     found = lambda novel: sum(i >= 500 for i, _ in select(c, 40, SelectSettings(novel=novel), before))
-    assert found(.25) >= 5 > found(0) + 1
-    with pytest.raises(ConfigError, match="novel: 1.5 is outside 0..1"): SelectSettings(novel=1.5)
+    assert found(0.25) >= 5 > found(0) + 1
+    with pytest.raises(ConfigError, match="novel: 1.5 is outside 0..1"):
+        SelectSettings(novel=1.5)
 
 
 def test_features_of_the_bundled_detector(tmp_path):
     model = load_model("factory_line", threads=1)
     features, early = DetectorFeatures(model, threads=1, depth="deep"), DetectorFeatures(model, threads=1)
-    good, fog = (np.stack([FactoryLine(LineConfig(size=(320, 240), seed=s), {0: Conditions(fog=f)}).render(40)[0].image for s in range(4)]) for f in (0, 5))
+    good, fog = (
+        np.stack(
+            [
+                FactoryLine(LineConfig(size=(320, 240), seed=s), {0: Conditions(fog=f)}).render(40)[0].image
+                for s in range(4)
+            ]
+        )
+        for f in (0, 5)
+    )
     v = features([*good, *fog])
-    assert v.shape == (8, 512) and np.allclose(np.linalg.norm(v, axis=1), 1, atol=1e-5) and np.allclose(features([fog[0]]), v[4:5], atol=1e-5), "independent of the batch"
-    apart = lambda v: np.linalg.norm(v[:4, None] - v[4:], axis=2).min() / np.linalg.norm(v[:4, None] - v[:4], axis=2).max()  # of good from fog, against good from good
-    assert apart(v) > 1 and apart(e := early([*good, *fog])) > 1 and e.shape == (8, 32) and early.layer.startswith("/model.2/")
+    assert (
+        v.shape == (8, 512)
+        and np.allclose(np.linalg.norm(v, axis=1), 1, atol=1e-5)
+        and np.allclose(features([fog[0]]), v[4:5], atol=1e-5)
+    ), "independent of the batch"
+    apart = lambda v: (
+        np.linalg.norm(v[:4, None] - v[4:], axis=2).min() / np.linalg.norm(v[:4, None] - v[:4], axis=2).max()
+    )  # of good from fog, against good from good
+    assert (
+        apart(v) > 1
+        and apart(e := early([*good, *fog])) > 1
+        and e.shape == (8, 32)
+        and early.layer.startswith("/model.2/")
+    )
     inner = DetectorFeatures(model, features.layer.replace("Concat", "cv1/conv/Conv"), threads=1)
     assert inner([good[0]]).shape[1] == 128
-    with pytest.raises(ConfigError, match="depth 'middle'"): DetectorFeatures(model, depth="middle")
-    with pytest.raises(BackendError, match="no layer 'nowhere'"): DetectorFeatures(model, "nowhere")
-    with pytest.raises(BackendError, match="taken from ONNX files"): DetectorFeatures(replace(model, path=tmp_path / "model.engine"))
+    with pytest.raises(ConfigError, match="depth 'middle'"):
+        DetectorFeatures(model, depth="middle")
+    with pytest.raises(BackendError, match="no layer 'nowhere'"):
+        DetectorFeatures(model, "nowhere")
+    with pytest.raises(BackendError, match="taken from ONNX files"):
+        DetectorFeatures(replace(model, path=tmp_path / "model.engine"))
 
 
 def test_embedding_networks_of_other_people_work_too(tmp_path):
@@ -272,18 +407,36 @@ def test_embedding_networks_of_other_people_work_too(tmp_path):
     onnx = require("onnx")
     from onnx import TensorProto, helper
 
-    node = [helper.make_node("GlobalAveragePool", ["images"], ["p"]), helper.make_node("Flatten", ["p"], ["v"]), helper.make_node("Identity", ["v"], ["out"])]
-    graph = helper.make_graph(node, "g", [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, 320, 320])], [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 3])])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(tmp_path / "m.onnx"))
+    node = [
+        helper.make_node("GlobalAveragePool", ["images"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["v"]),
+        helper.make_node("Identity", ["v"], ["out"]),
+    ]
+    graph = helper.make_graph(
+        node,
+        "g",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, 320, 320])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 3])],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        str(tmp_path / "m.onnx"),
+    )
     model = replace(load_model("factory_line", threads=1), path=tmp_path / "m.onnx")
     red = np.zeros((320, 320, 3), np.uint8)
     red[..., 2] = 200
     assert np.allclose(DetectorFeatures(model, "v")([red]), [[1, 0, 0]], atol=1e-5)
-    with pytest.raises(BackendError, match="no layer of this graph is a map"): DetectorFeatures(model)
+    with pytest.raises(BackendError, match="no layer of this graph is a map"):
+        DetectorFeatures(model)
 
 
 def plain_features(images, weight, h, w, mean, spread):
-    rgb = np.stack([cv2.resize(i, (w, h), interpolation=cv2.INTER_AREA)[..., ::-1].mean(axis=(0, 1)) / 255 for i in images])
+    rgb = np.stack(
+        [
+            cv2.resize(i, (w, h), interpolation=cv2.INTER_AREA)[..., ::-1].mean(axis=(0, 1)) / 255
+            for i in images
+        ]
+    )
     v = (rgb - mean) / spread @ weight.T
     return v / np.linalg.norm(v, axis=1, keepdims=True)
 
@@ -293,11 +446,17 @@ def plain_features(images, weight, h, w, mean, spread):
 @pytest.mark.parametrize("pixels", ["unit", "imagenet"])
 def test_any_onnx_gives_vectors(tmp_path, batch, rank, pixels):
     rng = np.random.default_rng(1)
-    images = [rng.integers(0, 255, (int(h), int(w), 3), dtype=np.uint8) for h, w in rng.integers(20, 90, (21, 2))]
+    images = [
+        rng.integers(0, 255, (int(h), int(w), 3), dtype=np.uint8) for h, w in rng.integers(20, 90, (21, 2))
+    ]
     file, weight = plain_onnx(tmp_path / "m.onnx", (batch, 3, 32, 48), rank=rank)
-    mean, spread = ([0, 0, 0], [1, 1, 1]) if pixels == "unit" else ([.485, .456, .406], [.229, .224, .225])
+    mean, spread = (
+        ([0, 0, 0], [1, 1, 1]) if pixels == "unit" else ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
     got = OnnxFeatures(file, pixels=pixels, threads=1)(images)
-    assert got.dtype == np.float32 and np.allclose(got, plain_features(images, weight, 32, 48, mean, spread), atol=1e-4)
+    assert got.dtype == np.float32 and np.allclose(
+        got, plain_features(images, weight, 32, 48, mean, spread), atol=1e-4
+    )
     assert OnnxFeatures(file, pixels=pixels)([]).shape[0] == 0
 
 
@@ -306,40 +465,73 @@ def test_the_size_is_that_of_the_graph_or_of_the_caller(tmp_path):
 
     image = np.random.default_rng(2).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     free, weight = plain_onnx(tmp_path / "free.onnx", ("n", 3, "h", "w"))
-    with pytest.raises(ConfigError, match="leaves the size .* open"): OnnxFeatures(free)
-    assert np.allclose(OnnxFeatures(free, (24, 16), "unit")([image]), plain_features([image], weight, 24, 16, 0, 1), atol=1e-4)
+    with pytest.raises(ConfigError, match="leaves the size .* open"):
+        OnnxFeatures(free)
+    assert np.allclose(
+        OnnxFeatures(free, (24, 16), "unit")([image]),
+        plain_features([image], weight, 24, 16, 0, 1),
+        atol=1e-4,
+    )
     fixed, _ = plain_onnx(tmp_path / "fixed.onnx")
-    with pytest.raises(ConfigError, match="but the graph takes"): OnnxFeatures(fixed, (64, 64))
-    with pytest.raises(ConfigError, match="pixels='bgr'"): OnnxFeatures(fixed, pixels="bgr")
+    with pytest.raises(ConfigError, match="but the graph takes"):
+        OnnxFeatures(fixed, (64, 64))
+    with pytest.raises(ConfigError, match="pixels='bgr'"):
+        OnnxFeatures(fixed, pixels="bgr")
     half, weight = plain_onnx(tmp_path / "half.onnx", kind=TensorProto.FLOAT16)
-    assert np.allclose(OnnxFeatures(half, pixels="unit")([image]), plain_features([image], weight, 32, 48, 0, 1), atol=1e-2)
+    assert np.allclose(
+        OnnxFeatures(half, pixels="unit")([image]), plain_features([image], weight, 32, 48, 0, 1), atol=1e-2
+    )
 
 
 def test_graphs_that_take_no_pictures_are_typed(tmp_path):
     from onnx import TensorProto
 
-    for name, how in {"nhwc": {"shape": ("n", 32, 48, 3)}, "grey": {"shape": ("n", 1, 32, 48)}, "flat": {"shape": ("n", 3)}, "bytes": {"kind": TensorProto.DOUBLE}, "two": {"more_inputs": [("mask", (1, 1))]}}.items():
-        try: file, _ = plain_onnx(tmp_path / f"{name}.onnx", **how)
-        except Exception as e: raise AssertionError(name) from e
-        with pytest.raises(BackendError, match="does not take pictures|cannot be opened|can be opened"): OnnxFeatures(file, (32, 48))
-    with pytest.raises(BackendError, match="does not take pictures.*mask"): OnnxFeatures(tmp_path / "two.onnx")
+    for name, how in {
+        "nhwc": {"shape": ("n", 32, 48, 3)},
+        "grey": {"shape": ("n", 1, 32, 48)},
+        "flat": {"shape": ("n", 3)},
+        "bytes": {"kind": TensorProto.DOUBLE},
+        "two": {"more_inputs": [("mask", (1, 1))]},
+    }.items():
+        try:
+            file, _ = plain_onnx(tmp_path / f"{name}.onnx", **how)
+        except Exception as e:
+            raise AssertionError(name) from e
+        with pytest.raises(BackendError, match="does not take pictures|cannot be opened|can be opened"):
+            OnnxFeatures(file, (32, 48))
+    with pytest.raises(BackendError, match="does not take pictures.*mask"):
+        OnnxFeatures(tmp_path / "two.onnx")
     tokens, _ = plain_onnx(tmp_path / "tokens.onnx", rank=3)
-    with pytest.raises(BackendError, match="'tokens' has the shape .1, 5, 1536."): OnnxFeatures(tokens)([np.zeros((9, 9, 3), np.uint8)])
+    with pytest.raises(BackendError, match="'tokens' has the shape .1, 5, 1536."):
+        OnnxFeatures(tokens)([np.zeros((9, 9, 3), np.uint8)])
     assert OnnxFeatures(tokens, output="vector")([np.full((9, 9, 3), 9, np.uint8)]).shape == (1, 5)
-    with pytest.raises(BackendError, match="no output 'w'"): OnnxFeatures(tokens, output="w")
-    with pytest.raises(BackendError, match="no such ONNX"): OnnxFeatures(tmp_path / "none.onnx")
+    with pytest.raises(BackendError, match="no output 'w'"):
+        OnnxFeatures(tokens, output="w")
+    with pytest.raises(BackendError, match="no such ONNX"):
+        OnnxFeatures(tmp_path / "none.onnx")
     (tmp_path / "text.onnx").write_text("hello")
-    with pytest.raises(BackendError, match="can be opened"): OnnxFeatures(tmp_path / "text.onnx")
+    with pytest.raises(BackendError, match="can be opened"):
+        OnnxFeatures(tmp_path / "text.onnx")
 
 
 # ---- folders ----
+
 
 def collection(folder, n=30, day=0):
     rng, noon = np.random.default_rng(day), datetime(2026, 6, 1 + day, 12, tzinfo=timezone.utc)
     sink = CollectSink(folder, CollectPolicy(random=1, hamming=-1))
     for i in range(n):
-        d = Detections([[0, 0, 9, 9]] * 2, [.45 if i % 10 == 0 else .95, .9], [i % 3, 0])
-        sink.write(FrameResult(Frame(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8), "cam", i, noon + timedelta(seconds=i)), d, NAMES, model="m"))
+        d = Detections([[0, 0, 9, 9]] * 2, [0.45 if i % 10 == 0 else 0.95, 0.9], [i % 3, 0])
+        sink.write(
+            FrameResult(
+                Frame(
+                    rng.integers(0, 255, (48, 64, 3), dtype=np.uint8), "cam", i, noon + timedelta(seconds=i)
+                ),
+                d,
+                NAMES,
+                model="m",
+            )
+        )
     sink.close()
     return folder
 
@@ -350,35 +542,67 @@ def test_from_a_collection_into_a_collection(tmp_path):
     assert len(c) == 30 and c.embedding.shape == (30, 323) and c.names == ("a", "b", "c")
     chosen = select(c, 3, SelectSettings("uncertainty"))
     rows = write_selected(tmp_path / "few", folder, c, chosen)
-    assert {r.frame_id for r in rows} == {0, 10, 20} and {r.picture for r in read_collected(tmp_path / "few")} == {r.picture for r in rows}
-    assert all(r.note.startswith("selected: unsure") and r.model == "m" and r.detections for r in read_collected(tmp_path / "few"))
-    for r in rows: assert (tmp_path / "few" / r.picture).read_bytes() == (folder / r.picture).read_bytes()
-    with pytest.raises(ConfigError, match="not an empty folder"): write_selected(tmp_path / "few", folder, c, chosen)
-    with pytest.raises(DataError, match="do not come from a collection"): write_selected(tmp_path / "x", folder, made(3), [(0, "why")])
+    assert {r.frame_id for r in rows} == {0, 10, 20} and {
+        r.picture for r in read_collected(tmp_path / "few")
+    } == {r.picture for r in rows}
+    assert all(
+        r.note.startswith("selected: unsure") and r.model == "m" and r.detections
+        for r in read_collected(tmp_path / "few")
+    )
+    for r in rows:
+        assert (tmp_path / "few" / r.picture).read_bytes() == (folder / r.picture).read_bytes()
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        write_selected(tmp_path / "few", folder, c, chosen)
+    with pytest.raises(DataError, match="do not come from a collection"):
+        write_selected(tmp_path / "x", folder, made(3), [(0, "why")])
     (folder / rows[0].picture).unlink()
-    with pytest.raises(DataError, match="1 of 30 pictures are gone"): candidates_of(folder)
+    with pytest.raises(DataError, match="1 of 30 pictures are gone"):
+        candidates_of(folder)
 
 
 def test_every_week_other_pictures(tmp_path):
     folder = collection(tmp_path / "all", 40)
     first = select_collected(folder, tmp_path / "week 1", 10)
     second = select_collected(folder, tmp_path / "week 2", 10, labelled=[tmp_path / "week 1"])
-    third = select_collected(folder, tmp_path / "week 3", 99, labelled=[tmp_path / "week 1", tmp_path / "week 2", tmp_path / "week 1"])
+    third = select_collected(
+        folder,
+        tmp_path / "week 3",
+        99,
+        labelled=[tmp_path / "week 1", tmp_path / "week 2", tmp_path / "week 1"],
+    )
     numbers = [{r.frame_id for r in rows} for rows in (first, second, third)]
     assert [len(n) for n in numbers] == [10, 10, 20] and set.union(*numbers) == set(range(40))
     for strategy in STRATEGIES:
-        with pytest.raises(DataError, match="everything here was selected before: all 40"): select_collected(folder, tmp_path / "week 4", 5, SelectSettings(strategy), labelled=[tmp_path / f"week {k}" for k in (1, 2, 3)])
+        with pytest.raises(DataError, match="everything here was selected before: all 40"):
+            select_collected(
+                folder,
+                tmp_path / "week 4",
+                5,
+                SelectSettings(strategy),
+                labelled=[tmp_path / f"week {k}" for k in (1, 2, 3)],
+            )
     assert not (tmp_path / "week 4").exists()
-    with pytest.raises(ConfigError, match="but no model"): select_collected(folder, tmp_path / "x", 3, SelectSettings(features="model"))
+    with pytest.raises(ConfigError, match="but no model"):
+        select_collected(folder, tmp_path / "x", 3, SelectSettings(features="model"))
 
 
 def test_a_selection_by_any_onnx(tmp_path):
     folder, (file, _) = collection(tmp_path / "all", 12), plain_onnx(tmp_path / "m.onnx")
-    by_name, by_hand = (select_collected(folder, tmp_path / str(k), 6, SelectSettings("diversity", features=f)) for k, f in enumerate((str(file), OnnxFeatures(file))))
+    by_name, by_hand = (
+        select_collected(folder, tmp_path / str(k), 6, SelectSettings("diversity", features=f))
+        for k, f in enumerate((str(file), OnnxFeatures(file)))
+    )
     assert [r.picture for r in by_name] == [r.picture for r in by_hand] and len(by_name) == 6
-    seen = select_collected(folder, tmp_path / "unit", 6, SelectSettings("diversity", features=OnnxFeatures(file, pixels="unit")), labelled=[tmp_path / "0"])
+    seen = select_collected(
+        folder,
+        tmp_path / "unit",
+        6,
+        SelectSettings("diversity", features=OnnxFeatures(file, pixels="unit")),
+        labelled=[tmp_path / "0"],
+    )
     assert not {r.picture for r in seen} & {r.picture for r in by_name}
-    with pytest.raises(BackendError, match="no such ONNX"): select_collected(folder, tmp_path / "x", 6, SelectSettings(features="none.onnx"))
+    with pytest.raises(BackendError, match="no such ONNX"):
+        select_collected(folder, tmp_path / "x", 6, SelectSettings(features="none.onnx"))
 
 
 def test_two_collections_with_the_same_numbers_are_not_mixed_up(tmp_path):
@@ -390,7 +614,10 @@ def test_two_collections_with_the_same_numbers_are_not_mixed_up(tmp_path):
 def test_confidences_are_calibrated_on_the_way(tmp_path):
     folder = collection(tmp_path)
     half = Calibrator(default={"kind": "isotonic", "x": [0.0, 1.0], "y": [0.0, 0.5]})
-    assert np.allclose(candidates_of(folder, None, half).confidence, candidates_of(folder, None).confidence / 2) and candidates_of(folder, None).embedding is None
+    assert (
+        np.allclose(candidates_of(folder, None, half).confidence, candidates_of(folder, None).confidence / 2)
+        and candidates_of(folder, None).embedding is None
+    )
 
 
 def test_a_model_can_look_again(tmp_path):
@@ -401,35 +628,54 @@ def test_a_model_can_look_again(tmp_path):
 
 # ---- what labels are worth ----
 
+
 @settings(max_examples=40)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.floats(0, 1))
 def test_labels_needed_reads_the_curve(score, target):
     x = np.arange(len(score)) * 10.0
     need = labels_needed(x, score, target)
-    if need == float("inf"): assert max(score) < target
-    else: assert np.interp(need, x, score) >= target - 1e-9 and all(s < target for s in np.array(score)[x < need])
+    if need == float("inf"):
+        assert max(score) < target
+    else:
+        assert np.interp(need, x, score) >= target - 1e-9 and all(
+            s < target for s in np.array(score)[x < need]
+        )
 
 
 def test_labels_needed_refuses_nonsense():
-    for args in (([1, 1], [0, 0], .5), ([], [], .5), ([1], [0, 1], .5)):
-        with pytest.raises(DataError): labels_needed(*args)
+    for args in (([1, 1], [0, 0], 0.5), ([], [], 0.5), ([1], [0, 1], 0.5)):
+        with pytest.raises(DataError):
+            labels_needed(*args)
 
 
 def test_what_the_model_has_learnt_from_is_not_new(tmp_path):
-    "A dataset of dark pictures is known: the few bright ones are chosen; without it the dark ones are as new."
+    """A dataset of dark pictures is known: the few bright ones are chosen; without it the dark ones are as
+    new."""
     rng = np.random.default_rng(0)
     picture = lambda level: np.clip(rng.normal(level, 6, (48, 64, 3)), 0, 255).astype(np.uint8)
     write = lambda folder, n: [cv2.imwrite(str(folder / f"{i}.png"), picture(60)) for i in range(n)]
-    (tmp_path / "known/images").mkdir(parents=True); (tmp_path / "known/labels").mkdir()
+    (tmp_path / "known/images").mkdir(parents=True)
+    (tmp_path / "known/labels").mkdir()
     write(tmp_path / "known/images", 30)
-    for i in range(30): (tmp_path / f"known/labels/{i}.txt").write_text("1 .5 .5 .2 .2\n")
-    (tmp_path / "known/data.yaml").write_text("train: images\nnames: [b, zebra]\n")  # another order, and a class that the log does not have
+    for i in range(30):
+        (tmp_path / f"known/labels/{i}.txt").write_text("1 .5 .5 .2 .2\n")
+    (tmp_path / "known/data.yaml").write_text(
+        "train: images\nnames: [b, zebra]\n"
+    )  # another order, and a class that the log does not have
     sink = CollectSink(tmp_path / "c", CollectPolicy(random=1.0))
     for i in range(60):
-        frame = Frame(picture(170 if i % 10 == 0 else 60), "cam", i, datetime(2026, 6, 1, tzinfo=timezone.utc) + timedelta(minutes=i))
-        sink.write(FrameResult(frame, Detections([[0, 0, 9, 9]], [.97], [0]), ("a", "b")))
+        frame = Frame(
+            picture(170 if i % 10 == 0 else 60),
+            "cam",
+            i,
+            datetime(2026, 6, 1, tzinfo=timezone.utc) + timedelta(minutes=i),
+        )
+        sink.write(FrameResult(frame, Detections([[0, 0, 9, 9]], [0.97], [0]), ("a", "b")))
     sink.close()
-    rows = select_collected(tmp_path / "c", tmp_path / "s", 20, SelectSettings(novel=.25, share=0), known=[tmp_path / "known"])
+    rows = select_collected(
+        tmp_path / "c", tmp_path / "s", 20, SelectSettings(novel=0.25, share=0), known=[tmp_path / "known"]
+    )
     assert sum(r.frame_id % 10 == 0 for r in rows if "unlike all that is labelled" in r.note) == 5
-    with pytest.raises(DataError, match="no such dataset"): select_collected(tmp_path / "c", tmp_path / "t", 5, known=[tmp_path / "nowhere"])
+    with pytest.raises(DataError, match="no such dataset"):
+        select_collected(tmp_path / "c", tmp_path / "t", 5, known=[tmp_path / "nowhere"])
     assert not (tmp_path / "t").exists()

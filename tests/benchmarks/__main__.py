@@ -1,4 +1,6 @@
-"""`make bench`: every benchmark in this folder, one after the other, as tables of ratios. `--quick` for a look, names for a choice."""
+"""`make bench`: every benchmark in this folder, one after the other, as tables of ratios. `--quick` for a
+look, names for a choice."""
+
 import argparse
 import importlib
 import json
@@ -15,7 +17,12 @@ def table(title: str, rows: list[dict]) -> Table:
     for i, name in enumerate(columns):
         found.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:
-        found.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v if v is not None else "–") for v in (row.get(c) for c in columns)))
+        found.add_row(
+            *(
+                f"{v:.3g}" if isinstance(v, float) else str(v if v is not None else "–")
+                for v in (row.get(c) for c in columns)
+            )
+        )
     return found
 
 

@@ -1,7 +1,10 @@
-"""Time a frame around the model call (letterbox, tensor, NMS, mapping, tracking): ours beside Ultralytics' track(stream=True) with ByteTrack.
+"""Time a frame around the model call (letterbox, tensor, NMS, mapping, tracking): ours beside Ultralytics'
+track(stream=True) with ByteTrack.
 
-Decoding and the model call itself are taken out on both sides; same ONNX file, same video, same conf and iou, alternating rounds.
+Decoding and the model call itself are taken out on both sides; same ONNX file, same video, same conf and iou,
+alternating rounds.
 """
+
 import os
 import statistics
 import tempfile
@@ -68,9 +71,22 @@ def theirs(yolo, video: Path, frames: int, **settings) -> tuple[list[float], flo
     def wrap(predictor):
         holder["data"] = predictor.dataset = TimedDataset(predictor.dataset)
 
-    yolo.callbacks["on_predict_start"] = [wrap, *[f for f in yolo.callbacks.get("on_predict_start", []) if getattr(f, "__name__", "") != "wrap"]]
+    yolo.callbacks["on_predict_start"] = [
+        wrap,
+        *[f for f in yolo.callbacks.get("on_predict_start", []) if getattr(f, "__name__", "") != "wrap"],
+    ]
     times, objects, previous, read = [], [], None, 0.0
-    for k, result in enumerate(yolo.track(str(video), stream=True, persist=False, tracker="bytetrack.yaml", rect=False, verbose=False, **settings)):
+    for k, result in enumerate(
+        yolo.track(
+            str(video),
+            stream=True,
+            persist=False,
+            tracker="bytetrack.yaml",
+            rect=False,
+            verbose=False,
+            **settings,
+        )
+    ):
         now = time.perf_counter()
         if previous is not None:
             times.append((now - previous - (holder["data"].seconds - read)) * 1e3 - result.speed["inference"])
@@ -93,9 +109,14 @@ def run(quick: bool = False) -> list[dict]:
         cases = [("factory_line", "1080p line", load_model("factory_line").path, crowded, 0.25)]
         if REAL:
             yolov8n = REAL / "models/yolov8n_fp32_reconstructed.onnx"
-            cases += [("yolov8n", "person video", yolov8n, REAL / "videos/one-by-one-person-detection.mp4", 0.35), ("yolov8n", "1080p line", yolov8n, crowded, 0.25)]
+            cases += [
+                ("yolov8n", "person video", yolov8n, REAL / "videos/one-by-one-person-detection.mp4", 0.35),
+                ("yolov8n", "1080p line", yolov8n, crowded, 0.25),
+            ]
         for name, what, path, video, conf in cases:
-            model = load_model(path if REAL and path.is_relative_to(REAL) else "factory_line").with_postprocess(conf=conf, iou=0.7)
+            model = load_model(
+                path if REAL and path.is_relative_to(REAL) else "factory_line"
+            ).with_postprocess(conf=conf, iou=0.7)
             yolo = YOLO(str(path), task="detect")
             imgsz = list(model.manifest.preprocess.imgsz)
             a, b = [], []
@@ -105,6 +126,16 @@ def run(quick: bool = False) -> list[dict]:
                 a += mine
                 b += peer
             mine, peer = statistics.median(a), statistics.median(b)
-            rows.append({"model": name, "video": what, "objects ours": count, "objects peer": peer_count, "ours ms": mine, "ultralytics ms": peer,
-                         "ours / peer": mine / peer, "target": 1 / 3})
+            rows.append(
+                {
+                    "model": name,
+                    "video": what,
+                    "objects ours": count,
+                    "objects peer": peer_count,
+                    "ours ms": mine,
+                    "ultralytics ms": peer,
+                    "ours / peer": mine / peer,
+                    "target": 1 / 3,
+                }
+            )
     return rows

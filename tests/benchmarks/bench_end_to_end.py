@@ -1,4 +1,6 @@
-"""Frames a second of the whole pipeline beside a bare ONNX Runtime loop on a ready tensor: same file, same thread count."""
+"""Frames a second of the whole pipeline beside a bare ONNX Runtime loop on a ready tensor: same file, same
+thread count."""
+
 import os
 import statistics
 import tempfile
@@ -58,7 +60,9 @@ class First:
 
 def whole(model, video: Path, frames: int) -> float:
     source = First(open_source(video, threads=1), frames)
-    summary = Pipeline([source], model, [Discard()], lambda source: SortTracker(), runtime=RuntimeConfig(max_batch=1)).run()
+    summary = Pipeline(
+        [source], model, [Discard()], lambda source: SortTracker(), runtime=RuntimeConfig(max_batch=1)
+    ).run()
     return summary["frames_per_second"]
 
 
@@ -70,7 +74,10 @@ def run(quick: bool = False) -> list[dict]:
         cases.append(("factory_line", "1080p line", "factory_line", clip))
         if REAL:
             yolo = REAL / "models/yolov8n_fp32_reconstructed.onnx"
-            cases += [("yolov8n", "person video 768x432", yolo, REAL / "videos/one-by-one-person-detection.mp4"), ("yolov8n", "1080p line", yolo, clip)]
+            cases += [
+                ("yolov8n", "person video 768x432", yolo, REAL / "videos/one-by-one-person-detection.mp4"),
+                ("yolov8n", "1080p line", yolo, clip),
+            ]
         rows = []
         for name, what, path, video in cases:
             for threads in (1, 2):
@@ -81,5 +88,15 @@ def run(quick: bool = False) -> list[dict]:
                 pairs = [(bare(model, frames), whole(model, video, frames)) for _ in range(rounds)]
                 fps = [statistics.median(column) for column in zip(*pairs)]
                 ratio = statistics.median(b / a for a, b in pairs)
-                rows.append({"model": name, "video": what, "threads": threads, "bare loop fps": fps[0], "pipeline fps": fps[1], "ratio": ratio, "target": 0.95})
+                rows.append(
+                    {
+                        "model": name,
+                        "video": what,
+                        "threads": threads,
+                        "bare loop fps": fps[0],
+                        "pipeline fps": fps[1],
+                        "ratio": ratio,
+                        "target": 0.95,
+                    }
+                )
     return rows

@@ -1,7 +1,10 @@
-"""An evaluation of 2,000 pictures and 90,000 predictions: what each part costs, beside pycocotools on the same tables.
+"""An evaluation of 2,000 pictures and 90,000 predictions: what each part costs, beside pycocotools on the
+same tables.
 
-Eight classes, six objects a picture; predictions near, doubled, of another class, of nothing. Bootstrap: 1,000 draws of 200 sequences.
+Eight classes, six objects a picture; predictions near, doubled, of another class, of nothing. Bootstrap:
+1,000 draws of 200 sequences.
 """
+
 import contextlib
 import io
 import time
@@ -10,7 +13,14 @@ import numpy as np
 
 from cv_pipeline.evaluation.errors import explain_errors, lrp_table
 from cv_pipeline.evaluation.intervals import ap_interval, clusters, draw_weights
-from cv_pipeline.evaluation.metrics import ap_table, coco_books, coco_metrics, confusion_matrix, match_set, mean_ap
+from cv_pipeline.evaluation.metrics import (
+    ap_table,
+    coco_books,
+    coco_metrics,
+    confusion_matrix,
+    match_set,
+    mean_ap,
+)
 from cv_pipeline.evaluation.records import EvalSet, box_table
 
 
@@ -21,11 +31,22 @@ def busy_set(pictures: int, a_picture: int, seed: int = 0) -> EvalSet:
     truth = np.hstack([corner, corner + side])
     near = rng.integers(0, 6, (pictures, a_picture)) + 6 * np.arange(pictures)[:, None]
     near = near.ravel()
-    boxes = truth[near] + rng.normal(0, 1, (len(near), 4)) * side[near].mean(axis=1, keepdims=True) * rng.choice([0.03, 0.15, 1.5], len(near))[:, None]
+    boxes = (
+        truth[near]
+        + rng.normal(0, 1, (len(near), 4))
+        * side[near].mean(axis=1, keepdims=True)
+        * rng.choice([0.03, 0.15, 1.5], len(near))[:, None]
+    )
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
     said = np.where(rng.random(len(near)) < 0.85, klass[near], rng.integers(0, 8, len(near)))
-    return EvalSet(tuple("abcdefgh"), tuple(map(str, range(pictures))), np.full((pictures, 2), 640), box_table(image, truth, klass),
-                   box_table(np.repeat(np.arange(pictures), a_picture), boxes, said, rng.random(len(near)) ** 2), {"sequence": np.arange(pictures) // 10})
+    return EvalSet(
+        tuple("abcdefgh"),
+        tuple(map(str, range(pictures))),
+        np.full((pictures, 2), 640),
+        box_table(image, truth, klass),
+        box_table(np.repeat(np.arange(pictures), a_picture), boxes, said, rng.random(len(near)) ** 2),
+        {"sequence": np.arange(pictures) // 10},
+    )
 
 
 def run(quick: bool = False) -> list[dict]:
@@ -61,14 +82,30 @@ def run(quick: bool = False) -> list[dict]:
     timed("confusion matrix", lambda: confusion_matrix(s))
     timed("bootstrap of AP, 1000 draws", lambda: ap_interval(s, m, draw_weights(clusters(s), 1000)))
     ours = sum(r["seconds"] for r in rows[1:])
-    rows.append({"part": f"all of ours together ({len(s)} pictures, {len(s.predictions)} predictions)", "seconds": round(ours, 2)})
-    rows.append({"part": "AP: pycocotools / library / own", "seconds": None, "value": f"{kept[rows[0]['part']][0]:.9f} / {kept[rows[1]['part']]['AP']:.9f} / {kept[rows[3]['part']]:.9f}"})
+    rows.append(
+        {
+            "part": f"all of ours together ({len(s)} pictures, {len(s.predictions)} predictions)",
+            "seconds": round(ours, 2),
+        }
+    )
+    rows.append(
+        {
+            "part": "AP: pycocotools / library / own",
+            "seconds": None,
+            "value": f"{kept[rows[0]['part']][0]:.9f} / {kept[rows[1]['part']]['AP']:.9f} / "
+            f"{kept[rows[3]['part']]:.9f}",
+        }
+    )
     return rows
 
 
 def main() -> None:
     print(__doc__)
-    for row in run(): print(f"{row['part']:60s} {row.get('seconds') if row.get('seconds') is not None else '':>8} {row.get('value', '')}")
+    for row in run():
+        print(
+            f"{row['part']:60s} {row.get('seconds') if row.get('seconds') is not None else '':>8} "
+            f"{row.get('value', '')}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Start-up: importing the package and asking for help, median of fresh processes."""
+
 import statistics
 import subprocess
 import sys
@@ -22,4 +23,6 @@ def run(quick: bool = False) -> list[dict]:
             subprocess.run(command, check=True, capture_output=True)
             times[name].append((time.perf_counter() - started) * 1e3)
     target = {"import cv_pipeline": 150, "cv-pipeline --help": 500}
-    return [{"case": name, "ms": statistics.median(t), "target ms": target.get(name)} for name, t in times.items()]
+    return [
+        {"case": name, "ms": statistics.median(t), "target ms": target.get(name)} for name, t in times.items()
+    ]

@@ -1,4 +1,5 @@
 """Resident memory over 20,000 frames through the whole pipeline with every sink that grows a file."""
+
 import gc
 import itertools
 import statistics
@@ -54,4 +55,12 @@ def run(quick: bool = False) -> list[dict]:
     at = {k: v for k, v in meter.readings}
     late = [v for k, v in meter.readings if k >= frames // 4]
     slope = statistics.linear_regression(range(len(late)), late).slope * (1000 / 500)
-    return [{"frames": frames, "MiB at 1,000": at[1000], "MiB in the middle": at[frames // 2], "MiB at the end": meter.readings[-1][1], "MiB / 1,000 frames": slope}]
+    return [
+        {
+            "frames": frames,
+            "MiB at 1,000": at[1000],
+            "MiB in the middle": at[frames // 2],
+            "MiB at the end": meter.readings[-1][1],
+            "MiB / 1,000 frames": slope,
+        }
+    ]

@@ -1,12 +1,16 @@
-"""What optimising buys and costs: every file of a model beside ONNX Runtime in float, the same picture, in alternating rounds; AP with its paired interval.
+"""What optimising buys and costs: every file of a model beside ONNX Runtime in float, the same picture, in
+alternating rounds; AP with its paired interval.
 
-A row a file: milliseconds of the model call alone (median; the tensor is ready), how many times as fast as the first row, size, AP and its change on
-labelled photos with the 95 % interval, and what the gate said. yolov8n and yolox_nano on 100 photos (VOC; its names that COCO spells otherwise
-are mapped), calibrated on frames of another film; the bundled model on 60 pictures of the line, calibrated on others. A file that the gate refused is not
-timed: it does not exist. Nothing here needs a GPU, and nothing here says anything about one.
+A row a file: milliseconds of the model call alone (median; the tensor is ready), how many times as fast as
+the first row, size, AP and its change on labelled photos with the 95 % interval, and what the gate said.
+yolov8n and yolox_nano on 100 photos (VOC; its names that COCO spells otherwise are mapped), calibrated on
+frames of another film; the bundled model on 60 pictures of the line, calibrated on others. A file that the
+gate refused is not timed: it does not exist. Nothing here needs a GPU, and nothing here says anything about
+one.
 
-Run: python tests/benchmarks/bench_optimize.py [--quick]     (CV_PIPELINE_REAL_DATA for the photos; without it, the bundled model alone). Some minutes:
-every file is judged on every photo, and the ones that fail are made again with layers spared.
+Run: python tests/benchmarks/bench_optimize.py [--quick]
+(CV_PIPELINE_REAL_DATA for the photos; without it, the bundled model alone). Some minutes: every file is
+judged on every photo, and the ones that fail are made again with layers spared.
 """
 
 import os
@@ -22,7 +26,14 @@ from time import perf_counter
 import cv2
 import numpy as np
 
-SAME = {"aeroplane": "airplane", "diningtable": "dining table", "motorbike": "motorcycle", "pottedplant": "potted plant", "sofa": "couch", "tvmonitor": "tv"}
+SAME = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
 
 
 def frames_of(video: Path, every: int, folder: Path) -> Path:
@@ -30,7 +41,8 @@ def frames_of(video: Path, every: int, folder: Path) -> Path:
     folder.mkdir()
     film, number = cv2.VideoCapture(str(video)), 0
     while (shown := film.read())[0]:
-        if number % every == 0: cv2.imwrite(str(folder / f"{number:05d}.jpg"), shown[1])
+        if number % every == 0:
+            cv2.imwrite(str(folder / f"{number:05d}.jpg"), shown[1])
         number += 1
     return folder
 
@@ -40,9 +52,18 @@ def coco_spec(folder: Path) -> Path:
     import yaml
 
     from cv_pipeline.inference.loading import load_model
+
     names = list(load_model(folder / "models/yolov8n_fp32_reconstructed.onnx").manifest.names)
     path = Path(tempfile.mkdtemp()) / "yolox.yaml"
-    path.write_text(yaml.safe_dump({"names": names, "preprocess": {"imgsz": [416, 416], "letterbox": "top-left", "color": "BGR", "scale": 1.0}, "postprocess": {"head": "yolox", "iou": 0.65}}))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "names": names,
+                "preprocess": {"imgsz": [416, 416], "letterbox": "top-left", "color": "BGR", "scale": 1.0},
+                "postprocess": {"head": "yolox", "iou": 0.65},
+            }
+        )
+    )
     return path
 
 
@@ -54,11 +75,17 @@ def timed(out: Path, report, rounds: int) -> dict[str, float]:
     manifest, _ = load_manifest(out)
     rng, runs = np.random.default_rng(0), {}
     for r in report.results:
-        if not r.accepted: continue
+        if not r.accepted:
+            continue
         alone = manifest.for_artefact(r.artefact)
         backend = load_backend(out / r.artefact.file, alone, runtime=r.artefact.backend, **r.artefact.options)
         picture = rng.integers(0, 256, (1, *alone.preprocess.imgsz, 3), dtype=np.uint8)
-        runs[r.step] = backend, picture if alone.preprocess.layout == "nhwc-uint8" else np.ascontiguousarray(picture.transpose(0, 3, 1, 2)).astype(np.float32) / 255
+        runs[r.step] = (
+            backend,
+            picture
+            if alone.preprocess.layout == "nhwc-uint8"
+            else np.ascontiguousarray(picture.transpose(0, 3, 1, 2)).astype(np.float32) / 255,
+        )
     taken = {name: [] for name in runs}
     for _ in range(rounds + 3):
         for name, (backend, feed) in runs.items():
@@ -80,9 +107,25 @@ def one(name: str, model, items, calibration, folder: Path, quick: bool, **how) 
     rows = []
     for r in report.results:
         gate = r.gate
-        rows.append({"model": name, "file": r.step, "ms": round(ms[r.step], 2) if r.step in ms else None, "times as fast": round(ms["fp32"] / ms[r.step], 2) if r.step in ms else None,
-                     "MB": round(r.size_mb, 1), "AP": gate and round(gate.ap, 4), "AP change": gate and f"{100 * gate.change.value:+.2f} [{100 * gate.change.low:+.2f}, {100 * gate.change.high:+.2f}] points",
-                     "gate": (gate.verdict if gate else "–") + (", written" if r.accepted else ", refused"), "note": f"{len(r.spared)} layers spared" if r.spared else "" if r.accepted else r.problem[:160]})
+        rows.append(
+            {
+                "model": name,
+                "file": r.step,
+                "ms": round(ms[r.step], 2) if r.step in ms else None,
+                "times as fast": round(ms["fp32"] / ms[r.step], 2) if r.step in ms else None,
+                "MB": round(r.size_mb, 1),
+                "AP": gate and round(gate.ap, 4),
+                "AP change": gate
+                and f"{100 * gate.change.value:+.2f} [{100 * gate.change.low:+.2f}, "
+                f"{100 * gate.change.high:+.2f}] points",
+                "gate": (gate.verdict if gate else "–") + (", written" if r.accepted else ", refused"),
+                "note": f"{len(r.spared)} layers spared"
+                if r.spared
+                else ""
+                if r.accepted
+                else r.problem[:160],
+            }
+        )
     return rows
 
 
@@ -106,12 +149,27 @@ def run(quick: bool = False) -> list[dict]:
         folder = Path(place)
         if real := os.environ.get("CV_PIPELINE_REAL_DATA"):
             real = Path(real)
-            voc = [replace(i, names=tuple(SAME.get(n, n) for n in i.names)) for i in read_dataset(real / "voc100/coco_format_v1/instances_default.json")]
-            calibration = frames_of(real / "videos/one-by-one-person-detection.mp4", 12 if quick else 4, folder / "film")
-            rows += one("yolov8n", real / "models/yolov8n_fp32_reconstructed.onnx", voc, calibration, folder, quick)
+            voc = [
+                replace(i, names=tuple(SAME.get(n, n) for n in i.names))
+                for i in read_dataset(real / "voc100/coco_format_v1/instances_default.json")
+            ]
+            calibration = frames_of(
+                real / "videos/one-by-one-person-detection.mp4", 12 if quick else 4, folder / "film"
+            )
+            rows += one(
+                "yolov8n", real / "models/yolov8n_fp32_reconstructed.onnx", voc, calibration, folder, quick
+            )
             document(folder, "yolov8n", voc, quick)
             if not quick:
-                rows += one("yolox_nano", real / "models/yolox_nano.onnx", voc, calibration, folder, quick, spec=coco_spec(real))
+                rows += one(
+                    "yolox_nano",
+                    real / "models/yolox_nano.onnx",
+                    voc,
+                    calibration,
+                    folder,
+                    quick,
+                    spec=coco_spec(real),
+                )
                 document(folder, "yolox_nano", voc, quick)
         items, columns = line_pictures(folder / "judge", 30 if quick else 60)
         calibration = [i.path for i in line_pictures(folder / "calibrate", 30 if quick else 300, seed=90)[0]]
@@ -125,8 +183,10 @@ def main() -> None:
     rows = run("--quick" in sys.argv)
     width = {k: max(len(k), *(len(str(r[k])) for r in rows)) for k in rows[0]}
     print("  ".join(k.ljust(width[k]) for k in rows[0]))
-    for r in rows: print("  ".join(str("–" if v is None else v).ljust(width[k]) for k, v in r.items()))
+    for r in rows:
+        print("  ".join(str("–" if v is None else v).ljust(width[k]) for k, v in r.items()))
     print(f"load {os.getloadavg()[0]:.1f} at the end")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,6 @@
-"""Network cameras: how old a picture is when it is handed over, and what a camera costs; readers side by side on one camera over loopback."""
+"""Network cameras: how old a picture is when it is handed over, and what a camera costs; readers side by side
+on one camera over loopback."""
+
 import io
 import socket
 import threading
@@ -17,12 +19,20 @@ FPS = 25
 def film(size: tuple[int, int], seconds: int = 4) -> list[bytes]:
     "MPEG-TS of some seconds, a piece a frame; key frames every half second."
     pieces, store, written = [], io.BytesIO(), 0
-    texture = cv2.resize(np.random.default_rng(0).integers(40, 200, (9, 16, 3), dtype=np.uint8), size, interpolation=cv2.INTER_CUBIC)
+    texture = cv2.resize(
+        np.random.default_rng(0).integers(40, 200, (9, 16, 3), dtype=np.uint8),
+        size,
+        interpolation=cv2.INTER_CUBIC,
+    )
     with av.open(store, "w", format="mpegts") as out:
-        stream = out.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "tune": "zerolatency", "g": "12"})
+        stream = out.add_stream(
+            "libx264", rate=FPS, options={"preset": "ultrafast", "tune": "zerolatency", "g": "12"}
+        )
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for k in range(seconds * FPS):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(texture, 6 * k, axis=1), format="bgr24")))
+            out.mux(
+                stream.encode(av.VideoFrame.from_ndarray(np.roll(texture, 6 * k, axis=1), format="bgr24"))
+            )
             pieces.append(store.getvalue()[written:])
             written = store.tell()
     return pieces
@@ -39,7 +49,8 @@ class Camera:
 
     def serve(self) -> None:
         with suppress(OSError):
-            while True: threading.Thread(target=self.send, args=(self.door.accept()[0],), daemon=True).start()
+            while True:
+                threading.Thread(target=self.send, args=(self.door.accept()[0],), daemon=True).start()
 
     def send(self, client: socket.socket) -> None:
         began = time.monotonic()
@@ -52,21 +63,24 @@ class Camera:
 
 def naive(uri: str):
     with av.open(uri, options={"analyzeduration": "500000"}) as container:
-        for k, frame in enumerate(container.decode(video=0)): yield k, frame.to_ndarray(format="bgr24")
+        for k, frame in enumerate(container.decode(video=0)):
+            yield k, frame.to_ndarray(format="bgr24")
 
 
 def opencv(uri: str):
     capture, k = cv2.VideoCapture(uri, cv2.CAP_FFMPEG), 0
     while True:
         good, image = capture.read()
-        if not good: return
+        if not good:
+            return
         yield k, image
         k += 1
 
 
 def ours(uri: str):
     with StreamSource(uri, hardware="none") as source, suppress(Exception):
-        for frame in source: yield frame.frame_id, frame.image
+        for frame in source:
+            yield frame.frame_id, frame.image
 
 
 def run(quick: bool = False) -> list[dict]:
@@ -74,14 +88,30 @@ def run(quick: bool = False) -> list[dict]:
     for size in [(1280, 720)] if quick else [(1920, 1080)]:
         pieces = film(size, 3 if quick else 8)
         for load, work_ms in (("keeps up", 0), ("2× overload", 2e3 / FPS)):
-            for name, reader in (("for frame in av.decode()", naive), ("cv2.VideoCapture", opencv), ("StreamSource", ours)):
+            for name, reader in (
+                ("for frame in av.decode()", naive),
+                ("cv2.VideoCapture", opencv),
+                ("StreamSource", ours),
+            ):
                 camera, ages, cpu = Camera(pieces), [], time.process_time()
                 for k, _image in reader(camera.uri):
                     ages.append(time.monotonic() - camera.sent.get(k, time.monotonic()))
                     time.sleep(work_ms / 1e3)
-                    if len(camera.sent) == len(pieces): break
+                    if len(camera.sent) == len(pieces):
+                        break
                 camera.door.close()
-                cpu, late = (time.process_time() - cpu) / len(pieces) * 1e3, np.array(ages[len(ages) // 4:]) * 1e3
-                rows.append({"reader": f"{name}, {size[1]}p, {load}", "age p50 ms": float(np.median(late)), "age at the end ms": float(np.median(late[-5:])),
-                             "frames taken": len(ages), "of": len(pieces), "CPU ms a sent frame": cpu})
+                cpu, late = (
+                    (time.process_time() - cpu) / len(pieces) * 1e3,
+                    np.array(ages[len(ages) // 4 :]) * 1e3,
+                )
+                rows.append(
+                    {
+                        "reader": f"{name}, {size[1]}p, {load}",
+                        "age p50 ms": float(np.median(late)),
+                        "age at the end ms": float(np.median(late[-5:])),
+                        "frames taken": len(ages),
+                        "of": len(pieces),
+                        "CPU ms a sent frame": cpu,
+                    }
+                )
     return rows

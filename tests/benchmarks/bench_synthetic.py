@@ -1,4 +1,6 @@
-"""Frames a second of the factory line on one core, against the 30 that a camera wants; conditions at severity 3, new parts drawn as they enter."""
+"""Frames a second of the factory line on one core, against the 30 that a camera wants; conditions at severity
+3, new parts drawn as they enter."""
+
 import statistics
 import time
 
@@ -17,7 +19,10 @@ def seconds(line: FactoryLine, first: int, frames: int) -> float:
 
 def run(quick: bool = False) -> list[dict]:
     frames, rounds = (20, 3) if quick else (60, 7)
-    cases = {"640x480 clean": (LineConfig(seed=1), None), "1920x1080 clean": (LineConfig(seed=1, size=(1920, 1080)), None)}
+    cases = {
+        "640x480 clean": (LineConfig(seed=1), None),
+        "1920x1080 clean": (LineConfig(seed=1, size=(1920, 1080)), None),
+    }
     cases |= {f"640x480 {n}": (LineConfig(seed=1), Conditions(**{n: 3})) for n in CONDITION_NAMES}
     cases["640x480 all at once"] = LineConfig(seed=1), Conditions(**dict.fromkeys(CONDITION_NAMES, 3))
     lines = {name: FactoryLine(*case) for name, case in cases.items()}
@@ -33,7 +38,10 @@ def run(quick: bool = False) -> list[dict]:
     finally:
         cv2.setNumThreads(before)
     fps = {name: frames / statistics.median(t) for name, t in times.items()}
-    return [{"line": name, "frames/s": v, "of 30 frames/s": v / 30, "rounds": rounds, "threads": 1} for name, v in fps.items()]
+    return [
+        {"line": name, "frames/s": v, "of 30 frames/s": v / 30, "rounds": rounds, "threads": 1}
+        for name, v in fps.items()
+    ]
 
 
 def main() -> None:

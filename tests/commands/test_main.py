@@ -1,4 +1,6 @@
-"""The command line as a user meets it: real processes, real files, exit codes, and bad input of every kind."""
+"""The command line as a user meets it: real processes, real files, exit codes, and bad input of every
+kind."""
+
 import json
 import os
 import re
@@ -20,7 +22,20 @@ from tests.helpers.waiting import until
 
 pytestmark = pytest.mark.slow
 
-COLUMNS = ["source_id", "frame_id", "captured_at", "class_id", "class_name", "confidence", "x1", "y1", "x2", "y2", "tracker_id", "decision"]
+COLUMNS = [
+    "source_id",
+    "frame_id",
+    "captured_at",
+    "class_id",
+    "class_name",
+    "confidence",
+    "x1",
+    "y1",
+    "x2",
+    "y2",
+    "tracker_id",
+    "decision",
+]
 
 
 def cli(*args, **kwargs):
@@ -51,7 +66,11 @@ def test_run_writes_the_promised_results(done):
     table = pq.read_table(out / "results.parquet")
     assert table.column_names == COLUMNS
     rows = table.to_pylist()
-    assert rows and {r["source_id"] for r in rows} == {"belt"} and {r["decision"] for r in rows} <= {"accept", "review"}
+    assert (
+        rows
+        and {r["source_id"] for r in rows} == {"belt"}
+        and {r["decision"] for r in rows} <= {"accept", "review"}
+    )
     assert all(0 <= r["x1"] <= r["x2"] <= 640 and 0 <= r["y1"] <= r["y2"] <= 480 for r in rows)
     assert str(table.schema.field("captured_at").type) == "timestamp[us, tz=UTC]"
     lines = [json.loads(text) for text in (out / "results.jsonl").read_text().splitlines()]
@@ -84,7 +103,14 @@ def test_annotated_video_plays(done):
 
 
 def test_help_has_examples():
-    for args in (["--help"], ["run", "--help"], ["demo", "--help"], ["tune", "--help"], ["config", "--help"], ["models", "--help"]):
+    for args in (
+        ["--help"],
+        ["run", "--help"],
+        ["demo", "--help"],
+        ["tune", "--help"],
+        ["config", "--help"],
+        ["models", "--help"],
+    ):
         result = cli(*args)
         assert result.returncode == 0 and "cv-pipeline" in result.stdout
         if len(args) > 1:
@@ -114,19 +140,22 @@ def test_all_problems_of_a_config_at_once(tmp_path):
         assert word in text
 
 
-@pytest.mark.parametrize("args,code,words", [
-    (["run"], 2, "nothing to run"),
-    (["run", "line:frames=2", "--conf", "7"], 2, "postprocess.conf"),
-    (["run", "line:frames=2", "--tracker", "magic"], 2, "tracker.name"),
-    (["run", "line:frames=2", "--classes", "unicorn"], 2, "unicorn"),
-    (["run", "line:frames=2", "--nonsense"], 2, "nonsense"),
-    (["run", "line:speeed=2"], 2, "speeed"),
-    (["run", "line:frames=2", "--config", "/no/such.yaml"], 2, "there is no such file"),
-    (["run", "line:frames=2", "--model", "/no/such.onnx"], 4, "no such model"),
-    (["run", "/no/such.mp4"], 3, "such.mp4"),
-    (["run", "a.mp4", "b.mp4"], 3, "none of the 2 sources"),
-    (["models", "nobody"], 4, "no such model"),
-])
+@pytest.mark.parametrize(
+    "args,code,words",
+    [
+        (["run"], 2, "nothing to run"),
+        (["run", "line:frames=2", "--conf", "7"], 2, "postprocess.conf"),
+        (["run", "line:frames=2", "--tracker", "magic"], 2, "tracker.name"),
+        (["run", "line:frames=2", "--classes", "unicorn"], 2, "unicorn"),
+        (["run", "line:frames=2", "--nonsense"], 2, "nonsense"),
+        (["run", "line:speeed=2"], 2, "speeed"),
+        (["run", "line:frames=2", "--config", "/no/such.yaml"], 2, "there is no such file"),
+        (["run", "line:frames=2", "--model", "/no/such.onnx"], 4, "no such model"),
+        (["run", "/no/such.mp4"], 3, "such.mp4"),
+        (["run", "a.mp4", "b.mp4"], 3, "none of the 2 sources"),
+        (["models", "nobody"], 4, "no such model"),
+    ],
+)
 def test_bad_usage_has_the_right_code_and_one_sentence(args, code, words, tmp_path):
     result = cli(*args, cwd=tmp_path)
     assert result.returncode == code, result.stderr
@@ -141,7 +170,9 @@ def test_unwritable_output(tmp_path):
 
 
 def bad_files(folder: Path, clip: Path) -> dict[str, Path]:
-    files = {name: folder / name for name in ("empty.mp4", "text.mp4", "truncated.mp4", "empty.jpg", "broken.jpg")}
+    files = {
+        name: folder / name for name in ("empty.mp4", "text.mp4", "truncated.mp4", "empty.jpg", "broken.jpg")
+    }
     files["empty.mp4"].write_bytes(b"")
     files["text.mp4"].write_text("this is not a video\n" * 100)
     files["truncated.mp4"].write_bytes(clip.read_bytes()[:2000])
@@ -162,7 +193,9 @@ def test_one_bad_file_among_good_ones(tmp_path, clip):
     result = cli("run", clip, bad, "--out", tmp_path / "out")
     assert result.returncode == 3
     summary = json.loads((tmp_path / "out/summary.json").read_text())
-    assert summary["sources"]["belt"]["state"] == "done" and summary["sources"]["belt"]["frames_inferred"] == 40
+    assert (
+        summary["sources"]["belt"]["state"] == "done" and summary["sources"]["belt"]["frames_inferred"] == 40
+    )
     assert summary["sources"]["text"]["state"] == "failed"
     assert pq.read_table(tmp_path / "out/results.parquet").num_rows > 0
 
@@ -181,7 +214,9 @@ def test_a_folder_with_one_broken_picture(tmp_path):
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["frames_inferred"] == 7 and summary["frames_skipped"] == 1
-    assert "broken.png" in str(summary["sources"]["photos"]["skipped"]) and "broken.png" in result.stderr.replace("\n", "")
+    assert "broken.png" in str(
+        summary["sources"]["photos"]["skipped"]
+    ) and "broken.png" in result.stderr.replace("\n", "")
 
 
 def small_onnx(path: Path, outputs: list[tuple[int, ...]], imgsz=320, opset=17) -> Path:
@@ -195,19 +230,33 @@ def small_onnx(path: Path, outputs: list[tuple[int, ...]], imgsz=320, opset=17) 
         value = helper.make_tensor(f"v{i}", TensorProto.FLOAT, shape, np.zeros(shape, np.float32).ravel())
         nodes.append(helper.make_node("Constant", [], [f"output{i}"], value=value))
         infos.append(helper.make_tensor_value_info(f"output{i}", TensorProto.FLOAT, shape))
-    model = helper.make_model(helper.make_graph(nodes, "g", [image], infos), opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [image], infos),
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=8,
+    )
     onnx.save(model, path)
     return path
 
 
-@pytest.mark.parametrize("outputs,words", [
-    ([(1, 1000)], "classifier"), ([(1, 7, 2100), (1, 32, 80, 80)], "2 outputs"), ([(1, 99, 2100)], "classes"),
-], ids=["classifier", "segmentation", "other classes"])
+@pytest.mark.parametrize(
+    "outputs,words",
+    [
+        ([(1, 1000)], "classifier"),
+        ([(1, 7, 2100), (1, 32, 80, 80)], "2 outputs"),
+        ([(1, 99, 2100)], "classes"),
+    ],
+    ids=["classifier", "segmentation", "other classes"],
+)
 def test_onnx_of_another_task_is_refused(outputs, words, tmp_path):
     model = small_onnx(tmp_path / "other.onnx", outputs)
     (tmp_path / "other.yaml").write_text("names: [a, b, c]\npreprocess: {imgsz: [320, 320]}\n")
     result = cli("run", "line:frames=2", "--model", model, "--out", tmp_path / "out")
-    assert result.returncode == 4 and words in " ".join(result.stderr.split()) and "other.onnx" in result.stderr.replace("\n", "")
+    assert (
+        result.returncode == 4
+        and words in " ".join(result.stderr.split())
+        and "other.onnx" in result.stderr.replace("\n", "")
+    )
 
 
 def test_an_onnx_without_a_manifest_needs_a_spec(tmp_path):
@@ -215,7 +264,9 @@ def test_an_onnx_without_a_manifest_needs_a_spec(tmp_path):
     result = cli("run", "line:frames=2", "--model", model, "--out", tmp_path / "out")
     assert result.returncode == 4 and "--spec" in result.stderr
     (tmp_path / "my.yaml").write_text("names: [a, b, c]\npreprocess: {imgsz: [320, 320]}\n")
-    result = cli("run", "line:frames=2", "--model", model, "--spec", tmp_path / "my.yaml", "--out", tmp_path / "out")
+    result = cli(
+        "run", "line:frames=2", "--model", model, "--spec", tmp_path / "my.yaml", "--out", tmp_path / "out"
+    )
     assert result.returncode == 0, result.stderr
 
 
@@ -258,10 +309,15 @@ def test_kill_9_leaves_readable_results(tmp_path):
 
 def test_disk_full_keeps_what_was_written(tmp_path):
     "RLIMIT_FSIZE makes every file stop growing at 200 kB, as a full disk would."
-    code = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
-            "from cv_pipeline.commands.main import main; sys.argv[1:] = ['run', 'line:', '--out', sys.argv[1]]; main()")
-    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
+        "from cv_pipeline.commands.main import main; sys.argv[1:] = ['run', 'line:', '--out', sys.argv[1]]; "
+        "main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
     assert result.returncode == 5, result.stderr
     assert "Traceback" not in result.stderr
     text = (tmp_path / "results.jsonl").read_bytes().splitlines()
@@ -275,7 +331,9 @@ def tiny_disk(tmp_path):
     "A file system of 600 kB that really runs full."
     folder = tmp_path / "tiny"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", folder], capture_output=True
+    ).returncode:
         pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
@@ -298,7 +356,12 @@ def test_a_mistake_does_not_destroy_the_results_of_the_run_before(tmp_path, clip
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        wrong = [["--serve-health", taken.getsockname()[1]], ["--model", "/no/such.onnx"], ["--classes", "unicorn"], ["--motion", "6"]]
+        wrong = [
+            ["--serve-health", taken.getsockname()[1]],
+            ["--model", "/no/such.onnx"],
+            ["--classes", "unicorn"],
+            ["--motion", "6"],
+        ]
         for args in wrong:
             assert cli("run", clip, "--out", out, *args).returncode in (2, 4)
             assert {p.name: p.read_bytes() for p in out.iterdir() if p.name != ".lock"} == before, args
@@ -318,13 +381,20 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
 
 def test_realtime_also_holds_for_sources_of_a_file(tmp_path, clip):
     (tmp_path / "c.yaml").write_text(f"sources: [{{uri: '{clip}'}}]\nmodel:\n")
-    result = cli("run", "--config", tmp_path / "c.yaml", "--realtime", "--conf", "0.4", "--out", tmp_path / "out")
+    result = cli(
+        "run", "--config", tmp_path / "c.yaml", "--realtime", "--conf", "0.4", "--out", tmp_path / "out"
+    )
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "out/summary.json").read_text())["sources"]["belt"]["live"] is True
 
 
 def test_interrupted_demo_gives_no_scores(tmp_path):
-    process = subprocess.Popen([CLI, "demo", "--seconds", "30", "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [CLI, "demo", "--seconds", "30", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     until(lambda: lines_in(tmp_path / "results.jsonl") > 10, 180, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
@@ -349,11 +419,17 @@ def labelled(tmp_path_factory):
 
 
 def test_tune_matches_classes_by_name_and_writes_a_tuned_copy(labelled, tmp_path):
-    result = cli("tune", "factory_line", labelled / "data.yaml", "--split", "val", "--out", tmp_path / "tuned")
+    result = cli(
+        "tune", "factory_line", labelled / "data.yaml", "--split", "val", "--out", tmp_path / "tuned"
+    )
     assert result.returncode == 0, result.stderr
     manifest = json.loads((tmp_path / "tuned/manifest.json").read_text())
-    assert manifest["metrics"]["tuning"]["after"]["recall"] > 0.9  # by number instead of name it would find next to nothing
-    assert cli("run", "line:frames=3", "--model", tmp_path / "tuned", "--out", tmp_path / "run").returncode == 0
+    assert (
+        manifest["metrics"]["tuning"]["after"]["recall"] > 0.9
+    )  # by number instead of name it would find next to nothing
+    assert (
+        cli("run", "line:frames=3", "--model", tmp_path / "tuned", "--out", tmp_path / "run").returncode == 0
+    )
     assert cli("tune", "factory_line", labelled).returncode == 2  # a bundled model is not changed
 
 
@@ -369,27 +445,42 @@ def test_tune_writes_back_to_the_manifest_that_was_read(labelled, tmp_path):
     (tmp_path / "manifest.json").write_text("{}")  # somebody else's
     result = cli("tune", tmp_path / "b.onnx", labelled)
     assert result.returncode == 0, result.stderr
-    assert "tuning" in json.loads((tmp_path / "b.json").read_text())["metrics"] and (tmp_path / "manifest.json").read_text() == "{}"
+    assert (
+        "tuning" in json.loads((tmp_path / "b.json").read_text())["metrics"]
+        and (tmp_path / "manifest.json").read_text() == "{}"
+    )
 
 
 def test_tune_refuses_a_folder_with_another_model(labelled, tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"another model")
     result = cli("tune", "factory_line", labelled, "--out", tmp_path)
-    assert result.returncode == 2 and "another model" in result.stderr and not (tmp_path / "manifest.json").exists()
+    assert (
+        result.returncode == 2
+        and "another model" in result.stderr
+        and not (tmp_path / "manifest.json").exists()
+    )
 
 
-@pytest.mark.parametrize("args,words", [
-    (["tune", "factory_line", "CLIP", "--dry-run"], "not a COCO file"),
-    (["tune", "factory_line", "DATA", "--out", "FILE"], "cannot be written"),
-    (["tune", "factory_line", "DATA", "--out", "FILE/x"], "cannot be written"),
-    (["tune", "factory_line", "DATA", "--objective", "beauty", "--dry-run"], "beauty"),
-    (["demo", "--out", "FILE"], "cannot be written"),
-    (["run", "line:frames=3", "--threads", "9999"], "less than or equal to 256"),
-    (["run", "line:frames=3", "--motion", "6"], "selection.motion"),
-])
+@pytest.mark.parametrize(
+    "args,words",
+    [
+        (["tune", "factory_line", "CLIP", "--dry-run"], "not a COCO file"),
+        (["tune", "factory_line", "DATA", "--out", "FILE"], "cannot be written"),
+        (["tune", "factory_line", "DATA", "--out", "FILE/x"], "cannot be written"),
+        (["tune", "factory_line", "DATA", "--objective", "beauty", "--dry-run"], "beauty"),
+        (["demo", "--out", "FILE"], "cannot be written"),
+        (["run", "line:frames=3", "--threads", "9999"], "less than or equal to 256"),
+        (["run", "line:frames=3", "--motion", "6"], "selection.motion"),
+    ],
+)
 def test_more_bad_usage(args, words, labelled, clip, tmp_path):
     (tmp_path / "file").write_text("")
-    places = {"CLIP": str(clip), "DATA": str(labelled), "FILE": str(tmp_path / "file"), "FILE/x": str(tmp_path / "file/x")}
+    places = {
+        "CLIP": str(clip),
+        "DATA": str(labelled),
+        "FILE": str(tmp_path / "file"),
+        "FILE/x": str(tmp_path / "file/x"),
+    }
     result = cli(*(places.get(a, a) for a in args), cwd=tmp_path)
     assert result.returncode == 2 and words in " ".join(result.stderr.split()), result.stderr
     assert "Traceback" not in result.stderr
@@ -399,7 +490,11 @@ def test_health_endpoint_of_a_running_process(tmp_path):
     from urllib.request import urlopen
 
     with open(tmp_path / "stderr", "w") as stderr:
-        process = subprocess.Popen([CLI, "run", "line:", "--out", str(tmp_path), "--serve-health", "0"], stdout=subprocess.DEVNULL, stderr=stderr)
+        process = subprocess.Popen(
+            [CLI, "run", "line:", "--out", str(tmp_path), "--serve-health", "0"],
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+        )
     try:
         until(lambda: lines_in(tmp_path / "results.jsonl") > 10, 60)
         url = re.search(r"http://127\.0\.0\.1:\d+", (tmp_path / "stderr").read_text())[0]
@@ -413,10 +508,15 @@ def test_health_endpoint_of_a_running_process(tmp_path):
 
 
 def test_importing_the_core_pulls_in_no_extra():
-    code = ("import sys, cv_pipeline, cv_pipeline.commands.main, cv_pipeline.service.assembly; "
-            "heavy = {'torch', 'ultralytics', 'matplotlib', 'supervision', 'IPython', 'fastcore', 'nbdev', 'pandas'} & set(sys.modules); "
-            "assert not heavy, heavy")
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
+    code = (
+        "import sys, cv_pipeline, cv_pipeline.commands.main, cv_pipeline.service.assembly; "
+        "heavy = {'torch', 'ultralytics', 'matplotlib', 'supervision', 'IPython', 'fastcore', 'nbdev', "
+        "'pandas'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""}
+    )
     assert result.returncode == 0, result.stderr
 
 
@@ -425,24 +525,46 @@ def test_eval_tracking_prints_the_scores_of_a_run_and_of_files(tmp_path, done):
     out, _ = done
     runs = pq.read_table(out / "results.parquet").to_pylist()
     rows = [r for r in runs if r["tracker_id"] >= 0]
-    (tmp_path / "gt.txt").write_text("".join(f"{r['frame_id'] + 1},{r['tracker_id']},{r['x1']},{r['y1']},{r['x2'] - r['x1']},{r['y2'] - r['y1']},1,1,1\n" for r in rows))
+    (tmp_path / "gt.txt").write_text(
+        "".join(
+            f"{r['frame_id'] + 1},{r['tracker_id']},{r['x1']},{r['y1']},"
+            f"{r['x2'] - r['x1']},{r['y2'] - r['y1']},1,1,1\n"
+            for r in rows
+        )
+    )
     found = cli("eval-tracking", tmp_path / "gt.txt", out, "--json")
     assert found.returncode == 0, found.stderr
     scores = json.loads(found.stdout)["gt"]
-    assert scores["HOTA"] == pytest.approx(1, abs=1e-3) and scores["FN"] == scores["FP"] == scores["IDSW"] == 0 and scores["switches"] == []
+    assert (
+        scores["HOTA"] == pytest.approx(1, abs=1e-3)
+        and scores["FN"] == scores["FP"] == scores["IDSW"] == 0
+        and scores["switches"] == []
+    )
     half = (tmp_path / "gt.txt").read_text().splitlines()
-    (tmp_path / "res.txt").write_text("\n".join(line if int(line.split(",")[0]) < 20 else line.replace(",", ",1", 1) for line in half))  # other ids later
+    (tmp_path / "res.txt").write_text(
+        "\n".join(line if int(line.split(",")[0]) < 20 else line.replace(",", ",1", 1) for line in half)
+    )  # other ids later
     table = cli("eval-tracking", tmp_path / "gt.txt", tmp_path / "res.txt", "--switches")
-    assert table.returncode == 0 and "HOTA" in table.stdout and "IDF1" in table.stdout and "switch" in table.stderr
+    assert (
+        table.returncode == 0
+        and "HOTA" in table.stdout
+        and "IDF1" in table.stdout
+        and "switch" in table.stderr
+    )
     wrong = cli("eval-tracking", tmp_path / "gt.txt", tmp_path / "nothing.txt")
     assert wrong.returncode == 2 and "no such file" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
 def test_a_yaml_may_stand_in_the_place_of_a_source(tmp_path, clip):
-    (tmp_path / "cameras.yaml").write_text(f"sources:\n  - {{uri: '{clip}', id: belt}}\ndelivery: {{out: '{tmp_path / 'out'}'}}\n")
+    (tmp_path / "cameras.yaml").write_text(
+        f"sources:\n  - {{uri: '{clip}', id: belt}}\ndelivery: {{out: '{tmp_path / 'out'}'}}\n"
+    )
     result = cli("run", tmp_path / "cameras.yaml", "--every", "10")
     assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["frames_inferred"] == 4 and "decoding: h264" in result.stderr
+    assert (
+        json.loads((tmp_path / "out" / "summary.json").read_text())["frames_inferred"] == 4
+        and "decoding: h264" in result.stderr
+    )
     twice = cli("run", tmp_path / "cameras.yaml", "--config", tmp_path / "cameras.yaml")
     assert twice.returncode == 2 and "one configuration at a time" in twice.stderr
     nowhere = cli("run", tmp_path / "none.yaml")
@@ -450,10 +572,16 @@ def test_a_yaml_may_stand_in_the_place_of_a_source(tmp_path, clip):
 
 
 def test_robustness_writes_numbers_and_refuses_what_it_does_not_know(tmp_path):
-    result = cli("robustness", "--conditions", "fog", "--severities", "1,5", "--budget-s", "4", "--out", tmp_path / "r")
+    result = cli(
+        "robustness", "--conditions", "fog", "--severities", "1,5", "--budget-s", "4", "--out", tmp_path / "r"
+    )
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "r" / "metrics.json").read_text())
-    assert [c["condition"] for c in found["conditions"]] == ["fog"] and found["severities"] == [1, 5] and found["about"]["asked"] > 10
+    assert (
+        [c["condition"] for c in found["conditions"]] == ["fog"]
+        and found["severities"] == [1, 5]
+        and found["about"]["asked"] > 10
+    )
     wrong = cli("robustness", "--conditions", "locusts", "--out", tmp_path / "w")
     assert wrong.returncode == 2 and "locusts" in wrong.stderr and "Traceback" not in wrong.stderr
     assert cli("robustness", "--severities", "many", "--out", tmp_path / "v").returncode == 2
@@ -467,8 +595,13 @@ def test_data_is_checked_frozen_and_verified(labelled, tmp_path):
     shutil.copytree(labelled, data)
     assert cli("data", "check", data).returncode == 0
     frozen = tmp_path / "test_set.json"
-    assert cli("data", "freeze", data, "--out", frozen).returncode == 0 and cli("data", "verify", frozen).returncode == 0
-    assert cli("data", "freeze", data, "--out", frozen).returncode == 2  # what is frozen is not overwritten by accident
+    assert (
+        cli("data", "freeze", data, "--out", frozen).returncode == 0
+        and cli("data", "verify", frozen).returncode == 0
+    )
+    assert (
+        cli("data", "freeze", data, "--out", frozen).returncode == 2
+    )  # what is frozen is not overwritten by accident
     leaked = cli("data", "verify", frozen, "--train", labelled)
     assert leaked.returncode == 2 and "Traceback" not in leaked.stderr
     label = next(p for p in sorted(data.rglob("*.txt")) if p.read_text().strip() and "labels" in p.parts)
@@ -478,10 +611,13 @@ def test_data_is_checked_frozen_and_verified(labelled, tmp_path):
     broken = cli("data", "check", data)
     assert broken.returncode == 2 and label.name in broken.stderr.replace("\n", "")
     divided = cli("data", "split", labelled, "--out", tmp_path / "sides", "--sequences", r"line-0_0*(\d+)")
-    assert divided.returncode == 2 and "too few" in divided.stderr  # consecutive frames of one line look alike: one group cannot be divided
+    assert (
+        divided.returncode == 2 and "too few" in divided.stderr
+    )  # consecutive frames of one line look alike: one group cannot be divided
 
 
 # ---- models: optimize, build, benchmark, serve-files
+
 
 @pytest.fixture(scope="module")
 def optimised(labelled, tmp_path_factory):
@@ -493,24 +629,38 @@ def optimised(labelled, tmp_path_factory):
     assert few.returncode == 1 and "12 pictures" in few.stderr
     data = tmp_path_factory.mktemp("judge")
     write_dataset(data, FactoryLine(LineConfig(seed=77, density=6)).frames(40), ["yolo"], split="val")
-    result = cli("optimize", "--data", data, "--out", out, "--steps", "fp32,fp16", "--threads", 1, "--replace")
+    result = cli(
+        "optimize", "--data", data, "--out", out, "--steps", "fp32,fp16", "--threads", 1, "--replace"
+    )
     assert result.returncode == 0, result.stderr
     return out
 
 
 def test_optimize_keeps_what_passes_and_run_takes_it(optimised, clip, tmp_path):
     manifest = json.loads((optimised / "manifest.json").read_text())
-    assert {a["file"] for a in manifest["artefacts"]} >= {"model.onnx"} and all(a["gate"]["accepted"] for a in manifest["artefacts"])
-    assert {s["step"] for s in json.loads((optimised / "optimize.json").read_text())["steps"]} == {"fp32", "fp16"}
+    assert {a["file"] for a in manifest["artefacts"]} >= {"model.onnx"} and all(
+        a["gate"]["accepted"] for a in manifest["artefacts"]
+    )
+    assert {s["step"] for s in json.loads((optimised / "optimize.json").read_text())["steps"]} == {
+        "fp32",
+        "fp16",
+    }
     for wanted in ("model.onnx", "auto"):
-        made = cli("run", clip, "--every", 10, "--model", optimised, "--backend", wanted, "--out", tmp_path / wanted)
+        made = cli(
+            "run", clip, "--every", 10, "--model", optimised, "--backend", wanted, "--out", tmp_path / wanted
+        )
         assert made.returncode == 0, made.stderr
         said = json.loads((tmp_path / wanted / "summary.json").read_text())["model"]
         assert said["state"] == "ready" and ("fastest" in said["chosen"] if wanted == "auto" else True), said
-    assert cli("run", clip, "--model", optimised, "--backend", "steam", "--out", tmp_path / "steam").returncode in (2, 4)
+    assert cli(
+        "run", clip, "--model", optimised, "--backend", "steam", "--out", tmp_path / "steam"
+    ).returncode in (2, 4)
     again = cli("optimize", optimised, "--data", "line", "--out", optimised)
     assert again.returncode == 2 and "Traceback" not in again.stderr
-    assert cli("optimize", "--data", "nowhere", "--out", tmp_path / "x").returncode == 2 and not (tmp_path / "x").exists()
+    assert (
+        cli("optimize", "--data", "nowhere", "--out", tmp_path / "x").returncode == 2
+        and not (tmp_path / "x").exists()
+    )
 
 
 def test_build_without_a_card_is_a_sentence(optimised):
@@ -520,35 +670,71 @@ def test_build_without_a_card_is_a_sentence(optimised):
 
 
 def test_benchmark_writes_a_document_and_compares(optimised, tmp_path):
-    short = ["--batches", "1", "--threads", "1", "--seconds", "0.1", "--rounds", "2", "--no-fit", "--backends", "onnxruntime"]
+    short = [
+        "--batches",
+        "1",
+        "--threads",
+        "1",
+        "--seconds",
+        "0.1",
+        "--rounds",
+        "2",
+        "--no-fit",
+        "--backends",
+        "onnxruntime",
+    ]
     first = cli("benchmark", optimised, *short, "--out", tmp_path / "a")
     assert first.returncode == 0, first.stderr
-    assert {p.name for p in (tmp_path / "a").iterdir()} >= {"benchmark.json", "benchmark.md", "benchmark.html"}
+    assert {p.name for p in (tmp_path / "a").iterdir()} >= {
+        "benchmark.json",
+        "benchmark.md",
+        "benchmark.html",
+    }
     second = cli("benchmark", optimised, *short, "--out", tmp_path / "b", "--compare", tmp_path / "a")
     assert second.returncode == 0 and "below 1 is faster" in second.stdout, second.stderr
     wrong = cli("benchmark", optimised, "--batches", "one", "--out", tmp_path / "c")
     assert wrong.returncode == 2 and "--batches" in wrong.stderr
-    assert cli("benchmark", optimised, "--compare", tmp_path / "nowhere", "--out", tmp_path / "d").returncode == 2
+    assert (
+        cli("benchmark", optimised, "--compare", tmp_path / "nowhere", "--out", tmp_path / "d").returncode
+        == 2
+    )
 
 
 def test_serve_files_writes_a_repository(optimised, tmp_path):
-    result = cli("serve-files", optimised, "--out", tmp_path / "repository", "--name", "line", "--max-batch", 4)
+    result = cli(
+        "serve-files", optimised, "--out", tmp_path / "repository", "--name", "line", "--max-batch", 4
+    )
     assert result.returncode == 0, result.stderr
-    assert 'max_batch_size: 4' in (tmp_path / "repository" / "line" / "config.pbtxt").read_text()
-    assert cli("serve-files", optimised, "--out", tmp_path / "repository", "--name", "line").returncode == 2  # what is there stays
+    assert "max_batch_size: 4" in (tmp_path / "repository" / "line" / "config.pbtxt").read_text()
+    assert (
+        cli("serve-files", optimised, "--out", tmp_path / "repository", "--name", "line").returncode == 2
+    )  # what is there stays
     assert cli("serve-files", optimised, "--out", tmp_path / "r2", "--platform", "magic").returncode == 2
 
 
-@pytest.mark.parametrize("args, words", [
-    (["data", "freeze", "{data}", "--out", "{tmp}/afile/t.json"], "afile"), (["select", "x" * 300, "--budget", "3", "--out", "{tmp}/s"], "File name too long"), (["label", "settle", "{tmp}", "--pictures", ".", "--out", "{tmp}/b"], "cannot be read: is a folder, not a file"),
-])
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["data", "freeze", "{data}", "--out", "{tmp}/afile/t.json"], "afile"),
+        (["select", "x" * 300, "--budget", "3", "--out", "{tmp}/s"], "File name too long"),
+        (
+            ["label", "settle", "{tmp}", "--pictures", ".", "--out", "{tmp}/b"],
+            "cannot be read: is a folder, not a file",
+        ),
+    ],
+)
 def test_places_that_are_not_what_they_are_taken_for_are_one_line(tmp_path, args, words):
     "What no command has foreseen about files and folders is a line with its path, not a traceback."
     (tmp_path / "afile").write_text("")
     write_dataset(tmp_path / "data", (f for f in [open_frame()]), ["yolo"], split="train")
     result = cli(*(a.format(tmp=tmp_path, data=tmp_path / "data") for a in args))
     assert result.returncode in (2, 5), result.stderr  # 5: nothing can be written there
-    assert words in " ".join(result.stderr.split()) and "Traceback" not in result.stderr and result.stderr.startswith("error "), result.stderr
+    assert (
+        words in " ".join(result.stderr.split())
+        and "Traceback" not in result.stderr
+        and result.stderr.startswith("error ")
+    ), result.stderr
 
 
-def open_frame(): return FactoryLine(LineConfig(seed=3, density=4)).render(10)
+def open_frame():
+    return FactoryLine(LineConfig(seed=3, density=4)).render(10)

@@ -1,4 +1,6 @@
-"""Round trips through every format change nothing; what a format cannot say is a DataError that names the place."""
+"""Round trips through every format change nothing; what a format cannot say is a DataError that names the
+place."""
+
 import json
 
 import numpy as np
@@ -26,7 +28,9 @@ def detections(draw, inside=True):
     flat = rng.random(n) < 0.2  # some boxes without area
     b[flat, 0] = a[flat, 0]
     xyxy = np.hstack([np.minimum(a, b), np.maximum(a, b)]).astype(np.float32)
-    return Detections(xyxy, rng.random(n).astype(np.float32), rng.integers(0, len(NAMES), n), rng.permutation(n))
+    return Detections(
+        xyxy, rng.random(n).astype(np.float32), rng.integers(0, len(NAMES), n), rng.permutation(n)
+    )
 
 
 def same(a: Detections, b: Detections, px=1e-3, conf=1e-6, ids=True):
@@ -100,9 +104,15 @@ def test_boxes_outside_the_image():
     np.testing.assert_allclose(cut.xyxy, [[0, 0, 40, 50], [1900, 1000, 1920, 1080]], atol=1e-3)
 
 
-@pytest.mark.parametrize("write", [
-    lambda d: F.to_yolo(d, SIZE), lambda d: F.to_coco_annotations(d, 1), lambda d: F.to_mot(d, 0, confirmed_only=False),
-], ids=["yolo", "coco", "mot"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda d: F.to_yolo(d, SIZE),
+        lambda d: F.to_coco_annotations(d, 1),
+        lambda d: F.to_mot(d, 0, confirmed_only=False),
+    ],
+    ids=["yolo", "coco", "mot"],
+)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_nan_is_refused_on_the_way_out(write, value):
     with pytest.raises(DataError, match="NaN or infinite"):
@@ -119,7 +129,9 @@ def test_nan_is_refused_on_the_way_in():
     with pytest.raises(DataError, match="line 1 holds NaN"):
         F.from_mot("1,1,nan,0,5,5,1,1,1")
     with pytest.raises(DataError, match="NaN"):
-        theirs = supervision.Detections(xyxy=np.float32([[0, 0, 1, 1]]), class_id=np.array([0]), confidence=np.array([1.0]))
+        theirs = supervision.Detections(
+            xyxy=np.float32([[0, 0, 1, 1]]), class_id=np.array([0]), confidence=np.array([1.0])
+        )
         theirs.xyxy = nan  # supervision checks when it constructs, not afterwards
         F.from_supervision(theirs)
     with pytest.raises(DataError, match="NaN"):

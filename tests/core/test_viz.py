@@ -1,4 +1,5 @@
 """Pictures: the frame is never touched, uncertain findings look different, wild boxes do no harm."""
+
 import sys
 
 import numpy as np
@@ -8,14 +9,23 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cv_pipeline.core.types import DataError, Decision, Detections, MissingExtraError
-from cv_pipeline.core.viz import PALETTE, Trails, colour_of, contact_sheet, draw_detections, jpeg, plot_pr, plot_reliability
+from cv_pipeline.core.viz import (
+    PALETTE,
+    Trails,
+    colour_of,
+    contact_sheet,
+    draw_detections,
+    jpeg,
+    plot_pr,
+    plot_reliability,
+)
 from tests.helpers.services import require
 
 GREY = np.full((120, 200, 3), 90, np.uint8)
 
 
 def one(decision=Decision.ACCEPT, track=-1, cls=0):
-    return Detections([[40, 30, 140, 100]], [.8], [cls], [track], {"decision": np.int8([decision])})
+    return Detections([[40, 30, 140, 100]], [0.8], [cls], [track], {"decision": np.int8([decision])})
 
 
 def drawn(detections, **kwargs):
@@ -23,7 +33,12 @@ def drawn(detections, **kwargs):
 
 
 @settings(max_examples=60, deadline=None)
-@given(arrays(np.float32, (5, 4), elements=st.floats(width=32)), st.lists(st.integers(-3, 300), min_size=5, max_size=5), st.integers(1, 60), st.integers(1, 60))
+@given(
+    arrays(np.float32, (5, 4), elements=st.floats(width=32)),
+    st.lists(st.integers(-3, 300), min_size=5, max_size=5),
+    st.integers(1, 60),
+    st.integers(1, 60),
+)
 def test_any_box_can_be_drawn_and_the_frame_stays(boxes, ids, h, w):
     image = np.full((h, w, 3), 7, np.uint8)
     d = Detections(boxes, None, np.abs(ids), ids, {"decision": np.int8([0, 1, 2, 0, 1])})
@@ -35,7 +50,7 @@ def test_review_is_dashed_drop_is_absent():
     sure, unsure, dropped = (drawn(one(d)) for d in (Decision.ACCEPT, Decision.REVIEW, Decision.DROP))
     assert not dropped.any()
     top = slice(41, 139)
-    assert sure[30, top].all() and .3 < unsure[30, top].mean() < .7
+    assert sure[30, top].all() and 0.3 < unsure[30, top].mean() < 0.7
     ys, xs = np.nonzero(unsure)
     assert (xs.min(), ys.min(), xs.max(), ys.max()) == (40, 30, 139, 99)
 
@@ -61,7 +76,11 @@ def test_trails_follow_confirmed_tracks_and_forget():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90), st.booleans()), min_size=1, max_size=9), st.integers(1, 5), st.integers(8, 80))
+@given(
+    st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90), st.booleans()), min_size=1, max_size=9),
+    st.integers(1, 5),
+    st.integers(8, 80),
+)
 def test_contact_sheets_take_any_sizes(sizes, columns, width):
     images = [np.zeros((h, w) if grey else (h, w, 3), np.uint8) for h, w, grey in sizes]
     sheet = contact_sheet(images, [str(i) for i in range(len(images))], columns, width, gap=3)
@@ -77,15 +96,15 @@ def test_empty_sheets_and_uneven_curves_are_refused():
         contact_sheet([GREY], columns=0)
     require("matplotlib")
     with pytest.raises(DataError, match="2 precisions for 3 recalls"):
-        plot_pr([0, .5, 1], [1, 1])
+        plot_pr([0, 0.5, 1], [1, 1])
     with pytest.raises(DataError, match="2 confidences, 1 accuracies"):
         plot_reliability([0, 1], [1])
 
 
 def test_reliability_leaves_empty_bins_out():
     require("matplotlib").use("Agg")
-    title = plot_reliability([.2, .5, .9], [.4, np.nan, .8], [1, 0, 3]).get_title()
-    assert title.endswith(f"ECE {(.2 * 1 + .1 * 3) / 4:.3f}")
+    title = plot_reliability([0.2, 0.5, 0.9], [0.4, np.nan, 0.8], [1, 0, 3]).get_title()
+    assert title.endswith(f"ECE {(0.2 * 1 + 0.1 * 3) / 4:.3f}")
 
 
 def test_a_missing_matplotlib_is_named(monkeypatch):

@@ -1,4 +1,6 @@
-"""The detector that ships: good on lines it has never seen, honest about what hurts it, the same answer in any batch."""
+"""The detector that ships: good on lines it has never seen, honest about what hurts it, the same answer in
+any batch."""
+
 import numpy as np
 import pytest
 
@@ -29,7 +31,9 @@ def shots(condition=None, lines=6, frames=30, step=12):
 
 
 def score(model, **kwargs):
-    wide = model.with_postprocess(conf=.001, accept_conf=.001, agnostic_nms=False)  # the usual protocol of AP
+    wide = model.with_postprocess(
+        conf=0.001, accept_conf=0.001, agnostic_nms=False
+    )  # the usual protocol of AP
     pairs = list(shots(**kwargs))
     return average_precision([t for _, t in pairs], wide.predict([f.image for f, _ in pairs]))
 
@@ -43,7 +47,8 @@ def test_it_finds_the_parts_on_unseen_clean_video(model):
 
 
 def test_the_manifest_tells_what_hurts(model):
-    "The report in the manifest covers every condition, and a fresh measurement of the worst one agrees with it."
+    """The report in the manifest covers every condition, and a fresh measurement of the worst one agrees with
+    it."""
     require("pycocotools")
     said = load_manifest("factory_line")[0].metrics
     assert set(said["severity_3"]) == set(CONDITION_NAMES)
@@ -66,13 +71,13 @@ def test_batches_of_any_size_give_the_same_answer(model):
     images = [f.image for f, _ in shots(lines=1, frames=5)]
     batch, geometries = model.preprocess.batch(images)
     together = model.backend.infer(batch)
-    single = np.concatenate([model.backend.infer(batch[i:i + 1]) for i in range(5)])
+    single = np.concatenate([model.backend.infer(batch[i : i + 1]) for i in range(5)])
     assert together.shape == (5, 4 + len(CLASS_NAMES), 2100) and np.abs(together - single).max() < 1e-4
     for a, b in zip(model.postprocess(together, geometries), model.postprocess(single, geometries)):
         assert np.abs(a.xyxy - b.xyxy).max(initial=0) < 1e-2 and a.class_id.tolist() == b.class_id.tolist()
 
 
 def test_an_empty_belt_is_empty(model):
-    line = FactoryLine(LineConfig(seed=SEED, density=.01, hand_every=3))
-    found = model.with_postprocess(conf=.5).predict([line.render(i * 10)[0].image for i in range(30)])
+    line = FactoryLine(LineConfig(seed=SEED, density=0.01, hand_every=3))
+    found = model.with_postprocess(conf=0.5).predict([line.render(i * 10)[0].image for i in range(30)])
     assert sum(map(len, found)) <= 1  # hands and belt seams are no parts

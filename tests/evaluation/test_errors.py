@@ -1,4 +1,5 @@
 """Error types and LRP: tidecv is the oracle, and a formula written out."""
+
 import contextlib
 import io
 from dataclasses import replace
@@ -23,15 +24,28 @@ def oracle(s: EvalSet) -> tuple[float, dict[str, float], dict[str, int]]:
     from tidecv import TIDE, Data
 
     truth, said = Data("truth"), Data("said")
-    for c, name in enumerate(s.names): truth.add_class(c, name); said.add_class(c, name)
-    for i, name in enumerate(s.images): truth.add_image(i, name); said.add_image(i, name)
+    for c, name in enumerate(s.names):
+        truth.add_class(c, name)
+        said.add_class(c, name)
+    for i, name in enumerate(s.images):
+        truth.add_image(i, name)
+        said.add_image(i, name)
     box = lambda b: [b[0], b[1], b[2] - b[0], b[3] - b[1]]
-    for i, b, c in zip(s.truth.image.tolist(), s.truth.xyxy.tolist(), s.truth.class_id.tolist()): truth.add_ground_truth(i, c, box(b))
-    for i, b, c, p in zip(s.predictions.image.tolist(), s.predictions.xyxy.tolist(), s.predictions.class_id.tolist(), s.predictions.confidence.tolist()):
+    for i, b, c in zip(s.truth.image.tolist(), s.truth.xyxy.tolist(), s.truth.class_id.tolist()):
+        truth.add_ground_truth(i, c, box(b))
+    for i, b, c, p in zip(
+        s.predictions.image.tolist(),
+        s.predictions.xyxy.tolist(),
+        s.predictions.class_id.tolist(),
+        s.predictions.confidence.tolist(),
+    ):
         said.add_detection(i, c, p, box(b))
     judge = TIDE()
-    with contextlib.redirect_stdout(io.StringIO()): found = judge.evaluate(truth, said, mode=TIDE.BOX)
-    gains = {e.short_name: v / 100 for e, v in {**found.fix_main_errors(), **found.fix_special_errors()}.items()}
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = judge.evaluate(truth, said, mode=TIDE.BOX)
+    gains = {
+        e.short_name: v / 100 for e, v in {**found.fix_main_errors(), **found.fix_special_errors()}.items()
+    }
     return found.ap / 100, gains, {e.short_name: v for e, v in found.count_errors().items()}
 
 
@@ -44,23 +58,27 @@ def whole(seed: int, pictures: int = 15) -> EvalSet | None:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000))
 def test_gains_and_counts_equal_tidecv(seed):
-    "tidecv reads precision at k/100, COCO (and we) at linspace(0, 1, 101); they differ in the last bit, which moves a whole step where a recall is hit exactly."
+    """tidecv reads precision at k/100, COCO (and we) at linspace(0, 1, 101); they differ in the last bit,
+    which moves a whole step where a recall is hit exactly."""
     s = whole(seed)
-    if s is None: return
+    if s is None:
+        return
     ap, gains, counts = oracle(s)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "RECALLS", np.array([k / 100 for k in range(101)]))
         report = explain_errors(s)
     assert report.ap == pytest.approx(ap, abs=1e-3)
     assert report.counts == counts
-    for name, value in gains.items(): assert report.gain[name] == pytest.approx(max(value, 0), abs=1e-3), name
+    for name, value in gains.items():
+        assert report.gain[name] == pytest.approx(max(value, 0), abs=1e-3), name
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000))
 def test_every_box_and_every_missed_object_is_explained_once(seed):
     s = random_set(seed)
-    if not len(s.truth): return
+    if not len(s.truth):
+        return
     m = match_set(s, [0.5])
     report = explain_errors(s, m)
     assert (report.kind >= 0).sum() == (~m.ignored[0]).sum() and (report.kind == 0).sum() == m.hit[0].sum()
@@ -74,10 +92,12 @@ def test_every_box_and_every_missed_object_is_explained_once(seed):
 @given(st.integers(0, 10_000), st.floats(0, 1))
 def test_lrp_is_its_formula_at_every_threshold(seed, threshold):
     s = random_set(seed)
-    if not len(s.truth): return
+    if not len(s.truth):
+        return
     for c in range(3):
         found = lrp(s, match_set(s), c)
-        if not found.objects or not len(found.confidence): continue
+        if not found.objects or not len(found.confidence):
+            continue
         threshold = float(found.confidence[np.argmin(np.abs(found.confidence - threshold))])
         shown = replace(s, predictions=s.predictions[s.predictions.confidence >= threshold])
         m = match_set(shown, [0.5])
@@ -96,4 +116,6 @@ def test_nothing_said_is_all_missed_and_lrp_one():
     assert report.ap == 0 and report.counts["Miss"] == len(s.truth) == report.missed.sum()
     assert lrp_table(s, match_set(s))[-1]["oLRP"] == 1
     perfect = replace(s, predictions=s.truth)
-    assert explain_errors(perfect).ap == pytest.approx(1) and lrp_table(perfect, match_set(perfect))[-1]["oLRP"] == pytest.approx(0)
+    assert explain_errors(perfect).ap == pytest.approx(1) and lrp_table(perfect, match_set(perfect))[-1][
+        "oLRP"
+    ] == pytest.approx(0)

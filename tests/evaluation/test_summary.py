@@ -1,4 +1,5 @@
 """One evaluation as a whole, the worst pictures, the baseline's answer."""
+
 import json
 from dataclasses import replace
 
@@ -17,30 +18,55 @@ from tests.helpers.eval_sets import random_set
 @pytest.fixture(scope="module")
 def busy():
     s = random_set(7, pictures=90)
-    return replace(s, columns={"sequence": np.arange(90) // 3, "camera": np.array(["n", "s", "rare"], object)[np.where(np.arange(90) < 4, 2, np.arange(90) % 2)]})
+    return replace(
+        s,
+        columns={
+            "sequence": np.arange(90) // 3,
+            "camera": np.array(["n", "s", "rare"], object)[np.where(np.arange(90) < 4, 2, np.arange(90) % 2)],
+        },
+    )
 
 
 def test_an_evaluation_is_complete_and_plain(busy):
-    e = evaluate_set(busy, 0.3, ["camera"], {"AP": 0.01, "AP, camera = rare": 0.1, "recall": 0.999}, draws=100)
+    e = evaluate_set(
+        busy, 0.3, ["camera"], {"AP": 0.01, "AP, camera = rare": 0.1, "recall": 0.999}, draws=100
+    )
     m = json.loads(json.dumps(e.metrics()))
-    assert m["verdict"] == "FAIL" and {f["what"]: f["verdict"] for f in m["findings"]} == {"AP": "PASS", "AP, camera = rare": "INSUFFICIENT", "recall": "FAIL"}
-    assert m["coco"]["AP"] == pytest.approx(m["intervals"]["AP"]["value"], abs=1e-9) and m["header"]["clusters"] == 60  # sequence × camera
+    assert m["verdict"] == "FAIL" and {f["what"]: f["verdict"] for f in m["findings"]} == {
+        "AP": "PASS",
+        "AP, camera = rare": "INSUFFICIENT",
+        "recall": "FAIL",
+    }
+    assert (
+        m["coco"]["AP"] == pytest.approx(m["intervals"]["AP"]["value"], abs=1e-9)
+        and m["header"]["clusters"] == 60
+    )  # sequence × camera
     rare = next(r for r in m["slices"] if r["what"] == "camera = rare")
     assert rare["AP"] is None and rare["note"] == "insufficient" and rare["pictures"] == 4
-    assert {r["cause"] for r in m["errors"]} == {"Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"} and m["lrp"][-1]["class"] == "mean"
-    assert "FAIL" in html_verdict(e) and "&lt;" in html_table([{"a": "<script>", "b": None, "c": float("nan")}]) and "–" in html_table([{"b": None}])
+    assert {r["cause"] for r in m["errors"]} == {"Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"} and m["lrp"][
+        -1
+    ]["class"] == "mean"
+    assert (
+        "FAIL" in html_verdict(e)
+        and "&lt;" in html_table([{"a": "<script>", "b": None, "c": float("nan")}])
+        and "–" in html_table([{"b": None}])
+    )
 
 
 def test_floors_of_nothing_and_unknown_slices_are_refused(busy):
-    with pytest.raises(ConfigError, match="no such number: AP, camera = west"): evaluate_set(busy, 0.3, ["camera"], {"AP, camera = west": 0.1}, draws=20, with_calibration=False)
-    with pytest.raises(DataError, match="no column 'hour'"): evaluate_set(busy, 0.3, ["hour"], draws=20, with_calibration=False)
+    with pytest.raises(ConfigError, match="no such number: AP, camera = west"):
+        evaluate_set(busy, 0.3, ["camera"], {"AP, camera = west": 0.1}, draws=20, with_calibration=False)
+    with pytest.raises(DataError, match="no column 'hour'"):
+        evaluate_set(busy, 0.3, ["hour"], draws=20, with_calibration=False)
 
 
 @pytest.mark.slow
 def test_a_better_answer_on_the_same_pictures_is_called_better(busy):
     rng = np.random.default_rng(0)
     worse = replace(busy, predictions=busy.predictions[rng.random(len(busy.predictions)) < 0.5])
-    assert evaluate_set(busy, baseline=worse, draws=200, with_calibration=False).comparison["says"] == "better"
+    assert (
+        evaluate_set(busy, baseline=worse, draws=200, with_calibration=False).comparison["says"] == "better"
+    )
     assert evaluate_set(worse, baseline=busy, draws=200, with_calibration=False).comparison["says"] == "worse"
     assert evaluate_set(busy, baseline=busy, draws=50, with_calibration=False).comparison["difference"] == 0
 
@@ -48,12 +74,22 @@ def test_a_better_answer_on_the_same_pictures_is_called_better(busy):
 def test_the_hash_is_of_the_truth(busy):
     assert data_hash(busy) == data_hash(replace(busy, predictions=box_table([], [], [])))
     moved = replace(busy, truth=replace(busy.truth, xyxy=busy.truth.xyxy + 1))
-    assert len({data_hash(s) for s in (busy, moved, busy.select(np.arange(40)), replace(busy, names=("a", "b", "d")))}) == 4
+    assert (
+        len(
+            {
+                data_hash(s)
+                for s in (busy, moved, busy.select(np.arange(40)), replace(busy, names=("a", "b", "d")))
+            }
+        )
+        == 4
+    )
 
 
 def test_worst_pictures_account_for_every_error(busy):
     ranked = cases(busy, 0.4)
-    assert [c.errors for c in ranked] == sorted((c.errors for c in ranked), reverse=True) and len(ranked) == len(busy)
+    assert [c.errors for c in ranked] == sorted((c.errors for c in ranked), reverse=True) and len(
+        ranked
+    ) == len(busy)
     real = ~busy.truth.crowd
     assert sum(len(c.hits) + len(c.missed) for c in ranked) == real.sum()
     shown = busy.predictions.confidence >= 0.4
@@ -61,27 +97,59 @@ def test_worst_pictures_account_for_every_error(busy):
     blank = np.zeros((500, 500, 3), np.uint8)
     assert (draw_case(busy, ranked[0], blank) != blank).any() and not blank.any()
     assert worst_sheet(busy, 0.4, picture=lambda i: blank).ndim == 3
-    with pytest.raises(DataError, match="only their labels"): worst_sheet(busy, 0.4)
+    with pytest.raises(DataError, match="only their labels"):
+        worst_sheet(busy, 0.4)
     assert worst_sheet(replace(busy, predictions=busy.truth[real], truth=busy.truth[real]), 0.4) is None
 
 
-@pytest.mark.parametrize("verdicts, unknown, late, answer", [
-    ("P", (), None, "no"), ("PF", (), None, "yes"), ("PI", (), None, "label more"), ("P", (), "F", "too slow"), ("P", ("defect",), "F", "yes"), ("FI", (), "F", "yes"), ("", (), None, "floors?"),
-    ("", (), "P", "no"),
-])
+@pytest.mark.parametrize(
+    "verdicts, unknown, late, answer",
+    [
+        ("P", (), None, "no"),
+        ("PF", (), None, "yes"),
+        ("PI", (), None, "label more"),
+        ("P", (), "F", "too slow"),
+        ("P", ("defect",), "F", "yes"),
+        ("FI", (), "F", "yes"),
+        ("", (), None, "floors?"),
+        ("", (), "P", "no"),
+    ],
+)
 def test_the_baselines_answer(verdicts, unknown, late, answer):
     kind = {"P": Verdict.PASS, "F": Verdict.FAIL, "I": Verdict.INSUFFICIENT}
-    found, reasons = answer_for([Finding("AP", kind[v], "why") for v in verdicts], unknown, Finding("latency", kind[late], "slow") if late else None)
+    found, reasons = answer_for(
+        [Finding("AP", kind[v], "why") for v in verdicts],
+        unknown,
+        Finding("latency", kind[late], "slow") if late else None,
+    )
     assert found == answer and (reasons or answer == "floors?")
 
 
 def test_slices_come_from_the_coco_file_when_none_are_named(tmp_path):
-    "Every column that divides the set, and no more: not the sequence, not a value of its own for each picture."
+    """Every column that divides the set, and no more: not the sequence, not a value of its own for each
+    picture."""
     from cv_pipeline.evaluation.records import coco_columns, read_coco
     from cv_pipeline.evaluation.summary import sliceable
 
-    book = {"images": [{"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 64, "camera": "ab"[i % 2], "sequence": i // 2, "note": f"n{i}", "site": "x"} for i in range(20)],
-            "categories": [{"id": 1, "name": "part"}], "annotations": [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}]}
+    book = {
+        "images": [
+            {
+                "id": i,
+                "file_name": f"{i}.jpg",
+                "width": 64,
+                "height": 64,
+                "camera": "ab"[i % 2],
+                "sequence": i // 2,
+                "note": f"n{i}",
+                "site": "x",
+            }
+            for i in range(20)
+        ],
+        "categories": [{"id": 1, "name": "part"}],
+        "annotations": [
+            {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
+        ],
+    }
     file = tmp_path / "val.json"
     file.write_text(json.dumps(book))
     assert coco_columns(file)["camera"] == {f"{i}.jpg": "ab"[i % 2] for i in range(20)}

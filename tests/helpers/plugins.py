@@ -1,7 +1,8 @@
 """Small packages with entry points, as `pip` leaves them: a module and a folder with the metadata."""
+
 from pathlib import Path
 
-SINK = '''
+SINK = """
 from collections import Counter
 
 
@@ -33,14 +34,22 @@ class Odd:
     "No sink."
 
     def __init__(self, out): pass
-'''
+"""
 
 
-def install(site: Path, offers: dict[str, str], package: str = "factory-tally", module: str = "factory_tally", code: str = SINK) -> Path:
+def install(
+    site: Path,
+    offers: dict[str, str],
+    package: str = "factory-tally",
+    module: str = "factory_tally",
+    code: str = SINK,
+) -> Path:
     "Put a package into a folder that stands on the path; `offers`: name of a sink → module:class."
     info = site / f"{package.replace('-', '_')}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[cv_pipeline.sinks]\n" + "".join(f"{name} = {value}\n" for name, value in offers.items()))
+    (info / "entry_points.txt").write_text(
+        "[cv_pipeline.sinks]\n" + "".join(f"{name} = {value}\n" for name, value in offers.items())
+    )
     (site / f"{module}.py").write_text(code)
     return site

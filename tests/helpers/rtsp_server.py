@@ -1,8 +1,10 @@
-"""A camera for the tests: a real RTSP server on loopback. Runs under the system's Python, which has GStreamer's bindings.
+"""A camera for the tests: a real RTSP server on loopback.
 
-It prints `ready PORT` when clients may come, takes `size WxH` as a line on its standard input, and ends when that input ends: a
-test that dies leaves no server behind.
+Runs under the system's Python, which has GStreamer's bindings. It prints `ready PORT` when clients may come,
+takes `size WxH` as a line on its standard input, and ends when that input ends: a test that dies leaves no
+server behind.
 """
+
 import argparse
 import sys
 import threading
@@ -16,23 +18,38 @@ from gi.repository import GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402
 
 
 def pipeline(size: tuple[int, int], fps: int, gop: int, codec: str, bframes: int) -> str:
-    "What the camera films. One encoder thread: with more, the payloader sends the first slice of a key frame as a frame of its own."
-    encode = {"h264": f"x264enc threads=1 tune=zerolatency speed-preset=ultrafast bitrate=800 key-int-max={gop} bframes={bframes} ! rtph264pay name=pay0 pt=96 config-interval=-1",
-              "mjpeg": "jpegenc ! rtpjpegpay name=pay0 pt=26"}[codec]
-    if bframes: encode = encode.replace("tune=zerolatency ", "")
+    """What the camera films. One encoder thread: with more, the payloader sends the first slice of a key
+    frame as a frame of its own."""
+    encode = {
+        "h264": f"x264enc threads=1 tune=zerolatency speed-preset=ultrafast bitrate=800 key-int-max={gop} "
+        f"bframes={bframes} ! rtph264pay name=pay0 pt=96 config-interval=-1",
+        "mjpeg": "jpegenc ! rtpjpegpay name=pay0 pt=26",
+    }[codec]
+    if bframes:
+        encode = encode.replace("tune=zerolatency ", "")
     width, height = size
-    return (f"( videotestsrc is-live=true pattern=ball ! capsfilter name=size caps=video/x-raw,format=I420,width={width},height={height},framerate={fps}/1 ! "
-            f"{encode} )")
+    return (
+        "( videotestsrc is-live=true pattern=ball ! capsfilter name=size "
+        f"caps=video/x-raw,format=I420,width={width},height={height},framerate={fps}/1 ! "
+        f"{encode} )"
+    )
 
 
-def protect(server: GstRtspServer.RTSPServer, factory: GstRtspServer.RTSPMediaFactory, user: str, password: str, method: str) -> None:
+def protect(
+    server: GstRtspServer.RTSPServer,
+    factory: GstRtspServer.RTSPMediaFactory,
+    user: str,
+    password: str,
+    method: str,
+) -> None:
     "Only `user` with `password` may look."
     auth, token = GstRtspServer.RTSPAuth(), GstRtspServer.RTSPToken()
     token.set_string("media.factory.role", "viewer")
     if method == "digest":
         auth.set_supported_methods(GstRtsp.RTSPAuthMethod.DIGEST)
         auth.add_digest(user, password, token)
-    else: auth.add_basic(GstRtspServer.RTSPAuth.make_basic(user, password), token)
+    else:
+        auth.add_basic(GstRtspServer.RTSPAuth.make_basic(user, password), token)
     server.set_auth(auth)
     permissions = GstRtspServer.RTSPPermissions()
     permissions.add_permission_for_role("viewer", "media.factory.access", True)
@@ -69,15 +86,22 @@ def main() -> None:
     ask.add_argument("--auth", default="basic", choices=("basic", "digest"))
     a = ask.parse_args()
     Gst.init(None)
-    server, factory, loop, media = GstRtspServer.RTSPServer(), GstRtspServer.RTSPMediaFactory(), GLib.MainLoop(), []
+    server, factory, loop, media = (
+        GstRtspServer.RTSPServer(),
+        GstRtspServer.RTSPMediaFactory(),
+        GLib.MainLoop(),
+        [],
+    )
     server.set_address("127.0.0.1")
     server.set_service(a.port)
     factory.set_launch(pipeline(tuple(map(int, a.size.split("x"))), a.fps, a.gop, a.codec, a.bframes))
     factory.set_shared(True)
     factory.connect("media-configure", lambda _, m: media.append(m))
-    if a.user: protect(server, factory, a.user, a.password, a.auth)
+    if a.user:
+        protect(server, factory, a.user, a.password, a.auth)
     server.get_mount_points().add_factory("/live", factory)
-    if not server.attach(None): sys.exit("the port is taken")
+    if not server.attach(None):
+        sys.exit("the port is taken")
     print("ready", server.get_bound_port(), flush=True)
     threading.Thread(target=listen, args=(loop, media), daemon=True).start()
     loop.run()

@@ -1,4 +1,6 @@
-"""What tests need from this machine: optional packages, programs, ports. Skipped where it is missing, failed where it is promised."""
+"""What tests need from this machine: optional packages, programs, ports. Skipped where it is missing, failed
+where it is promised."""
+
 import importlib
 import os
 import socket
@@ -16,15 +18,19 @@ def promised() -> bool:
 
 def absent(what: str) -> None:
     "Skip with the reason; fail where services are promised."
-    if promised(): pytest.fail(what)
+    if promised():
+        pytest.fail(what)
     pytest.skip(what, allow_module_level=True)
 
 
 def require(name: str, reason: str = "") -> ModuleType:
-    "An optional package. Unlike `pytest.importorskip` a package that is promised and cannot be imported is an error."
-    try: return importlib.import_module(name)
+    """An optional package. Unlike `pytest.importorskip` a package that is promised and cannot be imported is
+    an error."""
+    try:
+        return importlib.import_module(name)
     except ImportError as e:
-        if promised(): raise
+        if promised():
+            raise
         pytest.skip(reason or f"{name} cannot be imported: {e}", allow_module_level=True)
 
 
@@ -35,9 +41,14 @@ def free_port() -> int:
 
 
 def place(name: str) -> Path:
-    "Where bindings lie that were installed beside the environment; skips where they do not, fails where they must."
+    """Where bindings lie that were installed beside the environment; skips where they do not, fails where
+    they must."""
     for folder in (Path(sys.prefix) / name, Path(os.environ.get("CV_PIPELINE_TRT", "/nowhere")) / name):
         if folder.is_dir():
             return folder
-    message = f"{name} is not installed: pip install --no-deps --target {Path(sys.prefix) / name} … (see the Makefile)"
+    message = (
+        f"{name} is not installed: pip install --no-deps --target {Path(sys.prefix) / name} … (see "
+        "the "
+        "Makefile)"
+    )
     absent(message)

@@ -1,4 +1,6 @@
-"""Waiting for what other threads and processes do: on a condition, with a limit; and the pace of a device that a test plays."""
+"""Waiting for what other threads and processes do: on a condition, with a limit; and the pace of a device
+that a test plays."""
+
 import subprocess
 import threading
 import time
@@ -8,21 +10,28 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(happened: Callable[[], object], seconds: float = 15.0, process: subprocess.Popen | None = None) -> bool:
-    "Wait until it has happened. AssertionError when it does not in time, or when the process that should do it has ended."
+def until(
+    happened: Callable[[], object], seconds: float = 15.0, process: subprocess.Popen | None = None
+) -> bool:
+    """Wait until it has happened. AssertionError when it does not in time, or when the process that should do
+    it has ended."""
     end, pause = time.monotonic() + seconds, threading.Event()
     while not happened():
-        if process is not None and process.poll() is not None: raise AssertionError(f"the process has ended: {process.communicate()}")
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"the process has ended: {process.communicate()}")
         if time.monotonic() > end:
-            if process is not None: process.kill()  # nobody will end it after this test
+            if process is not None:
+                process.kill()  # nobody will end it after this test
             raise AssertionError(f"it did not happen within {seconds} s")
         pause.wait(0.01)
     return True
 
 
 def paced(items: Iterable[T], seconds: float, gone: threading.Event | None = None) -> Iterator[T]:
-    "Items at the pace of a device: one every so many seconds, by its own clock; it stops when nobody listens any more."
+    """Items at the pace of a device: one every so many seconds, by its own clock; it stops when nobody
+    listens any more."""
     began, gone = time.monotonic(), gone or threading.Event()
     for k, item in enumerate(items):
-        if gone.wait(max(0.0, began + k * seconds - time.monotonic())): return
+        if gone.wait(max(0.0, began + k * seconds - time.monotonic())):
+            return
         yield item

@@ -1,4 +1,6 @@
-"""The driver asked before anything else: drivers written for the purpose, the real cuda-python without a card, and bytes through host memory."""
+"""The driver asked before anything else: drivers written for the purpose, the real cuda-python without a
+card, and bytes through host memory."""
+
 import contextlib
 import ctypes
 import inspect
@@ -42,10 +44,20 @@ int cuInit(unsigned f) { ready = 1; return INIT; }
 int cuDriverGetVersion(int* v) { *v = 12080; return 0; }
 int cuDeviceGetCount(int* n) { *n = COUNT; return ready ? 0 : 3; }
 int cuDeviceGet(int* d, int i) { *d = 40 + i; return 0; }
-int cuDeviceGetName(char* s, int n, int d) { if (n < 16) return 1; snprintf(s, n, "Card %d", d - 40); return 0; }
-int cuDeviceGetAttribute(int* v, int a, int d) { *v = a == 75 ? 12 : a == 76 ? d - 40 : -1; return ATTRIBUTE; }
+int cuDeviceGetName(char* s, int n, int d) {
+  if (n < 16) return 1;
+  snprintf(s, n, "Card %d", d - 40);
+  return 0;
+}
+int cuDeviceGetAttribute(int* v, int a, int d) {
+  *v = a == 75 ? 12 : a == 76 ? d - 40 : -1;
+  return ATTRIBUTE;
+}
 int cuDeviceTotalMem_v2(size_t* b, int d) { *b = (size_t)141 << 30; return 0; }
-int cuGetErrorName(int e, const char** s) { *s = e == 100 ? "CUDA_ERROR_NO_DEVICE" : 0; return e == 100 ? 0 : 1; }
+int cuGetErrorName(int e, const char** s) {
+  *s = e == 100 ? "CUDA_ERROR_NO_DEVICE" : 0;
+  return e == 100 ? 0 : 1;
+}
 """
 here = pytest.mark.skipif(not shutil.which("gcc"), reason="no C compiler to write a driver with")
 
@@ -58,6 +70,7 @@ def driver(tmp_path):
         defines = [f"-DINIT={init}", f"-DCOUNT={count}", f"-DATTRIBUTE={attribute}"]
         subprocess.run(["gcc", "-shared", "-fPIC", *defines, "-o", path, tmp_path / "d.c"], check=True)
         return str(path)
+
     return make
 
 
@@ -65,19 +78,31 @@ def driver(tmp_path):
 def test_a_working_driver_is_read_completely(driver):
     devices = find_devices(driver())
     assert [(d.index, d.name, d.capability, d.memory_bytes, d.arch) for d in devices] == [
-        (i, f"Card {i}", (12, i), 141 << 30, f"sm_12{i}") for i in range(3)]
+        (i, f"Card {i}", (12, i), 141 << 30, f"sm_12{i}") for i in range(3)
+    ]
     assert all("CUDA 12.8" in d.driver for d in devices) and "141 GiB" in str(devices[0])
 
 
 @here
-@pytest.mark.parametrize("settings, words", [
-    (dict(init=100), ["cuInit answers CUDA_ERROR_NO_DEVICE (100)", "--gpus all"]), (dict(init=803), ["error 803", "restart the machine"]),
-    (dict(init=3), ["error 3", "'spawn'"]), (dict(init=802), ["fabricmanager"]), (dict(init=999), ["error 999", "nvidia-smi"]),
-    (dict(count=0), ["the driver sees no card"]), (dict(attribute=1), ["cuDeviceGetAttribute answers"]), (dict(text="int x;"), ["knows no cuInit"])])
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(init=100), ["cuInit answers CUDA_ERROR_NO_DEVICE (100)", "--gpus all"]),
+        (dict(init=803), ["error 803", "restart the machine"]),
+        (dict(init=3), ["error 3", "'spawn'"]),
+        (dict(init=802), ["fabricmanager"]),
+        (dict(init=999), ["error 999", "nvidia-smi"]),
+        (dict(count=0), ["the driver sees no card"]),
+        (dict(attribute=1), ["cuDeviceGetAttribute answers"]),
+        (dict(text="int x;"), ["knows no cuInit"]),
+    ],
+)
 def test_every_no_has_a_name_and_a_remedy(driver, settings, words):
     path = driver(**settings)
     code = f"from cv_pipeline.inference.cuda import find_devices\nfind_devices({path!r})"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)  # a process of its own: a crash would be seen as one
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )  # a process of its own: a crash would be seen as one
     assert answer.returncode == 1 and "cv_pipeline.inference.cuda.NoDevice" in answer.stderr
     assert all(word in answer.stderr for word in words), answer.stderr
 
@@ -85,7 +110,9 @@ def test_every_no_has_a_name_and_a_remedy(driver, settings, words):
 def test_no_driver_at_all():
     with pytest.raises(NoDevice, match="no NVIDIA driver") as e:
         find_devices("libcuda-that-nobody-has.so.1")
-    assert isinstance(e.value, BackendError) and e.value.exit_code == 4 and "install the driver" in str(e.value)
+    assert (
+        isinstance(e.value, BackendError) and e.value.exit_code == 4 and "install the driver" in str(e.value)
+    )
 
 
 @here
@@ -97,7 +124,11 @@ def test_a_device_that_is_not_there(driver):
 
 
 def test_module_version_is_read_from_the_kernels_words(tmp_path):
-    text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (root@x)  Mon Sep\nGCC version:  gcc version 13.3.0\n"
+    text = (
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (root@x)  "
+        "Mon "
+        "Sep\nGCC version:  gcc version 13.3.0\n"
+    )
     (tmp_path / "version").write_text(text)
     assert cuda._module_version(tmp_path / "version") == "580.95.05"
     assert cuda._module_version(tmp_path / "none") == ""
@@ -130,30 +161,52 @@ for make in (CudaDevice, TorchDevice):
     except BackendError as e: print(make.__name__, e)
 """
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment
+    )
     if answer.returncode == 77:
         pytest.skip("there is a card here")
     assert answer.returncode == 0, answer.stderr
-    assert "CudaDevice cudaSetDevice answers cuda" in answer.stdout and "TorchDevice torch: " in answer.stdout, answer.stdout
+    assert (
+        "CudaDevice cudaSetDevice answers cuda" in answer.stdout and "TorchDevice torch: " in answer.stdout
+    ), answer.stdout
 
 
 def test_every_name_and_every_number_of_arguments_is_cuda_pythons():
     runtime, driver = require("cuda.bindings.runtime"), require("cuda.bindings.driver")
     text = inspect.getsource(cuda)
-    calls = set(re.findall(r'_call\("(cuda\w+)"', text)) | set(re.findall(r"self\.runtime\.(cuda[A-Z]\w+)\(", text)) | set(re.findall(r"driver\.(cu[A-Z]\w+)\(", text))
+    calls = (
+        set(re.findall(r'_call\(\s*"(cuda\w+)"', text))
+        | set(re.findall(r"self\.runtime\.(cuda[A-Z]\w+)\(", text))
+        | set(re.findall(r"driver\.(cu[A-Z]\w+)\(", text))
+    )
     assert len(calls) >= 16 and "cudaMemcpyAsync" in calls and "cuLaunchKernel" in calls
     assert [name for name in calls if not hasattr(runtime, name) and not hasattr(driver, name)] == []
     imitated = vars(tensorrt_imitation.cuda_runtime(tensorrt_imitation.World()))
-    assert [name for name in imitated if not hasattr(runtime, name)] == [], "the imitation knows a call that cuda-python does not have"
+    assert [name for name in imitated if not hasattr(runtime, name)] == [], (
+        "the imitation knows a call that cuda-python does not have"
+    )
     assert [n for n in calls if n.startswith("cuda") and n not in imitated] == []
     parameters = lambda f: re.search(r"\((.*?)\)", f.__doc__.splitlines()[0])[1].count(",") + 1
-    assert [parameters(f) for f in (runtime.cudaMemcpyAsync, runtime.cudaStreamBeginCapture, runtime.cudaGraphInstantiate, driver.cuLaunchKernel)] == [5, 2, 2, 11]
-    assert int(runtime.cudaMemcpyKind.cudaMemcpyHostToDevice) == 1 and int(runtime.cudaError_t.cudaErrorMemoryAllocation) == 2
+    assert [
+        parameters(f)
+        for f in (
+            runtime.cudaMemcpyAsync,
+            runtime.cudaStreamBeginCapture,
+            runtime.cudaGraphInstantiate,
+            driver.cuLaunchKernel,
+        )
+    ] == [5, 2, 2, 11]
+    assert (
+        int(runtime.cudaMemcpyKind.cudaMemcpyHostToDevice) == 1
+        and int(runtime.cudaError_t.cudaErrorMemoryAllocation) == 2
+    )
     assert runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed is not None
 
 
 def test_the_real_cuda_python_takes_these_types_of_arguments_in_every_call():
-    "Without a driver each call gets as far as the library's own status; an argument of a wrong type would be a TypeError before that."
+    """Without a driver each call gets as far as the library's own status; an argument of a wrong type would
+    be a TypeError before that."""
     runtime, driver = require("cuda.bindings.runtime"), require("cuda.bindings.driver")
     if int(runtime.cudaGetDeviceCount()[0]) == 0:
         pytest.skip("there is a card here: made-up addresses must not reach it")
@@ -161,16 +214,36 @@ def test_the_real_cuda_python_takes_these_types_of_arguments_in_every_call():
     device.info, device.runtime, device.driver, device.stream = CARD, runtime, driver, 77
     array, memory = np.zeros(4, np.float32), cuda.DeviceMemory(1 << 40, 16, lambda: None)
     graph = runtime.cudaGraphExec_t(3)
-    for call in (device.use, lambda: device.memory(100), lambda: device.pinned((2, 3), np.float32), lambda: device.upload(memory, array), lambda: device.download(array, memory),
-                 device.synchronize, lambda: device.record(lambda: None), lambda: device.replay(graph), lambda: device.forget(graph), device.free_memory):
-        with pytest.raises(BackendError, match=r"cudaErrorInsufficientDriver \(35\)|cudaErrorNoDevice \(100\)"):
+    for call in (
+        device.use,
+        lambda: device.memory(100),
+        lambda: device.pinned((2, 3), np.float32),
+        lambda: device.upload(memory, array),
+        lambda: device.download(array, memory),
+        device.synchronize,
+        lambda: device.record(lambda: None),
+        lambda: device.replay(graph),
+        lambda: device.forget(graph),
+        device.free_memory,
+    ):
+        with pytest.raises(
+            BackendError, match=r"cudaErrorInsufficientDriver \(35\)|cudaErrorNoDevice \(100\)"
+        ):
             call()
-    for status in (runtime.cudaStreamEndCapture(77)[0], runtime.cudaGraphInstantiate(runtime.cudaGraph_t(3), 0)[0], runtime.cudaGraphDestroy(runtime.cudaGraph_t(3))[0],
-                   runtime.cudaFree(5)[0], runtime.cudaFreeHost(5)[0]):
+    for status in (
+        runtime.cudaStreamEndCapture(77)[0],
+        runtime.cudaGraphInstantiate(runtime.cudaGraph_t(3), 0)[0],
+        runtime.cudaGraphDestroy(runtime.cudaGraph_t(3))[0],
+        runtime.cudaFree(5)[0],
+        runtime.cudaFreeHost(5)[0],
+    ):
         assert int(status) in (35, 100)
     kernel = "module", driver.CUfunction(5)
-    for call in (lambda: driver.cuModuleLoadData(b"image"), lambda: driver.cuModuleGetFunction(driver.CUmodule(3), b"letterbox_batch"),
-                 lambda: device.launch(kernel, (7, 2), 256, [memory, np.uint64(1 << 41), 640, 1])):
+    for call in (
+        lambda: driver.cuModuleLoadData(b"image"),
+        lambda: driver.cuModuleGetFunction(driver.CUmodule(3), b"letterbox_batch"),
+        lambda: device.launch(kernel, (7, 2), 256, [memory, np.uint64(1 << 41), 640, 1]),
+    ):
         with pytest.raises(Exception) as e:  # no libcuda at all, or a driver that does not start
             call()
             raise BackendError("answered by a driver")
@@ -218,7 +291,9 @@ def test_recording_does_not_run_and_replaying_does(device):
 
 
 def test_a_failed_recording_is_ended_so_that_the_stream_stays_usable(device):
-    def broken(): raise BackendError("in the middle")
+    def broken():
+        raise BackendError("in the middle")
+
     with pytest.raises(BackendError, match="in the middle"):
         device.record(broken)
     assert device.world.names()[-1] == "cudaStreamEndCapture" and device.world.recording is None
@@ -262,17 +337,41 @@ def test_kernels_fall_back_to_ptx_where_the_compiler_does_not_know_the_chip(devi
     calls = []
 
     class Driver:
-        def cuModuleLoadData(self, text): calls.append(text); return 0, "module"
-        def cuModuleGetFunction(self, module, name): return 0, (module, name)
-        def cuLaunchKernel(self, *args): calls.append(args); return (0,)
+        def cuModuleLoadData(self, text):
+            calls.append(text)
+            return 0, "module"
+
+        def cuModuleGetFunction(self, module, name):
+            return 0, (module, name)
+
+        def cuLaunchKernel(self, *args):
+            calls.append(args)
+            return (0,)
 
     def code(arch):
-        if arch == "sm_89": raise BackendError("unknown chip")
+        if arch == "sm_89":
+            raise BackendError("unknown chip")
         return arch.encode()
+
     device.driver = Driver()
     kernel = device.load_kernel(code, "letterbox_batch")
     device.launch(kernel, (7, 2), 256, [np.uint64(5), 3])
-    assert calls == [b"compute_75", (("module", b"letterbox_batch"), 7, 2, 1, 256, 1, 1, 0, 77, ((5, 3), (ctypes.c_void_p, ctypes.c_int)), 0)]
+    assert calls == [
+        b"compute_75",
+        (
+            ("module", b"letterbox_batch"),
+            7,
+            2,
+            1,
+            256,
+            1,
+            1,
+            0,
+            77,
+            ((5, 3), (ctypes.c_void_p, ctypes.c_int)),
+            0,
+        ),
+    ]
 
 
 def test_who_allocates(monkeypatch):
@@ -295,13 +394,22 @@ class TorchOnTheHost:
 
     def __init__(self, torch):
         self.real, self.story, story = torch, [], []
-        self.story, self.uint8, self.device, self.from_numpy = story, torch.uint8, lambda kind, index: torch.device("cpu"), torch.from_numpy
+        self.story, self.uint8, self.device, self.from_numpy = (
+            story,
+            torch.uint8,
+            lambda kind, index: torch.device("cpu"),
+            torch.from_numpy,
+        )
         self.OutOfMemoryError = torch.OutOfMemoryError
 
         class Stream:
             cuda_stream = 77
-            def __init__(self, device): pass
-            def synchronize(self): story.append("synchronize")
+
+            def __init__(self, device):
+                pass
+
+            def synchronize(self):
+                story.append("synchronize")
 
         @contextlib.contextmanager
         def stream(which):
@@ -313,9 +421,18 @@ class TorchOnTheHost:
         def graph(what, stream, capture_error_mode):
             story.append(f"record {capture_error_mode}")
             yield
-        self.cuda = SimpleNamespace(Stream=Stream, stream=stream, graph=graph, CUDAGraph=lambda: SimpleNamespace(replay=lambda: story.append("replay"), reset=lambda: story.append("reset")))
 
-    def empty(self, size, dtype, device=None, pin_memory=False): return self.real.empty(size, dtype=dtype)
+        self.cuda = SimpleNamespace(
+            Stream=Stream,
+            stream=stream,
+            graph=graph,
+            CUDAGraph=lambda: SimpleNamespace(
+                replay=lambda: story.append("replay"), reset=lambda: story.append("reset")
+            ),
+        )
+
+    def empty(self, size, dtype, device=None, pin_memory=False):
+        return self.real.empty(size, dtype=dtype)
 
 
 def test_torchs_memory_takes_and_gives_bytes_of_every_type():
@@ -343,8 +460,12 @@ def test_torchs_memory_takes_and_gives_bytes_of_every_type():
 
 def test_every_name_is_torchs():
     torch = require("torch")
-    for owner, names in ((torch.cuda, ("Stream", "stream", "graph", "CUDAGraph", "mem_get_info", "set_device")), (torch.cuda.CUDAGraph, ("replay", "reset")),
-                         (torch.cuda.Stream, ("synchronize",)), (torch, ("OutOfMemoryError", "from_numpy"))):
+    for owner, names in (
+        (torch.cuda, ("Stream", "stream", "graph", "CUDAGraph", "mem_get_info", "set_device")),
+        (torch.cuda.CUDAGraph, ("replay", "reset")),
+        (torch.cuda.Stream, ("synchronize",)),
+        (torch, ("OutOfMemoryError", "from_numpy")),
+    ):
         assert [n for n in names if not hasattr(owner, n)] == []
     assert {"stream", "capture_error_mode"} <= set(inspect.signature(torch.cuda.graph.__init__).parameters)
 
@@ -354,10 +475,17 @@ def test_torch_without_cuda_is_a_backend_error_and_its_out_of_memory_is_ours():
     device = TorchDevice.__new__(TorchDevice)
     device.torch = torch
 
-    def broken(error): raise error
+    def broken(error):
+        raise error
+
     with pytest.raises(OutOfMemory, match="smaller max_batch"):
-        device._try(lambda: broken(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")))
-    for error in (RuntimeError("CUDA error: device-side assert"), AssertionError("Torch not compiled with CUDA enabled")):
+        device._try(
+            lambda: broken(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"))
+        )
+    for error in (
+        RuntimeError("CUDA error: device-side assert"),
+        AssertionError("Torch not compiled with CUDA enabled"),
+    ):
         with pytest.raises(BackendError, match="torch: "):
             device._try(lambda error=error: broken(error))
 
@@ -378,6 +506,7 @@ def test_on_a_card_bytes_come_back_and_graphs_replay(kind):
             test_recording_does_not_run_and_replaying_does(device)
         except BaseException as e:
             errors.append(e)
+
     test_recording_does_not_run_and_replaying_does(device)
     worker = threading.Thread(target=other_thread)
     worker.start()

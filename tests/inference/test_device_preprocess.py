@@ -1,4 +1,6 @@
-"""Letterbox on the device: the same floats as on the host, to the last bit, in torch and in the kernel's own text compiled for the host."""
+"""Letterbox on the device: the same floats as on the host, to the last bit, in torch and in the kernel's own
+text compiled for the host."""
+
 import os
 import shutil
 import subprocess
@@ -23,10 +25,28 @@ from cv_pipeline.inference.preprocess import Preprocessor, fit
 from tests.helpers.on_the_host import OnTheHost
 from tests.helpers.services import require
 
-SILLY = [(1, 1), (1, 5000), (5000, 1), (1, 2), (2, 1), (3, 641), (641, 3), (639, 641), (640, 640), (1280, 1280), (640, 639), (1279, 720), (1280, 720), (1920, 1080)]
+SILLY = [
+    (1, 1),
+    (1, 5000),
+    (5000, 1),
+    (1, 2),
+    (2, 1),
+    (3, 641),
+    (641, 3),
+    (639, 641),
+    (640, 640),
+    (1280, 1280),
+    (640, 639),
+    (1279, 720),
+    (1280, 720),
+    (1920, 1080),
+]
 SPECS = {
-    "yolov8": PreprocessSpec(imgsz=(640, 640)), "odd": PreprocessSpec(imgsz=(320, 416)), "bytes": PreprocessSpec(imgsz=(320, 416), layout="nhwc-uint8"),
-    "yolox": PreprocessSpec(imgsz=416, letterbox="top-left", color="BGR", scale=1), "stretch": PreprocessSpec(imgsz=(96, 160), letterbox="stretch", pad_value=0),
+    "yolov8": PreprocessSpec(imgsz=(640, 640)),
+    "odd": PreprocessSpec(imgsz=(320, 416)),
+    "bytes": PreprocessSpec(imgsz=(320, 416), layout="nhwc-uint8"),
+    "yolox": PreprocessSpec(imgsz=416, letterbox="top-left", color="BGR", scale=1),
+    "stretch": PreprocessSpec(imgsz=(96, 160), letterbox="stretch", pad_value=0),
     "imagenet": PreprocessSpec(imgsz=(224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
 }
 
@@ -51,7 +71,10 @@ def host(tmp_path):
 def test_torch_makes_the_hosts_tensor_on_many_odd_sizes(name):
     require("torch")
     spec = SPECS[name]
-    reference, device = Preprocessor(spec), TorchPreprocessor(spec, dtype="uint8" if name == "bytes" else "float32")
+    reference, device = (
+        Preprocessor(spec),
+        TorchPreprocessor(spec, dtype="uint8" if name == "bytes" else "float32"),
+    )
     for width, height in sizes(40):
         image = noise(width, height)
         (wanted, places), (given_, where) = reference.batch([image]), device.batch([image])
@@ -64,12 +87,12 @@ def test_the_kernel_makes_the_hosts_tensor_in_one_launch_of_mixed_sizes(name, ho
     device, reference = host(dtype), Preprocessor(spec)
     prepare, all_sizes = KernelPreprocessor(spec, device, dtype), sizes(26)
     for start in range(0, len(all_sizes), 8):
-        images = [noise(*size) for size in all_sizes[start:start + 8]]
+        images = [noise(*size) for size in all_sizes[start : start + 8]]
         wanted, places = reference.batch(images)
         out = np.full_like(wanted, 77)
         before = device.launches
         assert prepare.into(images, out.ctypes.data) == places
-        assert np.array_equal(out, wanted), (name, all_sizes[start:start + 8])
+        assert np.array_equal(out, wanted), (name, all_sizes[start : start + 8])
         assert device.launches == before + 1
 
 
@@ -81,7 +104,9 @@ def test_half_precision_is_the_rounded_float(host):
     assert np.array_equal(out, wanted)
     torch = require("torch")
     assert TorchPreprocessor(SPECS["imagenet"], dtype="float16").batch(images)[0].dtype == torch.float16
-    assert np.array_equal(TorchPreprocessor(SPECS["imagenet"], dtype="float16").batch(images)[0].numpy(), wanted)
+    assert np.array_equal(
+        TorchPreprocessor(SPECS["imagenet"], dtype="float16").batch(images)[0].numpy(), wanted
+    )
 
 
 @settings(max_examples=150)
@@ -98,8 +123,15 @@ def test_rounding_is_opencvs_and_not_torchs():
     "The reason for this room: float interpolation is another preprocessing, in one level of 255."
     torch = require("torch")
     image = noise(768, 432)
-    floats = torch.nn.functional.interpolate(torch.from_numpy(image).permute(2, 0, 1)[None].float(), (360, 640), mode="bilinear", align_corners=False)
-    off = np.abs(floats[0].permute(1, 2, 0).round().numpy() - cv2.resize(image, (640, 360)).astype(np.float32))
+    floats = torch.nn.functional.interpolate(
+        torch.from_numpy(image).permute(2, 0, 1)[None].float(),
+        (360, 640),
+        mode="bilinear",
+        align_corners=False,
+    )
+    off = np.abs(
+        floats[0].permute(1, 2, 0).round().numpy() - cv2.resize(image, (640, 360)).astype(np.float32)
+    )
     assert 0 < off.max() <= 1 and (off > 0).mean() > 0.02
 
 
@@ -129,7 +161,9 @@ def test_tables_go_over_only_when_sizes_change_and_views_are_packed_rightly(host
     device.uploads.clear()
     flipped = [cameras[0][::-1], cameras[1][:, ::-1]]
     prepare.into(flipped, out.ctypes.data)
-    assert device.uploads == [sum(c.nbytes for c in cameras)], "the second batch of the same cameras uploads its bytes only"
+    assert device.uploads == [sum(c.nbytes for c in cameras)], (
+        "the second batch of the same cameras uploads its bytes only"
+    )
     assert np.array_equal(out, Preprocessor(SPECS["odd"]).batch(flipped)[0])
     prepare.into(cameras[:1], out.ctypes.data)
     assert device.uploads[-1] == cameras[0].nbytes and prepare.into([], 0) == []
@@ -140,7 +174,9 @@ def test_a_failed_upload_does_not_leave_old_tables_in_use(host):
     prepare, upload = KernelPreprocessor(SPECS["odd"], device), device.upload
     prepare.into([noise(100, 50)], out.ctypes.data)
 
-    def broken(memory, array): raise BackendError("lost")
+    def broken(memory, array):
+        raise BackendError("lost")
+
     device.upload = broken
     with pytest.raises(BackendError):
         prepare.into([noise(60, 80)], out.ctypes.data)
@@ -155,13 +191,22 @@ def test_cameras_of_one_size_share_their_tables():
     assert many.geometries[3] == fit(1920, 1080, (640, 640))
 
 
-@pytest.mark.parametrize("bad, message", [
-    (np.zeros((5, 5), np.uint8), "not uint8 (5, 5) [image 1]"), (np.zeros((5, 5, 3), np.float32), "not float32"), (np.zeros((0, 5, 3), np.uint8), "(0, 5, 3)"),
-    ("picture.jpg", "not str ()")])
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (np.zeros((5, 5), np.uint8), "not uint8 (5, 5) [image 1]"),
+        (np.zeros((5, 5, 3), np.float32), "not float32"),
+        (np.zeros((0, 5, 3), np.uint8), "(0, 5, 3)"),
+        ("picture.jpg", "not str ()"),
+    ],
+)
 def test_what_is_no_picture_is_refused_before_anything_is_written(bad, message, host):
     require("torch")
     out = np.full((2, 3, 320, 416), 5, np.float32)
-    for call in (lambda: TorchPreprocessor(SPECS["odd"]).batch([noise(4, 4), bad]), lambda: KernelPreprocessor(SPECS["odd"], host()).into([noise(4, 4), bad], out.ctypes.data)):
+    for call in (
+        lambda: TorchPreprocessor(SPECS["odd"]).batch([noise(4, 4), bad]),
+        lambda: KernelPreprocessor(SPECS["odd"], host()).into([noise(4, 4), bad], out.ctypes.data),
+    ):
         with pytest.raises(DataError) as e:
             call()
         assert message in str(e.value)
@@ -170,15 +215,24 @@ def test_what_is_no_picture_is_refused_before_anything_is_written(bad, message, 
 
 def test_what_has_no_kernel_is_a_config_error(host):
     require("torch")
-    for spec, dtype, message in [(PreprocessSpec(clahe=2), "float32", "clahe runs on the host only"), (PreprocessSpec(), "float64", "cannot be made of float64"),
-                                 (PreprocessSpec(), "uint8", "nchw-float cannot be made of uint8"), (PreprocessSpec(layout="nhwc-uint8"), "float32", "nhwc-uint8 cannot be made")]:
-        for make in (lambda s, d: TorchPreprocessor(s, dtype=d), lambda s, d: KernelPreprocessor(s, object(), d)):
+    for spec, dtype, message in [
+        (PreprocessSpec(clahe=2), "float32", "clahe runs on the host only"),
+        (PreprocessSpec(), "float64", "cannot be made of float64"),
+        (PreprocessSpec(), "uint8", "nchw-float cannot be made of uint8"),
+        (PreprocessSpec(layout="nhwc-uint8"), "float32", "nhwc-uint8 cannot be made"),
+    ]:
+        for make in (
+            lambda s, d: TorchPreprocessor(s, dtype=d),
+            lambda s, d: KernelPreprocessor(s, object(), d),
+        ):
             with pytest.raises(ConfigError) as e:
                 make(spec, dtype)
             assert message in str(e.value)
 
 
-@pytest.mark.parametrize("arch", ["compute_75", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
+@pytest.mark.parametrize(
+    "arch", ["compute_75", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
+)
 def test_nvrtc_compiles_the_kernel_for_every_card_since_turing(arch):
     require("cuda.bindings.nvrtc")
     for dtype in VALUE_TYPES:
@@ -213,5 +267,9 @@ def test_on_a_card_the_same_floats():
 
 
 def test_the_module_does_not_import_torch_or_cuda_at_its_top():
-    code = "import sys, cv_pipeline.inference.device_preprocess, cv_pipeline.inference.cuda, cv_pipeline.inference.tensorrt; assert not {'torch', 'cuda', 'tensorrt', 'onnx'} & set(sys.modules)"
+    code = (
+        "import sys, cv_pipeline.inference.device_preprocess, cv_pipeline.inference.cuda, "
+        "cv_pipeline.inference.tensorrt; assert not {'torch', 'cuda', 'tensorrt', 'onnx'} & "
+        "set(sys.modules)"
+    )
     subprocess.run([os.sys.executable, "-c", code], check=True)

@@ -1,4 +1,6 @@
-"""The TensorRT backend on the imitation (real names, real bytes, ONNX Runtime inside) and, in processes of their own, everything that must not crash."""
+"""The TensorRT backend on the imitation (real names, real bytes, ONNX Runtime inside) and, in processes of
+their own, everything that must not crash."""
+
 import os
 import subprocess
 import sys
@@ -14,7 +16,14 @@ from hypothesis import strategies as st
 from cv_pipeline.core.types import Backend, BackendError, ConfigError, ModelSpecMismatch
 from cv_pipeline.inference.backends import InvalidOutput, OutOfMemory, SteadyBackend
 from cv_pipeline.inference.cuda import CudaDevice, DeviceInfo, NoDevice, find_devices
-from cv_pipeline.inference.engines import BrokenEngine, BuildOptions, EngineMismatch, build_engine, read_engine, write_engine
+from cv_pipeline.inference.engines import (
+    BrokenEngine,
+    BuildOptions,
+    EngineMismatch,
+    build_engine,
+    read_engine,
+    write_engine,
+)
 from cv_pipeline.inference.loading import load_backend, load_model
 from cv_pipeline.inference.manifest import PreprocessSpec
 from cv_pipeline.inference.onnx import OnnxBackend
@@ -31,19 +40,42 @@ CARD = DeviceInfo(0, "Imitated Card", (8, 9), "CUDA 13.2", 24 << 30)
 class Bench:
     "One tiny model, its engine, and a card that is none."
 
-    def __init__(self, folder: Path, kind: str = "fp32", options: BuildOptions = FOUR, version: str = "10.16.1.11", **graph):
-        self.world, self.layout = tensorrt_imitation.World(), "nhwc-uint8" if kind == "bytes" else "nchw-float"
-        self.manifest, self.onnx, self.path = manifest(layout=self.layout), tiny(folder / "tiny.onnx", kind, **graph), folder / "tiny.engine"
+    def __init__(
+        self,
+        folder: Path,
+        kind: str = "fp32",
+        options: BuildOptions = FOUR,
+        version: str = "10.16.1.11",
+        **graph,
+    ):
+        self.world, self.layout = (
+            tensorrt_imitation.World(),
+            "nhwc-uint8" if kind == "bytes" else "nchw-float",
+        )
+        self.manifest, self.onnx, self.path = (
+            manifest(layout=self.layout),
+            tiny(folder / "tiny.onnx", kind, **graph),
+            folder / "tiny.engine",
+        )
         self.trt = tensorrt_imitation.tensorrt(self.world, version)
         build_engine(self.onnx, self.manifest, self.path, options, device=CARD, trt=self.trt)
         self.world.story.clear()
 
-    def device(self, info=CARD): return CudaDevice(info, tensorrt_imitation.cuda_runtime(self.world))
-    def open(self, made_for=None, info=CARD, **more): return TensorRTBackend(self.path, made_for or self.manifest, device=self.device(info), trt=self.trt, **more)
-    def reference(self): return OnnxBackend(self.onnx, self.manifest, threads=1)
+    def device(self, info=CARD):
+        return CudaDevice(info, tensorrt_imitation.cuda_runtime(self.world))
+
+    def open(self, made_for=None, info=CARD, **more):
+        return TensorRTBackend(
+            self.path, made_for or self.manifest, device=self.device(info), trt=self.trt, **more
+        )
+
+    def reference(self):
+        return OnnxBackend(self.onnx, self.manifest, threads=1)
+
     def batch(self, count, seed=0):
         rng = np.random.default_rng(seed)
-        if self.layout == "nhwc-uint8": return rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        if self.layout == "nhwc-uint8":
+            return rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         return rng.random((count, 3, 32, 32), np.float32)
 
 
@@ -60,7 +92,12 @@ def bench(tmp_path):
 def test_the_same_answers_as_onnx_runtime_for_any_number_of_images(tmp_path, kind, version):
     bench = Bench(tmp_path, kind, version=version)
     backend, reference = bench.open(), bench.reference()
-    assert isinstance(backend, Backend) and backend.max_batch == 4 and backend.fixed_batch is None and backend.input_shape == bench.batch(1).shape[1:]
+    assert (
+        isinstance(backend, Backend)
+        and backend.max_batch == 4
+        and backend.fixed_batch is None
+        and backend.input_shape == bench.batch(1).shape[1:]
+    )
     for count in (1, 4, 7, 1, 4, 12, 3, 7):
         batch = bench.batch(count, count)
         raw = backend.infer(batch)
@@ -73,7 +110,9 @@ def test_the_same_answers_as_onnx_runtime_for_any_number_of_images(tmp_path, kin
 @settings(max_examples=40)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(0, 3))
 def test_any_sequence_of_batches_with_any_number_of_graphs(tmp_path_factory, counts, graphs):
-    bench = getattr(test_any_sequence_of_batches_with_any_number_of_graphs, "bench", None) or Bench(tmp_path_factory.mktemp("b"))
+    bench = getattr(test_any_sequence_of_batches_with_any_number_of_graphs, "bench", None) or Bench(
+        tmp_path_factory.mktemp("b")
+    )
     test_any_sequence_of_batches_with_any_number_of_graphs.bench = bench
     backend, reference = bench.open(graphs=graphs), bench.reference()
     for k, count in enumerate(counts):
@@ -91,7 +130,10 @@ def test_fixed_and_smallest_batches_are_filled_up(tmp_path):
     (tmp_path / "two").mkdir()
     low = Bench(tmp_path / "two", options=BuildOptions(2, 3, 4))
     assert np.abs(low.open().infer(low.batch(1)) - low.reference().infer(low.batch(1))).max() < 1e-5
-    assert ("set_input_shape", (2, 3, 32, 32)) in low.world.story and ("set_input_shape", (1, 3, 32, 32)) not in low.world.story
+    assert ("set_input_shape", (2, 3, 32, 32)) in low.world.story and (
+        "set_input_shape",
+        (1, 3, 32, 32),
+    ) not in low.world.story
 
 
 # calls
@@ -100,14 +142,38 @@ def test_fixed_and_smallest_batches_are_filled_up(tmp_path):
 def test_the_golden_sequence(bench):
     backend = bench.open()
     assert bench.world.story == [
-        ("cudaSetDevice", 0), ("cudaStreamCreateWithFlags",), ("cudaSetDevice", 0), ("init_libnvinfer_plugins",), ("Runtime",), ("deserialize_cuda_engine", False),
-        ("create_execution_context",), ("set_input_shape", (4, 3, 32, 32)), ("cudaMallocHost", 4 * 3 * 32 * 32 * 4), ("cudaMallocHost", 4 * 6 * 16 * 4),
-        ("cudaMalloc", 4 * 3 * 32 * 32 * 4), ("cudaMalloc", 4 * 6 * 16 * 4), ("set_tensor_address", "images"), ("set_tensor_address", "output0")]
+        ("cudaSetDevice", 0),
+        ("cudaStreamCreateWithFlags",),
+        ("cudaSetDevice", 0),
+        ("init_libnvinfer_plugins",),
+        ("Runtime",),
+        ("deserialize_cuda_engine", False),
+        ("create_execution_context",),
+        ("set_input_shape", (4, 3, 32, 32)),
+        ("cudaMallocHost", 4 * 3 * 32 * 32 * 4),
+        ("cudaMallocHost", 4 * 6 * 16 * 4),
+        ("cudaMalloc", 4 * 3 * 32 * 32 * 4),
+        ("cudaMalloc", 4 * 6 * 16 * 4),
+        ("set_tensor_address", "images"),
+        ("set_tensor_address", "output0"),
+    ]
     bench.world.story.clear()
     backend.infer(bench.batch(2))
-    work = [("cudaMemcpyAsync", "up", 2 * 3 * 32 * 32 * 4, 77), ("execute_async_v3", 77), ("cudaMemcpyAsync", "down", 2 * 6 * 16 * 4, 77)]
-    assert bench.world.story == [("set_input_shape", (2, 3, 32, 32)), *work, ("cudaStreamSynchronize",), ("cudaStreamBeginCapture", 77), *work,
-                                 ("cudaStreamEndCapture",), ("cudaGraphInstantiate",), ("cudaGraphDestroy",)]
+    work = [
+        ("cudaMemcpyAsync", "up", 2 * 3 * 32 * 32 * 4, 77),
+        ("execute_async_v3", 77),
+        ("cudaMemcpyAsync", "down", 2 * 6 * 16 * 4, 77),
+    ]
+    assert bench.world.story == [
+        ("set_input_shape", (2, 3, 32, 32)),
+        *work,
+        ("cudaStreamSynchronize",),
+        ("cudaStreamBeginCapture", 77),
+        *work,
+        ("cudaStreamEndCapture",),
+        ("cudaGraphInstantiate",),
+        ("cudaGraphDestroy",),
+    ]
     bench.world.story.clear()
     backend.infer(bench.batch(2))
     assert bench.world.story == [("cudaGraphLaunch", 77), ("cudaStreamSynchronize",)]
@@ -169,12 +235,18 @@ def test_many_threads_get_their_own_answers(bench):
     def ask(seed):
         for k in range(20):
             batch = bench.batch(1 + (seed + k) % 5, 100 * seed + k)
-            if np.abs(backend.infer(batch) - reference.infer(batch)).max() > 1e-5: wrong.append((seed, k))
+            if np.abs(backend.infer(batch) - reference.infer(batch)).max() > 1e-5:
+                wrong.append((seed, k))
+
     threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
-    for thread in threads: thread.start()
-    for thread in threads: thread.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert wrong == []
-    assert bench.world.names().count("cudaSetDevice") > 2, "the current device belongs to a thread: each one must set it"
+    assert bench.world.names().count("cudaSetDevice") > 2, (
+        "the current device belongs to a thread: each one must set it"
+    )
 
 
 # failures
@@ -197,6 +269,7 @@ def test_out_of_memory_while_running_is_split_by_the_steady_backend(bench):
     def refuse():
         inner._log.log(1, "Cuda Runtime (out of memory)")
         return False
+
     bench.world.fail["execute_async_v3"] = [refuse]
     assert np.abs(steady.infer(bench.batch(4)) - reference.infer(bench.batch(4))).max() < 1e-5
     assert steady.events == {"oom_split": 1} and steady.max_batch == 2
@@ -208,13 +281,20 @@ def test_what_an_engine_says_when_it_does_not_run_is_quoted(bench):
     def refuse():
         backend._log.log(1, "Error Code 3: API Usage Error (the stream is lost)")
         return False
+
     bench.world.fail["execute_async_v3"] = refuse
     with pytest.raises(BackendError, match="did not run a batch of 2: Error Code 3"):
         backend.infer(bench.batch(2))
 
 
-@pytest.mark.parametrize("call, code, message", [("cudaMemcpyAsync", 719, "start it anew"),
-                                                 ("cudaStreamSynchronize", 700, "start it anew"), ("cudaMemcpyAsync", 1, "answers error (1)")])
+@pytest.mark.parametrize(
+    "call, code, message",
+    [
+        ("cudaMemcpyAsync", 719, "start it anew"),
+        ("cudaStreamSynchronize", 700, "start it anew"),
+        ("cudaMemcpyAsync", 1, "answers error (1)"),
+    ],
+)
 def test_a_lost_device_is_a_backend_error(bench, call, code, message):
     backend = bench.open()
     bench.world.fail[call] = code
@@ -240,16 +320,23 @@ def test_wrong_batches_are_refused(bench, tmp_path):
 
 
 def test_the_manifest_of_another_model(bench):
-    for changes, message in [(dict(names=NAMES[::-1]), "its classes are nut, bolt"), (dict(preprocess=PreprocessSpec(imgsz=(32, 32), color="BGR")), "differs in color"),
-                             (dict(preprocess=PreprocessSpec(imgsz=64)), "differs in imgsz"),
-                             (dict(preprocess=PreprocessSpec(imgsz=(32, 32), layout="nhwc-uint8")), "differs in layout")]:
+    for changes, message in [
+        (dict(names=NAMES[::-1]), "its classes are nut, bolt"),
+        (dict(preprocess=PreprocessSpec(imgsz=(32, 32), color="BGR")), "differs in color"),
+        (dict(preprocess=PreprocessSpec(imgsz=64)), "differs in imgsz"),
+        (dict(preprocess=PreprocessSpec(imgsz=(32, 32), layout="nhwc-uint8")), "differs in layout"),
+    ]:
         with pytest.raises(ModelSpecMismatch) as e:
             bench.open(replace(bench.manifest, **changes))
         assert message in str(e.value)
 
 
 def test_an_engine_from_elsewhere(bench):
-    for info, differences in [(replace(CARD, name="Other"), ("gpu",)), (replace(CARD, capability=(9, 0)), ("capability",)), (replace(CARD, driver="CUDA 12.1"), ("driver",))]:
+    for info, differences in [
+        (replace(CARD, name="Other"), ("gpu",)),
+        (replace(CARD, capability=(9, 0)), ("capability",)),
+        (replace(CARD, driver="CUDA 12.1"), ("driver",)),
+    ]:
         with pytest.raises(EngineMismatch) as e:
             bench.open(info=info)
         assert e.value.differences == differences and "cv-pipeline build" in str(e.value)
@@ -283,7 +370,9 @@ def test_other_providers_are_refused(bench):
 
 
 def test_an_engine_that_gives_integers_or_two_answers(bench, monkeypatch):
-    monkeypatch.setattr(tensorrt_imitation.Engine, "get_tensor_dtype", lambda self, name: tensorrt_imitation.DataType.INT32)
+    monkeypatch.setattr(
+        tensorrt_imitation.Engine, "get_tensor_dtype", lambda self, name: tensorrt_imitation.DataType.INT32
+    )
     with pytest.raises(BackendError, match="outputs must be float32 or float16"):
         bench.open()
 
@@ -301,6 +390,7 @@ def test_pictures_prepared_on_the_device_give_what_prepared_tensors_give(tmp_pat
     import shutil
 
     from tests.helpers.on_the_host import OnTheHost
+
     if not shutil.which("gcc"):
         pytest.skip("no C compiler for the kernel")
     for kind, dtype in (("fp32", "float32"), ("half", "float16"), ("bytes", "uint8")):
@@ -312,11 +402,23 @@ def test_pictures_prepared_on_the_device_give_what_prepared_tensors_give(tmp_pat
 
         def launch(kernel, blocks, threads, arguments, bench=bench):
             import ctypes
-            values = [ctypes.c_void_p(a.address) if hasattr(a, "address") else ctypes.c_void_p(int(a)) if isinstance(a, np.uint64) else int(a) for a in arguments]
+
+            values = [
+                ctypes.c_void_p(a.address)
+                if hasattr(a, "address")
+                else ctypes.c_void_p(int(a))
+                if isinstance(a, np.uint64)
+                else int(a)
+                for a in arguments
+            ]
             bench.world.do(lambda: kernel(*values, blocks[1]))
+
         backend.device.launch = launch
         rng = np.random.default_rng(1)
-        images = [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for w, h in [(64, 48), (33, 91), (32, 32), (100, 10), (64, 64), (7, 7)]]
+        images = [
+            rng.integers(0, 256, (h, w, 3), dtype=np.uint8)
+            for w, h in [(64, 48), (33, 91), (32, 32), (100, 10), (64, 64), (7, 7)]
+        ]
         tensor, places = Preprocessor(bench.manifest.preprocess).batch(images)
         for _ in range(3):
             raw, where = backend.infer_images(images)
@@ -348,14 +450,25 @@ def no_card():
 
 
 @pytest.mark.skipif(not no_card(), reason="there is a card here")
-@pytest.mark.parametrize("case, message", [("good", "NoDevice: no NVIDIA driver"), ("missing", "there is no such engine file"), ("damaged", "NoDevice"),
-                                           ("garbage", "BrokenEngine"), ("onnx", "this is a model, not an engine")])
+@pytest.mark.parametrize(
+    "case, message",
+    [
+        ("good", "NoDevice: no NVIDIA driver"),
+        ("missing", "there is no such engine file"),
+        ("damaged", "NoDevice"),
+        ("garbage", "BrokenEngine"),
+        ("onnx", "this is a model, not an engine"),
+    ],
+)
 def test_without_a_driver_nothing_crashes(bench, case, message):
     "In a process of its own and with the real TensorRT-RTX in reach, whose runtime would end the process."
     path = bench.path if case in ("good", "damaged") else bench.path.with_name(f"{case}.engine")
-    if case == "garbage": path.write_bytes(os.urandom(2) + b"\x00\x00" + os.urandom(50))
-    if case == "onnx": path.write_bytes(bench.onnx.read_bytes())
-    if case == "damaged": path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    if case == "garbage":
+        path.write_bytes(os.urandom(2) + b"\x00\x00" + os.urandom(50))
+    if case == "onnx":
+        path.write_bytes(bench.onnx.read_bytes())
+    if case == "damaged":
+        path.write_bytes(path.read_bytes()[:-1] + b"\x00")
     rtx = Path(sys.prefix) / "trtrtx"
     code = f"""
 import sys
@@ -366,13 +479,17 @@ from pathlib import Path
 load_backend(Path({str(path)!r}), manifest())
 """
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert answer.returncode == 1 and message in answer.stderr and "Traceback" in answer.stderr, (answer.returncode, answer.stderr)
+    assert answer.returncode == 1 and message in answer.stderr and "Traceback" in answer.stderr, (
+        answer.returncode,
+        answer.stderr,
+    )
 
 
 @pytest.mark.skipif(not no_card(), reason="there is a card here")
 @pytest.mark.parametrize("plan", ["real", "garbage"])
 def test_a_real_runtime_that_finds_no_card_is_quoted(tmp_path, plan):
-    "The real TensorRT-RTX, led past the question for a driver by an imitated device: it refuses, and its reason is ours."
+    """The real TensorRT-RTX, led past the question for a driver by an imitated device: it refuses, and its
+    reason is ours."""
     code = f"""
 import sys
 sys.path[:0] = [{str(Path(__file__).parents[2])!r}, {str(place("trtrtx"))!r}]
@@ -386,10 +503,14 @@ card, folder = DeviceInfo(0, "Imitated Card", (8, 9), "CUDA 13.2", 24 << 30), Pa
 trt = load_tensorrt("tensorrt_rtx_bindings")
 built = build_engine(tiny(folder / "tiny.onnx"), manifest(), device=card, trt=trt)
 if {plan!r} == "garbage": write_engine(built.path, b"garbage" * 9, read_engine(built.path).header)
-TensorRTBackend(built.path, manifest(), device=CudaDevice(card, tensorrt_imitation.cuda_runtime(tensorrt_imitation.World())), trt=trt)
+runtime = tensorrt_imitation.cuda_runtime(tensorrt_imitation.World())
+TensorRTBackend(built.path, manifest(), device=CudaDevice(card, runtime), trt=trt)
 """
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert answer.returncode == 1 and "BackendError: TensorRT cannot reach the card" in answer.stderr, (answer.returncode, answer.stderr)
+    assert answer.returncode == 1 and "BackendError: TensorRT cannot reach the card" in answer.stderr, (
+        answer.returncode,
+        answer.stderr,
+    )
 
 
 @pytest.mark.gpu
@@ -402,11 +523,18 @@ def test_on_a_card_build_run_and_compare(tmp_path):
         layout = "nhwc-uint8" if kind == "bytes" else "nchw-float"
         onnx, made_for = tiny(tmp_path / f"{kind}.onnx", kind), manifest(f"{kind}.onnx", layout)
         built = build_engine(onnx, made_for, options=BuildOptions(max_batch=4))
-        backend, reference = TensorRTBackend(built.path, made_for), OnnxBackend(onnx, made_for, ["cpu"], threads=1)
+        backend, reference = (
+            TensorRTBackend(built.path, made_for),
+            OnnxBackend(onnx, made_for, ["cpu"], threads=1),
+        )
         backend.warmup()
         rng = np.random.default_rng(0)
         for count in (1, 4, 3, 4, 9):
-            batch = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8) if kind == "bytes" else rng.random((count, 3, 32, 32), np.float32)
+            batch = (
+                rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+                if kind == "bytes"
+                else rng.random((count, 3, 32, 32), np.float32)
+            )
             assert np.abs(backend.infer(batch) - reference.infer(batch)).max() < 2e-2
         assert backend.events["graph_replay"] > 0
         backend.close()

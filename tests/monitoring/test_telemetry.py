@@ -1,4 +1,6 @@
-"""The prediction log: whole files after a crash, nothing lost, nothing twice, and a reader that refuses what cannot be compared."""
+"""The prediction log: whole files after a crash, nothing lost, nothing twice, and a reader that refuses what
+cannot be compared."""
+
 import errno
 import json
 import os
@@ -46,9 +48,27 @@ def looked(number=0, camera="gate", boxes=2, at=None, asked=True, status="ok", m
     xyxy = np.tile(np.float32([2, 3, 20, 30]), (boxes, 1)) + np.arange(boxes)[:, None]
     decision = np.zeros(boxes, np.int8)
     decision[:unsure] = 1
-    found = Detections(xyxy, np.linspace(0.3, 0.9, boxes) if boxes else [], np.arange(boxes) % 3, np.arange(boxes), {"decision": decision}) if boxes else Detections.empty()
+    found = (
+        Detections(
+            xyxy,
+            np.linspace(0.3, 0.9, boxes) if boxes else [],
+            np.arange(boxes) % 3,
+            np.arange(boxes),
+            {"decision": decision},
+        )
+        if boxes
+        else Detections.empty()
+    )
     frame = Frame(IMAGE, camera, number, at or NOON + timedelta(milliseconds=40 * number))
-    return FrameResult(frame, found if asked else Detections.empty(), ("bolt", "nut", "gear"), {"inference": 5.0, "preprocess": 1.0, "ingest": 99.0}, asked, status, model)
+    return FrameResult(
+        frame,
+        found if asked else Detections.empty(),
+        ("bolt", "nut", "gear"),
+        {"inference": 5.0, "preprocess": 1.0, "ingest": 99.0},
+        asked,
+        status,
+        model,
+    )
 
 
 def written(folder, results, **options):
@@ -61,20 +81,42 @@ def written(folder, results, **options):
 
 
 @settings(max_examples=25)
-@given(st.lists(st.tuples(st.sampled_from(["gate", "rtsp://10.0.0.7:554/a b", "Tor 3"]), st.integers(0, 4), st.booleans(), st.integers(0, 200_000)), min_size=1, max_size=40), st.integers(1, 9))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["gate", "rtsp://10.0.0.7:554/a b", "Tor 3"]),
+            st.integers(0, 4),
+            st.booleans(),
+            st.integers(0, 200_000),
+        ),
+        min_size=1,
+        max_size=40,
+    ),
+    st.integers(1, 9),
+)
 def test_what_is_written_is_read_back(tmp_path_factory, rows, part_rows):
     folder = tmp_path_factory.mktemp("log")
-    results = [looked(k, camera, boxes, NOON + timedelta(seconds=k * 1000 + s % 1000), asked) for k, (camera, boxes, asked, s) in enumerate(rows)]
+    results = [
+        looked(k, camera, boxes, NOON + timedelta(seconds=k * 1000 + s % 1000), asked)
+        for k, (camera, boxes, asked, s) in enumerate(rows)
+    ]
     written(folder, results, part_rows=part_rows, unasked_fps=None)
     log = read_log(folder)
     assert len(log) == len(results)
     assert log.cameras == tuple(sorted({r.frame.source_id for r in results}))
     for r in results:
-        mine = log.select((log.frames["camera"] == log.cameras.index(r.frame.source_id)) & (log.frames["frame_id"] == r.frame.frame_id))
+        mine = log.select(
+            (log.frames["camera"] == log.cameras.index(r.frame.source_id))
+            & (log.frames["frame_id"] == r.frame.frame_id)
+        )
         f, d = mine.frames, mine.detections
-        assert f["detections"][0] == (len(r.detections) if r.inferred else -1) and len(d["frame"]) == len(r.detections)
+        assert f["detections"][0] == (len(r.detections) if r.inferred else -1) and len(d["frame"]) == len(
+            r.detections
+        )
         assert datetime.fromtimestamp(f["captured_at"][0] / 1e6, timezone.utc) == r.frame.captured_at
-        assert np.allclose(d["xyxy"], r.detections.xyxy) and np.allclose(d["confidence"], r.detections.confidence)
+        assert np.allclose(d["xyxy"], r.detections.xyxy) and np.allclose(
+            d["confidence"], r.detections.confidence
+        )
         assert [mine.names[c] for c in d["class_id"]] == [r.class_name(c) for c in r.detections.class_id]
         assert f["latency_ms"][0] == 6.0 if r.inferred else np.isnan(f["latency_ms"][0])
         assert np.allclose(f["embedding"][0], CELLS(IMAGE), atol=1e-3)
@@ -94,7 +136,15 @@ def test_statistics_do_not_depend_on_light_or_camera_size_more_than_they_should(
 
 @pytest.mark.parametrize("name, column", [("time_of_day", 0), ("fog", 1), ("vibration", 2), ("noise", 3)])
 def test_a_condition_moves_its_statistic_further_with_every_severity(name, column):
-    values = [np.mean([frame_statistics(f.image)[column] for f, _ in FactoryLine(LineConfig(density=6), Conditions(**{name: s})).frames(3)]) for s in (0, 2, 4)]
+    values = [
+        np.mean(
+            [
+                frame_statistics(f.image)[column]
+                for f, _ in FactoryLine(LineConfig(density=6), Conditions(**{name: s})).frames(3)
+            ]
+        )
+        for s in (0, 2, 4)
+    ]
     assert np.all(np.diff(values) > 0) or np.all(np.diff(values) < 0)
 
 
@@ -105,25 +155,56 @@ def test_a_picture_without_content_gives_finite_numbers(shape, fill):
     assert np.isfinite(statistics).all() and statistics.blur == 1.0 and statistics.noise == 0.0
 
 
-@pytest.mark.parametrize("h, w", [(1, 9), (24, 24), (95, 191), (480, 640), (1079, 1081), (1080, 1920), (1700, 1650), (2160, 3840), (3800, 3790)])
+@pytest.mark.parametrize(
+    "h, w",
+    [
+        (1, 9),
+        (24, 24),
+        (95, 191),
+        (480, 640),
+        (1079, 1081),
+        (1080, 1920),
+        (1700, 1650),
+        (2160, 3840),
+        (3800, 3790),
+    ],
+)
 def test_the_fast_way_to_blur_and_noise_gives_the_same_numbers(h, w):
     "Pieces by slices and the whole kernel, as it is explained: not one bit differs, at any step."
     image = np.random.default_rng(h).integers(0, 256, (h, w, 3), np.uint8)
     step = max(1, min(h, w) // 540)
     ph, pw = min(32, h // step // 3), min(64, w // step // 3)
     cut = lambda i, n, size, p: slice(a := (2 * i + 1) * size // (2 * n) - p * step // 2, a + p * step, step)
-    pieces = image if min(ph, pw) < 8 else np.vstack([np.hstack([image[cut(i, 3, h, ph), cut(j, 3, w, pw)] for j in range(3)]) for i in range(3)])
+    pieces = (
+        image
+        if min(ph, pw) < 8
+        else np.vstack(
+            [np.hstack([image[cut(i, 3, h, ph), cut(j, 3, w, pw)] for j in range(3)]) for i in range(3)]
+        )
+    )
     assert (telemetry._pieces(image) == pieces).all()
     grey = cv2.cvtColor(pieces, cv2.COLOR_BGR2GRAY)
-    curved = np.abs(cv2.filter2D(grey.astype(np.float64), -1, np.float64([[1, -2, 1], [-2, 4, -2], [1, -2, 1]]))).clip(0, 255).astype(int)
-    assert frame_statistics(image).noise == telemetry._median(np.bincount(curved.ravel(), minlength=256).astype(np.float32)) / (0.6745 * 6)
+    curved = (
+        np.abs(cv2.filter2D(grey.astype(np.float64), -1, np.float64([[1, -2, 1], [-2, 4, -2], [1, -2, 1]])))
+        .clip(0, 255)
+        .astype(int)
+    )
+    assert frame_statistics(image).noise == telemetry._median(
+        np.bincount(curved.ravel(), minlength=256).astype(np.float32)
+    ) / (0.6745 * 6)
 
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_whole_files_and_what_was_flushed(tmp_path):
-    code = ("import sys, os\nsys.path.insert(0, os.getcwd())\nfrom tests.monitoring.test_telemetry import *\nsink = TelemetrySink(sys.argv[1], LogSettings(part_rows=10))\n"
-            "for k in range(10**9):\n    sink.write(looked(k))\n    if k == 200: sink._writer.settle(0); print('go', flush=True)\n")
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    code = (
+        "import sys, os\nsys.path.insert(0, os.getcwd())\nfrom tests.monitoring.test_telemetry import "
+        "*\nsink = TelemetrySink(sys.argv[1], LogSettings(part_rows=10))\n"
+        "for k in range(10**9):\n    sink.write(looked(k))\n    if k == 200: sink._writer.settle(0); "
+        "print('go', flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
     assert process.stdout.readline() == b"go\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -149,7 +230,9 @@ def test_lost_boxes_are_said(tmp_path):
     written(tmp_path, [looked(k) for k in range(20)], part_rows=10)
     next(tmp_path.glob("detections/*/*/part-*.parquet")).unlink()
     log = read_log(tmp_path)
-    assert len(log.detections["frame"]) == 20 and any("20 boxes that the frames count are not there" in n for n in log.notes)
+    assert len(log.detections["frame"]) == 20 and any(
+        "20 boxes that the frames count are not there" in n for n in log.notes
+    )
 
 
 class FullDisk:
@@ -179,7 +262,10 @@ def test_a_full_disk_is_an_error_and_nothing_is_lost_when_there_is_room_again(tm
     disk.left = 10**6
     sink.close()
     log = read_log(tmp_path)
-    assert log.frames["frame_id"].tolist() == list(range(reached)) and len(log.detections["frame"]) == 2 * reached
+    assert (
+        log.frames["frame_id"].tolist() == list(range(reached))
+        and len(log.detections["frame"]) == 2 * reached
+    )
 
 
 def test_a_disk_that_stays_full_is_an_error_when_closing(tmp_path, monkeypatch):
@@ -192,7 +278,17 @@ def test_a_disk_that_stays_full_is_an_error_when_closing(tmp_path, monkeypatch):
 
 def test_a_full_disk_ends_the_run_as_with_other_sinks(tmp_path, monkeypatch):
     FullDisk(monkeypatch, 0)
-    config = load_config(None, {"sources": ["line:frames=30"], "delivery.out": str(tmp_path), "delivery.parquet": False, "delivery.jsonl": False, "telemetry": True, "model.threads": 1})
+    config = load_config(
+        None,
+        {
+            "sources": ["line:frames=30"],
+            "delivery.out": str(tmp_path),
+            "delivery.parquet": False,
+            "delivery.jsonl": False,
+            "telemetry": True,
+            "model.threads": 1,
+        },
+    )
     with pytest.raises(SinkError, match="the disk is full"):
         run_config(config)
     assert "the disk is full" in json.loads((tmp_path / "summary.json").read_text())["error"]
@@ -211,7 +307,12 @@ def test_parts_roll_by_time_also_for_a_camera_that_fell_silent(tmp_path):
 
 
 def test_frames_that_nobody_was_asked_about_are_thinned_and_counted(tmp_path):
-    sink = written(tmp_path, [looked(k, asked=False) for k in range(250)] + [looked(300), looked(301, asked=False, status="model_error")], unasked_fps=2.0)
+    sink = written(
+        tmp_path,
+        [looked(k, asked=False) for k in range(250)]
+        + [looked(300), looked(301, asked=False, status="model_error")],
+        unasked_fps=2.0,
+    )
     log = read_log(tmp_path)
     assert len(log) == 20 + 2 and sink.tally["left_out"] == 230
     assert sorted(log.statuses) == ["model_error", "ok"]
@@ -219,7 +320,12 @@ def test_frames_that_nobody_was_asked_about_are_thinned_and_counted(tmp_path):
 
 def test_embeddings_only_now_and_then(tmp_path):
     written(tmp_path, [looked(k) for k in range(10)], embed_every=4)
-    assert np.isfinite(read_log(tmp_path).frames["embedding"][:, 0]).tolist() == [True, False, False, False] * 2 + [True, False]
+    assert np.isfinite(read_log(tmp_path).frames["embedding"][:, 0]).tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ] * 2 + [True, False]
     written(tmp_path / "none", [looked(0)], descriptor=None)
     assert read_log(tmp_path / "none").embedding == ""
 
@@ -243,8 +349,16 @@ def test_vectors_that_were_written_as_lists_of_fixed_size_are_read(tmp_path):
 
 def test_other_embeddings_are_refused_unless_one_is_asked_for(tmp_path):
     written(tmp_path, [looked(k) for k in range(5)])
-    written(tmp_path, [looked(k) for k in range(5, 8)], descriptor=Descriptor("detector p5", lambda image: np.ones(64)))
-    with pytest.raises(DataError, match="embeddings of 2 descriptors: cells-4x4x4 \\(5 frames\\), detector p5 \\(3 frames\\)|detector p5 \\(3 frames\\), cells-4x4x4 \\(5 frames\\)"):
+    written(
+        tmp_path,
+        [looked(k) for k in range(5, 8)],
+        descriptor=Descriptor("detector p5", lambda image: np.ones(64)),
+    )
+    with pytest.raises(
+        DataError,
+        match="embeddings of 2 descriptors: cells-4x4x4 \\(5 frames\\), detector p5 \\(3 frames\\)|detector "
+        "p5 \\(3 frames\\), cells-4x4x4 \\(5 frames\\)",
+    ):
         read_log(tmp_path)
     log = read_log(tmp_path, embedding="detector p5")
     assert len(log) == 8 and np.isfinite(log.frames["embedding"][:, 0]).sum() == 3
@@ -271,7 +385,9 @@ def test_a_clock_that_runs_backwards_is_said_and_sorted(tmp_path):
     written(tmp_path, [looked(k, at=NOON + timedelta(seconds=s)) for k, s in enumerate(times)], part_rows=2)
     log = read_log(tmp_path)
     assert (np.diff(log.frames["captured_at"]) > 0).all()
-    assert log.notes == ("gate: the clock ran backwards 1 times, by up to 3602.0 s; rows are in the order of the clock",)
+    assert log.notes == (
+        "gate: the clock ran backwards 1 times, by up to 3602.0 s; rows are in the order of the clock",
+    )
 
 
 def test_time_zones(tmp_path):
@@ -280,9 +396,15 @@ def test_time_zones(tmp_path):
     assert np.diff(read_log(tmp_path).frames["captured_at"]).tolist() == [1_000_000]
     naive = lambda t: t.set_column(2, "captured_at", t["captured_at"].cast(pa.timestamp("us")))
     log = read_log(rewritten(tmp_path, naive))
-    assert log.notes == ("times without a zone were taken as UTC",) and log.frames["captured_at"][0] == instant(NOON)
+    assert log.notes == ("times without a zone were taken as UTC",) and log.frames["captured_at"][
+        0
+    ] == instant(NOON)
     assert instant("2026-06-01T14:00+02:00") == instant("2026-06-01T12:00:00Z") == instant(NOON)
-    for bad, what in (("2026-06-01T12:00", "has no time zone"), (datetime(2026, 6, 1), "has no time zone"), ("yesterday", "is not a time")):
+    for bad, what in (
+        ("2026-06-01T12:00", "has no time zone"),
+        (datetime(2026, 6, 1), "has no time zone"),
+        ("yesterday", "is not a time"),
+    ):
         with pytest.raises(ConfigError, match=what):
             read_log(tmp_path, since=bad)
 
@@ -320,8 +442,17 @@ def test_a_file_that_was_copied_counts_once(tmp_path):
 
 def test_the_oldest_days_go_when_the_log_is_full_and_the_newest_part_stays(tmp_path):
     for day in range(6):
-        sink = written(tmp_path, [looked(k, at=NOON + timedelta(days=day, seconds=k)) for k in range(100)], max_bytes=60_000, part_rows=20)
-    assert sum(log_bytes(tmp_path).values()) <= 60_000 and "2026-06-06" in log_bytes(tmp_path) and "2026-06-01" not in log_bytes(tmp_path)
+        sink = written(
+            tmp_path,
+            [looked(k, at=NOON + timedelta(days=day, seconds=k)) for k in range(100)],
+            max_bytes=60_000,
+            part_rows=20,
+        )
+    assert (
+        sum(log_bytes(tmp_path).values()) <= 60_000
+        and "2026-06-06" in log_bytes(tmp_path)
+        and "2026-06-01" not in log_bytes(tmp_path)
+    )
     assert sink.tally["deleted_bytes"] > 0
     assert "deleted to keep the log within its limit: 2026-06-01" in read_log(tmp_path).notes[0]
     sink = written(tmp_path / "tiny", [looked(k) for k in range(60)], max_bytes=1, part_rows=20)
@@ -334,9 +465,16 @@ def test_no_log():
         read_log("/nonexistent")
 
 
-@pytest.mark.parametrize("wrong, said", [
-    ({"embed_every": 0}, "embed_every: 0"), ({"part_rows": 0}, "part_rows: 0"), ({"unasked_fps": 0}, "unasked_fps: 0"),
-    ({"part_seconds": -1}, "part_seconds: -1"), ({"max_bytes": 0}, "max_bytes: 0")])
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"embed_every": 0}, "embed_every: 0"),
+        ({"part_rows": 0}, "part_rows: 0"),
+        ({"unasked_fps": 0}, "unasked_fps: 0"),
+        ({"part_seconds": -1}, "part_seconds: -1"),
+        ({"max_bytes": 0}, "max_bytes: 0"),
+    ],
+)
 def test_settings_that_are_wrong_name_the_field(wrong, said):
     with pytest.raises(ConfigError, match=said):
         LogSettings(**wrong)
@@ -345,14 +483,22 @@ def test_settings_that_are_wrong_name_the_field(wrong, said):
 def test_duckdb_reads_the_folders(tmp_path):
     duckdb = require("duckdb")
     written(tmp_path, [looked(k, unsure=1) for k in range(10)])
-    query = f"select camera, count(*), sum(detections), sum(uncertain), len(first(embedding)) from read_parquet('{tmp_path}/frames/*/*/*.parquet', hive_partitioning = false) group by camera"
+    query = (
+        "select camera, count(*), sum(detections), sum(uncertain), len(first(embedding)) from "
+        f"read_parquet('{tmp_path}/frames/*/*/*.parquet', hive_partitioning = false) group by "
+        "camera"
+    )
     assert duckdb.sql(query).fetchall() == [("gate", 10, 20, 10, 64)]
 
 
 @pytest.mark.slow
 def test_a_configured_run_writes_log_and_collection(tmp_path):
-    (tmp_path / "cameras.yaml").write_text(f"sources: [{{uri: 'line:frames=40,density=6', id: gate}}, {{uri: 'line:frames=40,camera=1', id: exit}}]\nmodel: {{threads: 1}}\ndelivery: {{out: {tmp_path / 'run'}}}\n"
-                                           "telemetry: {embed_every: 2}\ncollect: {random: 0.5, none: null, many: null, high: null, flicker: false, low: null}\n")
+    (tmp_path / "cameras.yaml").write_text(
+        "sources: [{uri: 'line:frames=40,density=6', id: gate}, {uri: 'line:frames=40,camera=1', id: "
+        f"exit}}]\nmodel: {{threads: 1}}\ndelivery: {{out: {tmp_path / 'run'}}}\n"
+        "telemetry: {embed_every: 2}\ncollect: {random: 0.5, none: null, many: null, high: null, flicker: "
+        "false, low: null}\n"
+    )
     summary = run_config(load_config(tmp_path / "cameras.yaml"))
     log = read_log(tmp_path / "run" / "log")
     assert len(log) == 80 and log.cameras == ("exit", "gate") and log.frames["selected"].all()
@@ -364,7 +510,11 @@ def test_a_configured_run_writes_log_and_collection(tmp_path):
 
 def test_days_that_are_over_become_one_file_and_nothing_else_changes(tmp_path):
     for run in range(2):  # frame numbers begin anew with every run
-        written(tmp_path, [looked(k, at=NOON + timedelta(hours=7 * run, seconds=k), boxes=k % 3) for k in range(60)], part_rows=7)
+        written(
+            tmp_path,
+            [looked(k, at=NOON + timedelta(hours=7 * run, seconds=k), boxes=k % 3) for k in range(60)],
+            part_rows=7,
+        )
     written(tmp_path, [looked(k, boxes=1) for k in range(100, 105)], descriptor=None)
     next(tmp_path.glob("detections/*/*/part-*.parquet")).unlink()
     before = read_log(tmp_path)
@@ -374,15 +524,18 @@ def test_days_that_are_over_become_one_file_and_nothing_else_changes(tmp_path):
     assert telemetry.compact_log(tmp_path, "2026-06-02") == 18
     assert len(list(tmp_path.glob("frames/*/*/part-*.parquet"))) == 3 and broken.exists()
     after = read_log(tmp_path)
-    for name in ("captured_at", "frame_id", "detections"): assert (after.frames[name] == before.frames[name]).all()
-    for name in ("frame", "xyxy", "confidence"): assert (after.detections[name] == before.detections[name]).all()
+    for name in ("captured_at", "frame_id", "detections"):
+        assert (after.frames[name] == before.frames[name]).all()
+    for name in ("frame", "xyxy", "confidence"):
+        assert (after.detections[name] == before.detections[name]).all()
 
 
 def test_a_crash_between_merging_and_deleting_leaves_nothing_twice(tmp_path, monkeypatch):
     written(tmp_path, [looked(k) for k in range(30)], part_rows=10)
     with monkeypatch.context() as m:
         m.setattr(Path, "unlink", lambda self, missing_ok=False: (_ for _ in ()).throw(KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt): telemetry.compact_log(tmp_path, "2026-06-02")
+        with pytest.raises(KeyboardInterrupt):
+            telemetry.compact_log(tmp_path, "2026-06-02")
     log = read_log(tmp_path)
     assert len(log) == 30 and len(log.detections["frame"]) == 60 and log.counts["twice"] == 30
     telemetry.compact_log(tmp_path, "2026-06-02")
@@ -391,7 +544,9 @@ def test_a_crash_between_merging_and_deleting_leaves_nothing_twice(tmp_path, mon
 
 def test_a_new_day_merges_the_day_before(tmp_path):
     sink = written(tmp_path, [looked(k, at=NOON + timedelta(hours=k)) for k in range(40)], part_rows=4)
-    assert [len(list(p.glob("*/*"))) for p in sorted(tmp_path.glob("frames/*"))][0] == 1 and sink.tally["merged"] > 1
+    assert [len(list(p.glob("*/*"))) for p in sorted(tmp_path.glob("frames/*"))][0] == 1 and sink.tally[
+        "merged"
+    ] > 1
     assert len(read_log(tmp_path)) == 40
 
 
@@ -399,9 +554,12 @@ def test_a_full_disk_with_many_cameras_loses_no_camera(tmp_path, monkeypatch):
     disk = FullDisk(monkeypatch, 0)
     sink = TelemetrySink(tmp_path, LogSettings(part_rows=10))
     for k in range(9):
-        for camera in "bcdef": sink.write(looked(k, camera))
-    for k in range(10): sink.write(looked(k, "a"))  # full: it goes to the writer, and fails there
-    while not sink._writer._under_way[0][0].done(): pass
+        for camera in "bcdef":
+            sink.write(looked(k, camera))
+    for k in range(10):
+        sink.write(looked(k, "a"))  # full: it goes to the writer, and fails there
+    while not sink._writer._under_way[0][0].done():
+        pass
     disk.left = 10**6
     sink.close()
     log = read_log(tmp_path)
@@ -411,10 +569,13 @@ def test_a_full_disk_with_many_cameras_loses_no_camera(tmp_path, monkeypatch):
 def test_a_disk_that_is_full_again_and_again_keeps_every_buffer(tmp_path, monkeypatch):
     disk = FullDisk(monkeypatch, 0)
     sink = TelemetrySink(tmp_path, LogSettings(part_rows=1000))
-    for k in range(6): sink.write(looked(k, f"camera {k}"))
-    with pytest.raises(SinkError, match="the disk is full"): sink.flush()
+    for k in range(6):
+        sink.write(looked(k, f"camera {k}"))
+    with pytest.raises(SinkError, match="the disk is full"):
+        sink.flush()
     disk.left = 5  # room for two cameras and the boxes of a third
-    with pytest.raises(SinkError, match="the disk is full"): sink.flush()
+    with pytest.raises(SinkError, match="the disk is full"):
+        sink.flush()
     disk.left = 10**6
     sink.flush()
     assert len(read_log(tmp_path)) == 6 and sink._writer._failed == []
@@ -422,14 +583,18 @@ def test_a_disk_that_is_full_again_and_again_keeps_every_buffer(tmp_path, monkey
 
 def test_errors_that_nobody_foresaw_keep_the_buffer_too(tmp_path, monkeypatch):
     sink = TelemetrySink(tmp_path)
-    sink.write(looked(0)); sink.write(looked(0, "exit"))
+    sink.write(looked(0))
+    sink.write(looked(0, "exit"))
     with monkeypatch.context() as m:
         m.setattr(telemetry, "_frames_table", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError): sink.flush()
+        with pytest.raises(ZeroDivisionError):
+            sink.flush()
         m.setattr(telemetry, "_frames_table", lambda *_: (_ for _ in ()).throw(pa.ArrowInvalid("a column")))
-        with pytest.raises(pa.ArrowInvalid): sink.flush()
+        with pytest.raises(pa.ArrowInvalid):
+            sink.flush()
     monkeypatch.setattr(pq, "write_table", lambda *_, **__: (_ for _ in ()).throw(pa.ArrowInvalid("a page")))
-    with pytest.raises(SinkError, match="a part of the prediction log could not be written"): sink.flush()
+    with pytest.raises(SinkError, match="a part of the prediction log could not be written"):
+        sink.flush()
     assert not list(tmp_path.rglob("*.tmp"))
     monkeypatch.undo()
     sink.close()
@@ -437,27 +602,51 @@ def test_errors_that_nobody_foresaw_keep_the_buffer_too(tmp_path, monkeypatch):
 
 
 def days_of(folder, days, parts=2, **options):
-    return written(folder, [looked(k, at=NOON + timedelta(days=d, seconds=k)) for d in range(days) for k in range(10 * parts)], part_rows=10, **options)
+    return written(
+        folder,
+        [looked(k, at=NOON + timedelta(days=d, seconds=k)) for d in range(days) for k in range(10 * parts)],
+        part_rows=10,
+        **options,
+    )
 
 
 def test_a_broken_pair_does_not_stop_merging_nor_the_run(tmp_path):
     days_of(tmp_path, 1, parts=4)
     twins = sorted(tmp_path.glob("detections/*/*/*.parquet"))
     twins[1].write_bytes(twins[1].read_bytes()[:-100])
-    sink = written(tmp_path, [looked(k, at=NOON + timedelta(days=1, seconds=k)) for k in range(20)], part_rows=10)
-    assert sink.tally["merged"] == 3 and sink.tally["untidied"] == 0 and twins[1].exists() and telemetry._twin(tmp_path / "frames" / twins[1].relative_to(tmp_path / "detections")) == twins[1]
+    sink = written(
+        tmp_path, [looked(k, at=NOON + timedelta(days=1, seconds=k)) for k in range(20)], part_rows=10
+    )
+    assert (
+        sink.tally["merged"] == 3
+        and sink.tally["untidied"] == 0
+        and twins[1].exists()
+        and telemetry._twin(tmp_path / "frames" / twins[1].relative_to(tmp_path / "detections")) == twins[1]
+    )
     log = read_log(tmp_path)
     assert len(log) == 60 and len(log.detections["frame"]) == 100 and log.counts["broken"] == 1
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), pa.ArrowInvalid("a page"), MemoryError(), SinkError("the disk is full")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        pa.ArrowInvalid("a page"),
+        MemoryError(),
+        SinkError("the disk is full"),
+    ],
+)
 @pytest.mark.parametrize("what", ["compact_log", "keep_within"])
 def test_what_keeps_the_log_tidy_may_fail_and_the_part_counts(tmp_path, monkeypatch, what, error):
     days_of(tmp_path, 2)
     with monkeypatch.context() as m:
         m.setattr(telemetry, what, lambda *_, **__: (_ for _ in ()).throw(error))
         sink = days_of(tmp_path, 1, max_bytes=1)
-    assert sink.tally["frames"] == 20 and sink.tally["untidied"] > 0 and sink.summary()["problem"] == (str(error) or "MemoryError()")
+    assert (
+        sink.tally["frames"] == 20
+        and sink.tally["untidied"] > 0
+        and sink.summary()["problem"] == (str(error) or "MemoryError()")
+    )
 
 
 def test_a_full_disk_while_a_deletion_is_written_down(tmp_path, monkeypatch):
@@ -466,7 +655,8 @@ def test_a_full_disk_while_a_deletion_is_written_down(tmp_path, monkeypatch):
 
     def full(path, mode="r", *args, **options):
         tries[str(path)] += (deletes := str(path).endswith("deleted.jsonl"))
-        if deletes and tries[str(path)] < 2: raise OSError(errno.ENOSPC, "No space left on device")
+        if deletes and tries[str(path)] < 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
         return real(path, mode, *args, **options)
 
     monkeypatch.setattr(files, "open", full, raising=False)
@@ -478,11 +668,17 @@ def test_a_full_disk_while_a_deletion_is_written_down(tmp_path, monkeypatch):
 
 def test_a_torn_line_of_deletions_is_counted_and_the_next_one_is_whole(tmp_path):
     days_of(tmp_path, 3)
-    (tmp_path / "deleted.jsonl").write_text('{"what": "2026-05-01", "bytes": 3}\n["no row"]\n{"what": "2026-0')
+    (tmp_path / "deleted.jsonl").write_text(
+        '{"what": "2026-05-01", "bytes": 3}\n["no row"]\n{"what": "2026-0'
+    )
     notes = read_log(tmp_path).notes
-    assert notes[0] == "deleted to keep the log within its limit: 2026-05-01" and notes[1].startswith("2 lines of deleted.jsonl cannot be read")
+    assert notes[0] == "deleted to keep the log within its limit: 2026-05-01" and notes[1].startswith(
+        "2 lines of deleted.jsonl cannot be read"
+    )
     telemetry.keep_within(tmp_path, sum(log_bytes(tmp_path).values()) - 1)
-    assert json.loads((tmp_path / "deleted.jsonl").read_text().splitlines()[-1])["what"].startswith("2026-06-01")
+    assert json.loads((tmp_path / "deleted.jsonl").read_text().splitlines()[-1])["what"].startswith(
+        "2026-06-01"
+    )
     assert "2026-05-01, 2026-06-01" in read_log(tmp_path).notes[0]
 
 
@@ -493,25 +689,42 @@ def test_no_more_is_deleted_than_must_be(tmp_path):
     written(tmp_path, [looked(k, at=NOON + timedelta(seconds=k)) for k in range(3000)], **options)
     telemetry.compact_log(tmp_path, "2026-06-02", largest=60_000)
     limit = sum(log_bytes(tmp_path).values())
-    sink = written(tmp_path, [looked(0, at=NOON + timedelta(hours=12))], max_bytes=limit, **options)  # one frame after midnight
+    sink = written(
+        tmp_path, [looked(0, at=NOON + timedelta(hours=12))], max_bytes=limit, **options
+    )  # one frame after midnight
     left = log_bytes(tmp_path)
     assert 0.85 * limit < sum(left.values()) <= limit and 0 < sink.tally["deleted_bytes"] < limit / 8
     log = read_log(tmp_path)
-    assert log.frames["frame_id"][-2] == 2999 and log.frames["frame_id"][0] > 0 and (np.diff(log.frames["captured_at"]) > 0).all()
+    assert (
+        log.frames["frame_id"][-2] == 2999
+        and log.frames["frame_id"][0] > 0
+        and (np.diff(log.frames["captured_at"]) > 0).all()
+    )
     assert log.notes == ("deleted to keep the log within its limit: 2026-06-01 in part",)
 
 
 def test_the_oldest_goes_by_the_time_it_was_captured(tmp_path):
-    for hour in (5, 1, 3): written(tmp_path, [looked(k, f"camera {hour}", at=NOON + timedelta(hours=hour, seconds=k)) for k in range(20)])
-    sizes = {p.parent.name: sum(f.stat().st_size for f in tmp_path.glob(f"*/*/{p.parent.name}/*.parquet")) for p in tmp_path.glob("frames/*/*/*.parquet")}
+    for hour in (5, 1, 3):
+        written(
+            tmp_path,
+            [looked(k, f"camera {hour}", at=NOON + timedelta(hours=hour, seconds=k)) for k in range(20)],
+        )
+    sizes = {
+        p.parent.name: sum(f.stat().st_size for f in tmp_path.glob(f"*/*/{p.parent.name}/*.parquet"))
+        for p in tmp_path.glob("frames/*/*/*.parquet")
+    }
     total = sum(sizes.values())
     assert telemetry.keep_within(tmp_path, total) == {} and not (tmp_path / "deleted.jsonl").exists()
     telemetry.keep_within(tmp_path, total - 1)
-    assert read_log(tmp_path).cameras == ("camera 3", "camera 5") and sum(log_bytes(tmp_path).values()) == total - sizes[camera_folder("camera 1")]
+    assert (
+        read_log(tmp_path).cameras == ("camera 3", "camera 5")
+        and sum(log_bytes(tmp_path).values()) == total - sizes[camera_folder("camera 1")]
+    )
     telemetry.keep_within(tmp_path, 0)
     assert read_log(tmp_path).cameras == ("camera 5",)
     assert read_log(tmp_path, cameras=["camera 5"]).notes == ()  # of this one nothing is gone
-    with pytest.raises(DataError, match="deleted to keep the log within its limit: 2026-06-01"): read_log(tmp_path, cameras=["camera 1"])
+    with pytest.raises(DataError, match="deleted to keep the log within its limit: 2026-06-01"):
+        read_log(tmp_path, cameras=["camera 1"])
 
 
 def test_a_clock_of_the_next_century_neither_deletes_today_nor_stops_merging(tmp_path):
@@ -523,8 +736,15 @@ def test_a_clock_of_the_next_century_neither_deletes_today_nor_stops_merging(tmp
     days = log_bytes(tmp_path)
     assert set(days) == {"2026-06-01", "2099-01-01"} and sum(days.values()) <= limit
     sink = days_of(tmp_path, 3, now=lambda: now)
-    assert sink.tally["merged"] > 0 and telemetry.compact_log(tmp_path, now=now) == 0 and len(list(tmp_path.glob("frames/date=2026-06-03/*/*"))) == 2
-    for path in tmp_path.glob("*/date=2099*/*/*"): os.utime(path, ((NOON - timedelta(days=9)).timestamp(),) * 2)  # it was written long ago: it goes first
+    assert (
+        sink.tally["merged"] > 0
+        and telemetry.compact_log(tmp_path, now=now) == 0
+        and len(list(tmp_path.glob("frames/date=2026-06-03/*/*"))) == 2
+    )
+    for path in tmp_path.glob("*/date=2099*/*/*"):
+        os.utime(
+            path, ((NOON - timedelta(days=9)).timestamp(),) * 2
+        )  # it was written long ago: it goes first
     telemetry.keep_within(tmp_path, sum(log_bytes(tmp_path).values()) - 1, now)
     assert "2099-01-01" not in log_bytes(tmp_path)
 
@@ -532,44 +752,74 @@ def test_a_clock_of_the_next_century_neither_deletes_today_nor_stops_merging(tmp
 def test_runs_that_share_a_folder_share_its_limit(tmp_path):
     sinks, top = [TelemetrySink(tmp_path, LogSettings(part_rows=10, max_bytes=100_000)) for _ in range(3)], 0
     for k in range(150):
-        for c, sink in enumerate(sinks): sink.write(looked(k, f"camera {c}", at=NOON + timedelta(seconds=k)))
+        for c, sink in enumerate(sinks):
+            sink.write(looked(k, f"camera {c}", at=NOON + timedelta(seconds=k)))
         if k % 10 == 9:
-            for sink in sinks: sink._writer.settle(0)
+            for sink in sinks:
+                sink._writer.settle(0)
             top = max(top, sum(log_bytes(tmp_path).values()))
-    for sink in sinks: sink.close()
+    for sink in sinks:
+        sink.close()
     assert sum(s.tally["files"] for s in sinks) == 90 and 80_000 < top <= 102_000
     assert len(read_log(tmp_path)) < 450
 
 
 def test_boxes_without_frames_are_deleted_too(tmp_path):
     days_of(tmp_path, 2)
-    for path in tmp_path.glob("frames/date=2026-06-01/*/*"): path.unlink()
+    for path in tmp_path.glob("frames/date=2026-06-01/*/*"):
+        path.unlink()
     gone = telemetry.keep_within(tmp_path, 1)
-    assert "2026-06-01" in gone and set(log_bytes(tmp_path)) == {"2026-06-02"} and len(read_log(tmp_path)) == 10
+    assert (
+        "2026-06-01" in gone and set(log_bytes(tmp_path)) == {"2026-06-02"} and len(read_log(tmp_path)) == 10
+    )
 
 
 def test_merging_does_not_make_clocks_run_backwards(tmp_path):
-    for run in range(5): written(tmp_path, [looked(k, at=NOON + timedelta(hours=run, seconds=k)) for k in range(20)], part_rows=10)
-    first, second = TelemetrySink(tmp_path, LogSettings(part_rows=10)), TelemetrySink(tmp_path, LogSettings(part_rows=10))
+    for run in range(5):
+        written(
+            tmp_path, [looked(k, at=NOON + timedelta(hours=run, seconds=k)) for k in range(20)], part_rows=10
+        )
+    first, second = (
+        TelemetrySink(tmp_path, LogSettings(part_rows=10)),
+        TelemetrySink(tmp_path, LogSettings(part_rows=10)),
+    )
     for k in range(40):  # two that run at the same time
-        first.write(looked(2 * k, at=NOON + timedelta(hours=6, seconds=2 * k))); second.write(looked(2 * k + 1, at=NOON + timedelta(hours=6, seconds=2 * k + 1)))
-    first.close(); second.close()
+        first.write(looked(2 * k, at=NOON + timedelta(hours=6, seconds=2 * k)))
+        second.write(looked(2 * k + 1, at=NOON + timedelta(hours=6, seconds=2 * k + 1)))
+    first.close()
+    second.close()
     before = read_log(tmp_path)
-    assert telemetry.compact_log(tmp_path, "2026-06-02") == 18 and len(list(tmp_path.glob("frames/*/*/*"))) == 2
+    assert (
+        telemetry.compact_log(tmp_path, "2026-06-02") == 18 and len(list(tmp_path.glob("frames/*/*/*"))) == 2
+    )
     after = read_log(tmp_path)
-    assert before.notes == after.notes == () and (before.frames["captured_at"] == after.frames["captured_at"]).all() and (before.detections["frame"] == after.detections["frame"]).all()
+    assert (
+        before.notes == after.notes == ()
+        and (before.frames["captured_at"] == after.frames["captured_at"]).all()
+        and (before.detections["frame"] == after.detections["frame"]).all()
+    )
 
 
 def test_a_clock_that_did_run_backwards_is_said_after_merging_as_before(tmp_path):
-    written(tmp_path, [looked(k, at=NOON + timedelta(seconds=s)) for k, s in enumerate([0, 1, 2, -3600, -3599, 5])], part_rows=2)
+    written(
+        tmp_path,
+        [looked(k, at=NOON + timedelta(seconds=s)) for k, s in enumerate([0, 1, 2, -3600, -3599, 5])],
+        part_rows=2,
+    )
     before = read_log(tmp_path).notes
-    assert telemetry.compact_log(tmp_path, "2026-06-02") == 3 and read_log(tmp_path).notes == before and "3602.0 s" in before[0]
+    assert (
+        telemetry.compact_log(tmp_path, "2026-06-02") == 3
+        and read_log(tmp_path).notes == before
+        and "3602.0 s" in before[0]
+    )
 
 
 def test_large_days_become_several_files(tmp_path):
     days_of(tmp_path, 1, parts=12)
     size = sum(log_bytes(tmp_path).values()) // 12 + 500
-    assert telemetry.compact_log(tmp_path, "2026-06-02", largest=4 * size) == 12 and len(list(tmp_path.glob("frames/*/*/*"))) in (3, 4)
+    assert telemetry.compact_log(tmp_path, "2026-06-02", largest=4 * size) == 12 and len(
+        list(tmp_path.glob("frames/*/*/*"))
+    ) in (3, 4)
     assert read_log(tmp_path).frames["frame_id"].tolist() == list(range(120))
 
 
@@ -577,7 +827,10 @@ def test_drafts_of_killed_runs_are_said_where_they_matter_and_go_in_the_end(tmp_
     days_of(tmp_path, 3)
     draft = next(tmp_path.glob("frames/date=2026-06-01/*")) / ".part-x-000000.parquet.77-1a2b3c4d.part"
     draft.write_bytes(b"PAR1")
-    assert read_log(tmp_path, "2026-06-02").notes == () and read_log(tmp_path, until="2026-06-02").counts["broken"] == 1
+    assert (
+        read_log(tmp_path, "2026-06-02").notes == ()
+        and read_log(tmp_path, until="2026-06-02").counts["broken"] == 1
+    )
     telemetry.compact_log(tmp_path)
     assert draft.exists()  # somebody may be writing it
     os.utime(draft, (0, 0))
@@ -588,31 +841,63 @@ def test_drafts_of_killed_runs_are_said_where_they_matter_and_go_in_the_end(tmp_
 def other(name, values, kind="frames"):
     def change(table):
         return table.set_column(table.schema.get_field_index(name), name, values(len(table)))
+
     return kind, change
 
 
-@pytest.mark.parametrize("kind, change, said", [
-    (*other("embedding", lambda n: pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(n * 32, np.float16)), 32)), r"embedding is fixed_size_list<.*\[32\]"),
-    (*other("embedding", lambda n: pa.array([[1.0] * 3] * n)), "embedding is list<"), (*other("captured_at", lambda n: pa.array(["2026-06-01T12:00"] * n)), "captured_at is string, not timestamp"),
-    (*other("captured_at", lambda n: pa.array([None] * n, pa.timestamp("us", tz="UTC"))), "captured_at is empty in 8 rows"), (*other("frame_id", lambda n: pa.array(["x"] * n)), "frame_id is string, not int64"),
-    (*other("frame_id", lambda n: pa.array([None] * n, pa.int64())), "frame_id is empty in 8 rows"), (*other("brightness", lambda n: pa.array(["x"] * n)), "brightness is string, not float"),
-    (*other("selected", lambda n: pa.array([1] * n)), "selected is int64, not bool"), (*other("camera", lambda n: pa.array([None] * n, pa.string())), "camera is empty in 8 rows"),
-    (*other("confidence", lambda n: pa.array(["x"] * n), "detections"), "confidence is string, not float"), (*other("frame_id", lambda n: pa.array([1.5] * n), "detections"), "frame_id is double, not int64"),
-    ("frames", lambda t: t.append_column("camera", t["camera"]), "camera is string, string")])
+@pytest.mark.parametrize(
+    "kind, change, said",
+    [
+        (
+            *other(
+                "embedding",
+                lambda n: pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(n * 32, np.float16)), 32),
+            ),
+            r"embedding is fixed_size_list<.*\[32\]",
+        ),
+        (*other("embedding", lambda n: pa.array([[1.0] * 3] * n)), "embedding is list<"),
+        (
+            *other("captured_at", lambda n: pa.array(["2026-06-01T12:00"] * n)),
+            "captured_at is string, not timestamp",
+        ),
+        (
+            *other("captured_at", lambda n: pa.array([None] * n, pa.timestamp("us", tz="UTC"))),
+            "captured_at is empty in 8 rows",
+        ),
+        (*other("frame_id", lambda n: pa.array(["x"] * n)), "frame_id is string, not int64"),
+        (*other("frame_id", lambda n: pa.array([None] * n, pa.int64())), "frame_id is empty in 8 rows"),
+        (*other("brightness", lambda n: pa.array(["x"] * n)), "brightness is string, not float"),
+        (*other("selected", lambda n: pa.array([1] * n)), "selected is int64, not bool"),
+        (*other("camera", lambda n: pa.array([None] * n, pa.string())), "camera is empty in 8 rows"),
+        (
+            *other("confidence", lambda n: pa.array(["x"] * n), "detections"),
+            "confidence is string, not float",
+        ),
+        (*other("frame_id", lambda n: pa.array([1.5] * n), "detections"), "frame_id is double, not int64"),
+        ("frames", lambda t: t.append_column("camera", t["camera"]), "camera is string, string"),
+    ],
+)
 def test_columns_of_another_type_are_refused_with_file_and_column(tmp_path, kind, change, said):
     written(tmp_path, [looked(k) for k in range(8)])
     path = next(tmp_path.glob(f"{kind}/*/*/*.parquet"))
     pq.write_table(change(pq.ParquetFile(path).read()), path)
-    with pytest.raises(DataError, match=f"not the columns of a prediction log: {said}") as e: read_log(tmp_path)
+    with pytest.raises(DataError, match=f"not the columns of a prediction log: {said}") as e:
+        read_log(tmp_path)
     assert path.name in str(e.value)
 
 
 def test_wider_types_and_empty_parts_are_fine(tmp_path):
     written(tmp_path, [looked(k) for k in range(20)], part_rows=10)
-    wide = lambda t: t.set_column(1, "frame_id", t["frame_id"].cast(pa.int32())).set_column(0, "camera", t["camera"].dictionary_encode()).set_column(11, "brightness", t["brightness"].cast(pa.float64()))
+    wide = lambda t: (
+        t.set_column(1, "frame_id", t["frame_id"].cast(pa.int32()))
+        .set_column(0, "camera", t["camera"].dictionary_encode())
+        .set_column(11, "brightness", t["brightness"].cast(pa.float64()))
+    )
     log = read_log(rewritten(tmp_path, wide))
     assert log.frames["frame_id"].tolist() == list(range(20)) and log.cameras == ("gate",)
     rewritten(tmp_path, lambda t: t.slice(0, 0))
     assert len(read_log(tmp_path)) == 10
-    for path in tmp_path.glob("frames/*/*/*.parquet"): pq.write_table(pq.ParquetFile(path).read().slice(0, 0), path)
-    with pytest.raises(DataError, match="no frames of this period"): read_log(tmp_path)
+    for path in tmp_path.glob("frames/*/*/*.parquet"):
+        pq.write_table(pq.ParquetFile(path).read().slice(0, 0), path)
+    with pytest.raises(DataError, match="no frames of this period"):
+        read_log(tmp_path)

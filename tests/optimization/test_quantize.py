@@ -1,4 +1,6 @@
-"""Calibration pictures, eight bits for three runtimes, pruning: properties, parity, and what must be refused."""
+"""Calibration pictures, eight bits for three runtimes, pruning: properties, parity, and what must be
+refused."""
+
 import os
 import subprocess
 import sys
@@ -75,7 +77,8 @@ def summed(bits):
 
 
 def added_in_16_bits(activations, weights):
-    "The sum of products as vpmaddubsw makes it: pairs are added in 16 bits, and what does not fit is cut off."
+    """The sum of products as vpmaddubsw makes it: pairs are added in 16 bits, and what does not fit is cut
+    off."""
     pairs = (activations.astype(np.int64) * weights).reshape(len(activations), -1, 2).sum(axis=2)
     return np.clip(pairs, -32768, 32767).sum(axis=1)
 
@@ -93,59 +96,93 @@ def for_this_cpu(*args, **more):
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory):
-    "Manifest, simplified graph, calibration pictures, their ranges, and a tensor of a picture that is none of them."
+    """Manifest, simplified graph, calibration pictures, their ranges, and a tensor of a picture that is none
+    of them."""
     manifest, file = load_manifest("factory_line")
     folder = tmp_path_factory.mktemp("calibration")
     shown = [f.image for f, _ in FactoryLine(LineConfig(seed=21, density=5)).frames(61)][::3]
-    for i, image in enumerate(shown[:-1]): cv2.imwrite(str(folder / f"{i:03d}.png"), image)
+    for i, image in enumerate(shown[:-1]):
+        cv2.imwrite(str(folder / f"{i:03d}.png"), image)
     graph, prepare = simplify(open_graph(file)), Preprocessor(manifest.preprocess)
-    with pytest.warns(CalibrationWarning, match="only 12 pictures"): chosen = choose_calibration(folder, 12)
-    return manifest, graph, chosen, activation_ranges(graph, chosen.batches(prepare), threads=1), prepare.batch([shown[-1]])[0]
+    with pytest.warns(CalibrationWarning, match="only 12 pictures"):
+        chosen = choose_calibration(folder, 12)
+    return (
+        manifest,
+        graph,
+        chosen,
+        activation_ranges(graph, chosen.batches(prepare), threads=1),
+        prepare.batch([shown[-1]])[0],
+    )
 
 
-def scores(model, feed): return run_once(model, feed)[:, 4:]
+def scores(model, feed):
+    return run_once(model, feed)[:, 4:]
 
 
 # calibration pictures
 
+
 def test_folders_that_hold_nothing(tmp_path):
-    with pytest.raises(DataError, match="no such folder of calibration"): choose_calibration(tmp_path / "no")
-    with pytest.raises(DataError, match="no picture to calibrate with"): choose_calibration(tmp_path)
-    with pytest.raises(DataError, match="no picture to calibrate with"): choose_calibration([])
+    with pytest.raises(DataError, match="no such folder of calibration"):
+        choose_calibration(tmp_path / "no")
+    with pytest.raises(DataError, match="no picture to calibrate with"):
+        choose_calibration(tmp_path)
+    with pytest.raises(DataError, match="no picture to calibrate with"):
+        choose_calibration([])
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match="no picture to calibrate with"): choose_calibration(tmp_path)
+    with pytest.raises(DataError, match="no picture to calibrate with"):
+        choose_calibration(tmp_path)
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(DataError, match="broken"): choose_calibration(tmp_path)
-    with pytest.raises(ConfigError, match="at least one picture"): choose_calibration(tmp_path, 0)
+    with pytest.raises(DataError, match="broken"):
+        choose_calibration(tmp_path)
+    with pytest.raises(ConfigError, match="at least one picture"):
+        choose_calibration(tmp_path, 0)
 
 
-def photo(k, colour): return np.clip(np.random.default_rng(k).normal(colour, 20, (60, 80, 3)), 0, 255).astype(np.uint8)
+def photo(k, colour):
+    return np.clip(np.random.default_rng(k).normal(colour, 20, (60, 80, 3)), 0, 255).astype(np.uint8)
 
 
 def test_a_folder_unlike_the_test_set_is_noticed(tmp_path):
-    for name, colours in {"known": [(90, 90, 90), (120, 110, 100)], "same": [(90, 90, 90), (120, 110, 100)], "other": [(250, 20, 20), (10, 250, 10)]}.items():
+    for name, colours in {
+        "known": [(90, 90, 90), (120, 110, 100)],
+        "same": [(90, 90, 90), (120, 110, 100)],
+        "other": [(250, 20, 20), (10, 250, 10)],
+    }.items():
         (tmp_path / name).mkdir()
-        for k in range(24): cv2.imwrite(str(tmp_path / name / f"{k}.png"), photo(k + 100 * len(name), colours[k % 2]))
+        for k in range(24):
+            cv2.imwrite(str(tmp_path / name / f"{k}.png"), photo(k + 100 * len(name), colours[k % 2]))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         good = choose_calibration(tmp_path / "same", 20, known=tmp_path / "known")
         bad = choose_calibration(tmp_path / "other", 20, known=sorted((tmp_path / "known").iterdir()))
-    assert [("unlike" in n) for n in good.notes] == [False] and any("100% of the pictures that the model is judged on look unlike" in n for n in bad.notes)
+    assert [("unlike" in n) for n in good.notes] == [False] and any(
+        "100% of the pictures that the model is judged on look unlike" in n for n in bad.notes
+    )
     assert sum(issubclass(w.category, CalibrationWarning) for w in said) == 3
     assert good.digest != bad.digest and good.found == 24 and len(good.paths) == 20
 
 
 @pytest.mark.real
 def test_blood_cells_are_no_street(real_data):
-    photos, cells = sorted((real_data / "voc100/images").glob("*.jpg")), sorted((real_data / "bccd").rglob("*.jpg"))[:60]
+    photos, cells = (
+        sorted((real_data / "voc100/images").glob("*.jpg")),
+        sorted((real_data / "bccd").rglob("*.jpg"))[:60],
+    )
     known = np.stack([describe_picture(cv2.imread(str(p))) for p in photos[:60]])
-    others = {n: np.stack([describe_picture(cv2.imread(str(p))) for p in files]) for n, files in (("photos", photos[60:]), ("cells", cells))}
+    others = {
+        n: np.stack([describe_picture(cv2.imread(str(p))) for p in files])
+        for n, files in (("photos", photos[60:]), ("cells", cells))
+    }
     assert unlike(others["photos"], known) < 0.3 < 0.5 < unlike(others["cells"], known)
 
 
 def test_rare_conditions_are_chosen():
-    "Five night pictures among two hundred: the first or any twenty would hold none or half of one; chosen ones hold some, for every seed."
-    features = np.stack([describe_picture(photo(k, (20, 20, 20) if k >= 200 else (120, 115, 110))) for k in range(205)])
+    """Five night pictures among two hundred: the first or any twenty would hold none or half of one; chosen
+    ones hold some, for every seed."""
+    features = np.stack(
+        [describe_picture(photo(k, (20, 20, 20) if k >= 200 else (120, 115, 110))) for k in range(205)]
+    )
     assert all((spread_out(features, 20, seed) >= 200).any() for seed in range(10))
 
 
@@ -154,18 +191,30 @@ def test_rare_conditions_are_chosen():
 def test_chosen_pictures_are_different_and_reproducible(n, total, seed, copies):
     features = np.zeros((total, 4)) if copies else np.random.default_rng(seed).normal(size=(total, 4))
     rows = spread_out(features, n, seed)
-    assert len(rows) == min(n, total) == len(set(rows.tolist())) and (np.diff(rows) > 0).all() and rows.max() < total
+    assert (
+        len(rows) == min(n, total) == len(set(rows.tolist()))
+        and (np.diff(rows) > 0).all()
+        and rows.max() < total
+    )
     assert np.array_equal(rows, spread_out(features, n, seed))
 
 
 def test_paths_of_anything(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), photo(0, (9, 9, 9)))
 
-    class Item: path = tmp_path / "a.png"
-    assert picture_paths(tmp_path) == picture_paths([Item()]) == picture_paths([str(tmp_path / "a.png")]) == [tmp_path / "a.png"]
+    class Item:
+        path = tmp_path / "a.png"
+
+    assert (
+        picture_paths(tmp_path)
+        == picture_paths([Item()])
+        == picture_paths([str(tmp_path / "a.png")])
+        == [tmp_path / "a.png"]
+    )
 
 
 # ranges
+
 
 def test_ranges_are_the_extremes_of_the_activations(line):
     "Against the activations themselves, for a tensor in the middle and for the input."
@@ -176,18 +225,26 @@ def test_ranges_are_the_extremes_of_the_activations(line):
     asked.graph.output.insert(0, helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     seen = np.concatenate([run_once(asked, b) for b in chosen.batches(prepare)])
     column = ranges.names.index(name)
-    assert np.allclose(ranges.low[:, column], seen.min(axis=(1, 2, 3)), atol=1e-4) and np.allclose(ranges.high[:, column], seen.max(axis=(1, 2, 3)), atol=1e-4)
+    assert np.allclose(ranges.low[:, column], seen.min(axis=(1, 2, 3)), atol=1e-4) and np.allclose(
+        ranges.high[:, column], seen.max(axis=(1, 2, 3)), atol=1e-4
+    )
     first = ranges.names.index("images")
     assert ranges.low[:, first].min() >= 0 and ranges.high[:, first].max() <= 1
 
 
 def test_limits_hold_zero_and_nest():
     ranges = Ranges(("a", "b"), np.float32([[1, -3], [2, -1], [3, -2]]), np.float32([[5, 1], [9, 2], [7, 3]]))
-    for how, wanted in {"max": ([0, -3], [9, 3]), "mean": ([0, -2], [7, 2]), 1.0: ([0, -3], [9, 3]), 0.5: ([0, -2], [7, 2])}.items():
+    for how, wanted in {
+        "max": ([0, -3], [9, 3]),
+        "mean": ([0, -2], [7, 2]),
+        1.0: ([0, -3], [9, 3]),
+        0.5: ([0, -2], [7, 2]),
+    }.items():
         low, high = ranges.limits(how)
         assert low.tolist() == wanted[0] and high.tolist() == wanted[1], how
     for wrong in ("widest", 0.2, 2.0, None, True):
-        with pytest.raises(ConfigError, match="limits cannot be taken"): ranges.limits(wrong)
+        with pytest.raises(ConfigError, match="limits cannot be taken"):
+            ranges.limits(wrong)
 
 
 def test_memory_does_not_grow_with_pictures(line):
@@ -206,25 +263,40 @@ def test_memory_does_not_grow_with_pictures(line):
         activation_ranges(graph, batches(count), threads=1)
         peaks.append(tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
-    assert len(alive) == 320 and peaks[1] - peaks[0] < 1e6, f"{peaks} bytes; a picture has {3 * 256 * 256 * 4}"
+    assert len(alive) == 320 and peaks[1] - peaks[0] < 1e6, (
+        f"{peaks} bytes; a picture has {3 * 256 * 256 * 4}"
+    )
 
 
 def helper_graph(weights=None):
     w = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32) if weights is None else weights
-    nodes = [helper.make_node("Conv", ["images", "w"], ["a"], name="c1", pads=[1, 1, 1, 1]), helper.make_node("Relu", ["a"], ["b"], name="r"),
-             helper.make_node("Conv", ["b", "v"], ["y"], name="c2")]
+    nodes = [
+        helper.make_node("Conv", ["images", "w"], ["a"], name="c1", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"], name="r"),
+        helper.make_node("Conv", ["b", "v"], ["y"], name="c2"),
+    ]
     v = np.random.default_rng(1).normal(size=(4, 8, 1, 1)).astype(np.float32)
-    graph = helper.make_graph(nodes, "two", [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 256, 256])], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-                              [numpy_helper.from_array(w, "w"), numpy_helper.from_array(v, "v")])
+    graph = helper.make_graph(
+        nodes,
+        "two",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 256, 256])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(w, "w"), numpy_helper.from_array(v, "v")],
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def test_no_pictures_and_a_broken_model(line):
-    with pytest.raises(DataError, match="no picture to calibrate"): activation_ranges(line[1], [])
-    with pytest.raises(BackendError, match="NaN or infinity at a"): activation_ranges(helper_graph(np.full((8, 3, 3, 3), np.nan, np.float32)), [np.ones((1, 3, 256, 256), np.float32)])
+    with pytest.raises(DataError, match="no picture to calibrate"):
+        activation_ranges(line[1], [])
+    with pytest.raises(BackendError, match="NaN or infinity at a"):
+        activation_ranges(
+            helper_graph(np.full((8, 3, 3, 3), np.nan, np.float32)), [np.ones((1, 3, 256, 256), np.float32)]
+        )
 
 
 # eight bits
+
 
 def test_a_cpu_file_answers_like_the_float_one(line):
     _, graph, _, ranges, feed = line
@@ -232,7 +304,10 @@ def test_a_cpu_file_answers_like_the_float_one(line):
     got = scores(made, feed)
     assert wanted.max() > 0.5, "the picture shows something"
     assert np.abs(got - wanted).max() < 0.15 and 0.8 < got.std() / wanted.std() < 1.2
-    assert len(made.SerializeToString()) < 0.45 * len(graph.SerializeToString()) and inspect_graph(made).quantised
+    assert (
+        len(made.SerializeToString()) < 0.45 * len(graph.SerializeToString())
+        and inspect_graph(made).quantised
+    )
 
 
 def test_everything_quantised_has_one_score(line):
@@ -250,7 +325,9 @@ def test_the_tensorrt_file_is_what_tensorrt_wants(line):
     assert gap.max() < 0.3 and gap.mean() < 0.001
     convolutions = [n for n in made.graph.node if n.op_type == "Conv"]
     quantised = [n for n in convolutions if n.input[1] not in {t.name for t in made.graph.initializer}]
-    assert len(convolutions) - len(quantised) == sum(1 for n in graph.graph.node if n.op_type == "Conv" and n.name in head)
+    assert len(convolutions) - len(quantised) == sum(
+        1 for n in graph.graph.node if n.op_type == "Conv" and n.name in head
+    )
     floats = {t.name for t in made.graph.initializer if t.data_type == TensorProto.FLOAT}
     assert all(n.input[2] in floats for n in quantised if len(n.input) > 2), "biases stay in float"
 
@@ -259,7 +336,9 @@ def test_the_lint_sees_each_fault(line):
     _, graph, _, ranges, _ = line
     head = head_nodes(graph)
     good = quantize_tensorrt(graph, ranges)
-    assert any("not int8" in p for p in lint_qdq(quantize_cpu(graph, ranges))) and any("integer bias" in p for p in lint_qdq(quantize_cpu(graph, ranges)))
+    assert any("not int8" in p for p in lint_qdq(quantize_cpu(graph, ranges))) and any(
+        "integer bias" in p for p in lint_qdq(quantize_cpu(graph, ranges))
+    )
     assert lint_qdq(graph) == ("there is not one Q or DQ node in it",)
     quantiser = next(n for n in good.graph.node if n.op_type == "QuantizeLinear")
 
@@ -273,7 +352,11 @@ def test_the_lint_sees_each_fault(line):
     assert any("scale that is not above 0" in p for p in changed(quantiser.input[1], np.float32(0)))
     assert any("belongs to the head" in p for p in lint_qdq(quantize_tensorrt(graph, ranges, keep=()), head))
     single = onnx.ModelProto.FromString(good.SerializeToString())
-    weights = next(n for n in single.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in {t.name for t in single.graph.initializer})
+    weights = next(
+        n
+        for n in single.graph.node
+        if n.op_type == "DequantizeLinear" and n.input[0] in {t.name for t in single.graph.initializer}
+    )
     scale = next(t for t in single.graph.initializer if t.name == weights.input[1])
     scale.CopyFrom(numpy_helper.from_array(np.float32(0.1), scale.name))
     assert any("one scale for" in p for p in lint_qdq(single, head))
@@ -283,7 +366,10 @@ def test_the_lint_sees_each_fault(line):
 @given(st.integers(0, 10**6), st.sampled_from(["max", "mean", 0.9]))
 def test_quantised_convolutions_are_close_for_any_weights(seed, how):
     rng = np.random.default_rng(seed)
-    graph, feeds = helper_graph(rng.normal(size=(8, 3, 3, 3)).astype(np.float32)), [rng.random((1, 3, 256, 256), np.float32) for _ in range(3)]
+    graph, feeds = (
+        helper_graph(rng.normal(size=(8, 3, 3, 3)).astype(np.float32)),
+        [rng.random((1, 3, 256, 256), np.float32) for _ in range(3)],
+    )
     ranges = activation_ranges(graph, feeds, threads=1)
     wanted = run_once(graph, feeds[0])
     for make in (for_this_cpu, quantize_tensorrt):  # an engine adds in 32 bits: its file is run so
@@ -336,9 +422,14 @@ def test_weights_have_seven_or_eight_bits(line, bits):
 def test_openvino_int8(line, tmp_path):
     require("nncf")
     from cv_pipeline.inference.openvino import OpenVINOBackend
+
     manifest, graph, chosen, _, feed = line
-    xml = quantize_openvino(graph, chosen.batches(Preprocessor(manifest.preprocess)), tmp_path / "m.xml", n=12)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bin", "m.xml"] and xml.with_suffix(".bin").stat().st_size < 0.6 * len(graph.SerializeToString())
+    xml = quantize_openvino(
+        graph, chosen.batches(Preprocessor(manifest.preprocess)), tmp_path / "m.xml", n=12
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.bin", "m.xml"] and xml.with_suffix(
+        ".bin"
+    ).stat().st_size < 0.6 * len(graph.SerializeToString())
     got, wanted = OpenVINOBackend(xml, manifest, threads=1).infer(feed)[:, 4:], scores(graph, feed)
     assert np.abs(got - wanted).max() < 0.2 and wanted.max() > 0.5 and "FakeQuantize" in xml.read_text()
 
@@ -347,29 +438,44 @@ def test_what_cannot_be_quantised(line):
     _, graph, _, ranges, _ = line
     made = quantize_cpu(graph, ranges)
     for make in (quantize_cpu, quantize_tensorrt):
-        with pytest.raises(BackendError, match="quantised already"): make(made, ranges)
-        with pytest.raises(BackendError, match="ranges are of another graph"): make(helper_graph(), ranges)
+        with pytest.raises(BackendError, match="quantised already"):
+            make(made, ranges)
+        with pytest.raises(BackendError, match="ranges are of another graph"):
+            make(helper_graph(), ranges)
     old = helper_graph()
     old.opset_import[0].version = 12
-    with pytest.raises(BackendError, match="no scales per channel"): quantize_cpu(old, ranges)
-    none = helper.make_model(helper.make_graph([helper.make_node("Neg", ["images"], ["y"], name="n")], "g", [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 8, 8])],
-                                               [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(BackendError, match="no scales per channel"):
+        quantize_cpu(old, ranges)
+    none = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Neg", ["images"], ["y"], name="n")],
+            "g",
+            [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 8, 8])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
     with pytest.raises(BackendError, match="nothing in this graph could be quantised"):
         quantize_tensorrt(none, activation_ranges(none, [np.ones((1, 3, 8, 8), np.float32)], 1))
 
 
 def test_the_sensitive_layer_is_found(line):
-    "One channel a thousand times as large as the rest makes a layer that eight bits cannot hold: it comes first."
+    """One channel a thousand times as large as the rest makes a layer that eight bits cannot hold: it comes
+    first."""
     weights = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32)
     weights[0] *= 1000
     graph, feed = helper_graph(weights), np.random.default_rng(2).random((1, 3, 256, 256), np.float32)
     rows = sensitivity(graph, activation_ranges(graph, [feed], 1), [feed], keep=())
     assert [r[0] for r in rows] == ["c2", "c1"] and rows[0][1] > 2 * rows[1][1] > 0
-    named = sensitivity(line[1], line[3], [line[4]], nodes=["/model.1/conv/Conv", "/model.22/cv3.0/cv3.0.1/conv/Conv"])
+    named = sensitivity(
+        line[1], line[3], [line[4]], nodes=["/model.1/conv/Conv", "/model.22/cv3.0/cv3.0.1/conv/Conv"]
+    )
     assert len(named) == 2 and named[0][1] >= named[1][1] > 0
 
 
 # pruning
+
 
 @settings(max_examples=20)
 @given(st.floats(0, 0.99))
@@ -379,7 +485,9 @@ def test_pruned_weights_are_the_smallest(share):
     for a, b in zip(before.graph.initializer, made.graph.initializer):
         a, b = numpy_helper.to_array(a), numpy_helper.to_array(b)
         gone = b == 0
-        assert abs(gone.mean() - share) <= 1 / a.size + 0.01 and (not gone.any() or gone.all() or np.abs(a[gone]).max() <= np.abs(a[~gone]).min())
+        assert abs(gone.mean() - share) <= 1 / a.size + 0.01 and (
+            not gone.any() or gone.all() or np.abs(a[gone]).max() <= np.abs(a[~gone]).min()
+        )
 
 
 def test_pruned_channels(line):
@@ -387,7 +495,10 @@ def test_pruned_channels(line):
     assert len(prunable_pairs(graph)) > 20
     made = prune_channels(graph, 0.4)
     assert inspect_graph(made).parameters < 0.9 * inspect_graph(graph).parameters
-    assert run_once(made, feed).shape == run_once(graph, feed).shape and run_once(prune_channels(graph, 0), feed).tobytes() == run_once(graph, feed).tobytes()
+    assert (
+        run_once(made, feed).shape == run_once(graph, feed).shape
+        and run_once(prune_channels(graph, 0), feed).tobytes() == run_once(graph, feed).tobytes()
+    )
     assert onnx.checker.check_model(made, full_check=True) is None
 
 
@@ -410,7 +521,8 @@ def test_channels_that_others_read_stay():
     graph.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, None))
     assert prunable_pairs(graph) == []
     for wrong in (-0.1, 1, 2.0, "half", True, None):
-        with pytest.raises(ConfigError, match=r"must lie in 0\.\.1"): prune_channels(graph, wrong)
+        with pytest.raises(ConfigError, match=r"must lie in 0\.\.1"):
+            prune_channels(graph, wrong)
 
 
 def best(model, feed, exact=False):
@@ -421,12 +533,19 @@ def best(model, feed, exact=False):
 
 @pytest.mark.real
 def test_yolov8n_bears_eight_bits_and_yolox_nano_does_not(real_data):
-    "YOLOX-nano is made of depthwise convolutions: three of them alone ruin it. Found by `sensitivity`, left in float, it lives."
-    pre = {"yolov8n_fp32_reconstructed": PreprocessSpec(), "yolox_nano": PreprocessSpec(imgsz=416, letterbox="top-left", color="BGR", scale=1)}
+    """YOLOX-nano is made of depthwise convolutions: three of them alone ruin it. Found by `sensitivity`, left
+    in float, it lives."""
+    pre = {
+        "yolov8n_fp32_reconstructed": PreprocessSpec(),
+        "yolox_nano": PreprocessSpec(imgsz=416, letterbox="top-left", color="BGR", scale=1),
+    }
     photos = [cv2.imread(str(p)) for p in sorted((real_data / "coco8/images").rglob("*.jpg"))]
     for name, spec in pre.items():
         graph, prepare = simplify(open_graph(real_data / f"models/{name}.onnx")), Preprocessor(spec)
-        ranges, feed = activation_ranges(graph, (prepare.batch([p])[0] for p in photos), 1), prepare.batch([photos[0]])[0]
+        ranges, feed = (
+            activation_ranges(graph, (prepare.batch([p])[0] for p in photos), 1),
+            prepare.batch([photos[0]])[0],
+        )
         if name != "yolox_nano":
             for make in (for_this_cpu, quantize_tensorrt):
                 answer = best(make(graph, ranges), feed, exact=make is quantize_tensorrt)
@@ -436,10 +555,19 @@ def test_yolov8n_bears_eight_bits_and_yolox_nano_does_not(real_data):
         assert best(quantize_cpu(graph, ranges), feed) < best(graph, feed) - 0.2
         worst = [n for n, _ in sensitivity(graph, ranges, [feed])[:16]]
         assert {"Conv_44", "Conv_41", "Conv_47"} <= set(worst[:5])
-        assert best(quantize_cpu(graph, ranges, keep=[*head_nodes(graph), *worst]), feed) > best(graph, feed) - 0.15
+        assert (
+            best(quantize_cpu(graph, ranges, keep=[*head_nodes(graph), *worst]), feed)
+            > best(graph, feed) - 0.15
+        )
 
 
 def test_without_nncf_the_extra_is_named():
-    code = "import sys; sys.modules['nncf'] = None\nfrom cv_pipeline.optimization.quantize import quantize_openvino\ntry: quantize_openvino(None, [], 'x.xml')\nexcept Exception as e: print(type(e).__name__, e)"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={**os.environ}).stdout
+    code = (
+        "import sys; sys.modules['nncf'] = None\nfrom cv_pipeline.optimization.quantize import "
+        "quantize_openvino\ntry: quantize_openvino(None, [], 'x.xml')\nexcept Exception as e: "
+        "print(type(e).__name__, e)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={**os.environ}
+    ).stdout
     assert said.startswith("BackendError") and "cv_pipeline[openvino]" in said

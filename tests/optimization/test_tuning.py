@@ -1,4 +1,5 @@
-"""Threshold tuning: the sweep says what running everything again would say, the matching is COCO's, and what cannot be reached is said."""
+"""Threshold tuning: the sweep says what running everything again would say, the matching is COCO's, and what
+cannot be reached is said."""
 
 from dataclasses import replace
 
@@ -42,7 +43,10 @@ def scene(seed: int, classes: int = 3, objects: int = 4, boxes: int = 30) -> tup
     if n:
         of = rng.integers(0, n, boxes // 2)
         near = np.arange(boxes // 2)
-        raw[:2, near], raw[2:4, near] = centre[of].T + rng.normal(0, 1, (2, len(of))), side[of].T * np.exp(rng.normal(0, 0.1, (2, len(of))))
+        raw[:2, near], raw[2:4, near] = (
+            centre[of].T + rng.normal(0, 1, (2, len(of))),
+            side[of].T * np.exp(rng.normal(0, 0.1, (2, len(of)))),
+        )
         raw[4 + label[of], near] = np.round(rng.uniform(0.1, 1, len(of)), 2)
     return raw, Detections(2 * np.concatenate([centre - side / 2, centre + side / 2], 1), class_id=label)
 
@@ -67,7 +71,8 @@ def by_hand(predict, data, spec: PostprocessSpec) -> np.ndarray:
 def test_every_cell_of_the_sweep_is_what_running_again_gives(options):
     predict, data = dataset(25)
     spec = PostprocessSpec(**options)
-    if "classes" in options: data = [(i, t[np.isin(t.class_id, options["classes"])]) for i, t in data]
+    if "classes" in options:
+        data = [(i, t[np.isin(t.class_id, options["classes"])]) for i, t in data]
     conf, iou = np.array([0.01, 0.1, 0.25, 0.3, 0.5, 0.77, 0.95]), np.array([0.0, 0.3, 0.5, 0.7, 1.0])
     found = sweep(collect(predict, data, spec, NAMES, SIZE, 0.01), spec, 3, conf, iou)
     for i, t in enumerate(iou):
@@ -77,11 +82,19 @@ def test_every_cell_of_the_sweep_is_what_running_again_gives(options):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.floats(0.02, 0.9), st.floats(0, 1), st.dictionaries(st.sampled_from(NAMES), st.floats(0.02, 0.9)))
+@given(
+    st.integers(0, 10**6),
+    st.floats(0.02, 0.9),
+    st.floats(0, 1),
+    st.dictionaries(st.sampled_from(NAMES), st.floats(0.02, 0.9)),
+)
 def test_evaluate_is_what_the_postprocessor_does(seed, conf, iou, class_conf):
     scenes = {i: scene(seed + i) for i in range(4)}
     data = [(i, t) for i, (_, t) in scenes.items()] + [(0, Detections([[0, 0, 9, 9]]))]
-    predict, spec = (lambda i: (scenes[i][0], PLACE)), PostprocessSpec(conf=conf, iou=iou, class_conf=class_conf)
+    predict, spec = (
+        (lambda i: (scenes[i][0], PLACE)),
+        PostprocessSpec(conf=conf, iou=iou, class_conf=class_conf),
+    )
     table = evaluate(collect(predict, data, spec, NAMES, SIZE, 0.01), spec, NAMES, SIZE)
     assert table.sum(0).tolist() == by_hand(predict, data, spec).tolist()
 
@@ -93,22 +106,52 @@ def test_matching_is_cocos():
     rng, images, annotations, results, mine = np.random.default_rng(3), [], [], [], []
     for i in range(1, 121):
         truth_boxes = np.sort(rng.uniform(0, 100, (rng.integers(0, 8), 2, 2)), 1).reshape(-1, 4)
-        boxes = np.concatenate([truth_boxes + rng.normal(0, 4, truth_boxes.shape), np.sort(rng.uniform(0, 100, (5, 2, 2)), 1).reshape(-1, 4)])
-        boxes = np.concatenate([np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:]) + 1], 1)
-        truth = Detections(truth_boxes, class_id=rng.integers(0, 2, len(truth_boxes)), data={"iscrowd": (rng.uniform(size=len(truth_boxes)) < 0.2).astype(np.int8)})
+        boxes = np.concatenate(
+            [
+                truth_boxes + rng.normal(0, 4, truth_boxes.shape),
+                np.sort(rng.uniform(0, 100, (5, 2, 2)), 1).reshape(-1, 4),
+            ]
+        )
+        boxes = np.concatenate(
+            [np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:]) + 1], 1
+        )
+        truth = Detections(
+            truth_boxes,
+            class_id=rng.integers(0, 2, len(truth_boxes)),
+            data={"iscrowd": (rng.uniform(size=len(truth_boxes)) < 0.2).astype(np.int8)},
+        )
         found = Detections(boxes, rng.permutation(len(boxes)) / 40 + 0.1, rng.integers(0, 2, len(boxes)))
         images.append({"id": i})
         to_xywh = lambda b: [float(b[0]), float(b[1]), float(b[2] - b[0]), float(b[3] - b[1])]
         for b, k, c in zip(truth.xyxy, truth.class_id, truth.data["iscrowd"]):
-            annotations.append({"id": len(annotations) + 1, "image_id": i, "category_id": int(k), "bbox": to_xywh(b), "area": float((b[2] - b[0]) * (b[3] - b[1])), "iscrowd": int(c)})
-        for b, k, s in zip(found.xyxy, found.class_id, found.confidence): results.append({"image_id": i, "category_id": int(k), "bbox": to_xywh(b), "score": float(s)})
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": i,
+                    "category_id": int(k),
+                    "bbox": to_xywh(b),
+                    "area": float((b[2] - b[0]) * (b[3] - b[1])),
+                    "iscrowd": int(c),
+                }
+            )
+        for b, k, s in zip(found.xyxy, found.class_id, found.confidence):
+            results.append({"image_id": i, "category_id": int(k), "bbox": to_xywh(b), "score": float(s)})
         hit = match(found, truth, 0.5)
         mine += [(hit >= 0).sum(), (hit == -1).sum()]
     truth_set = coco.COCO()
-    truth_set.dataset = {"images": images, "annotations": annotations, "categories": [{"id": 0}, {"id": 1}], "info": {}}
+    truth_set.dataset = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 0}, {"id": 1}],
+        "info": {},
+    }
     truth_set.createIndex()
     evaluation = COCOeval(truth_set, truth_set.loadRes(results), "bbox")
-    evaluation.params.iouThrs, evaluation.params.areaRng, evaluation.params.areaRngLbl = np.array([0.5]), [[0, 1e10]], ["all"]
+    evaluation.params.iouThrs, evaluation.params.areaRng, evaluation.params.areaRngLbl = (
+        np.array([0.5]),
+        [[0, 1e10]],
+        ["all"],
+    )
     evaluation.evaluate()
     hits = alarms = 0
     for entry in filter(None, evaluation.evalImgs):
@@ -134,7 +177,12 @@ def test_a_truth_is_found_once(seed, iou):
 # ---------------------------------------------------------------- objectives
 
 
-@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50), st.sampled_from(["f1", "fbeta=2", "fbeta=0.5", "recall@precision=0.8", "precision@recall=0.5"]))
+@given(
+    st.integers(0, 50),
+    st.integers(0, 50),
+    st.integers(0, 50),
+    st.sampled_from(["f1", "fbeta=2", "fbeta=0.5", "recall@precision=0.8", "precision@recall=0.5"]),
+)
 def test_objectives_against_their_definitions(hits, alarms, missed, text):
     goal, truth = parse_objective(text), hits + missed
     value = float(achieved(goal, np.array(hits), np.array(alarms), truth))
@@ -148,9 +196,25 @@ def test_objectives_against_their_definitions(hits, alarms, missed, text):
         assert np.isnan(value) if floor < goal.value or not hits else value == pytest.approx(best)
 
 
-@pytest.mark.parametrize("text", ["", "mAP", "f", "f0", "fbeta=-1", "recall", "recall@precision=0", "recall@precision=1.2", "precision@precision=0.5", None, 7])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "mAP",
+        "f",
+        "f0",
+        "fbeta=-1",
+        "recall",
+        "recall@precision=0",
+        "recall@precision=1.2",
+        "precision@precision=0.5",
+        None,
+        7,
+    ],
+)
 def test_unknown_objectives(text):
-    with pytest.raises(ConfigError, match="is not known"): parse_objective(text)
+    with pytest.raises(ConfigError, match="is not known"):
+        parse_objective(text)
 
 
 # ---------------------------------------------------------------- tune
@@ -161,16 +225,24 @@ def test_unknown_objectives(text):
 def test_the_winner_beats_or_equals_every_cell(objective, per_class):
     predict, data = dataset(60)
     spec = PostprocessSpec()
-    wanted = TuningSettings(objective, per_class, conf=np.arange(0.05, 1, 0.05), iou=[0.3, 0.5, 0.7], min_truth=5)
+    wanted = TuningSettings(
+        objective, per_class, conf=np.arange(0.05, 1, 0.05), iou=[0.3, 0.5, 0.7], min_truth=5
+    )
     result = tune(predict, data, spec, NAMES, SIZE, wanted)
     goal = parse_objective(objective)
     hits, alarms, truth = by_hand(predict, data, result.spec)
-    assert result.reachable and result.comparison[1]["hits"] == hits and result.comparison[1]["false_alarms"] == alarms
+    assert (
+        result.reachable
+        and result.comparison[1]["hits"] == hits
+        and result.comparison[1]["false_alarms"] == alarms
+    )
     value = float(achieved(goal, np.array(hits), np.array(alarms), truth))
     assert value == pytest.approx(result.comparison[1]["value"])
     best = np.nanmax([row["value"] for row in result.table])
-    if not per_class: assert value == pytest.approx(best)
-    elif goal.kind == "fbeta": assert value >= best - 0.02  # classes alone maximise their own score, not the common one
+    if not per_class:
+        assert value == pytest.approx(best)
+    elif goal.kind == "fbeta":
+        assert value >= best - 0.02  # classes alone maximise their own score, not the common one
     assert len(result.table) == 19 * 3
     assert bool(result.spec.class_conf) == per_class
 
@@ -184,21 +256,33 @@ def test_the_model_runs_once_a_picture():
 
 def test_nothing_else_in_the_spec_changes():
     predict, data = dataset(20)
-    spec = PostprocessSpec(conf=0.4, max_det=50, accept_conf=0.9, policy="drop", class_policy={"a": "review"}, class_conf={"b": 0.9})
+    spec = PostprocessSpec(
+        conf=0.4,
+        max_det=50,
+        accept_conf=0.9,
+        policy="drop",
+        class_policy={"a": "review"},
+        class_conf={"b": 0.9},
+    )
     tuned = tune(predict, data, spec, NAMES, SIZE).spec
-    assert replace(tuned, conf=spec.conf, iou=spec.iou, class_conf=spec.class_conf) == spec and tuned.class_conf == {}
+    assert (
+        replace(tuned, conf=spec.conf, iou=spec.iou, class_conf=spec.class_conf) == spec
+        and tuned.class_conf == {}
+    )
 
 
 def test_no_truth_at_all():
     predict, data = dataset(5)
     for empty in ([], [(i, Detections.empty()) for i, _ in data]):
-        with pytest.raises(DataError, match="has a label"): tune(predict, empty, PostprocessSpec(), NAMES, SIZE)
+        with pytest.raises(DataError, match="has a label"):
+            tune(predict, empty, PostprocessSpec(), NAMES, SIZE)
 
 
 def test_label_of_an_unknown_class():
     predict, _ = dataset(1)
     for bad in (3, -1):
-        with pytest.raises(DataError, match="the model knows 0..2"): tune(predict, [(0, Detections([[0, 0, 9, 9]], class_id=[bad]))], PostprocessSpec(), NAMES, SIZE)
+        with pytest.raises(DataError, match="the model knows 0..2"):
+            tune(predict, [(0, Detections([[0, 0, 9, 9]], class_id=[bad]))], PostprocessSpec(), NAMES, SIZE)
 
 
 def test_one_class_only():
@@ -212,7 +296,11 @@ def test_a_class_without_labels_or_detections_keeps_the_common_threshold():
     wide = lambda i: (np.concatenate([predict(i)[0], np.zeros((2, 30), np.float32)]), PLACE)
     result = tune(wide, data, PostprocessSpec(), NAMES, SIZE, PER_CLASS)
     assert set(result.spec.class_conf) == {"a"}
-    assert [row["note"].split(" (")[0] for row in result.per_class] == ["tuned", "too few labels", "too few labels"]
+    assert [row["note"].split(" (")[0] for row in result.per_class] == [
+        "tuned",
+        "too few labels",
+        "too few labels",
+    ]
     assert any("b: keeps the common threshold" in note for note in result.notes)
 
 
@@ -221,7 +309,9 @@ def test_empty_predictions(per_class):
     _, data = dataset(8)
     spec = PostprocessSpec(conf=0.33)
     for raw in (np.zeros((7, 50), np.float32), np.zeros((7, 0), np.float32)):
-        result = tune(lambda i, raw=raw: (raw, PLACE), data, spec, NAMES, SIZE, TuningSettings(per_class=per_class))
+        result = tune(
+            lambda i, raw=raw: (raw, PLACE), data, spec, NAMES, SIZE, TuningSettings(per_class=per_class)
+        )
         assert not result.reachable and result.spec == spec and "found none" in result.notes[0]
 
 
@@ -236,24 +326,39 @@ def test_impossible_floor_is_said_and_changes_nothing(per_class):
 
 
 def test_a_floor_that_only_separate_thresholds_reach():
-    "Class a is right from .6 on, class b from .2 on and never above .5: no common threshold gives 9 of 10 of both cleanly."
+    """Class a is right from .6 on, class b from .2 on and never above .5: no common threshold gives 9 of 10
+    of both cleanly."""
+
     def picture(i):
         raw = np.zeros((6, 4), np.float32)
         raw[:, 0], raw[:, 1] = [10, 10, 8, 8, 0.7, 0], [40, 40, 8, 8, 0, 0.3]  # both right
         raw[:, 2], raw[:, 3] = [40, 10, 8, 8, 0.5, 0], [10, 40, 8, 8, 0, 0.1]  # both false
         return raw, PLACE
+
     truth = Detections([[12, 12, 28, 28], [72, 72, 88, 88]], class_id=[0, 1])
     data = [(i, truth) for i in range(30)]
     common = tune(picture, data, PostprocessSpec(), ("a", "b"), SIZE, TuningSettings("precision@recall=0.95"))
-    split = tune(picture, data, PostprocessSpec(), ("a", "b"), SIZE, TuningSettings("precision@recall=0.95", True))
+    split = tune(
+        picture, data, PostprocessSpec(), ("a", "b"), SIZE, TuningSettings("precision@recall=0.95", True)
+    )
     assert common.comparison[1]["precision"] < 0.7 and split.comparison[1]["precision"] == 1.0
     assert 0.5 <= split.spec.class_conf["a"] < 0.7 and 0.1 <= split.spec.class_conf["b"] < 0.3
 
 
 def test_end2end_heads_sweep_confidence_only():
     rows = np.float32([[10, 10, 30, 30, 0.9, 0], [40, 40, 60, 60, 0.3, 0]])
-    result = tune(lambda i: (rows, fit(64, 64, SIZE)), [(i, Detections([[10, 10, 30, 30]])) for i in range(9)], PostprocessSpec(head="end2end"), NAMES, SIZE)
-    assert result.comparison[1]["value"] == 1.0 and 0.3 <= result.spec.conf < 0.9 and {row["iou"] for row in result.table} == {0.7}
+    result = tune(
+        lambda i: (rows, fit(64, 64, SIZE)),
+        [(i, Detections([[10, 10, 30, 30]])) for i in range(9)],
+        PostprocessSpec(head="end2end"),
+        NAMES,
+        SIZE,
+    )
+    assert (
+        result.comparison[1]["value"] == 1.0
+        and 0.3 <= result.spec.conf < 0.9
+        and {row["iou"] for row in result.table} == {0.7}
+    )
 
 
 def test_intervals_hold_what_they_promise():
@@ -273,7 +378,9 @@ def test_the_result_goes_into_the_manifest(tmp_path):
     predict, data = dataset(30)
     (tmp_path / "m.onnx").write_bytes(b"x")
     manifest = ModelManifest("m", "m.onnx", NAMES)
-    result = tune(predict, data, manifest.postprocess, NAMES, SIZE, TuningSettings(per_class=True, min_truth=5))
+    result = tune(
+        predict, data, manifest.postprocess, NAMES, SIZE, TuningSettings(per_class=True, min_truth=5)
+    )
     save_manifest(replace(manifest, postprocess=result.spec, metrics={"tuning": result.summary()}), tmp_path)
     loaded, _ = load_manifest(tmp_path)
     assert loaded.postprocess == result.spec and loaded.metrics["tuning"]["after"]["value"] > 0
@@ -281,15 +388,26 @@ def test_the_result_goes_into_the_manifest(tmp_path):
 
 def test_grids_out_of_range():
     for grid in ([], [25], [-0.1], [float("nan")]):
-        with pytest.raises(ConfigError, match="0..1"): TuningSettings(conf=grid)
-        with pytest.raises(ConfigError, match="0..1"): TuningSettings(iou=grid)
+        with pytest.raises(ConfigError, match="0..1"):
+            TuningSettings(conf=grid)
+        with pytest.raises(ConfigError, match="0..1"):
+            TuningSettings(iou=grid)
 
 
-@pytest.mark.parametrize("wrong, said", [
-    ({"objective": "mAP"}, "objective"), ({"conf": [1.1]}, "conf: "), ({"iou": []}, "iou: "),
-    ({"match_iou": 0}, "match_iou: 0"), ({"match_iou": 1.5}, "match_iou: 1.5"), ({"min_truth": 0}, "min_truth: 0")])
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"objective": "mAP"}, "objective"),
+        ({"conf": [1.1]}, "conf: "),
+        ({"iou": []}, "iou: "),
+        ({"match_iou": 0}, "match_iou: 0"),
+        ({"match_iou": 1.5}, "match_iou: 1.5"),
+        ({"min_truth": 0}, "min_truth: 0"),
+    ],
+)
 def test_settings_that_are_wrong_name_the_field(wrong, said):
-    with pytest.raises(ConfigError, match=said): TuningSettings(**wrong)
+    with pytest.raises(ConfigError, match=said):
+        TuningSettings(**wrong)
 
 
 def test_a_grid_is_kept_sorted_and_each_value_once():
@@ -297,7 +415,8 @@ def test_a_grid_is_kept_sorted_and_each_value_once():
 
 
 def test_a_model_is_tuned_on_pictures_that_are_there():
-    with pytest.raises(DataError, match="no labelled pictures"): tune_model(None, [])
+    with pytest.raises(DataError, match="no labelled pictures"):
+        tune_model(None, [])
 
 
 @pytest.mark.slow
@@ -320,10 +439,28 @@ def test_yolov8n_on_real_photos(real_data):
         rows = np.loadtxt(label, ndmin=2) if label.exists() else np.zeros((0, 5))
         centre, side = rows[:, 1:3], rows[:, 3:5]
         scale = np.tile(image.shape[1::-1], 2)
-        data.append((image, Detections(np.concatenate([centre - side / 2, centre + side / 2], 1) * scale, class_id=rows[:, 0])))
+        data.append(
+            (
+                image,
+                Detections(
+                    np.concatenate([centre - side / 2, centre + side / 2], 1) * scale, class_id=rows[:, 0]
+                ),
+            )
+        )
     assert sum(len(t) for _, t in data) == 30
     result = tune(predict, data, manifest.postprocess, manifest.names, manifest.preprocess.imgsz)
     before, after, _ = result.comparison
-    print(f"coco8: f1 {before['value']:.3f} → {after['value']:.3f} at conf {result.spec.conf:.2f}, iou {result.spec.iou:.2f}; {result.notes}")
+    print(
+        f"coco8: f1 {before['value']:.3f} → {after['value']:.3f} at conf {result.spec.conf:.2f}, iou "
+        f"{result.spec.iou:.2f}; {result.notes}"
+    )
     assert after["value"] >= before["value"] and after["value"] > 0.5
-    assert judge(collect(predict, data, manifest.postprocess, manifest.names, (640, 640)), manifest.postprocess, 80, 0.7).truth.sum() == 30
+    assert (
+        judge(
+            collect(predict, data, manifest.postprocess, manifest.names, (640, 640)),
+            manifest.postprocess,
+            80,
+            0.7,
+        ).truth.sum()
+        == 30
+    )

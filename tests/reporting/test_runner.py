@@ -1,4 +1,6 @@
-"""Reports: parameters are refused before a kernel starts, a failing cell leaves a page, numbers equal the oracle's."""
+"""Reports: parameters are refused before a kernel starts, a failing cell leaves a page, numbers equal the
+oracle's."""
+
 import json
 import re
 import subprocess
@@ -30,76 +32,185 @@ def template(folder: Path, *sources: str, name: str = "small") -> Path:
     cells = [nbformat.v4.new_code_cell(s) for s in sources]
     cells[0].metadata["tags"] = ["parameters"]
     path = folder / f"{name}.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), path)
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=cells,
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        ),
+        path,
+    )
     return path
 
 
-PARAMETERS = 'model: str = "m"  # which\nfloor: float = 0.5\nslices: list = []\nn: "Optional[int]" = None\noutput: str = "out"'
+PARAMETERS = (
+    'model: str = "m"  # which\nfloor: float = 0.5\nslices: list = []\nn: "Optional[int]" = '
+    'None\noutput: str = "out"'
+)
 
 
-@pytest.mark.parametrize("given, words", [
-    ({"flor": 1}, "did you mean 'floor'"), ({"floor": "high"}, "valid number"), ({"slices": "camera"}, "valid list"), ({"n": "2.5"}, "int"), ({"floor": "nan"}, "finite"),
-])
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"flor": 1}, "did you mean 'floor'"),
+        ({"floor": "high"}, "valid number"),
+        ({"slices": "camera"}, "valid list"),
+        ({"n": "2.5"}, "int"),
+        ({"floor": "nan"}, "finite"),
+    ],
+)
 def test_wrong_parameters_are_refused_before_a_kernel_starts(tmp_path, given, words, monkeypatch):
     import papermill
 
     monkeypatch.setattr(papermill, "execute_notebook", lambda *a, **k: pytest.fail("the kernel was started"))
-    with pytest.raises(ConfigError, match=words): run_report(template(tmp_path, PARAMETERS), given, root=tmp_path / "reports")
+    with pytest.raises(ConfigError, match=words):
+        run_report(template(tmp_path, PARAMETERS), given, root=tmp_path / "reports")
     assert not (tmp_path / "reports").exists()
 
 
 def test_values_from_a_command_line_become_their_types(tmp_path):
     known = read_parameters(template(tmp_path, PARAMETERS))
     assert known["model"].help == "which" and known["n"].annotation == "Optional[int]"
-    assert check_parameters(known, {"floor": "0.25", "slices": "[a, b]", "n": "3", "model": "12"}) == {"floor": 0.25, "slices": ["a", "b"], "n": 3, "model": "12"}
+    assert check_parameters(known, {"floor": "0.25", "slices": "[a, b]", "n": "3", "model": "12"}) == {
+        "floor": 0.25,
+        "slices": ["a", "b"],
+        "n": 3,
+        "model": "12",
+    }
     assert check_parameters(known, {"n": "null"}) == {"n": None}
 
 
-@pytest.mark.parametrize("cells, words", [(["x = 1"], "not `name: type = value`"), (["x: int = 1 + 1"], "line 1"), (["x: weird = 1"], None)])
+@pytest.mark.parametrize(
+    "cells, words",
+    [(["x = 1"], "not `name: type = value`"), (["x: int = 1 + 1"], "line 1"), (["x: weird = 1"], None)],
+)
 def test_a_parameters_cell_that_cannot_be_read_is_refused(tmp_path, cells, words):
     path = template(tmp_path, *cells)
-    with pytest.raises(ConfigError, match=words or "is not known"): check_parameters(read_parameters(path), {"x": 1})
-    with pytest.raises(ConfigError, match="there is no report 'weather'"): find_template("weather")
+    with pytest.raises(ConfigError, match=words or "is not known"):
+        check_parameters(read_parameters(path), {"x": 1})
+    with pytest.raises(ConfigError, match="there is no report 'weather'"):
+        find_template("weather")
     (tmp_path / "two.ipynb").write_text("{}")
-    with pytest.raises((ConfigError, KeyError)): read_parameters(tmp_path / "two.ipynb")
+    with pytest.raises((ConfigError, KeyError)):
+        read_parameters(tmp_path / "two.ipynb")
 
 
 def test_a_failing_cell_leaves_a_readable_page_and_exit_code_1(tmp_path):
-    path = template(tmp_path, PARAMETERS, "print('before the accident')", "raise RuntimeError('lens cap on')", "print('never')")
-    with pytest.raises(ReportFailed, match="lens cap on") as e: run_report(path, {}, root=tmp_path / "r", today=date(2026, 6, 1))
+    path = template(
+        tmp_path,
+        PARAMETERS,
+        "print('before the accident')",
+        "raise RuntimeError('lens cap on')",
+        "print('never')",
+    )
+    with pytest.raises(ReportFailed, match="lens cap on") as e:
+        run_report(path, {}, root=tmp_path / "r", today=date(2026, 6, 1))
     folder = tmp_path / "r" / "2026-06-01" / "small"
     page = (folder / "report.html").read_text()
-    assert e.value.exit_code == 1 and "before the accident" in page and "lens cap on" in page and "never" not in re.sub("print.*never", "", page)
+    assert (
+        e.value.exit_code == 1
+        and "before the accident" in page
+        and "lens cap on" in page
+        and "never" not in re.sub("print.*never", "", page)
+    )
     assert nbformat.read(folder / "report.ipynb", 4).metadata.papermill.exception
-    result = subprocess.run([CLI, "report", str(path), "--root", str(tmp_path / "cli")], capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [CLI, "report", str(path), "--root", str(tmp_path / "cli")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert result.returncode == 1 and "lens cap on" in result.stderr and "Traceback" not in result.stderr
-    again = run_report(template(tmp_path, PARAMETERS, "pass"), {}, root=tmp_path / "r", today=date(2026, 6, 1))  # the next run of the day replaces it
-    assert again.metrics == {} and again.verdict is None and [p.name for p in (tmp_path / "r" / "2026-06-01").iterdir()] == ["small"]
+    again = run_report(
+        template(tmp_path, PARAMETERS, "pass"), {}, root=tmp_path / "r", today=date(2026, 6, 1)
+    )  # the next run of the day replaces it
+    assert (
+        again.metrics == {}
+        and again.verdict is None
+        and [p.name for p in (tmp_path / "r" / "2026-06-01").iterdir()] == ["small"]
+    )
 
 
 def test_the_schedule_lines_are_complete_and_quoted():
-    line = cron_line("evaluation", {"model": "a b.onnx", "floors": {"AP": 0.5}}, "30 5 * * 1-5", Path("/srv/x"), "/opt/cv-pipeline")
-    assert line.startswith("30 5 * * 1-5 cd /srv/x && /opt/cv-pipeline report evaluation -p 'model=a b.onnx' -p 'floors={\"AP\": 0.5}'")
+    line = cron_line(
+        "evaluation",
+        {"model": "a b.onnx", "floors": {"AP": 0.5}},
+        "30 5 * * 1-5",
+        Path("/srv/x"),
+        "/opt/cv-pipeline",
+    )
+    assert line.startswith(
+        "30 5 * * 1-5 cd /srv/x && /opt/cv-pipeline report evaluation -p 'model=a b.onnx' -p "
+        "'floors={\"AP\": 0.5}'"
+    )
     import yaml
 
     flow = yaml.safe_load(github_workflow("evaluation", {"model": "a b.onnx"}))
     assert flow[True if True in flow else "on"]["schedule"] == [{"cron": "0 6 * * 1"}]
-    assert cron_line("drift", {}, folder=Path("/srv")).startswith("0 6 * * * ") and cron_line("nbs/evaluation.ipynb", {}, folder=Path("/srv")).startswith("0 6 * * 1 ")
-    assert any("cv-pipeline report evaluation -p 'model=a b.onnx'" in s.get("run", "") for s in flow["jobs"]["report"]["steps"])
-    with pytest.raises(ConfigError, match="cron schedule"): github_workflow("evaluation", {}, "sometimes")
+    assert cron_line("drift", {}, folder=Path("/srv")).startswith("0 6 * * * ") and cron_line(
+        "nbs/evaluation.ipynb", {}, folder=Path("/srv")
+    ).startswith("0 6 * * 1 ")
+    assert any(
+        "cv-pipeline report evaluation -p 'model=a b.onnx'" in s.get("run", "")
+        for s in flow["jobs"]["report"]["steps"]
+    )
+    with pytest.raises(ConfigError, match="cron schedule"):
+        github_workflow("evaluation", {}, "sometimes")
 
 
 def test_the_evaluation_report_of_the_line_says_pass_and_its_page_needs_no_network(tmp_path):
-    result = subprocess.run([CLI, "report", "evaluation", "-p", "pictures=60", "-p", "draws=200", "-p", "floors={AP: 0.5, 'AP, light = good': 0.5}", "--gate", "--root", str(tmp_path)],
-                            capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [
+            CLI,
+            "report",
+            "evaluation",
+            "-p",
+            "pictures=60",
+            "-p",
+            "draws=200",
+            "-p",
+            "floors={AP: 0.5, 'AP, light = good': 0.5}",
+            "--gate",
+            "--root",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr
     folder = next(tmp_path.glob("*/evaluation-factory_line"))
     metrics, page = json.loads((folder / "metrics.json").read_text()), (folder / "report.html").read_text()
-    assert metrics["verdict"] == "PASS" and {f["what"] for f in metrics["findings"]} == {"AP", "AP, light = good"} and metrics["header"]["pictures"] == 60
+    assert (
+        metrics["verdict"] == "PASS"
+        and {f["what"] for f in metrics["findings"]} == {"AP", "AP, light = good"}
+        and metrics["header"]["pictures"] == 60
+    )
     assert metrics["intervals"]["AP"]["low"] < metrics["coco"]["AP"] < metrics["intervals"]["AP"]["high"]
-    assert not [u for u in re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="([^"]*)"', page) if u.startswith("http")]
+    assert not [
+        u
+        for u in re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="([^"]*)"', page)
+        if u.startswith("http")
+    ]
     assert "PASS" in page and "data:image" in page
-    closed = subprocess.run([CLI, "report", "evaluation", "-p", "pictures=60", "-p", "draws=100", "-p", "floors={AP: 0.99}", "--gate", "--root", str(tmp_path / "b")], capture_output=True, text=True, timeout=300)
+    closed = subprocess.run(
+        [
+            CLI,
+            "report",
+            "evaluation",
+            "-p",
+            "pictures=60",
+            "-p",
+            "draws=100",
+            "-p",
+            "floors={AP: 0.99}",
+            "--gate",
+            "--root",
+            str(tmp_path / "b"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert closed.returncode == 1 and "FAIL" in closed.stderr
 
 
@@ -108,18 +219,26 @@ def test_a_frozen_set_is_what_the_report_evaluates_and_a_changed_or_leaked_one_e
     from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
     from cv_pipeline.synthetic.line import write_dataset
 
-    for split, seed in (("test", 5), ("train", 6)): write_dataset(tmp_path / "set", FactoryLine(LineConfig(seed=seed)).frames(8, 0), ["yolo"], split=split)
+    for split, seed in (("test", 5), ("train", 6)):
+        write_dataset(
+            tmp_path / "set", FactoryLine(LineConfig(seed=seed)).frames(8, 0), ["yolo"], split=split
+        )
     frozen, asked = tmp_path / "test_set.json", {"draws": 20, "frozen": str(tmp_path / "test_set.json")}
     freeze(tmp_path / "set", frozen, "test")
     done = run_report("evaluation", asked, root=tmp_path / "r")
     assert done.metrics["header"]["pictures"] == 8  # the frozen half, not the line and not all of the folder
-    with pytest.raises(ReportFailed, match="knows its split"): run_report("evaluation", {**asked, "data": str(tmp_path / "set"), "split": "train"}, root=tmp_path / "s")
+    with pytest.raises(ReportFailed, match="knows its split"):
+        run_report(
+            "evaluation", {**asked, "data": str(tmp_path / "set"), "split": "train"}, root=tmp_path / "s"
+        )
     seen = next((tmp_path / "set/images/test").iterdir())
     (tmp_path / "set/images/train/copy.jpg").write_bytes(seen.read_bytes())
-    with pytest.raises(ReportFailed, match=f"(?s)in the training data.*{seen.name}"): run_report("evaluation", {**asked, "train": str(tmp_path / "set/images/train")}, root=tmp_path / "l")
+    with pytest.raises(ReportFailed, match=f"(?s)in the training data.*{seen.name}"):
+        run_report("evaluation", {**asked, "train": str(tmp_path / "set/images/train")}, root=tmp_path / "l")
     label = tmp_path / "set/labels/test" / f"{seen.stem}.txt"
     label.write_text("0 .5 .5 .1 .1\n")
-    with pytest.raises(ReportFailed, match=f"(?s)1 changed.*{seen.name}"): run_report("evaluation", asked, root=tmp_path / "c")
+    with pytest.raises(ReportFailed, match=f"(?s)1 changed.*{seen.name}"):
+        run_report("evaluation", asked, root=tmp_path / "c")
 
 
 @pytest.mark.real
@@ -130,27 +249,47 @@ def test_metrics_of_the_report_on_real_photos_equal_pycocotools(real_data, tmp_p
     from cv_pipeline.inference.loading import load_model
     from tests.helpers.eval_sets import pycocotools_numbers
 
-    data, model = real_data / "voc100/coco_format_v1/instances_default.json", real_data / "models/yolov8n_fp32_reconstructed.onnx"
+    data, model = (
+        real_data / "voc100/coco_format_v1/instances_default.json",
+        real_data / "models/yolov8n_fp32_reconstructed.onnx",
+    )
     done = run_report("evaluation", {"model": str(model), "data": str(data), "draws": 100}, root=tmp_path)
     theirs = pycocotools_numbers(predict_set(load_model(model), read_dataset(data)))
-    for name, value in zip(COCO_NAMES, theirs.stats): assert done.metrics["coco"][name] == pytest.approx(None if value < 0 else value, abs=1e-6)
+    for name, value in zip(COCO_NAMES, theirs.stats):
+        assert done.metrics["coco"][name] == pytest.approx(None if value < 0 else value, abs=1e-6)
     assert done.metrics["header"]["objects"] > 100
 
 
 def test_templates_that_are_shipped_have_typed_parameters():
-    for name in ("evaluation", "tracking"): assert read_parameters(reports.find_template(name))
+    for name in ("evaluation", "tracking"):
+        assert read_parameters(reports.find_template(name))
 
 
 @pytest.mark.real
 def test_baseline_answers_on_real_photos(real_data):
     def ask(*more):
-        return subprocess.run([CLI, "baseline", "--model", str(real_data / "models/yolov8n_fp32_reconstructed.onnx"), "--data", str(real_data / "coco8"), *more], capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            [
+                CLI,
+                "baseline",
+                "--model",
+                str(real_data / "models/yolov8n_fp32_reconstructed.onnx"),
+                "--data",
+                str(real_data / "coco8"),
+                *more,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
 
     few = ask("--floor", "AP=0.3")
     assert few.returncode == 0 and "label more" in few.stderr, few.stderr  # eight photos decide nothing
     answer = json.loads(ask("--floor", "AP=0.3", "--max-ms", "1000", "--json").stdout)
-    assert answer["custom training"] == "label more" and answer["latency_ms"]["p95"] > 0 and answer["intervals"]["AP"][1] <= answer["intervals"]["AP"][0]
+    assert (
+        answer["custom training"] == "label more"
+        and answer["latency_ms"]["p95"] > 0
+        and answer["intervals"]["AP"][1] <= answer["intervals"]["AP"][0]
+    )
     assert ask("--floor", "AP=high").returncode == 2 and "not a number" in ask("--floor", "AP=high").stderr
     assert "no such number" in ask("--floor", "mAP=0.3").stderr
-
-

@@ -1,4 +1,6 @@
-"""A configuration becomes a run: sinks of installed packages, summaries by name, and what is imported only when it is needed."""
+"""A configuration becomes a run: sinks of installed packages, summaries by name, and what is imported only
+when it is needed."""
+
 import json
 import os
 import subprocess
@@ -41,21 +43,49 @@ def site(tmp_path, monkeypatch):
 
 
 def wanted(tmp_path, sinks, **more):
-    return load_config(None, {"sources": ["line:frames=6,seed=5"], "model.threads": 1, "delivery.out": str(tmp_path / "out"), "delivery.sinks": sinks, **more})
+    return load_config(
+        None,
+        {
+            "sources": ["line:frames=6,seed=5"],
+            "model.threads": 1,
+            "delivery.out": str(tmp_path / "out"),
+            "delivery.sinks": sinks,
+            **more,
+        },
+    )
 
 
 # --- sinks of other packages
 
+
 @pytest.mark.slow
 def test_a_configured_run_in_a_process_of_its_own_finds_and_uses_an_installed_sink(tmp_path):
     folder = install(tmp_path / "site", {"tally": "factory_tally:TallySink"})
-    config = {"sources": ["line:frames=6,seed=5"], "delivery": {"out": str(tmp_path / "out"), "sinks": {"tally": None}}}
+    config = {
+        "sources": ["line:frames=6,seed=5"],
+        "delivery": {"out": str(tmp_path / "out"), "sinks": {"tally": None}},
+    }
     (tmp_path / "run.yaml").write_text(json.dumps(config))
-    command = [sys.executable, "-c", "from cv_pipeline.commands.main import main; main()", "run", str(tmp_path / "run.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"})
+    command = [
+        sys.executable,
+        "-c",
+        "from cv_pipeline.commands.main import main; main()",
+        "run",
+        str(tmp_path / "run.yaml"),
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"},
+    )
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["sinks"]["tally"] == {"boxes": summary["detections"], "file": str(tmp_path / "out" / "tally.txt")}
+    assert summary["sinks"]["tally"] == {
+        "boxes": summary["detections"],
+        "file": str(tmp_path / "out" / "tally.txt"),
+    }
     assert (tmp_path / "out" / "tally.txt").read_text() == str(summary["detections"])
     assert summary["detections"] > 0
 
@@ -65,40 +95,57 @@ def test_installed_sinks_are_listed_by_name(site):
 
 
 def test_a_sink_that_is_not_installed_is_an_error_that_lists_those_that_are(site, tmp_path):
-    with pytest.raises(ConfigError, match="no sink plug-in 'telly' is installed.*delivery.sinks.telly.*installed: odd, tally"):
+    with pytest.raises(
+        ConfigError, match="no sink plug-in 'telly' is installed.*delivery.sinks.telly.*installed: odd, tally"
+    ):
         check_run(wanted(tmp_path, {"telly": {}}))
 
 
 def test_where_no_sink_is_installed_the_error_says_so(tmp_path):
-    with pytest.raises(ConfigError, match="installed: none"): check_run(wanted(tmp_path, {"telly": {}}))
+    with pytest.raises(ConfigError, match="installed: none"):
+        check_run(wanted(tmp_path, {"telly": {}}))
 
 
 def test_a_sink_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(install(tmp_path / "site", {"tally": "no_such_module_at_all:Sink"}))
-    with pytest.raises(ConfigError, match="the sink plug-in 'tally' cannot be imported: ModuleNotFoundError.*no_such_module_at_all:Sink"):
+    with pytest.raises(
+        ConfigError,
+        match="the sink plug-in 'tally' cannot be imported: ModuleNotFoundError.*no_such_module_at_all:Sink",
+    ):
         check_run(wanted(tmp_path, {"tally": {}}))
 
 
 @pytest.mark.parametrize("settings", [{"evry": 3}, {"out": "elsewhere"}])
 def test_settings_that_a_sink_does_not_take_are_said_before_anything_is_opened(site, tmp_path, settings):
-    with pytest.raises(ConfigError, match=r"the sink plug-in 'tally' does not take these settings.*it is called as tally\(out, fails=None, summary=None\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"the sink plug-in 'tally' does not take these settings.*it is called as tally\(out, "
+        r"fails=None, summary=None\)",
+    ):
         check_run(wanted(tmp_path, {"tally": settings}))
     assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_sink_is_refused(site, tmp_path):
-    with pytest.raises(ConfigError, match="the sink plug-in 'odd' made a Odd, which is no sink"): open_plugin("odd", tmp_path, {})
+    with pytest.raises(ConfigError, match="the sink plug-in 'odd' made a Odd, which is no sink"):
+        open_plugin("odd", tmp_path, {})
 
 
-@pytest.mark.parametrize("own", [ParquetSink, JsonlSink, VideoSink, EventSink, CallbackSink, MonitoringSink, LiveCollection])
+@pytest.mark.parametrize(
+    "own", [ParquetSink, JsonlSink, VideoSink, EventSink, CallbackSink, MonitoringSink, LiveCollection]
+)
 def test_every_sink_of_this_package_has_a_name_that_no_plugin_can_take(own, tmp_path):
     assert own.name in OWN_SINKS
-    with pytest.raises(ConfigError, match=f"'{own.name}' is a sink of this package"): plugin_class(own.name, tmp_path, {})
+    with pytest.raises(ConfigError, match=f"'{own.name}' is a sink of this package"):
+        plugin_class(own.name, tmp_path, {})
 
 
 def test_a_name_that_two_packages_offer_is_not_guessed(site, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(install(tmp_path / "other", {"tally": "other_tally:Sink"}, "other-tally", "other_tally"))
-    with pytest.raises(ConfigError, match="the sink plug-in 'tally' is offered 2 times: .*factory-tally"): check_run(wanted(tmp_path, {"tally": {}}))
+    monkeypatch.syspath_prepend(
+        install(tmp_path / "other", {"tally": "other_tally:Sink"}, "other-tally", "other_tally")
+    )
+    with pytest.raises(ConfigError, match="the sink plug-in 'tally' is offered 2 times: .*factory-tally"):
+        check_run(wanted(tmp_path, {"tally": {}}))
 
 
 def test_a_package_that_is_found_twice_counts_once(site, tmp_path, monkeypatch):
@@ -108,10 +155,13 @@ def test_a_package_that_is_found_twice_counts_once(site, tmp_path, monkeypatch):
 
 # --- a plug-in that fails
 
+
 def test_one_that_cannot_be_opened_costs_nothing_of_the_run_before(site, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.jsonl").write_text("of yesterday\n")
-    with pytest.raises(SinkError, match="the sink plug-in 'tally' could not be opened: ConnectionError: no broker") as raised:
+    with pytest.raises(
+        SinkError, match="the sink plug-in 'tally' could not be opened: ConnectionError: no broker"
+    ) as raised:
         open_sinks(wanted(tmp_path, {"tally": {"fails": "open"}}))
     assert "S3cretPw" not in str(raised.value)
     assert (tmp_path / "out" / "results.jsonl").read_text() == "of yesterday\n"
@@ -119,20 +169,27 @@ def test_one_that_cannot_be_opened_costs_nothing_of_the_run_before(site, tmp_pat
 
 def test_when_a_later_sink_cannot_be_opened_those_before_it_are_closed(site, tmp_path):
     (tmp_path / "out" / "results.jsonl").mkdir(parents=True)  # our own file cannot be opened
-    with pytest.raises(SinkError, match="results.jsonl"): open_sinks(wanted(tmp_path, {"tally": {}}))
+    with pytest.raises(SinkError, match="results.jsonl"):
+        open_sinks(wanted(tmp_path, {"tally": {}}))
     assert (tmp_path / "out" / "tally.txt").read_text() == "0"
 
 
 def test_one_that_fails_while_it_writes_ends_the_run_and_is_named(site, tmp_path):
-    with pytest.raises(SinkError, match="the sink plug-in 'tally' failed at frame 3 of line: KeyError: 'oven'"):
+    with pytest.raises(
+        SinkError, match="the sink plug-in 'tally' failed at frame 3 of line: KeyError: 'oven'"
+    ):
         run_config(wanted(tmp_path, {"tally": {"fails": "write"}}))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert "the sink plug-in 'tally' failed" in summary["error"]
-    assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == summary["frames_delivered"] > 3  # the other sinks have all
+    assert (
+        len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == summary["frames_delivered"] > 3
+    )  # the other sinks have all
 
 
 def test_one_that_cannot_be_closed_is_named(site, tmp_path):
-    with pytest.raises(SinkError, match="the sink plug-in 'tally' could not be closed: ValueError: still busy"):
+    with pytest.raises(
+        SinkError, match="the sink plug-in 'tally' could not be closed: ValueError: still busy"
+    ):
         run_config(wanted(tmp_path, {"tally": {"fails": "close"}}))
 
 
@@ -142,7 +199,11 @@ def test_one_without_a_usable_summary_has_a_problem_there(site, tmp_path):
 
 
 def test_a_summary_becomes_plain_values_without_credentials(site, tmp_path):
-    sink = open_plugin("tally", tmp_path, {"summary": {"to": "mqtt://ann:S3cretPw@broker", "at": tmp_path, "password": "S3cretPw"}})
+    sink = open_plugin(
+        "tally",
+        tmp_path,
+        {"summary": {"to": "mqtt://ann:S3cretPw@broker", "at": tmp_path, "password": "S3cretPw"}},
+    )
     assert sink.summary() == {"to": "mqtt://***@broker", "at": str(tmp_path), "password": "***"}
 
 
@@ -153,38 +214,66 @@ def test_metrics_of_one_that_fails_do_not_spoil_those_of_the_others(site, tmp_pa
 
 def test_one_without_a_summary_is_not_in_the_summary():
     class Plain:
-        def write(self, result): pass
-        def close(self): pass
+        def write(self, result):
+            pass
+
+        def close(self):
+            pass
 
     assert PluginSink("plain", Plain()).summary() is None
 
 
 # --- the summary
 
+
 def test_summaries_stand_under_the_names_of_the_sinks(site, tmp_path):
-    more = {"events.lines": [{"name": "gate", "start": [0.5, 1], "end": [0.5, 0]}], "telemetry": True, "collect": True}
+    more = {
+        "events.lines": [{"name": "gate", "start": [0.5, 1], "end": [0.5, 0]}],
+        "telemetry": True,
+        "collect": True,
+    }
     summary = run_config(wanted(tmp_path, {"tally": {}}, **more))
     assert set(summary["sinks"]) == {"events", "telemetry", "collect", "tally"}
     assert set(summary["sinks"]["events"]) == {"events", "counts", "problems", "callback_errors"}
 
 
-@pytest.mark.parametrize("given, settings", [({"mail": None}, {"mail": {}}), ({"mail": True}, {"mail": {}}), ({"mail": False}, {}), ({"mail": {"to": 1}}, {"mail": {"to": 1}})])
+@pytest.mark.parametrize(
+    "given, settings",
+    [
+        ({"mail": None}, {"mail": {}}),
+        ({"mail": True}, {"mail": {}}),
+        ({"mail": False}, {}),
+        ({"mail": {"to": 1}}, {"mail": {"to": 1}}),
+    ],
+)
 def test_a_bare_name_takes_the_defaults(tmp_path, given, settings):
     assert wanted(tmp_path, given).delivery.sinks == settings
 
 
 @pytest.mark.slow
 def test_chapters_that_few_runs_need_are_imported_when_they_are_needed():
-    code = "import sys, cv_pipeline.service.assembly; print(*(m for m in sys.modules if m.startswith(('cv_pipeline.monitoring', 'cv_pipeline.annotation'))))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    code = (
+        "import sys, cv_pipeline.service.assembly; print(*(m for m in sys.modules if "
+        "m.startswith(('cv_pipeline.monitoring', 'cv_pipeline.annotation'))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.stdout.strip() == "", done.stderr
 
 
 # --- what sources tell
 
+
 def test_every_source_that_is_opened_tells_its_status(tmp_path, monkeypatch):
     (tmp_path / "gate").mkdir()
-    sources = [*open_configured(load_config(None, {"sources": ["line:frames=2,fps=12", "gone.mp4"]}).sources), KeptFrames(tmp_path / "gate", "gate")]
+    sources = [
+        *open_configured(load_config(None, {"sources": ["line:frames=2,fps=12", "gone.mp4"]}).sources),
+        KeptFrames(tmp_path / "gate", "gate"),
+    ]
     assert [isinstance(source, StatusSource) for source in sources] == [True] * 3
     assert status_of(sources[0]) == SourceStatus(fps=12.0, decoder="synthetic")
 
@@ -198,21 +287,30 @@ def test_a_source_without_status_gets_the_default():
     class Plain:
         source_id, live = "plain", False
 
-        def __iter__(self): return iter(open_line("line:frames=1"))
-        def close(self): pass
+        def __iter__(self):
+            return iter(open_line("line:frames=1"))
+
+        def close(self):
+            pass
 
     assert status_of(Plain()) == SourceStatus()
 
 
-@pytest.mark.parametrize("answer, words", [(None, "returned NoneType"), (OSError("no answer"), "raised OSError: no answer")])
+@pytest.mark.parametrize(
+    "answer, words", [(None, "returned NoneType"), (OSError("no answer"), "raised OSError: no answer")]
+)
 def test_a_status_that_fails_is_the_source_s_error_and_not_the_run_s(answer, words):
     class Odd:
         source_id, live = "odd", False
 
-        def __iter__(self): return iter(())
-        def close(self): pass
+        def __iter__(self):
+            return iter(())
+
+        def close(self):
+            pass
 
         def status(self):
-            if answer is not None: raise answer
+            if answer is not None:
+                raise answer
 
     assert words in str(status_of(Odd()).error)

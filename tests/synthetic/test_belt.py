@@ -1,4 +1,6 @@
-"""The factory line: the same bytes in any order, boxes that are the pixels, ids that persist, conditions that do what they say."""
+"""The factory line: the same bytes in any order, boxes that are the pixels, ids that persist, conditions that
+do what they say."""
+
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
@@ -20,8 +22,15 @@ CONDITIONS = st.builds(Conditions, **dict.fromkeys(CONDITION_NAMES, SEVERITY))
 
 def same(a, b) -> bool:
     (fa, ta), (fb, tb) = a, b
-    columns = all(np.array_equal(getattr(ta.detections, n), getattr(tb.detections, n)) for n in ("xyxy", "class_id", "tracker_id"))
-    return fa.image.tobytes() == fb.image.tobytes() and columns and np.array_equal(ta.detections.data["visibility"], tb.detections.data["visibility"])
+    columns = all(
+        np.array_equal(getattr(ta.detections, n), getattr(tb.detections, n))
+        for n in ("xyxy", "class_id", "tracker_id")
+    )
+    return (
+        fa.image.tobytes() == fb.image.tobytes()
+        and columns
+        and np.array_equal(ta.detections.data["visibility"], tb.detections.data["visibility"])
+    )
 
 
 @pytest.mark.slow
@@ -36,7 +45,9 @@ def test_frames_do_not_depend_on_the_order_of_asking(seed, order, condition):
 
 
 def test_seeds_make_different_lines():
-    pictures = {FactoryLine(LineConfig(seed=s, size=(160, 120))).render(10)[0].image.tobytes() for s in range(6)}
+    pictures = {
+        FactoryLine(LineConfig(seed=s, size=(160, 120))).render(10)[0].image.tobytes() for s in range(6)
+    }
     assert len(pictures) == 6
 
 
@@ -61,25 +72,37 @@ def test_a_long_run_forgets_what_it_drew():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("camera", [0, 1])
-@pytest.mark.parametrize("condition", [None, Conditions(shift=4, field_of_view=3, vibration=2)], ids=["clean", "moved"])
+@pytest.mark.parametrize(
+    "condition", [None, Conditions(shift=4, field_of_view=3, vibration=2)], ids=["clean", "moved"]
+)
 def test_boxes_are_the_pixels(monkeypatch, camera, condition):
-    "White parts without shadows on an unlit belt: the pixels that are at least half white, when one part is there and not otherwise, are its box."
+    """White parts without shadows on an unlit belt: the pixels that are at least half white, when one part is
+    there and not otherwise, are its box."""
+
     def white(*args, **kwargs):
         sprite = draw_part(*args, **kwargs)
         return Sprite(np.repeat(sprite.mask[..., None], 3, axis=2), sprite.mask, sprite.mask)
 
     monkeypatch.setattr(synthetic, "draw_part", white)
-    monkeypatch.setattr(synthetic, "light_map", lambda light, size: np.full((size[1], size[0], 3), 128, np.uint8))
+    monkeypatch.setattr(
+        synthetic, "light_map", lambda light, size: np.full((size[1], size[0], 3), 128, np.uint8)
+    )
     monkeypatch.setattr(Conditions, "develop", lambda self, image, at: image)
     config = LineConfig(cameras=2, seed=12, hand_every=0, overlap=0)
     line, everyone, off = FactoryLine(config, condition), synthetic.slots_in_view, []
     for index in range(0, 400, 40):
         d = line.render(index, camera)[1].detections
-        for row in np.flatnonzero((d.data["visibility"] > 0.5) & ((box_iou(d.xyxy, d.xyxy) > 0).sum(axis=1) == 1)):
+        for row in np.flatnonzero(
+            (d.data["visibility"] > 0.5) & ((box_iou(d.xyxy, d.xyxy) > 0).sum(axis=1) == 1)
+        ):
             alone = int(d.tracker_id[row]) + synthetic.first_slot(config)
             pictures = []
             for wanted in (lambda k, alone=alone: k == alone, lambda k: False):
-                monkeypatch.setattr(synthetic, "slots_in_view", lambda *a, wanted=wanted: [k for k in everyone(*a) if wanted(k)])
+                monkeypatch.setattr(
+                    synthetic,
+                    "slots_in_view",
+                    lambda *a, wanted=wanted: [k for k in everyone(*a) if wanted(k)],
+                )
                 pictures.append(line.render(index, camera)[0].image.astype(float))
             monkeypatch.setattr(synthetic, "slots_in_view", everyone)
             share = ((pictures[0] - pictures[1]) / (255 - pictures[1])).mean(axis=2)
@@ -106,7 +129,9 @@ def test_ids_persist_along_the_belt_and_under_the_next_camera():
         frames, classes, x = (np.array(v) for v in zip(*moments))
         assert len(set(classes)) == 1 and (np.diff(x) > -1).all(), "parts only move downstream"
     inner = [v for v in life.values() if v[0][0] > 0 and v[-1][0] < 199]
-    assert len(inner) > 20 and all(v[0][2] < 60 and v[-1][2] > 260 for v in inner), "parts enter on the left and leave on the right"
+    assert len(inner) > 20 and all(v[0][2] < 60 and v[-1][2] > 260 for v in inner), (
+        "parts enter on the left and leave on the right"
+    )
 
 
 @pytest.mark.slow
@@ -126,14 +151,26 @@ def test_a_hand_hides_and_overlap_hides_but_boxes_stay_whole():
             else:
                 assert a.hand  # wholly covered
     assert hidden > 10
-    shares = np.concatenate([t.detections.data["visibility"] for _, t in FactoryLine(LineConfig(seed=3, overlap=.6, hand_every=0, size=(320, 240))).frames(200)])
-    assert (shares < .8).mean() > .1
+    shares = np.concatenate(
+        [
+            t.detections.data["visibility"]
+            for _, t in FactoryLine(LineConfig(seed=3, overlap=0.6, hand_every=0, size=(320, 240))).frames(
+                200
+            )
+        ]
+    )
+    assert (shares < 0.8).mean() > 0.1
 
 
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**6), index=st.integers(0, 10**6), condition=CONDITIONS,
-       size=st.sampled_from([(640, 480), (1280, 720), (64, 64), (65, 97), (480, 640)]), density=st.floats(.5, 12))
+@given(
+    seed=st.integers(0, 10**6),
+    index=st.integers(0, 10**6),
+    condition=CONDITIONS,
+    size=st.sampled_from([(640, 480), (1280, 720), (64, 64), (65, 97), (480, 640)]),
+    density=st.floats(0.5, 12),
+)
 def test_truth_is_always_well_formed(seed, index, condition, size, density):
     frame, truth = FactoryLine(LineConfig(seed=seed, size=size, density=density), condition).render(index)
     d = truth.detections
@@ -147,7 +184,11 @@ def test_truth_is_always_well_formed(seed, index, condition, size, density):
 def test_frames_are_stamped_without_a_clock():
     config = LineConfig(fps=30, size=(64, 64))
     frame, truth = FactoryLine(config).render(90)
-    assert isinstance(frame, Frame) and frame.captured_at == config.start + timedelta(seconds=3) and frame.pts == truth.t == 3
+    assert (
+        isinstance(frame, Frame)
+        and frame.captured_at == config.start + timedelta(seconds=3)
+        and frame.pts == truth.t == 3
+    )
     assert frame.meta["truth"] is truth
 
 
@@ -168,7 +209,10 @@ def test_every_severity_is_worse_than_the_one_below(name):
         clean = FactoryLine(LineConfig(seed=seed, size=(240, 180)))
         for severity in range(6):
             line = FactoryLine(clean.config, Conditions(**{name: severity}))
-            apart[severity] += sum(np.abs(line.render(i)[0].image.astype(int) - clean.render(i)[0].image).mean() for i in (7, 50, 93))
+            apart[severity] += sum(
+                np.abs(line.render(i)[0].image.astype(int) - clean.render(i)[0].image).mean()
+                for i in (7, 50, 93)
+            )
     assert apart[0] == 0 and (np.diff(apart) > 0).all(), apart
 
 
@@ -176,7 +220,9 @@ def test_shift_moves_boxes_and_a_wider_lens_shrinks_them():
     def middle_and_width(**severities):
         d = FactoryLine(LineConfig(seed=3, hand_every=0), Conditions(**severities)).render(141)[1].detections
         inside = (d.xyxy[:, 0] > 60) & (d.xyxy[:, 2] < 580) & (d.xyxy[:, 1] > 40) & (d.xyxy[:, 3] < 440)
-        return {int(i): ((b[:2] + b[2:]) / 2, b[2] - b[0]) for i, b, ok in zip(d.tracker_id, d.xyxy, inside) if ok}
+        return {
+            int(i): ((b[:2] + b[2:]) / 2, b[2] - b[0]) for i, b, ok in zip(d.tracker_id, d.xyxy, inside) if ok
+        }
 
     clean, far, wide = middle_and_width(), [], []
     for severity in range(1, 6):
@@ -184,7 +230,7 @@ def test_shift_moves_boxes_and_a_wider_lens_shrinks_them():
         far.append(np.mean([np.linalg.norm(moved[i][0] - clean[i][0]) for i in clean.keys() & moved.keys()]))
         wide.append(np.mean([small[i][1] / clean[i][1] for i in clean.keys() & small.keys()]))
     assert (np.diff(far) > 0).all() and abs(far[0] - LADDERS["shift"][1]) < 4
-    assert (np.diff(wide) < 0).all() and np.allclose(wide, LADDERS["zoom"][1:], atol=.03)
+    assert (np.diff(wide) < 0).all() and np.allclose(wide, LADDERS["zoom"][1:], atol=0.03)
 
 
 def test_severity_zero_is_the_untouched_picture():
@@ -208,10 +254,21 @@ def test_random_mixtures_stay_in_range_and_differ():
     assert table.max() <= 4 and (table.max(axis=0) > 2).all() and 1.5 < (table > 0).sum(axis=1).mean() < 3
 
 
-@pytest.mark.parametrize("bad, message", [
-    (dict(cameras=0), "cameras: 0"), (dict(size=(10, 480)), "size: 10×480"), (dict(fps=0), "fps: 0"), (dict(density=0), "density: 0"),
-    (dict(speed=-1), "speed: -1"), (dict(overlap=2), "overlap: 2"), (dict(class_weights=(1, 2)), "class_weights"),
-    (dict(class_weights=(0,) * 5), "not all 0"), (dict(start=datetime(2026, 1, 1)), "no time zone"), (dict(hand_every=-1), "hand_every: -1")])
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (dict(cameras=0), "cameras: 0"),
+        (dict(size=(10, 480)), "size: 10×480"),
+        (dict(fps=0), "fps: 0"),
+        (dict(density=0), "density: 0"),
+        (dict(speed=-1), "speed: -1"),
+        (dict(overlap=2), "overlap: 2"),
+        (dict(class_weights=(1, 2)), "class_weights"),
+        (dict(class_weights=(0,) * 5), "not all 0"),
+        (dict(start=datetime(2026, 1, 1)), "no time zone"),
+        (dict(hand_every=-1), "hand_every: -1"),
+    ],
+)
 def test_wrong_settings_are_named(bad, message):
     with pytest.raises(ConfigError, match="line settings are wrong") as error:
         LineConfig(**bad)
@@ -232,12 +289,20 @@ def test_other_bad_input():
 
 def test_named_random_numbers_are_independent_of_each_other():
     assert seeded(1, "a").random() == seeded(1, "a").random()
-    assert len({seeded(*key).random() for key in [(1, "a"), (1, "b"), (2, "a"), ("a", 1), (1, "a", 1), (-1, "a")]}) == 6
+    assert (
+        len(
+            {
+                seeded(*key).random()
+                for key in [(1, "a"), (1, "b"), (2, "a"), ("a", 1), (1, "a", 1), (-1, "a")]
+            }
+        )
+        == 6
+    )
 
 
 def test_parts_have_the_size_that_is_promised():
     for cls, (low, high) in enumerate(LENGTHS):
         for k in range(12):
             x, y, w, h = cv2.boundingRect((draw_part(cls, (k, "size")).mask > 127).astype(np.uint8))
-            assert .8 * low <= max(w, h) <= high + 2, (CLASS_NAMES[cls], w, h)
+            assert 0.8 * low <= max(w, h) <= high + 2, (CLASS_NAMES[cls], w, h)
     assert View() == View(1.0, 0.0, 0.0, 0.0)

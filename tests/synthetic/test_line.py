@@ -1,4 +1,6 @@
-"""The line as data: what is written can be read back, by our readers and by the tools that the formats belong to."""
+"""The line as data: what is written can be read back, by our readers and by the tools that the formats belong
+to."""
+
 import json
 from pathlib import Path
 
@@ -45,7 +47,10 @@ def test_yolo_round_trip(written):
         name, wanted = f"{frame.source_id}_{truth.frame_id:06d}", truth.labelled(0.3)
         text = (root / "labels" / "val" / f"{name}.txt").read_text()
         read = from_yolo(text, frame.size, len(CLASS_NAMES))
-        assert np.abs(read.xyxy - wanted.xyxy).max(initial=0) < 0.01 and read.class_id.tolist() == wanted.class_id.tolist()
+        assert (
+            np.abs(read.xyxy - wanted.xyxy).max(initial=0) < 0.01
+            and read.class_id.tolist() == wanted.class_id.tolist()
+        )
         assert (root / "images" / "val" / f"{name}.png").exists()
         if items:
             assert items[name].names == CLASS_NAMES
@@ -58,8 +63,16 @@ def test_coco_round_trip_by_pycocotools(written):
     assert [c["name"] for c in book.loadCats(book.getCatIds())] == list(CLASS_NAMES)
     for number, (frame, truth) in enumerate(frames, 1):
         image, d = book.imgs[number], truth.detections
-        assert (image["width"], image["height"], image["frame_id"], image["camera"]) == (*frame.size, truth.frame_id, truth.camera)
-        assert image["conditions"]["fog"] == 1 and image["captured_at"] == frame.captured_at.isoformat() and (root / image["file_name"]).exists()
+        assert (image["width"], image["height"], image["frame_id"], image["camera"]) == (
+            *frame.size,
+            truth.frame_id,
+            truth.camera,
+        )
+        assert (
+            image["conditions"]["fog"] == 1
+            and image["captured_at"] == frame.captured_at.isoformat()
+            and (root / image["file_name"]).exists()
+        )
         rows = book.loadAnns(book.getAnnIds([number]))
         assert [a["track_id"] for a in rows] == d.tracker_id.tolist()
         assert np.allclose([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in rows)], d.xyxy)
@@ -75,8 +88,13 @@ def test_mot_round_trip(written):
         for _, truth in frames:
             if truth.camera == camera:
                 got, d = read[truth.frame_id], truth.detections
-                assert got.tracker_id.tolist() == d.tracker_id.tolist() and got.class_id.tolist() == d.class_id.tolist()
-                assert np.allclose(got.xyxy, d.xyxy) and np.allclose(got.data["visibility"], d.data["visibility"], atol=1e-4)
+                assert (
+                    got.tracker_id.tolist() == d.tracker_id.tolist()
+                    and got.class_id.tolist() == d.class_id.tolist()
+                )
+                assert np.allclose(got.xyxy, d.xyxy) and np.allclose(
+                    got.data["visibility"], d.data["visibility"], atol=1e-4
+                )
         assert "seqLength=56" in (folder / "seqinfo.ini").read_text()
 
 
@@ -88,7 +106,9 @@ def test_videos_have_the_frames_that_were_written(written):
             assert clip.streams.video[0].codec_context.name == "h264"
         wanted = [f.image for f, t in frames if t.camera == camera]
         assert len(decoded) == len(wanted) == 12
-        assert max(np.abs(a.astype(int) - b).mean() for a, b in zip(decoded, wanted)) < 4  # lossy, but the same pictures
+        assert (
+            max(np.abs(a.astype(int) - b).mean() for a, b in zip(decoded, wanted)) < 4
+        )  # lossy, but the same pictures
 
 
 def test_splits_share_one_data_yaml(tmp_path):
@@ -119,7 +139,7 @@ def test_video_sizes_must_be_even_and_constant(tmp_path):
         write_video(tmp_path / "b.mp4", [black(32, 32), black(32, 64)])
     assert write_video(tmp_path / "new" / "c.mp4", [black(32, 32)] * 3, fps=29.97) == 3
     with av.open(str(tmp_path / "new" / "c.mp4")) as clip:
-        assert abs(float(clip.streams.video[0].average_rate) - 29.97) < .01
+        assert abs(float(clip.streams.video[0].average_rate) - 29.97) < 0.01
 
 
 def test_the_same_frames_give_the_same_file(tmp_path):
@@ -154,8 +174,17 @@ def test_open_line_reads_settings_and_conditions():
     assert open_line("line:").line.config == LineConfig()
 
 
-@pytest.mark.parametrize("uri, message", [("line:fogg=1", "'fogg' is not a setting"), ("line:seed=1.5", "seed=1.5 is not a number"), ("line:noise=7", "severities"),
-                                          ("line:density=0", "line settings"), ("line:seed", "seed= is not a number"), ("line:camera=-1", "line settings")])
+@pytest.mark.parametrize(
+    "uri, message",
+    [
+        ("line:fogg=1", "'fogg' is not a setting"),
+        ("line:seed=1.5", "seed=1.5 is not a number"),
+        ("line:noise=7", "severities"),
+        ("line:density=0", "line settings"),
+        ("line:seed", "seed= is not a number"),
+        ("line:camera=-1", "line settings"),
+    ],
+)
 def test_open_line_refuses_nonsense(uri, message):
     with pytest.raises(ConfigError, match=message):
         open_line(uri)
@@ -175,7 +204,11 @@ def test_shrunken_boxes_fit_shrunken_pictures(size, side):
     frame, truth = FactoryLine(LineConfig(seed=3, size=size)).render(20)
     small, less = shrunk(frame, truth, side)
     w, h = small.size
-    assert max(w, h) == side and (less.detections.xyxy <= [w, h, w, h]).all() and less.detections.tracker_id is truth.detections.tracker_id
+    assert (
+        max(w, h) == side
+        and (less.detections.xyxy <= [w, h, w, h]).all()
+        and less.detections.tracker_id is truth.detections.tracker_id
+    )
     assert np.allclose(less.detections.xyxy / [w, h, w, h], truth.detections.xyxy / [*size, *size], atol=1e-5)
 
 
@@ -188,7 +221,7 @@ def test_average_precision_of_truth_silence_and_hidden_parts():
         assert average_precision(truths, found)["AP"] == 1
     assert average_precision(truths, [Detections.empty()] * 40)["AP"] == 0
     wrong = [Detections(d.xyxy, None, (d.class_id + 1) % 5) for d in labelled]
-    assert average_precision(truths, wrong)["AP50"] < .05
+    assert average_precision(truths, wrong)["AP50"] < 0.05
 
 
 def test_the_demo_is_two_cameras_of_one_line(tmp_path):

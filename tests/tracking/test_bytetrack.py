@@ -1,4 +1,5 @@
 """ByteTrack: what doubtful boxes may and may not do."""
+
 from datetime import datetime, timedelta, timezone
 
 import numpy as np
@@ -14,7 +15,8 @@ from cv_pipeline.tracking.sort import SortTracker
 NOON, BLANK = datetime(2026, 6, 1, 12, tzinfo=timezone.utc), np.zeros((2, 2, 3), np.uint8)
 
 
-def at(i): return Frame(BLANK, "cam", i, NOON + timedelta(seconds=i / 30))
+def at(i):
+    return Frame(BLANK, "cam", i, NOON + timedelta(seconds=i / 30))
 
 
 def seen(*rows):
@@ -23,7 +25,8 @@ def seen(*rows):
     return Detections(np.hstack([rows[:, :2] - 20, rows[:, :2] + 20]), rows[:, 2])
 
 
-def ids(tracker, frames): return [tracker.update(d, at(i)).tracker_id.tolist() for i, d in enumerate(frames)]
+def ids(tracker, frames):
+    return [tracker.update(d, at(i)).tracker_id.tolist() for i, d in enumerate(frames)]
 
 
 @settings(max_examples=40, deadline=None)
@@ -36,7 +39,9 @@ def test_doubt_starts_nothing_however_long_it_lasts(level, frames):
 
 def test_doubt_continues_a_track():
     tracker = ByteTrackTracker()
-    assert ids(tracker, [seen((100, 100, 0.9)), seen((102, 100, 0.9)), seen((104, 100, 0.1)), seen((106, 100, 0.9))]) == [[-1], [0], [0], [0]]
+    assert ids(
+        tracker, [seen((100, 100, 0.9)), seen((102, 100, 0.9)), seen((104, 100, 0.1)), seen((106, 100, 0.9))]
+    ) == [[-1], [0], [0], [0]]
 
 
 def test_confident_boxes_choose_first():
@@ -66,18 +71,27 @@ def test_where_nothing_is_in_doubt_it_is_sort(seed):
     "High confidences, the same overlap for all: the rounds have nothing to do, ids are SORT's."
     rng = np.random.default_rng(seed)
     place, speed = rng.uniform(0, 900, (10, 2)), rng.normal(0, 3, (10, 2))
-    one, two = ByteTrackTracker(0.5, minimum_iou_threshold=0.3, minimum_consecutive_frames=3, high_conf_det_threshold=0.5), SortTracker(0.5)
+    one, two = (
+        ByteTrackTracker(
+            0.5, minimum_iou_threshold=0.3, minimum_consecutive_frames=3, high_conf_det_threshold=0.5
+        ),
+        SortTracker(0.5),
+    )
     for i in range(40):
         place = place + speed
         rows = np.column_stack([place, np.full(10, 0.9)])[rng.random(10) > 0.1]
-        assert np.array_equal(one.update(seen(*rows), at(i)).tracker_id, two.update(seen(*rows), at(i)).tracker_id)
+        assert np.array_equal(
+            one.update(seen(*rows), at(i)).tracker_id, two.update(seen(*rows), at(i)).tracker_id
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["line-heap", "line-hands", "line-shaky"])
 def test_doubtful_boxes_are_worth_having(name):
     belt = crowd(name, 12)
+
     def score(at_least):
         tracker = ByteTrackTracker(0.5, high_conf_det_threshold=0.5, frame_rate=belt.fps)
         return id_f1(belt, [tracker.update(d[d.confidence >= at_least], frame) for frame, d in belt])[0]
+
     assert score(0.0) > score(0.5) + 0.01

@@ -1,4 +1,5 @@
 """SORT: properties, bad input, the reference implementation on real sequences."""
+
 import configparser
 from datetime import datetime, timedelta, timezone
 
@@ -30,15 +31,19 @@ def run(tracker, frames):
 
 
 finite = st.floats(-500, 500, width=32)
-box_arrays = st.lists(st.tuples(finite, finite, st.floats(0, 300, width=32), st.floats(0, 300, width=32)), max_size=30).map(
-    lambda rows: np.array([(x, y, x + w, y + h) for x, y, w, h in rows], np.float32).reshape(-1, 4))
+box_arrays = st.lists(
+    st.tuples(finite, finite, st.floats(0, 300, width=32), st.floats(0, 300, width=32)), max_size=30
+).map(lambda rows: np.array([(x, y, x + w, y + h) for x, y, w, h in rows], np.float32).reshape(-1, 4))
 
 
 @settings(deadline=None)
 @given(box_arrays, box_arrays)
 def test_box_iou_is_its_definition(a, b):
     ours = box_iou(a, b)
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]).astype(float), np.minimum(a[:, None, 2:], b[None, :, 2:]).astype(float)
+    low, high = (
+        np.maximum(a[:, None, :2], b[None, :, :2]).astype(float),
+        np.minimum(a[:, None, 2:], b[None, :, 2:]).astype(float),
+    )
     common = np.prod(np.clip(high - low, 0, None), axis=2)
     area = [np.prod((x[:, 2:] - x[:, :2]).astype(float), axis=1) for x in (a, b)]
     union = area[0][:, None] + area[1] - common
@@ -47,7 +52,13 @@ def test_box_iou_is_its_definition(a, b):
 
 
 @settings(deadline=None, max_examples=200)
-@given(n=st.integers(0, 25), m=st.integers(0, 25), minimum=st.floats(0.05, 0.9), density=st.floats(0, 1), seed=st.integers(0, 10**6))
+@given(
+    n=st.integers(0, 25),
+    m=st.integers(0, 25),
+    minimum=st.floats(0.05, 0.9),
+    density=st.floats(0, 1),
+    seed=st.integers(0, 10**6),
+)
 def test_associate_finds_the_best_gated_assignment(n, m, minimum, density, seed):
     rng = np.random.default_rng(seed)
     table = (rng.random((n, m)) * (rng.random((n, m)) < density)).astype(np.float32)
@@ -87,11 +98,15 @@ def test_filter_equals_matrices(n, seed):
 
 # --- ids
 
+
 def test_ids_start_at_zero_in_each_instance_and_minus_one_is_never_counted():
     for _ in range(2):  # no counter shared between instances
         tracker = SortTracker()
         assert isinstance(tracker, Tracker)
-        assert run(tracker, [boxes((100 + 2 * i, 100), (400, 300)) for i in range(5)]) == [[-1, -1]] * 2 + [[0, 1]] * 3
+        assert (
+            run(tracker, [boxes((100 + 2 * i, 100), (400, 300)) for i in range(5)])
+            == [[-1, -1]] * 2 + [[0, 1]] * 3
+        )
         assert tracker.confirmed == 2
         tracker.reset()
         assert tracker.confirmed == 0 and run(tracker, [boxes((5, 5))] * 3)[-1] == [0]
@@ -108,10 +123,13 @@ def test_every_output_is_sane(seed, need, misses):
         here.confidence[:] = rng.uniform(0, 1, len(here))
         result = tracker.update(here, at(i))
         assert np.array_equal(result.xyxy, here.xyxy) and np.array_equal(result.confidence, here.confidence)
-        assert result.tracker_id.dtype == np.int32 and (here.tracker_id == -1).all()  # the input is not written to
+        assert (
+            result.tracker_id.dtype == np.int32 and (here.tracker_id == -1).all()
+        )  # the input is not written to
         ids = result.tracker_id[result.tracker_id >= 0].tolist()
         assert len(set(ids)) == len(ids)
-        if i + 1 < need: assert not ids
+        if i + 1 < need:
+            assert not ids
         ever |= set(ids)
     assert ever == set(range(tracker.confirmed))
 
@@ -134,7 +152,8 @@ def test_a_lost_track_comes_back_within_the_buffer_and_not_after_it():
     for gap, expected in ((9, [0]), (12, [-1])):
         tracker = SortTracker(lost_track_buffer=10)
         frames = [boxes((100 + 3 * i, 100)) for i in range(40)]
-        for i in range(8, 8 + gap): frames[i] = Detections.empty()
+        for i in range(8, 8 + gap):
+            frames[i] = Detections.empty()
         assert run(tracker, frames)[8 + gap] == expected
 
 
@@ -142,9 +161,11 @@ def test_buffer_is_time_not_calls():
     for step in (1, 5, 10):
         tracker = SortTracker(lost_track_buffer=30, frame_rate=30)
         times = [i * step / 30 for i in range(100)]
-        for i in range(5): tracker.update(boxes((100, 100)), at(i, times[i]))
+        for i in range(5):
+            tracker.update(boxes((100, 100)), at(i, times[i]))
         missed = 30 // step
-        for i in range(5, 5 + missed): tracker.update(Detections.empty(), at(i, times[i]))
+        for i in range(5, 5 + missed):
+            tracker.update(Detections.empty(), at(i, times[i]))
         assert len(tracker._book.id) == 1
         tracker.update(Detections.empty(), at(5 + missed, times[5 + missed]))
         assert len(tracker._book.id) == 0
@@ -155,9 +176,13 @@ def test_real_time_steps_carry_a_track_over_uneven_gaps():
     moments = np.cumsum(rng.choice([1, 2, 9], 60))
     moments[:6] = range(6)
     tracker, counting = SortTracker(), SortTracker()
-    ours = [tracker.update(boxes((6.0 * t, 100)), at(n, t / 30)).tracker_id.tolist() for n, t in enumerate(moments)]
+    ours = [
+        tracker.update(boxes((6.0 * t, 100)), at(n, t / 30)).tracker_id.tolist()
+        for n, t in enumerate(moments)
+    ]
     assert ours[2:] == [[0]] * 58
-    for n, t in enumerate(moments): counting.update(boxes((6.0 * t, 100)), at(n, n / 30))
+    for n, t in enumerate(moments):
+        counting.update(boxes((6.0 * t, 100)), at(n, n / 30))
     assert counting.confirmed > 1  # what a tracker without time does
 
 
@@ -168,20 +193,31 @@ def test_crossing_objects_keep_their_ids():
 
 def test_class_aware():
     flips = [boxes((50, 50)) for _ in range(6)]
-    for i, found in enumerate(flips): found.class_id[:] = i % 2
+    for i, found in enumerate(flips):
+        found.class_id[:] = i % 2
     assert run(SortTracker(minimum_consecutive_frames=1), flips) == [[0]] * 6
-    assert run(SortTracker(minimum_consecutive_frames=1, class_aware=True), flips) == [[0], [1], [0], [1], [0], [1]]
+    assert run(SortTracker(minimum_consecutive_frames=1, class_aware=True), flips) == [
+        [0],
+        [1],
+        [0],
+        [1],
+        [0],
+        [1],
+    ]
 
 
 # --- bad input
+
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_nan_and_infinite_boxes_are_refused_without_a_trace(bad):
     tracker = SortTracker(minimum_consecutive_frames=1)
     tracker.update(boxes((50, 50)), at(0))
-    with pytest.raises(DataError, match="NaN or infinite") as caught: tracker.update(Detections([[10, 10, 20, 20], [bad, 0, 5, 5]]), at(1))
+    with pytest.raises(DataError, match="NaN or infinite") as caught:
+        tracker.update(Detections([[10, 10, 20, 20], [bad, 0, 5, 5]]), at(1))
     assert "cam frame 1" in str(caught.value) and "row 1" in str(caught.value)
-    with pytest.raises(DataError, match="inverted"): tracker.update(Detections([[20, 10, 10, 20]]), at(1))
+    with pytest.raises(DataError, match="inverted"):
+        tracker.update(Detections([[20, 10, 10, 20]]), at(1))
     assert tracker.update(boxes((51, 50)), at(1)).tracker_id.tolist() == [0]
 
 
@@ -190,7 +226,8 @@ def test_confidences_that_are_none_are_refused_without_a_trace(bad):
     tracker = SortTracker(minimum_consecutive_frames=1)
     tracker.update(boxes((50, 50)), at(0))
     two = Detections([[30, 30, 70, 70], [200, 0, 250, 50]], [0.9, bad])
-    with pytest.raises(DataError, match="confidence lies outside 0..1") as caught: tracker.update(two, at(1))
+    with pytest.raises(DataError, match="confidence lies outside 0..1") as caught:
+        tracker.update(two, at(1))
     assert "cam frame 1" in str(caught.value) and "row 1" in str(caught.value)
     assert tracker.update(boxes((51, 50)), at(1)).tracker_id.tolist() == [0] and tracker.confirmed == 1
 
@@ -198,8 +235,13 @@ def test_confidences_that_are_none_are_refused_without_a_trace(bad):
 def test_frames_out_of_order_or_of_another_camera_are_refused():
     tracker = SortTracker(minimum_consecutive_frames=1)
     tracker.update(boxes((50, 50)), at(5))
-    for frame, message in ((at(5), "frame 5 of 'cam' after frame 5"), (at(3), "frame 3"), (at(6, source="other"), "'other'")):
-        with pytest.raises(DataError, match=message): tracker.update(boxes((50, 50)), frame)
+    for frame, message in (
+        (at(5), "frame 5 of 'cam' after frame 5"),
+        (at(3), "frame 3"),
+        (at(6, source="other"), "'other'"),
+    ):
+        with pytest.raises(DataError, match=message):
+            tracker.update(boxes((50, 50)), frame)
     assert tracker.update(boxes((50, 50)), at(6)).tracker_id.tolist() == [0]
     tracker.reset()
     assert tracker.update(boxes((50, 50)), at(0, source="other")).tracker_id.tolist() == [0]
@@ -208,7 +250,9 @@ def test_frames_out_of_order_or_of_another_camera_are_refused():
 def test_clock_set_back_counts_as_one_frame():
     tracker = SortTracker(minimum_consecutive_frames=1)
     seconds = [0, 1 / 30, 2 / 30, -3600, -3600 + 1 / 30, -3600 + 1 / 30, -3600 + 2 / 30]
-    ids = [tracker.update(boxes((50 + 4 * i, 50)), at(i, s)).tracker_id.tolist() for i, s in enumerate(seconds)]
+    ids = [
+        tracker.update(boxes((50 + 4 * i, 50)), at(i, s)).tracker_id.tolist() for i, s in enumerate(seconds)
+    ]
     assert ids == [[0]] * 7 and tracker.clock_jumps == 2
 
 
@@ -216,25 +260,38 @@ def test_huge_gaps_empty_frames_and_flat_boxes():
     tracker = SortTracker(minimum_consecutive_frames=1)
     assert tracker.update(Detections.empty(), at(0)).tracker_id.shape == (0,)
     assert tracker.update(Detections([[5, 5, 5, 30], [7, 7, 9, 7]]), at(1)).tracker_id.tolist() == [-1, -1]
-    for i in range(2, 6): tracker.update(boxes((100 + 5 * i, 100)), at(i))
-    assert tracker.update(boxes((130, 100)), at(6, 1e9)).tracker_id.tolist() == [1]  # thirty years later: somebody else
+    for i in range(2, 6):
+        tracker.update(boxes((100 + 5 * i, 100)), at(i))
+    assert tracker.update(boxes((130, 100)), at(6, 1e9)).tracker_id.tolist() == [
+        1
+    ]  # thirty years later: somebody else
     assert np.isfinite(tracker._boxes.state).all() and np.isfinite(tracker._boxes.covariance).all()
     assert tracker.update(boxes((131, 100)), at(7, 1e9 + 1 / 30)).tracker_id.tolist() == [1]
 
 
 def test_all_wrong_settings_are_named_at_once():
     with pytest.raises(ConfigError) as caught:
-        SortTracker(track_activation_threshold=2, lost_track_buffer=-1, minimum_iou_threshold=0, minimum_consecutive_frames=0, frame_rate=0)
+        SortTracker(
+            track_activation_threshold=2,
+            lost_track_buffer=-1,
+            minimum_iou_threshold=0,
+            minimum_consecutive_frames=0,
+            frame_rate=0,
+        )
     assert len(caught.value.problems) == 5
 
 
 def test_memory_does_not_grow_with_time():
     tracker, rng = SortTracker(lost_track_buffer=5), np.random.default_rng(0)
-    for i in range(2000): tracker.update(boxes(*rng.uniform(0, 2000, (6, 2))), at(i))
-    assert len(tracker._book.id) < 60 and len(tracker._book.id) == len(tracker._boxes) == len(tracker._book.seen) == len(tracker._book.class_id)
+    for i in range(2000):
+        tracker.update(boxes(*rng.uniform(0, 2000, (6, 2))), at(i))
+    assert len(tracker._book.id) < 60 and len(tracker._book.id) == len(tracker._boxes) == len(
+        tracker._book.seen
+    ) == len(tracker._book.class_id)
 
 
 # --- the reference, on real sequences
+
 
 def mot_detections(folder):
     table = np.loadtxt(folder / "det/det.txt", delimiter=",")
@@ -244,7 +301,9 @@ def mot_detections(folder):
     found = []
     for i in range(1, length + 1):
         rows = table[table[:, 0] == i]
-        found.append(Detections(np.hstack([rows[:, 2:4], rows[:, 2:4] + rows[:, 4:6]]), rows[:, 6].clip(0, 1)))
+        found.append(
+            Detections(np.hstack([rows[:, 2:4], rows[:, 2:4] + rows[:, 4:6]]), rows[:, 6].clip(0, 1))
+        )
     return found, rate
 
 
@@ -253,25 +312,47 @@ def scores(truth, result_rows, tmp_path):
     evaluate = require("trackers.eval.evaluate", reason="the peer package `trackers` is not installed")
     rows = [line.split(",")[:6] for line in truth.read_text().split() if float(line.split(",")[6]) > 0]
     (tmp_path / "gt.txt").write_text("".join(",".join(r) + ",1,1,1\n" for r in rows))
-    (tmp_path / "ours.txt").write_text("".join(f"{f},{i + 1},{b[0]:.3f},{b[1]:.3f},{b[2] - b[0]:.3f},{b[3] - b[1]:.3f},1,-1,-1,-1\n" for f, i, b in result_rows))
-    found = evaluate.evaluate_mot_sequence(tmp_path / "gt.txt", tmp_path / "ours.txt", metrics=["CLEAR", "HOTA", "Identity"])
+    (tmp_path / "ours.txt").write_text(
+        "".join(
+            f"{f},{i + 1},{b[0]:.3f},{b[1]:.3f},{b[2] - b[0]:.3f},{b[3] - b[1]:.3f},1,-1,-1,-1\n"
+            for f, i, b in result_rows
+        )
+    )
+    found = evaluate.evaluate_mot_sequence(
+        tmp_path / "gt.txt", tmp_path / "ours.txt", metrics=["CLEAR", "HOTA", "Identity"]
+    )
     return found.HOTA.HOTA, found.Identity.IDF1, found.CLEAR.MOTA
 
 
 @pytest.mark.real
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("sequence", "truth"), [("TUD-Campus", "gt/gt.txt"), ("KITTI-13", "gt/gt.kitti_derived.txt"), ("KITTI-17", "gt/gt.kitti_derived.txt")])
+@pytest.mark.parametrize(
+    ("sequence", "truth"),
+    [
+        ("TUD-Campus", "gt/gt.txt"),
+        ("KITTI-13", "gt/gt.kitti_derived.txt"),
+        ("KITTI-17", "gt/gt.kitti_derived.txt"),
+    ],
+)
 def test_at_least_as_good_as_the_reference(real_data, tmp_path, sequence, truth):
     peer = require("trackers", reason="the peer package `trackers` is not installed")
     sv = require("supervision")
     found, _ = mot_detections(real_data / "mot" / sequence)
     ours, theirs = SortTracker(), peer.SORTTracker()
-    mine = [(i + 1, k, b) for i, d in enumerate(found) for k, b in zip(ours.update(d, at(i)).tracker_id.tolist(), d.xyxy) if k >= 0]
+    mine = [
+        (i + 1, k, b)
+        for i, d in enumerate(found)
+        for k, b in zip(ours.update(d, at(i)).tracker_id.tolist(), d.xyxy)
+        if k >= 0
+    ]
     other = []
     for i, d in enumerate(found):
         result = theirs.update(sv.Detections(d.xyxy, confidence=d.confidence, class_id=np.zeros(len(d), int)))
         other += [(i + 1, int(k), b) for k, b in zip(result.tracker_id, d.xyxy) if k >= 0]
-    a, b = scores(real_data / "mot" / sequence / truth, mine, tmp_path), scores(real_data / "mot" / sequence / truth, other, tmp_path)
+    a, b = (
+        scores(real_data / "mot" / sequence / truth, mine, tmp_path),
+        scores(real_data / "mot" / sequence / truth, other, tmp_path),
+    )
     assert a[0] >= b[0] - 1e-9 and a[1] >= b[1] - 1e-9, f"HOTA, IDF1, MOTA: ours {a}, trackers {b}"
 
 

@@ -1,4 +1,6 @@
-"""Augmentation of training pictures: every kind leaves shape and boxes alone, the same seed the same bytes, kinds hit independently, and it works inside Ultralytics' own transform."""
+"""Augmentation of training pictures: every kind leaves shape and boxes alone, the same seed the same bytes,
+kinds hit independently, and it works inside Ultralytics' own transform."""
+
 import pickle
 import subprocess
 import sys
@@ -10,10 +12,18 @@ from hypothesis import strategies as st
 
 from tests.helpers.services import require
 
-require("albumentations", reason="albumentations is not installed: pip install \"cv_pipeline[train]\"")
+require("albumentations", reason='albumentations is not installed: pip install "cv_pipeline[train]"')
 
 from cv_pipeline.core.types import ConfigError
-from cv_pipeline.training.augment import AUGMENTS, Augment, augment_settings, bad_day, failing_lamp, painters, transforms
+from cv_pipeline.training.augment import (
+    AUGMENTS,
+    Augment,
+    augment_settings,
+    bad_day,
+    failing_lamp,
+    painters,
+    transforms,
+)
 
 KINDS = tuple(Augment.__dataclass_fields__)
 NOTHING = AUGMENTS["none"].to_dict()
@@ -24,11 +34,15 @@ def picture(width=96, height=64, seed=0):
 
 
 @settings(max_examples=40)
-@given(st.sampled_from(KINDS), st.floats(0.05, 1), st.integers(8, 70), st.integers(8, 70), st.integers(0, 2**31))
+@given(
+    st.sampled_from(KINDS), st.floats(0.05, 1), st.integers(8, 70), st.integers(8, 70), st.integers(0, 2**31)
+)
 def test_every_kind_keeps_shape_and_type_and_does_not_touch_its_input(kind, strength, width, height, seed):
     before = picture(width, height)
     kept = before.copy()
-    made = bad_day(before, Augment(**{**NOTHING, kind: (1.0, round(strength, 2))}), np.random.default_rng(seed))
+    made = bad_day(
+        before, Augment(**{**NOTHING, kind: (1.0, round(strength, 2))}), np.random.default_rng(seed)
+    )
     assert made.shape == before.shape and made.dtype == np.uint8
     np.testing.assert_array_equal(before, kept)
 
@@ -82,7 +96,13 @@ def test_boxes_come_out_as_they_went_in():
     boxes = np.array([[3, 4, 40, 50], [0, 0, 96, 64]], np.float32)
     inside = Albumentations(transforms=[A.to_dict(t) for t in transforms("strong")])
     for _ in range(20):
-        after = inside({"img": picture(), "cls": np.array([[0], [3]]), "instances": Instances(boxes.copy(), bbox_format="xyxy", normalized=False)})
+        after = inside(
+            {
+                "img": picture(),
+                "cls": np.array([[0], [3]]),
+                "instances": Instances(boxes.copy(), bbox_format="xyxy", normalized=False),
+            }
+        )
         np.testing.assert_array_equal(after["instances"].bboxes, boxes)
         np.testing.assert_array_equal(after["cls"], [[0], [3]])
 
@@ -94,20 +114,43 @@ def test_the_transform_survives_dictionaries_and_another_process():
     (made,) = transforms("usual")
     (again,) = [A.from_dict(A.to_dict(made))]
     assert A.to_dict(again) == A.to_dict(made)
-    code = "import pickle, sys; t = pickle.loads(sys.stdin.buffer.read()); print(type(t).__name__, sorted(t.settings))"
-    told = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(made), capture_output=True, check=True, env={**__import__("os").environ, "NO_ALBUMENTATIONS_UPDATE": "1"}).stdout.decode()
+    code = (
+        "import pickle, sys; t = pickle.loads(sys.stdin.buffer.read()); print(type(t).__name__, "
+        "sorted(t.settings))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps(made),
+        capture_output=True,
+        check=True,
+        env={**__import__("os").environ, "NO_ALBUMENTATIONS_UPDATE": "1"},
+    ).stdout.decode()
     assert told.split()[0] == "BadDay" and "lamp" in told
 
 
-@pytest.mark.parametrize("given, contains", [
-    ("rainy", "no augmentation 'rainy'"), ({"rain": (1, 1)}, "unknown settings"), ({"fog": (1.5, .5)}, "fog"), ({"fog": .5}, "fog"), ({"fog": (True, .5)}, "fog"), ({"fog": ("a", .5)}, "fog"), ({"fog": (.1, .2, .3)}, "fog"),
-])
+@pytest.mark.parametrize(
+    "given, contains",
+    [
+        ("rainy", "no augmentation 'rainy'"),
+        ({"rain": (1, 1)}, "unknown settings"),
+        ({"fog": (1.5, 0.5)}, "fog"),
+        ({"fog": 0.5}, "fog"),
+        ({"fog": (True, 0.5)}, "fog"),
+        ({"fog": ("a", 0.5)}, "fog"),
+        ({"fog": (0.1, 0.2, 0.3)}, "fog"),
+    ],
+)
 def test_wrong_settings_are_named(given, contains):
-    with pytest.raises(ConfigError, match=contains.replace("(", r"\(")): augment_settings(given)
+    with pytest.raises(ConfigError, match=contains.replace("(", r"\(")):
+        augment_settings(given)
 
 
 def test_without_albumentations_the_install_hint():
-    code = ("import sys; sys.modules['albumentations'] = None\nfrom cv_pipeline.training.augment import transforms, augment_settings\nassert augment_settings('none').active is False and transforms('none') == []\n"
-            "try: transforms('usual')\nexcept Exception as e: print(type(e).__name__, e)")
+    code = (
+        "import sys; sys.modules['albumentations'] = None\nfrom cv_pipeline.training.augment import "
+        "transforms, augment_settings\nassert augment_settings('none').active is False and "
+        "transforms('none') == []\n"
+        "try: transforms('usual')\nexcept Exception as e: print(type(e).__name__, e)"
+    )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "MissingExtraError" in told and 'pip install "cv_pipeline[train]"' in told

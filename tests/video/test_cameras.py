@@ -1,8 +1,9 @@
 """Many cameras in one process: what one of them does, the others do not feel.
 
-Time here is a beat that the tests advance: at every beat each camera brings a frame. Nobody waits for a clock, and a
-camera that were held up by another one would keep the beat from going on.
+Time here is a beat that the tests advance: at every beat each camera brings a frame. Nobody waits for a
+clock, and a camera that were held up by another one would keep the beat from going on.
 """
+
 import threading
 from collections import defaultdict
 from dataclasses import replace
@@ -37,13 +38,16 @@ def images():
 class Beat:
     "The time that all cameras share."
 
-    def __init__(self): self.now, self.waiting_for, self._changed = 0, defaultdict(int), threading.Condition()
+    def __init__(self):
+        self.now, self.waiting_for, self._changed = 0, defaultdict(int), threading.Condition()
 
     def wait(self, camera, beat, stop):
         "Until this beat, or until the camera is closed."
         self.waiting_for[camera] = beat  # all its frames before this one have been taken over
         with self._changed:
-            assert self._changed.wait_for(lambda: self.now >= beat or stop.is_set(), 60), f"beat {beat} never came"
+            assert self._changed.wait_for(lambda: self.now >= beat or stop.is_set(), 60), (
+                f"beat {beat} never came"
+            )
 
     def advance(self):
         with self._changed:
@@ -56,12 +60,14 @@ class Camera:
 
     live = True
 
-    def __init__(self, name, images, beat): self.source_id, self.images, self.beat, self.stop = name, images, beat, threading.Event()
+    def __init__(self, name, images, beat):
+        self.source_id, self.images, self.beat, self.stop = name, images, beat, threading.Event()
 
     def __iter__(self):
         for k in range(BEATS):
             self.beat.wait(self.source_id, k, self.stop)
-            if self.stop.is_set(): return
+            if self.stop.is_set():
+                return
             yield self.frame(k)
         self.beat.waiting_for[self.source_id] = BEATS
 
@@ -70,7 +76,8 @@ class Camera:
 
     def close(self):
         self.stop.set()
-        with self.beat._changed: self.beat._changed.notify_all()
+        with self.beat._changed:
+            self.beat._changed.notify_all()
 
 
 class Dead(Camera):
@@ -87,7 +94,8 @@ class Stuck(Camera):
     driver = threading.Event()
 
     def __iter__(self):
-        for k in range(2): yield self.frame(k)
+        for k in range(2):
+            yield self.frame(k)
         self.driver.wait()
 
 
@@ -104,29 +112,44 @@ class Corrupt(Camera):
     "Goes mad after some frames: its clock runs backwards."
 
     def frame(self, k):
-        return Frame(self.images[k % len(self.images)], self.source_id, k if k < 4 else 3, START + timedelta(seconds=k / FPS))
+        return Frame(
+            self.images[k % len(self.images)],
+            self.source_id,
+            k if k < 4 else 3,
+            START + timedelta(seconds=k / FPS),
+        )
 
 
 class Leads:
-    "A sink that lets the next beat come when the frames of this one are there, of all cameras that should deliver."
+    """A sink that lets the next beat come when the frames of this one are there, of all cameras that should
+    deliver."""
 
-    def __init__(self, beat, names): self.beat, self.names, self.frames = beat, names, defaultdict(list)
+    def __init__(self, beat, names):
+        self.beat, self.names, self.frames = beat, names, defaultdict(list)
 
     def write(self, result):
         self.frames[result.frame.source_id].append(result.frame.frame_id)
-        if all(len(self.frames[name]) > self.beat.now for name in self.names): self.beat.advance()
+        if all(len(self.frames[name]) > self.beat.now for name in self.names):
+            self.beat.advance()
 
-    def close(self): pass
+    def close(self):
+        pass
 
 
 @pytest.fixture(scope="module")
 def fleet(images, model):
-    "Twelve cameras that work, four that do not: summary, sink, and whether the stuck one still hung when the run was over."
+    """Twelve cameras that work, four that do not: summary, sink, and whether the stuck one still hung when
+    the run was over."""
     beat = Beat()
-    sources = [kind(f"cam{i:02d}", images, beat) for i, kind in enumerate([Camera] * 12 + [Dead, Stuck, Sluggish, Corrupt])]
+    sources = [
+        kind(f"cam{i:02d}", images, beat)
+        for i, kind in enumerate([Camera] * 12 + [Dead, Stuck, Sluggish, Corrupt])
+    ]
     sources = [ReconnectingSource(lambda s=s: s, s.source_id) if isinstance(s, Dead) else s for s in sources]
     sink = Leads(beat, HEALTHY)
-    pipeline = Pipeline(sources, model, [sink], lambda s: SortTracker(frame_rate=FPS), runtime=RuntimeConfig(max_batch=4))
+    pipeline = Pipeline(
+        sources, model, [sink], lambda s: SortTracker(frame_rate=FPS), runtime=RuntimeConfig(max_batch=4)
+    )
     summary = pipeline.run(lambda p: p.stop() if beat.now == BEATS else None)
     stuck = [t for t in threading.enumerate() if t.name == "read cam13"]
     Stuck.driver.set()
@@ -164,30 +187,45 @@ def test_a_stuck_camera_does_not_keep_the_run_alive(fleet):
 
 # --- twice the load
 
+
 class Halved:
     "A model that takes half a beat for a frame: with four cameras it can bear half of what comes."
 
     name, provider, max_batch = "halved", "CPUExecutionProvider", 1
 
-    def __init__(self, inner, beat, names): self.inner, self.beat, self.names, self.calls = inner, beat, names, 0
+    def __init__(self, inner, beat, names):
+        self.inner, self.beat, self.names, self.calls = inner, beat, names, 0
 
     def infer(self, batch):
         self.calls += 1
         if self.calls % 2 == 0 and self.beat.now < BEATS:
             self.beat.advance()
-            until(lambda: all(self.beat.waiting_for[name] > self.beat.now or self.beat.now >= BEATS for name in self.names))
+            until(
+                lambda: all(
+                    self.beat.waiting_for[name] > self.beat.now or self.beat.now >= BEATS
+                    for name in self.names
+                )
+            )
         return self.inner.infer(batch)
 
-    def warmup(self): pass
-    def close(self): pass
+    def warmup(self):
+        pass
+
+    def close(self):
+        pass
 
 
 class Late:
     "How many beats after its own each frame was delivered."
 
-    def __init__(self, beat): self.beat, self.beats = beat, defaultdict(list)
-    def write(self, result): self.beats[result.frame.source_id].append(self.beat.now - result.frame.frame_id)
-    def close(self): pass
+    def __init__(self, beat):
+        self.beat, self.beats = beat, defaultdict(list)
+
+    def write(self, result):
+        self.beats[result.frame.source_id].append(self.beat.now - result.frame.frame_id)
+
+    def close(self):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +233,9 @@ def overload(images, model):
     beat, names = Beat(), HEALTHY[:4]
     slow = replace(model, backend=Halved(model.backend, beat, names))
     sink = Late(beat)
-    return Pipeline([Camera(name, images, beat) for name in names], slow, [sink], runtime=RuntimeConfig(max_batch=1)).run(), sink
+    return Pipeline(
+        [Camera(name, images, beat) for name in names], slow, [sink], runtime=RuntimeConfig(max_batch=1)
+    ).run(), sink
 
 
 def test_under_twice_the_load_every_frame_is_taken_over(overload):
@@ -209,7 +249,8 @@ def test_under_twice_the_load_drops_are_counted(overload):
 
 
 def test_under_twice_the_load_latency_stays_bounded(overload):
-    "At most a frame of each camera waits, three are on their way, and each takes half a beat; a queue would grow to six beats."
+    """At most a frame of each camera waits, three are on their way, and each takes half a beat; a queue would
+    grow to six beats."""
     assert max(max(beats) for beats in overload[1].beats.values()) <= (4 + 3) / 2 + 1
 
 

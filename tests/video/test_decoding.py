@@ -1,4 +1,5 @@
 """Decoding: who decodes and why, and recordings as the field delivers them."""
+
 import io
 import itertools
 from fractions import Fraction
@@ -31,9 +32,14 @@ from cv_pipeline.video.sources import FileSource, open_source
 def picture(i, size):
     "Texture that moves, and the number i in eight black or white fields at the top: survives any codec."
     width, height = size
-    texture = cv2.resize(np.random.default_rng(0).integers(40, 160, (9, 12, 3), dtype=np.uint8), size, interpolation=cv2.INTER_CUBIC)
+    texture = cv2.resize(
+        np.random.default_rng(0).integers(40, 160, (9, 12, 3), dtype=np.uint8),
+        size,
+        interpolation=cv2.INTER_CUBIC,
+    )
     image = np.roll(texture, 3 * i, axis=1)
-    for bit in range(8): image[:height // 4, bit * width // 8:(bit + 1) * width // 8] = 255 * (i >> bit & 1)
+    for bit in range(8):
+        image[: height // 4, bit * width // 8 : (bit + 1) * width // 8] = 255 * (i >> bit & 1)
     return image
 
 
@@ -43,9 +49,22 @@ def number(image):
     return sum(1 << bit for bit in range(8) if image[height // 8, (2 * bit + 1) * width // 16].mean() > 128)
 
 
-def make(target, times, size=(160, 120), codec="libx264", pix_fmt="yuv420p", form=None, options=None, rate=25, tick=Fraction(1, 1000), mux=None):
+def make(
+    target,
+    times,
+    size=(160, 120),
+    codec="libx264",
+    pix_fmt="yuv420p",
+    form=None,
+    options=None,
+    rate=25,
+    tick=Fraction(1, 1000),
+    mux=None,
+):
     "Encode `picture(i)` at `times` (seconds) into a file or buffer."
-    with av.open(target if isinstance(target, io.BytesIO) else str(target), "w", format=form, options=mux or {}) as out:
+    with av.open(
+        target if isinstance(target, io.BytesIO) else str(target), "w", format=form, options=mux or {}
+    ) as out:
         stream = out.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.time_base = tick
@@ -59,7 +78,11 @@ def make(target, times, size=(160, 120), codec="libx264", pix_fmt="yuv420p", for
 
 # --- who decodes
 
-@given(st.dictionaries(st.sampled_from(DEVICES), st.none() | st.text(min_size=1, max_size=5)), st.sampled_from(HARDWARE))
+
+@given(
+    st.dictionaries(st.sampled_from(DEVICES), st.none() | st.text(min_size=1, max_size=5)),
+    st.sampled_from(HARDWARE),
+)
 def test_the_first_device_that_works_decodes_and_else_the_reason_is_kept(answers, hardware):
     asked = []
 
@@ -81,25 +104,35 @@ def test_the_first_device_that_works_decodes_and_else_the_reason_is_kept(answers
 
 @pytest.mark.parametrize("hardware", ["gpu", "", "CUDA", None])
 def test_a_device_that_does_not_exist_is_a_configuration_error(hardware):
-    with pytest.raises(ConfigError, match="unknown decoder"): choose_decoder(hardware)
+    with pytest.raises(ConfigError, match="unknown decoder"):
+        choose_decoder(hardware)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_what_is_missing_here_is_said(device):
     why = probe_device(device)
-    if why is None: pytest.skip(f"{device} is here")
-    assert any(part in why for part in ("made without it", "no NVIDIA driver", "no graphics device", "the device refuses"))
+    if why is None:
+        pytest.skip(f"{device} is here")
+    assert any(
+        part in why
+        for part in ("made without it", "no NVIDIA driver", "no graphics device", "the device refuses")
+    )
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("clip") / "clip.mp4", [i / 25 for i in range(50)], options={"bf": "2", "g": "10"})
+    return make(
+        tmp_path_factory.mktemp("clip") / "clip.mp4",
+        [i / 25 for i in range(50)],
+        options={"bf": "2", "g": "10"},
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_device_that_promises_and_then_fails_is_replaced(clip, device, monkeypatch):
     "The probe says yes; PyAV, really called, says no. Frames come all the same, and the reason is kept."
-    if probe_device(device) is None: pytest.skip(f"{device} is here")
+    if probe_device(device) is None:
+        pytest.skip(f"{device} is here")
     monkeypatch.setattr(decoding, "probe_device", lambda device: None)
     info = probe_video(clip, hardware=choose_decoder(device, lambda device: None))
     assert info.choice.requested == device and info.choice.used == "software" and info.choice.reason
@@ -109,53 +142,88 @@ def test_a_device_that_promises_and_then_fails_is_replaced(clip, device, monkeyp
 def test_sources_report_the_choice(clip):
     for hardware in ("auto", "none", "cuda"):
         source = FileSource(clip, hardware=hardware)
-        assert source.info.choice.requested == hardware and source.info.decoder.startswith("h264, ") and len(list(source)) == 50
+        assert (
+            source.info.choice.requested == hardware
+            and source.info.decoder.startswith("h264, ")
+            and len(list(source)) == 50
+        )
     assert open_source(clip, hardware="none").info.choice == DecoderChoice("none")
-    with pytest.raises(ConfigError, match="unknown decoder"): FileSource(clip, hardware="gpu")
+    with pytest.raises(ConfigError, match="unknown decoder"):
+        FileSource(clip, hardware="gpu")
 
 
 def test_a_decoder_by_name_gives_the_same_pictures(clip):
-    "What QSV is given (a context of its own, with the stream's extradata) is enough: shown with the software decoder by name."
+    """What QSV is given (a context of its own, with the stream's extradata) is enough: shown with the
+    software decoder by name."""
     with av.open(str(clip)) as container:
         stream = container.streams.video[0]
         named = av.CodecContext.create("h264", "r")
         named.extradata = stream.codec_context.extradata
         decoder = decoding.PacketDecoder(stream, named, lambda *what: pytest.fail(str(what)))
-        got = [(d.pts, decoding.to_bgr(d.frame)) for packet in container.demux(stream) for d in decoder.feed(packet)]
+        got = [
+            (d.pts, decoding.to_bgr(d.frame))
+            for packet in container.demux(stream)
+            for d in decoder.feed(packet)
+        ]
     for (pts, image), expected in zip(got, decode_video(clip), strict=True):
         assert pts == expected.pts and np.array_equal(image, expected.image)
 
 
 # --- recordings as the field delivers them
 
+
 @settings(max_examples=25, deadline=None)
-@given(bframes=st.integers(0, 4), gop=st.integers(1, 30), count=st.integers(1, 40), container=st.sampled_from(["mp4", "matroska", "mpegts"]))
+@given(
+    bframes=st.integers(0, 4),
+    gop=st.integers(1, 30),
+    count=st.integers(1, 40),
+    container=st.sampled_from(["mp4", "matroska", "mpegts"]),
+)
 def test_b_frames_come_in_display_order(tmp_path_factory, bframes, gop, count, container):
     path = tmp_path_factory.mktemp("b") / "x.bin"
-    make(path, [i / 25 for i in range(count)], size=(64, 48), form=container, options={"bf": str(bframes), "g": str(gop), "b-adapt": "0", "preset": "ultrafast"})
+    make(
+        path,
+        [i / 25 for i in range(count)],
+        size=(64, 48),
+        form=container,
+        options={"bf": str(bframes), "g": str(gop), "b-adapt": "0", "preset": "ultrafast"},
+    )
     pictures = list(decode_video(path))
     assert [number(p.image) for p in pictures] == list(range(count))
     assert np.allclose([p.pts for p in pictures], np.arange(count) / 25, atol=2e-3)
 
 
-@pytest.mark.parametrize(("form", "start"), [*itertools.product(["matroska", "mp4", "mpegts"], [0.0, 36_000.0, 95_000.0]), ("mpegts", -3.0), ("mov", 7.3)])
+@pytest.mark.parametrize(
+    ("form", "start"),
+    [
+        *itertools.product(["matroska", "mp4", "mpegts"], [0.0, 36_000.0, 95_000.0]),
+        ("mpegts", -3.0),
+        ("mov", 7.3),
+    ],
+)
 def test_wherever_the_stamps_begin_a_file_begins_at_zero(tmp_path, start, form):
     "Ten hours, and past the 26.5 hours that MPEG-TS can count."
     path = make(tmp_path / "x.bin", [start + i / 25 for i in range(40)], form=form, options={"bf": "2"})
     assert np.allclose([p.pts for p in decode_video(path)], np.arange(40) / 25, atol=2e-3)
     frames = list(FileSource(path))
-    assert (frames[-1].captured_at - frames[0].captured_at).total_seconds() == pytest.approx(39 / 25, abs=3e-3)
+    assert (frames[-1].captured_at - frames[0].captured_at).total_seconds() == pytest.approx(
+        39 / 25, abs=3e-3
+    )
 
 
 def test_what_lies_before_zero_in_an_mp4_is_not_shown_and_the_rest_begins_at_zero(tmp_path):
     path = make(tmp_path / "x.mp4", [-0.4 + i / 25 for i in range(40)], options={"bf": "2"})
     pictures = list(decode_video(path))
-    assert [number(p.image) for p in pictures] == list(range(10, 40)) and np.allclose([p.pts for p in pictures], np.arange(30) / 25, atol=2e-3)
+    assert [number(p.image) for p in pictures] == list(range(10, 40)) and np.allclose(
+        [p.pts for p in pictures], np.arange(30) / 25, atol=2e-3
+    )
 
 
 def test_stamps_that_wrap_around_in_the_middle(tmp_path):
     wrap = 2**33 / 90_000  # MPEG-TS counts in 33 bits
-    path = make(tmp_path / "x.ts", [wrap - 2 + i / 25 for i in range(100)], form="mpegts", options={"bf": "0"})
+    path = make(
+        tmp_path / "x.ts", [wrap - 2 + i / 25 for i in range(100)], form="mpegts", options={"bf": "0"}
+    )
     pts = [p.pts for p in decode_video(path)]
     assert len(pts) == 100 and np.allclose(np.diff(pts), 0.04, atol=2e-3)
 
@@ -165,7 +233,9 @@ def test_a_long_pause_is_a_long_pause(tmp_path):
     path = make(tmp_path / "x.mkv", [0, 0.04, 36_000, 36_000.04])
     frames = list(FileSource(path))
     assert [round(f.pts, 2) for f in frames] == [0, 0.04, 36_000, 36_000.04]
-    assert (frames[2].captured_at - frames[1].captured_at).total_seconds() == pytest.approx(35_999.96, abs=1e-2)
+    assert (frames[2].captured_at - frames[1].captured_at).total_seconds() == pytest.approx(
+        35_999.96, abs=1e-2
+    )
 
 
 def test_a_header_without_a_rate_or_with_an_impossible_one(tmp_path):
@@ -176,11 +246,15 @@ def test_a_header_without_a_rate_or_with_an_impossible_one(tmp_path):
     frames = list(source)
     assert len(frames) == 20 and [number(f.image) for f in frames] == list(range(20))
     assert source.info.fps is None or 0 < source.info.fps <= 1000
-    data = bytearray(make(tmp_path / "x.avi", [i / 25 for i in range(20)], codec="mpeg4", tick=Fraction(1, 25)).read_bytes())
-    at = data.find(b"strh") + 8 + 20                       # dwScale, dwRate of the video's stream header
-    assert int.from_bytes(data[at + 4:at + 8], "little") / int.from_bytes(data[at:at + 4], "little") == 25
+    data = bytearray(
+        make(
+            tmp_path / "x.avi", [i / 25 for i in range(20)], codec="mpeg4", tick=Fraction(1, 25)
+        ).read_bytes()
+    )
+    at = data.find(b"strh") + 8 + 20  # dwScale, dwRate of the video's stream header
+    assert int.from_bytes(data[at + 4 : at + 8], "little") / int.from_bytes(data[at : at + 4], "little") == 25
     for name, scale, rate in (("zero.avi", 0, 0), ("rate0.avi", 1, 0), ("clock.avi", 1, 90_000)):
-        data[at:at + 8] = scale.to_bytes(4, "little") + rate.to_bytes(4, "little")
+        data[at : at + 8] = scale.to_bytes(4, "little") + rate.to_bytes(4, "little")
         (tmp_path / name).write_bytes(data)
         source = FileSource(tmp_path / name)
         times = [f.captured_at for f in source]
@@ -188,14 +262,26 @@ def test_a_header_without_a_rate_or_with_an_impossible_one(tmp_path):
         assert source.info.fps is None or 0 < source.info.fps <= 1000, name
 
 
-@pytest.mark.parametrize(("average", "guessed", "expected"), [(0, None, None), (None, 25, 25.0), (Fraction(90_000), Fraction(30_000, 1001), 30_000 / 1001), (90_000, 90_000, None)])
+@pytest.mark.parametrize(
+    ("average", "guessed", "expected"),
+    [
+        (0, None, None),
+        (None, 25, 25.0),
+        (Fraction(90_000), Fraction(30_000, 1001), 30_000 / 1001),
+        (90_000, 90_000, None),
+    ],
+)
 def test_a_rate_is_believed_only_where_it_can_be_true(average, guessed, expected):
     assert nominal_rate(SimpleNamespace(average_rate=average, guessed_rate=guessed)) == expected
 
 
 def test_pieces_glued_together_go_on_in_time(tmp_path):
-    pieces = [make(tmp_path / f"{k}.ts", [i / 25 for i in range(60)], size=size, form="mpegts", options={"g": "10"}).read_bytes()
-              for k, size in enumerate([(160, 120), (320, 240), (160, 120)])]
+    pieces = [
+        make(
+            tmp_path / f"{k}.ts", [i / 25 for i in range(60)], size=size, form="mpegts", options={"g": "10"}
+        ).read_bytes()
+        for k, size in enumerate([(160, 120), (320, 240), (160, 120)])
+    ]
     (tmp_path / "glued.ts").write_bytes(b"".join(pieces))
     source = FileSource(tmp_path / "glued.ts")
     frames = list(source)
@@ -219,11 +305,24 @@ def test_a_time_line_leaves_good_times_alone(gaps):
     assert [line.at(t) for t in stamps] == stamps and line.jumps == 0
 
 
-@pytest.mark.parametrize(("pix_fmt", "codec"), [("yuv444p", "libx264"), ("yuv422p", "libx264"), ("yuv420p10le", "libx264"), ("yuvj420p", "mjpeg"), ("gray", "libx264")])
+@pytest.mark.parametrize(
+    ("pix_fmt", "codec"),
+    [
+        ("yuv444p", "libx264"),
+        ("yuv422p", "libx264"),
+        ("yuv420p10le", "libx264"),
+        ("yuvj420p", "mjpeg"),
+        ("gray", "libx264"),
+    ],
+)
 def test_pixel_formats(tmp_path, pix_fmt, codec):
-    path = make(tmp_path / "x.mkv", [i / 25 for i in range(5)], codec=codec, pix_fmt=pix_fmt, tick=Fraction(1, 25))
+    path = make(
+        tmp_path / "x.mkv", [i / 25 for i in range(5)], codec=codec, pix_fmt=pix_fmt, tick=Fraction(1, 25)
+    )
     images = [p.image for p in decode_video(path)]
-    assert [number(i) for i in images] == list(range(5)) and all(i.dtype == np.uint8 and i.shape == (120, 160, 3) for i in images)
+    assert [number(i) for i in images] == list(range(5)) and all(
+        i.dtype == np.uint8 and i.shape == (120, 160, 3) for i in images
+    )
 
 
 @pytest.mark.parametrize("size", [(161, 121), (34, 2), (2, 34), (1922, 2)])
@@ -233,29 +332,53 @@ def test_odd_sizes(tmp_path, size):
     assert [f.size for f in source] == [size, size] and (source.info.width, source.info.height) == size
 
 
-@pytest.mark.parametrize(("form", "options"), [("matroska", None), ("mpegts", None), ("mp4", {"movflags": "frag_keyframe+empty_moov"}), ("avi", None)])
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [("matroska", None), ("mpegts", None), ("mp4", {"movflags": "frag_keyframe+empty_moov"}), ("avi", None)],
+)
 @pytest.mark.parametrize("keep", [0.35, 0.8])
 def test_a_recording_that_was_cut_off_plays_to_where_it_goes(tmp_path, form, options, keep):
-    path = make(tmp_path / "x.bin", [i / 25 for i in range(80)], codec="mpeg4" if form == "avi" else "libx264", form=form, mux=options,
-                tick=Fraction(1, 25), options={"g": "10"})
+    path = make(
+        tmp_path / "x.bin",
+        [i / 25 for i in range(80)],
+        codec="mpeg4" if form == "avi" else "libx264",
+        form=form,
+        mux=options,
+        tick=Fraction(1, 25),
+        options={"g": "10"},
+    )
     data = path.read_bytes()
-    path.write_bytes(data[:int(len(data) * keep)])
+    path.write_bytes(data[: int(len(data) * keep)])
     frames = list(FileSource(path))
     assert 3 < len(frames) < 80 and [number(f.image) for f in frames[:-2]] == list(range(len(frames) - 2))
 
 
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
-@given(form=st.sampled_from(["matroska", "mpegts", "avi"]), at=st.floats(0.1, 0.9), n=st.integers(1, 3000), seed=st.integers(0, 99))
+@given(
+    form=st.sampled_from(["matroska", "mpegts", "avi"]),
+    at=st.floats(0.1, 0.9),
+    n=st.integers(1, 3000),
+    seed=st.integers(0, 99),
+)
 def test_broken_bytes_in_any_container_are_skipped_and_time_goes_on(tmp_path_factory, form, at, n, seed):
     path = tmp_path_factory.mktemp("x") / "x.bin"
-    make(path, [i / 25 for i in range(60)], codec="mpeg4" if form == "avi" else "libx264", form=form, tick=Fraction(1, 25), options={"g": "12"})
+    make(
+        path,
+        [i / 25 for i in range(60)],
+        codec="mpeg4" if form == "avi" else "libx264",
+        form=form,
+        tick=Fraction(1, 25),
+        options={"g": "12"},
+    )
     data = bytearray(path.read_bytes())
     place = int(len(data) * at)
-    data[place:place + n] = np.random.default_rng(seed).bytes(n)
+    data[place : place + n] = np.random.default_rng(seed).bytes(n)
     path.write_bytes(data[:])
-    try: frames = list(FileSource(path))
-    except SourceError as e: assert e.hint
+    try:
+        frames = list(FileSource(path))
+    except SourceError as e:
+        assert e.hint
     else:
         pts = [f.pts for f in frames if f.pts is not None]
         assert frames and all(b > a for a, b in zip(pts, pts[1:]))
@@ -272,5 +395,6 @@ def test_pictures_beside_sound_and_cover_art(tmp_path):
             wave = av.AudioFrame.from_ndarray(np.zeros((1, 1764), np.float32), format="fltp", layout="mono")
             wave.sample_rate = 44100
             out.mux(sound.encode(wave))
-        out.mux(stream.encode()); out.mux(sound.encode())
+        out.mux(stream.encode())
+        out.mux(sound.encode())
     assert [number(p.image) for p in decode_video(path)] == list(range(25))

@@ -1,4 +1,5 @@
 """Ctrl-C at any moment: the run ends, its files are whole, and what is not whole is reported."""
+
 import json
 import signal
 import subprocess
@@ -31,7 +32,15 @@ def model():
 @pytest.fixture(scope="module", params=["pipeline", "config"])
 def hundred(request, tmp_path_factory):
     "A hundred runs, each interrupted once, twice or three times at moments that are drawn by lot."
-    command = [sys.executable, "-m", "tests.helpers.interrupted_runs", tmp_path_factory.mktemp("runs"), "100", "0", request.param]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.helpers.interrupted_runs",
+        tmp_path_factory.mktemp("runs"),
+        "100",
+        "0",
+        request.param,
+    ]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-5000:]  # a deadlock shows the stacks of all threads
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -43,19 +52,23 @@ def test_a_hundred_random_moments_leave_whole_files(hundred):
 
 
 def test_the_moments_fall_into_the_run(hundred):
-    assert sum(r["frames"] > 0 for r in hundred) >= 50  # every second run is interrupted after its first frame
+    assert (
+        sum(r["frames"] > 0 for r in hundred) >= 50
+    )  # every second run is interrupted after its first frame
 
 
 class Hangs:
     "A sink on a disk that does not answer."
 
-    def __init__(self): self.writing, self.disk, self.closed = threading.Event(), threading.Event(), 0
+    def __init__(self):
+        self.writing, self.disk, self.closed = threading.Event(), threading.Event(), 0
 
     def write(self, result):
         self.writing.set()
         self.disk.wait()
 
-    def close(self): self.closed += 1
+    def close(self):
+        self.closed += 1
 
 
 @pytest.fixture
@@ -64,7 +77,8 @@ def given_up(model, monkeypatch):
     monkeypatch.setattr(room, "_PATIENCE_S", 0.05)
     sink = Hangs()
     pipeline = Pipeline([Endless()], model, [sink])
-    with pytest.raises(KeyboardInterrupt): pipeline.run(lambda p: p.interrupt() if sink.writing.is_set() else None)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(lambda p: p.interrupt() if sink.writing.is_set() else None)
     yield pipeline, sink
     sink.disk.set()
 
@@ -101,7 +115,8 @@ def test_a_warm_up_that_hangs_can_be_interrupted(model, monkeypatch):
     driver = threading.Event()
     monkeypatch.setattr(Remembers, "warmup", lambda self: driver.wait())
     pipeline = Pipeline([Endless()], model, [])
-    with pytest.raises(KeyboardInterrupt): pipeline.run(lambda p: p.interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(lambda p: p.interrupt())
     driver.set()
     until(lambda: not pipeline.unfinished)
     assert pipeline.summary()["frames_delivered"] == 0
@@ -122,7 +137,14 @@ from tests.helpers.interrupted_runs import Endless, Remembers
 
 def in_main_thread(code: str):
     "What a program prints, as JSON."
-    done = subprocess.run([sys.executable, "-c", HANDLERS.format(code=code)], cwd=ROOT, capture_output=True, text=True, timeout=120, preexec_fn=hears_ctrl_c)
+    done = subprocess.run(
+        [sys.executable, "-c", HANDLERS.format(code=code)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=hears_ctrl_c,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
@@ -144,7 +166,9 @@ def test_handlers_of_the_program_and_ignored_signals_stay():
     code = """
 mine = lambda *_: None
 signal.signal(signal.SIGTERM, mine); signal.signal(signal.SIGHUP, signal.SIG_IGN)
-with interruptible(None): print(json.dumps([signal.getsignal(signal.SIGTERM) is mine, signal.getsignal(signal.SIGHUP) == signal.SIG_IGN]))
+with interruptible(None):
+    kept = signal.getsignal(signal.SIGTERM) is mine
+    print(json.dumps([kept, signal.getsignal(signal.SIGHUP) == signal.SIG_IGN]))
 """
     assert in_main_thread(code) == [True, True]
 
@@ -168,7 +192,8 @@ def test_outside_of_the_main_thread_nothing_changes():
 
     def look():
         before = signal.getsignal(signal.SIGTERM)
-        with interruptible(None): found.append(signal.getsignal(signal.SIGTERM) == before)
+        with interruptible(None):
+            found.append(signal.getsignal(signal.SIGTERM) == before)
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -178,19 +203,26 @@ def test_outside_of_the_main_thread_nothing_changes():
 
 # --- the command
 
+
 @pytest.mark.slow
-@pytest.mark.parametrize("signals", [[signal.SIGHUP], [signal.SIGTERM, signal.SIGTERM], [signal.SIGINT] * 3], ids=["SIGHUP", "SIGTERM twice", "Ctrl-C three times"])
+@pytest.mark.parametrize(
+    "signals",
+    [[signal.SIGHUP], [signal.SIGTERM, signal.SIGTERM], [signal.SIGINT] * 3],
+    ids=["SIGHUP", "SIGTERM twice", "Ctrl-C three times"],
+)
 def test_the_command_finishes_its_files(tmp_path, signals):
     process = start_endless(tmp_path, "--save-video")
     assert until(lambda: lines_in(tmp_path / "results.jsonl") > 10, 60, process)
-    for number in signals: process.send_signal(number)
+    for number in signals:
+        process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["interrupted"] and summary["error"] is None
     assert summary["frames_delivered"] == lines_in(tmp_path / "results.jsonl")
     assert summary["detections"] == read_results(tmp_path).num_rows
-    with av.open(str(next(tmp_path.glob("*.mp4")))) as film: assert sum(1 for _ in film.decode(video=0)) == summary["frames_delivered"]
+    with av.open(str(next(tmp_path.glob("*.mp4")))) as film:
+        assert sum(1 for _ in film.decode(video=0)) == summary["frames_delivered"]
 
 
 @pytest.mark.slow
@@ -207,7 +239,14 @@ threading.Thread(target=lambda: (sink.writing.wait(), print("writing", flush=Tru
 sys.argv = ["cv-pipeline", "run", "line:", "--out", {str(tmp_path)!r}]
 main()
 """
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hears_ctrl_c,
+    )
     assert process.stdout.readline() == "writing\n", process.communicate()
     for _ in range(3):
         process.send_signal(signal.SIGINT)

@@ -1,4 +1,6 @@
-"""A model that stops giving usable answers in the middle of a video: tiny ONNX graphs that do so on purpose, through the command line."""
+"""A model that stops giving usable answers in the middle of a video: tiny ONNX graphs that do so on purpose,
+through the command line."""
+
 import json
 import subprocess
 import sys
@@ -18,33 +20,63 @@ from cv_pipeline.synthetic.line import write_video
 
 CLI = str(Path(sys.executable).with_name("cv-pipeline"))
 SIDE, DARK, BRIGHT = 64, 60, 220  # pixels, grey levels
-LIMIT = 0.6                       # mean brightness above which the graph fails
+LIMIT = 0.6  # mean brightness above which the graph fails
 
 
 def detector(path: Path, fails: str = "", kind: int = TensorProto.FLOAT) -> Path:
-    """A graph with one detection a picture, whatever it shows: class 0, confidence .9, box (8, 12)-(40, 44). On a bright picture it fails: `fails` is "nan",
-    "inf" or "rows" (a class row less than promised, in a graph whose dimensions are dynamic)."""
+    """A graph with one detection a picture, whatever it shows: class 0, confidence .9, box (8, 12)-(40, 44).
+    On a bright picture it fails: `fails` is "nan", "inf" or "rows" (a class row less than promised, in a
+    graph whose dimensions are dynamic)."""
     dtype = helper.tensor_dtype_to_np_dtype(kind)
-    raw = np.zeros((1, 6, 5), dtype)  # cx, cy, w, h and two classes; five cells, one of them sure of something
+    raw = np.zeros(
+        (1, 6, 5), dtype
+    )  # cx, cy, w, h and two classes; five cells, one of them sure of something
     raw[0, :5, 2] = 24, 28, 32, 32, 0.9
-    constant = lambda name, value: helper.make_tensor(name, kind if value.dtype == dtype else TensorProto.INT64, value.shape, value.tobytes(), raw=True)
+    constant = lambda name, value: helper.make_tensor(
+        name, kind if value.dtype == dtype else TensorProto.INT64, value.shape, value.tobytes(), raw=True
+    )
     node = helper.make_node
-    nodes = [node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=1), node("Squeeze", ["mean", "last"], ["level"]),
-             node("Greater", ["level", "limit"], ["bright"])]
+    nodes = [
+        node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=1),
+        node("Squeeze", ["mean", "last"], ["level"]),
+        node("Greater", ["level", "limit"], ["bright"]),
+    ]
     if fails == "rows":
-        nodes += [node("ReduceMax", ["level"], ["top"], axes=[0, 1, 2], keepdims=0), node("Greater", ["top", "limit"], ["any"]),
-                  node("Where", ["any", "five", "six"], ["count"]), node("Slice", ["raw", "zero", "count", "first"], ["some"])]
+        nodes += [
+            node("ReduceMax", ["level"], ["top"], axes=[0, 1, 2], keepdims=0),
+            node("Greater", ["top", "limit"], ["any"]),
+            node("Where", ["any", "five", "six"], ["count"]),
+            node("Slice", ["raw", "zero", "count", "first"], ["some"]),
+        ]
     else:
         nodes += [node("Identity", ["raw"], ["some"])]
-    nodes += [node("Where", ["bright", "rubbish", "nothing"], ["extra"]), node("Add", ["some", "extra"], ["output"])]
+    nodes += [
+        node("Where", ["bright", "rubbish", "nothing"], ["extra"]),
+        node("Add", ["some", "extra"], ["output"]),
+    ]
     rubbish = {"nan": np.nan, "inf": np.inf}.get(fails, 0)
-    given = [constant("raw", raw), constant("last", np.array([3])), constant("limit", np.array(LIMIT, dtype).reshape(1)), constant("five", np.array([5])),
-             constant("six", np.array([6])), constant("zero", np.array([0])), constant("first", np.array([1])),
-             constant("rubbish", np.array(rubbish, dtype).reshape(1)), constant("nothing", np.zeros(1, dtype))]
-    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("images", kind, ["batch", 3, SIDE, SIDE])],
-                              [helper.make_tensor_value_info("output", kind, ["batch", "rows", "cells"])], given)
+    given = [
+        constant("raw", raw),
+        constant("last", np.array([3])),
+        constant("limit", np.array(LIMIT, dtype).reshape(1)),
+        constant("five", np.array([5])),
+        constant("six", np.array([6])),
+        constant("zero", np.array([0])),
+        constant("first", np.array([1])),
+        constant("rubbish", np.array(rubbish, dtype).reshape(1)),
+        constant("nothing", np.zeros(1, dtype)),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("images", kind, ["batch", 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info("output", kind, ["batch", "rows", "cells"])],
+        given,
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    path.with_suffix(".yaml").write_text(f"version: '7'\nnames: [gear, nut]\npreprocess: {{imgsz: [{SIDE}, {SIDE}]}}\n")
+    path.with_suffix(".yaml").write_text(
+        f"version: '7'\nnames: [gear, nut]\npreprocess: {{imgsz: [{SIDE}, {SIDE}]}}\n"
+    )
     return path
 
 
@@ -61,27 +93,65 @@ def dusk(tmp_path_factory):
 
 
 def run(video, model, out, *more):
-    return subprocess.run([CLI, "run", str(video), "--model", str(model), "--out", str(out), "--tracker", "none", "--max-batch", "1", *more],
-                          capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [
+            CLI,
+            "run",
+            str(video),
+            "--model",
+            str(model),
+            "--out",
+            str(out),
+            "--tracker",
+            "none",
+            "--max-batch",
+            "1",
+            *more,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fails, words", [("nan", "NaN or infinity for 1 of 1 images"), ("inf", "NaN or infinity for 1 of 1 images"),
-                                          ("rows", "has shape (1, 5, 5), promised is (1, 6, any)")])
+@pytest.mark.parametrize(
+    "fails, words",
+    [
+        ("nan", "NaN or infinity for 1 of 1 images"),
+        ("inf", "NaN or infinity for 1 of 1 images"),
+        ("rows", "has shape (1, 5, 5), promised is (1, 6, any)"),
+    ],
+)
 def test_a_model_that_fails_in_the_middle_of_a_video(tmp_path, dusk, fails, words):
-    "Exit code 4, one sentence with the model's name, and everything up to the failure readable in three formats."
+    """Exit code 4, one sentence with the model's name, and everything up to the failure readable in three
+    formats."""
     out = tmp_path / "out"
     done = run(dusk, detector(tmp_path / "moody.onnx", fails), out)
     text = " ".join(done.stderr.split())
-    assert done.returncode == 4 and words in text and "moody 7" in text and "Traceback" not in text, done.stderr
+    assert done.returncode == 4 and words in text and "moody 7" in text and "Traceback" not in text, (
+        done.stderr
+    )
     table = pq.read_table(out / "results.parquet")
-    assert table["frame_id"].to_pylist() == list(range(20)) and table.equals(read_results(out)) and set(table["class_name"].to_pylist()) == {"gear"}
-    np.testing.assert_allclose([table[c][0].as_py() for c in ("x1", "y1", "x2", "y2", "confidence")], [8, 12, 40, 44, 0.9], rtol=1e-6)
+    assert (
+        table["frame_id"].to_pylist() == list(range(20))
+        and table.equals(read_results(out))
+        and set(table["class_name"].to_pylist()) == {"gear"}
+    )
+    np.testing.assert_allclose(
+        [table[c][0].as_py() for c in ("x1", "y1", "x2", "y2", "confidence")], [8, 12, 40, 44, 0.9], rtol=1e-6
+    )
     records = list(read_jsonl(out / "results.jsonl"))
-    assert [r["frame_id"] for r in records] == list(range(20)) and all(len(r["detections"]) == 1 and r["status"] == "ok" for r in records)
+    assert [r["frame_id"] for r in records] == list(range(20)) and all(
+        len(r["detections"]) == 1 and r["status"] == "ok" for r in records
+    )
     assert len(records) == len((out / "results.jsonl").read_text().splitlines())  # no torn line
     summary = json.loads((out / "summary.json").read_text())
-    assert words in summary["error"] and "moody 7" in summary["error"] and summary["detections"] == summary["frames_inferred"] == 20
+    assert (
+        words in summary["error"]
+        and "moody 7" in summary["error"]
+        and summary["detections"] == summary["frames_inferred"] == 20
+    )
     assert summary["model"]["events"] == {}  # rubbish is not asked for twice
 
 
@@ -97,16 +167,22 @@ def test_frames_without_an_answer_are_marked_when_the_run_goes_on(tmp_path, dusk
 
 # --- half precision and other inputs
 
+
 @pytest.mark.slow
 def test_a_half_precision_model_answers_like_the_float32_one(tmp_path, dusk):
     "Ultralytics' half=True export takes float16 and returns float16."
-    single, half = (load_model(detector(tmp_path / f"{name}.onnx", kind=kind)) for name, kind in (("single", TensorProto.FLOAT), ("half", TensorProto.FLOAT16)))
+    single, half = (
+        load_model(detector(tmp_path / f"{name}.onnx", kind=kind))
+        for name, kind in (("single", TensorProto.FLOAT), ("half", TensorProto.FLOAT16))
+    )
     batch, _ = half.preprocess.batch([flat(DARK), flat(BRIGHT)])
     raw = half.backend.infer(batch)
     assert batch.dtype == raw.dtype == np.float32 and np.abs(raw - single.backend.infer(batch)).max() < 1e-3
     assert [len(d) for d in half.predict([flat(DARK), flat(BRIGHT)])] == [1, 1]
     done = run(dusk, tmp_path / "half.onnx", tmp_path / "out")
-    assert done.returncode == 0 and pq.read_table(tmp_path / "out/results.parquet").num_rows == 30, done.stderr
+    assert done.returncode == 0 and pq.read_table(tmp_path / "out/results.parquet").num_rows == 30, (
+        done.stderr
+    )
     with pytest.raises(InvalidOutput, match="NaN"):  # float16 overflow looks like this
         load_model(detector(tmp_path / "overflow.onnx", "inf", TensorProto.FLOAT16)).predict([flat(BRIGHT)])
 
@@ -119,6 +195,7 @@ def test_a_double_input_is_refused_at_the_start(tmp_path, dusk):
 
 
 # --- who is asked again, and who is not
+
 
 class Fake:
     name, provider, max_batch = "fake 1", "nowhere", 8
@@ -140,8 +217,15 @@ class Fake:
         self.story.append(f"{self.label}close")
 
 
-@pytest.mark.parametrize("answer", [lambda b: np.full((len(b), 6, 5), np.nan, np.float32), lambda b: np.zeros((len(b), 5, 5), np.float32),
-                                    lambda b: np.zeros((len(b) + 1, 6, 5), np.float32), lambda b: np.zeros(len(b), np.float32)])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda b: np.full((len(b), 6, 5), np.nan, np.float32),
+        lambda b: np.zeros((len(b), 5, 5), np.float32),
+        lambda b: np.zeros((len(b) + 1, 6, 5), np.float32),
+        lambda b: np.zeros(len(b), np.float32),
+    ],
+)
 def test_rubbish_is_neither_asked_for_again_nor_a_reason_to_reopen(answer):
     inner = Fake(answer)
     steady = SteadyBackend(inner, lambda: pytest.fail("opened anew"), shape=(6, None))
@@ -156,7 +240,10 @@ def test_an_inner_check_is_not_retried_either_and_not_repeated(monkeypatch):
         SteadyBackend(inner, lambda: pytest.fail("opened anew")).infer(np.zeros((1, 3, 8, 8), np.float32))
     assert inner.story == ["call"]
     checked = []
-    monkeypatch.setattr("cv_pipeline.inference.backends.check_output", lambda raw, *more: checked.append(1) or check_output(raw, *more))
+    monkeypatch.setattr(
+        "cv_pipeline.inference.backends.check_output",
+        lambda raw, *more: checked.append(1) or check_output(raw, *more),
+    )
     SteadyBackend(Fake(checks_output=True)).infer(np.zeros((1, 3, 8, 8), np.float32))
     assert checked == []
     SteadyBackend(Fake()).infer(np.zeros((1, 3, 8, 8), np.float32))
@@ -165,7 +252,10 @@ def test_an_inner_check_is_not_retried_either_and_not_repeated(monkeypatch):
 
 def test_the_old_backend_is_closed_before_the_new_one_is_opened():
     story = []
-    steady = SteadyBackend(Fake(BackendError("device lost", "fake 1"), story, "old "), lambda: story.append("open") or Fake(None, story, "new "))
+    steady = SteadyBackend(
+        Fake(BackendError("device lost", "fake 1"), story, "old "),
+        lambda: story.append("open") or Fake(None, story, "new "),
+    )
     assert steady.infer(np.zeros((1, 3, 8, 8), np.float32)).shape == (1, 6, 5)
     assert story == ["old call", "old close", "open", "new call"] and steady.events == {"retry": 1}
     steady.close()

@@ -1,4 +1,5 @@
 """The five stages on real parts: order, equality with batch 1, failures, bounded memory."""
+
 import gc
 import threading
 from collections import Counter, defaultdict
@@ -98,7 +99,9 @@ def model():
 
 
 def with_backend(model, **kwargs):
-    return Model(model.manifest, Wrapped(model.backend, **kwargs), model.preprocess, model.postprocess, model.path)
+    return Model(
+        model.manifest, Wrapped(model.backend, **kwargs), model.preprocess, model.postprocess, model.path
+    )
 
 
 def waiting(pipeline):
@@ -112,7 +115,10 @@ def line_images(n, camera=0, seed=3):
 
 def assert_same(a, b, px=0.05, conf=2e-3):
     assert len(a) == len(b)
-    order_a, order_b = np.lexsort((a.xyxy[:, 0].round(), a.class_id)), np.lexsort((b.xyxy[:, 0].round(), b.class_id))
+    order_a, order_b = (
+        np.lexsort((a.xyxy[:, 0].round(), a.class_id)),
+        np.lexsort((b.xyxy[:, 0].round(), b.class_id)),
+    )
     np.testing.assert_array_equal(a.class_id[order_a], b.class_id[order_b])
     np.testing.assert_allclose(a.xyxy[order_a], b.xyxy[order_b], atol=px)
     np.testing.assert_allclose(a.confidence[order_a], b.confidence[order_b], atol=conf)
@@ -124,7 +130,13 @@ def test_results_equal_batch_one_and_order_is_kept_per_camera(model):
     answers = {}
     for max_batch in (1, 4, 7):
         sink = Recorder()
-        summary = Pipeline([Pictures(k, v) for k, v in cameras.items()], model, [sink], track, runtime=RuntimeConfig(max_batch=max_batch)).run()
+        summary = Pipeline(
+            [Pictures(k, v) for k, v in cameras.items()],
+            model,
+            [sink],
+            track,
+            runtime=RuntimeConfig(max_batch=max_batch),
+        ).run()
         assert summary["frames_inferred"] == 120 and summary["frames_dropped"] == 0
         answers[max_batch] = sink.by_source()
         for results in answers[max_batch].values():
@@ -146,14 +158,21 @@ def test_pipeline_equals_predict(model):
 
 def test_batches_really_form(model):
     slow = with_backend(model, before=lambda call, batch: call > 1 or until(lambda: waiting(pipeline) >= 6))
-    pipeline = Pipeline([Pictures(f"cam{c}", line_images(12, c)) for c in range(3)], slow, [], runtime=RuntimeConfig(max_batch=6))
+    pipeline = Pipeline(
+        [Pictures(f"cam{c}", line_images(12, c)) for c in range(3)],
+        slow,
+        [],
+        runtime=RuntimeConfig(max_batch=6),
+    )
     pipeline.run()
     assert max(slow.backend.sizes) > 1 and max(slow.backend.sizes) <= 6
 
 
 def test_frames_that_are_not_selected_are_delivered_without_detections(model):
     sink = Recorder()
-    summary = Pipeline([Pictures("a", line_images(20))], model, [sink], track, lambda source: make_selector(every=4)).run()
+    summary = Pipeline(
+        [Pictures("a", line_images(20))], model, [sink], track, lambda source: make_selector(every=4)
+    ).run()
     assert summary["frames_read"] == 20 and summary["frames_inferred"] == 5
     assert [r.inferred for r in sink.results] == [k % 4 == 0 for k in range(20)]
     assert all(len(r.detections) == 0 for r in sink.results if not r.inferred)
@@ -171,7 +190,11 @@ def test_frame_size_may_change_in_the_middle(model):
 
 def test_a_dead_camera_does_not_stop_or_delay_the_others(model):
     hang = threading.Event()
-    dead, hanging, good = Pictures("dead", line_images(10), fail_after=4), Pictures("hanging", line_images(10), hang=hang, live=True), Pictures("good", line_images(30))
+    dead, hanging, good = (
+        Pictures("dead", line_images(10), fail_after=4),
+        Pictures("hanging", line_images(10), hang=hang, live=True),
+        Pictures("good", line_images(30)),
+    )
     sink = Recorder()
     pipeline = Pipeline([dead, hanging, good], model, [sink])
     state = {}
@@ -185,7 +208,9 @@ def test_a_dead_camera_does_not_stop_or_delay_the_others(model):
     summary = pipeline.run(tick)
     assert state["hanging"]["state"] == "running"
     assert [len(sink.by_source()[k]) for k in ("dead", "good")] == [4, 30]
-    assert summary["sources"]["dead"]["state"] == "failed" and "cable cut" in summary["sources"]["dead"]["error"]
+    assert (
+        summary["sources"]["dead"]["state"] == "failed" and "cable cut" in summary["sources"]["dead"]["error"]
+    )
     assert summary["sources"]["good"]["state"] == "done"
     assert dead.closed >= 1 and good.closed >= 1 and sink.closed == 1
 
@@ -206,7 +231,12 @@ def test_model_raising_in_the_middle_stop(model):
             raise RuntimeError("driver gone")
 
     sink = Recorder()
-    pipeline = Pipeline([Pictures("a", line_images(30))], with_backend(model, before=before), [sink], runtime=RuntimeConfig(max_batch=1))
+    pipeline = Pipeline(
+        [Pictures("a", line_images(30))],
+        with_backend(model, before=before),
+        [sink],
+        runtime=RuntimeConfig(max_batch=1),
+    )
     with pytest.raises(BackendError, match="driver gone"):
         pipeline.run()
     assert [r.frame.frame_id for r in sink.results] == list(range(7)) and sink.closed == 1
@@ -220,7 +250,13 @@ def test_model_raising_skip_marks_frames_and_recovers(model):
 
     sink = Recorder()
     broken = with_backend(model, before=before)
-    summary = Pipeline([Pictures("a", line_images(20))], broken, [sink], track, runtime=RuntimeConfig(max_batch=1, on_model_error="skip")).run()
+    summary = Pipeline(
+        [Pictures("a", line_images(20))],
+        broken,
+        [sink],
+        track,
+        runtime=RuntimeConfig(max_batch=1, on_model_error="skip"),
+    ).run()
     assert Counter(r.status for r in sink.results) == {"ok": 18, "model_error": 2}
     assert [r.frame.frame_id for r in sink.results if r.status != "ok"] == [7, 8]
     assert summary["stages"]["inference"]["errors"] == 2 and summary["model"]["events"]["retry"] == 2
@@ -244,7 +280,9 @@ def test_wrong_shaped_output_is_a_backend_error(model):
     with pytest.raises(BackendError, match=model.manifest.name):
         Pipeline([Pictures("a", line_images(5))], broken, []).run()
     with pytest.raises(BackendError, match="for a batch of"):
-        Pipeline([Pictures("a", line_images(5))], with_backend(model, after=lambda call, raw: raw[:0]), []).run()
+        Pipeline(
+            [Pictures("a", line_images(5))], with_backend(model, after=lambda call, raw: raw[:0]), []
+        ).run()
 
 
 def test_out_of_memory_splits_the_batch_and_loses_nothing(model):
@@ -254,7 +292,12 @@ def test_out_of_memory_splits_the_batch_and_loses_nothing(model):
 
     sink = Recorder()
     tight = with_backend(model, before=before)
-    summary = Pipeline([Pictures(f"c{c}", line_images(20, c)) for c in range(2)], tight, [sink], runtime=RuntimeConfig(max_batch=8)).run()
+    summary = Pipeline(
+        [Pictures(f"c{c}", line_images(20, c)) for c in range(2)],
+        tight,
+        [sink],
+        runtime=RuntimeConfig(max_batch=8),
+    ).run()
     assert len(sink.results) == 40 and all(r.status == "ok" for r in sink.results)
     assert summary["model"]["events"].get("oom_split", 0) >= 1 and summary["model"]["max_batch"] <= 2
 
@@ -282,11 +325,15 @@ def test_a_full_disk_ends_the_run_and_the_other_sinks_are_complete(model):
             super().write(result)
 
     full, other = Full(), Recorder()
-    pipeline = Pipeline([Pictures("a", line_images(30))], model, [full, other], runtime=RuntimeConfig(max_batch=1))
+    pipeline = Pipeline(
+        [Pictures("a", line_images(30))], model, [full, other], runtime=RuntimeConfig(max_batch=1)
+    )
     with pytest.raises(SinkError, match="no space left"):
         pipeline.run()
     assert len(full.results) == 5 and full.closed == 1 and other.closed == 1
-    assert [r.frame.frame_id for r in other.results] == list(range(len(other.results))) and len(other.results) >= 6
+    assert [r.frame.frame_id for r in other.results] == list(range(len(other.results))) and len(
+        other.results
+    ) >= 6
 
 
 def test_a_bug_in_a_callback_is_a_sink_error(model):
@@ -311,14 +358,23 @@ def test_freshest_frame_bounds_latency_and_counts_drops(model):
             in_flight.append(s["frames_read"] - s["frames_delivered"] - s["frames_dropped"])
 
     slow = Slow()
-    camera = Pictures("cam", line_images(count), live=True, before=lambda k: until(lambda: len(slow.results) >= k // pace - 1))
+    camera = Pictures(
+        "cam",
+        line_images(count),
+        live=True,
+        before=lambda k: until(lambda: len(slow.results) >= k // pace - 1),
+    )
     pipeline = Pipeline([camera], model, [slow], runtime=RuntimeConfig(max_batch=1))
     summary = pipeline.run()
     assert summary["frames_read"] == 120 == len(slow.results) + summary["frames_dropped"]
-    assert summary["latency_ms"]["ingest"]["p50"] is None and summary["stages"]["ingest"]["count"] == 120  # waiting for a camera is no latency
+    assert (
+        summary["latency_ms"]["ingest"]["p50"] is None and summary["stages"]["ingest"]["count"] == 120
+    )  # waiting for a camera is no latency
     assert summary["frames_dropped"] > 30
     numbers = [r.frame.frame_id for r in slow.results]
-    assert numbers == sorted(numbers) and numbers[-1] == 119  # the newest one is never the one that is dropped
+    assert (
+        numbers == sorted(numbers) and numbers[-1] == 119
+    )  # the newest one is never the one that is dropped
     assert max(in_flight) <= 1 + 3 + 1  # one waiting, three with a tensor, one in the reader's hand
 
 
@@ -353,14 +409,19 @@ def test_every_frame_is_accounted_for_however_a_run_ends(model):
                 raise SinkError("no space left", "x")
             super().write(result)
 
-    runs = [Pipeline([Pictures("a", line_images(20))], model, [Recorder()]),
-            Pipeline([Pictures("a", line_images(40))], with_backend(model, before=before), [Recorder()]),
-            Pipeline([Pictures("a", line_images(40))], model, [Full()])]
+    runs = [
+        Pipeline([Pictures("a", line_images(20))], model, [Recorder()]),
+        Pipeline([Pictures("a", line_images(40))], with_backend(model, before=before), [Recorder()]),
+        Pipeline([Pictures("a", line_images(40))], model, [Full()]),
+    ]
     for pipeline in runs:
         try:
             pipeline.run()
         except (BackendError, SinkError):
-            assert pipeline.summary()["frames_discarded"] > 0 and pipeline.summary()["sources"]["a"]["state"] == "stopped"
+            assert (
+                pipeline.summary()["frames_discarded"] > 0
+                and pipeline.summary()["sources"]["a"]["state"] == "stopped"
+            )
         else:
             assert pipeline.summary()["frames_discarded"] == 0
         adds_up(pipeline.summary())
@@ -374,7 +435,8 @@ def test_a_selected_frame_is_never_the_one_that_is_dropped(model):
     def before(call, batch):
         "The first call lasts until the thing has been laid down, and more."
         called.set()
-        if call == 1: until(lambda: camera.given >= 60)
+        if call == 1:
+            until(lambda: camera.given >= 60)
 
     slow, sink = with_backend(model, before=before), Recorder()
     camera = Pictures("cam", images, live=True, before=lambda k: k == 20 and called.wait(15))
@@ -389,8 +451,14 @@ def test_selection_does_not_hide_a_dead_model(model):
     def before(call, batch):
         raise BackendError("device lost", "m")
 
-    pipeline = Pipeline([Pictures("a", line_images(60))], with_backend(model, before=before), [], None, lambda source: make_selector(every=2),
-                        RuntimeConfig(on_model_error="skip", max_consecutive_errors=5, max_batch=1))
+    pipeline = Pipeline(
+        [Pictures("a", line_images(60))],
+        with_backend(model, before=before),
+        [],
+        None,
+        lambda source: make_selector(every=2),
+        RuntimeConfig(on_model_error="skip", max_consecutive_errors=5, max_batch=1),
+    )
     with pytest.raises(BackendError, match="device lost"):
         pipeline.run()
 
@@ -398,8 +466,20 @@ def test_selection_does_not_hide_a_dead_model(model):
 @pytest.mark.slow
 def test_batches_fill_with_selected_frames(model):
     images = line_images(10) * 8
-    slow = with_backend(model, before=lambda call, batch: until(lambda: waiting(pipeline) >= 8 or pipeline.summary()["frames_read"] == 320))
-    pipeline = Pipeline([Pictures(f"c{k}", images) for k in range(4)], slow, [], None, lambda source: make_selector(every=2), RuntimeConfig(max_batch=4))
+    slow = with_backend(
+        model,
+        before=lambda call, batch: until(
+            lambda: waiting(pipeline) >= 8 or pipeline.summary()["frames_read"] == 320
+        ),
+    )
+    pipeline = Pipeline(
+        [Pictures(f"c{k}", images) for k in range(4)],
+        slow,
+        [],
+        None,
+        lambda source: make_selector(every=2),
+        RuntimeConfig(max_batch=4),
+    )
     summary = pipeline.run()
     assert summary["frames_inferred"] == 160 and sum(slow.backend.sizes) == 160
     assert np.mean(slow.backend.sizes) > 2
@@ -429,7 +509,10 @@ def test_a_tracker_or_selector_that_fails_ends_its_own_camera_only(model, part):
     sink = Recorder()
     sources = [Pictures("bad", line_images(30)), Pictures("good", line_images(30))]
     summary = Pipeline(sources, model, [sink], **{part + "s": Fails}).run()
-    assert summary["sources"]["bad"]["state"] == "failed" and "clock runs backwards" in summary["sources"]["bad"]["error"]
+    assert (
+        summary["sources"]["bad"]["state"] == "failed"
+        and "clock runs backwards" in summary["sources"]["bad"]["error"]
+    )
     assert summary["sources"]["good"]["state"] == "done" and len(sink.by_source()["good"]) == 30
     assert [r.frame.frame_id for r in sink.by_source()["bad"]] == [0, 1, 2, 3, 4]
     adds_up(summary)
@@ -482,13 +565,22 @@ def test_memory_is_flat(model):
     raw = model.backend.infer(model.preprocess.batch([image])[0])
     fast.infer = lambda batch: np.repeat(raw, len(batch), axis=0)
     gc.collect()
-    Pipeline([Pictures("a", (image for _ in range(3000)))], Model(model.manifest, fast, model.preprocess, model.postprocess), [Meter()], track).run()
+    Pipeline(
+        [Pictures("a", (image for _ in range(3000)))],
+        Model(model.manifest, fast, model.preprocess, model.postprocess),
+        [Meter()],
+        track,
+    ).run()
     growth = np.median(readings[-5:]) - np.median(readings[8:13])
     assert growth < 8 * 2**20, f"{growth / 2**20:.1f} MiB more after 2,000 frames"
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 0.02)), max_size=60), st.integers(1, 8), st.floats(0, 0.05))
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.floats(0, 0.02)), max_size=60),
+    st.integers(1, 8),
+    st.floats(0, 0.05),
+)
 def test_batcher_keeps_order_and_its_two_promises(arrivals, max_batch, max_wait):
     now, received, left = 0.0, [], []
     batcher = DynamicBatcher(max_batch, max_wait, lambda: now)
@@ -553,7 +645,8 @@ def listen(model, images, max_batch=1, live=False, pauses=False, **kwargs):
 
     def delay(calls, batch):
         "Real work: the model takes one to three times as long."
-        for _ in range(rng.integers(3) if pauses else 0): model.backend.infer(batch)
+        for _ in range(rng.integers(3) if pauses else 0):
+            model.backend.infer(batch)
 
     def selector(source):
         made[source.source_id] = Listener(**kwargs)
@@ -561,7 +654,9 @@ def listen(model, images, max_batch=1, live=False, pauses=False, **kwargs):
 
     slow = with_backend(model, before=delay)
     sources = [Pictures(f"cam{c}", images[c], live=live) for c in range(len(images))]
-    summary = Pipeline(sources, slow, [sink], track, selector, RuntimeConfig(max_batch=max_batch, policy="every-frame")).run()
+    summary = Pipeline(
+        sources, slow, [sink], track, selector, RuntimeConfig(max_batch=max_batch, policy="every-frame")
+    ).run()
     return summary, sink.by_source(), made
 
 
@@ -576,7 +671,9 @@ def test_what_a_listening_selector_chooses_from_files_does_not_depend_on_speed_o
             assert [r.inferred for r in again[camera]] == [r.inferred for r in results]
             assert [h[:2] for h in heard[camera].heard] == [h[:2] for h in made[camera].heard]
     inferred = [r.frame.frame_id for r in first["cam0"] if r.inferred]
-    assert [h[0] for h in made["cam0"].heard] == inferred and 10 <= len(inferred) < 40  # told about each frame it chose, and only those
+    assert [h[0] for h in made["cam0"].heard] == inferred and 10 <= len(
+        inferred
+    ) < 40  # told about each frame it chose, and only those
 
 
 def test_a_live_camera_does_not_wait_for_its_listening_selector(model):
@@ -588,8 +685,17 @@ def test_a_live_camera_does_not_wait_for_its_listening_selector(model):
 def test_a_selector_that_cannot_take_the_answer_ends_its_own_camera(model):
     images = [line_images(30, c) for c in range(2)]
     sink, made = Recorder(), {"cam0": Listener(fail_on=0), "cam1": Listener()}
-    summary = Pipeline([Pictures(k, images[i]) for i, k in enumerate(made)], model, [sink], track, lambda s: made[s.source_id]).run()
-    assert summary["sources"]["cam0"]["state"] == "failed" and "cannot understand" in summary["sources"]["cam0"]["error"]
+    summary = Pipeline(
+        [Pictures(k, images[i]) for i, k in enumerate(made)],
+        model,
+        [sink],
+        track,
+        lambda s: made[s.source_id],
+    ).run()
+    assert (
+        summary["sources"]["cam0"]["state"] == "failed"
+        and "cannot understand" in summary["sources"]["cam0"]["error"]
+    )
     assert summary["sources"]["cam1"]["state"] == "done" and len(sink.by_source()["cam1"]) == 30
 
 
@@ -600,10 +706,19 @@ def test_a_model_that_does_not_answer_does_not_leave_the_selector_waiting(model)
 
     sink, ears = Recorder(), Listener()
     broken = with_backend(model, before=before)
-    summary = Pipeline([Pictures("a", line_images(30))], broken, [sink], track, lambda s: ears, RuntimeConfig(on_model_error="skip")).run()
+    summary = Pipeline(
+        [Pictures("a", line_images(30))],
+        broken,
+        [sink],
+        track,
+        lambda s: ears,
+        RuntimeConfig(on_model_error="skip"),
+    ).run()
     assert len(sink.results) == 30 and summary["stages"]["inference"]["errors"] >= 2
     failed = {r.frame.frame_id for r in sink.results if r.status == "model_error"}
     assert failed and not failed & {h[0] for h in ears.heard}
-    stopped = Pipeline([Pictures("a", line_images(30))], with_backend(model, before=before), [], track, lambda s: Listener())
+    stopped = Pipeline(
+        [Pictures("a", line_images(30))], with_backend(model, before=before), [], track, lambda s: Listener()
+    )
     with pytest.raises(BackendError, match="device lost"):
         stopped.run()

@@ -1,4 +1,5 @@
 """Selectors: rates without drift, motion on the line, guarantees under hypothesis."""
+
 from datetime import datetime, timedelta, timezone
 
 import cv2
@@ -9,7 +10,15 @@ from hypothesis import strategies as st
 
 from cv_pipeline.core.types import ConfigError, Frame, ListeningSelector, Selector
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
-from cv_pipeline.video.selection import Chain, EveryN, MaxFps, MotionSelector, difference, make_selector, small_grey
+from cv_pipeline.video.selection import (
+    Chain,
+    EveryN,
+    MaxFps,
+    MotionSelector,
+    difference,
+    make_selector,
+    small_grey,
+)
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 BLANK = np.zeros((60, 80, 3), np.uint8)
@@ -36,10 +45,11 @@ def test_max_fps_is_never_above_and_does_not_drift(fps, camera, jitter, seed):
     selector = MaxFps(fps)
     kept = np.array([t for t in times if selector.select(at(t - times[0]))]) - times[0]
     cells = np.floor(kept * fps + MaxFps.early + 1e-4)
-    assert len(set(cells)) >= len(kept) - 1                       # one a cell
+    assert len(set(cells)) >= len(kept) - 1  # one a cell
     duration = times[-1] - times[0]
     assert len(kept) <= duration * fps + 2
-    if camera > 2.2 * fps: assert len(kept) >= duration * fps - 2  # no drift: the rate that was asked for, over the whole time
+    if camera > 2.2 * fps:
+        assert len(kept) >= duration * fps - 2  # no drift: the rate that was asked for, over the whole time
 
 
 def test_max_fps_equal_to_the_cameras_keeps_all_with_rounded_times():
@@ -50,7 +60,16 @@ def test_max_fps_equal_to_the_cameras_keeps_all_with_rounded_times():
 
 def test_max_fps_goes_on_after_the_clock_jumped():
     selector = MaxFps(1)
-    assert [selector.select(at(t)) for t in (0, 0.5, 1, 5000, 5000.2, -4000, -3999.5, -3999)] == [True, False, True, True, False, True, False, True]
+    assert [selector.select(at(t)) for t in (0, 0.5, 1, 5000, 5000.2, -4000, -3999.5, -3999)] == [
+        True,
+        False,
+        True,
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_motion_guarantees():
@@ -58,8 +77,8 @@ def test_motion_guarantees():
     assert [t for t in np.arange(0, 8, 0.5) if selector.select(at(t))] == [0, 2, 4, 6]
     selector.reset()
     assert selector.select(at(0.1)) and not selector.select(at(0.2))
-    assert selector.select(at(0.3, np.zeros((30, 80, 3), np.uint8)))      # size changed
-    assert selector.select(at(-100, np.zeros((30, 80, 3), np.uint8)))     # time went back
+    assert selector.select(at(0.3, np.zeros((30, 80, 3), np.uint8)))  # size changed
+    assert selector.select(at(-100, np.zeros((30, 80, 3), np.uint8)))  # time went back
 
 
 def test_motion_sees_a_small_thing_a_slow_change_and_ignores_noise():
@@ -69,15 +88,18 @@ def test_motion_sees_a_small_thing_a_slow_change_and_ignores_noise():
     noise = [rng.normal(0, 8, still.shape[:2])[..., None].astype(np.float32) for _ in range(3)]
     turn = iter(range(1000))
 
-    def shot(image): return np.clip(image + noise[next(turn) % 3], 0, 255).astype(np.uint8)
+    def shot(image):
+        return np.clip(image + noise[next(turn) % 3], 0, 255).astype(np.uint8)
 
     selector = MotionSelector(max_gap=1e6)
     assert [selector.select(at(i, shot(still))) for i in range(10)] == [True] + [False] * 9
     thing = still.copy()
     thing[500:580, 900:980] = 255
     assert selector.select(at(11, shot(thing))) and not selector.select(at(12, shot(thing)))
-    fading = [selector.select(at(20 + i, shot((thing * (1 - i / 100)).astype(np.uint8)))) for i in range(1, 40, 2)]
-    assert 1 <= sum(fading) <= 8                                          # it adds up against the last selected frame
+    fading = [
+        selector.select(at(20 + i, shot((thing * (1 - i / 100)).astype(np.uint8)))) for i in range(1, 40, 2)
+    ]
+    assert 1 <= sum(fading) <= 8  # it adds up against the last selected frame
 
 
 def test_motion_on_the_line_keeps_what_is_busy():
@@ -96,12 +118,23 @@ def test_motion_on_the_line_keeps_what_is_busy():
 def test_small_grey_of_any_size(width, height):
     image = np.full((height, width, 3), 100, np.uint8)
     small = small_grey(image)
-    assert small.ndim == 2 and small.dtype == np.uint8 and small.shape[1] == min(width, 160) and abs(int(small.mean()) - 100) <= 1
+    assert (
+        small.ndim == 2
+        and small.dtype == np.uint8
+        and small.shape[1] == min(width, 160)
+        and abs(int(small.mean()) - 100) <= 1
+    )
     assert difference(small, small) == (0.0, 0.0)
 
 
 def test_chain_and_make_selector():
-    for settings_ in ({}, {"every": 2}, {"max_fps": 5}, {"motion": True}, {"every": 2, "max_fps": 5, "motion": {"max_gap": 1}}):
+    for settings_ in (
+        {},
+        {"every": 2},
+        {"max_fps": 5},
+        {"motion": True},
+        {"every": 2, "max_fps": 5, "motion": {"max_gap": 1}},
+    ):
         assert isinstance(make_selector(**settings_), Selector)
     assert all(make_selector().select(at(i)) for i in range(5))
     chain = Chain([EveryN(2), EveryN(3)])
@@ -114,7 +147,8 @@ def test_a_chain_passes_on_what_was_found_only_if_somebody_asks():
     heard = []
 
     class Curious(EveryN):
-        def observe(self, frame, detections, tracker): heard.append((frame.frame_id, detections, tracker))
+        def observe(self, frame, detections, tracker):
+            heard.append((frame.frame_id, detections, tracker))
 
     chain = Chain([EveryN(1), Curious(1), Curious(1)])
     assert chain.select(at(0)) and isinstance(chain, Selector)
@@ -125,8 +159,21 @@ def test_a_chain_passes_on_what_was_found_only_if_somebody_asks():
     assert not isinstance(make_selector(every=2, max_fps=5), ListeningSelector)
 
 
-@pytest.mark.parametrize("make", [lambda: EveryN(0), lambda: EveryN(1.5), lambda: MaxFps(0), lambda: MaxFps(float("nan")), lambda: MaxFps("5"),
-                                  lambda: MotionSelector(changed=0), lambda: MotionSelector(threshold=-1), lambda: MotionSelector(max_gap=0),
-                                  lambda: make_selector(motion={"wrong": 1}), lambda: make_selector(max_fps=-3)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: EveryN(0),
+        lambda: EveryN(1.5),
+        lambda: MaxFps(0),
+        lambda: MaxFps(float("nan")),
+        lambda: MaxFps("5"),
+        lambda: MotionSelector(changed=0),
+        lambda: MotionSelector(threshold=-1),
+        lambda: MotionSelector(max_gap=0),
+        lambda: make_selector(motion={"wrong": 1}),
+        lambda: make_selector(max_fps=-3),
+    ],
+)
 def test_bad_settings_are_config_errors(make):
-    with pytest.raises(ConfigError): make()
+    with pytest.raises(ConfigError):
+        make()
