@@ -1,8 +1,10 @@
-"""Builds the site: `make docs`, or `python docs/build_site.py [--out _docs/site] [--serve]`. Needs `cv_pipeline[docs]`, no network.
+"""Builds the site: `make docs`, or `python docs/build_site.py [--out _docs/site] [--serve]`.
 
-The books are turned into Markdown in one process (nbconvert), with their pictures beside them; the pages of this folder and
-README.md are taken as they are; MkDocs makes a site with search of it, and ends with an error at a broken link.
+Needs `cv_pipeline[docs]`, no network. The books are turned into Markdown in one process (nbconvert), with their
+pictures beside them; the pages of this folder and README.md are taken as they are; MkDocs makes a site with
+search of it, and ends with an error at a broken link.
 """
+
 import argparse
 import configparser
 import re
@@ -18,7 +20,13 @@ from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PAGES = ROOT / "nbs", ROOT / "docs"
-HAND = ("operations", "labels", "benchmarks", "model_card", "glossary")  # pages written by hand, in this order
+HAND = (
+    "operations",
+    "labels",
+    "benchmarks",
+    "model_card",
+    "glossary",
+)  # pages written by hand, in this order
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
 CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.M | re.S)
 
@@ -27,9 +35,9 @@ CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.M | re.S)
 class Book:
     "One notebook."
 
-    path: Path      # below nbs/
+    path: Path  # below nbs/
     title: str
-    sentence: str   # its docstring: one sentence
+    sentence: str  # its docstring: one sentence
     notebook: nbformat.NotebookNode
 
     @property
@@ -47,7 +55,11 @@ def read_books() -> list[Book]:
         first = book.cells[0].source
         title = re.search(r"^#\s+(.+)$", first, re.M)
         sentence = re.search(r"^>\s*(.+)$", first, re.M)
-        books.append(Book(path.relative_to(NBS), title[1] if title else path.stem, sentence[1] if sentence else "", book))
+        books.append(
+            Book(
+                path.relative_to(NBS), title[1] if title else path.stem, sentence[1] if sentence else "", book
+            )
+        )
     return books
 
 
@@ -63,7 +75,9 @@ def without_directives(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode
         if cell.cell_type == "code":
             if re.search(r"^#\|\s*(hide|default_exp)\b", cell.source, re.M):
                 continue
-            cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|")).strip("\n")
+            cell.source = "\n".join(
+                line for line in cell.source.splitlines() if not line.startswith("#|")
+            ).strip("\n")
             if not cell.source:
                 continue
         cells.append(cell)
@@ -72,7 +86,8 @@ def without_directives(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode
 
 
 def linked(text: str, here: Path, places: dict[Path, str], page: str) -> str:
-    "Markdown whose links to files of the project lead to pages of the site, or to the file in the repository."
+    """Markdown whose links to files of the project lead to pages of the site, or to the file in the
+    repository."""
 
     def link(match: re.Match) -> str:
         label, target = match[1], match[2]
@@ -86,7 +101,11 @@ def linked(text: str, here: Path, places: dict[Path, str], page: str) -> str:
         if not file.exists():
             return match[0]  # MkDocs names it, and the build fails
         relative = file.relative_to(ROOT)
-        return f"{label}({REPOSITORY}/blob/main/{relative})" if file.is_file() else f"{label}({REPOSITORY}/tree/main/{relative})"
+        return (
+            f"{label}({REPOSITORY}/blob/main/{relative})"
+            if file.is_file()
+            else f"{label}({REPOSITORY}/tree/main/{relative})"
+        )
 
     parts = CODE.split(text)  # links inside of code are no links
     return "".join(part if k % 2 else LINK.sub(link, part) for k, part in enumerate(parts))
@@ -117,7 +136,11 @@ def write_books(src: Path, books: list[Book], places: dict[Path, str]) -> None:
         body = re.sub(r"\x1b\[[0-9;]*m", "", body)  # colours of a terminal
         body = re.sub(r"^```\n(?=\S)(.*?^```$)", r"```python\n\1", body, flags=re.M | re.S)
         head = f"[notebook]({REPOSITORY}/blob/main/nbs/{book.path})\n\n"
-        write(src, book.page, linked(body, (NBS / book.path).parent, places, book.page).replace("\n\n", "\n\n" + head, 1))
+        write(
+            src,
+            book.page,
+            linked(body, (NBS / book.path).parent, places, book.page).replace("\n\n", "\n\n" + head, 1),
+        )
         for name, data in kept.get("outputs", {}).items():
             file = (src / book.page).parent / name
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -129,8 +152,15 @@ def write_chapters(src: Path, books: list[Book]) -> dict[str, list[Book]]:
     chapters: dict[str, list[Book]] = {}
     for book in books:
         chapters.setdefault(chapter_of(book), []).append(book)
-    lines = ["# Map", "", "A chapter is a folder of `nbs/`, a book a notebook in it; read in order, they are the system. "
-             "A book imports only books before it:", "", "![Which chapter imports which](imports.svg)", ""]
+    lines = [
+        "# Map",
+        "",
+        "A chapter is a folder of `nbs/`, a book a notebook in it; read in order, they are the system. "
+        "A book imports only books before it:",
+        "",
+        "![Which chapter imports which](imports.svg)",
+        "",
+    ]
     for chapter, its in chapters.items():
         table = [f"| [{b.path.stem}]({{}}{b.page}) | {b.sentence} |" for b in its]
         head = ["| book | what it is about |", "|---|---|"]
@@ -145,7 +175,10 @@ def write_config(work: Path, chapters: dict[str, list[Book]]) -> Path:
     "mkdocs.yml with the navigation of these books."
     base = yaml.safe_load((PAGES / "mkdocs.yml").read_text(encoding="utf-8"))
     pages = [{page.replace("_", " ").capitalize(): f"{page}.md"} for page in HAND]
-    its = [{c: [f"books/{c}/index.md", *({b.title.split(":")[0]: b.page} for b in books)]} for c, books in chapters.items()]
+    its = [
+        {c: [f"books/{c}/index.md", *({b.title.split(":")[0]: b.page} for b in books)]}
+        for c, books in chapters.items()
+    ]
     nav = [{"Start": "index.md"}, *pages, {"Books": [{"Map": "map.md"}, *its]}]
     base |= {"docs_dir": str(work / "src"), "nav": nav, "repo_url": REPOSITORY}
     path = work / "mkdocs.yml"
@@ -154,9 +187,13 @@ def write_config(work: Path, chapters: dict[str, list[Book]]) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "_docs" / "site", help="folder of the site")
-    parser.add_argument("--serve", action="store_true", help="serve the site on http://127.0.0.1:8000 instead")
+    parser.add_argument(
+        "--serve", action="store_true", help="serve the site on http://127.0.0.1:8000 instead"
+    )
     options = parser.parse_args()
     work = ROOT / "_docs" / "work"
     shutil.rmtree(work, ignore_errors=True)
@@ -170,13 +207,23 @@ def main() -> int:
     write_books(src, books, places)
     chapters = write_chapters(src, books)
     for page in HAND:
-        write(src, f"{page}.md", linked((PAGES / f"{page}.md").read_text(encoding="utf-8"), PAGES, places, f"{page}.md"))
+        write(
+            src,
+            f"{page}.md",
+            linked((PAGES / f"{page}.md").read_text(encoding="utf-8"), PAGES, places, f"{page}.md"),
+        )
     write(src, "index.md", linked((ROOT / "README.md").read_text(encoding="utf-8"), ROOT, places, "index.md"))
     shutil.copy(PAGES / "imports.svg", src / "imports.svg")
     (src / "data").mkdir()
     shutil.copy(ROOT / "data" / "demo.webp", src / "data" / "demo.webp")
-    command = ["serve"] if options.serve else ["build", "--strict", "--quiet", "--site-dir", str(options.out.resolve())]
-    code = subprocess.run([sys.executable, "-m", "mkdocs", *command, "--config-file", write_config(work, chapters)]).returncode
+    command = (
+        ["serve"]
+        if options.serve
+        else ["build", "--strict", "--quiet", "--site-dir", str(options.out.resolve())]
+    )
+    code = subprocess.run(
+        [sys.executable, "-m", "mkdocs", *command, "--config-file", write_config(work, chapters)]
+    ).returncode
     if code == 0 and not options.serve:
         print(f"{len(books)} books; open {options.out / 'index.html'}")
     return code

@@ -242,9 +242,21 @@ def test_damaged_json_only_raises_typed_errors(folder, data, value, encoding):
     only_typed(lambda: list(F.read_json_lines(path)))
 
 
-@pytest.mark.parametrize("text", [r'a: "\Uffffffff"', "a: !!bool maybe", 'a: !!int ""', 'a: !!float ""', "a: !!timestamp soon", "a: !!binary é", "a: 2026-99-99"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        r'a: "\Uffffffff"',
+        "a: !!bool maybe",
+        'a: !!int ""',
+        'a: !!float ""',
+        "a: !!timestamp soon",
+        "a: !!binary é",
+        "a: 2026-99-99",
+    ],
+)
 def test_yaml_that_means_no_value_is_a_typed_error(text):
-    with pytest.raises(ConfigError, match="is not YAML"): F.parse_yaml(text, "x.yaml")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        F.parse_yaml(text, "x.yaml")
 
 
 @given(st.data(), TREES, st.sampled_from(ENCODINGS))
