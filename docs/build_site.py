@@ -1,7 +1,7 @@
 """Builds the site: `make docs`, or `python docs/build_site.py [--out _docs/site] [--serve]`.
 
-Needs `cv_pipeline[docs]`, no network. The books are turned into Markdown in one process (nbconvert), with their
-pictures beside them; the pages of this folder and README.md are taken as they are; MkDocs makes a site with
+Needs `cv_pipeline[docs]`, no network. The books are turned into Markdown in one process (nbconvert), with
+their pictures beside them; the pages of this folder and README.md are taken as they are; MkDocs makes a site with
 search of it, and ends with an error at a broken link.
 """
 
@@ -64,8 +64,8 @@ def read_books() -> list[Book]:
 
 
 def chapter_of(book: Book) -> str:
-    "Folder of a book: `02_inference`."
-    return book.path.parts[0]
+    "Folder of a book: `02_inference`; of the one beside the folders: its own name."
+    return Path(book.path.parts[0]).stem
 
 
 def without_directives(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

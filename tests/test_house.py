@@ -80,13 +80,7 @@ def test_every_module_is_authored_by_exactly_one_notebook():
 
 @pytest.mark.parametrize("nb", [nb for nb, name in OWNERS.items() if name], ids=lambda nb: nb.stem)
 def test_path_and_module_have_the_same_name(nb):
-    if OWNERS[nb] == "__init__":
-        assert order_of(nb) == max(order_of(other) for other in BOOKS if len(order_of(other)) == 2), (
-            "what the package offers comes last"
-        )
-        return
-    chapter, book = nb.relative_to(NBS).with_suffix("").parts
-    assert OWNERS[nb] == f"{plain(chapter)}.{plain(book)}"
+    assert OWNERS[nb] == ".".join(map(plain, nb.relative_to(NBS).with_suffix("").parts))
 
 
 def test_every_book_has_a_place_of_its_own():
