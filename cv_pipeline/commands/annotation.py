@@ -738,7 +738,8 @@ def train(
     resume: Annotated[bool, Opt("--resume", help="Go on with the run in OUT.")] = False,
 ) -> None:
     "Train a detector on a dataset version, offline, with albumentations, replay and a run card."
-    from cv_pipeline.training.train import Replay, TrainSettings, train as fit
+    from cv_pipeline.training.samples import Replay
+    from cv_pipeline.training.train import TrainSettings, train as fit
 
     again = None if replay is None else Replay(data=replay, teacher=teacher)
     settings = TrainSettings(epochs, imgsz, batch, again, augment, seed, device)

@@ -31,7 +31,8 @@ from cv_pipeline.synthetic.conditions import Conditions, random_conditions
 from cv_pipeline.synthetic.line import write_dataset
 from cv_pipeline.synthetic.parts import CLASS_NAMES, seeded
 from cv_pipeline.training.gate import among
-from cv_pipeline.training.train import Replay, TrainSettings, train
+from cv_pipeline.training.samples import Replay
+from cv_pipeline.training.train import TrainSettings, train
 
 WIDTH, HEIGHT = 160, 120
 OLD, NEW = ("gear", "bolt"), ("nut", "bracket")

@@ -410,7 +410,7 @@ def test_slices_from_columns_and_the_version_of_the_next_model(place, tmp_path):
 def test_a_checkpoint_is_exported_and_kept(place, tmp_path):
     torch = require("torch")
     require("ultralytics")
-    from cv_pipeline.training.train import warm_start
+    from cv_pipeline.training.warm_start import warm_start
 
     net = warm_start("factory_line", pictures=[read_image(i.path) for i in read_dataset(place / "data")[:16]])
     torch.save(

@@ -1,7 +1,7 @@
 """The loop from a collection to what is trained on, through the real files: nothing is lost, renumbered or
 invented on the way, errors of one of three people do not get through, the test set stays out.
 
-The notebook 03_loop runs all of it once, with training and gate; here are the properties that must hold in
+The notebook 05_loop runs all of it once, with training and gate; here are the properties that must hold in
 every round.
 """
 
@@ -34,7 +34,8 @@ from cv_pipeline.core.types import DataError, Detections, FrameResult, box_iou
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.line import write_dataset
 from cv_pipeline.synthetic.parts import CLASS_NAMES
-from cv_pipeline.training.train import Replay, TrainSettings, read_samples, stage, train
+from cv_pipeline.training.samples import Replay, read_samples, stage
+from cv_pipeline.training.train import TrainSettings, train
 
 pytestmark = pytest.mark.slow
 

@@ -30,19 +30,9 @@ from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.line import domain_randomised, shrunk, write_dataset
 from cv_pipeline.synthetic.parts import CLASS_NAMES
 from cv_pipeline.training import train as room
-from cv_pipeline.training.train import (
-    Replay,
-    TrainSettings,
-    all_names,
-    complete_labels,
-    grey_out,
-    out_of_sample,
-    read_card,
-    read_samples,
-    stage,
-    train,
-    warm_start,
-)
+from cv_pipeline.training.samples import Replay, all_names, complete_labels, grey_out, read_samples, stage
+from cv_pipeline.training.train import TrainSettings, out_of_sample, read_card, train
+from cv_pipeline.training.warm_start import warm_start
 
 pytestmark = pytest.mark.slow
 
