@@ -13,7 +13,7 @@ PACKAGING := settings.ini setup.py constraints.txt
 export YOLO_OFFLINE := 1
 export YOLO_AUTOINSTALL := false
 
-.PHONY: help demo test test-fast lint types notebooks pytest sync lab docs hooks bench report train-bundled wheel clean
+.PHONY: help demo test test-fast coverage lint types notebooks pytest sync lab docs hooks bench report train-bundled wheel clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -59,6 +59,11 @@ test-fast pytest: export OMP_NUM_THREADS := 1
 
 test-fast: $(VENV)/.dev  ## the tests that train nothing, start no server and take less than a second or two: < 3 minutes
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not service" $(ARGS)
+
+coverage: export OMP_NUM_THREADS := 1
+
+coverage: $(VENV)/.dev  ## the fast tests, with the share of lines that they reach, by module
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not service" --cov=cv_pipeline --cov-report=term:skip-covered $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check nbs tests docs conftest.py setup.py

@@ -1,8 +1,8 @@
 """Builds the site: `make docs`, or `python docs/build_site.py [--out _docs/site] [--serve]`.
 
 Needs `cv_pipeline[docs]`, no network. The books are turned into Markdown in one process (nbconvert), with
-their pictures beside them; the pages of this folder and README.md are taken as they are; MkDocs makes a site with
-search of it, and ends with an error at a broken link.
+their pictures beside them; the pages of this folder and README.md are taken as they are; MkDocs makes a site
+with search of it, and ends with an error at a broken link.
 """
 
 import argparse

@@ -134,7 +134,7 @@ def test_a_stamp_reads_as_one_line():
 def week(tmp_path_factory):
     "Two days of two cameras of the line, half an hour of it at a time."
     from cv_pipeline.monitoring.drift_report import write_week
-    from cv_pipeline.monitoring.telemetry import read_log
+    from cv_pipeline.monitoring.prediction_log import read_log
 
     return read_log(write_week(tmp_path_factory.mktemp("week"), 16, cameras=1, days=2, fails=None))
 
@@ -171,7 +171,8 @@ def test_a_merged_log_names_the_models_of_all_its_parts(tmp_path):
     from datetime import datetime, timedelta, timezone
 
     from cv_pipeline.core.types import Detections, Frame, FrameResult
-    from cv_pipeline.monitoring.telemetry import TelemetrySink, compact_log, read_log
+    from cv_pipeline.monitoring.prediction_log import read_log
+    from cv_pipeline.monitoring.telemetry import TelemetrySink, compact_log
 
     monday = datetime(2026, 6, 1, tzinfo=timezone.utc)
     image = np.zeros((48, 64, 3), np.uint8)

@@ -115,7 +115,8 @@ def collect(
 ) -> None:
     """Take 1 % by lot and the doubtful cases out of a run's log, at most 100 a camera, day and kind (`--quota
     -1`: all of them), each with its reason and its chance of being there."""
-    from cv_pipeline.annotation.collect import CollectPolicy, collect as gather, read_flags
+    from cv_pipeline.annotation.cases import CollectPolicy
+    from cv_pipeline.annotation.collect import collect as gather, read_flags
 
     policy = CollectPolicy(
         random,

@@ -46,7 +46,8 @@ def log_show(
     "What a prediction log holds: days, cameras, statistics, and which cameras need a hand."
     import numpy as np
 
-    from cv_pipeline.monitoring.telemetry import STATISTICS, log_bytes, read_log
+    from cv_pipeline.monitoring.prediction_log import read_log
+    from cv_pipeline.monitoring.telemetry import STATISTICS, log_bytes
     from cv_pipeline.monitoring.upkeep import read_events
 
     found = read_log(log, since, until, listed(cameras) or None)
@@ -138,7 +139,7 @@ def audit_draw(
     folder."""
     from cv_pipeline.annotation.collect import read_collected
     from cv_pipeline.monitoring.audit import AuditPlan, draw_audit, take_pictures, write_audit
-    from cv_pipeline.monitoring.telemetry import read_log
+    from cv_pipeline.monitoring.prediction_log import read_log
 
     kept = None if collection is None else read_collected(collection, check=False)
     only = kept and [(r.source_id, r.frame_id, r.captured_at) for r in kept if "random" in r.reasons]
@@ -266,7 +267,7 @@ def audit_flags(
     "Count the users' flags a thousand looks, beside their usual rate."
     from cv_pipeline.annotation.collect import read_flags
     from cv_pipeline.monitoring.audit import flag_signal, flags_between
-    from cv_pipeline.monitoring.telemetry import read_log
+    from cv_pipeline.monitoring.prediction_log import read_log
 
     if (reference is None) != (reference_looks is None):
         raise ConfigError("--reference and --reference-looks belong together", "audit flags")
@@ -410,7 +411,7 @@ def retrain_check_command(
 ) -> None:
     "Should it be trained again? One recommendation, with the evidence and the next command."
     from cv_pipeline.monitoring.retraining import Evidence, RetrainPolicy, read_changes, retrain_check
-    from cv_pipeline.monitoring.telemetry import instant
+    from cv_pipeline.monitoring.prediction_log import instant
 
     counts, at = _class_counts(new_labels), instant(trained, "--trained")
     (accuracy, audited), (flagged, counted) = _audit_of(audit), _flags_of(flags)

@@ -628,7 +628,7 @@ def _manifest(out: Path, card: Mapping[str, Any]) -> ModelManifest:
         training=told,
     )
 
-# %% ../../nbs/08_training/03_train.ipynb #23073558
+
 def _export(out: Path, card: dict[str, Any], tell: Callable[[Progress], None]) -> None:
     "The model folder, and the last word of the card."
     plan = card["plan"]

@@ -14,27 +14,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cv_pipeline.annotation.collect import (
+from cv_pipeline.annotation.cases import (
     REASONS,
-    Collected,
     CollectPolicy,
+    bounds,
+    chance,
+    decide,
+    learn_usual,
+    looks_of,
+    reasons_of,
+    usual_of,
+)
+from cv_pipeline.annotation.collect import (
+    Collected,
     CollectSink,
     KeptFrames,
     Shelf,
     audited,
-    bounds,
-    chance,
     collect,
-    decide,
     estimated_mean,
-    learn_usual,
-    looks_of,
     read_books,
     read_collected,
     read_flags,
     read_log,
-    reasons_of,
-    usual_of,
     write_collected,
 )
 from cv_pipeline.core.types import ConfigError, DataError, Detections, Frame, FrameResult, Sink, SinkError

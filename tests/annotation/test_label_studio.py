@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from cv_pipeline.annotation import label_studio as L
 from cv_pipeline.annotation.annotations import Draft, read_annotations, settle
 from cv_pipeline.annotation.collect import Collected
+from cv_pipeline.annotation.label_tasks import write_tasks
 from cv_pipeline.core.types import ConfigError, DataError, Detections, SinkError
 from tests.helpers.label_studio_server import TOKEN, LabelStudio
 from tests.helpers.services import free_port
@@ -253,7 +254,7 @@ def test_a_file_of_tasks_imported_by_hand(real, server, tmp_path):
     drafts = pictures(real.pictures / "by hand", 3)
     project = L.open_project(server, "by hand", NAMES)
     L._serve_local(server, project, f"local-files:{real.pictures}/./by hand")
-    assert L.write_tasks(drafts, tmp_path / "tasks.json", "/data/local-files/?d=by%20hand") == []
+    assert write_tasks(drafts, tmp_path / "tasks.json", "/data/local-files/?d=by%20hand") == []
     server.call(
         "POST", f"/api/projects/{project.id}/import", files=[("tasks.json", tmp_path / "tasks.json")]
     )  # as the page does
@@ -267,9 +268,9 @@ def test_a_file_of_tasks_imported_by_hand(real, server, tmp_path):
     )
     assert L.push(server, drafts, "by hand").new == 0, "a push afterwards knows them"
     with pytest.raises(ConfigError):
-        L.write_tasks(drafts, tmp_path / "t.json", "upload")
+        write_tasks(drafts, tmp_path / "t.json", "upload")
     with pytest.raises(DataError, match="nothing to label"):
-        L.write_tasks([], tmp_path / "t.json", "/x")
+        write_tasks([], tmp_path / "t.json", "/x")
 
 
 def region(project: L.Project, kind: str = "rectanglelabels", **value) -> dict:
@@ -862,7 +863,7 @@ def test_books_and_tasks_are_written_whole_or_not_at_all(token, tmp_path, monkey
     with pytest.raises(SinkError, match="No space left"):
         L.open_project(server, "line", NAMES, book=tmp_path / "label_studio.json")
     with pytest.raises(SinkError, match="No space left"):
-        L.write_tasks(pictures(tmp_path, 1), tmp_path / "tasks.json", "/d")
+        write_tasks(pictures(tmp_path, 1), tmp_path / "tasks.json", "/d")
     assert not (tmp_path / "label_studio.json").exists() and (tmp_path / "tasks.json").read_text() == "old"
 
 

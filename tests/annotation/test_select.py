@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cv_pipeline.annotation.collect import CollectPolicy, CollectSink, read_collected
+from cv_pipeline.annotation.cases import CollectPolicy
+from cv_pipeline.annotation.collect import CollectSink, read_collected
 from cv_pipeline.annotation.select import (
     STRATEGIES,
     Candidates,

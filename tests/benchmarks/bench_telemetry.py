@@ -20,13 +20,8 @@ import pyarrow.parquet as pq
 
 from cv_pipeline.core.types import Detections, FrameResult
 from cv_pipeline.monitoring import telemetry
-from cv_pipeline.monitoring.telemetry import (
-    FrameStatistics,
-    LogSettings,
-    TelemetrySink,
-    cell_descriptor,
-    frame_statistics,
-)
+from cv_pipeline.monitoring.frame_statistics import FrameStatistics, cell_descriptor, frame_statistics
+from cv_pipeline.monitoring.telemetry import LogSettings, TelemetrySink
 from cv_pipeline.monitoring.upkeep import Upkeep
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 

@@ -26,7 +26,8 @@ from scipy.stats import ks_2samp
 
 from cv_pipeline.inference.loading import load_model
 from cv_pipeline.monitoring.drift import DriftSettings, Observed, compare
-from cv_pipeline.monitoring.telemetry import STATISTICS, cell_descriptor, frame_statistics
+from cv_pipeline.monitoring.frame_statistics import cell_descriptor, frame_statistics
+from cv_pipeline.monitoring.telemetry import STATISTICS
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.conditions import Changing, Conditions
 from cv_pipeline.synthetic.parts import CLASS_NAMES, seeded

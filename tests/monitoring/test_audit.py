@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cv_pipeline.annotation.collect import CollectPolicy, CollectSink, Flag
+from cv_pipeline.annotation.cases import CollectPolicy
+from cv_pipeline.annotation.collect import CollectSink, Flag
 from cv_pipeline.core.formats import LabelledImage
 from cv_pipeline.core.types import ConfigError, DataError, Detections, Frame, FrameResult
 from cv_pipeline.monitoring.audit import (
@@ -29,7 +30,8 @@ from cv_pipeline.monitoring.audit import (
     take_pictures,
     write_audit,
 )
-from cv_pipeline.monitoring.telemetry import PredictionLog, TelemetrySink, read_log
+from cv_pipeline.monitoring.prediction_log import PredictionLog, read_log
+from cv_pipeline.monitoring.telemetry import TelemetrySink
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 

@@ -22,7 +22,8 @@ from cv_pipeline.monitoring.drift_report import (
     observed_of,
     periods_of,
 )
-from cv_pipeline.monitoring.telemetry import STATISTICS, LogSettings, TelemetrySink, read_log
+from cv_pipeline.monitoring.prediction_log import read_log
+from cv_pipeline.monitoring.telemetry import STATISTICS, LogSettings, TelemetrySink
 
 CLASSES = ("gear", "bolt", "nut")
 

@@ -27,7 +27,7 @@ from cv_pipeline.monitoring.exporter import (
     scrape_config,
     write_monitoring_files,
 )
-from cv_pipeline.monitoring.telemetry import FrameStatistics
+from cv_pipeline.monitoring.frame_statistics import FrameStatistics
 from cv_pipeline.monitoring.upkeep import Upkeep, UpkeepSettings
 from cv_pipeline.service.assembly import open_sinks
 from cv_pipeline.synthetic.line import open_line

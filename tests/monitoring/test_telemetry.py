@@ -22,18 +22,11 @@ from hypothesis import strategies as st
 from cv_pipeline.core import files
 from cv_pipeline.core.config import load_config
 from cv_pipeline.core.types import ConfigError, DataError, Detections, Frame, FrameResult, SinkError
+from cv_pipeline.monitoring import frame_statistics as statistics
 from cv_pipeline.monitoring import telemetry
-from cv_pipeline.monitoring.telemetry import (
-    CELLS,
-    Descriptor,
-    LogSettings,
-    TelemetrySink,
-    camera_folder,
-    frame_statistics,
-    instant,
-    log_bytes,
-    read_log,
-)
+from cv_pipeline.monitoring.frame_statistics import CELLS, Descriptor, frame_statistics
+from cv_pipeline.monitoring.prediction_log import instant, read_log
+from cv_pipeline.monitoring.telemetry import LogSettings, TelemetrySink, camera_folder, log_bytes
 from cv_pipeline.service.assembly import run_config
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.conditions import Conditions
@@ -182,14 +175,14 @@ def test_the_fast_way_to_blur_and_noise_gives_the_same_numbers(h, w):
             [np.hstack([image[cut(i, 3, h, ph), cut(j, 3, w, pw)] for j in range(3)]) for i in range(3)]
         )
     )
-    assert (telemetry._pieces(image) == pieces).all()
+    assert (statistics._pieces(image) == pieces).all()
     grey = cv2.cvtColor(pieces, cv2.COLOR_BGR2GRAY)
     curved = (
         np.abs(cv2.filter2D(grey.astype(np.float64), -1, np.float64([[1, -2, 1], [-2, 4, -2], [1, -2, 1]])))
         .clip(0, 255)
         .astype(int)
     )
-    assert frame_statistics(image).noise == telemetry._median(
+    assert frame_statistics(image).noise == statistics._median(
         np.bincount(curved.ravel(), minlength=256).astype(np.float32)
     ) / (0.6745 * 6)
 
@@ -621,7 +614,7 @@ def test_a_broken_pair_does_not_stop_merging_nor_the_run(tmp_path):
         sink.tally["merged"] == 3
         and sink.tally["untidied"] == 0
         and twins[1].exists()
-        and telemetry._twin(tmp_path / "frames" / twins[1].relative_to(tmp_path / "detections")) == twins[1]
+        and telemetry.twin_of(tmp_path / "frames" / twins[1].relative_to(tmp_path / "detections")) == twins[1]
     )
     log = read_log(tmp_path)
     assert len(log) == 60 and len(log.detections["frame"]) == 100 and log.counts["broken"] == 1

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cv_pipeline.core.types import ConfigError, DataError, Detections, Frame, FrameResult, SinkError
-from cv_pipeline.monitoring.telemetry import frame_statistics
+from cv_pipeline.monitoring.frame_statistics import frame_statistics
 from cv_pipeline.monitoring.upkeep import (
     SIGNALS,
     CameraWatch,

@@ -17,6 +17,7 @@ from cv_pipeline.core.types import BackendError, ConfigError, DataError, SinkErr
 from cv_pipeline.inference.manifest import Artefact, ModelManifest, load_manifest, open_model_folder
 from cv_pipeline.inference.openvino import default_precision
 from cv_pipeline.optimization import benchmark as room
+from cv_pipeline.optimization.batch_advice import knee, recommend, simulate_batching
 from cv_pipeline.optimization.benchmark import (
     Benchmark,
     BenchmarkSettings,
@@ -27,11 +28,8 @@ from cv_pipeline.optimization.benchmark import (
     comparison_markdown,
     differences,
     fit_check,
-    knee,
     read_benchmark,
-    recommend,
     run_benchmark,
-    simulate_batching,
     spent,
     to_html,
     to_markdown,

@@ -23,7 +23,8 @@ from cv_pipeline.annotation.annotations import (
     write_drafts,
     write_labelled,
 )
-from cv_pipeline.annotation.collect import CollectPolicy, CollectSink, read_collected
+from cv_pipeline.annotation.cases import CollectPolicy
+from cv_pipeline.annotation.collect import CollectSink, read_collected
 from cv_pipeline.annotation.datasets import LeakError, freeze
 from cv_pipeline.annotation.qa import agreement, dispute_suspects
 from cv_pipeline.annotation.select import select_collected

@@ -29,10 +29,11 @@ from cv_pipeline.core.types import BackendError, ConfigError, CVPipelineError, D
 from cv_pipeline.inference.loading import load_model
 from cv_pipeline.synthetic.line import domain_randomised, shrunk, write_dataset
 from cv_pipeline.synthetic.parts import CLASS_NAMES
-from cv_pipeline.training import train as room
+from cv_pipeline.training import samples as material
+from cv_pipeline.training import train as training
 from cv_pipeline.training.samples import Replay, all_names, complete_labels, grey_out, read_samples, stage
 from cv_pipeline.training.train import TrainSettings, out_of_sample, read_card, train
-from cv_pipeline.training.warm_start import warm_start
+from cv_pipeline.training.warm_start import warm_start, yolov8_layout
 
 pytestmark = pytest.mark.slow
 
@@ -178,7 +179,9 @@ def test_a_finished_run_is_a_model_folder_with_a_history(done, data):
         and [e["epoch"] for e in card["epochs"]] == [1]
         and {"AP", "AP50", "losses", "seconds"} <= set(card["epochs"][0])
     )
-    assert card["data"]["sha256"] == room.data_digest(run.folder / "data") and card["data"]["pictures"] == {
+    assert card["data"]["sha256"] == training.data_digest(run.folder / "data") and card["data"][
+        "pictures"
+    ] == {
         "train new": 8,
         "val new": 4,
     }
@@ -223,12 +226,12 @@ def test_the_same_seed_gives_the_same_weights(data, done, tmp_path):
 
 def test_training_goes_on_from_a_trained_folder_and_from_nothing(done, data, tmp_path):
     further = train(data, tmp_path / "further", done[0].folder, settings=TINY)
-    assert further.card["parent"]["kind"] == "pt" and further.card["parent"]["sha256"] == room.file_sha256(
-        done[0].folder / "model.pt"
-    )
+    assert further.card["parent"]["kind"] == "pt" and further.card["parent"][
+        "sha256"
+    ] == training.file_sha256(done[0].folder / "model.pt")
     import yaml
 
-    (tmp_path / "net.yaml").write_text(yaml.safe_dump(room.yolov8_layout(5, 0.0625)))
+    (tmp_path / "net.yaml").write_text(yaml.safe_dump(yolov8_layout(5, 0.0625)))
     fresh = train(data, tmp_path / "fresh", tmp_path / "net.yaml", settings=TINY)
     assert (
         fresh.card["parent"]["kind"] == "yaml"
@@ -340,15 +343,16 @@ def test_what_cannot_be_resumed_says_why(killed, done, data, tmp_path):
 STAGING = """
 import os, signal, sys
 os.environ.update(YOLO_OFFLINE="1", YOLO_AUTOINSTALL="false", OMP_NUM_THREADS="1")
-from cv_pipeline.training import train as room
+from cv_pipeline.training import samples as material
+from cv_pipeline.training import train as training
 
 def hang(folder):
     print("staged", flush=True)
     signal.pause()  # until somebody kills us
 
-room.data_digest = hang
-settings = room.TrainSettings(epochs=1, imgsz=64, batch=8, augment=None, overrides={"mosaic": 0.0})
-room.train(sys.argv[1], sys.argv[2], settings=settings, frozen=sys.argv[3])
+training.data_digest = hang
+settings = training.TrainSettings(epochs=1, imgsz=64, batch=8, augment=None, overrides={"mosaic": 0.0})
+training.train(sys.argv[1], sys.argv[2], settings=settings, frozen=sys.argv[3])
 """
 
 
@@ -393,7 +397,7 @@ def test_a_kill_while_pictures_are_put_together(data, tmp_path, monkeypatch):
     new = dataset(tmp_path / "new", 760, ("nut", "bracket"), 6, 3)
     rule = Replay(data, share=0.5, keeper="factory_line", teacher="factory_line")
     with monkeypatch.context() as m:
-        m.setattr(room, "_finish_stage", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr(material, "_finish_stage", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(new, tmp_path / "run", settings=replace(TINY, replay=rule))
     assert (
@@ -401,7 +405,7 @@ def test_a_kill_while_pictures_are_put_together(data, tmp_path, monkeypatch):
         and read_card(tmp_path / "run")["plan"]["replay"] == rule.to_dict()
     )
     with monkeypatch.context() as m:
-        m.setattr(room, "_fit", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr(training, "_fit", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(new, tmp_path / "run", resume=True)
     card = read_card(tmp_path / "run")
@@ -424,13 +428,13 @@ def test_pictures_that_cannot_be_put_together_leave_nothing(data, tmp_path):
 
 
 def test_names_of_many_cameras_do_not_collide(tmp_path):
-    made = room.Staged(("a",))
+    made = material.Staged(("a",))
     shorts = ["cam/1.jpg", "cam_1.png", "CAM_1.bmp", "cam_1-1.jpg", "cam_1-2.jpg", "cam_1.jpg"]
-    sample = lambda side: room.Sample(LabelledImage(Path("x.jpg"), ("a",)), side, ("a",))
+    sample = lambda side: training.Sample(LabelledImage(Path("x.jpg"), ("a",)), side, ("a",))
     names = []
     for side in ("train", "val"):
         for short in shorts:
-            names.append((side, room._free_name(made, sample(side), short, False)))
+            names.append((side, material._free_name(made, sample(side), short, False)))
             made.rows.append({"picture": names[-1][1], "side": side})
     assert (
         len({(s, Path(n).stem.lower()) for s, n in names}) == len(names) and ("val", "new-cam_1.jpg") in names
@@ -439,7 +443,7 @@ def test_names_of_many_cameras_do_not_collide(tmp_path):
 
 def test_a_run_that_died_in_the_export_only_exports(data, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
-        m.setattr(room, "save_manifest", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr(training, "save_manifest", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(data, tmp_path / "run", settings=TINY)
     told = []
@@ -489,7 +493,7 @@ def test_data_that_cannot_be_trained_on(data, tmp_path):
     next((unreadable / "images" / "train").iterdir()).write_bytes(b"not a picture")
     with pytest.raises(Exception, match="picture|image|decod") as e:
         train(unreadable, tmp_path / "r", settings=TINY)
-    assert isinstance(e.value, (DataError, room.CVPipelineError))
+    assert isinstance(e.value, (DataError, training.CVPipelineError))
     nameless = shutil.copytree(data, tmp_path / "nameless")
     (nameless / "data.yaml").write_text("train: images/train\n")
     with pytest.raises(DataError, match="class names"):
@@ -695,7 +699,7 @@ def test_nobody_who_knows_is_an_error(tmp_path, data):
     (tmp_path / "teacher").mkdir()
     tiny(tmp_path / "teacher" / "tiny.onnx")
     save_manifest(manifest(), tmp_path / "teacher")  # knows nuts and bolts
-    (tmp_path / "net.yaml").write_text(yaml.safe_dump(room.yolov8_layout(5, 0.0625)))
+    (tmp_path / "net.yaml").write_text(yaml.safe_dump(yolov8_layout(5, 0.0625)))
     narrow = dataset(tmp_path / "narrow", 800, ("nut",), 3, 2)
     with pytest.raises(ConfigError, match="nobody knows bracket, defect, gear"):
         train(
