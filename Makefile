@@ -52,7 +52,7 @@ $(VENV)/.dev: $(PACKAGING) | $(VENV)/.core
 demo: $(VENV)/.core  ## the factory line, the bundled detector, annotated video: offline, no torch
 	$(BIN)/cv-pipeline demo --out $(OUT)
 
-test: lint notebooks pytest  ## every notebook top to bottom, then all tests
+test: lint types notebooks pytest  ## every notebook top to bottom, then all tests
 
 # two workers on two cores: a BLAS or torch of several threads in each would only wait for the others
 test-fast pytest: export OMP_NUM_THREADS := 1
@@ -68,6 +68,9 @@ coverage: $(VENV)/.dev  ## the fast tests, with the share of lines that they rea
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check nbs tests docs conftest.py setup.py
 	$(BIN)/ruff check cv_pipeline nbs tests docs conftest.py setup.py
+
+types: $(VENV)/.dev  ## mypy, with a budget of errors a chapter that may only fall; ARGS=annotation lists a chapter's errors
+	$(BIN)/python -m tests.typecheck $(ARGS)
 
 notebooks: $(VENV)/.dev  ## every notebook top to bottom, each in a process of its own, with its CPU time and memory; BOOKS=nbs/01_synthetic/01_belt.ipynb
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.notebooks --workers 2 $(BOOKS)
@@ -108,5 +111,5 @@ wheel: $(VENV)/.dev  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist
 
 clean:  ## remove the environment and everything that was made
-	rm -rf $(VENV) build dist runs out *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) build dist runs out *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

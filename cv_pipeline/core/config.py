@@ -389,7 +389,7 @@ class RunConfig(_Section):
         return value
 
 # %% ../../nbs/00_core/03_config.ipynb #2f501f26
-_ITEMS = {
+_ITEMS: dict[str, type[BaseModel]] = {
     "sources": SourceConfig,
     "zones": ZoneSection,
     "lines": LineSection,

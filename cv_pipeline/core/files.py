@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -48,7 +49,7 @@ def sink_error(
     where: object,  # file or folder
 ) -> SinkError:
     "An operating system's error as a SinkError that says what to do."
-    remedy = _REMEDY.get(getattr(e, "errno", None), "check the disk; what was written before is intact")
+    remedy = _REMEDY.get(getattr(e, "errno", 0), "check the disk; what was written before is intact")
     return SinkError(f"{what}: {getattr(e, 'strerror', None) or e}", where, remedy)
 
 # %% ../../nbs/00_core/02_files.ipynb #b3c96016
@@ -170,7 +171,7 @@ def append_lines(
 def _grab(file: Any) -> bool:
     "Lock an open file without waiting; whether that worked."
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
@@ -531,7 +532,8 @@ def parse_json(
     except ValueError as e:
         raise error(f"is not JSON: {' '.join(str(e).split())[:200]}", where) from None
     if kind is not None and not isinstance(value, kind):
-        expected = {dict: "an object {…}", list: "a list […]"}.get(kind, kind.__name__)
+        words: dict[type, str] = {dict: "an object {…}", list: "a list […]"}
+        expected = words.get(kind, kind.__name__)
         raise error(f"must be {expected}, not {type(value).__name__}", where, "is this the right file?")
     return value
 
@@ -648,7 +650,8 @@ def parse_yaml(
     if value is None and kind in (dict, list):
         return kind()
     if kind is not None and not isinstance(value, kind):
-        expected = {dict: "a table of `key: value`", list: "a list"}.get(kind, kind.__name__)
+        words: dict[type, str] = {dict: "a table of `key: value`", list: "a list"}
+        expected = words.get(kind, kind.__name__)
         raise error(f"must be {expected}, not {type(value).__name__}", where, "is this the right file?")
     return value
 

@@ -271,10 +271,8 @@ def from_supervision(
     )
 
 # %% ../../nbs/00_core/07_formats.ipynb #32b0f270
-def _numpy(value: Any) -> np.ndarray | None:
-    "A torch tensor or array as numpy; None stays None."
-    if value is None:
-        return None
+def _numpy(value: Any) -> np.ndarray:
+    "A torch tensor or array as numpy."
     return value.cpu().numpy() if hasattr(value, "cpu") else np.asarray(value)
 
 
@@ -289,7 +287,8 @@ def from_ultralytics(
             getattr(result, "path", None),
             "only detection results can be converted",
         )
-    found = Detections(_numpy(boxes.xyxy), _numpy(boxes.conf), _numpy(boxes.cls), _numpy(boxes.id))
+    ids = None if boxes.id is None else _numpy(boxes.id)
+    found = Detections(_numpy(boxes.xyxy), _numpy(boxes.conf), _numpy(boxes.cls), ids)
     return validate_detections(found, "ultralytics")
 
 
@@ -346,9 +345,9 @@ def _read_names(folder: Path) -> tuple[str, ...]:
                 if isinstance(names, dict)
                 else tuple(map(str, names))
             )
-    for file in ("obj.names", "classes.txt"):
-        if (folder / file).exists():
-            return tuple(line.strip() for line in read_text(folder / file).rstrip().splitlines())
+    for file in (folder / "obj.names", folder / "classes.txt"):
+        if file.exists():
+            return tuple(line.strip() for line in read_text(file).rstrip().splitlines())
     return ()
 
 
@@ -426,14 +425,22 @@ def _read_coco_file(file: Path, images: Path | None = None) -> Iterator[Labelled
         yield LabelledImage(found, names, None, rows, ids)
 
 # %% ../../nbs/00_core/07_formats.ipynb #58ad989c
+def _text_of(thing: ElementTree.Element, path: str) -> str:
+    "The text at `path` inside an element; ValueError where there is none."
+    text = thing.findtext(path)
+    if text is None:
+        raise ValueError(f"<{path}> is missing")
+    return text
+
+
 def _voc_rows(tree: ElementTree.Element, file: Path) -> list[dict]:
     "The objects of one annotation, boxes as COCO writes them, classes by name."
     rows = []
     for number, thing in enumerate(tree.iter("object"), 1):
         try:
-            name, box = thing.findtext("name").strip(), thing.find("bndbox")
-            x1, y1, x2, y2 = (float(box.findtext(k)) for k in ("xmin", "ymin", "xmax", "ymax"))
-        except (AttributeError, TypeError, ValueError) as e:
+            name = _text_of(thing, "name").strip()
+            x1, y1, x2, y2 = (float(_text_of(thing, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax"))
+        except ValueError as e:
             raise DataError(
                 f"object {number} has no name or no box: {e}",
                 file,

@@ -189,10 +189,9 @@ def read_image(
     where: object = None,  # name for errors, the path when not given
 ) -> np.ndarray:  # (H, W, 3) uint8 BGR, upright
     "Read one still image as a person would see it; SourceError says what is wrong with the file."
-    in_memory = isinstance(path, bytes)
-    where = where or (f"{len(path)} bytes" if in_memory else path)
+    where = where or (f"{len(path)} bytes" if isinstance(path, bytes) else path)
     try:
-        with io.BytesIO(path) if in_memory else open(path, "rb") as f:
+        with io.BytesIO(path) if isinstance(path, bytes) else open(path, "rb") as f:
             header = image_header(f)
             if header is None:
                 size = f.seek(0, 2)

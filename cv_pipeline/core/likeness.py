@@ -36,7 +36,7 @@ def perceptual_hash(
 ) -> int:
     "64 bits of what is seen: signs of the lowest frequencies around their median."
     grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), (32, 32), interpolation=cv2.INTER_AREA)
-    low = cv2.dct(grey.astype(np.float32))[:8, :8].ravel()
+    low: np.ndarray = cv2.dct(grey.astype(np.float32))[:8, :8].ravel()
     return int.from_bytes(np.packbits(low > np.median(low[1:])).tobytes(), "big")
 
 

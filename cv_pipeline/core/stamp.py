@@ -140,14 +140,16 @@ def config_hash(
     ).hexdigest()
 
 # %% ../../nbs/00_core/09_stamp.ipynb #a91c3e12
-def _of_model(model: Any) -> dict[str, str] | list[dict[str, str]]:
-    """Name, version, file and full SHA-256 of a mapping, a manifest, or a model that has one; of each, where
-    there are several."""
-    if isinstance(model, Sequence):
-        return [_of_model(m) for m in model]
+def _of_one(model: Any) -> dict[str, str]:
+    "Name, version, file and full SHA-256 of a mapping, a manifest, or a model that has one."
     source = getattr(model, "manifest", model)
     get = source.get if isinstance(source, Mapping) else lambda key: getattr(source, key, None)
     return {key: str(value) for key in ("name", "version", "file", "sha256") if (value := get(key))}
+
+
+def _of_model(model: Any) -> dict[str, str] | list[dict[str, str]]:
+    "What is recorded of a model; of each, where there are several."
+    return [_of_one(m) for m in model] if isinstance(model, Sequence) else _of_one(model)
 
 
 _machine = cache(machine)  # asked once a process

@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import IntEnum
 from itertools import count
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 # %% auto #0
 __all__ = ['Clock', 'CVPipelineError', 'ConfigError', 'DataError', 'SourceError', 'BackendError', 'ModelSpecMismatch',
@@ -90,7 +93,7 @@ def is_number(value: Any) -> bool:
 
 def is_whole(value: Any, low: float = -np.inf, high: float = np.inf) -> bool:
     "Whether it is a whole number in low … high."
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and low <= value <= high
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(low <= value <= high)
 
 
 def check_rules(
@@ -144,16 +147,16 @@ class Frame:
         return self.image.shape[1], self.image.shape[0]
 
 # %% ../../nbs/00_core/00_types.ipynb #7755dede
-def _column(value: Any, name: str, dtype: type, shape: tuple[int | None, ...]) -> np.ndarray:
-    "`value` as an array of `dtype`; DataError when its shape is not `shape` (None = any length)."
-    array = np.asarray(value, dtype=dtype)
+def _column(value: Any, name: str, dtype: type, shape: tuple[int, ...], fill: Any = None) -> np.ndarray:
+    "`value` as an array of `dtype`, None as `fill`; DataError when its shape is not `shape` (-1: any size)."
+    if value is None and fill is not None:
+        return np.full(shape, fill, dtype)
+    array: np.ndarray = np.asarray(value, dtype=dtype)
     if array.size == 0 and len(shape) == 2:
         array = array.reshape(0, shape[1])
-    if array.ndim != len(shape) or any(
-        want is not None and want != got for want, got in zip(shape, array.shape)
-    ):
+    if array.ndim != len(shape) or any(want >= 0 and want != got for want, got in zip(shape, array.shape)):
         raise DataError(
-            f"`{name}` must have shape {shape}, not {array.shape}".replace("None", "n"), "Detections"
+            f"`{name}` must have shape {shape}, not {array.shape}".replace("-1", "n"), "Detections"
         )
     return array
 
@@ -186,34 +189,36 @@ def box_iou(
     return overlap
 
 # %% ../../nbs/00_core/00_types.ipynb #dd700287
+_FILLED: Any = None  # the default of a column that `__post_init__` fills: afterwards it is always an array
+
+
 @dataclass(slots=True)
 class Detections:
     "Detections of one frame as columns; boxes in absolute pixels of the original image."
 
     xyxy: np.ndarray  # (n, 4) float32
-    confidence: np.ndarray | None = None  # (n,) float32, ones when not given
-    class_id: np.ndarray | None = None  # (n,) int32, zeros when not given
-    tracker_id: np.ndarray | None = None  # (n,) int32, -1 (not confirmed) when not given
+    confidence: np.ndarray = _FILLED  # (n,) float32, ones when not given
+    class_id: np.ndarray = _FILLED  # (n,) int32, zeros when not given
+    tracker_id: np.ndarray = _FILLED  # (n,) int32, -1 (not confirmed) when not given
     data: dict[str, np.ndarray] = field(default_factory=dict)  # further columns, each with first axis n
 
+    if TYPE_CHECKING:  # whatever makes an array may be given; what is kept is an array
+
+        def __init__(
+            self,
+            xyxy: ArrayLike,
+            confidence: ArrayLike | None = None,
+            class_id: ArrayLike | None = None,
+            tracker_id: ArrayLike | None = None,
+            data: dict[str, np.ndarray] = ...,
+        ) -> None: ...
+
     def __post_init__(self):
-        self.xyxy = _column(self.xyxy, "xyxy", np.float32, (None, 4))
+        self.xyxy = _column(self.xyxy, "xyxy", np.float32, (-1, 4))
         n = len(self.xyxy)
-        self.confidence = (
-            np.ones(n, np.float32)
-            if self.confidence is None
-            else _column(self.confidence, "confidence", np.float32, (n,))
-        )
-        self.class_id = (
-            np.zeros(n, np.int32)
-            if self.class_id is None
-            else _column(self.class_id, "class_id", np.int32, (n,))
-        )
-        self.tracker_id = (
-            np.full(n, -1, np.int32)
-            if self.tracker_id is None
-            else _column(self.tracker_id, "tracker_id", np.int32, (n,))
-        )
+        self.confidence = _column(self.confidence, "confidence", np.float32, (n,), 1)
+        self.class_id = _column(self.class_id, "class_id", np.int32, (n,), 0)
+        self.tracker_id = _column(self.tracker_id, "tracker_id", np.int32, (n,), -1)
         for key, value in self.data.items():
             if len(value) != n:
                 raise DataError(f"data[{key!r}] has {len(value)} rows for {n} boxes", "Detections")
@@ -249,13 +254,12 @@ def merge_detections(
     if not parts:
         return Detections.empty()
     keys = set.intersection(*(set(p.data) for p in parts))
-    columns = [
+    xyxy, confidence, class_id, tracker_id = (
         np.concatenate([getattr(p, name) for p in parts])
         for name in ("xyxy", "confidence", "class_id", "tracker_id")
-    ]
-    return Detections(
-        *columns, {key: np.concatenate([np.asarray(p.data[key]) for p in parts]) for key in sorted(keys)}
     )
+    data = {key: np.concatenate([np.asarray(p.data[key]) for p in parts]) for key in sorted(keys)}
+    return Detections(xyxy, confidence, class_id, tracker_id, data)
 
 
 def validate_detections(

@@ -25,7 +25,8 @@ def _palette(n: int = 64) -> list[tuple[int, int, int]]:
         [i * 0.381966 % 1 * 180, np.array([200, 150, 235])[i % 3], np.array([255, 235, 205])[i // 2 % 3]],
         axis=1,
     )
-    return [tuple(map(int, c)) for c in cv2.cvtColor(hsv.astype(np.uint8)[None], cv2.COLOR_HSV2BGR)[0]]
+    bgr = cv2.cvtColor(hsv.astype(np.uint8)[None], cv2.COLOR_HSV2BGR)[0]
+    return [(int(b), int(g), int(r)) for b, g, r in bgr]
 
 
 PALETTE: tuple[tuple[int, int, int], ...] = tuple(_palette())

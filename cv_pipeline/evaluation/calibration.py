@@ -54,7 +54,8 @@ class Claims:
 def claims_of(
     s: EvalSet,
     matches: Matches,
-    thresholds: Sequence[float],  # one a class: boxes below are not shown, so nothing is claimed about them
+    thresholds: Sequence[float]
+    | np.ndarray,  # one a class: boxes below are not shown, so nothing is claimed about them
 ) -> Claims:
     "What is claimed at the thresholds in use; boxes that do not count (crowds) are left out."
     rows = matches.rows
@@ -326,7 +327,7 @@ def _measures(claims: Claims, lrps: float) -> dict[str, float]:
     }
 
 
-def lrp_at(s: EvalSet, matches: Matches, thresholds: Sequence[float]) -> float:
+def lrp_at(s: EvalSet, matches: Matches, thresholds: Sequence[float] | np.ndarray) -> float:
     "Mean LRP over the classes that have objects, at given thresholds."
     values = []
     for c in range(len(s.names)):
@@ -343,7 +344,9 @@ def _gains(
 ) -> dict[str, Interval]:
     "How much each error changes, with the interval from pictures drawn again."
     return {
-        name: interval_of(after[name] - before[name], measure(later, weight) - measure(unseen, weight))
+        name: interval_of(
+            after[name] - before[name], np.subtract(measure(later, weight), measure(unseen, weight))
+        )
         for name, measure in (("D-ECE", d_ece), ("LaECE", la_ece))
     }
 

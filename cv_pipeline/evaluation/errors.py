@@ -94,7 +94,7 @@ class ErrorReport:
         "For a table: worst first."
         return [
             {"cause": k, "count": self.counts[k], "AP gain": round(self.gain[k], 4)}
-            for k in sorted(self.counts, key=self.gain.get, reverse=True)
+            for k in sorted(self.counts, key=self.gain.__getitem__, reverse=True)
         ]
 
 
@@ -244,7 +244,7 @@ def lrp(
 
 def lrp_table(s: EvalSet, matches: Matches) -> list[dict[str, Any]]:
     "A row a class that has objects: optimal LRP, the threshold, what the error is made of; last the mean."
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "class": name,
             "oLRP": found.optimal,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import socket
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -146,12 +147,8 @@ def _twins(n: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
 
 def twin_pairs(paths: Sequence[Path | None], hamming: int = 10) -> list[tuple[int, int]]:
     "Pictures that are nearly equal, by perceptual hash; pictures that are not there have no twins."
-    there = [i for i, p in enumerate(paths) if p is not None and Path(p).exists()]
-    prints = [
-        (i, f.phash)
-        for i, f in zip(there, fingerprints(Path(paths[i]) for i in there))
-        if isinstance(f, Fingerprint)
-    ]
+    there = {i: Path(p) for i, p in enumerate(paths) if p is not None and Path(p).exists()}
+    prints = [(i, f.phash) for i, f in zip(there, fingerprints(there.values())) if isinstance(f, Fingerprint)]
     a, b, _ = near_pairs([h for _, h in prints], hamming=hamming)
     return [(prints[i][0], prints[j][0]) for i, j in zip(a.tolist(), b.tolist())]
 
@@ -199,7 +196,7 @@ def _said_columns(s: EvalSet, m: Matches, report: ErrorReport) -> dict[str, np.n
 # %% ../../nbs/05_evaluation/10_failures.ipynb #d7842736
 def find_failures(
     s: EvalSet,  # predictions from far below the thresholds, where there are any
-    thresholds: Sequence[float] | float = 0.25,  # in use: one a class, or one for all
+    thresholds: Sequence[float] | np.ndarray | float = 0.25,  # in use: one a class, or one for all
     worst: int = 25,  # pictures that are tagged as the worst
     twins: Iterable[tuple[int, int]]
     | None = None,  # pairs of pictures that are nearly equal; None: found by perceptual hash
@@ -253,7 +250,7 @@ class View:
     name: str
     about: str  # a sentence for people
     field: str  # ground_truth, predictions, or "" for whole pictures
-    where: dict[str, Any] = field(default_factory=dict)  # column → value
+    where: dict[str, Any] = dataclasses.field(default_factory=dict)  # column → value
     pictures: int = 0
     boxes: int = 0  # 0 for whole pictures
 
@@ -373,7 +370,7 @@ def view_rows(
 # %% ../../nbs/05_evaluation/10_failures.ipynb #0f3a3508
 def write_records(
     s: EvalSet,
-    thresholds: Sequence[float] | float,
+    thresholds: Sequence[float] | np.ndarray | float,
     folder: str | Path,
 ) -> Path:  # the folder, with truth.json and predictions.json
     "Truth and predictions of an evaluation as COCO files."
@@ -491,7 +488,8 @@ def _labels(
     fo: Any, f: Failures, table: BoxTable, columns: Mapping[str, np.ndarray], confident: bool
 ) -> list[list[Any]]:
     "FiftyOne's detections of every picture."
-    size, made = np.maximum(f.set.size[table.image], 1), [[] for _ in range(len(f.set))]
+    size = np.maximum(f.set.size[table.image], 1)
+    made: list[list[Any]] = [[] for _ in range(len(f.set))]
     box = np.hstack([table.xyxy[:, :2] / size, (table.xyxy[:, 2:] - table.xyxy[:, :2]) / size]).tolist()
     plain = {k: v.tolist() for k, v in columns.items()}
     for row, (i, c) in enumerate(zip(table.image.tolist(), table.class_id.tolist())):
@@ -525,7 +523,7 @@ def _samples(fo: Any, f: Failures) -> list[Any]:
         width, height = (int(v) for v in f.set.size[i])
         made.append(
             fo.Sample(
-                filepath=str(Path(path).resolve()),
+                filepath=str(Path(path or f.set.images[i]).resolve()),
                 tags=tags,
                 metadata=fo.ImageMetadata(width=width, height=height, num_channels=3),
                 ground_truth=fo.Detections(detections=truth[i]),
@@ -570,7 +568,7 @@ def build_failures(
     lost = [
         f.set.images[i]
         for i in range(len(f.set))
-        if not f.set.paths or f.set.paths[i] is None or not Path(f.set.paths[i]).exists()
+        if not f.set.paths or (path := f.set.paths[i]) is None or not Path(path).exists()
     ]
     if lost:
         raise DataError(

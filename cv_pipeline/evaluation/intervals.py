@@ -171,7 +171,7 @@ def ap_interval(
 def picture_counts(
     s: EvalSet,
     matches: Matches,
-    conf: float | Sequence[float] = 0.25,  # threshold, or one a class
+    conf: float | Sequence[float] | np.ndarray = 0.25,  # threshold, or one a class
     level: int = 0,
 ) -> np.ndarray:  # (k, 3) hits, false alarms, misses of each picture
     "What happened in each picture at a threshold."

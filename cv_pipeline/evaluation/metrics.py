@@ -134,7 +134,7 @@ class Matches:
 
 def match_set(
     s: EvalSet,
-    ious: Sequence[float] = IOUS,
+    ious: Sequence[float] | np.ndarray = IOUS,
     max_det: int = 100,  # predictions a picture and class, the most confident
     area: tuple[float, float]
     | None = None,  # only objects of this size, square pixels; others are ignored, as COCO does
@@ -324,7 +324,7 @@ def pr_curve(
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #39806da5
 def confusion_matrix(
     s: EvalSet,
-    conf: float | Sequence[float] = 0.25,  # one threshold, or one a class
+    conf: float | Sequence[float] | np.ndarray = 0.25,  # one threshold, or one a class
     iou: float = 0.5,
 ) -> np.ndarray:  # (classes + 1, classes + 1) counts; rows truth, columns said, last: nothing
     "Who is taken for whom at a threshold. Crowds and what lies in them do not count."

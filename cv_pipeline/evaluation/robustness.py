@@ -42,7 +42,7 @@ from cv_pipeline.evaluation.records import (
     values_of,
 )
 from ..synthetic.belt import FactoryLine, LineConfig, Truth
-from ..synthetic.conditions import CONDITION_NAMES, Conditions
+from ..synthetic.conditions import CONDITION_NAMES, Conditions, compressed
 from ..synthetic.parts import seeded
 
 # %% auto #0
@@ -105,7 +105,7 @@ def _drawn_along(image: np.ndarray, path: np.ndarray) -> np.ndarray:
     if len(path) < 12:
         return cv2.filter2D(image, -1, path, borderType=cv2.BORDER_REFLECT_101)
     (h, w), side = image.shape[:2], len(path) // 2
-    wide = cv2.copyMakeBorder(image, *[side] * 4, cv2.BORDER_REFLECT_101).astype(np.float32)
+    wide = cv2.copyMakeBorder(image, side, side, side, side, cv2.BORDER_REFLECT_101).astype(np.float32)
     made = np.zeros(image.shape, np.float32)
     for y, x in np.argwhere(path).tolist():
         cv2.scaleAdd(wide[y : y + h, x : x + w], float(path[y, x]), made, dst=made)
@@ -128,7 +128,8 @@ def motion_blur(image: np.ndarray, length: float, rng: np.random.Generator) -> n
 def fog(image: np.ndarray, thickness: float, rng: np.random.Generator) -> np.ndarray:
     """A bright veil in clouds of all sizes; `thickness` 0 … 1 is how much of the picture it takes where it is
     densest."""
-    (h, w), cloud = image.shape[:2], 0.0
+    h, w = image.shape[:2]
+    cloud: np.ndarray = np.zeros((h, w), np.float32)
     for octave in range(1, 7):
         grid = rng.random((2**octave + 1, 2**octave + 1), np.float32)
         cloud = cloud + cv2.resize(grid, (w, h), interpolation=cv2.INTER_CUBIC) / 2**octave
@@ -179,9 +180,7 @@ def contrast(image: np.ndarray, kept: float, rng: np.random.Generator) -> np.nda
 
 def jpeg_quality(image: np.ndarray, quality: float, rng: np.random.Generator) -> np.ndarray:
     "Through JPEG and back."
-    return cv2.imdecode(
-        cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])[1], cv2.IMREAD_COLOR
-    )
+    return compressed(image, int(quality))
 
 
 def pixelate(image: np.ndarray, kept: float, rng: np.random.Generator) -> np.ndarray:
@@ -406,6 +405,8 @@ def corrupt(
             cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE),
             matrix,
         )
+    if c.hide is None:
+        raise ConfigError(f"'{name}' does nothing: it neither paints, nor moves, nor covers", "CORRUPTIONS")
     hidden, grey = c.hide(value, rng, size)
     return Corrupted(np.where(hidden[..., None], grey[..., None], image), hidden=hidden)
 
@@ -571,7 +572,10 @@ def film(
     asked = model.with_postprocess(conf=f.conf, accept_conf=0.0, max_det=300)
     cells = [(CLEAN, 0), *((c, s) for c in f.conditions for s in f.severities)]
     (ordered, cluster), began = _shuffled(subjects, f.seed), clock()
-    truths, said, sizes, done = {c: [] for c in cells}, {c: [] for c in cells}, {c: [] for c in cells}, []
+    truths: dict[tuple[str, int], list[Detections]] = {c: [] for c in cells}
+    said: dict[tuple[str, int], list[Detections]] = {c: [] for c in cells}
+    sizes: dict[tuple[str, int], list[tuple[int, int]]] = {c: [] for c in cells}
+    done = []
     for i, subject in enumerate(progress(ordered)):
         if f.budget_s is not None and cluster[i] >= 2 and clock() - began > f.budget_s:
             break
@@ -806,7 +810,7 @@ def _cell(
         for c in counts
     ]
     of = lambda v, samples: interval_of(v, samples, n_clusters=n)
-    rates = {}
+    rates: dict[str, float] = {}
     for what, c in zip(("fixed", "re-tuned"), counts):
         _, tp, fp, objects = c.sum((0, 1))
         rates |= {
@@ -874,7 +878,9 @@ def _fall(
 class RobustnessSettings(FilmSettings):
     "What subjects are shown under, and how the answers are counted; `seed` also of what is drawn."
 
-    thresholds: Sequence[float] | None = None  # in use, one a class; None: the best on clean pictures
+    thresholds: Sequence[float] | np.ndarray | None = (
+        None  # in use, one a class; None: the best on clean pictures
+    )
     draws: int = 300  # bootstrap samples of the intervals
 
     def problems(self) -> list[str]:
@@ -903,7 +909,7 @@ def _clean_and_rest(
 def robustness_of(
     cells: Mapping[tuple[str, int], EvalSet],  # from `film`
     # in use, one a class; None: the best on the clean pictures, cross-fitted
-    thresholds: Sequence[float] | None = None,
+    thresholds: Sequence[float] | np.ndarray | None = None,
     draws: int = 300,
     seed: int = 0,
     **about: Any,  # noted in the report

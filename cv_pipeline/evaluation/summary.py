@@ -153,11 +153,16 @@ def _row(
     least: tuple[int, int],
 ) -> dict[str, Any]:
     "AP with its interval for a part of the set, or why there is none."
-    row = {"what": what, "pictures": int(pictures.sum()), "objects": objects}
+    row: dict[str, Any] = {"what": what, "pictures": int(pictures.sum()), "objects": objects}
     if row["pictures"] < least[0] or objects < least[1]:
         return {**row, "AP": None, "low": None, "high": None, "note": "insufficient"}
     found = ap_interval(s, m, weights, value, pictures)
     return {**row, "AP": found.value, "low": found.low, "high": found.high, "note": ""}
+
+# %% ../../nbs/05_evaluation/09_summary.ipynb #bb97d91d
+def _of_class(c: int) -> Callable[[np.ndarray], float]:
+    "The mean AP of one class; NaN where it has none."
+    return lambda ap: float(np.nanmean(ap[:, c])) if np.isfinite(ap[:, c]).any() else float("nan")
 
 
 def class_rows(s: EvalSet, m: Matches, weights: np.ndarray) -> list[dict[str, Any]]:
@@ -173,7 +178,7 @@ def class_rows(s: EvalSet, m: Matches, weights: np.ndarray) -> list[dict[str, An
             m,
             weights,
             every,
-            lambda ap, c=c: float(np.nanmean(ap[:, c])) if np.isfinite(ap[:, c]).any() else float("nan"),
+            _of_class(c),
             int(count[c]),
             (0, FEWEST_OBJECTS),
         )
@@ -278,7 +283,7 @@ def _compared(s: EvalSet, baseline: EvalSet, m: Matches, weights: np.ndarray) ->
 
 def evaluate_set(
     s: EvalSet,
-    thresholds: Sequence[float] | float = 0.25,  # in use: one a class, or one for all
+    thresholds: Sequence[float] | np.ndarray | float = 0.25,  # in use: one a class, or one for all
     slices: Sequence[str] | None = (),  # columns; None: all that divide it
     floors: Mapping[str, float] | None = None,
     baseline: EvalSet | None = None,  # the same pictures, predictions of another model
@@ -324,7 +329,7 @@ def evaluate_model(
     **how: Any,  # slices, floors, draws, seed of evaluate_set
 ) -> Evaluation:
     "Run a model (and a baseline) over labelled pictures and evaluate it at the thresholds of its manifest."
-    items, spent = list(items), []
+    items, spent = list(items), list[float]()
     raw = model.with_calibration(None)  # calibration is judged on what the network says
     s = predict_set(raw, items, columns=columns, progress=progress, spent_ms=spent)
     other = (

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import configparser
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def tracks_of(
     frame = np.repeat(np.arange(len(results)), [len(d) for d in results])
     return track_table(
         frame,
-        np.concatenate([d.tracker_id for d in results] or [[]]),
+        np.concatenate([d.tracker_id for d in results] or [np.zeros(0, np.int32)]),
         np.concatenate([d.xyxy for d in results] or [np.zeros((0, 4))]),
         len(results),
     )
@@ -300,7 +300,9 @@ class TrackingScores:
     switches: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     def __add__(self, other: TrackingScores) -> TrackingScores:
-        add = lambda a, b: {k: a[k] + b[k] for k in a} if isinstance(a, Mapping) else a + b
+        add: Callable[[Any, Any], Any] = lambda a, b: (
+            {k: a[k] + b[k] for k in a} if isinstance(a, Mapping) else a + b
+        )
         return TrackingScores(
             *(add(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)[:-1])
         )

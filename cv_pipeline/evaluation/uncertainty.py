@@ -115,7 +115,8 @@ def several_models(models: Sequence[Any], names: Sequence[str]) -> list[Reading]
                 f"{', '.join(m.manifest.names[:8])} against {', '.join(list(names)[:8])}",
             )
     asked = [_heard(m, LOWEST) for m in models]
-    return [lambda image, m=m: m.predict([image])[0] for m in asked]
+    reading: Callable[[Any], Reading] = lambda m: lambda image: m.predict([image])[0]
+    return [reading(m) for m in asked]
 
 
 def with_noise(

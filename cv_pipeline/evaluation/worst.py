@@ -41,7 +41,7 @@ class Case:
 
 def cases(
     s: EvalSet,
-    thresholds: Sequence[float] | float = 0.25,  # one a class, or one for all
+    thresholds: Sequence[float] | np.ndarray | float = 0.25,  # one a class, or one for all
 ) -> list[Case]:
     "Every picture of a set, worst first; among equals the one with the surest false box."
     least = np.broadcast_to(np.asarray(thresholds, float), (len(s.names),))
@@ -106,7 +106,7 @@ def draw_case(s: EvalSet, case: Case, image: np.ndarray) -> np.ndarray:
 # %% ../../nbs/05_evaluation/04_worst.ipynb #8d65388e
 def worst_sheet(
     s: EvalSet,
-    thresholds: Sequence[float] | float = 0.25,
+    thresholds: Sequence[float] | np.ndarray | float = 0.25,
     most: int = 6,
     columns: int = 3,
     picture: Callable[[int], np.ndarray] | None = None,  # number → BGR image; None: read from `paths`
@@ -117,13 +117,15 @@ def worst_sheet(
     if not chosen:
         return None
     if picture is None:
-        if not s.paths or any(s.paths[c.picture] is None for c in chosen):
+        found = {c.picture: s.paths[c.picture] if s.paths else None for c in chosen}
+        there = {number: path for number, path in found.items() if path is not None}
+        if len(there) < len(found):
             raise DataError(
                 "the pictures are not there, only their labels",
                 s.where,
                 "put them beside the labels, or hand in `picture`",
             )
-        picture = lambda i: read_image(s.paths[i])
+        picture = lambda i: read_image(there[i])
     return contact_sheet(
         [draw_case(s, c, picture(c.picture)) for c in chosen],
         [f"{Path(s.images[c.picture]).name}: {c.errors} errors" for c in chosen],

@@ -35,7 +35,7 @@ class InvalidOutput(BackendError):
 
 
 def check_output(
-    raw: np.ndarray,  # what the runtime returned
+    raw: np.ndarray | None,  # what the runtime returned; None: nothing
     batch_size: int,  # images that were asked about
     name: str,  # model, for the error
     shape: tuple[int | None, ...]
@@ -150,7 +150,8 @@ def _changed(manifest: ModelManifest, changes: dict[str, Any]) -> PostprocessSpe
 # %% ../../nbs/02_inference/05_backends.ipynb #dd035266
 def _events(backend: Backend) -> Counter:
     "What a backend has counted itself, if it counts."
-    return getattr(backend, "events", Counter())
+    events: Counter[str] | None = getattr(backend, "events", None)
+    return Counter() if events is None else events
 
 
 def _close_broken(backend: Backend) -> None:

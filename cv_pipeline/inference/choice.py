@@ -125,6 +125,8 @@ def sample_picture() -> np.ndarray:
 class _Runner:
     "One opened candidate and the times of its calls."
 
+    seconds: list[float]
+
     def __init__(self, preprocess: Preprocessor, backend: Backend, batch: int):
         self.preprocess, self.backend, self.batch, self.seconds = (
             preprocess,
@@ -305,7 +307,7 @@ def _why(order: Sequence[Artefact], times: Mapping[str, float], own: str) -> str
     best = order[0].label
     if len(order) == 1:
         return "the only file that can run here"
-    if best != min(times, key=times.get):
+    if best != min(times, key=times.__getitem__):
         return f"as fast as any within {MARGIN:.0%}, and more precise: {times[best]:.1f} ms a picture"
     more = (
         f", {times[own] / times[best]:.2f}× as fast as the model's own file"
@@ -402,8 +404,9 @@ def choose(
             folder,
             "install a runtime, or give the model's own file",
         )
-    order = rank(runs, said) if said else runs
-    reason = _why(order, {a.label: said[a.label] for a in order} if said else {}, found[0].label)
+    times = {label: ms for label, ms in said.items() if not isinstance(ms, str)}
+    order = rank(runs, times) if times else runs
+    reason = _why(order, {a.label: times[a.label] for a in order} if times else {}, found[0].label)
     if not auto:
         reason = f"asked for as {wanted!r}" + _doubt(order[0], instruction_set())
     elif left := [c.artefact.file for c in found if _not_judged(c.artefact, instruction_set())]:
@@ -439,14 +442,16 @@ class Option:
     layout: str
     open: Callable[[], Backend]
 
-
+# %% ../../nbs/02_inference/13_choice.ipynb #0d73adaa
 class _Ladder:
     "The options of a model, of which one is open."
+
+    inner: Backend | None  # None: closed
 
     def __init__(self, options: Sequence[Option]):
         if not options:
             raise ConfigError("there is nothing to run", "FallbackBackend")
-        self.options, self.events, self.history = tuple(options), Counter(), []
+        self.options, self.events, self.history = tuple(options), Counter[str](), list[str]()
         self.inner, self.failed = None, False
         self.step_to(0, None)
 
@@ -469,8 +474,9 @@ class _Ladder:
         self.failed = True
         self.note("exhausted", f"nothing is left: {cause}")
         what = f"none of {len(self.options)} files of the model runs: {cause}"
-        known = isinstance(cause, BackendError)
-        raise (cause if known else BackendError(what, self.options[0].label)) from cause
+        raise (
+            cause if isinstance(cause, BackendError) else BackendError(what, self.options[0].label)
+        ) from cause
 
     def adopt(self, backend: Backend) -> None:
         if self.inner is not None:
@@ -483,6 +489,12 @@ class _Ladder:
             backend.max_batch,
         )
 
+    def opened(self) -> Backend:
+        "The backend that is open; BackendError after `close`."
+        if self.inner is None:
+            raise BackendError("the backend was closed", self.name)
+        return self.inner
+
     def note(self, event: str, text: str) -> None:
         "Count, and keep the last twenty stories."
         self.events[event] += 1
@@ -492,6 +504,7 @@ class _Ladder:
 def answered(ladder: _Ladder, call: Callable[[], Any], size: int) -> Any:  # size: images in the call
     """The call, tried again with the file opened anew, then with the next file, until it succeeds or nothing
     is left."""
+    cause: Exception
     fresh = False
     while ladder.inner is not None:
         try:
@@ -550,17 +563,18 @@ class FallbackBackend(_Ladder):
         return answered(self, lambda: self._run(to_layout(batch, self.spec, self.option.layout)), len(batch))
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
-        step = self.inner.max_batch
-        parts = [self.inner.infer(batch[i : i + step]) for i in range(0, len(batch), step)]
+        inner = self.opened()
+        step = inner.max_batch
+        parts = [inner.infer(batch[i : i + step]) for i in range(0, len(batch), step)]
         raw = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return (
             raw
-            if getattr(self.inner, "checks_output", False)
+            if getattr(inner, "checks_output", False)
             else check_output(raw, len(batch), self.name, self.shape)
         )
 
     def warmup(self) -> None:
-        answered(self, lambda: self.inner.warmup(), 1)
+        answered(self, lambda: self.opened().warmup(), 1)
 
     def reset(self) -> None:
         self.step_to(0, None)  # back to the first choice

@@ -198,6 +198,8 @@ def checked(
 class DeviceMemory:
     "A piece of device memory; freed with the object, or earlier by `free`."
 
+    _release: Callable[[], Any] | None
+
     def __init__(self, address: int, nbytes: int, release: Callable[[], Any], owner: Any = None):
         self.address, self.nbytes, self._release, self.owner = address, nbytes, release, owner
 
@@ -239,6 +241,10 @@ def launch_arguments(
 class _Kernels:
     "Loading and launching kernels; both kinds of device do it through the driver interface of cuda-python."
 
+    info: DeviceInfo
+    driver: Any  # module cuda.bindings.driver; None: import it when a kernel is loaded
+    stream: Any  # a handle of the library, 0 when closed
+
     def load_kernel(self, code: Callable[[str], bytes], name: str) -> Any:
         """A kernel from `code(arch)`: machine code for this chip, or PTX where the compiler does not know the
         chip yet."""
@@ -278,9 +284,11 @@ class _PinnedBlock:
     def __del__(self):
         self._release()
 
-
+# %% ../../nbs/02_inference/08_cuda.ipynb #df548728
 class _Stream(_Kernels):
     "A stream of cuda-python: waiting, recording, replaying."
+
+    runtime: Any  # module cuda.bindings.runtime
 
     def _call(self, function: str, *args: Any) -> Any:
         return checked(getattr(self.runtime, function)(*args), function)

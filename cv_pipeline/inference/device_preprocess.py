@@ -295,6 +295,11 @@ def _kernel_settings(spec: PreprocessSpec) -> list[int]:
 class KernelPreprocessor:
     "Images to input tensors in device memory, one launch a batch; every bit as `Preprocessor` makes it."
 
+    _sizes: list[tuple[int, int]] | None  # of the last batch
+    _packed: Packed | None  # and what they made
+    _tables: tuple[Any, ...]  # its tables, in the device's memory
+    _host: np.ndarray  # the pictures' bytes, pinned
+
     def __init__(
         self,
         spec: PreprocessSpec,
@@ -306,22 +311,25 @@ class KernelPreprocessor:
         self.kernel = device.load_kernel(lambda arch: compile_kernel(arch, dtype), "letterbox_batch")
         self._values = device.memory(values.nbytes)
         device.upload(self._values, values)
-        self._sizes, self._packed, self._tables, self._pixels, self._host = None, None, (), None, None
+        self._sizes, self._packed, self._tables, self._pixels = None, None, (), None
+        self._host = np.empty(0, np.uint8)
 
     def _prepare(self, sizes: list[tuple[int, int]]) -> Packed:
         "Tables on the device and room for the bytes; only when the sizes are other ones than last time."
-        if sizes == self._sizes:
-            return self._packed
-        self._sizes, self._packed = None, Packed(sizes, self.spec)
-        arrays = self._packed.places, self._packed.axes
+        packed = self._packed
+        if packed is not None and sizes == self._sizes:
+            return packed
+        packed = Packed(sizes, self.spec)
+        self._sizes, self._packed = None, packed
+        arrays = packed.places, packed.axes
         self._tables = tuple(self.device.memory(a.nbytes) for a in arrays)
         for memory, array in zip(self._tables, arrays):
             self.device.upload(memory, array)
-        if self._host is None or self._host.nbytes < self._packed.nbytes:
-            self._host = self.device.pinned((self._packed.nbytes,), np.uint8)
-            self._pixels = self.device.memory(self._packed.nbytes)
+        if self._host.nbytes < packed.nbytes:
+            self._host = self.device.pinned((packed.nbytes,), np.uint8)
+            self._pixels = self.device.memory(packed.nbytes)
         self._sizes = sizes
-        return self._packed
+        return packed
 
     def into(self, images: Sequence[np.ndarray], address: int) -> list[Geometry]:
         "Write B images as (B, 3, H, W) at an address, in the device's stream; the caller synchronises."

@@ -175,7 +175,7 @@ class EngineKey:
     def from_dict(cls, data: Mapping[str, Any], where: object = None) -> EngineKey:
         "From the header of a file; BrokenEngine when something is missing or no such thing."
         try:
-            values = {
+            values: dict[str, Any] = {
                 k: tuple(map(int, v))
                 if k in ("capability", "batches")
                 else bool(v)
@@ -383,7 +383,8 @@ def logger_class(trt: Any) -> type:
     class Log(trt.ILogger):
         def __init__(self):
             trt.ILogger.__init__(self)
-            self.complaints, self.to = deque(maxlen=20), logging.getLogger("cv_pipeline.tensorrt")
+            self.complaints: deque[str] = deque(maxlen=20)
+            self.to = logging.getLogger("cv_pipeline.tensorrt")
 
         def log(self, severity, message):
             level = int(severity)  # 0 internal error, 1 error, 2 warning, 3 info, 4 verbose
@@ -499,6 +500,9 @@ def build_lock(
 class Progress:
     "Turns TensorRT's nested phases into one share of the whole, 0..1, that never falls."
 
+    phases: dict[str, list[Any]]  # name → parent, steps, done
+    error: BaseException | None
+
     def __init__(self, tell: Callable[[float, str], Any] | None):  # tell(share, phase); False stops the build
         self.tell, self.phases, self.share, self.stopped, self.error = tell, {}, 0.0, False, None
 
@@ -538,7 +542,7 @@ class Progress:
             self.error, self.stopped = e, True
         return not self.stopped
 
-
+# %% ../../nbs/02_inference/09_engines.ipynb #29344b50
 @lru_cache(maxsize=8)
 def _monitor_class(trt: Any) -> type:
     class Monitor(trt.IProgressMonitor):
@@ -610,7 +614,8 @@ def _look(network: Any, manifest: ModelManifest, onnx: Path) -> tuple[str, int |
 # %% ../../nbs/02_inference/09_engines.ipynb #973c25b7
 def graph_precision(trt: Any, network: Any) -> str:
     "'int8', 'fp16', 'bf16' or 'fp32': the lowest precision that a strongly typed network holds."
-    kinds, types = set(), set()
+    kinds: set[Any] = set()
+    types: set[Any] = set()
     for layer in (network.get_layer(i) for i in range(network.num_layers)):
         kinds.add(layer.type)
         types.update(layer.get_output(k).dtype for k in range(layer.num_outputs))
@@ -769,7 +774,7 @@ def _ready(
     try:
         engine = read_engine(out)
         key = check_engine(engine, device, version, allow=("model",))
-        if key.model_sha256 != sha256 or engine.ours.get("options") != options.recorded():
+        if key is None or key.model_sha256 != sha256 or engine.ours.get("options") != options.recorded():
             return None
         engine.plan()
         return engine

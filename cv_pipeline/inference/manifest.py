@@ -421,7 +421,7 @@ def _unknown_classes(manifest: ModelManifest) -> list[str]:
     return problems + ([f"postprocess.classes: {outside} lie outside 0..{count - 1}"] if outside else [])
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #3fd0970c
-_MANIFEST_FIELDS = {  # field of a manifest: its parser
+_MANIFEST_FIELDS: dict[str, Callable[..., Any]] = {  # field of a manifest: its parser
     "name": _typed(str, "text"),
     "file": _relative_file,
     "names": _class_names,

@@ -231,16 +231,13 @@ def _fixed_batch(shape: Sequence[Any]) -> int | None:
     return shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
 
 
-_INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_INPUT_TYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_BYTE_INPUT: dict[str, type[np.generic]] = {"tensor(uint8)": np.uint8}
 
 
 def _input_type(inputs: Sequence[Any], layout: str, where: object) -> type[np.generic]:
     "What the graph's one input is made of; BackendError when it cannot be given that."
-    types, wanted = (
-        ({"tensor(uint8)": np.uint8}, "uint8")
-        if layout == "nhwc-uint8"
-        else (_INPUT_TYPES, "float or float16")
-    )
+    types, wanted = (_BYTE_INPUT, "uint8") if layout == "nhwc-uint8" else (_INPUT_TYPES, "float or float16")
     if len(inputs) == 1 and inputs[0].type in types:
         return types[inputs[0].type]
     raise BackendError(

@@ -295,12 +295,13 @@ def run_pieces(
     requests: Sequence[Any],  # OpenVINO infer requests, all of one model
     batch: np.ndarray,  # (B, …) contiguous, of the model's input type
     fixed: int | None,  # the model's batch size; None: any
-) -> np.ndarray:  # (B, …)
+) -> np.ndarray | None:  # (B, …); None for an empty batch
     """A batch in pieces, one a request, all of a round under way at once; each piece's answer goes to its
     place in the result."""
     import openvino
 
-    out, pieces = None, _pieces(len(batch), len(requests), fixed)
+    out: np.ndarray | None = None
+    pieces = _pieces(len(batch), len(requests), fixed)
     for first in range(0, len(pieces), len(requests)):
         busy = [
             (request, _start(request, batch[a:b], fixed), a, b)

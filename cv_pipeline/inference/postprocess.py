@@ -5,7 +5,7 @@
 # %% ../../nbs/02_inference/04_postprocess.ipynb #b43baf45
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -29,8 +29,8 @@ class Candidates(NamedTuple):
     class_id: np.ndarray  # (n,) integer
 
 
-_TO_CORNERS = np.float32(
-    [[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]]
+_TO_CORNERS = np.array(
+    [[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]], np.float32
 )  # exact: one rounding, as in x - w / 2
 
 
@@ -92,12 +92,12 @@ def yolox_candidates(
     imgsz: tuple[int, int],  # (height, width) of the network input
 ) -> Candidates:
     "Candidates of a YOLOX head."
-    conf, (cell, stride) = np.float32(conf), yolox_grid(tuple(imgsz))
-    index = (raw[:, 4] > conf).nonzero()[0]  # a class score is at most 1, so this loses nothing
+    least, (cell, stride) = np.float32(conf), yolox_grid(tuple(imgsz))
+    index = (raw[:, 4] > least).nonzero()[0]  # a class score is at most 1, so this loses nothing
     rows = raw[index]
     class_id = rows[:, 5:].argmax(1)
     score = rows[:, 4] * rows[np.arange(len(rows)), 5 + class_id]
-    good = (score > conf).nonzero()[0]
+    good = (score > least).nonzero()[0]
     rows, index = rows[good], index[good]
     xywh = np.concatenate([rows[:, :2] + cell[index], np.exp(rows[:, 2:4])], 1) * stride[index]
     return Candidates(_corners(xywh), score[good], class_id[good])
@@ -136,7 +136,7 @@ def _field(number: int, value: int | str | bytes) -> bytes:
     data = value.encode() if isinstance(value, str) else value
     return varint(number << 3 | 2) + varint(len(data)) + data
 
-
+# %% ../../nbs/02_inference/04_postprocess.ipynb #e9211fcc
 def nms_model() -> bytes:
     """An ONNX model that is one NonMaxSuppression node: boxes (1, n, 4), scores (1, 1, n), max_det (1,), iou
     (1,) → rows (k, 3)."""
@@ -146,17 +146,19 @@ def nms_model() -> bytes:
         return _field(1, name) + _field(2, _field(1, _field(1, kind) + _field(2, shape)))
 
     float32, int64 = 1, 7
-    inputs = [
-        ("boxes", float32, 1, "n", 4),
-        ("scores", float32, 1, 1, "n"),
-        ("max_det", int64, 1),
-        ("iou", float32, 1),
+    inputs: list[tuple[str, int, list[int | str]]] = [
+        ("boxes", float32, [1, "n", 4]),
+        ("scores", float32, [1, 1, "n"]),
+        ("max_det", int64, [1]),
+        ("iou", float32, [1]),
     ]
-    node = b"".join(_field(1, i[0]) for i in inputs) + _field(2, "rows") + _field(4, "NonMaxSuppression")
+    node = (
+        b"".join(_field(1, name) for name, *_ in inputs) + _field(2, "rows") + _field(4, "NonMaxSuppression")
+    )
     graph = (
         _field(1, node)
         + _field(2, "nms")
-        + b"".join(_field(11, value(*i)) for i in inputs)
+        + b"".join(_field(11, value(name, kind, *dims)) for name, kind, dims in inputs)
         + _field(12, value("rows", int64, "k", 3))
     )
     return (
@@ -239,7 +241,7 @@ def class_rules(
 ) -> ClassRules:
     "The settings of a spec, per class; ConfigError for a class that the model does not have."
     index = {name: i for i, name in enumerate(names)}
-    tables = {
+    tables: dict[str, Mapping[str, Any]] = {
         "class_conf": spec.class_conf,
         "class_accept_conf": spec.class_accept_conf,
         "class_policy": spec.class_policy,
@@ -313,7 +315,7 @@ class Postprocessor:
         imgsz: tuple[int, int],
         calibration: Calibrator | None = None,
     ):
-        self.spec, self.names, self.imgsz = spec, tuple(names), tuple(imgsz)
+        self.spec, self.names, self.imgsz = spec, tuple(names), (imgsz[0], imgsz[1])
         self.calibrate = None if calibration is None else calibration.table(self.names)
         self.rules = class_rules(spec, self.names, calibration is not None)
         self.conf = float(self.rules.floor.min())

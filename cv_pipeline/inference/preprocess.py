@@ -49,8 +49,9 @@ class Geometry(NamedTuple):
 @lru_cache(maxsize=1024)
 def _affine(g: Geometry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Scale, shift and image border of a geometry as rows of four float32."
-    rows = np.float32([[g.scale_x, g.scale_y], [g.pad_left, g.pad_top], [g.width, g.height]])
-    return tuple(np.tile(rows, 2))
+    rows = np.array([[g.scale_x, g.scale_y], [g.pad_left, g.pad_top], [g.width, g.height]], np.float32)
+    scale, shift, border = np.tile(rows, 2)
+    return scale, shift, border
 
 # %% ../../nbs/02_inference/02_preprocess.ipynb #678c5765
 def fit(
@@ -190,7 +191,8 @@ def _write_picture(
 class _Scratch(threading.local):
     "One thread's working memory: the resized image and a plane of bytes per channel, for the last size seen."
 
-    size, arrays = None, ()
+    size: tuple[int, int] | None = None
+    arrays: tuple[np.ndarray, list[np.ndarray]]
 
     def get(self, width: int, height: int) -> tuple[np.ndarray, list[np.ndarray]]:
         if self.size != (width, height):
@@ -205,12 +207,13 @@ class _Scratch(threading.local):
 class Preprocessor:
     "Images to input tensors, as `spec` says. Safe to share between threads."
 
+    _sizes: dict[tuple[int, int], Geometry]  # of the sizes seen
+
     def __init__(self, spec: PreprocessSpec):
         self.spec, self.tables, self._scratch, self._sizes = spec, value_tables(spec), _Scratch(), {}
         plain = spec.mean == (0, 0, 0) and spec.std == (1, 1, 1)
         self._divisor = {1 / 255: np.float32(255), 1.0: np.float32(1)}.get(spec.scale) if plain else None
-        # which image channel feeds each tensor channel
-        self._channels = (2, 1, 0) if spec.color == "RGB" else (0, 1, 2)
+        self._channels = (2, 1, 0) if spec.color == "RGB" else (0, 1, 2)  # the image's, for the tensor's
         self._bytes = spec.layout == "nhwc-uint8"
         self.shape = (*spec.imgsz, 3) if self._bytes else (3, *spec.imgsz)
         self.dtype = np.uint8 if self._bytes else np.float32  # shape and dtype of one image's tensor

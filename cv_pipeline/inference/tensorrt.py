@@ -160,10 +160,14 @@ def inspect_engine(trt: Any, opened: Any, manifest: ModelManifest, where: object
             "build it from a plain detection model",
         )
     check_graph(manifest, shape(inputs[0]), [shape(n) for n in outputs], where)
-    known = {trt.DataType.FLOAT: np.float32, trt.DataType.HALF: np.float16, trt.DataType.UINT8: np.uint8}
-    types = tuple(known.get(opened.get_tensor_dtype(n)) for n in (inputs[0], outputs[0]))
+    known: dict[Any, type[np.generic]] = {
+        trt.DataType.FLOAT: np.float32,
+        trt.DataType.HALF: np.float16,
+        trt.DataType.UINT8: np.uint8,
+    }
+    taken, given = (known.get(opened.get_tensor_dtype(n)) for n in (inputs[0], outputs[0]))
     bytes_wanted = manifest.preprocess.layout == "nhwc-uint8"
-    if None in types or (types[0] is np.uint8) != bytes_wanted or types[1] is np.uint8:
+    if taken is None or given is None or (taken is np.uint8) != bytes_wanted or given is np.uint8:
         raise BackendError(
             f"the engine takes {opened.get_tensor_dtype(inputs[0])} and gives "
             f"{opened.get_tensor_dtype(outputs[0])}",
@@ -173,7 +177,7 @@ def inspect_engine(trt: Any, opened: Any, manifest: ModelManifest, where: object
     batch = shape(inputs[0])[0]
     low, _, high = opened.get_tensor_profile_shape(inputs[0], 0) if batch < 0 else ((batch,),) * 3
     return EngineTensors(
-        inputs[0], outputs[0], types, None if batch < 0 else batch, (int(low[0]), int(high[0]))
+        inputs[0], outputs[0], (taken, given), None if batch < 0 else batch, (int(low[0]), int(high[0]))
     )
 
 # %% ../../nbs/02_inference/10_tensorrt.ipynb #67fda422
@@ -237,6 +241,8 @@ def make_lane(
 class GraphShelf:
     "Recorded work by key; the longest unused goes first."
 
+    graphs: OrderedDict[Any, Any]
+
     def __init__(self, device: Any, limit: int, events: Counter):
         self.device, self.limit, self.events, self.graphs = device, limit, events, OrderedDict()
 
@@ -276,6 +282,7 @@ class TensorRTBackend:
     "Runs a TensorRT engine."
 
     checks_output = True  # `infer` returns nothing that is not finite and of the promised shape
+    _pixels: KernelPreprocessor | None  # made when pictures come
 
     def __init__(
         self,
@@ -296,7 +303,7 @@ class TensorRTBackend:
         self.device.use()
         lean = bool(key and key.version_compatible)
         self._log, self._runtime, self._engine = _open_plan(trt, self.file, lean)
-        self.tensors, self.events = inspect_engine(trt, self._engine, manifest, path), Counter()
+        self.tensors, self.events = inspect_engine(trt, self._engine, manifest, path), Counter[str]()
         self._context = _make_context(self._engine, self._log, path)
         self.input_shape, self._shape = input_shape(manifest), output_shape(manifest)
         self.lane = make_lane(self.device, self._context, self.tensors, self.input_shape, path, self.events)
@@ -416,11 +423,12 @@ def run_images(backend: TensorRTBackend, images: Sequence[np.ndarray]) -> tuple[
     places: list[Geometry] = []
 
     def fill(lane: Lane, size: int) -> None:
-        if backend._pixels is None:
-            backend._pixels = KernelPreprocessor(
+        pixels = backend._pixels
+        if pixels is None:
+            pixels = backend._pixels = KernelPreprocessor(
                 backend.manifest.preprocess, backend.device, np.dtype(backend.tensors.dtypes[0]).name
             )
-        places.extend(backend._pixels.into(images, lane.device_in.address))
+        places.extend(pixels.into(images, lane.device_in.address))
 
     return _run(backend, len(images), fill, False), places
 

@@ -30,7 +30,7 @@ from cv_pipeline.core.types import (
     MissingExtraError,
     ModelSpecMismatch,
 )
-from .backends import Model, OutOfMemory, check_output, make_postprocessor
+from .backends import InvalidOutput, Model, OutOfMemory, check_output, make_postprocessor
 from .manifest import ModelManifest, check_graph, output_shape
 from .preprocess import Preprocessor
 
@@ -85,7 +85,7 @@ class Remote:
         return f"triton://{self.host}/{quote(self.model)}" + (f"/{self.version}" if self.version else "")
 
 
-_SETTINGS = {
+_SETTINGS: dict[str, Callable[[str], Any]] = {
     "protocol": str,
     "deadline_s": float,
     "patience_s": float,
@@ -180,7 +180,7 @@ _SIGNS = (  # words in a lower-case message or status → what it means; the fir
 )
 
 # %% ../../nbs/02_inference/11_triton.ipynb #dce46698
-_REMEDY = {
+_REMEDY: dict[type[BackendError], str] = {
     OutOfMemory: "a smaller max_batch needs less",
     RemoteOverloaded: "more instances, a longer max_queue, or fewer frames a second",
     RemoteTimeout: "a longer deadline_s, or fewer clients",
@@ -197,10 +197,10 @@ def remote_error(error: BaseException, where: Remote, call: str) -> BackendError
     text = f"{status} {type(error).__name__} {said}".lower()
     for name in (where.host, f"'{where.model}'"):
         text = text.replace(name.lower(), "")  # a port 42943 is no HTTP 429, a model may be called "timeout"
-    kind = next((kind for kind, words in _SIGNS if any(word in text for word in words)), None)
-    if kind is None and isinstance(error, (OSError, EOFError, HTTPException)):
+    kind = next((kind for kind, words in _SIGNS if any(word in text for word in words)), BackendError)
+    if kind is BackendError and isinstance(error, (OSError, EOFError, HTTPException)):
         kind = RemoteUnavailable
-    return (kind or BackendError)(f"{call} failed: {said}", where, _REMEDY.get(kind))
+    return kind(f"{call} failed: {said}", where, _REMEDY.get(kind))
 
 # %% ../../nbs/02_inference/11_triton.ipynb #fa2be466
 @dataclass(frozen=True)
@@ -400,6 +400,8 @@ class Connections:
     """Clients of one remote model, one a thread, and the bound on calls in flight. Safe to share between
     threads."""
 
+    _clients: list[Grpc | Http]
+
     def __init__(self, remote: Remote):
         self.remote, self.closed = remote, threading.Event()
         self._places, self._own, self._clients = (
@@ -420,9 +422,10 @@ class Connections:
     def forget(self) -> None:
         "The next attempt of this thread opens a new connection."
         client, self._own.client = getattr(self._own, "client", None), None
-        with suppress(Exception):
-            self._clients.remove(client)
-            client.close()
+        if client is not None:
+            with suppress(Exception):
+                self._clients.remove(client)
+                client.close()
 
     def once(self, call: Callable[[Any], Any], what: str) -> Any:
         "One attempt; anything that goes wrong is one of our errors."
@@ -452,9 +455,11 @@ class Connections:
 # %% ../../nbs/02_inference/11_triton.ipynb #ce0107a8
 _STATES = {RemoteUnavailable: "unreachable", RemoteTimeout: "timeout", RemoteOverloaded: "overloaded"}
 
-
+# %% ../../nbs/02_inference/11_triton.ipynb #d8e42137
 class Line(Connections):
     "Connections with patience: how often a call is tried, and what was seen meanwhile."
+
+    last_error: str | None
 
     def __init__(
         self,
@@ -466,7 +471,7 @@ class Line(Connections):
     ):
         super().__init__(remote)
         self.clock, self.wait, self.chance = clock, wait or self.closed.wait, chance
-        self.events, self.last_error, self.state = Counter(), None, "connecting"
+        self.events, self.last_error, self.state = Counter[str](), None, "connecting"
 
     def ask(
         self, call: Callable[[Any], Any], what: str = "the model call", patience_s: float | None = None
@@ -678,7 +683,14 @@ class RemoteDetector:
         return [self._one(np.ascontiguousarray(image)) for image in images]
 
     def _one(self, image: np.ndarray) -> Detections:
-        return Detections(*_send(self.line, [("picture", "UINT8", image)], [name for name, *_ in FOUND]))
+        boxes, confidence, class_id = _send(
+            self.line, [("picture", "UINT8", image)], [str(name) for name, *_ in FOUND]
+        )
+        if boxes is None:
+            raise InvalidOutput(
+                "the server's answer holds no boxes", self.remote, "serve it by write_repository(ends=True)"
+            )
+        return Detections(boxes, confidence, class_id)
 
     def close(self) -> None:
         self.line.close()

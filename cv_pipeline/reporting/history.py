@@ -54,7 +54,9 @@ def _headline(m: Mapping[str, Any]) -> dict[str, float]:
     "The numbers that say most, wherever a report keeps them."
     found = {}
     for book in (m.get("intervals"), m.get("numbers"), m.get("coco"), m.get("latency_ms"), m):
-        for key in _HEADLINES if isinstance(book, Mapping) else ():
+        if not isinstance(book, Mapping):
+            continue
+        for key in _HEADLINES:
             value = book.get(key)
             value = value.get("value") if isinstance(value, Mapping) else value
             if key not in found and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -112,7 +114,9 @@ def list_reports(root: str | Path = "reports") -> list[Entry]:
         for f in root.iterdir()
         if f.is_dir() and not _DAY.fullmatch(f.name) and not f.name.startswith(".")
     ]
-    return sorted(dated, key=lambda e: (-e.day.toordinal(), e.name)) + sorted(examples, key=lambda e: e.name)
+    return sorted(dated, key=lambda e: (-(e.day or date.min).toordinal(), e.name)) + sorted(
+        examples, key=lambda e: e.name
+    )
 
 
 def _valid(text: str) -> bool:
@@ -159,9 +163,10 @@ def timeline(
 ) -> str:  # SVG
     "Verdicts over time, a row for each name."
     dated = [e for e in entries if e.day is not None]
+    days = [e.day for e in entries if e.day is not None]
     if not dated:
         return ""
-    names, first, last = sorted({e.name for e in dated}), min(e.day for e in dated), max(e.day for e in dated)
+    names, first, last = sorted({e.name for e in dated}), min(days), max(days)
     span, left = max((last - first).days, 1), 190
     place = lambda d: left + (width - left - 20) * (d - first).days / span
     rows = [
@@ -242,7 +247,9 @@ def prune_reports(
     "Delete old reports; the index is written anew."
     if (keep_days is not None and keep_days < 0) or keep_last < 0:
         raise ConfigError(f"keep {keep_days} days and the last {keep_last}", "report prune", "numbers from 0")
-    root, seen, gone, today = Path(root), {}, [], today or date.today()
+    root, today = Path(root), today or date.today()
+    seen: dict[str, int] = {}
+    gone: list[Entry] = []
     for e in list_reports(root):  # newest first
         if e.day is None:
             continue

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from contextlib import ExitStack, suppress
 from datetime import date
-from importlib.util import find_spec
+from importlib.resources import files
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
@@ -87,13 +87,17 @@ def read_parameters(
     found, problems = {}, []
     for node in ast.parse(source).body:
         try:
-            if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            if (
+                not isinstance(node, ast.AnnAssign)
+                or not isinstance(node.target, ast.Name)
+                or node.value is None
+            ):
                 raise ValueError("not `name: type = value`")
             found[node.target.id] = Parameter(
                 node.target.id,
                 ast.unparse(node.annotation).strip("\"'"),
                 ast.literal_eval(node.value),
-                notes.get(node.end_lineno, ""),
+                notes.get(node.end_lineno or 0, ""),
             )
         except (ValueError, TypeError) as e:
             problems.append(f"line {node.lineno}: {e}")
@@ -159,7 +163,7 @@ def checked_here(template: str | Path, values: Mapping[str, Any]) -> None:
 # %% ../../nbs/17_reporting/00_runner.ipynb #3d4d07a8
 def template_folders() -> list[Path]:
     "Where templates are looked for: the repository, then the installed package."
-    package = Path(find_spec("cv_pipeline").origin).parent
+    package = Path(str(files("cv_pipeline")))
     return [package.parent / "nbs" / "reports", package / "templates"]
 
 

@@ -152,7 +152,7 @@ def open_configured(
             source, opening = UnopenedSource(name, e), None
         opened.append(source)
         waiting += [opening] if opening else []
-    errors = [s.error for s in opened if isinstance(s, UnopenedSource)]
+    errors: list[BaseException] = [s.error for s in opened if isinstance(s, UnopenedSource)]
     if len(errors) + len(waiting) == len(opened):
         errors += _first_answer(waiting)
     if len(errors) < len(opened):
@@ -175,7 +175,7 @@ def source_names(configs: Sequence[SourceConfig]) -> list[str]:
     return [c.id if c.id is not None else next(made) for c in configs]
 
 
-def _first_answer(openings: Sequence[Opening]) -> list[Exception]:
+def _first_answer(openings: Sequence[Opening]) -> list[BaseException]:
     "Wait until one of them is open; the errors so far, which are all of them when none could be opened."
     pending, errors = {o.outcome for o in openings}, []
     while pending:
@@ -397,12 +397,9 @@ def configured_rules(
             "zones and lines need tracks", "tracker.name: none", "choose a tracker, or leave the rules out"
         )
     there = source_names(config.sources)
-    lost = [
-        f"'{r.name}' wants the source '{s}'"
-        for r in (*config.events.zones, *config.events.lines)
-        for s in r.sources
-        if s not in there
-    ]
+    asked = [(zone.name, zone.sources) for zone in config.events.zones]
+    asked += [(line.name, line.sources) for line in config.events.lines]
+    lost = [f"'{name}' wants the source '{s}'" for name, sources in asked for s in sources if s not in there]
     if lost:
         raise ConfigError(
             "zones or lines of sources that are not there", "events", f"there are {', '.join(there)}", lost

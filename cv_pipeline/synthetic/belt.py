@@ -275,7 +275,7 @@ def belt_texture(
         seam += -0.34 * np.exp(-((off / 2.2) ** 2)) + 0.14 * np.exp(-(((off - 5) / 2) ** 2))
         seam += 0.22 * (np.abs(np.abs(off) - 9) < 1.6) * (y % 14 < 6)
         level[:, near] = seam
-    colour = np.float32(BELTS[rng.integers(len(BELTS))]) * rng.uniform(0.85, 1.15)
+    colour = np.array(BELTS[rng.integers(len(BELTS))], np.float32) * rng.uniform(0.85, 1.15)
     texture = cv2.merge([np.clip(level * c, 0, 255).astype(np.uint8) for c in colour])
     return np.tile(texture, (1, 2 + int(extra / LOOP), 1))[:, : w + int(extra * scale) + 2]
 
@@ -302,7 +302,8 @@ def surroundings(
         smooth(smooth_rows(draw(), 0.8 * scale, floor), (0, 0.8 * scale)),
         np.zeros((h, w, 3), np.uint8),
     )
-    colour, uneven = np.float32([104, 106, 108]) * rng.uniform(0.6, 1.1), 1 + 0.07 * blotch + 0.12 * speck
+    colour = np.array([104, 106, 108], np.float32) * rng.uniform(0.6, 1.1)
+    uneven = 1 + 0.07 * blotch + 0.12 * speck
     dark = np.interp(out[floor], [24, 50], [0.45, 1])[:, None]
     if len(floor):
         paint[floor] = cv2.merge([np.clip(c * uneven * dark, 0, 255).astype(np.uint8) for c in colour])
@@ -310,7 +311,8 @@ def surroundings(
         np.float32
     )
     brushed = 1 + 0.05 * smooth(smooth_rows(draw(), 0.6 * scale, rail), (0, 30 * scale)) * 30
-    metal = np.float32([176, 172, 168]) * rng.uniform(0.75, 1.05) * (profile[:, None] * brushed)[..., None]
+    bare = np.array([176, 172, 168], np.float32) * rng.uniform(0.75, 1.05)
+    metal = bare * (profile[:, None] * brushed)[..., None]
     along = (x % 84 - 42)[None, :]
     screw = np.hypot(along, (out[rail] - 12)[:, None])
     slit = (screw < 4) & (np.abs(along) < 1)
@@ -342,7 +344,8 @@ def light_map(
     pool = lambda at: np.exp(-(((x - at) / 0.42) ** 2) - ((y - 0.5) / 0.85) ** 2)
     both = sum(on * pool(at) for on, at in zip(light.lamps, (0.2, 0.8))) * 0.80 + 0.06 * sum(light.lamps)
     window = light.window * (0.55 + 0.9 * (1 - x) * (1 - 0.4 * y))
-    field_ = both[..., None] * np.float32(light.lamp_bgr) + window[..., None] * np.float32(light.window_bgr)
+    lamp, sky = np.array(light.lamp_bgr, np.float32), np.array(light.window_bgr, np.float32)
+    field_ = both[..., None] * lamp + window[..., None] * sky
     return np.clip(field_ * 128, 0, 255).astype(np.uint8)
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #919766d7
@@ -351,7 +354,7 @@ class Moment(NamedTuple):
 
     seed: int
     camera: int
-    index: int
+    index: int  # type: ignore[assignment]  # not the method of a tuple, which nobody calls
     t: float  # seconds since the start
     size: tuple[int, int]  # (width, height)
 
@@ -403,7 +406,7 @@ def stamp(
     m, side = place.copy(), (int(cx1 - cx0), int(cy1 - cy0))
     m[:, 2] -= cx0, cy0
     paint, cover, mask = (cv2.warpAffine(a, m, side) for a in (sprite.paint, sprite.cover, sprite.mask))
-    patch, solid = canvas[cy0:cy1, cx0:cx1], cv2.compare(mask, 127, cv2.CMP_GT)
+    patch, solid = canvas[cy0:cy1, cx0:cx1], cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY)[1]
     cv2.multiply(patch, cv2.cvtColor(cv2.bitwise_not(cover), cv2.COLOR_GRAY2BGR), dst=patch, scale=1 / 255)
     cv2.add(patch, paint, dst=patch)
     bx, by, bw, bh = cv2.boundingRect(solid)
@@ -484,7 +487,7 @@ class Kept:
     "Drawn things by key, the most recently used ones; safe to use from several threads."
 
     def __init__(self, most: int):
-        self.most, self._things, self._lock = most, OrderedDict(), Lock()
+        self.most, self._things, self._lock = most, OrderedDict[Any, tuple[Any, Any]](), Lock()
 
     def get(self, key: Any, make: Callable[[], Any], version: Any = None) -> Any:
         "`make()`, or what it gave last time for this key and version."
@@ -554,7 +557,7 @@ def parts_on_belt(
     line: FactoryLine, at: Moment, view: View, canvas: np.ndarray, owner: np.ndarray
 ) -> list[tuple]:
     "Stamp all parts, lowest first; rows of (persistent id, class, box, area of the whole part)."
-    config, rows = line.config, []
+    config, rows = line.config, list[tuple]()
     centre, offset = camera_centre(config, at.camera), first_slot(config)
     for k in slots_in_view(config, at.camera, at.t, config.width / 2 / min(view.zoom, 1) + 60):
         s, x = slot(config, k), along(config, k, at.t) - centre
@@ -624,9 +627,11 @@ class FactoryLine:
         conditions: Condition | Mapping[int, Condition] | None = None,
     ):
         self.config = config or LineConfig()
-        each = isinstance(conditions, Mapping)
-        self.conditions = conditions if each else dict.fromkeys(range(self.config.cameras), conditions)
-        unknown = [c for c in self.conditions if c not in range(self.config.cameras)]
+        every = range(self.config.cameras)
+        self.conditions: Mapping[int, Condition | None] = (
+            conditions if isinstance(conditions, Mapping) else dict.fromkeys(every, conditions)
+        )
+        unknown = [c for c in self.conditions if c not in every]
         if unknown:
             raise ConfigError(
                 f"conditions for cameras {unknown}, the line has {self.config.cameras}",

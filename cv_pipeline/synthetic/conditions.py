@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..core.types import ConfigError
+from ..core.types import ConfigError, DataError
 from .belt import Light, Moment, View
 from .parts import seeded
 
@@ -72,13 +72,11 @@ def lighting(c: Conditions, at: Moment) -> Light:
     "Lamps and window at this moment."
     left = seeded(at.seed, "lamp", at.camera).random() < 0.5
     night, weak = c.time_of_day / 5, ladder("failure", c.lamp_failure)
-    lamps = tuple(
-        round(ladder("lamps", c.time_of_day) * (weak if broken else 1), 4) for broken in (left, not left)
-    )
+    lamp = lambda broken: round(ladder("lamps", c.time_of_day) * (weak if broken else 1), 4)
     warm = (1 - 0.28 * night, 1 - 0.06 * night, 1 + 0.06 * night)
     sun = (1.06 - 0.5 * min(2 * night, 1), 1 - 0.12 * night, 0.95 + 0.3 * night)
     level = float(1 - ladder("flicker", c.lamp_flicker) * (0.5 + 0.5 * np.sin(flicker_phase(at))))
-    return Light(lamps, warm, ladder("window", c.time_of_day), sun, level)
+    return Light((lamp(left), lamp(not left)), warm, ladder("window", c.time_of_day), sun, level)
 
 # %% ../../nbs/01_synthetic/02_conditions.ipynb #6594b670
 @lru_cache(maxsize=32)
@@ -125,7 +123,7 @@ def dirt_map(seed: int, camera: int, size: tuple[int, int], spots: int) -> np.nd
         clear[y0:y1, x0:x1] *= 1 - dark / (
             1 + np.exp((np.hypot(dx, dy) - edge) * soft / np.sqrt(radius) / 1.5)
         )
-    return np.round(255 * clear[..., None] ** np.float32([1.1, 1.0, 0.9])).astype(np.uint8)
+    return np.round(255 * clear[..., None] ** np.array([1.1, 1.0, 0.9], np.float32)).astype(np.uint8)
 
 # %% ../../nbs/01_synthetic/02_conditions.ipynb #4ab71a6b
 @lru_cache(maxsize=16)
@@ -147,7 +145,11 @@ def noisy(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarr
 
 def tone(image: np.ndarray, gains: tuple[float, float, float]) -> np.ndarray:
     "Multiply blue, green and red, and clip as a sensor does: one table look-up."
-    table = np.clip(np.arange(256)[:, None] * np.float64(gains)[None, :], 0, 255).round().astype(np.uint8)
+    table = (
+        np.clip(np.arange(256)[:, None] * np.array(gains, np.float64)[None, :], 0, 255)
+        .round()
+        .astype(np.uint8)
+    )
     return cv2.LUT(image, table[:, None, :])
 
 
@@ -162,7 +164,10 @@ def coarse(image: np.ndarray, share: float) -> np.ndarray:
 
 def compressed(image: np.ndarray, quality: int) -> np.ndarray:
     "Through JPEG and back."
-    return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    if (back := cv2.imdecode(data, cv2.IMREAD_COLOR)) is None:
+        raise DataError(f"a picture of {image.shape} does not survive JPEG", "compressed")
+    return back
 
 # %% ../../nbs/01_synthetic/02_conditions.ipynb #e19e3a38
 def banded(image: np.ndarray, depth: float, phase: float) -> np.ndarray:

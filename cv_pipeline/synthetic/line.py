@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, redirect_stdout
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import av
 import cv2
@@ -121,6 +121,8 @@ def open_line(
 class VideoFile:
     "An H.264 file that grows frame by frame."
 
+    stream: av.VideoStream | None  # opened with the first picture
+
     def __init__(self, path: Path, fps: float = 25.0, crf: int = 23, preset: str = "superfast"):
         self.path, self.count, self.stream = path, 0, None
         self.rate, self.options = int(round(fps * 1000)), {"crf": str(crf), "preset": preset, "threads": "1"}
@@ -129,21 +131,22 @@ class VideoFile:
     def add(self, image: np.ndarray) -> None:
         "Append one picture."
         h, w = image.shape[:2]
-        if self.stream is None:
+        stream = self.stream
+        if stream is None:
             if h % 2 or w % 2:
                 raise DataError(
                     f"H.264 wants an even size, not {w}x{h}", self.path, "crop or pad by one pixel"
                 )
-            self.stream = self.container.add_stream(
+            stream = self.stream = self.container.add_stream(
                 "libx264", rate=Fraction(self.rate, 1000), options=self.options
             )
-            self.stream.width, self.stream.height, self.stream.pix_fmt = w, h, "yuv420p"
-        if (w, h) != (self.stream.width, self.stream.height):
+            stream.width, stream.height, stream.pix_fmt = w, h, "yuv420p"
+        if (w, h) != (stream.width, stream.height):
             raise DataError(
-                f"frame {self.count} is {w}x{h}, the video is {self.stream.width}x{self.stream.height}",
+                f"frame {self.count} is {w}x{h}, the video is {stream.width}x{stream.height}",
                 self.path,
             )
-        for packet in self.stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24")):
+        for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24")):
             self.container.mux(packet)
         self.count += 1
 
@@ -248,7 +251,7 @@ class MotFolder:
     "mot/<split>/<source>/gt/gt.txt and seqinfo.ini, one sequence a camera: what trackers are judged by."
 
     def __init__(self, root: Path, split: str, fps: float):
-        self.root, self.fps, self.seen = root / "mot" / split, fps, {}
+        self.root, self.fps, self.seen = root / "mot" / split, fps, dict[str, list[Any]]()
         self.files: dict[str, Any] = {}
 
     def add(self, frame: Frame, truth: Truth, name: str) -> None:
@@ -277,7 +280,7 @@ class Videos:
     "videos/<split>/<source>.mp4, one a camera."
 
     def __init__(self, root: Path, split: str, fps: float):
-        self.folder, self.fps, self.files = root / "videos" / split, fps, {}
+        self.folder, self.fps, self.files = root / "videos" / split, fps, dict[str, VideoFile]()
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, frame: Frame, truth: Truth, name: str) -> None:
@@ -290,6 +293,13 @@ class Videos:
             file.close()
 
 # %% ../../nbs/01_synthetic/03_line.ipynb #b41bb8f9
+class _Writer(Protocol):
+    "Takes frames with their truth, and finishes its files when closed."
+
+    def add(self, frame: Frame, truth: Truth, name: str) -> None: ...
+    def close(self) -> None: ...
+
+
 def write_dataset(
     root: str | Path,
     frames: Iterable[tuple[Frame, Truth]],  # of any cameras, in any order
@@ -300,15 +310,13 @@ def write_dataset(
     suffix: str = ".jpg",  # ".png" keeps every pixel
 ) -> int:  # frames written
     'Write frames with their truth. COCO alone writes no pictures: add "yolo" or "video".'
-    root, makers = (
-        Path(root),
-        {
-            "yolo": lambda: YoloFolder(root, split, min_visibility, suffix),
-            "coco": lambda: CocoFile(root, split, min_visibility, suffix),
-            "mot": lambda: MotFolder(root, split, fps),
-            "video": lambda: Videos(root, split, fps),
-        },
-    )
+    folder = Path(root)
+    makers: dict[str, Callable[[], _Writer]] = {
+        "yolo": lambda: YoloFolder(folder, split, min_visibility, suffix),
+        "coco": lambda: CocoFile(folder, split, min_visibility, suffix),
+        "mot": lambda: MotFolder(folder, split, fps),
+        "video": lambda: Videos(folder, split, fps),
+    }
     unknown = [f for f in formats if f not in makers]
     if unknown or not formats:
         raise ConfigError(f"formats {unknown or 'is empty'}", root, f"known: {', '.join(makers)}")
@@ -368,7 +376,7 @@ def shrunk(
     nw, nh = round(w * s), round(h * s)
     image = cv2.resize(frame.image, (nw, nh), interpolation=cv2.INTER_LINEAR)
     small = Detections(
-        d.xyxy * np.float32([nw / w, nh / h] * 2), d.confidence, d.class_id, d.tracker_id, d.data
+        d.xyxy * np.array([nw / w, nh / h] * 2, np.float32), d.confidence, d.class_id, d.tracker_id, d.data
     )
     return (
         Frame(image, frame.source_id, frame.frame_id, frame.captured_at, frame.pts, frame.meta),
@@ -387,7 +395,9 @@ def average_precision(
         from pycocotools.cocoeval import COCOeval
     except ImportError as e:
         raise MissingExtraError("pycocotools", "train") from e
-    ids, images, wanted, found = range(1, len(CLASS_NAMES) + 1), [], [], []
+    ids, images = range(1, len(CLASS_NAMES) + 1), []
+    wanted: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for i, (truth, predicted) in enumerate(zip(truths, predictions), 1):
         images.append({"id": i})
         fresh = to_coco_annotations(truth.detections, i, ids, len(wanted) + 1)
@@ -443,7 +453,7 @@ def make_demo(
     )
 
     def film(camera: int) -> Path:
-        path, lines = folder / f"camera-{camera + 1}.mp4", []
+        path, lines = folder / f"camera-{camera + 1}.mp4", list[str]()
         write_video(path, (f.image for f, _ in _noting(line.frames(count, camera), lines)), fps)
         path.with_suffix(".gt.txt").write_text("".join(lines))
         return path

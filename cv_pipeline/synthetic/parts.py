@@ -145,7 +145,7 @@ def bracket(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Shape:
     return Shape(inside.astype(np.float32), np.zeros_like(x), x + 0.05 * y)
 
 # %% ../../nbs/01_synthetic/00_parts.ipynb #554c1c07
-LIGHT = np.float32([-0.42, -0.55, 0.72]) / np.float32(
+LIGHT = np.array([-0.42, -0.55, 0.72], np.float32) / np.float32(
     np.linalg.norm([-0.42, -0.55, 0.72])
 )  # towards the lamp: from the upper left
 
@@ -181,7 +181,8 @@ def shade(
     scratches = np.interp(shape.brush, np.linspace(-1.6, 1.6, 400), rng.normal(0, 1, 400)).astype(np.float32)
     nx, ny = nx + 0.05 * gloss * scratches, ny + 0.05 * gloss * scratches
     diffuse = np.clip(nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2], 0, 1)
-    half = (LIGHT + np.float32([0, 0, 1])) / np.linalg.norm(LIGHT + np.float32([0, 0, 1]))
+    middle = LIGHT + np.array([0, 0, 1], np.float32)  # of the lamp and the camera
+    half = middle / np.linalg.norm(middle)
     specular = np.clip(nx * half[0] + ny * half[1] + nz * half[2], 0, 1) ** 28
     turn = turned(n) if shape.brush.min() >= 0 else shape.brush * 2
     sheen = np.cos(2 * turn + rng.uniform(0, 6)) ** 3  # what turned and brushed metal mirrors of the hall
@@ -197,7 +198,7 @@ def shade(
     )
     mirrored = 120 * gloss * specular * edge
     return cv2.merge(
-        [np.clip(c * level + mirrored, 0, 255) for c in np.float32(colour)]
+        [np.clip(c * level + mirrored, 0, 255) for c in np.array(colour, np.float32)]
     )  # channel by channel: fast
 
 # %% ../../nbs/01_synthetic/00_parts.ipynb #2e2c43e5
@@ -228,7 +229,7 @@ def assemble(
     paint = cv2.resize(cv2.copyTo(colour, solid.view(np.uint8)), size, interpolation=cv2.INTER_AREA)
     air = int(np.ceil(drop * 2.2)) + 3
     alpha, paint = (cv2.copyMakeBorder(a, air, air, air, air, cv2.BORDER_CONSTANT) for a in (alpha, paint))
-    move = np.float32([[1, 0, drop * 0.62], [0, 1, drop * 0.78]])
+    move = np.array([[1, 0, drop * 0.62], [0, 1, drop * 0.78]], np.float32)
     shadow = cv2.GaussianBlur(cv2.warpAffine(alpha, move, alpha.shape[::-1]), (0, 0), 0.5 * drop + 0.5)
     contact = cv2.GaussianBlur(alpha, (0, 0), 0.25 * drop + 0.5)
     cover = 1 - (1 - alpha) * (1 - depth * np.maximum(shadow, 0.8 * contact))
@@ -290,12 +291,12 @@ def draw_part(
     n = 2 * int(round(length * scale * 1.08 / 2) * 2)
     shape = SHAPES[class_id](*grid(n, angle), rng)
     colour, gloss = MATERIALS[str(rng.choice(USUAL[class_id]))]
-    tint = np.clip(np.float32(colour) * rng.uniform(0.86, 1.1) + rng.normal(0, 5, 3), 20, 235)
+    tint = np.clip(np.array(colour, np.float32) * rng.uniform(0.86, 1.1) + rng.normal(0, 5, 3), 20, 235)
     lit = shade(shape, tuple(tint), gloss, rng)
     if rng.random() < 0.25:  # an oil or rust stain
         spot = cv2.resize(rng.random((5, 5)).astype(np.float32), (n, n), interpolation=cv2.INTER_CUBIC)
         spot = np.clip(spot - 0.6, 0, 0.4)
-        lit *= cv2.merge([1 - spot * c for c in np.float32([1.5, 1.1, 0.8])])
+        np.multiply(lit, cv2.merge([1 - spot * c for c in np.array([1.5, 1.1, 0.8], np.float32)]), out=lit)
     return assemble(lit, shape.inside > 0, drop=rng.uniform(5, 9) * scale)
 
 # %% ../../nbs/01_synthetic/00_parts.ipynb #7b62ae99
@@ -376,7 +377,8 @@ def draw_hand(
         + 0.66 * np.clip(nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2], 0, 1)
         + rng.normal(0, 0.012, (h, w))
     )
-    cloth, skin = np.float32(SLEEVES[rng.integers(len(SLEEVES))]), np.float32(SKINS[rng.integers(len(SKINS))])
+    cloth = np.array(SLEEVES[rng.integers(len(SLEEVES))], np.float32)
+    skin = np.array(SKINS[rng.integers(len(SKINS))], np.float32)
     colour = [
         np.clip(np.where(sleeve > 0, a, b) * level, 0, 255).astype(np.float32) for a, b in zip(cloth, skin)
     ]

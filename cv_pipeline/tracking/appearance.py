@@ -204,8 +204,9 @@ class OnnxEmbedder:
         self.size, self.max_batch = (size[0], size[1]), self.fixed_batch or max_batch
         self.dim = self._session.get_outputs()[0].shape[1]
         self._input, self._output = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
-        self._scale = (1 / (255 * np.float32(std))).astype(np.float32)
-        self._shift = (np.float32(mean) / np.float32(std)).astype(np.float32)
+        centre, spread = np.array(mean, np.float32), np.array(std, np.float32)
+        self._scale = (1 / (255 * spread)).astype(np.float32)
+        self._shift = (centre / spread).astype(np.float32)
 
     def __call__(self, image: np.ndarray, xyxy: np.ndarray) -> np.ndarray:  # (n, dim) float32
         "One vector a box; as few calls as the graph allows."
@@ -266,7 +267,7 @@ def free_batch(
     try:
         free, fixed = OnnxEmbedder(model.SerializeToString(), threads=1), OnnxEmbedder(path, threads=1)
         picture = np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8)
-        boxes = np.float32([[0, 0, 40, 80], [30, 10, 90, 90], [5, 40, 50, 60]])
+        boxes = np.array([[0, 0, 40, 80], [30, 10, 90, 90], [5, 40, 50, 60]], np.float32)
         same = np.allclose(free(picture, boxes), fixed(picture, boxes), atol=1e-4)
     except BackendError as e:
         raise BackendError(

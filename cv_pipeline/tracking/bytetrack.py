@@ -17,6 +17,9 @@ __all__ = ['ByteTrackTracker']
 class ByteTrackTracker(BoxTracker):
     "ByteTrack (Zhang et al., 2022) for one camera: doubtful boxes continue tracks but start none."
 
+    high_conf_det_threshold: float
+    doubtful_iou_threshold: float
+
     def __init__(
         self,
         # confidence that starts a track, if it also reaches high_conf_det_threshold

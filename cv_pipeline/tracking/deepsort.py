@@ -9,11 +9,11 @@ import numpy as np
 
 from ..core.types import ConfigError, DataError, Detections, Frame, box_iou
 from .appearance import ColourHistogram, Embedder
-from .sort import BoxTracker, associate_among, overlaps, trust
+from .sort import BoxTracker, TrackBook, associate_among, overlaps, trust
 
 # %% auto #0
-__all__ = ['CLEAR_OVERLAP', 'CLEAR_CONFIDENCE', 'clear_looks', 'likeness', 'doubt_distance', 'DeepSortTracker', 'checked_looks',
-           'found_again', 'keep_looks']
+__all__ = ['CLEAR_OVERLAP', 'CLEAR_CONFIDENCE', 'clear_looks', 'likeness', 'doubt_distance', 'GalleryBook', 'AppearanceSettings',
+           'DeepSortTracker', 'checked_looks', 'found_again', 'keep_looks']
 
 # %% ../../nbs/03_tracking/04_deepsort.ipynb #c976c8d7
 CLEAR_OVERLAP, CLEAR_CONFIDENCE = (
@@ -49,8 +49,27 @@ def doubt_distance(
     return (((seen[None] - state[:, None, :4]) / unit[:, None]) ** 2).sum(axis=2)
 
 # %% ../../nbs/03_tracking/04_deepsort.ipynb #cb489e60
-class DeepSortTracker(BoxTracker):
+class GalleryBook(TrackBook):
+    "What DeepSORT knows of its k tracks beside: how they looked."
+
+    gallery: np.ndarray  # (k, gallery_size, dim) float32 unit vectors; 0 where nothing was kept yet
+    looks: np.ndarray  # (k,) int64, how many were kept so far
+
+
+class AppearanceSettings(BoxTracker):
+    "DeepSORT's own settings, beside those of all trackers."
+
+    appearance_threshold: float
+    appearance_weight: float
+    motion_gate: float
+    gallery_size: int
+
+# %% ../../nbs/03_tracking/04_deepsort.ipynb #1259f293
+class DeepSortTracker(AppearanceSettings):
     "DeepSORT (Wojke et al., 2017) for one camera, overlap first; whoever was lost is found again by looks."
+
+    book = GalleryBook
+    _book: GalleryBook
 
     def __init__(
         self,
@@ -124,9 +143,10 @@ def found_again(
     detections: Detections,
 ) -> tuple[np.ndarray, np.ndarray]:
     "Pair confirmed tracks that found nobody with boxes that are left, by looks within the gate."
-    book, free = tracker._book, np.ones(len(detections), bool)
+    book = tracker._book
+    free: np.ndarray = np.ones(len(detections), bool)
     free[columns] = False
-    gone = book.id >= 0
+    gone: np.ndarray = book.id >= 0
     gone[rows] = False
     gone, free = gone.nonzero()[0], free.nonzero()[0]
     if not len(gone) or not len(free):

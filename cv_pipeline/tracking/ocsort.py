@@ -8,11 +8,19 @@ from __future__ import annotations
 import numpy as np
 
 from ..core.types import Detections, box_iou
-from .sort import BoxFilter, BoxTracker, associate, associate_among, overlaps, trust
+from cv_pipeline.tracking.sort import (
+    BoxFilter,
+    BoxTracker,
+    TrackBook,
+    associate,
+    associate_among,
+    overlaps,
+    trust,
+)
 
 # %% auto #0
-__all__ = ['MOST_VIRTUAL', 'SteadyFilter', 'relive', 'reference', 'direction_agreement', 'OCSortTracker', 'second_chance',
-           'came_back', 'note_observations']
+__all__ = ['MOST_VIRTUAL', 'SteadyFilter', 'relive', 'reference', 'direction_agreement', 'ObservedBook', 'DirectionSettings',
+           'OCSortTracker', 'second_chance', 'came_back', 'note_observations']
 
 # %% ../../nbs/03_tracking/02_ocsort.ipynb #f0cb58a6
 class SteadyFilter(BoxFilter):
@@ -72,11 +80,32 @@ def _direction_bonus(
     return tracker.direction_consistency_weight * agreement
 
 # %% ../../nbs/03_tracking/02_ocsort.ipynb #1b4ec388
-class OCSortTracker(BoxTracker):
+class ObservedBook(TrackBook):
+    "What OC-SORT knows of its k tracks beside: observations, and the filter after the last one."
+
+    last: np.ndarray  # (k, 4) cx cy w h of the last observation
+    past: np.ndarray  # (k, delta_t, 2) centres
+    when: np.ndarray  # (k, delta_t) in frames
+    heading: np.ndarray  # (k, 2) unit vectors; 0 = not known yet
+    state: np.ndarray  # (k, 8) of the filter
+    covariance: np.ndarray  # (k, 3)
+
+
+class DirectionSettings(BoxTracker):
+    "OC-SORT's own settings, beside those of all trackers."
+
+    high_conf_det_threshold: float
+    direction_consistency_weight: float
+    delta_t: int
+
+# %% ../../nbs/03_tracking/02_ocsort.ipynb #e8bee8a8
+class OCSortTracker(DirectionSettings):
     """OC-SORT (Cao et al., 2023) for one camera: lost time is re-lived along observations, direction decides
     contested pairs."""
 
     motion = SteadyFilter
+    book = ObservedBook
+    _book: ObservedBook
 
     def __init__(
         self,
@@ -141,7 +170,7 @@ def second_chance(
     al., 2023)."""
     book, alone = tracker._book, np.ones(len(detections), bool)
     alone[columns] = False
-    waiting = np.ones(len(book.id), bool)
+    waiting: np.ndarray = np.ones(len(book.id), bool)
     waiting[rows] = False
     waiting, free = waiting.nonzero()[0], sure[alone[sure]]
     if not len(waiting) or not len(free):

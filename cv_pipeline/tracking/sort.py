@@ -16,8 +16,8 @@ from ..core.types import ConfigError, DataError, Detections, Frame, box_iou, val
 
 # %% auto #0
 __all__ = ['Value', 'SETTINGS', 'associate', 'associate_among', 'TrackRows', 'BoxFilter', 'tracker_problems', 'FrameClock',
-           'TrackStates', 'BoxTracker', 'start_tracks', 'end_frame', 'track_states', 'overlaps', 'trust', 'worth',
-           'SortTracker']
+           'TrackStates', 'TrackBook', 'TrackerSettings', 'BoxTracker', 'start_tracks', 'end_frame', 'track_states',
+           'overlaps', 'trust', 'worth', 'SortTracker']
 
 # %% ../../nbs/03_tracking/00_sort.ipynb #7de519da
 Value = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows (k,), columns (l,) → above 0, (k, l) or (k, 1)
@@ -102,7 +102,7 @@ class BoxFilter(TrackRows):
         "Move all boxes on by `step` frames: one number, or one a box."
         q, p = self.acceleration, self.wander
         pp, pv, vv = self.covariance.T
-        self.state[:, :4] += (step if np.ndim(step) == 0 else step[:, None]) * self.state[:, 4:]
+        self.state[:, :4] += (step[:, None] if isinstance(step, np.ndarray) else step) * self.state[:, 4:]
         pp += step * pv
         pv += step * vv
         pp += step * pv
@@ -164,7 +164,7 @@ def tracker_problems(settings: dict[str, Any]) -> list[str]:
         return (
             isinstance(value, kinds)
             and not isinstance(value, bool)
-            and SETTINGS[name][0] <= value <= SETTINGS[name][1]
+            and bool(SETTINGS[name][0] <= value <= SETTINGS[name][1])
         )
 
     return [
@@ -243,11 +243,32 @@ def _checked_settings(
     return settings
 
 # %% ../../nbs/03_tracking/00_sort.ipynb #fc4166ef
-class BoxTracker:
+class TrackBook(TrackRows):
+    "What every tracker knows of its k tracks."
+
+    id: np.ndarray  # (k,) int32, -1 until confirmed
+    hits: np.ndarray  # (k,) int32, frames in which it was seen
+    class_id: np.ndarray  # (k,) int32
+    seen: np.ndarray  # (k,) when it was seen last, in frames
+
+
+class TrackerSettings:
+    "The settings that all trackers have; each tracker's constructor says what they mean."
+
+    track_activation_threshold: float
+    lost_track_buffer: int
+    minimum_iou_threshold: float
+    minimum_consecutive_frames: int
+    frame_rate: float
+    class_aware: bool
+
+# %% ../../nbs/03_tracking/00_sort.ipynb #aa95e2dd
+class BoxTracker(TrackerSettings):
     """What all trackers share: time, motion, ids, birth, confirmation, death. A tracker says who belongs to
     whom: `_pair`."""
 
     motion = BoxFilter  # how boxes move
+    book = TrackBook  # what is known of the tracks
     detector_error = 0.04  # of a box's side; turns the filter's units into pixels
 
     def _configure(self, given: dict[str, Any]) -> None:
@@ -260,7 +281,7 @@ class BoxTracker:
         self.confirmed = 0  # tracks confirmed so far = ids given
         self._clock, self._boxes = FrameClock(self.frame_rate), self.motion()
         ints = {name: np.zeros(0, np.int32) for name in ("id", "hits", "class_id")}
-        self._book = TrackRows(**ints, seen=np.zeros(0), **self._columns())  # seen: when, in frames
+        self._book = self.book(**ints, seen=np.zeros(0), **self._columns())
 
     @property
     def clock_jumps(self) -> int:

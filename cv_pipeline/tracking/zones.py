@@ -19,7 +19,7 @@ from .sort import TrackRows
 
 # %% auto #0
 __all__ = ['ANCHORS', 'signed_distance', 'line_distance', 'ZoneConfig', 'LineRule', 'Rules', 'crosses_itself', 'rule_problems',
-           'read_rules', 'class_numbers', 'Event', 'Sides', 'settle', 'placed', 'RuleWatch']
+           'read_rules', 'class_numbers', 'Event', 'Sides', 'RuleBook', 'settle', 'placed', 'RuleWatch']
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #1c2b654a
 def signed_distance(
@@ -96,6 +96,11 @@ class Rules:
     looks: int = 2  # observations there in a row
     lost_s: float = 2.0  # seconds of looks without the track after which it has left
 
+    @property
+    def every(self) -> list[ZoneConfig | LineRule]:
+        "The zones, then the lines."
+        return [*self.zones, *self.lines]
+
     def __post_init__(self):
         problems = rule_problems(self)
         if problems:
@@ -169,14 +174,14 @@ def rule_problems(rules: Rules) -> list[str]:
         )
         if not fine
     ]
-    for rule in (*rules.zones, *rules.lines):
+    for rule in rules.every:
         what = f"{'zone' if isinstance(rule, ZoneConfig) else 'line'} '{rule.name}'"
         found += _shape_problems(rule, what)
         if rule.anchor not in ANCHORS:
             found.append(f"{what}: anchor must be one of {', '.join(ANCHORS)}, not {rule.anchor!r}")
         if isinstance(rule.classes, str) or isinstance(rule.sources, str):
             found.append(f"{what}: classes and sources are lists")
-    names = [rule.name for rule in (*rules.zones, *rules.lines)]
+    names = [rule.name for rule in rules.every]
     return found + [
         f"the name '{name}' is given twice" for name in sorted(set(names)) if names.count(name) > 1
     ]
@@ -220,7 +225,7 @@ def read_rules(
         )
     rules = Rules(tuple(zones), tuple(lines), **rest)
     if names is not None:
-        for rule in (*rules.zones, *rules.lines):
+        for rule in rules.every:
             class_numbers(rule, names)
     return rules
 
@@ -269,9 +274,30 @@ class Sides(NamedTuple):
     side: np.ndarray  # int8, the settled side after the look: +1, -1, 0 = not known yet
 
 
+class RuleBook(TrackRows):
+    "What is known of k tracks; (k, rules) where nothing else is said."
+
+    id: np.ndarray  # (k,) int64
+    votes: np.ndarray  # (k, classes) int32, how often it was seen as what
+    seen: np.ndarray  # (k,) seconds since 1970
+    missing: np.ndarray  # (k,) since when looks have not found it, infinite while they do
+    side: np.ndarray  # int8, the settled side: +1, -1, 0 = not known yet
+    raw: np.ndarray  # int8, the side of the last look
+    pending: np.ndarray  # int32, looks in a row on the other side
+    gap: np.ndarray  # signed distance at the last look, pixels
+    when: np.ndarray  # seconds since 1970 at which the distance was zero last
+    frame: np.ndarray  # int64, the first frame after that
+    at: np.ndarray  # (k, rules, 2) where that was, pixels
+    point: np.ndarray  # (k, rules, 2) anchor at the last look, pixels
+    time: np.ndarray  # of the last look
+    entered: np.ndarray  # seconds since 1970
+    dwelt: np.ndarray  # bool, the `dwell` event was given
+    ever: np.ndarray  # bool, counted in `total`
+    counted: np.ndarray  # int32, class under which it was counted
+
+# %% ../../nbs/03_tracking/06_zones.ipynb #6bebc3f0
 def settle(
-    # columns side, raw, pending (k, rules); gap, when, frame, at (k, rules[, 2]); point, time (k, …)
-    book: TrackRows,
+    book: RuleBook,
     rows: np.ndarray,  # (n,) tracks that were seen
     distance: np.ndarray,  # (n, rules) signed, pixels; NaN = the rule is not for this track
     margin: np.ndarray,  # (n, 1) pixels
@@ -338,10 +364,10 @@ def _stacked(polygons: list[np.ndarray]) -> np.ndarray:
     return np.array([np.concatenate([p, np.repeat(p[:1], most - len(p), axis=0)]) for p in polygons])
 
 
-def _new_book(n: int) -> TrackRows:
+def _new_book(n: int) -> RuleBook:
     "An empty table for `n` rules."
     wide = lambda kind, *more: np.zeros((0, n, *more), kind)
-    return TrackRows(
+    return RuleBook(
         id=np.zeros(0, np.int64),
         votes=np.zeros((0, 1), np.int32),
         seen=np.zeros(0),
@@ -362,12 +388,26 @@ def _new_book(n: int) -> TrackRows:
     )
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #67a1ec6e
-class RuleWatch:
+class _Fitted:
+    "What a watch knows of its tracks, and its rules fitted to the size of the pictures."
+
+    _book: RuleBook
+    _size: tuple[int, int] | None  # of the pictures, None before the first
+    _names: tuple[str, ...]
+    _now: float
+    _classes: list[np.ndarray | None]  # of each rule, None = all
+    _shapes: list[np.ndarray]  # of each rule, pixels
+    _off: np.ndarray  # (rules,) bool, those that do not fit into the picture
+    _polygons: np.ndarray  # (zones, m, 2)
+    _ends: np.ndarray  # (lines, 2, 2)
+
+# %% ../../nbs/03_tracking/06_zones.ipynb #804190d8
+class RuleWatch(_Fitted):
     "Zones and lines of one source: looks in, events out; counts of what happened by rule and class."
 
     def __init__(self, rules: Rules, source_id: str):
         self.source_id, self.settings = source_id, rules
-        self.rules = [r for r in (*rules.zones, *rules.lines) if not r.sources or source_id in r.sources]
+        self.rules = [r for r in rules.every if not r.sources or source_id in r.sources]
         self.zone = np.array([isinstance(r, ZoneConfig) for r in self.rules], bool)
         self._dwell = np.array([getattr(r, "dwell_s", None) or np.inf for r in self.rules])
         self._share = np.array([ANCHORS[r.anchor] for r in self.rules]).reshape(-1, 2)
@@ -572,8 +612,9 @@ def _dwelt(watch: RuleWatch, rows: np.ndarray, now: float, frame_id: int) -> lis
 def _lost(watch: RuleWatch, rows: np.ndarray, now: float, leave: bool = True) -> list[Event]:
     """Tracks that looks have not found for `lost_s`: they cross what they were seen beyond twice at the end,
     leave their zones and are forgotten."""
-    book, events = watch._book, []
-    away = np.ones(len(book.id), bool)
+    book = watch._book
+    events: list[Event] = []
+    away: np.ndarray = np.ones(len(book.id), bool)
     away[rows] = False
     if leave:
         book.missing[away] = np.minimum(book.missing[away], now)

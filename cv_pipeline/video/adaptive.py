@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.types import Clock, ConfigError, Detections, Frame, Tracker, box_area
 from ..tracking.sort import TrackStates
-from .selection import small_grey
+from .selection import channel_means, small_grey
 
 # %% auto #0
 __all__ = ['sparse_grey', 'Background', 'boxes_mask', 'Reach', 'predicted', 'next_reach', 'look_rates', 'water_fill',
@@ -59,7 +59,8 @@ class Background:
         deviations: float = 4.0,  # and so many times its usual deviation
         memory: float = 6.0,  # seconds after which a change is the new background, by 63 %
     ):
-        self.level, self.deviations, self.memory, self.mean = level, deviations, memory, None
+        self.level, self.deviations, self.memory = level, deviations, memory
+        self.mean = np.zeros((0, 0), np.float32)
 
     def start(self, grey: np.ndarray) -> None:  # (h, w) uint8
         "This picture is the background."
@@ -70,7 +71,7 @@ class Background:
     def foreground(self, grey: np.ndarray) -> np.ndarray:  # (h, w) uint8 → 255 where it is not the background
         "What differs from the background by more than is usual there."
         where = self.still if cv2.countNonZero(self.still) * 4 > grey.size else None
-        self.gain = max(cv2.mean(grey, where)[0], 1) / max(cv2.mean(self._plain, where)[0], 1)
+        self.gain = max(channel_means(grey, where)[0], 1) / max(channel_means(self._plain, where)[0], 1)
         self.delta = cv2.absdiff(grey, cv2.convertScaleAbs(self._plain, alpha=self.gain))
         found = cv2.morphologyEx(cv2.compare(self.delta, self._limit, cv2.CMP_GT), cv2.MORPH_OPEN, _TWO)
         self.still = cv2.bitwise_not(cv2.dilate(found, _NEAR))
@@ -91,7 +92,7 @@ class Background:
 
     def _refresh(self) -> None:
         self._plain = cv2.convertScaleAbs(self.mean)
-        level = self.level * min(max(cv2.mean(self._plain)[0] / self.bright, 1 / 3), 1)
+        level = self.level * min(max(channel_means(self._plain)[0] / self.bright, 1 / 3), 1)
         self._limit = cv2.convertScaleAbs(self.deviation, alpha=self.deviations, beta=level)
 
 # %% ../../nbs/04_video/05_adaptive.ipynb #bc251ab2
@@ -157,7 +158,7 @@ def look_rates(
     new: float,  # looks a second at a track that is not confirmed
 ) -> tuple[np.ndarray, np.ndarray]:  # (k,) looks a second, (k,) why: "new", "lost" or "follow"
     "How often each track wants to be looked at."
-    states, edge = reach.states, np.float32(size)
+    states, edge = reach.states, np.array(size, np.float32)
     box = np.maximum(states.xyxy[:, 2:] - states.xyxy[:, :2], 1)
     soon, centre = predicted(states, 0.5), (states.xyxy[:, :2] + states.xyxy[:, 2:]) / 2
     sure = np.clip(1 - states.uncertainty / box.min(axis=1, initial=1e9) / reach.sizes, 0.5, 1)
@@ -216,11 +217,9 @@ class CallBudget:
             silent_s,
             clock,
         )
-        self._lock, self._cameras, self._check = (
-            threading.Lock(),
-            {},
-            -math.inf,
-        )  # key → [last asked, floor, wanted, credit, share]; when to share anew
+        self._lock, self._check = threading.Lock(), -math.inf  # when to share anew
+        # key → last asked, floor, wanted, credit, share
+        self._cameras: dict[Hashable, list[float]] = {}
 
     def ready(self, key: Hashable, at: float, wanted: float, floor: float, calls: float = 1.0) -> bool:
         """What a camera wants now, calls a second; whether it may make so many `calls` on end. Ask with every
@@ -297,12 +296,13 @@ class _Scene:
         self.news = cv2.bitwise_and(fore, cv2.bitwise_not(explained))
         if cv2.countNonZero(self.news) < self.area * fore.size:
             return 0.0
-        fresh = cv2.countNonZero(cv2.bitwise_and(self.news, cv2.compare(self.bored, 0.5, cv2.CMP_LT)))
-        return 1.0 if fresh >= self.area * fore.size else 2.0 ** -cv2.mean(self.bored, self.news)[0]
+        interested = cv2.compare(self.bored, 0.5, cv2.CMP_LT)  # type: ignore[call-overload]  # takes numbers too
+        fresh = cv2.countNonZero(cv2.bitwise_and(self.news, interested))
+        return 1.0 if fresh >= self.area * fore.size else 2.0 ** -channel_means(self.bored, self.news)[0]
 
     def dismiss(self, grey: np.ndarray, news: np.ndarray, xyxy: np.ndarray) -> None:
         "The model looked at this news; where no box (k, 4) is, it was nothing."
-        if news.shape != self.bored.shape:
+        if self.bored is None or news.shape != self.bored.shape:
             return
         nothing = cv2.bitwise_and(
             news, cv2.bitwise_not(cv2.dilate(boxes_mask(xyxy, news.shape, self.scale), _AROUND))
@@ -402,9 +402,9 @@ class AdaptiveSelector:
         self.reasons: Counter[str] = (
             Counter()
         )  # why frames were selected: first, floor, motion, new, lost, follow
-        self._scene, self._reach, self._rates, self._why = (
+        self._reach: Reach | None = None
+        self._scene, self._rates, self._why = (
             _Scene(settings.area, settings.width, settings.forget_s),
-            None,
             np.zeros(0, np.float32),
             np.zeros(0, "U6"),
         )
@@ -509,9 +509,9 @@ def _observe(
         return  # about pixels that are no more
     at, states = frame.captured_at.timestamp(), _known(detections, tracker)
     near, far = selector.settings.reach
-    selector._reach = next_reach(selector._reach, states, at, near, far)
+    reach = selector._reach = next_reach(selector._reach, states, at, near, far)
     selector._rates, selector._why = look_rates(
-        selector._reach, frame.size, near, selector.settings.tracked_fps, selector.settings.new_fps
+        reach, frame.size, near, selector.settings.tracked_fps, selector.settings.new_fps
     )
     asked, new = selector._asked.pop(frame.frame_id, None), states.hits[~states.confirmed]
     selector._need = getattr(tracker, "minimum_consecutive_frames", 1) if hasattr(tracker, "tracks") else 1

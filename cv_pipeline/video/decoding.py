@@ -10,11 +10,11 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import cv2
@@ -24,8 +24,9 @@ from ..core.types import ConfigError, SourceError
 
 # %% auto #0
 __all__ = ['DEVICES', 'HARDWARE', 'Skip', 'open_container', 'video_stream', 'DecoderChoice', 'probe_device', 'choose_decoder',
-           'make_accelerator', 'thread_count', 'make_context', 'TimeLine', 'to_bgr', 'Decoded', 'PacketDecoder',
-           'Picture', 'packets', 'decode_video', 'SourceInfo', 'nominal_rate', 'describe_decoder', 'probe_video']
+           'make_accelerator', 'thread_count', 'make_context', 'TimeLine', 'to_bgr', 'seconds_a_tick', 'Decoded',
+           'PacketDecoder', 'Picture', 'packets', 'decode_video', 'SourceInfo', 'nominal_rate', 'describe_decoder',
+           'probe_video']
 
 # %% ../../nbs/04_video/00_decoding.ipynb #118a5bfc
 def _why_not(path: Path) -> tuple[str, str]:
@@ -136,7 +137,7 @@ def probe_device(
     if device == "qsv":
         return None  # has decoders of its own, which only a real stream can try
     try:
-        HWAccel(device, allow_software_fallback=False, **_device_options(device)).create(
+        HWAccel(device, allow_software_fallback=False, options=_device_options(device)).create(
             av.Codec("h264", "r")
         )
     except (av.FFmpegError, NotImplementedError, OSError, ValueError, RuntimeError) as e:
@@ -144,9 +145,9 @@ def probe_device(
     return None
 
 # %% ../../nbs/04_video/00_decoding.ipynb #4587da28
-def _device_options(device: str) -> dict[str, dict[str, str]]:
+def _device_options(device: str) -> dict[str, object] | None:
     "All cameras on one CUDA context: each of its own would cost hundreds of megabytes of the card."
-    return {"options": {"primary_ctx": "1"}} if device == "cuda" else {}
+    return {"primary_ctx": "1"} if device == "cuda" else None
 
 # %% ../../nbs/04_video/00_decoding.ipynb #4a6ed70f
 def choose_decoder(
@@ -178,7 +179,7 @@ def make_accelerator(choice: DecoderChoice):
     from av.codec.hwaccel import HWAccel
 
     return HWAccel(
-        choice.used, allow_software_fallback=False, **_device_options(choice.used)
+        choice.used, allow_software_fallback=False, options=_device_options(choice.used)
     )  # a silent fallback would make the report a lie
 
 
@@ -208,6 +209,8 @@ def make_context(
             named = av.CodecContext.create(f"{context.name}_qsv", "r")
         except (av.FFmpegError, ValueError) as e:
             raise SourceError(f"qsv does not decode {context.name}", "decoder", "use hardware: none") from e
+        if not isinstance(named, av.VideoCodecContext):
+            raise SourceError(f"qsv does not decode {context.name}", "decoder", "use hardware: none")
         named.extradata = context.extradata
         return named
     if choice.used != "software" and not context.is_hwaccel:
@@ -251,7 +254,7 @@ Skip = Callable[
 
 
 @cache
-def _one_thread() -> dict[str, int]:
+def _one_thread() -> dict[str, Any]:
     "Colour conversion in the calling thread; PyAV before 17 does that anyway and does not know the word."
     try:
         av.VideoFrame(16, 16, "yuv420p").reformat(format="bgr24", threads=1)
@@ -270,6 +273,13 @@ def to_bgr(
     return image if turn is None else cv2.rotate(image, turn)
 
 
+def seconds_a_tick(stream: av.VideoStream) -> float:
+    "The unit of a stream's times; SourceError where it names none."
+    if stream.time_base is None:
+        raise SourceError("the stream does not say in which unit its times are", stream.container.format.name)
+    return float(stream.time_base)
+
+
 class Decoded(NamedTuple):
     "A decoded frame that is not yet a picture."
 
@@ -283,7 +293,7 @@ class PacketDecoder:
 
     def __init__(self, stream: av.VideoStream, context: av.VideoCodecContext, skip: Skip):
         self.context, self.delivered, self.broken = context, 0, 0
-        self._skip, self._origin, self._tick = skip, stream.start_time, float(stream.time_base)
+        self._skip, self._origin, self._tick = skip, stream.start_time, seconds_a_tick(stream)
         self.line, self._damaged, self._last = TimeLine(), False, -math.inf
 
     def feed(self, packet: av.Packet) -> Iterator[Decoded]:
@@ -303,9 +313,10 @@ class PacketDecoder:
 
     def _judge(self, frame: av.VideoFrame, corrupt: bool) -> Decoded | None:
         "A frame with its time, or None for one that must not be shown."
-        if self._origin is None:
-            self._origin = frame.pts
-        pts = None if frame.pts is None else (frame.pts - self._origin) * self._tick
+        stamp, origin = frame.pts, self._origin
+        if origin is None:
+            self._origin = origin = stamp
+        pts = None if stamp is None or origin is None else (stamp - origin) * self._tick
         late = self._damaged and pts is not None and self._last - self.line.jump_s < pts <= self._last
         if frame.is_corrupt or late:
             self._damaged, self.broken = True, self.broken + 1
@@ -359,7 +370,7 @@ def decode_video(
     threads: int | None = None,  # decoder threads; None: as many as there are cores, at most 4
     hardware: str | DecoderChoice = "none",  # one of HARDWARE, or a choice that `probe_video` made
     skip: Skip = lambda name, reason, count=1: None,  # told about every packet and frame that is left out
-) -> Iterator[Picture]:
+) -> Generator[Picture, None, None]:
     "Pictures of a video file in display order; SourceError when not one of them can be decoded."
     path, choice = Path(path), choose_decoder(hardware)
     rotation = _rotation(path, choice)

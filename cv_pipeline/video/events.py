@@ -192,7 +192,7 @@ def draw_rules(
     "Zones with who is inside, lines with who crossed, drawn by supervision's annotators."
     sv, out, size, counts = _supervision(), image.copy(), (image.shape[1], image.shape[0]), counts or {}
     scale = max(0.3, image.shape[0] / 1000)
-    for number, rule in enumerate((*rules.zones, *rules.lines)):
+    for number, rule in enumerate(rules.every):
         if source_id is not None and rule.sources and source_id not in rule.sources:
             continue
         b, g, r = colour_of(number + 1)

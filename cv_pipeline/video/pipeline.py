@@ -113,10 +113,12 @@ class Channel:
     lock: threading.Lock = field(
         default_factory=threading.Lock
     )  # a selector is asked and told by different threads
-    listens: bool = field(init=False)  # the selector wants to know what the model found
+    listener: ListeningSelector | None = field(
+        init=False
+    )  # the selector, where it wants to know what was found
 
     def __post_init__(self):
-        self.listens = isinstance(self.selector, ListeningSelector)
+        self.listener = self.selector if isinstance(self.selector, ListeningSelector) else None
 
     @property
     def tracks(self) -> int:
@@ -163,7 +165,7 @@ class _Run:
 
     channels: list[Channel]
     model: Model
-    backend: Backend
+    backend: SteadyBackend
     sinks: list[Sink]
     runtime: RuntimeConfig
     clock: Clock
@@ -228,7 +230,7 @@ def _read(run: _Run, channel: Channel) -> None:
             if channel.state == "waiting":
                 channel.state = "running"
             channel.size, channel.last_frame = frame.size, now
-            if not run.entrance.put(key, _Item(channel, frame, now, {} if live else {"ingest": ms})):
+            if not run.entrance.put(key, _Item(channel, frame, now, {} if ms is None else {"ingest": ms})):
                 state = "stopped"
                 break
             stats.done(ms, now)
@@ -255,7 +257,7 @@ def _select(run: _Run, item: _Item) -> bool:
         run.fail_channel(channel, e, "preprocess", "the selector")
         item.lost = True
         return False
-    if wanted and channel.listens:
+    if wanted and channel.listener is not None:
         with run.answered:
             channel.unanswered, item.owed = channel.unanswered + 1, True
     return wanted
@@ -424,11 +426,12 @@ def _answer(run: _Run, batch: _Batch) -> None:
     "Tell the selectors that listen what came out; frames that waited for it go on."
     owed = [item for item in batch.items if item.owed]
     for item in owed:
-        if item.detections is None or item.channel.broken:
+        listener = item.channel.listener
+        if item.detections is None or item.channel.broken or listener is None:
             continue  # the model did not answer: nothing to learn
         try:
             with item.channel.lock:
-                item.channel.selector.observe(item.frame, item.detections, item.channel.tracker)
+                listener.observe(item.frame, item.detections, item.channel.tracker)
         except Exception as e:
             run.fail_channel(item.channel, e, "postprocess", "the selector")
     if not owed:
@@ -454,14 +457,14 @@ def _write(run: _Run, item: _Item, result: FrameResult) -> None:
 # %% ../../nbs/04_video/09_pipeline.ipynb #3d9ded5e
 def _result(run: _Run, item: _Item, failed: bool) -> FrameResult:
     "What is said about one frame."
-    answered = item.detections is not None
+    found = item.detections
     status = "model_error" if failed and item.selected else "ok"
     return FrameResult(
         item.frame,
-        item.detections if answered else Detections.empty(),
+        Detections.empty() if found is None else found,
         run.model.manifest.names,
         item.timings,
-        answered,
+        found is not None,
         status,
         run.backend.name,
         run.model_sha256,
@@ -743,7 +746,7 @@ def _wait(pipeline: Pipeline, run: _Run, tick: Callable | None) -> None:
         pipeline.stop(discard=pressed > 1)
     _join(run.life.threads, _PATIENCE_S)  # they have said that they end
 
-
+# %% ../../nbs/04_video/09_pipeline.ipynb #5e0b949f
 def _settle(pipeline: Pipeline, run: _Run) -> None:
     "The books at the end of a run, and whether somebody still writes."
     _close_sinks(run)  # where no thread came so far as to write
@@ -754,7 +757,8 @@ def _settle(pipeline: Pipeline, run: _Run) -> None:
                 hint="a disk or a driver that does not answer; `read_results` reads what is there",
             )
         )
-    pipeline.seconds = (run.life.ended or run.clock()) - run.life.started
+    if run.life.started is not None:
+        pipeline.seconds = (run.life.ended or run.clock()) - run.life.started
     pipeline.finished = True
 
 
@@ -853,7 +857,7 @@ def _chosen(backend: Backend) -> dict[str, Any]:
         else {
             "chosen": f"{choice.artefact.label}: {choice.reason}",
             "chosen_sha256": choice.artefact.sha256,
-            "history": [str(step) for step in backend.history],
+            "history": [str(step) for step in getattr(backend, "history", ())],
         }
     )
 

@@ -94,7 +94,8 @@ class StateLog:
         limit: int = 100,
     ):
         self.stale_after_s, self._clock, self._now, self._on_change = stale_after_s, clock, now, on_change
-        self._state, self._asked, self._lock = SourceState.CONNECTING, None, threading.RLock()
+        self._state, self._lock = SourceState.CONNECTING, threading.RLock()
+        self._asked: float | None = None
         self.changes: deque[StateChange] = deque(
             [StateChange(now(), SourceState.CONNECTING, "")], maxlen=limit
         )
@@ -137,6 +138,9 @@ class StateLog:
 # %% ../../nbs/04_video/03_reconnect.ipynb #6ff8429a
 class Watched:
     "What is known about a live source, over all its connections: the state, its history, and the counts."
+
+    _inner: Source | None  # the connection, None between two
+    last_error: SourceError | None
 
     def __init__(self, log: StateLog):
         self._log, self._inner, self.last_error, self.reconnects = log, None, None, 0
@@ -191,13 +195,14 @@ class Watched:
 # %% ../../nbs/04_video/03_reconnect.ipynb #00d6b42c
 def _open(camera: ReconnectingSource) -> Source:
     "The connection that was handed in, or a newly opened one."
-    if camera._inner is None:
-        camera._inner = camera._connect()
+    inner = camera._inner
+    if inner is None:
+        inner = camera._inner = camera._connect()
         camera.reconnects += camera._connected  # the first connection is none
     camera._connected = True
     if camera._closed.is_set():
-        camera._inner.close()  # closed while it was opening
-    return camera._inner
+        inner.close()  # closed while it was opening
+    return inner
 
 
 def _lose(camera: ReconnectingSource, error: SourceError, failures: int) -> float:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import cv2
@@ -15,7 +15,7 @@ import numpy as np
 from ..core.types import ConfigError, Frame, ListeningSelector, Selector
 
 # %% auto #0
-__all__ = ['EveryN', 'MaxFps', 'small_grey', 'difference', 'MotionSelector', 'Chain', 'make_selector']
+__all__ = ['channel_means', 'EveryN', 'MaxFps', 'small_grey', 'difference', 'MotionSelector', 'Chain', 'make_selector']
 
 # %% ../../nbs/04_video/04_selection.ipynb #8f935324
 def _checked(problems: Sequence[tuple[bool, str]], where: str) -> None:
@@ -47,6 +47,9 @@ class MaxFps:
     """At most `fps` frames a second by `captured_at`, without drift: the first frame in each cell of a fixed
     grid."""
 
+    _anchor: datetime | None  # where the grid begins
+    _cell: int  # of the last selected frame
+
     early = 0.1  # share of a cell by which a frame may come early: containers round times to 1/1000 s
 
     def __init__(self, fps: float):
@@ -77,6 +80,9 @@ class MaxFps:
         self._anchor, self._cell = None, -1
 
 # %% ../../nbs/04_video/04_selection.ipynb #f9e21d62
+channel_means: Callable[..., Sequence[float]] = cv2.mean  # type: ignore[assignment]  # a mean has four numbers; OpenCV's stubs allow a single one
+
+
 def small_grey(
     image: np.ndarray,  # (H, W, 3) uint8 BGR
     width: int = 160,  # of the result; images that are narrower stay as they are
@@ -101,12 +107,15 @@ def difference(
     "How much two small pictures differ."
     delta = cv2.absdiff(a, b)
     changed = cv2.threshold(delta, level, 1, cv2.THRESH_BINARY)[1]
-    return cv2.mean(delta)[0], cv2.countNonZero(changed) / changed.size
+    return channel_means(delta)[0], cv2.countNonZero(changed) / changed.size
 
 # %% ../../nbs/04_video/04_selection.ipynb #fb10dba6
 class MotionSelector:
     """Frames that differ from the last selected one; the first always, and at least one every `max_gap`
     seconds."""
+
+    _last: np.ndarray | None  # the last selected frame, small and grey
+    _when: datetime  # when that was
 
     def __init__(
         self,
@@ -151,8 +160,7 @@ class MotionSelector:
         return True
 
     def reset(self) -> None:
-        self._last: np.ndarray | None = None
-        self._when: datetime | None = None
+        self._last = None
         self.score = (0.0, 0.0)  # (mean difference, share of changed pixels) of the last frame asked about
 
 # %% ../../nbs/04_video/04_selection.ipynb #56d0ed2a

@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from fractions import Fraction
 from pathlib import Path
@@ -135,7 +135,7 @@ class _Rows:
         self.count += len(d)
 
 
-def _labels(names: list[tuple[str, ...]], counts: np.ndarray, class_id: np.ndarray) -> list[str]:
+def _labels(names: Sequence[tuple[str, ...]], counts: np.ndarray, class_id: np.ndarray) -> list[str]:
     "Class name of every row: looked up once for each (names, class) that occurs."
     tables: dict[tuple[str, ...], int] = {}
     which = np.repeat([tables.setdefault(n, len(tables)) for n in names], counts)
@@ -157,8 +157,8 @@ def _table(rows: _Rows, run: str) -> Any:
     schema = results_schema().with_metadata({RUN_KEY: run})
     if not rows.count:
         return schema.empty_table()
-    source, number, captured, names, counts = zip(*rows.frames)
-    counts = np.array(counts)
+    source, number, captured, names, found = zip(*rows.frames)
+    counts = np.array(found)
     xyxy, confidence, class_id, tracker_id, decision = (
         np.concatenate(column) for column in zip(*rows.columns)
     )
@@ -299,6 +299,8 @@ def letterboxed(
 class _Clip:
     "One fragmented H.264 mp4 that is being written."
 
+    first: datetime | None  # capture time of the first frame
+
     def __init__(
         self, path: Path, size: tuple[int, int], fps: float | None, crf: int, preset: str, threads: int
     ):  # fps: None: as captured
@@ -327,8 +329,8 @@ class _Clip:
         self._stream = stream
 
     def write(self, image: np.ndarray, captured: datetime) -> None:
-        self.first = self.first or captured
-        seconds = self.frames / self.fps if self.fps else (captured - self.first).total_seconds()
+        first = self.first = self.first or captured
+        seconds = self.frames / self.fps if self.fps else (captured - first).total_seconds()
         self.pts = max(
             round(seconds * 90_000), self.pts + 90
         )  # a clock that jumps back must not stop the film
@@ -357,16 +359,17 @@ def _clip_for(sink: VideoSink, frame: Frame, size: tuple[int, int]) -> _Clip:
         clip.close()
     sink.files.append(sink.folder / f"{safe_name(source, {p.stem for p in sink.files})}.mp4")
     fps = sink.fps or (STILLS_A_SECOND if is_still(frame) and frame.pts is None else None)
-    sink._clips[source] = _Clip(sink.files[-1], size, fps, **sink._encoder)
-    return sink._clips[source]
+    clip = sink._clips[source] = _Clip(sink.files[-1], size, fps, **sink._encoder)
+    return clip
 
 
 def _finish(sink: VideoSink, source: str) -> SinkError | None:
     "Finish a source's file; the error when that fails."
     clip, sink._clips[source] = sink._clips[source], None
+    if clip is None:
+        return None
     try:
-        if clip is not None:
-            clip.close()
+        clip.close()
     except (OSError, av.FFmpegError) as e:
         return sink_error("the video could not be finished", e, clip.path)
     return None
@@ -430,7 +433,7 @@ class VideoSink:
         threads: int = 2,  # of the encoder
     ):
         self.folder, self.fps, self.trail, self._draw = writable_folder(folder), fps, trail, draw
-        self._encoder = {"crf": crf, "preset": preset, "threads": threads}
+        self._encoder: dict[str, Any] = {"crf": crf, "preset": preset, "threads": threads}
         self.files: list[Path] = []  # all that were begun
         self._clips: dict[str, _Clip | None] = {}  # None: failed, its source is not written any more
         self._painters: dict[str, _Painter] = {}

@@ -53,6 +53,8 @@ def _aware(start: datetime | None, where: object) -> datetime | None:
 class FileSource(BaseSource):
     "Frames of a video file with the times that the container wrote; iterating again starts again."
 
+    info: SourceInfo
+
     def __init__(
         self,
         path: str | Path,
@@ -156,11 +158,11 @@ class FolderSource(BaseSource):
             known = " ".join(sorted(IMAGE_SUFFIXES))
             raise SourceError("no images in this folder", path, f"it should hold {known} files")
         self.start, self._read = _aware(start, path), {"max_pixels": max_pixels, "bits": bits}
-        self.info = _images_info(self.paths, fps)
+        self.info, self._fps = _images_info(self.paths, fps), fps
 
     def __iter__(self) -> Iterator[Frame]:
         self._begin()
-        fps, start, number = self.info.fps, self.start, 0
+        fps, start, number = self._fps, self.start, 0
         for index, path in enumerate(self.paths):
             if self._closed.is_set():
                 return
@@ -171,7 +173,7 @@ class FolderSource(BaseSource):
                 continue
             start = start or modified
             t = index / fps if fps else None
-            captured = start + timedelta(seconds=t) if fps else modified
+            captured = start + timedelta(seconds=t) if t is not None else modified
             yield Frame(image, self.source_id, number, captured, t, {"path": str(path)})
             number += 1
         if not number:
@@ -351,12 +353,12 @@ def open_source(
     """Open whatever `uri` names; a setting that does not concern it is ignored. SourceError says why it
     cannot be opened."""
     text, s = str(uri), replace(settings, **changes)
-    images = {"start": s.start, "max_pixels": s.max_pixels, "bits": s.bits}
+    images: dict[str, Any] = {"start": s.start, "max_pixels": s.max_pixels, "bits": s.bits}
     if is_camera(uri):
         return CameraSource(int(text) if text.isdecimal() else text, source_id, fps=s.fps)
     if is_stream(uri):
         return StreamSource(text, source_id, s.stream, threads=s.threads or 1, hardware=s.hardware)
-    path = Path(uri)
+    path = Path(text)
     if masked(text) != text and not path.exists():
         raise SourceError("an address without its scheme", masked(text), "begin it with rtsp:// or another")
     if path.is_dir():
@@ -375,12 +377,12 @@ def unique_ids(
     """Names for sources: the stem, with its folder where stems collide, with a number where that is not
     enough."""
     parts = [
-        ["camera-" + str(u)]
-        if str(u).isdecimal()
-        else [stream_id(str(u))]
+        ["camera-" + u]
+        if u.isdecimal()
+        else [stream_id(u)]
         if is_stream(u)
         else [*(p for p in Path(u).parts[:-1] if p not in ("/", ".", "..")), Path(u).stem or "source"]
-        for u in uris
+        for u in map(str, uris)
     ]
     names = [p[-1] for p in parts]
     names = ["_".join(p[-2:]) if names.count(name) > 1 else name for p, name in zip(parts, names)]

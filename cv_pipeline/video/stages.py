@@ -107,7 +107,8 @@ class FrameQueues:
     ):  # source → (most waiting frames, drop the oldest when full)
         if any(depth < 1 for depth, _ in depths.values()):
             raise ConfigError("a queue needs room for one frame", "queue_size")
-        self._limits, self._waiting = dict(depths), {key: deque() for key in depths}
+        self._limits = dict(depths)
+        self._waiting: dict[Hashable, deque[Any]] = {key: deque() for key in depths}
         self._open, self._turn = set(depths), deque(depths)
         self._changed = threading.Condition()
         self.dropped = dict.fromkeys(depths, 0)
@@ -133,7 +134,8 @@ class FrameQueues:
             for key in list(self._open if keys is None else keys):
                 self._open.discard(key)
             if discard:
-                [queue.clear() for queue in self._waiting.values()]
+                for queue in self._waiting.values():
+                    queue.clear()
             self._changed.notify_all()
 
     def take(self, most: int, timeout: float | None = None) -> list[Any] | None:

@@ -32,6 +32,7 @@ from cv_pipeline.video.decoding import (
     make_accelerator,
     make_context,
     nominal_rate,
+    seconds_a_tick,
     to_bgr,
     video_stream,
 )
@@ -46,7 +47,11 @@ class Address:
 
     def __init__(self, uri: str, user: str | None = None, password: str | None = None):
         if user is not None:
-            scheme, host, path = re.fullmatch(r"([^:]*://)([^/?]*)(.*)", uri, re.S).groups()
+            if (parts := re.fullmatch(r"([^:]*://)([^/?]*)(.*)", uri, re.S)) is None:
+                raise SourceError(
+                    "an address without its scheme", masked(uri), "begin it with rtsp:// or another"
+                )
+            scheme, host, path = parts.groups()
             user, password = quote(user, safe=""), quote(password or "", safe="")
             uri = f"{scheme}{user}:{password}@{host.rpartition('@')[2]}{path}"
         self._reveal, self._text = (lambda: uri), masked(uri)
@@ -141,10 +146,11 @@ class BaseSource:
 
     def status(self) -> SourceStatus:
         "Its rate, what decodes it, and what was skipped."
-        skipped = {"frames_skipped": self.skipped_count, "skipped": tuple(self.skipped)}
+        told = SourceStatus(frames_skipped=self.skipped_count, skipped=tuple(self.skipped))
         if (info := self.info) is None:
-            return SourceStatus(**skipped)
-        return SourceStatus(info.fps, info.decoder, asdict(info.choice) if info.choice else None, **skipped)
+            return told
+        choice = asdict(info.choice) if info.choice else None
+        return replace(told, fps=info.fps, decoder=info.decoder, decoder_choice=choice)
 
     def __iter__(self) -> Iterator[Frame]:
         raise NotImplementedError
@@ -200,7 +206,7 @@ class StreamClock:
         target = self._quickest(arrived, arrived - pts)
         self.lag_s = arrived - pts - target
         self.uses_camera = camera is not None and self._believed[0] <= arrived - camera <= self._believed[1]
-        if self.uses_camera:
+        if camera is not None and self.uses_camera:
             target = camera - pts
         passed = 0.0 if self._last is None else max(0.0, pts - self._last[0])
         if self._offset is None:
@@ -234,6 +240,10 @@ class CatchUp:
 # %% ../../nbs/04_video/01_streams.ipynb #d27a8afc
 class Mailbox:
     "The newest frames of a stream. Who puts never waits; who takes gets the oldest that is left."
+
+    _frames: deque[Any]
+    _held: Any  # an old frame, in case that nothing newer ever comes
+    _end: tuple[SourceError | None] | None  # the reason, once there is one
 
     def __init__(self, room: int):
         self._frames, self._held, self._news, self._end = (
@@ -413,9 +423,12 @@ def _decoder(link: Link, stream: av.VideoStream) -> PacketDecoder:
     link.catch_up.waited_s = 0.25 / (
         link.about[1] or 25
     )  # a quarter of the time between two frames: less may be this process being busy
-    decoder = PacketDecoder(
-        stream, context, lambda *what: decoder.delivered and link.skip(*what)
-    )  # what comes before the first key frame is not broken
+
+    def skip(*what: Any) -> None:
+        if decoder.delivered:  # what comes before the first key frame is not broken
+            link.skip(*what)
+
+    decoder = PacketDecoder(stream, context, skip)
     return decoder
 
 # %% ../../nbs/04_video/01_streams.ipynb #7a9b33cf
@@ -423,7 +436,7 @@ def _deliver(
     link: Link,
     decoder: PacketDecoder,
     packet: av.Packet,
-    arrivals: dict[int, tuple[float, float | None]],
+    arrivals: dict[int | None, tuple[float, float | None]],
     old: bool,
 ) -> None:
     "Decode a packet and put its frames into the mailbox, stamped by when *their* packet came."
@@ -472,7 +485,8 @@ def _pace(link: Link, began: float, seconds: float) -> float:
 def _read_packets(link: Link, container: av.container.InputContainer, logs: list) -> None:
     "Read and decode until the stream ends, the link is closed, or the hardware turns out not to work."
     stream = video_stream(container, link.address)
-    decoder, arrivals, asked = _decoder(link, stream), {}, link.clock()
+    decoder, tick, asked = _decoder(link, stream), seconds_a_tick(stream), link.clock()
+    arrivals: dict[int | None, tuple[float, float | None]] = {}
     began = asked if "hls" in container.format.name else None  # comes in files of seconds: shown when due
     backlog = 0 if began is not None else 50  # packets queued while it was opened, at most
     for packet in container.demux():  # of all streams, so that one that has only sound left can be closed
@@ -480,7 +494,7 @@ def _read_packets(link: Link, container: av.container.InputContainer, logs: list
         if packet.stream_index != stream.index and not link.closed.is_set():
             continue
         if began is not None and packet.pts is not None:
-            began = _pace(link, began, (packet.pts - (stream.start_time or 0)) * float(stream.time_base))
+            began = _pace(link, began, (packet.pts - (stream.start_time or 0)) * tick)
         if link.closed.is_set():
             return
         waited = link.clock() - asked
@@ -600,6 +614,8 @@ class StreamSettings:
 # %% ../../nbs/04_video/01_streams.ipynb #4eb75e2b
 class StreamSource(BaseSource):
     "A network camera or stream; `live`, the freshest frame, and an error when it is lost."
+
+    info: SourceInfo
 
     def __init__(
         self,

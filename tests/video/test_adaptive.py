@@ -162,7 +162,7 @@ def test_bad_budgets_are_refused(bad):
 def learned(images, background=None):
     background = background or Background()
     for image in images:
-        if background.mean is None:
+        if not background.mean.size:
             background.start(image)
         found = background.foreground(image)
         background.learn(image, 0.04, background.still)
