@@ -37,23 +37,21 @@ CERTAIN = REASON_BIT["random"] | REASON_BIT["flag"]
 
 @dataclass(frozen=True)
 class CollectPolicy:
-    "What is worth a person's look. None switches a kind of case off."
+    "What is worth reviewing. None switches a kind of case off."
 
-    random: float = 0.01  # share of all looks for the audit: by lot, never thinned
+    random: float = 0.01  # share of all frames for the audit: a random sample, never thinned
     low: tuple[float, float] | None = (
         0.3,
         0.6,
     )  # a box whose calibrated confidence lies in this band, upper end not included
-    high: float | None = 0.9  # a box as sure as this which neighbouring looks know nothing of
-    ceiling: float | None = None  # a box as sure as this is suspicious by itself; also said as "high"
-    none: float | None = 0.02  # an empty look, where a smaller share than this is empty
+    high: float | None = 0.9  # a box with at least this confidence that neighbouring frames do not have
+    ceiling: float | None = None  # a box with at least this confidence is suspicious by itself; also "high"
+    none: float | None = 0.02  # an empty frame, on cameras where a smaller share than this is empty
     many: float | None = 5.0  # robust standard deviations above the camera's median number of boxes
     flicker: bool = True
-    within_s: float = 1.0  # looks at most so far apart are neighbours
-    learn: int = 200  # looks of a camera before anything is called usual there
-    quota: int | None = (
-        100  # cases kept a camera, day (UTC) and kind; which ones is decided by lot. None: all
-    )
+    within_s: float = 1.0  # frames at most this far apart are neighbours
+    learn: int = 200  # frames of a camera before its usual values are known
+    quota: int | None = 100  # cases kept per camera, day (UTC) and kind, chosen at random. None: all
     hamming: int = 10  # bits in which two pictures may differ and still be one case; -1: keep both
     quality: int = 95  # of the JPEG files
     seed: int = 0
@@ -64,7 +62,7 @@ class CollectPolicy:
         problems = _policy_problems(self)
         if problems:
             raise ConfigError(
-                f"{len(problems)} settings of the collection are wrong",
+                f"{len(problems)} invalid settings of the collection",
                 "CollectPolicy",
                 "see its defaults",
                 problems,
@@ -74,7 +72,7 @@ class CollectPolicy:
 def _policy_problems(p: CollectPolicy) -> list[str]:
     share = lambda v: is_number(v) and 0 <= v <= 1
     rules = [
-        (share(p.random), f"random: {p.random!r} is no share"),
+        (share(p.random), f"random: {p.random!r} is not a share in 0..1"),
         (is_number(p.within_s) and p.within_s > 0, f"within_s: {p.within_s!r} is not above 0"),
         (
             p.low is None
@@ -84,7 +82,7 @@ def _policy_problems(p: CollectPolicy) -> list[str]:
                 and all(map(share, p.low))
                 and p.low[0] < p.low[1]
             ),
-            f"low: {p.low!r} is no band within 0..1",
+            f"low: {p.low!r} is not a band within 0..1",
         ),
         *[
             (v is None or share(v), f"{k}: {v!r} is outside 0..1")
@@ -104,9 +102,9 @@ def chance(
     seed: int,
     source_id: str,
     frame_id: np.ndarray | int,  # (n,)
-    what: str = "random",  # lots for different purposes do not know of each other
+    what: str = "random",  # independent random numbers for different purposes
 ) -> np.ndarray:  # (n,) float64 in 0 ≤ x < 1
-    "The lot of each frame."
+    "The random number of each frame."
     key = np.frombuffer(hashlib.blake2b(f"{seed}|{what}|{source_id}".encode(), digest_size=8).digest(), "<u8")
     x = np.atleast_1d(np.asarray(frame_id)).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -116,7 +114,7 @@ def chance(
 # %% ../../nbs/07_annotation/02_cases.ipynb #c940a016
 @dataclass(frozen=True)
 class Looks:
-    "Looks of many sources, each source's together and in order; boxes look after look."
+    "Processed frames of many sources, in order within each source; boxes frame by frame."
 
     sources: tuple[str, ...]
     source: np.ndarray  # (n,) int, index into `sources`
@@ -128,26 +126,26 @@ class Looks:
     class_id: np.ndarray  # (m,) int32, index into `names`
     tracker_id: np.ndarray  # (m,) int64, -1: no track
     names: tuple[str, ...] = ()
-    model: tuple[str, ...] = ()  # (n,), who answered; empty where nobody knows
-    size: tuple[tuple[int, int], ...] = ()  # (n,), width and height; empty where nobody knows
-    path: tuple[str, ...] = ()  # (n,), the picture's file, "" for a frame of a film; empty where nobody knows
-    complete: bool = True  # False: looks without boxes are missing, as in results.parquet
+    model: tuple[str, ...] = ()  # (n,), model; empty where unknown
+    size: tuple[tuple[int, int], ...] = ()  # (n,), width and height; empty where unknown
+    path: tuple[str, ...] = ()  # (n,), the image file, "" for a video frame; empty where unknown
+    complete: bool = True  # False: frames without boxes are missing, as in results.parquet
 
     def __len__(self) -> int:
         return len(self.frame_id)
 
     @cached_property
     def look(self) -> np.ndarray:
-        "(m,) the look of each box."
+        "(m,) the frame of each box."
         return np.repeat(np.arange(len(self)), self.count)
 
     @cached_property
     def start(self) -> np.ndarray:
-        "(n,) the first box of each look."
+        "(n,) the first box of each frame."
         return np.cumsum(self.count) - self.count
 
     def said(self, i: int) -> list[dict[str, Any]]:
-        "The detections of one look as plain values."
+        "The detections of one frame as plain values."
         s = slice(int(self.start[i]), int(self.start[i] + self.count[i]))
         label = lambda c: self.names[c] if 0 <= c < len(self.names) else str(c)
         return [
@@ -171,7 +169,7 @@ def looks_of(
     calibrate: Callable[[np.ndarray, np.ndarray], np.ndarray]
     | None = None,  # (n,) scores and (n,) classes → (n,) probabilities
 ) -> Looks:
-    "Looks from results in memory."
+    "Processed frames from results in memory."
     found, frames = [r.detections for r in results], [r.frame for r in results]
     confidence, class_id = (
         np.concatenate([d.confidence for d in found]),
@@ -194,10 +192,10 @@ def looks_of(
 # %% ../../nbs/07_annotation/02_cases.ipynb #af2b782d
 @dataclass(frozen=True)
 class Usual:
-    "How many boxes a camera's looks usually have."
+    "How many boxes a camera's frames usually have."
 
     looks: int  # that this was learnt from
-    empty: float  # share of looks without a box
+    empty: float  # share of frames without a box
     median: float
     spread: (
         float  # robust standard deviation, at least that of rare independent events (√median) and at least 1
@@ -205,9 +203,9 @@ class Usual:
 
 
 def usual_of(
-    histogram: np.ndarray,  # (k,) looks with 0, 1, 2 … boxes
+    histogram: np.ndarray,  # (k,) frames with 0, 1, 2 … boxes
 ) -> Usual:
-    "From a histogram of boxes a look."
+    "From a histogram of boxes per frame."
     total, numbers = int(histogram.sum()), np.arange(len(histogram))
     if not total:
         return Usual(0, 0.0, 0.0, 1.0)
@@ -234,13 +232,13 @@ def learn_usual(looks: Looks) -> dict[str, Usual]:
     }
 
 # %% ../../nbs/07_annotation/02_cases.ipynb #3a6eeb2e
-LEARN_EVERY = 50  # looks after which it is looked up anew what is usual
-MOST_BOXES = 1024  # boxes a look that are told apart
+LEARN_EVERY = 50  # frames after which usual values are updated
+MOST_BOXES = 1024  # boxes per frame that are distinguished
 
 
 def bounds_now(
     usual: Usual | None, policy: CollectPolicy
-) -> tuple[bool, float]:  # an empty look is a case; more boxes than this are one
+) -> tuple[bool, float]:  # an empty frame is a case; so are more boxes than this
     if usual is None or usual.looks < policy.learn:
         return False, np.inf
     return (
@@ -255,8 +253,8 @@ def bounds(
     usual: Mapping[str, Usual] | None = None,  # of sources for which it is known already
 ) -> tuple[
     np.ndarray, np.ndarray
-]:  # (n,) bool, an empty look would be a case; (n,) float, more boxes than this would be one
-    "What each look is measured by: what was usual at its camera until then."
+]:  # (n,) bool, an empty frame would be a case; (n,) float, more boxes than this would be one
+    "The limits of each frame: the usual values of its camera until then."
     empty, most = np.zeros(len(looks), bool), np.full(len(looks), np.inf)
     for k, name in enumerate(looks.sources):
         mine = np.flatnonzero(looks.source == k)
@@ -273,13 +271,13 @@ def bounds(
 
 # %% ../../nbs/07_annotation/02_cases.ipynb #86239c26
 def _linked(looks: Looks, within_s: float) -> np.ndarray:
-    "(n,) bool: the look and the one after it are neighbours."
+    "(n,) bool: the frame and the next one are neighbours."
     gap = np.diff(looks.at)
     return np.append((np.diff(looks.source) == 0) & (gap >= 0) & (gap <= within_s), False)
 
 
 def flickering(looks: Looks, linked: np.ndarray) -> np.ndarray:
-    "(n,) bool: a track of both neighbours is not there, or has another class than in both."
+    "(n,) bool: a track of both neighbours is missing, or has another class than in both."
     rows = np.flatnonzero(looks.tracker_id >= 0)
     out, look, klass = np.zeros(len(looks), bool), looks.look[rows], looks.class_id[rows]
     if not len(rows):
@@ -303,7 +301,7 @@ def flickering(looks: Looks, linked: np.ndarray) -> np.ndarray:
 
 
 def _touched(looks: Looks, rows: np.ndarray, step: int) -> np.ndarray:
-    "(k,) bool: a box overlaps one of the look `step` further."
+    "(k,) bool: a box overlaps one of the frame `step` further."
     other = looks.look[rows] + step
     count, out = looks.count[other], np.zeros(len(rows), bool)
     for part in np.array_split(np.arange(len(rows)), max(1, int(count.sum()) // 2_000_000)):  # bounded memory
@@ -315,7 +313,8 @@ def _touched(looks: Looks, rows: np.ndarray, step: int) -> np.ndarray:
 
 
 def alone(looks: Looks, linked: np.ndarray, least: float) -> np.ndarray:
-    "(n,) bool: a box as sure as `least` that belongs to no track and touches nothing in either neighbour."
+    """(n,) bool: a box with confidence `least` or more that has no track and overlaps nothing in either
+    neighbour."""
     middle = linked & np.append(False, linked[:-1])
     rows = np.flatnonzero((looks.confidence >= least) & (looks.tracker_id < 0) & middle[looks.look])
     for step in (-1, 1):
@@ -328,10 +327,10 @@ def alone(looks: Looks, linked: np.ndarray, least: float) -> np.ndarray:
 def decide(
     looks: Looks,
     policy: CollectPolicy,
-    empty: np.ndarray | bool = False,  # (n,) from `bounds`: an empty look is a case
+    empty: np.ndarray | bool = False,  # (n,) from `bounds`: an empty frame is a case
     most: np.ndarray | float = np.inf,  # (n,) more boxes than this are a case
 ) -> np.ndarray:  # (n,) uint8, bit i: REASONS[i]; 0: of no interest
-    "Why each look is worth collecting."
+    "Why each frame is worth collecting."
     p, linked = policy, _linked(looks, policy.within_s)
     bits = np.zeros(len(looks), np.uint8)
 
@@ -361,5 +360,5 @@ def decide(
 
 
 def reasons_of(bits: int) -> tuple[str, ...]:
-    "The words for a look's bits."
+    "The reasons for a frame's bits."
     return tuple(r for r in REASONS if int(bits) & REASON_BIT[r])

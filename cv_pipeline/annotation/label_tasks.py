@@ -78,7 +78,7 @@ def read_config(row: Mapping[str, Any]) -> Project:  # a project as the server t
     try:
         tree = ElementTree.fromstring(row.get("label_config") or "<View/>")
     except ElementTree.ParseError as e:
-        raise DataError(f"its labelling configuration is not readable: {e}", where) from e
+        raise DataError(f"invalid labelling configuration: {e}", where) from e
     pictures = {t.get("name"): (t.get("value") or "").lstrip("$") for t in tree.iter("Image")}
     found = [t for t in tree.iter("RectangleLabels") if t.get("toName") in pictures]
     if not found:
@@ -86,7 +86,7 @@ def read_config(row: Mapping[str, Any]) -> Project:  # a project as the server t
         raise DataError(
             f"it has no RectangleLabels on an Image (it has {', '.join(others) or 'no labels'})",
             where,
-            "choose another title, or give it the configuration of labelling_config(names)",
+            "choose another title, or set the configuration from labelling_config(names)",
         )
     names = tuple(t.get("alias") or t.get("value") for t in found[0].iter("Label"))
     return Project(
@@ -184,7 +184,7 @@ def _percent(value: Mapping[str, Any], keys: Sequence[str], where: str) -> list[
     try:
         found = [float(value[k]) for k in keys]
     except (KeyError, TypeError, ValueError) as e:
-        raise DataError(f"a region without {', '.join(keys)}: {e!r}", where) from e
+        raise DataError(f"a region lacks {', '.join(keys)}: {e!r}", where) from e
     if not np.isfinite(found).all():
         raise DataError(f"a region with NaN or infinity: {found}", where)
     return found
@@ -211,7 +211,7 @@ def _drawn(
         x, y, a, b = _percent(value, ("x", "y", "radiusX", "radiusY"), where)
         refuse_shape("an ellipse", where, "refuse" if value.get("rotation") else shapes)
         return np.array([[x - a, y - b], [x + a, y + b]]), 0.0
-    raise DataError(f"a region of the kind '{kind}' where a box is expected", where, "draw a rectangle")
+    raise DataError(f"a region of type '{kind}' instead of a box", where, "draw a rectangle")
 
 # %% ../../nbs/07_annotation/05_label_tasks.ipynb #b0f84451
 def _read_region(
@@ -233,17 +233,17 @@ def _read_region(
         raise DataError(
             f"labelled at {claimed[0]}x{claimed[1]}, sent as {size[0]}x{size[1]}",
             where,
-            "the server shows another picture, or turned it by its EXIF entry",
+            "the server shows another image, or rotated it by its EXIF entry",
         )
     labels = next((v for k, v in value.items() if k.endswith("labels")), [])
     points, turn = _drawn(kind, value, size, shapes, where)
     if len(labels) != 1:
-        raise DataError(f"a box with {len(labels)} labels {labels}", where, "give each box one label")
+        raise DataError(f"a box has {len(labels)} labels {labels}", where, "give each box one label")
     if points.max() > 100.5 or points.min() < -0.5:
         raise DataError(
-            f"{np.round(points, 1).tolist()} are not percent",
+            f"coordinates {np.round(points, 1).tolist()} are not percent",
             where,
-            "Label Studio counts in percent of the picture; these look like pixels, or leave the picture",
+            "Label Studio uses percent of the image; these appear to be pixels, or extend beyond the image",
         )
     return labels[0], box_around(np.clip(points, 0, 100) * np.array(size) / 100), turn
 
@@ -261,14 +261,14 @@ def read_annotation(
     rename: Mapping[str, str] | None = None,
     where: str = "",
 ) -> Annotation:
-    "One person's answer in pixels; DataError that names the region when something in it is no box."
+    "One person's annotation in pixels; DataError names the region that is not a box."
     try:
         picture, size, key = data["picture"], tuple(int(v) for v in data["size"]), data.get("key", "")
     except (KeyError, TypeError, ValueError) as e:
-        raise DataError(f"a task without picture and size: {e!r}", where, "it was not sent from here") from e
+        raise DataError(f"a task lacks image and size: {e!r}", where, "it was not sent from here") from e
     result = a.get("result", "nothing")
     if not isinstance(result, list | None):
-        raise DataError(f"an answer whose result is no list of regions: {str(result)[:60]!r}", where)
+        raise DataError(f"the result of an annotation is not a list of regions: {str(result)[:60]!r}", where)
     drawn = [
         r
         for r in result or ()
@@ -308,7 +308,7 @@ def write_tasks(
         )
     drafts, found = one_each(drafts)
     if not drafts:
-        raise DataError("nothing to label", path, "select pictures first")
+        raise DataError("no images to label", path, "select pictures first")
     project = Project(0, "", tuple(dict.fromkeys(n for d in drafts for n in d.names)))
     tasks = [to_task(d, project, f"{serve.rstrip('/')}/{quote(d.picture)}") for d in drafts]
     write_whole(path, json.dumps(tasks, ensure_ascii=False))

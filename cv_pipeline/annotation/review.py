@@ -85,14 +85,14 @@ def review(
     if any(p is not None and Path(p).exists() for p in s.paths):
         found += class_suspects(s, twin_pairs(s.paths))
     else:
-        left.append("nearly equal pictures: the files are not there")
+        left.append("near duplicates: the image files are missing")
     if len(s.predictions):
         power = search_power(s, seed=seed)
         if power.reason:
             left.append(f"power of the search for label errors: {power.reason}")
         found += error_suspects(label_errors(s), power, least)
     else:
-        left.append("label errors: no predictions (give a model that was not trained on these labels)")
+        left.append("label errors: no predictions (pass a model that was not trained on these labels)")
     people = agreement(annotations) if annotations else None
     if people:
         found += dispute_suspects(annotations)
@@ -140,28 +140,28 @@ def review_drafts(
     s: EvalSet,  # the set that they are about
     root: str | Path,  # folder that the pictures' paths start from
     budget: int = 100,  # pictures
-) -> list[Draft]:  # most doubtful first; for `push` of the labelling room, or `write_drafts`
+) -> list[Draft]:  # most doubtful first; for `push` to Label Studio, or `write_drafts`
     "Pictures to be labelled again, with their labels and the reasons."
     if budget < 1:
-        raise ConfigError(f"budget={budget}", "review_drafts", "at least one picture")
+        raise ConfigError(f"budget={budget}", "review_drafts", "at least one image")
     place, by_picture = {name: i for i, name in enumerate(s.images)}, {}
     for one in suspects:
         by_picture.setdefault(one.picture, []).append(one)
     unknown = [name for name in by_picture if name not in place]
     if unknown:
         raise DataError(
-            f"{len(unknown)} pictures of the list are not in the set, e.g. {unknown[0]}",
+            f"{len(unknown)} images of the list are not in the set, e.g. {unknown[0]}",
             s.where,
-            "is it the list of another dataset?",
+            "check that the list belongs to this dataset",
         )
     made = []
     for name in sorted(by_picture, key=lambda n: (-max(x.score for x in by_picture[n]), n))[:budget]:
         i, doubts = place[name], by_picture[name]
         if not s.paths or s.paths[i] is None or not Path(s.paths[i]).exists():
             raise DataError(
-                f"the picture {name} is gone",
+                f"image {name} is missing",
                 s.where,
-                "a task needs its picture: put it back, or run the review again",
+                "restore it, or run the review again",
             )
         rows = s.truth.image == i
         boxes = Detections(s.truth.xyxy[rows], None, s.truth.class_id[rows])
@@ -243,16 +243,16 @@ def build_review(
     ]
     if lost:
         raise DataError(
-            f"{len(lost)} of {len(s)} pictures are not there, e.g. {lost[0]}",
+            f"{len(lost)} of {len(s)} images are missing, e.g. {lost[0]}",
             s.where,
-            "FiftyOne shows the files themselves: put them back",
+            "FiftyOne shows the files themselves: restore them",
         )
     fo = fiftyone_package()
     if name in fo.list_datasets() and not replace_old:
         raise ConfigError(
-            f"FiftyOne has a dataset '{name}' already", "qa", "choose another name, or say --replace"
+            f"FiftyOne already has a dataset '{name}'", "qa", "choose another name, or use --replace"
         )
-    made = fo.Dataset(f"{name} (in the making {os.getpid()})", persistent=True)
+    made = fo.Dataset(f"{name} (in progress {os.getpid()})", persistent=True)
     try:
         made.add_samples(_fo_samples(fo, s, suspects), progress=False)
         made.save_view(

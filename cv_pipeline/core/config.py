@@ -47,20 +47,20 @@ class SourceConfig(_Section):
         description="Rate of a folder of frames, or to ask a camera for; None: file times, the camera's own.",
     )
     realtime: bool = Field(False, description="Play a file at its own speed, as if it were a camera.")
-    user: str | None = Field(None, description="Of a stream that asks for one.")
+    user: str | None = Field(None, description="User name, for a stream that requires one.")
     password_env: str | None = Field(
         None,
         description="Name of the environment variable that holds the password; it is never written anywhere.",
     )
-    transport: Literal["tcp", "udp"] = Field("tcp", description="How RTSP travels.")
+    transport: Literal["tcp", "udp"] = Field("tcp", description="RTSP transport.")
     open_timeout_s: float = Field(
         10.0, gt=0, description="A stream must give its first frame within this time."
     )
     read_timeout_s: float = Field(
-        10.0, gt=0, description="A stream that is silent for so long is lost, and opened again."
+        10.0, gt=0, description="A stream without a frame for this long is lost, and opened again."
     )
     stale_after_s: float = Field(
-        3.0, gt=0, description="A live source that is silent for so long is called stale."
+        3.0, gt=0, description="A live source without a frame for this long is stale."
     )
     hardware: Literal["auto", "none", "cuda", "qsv", "vaapi", "videotoolbox"] = Field(
         "auto", description="Who decodes video; auto: a device that is present, else software."
@@ -68,7 +68,7 @@ class SourceConfig(_Section):
 
 # %% ../../nbs/00_core/03_config.ipynb #98dba502
 class ModelConfig(_Section):
-    "Which model answers, and on what."
+    "Which model runs, and on what."
 
     path: str = Field(
         "factory_line",
@@ -76,7 +76,7 @@ class ModelConfig(_Section):
         "triton://host:port/model.",
     )
     spec: Path | None = Field(
-        None, description="YAML or JSON with the preprocessing of an ONNX that does not carry its own."
+        None, description="YAML or JSON with the preprocessing of an ONNX file without embedded metadata."
     )
     backend: str = Field(
         "auto",
@@ -85,11 +85,9 @@ class ModelConfig(_Section):
     )
     providers: list[str] | None = Field(
         None,
-        description="ONNX Runtime providers in order of preference; None takes the best that is present.",
+        description="ONNX Runtime providers in order of preference; None: the best available one.",
     )
-    threads: int = Field(
-        0, ge=0, le=256, description="Threads inside the model call; 0 leaves the choice to the runtime."
-    )
+    threads: int = Field(0, ge=0, le=256, description="Threads per model call; 0: the runtime's choice.")
 
 
 class PostprocessConfig(_Section):
@@ -104,42 +102,48 @@ class PostprocessConfig(_Section):
         None, ge=0, le=1, description="At or above: accepted. Between `conf` and this: uncertain."
     )
     policy: Literal["accept", "review", "drop"] | None = Field(
-        None, description="What happens to uncertain detections."
+        None, description="What to do with uncertain detections."
     )
 
 # %% ../../nbs/00_core/03_config.ipynb #5036cc1e
 class AdaptiveConfig(_Section):
-    "Frames by need: often while something new moves, rarely while nothing happens."
+    "Adaptive selection: often while something new moves, rarely while nothing happens."
 
-    floor_fps: float = Field(0.2, gt=0, description="Looks a second when nothing happens.")
-    ceiling_fps: float = Field(5.0, gt=0, description="Looks a second at most, on average.")
-    tracked_fps: float = Field(0.33, gt=0, description="Looks a second at least while something is tracked.")
+    floor_fps: float = Field(
+        0.2, gt=0, description="Frames per second sent to the model when nothing happens."
+    )
+    ceiling_fps: float = Field(5.0, gt=0, description="Most frames per second sent to the model, on average.")
+    tracked_fps: float = Field(
+        0.33, gt=0, description="Fewest frames per second sent to the model while something is tracked."
+    )
     area: float = Field(
-        0.002, gt=0, le=1, description="Share of the picture that unexplained motion must cover."
+        0.002, gt=0, le=1, description="Share of the frame that unexplained motion must cover."
     )
     reach: tuple[float, float] = Field(
-        (0.3, 1.0), description="Own sizes that a track may move between two looks: at first, at most."
+        (0.3, 1.0),
+        description="Box sizes that a track may move between two selected frames: at first, at most.",
     )
     budget: float | None = Field(
         None,
         gt=0,
-        description="Model calls a second that all cameras share by need; None: no limit. Which frames of "
-        "files are chosen then depends on who comes first.",
+        description="Model calls per second, shared by all cameras; None: no limit. With a limit, the "
+        "frames selected from files depend on the order of arrival."
+        "",
     )
 
-
+# %% ../../nbs/00_core/03_config.ipynb #75fbeedb
 class SelectionConfig(_Section):
-    "Which frames deserve the model."
+    "Which frames are sent to the model."
 
     every: int = Field(1, ge=1, description="Every n-th frame.")
     max_fps: float | None = Field(
-        None, gt=0, description="At most this many frames a second and camera, by capture time."
+        None, gt=0, description="At most this many frames per second and camera, by capture time."
     )
     motion: float | None = Field(
         None, gt=0, le=1, description="Only frames in which this share of the pixels changed, e.g. 0.002."
     )
     adaptive: AdaptiveConfig | None = Field(
-        None, description="Frames by need, from motion and tracks; `true` takes the defaults."
+        None, description="Adaptive selection from motion and tracks; `true` takes the defaults."
     )
 
     @field_validator("adaptive", mode="before")
@@ -161,34 +165,30 @@ class SelectionConfig(_Section):
 
 # %% ../../nbs/00_core/03_config.ipynb #28ace34a
 class TrackerConfig(_Section):
-    "Tracking; one tracker a camera. None keeps the tracker's own value."
+    "Tracking; one tracker per camera. None keeps the tracker's default."
 
     name: Literal["none", "sort", "bytetrack", "ocsort", "deepsort"] = "sort"
     track_activation_threshold: float = Field(
         0.5,
         ge=0,
         le=1,
-        description="Only detections at least this sure start a track; weaker ones may continue one.",
+        description="Minimum confidence that starts a track; weaker detections may continue one.",
     )
-    lost_track_buffer: int | None = Field(
-        None, ge=0, description="Frames for which a lost track is remembered."
-    )
+    lost_track_buffer: int | None = Field(None, ge=0, description="Frames for which a lost track is kept.")
     minimum_iou_threshold: float | None = Field(
-        None, gt=0, le=1, description="Overlap of prediction and detection that makes a pair."
+        None, gt=0, le=1, description="Minimum IoU of prediction and detection for a match."
     )
     minimum_consecutive_frames: int | None = Field(
         None, ge=1, description="Frames before a track is confirmed and gets an id."
     )
-    class_aware: bool = Field(
-        False, description="A track keeps its class; false: the detector may change its mind."
-    )
+    class_aware: bool = Field(False, description="A track keeps its class; false: the class may change.")
     frame_rate: float | None = Field(
         None,
         gt=0,
-        description="Frames a second that the numbers above mean; None: what the source announces.",
+        description="Frame rate that the numbers above refer to; None: the source's nominal rate.",
     )
     embedder: str | None = Field(
-        None, description="deepsort: an ONNX that turns crops into vectors; None: colour histograms."
+        None, description="deepsort: an ONNX model that embeds crops; None: colour histograms."
     )
     options: dict[str, float | int | bool] = Field(
         default_factory=dict, description="Further arguments of the tracker, e.g. {delta_t: 3}."
@@ -196,7 +196,7 @@ class TrackerConfig(_Section):
 
 # %% ../../nbs/00_core/03_config.ipynb #77c6da15
 class RuntimeConfig(_Section):
-    "Queues, batches and what happens when something breaks."
+    "Queues, batches and error handling."
 
     policy: Literal["auto", "every-frame", "freshest-frame"] = Field(
         "auto", description="auto: freshest for live sources, every frame for files."
@@ -205,16 +205,16 @@ class RuntimeConfig(_Section):
         4, ge=1, le=1024, description="Frames that wait between two stages, per camera at the entrance."
     )
     max_batch: int | None = Field(
-        None, ge=1, le=256, description="Most frames a model call; None: 1 on a CPU, 8 on an accelerator."
+        None, ge=1, le=256, description="Most frames per model call; None: 1 on a CPU, 8 on an accelerator."
     )
     max_wait_ms: float = Field(
-        5.0, ge=0, description="How long a batch waits for company; only live sources ever wait."
+        5.0, ge=0, description="How long a batch waits for more frames; only live sources wait."
     )
     on_model_error: Literal["stop", "skip"] = Field(
-        "stop", description="After the retry: stop the run, or mark the frames as failed and go on."
+        "stop", description="After the retry: stop the run, or mark the frames as failed and continue."
     )
     max_consecutive_errors: int = Field(
-        10, ge=1, description="With `skip`: this many failed batches in a row end the run after all."
+        10, ge=1, description="With `skip`: this many consecutive failed batches end the run."
     )
 
 
@@ -248,57 +248,66 @@ class HealthConfig(_Section):
     port: int | None = Field(None, ge=0, le=65535, description="None: no endpoint. 0: a free port.")
     host: str = "127.0.0.1"
     stale_after_s: float = Field(
-        10.0, gt=0, description="A live source without a frame for so long counts as stale."
+        10.0, gt=0, description="A live source without a frame for this long is stale."
     )
 
 # %% ../../nbs/00_core/03_config.ipynb #22b0eef4
 class TelemetryConfig(_Section):
-    """The prediction log: what the cameras showed and what the model said, as Parquet; alarms for cameras
-    that need a hand."""
+    """The prediction log: image statistics and predictions as Parquet; alarms for cameras that need
+    maintenance."""
 
     folder: Path | None = Field(None, description="Where; many runs may share one. None: OUT/log.")
     embed_every: int = Field(1, ge=1, description="Every n-th row of a camera gets an embedding.")
     unasked_fps: float | None = Field(
         2.0,
         gt=0,
-        description="Rows a second and camera of frames that the model was not asked about; None: all.",
+        description="Rows per second and camera of frames without inference; None: all.",
     )
     part_seconds: float = Field(
         60.0,
         gt=0,
         le=600,
-        description="A part is written at least so often: what a crash can cost. At most 600: an alarm waits "
-        "for it.",
+        description="A part is written at least this often: the most that a crash can lose. At most 600, "
+        "since an alarm waits for it."
+        "",
     )
     max_gb: float | None = Field(
-        None, gt=0, description="Beyond this the oldest parts are deleted. None: no limit."
+        None, gt=0, description="Above this size the oldest parts are deleted. None: no limit."
     )
     upkeep: bool = Field(
         True, description="Watch each camera: frame rate, blur, dirt, dark, bright, frozen, moved."
     )
 
-
+# %% ../../nbs/00_core/03_config.ipynb #ebdfc4df
 class CollectConfig(_Section):
-    "Pictures that deserve labels, collected while it runs: some by lot, all edge cases."
+    "Images collected for labelling during the run: a random sample and all edge cases."
 
     folder: Path | None = Field(None, description="Where. None: OUT/collected.")
-    random: float = Field(0.01, ge=0, le=1, description="Share of all looks, by lot.")
+    random: float = Field(0.01, ge=0, le=1, description="Share of all frames, drawn at random.")
     low: tuple[float, float] | None = Field(
-        (0.3, 0.6), description="A box whose confidence lies in this band."
+        (0.3, 0.6), description="Collect boxes whose confidence lies in this band."
     )
     high: float | None = Field(
-        0.9, ge=0, le=1, description="A box as sure as this that neighbouring looks know nothing of."
+        0.9,
+        ge=0,
+        le=1,
+        description="Collect boxes with at least this confidence that neighbouring frames do not have.",
     )
     none: float | None = Field(
-        0.02, ge=0, le=1, description="An empty look, where a smaller share than this is empty."
+        0.02,
+        ge=0,
+        le=1,
+        description="Collect empty frames of cameras on which a smaller share than this is empty.",
     )
     many: float | None = Field(
         5.0, gt=0, description="Robust standard deviations above the usual number of boxes."
     )
-    flicker: bool = Field(True, description="A track that is missing, or of another class, in one look.")
-    quota: int | None = Field(100, ge=0, description="Cases kept a camera, day and kind. None: all.")
+    flicker: bool = Field(
+        True, description="Collect frames in which a track is missing or has another class."
+    )
+    quota: int | None = Field(100, ge=0, description="Cases kept per camera, day and kind. None: all.")
     seed: int = 0
-    max_gb: float | None = Field(None, gt=0, description="Of the pictures. None: no limit.")
+    max_gb: float | None = Field(None, gt=0, description="Size limit of the images. None: no limit.")
 
 # %% ../../nbs/00_core/03_config.ipynb #55227625
 class ZoneSection(_Section):
@@ -306,10 +315,10 @@ class ZoneSection(_Section):
 
     name: str
     polygon: list[tuple[float, float]] = Field(
-        min_length=3, description="Points [x, y], pixels or shares 0..1."
+        min_length=3, description="Points [x, y], in pixels or as fractions 0..1."
     )
     classes: list[str | int] = Field(default_factory=list, description="Only these; empty: all.")
-    dwell_s: float | None = Field(None, gt=0, description="An event after so many seconds inside.")
+    dwell_s: float | None = Field(None, gt=0, description="A dwell event after this many seconds inside.")
     sources: list[str] = Field(default_factory=list, description="Only these source ids; empty: all.")
     anchor: Literal["bottom_center", "center", "top_center"] = Field(
         "bottom_center", description="Which point of a box must be inside."
@@ -320,7 +329,7 @@ class LineSection(_Section):
     'A line to watch; "in" is from its left to its right, seen from start to end.'
 
     name: str
-    start: tuple[float, float] = Field(description="[x, y], pixels or shares 0..1.")
+    start: tuple[float, float] = Field(description="[x, y], in pixels or as fractions 0..1.")
     end: tuple[float, float]
     classes: list[str | int] = Field(default_factory=list)
     sources: list[str] = Field(default_factory=list)
@@ -337,10 +346,12 @@ class EventsConfig(_Section):
         default_factory=list, description="[{name, start: [x, y], end: [x, y], classes, sources, anchor}]"
     )
     margin: float = Field(
-        0.12, ge=0, lt=1, description="How far beyond a border counts, in sizes of the box."
+        0.12, ge=0, lt=1, description="How far beyond a border a track must be, in box sizes."
     )
-    looks: int = Field(2, ge=1, description="Observations there in a row before it counts.")
-    lost_s: float = Field(2.0, gt=0, description="Seconds without the track after which it has left.")
+    looks: int = Field(
+        2, ge=1, description="Consecutive observations beyond the border that confirm a crossing."
+    )
+    lost_s: float = Field(2.0, gt=0, description="Seconds without a track after which it counts as left.")
 
 # %% ../../nbs/00_core/03_config.ipynb #61644f39
 class RunConfig(_Section):
@@ -381,11 +392,11 @@ class RunConfig(_Section):
     @field_validator("sources")
     @classmethod
     def _distinct_ids(cls, value: list[SourceConfig]) -> list[SourceConfig]:
-        "Two sources with one explicit id would share a tracker and a file."
+        "Reject duplicate source ids: both sources would share a tracker and a file."
         ids = [s.id for s in value if s.id is not None]
         twice = sorted({i for i in ids if ids.count(i) > 1})
         if twice:
-            raise ValueError(f"the id {', '.join(twice)} is given twice")
+            raise ValueError(f"duplicate source id: {', '.join(twice)}")
         return value
 
 # %% ../../nbs/00_core/03_config.ipynb #2f501f26

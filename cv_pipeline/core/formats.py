@@ -43,7 +43,7 @@ def _rows(
         try:
             rows.append([float(p) for p in parts] + [np.nan] * (widths[1] - len(parts)))
         except ValueError:
-            raise DataError(f"line {number} is not made of numbers: {line.strip()[:60]!r}", where) from None
+            raise DataError(f"line {number} is not numeric: {line.strip()[:60]!r}", where) from None
         numbers.append(number)
     return np.array(rows, np.float64).reshape(-1, widths[1]), numbers
 
@@ -60,9 +60,9 @@ def _finite(values: np.ndarray, numbers: Sequence[int], where: object):
     bad = ~np.isfinite(values).all(axis=1)
     if bad.any():
         raise DataError(
-            f"line {numbers[int(np.flatnonzero(bad)[0])]} holds NaN or infinity",
+            f"line {numbers[int(np.flatnonzero(bad)[0])]} contains NaN or infinity",
             where,
-            "mend or delete the row",
+            "fix or delete the row",
         )
 
 # %% ../../nbs/00_core/07_formats.ipynb #02c735b0
@@ -83,9 +83,9 @@ def to_yolo(
     if outside.any():
         row = int(np.flatnonzero(outside)[0])
         raise DataError(
-            f"box {row} {xyxy[row].tolist()} leaves the {size[0]}x{size[1]} image",
+            f"box {row} {xyxy[row].tolist()} extends beyond the {size[0]}x{size[1]} image",
             where,
-            "pass clip=True to cut it at the border",
+            "pass clip=True to clip it at the border",
         )
     centre, side = (xyxy[:, :2] + xyxy[:, 2:]) / 2 / whole[:2], (xyxy[:, 2:] - xyxy[:, :2]) / whole[:2]
     tail = detections.confidence[:, None] if with_confidence else np.zeros((len(xyxy), 0))
@@ -106,7 +106,7 @@ def from_yolo(
     _finite(rows[:, :5], numbers, where)
     if (rows[:, 1:5] > 1.5).any():
         raise DataError(
-            "values far above 1: these look like pixels, not fractions",
+            "values far above 1: these appear to be pixels, not fractions",
             where,
             "YOLO boxes are fractions of width and height",
         )
@@ -163,7 +163,7 @@ def from_coco_annotations(
             raise DataError(f"annotation {a.get('id')} has bbox {box!r}, not [x, y, width, height]", where)
         if index is not None and a["category_id"] not in index:
             raise DataError(
-                f"annotation {a.get('id')} has the unknown category {a['category_id']}",
+                f"annotation {a.get('id')} has unknown category {a['category_id']}",
                 where,
                 f"known: {sorted(index)}",
             )
@@ -402,9 +402,9 @@ def _read_yolo_folder(root: Path, split: str | None, images: Path | None = None)
     others = [] if labelled else [p for p in root.rglob("*") if p.suffix == ".json" or p.suffix == ".xml"]
     if others:
         raise DataError(
-            f"none of the {len(found)} pictures has a YOLO label file",
+            f"none of the {len(found)} images has a YOLO label file",
             root,
-            "there are labels in another form: give "
+            "labels were found in another format: pass "
             f"{others[0] if others[0].suffix == '.json' else others[0].parent}",
         )
 
@@ -442,7 +442,7 @@ def _voc_rows(tree: ElementTree.Element, file: Path) -> list[dict]:
             x1, y1, x2, y2 = (float(_text_of(thing, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax"))
         except ValueError as e:
             raise DataError(
-                f"object {number} has no name or no box: {e}",
+                f"object {number} has no valid name or box: {e}",
                 file,
                 "each <object> needs <name> and <bndbox> with xmin, ymin, xmax, ymax",
             ) from None
@@ -521,10 +521,10 @@ def read_dataset(
     path, images = Path(path), Path(images) if images else None
     if not path.exists():
         raise DataError(
-            "no such dataset", path, "give a YOLO folder, a COCO json, or a folder with VOC xml files"
+            "dataset not found", path, "give a YOLO folder, a COCO json, or a folder with VOC xml files"
         )
     if images and not images.is_dir():
-        raise DataError("no such folder of pictures", images)
+        raise DataError("image folder not found", images)
     if path.suffix in (".yaml", ".yml"):
         path = path.parent
     if path.is_dir():
@@ -533,9 +533,8 @@ def read_dataset(
         found = list(_read_coco_file(path, images))
     if not found:
         raise DataError(
-            "the dataset holds no pictures",
+            "the dataset contains no images",
             path,
-            f"looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
-            + (f" below a folder '{split}'" if split else ""),
+            f"expected {', '.join(sorted(IMAGE_SUFFIXES))}" + (f" below a folder '{split}'" if split else ""),
         )
     return found

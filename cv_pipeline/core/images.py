@@ -120,7 +120,7 @@ def image_header(
             except (struct.error, ValueError, KeyError, IndexError) as e:
                 raise ValueError(f"broken {name} header") from e
             if width < 1 or height < 1:
-                raise ValueError(f"{name} header says {width}×{height}")
+                raise ValueError(f"{name} header has invalid size {width}×{height}")
             return name, width, height
     return None
 
@@ -173,7 +173,7 @@ def _decode(
     if image.dtype == np.uint16:
         image = cv2.convertScaleAbs(image, alpha=255 / (2**bits - 1))
     if image.dtype != np.uint8:
-        raise ValueError(f"{image.dtype} samples: unknown which value is white")
+        raise ValueError(f"{image.dtype} samples: white level unknown")
     return np.ascontiguousarray(image)
 
 # %% ../../nbs/00_core/04_images.ipynb #0462169c
@@ -188,7 +188,7 @@ def read_image(
     bits: int = 16,  # significant bits of 16-bit images: 10, 12 or 14 for many industrial cameras
     where: object = None,  # name for errors, the path when not given
 ) -> np.ndarray:  # (H, W, 3) uint8 BGR, upright
-    "Read one still image as a person would see it; SourceError says what is wrong with the file."
+    "Read one still image in display orientation; SourceError says what is wrong with the file."
     where = where or (f"{len(path)} bytes" if isinstance(path, bytes) else path)
     try:
         with io.BytesIO(path) if isinstance(path, bytes) else open(path, "rb") as f:
@@ -198,7 +198,7 @@ def read_image(
                 raise _refuse(
                     "the file is empty (0 bytes)" if size == 0 else "not an image of a known format",
                     where,
-                    None if size else "its copy or upload did not happen; fetch it again",
+                    None if size else "the copy or upload failed; copy the file again",
                 )
             kind, width, height = header
             if width * height > max_pixels:

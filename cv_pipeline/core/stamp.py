@@ -75,8 +75,7 @@ def usable_cores() -> float:
 
 @contextmanager
 def nvml() -> Iterator[tuple[Any, list[Any]]]:
-    """NVIDIA's management library and a handle for each GPU; no GPU where there is no library, no driver or
-    no right to ask."""
+    """NVIDIA's management library and a handle per GPU; empty without library, driver or permission."""
     try:
         import pynvml
 
@@ -133,7 +132,7 @@ def _plain(value: Any) -> Any:
 def config_hash(
     config: Any,  # a mapping, a pydantic model, a settings dataclass
 ) -> str:  # 64 hexadecimal digits
-    "SHA-256 of a configuration, whatever the order of its keys; secrets take no part."
+    "SHA-256 of a configuration, whatever the order of its keys; secrets are left out."
     plain = json.loads(json.dumps(config, default=_plain, sort_keys=True))
     return hashlib.sha256(
         json.dumps(masked_values(plain), sort_keys=True, ensure_ascii=False).encode()
@@ -159,7 +158,7 @@ def stamp(
     # a Model, its manifest, or a mapping with name and sha256; several as a list; None: no model took part
     model: Any = None,
     data: str | None = None,  # SHA-256 of the pictures and labels, or of the log
-    config: Any = None,  # what was asked for: hashed
+    config: Any = None,  # the request: hashed
     now: Callable[[], datetime] = utc_now,
 ) -> dict[str, Any]:
     "Where numbers come from, for the key `stamp` of the file that holds them."

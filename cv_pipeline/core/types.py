@@ -27,15 +27,15 @@ __all__ = ['Clock', 'CVPipelineError', 'ConfigError', 'DataError', 'SourceError'
 
 # %% ../../nbs/00_core/00_types.ipynb #abc6998f
 class CVPipelineError(Exception):
-    "Root of all errors raised on purpose: says what was wrong, where, and what to do."
+    "Base class of all errors raised on purpose: what is wrong, where, and what to do."
 
     exit_code = 2  # what the command line returns when this error ends a command
 
     def __init__(
         self,
-        what: str,  # what was wrong, with the actual value
-        where: object = None,  # file, camera, model, row: where it was found
-        hint: str | None = None,  # what the reader can do now
+        what: str,  # what is wrong, with the actual value
+        where: object = None,  # where it was found: file, camera, model, row
+        hint: str | None = None,  # what to do
     ):
         self.what, self.where, self.hint = what, where, hint
         place = f" [{where}]" if where is not None else ""
@@ -54,7 +54,7 @@ class ConfigError(CVPipelineError):
 
 
 class DataError(CVPipelineError):
-    "Values handed in are not what they claim to be: wrong shape, NaN, unknown class, corrupt file."
+    "Invalid data: wrong shape, NaN, unknown class, corrupt file."
 
 
 class SourceError(CVPipelineError):
@@ -64,17 +64,17 @@ class SourceError(CVPipelineError):
 
 
 class BackendError(CVPipelineError):
-    "The model cannot be loaded or run, or its output is not usable."
+    "The model cannot be loaded or run, or its output is invalid."
 
     exit_code = 4
 
 
 class ModelSpecMismatch(BackendError):
-    "What the manifest promises and what the model file does are different things."
+    "The model file does not match its manifest."
 
 
 class SinkError(CVPipelineError):
-    "A result could not be delivered: disk full, folder not writable, receiver down."
+    "A result cannot be delivered: disk full, folder not writable, receiver down."
 
     exit_code = 5
 
@@ -99,13 +99,13 @@ def is_whole(value: Any, low: float = -np.inf, high: float = np.inf) -> bool:
 def check_rules(
     what: str,  # "settings of the gate"
     settings: object,  # its class is named
-    rules: Iterable[tuple[bool, str]],  # whether it holds; what is wrong otherwise, beginning with the field
+    rules: Iterable[tuple[bool, str]],  # condition; message if it is false, beginning with the field
     hint: str = "see its defaults",
 ) -> None:
     "ConfigError that lists every rule which does not hold."
     problems = [text for good, text in rules if not good]
     if problems:
-        raise ConfigError(f"{len(problems)} {what} are wrong", type(settings).__name__, hint, problems)
+        raise ConfigError(f"{len(problems)} invalid {what}", type(settings).__name__, hint, problems)
 
 # %% ../../nbs/00_core/00_types.ipynb #67267242
 @dataclass(slots=True)
@@ -267,16 +267,16 @@ def validate_detections(
     where: object = None,  # named in the error: file, camera, model
     class_count: int | None = None,  # class ids must lie in 0..class_count-1
 ) -> Detections:  # the same object
-    """Refuse NaN or infinite boxes, inverted boxes, confidences outside 0..1 and unknown classes with a
+    """Reject NaN or infinite boxes, inverted boxes, confidences outside 0..1 and unknown classes with a
     DataError that names the row."""
     xyxy, conf, cls = detections.xyxy, detections.confidence, detections.class_id
     checks = [
-        (~np.isfinite(xyxy).all(axis=1), "a box has NaN or infinite corners"),
-        ((xyxy[:, 2] < xyxy[:, 0]) | (xyxy[:, 3] < xyxy[:, 1]), "a box is inverted (x2 < x1 or y2 < y1)"),
-        (~((conf >= 0) & (conf <= 1)), "a confidence lies outside 0..1"),
+        (~np.isfinite(xyxy).all(axis=1), "NaN or infinite box corners"),
+        ((xyxy[:, 2] < xyxy[:, 0]) | (xyxy[:, 3] < xyxy[:, 1]), "inverted box (x2 < x1 or y2 < y1)"),
+        (~((conf >= 0) & (conf <= 1)), "confidence outside 0..1"),
         (
             (cls < 0) | (cls >= (class_count or np.iinfo(np.int32).max)),
-            f"a class id lies outside 0..{class_count and class_count - 1}",
+            f"class id outside 0..{class_count and class_count - 1}",
         ),
     ]
     for bad, what in checks:
@@ -285,22 +285,22 @@ def validate_detections(
             raise DataError(
                 f"{what}: row {row} is {xyxy[row].tolist()} conf {conf[row]:.3g} class {cls[row]}",
                 where,
-                f"{int(bad.sum())} of {len(detections)} rows are affected; mend or drop them",
+                f"{int(bad.sum())} of {len(detections)} rows are affected; fix or drop them",
             )
     return detections
 
 # %% ../../nbs/00_core/00_types.ipynb #b8e707b2
 class Decision(IntEnum):
-    "What postprocess decided about a detection; stored in `Detections.data['decision']` as int8."
+    "Decision of the postprocessing about a detection; stored in `Detections.data['decision']` as int8."
 
-    ACCEPT = 0  # confident: use it
-    REVIEW = 1  # uncertain: kept, marked, offered to people
-    DROP = 2  # uncertain and not wanted: counted, not delivered
+    ACCEPT = 0  # accepted
+    REVIEW = 1  # uncertain: delivered and marked for review
+    DROP = 2  # uncertain: counted, not delivered
 
 # %% ../../nbs/00_core/00_types.ipynb #b1e3f98a
 @dataclass(slots=True)
 class FrameResult:
-    "What the pipeline says about one frame; handed to every sink."
+    "The result of the pipeline for one frame; passed to every sink."
 
     frame: Frame
     detections: Detections
@@ -308,7 +308,7 @@ class FrameResult:
     timings_ms: dict[str, float] = field(default_factory=dict)  # stage → milliseconds for this frame
     inferred: bool = True  # False: the selector left this frame out
     status: str = "ok"  # "ok" or the kind of failure, e.g. "model_error"
-    model: str = ""  # name and version of the model that answered
+    model: str = ""  # name and version of the model
     model_sha256: str = ""  # of its file
 
     def class_name(self, class_id: int) -> str:
@@ -326,7 +326,7 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True)
 class Clocks:
-    "Where a part takes its time from; a test hands in its own and never waits."
+    "Source of time; tests pass their own and never wait."
 
     monotonic: Clock = time.monotonic  # for durations
     now: Callable[[], datetime] = utc_now  # wall clock, aware
@@ -346,7 +346,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class Selector(Protocol):
-    "Which frames deserve the model. One instance a camera."
+    "Decides which frames are sent to the model. One instance per camera."
 
     def select(self, frame: Frame) -> bool: ...
     def reset(self) -> None: ...
@@ -354,15 +354,15 @@ class Selector(Protocol):
 
 @runtime_checkable
 class ListeningSelector(Selector, Protocol):
-    """A selector that is told what the model found in each frame that it chose; the next frame of a file
-    waits for it."""
+    """A selector that receives the result of each frame that it selected; the next frame of a file waits for
+    it."""
 
     def observe(self, frame: Frame, detections: Detections, tracker: Tracker | None) -> Any: ...
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    "Gives detections a `tracker_id` that persists. One instance a camera."
+    "Gives detections a persistent `tracker_id`. One instance per camera."
 
     confirmed: int  # tracks that were confirmed since the last reset
 
@@ -385,8 +385,7 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Sink(Protocol):
-    """Takes results and delivers them. `close` finishes files; it is called exactly once. A `name` is
-    optional."""
+    """Delivers results. `close` finishes files and is called exactly once. `name` is optional."""
 
     def write(self, result: FrameResult) -> None: ...
     def close(self) -> None: ...
@@ -394,7 +393,7 @@ class Sink(Protocol):
 
 @runtime_checkable
 class SummarySink(Sink, Protocol):
-    "A sink with something to say in `summary.json`; plain values, None for nothing."
+    "A sink that adds an entry to `summary.json`: plain values, None for nothing."
 
     def summary(self) -> dict[str, Any] | None: ...
 
@@ -416,7 +415,7 @@ def sink_names(sinks: Iterable[Sink]) -> list[str]:
 # %% ../../nbs/00_core/00_types.ipynb #b3e30603
 @dataclass(frozen=True, slots=True)
 class SourceStatus:
-    "What a source tells about itself, over all its connections."
+    "Status of a source, over all its connections."
 
     fps: float | None = None  # frames a second that it announces
     decoder: str | None = None  # what decodes it, in words
@@ -426,7 +425,7 @@ class SourceStatus:
     state_changes: tuple[
         tuple[datetime, str, str], ...
     ] = ()  # when (UTC), connection, reason; the newest last
-    frames_not_taken: int = 0  # frames that came and that nobody took in time
+    frames_not_taken: int = 0  # frames received and not consumed in time
     frames_skipped: int = 0  # broken frames
     skipped: tuple[tuple[str, str], ...] = ()  # name and reason of some of them
     error: CVPipelineError | None = None  # the last one
@@ -434,13 +433,13 @@ class SourceStatus:
 
 @runtime_checkable
 class StatusSource(Source, Protocol):
-    "A source that tells about itself; `status` may be called from any thread, at any time."
+    "A source that reports its status; `status` may be called from any thread, at any time."
 
     def status(self) -> SourceStatus: ...
 
 
 def status_of(source: Source) -> SourceStatus:
-    "What a source tells about itself: nothing where it has no `status()`, and its error where that fails."
+    "Status of a source: empty without a `status()` method, its error where the call fails."
     if not isinstance(source, StatusSource):
         return SourceStatus()
     try:

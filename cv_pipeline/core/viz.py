@@ -171,7 +171,7 @@ def contact_sheet(
 ) -> np.ndarray:  # (h, w, 3) uint8 BGR
     "Pictures side by side, each scaled into a tile without distortion, its title in the corner."
     if not images:
-        raise DataError("a contact sheet needs at least one picture", "contact_sheet")
+        raise DataError("a contact sheet needs at least one image", "contact_sheet")
     if columns < 1 or width < 8:
         raise DataError(f"columns={columns}, width={width}", "contact_sheet", "columns ≥ 1, width ≥ 8")
     height = max(8, round(width * images[0].shape[0] / images[0].shape[1]))
@@ -234,14 +234,14 @@ def plot_pr(
 # %% ../../nbs/00_core/05_viz.ipynb #f9b4b5e7
 def plot_reliability(
     confidence: Sequence[float],  # (bins,) mean confidence of each bin
-    accuracy: Sequence[float],  # (bins,) share of them that was right; NaN = empty
+    accuracy: Sequence[float],  # (bins,) fraction correct; NaN = empty
     count: Sequence[int] | None = None,  # (bins,) how many
     ax: Any = None,
     title: str = "reliability",
 ) -> Any:  # matplotlib Axes
-    """How often a detection is right against how sure it claimed to be; the expected calibration error
-    (Naeini et al. 2015) in the title."""
-    ax = _axes(ax, title, "confidence", "share that is right")
+    """Reliability diagram: precision against confidence; the expected calibration error (Naeini et al. 2015)
+    in the title."""
+    ax = _axes(ax, title, "confidence", "fraction correct")
     p, a = np.asarray(confidence, float), np.asarray(accuracy, float)
     n = np.ones(len(p)) if count is None else np.asarray(count, float)
     if not len(p) == len(a) == len(n):

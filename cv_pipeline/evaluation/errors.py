@@ -177,7 +177,7 @@ class LRP:
     "Localisation recall precision error of one class, at every confidence that occurs (Oksuz et al., 2021)."
 
     confidence: np.ndarray  # (k,) falling
-    error: np.ndarray  # (k,) LRP with this confidence as threshold, 0 perfect, 1 useless
+    error: np.ndarray  # (k,) LRP with this confidence as threshold, 0 perfect, 1 worst
     objects: int
     tp: np.ndarray
     fp: np.ndarray
@@ -186,7 +186,7 @@ class LRP:
 
     @property
     def best(self) -> int:
-        "Place of the smallest error; -1 when no threshold beats saying nothing."
+        "Index of the smallest error; -1 when no threshold beats an empty prediction."
         return int(np.argmin(self.error)) if len(self.error) and self.error.min() < 1 else -1
 
     @property

@@ -65,7 +65,7 @@ def _sizes(area: np.ndarray) -> np.ndarray:
 def _claims(
     conf: np.ndarray, hit: np.ndarray, counts: np.ndarray, least_gap: float = 0.1
 ) -> np.ndarray:  # (n,) of str
-    "too much, too little or empty, for every box."
+    "Calibration of every box: too much, too little or empty."
     said = np.full(len(conf), "", object)
     part = Claims(
         conf[counts],
@@ -146,7 +146,7 @@ def _twins(n: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
 
 
 def twin_pairs(paths: Sequence[Path | None], hamming: int = 10) -> list[tuple[int, int]]:
-    "Pictures that are nearly equal, by perceptual hash; pictures that are not there have no twins."
+    "Pictures that are nearly equal, by perceptual hash; missing images have no twins."
     there = {i: Path(p) for i, p in enumerate(paths) if p is not None and Path(p).exists()}
     prints = [(i, f.phash) for i, f in zip(there, fingerprints(there.values())) if isinstance(f, Fingerprint)]
     a, b, _ = near_pairs([h for _, h in prints], hamming=hamming)
@@ -284,9 +284,9 @@ def _view(f: Failures, name: str, about: str, field: str = "", **where: Any) -> 
 
 
 ABOUT = {
-    "Cls": "boxes that lie well on an object of another class",
-    "Loc": "boxes of the right class that lie badly",
-    "Both": "wrong class, and lying badly",
+    "Cls": "well-placed boxes of the wrong class",
+    "Loc": "badly placed boxes of the right class",
+    "Both": "wrong class and badly placed",
     "Dupe": "a second box on an object that has one",
     "Bkg": "boxes on nothing",
 }
@@ -296,12 +296,17 @@ def _error_views(f: Failures, confusions: int) -> list[View | None]:
     "What was missed, by size; false boxes, by kind of error; the most frequent confusions."
     missed = [
         _view(
-            f, f"missed: {size}", f"{size} objects that nobody shows", "ground_truth", missed=True, size=size
+            f,
+            f"missed: {size}",
+            f"{size} objects without a detection",
+            "ground_truth",
+            missed=True,
+            size=size,
         )
         for size in SIZES
     ]
     false = [_view(f, f"false: {kind}", about, "predictions", error=kind) for kind, about in ABOUT.items()]
-    about = "the class of the object, and what it is taken for"
+    about = "true class and predicted class"
     pairs = Counter(c for c in f.said["confusion"].tolist() if c).most_common(confusions)
     confused = [_view(f, f"confusion: {pair}", about, "predictions", confusion=pair) for pair, _ in pairs]
     return [*missed, *false, *confused]
@@ -313,14 +318,14 @@ def _doubt_views(f: Failures) -> list[View | None]:
         _view(
             f,
             f"claims {way}",
-            f"boxes whose confidence is {much} what is right among boxes of such confidence",
+            f"boxes whose confidence is {much} the precision of boxes with such confidence",
             "predictions",
             claims=way,
         )
         for way, much in (("too much", "above"), ("too little", "below"))
     ]
-    labels = "labels on which no box lies, however unsure"
-    boxes = "false boxes surer than most hits: is a label missing or wrong?"
+    labels = "labels without any overlapping box, at any confidence"
+    boxes = "false boxes with higher confidence than most hits: a label may be missing or wrong"
     return [
         *claims,
         _view(f, "suspect labels", labels, "ground_truth", suspect=True),
@@ -405,15 +410,15 @@ def read_records(folder: str | Path) -> tuple[EvalSet, np.ndarray]:
     ]
     if not places:
         raise DataError(
-            "no truth.json and predictions.json here",
+            "truth.json and predictions.json not found",
             folder,
-            "give a folder that `cv-pipeline report evaluation` made",
+            "pass a folder written by `cv-pipeline report evaluation`",
         )
     s = read_coco(places[0] / "truth.json", places[0] / "predictions.json")
     info = read_json(places[0] / "truth.json", dict).get("info") or {}
     if len(info.get("thresholds", ())) != len(s.names):
         raise DataError(
-            "the records hold no thresholds for their classes",
+            "the records contain no thresholds for their classes",
             places[0],
             "they were not written by write_records",
         )
@@ -424,7 +429,7 @@ def read_records(folder: str | Path) -> tuple[EvalSet, np.ndarray]:
 
 # %% ../../nbs/05_evaluation/10_failures.ipynb #f87ace9c
 class ViewerError(CVPipelineError):
-    "FiftyOne's database or App is not to be had; the worst pictures are in the HTML report all the same."
+    "FiftyOne's database or App is not available; the worst images are also in the HTML report."
 
     exit_code = 5
 
@@ -446,7 +451,7 @@ def _check_database(uri: str | None) -> None:
             pymongo.MongoClient(uri, serverSelectionTimeoutMS=3000).admin.command("ping")
         except Exception as e:
             raise ViewerError(
-                "FiftyOne's database does not answer: "
+                "FiftyOne's database does not respond: "
                 f"{re.sub(r'//[^@/]*@', '//***@', str(e)).split(',')[0][:160]}",
                 masked,
                 _HOW,
@@ -465,7 +470,7 @@ def _check_database(uri: str | None) -> None:
     except subprocess.CalledProcessError as e:
         last = (e.stderr or str(e)).strip().splitlines()[-1]
         raise ViewerError(
-            f"the mongod that FiftyOne brings does not start: {last}",
+            f"FiftyOne's bundled mongod cannot start: {last}",
             hint=_HOW,
         ) from None
     except Exception as e:
@@ -572,17 +577,18 @@ def build_failures(
     ]
     if lost:
         raise DataError(
-            f"{len(lost)} of {len(f.set)} pictures are not there, e.g. {lost[0]}",
+            f"{len(lost)} of {len(f.set)} images are missing, e.g. {lost[0]}",
             f.set.where,
-            "FiftyOne shows the files themselves: put them back, or run the report again with the pictures "
-            "in a place that stays",
+            "FiftyOne shows the files themselves: restore them, or run the report again with the images in "
+            "a permanent folder"
+            "",
         )
     fo = fiftyone_package()
     if name in fo.list_datasets() and not replace_old:
         raise ConfigError(
-            f"FiftyOne has a dataset '{name}' already", "failures", "choose another --name, or say --replace"
+            f"FiftyOne already has a dataset '{name}'", "failures", "choose another --name, or say --replace"
         )
-    made = fo.Dataset(f"{name} (in the making {os.getpid()})", persistent=True)
+    made = fo.Dataset(f"{name} (in progress {os.getpid()})", persistent=True)
     try:
         made.default_classes = list(f.set.names)
         made.info = {"thresholds": dict(zip(f.set.names, f.thresholds.tolist())), "counts": f.counts()}
@@ -598,7 +604,7 @@ def build_failures(
         with contextlib.suppress(Exception):
             made.delete()
         if type(e).__module__.startswith("pymongo"):
-            raise ViewerError(f"FiftyOne's database stopped answering: {str(e)[:160]}", hint=_HOW) from e
+            raise ViewerError(f"FiftyOne's database stopped responding: {str(e)[:160]}", hint=_HOW) from e
         raise
     return made
 
@@ -609,7 +615,7 @@ def open_app(
     address: str = "127.0.0.1",  # this machine only
     browser: bool = False,  # open a tab
 ) -> Any:  # fiftyone.Session; .url, .close()
-    "Serve the App; ViewerError when it does not come up."
+    "Serve the App; ViewerError when it does not start."
     fo = fiftyone_package()
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -617,14 +623,16 @@ def open_app(
             s.bind((address, port))
         except OSError as e:
             raise ConfigError(
-                f"port {port} is taken or not allowed: {e.strerror}", address, "give another one with --port"
+                f"port {port} is in use or not permitted: {e.strerror}",
+                address,
+                "give another one with --port",
             ) from None
     if isinstance(dataset, str):
         if dataset not in fo.list_datasets():
             raise ConfigError(
                 f"FiftyOne has no dataset '{dataset}'",
                 "failures",
-                f"there are: {', '.join(fo.list_datasets()) or 'none'}",
+                f"available: {', '.join(fo.list_datasets()) or 'none'}",
             )
         dataset = fo.load_dataset(dataset)
     try:
@@ -637,7 +645,7 @@ def open_app(
         )
     except Exception as e:
         raise ViewerError(
-            f"the App does not start: {e}",
+            f"the App cannot start: {e}",
             f"{address}:{port}",
-            "see the messages above; the dataset is there and can be opened with `fiftyone app launch`",
+            "see the messages above; the dataset was written and can be opened with `fiftyone app launch`",
         ) from e

@@ -84,7 +84,7 @@ def versions(
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #3e8a6c3e
 def _calibration_dict(c: CalibrationReport) -> dict[str, Any]:
-    "What calibration did, for metrics.json."
+    "Effect of the calibration, for metrics.json."
     return {
         "accepted": c.accepted,
         "reason": c.reason,
@@ -113,7 +113,7 @@ class Evaluation:
     findings: list[Finding]
     header: dict[str, Any] = field(default_factory=dict)
     latency_ms: dict[str, float] = field(default_factory=dict)
-    # where the numbers come from; empty: predictions of nobody knows whom
+    # where the numbers come from; empty: predictions of unknown origin
     stamp: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -233,12 +233,12 @@ def judge_floors(
     pictures: int,
     objects: int,
 ) -> list[Finding]:
-    "A finding for each floor; ConfigError for a floor of something that is not measured."
+    "A finding for each floor; ConfigError for an unknown metric."
     named = {f"AP, {r['what']}": r for r in rows}
     unknown = [k for k in floors if k not in intervals and k not in named]
     if unknown:
         raise ConfigError(
-            f"no such number: {', '.join(unknown)}", "floors", f"there are {', '.join([*intervals, *named])}"
+            f"unknown metric: {', '.join(unknown)}", "floors", f"there are {', '.join([*intervals, *named])}"
         )
     found = []
     for what, floor in floors.items():
@@ -251,7 +251,7 @@ def judge_floors(
                 Finding(
                     what,
                     Verdict.INSUFFICIENT,
-                    f"{row['pictures']} pictures and {row['objects']} objects are too few",
+                    f"too few: {row['pictures']} images and {row['objects']} objects",
                 )
             )
             continue
@@ -277,7 +277,7 @@ def _compared(s: EvalSet, baseline: EvalSet, m: Matches, weights: np.ndarray) ->
         "difference": gap.value,
         "low": gap.low,
         "high": gap.high,
-        "says": surely or "no difference that the data shows",
+        "says": surely or "no significant difference",
     }
 
 
@@ -291,7 +291,7 @@ def evaluate_set(
     seed: int = 0,
     with_calibration: bool = True,
 ) -> Evaluation:
-    "Measure, compare and judge predictions that are there."
+    "Measure, compare and judge existing predictions."
     m, use = match_set(s), np.broadcast_to(np.asarray(thresholds, float), (len(s.names),)).copy()
     weights, every = draw_weights(clusters(s), draws, seed), int(clusters(s).max()) + 1
     intervals = {
@@ -339,7 +339,7 @@ def evaluate_model(
     )
     if other is not None and other.names != s.names:
         raise DataError(
-            "the baseline has other classes",
+            "the baseline has different classes",
             baseline.manifest.name,
             f"{', '.join(s.names)} against {', '.join(other.names)}",
         )
@@ -419,7 +419,7 @@ def html_verdict(e: Evaluation) -> str:
         f"{html.escape(f.reason)}</li>"
         for f in e.findings
     )
-    said = name or "no floors were given: numbers without a verdict"
+    said = name or "no floors given: no verdict"
     return (
         f"<div style='border-left:8px solid {_COLOURS[name]};padding:.4em 1em'><span "
         f"style='font-size:1.6em;color:{_COLOURS[name]}'>{said}</span><ul>{reasons}</ul></div>"
@@ -474,13 +474,13 @@ def plot_confusion(e: Evaluation, most: int = 15) -> Any:
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #4bd7e1ef
 def plot_reliability_pair(e: Evaluation) -> Any:
-    "Reliability on the unseen half, as said and calibrated."
+    "Reliability on the unseen half, as predicted and calibrated."
     import matplotlib.pyplot as plt
 
     if e.calibration is None:
         return None
     fig, ax = plt.subplots(1, 2, figsize=(7.4, 3.4), dpi=80)
-    for a, claims, title in zip(ax, e.calibration.unseen, ("as the network says", "calibrated")):
+    for a, claims, title in zip(ax, e.calibration.unseen, ("as predicted", "calibrated")):
         plot_claims(claims, a, title)
     fig.tight_layout()
     return fig

@@ -23,12 +23,12 @@ class DynamicBatcher:
     def __init__(
         self,
         max_batch: int,  # most items in a batch
-        max_wait_s: float,  # longest time the oldest item waits for company, seconds; 0 = never wait
+        max_wait_s: float,  # longest time the oldest item waits, seconds; 0 = never wait
         clock: Clock,  # monotonic seconds
     ):
         if max_batch < 1 or max_wait_s < 0:
             raise ConfigError(
-                f"a batch needs max_batch ≥ 1 and max_wait ≥ 0, not {max_batch} and {max_wait_s}", "batching"
+                f"max_batch must be ≥ 1 and max_wait ≥ 0, not {max_batch} and {max_wait_s}", "batching"
             )
         self.max_batch, self.max_wait_s, self.clock = max_batch, max_wait_s, clock
         self._items: deque[tuple[float, Any, bool]] = deque()

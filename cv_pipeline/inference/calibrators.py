@@ -42,7 +42,7 @@ def _number(value: Any, above: float = -math.inf) -> bool:
 
 
 def curve_problem(curve: Any) -> str | None:
-    "What is wrong with a stored curve, None when nothing is."
+    "What is wrong with a stored curve; None if it is valid."
     if not isinstance(curve, Mapping):
         return f"a curve must be a table, not {curve!r}"
     kind, keys = curve.get("kind"), set(curve) - {"kind"}
@@ -66,7 +66,7 @@ def curve_problem(curve: Any) -> str | None:
     ):
         return "x and y must be lists of numbers of equal length, two at least"
     if any(b <= a for a, b in zip(x, x[1:])) or any(b < a for a, b in zip(y, y[1:])):
-        return "x must rise and y must not fall"
+        return "x must increase and y must not decrease"
     return None if 0 <= min(*x, *y) and max(*x, *y) <= 1 else "x and y must lie in 0..1"
 
 
@@ -106,7 +106,7 @@ class Calibrator:
             problems.append(f"target must be 'precision' or 'iou', not {self.target!r}")
         if problems:
             raise ConfigError(
-                "the calibration cannot be used",
+                "invalid calibration",
                 "calibration",
                 "fit it again, or remove it from the manifest",
                 problems,
@@ -135,7 +135,7 @@ class Calibrator:
         strange = [n for n in self.classes if n not in names]
         if strange:
             raise ConfigError(
-                f"the model has no class {', '.join(strange)}",
+                f"unknown class: {', '.join(strange)}",
                 "calibration",
                 f"its classes: {', '.join(names)}",
             )

@@ -70,13 +70,13 @@ def _device_values(spec: PreprocessSpec, dtype: str) -> np.ndarray:
     "(3, 256): what each byte becomes in each tensor channel; ConfigError for what has no kernel."
     if dtype not in DTYPES or (dtype == "uint8") != (spec.layout == "nhwc-uint8"):
         raise ConfigError(
-            f"layout {spec.layout} cannot be made of {dtype}",
+            f"layout {spec.layout} does not support {dtype}",
             "preprocess",
             "nchw-float: float32 or float16; nhwc-uint8: uint8",
         )
     if spec.clahe:
         raise ConfigError(
-            "clahe runs on the host only",
+            "clahe is supported on the host only",
             "preprocess.clahe",
             "use Preprocessor, or a model that was trained without it",
         )
@@ -136,8 +136,9 @@ class TorchPreprocessor:
             or out.device.type != self.device.type
         ):
             raise DataError(
-                f"a tensor {tuple(out.shape)} of {out.dtype} on {out.device} cannot take {shape} of "
-                f"{self.dtype} on {self.device}",
+                f"output tensor {tuple(out.shape)} of {out.dtype} on {out.device} does not fit {shape} of "
+                f"{self.dtype} on {self.device}"
+                f"",
                 "preprocess",
             )
         for image, slot, g in zip(images, out, places):
@@ -219,7 +220,7 @@ def compile_kernel(
     arch: str,  # "sm_89": code for that chip; "compute_75": portable PTX
     dtype: str = "float32",
 ) -> bytes:  # cubin or PTX
-    "Compile the kernel with NVRTC; needs no device. BackendError when NVRTC is absent or refuses."
+    "Compile the kernel with NVRTC; needs no device. BackendError when NVRTC is missing or fails."
     try:
         from cuda.bindings import nvrtc
     except ImportError as e:
@@ -243,7 +244,8 @@ def compile_kernel(
     nvrtc.nvrtcGetProgramLog(program, log)
     if int(status):
         raise BackendError(
-            f"NVRTC refuses the kernel: {bytes(log).decode(errors='replace').strip()[:300] or status.name}",
+            f"NVRTC cannot compile the kernel: "
+            f"{bytes(log).decode(errors='replace').strip()[:300] or status.name}",
             arch,
         )
     size, text = (

@@ -36,11 +36,11 @@ __all__ = ['REBUILD', 'HARDWARE', 'TENSORRT_API', 'BrokenEngine', 'EngineMismatc
 
 # %% ../../nbs/02_inference/09_engines.ipynb #a5565a1d
 class BrokenEngine(BackendError):
-    "The engine file is damaged, cut off, or no engine at all."
+    "The engine file is damaged, truncated, or not an engine."
 
 
 class EngineMismatch(BackendError):
-    "The engine was built for another card, driver, TensorRT or model. `differences` names them."
+    "The engine was built for another GPU, driver, TensorRT or model. `differences` names them."
 
     def __init__(
         self, what: str, where: object = None, hint: str | None = None, differences: Sequence[str] = ()
@@ -70,12 +70,13 @@ class EngineFile:
         "The plan; BrokenEngine when its checksum is another one."
         data = self.path.read_bytes()[self.offset :]
         if not data:
-            raise BrokenEngine("there is a header and no plan", self.path, REBUILD)
+            raise BrokenEngine("the file has a header but no plan", self.path, REBUILD)
         wanted = self.ours.get("plan_sha256")
         if wanted and hashlib.sha256(data).hexdigest() != wanted:
             raise BrokenEngine(
-                f"the plan is damaged: {len(data)} bytes with another checksum, "
-                f"{self.ours.get('plan_bytes')} were written",
+                f"the plan is damaged: checksum mismatch, {len(data)} bytes instead of "
+                f"{self.ours.get('plan_bytes')}"
+                f"",
                 self.path,
                 REBUILD,
             )
@@ -88,11 +89,11 @@ def read_engine(
     "Open an engine file; BrokenEngine when it is none. Needs neither TensorRT nor a card."
     path = Path(path)
     if not path.is_file():
-        raise BackendError("there is no such engine file", path, REBUILD)
+        raise BackendError("engine file not found", path, REBUILD)
     with open(path, "rb") as file:
         start, size = file.read(4), path.stat().st_size
         if len(start) < 4:
-            raise BrokenEngine(f"{size} bytes are no engine", path, REBUILD)
+            raise BrokenEngine(f"not an engine: {size} bytes only", path, REBUILD)
         length = int.from_bytes(start, "little")
         if 0 < length <= size - 4:
             with suppress(ValueError):  # the plan of another maker may begin with anything
@@ -103,9 +104,9 @@ def read_engine(
             start[0] == 8 and 3 <= start[1] <= 30 and start[2] in (0x12, 0x1A, 0x22, 0x2A, 0x32, 0x3A, 0x42)
         )  # ir_version, then another field
         if start[:2] == b"PK" or onnx:
-            raise BrokenEngine("this is a model, not an engine", path, REBUILD)
+            raise BrokenEngine("this is an ONNX model, not an engine", path, REBUILD)
         if length <= 1 << 24:
-            raise BrokenEngine("its header is cut off or damaged", path, REBUILD)
+            raise BrokenEngine("the header is truncated or damaged", path, REBUILD)
     return EngineFile(path, {}, 0)
 
 # %% ../../nbs/02_inference/09_engines.ipynb #b4ec6686
@@ -127,7 +128,7 @@ def write_engine(
 
 
 def _write(path: Path, *parts: bytes) -> None:
-    "Put bytes into a file in one step; BackendError when the folder cannot be written or is full."
+    "Put bytes into a file in one step; BackendError when cannot write to this folder or is full."
     with writing(
         "cannot be written", path, "choose another folder with out=, or make room there", BackendError
     ):
@@ -173,7 +174,7 @@ class EngineKey:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: object = None) -> EngineKey:
-        "From the header of a file; BrokenEngine when something is missing or no such thing."
+        "From the header of a file; BrokenEngine when something is missing or invalid."
         try:
             values: dict[str, Any] = {
                 k: tuple(map(int, v))
@@ -188,27 +189,27 @@ class EngineKey:
                 return key
             raise ValueError(f"{key}")
         except (TypeError, ValueError, AttributeError) as e:
-            raise BrokenEngine(f"its binding cannot be read: {e}", where, REBUILD) from e
+            raise BrokenEngine(f"its binding is invalid: {e}", where, REBUILD) from e
 
     def differences(
         self, device: DeviceInfo, tensorrt: str
     ) -> dict[str, str]:  # "gpu" | "capability" | "driver" | "tensorrt" → sentence
-        "What is other here than where the engine was built."
+        "Differences between this machine and the one that built the engine."
         found, here = {}, tuple(device.capability)
         if self.hardware == "ampere_plus" and min(here, self.capability) >= (8, 0):
             pass
         elif here != self.capability:
             found["capability"] = (
-                f"built for compute capability {_dots(self.capability)}, here is {_dots(here)}"
+                f"built for compute capability {_dots(self.capability)}, this device has {_dots(here)}"
             )
         elif self.hardware == "none" and device.name != self.gpu:
-            found["gpu"] = f"built on {self.gpu}, here is {device.name}"
+            found["gpu"] = f"built on {self.gpu}, this device is {device.name}"
         if device.driver != self.driver:
-            found["driver"] = f"built under driver {self.driver}, here is {device.driver}"
+            found["driver"] = f"built with driver {self.driver}, installed is {device.driver}"
         built, now = _version(self.tensorrt), _version(tensorrt)
         later = self.version_compatible and built[:2] == now[:2] and now >= built
         if built != now and not later:
-            found["tensorrt"] = f"built by TensorRT {self.tensorrt}, here is {tensorrt}"
+            found["tensorrt"] = f"built with TensorRT {self.tensorrt}, installed is {tensorrt}"
         return found
 
 # %% ../../nbs/02_inference/09_engines.ipynb #cd71b502
@@ -234,7 +235,7 @@ def check_engine(
     unknown = set(allow) - {"gpu", "capability", "driver", "tensorrt", "model", "foreign"}
     if unknown:
         raise ConfigError(
-            f"there is no difference called {', '.join(sorted(unknown))}",
+            f"unknown difference: {', '.join(sorted(unknown))}",
             "allow",
             "gpu, capability, driver, tensorrt, model or foreign",
         )
@@ -242,22 +243,22 @@ def check_engine(
         if "foreign" in allow:
             return None
         raise EngineMismatch(
-            "nothing in it says for which card and which TensorRT it was built",
+            "it does not record the GPU and the TensorRT version that it was built for",
             engine.path,
-            f"{REBUILD}; or, if you trust it and it was built here, open it with allow=('foreign',)",
+            f"{REBUILD}; if you trust it and it was built here, open it with allow=('foreign',)",
             ["foreign"],
         )
     key = EngineKey.from_dict(engine.ours["key"], engine.path)
     found = key.differences(device, tensorrt)
     source = engine.path.parent / str(engine.ours.get("model_file", ""))
     if source.is_file() and model_sha256(source) != key.model_sha256:
-        found["model"] = f"{source.name} beside it is not the file it was built from"
+        found["model"] = f"it was built from another file than {source.name} beside it"
     found = {name: text for name, text in found.items() if name not in allow}
     if found:
         raise EngineMismatch(
             "; ".join(found.values()),
             engine.path,
-            f"{REBUILD}; to run it all the same: allow={tuple(found)!r}",
+            f"{REBUILD}; to run it anyway: allow={tuple(found)!r}",
             list(found),
         )
     return key
@@ -355,7 +356,7 @@ def load_tensorrt(
         raise BackendError(
             f"TensorRT {getattr(trt, '__version__', 'without a version')} is not supported",
             module,
-            "versions 10 and 11 are",
+            "supported versions: 10 and 11",
         )
     missing = [
         n
@@ -364,7 +365,7 @@ def load_tensorrt(
     ]
     if missing:
         raise BackendError(
-            f"this TensorRT lacks {', '.join(missing)}",
+            f"this TensorRT has no {', '.join(missing)}",
             module,
             "the lean and dispatch runtimes cannot build; install the whole package",
         )
@@ -378,7 +379,7 @@ def tensorrt_version(trt: Any) -> str:
 # %% ../../nbs/02_inference/09_engines.ipynb #617fb9ec
 @lru_cache(maxsize=8)
 def logger_class(trt: Any) -> type:
-    "A TensorRT logger that keeps the last complaints for our errors and hands the rest to Python's logging."
+    "A TensorRT logger that keeps the last errors for our messages and passes the rest to Python's logging."
 
     class Log(trt.ILogger):
         def __init__(self):
@@ -392,7 +393,7 @@ def logger_class(trt: Any) -> type:
                 self.complaints.append(message)
             self.to.log((40, 40, 30, 20, 10)[min(level, 4)], message)
 
-        def said(self, default: str = "it gave no reason") -> str:
+        def said(self, default: str = "no reason given") -> str:
             return self.complaints[-1][:400] if self.complaints else default
 
     return Log
@@ -412,17 +413,17 @@ def _batch_problems(options: BuildOptions) -> list[str]:
     if not problems:
         order = [b for b in (options.min_batch, options.opt_batch, options.max_batch) if b is not None]
         if order != sorted(order):
-            problems.append(f"batches: {' ≤ '.join(map(str, order))} is not so (min ≤ opt ≤ max)")
+            problems.append(f"batches: {' ≤ '.join(map(str, order))} does not hold (min ≤ opt ≤ max)")
     return problems
 
 
 def _other_problems(options: BuildOptions) -> list[str]:
-    "What is wrong with the builder's memory, hardware and effort, and with our patience."
+    "What is wrong with memory, hardware, search level and waiting time."
     problems = []
     if options.workspace_mb is not None and not _whole(options.workspace_mb, 1, 1 << 20):
-        problems.append(f"workspace_mb: {options.workspace_mb!r} is no number of megabytes")
+        problems.append(f"workspace_mb: {options.workspace_mb!r} is not a size in megabytes")
     if options.hardware not in HARDWARE:
-        problems.append(f"hardware: {options.hardware!r} is none of {', '.join(HARDWARE)}")
+        problems.append(f"hardware: {options.hardware!r} is not one of {', '.join(HARDWARE)}")
     if not _whole(options.level, 0, 5):
         problems.append(f"level: {options.level!r} is not in 0..5")
     if not options.wait_s >= 0:
@@ -467,9 +468,9 @@ class BuildOptions:
         top = self.max_batch or fixed or max(8, self.min_batch, self.opt_batch or 1)
         if fixed is not None and {self.max_batch or fixed, self.opt_batch or fixed} != {fixed}:
             raise ConfigError(
-                f"the graph has a fixed batch of {fixed}, max_batch {top} was asked for",
+                f"the graph has a fixed batch of {fixed}, max_batch {top} was requested",
                 where,
-                "export it with a dynamic batch, or leave the batches out",
+                "export it with a dynamic batch, or omit the batch settings",
             )
         return (fixed, fixed, fixed) if fixed is not None else (self.min_batch, self.opt_batch or top, top)
 
@@ -481,19 +482,19 @@ def build_lock(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[None]:
-    """Hold the right to build this engine; BackendError when another process holds it, or the folder cannot
-    be written."""
+    """Hold the right to build this engine; BackendError when another process holds it, or cannot write to
+    this folder."""
     path = Path(path)
     with ExitStack() as held:
         try:
             with writing(
-                "the folder cannot be written", path.parent, "give another one with out=", BackendError
+                "cannot write to this folder", path.parent, "give another one with out=", BackendError
             ):
                 path.parent.stat()  # a folder that is not there is not made
                 held.enter_context(locked(path, wait_s, clock=clock, sleep=sleep))
         except Busy as e:
-            what = f"process {e.holder or 'unknown'} is building it right now"
-            raise BackendError(what, path, "wait for it, or give wait_s") from e
+            what = f"process {e.holder or 'unknown'} is already building it"
+            raise BackendError(what, path, "wait until it has finished, or set wait_s") from e
         yield
 
 # %% ../../nbs/02_inference/09_engines.ipynb #727ef755
@@ -563,7 +564,7 @@ def _monitor_class(trt: Any) -> type:
 
 # %% ../../nbs/02_inference/09_engines.ipynb #0c65b4c6
 def _parse(trt: Any, builder: Any, onnx: Path, log: Any) -> Any:
-    "The network of an ONNX file, strongly typed; BackendError with the parser's complaints."
+    "The network of an ONNX file, strongly typed; BackendError with the parser's errors."
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if parser.parse_from_file(str(onnx)):
@@ -579,7 +580,7 @@ def _parse(trt: Any, builder: Any, onnx: Path, log: Any) -> Any:
     text = "; ".join(complaints[:3]) or log.said()
     hint = "check that the file is complete (external data beside it) and that ONNX Runtime opens it"
     if any(w in text for w in ("lugin", "mporter", "ustom")):
-        hint = "export it without custom operators and without suppression inside"
+        hint = "export it without custom operators and without NMS in the graph"
     if "uantizeLinear" in text:
         hint = (
             "it was quantised for a CPU: take the file that was quantised for TensorRT (symmetric, float "
@@ -603,9 +604,9 @@ def _look(network: Any, manifest: ModelManifest, onnx: Path) -> tuple[str, int |
     check_graph(manifest, taken, outputs, onnx)
     if min(taken[1:]) > 0 and min(outputs[0][1:]) < 0:
         raise BackendError(
-            f"the graph gives {outputs[0]}: how many boxes is known only when it runs",
+            f"the output {outputs[0]} has a data-dependent size",
             onnx,
-            "export it without suppression inside (nms=False)",
+            "export it without NMS in the graph (nms=False)",
         )
     rows = *manifest.preprocess.imgsz, 3
     wanted = rows if manifest.preprocess.layout == "nhwc-uint8" else (3, *manifest.preprocess.imgsz)
@@ -671,7 +672,7 @@ def _keep_timings(config: Any, path: Path | None) -> None:
     try:
         _write(path, bytes(cache.serialize()))
     except BackendError as e:
-        logging.getLogger("cv_pipeline.tensorrt").warning("timing cache not kept: %s", e)
+        logging.getLogger("cv_pipeline.tensorrt").warning("timing cache not saved: %s", e)
 
 # %% ../../nbs/02_inference/09_engines.ipynb #5b28af16
 def compile_plan(
@@ -687,9 +688,9 @@ def compile_plan(
         builder = trt.Builder(log)
     except (TypeError, RuntimeError) as e:
         raise BackendError(
-            f"TensorRT gives no builder: {log.said(str(e))}",
+            f"TensorRT cannot create a builder: {log.said(str(e))}",
             onnx,
-            "look at nvidia-smi; driver and TensorRT may not match",
+            "check nvidia-smi; driver and TensorRT may not match",
         ) from e
     network = _parse(trt, builder, onnx, log)
     name, fixed, shape = _look(network, manifest, onnx)
@@ -715,7 +716,9 @@ def compile_plan(
                 else BackendError
             )
             raise kind(
-                f"TensorRT built no engine: {log.said()}", onnx, "try a smaller max_batch, or workspace_mb"
+                f"TensorRT failed to build the engine: {log.said()}",
+                onnx,
+                "try a smaller max_batch, or workspace_mb",
             )
         _keep_timings(config, timings)
     return bytes(plan), graph_precision(trt, network), batches
@@ -723,7 +726,7 @@ def compile_plan(
 # %% ../../nbs/02_inference/09_engines.ipynb #5afd3b28
 @dataclass(frozen=True)
 class BuiltEngine:
-    "An engine that stands, and how it came."
+    "A built engine, and how it was built."
 
     path: Path
     key: EngineKey
@@ -794,11 +797,11 @@ def build_engine(
     trt: Any = None,  # the module; None: import tensorrt
 ) -> BuiltEngine:
     """Build a TensorRT engine for this machine. NoDevice, BackendError, ModelSpecMismatch or ConfigError;
-    never a half file."""
+    never a partial file."""
     onnx = Path(onnx)
     out, options = Path(out) if out else onnx.with_suffix(".engine"), options or BuildOptions()
     if not onnx.is_file():
-        raise BackendError("there is no such model file", onnx)
+        raise BackendError("model file not found", onnx)
     device = device or find_device()
     trt = trt or load_tensorrt()
     version, sha256, share = tensorrt_version(trt), model_sha256(onnx), Progress(progress)

@@ -59,12 +59,12 @@ def register_backend(
     opener: Opener,  # a Backend class, or a function that returns one
     metadata: Metadata | None = None,  # reads what an exporter wrote into such a file
 ) -> None:
-    "Say who opens files that end in `suffix`."
+    "Register the opener of files that end in `suffix`."
     _BY_ENDING[suffix.lower()] = lambda: (opener, metadata or (lambda path: {}))
 
 
 def model_metadata(path: str | Path) -> Mapping[str, str]:
-    "What an exporter wrote into a model file; empty where nobody knows files of this ending."
+    "Metadata that an exporter wrote into a model file; empty for unknown suffixes."
     runtime = _BY_ENDING.get(Path(path).suffix.lower())
     return {} if runtime is None else runtime()[1](Path(path))
 
@@ -82,9 +82,7 @@ def load_backend(
     known = _BY_ENDING if runtime is None else RUNTIMES
     found = known.get(suffix if runtime is None else runtime)
     if found is None:
-        what = (
-            f"nothing here opens '{suffix}' files" if runtime is None else f"there is no runtime '{runtime}'"
-        )
+        what = f"no runtime opens '{suffix}' files" if runtime is None else f"there is no runtime '{runtime}'"
         raise BackendError(what, path, f"known: {', '.join(sorted(known))}")
     return found()[0](path, manifest, providers=providers, threads=threads, **options)
 
@@ -95,8 +93,8 @@ def open_artefact(
     providers: Sequence[str] | None = None,  # ONNX Runtime's; others take none
     threads: int = 0,
 ) -> Backend:
-    """The backend of one of a model's files, checksum compared; ModelSpecMismatch when it is not the one that
-    was judged."""
+    """The backend of one of a model's files, checksum compared; ModelSpecMismatch when it is not the
+    verified one."""
     own = providers if artefact.backend == "onnxruntime" else None
     manifest = model.manifest.for_artefact(artefact)
     return load_backend(model.path_of(artefact), manifest, own, threads, artefact.backend, **artefact.options)

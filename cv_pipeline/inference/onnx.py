@@ -46,17 +46,17 @@ SHORT = {
 
 def parse_provider(
     text: str,  # "cuda", "cuda:1", "tensorrt?engine_cache=DIR", "CUDAExecutionProvider"
-) -> tuple[str, int | None]:  # ONNX Runtime's name, and the device where one was said
-    "What a person means by a provider; ConfigError when it is none."
+) -> tuple[str, int | None]:  # ONNX Runtime's name, and the device if one was given
+    "ONNX Runtime's name and device of a provider; ConfigError for an unknown one."
     name, colon, number = str(text).partition("?")[0].partition(":")
     if name.lower() not in SHORT and not name.endswith("ExecutionProvider"):
         raise ConfigError(
-            f"{text!r} is no execution provider",
+            f"{text!r} is not an execution provider",
             "providers",
             f"use {', '.join(SHORT)}, or ONNX Runtime's own names",
         )
     if colon and not number.isdigit():
-        raise ConfigError(f"{text!r} names no device", "providers", "write cuda:0, cuda:1 …")
+        raise ConfigError(f"{text!r} does not name a device", "providers", "write cuda:0, cuda:1 …")
     return SHORT.get(name.lower(), name), int(number) if colon else None
 
 
@@ -64,30 +64,30 @@ def choose_providers(
     wanted: Sequence[str] | None = None,  # in order of preference; None: best present one
     present: Sequence[str] | None = None,  # what this installation of ONNX Runtime offers
 ) -> list[str]:  # for InferenceSession, CPU always last
-    "Execution providers to use, by their long names; ConfigError when a wanted one is not there."
+    "Execution providers to use, by their long names; ConfigError when a requested one is missing."
     present = list(present if present is not None else ort.get_available_providers())
     best = [parse_provider(p)[0] for p in ([wanted] if isinstance(wanted, str) else wanted or ())]
     missing = [p for p in best if p not in present]
     if missing:
         on_card = any(p in missing for p in ("CUDAExecutionProvider", "TensorrtExecutionProvider"))
         raise ConfigError(
-            f"ONNX Runtime has no {', '.join(missing)}",
+            f"this ONNX Runtime does not have {', '.join(missing)}",
             "providers",
-            f"present here: {', '.join(present)}"
-            + ("; for an NVIDIA card install onnxruntime-gpu in the place of onnxruntime" if on_card else ""),
+            f"available: {', '.join(present)}"
+            + ("; for an NVIDIA GPU install onnxruntime-gpu instead of onnxruntime" if on_card else ""),
         )
     best = best or [next(p for p in PREFERRED if p in present)]
     return best + [p for p in ("CPUExecutionProvider",) if p not in best]
 
 # %% ../../nbs/02_inference/06_onnx.ipynb #51ff968d
 def _writable(folder: Path) -> Path:
-    "The folder, made when it is not there; ConfigError when it cannot be written."
+    "Create the folder if needed; ConfigError when it is not writable."
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise ConfigError(f"the engine cache cannot be made: {e.strerror}", folder) from e
+        raise ConfigError(f"cannot create the engine cache: {e.strerror}", folder) from e
     if not os.access(folder, os.W_OK):
-        raise ConfigError("the engine cache cannot be written", folder)
+        raise ConfigError("cannot write to the engine cache", folder)
     return folder
 
 # %% ../../nbs/02_inference/06_onnx.ipynb #38d6901f
@@ -121,7 +121,8 @@ class ProviderOptions:
         batch axis."""
         if self.engine_cache is None:
             raise ConfigError(
-                "without a cache the TensorRT provider builds for minutes at every start",
+                "the TensorRT provider needs an engine cache: without one it builds for minutes at every "
+                "start",
                 "engine_cache",
                 "give a folder, or run the CUDA provider",
             )
@@ -171,7 +172,7 @@ def options_in(
                 said[key] = int(value)
             else:
                 raise ConfigError(
-                    f"{key}={value} cannot be read",
+                    f"{key}={value} is invalid",
                     f"providers: {text}",
                     "write true, false or a whole number; batches as 1,4,8",
                 )
@@ -202,7 +203,7 @@ def _session(
 ) -> ort.InferenceSession:
     "An InferenceSession; BackendError when the file cannot be opened."
     if not path.is_file():
-        raise BackendError("there is no such model file", path)
+        raise BackendError("model file not found", path)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
@@ -227,7 +228,7 @@ def read_metadata(
 
 # %% ../../nbs/02_inference/06_onnx.ipynb #73b396e1
 def _fixed_batch(shape: Sequence[Any]) -> int | None:
-    "The batch size that a graph insists on; None when it takes any."
+    "The fixed batch size of a graph; None when it is dynamic."
     return shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
 
 
@@ -278,7 +279,7 @@ def _open(
     spinning: bool,
     exact: bool = False,
 ) -> ort.InferenceSession:
-    "A session on the providers that were asked for; BackendError when the runtime quietly took another one."
+    "A session on the requested providers; BackendError when the runtime silently fell back to another one."
     providers, said = choose_providers(wanted), options_in(wanted)
     provider_options(said)  # unknown names are an error
     options = replace(provider_options(options), **said)
@@ -296,10 +297,11 @@ def _open(
     used = session.get_providers()[0]
     if wanted and used != providers[0]:
         raise BackendError(
-            f"{providers[0]} was asked for, ONNX Runtime fell back to {used}",
+            f"{providers[0]} was requested, ONNX Runtime fell back to {used}",
             path,
-            "driver, CUDA or cuDNN are absent or too old for this onnxruntime-gpu; for the CPU ask for "
-            "providers: [cpu]",
+            "driver, CUDA or cuDNN are missing or too old for this onnxruntime-gpu; to run on the CPU set "
+            "providers: [cpu]"
+            "",
         )
     return session
 
@@ -317,14 +319,14 @@ def _cast(part: np.ndarray, wanted: type[np.generic], name: str) -> np.ndarray:
 
 
 def _runtime_error(error: Exception, name: str, batch: np.ndarray) -> BackendError:
-    "What the runtime threw, as OutOfMemory or BackendError."
+    "Convert the runtime's exception to OutOfMemory or BackendError."
     text = str(error).splitlines()[0][:200]
     if any(
         word in str(error).lower()
         for word in ("out of memory", "failed to allocate", "bad_alloc", "cuda failure 2")
     ):
         return OutOfMemory(
-            f"no memory for a batch of {len(batch)}: {text}", name, "a smaller max_batch needs less"
+            f"out of memory for a batch of {len(batch)}: {text}", name, "use a smaller max_batch"
         )
     return BackendError(f"the model call failed on input {batch.shape}: {text}", name)
 
@@ -332,7 +334,7 @@ def _runtime_error(error: Exception, name: str, batch: np.ndarray) -> BackendErr
 class OnnxBackend:
     "Runs an ONNX detector in ONNX Runtime."
 
-    checks_output = True  # `infer` returns nothing that is not finite and of the promised shape
+    checks_output = True  # `infer` returns only finite output of the expected shape
 
     def __init__(
         self,
@@ -368,7 +370,7 @@ class OnnxBackend:
         if (n := len(part)) < (size := self.fixed_batch or n):
             part = np.concatenate([part, np.zeros((size - n, *part.shape[1:]), part.dtype)])
         if self.session is None:
-            raise BackendError("the backend was closed", self.name)
+            raise BackendError("the backend is closed", self.name)
         try:
             raw = self.session.run([self._output], {self._input: _cast(part, self._type, self.name)})[0]
         except Exception as e:

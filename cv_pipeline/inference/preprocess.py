@@ -71,7 +71,7 @@ def fit(
         inner = max(round(width * ratio), 1), max(round(height * ratio), 1)
     else:
         raise ConfigError(
-            f"letterbox {mode!r} is not known", "preprocess.letterbox", "use center, top-left or stretch"
+            f"unknown letterbox mode {mode!r}", "preprocess.letterbox", "use center, top-left or stretch"
         )
     left, top = (
         (round((columns - inner[0]) / 2 - 0.1), round((rows - inner[1]) / 2 - 0.1))
@@ -93,7 +93,7 @@ def _checked(image: np.ndarray) -> np.ndarray:
     ):
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise DataError(
-            f"preprocess takes a BGR image, uint8 (H, W, 3), not {got}",
+            f"preprocess needs a BGR image, uint8 (H, W, 3), not {got}",
             "preprocess",
             "read it through cv_pipeline.video.sources",
         )
@@ -167,7 +167,7 @@ def _slots(out: np.ndarray | None, count: int, shape: tuple[int, ...], dtype: ty
     if out is None:
         out = np.empty((count, *shape), dtype)
     if len(out) < count:
-        raise DataError(f"a tensor for {len(out)} images cannot take {count}", "preprocess")
+        raise DataError(f"the tensor holds {len(out)} images, not {count}", "preprocess")
     return out[:count]
 
 

@@ -47,7 +47,7 @@ def _no_boxes(kind: Any) -> Any:
 # %% ../../nbs/09_monitoring/06_drift.ipynb #6a92d67f
 @dataclass(frozen=True)
 class Observed:
-    "Frames of one period, and what the model said about them."
+    "Frames of one period with their predictions."
 
     cameras: tuple[str, ...]
     camera: np.ndarray  # (n,) int, index into cameras
@@ -63,7 +63,7 @@ class Observed:
     embedder: str = ""  # what made the embeddings
     where: str = ""  # named in errors
     row: np.ndarray | None = None  # (n,) where each frame stands in the log
-    notes: tuple[str, ...] = ()  # what a reader has to know
+    notes: tuple[str, ...] = ()  # notes for the reader
 
     def __len__(self) -> int:
         return len(self.camera)
@@ -76,9 +76,9 @@ class Observed:
         if self.embedding is not None and len(self.embedding) != n:
             raise DataError(f"{len(self.embedding)} embeddings for {n} frames", self.where)
         if m and not (0 <= self.box_frame.min() and self.box_frame.max() < n):
-            raise DataError("a detection names a frame that is not there", self.where)
+            raise DataError("a detection refers to an unknown frame", self.where)
         if m and not (0 <= self.box_class.min() and self.box_class.max() < len(self.classes)):
-            raise DataError("a detection has a class that is not in the list", self.where)
+            raise DataError("a detection has an unknown class", self.where)
         return self
 
     def rows(self, keep: np.ndarray) -> Observed:
@@ -142,28 +142,28 @@ def _check_comparable(a: Observed, b: Observed) -> None:
         raise DataError(
             f"the {'reference' if not len(a) else 'window'} holds no frames",
             a.where if not len(a) else b.where,
-            "which days and cameras does the log have?",
+            "check the days and cameras of the log",
         )
     if a.at.min() <= b.at.max() and b.at.min() <= a.at.max():
         said = " and ".join(f"{_when(o.at.min())} – {_when(o.at.max())}" for o in (a, b))
         raise DataError(
             f"reference and window overlap: {said}",
             b.where,
-            "a window that is part of its own reference cannot differ from it: choose periods without common "
-            "time",
+            "choose periods that do not overlap",
         )
     if a.embedding is not None and (a.embedder != b.embedder or a.embedding.shape[1] != b.embedding.shape[1]):
         raise DataError(
-            f"embeddings of two models: '{a.embedder}' ({a.embedding.shape[1]}) and '{b.embedder}' "
+            f"embeddings of different models: '{a.embedder}' ({a.embedding.shape[1]}) and '{b.embedder}' "
             f"({b.embedding.shape[1]})",
             b.where,
-            "compare periods in which the same descriptor ran, or leave the embeddings out",
+            "compare periods with the same descriptor, or omit the embeddings",
         )
     if set(a.image) != set(b.image):
         raise DataError(
-            f"other image statistics: {', '.join(sorted(set(a.image) ^ set(b.image)))} in one period only",
+            f"different image statistics: {', '.join(sorted(set(a.image) ^ set(b.image)))} in one period "
+            f"only",
             b.where,
-            "was the log written by another version?",
+            "the log may have been written by another version",
         )
 
 # %% ../../nbs/09_monitoring/06_drift.ipynb #5c0fa459
@@ -241,7 +241,7 @@ class _Table:
     window: np.ndarray  # (n,) bool
     block: np.ndarray  # (n,) ascending
     block_window: np.ndarray  # (b,) bool
-    own: Mapping[str, np.ndarray]  # family → (n,) how much each frame says about it
+    own: Mapping[str, np.ndarray]  # family → (n,) weight of each frame
     tau: Mapping[str, np.ndarray]  # family → (cameras,) of those frames (boxes), how many count as one
 
     def effective(self, family: str, camera: int | None = None) -> tuple[float, float]:
@@ -257,7 +257,7 @@ class _Table:
 
 
 def _own(seen: Observed) -> dict[str, np.ndarray]:
-    """family → (n,) how much each frame says about it: a frame that the model was not asked about says
+    """family → (n,) weight of each frame: a frame that the model was not asked about says
     nothing about counts, one without boxes nothing about classes."""
     boxes, all_ = np.bincount(seen.box_frame, minlength=len(seen)).astype(float), np.ones(len(seen))
     there = (
@@ -319,7 +319,7 @@ def _memory(
 
 
 def _step(at: np.ndarray) -> float:
-    "Seconds from one look to the next, usually."
+    "Usual seconds between frames."
     d = np.diff(at)
     return float(np.median(d[d > 0])) if (d > 0).any() else 0.0
 
@@ -608,7 +608,7 @@ def _views(single: Mapping[int, _Scope], family: str) -> list[np.ndarray]:
 # %% ../../nbs/09_monitoring/06_drift.ipynb #2fc58e3d
 @dataclass(frozen=True)
 class FamilyResult:
-    "What one family says."
+    "Result of one family."
 
     family: str
     p: float  # of the three views together
@@ -673,13 +673,13 @@ def _family(
 # %% ../../nbs/09_monitoring/06_drift.ipynb #f3e785e4
 CAUSES = {
     "none": "nothing to do",
-    "device fault": "send somebody to the camera: lens, lamp, mounting, focus",
+    "device fault": "inspect the camera: lens, lamp, mounting, focus",
     "mix shift": "ask what changed in the traffic or the list of cameras; choose a new reference if that is "
     "meant to stay",
     "world changed": "draw an audit (`cv-pipeline audit draw`), label it, and let its accuracy decide about "
     "retraining",
     "device or world": "one camera only: look at its pictures; then as for a device, or as for the world",
-    "insufficient": "too few independent frames: a longer window, or looks further apart",
+    "insufficient": "too few independent frames: use a longer window, or frames further apart",
 }
 
 
@@ -687,9 +687,9 @@ def cause_of(
     families: Sequence[FamilyResult],
     judged: int,  # cameras that could be judged by themselves
     cameras: int,  # cameras in both periods
-    new: Sequence[str] = (),  # cameras of the window that the reference does not know
+    new: Sequence[str] = (),  # cameras of the window that are not in the reference
 ) -> str:  # a key of CAUSES
-    "Who has to look."
+    "What the cause is."
     alarmed = [f for f in families if f.alarm]
     if not alarmed:
         return "insufficient" if all(f.state == "GREY" for f in families) else "none"
@@ -708,7 +708,7 @@ def cause_of(
 # %% ../../nbs/09_monitoring/06_drift.ipynb #023252d4
 @dataclass(frozen=True)
 class Drift:
-    "What a comparison says."
+    "Result of a comparison."
 
     verdict: str  # GREEN, AMBER, RED, GREY
     cause: str  # a key of CAUSES
@@ -761,7 +761,7 @@ def _adjusted(rows: Sequence[FeatureResult]) -> list[FeatureResult]:
 def _states(
     families: Sequence[FamilyResult], settings: DriftSettings, before: Sequence[FamilyResult], able: bool
 ) -> list[FamilyResult]:
-    "Holm over the families that can be judged; two alarms in a row are RED."
+    "Holm over the families that can be judged; two consecutive alarms are RED."
     enough = [able and min(f.effective) >= settings.least and np.isfinite(f.p) for f in families]
     adjusted, earlier = (
         holm([f.p if e else np.nan for f, e in zip(families, enough)]),
@@ -804,7 +804,8 @@ def compare(
     if not _rare_enough(t.block_window, settings):
         notes.append(
             f"{len(t.block_window)} blocks of time, {int(t.block_window.sum())} of them in the window: too "
-            "few for any of their shuffles to be rare"
+            f"few for a permutation test"
+            ""
         )
     grey = [f.family for f in families if f.state == "GREY"]
     if grey:
@@ -825,7 +826,7 @@ def compare(
 def _camera_rows(
     t: _Table, single: Mapping[int, _Scope]
 ) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-    "A row a camera; what a reader has to know; cameras that are new."
+    "A row a camera; notes for the reader; cameras that are new."
     rows, notes, new = [], [], []
     for k, name in enumerate(t.seen.cameras):
         a, b = ((t.seen.camera == k) & (t.window == side) for side in (False, True))
@@ -844,7 +845,7 @@ def _camera_rows(
                 f"{name} is in the window only: it has no reference, and counts as a change of the mix"
             )
         elif not b.any():
-            notes.append(f"{name} is in the reference only: switched off?")
+            notes.append(f"{name} is in the reference only: it may be switched off")
         elif k not in single:
             notes.append(f"{name} has too few independent frames to be judged by itself")
     return rows, notes, new

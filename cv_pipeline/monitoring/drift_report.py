@@ -53,7 +53,7 @@ MONDAY = datetime(2026, 6, 1, tzinfo=timezone.utc)
 def week_conditions(
     seed: int, camera: int, looks: int, fails: tuple[int, int] | None, a_day: int
 ) -> Sequence[Conditions]:
-    "Conditions of each look: clouds, and a lamp that fails from (camera, look) on."
+    "Conditions of each frame: clouds, and a lamp that fails from (camera, frame) on."
     noise, sky = seeded(seed, "week", camera).standard_normal(looks), np.zeros(looks)
     for i in range(1, looks):
         sky[i] = 0.6 * sky[i - 1] + 0.8 * noise[i]
@@ -66,12 +66,12 @@ def week_conditions(
 # %% ../../nbs/09_monitoring/07_drift_report.ipynb #047f06ef
 def write_week(
     folder: str | Path,  # LOG; pictures go to LOG/frames_kept
-    a_day: int = 110,  # looks a camera and day
+    a_day: int = 110,  # frames per camera and day
     days: int = 7,
     cameras: int = 3,
-    fails: str | None = "camera-2",  # whose lamp fails on Thursday at ten; None: nobody's
+    fails: str | None = "camera-2",  # whose lamp fails on Thursday at ten; None: no camera's
     seed: int = 11,
-    keep: int = 8,  # every n-th look is kept as a picture
+    keep: int = 8,  # every n-th frame is kept as an image
 ) -> Path:
     "A week of the factory line as a prediction log."
     folder, model = Path(folder), load_model("factory_line", threads=1)
@@ -80,7 +80,7 @@ def write_week(
     begin = None if fails is None else (names.index(fails), 3 * a_day + round(a_day * 4 / 16))
     config = LineConfig(
         size=(256, 192), cameras=cameras, seed=seed, density=3, hand_every=0
-    )  # new parts in every look are dear to draw
+    )  # new parts in every frame are expensive to draw
     line, sink = FactoryLine(config), TelemetrySink(folder, LogSettings(part_rows=a_day))
     try:
         for k, name in enumerate(names):
@@ -113,7 +113,7 @@ def write_week(
 
 # %% ../../nbs/09_monitoring/07_drift_report.ipynb #108622e5
 def observed_of(log: PredictionLog, where: str = "prediction log") -> Observed:
-    "The columns that drift is looked for in. DataError for a log without image statistics."
+    "The columns that are tested for drift. DataError for a log without image statistics."
     f, d = log.frames, log.detections
     there = {n: np.isfinite(f[n]) for n in STATISTICS}
     used = tuple(n for n in STATISTICS if len(log) and not _often_missing(there[n], log.at))
@@ -121,7 +121,7 @@ def observed_of(log: PredictionLog, where: str = "prediction log") -> Observed:
         raise DataError(
             "no frame of this log has image statistics",
             where,
-            "was it written by another program? the columns are " + ", ".join(STATISTICS),
+            "the log may have been written by another program; the columns are " + ", ".join(STATISTICS),
         )
     good = np.all([there[n] for n in used] or [np.ones(len(log), bool)], axis=0)
     notes = [f"{n} is missing on some days, and left out" for n in STATISTICS if n not in used] + (
@@ -156,7 +156,7 @@ def _often_missing(there: np.ndarray, at: np.ndarray) -> bool:
     day = np.unique((at // 86_400).astype(int), return_inverse=True)[1]
     return bool((np.bincount(day, ~there) > 0.1 * np.bincount(day)).any())
 
-# %% ../../nbs/09_monitoring/07_drift_report.ipynb #daf4b007
+
 @dataclass(frozen=True)
 class Periods:
     "Which part of the log is compared with which; seconds since 1970."
@@ -176,10 +176,10 @@ def periods_of(
     window: Sequence[str] | None = None,  # None: the last 24 hours
     with_before: bool = True,
 ) -> Periods:
-    "Periods of a log. ConfigError when they overlap, or are no times."
+    "Periods of a log. ConfigError when they overlap or are invalid."
     if not len(at):
         raise DataError(
-            "the log holds no frames", "drift", "does `telemetry:` stand in the configuration of the run?"
+            "the log contains no frames", "drift", "does `telemetry:` stand in the configuration of the run?"
         )
 
     def times(pair: Sequence[str], what: str) -> tuple[float, float]:
@@ -187,7 +187,7 @@ def periods_of(
             raise ConfigError(
                 f"{what} must be two times, not {list(pair)!r}",
                 what,
-                'e.g. ["2026-06-01", "2026-06-04"]; the second is not included',
+                'e.g. ["2026-06-01", "2026-06-04"]; the second is excluded',
             )
         a, b = (instant(t, what) / 1e6 for t in pair)
         if a >= b:
@@ -199,10 +199,10 @@ def periods_of(
     long = w[1] - w[0]
     if not reference and not (at < w[0]).any():
         raise ConfigError(
-            f"the log covers {_day(at.min())} – {_day(at.max())}: nothing is left for a reference before the "
-            "window",
+            f"the log covers {_day(at.min())} – {_day(at.max())}: no frames before the window for a reference"
+            "",
             "drift",
-            "give both periods, or let the cameras run longer",
+            "set both periods, or record a longer period",
         )
     r = (
         times(reference, "reference")
@@ -213,7 +213,7 @@ def periods_of(
         raise ConfigError(
             f"reference and window overlap: {_day(r[0])} – {_day(r[1])} and {_day(w[0])} – {_day(w[1])}",
             "drift",
-            "a window that is part of its own reference cannot differ from it",
+            "choose periods that do not overlap",
         )
     b = (w[0] - long, w[0])
     return Periods(
@@ -233,7 +233,7 @@ class DriftOfLog:
     seen: Observed  # all frames of the log
     reference: Observed
     window: Observed
-    by_default: bool = False  # nobody chose the reference: all that was before
+    by_default: bool = False  # default reference: all frames before the window
     stamp: dict[str, Any] = field(
         default_factory=dict
     )  # models of the log, hash of its rows, of settings and periods
@@ -272,8 +272,9 @@ def _not_after(seen: Observed, latest: float) -> Observed:
         seen.rows(~ahead),
         notes=(
             *seen.notes,
-            f"{int(ahead.sum())} frames of {names} claim to be from {_day(seen.at[ahead].max())}: a wrong "
-            "clock; left out",
+            f"{int(ahead.sum())} frames of {names} have a capture time of {_day(seen.at[ahead].max())}: "
+            f"wrong clock; left out"
+            "",
         ),
     )
 
@@ -285,7 +286,7 @@ def drift_of_log(
     settings: DriftSettings | None = None,
     cameras: Sequence[str] | None = None,  # only these
     with_before: bool = True,
-    now: datetime | None = None,  # frames that claim to be a day later or more are left out; None: the clock
+    now: datetime | None = None,  # frames a day or more later are left out; None: the current time
 ) -> DriftOfLog:
     "Compare two periods of a log, and the window ahead with the same reference."
     seen = _not_after(observed_of(log), (now or datetime.now(timezone.utc)).timestamp() + 86_400)
@@ -293,9 +294,9 @@ def drift_of_log(
         unknown = sorted(set(cameras) - set(log.cameras))
         if unknown:
             raise ConfigError(
-                f"the log has no camera {', '.join(unknown)}",
+                f"unknown camera {', '.join(unknown)}",
                 "cameras",
-                f"there are {', '.join(log.cameras)}",
+                f"the log has {', '.join(log.cameras)}",
             )
         seen = seen.rows(np.isin(seen.camera, [log.cameras.index(c) for c in cameras]))
     p = periods_of(seen.at, reference, window, with_before)
@@ -468,7 +469,7 @@ def plot_scatter(found: DriftOfLog, most: int = 1500) -> Any:
 
 
 def witness(found: DriftOfLog) -> np.ndarray:  # (n,) of the window's frames; NaN without a vector
-    """How much more each frame of the window looks like the window than like the reference of its camera
+    """How much more each frame of the window resembles the window than the reference of its camera
     (Lloyd and Ghahramani, 2015)."""
     both, window = joined(found.reference, found.window)
     score = np.full(len(both), np.nan)
@@ -541,7 +542,7 @@ def _kept(kept: Path, seen: Observed, number: np.ndarray, inside: np.ndarray) ->
 
 
 def kept_beside(log: str | Path) -> Path:
-    "Where the pictures of a log are, if nobody says: LOG/frames_kept, else the collection of the same run."
+    "Default folder of a log's images: LOG/frames_kept, else the collection of the same run."
     return next(
         (p for p in (Path(log) / "frames_kept", Path(log).parent / "collected") if p.is_dir()),
         Path(log) / "frames_kept",
@@ -577,13 +578,14 @@ def html_drift(drift: Drift) -> str:
     ]
     return head + html_table(
         rows,
-        "families of evidence: an alarm needs a small adjusted p and an effect over its floor; two windows "
-        "running are RED",
+        "families of evidence: an alarm needs a small adjusted p and an effect over its floor; two "
+        "consecutive windows are RED"
+        "",
     )
 
-
+# %% ../../nbs/09_monitoring/07_drift_report.ipynb #7acedce4
 def feature_rows(drift: Drift, most: int = 25) -> list[Mapping[str, Any]]:
-    "The features that say most, as rows of a table."
+    "The features with the strongest evidence, as rows of a table."
     rows = sorted(
         (r for r in drift.features if np.isfinite(r.p)),
         key=lambda r: (r.p_adjusted if np.isfinite(r.p_adjusted) else 1, -r.effect),

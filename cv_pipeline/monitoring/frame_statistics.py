@@ -47,7 +47,7 @@ def _change(grey: np.ndarray) -> float:
 
 # %% ../../nbs/09_monitoring/00_frame_statistics.ipynb #1adf77d0
 class FrameStatistics(NamedTuple):
-    "What a picture looks like, in five numbers."
+    "Five image statistics."
 
     brightness: float  # mean grey level, 0..255
     contrast: float  # standard deviation of the grey level

@@ -42,7 +42,7 @@ __all__ = ['PredictionLog', 'instant', 'read_log']
 # %% ../../nbs/09_monitoring/02_prediction_log.ipynb #491daab1
 @dataclass(frozen=True)
 class PredictionLog:
-    "Looks of many cameras as columns, in the order of camera, time, frame number."
+    "Frames of many cameras as columns, ordered by camera, time and frame number."
 
     cameras: tuple[str, ...]
     names: tuple[str, ...]  # of the classes, alphabetical
@@ -56,7 +56,7 @@ class PredictionLog:
     # decision (int8); xyxy (m, 4)
     detections: dict[str, np.ndarray]
     embedding: str = ""  # name of the descriptor
-    notes: tuple[str, ...] = ()  # what a reader of the numbers has to know
+    notes: tuple[str, ...] = ()  # notes for the reader
     counts: dict[str, int] | None = None  # files, broken, orphans, twice
     # (name, SHA-256) of models that answered; older logs do not say
     model_files: tuple[tuple[str, str], ...] = ()
@@ -91,7 +91,7 @@ class PredictionLog:
         "One camera's frames."
         if camera not in self.cameras:
             there = ", ".join(self.cameras)
-            raise DataError(f"the log has no camera '{camera}'", "prediction log", f"there are {there}")
+            raise DataError(f"unknown camera '{camera}'", "prediction log", f"there are {there}")
         return self.select(self.frames["camera"] == self.cameras.index(camera))
 
 # %% ../../nbs/09_monitoring/02_prediction_log.ipynb #3ede73e4
@@ -169,15 +169,16 @@ def _checked(path: Path, kind: str, notes: Counter) -> tuple[Any, dict[str, str]
     version = said.get("cv_pipeline.schema", "")
     if version and (not version.isdigit() or int(version) > SCHEMA_VERSION):
         raise DataError(
-            f"schema {version} of the prediction log; this package knows up to {SCHEMA_VERSION}",
+            f"unsupported schema {version} of the prediction log; this version supports up to "
+            f"{SCHEMA_VERSION}",
             path,
             "upgrade cv_pipeline, or read the log with the version that wrote it",
         )
     lost = [c for c in _MUST[kind] if c not in table.column_names]
     if lost:
         raise DataError(
-            f"columns {', '.join(lost)} are missing: not a prediction log"
-            + ("" if version else " (it does not say which schema it has)"),
+            f"missing columns {', '.join(lost)}: not a prediction log"
+            + ("" if version else " (without a schema version)"),
             path,
             "cv-pipeline run with `telemetry:` writes one",
         )
@@ -196,7 +197,8 @@ def _checked(path: Path, kind: str, notes: Counter) -> tuple[Any, dict[str, str]
         raise DataError(
             f"not the columns of a prediction log: {'; '.join(wrong)}",
             path,
-            "another program wrote it? see the schema in the room of the prediction log",
+            "it may have been written by another program; see FRAME_SCHEMA and the documentation of "
+            "cv_pipeline.monitoring.telemetry",
         )
     notes.update(f"{kind}.{c}" for c in schema.names if c not in table.column_names and c != "camera")
     return table, said
@@ -232,7 +234,7 @@ def _times(table: Any, notes: Counter) -> np.ndarray:
 
 
 def _words(table: Any, name: str, book: dict[str, int]) -> np.ndarray:
-    "(n,) numbers of a text column's words; the book grows."
+    "(n,) codes of a text column; the dictionary grows."
     import pyarrow as pa
 
     if name not in table.column_names:
@@ -441,13 +443,13 @@ def read_log(
     cameras: Sequence[str] | None = None,  # None: all
     embedding: str | None = None,  # vectors of this descriptor only, where there are several
 ) -> PredictionLog:
-    "Read a period of a prediction log. DataError when there is nothing, and for what cannot be compared."
+    "Read a period of a prediction log. DataError when it is empty, or has embeddings of several descriptors."
     folder, a, b, books = Path(folder), instant(since, "since"), instant(until, "until"), _Books()
     if a is not None and b is not None and a >= b:
         raise ConfigError(f"{since} is not before {until}", "since, until")
     if not (folder / "frames").is_dir():
         raise DataError(
-            "no prediction log here: there is no folder 'frames'",
+            "no prediction log found: folder 'frames' is missing",
             folder,
             "cv-pipeline run with `telemetry:` writes one",
         )
@@ -473,7 +475,7 @@ def read_log(
         raise DataError(
             _nothing(folder, broken, (a, b), cameras),
             folder,
-            "which days are there says `cv-pipeline log show`",
+            "list the available days with `cv-pipeline log show`",
         )
     return _finished(folder, books, *_joined(parts, boxes), (a, b), cameras, broken)
 
@@ -494,7 +496,7 @@ def _one_descriptor(books: _Books, folder: Path) -> str:
             f"embeddings of {len(books.descriptors)} descriptors: "
             f"{', '.join(f'{k or chr(63)} ({n} frames)' for k, n in books.descriptors.items())}",
             folder,
-            "they cannot be compared: ask for one with embedding=…, or for a period with one",
+            "they cannot be compared: select one with embedding=…, or a period with one",
         )
     return next(iter(books.descriptors), "")
 
@@ -512,7 +514,7 @@ def _nothing(
 ) -> str:
     days, (gone, _) = list(log_bytes(folder)), _deleted(folder, period, cameras)
     return (
-        "no frames of this period and these cameras"
+        "no frames in this period for these cameras"
         + (f"; the log has {days[0]} to {days[-1]}" if days else "; the log is empty")
         + (f"; {len(broken)} broken files were skipped" if broken else "")
         + (f"; {gone}" if gone else "")
@@ -547,18 +549,18 @@ def _finished(
         raise DataError(
             _nothing(folder, broken, period, cameras),
             folder,
-            "which days are there says `cv-pipeline log show`",
+            "list the available days with `cv-pipeline log show`",
         )
     missing = max(0, int(np.maximum(log.frames["detections"], 0).sum()) - len(log.detections["frame"]))
     gone, unread = _deleted(folder, period, cameras)
     said = [
         (len(broken) + len(torn), f"{len(broken) + len(torn)} half-written files were skipped"),
         (orphans, f"{orphans} boxes without a frame were left out"),
-        (twice, f"{twice} frames were there twice"),
-        (missing, f"{missing} boxes that the frames count are not there"),
+        (twice, f"{twice} duplicate frames were removed"),
+        (missing, f"{missing} boxes are missing"),
         (books.notes.pop("naive", 0), "times without a zone were taken as UTC"),
         (gone, gone),
-        (unread, f"{unread} lines of deleted.jsonl cannot be read: more may have been deleted"),
+        (unread, f"{unread} lines of deleted.jsonl are unreadable: more may have been deleted"),
         (
             books.notes,
             f"columns that are not in all files, NaN or empty there: {', '.join(sorted(books.notes))}",

@@ -258,13 +258,13 @@ def checked_columns(
     "DataError for a column with another length, or with NaN or infinity in it."
     problems = [f"{k} has {len(v)} rows, not {n}" for k, v in columns.items() if len(v) != n]
     problems += [
-        f"{k} holds NaN or infinity in {int((~np.isfinite(v)).sum())} places"
+        f"{k} contains NaN or infinity in {int((~np.isfinite(v)).sum())} places"
         for k, v in columns.items()
         if np.asarray(v).dtype.kind == "f" and not np.isfinite(v).all()
     ]
     if problems:
         raise DataError(
-            "\n  - ".join(["these columns cannot be compared", *problems]),
+            "\n  - ".join(["invalid columns", *problems]),
             where,
-            "drop the rows whose measurement failed",
+            "drop the rows without a valid measurement",
         )

@@ -25,7 +25,7 @@ def one_way(
     is said."""
     good = [dict(r) for r in rows if not r.get("error")]
     if not good:
-        raise DataError("the table holds no measured row", "benchmark")
+        raise DataError("no measured rows", "benchmark")
     best = max(
         (r for r in good if artefact in (None, r["artefact"]) and threads in (None, r["threads"])),
         key=lambda r: r["images_per_s"],
@@ -33,9 +33,9 @@ def one_way(
     )
     if best is None:
         raise DataError(
-            f"the table holds no row of {artefact} with {threads} threads",
+            f"no row of {artefact} with {threads} threads",
             "benchmark",
-            f"it holds {', '.join(sorted({r['artefact'] for r in good}))}",
+            f"measured: {', '.join(sorted({r['artefact'] for r in good}))}",
         )
     return sorted(
         (r for r in good if (r["artefact"], r["threads"]) == (best["artefact"], best["threads"])),
@@ -81,7 +81,7 @@ def _rows_of(rows: Iterable[Mapping[str, Any]], which: Mapping[str, Any]) -> lis
         and which.get("threads") in (None, r["threads"])
     ]
     if not good:
-        raise DataError("the table holds no measured row that fits", "benchmark")
+        raise DataError("no measured row matches", "benchmark")
     return good
 
 
@@ -91,10 +91,11 @@ def _within(good: list[Mapping[str, Any]], budget_ms: float, percentile: str) ->
     if not fits:
         quick = min(good, key=lambda r: r[percentile])
         raise ConfigError(
-            f"no way to run this model keeps {budget_ms:g} ms: the quickest call takes "
-            f"{quick[percentile]:.1f} ms, and a picture may have to wait for the one before",
+            f"no configuration meets {budget_ms:g} ms: the fastest call takes {quick[percentile]:.1f} ms, "
+            f"and an image may wait for the one before"
+            f"",
             "latency_budget_ms",
-            f"at least {2 * quick[percentile]:.1f} ms, a smaller model, or a faster machine",
+            f"allow at least {2 * quick[percentile]:.1f} ms, or use a smaller model or a faster machine",
         )
     return fits
 
@@ -102,7 +103,7 @@ def _within(good: list[Mapping[str, Any]], budget_ms: float, percentile: str) ->
 def recommend(
     rows: Iterable[Mapping[str, Any]],
     latency_budget_ms: float,  # from a picture's arrival at the batcher to the raw output
-    percentile: str = "p99_ms",  # which time of a call is believed
+    percentile: str = "p99_ms",  # percentile of the call time that is used
     **which: Any,  # artefact=, threads=; else the fastest way that keeps the budget
 ) -> BatchAdvice:
     "max_batch and max_wait for a latency budget; ConfigError when not even single pictures keep it."

@@ -189,7 +189,7 @@ class Worker:
         self._reads.register(self.process.stdout, selectors.EVENT_READ)
 
     def ask(self, timeout_s: float = 120.0, **order: Any) -> dict[str, Any]:
-        "The answer; a worker that died or does not answer is an answer with `error`."
+        "The response; one with `error` for a worker that died or hangs."
         try:
             self.process.stdin.write(json.dumps(order).encode() + b"\n")
             self.process.stdin.flush()
@@ -197,7 +197,7 @@ class Worker:
             return self._ended()  # gone, or closed by us
         if not self._reads.select(timeout_s):
             self.close()
-            return {"error": f"no answer within {timeout_s:g} s", "no_memory": False}
+            return {"error": f"no response within {timeout_s:g} s", "no_memory": False}
         line = self.process.stdout.readline()
         try:
             return json.loads(line)
@@ -209,7 +209,7 @@ class Worker:
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return {
             "error": f"the process ended with {name}"
-            + (", as when memory runs out" if name == "SIGKILL" else ""),
+            + (", probably out of memory" if name == "SIGKILL" else ""),
             "no_memory": name == "SIGKILL",
         }
 
@@ -241,13 +241,12 @@ def variants(manifest: ModelManifest) -> list[Artefact]:
 
 
 def chosen_variants(manifest: ModelManifest, wanted: Sequence[str]) -> list[Artefact]:
-    """Those of `variants` that were asked for by label, file, runtime, precision or runtime/precision; all
-    when nothing was asked for."""
+    """The requested `variants` by label, file, runtime, precision or runtime/precision; all by default."""
     found = variants(manifest)
     names = lambda a: {a.label, a.file, a.backend, a.precision, f"{a.backend}/{a.precision}"}
     if lost := [w for w in wanted if not any(w in names(a) for a in found)]:
         raise ConfigError(
-            f"the model has nothing called {', '.join(map(repr, lost))}",
+            f"the model has no file {', '.join(map(repr, lost))}",
             "backends",
             f"known: {'; '.join(a.label for a in found)}",
         )
@@ -500,7 +499,7 @@ def fit_check(
     "The largest batch that fits into memory, found by trying in a process of its own."
     manifest = open_model_folder(model, spec, lambda: model_metadata(model)).manifest
     limit = limit_mib if limit_mib is not None else (memory_free_mib() or 4096) / 2
-    seat, tried, batch, largest, why = worker(), {}, 1, 0, f"{most} is the largest that was asked for"
+    seat, tried, batch, largest, why = worker(), {}, 1, 0, f"{most} is the largest requested size"
     try:
         fixed = _open_for_fit(seat, model, spec, label or own_file(manifest).label, threads)
         if fixed:
@@ -560,7 +559,7 @@ class Benchmark:
     when: str  # UTC
     load: tuple[
         float, float
-    ]  # average number of running processes before and after; far above 0 before: a neighbour
+    ]  # load average before and after; far above 0 before: other processes were running
     settings: dict[str, Any]
     rows: list[dict[str, Any]]  # speed and memory: a row a case
     accuracy: dict[str, dict[str, Any]] = field(default_factory=dict)  # label → AP
@@ -600,7 +599,7 @@ def read_benchmark(path: str | Path) -> Benchmark:
     with expecting("not a readable benchmark", path):
         data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != 1 or not isinstance(data.get("rows"), list):
-        raise DataError("not a benchmark of this version", path, "measure again: cv-pipeline benchmark")
+        raise DataError("benchmark of an unsupported version", path, "measure again: cv-pipeline benchmark")
     try:
         return Benchmark(**{**data, "load": tuple(data["load"])})
     except (TypeError, KeyError) as e:
@@ -676,12 +675,12 @@ def headline(b: Benchmark) -> str:
     "The result in a sentence: the fastest way to run single pictures, and what it costs."
     one = [r for r in b.rows if not r["error"] and r["batch"] == min(x["batch"] for x in b.rows)]
     if not one:
-        return "Nothing could be measured."
+        return "No result."
     best = max(one, key=lambda r: r["images_per_s"])
     text = (
         f"Fastest: {best['artefact']} with {best['threads'] or 'automatic'} threads, "
         f"{best['p50_ms']:.1f} "
-        f"ms a call of {best['batch']} (p50)"
+        f"ms per call of {best['batch']} (p50)"
     )
     if (times := b.relative(best)) is not None and best["artefact"] != b.rows[0]["artefact"]:
         text += f", {times:.2f}× the model's own file"
@@ -699,18 +698,18 @@ def headline(b: Benchmark) -> str:
 def _machine_lines(b: Benchmark) -> list[str]:
     "The machine, its runtimes, and whether it had something else to do."
     m, busy = b.machine, b.load[0] > 0.5 * b.machine["cores"]
-    kind = f" ({m['instruction set']})" if "instruction set" in m else ""  # older documents do not say it
+    kind = f" ({m['instruction set']})" if "instruction set" in m else ""  # missing in older documents
     runtimes = ", ".join(f"{k} {v}" for k, v in m["runtimes"].items())
     return [
         f"{m['processor']}{kind}, {m['cores']:g} cores, {', '.join(m['gpus']) or 'no GPU'}; {m['system']}; "
         f"{runtimes}. {b.when}.",
         f"Load before {b.load[0]:.2f}, after {b.load[1]:.2f}."
-        + (" **Something else was running: take the times with care.**" if busy else ""),
+        + (" **Other processes were running: the times may be unreliable.**" if busy else ""),
     ]
 
 
 def _batch_lines(b: Benchmark) -> list[str]:
-    "What is known about batches: the knee, advice for the budget, and what fits."
+    "Batch sizes: the knee, advice for the budget, and the largest that fits."
     lines = (
         [f"Knee: batch {b.batching['knee']} reaches 95 % of the best throughput ({b.batching['of']})."]
         if b.batching.get("knee")
@@ -736,7 +735,7 @@ def _batch_lines(b: Benchmark) -> list[str]:
 def sections(b: Benchmark) -> list[tuple[str, list[str], list[Mapping[str, str]]]]:
     "The document: title, paragraphs, table of each section."
     how = [
-        f"{b.settings['rounds']} rounds in turns of {b.settings['seconds'] / b.settings['rounds']:.2g} s a "
+        f"{b.settings['rounds']} rounds of {b.settings['seconds'] / b.settings['rounds']:.2g} s a "
         "case after a warm-up; each file and number of threads in a process of its own. A call goes "
         "from the prepared tensor to the raw output; "
         "*prepare* is one 1280×720 picture to the tensor; *first result* runs from opening the file to its "
@@ -758,7 +757,7 @@ def sections(b: Benchmark) -> list[tuple[str, list[str], list[Mapping[str, str]]
         parts.insert(3, ("Start", [about], []))
     if lines := _batch_lines(b):
         parts.append(("Batches", lines, []))
-    notes = [f"- {n}" for n in b.notes] or ["Everything that was asked for was measured."]
+    notes = [f"- {n}" for n in b.notes] or ["Everything requested was measured."]
     return [*parts, ("Not measured", notes, [])]
 
 # %% ../../nbs/06_optimization/08_benchmark.ipynb #446993bf
@@ -860,13 +859,13 @@ def _notes(
     "What was not measured, and why."
     rows, notes = b["rows"], []
     if not b["machine"]["gpus"]:
-        notes.append("GPU speed and GPU memory: there is no GPU here (none that NVML finds)")
+        notes.append("GPU speed and GPU memory: no GPU found (by NVML)")
     elif all(r.get("gpu_mib") is None for r in rows):
-        notes.append("GPU memory: NVML does not say it for these processes")
+        notes.append("GPU memory: not reported by NVML for these processes")
     if all(r.get("joules_per_image") is None for r in rows):
-        notes.append("energy: not readable here (RAPL and NVML counters)")
+        notes.append("energy: counters not readable (RAPL and NVML)")
     if not items:
-        notes.append("accuracy: no labelled pictures were given")
+        notes.append("accuracy: no labelled images given")
     few = next(
         (
             a
@@ -877,8 +876,8 @@ def _notes(
     )
     if few:
         notes.append(
-            f"accuracy worth the name: {few['pictures']:.0f} pictures with {few['boxes']:.0f} boxes are too "
-            f"few; at least {FEWEST_PICTURES} and {FEWEST_OBJECTS}"
+            f"reliable accuracy: {few['pictures']:.0f} images with {few['boxes']:.0f} boxes are too few;"
+            f" at least {FEWEST_PICTURES} and {FEWEST_OBJECTS}"
         )
     fixed = {
         c.artefact.label: c.opened["fixed_batch"]
@@ -890,7 +889,8 @@ def _notes(
     if over:
         notes.append(
             f"more threads ({', '.join(map(str, over))}) than cores ({b['machine']['cores']:g}): these rows "
-            "show crowding, not scaling"
+            f"show oversubscription, not scaling"
+            ""
         )
     return notes + [
         f"{r['artefact']}, {r['threads']} threads, batch {r['batch']}: {r['error']}"
@@ -947,7 +947,7 @@ def run_benchmark(
     found = open_model_folder(model, spec, lambda: model_metadata(model))
     manifest = found.manifest
     artefacts, load = chosen_variants(manifest, s.backends), _load()
-    tell(f"opening {len(artefacts)} files with {len(threads)} numbers of threads")
+    tell(f"opening {len(artefacts)} files with {len(threads)} thread counts")
     cases: list[Case] = []
     try:
         _open_workers(cases, str(model), str(spec) if spec else None, artefacts, s)
@@ -960,7 +960,7 @@ def run_benchmark(
     with tempfile.TemporaryDirectory() as room:
         items = _labelled(data, room)
         if items:
-            tell(f"accuracy on {len(items)} pictures")
+            tell(f"accuracy on {len(items)} images")
             done["accuracy"] = accuracy(found, artefacts, items)
     if s.fit:
         tell("largest batch")
@@ -993,7 +993,13 @@ def compare(
             rng.choice(b, (draws, len(b))), axis=1
         )
         ratio, (low, high) = float(np.median(a) / np.median(b)), np.quantile(drawn, (0.025, 0.975))
-        word = "faster" if high < 1 - smallest else "slower" if low > 1 + smallest else "no difference seen"
+        word = (
+            "faster"
+            if high < 1 - smallest
+            else "slower"
+            if low > 1 + smallest
+            else "no significant difference"
+        )
         found = {
             "file": r["artefact"],
             "threads": r["threads"],
@@ -1021,7 +1027,7 @@ def differences(new: Benchmark, old: Benchmark) -> list[str]:
         said.append(f"the model: {old.model} → {new.model}")
     for name, x in (("old", old), ("new", new)):
         if x.load[0] > 0.5 * x.machine["cores"]:
-            said.append(f"the {name} run was not alone: load {x.load[0]:.2f} before it")
+            said.append(f"other processes ran during the {name} run: load {x.load[0]:.2f} before it")
     names = [
         {(r["artefact"], r["threads"], r["batch"]) for r in x.rows if not r["error"]} for x in (old, new)
     ]

@@ -96,7 +96,7 @@ def graph_tensors(file: Path, manifest: ModelManifest) -> Tensors:
     ends = session.get_inputs(), session.get_outputs()
     if [len(e) for e in ends] != [1, 1] or any(e[0].type not in _ORT_TYPES for e in ends):
         raise BackendError(
-            "one input and one output of float, float16 or uint8 were expected",
+            "expected one input and one output of float, float16 or uint8",
             file,
             "export a plain detection model",
         )
@@ -123,7 +123,7 @@ class ServeOptions:
     )
     max_batch: int = 8  # 0: the server does not batch
     preferred: tuple[int, ...] = ()  # batch sizes that leave at once
-    max_queue_delay_ms: float = 2.0  # longest wait of a request for company
+    max_queue_delay_ms: float = 2.0  # longest wait of a request in the batcher
     max_queue: int = 64  # waiting requests; one more is refused. 0 = no bound
     timeout_s: float = 10.0  # a request that waited longer is dropped; clients may ask for less
     instances: int = 1  # copies of the model
@@ -366,8 +366,8 @@ def _put(
 ) -> Path:
     "One model's folder, whole or not at all."
     if folder.exists() and not overwrite:
-        raise ConfigError("there is a model already", folder, "choose another name, or overwrite=True")
-    hint = "give a folder that is writable and has room"
+        raise ConfigError("a model already exists", folder, "choose another name, or overwrite=True")
+    hint = "choose a writable folder with free space"
     with writing("cannot write the model repository", folder, hint):
         writable_folder(folder.parent)
     with (
@@ -388,7 +388,7 @@ def _served_file(file: Path, platform: str) -> Path | bytes:
     want = ".engine" if platform == "tensorrt" else ".onnx"
     if file.suffix.lower() not in (want, ".plan" if platform == "tensorrt" else want):
         raise ConfigError(
-            f"platform {platform} serves {want} files, not '{file.name}'",
+            f"platform {platform} needs {want} files, not '{file.name}'",
             "platform",
             "choose the platform that fits the file",
         )
@@ -415,13 +415,13 @@ def write_repository(
     check_graph(manifest, tensors.input_shape, tensors.output_shape, file)
     if o.max_batch and tensors.input_shape[0] > 0:
         raise ConfigError(
-            f"the graph takes exactly {tensors.input_shape[0]} image(s) a call: the server cannot batch",
+            f"the graph has a fixed batch of {tensors.input_shape[0]}: the server cannot batch",
             file,
             "export it with a dynamic batch axis, or max_batch=0",
         )
     name = name or "".join(c if c.isalnum() or c in "-_." else "-" for c in manifest.name)
     if not name or name.startswith(".") or "/" in name or "\\" in name:
-        raise ConfigError(f"{name!r} is no name for a model", "name", "letters, digits, '-' and '_'")
+        raise ConfigError(f"{name!r} is not a valid model name", "name", "letters, digits, '-' and '_'")
     files: dict[str, str | bytes | Path] = {
         _PLATFORMS[o.platform][2]: content,
         **({"model.py": _RUNNER} if o.platform == "python" else {}),
@@ -435,7 +435,7 @@ def write_repository(
     root = Path(out)
     if not overwrite and (there := [n for n in wanted if (root / n).exists()]):
         raise ConfigError(
-            f"there are models already: {', '.join(there)}", root, "choose another name, or overwrite=True"
+            f"models already exist: {', '.join(there)}", root, "choose another name, or overwrite=True"
         )
     return {n: _put(root / n, config, content, version, overwrite) for n, (config, content) in wanted.items()}
 

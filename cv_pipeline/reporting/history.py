@@ -85,7 +85,7 @@ def _entry(folder: Path, day: date | None) -> Entry:
             folder.name,
             day,
             "FAILED" if (folder / "report.html").exists() else "",
-            note="no numbers: a cell failed" if (folder / "report.html").exists() else "",
+            note="no metrics: a cell failed" if (folder / "report.html").exists() else "",
             bytes=size,
         )
     try:
@@ -97,10 +97,10 @@ def _entry(folder: Path, day: date | None) -> Entry:
 
 
 def list_reports(root: str | Path = "reports") -> list[Entry]:
-    "All reports, newest first, examples last. DataError when there is no such folder."
+    "All reports, newest first, examples last. DataError when the folder is missing."
     root = Path(root)
     if not root.is_dir():
-        raise DataError("no such folder of reports", root, "cv-pipeline report evaluation makes one")
+        raise DataError("report folder not found", root, "create one with cv-pipeline report evaluation")
     days = [p for p in root.iterdir() if p.is_dir() and _DAY.fullmatch(p.name)]
     dated = [
         _entry(f, date.fromisoformat(p.name))
@@ -242,11 +242,13 @@ def prune_reports(
     keep_days: int | None = 365,  # None: by number only
     keep_last: int = 5,  # newest of each name that stay
     today: date | None = None,
-    dry_run: bool = False,  # say what would go
-) -> list[Entry]:  # what went
-    "Delete old reports; the index is written anew."
+    dry_run: bool = False,  # only list what would be deleted
+) -> list[Entry]:  # deleted folders
+    "Delete old reports; the index is rewritten."
     if (keep_days is not None and keep_days < 0) or keep_last < 0:
-        raise ConfigError(f"keep {keep_days} days and the last {keep_last}", "report prune", "numbers from 0")
+        raise ConfigError(
+            f"invalid retention: {keep_days} days and the last {keep_last}", "report prune", "numbers from 0"
+        )
     root, today = Path(root), today or date.today()
     seen: dict[str, int] = {}
     gone: list[Entry] = []

@@ -64,7 +64,7 @@ def _adapter(annotation: str) -> TypeAdapter:
         )  # the template is ours; names are limited all the same
     except Exception as e:
         raise ConfigError(
-            f"the type {annotation!r} is not known to reports", hint=f"use {', '.join(_TYPES)}"
+            f"unsupported parameter type {annotation!r}", hint=f"use {', '.join(_TYPES)}"
         ) from e
     return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
 
@@ -77,7 +77,9 @@ def read_parameters(
         c for c in _notebook(Path(template))["cells"] if "parameters" in c.get("metadata", {}).get("tags", [])
     ]
     if len(cells) != 1:
-        raise ConfigError(f"{len(cells)} cells are tagged 'parameters', a template has exactly one", template)
+        raise ConfigError(
+            f"{len(cells)} cells are tagged 'parameters'; a template needs exactly one", template
+        )
     source = "".join(cells[0]["source"])
     notes = {
         token.start[0]: token.string.lstrip("# ")
@@ -103,16 +105,16 @@ def read_parameters(
             problems.append(f"line {node.lineno}: {e}")
     if problems:
         raise ConfigError(
-            "the parameters cell of the template is not readable",
+            "invalid parameters cell in the template",
             template,
-            "one `name: type = value  # help` a line, values plain",
+            "write one `name: type = value  # help` per line, with plain values",
             problems,
         )
     return found
 
 
 def _notebook(path: Path) -> dict:
-    with expecting("the template cannot be read", path, error=ConfigError):
+    with expecting("cannot read the template", path, error=ConfigError):
         return read_json(path, dict)
 
 # %% ../../nbs/17_reporting/00_runner.ipynb #ce1399c4
@@ -146,7 +148,7 @@ def check_parameters(
             problems.append(f"{name}: {e.errors()[0]['msg']} (a {kind}, got {value!r})")
     if problems:
         raise ConfigError(
-            f"{len(problems)} parameter(s) of the report are wrong",
+            f"{len(problems)} invalid parameter(s) of the report",
             where,
             f"known: {', '.join(f'{p.name}: {p.annotation}' for p in known.values())}",
             problems,
@@ -175,7 +177,7 @@ def find_template(name: str | Path) -> Path:
     found = {p.stem: p for folder in reversed(template_folders()) for p in sorted(folder.glob("*.ipynb"))}
     if str(name) in found:
         return found[str(name)]
-    raise ConfigError(f"there is no report '{name}'", "reports", f"there are: {', '.join(found) or 'none'}")
+    raise ConfigError(f"unknown report '{name}'", "reports", f"there are: {', '.join(found) or 'none'}")
 
 # %% ../../nbs/17_reporting/00_runner.ipynb #b36ae1a4
 class ReportFailed(CVPipelineError):
@@ -249,7 +251,7 @@ def run_report(
     }
     failed = None
     with ExitStack() as stack:
-        with writing("the report folder cannot be made", day, "choose another place", ConfigError):
+        with writing("cannot create the report folder", day, "choose another place", ConfigError):
             part = stack.enter_context(draft_folder(final))
         if "output" in known:
             values["output"] = str(part.resolve())
@@ -265,7 +267,7 @@ def run_report(
         raise ReportFailed(
             f"{failed.ename}: {failed.evalue}",
             final / "report.html",
-            "the page shows the cell; the numbers before it are complete",
+            "the page shows the cell; numbers before it are complete",
         ) from None
     return Report(final, metrics)
 
@@ -292,7 +294,7 @@ def command_line(
 
 
 def usually(template: str) -> str:
-    """When a report runs unless said otherwise: drift every day at six, because its window is the last 24
+    """Default schedule of a report: drift every day at six, because its window is the last 24
     hours; others on Mondays."""
     return "0 6 * * *" if Path(template).stem == "drift" else "0 6 * * 1"
 
@@ -319,7 +321,7 @@ def _checked_cron(when: str) -> str:
         raise ConfigError(
             f"{when!r} is not a cron schedule",
             "--cron",
-            "five fields: minute hour day month weekday, e.g. '0 6 * * 1'",
+            "use five fields: minute hour day month weekday, e.g. '0 6 * * 1'",
         )
     return when
 

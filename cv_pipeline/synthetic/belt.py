@@ -226,7 +226,7 @@ def smooth_rows(
     sigma: float,  # rows
     rows: np.ndarray,  # rising numbers of rows
 ) -> np.ndarray:  # (len(rows), w) float32
-    "`smooth(noise, (sigma, 0))[rows]`, without the rows that nobody asks for."
+    "`smooth(noise, (sigma, 0))[rows]`, only the requested rows."
     if not len(rows) or sigma >= 8:
         return smooth(noise, (sigma, 0))[rows]
     reach, done = int(4 * sigma + 0.5), []
@@ -354,7 +354,7 @@ class Moment(NamedTuple):
 
     seed: int
     camera: int
-    index: int  # type: ignore[assignment]  # not the method of a tuple, which nobody calls
+    index: int  # type: ignore[assignment]  # replaces the method of a tuple, which is never called
     t: float  # seconds since the start
     size: tuple[int, int]  # (width, height)
 
@@ -575,7 +575,7 @@ def parts_on_belt(
 
 # %% ../../nbs/01_synthetic/01_belt.ipynb #72b615ea
 def hand_over_belt(line: FactoryLine, at: Moment, view: View, canvas: np.ndarray, owner: np.ndarray) -> bool:
-    "Stamp the hand, if one is there; its pixels belong to nobody."
+    "Stamp the hand, if one is there; its pixels belong to no part."
     hand = hand_at(line.config, at.camera, at.t)
     if hand is None:
         return False
@@ -634,7 +634,7 @@ class FactoryLine:
         unknown = [c for c in self.conditions if c not in every]
         if unknown:
             raise ConfigError(
-                f"conditions for cameras {unknown}, the line has {self.config.cameras}",
+                f"conditions for unknown cameras {unknown}; the line has {self.config.cameras}",
                 "FactoryLine",
                 "cameras count from 0",
             )

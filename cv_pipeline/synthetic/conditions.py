@@ -39,7 +39,7 @@ LADDERS: dict[str, tuple[float, ...]] = {  # severity 0 … 5 → the physical q
     "sharpness": (1, 0.75, 0.6, 0.48, 0.37, 0.28),  # resolution, share of the pixels a side
     "zoom": (1, 0.94, 0.88, 0.82, 0.75, 0.68),  # field of view: wider
     "quality": (100, 60, 42, 28, 17, 9),  # JPEG quality
-    "shift": (0, 5, 10, 16, 23, 32),  # somebody knocked against the camera, pixels
+    "shift": (0, 5, 10, 16, 23, 32),  # the camera was knocked, pixels
     "turn": (0, 0.6, 1.2, 1.9, 2.7, 3.6),  # … degrees
 }
 
@@ -129,7 +129,7 @@ def dirt_map(seed: int, camera: int, size: tuple[int, int], spots: int) -> np.nd
 @lru_cache(maxsize=16)
 def noise_bank(size: tuple[int, int], sigma: float) -> np.ndarray:
     """(h + 64, w + 64, 3) int16 of Gaussian noise; a frame takes a cut from it, which is thirty times faster
-    than drawing anew."""
+    than drawing again."""
     rng = seeded("noise bank")
     grain = rng.standard_normal((size[1] + 64, size[0] + 64, 3), np.float32)
     return np.round(grain * sigma).astype(np.int16)
@@ -221,7 +221,7 @@ def codec(image: np.ndarray, c: Conditions) -> np.ndarray:
 # %% ../../nbs/01_synthetic/02_conditions.ipynb #d2282b05
 @dataclass(frozen=True)
 class Conditions:
-    """What is wrong with a camera. Each a severity from 0 (nothing) to 5 (an inspector would stop the line);
+    """Disturbances of a camera, each with a severity from 0 (none) to 5 (the line would be stopped);
     fractions are allowed."""
 
     time_of_day: float = 0  # noon … night: lamps dimmed and warm, the window's light goes
@@ -236,7 +236,7 @@ class Conditions:
     resolution: float = 0  # a camera with fewer pixels
     field_of_view: float = 0  # a wider lens
     compression: float = 0  # JPEG artefacts
-    shift: float = 0  # somebody knocked against the camera
+    shift: float = 0  # the camera was knocked
 
     def __post_init__(self):
         bad = [
@@ -245,7 +245,7 @@ class Conditions:
             if not (isinstance(v, (int, float)) and 0 <= v <= 5)
         ]
         if bad:
-            raise ConfigError(f"{len(bad)} severities are wrong", "Conditions", "0 = nothing, 5 = worst", bad)
+            raise ConfigError(f"{len(bad)} invalid severities", "Conditions", "0 = nothing, 5 = worst", bad)
 
     def view(self, at: Moment) -> View:
         "Where the camera looks."

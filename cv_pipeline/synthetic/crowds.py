@@ -151,7 +151,7 @@ def crowd(
 ) -> Sequence:
     "One of the named crowds."
     if name not in CROWDS:
-        raise ConfigError(f"there is no crowd '{name}'", "crowd", f"there are {', '.join(CROWDS)}")
+        raise ConfigError(f"unknown crowd '{name}'", "crowd", f"there are {', '.join(CROWDS)}")
     config, weakness, conditions = CROWDS[name]
     if seed is not None:
         config = replace(config, seed=seed)
@@ -184,25 +184,23 @@ def id_f1(
 # %% ../../nbs/01_synthetic/04_crowds.ipynb #3628dfc5
 def mot_sequence(
     folder: Path,  # with seqinfo.ini and det/det.txt
-    truth: str | None = "gt/gt.txt",  # below the folder; None: nobody knows
+    truth: str | None = "gt/gt.txt",  # below the folder; None: no ground truth
 ) -> Sequence:
     "A MOTChallenge sequence; frames without pictures."
     ini = configparser.ConfigParser()
     if not ini.read(folder / "seqinfo.ini", encoding="utf-8"):
         raise DataError(
-            "there is no seqinfo.ini", folder, "a MOTChallenge sequence has one beside det/ and gt/"
+            "seqinfo.ini not found", folder, "a MOTChallenge sequence has one beside det/ and gt/"
         )
     try:
         fps, length = float(ini["Sequence"]["frameRate"]), int(ini["Sequence"]["seqLength"])
     except (KeyError, ValueError) as e:
-        raise DataError(
-            f"seqinfo.ini lacks frameRate or seqLength, or they are no numbers: {e}", folder
-        ) from e
+        raise DataError(f"seqinfo.ini has no valid frameRate or seqLength: {e}", folder) from e
 
     def rows(name: str) -> list[Detections]:
         path = folder / name
         if not path.is_file():
-            raise DataError("there is no such file", path)
+            raise DataError("file not found", path)
         by_frame = from_mot(path.read_text(encoding="utf-8"), path)
         return [by_frame.get(i, Detections.empty()) for i in range(length)]
 

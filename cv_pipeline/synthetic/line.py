@@ -108,7 +108,7 @@ def open_line(
         key, _, text = part.partition("=")
         if key.strip() not in kinds:
             raise ConfigError(
-                f"'{key.strip()}' is not a setting of the line", uri, f"known: {', '.join(kinds)}"
+                f"unknown setting of the line: '{key.strip()}'", uri, f"known: {', '.join(kinds)}"
             )
         settings[key.strip()] = _number(text.strip(), key.strip(), kinds[key.strip()], uri)
     camera, frames, first = settings.pop("camera", 0), settings.pop("frames", None), settings.pop("first", 0)
@@ -135,7 +135,7 @@ class VideoFile:
         if stream is None:
             if h % 2 or w % 2:
                 raise DataError(
-                    f"H.264 wants an even size, not {w}x{h}", self.path, "crop or pad by one pixel"
+                    f"H.264 needs an even frame size, not {w}x{h}", self.path, "crop or pad by one pixel"
                 )
             stream = self.stream = self.container.add_stream(
                 "libx264", rate=Fraction(self.rate, 1000), options=self.options
@@ -327,7 +327,7 @@ def write_dataset(
             name = f"{frame.source_id}_{truth.frame_id:06d}"
             if name in names:
                 raise DataError(
-                    f"the frame {name} comes twice", root, "give every camera and line its own source_id"
+                    f"duplicate frame {name}", root, "give every camera and line its own source_id"
                 )
             names.add(name)
             for writer in writers:

@@ -283,9 +283,7 @@ def draw_part(
 ) -> Sprite:
     "Draw one part: its own size, teeth, holes, material, scratches and stains, all from `key`."
     if not 0 <= class_id < len(CLASS_NAMES):
-        raise DataError(
-            f"there is no class {class_id}", "draw_part", f"classes are 0..{len(CLASS_NAMES) - 1}"
-        )
+        raise DataError(f"unknown class id {class_id}", "draw_part", f"classes are 0..{len(CLASS_NAMES) - 1}")
     rng = seeded(*key)
     length = rng.uniform(*LENGTHS[class_id])
     n = 2 * int(round(length * scale * 1.08 / 2) * 2)

@@ -151,13 +151,13 @@ SETTINGS: dict[str, tuple[float, float, str]] = {  # setting of any tracker → 
     "appearance_threshold": (_TINY, 2, "a cosine distance, above 0 and at most 2"),
     "appearance_weight": (0, 1, "in 0..1"),
     "motion_gate": (_TINY, 1e6, "standard deviations, above 0"),
-    "gallery_size": (1, 10_000, "a whole number of looks, 1..10000"),
+    "gallery_size": (1, 10_000, "a whole number of appearances, 1..10000"),
 }
 _WHOLE = ("delta_t", "gallery_size")
 
 
 def tracker_problems(settings: dict[str, Any]) -> list[str]:
-    "What is wrong with a tracker's settings; those without a rule are not looked at."
+    "What is wrong with a tracker's settings; those without a rule are not checked."
 
     def fine(name: str, value: Any) -> bool:
         kinds = (int, np.integer) if name in _WHOLE else (int, float, np.integer, np.floating)
@@ -188,8 +188,8 @@ def _measured(detections: Detections, frame: Frame) -> np.ndarray:
 
 
 class FrameClock:
-    """Time in frames of the nominal rate, from the frames themselves; refuses frames of another source or out
-    of order."""
+    """Time in frames of the nominal rate, from the frames themselves; rejects frames of another source or
+    out of order."""
 
     def __init__(self, frame_rate: float):
         self.frame_rate, self.now, self.before, self.jumps = (
@@ -211,7 +211,7 @@ class FrameClock:
             raise DataError(
                 what,
                 "tracker",
-                "use one tracker a camera, give it frames in order, and reset() it before starting again",
+                "use one tracker per camera, pass frames in order, and call reset() before starting again",
             )
         seconds = (frame.captured_at - last[2]).total_seconds()
         self.jumps += seconds <= 0
@@ -239,10 +239,10 @@ def _checked_settings(
     "The settings of a tracker without `self`; ConfigError with all that is wrong."
     settings = {name: value for name, value in given.items() if name not in ("self", "__class__")}
     if problems := tracker_problems(settings):
-        raise ConfigError(f"{len(problems)} tracker settings are wrong", where, "see its defaults", problems)
+        raise ConfigError(f"{len(problems)} invalid tracker settings", where, "see its defaults", problems)
     return settings
 
-# %% ../../nbs/03_tracking/00_sort.ipynb #fc4166ef
+
 class TrackBook(TrackRows):
     "What every tracker knows of its k tracks."
 
@@ -264,8 +264,8 @@ class TrackerSettings:
 
 # %% ../../nbs/03_tracking/00_sort.ipynb #aa95e2dd
 class BoxTracker(TrackerSettings):
-    """What all trackers share: time, motion, ids, birth, confirmation, death. A tracker says who belongs to
-    whom: `_pair`."""
+    """Base of all trackers: time, motion, ids, birth, confirmation, death. A tracker implements the
+    association: `_pair`."""
 
     motion = BoxFilter  # how boxes move
     book = TrackBook  # what is known of the tracks
@@ -408,7 +408,7 @@ class SortTracker(BoxTracker):
         track_activation_threshold: float = 0.25,  # confidence that starts a track
         lost_track_buffer: int = 30,  # frames worth of time that a lost track is kept
         minimum_iou_threshold: float = 0.3,  # overlap of prediction and detection that makes a pair, above 0
-        minimum_consecutive_frames: int = 3,  # frames on end until a track is confirmed
+        minimum_consecutive_frames: int = 3,  # consecutive frames until a track is confirmed
         frame_rate: float = 30.0,  # frames a second that "frames" above mean: the camera's nominal rate
         class_aware: bool = False,  # a track keeps its class; False: a detector may change its mind
     ):

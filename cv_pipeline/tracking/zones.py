@@ -64,9 +64,9 @@ class ZoneConfig:
     "A polygon: who enters, leaves and stays."
 
     name: str
-    polygon: Sequence[Sequence[float]]  # at least 3 points [x, y], pixels or shares 0..1
+    polygon: Sequence[Sequence[float]]  # at least 3 points [x, y], in pixels or as fractions 0..1
     classes: Sequence[str | int] = ()  # only these; empty: all
-    dwell_s: float | None = None  # a `dwell` event after so many seconds inside
+    dwell_s: float | None = None  # a `dwell` event after this many seconds inside
     sources: Sequence[str] = ()  # only these source ids; empty: all
     anchor: str = "bottom_center"
 
@@ -77,7 +77,7 @@ class LineRule:
     to right: downwards)."""
 
     name: str
-    start: Sequence[float]  # [x, y], pixels or shares 0..1
+    start: Sequence[float]  # [x, y], in pixels or as fractions 0..1
     end: Sequence[float]
     classes: Sequence[str | int] = ()
     sources: Sequence[str] = ()
@@ -93,8 +93,8 @@ class Rules:
     # how far beyond the border, in sizes of the box (square root of its area): three times a detector's usual
     # error
     margin: float = 0.12
-    looks: int = 2  # observations there in a row
-    lost_s: float = 2.0  # seconds of looks without the track after which it has left
+    looks: int = 2  # consecutive observations beyond the border
+    lost_s: float = 2.0  # seconds of processed frames without the track after which it has left
 
     @property
     def every(self) -> list[ZoneConfig | LineRule]:
@@ -105,9 +105,9 @@ class Rules:
         problems = rule_problems(self)
         if problems:
             raise ConfigError(
-                f"{len(problems)} zone or line settings are wrong",
+                f"{len(problems)} invalid zone or line settings",
                 "rules",
-                "points are [x, y] in pixels, or shares 0..1",
+                "points are [x, y] in pixels, or fractions 0..1",
                 problems,
             )
 
@@ -123,7 +123,9 @@ def _points(value: Any, least: int, what: str) -> tuple[np.ndarray | None, list[
     if len(array) < least:
         return None, [f"{what}: needs at least {least} points, not {len(array)}"]
     if (array < 0).any():
-        return None, [f"{what}: {array[(array < 0).any(axis=1)][0].tolist()} lies outside of any picture"]
+        return None, [
+            f"{what}: {array[(array < 0).any(axis=1)][0].tolist()} is negative: outside of any image"
+        ]
     return array, []
 
 
@@ -182,9 +184,7 @@ def rule_problems(rules: Rules) -> list[str]:
         if isinstance(rule.classes, str) or isinstance(rule.sources, str):
             found.append(f"{what}: classes and sources are lists")
     names = [rule.name for rule in rules.every]
-    return found + [
-        f"the name '{name}' is given twice" for name in sorted(set(names)) if names.count(name) > 1
-    ]
+    return found + [f"duplicate name '{name}'" for name in sorted(set(names)) if names.count(name) > 1]
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #ce3e9b21
 def _made(kind: type, value: Any, where: str, problems: list[str]) -> Any:
@@ -218,7 +218,7 @@ def read_rules(
     problems += [f"unknown key '{key}'; known: zones, lines, margin, looks, lost_s" for key in unknown]
     if problems:
         raise ConfigError(
-            f"{len(problems)} zone or line settings are wrong",
+            f"{len(problems)} invalid zone or line settings",
             "rules",
             "see ZoneConfig, LineRule and Rules",
             problems,
@@ -241,7 +241,7 @@ def class_numbers(rule: ZoneConfig | LineRule, names: Sequence[str]) -> np.ndarr
     ]
     if bad:
         raise ConfigError(
-            f"'{rule.name}' wants the class {bad[0]!r}, which the model does not have",
+            f"'{rule.name}' names the unknown class {bad[0]!r}",
             "rules",
             f"known: {', '.join(names)}",
         )
@@ -258,38 +258,38 @@ class Event:
     tracker_id: int
     class_id: int  # what the track was seen as most often
     class_name: str
-    at: datetime  # when it crossed the border, between two looks if need be
+    at: datetime  # when it crossed the border, interpolated between two frames
     frame_id: int  # the first frame that shows it
     direction: str  # "in" or "out"
     dwell_s: float | None  # seconds inside until `at`, for zone_leave and dwell
     x: float  # where, pixels
     y: float
-    lost: bool = False  # zone_leave: it was not seen to leave, it is not found any more
+    lost: bool = False  # zone_leave: the track was lost inside, not seen to leave
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #4c3b39b9
 class Sides(NamedTuple):
-    "What changed with one look: all (n, rules)."
+    "Changes with one frame: all (n, rules)."
 
     flips: np.ndarray  # bool, settled on the other side now
-    side: np.ndarray  # int8, the settled side after the look: +1, -1, 0 = not known yet
+    side: np.ndarray  # int8, the settled side after the frame: +1, -1, 0 = not known yet
 
 
 class RuleBook(TrackRows):
-    "What is known of k tracks; (k, rules) where nothing else is said."
+    "State of k tracks; (k, rules) unless stated otherwise."
 
     id: np.ndarray  # (k,) int64
     votes: np.ndarray  # (k, classes) int32, how often it was seen as what
     seen: np.ndarray  # (k,) seconds since 1970
-    missing: np.ndarray  # (k,) since when looks have not found it, infinite while they do
+    missing: np.ndarray  # (k,) since when it is missing, infinite while it is found
     side: np.ndarray  # int8, the settled side: +1, -1, 0 = not known yet
-    raw: np.ndarray  # int8, the side of the last look
-    pending: np.ndarray  # int32, looks in a row on the other side
-    gap: np.ndarray  # signed distance at the last look, pixels
+    raw: np.ndarray  # int8, side in the last frame
+    pending: np.ndarray  # int32, consecutive frames on the other side
+    gap: np.ndarray  # signed distance in the last frame, pixels
     when: np.ndarray  # seconds since 1970 at which the distance was zero last
     frame: np.ndarray  # int64, the first frame after that
     at: np.ndarray  # (k, rules, 2) where that was, pixels
-    point: np.ndarray  # (k, rules, 2) anchor at the last look, pixels
-    time: np.ndarray  # of the last look
+    point: np.ndarray  # (k, rules, 2) anchor in the last frame, pixels
+    time: np.ndarray  # of the last frame
     entered: np.ndarray  # seconds since 1970
     dwelt: np.ndarray  # bool, the `dwell` event was given
     ever: np.ndarray  # bool, counted in `total`
@@ -306,7 +306,7 @@ def settle(
     frame_id: int,
     looks: int,
 ) -> Sides:
-    "Move sides on by one look; remembers when and where each distance was zero."
+    "Update the sides with one frame; remembers when and where each distance was zero."
     applies = np.isfinite(distance)
     raw = np.where(applies & (distance != 0), np.sign(np.nan_to_num(distance)), book.raw[rows]).astype(
         np.int8
@@ -389,7 +389,7 @@ def _new_book(n: int) -> RuleBook:
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #67a1ec6e
 class _Fitted:
-    "What a watch knows of its tracks, and its rules fitted to the size of the pictures."
+    "State of the tracks, and the rules fitted to the image size."
 
     _book: RuleBook
     _size: tuple[int, int] | None  # of the pictures, None before the first
@@ -403,7 +403,7 @@ class _Fitted:
 
 # %% ../../nbs/03_tracking/06_zones.ipynb #804190d8
 class RuleWatch(_Fitted):
-    "Zones and lines of one source: looks in, events out; counts of what happened by rule and class."
+    "Zones and lines of one source: frames in, events out; counts by rule and class."
 
     def __init__(self, rules: Rules, source_id: str):
         self.source_id, self.settings = source_id, rules
@@ -422,8 +422,7 @@ class RuleWatch(_Fitted):
         self.counts: dict[str, dict[str, dict[str, int]]] = {r.name: {} for r in self.rules}
 
     def update(self, detections: Detections, frame: Frame, names: Sequence[str] = ()) -> list[Event]:
-        """Events that this look made certain; `detections` with tracker_id, of a frame that the model
-        answered."""
+        """Events confirmed by this frame; `detections` with tracker_id, of a frame with inference."""
         if not self.rules:
             return []
         if frame.size != self._size or tuple(names) != self._names:
@@ -470,10 +469,9 @@ def _fit(watch: RuleWatch, size: tuple[int, int]) -> None:
         np.array([s for s, z in zip(watch._shapes, watch.zone) if not z]),
     )
     watch.problems = {
-        watch.rules[
-            j
-        ].name: f"reaches to {watch._shapes[j].max(axis=0).round(1).tolist()}, outside of the picture of "
-        f"{size[0]}×{size[1]}; shares 0..1 fit any size"
+        watch.rules[j].name: f"extends to {watch._shapes[j].max(axis=0).round(1).tolist()}, outside of the "
+        f"{size[0]}×{size[1]} image; fractions 0..1 fit any size"
+        f""
         for j in watch._off.nonzero()[0]
     }
 
@@ -610,7 +608,7 @@ def _dwelt(watch: RuleWatch, rows: np.ndarray, now: float, frame_id: int) -> lis
 
 
 def _lost(watch: RuleWatch, rows: np.ndarray, now: float, leave: bool = True) -> list[Event]:
-    """Tracks that looks have not found for `lost_s`: they cross what they were seen beyond twice at the end,
+    """Tracks not found for `lost_s`: they cross what they were seen beyond twice at the end,
     leave their zones and are forgotten."""
     book = watch._book
     events: list[Event] = []

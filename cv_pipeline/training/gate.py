@@ -41,7 +41,8 @@ from cv_pipeline.evaluation.intervals import (
 )
 from ..evaluation.metrics import ap_table, match_set, mean_ap
 from ..evaluation.records import BoxTable, EvalSet, predict_set
-from ..evaluation.summary import data_hash, sliceable, versions
+from ..evaluation.records import data_hash
+from ..evaluation.summary import sliceable, versions
 from ..inference.backends import Model, make_postprocessor
 from ..inference.loading import load_model
 from ..inference.manifest import ModelManifest, find_artefact, save_manifest
@@ -57,7 +58,7 @@ def among(s: EvalSet, names: Sequence[str]) -> EvalSet:
     "The same pictures, with these classes only."
     lost = [n for n in names if n not in s.names]
     if lost:
-        raise DataError(f"the set has no class {', '.join(lost)}", s.where, f"it has {', '.join(s.names)}")
+        raise DataError(f"unknown class: {', '.join(lost)}", s.where, f"it has {', '.join(s.names)}")
     number = np.full(len(s.names), -1)
     for k, n in enumerate(names):
         number[s.names.index(n)] = k
@@ -113,7 +114,7 @@ def judge_slice(
     pictures, objects = len(new), int((~new.truth.crowd).sum())
     if pictures < FEWEST_PICTURES or objects < FEWEST_OBJECTS:
         why = (
-            f"{pictures} pictures and {objects} objects cannot judge: at least {FEWEST_PICTURES} and "
+            f"{pictures} images and {objects} objects are too few: at least {FEWEST_PICTURES} and "
             f"{FEWEST_OBJECTS} are needed"
         )
         return SliceResult(what, Verdict.INSUFFICIENT, why, pictures, objects, allowed=allowed)
@@ -144,7 +145,7 @@ class Comparison:
         ]
 
     def reasons(self) -> list[str]:
-        "What keeps the gate closed, worst first."
+        "Why the gate does not pass, worst first."
         bad = sorted(
             (f for f in self.findings() if f.verdict is not Verdict.PASS),
             key=lambda f: f.verdict is not Verdict.FAIL,
@@ -187,7 +188,7 @@ THIN = ("block", "report")
 
 @dataclass(frozen=True)
 class GateSettings:
-    "What the new model may lose, and where; ConfigError names every setting that is wrong."
+    "Allowed loss of the new model; ConfigError names every invalid setting."
 
     protect: Sequence[str] | None = None  # columns whose values are protected; None: all that divide the set
     max_loss: float = 0.01  # AP that may be lost overall, 0 ≤ max_loss < 1
@@ -218,7 +219,7 @@ def compare(
     *,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
-    "PASS when the whole and every protected slice are shown not to lose more than is allowed."
+    "PASS when the loss overall and in every protected slice is proven to be within the limits."
     use = settings or GateSettings()
     shared, lost = (
         [n for n in old.names if n in new.names],
@@ -276,7 +277,7 @@ def plot_comparison(c: Comparison) -> Any:  # matplotlib Figure
     ax.axvline(0, color=".7", lw=0.8, zorder=0)
     ax.set_yticks(range(len(c.slices)), [f"{s.what} ({s.objects})" for s in c.slices], fontsize=7)
     ax.invert_yaxis()
-    ax.set(xlabel="AP of the new model − AP of the old one (black: what may be lost)", title=c.verdict.value)
+    ax.set(xlabel="AP of the new model − AP of the old one (black: allowed loss)", title=c.verdict.value)
     fig.tight_layout()
     return fig
 
@@ -371,7 +372,7 @@ def _plain(value: Any) -> Any:
 # %% ../../nbs/08_training/04_gate.ipynb #fc4ee721
 @dataclass(frozen=True)
 class Candidate:
-    "What came of the gate."
+    "Result of the gate."
 
     folder: Path
     comparison: Comparison
@@ -392,7 +393,7 @@ def _pictures(data: Any, side: str | None) -> tuple[list[LabelledImage], dict[st
     v = read_version(data)
     items = v.items(side)
     if not items:
-        raise DataError(f"the version has no side '{side}'", data, f"it has {', '.join(v.counts)}")
+        raise DataError(f"the version has no split '{side}'", data, f"it has {', '.join(v.counts)}")
     return items, {"dataset": f"{v.name} {v.number}", "digest": v.digest}
 
 
@@ -429,8 +430,7 @@ def _test_pictures(
     told = (
         f"none among the {len(seen)} pictures {known}"
         if known
-        else "not looked for: nobody said what was trained on, and no pictures of a training lie beside the "
-        "model"
+        else "not checked: the training data is unknown, and no training images are beside the model"
     )
     if isinstance(frozen, (str, Path)):
         book = read_frozen(frozen)
@@ -470,7 +470,7 @@ class CandidateSettings:
 
     def __post_init__(self):
         rules = [
-            (isinstance(self.gate, GateSettings), f"gate: {self.gate!r} is not a GateSettings"),
+            (isinstance(self.gate, GateSettings), f"gate: {self.gate!r} is not GateSettings"),
             (is_whole(self.threads, 0), f"threads: {self.threads!r} is not a whole number from 0"),
         ]
         check_rules("settings of the candidate", self, rules)
@@ -498,7 +498,7 @@ def make_candidate(
         progress(f"leaks: {leaks}")
         sets = []
         for model, who in ((a, "the new model"), (b, "the old model")):
-            progress(f"{who} on {len(items)} pictures of the test set")
+            progress(f"{who} on {len(items)} images of the test set")
             sets.append(predict_set(model.with_calibration(None), items, columns=data.columns))
         c = compare(*sets, use.gate, progress=progress)
         told = {
@@ -515,7 +515,7 @@ def make_candidate(
             "versions": versions(),
         }
         if c.verdict is Verdict.PASS and val is not None:
-            progress("thresholds and calibration on the validation pictures")
+            progress("thresholds and calibration on the validation images")
             chosen, source = _pictures(val, "val")
             check_leak(chosen, book, where=val if isinstance(val, (str, Path)) else "val")
             told["validation"] = {**source, "pictures": len(chosen)}

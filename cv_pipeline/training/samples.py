@@ -61,7 +61,7 @@ def _sheet_of(
     "What a data.yaml says; a `path` in it that is not there any more is the folder that it lies in."
     data, folder = Path(data), _folder_of(data)
     if not data.exists():
-        raise DataError("no such dataset", data, "give a dataset version, a YOLO folder, or its data.yaml")
+        raise DataError("dataset not found", data, "pass a dataset version, a YOLO folder, or its data.yaml")
     if data.is_file() and data == folder:
         raise DataError(
             "not a folder and not a data.yaml", data, "cv-pipeline merge makes a version of a COCO file"
@@ -104,17 +104,17 @@ def read_samples(
     asked: Sequence[str]
     | None = None,  # classes that are labelled; None: as the version says, else all names of the data.yaml
 ) -> tuple[tuple[str, ...], list[Sample]]:  # class names, pictures of the sides train and val
-    """Pictures for training; DataError when there are none, when some are gone, or when labels have unknown
-    classes."""
+    """Pictures for training; DataError when there are none, when some are missing, or when labels have
+    unknown classes."""
     root, names, sides = _sheet_of(data)
     known, items = verify_version(_folder_of(data)) if version_of(data) else None, read_dataset(root)
     if names:
         items = [replace(i, names=names) for i in items if i.category_ids is None]
     if not items or not items[0].names:
         raise DataError(
-            "the dataset has no class names, or is no YOLO folder",
+            "the dataset has no class names, or is not a YOLO folder",
             data,
-            "write names into data.yaml; cv-pipeline merge makes a version of any form",
+            "write names into data.yaml; cv-pipeline merge creates a version from any format",
         )
     told = (
         {}
@@ -139,17 +139,18 @@ def read_samples(
     empty = [s for s in ("train", "val") if not any(x.side == s for x in found)]
     if empty:
         raise DataError(
-            f"no pictures for {' and '.join(empty)}",
+            f"no images for {' and '.join(empty)}",
             data,
-            f"looked in {', '.join(str(p) for s in empty for p in sides[s])}; cv-pipeline data split divides "
-            "a dataset",
+            f"searched {', '.join(str(p) for s in empty for p in sides[s])}; cv-pipeline data split splits "
+            f"a dataset"
+            "",
         )
     return items[0].names, found
 
 # %% ../../nbs/08_training/02_samples.ipynb #ab03a6fa
 @dataclass(frozen=True)
 class Replay:
-    "Old data that is trained on again, and who labels in each picture what people were not asked about."
+    "Replay of old data, and the models that complete labels of classes not labelled by people."
 
     data: str | Path | None = None  # an old dataset; None: only complete what the new one lacks
     teacher: str | Path | None = (
@@ -208,11 +209,11 @@ class Completed:
 def complete_labels(
     labels: Detections,  # by people
     found: Detections,  # by a model, from `unsure` on; class ids of the same list
-    missing: Sequence[int],  # classes that people were not asked about
+    missing: Sequence[int],  # classes not labelled by people
     sure: float,
     iou: float = 0.5,
 ) -> Completed:
-    "People's labels, with what a model is sure of among the classes that they were not asked about."
+    "People's labels, completed by confident predictions of classes that they did not label."
     found = found[np.isin(found.class_id, list(missing))]
     free = (box_iou(found.xyxy, labels.xyxy) < iou).all(axis=1) if len(labels) else np.ones(len(found), bool)
     firm = free & (found.confidence >= sure)
@@ -232,8 +233,8 @@ def complete_labels(
 def grey_out(
     image: np.ndarray, boxes: Detections, places: np.ndarray, most: float = 0.4
 ) -> tuple[np.ndarray, Detections]:
-    """Doubtful places painted as the letterbox's border is; labels of which more than `most` is gone go with
-    them."""
+    """Doubtful places painted as the letterbox's border is; labels with more than `most` of their area
+    painted are dropped."""
     image, hidden = image.copy(), np.zeros(image.shape[:2], np.uint8)
     for x1, y1, x2, y2 in np.clip(np.round(places), 0, [*image.shape[1::-1]] * 2).astype(int):
         image[y1:y2, x1:x2], hidden[y1:y2, x1:x2] = 114, 1
@@ -308,9 +309,7 @@ def stage(
     samples: Sequence[Sample],
     names: Sequence[str],  # of all classes
     folder: str | Path,  # new
-    models: Sequence[
-        Model
-    ] = (),  # who labels what people were not asked about; none: nobody does, and it counts as background
+    models: Sequence[Model] = (),  # labels classes not labelled by people; none: they count as background
     replay: Replay | None = None,
 ) -> Staged:
     "images/, labels/, data.yaml and sources.jsonl, all or nothing."
@@ -370,7 +369,7 @@ def _finish_stage(made: Staged, part: Path, folder: Path) -> None:
     for side in ("train", "val"):
         if not (part / "images" / side).is_dir():
             raise DataError(
-                f"every picture for {side} was left out for doubt",
+                f"every image for {side} was left out as doubtful",
                 folder,
                 'doubt="region" keeps them, with the doubtful places painted grey',
             )
@@ -384,7 +383,7 @@ def data_digest(folder: str | Path) -> str:
     items, told = read_dataset(folder), hashlib.sha256()
     gone = [str(i.path) for i in items if not i.path.exists()]
     if gone:
-        raise DataError(f"{len(gone)} pictures are gone, the first is {gone[0]}", folder)
+        raise DataError(f"{len(gone)} images are missing, the first is {gone[0]}", folder)
     rows = sorted((i.path.relative_to(folder).as_posix(), file_sha256(i.path), label_hash(i)) for i in items)
     told.update(json.dumps([items[0].names, rows]).encode())
     return told.hexdigest()

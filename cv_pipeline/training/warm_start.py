@@ -105,9 +105,9 @@ def _layout_of(weights: Mapping[str, np.ndarray], where: object) -> dict[str, An
         )
     except KeyError as e:
         raise BackendError(
-            f"these are not the weights of a YOLOv8 detector: there is no {e}",
+            f"not the weights of a YOLOv8 detector: {e} is missing",
             where,
-            "start from its .pt, or from a .yaml",
+            "start from its .pt file, or from a .yaml",
         ) from e
 
 # %% ../../nbs/08_training/01_warm_start.ipynb #0b6b87d9
@@ -123,7 +123,7 @@ def _unfold(
     for name, block in blocks.items():
         if f"{name}.conv.bias" not in left:
             raise BackendError(
-                f"the weights of {name} are not there, or not folded", where, "start from its .pt"
+                f"the weights of {name} are missing, or not folded", where, "start from its .pt"
             )
         fresh[f"{name}.conv.weight"], fresh[f"{name}.bn.bias"] = (
             torch.from_numpy(left.pop(f"{name}.conv.{k}").copy()) for k in ("weight", "bias")
@@ -138,7 +138,7 @@ def _unfold(
         net.load_state_dict(fresh)
     except RuntimeError as e:
         raise BackendError(
-            f"the weights do not fit a YOLOv8 detector: {str(e)[:200]}", where, "start from its .pt"
+            f"the weights do not match a YOLOv8 detector: {str(e)[:200]}", where, "start from its .pt"
         ) from e
     return blocks
 
@@ -177,9 +177,9 @@ def warm_start(
     "A trainable net from an ONNX file."
     if not len(pictures):
         raise DataError(
-            "no pictures to settle the batch norms on",
+            "no images to calibrate the batch norms on",
             "warm_start",
-            "give some dozens of the training pictures",
+            "pass a few dozen training images",
         )
     manifest, path = load_manifest(model)
     try:
@@ -191,7 +191,7 @@ def warm_start(
         from ultralytics.nn.tasks import DetectionModel
 
         if Path(path).suffix != ".onnx":
-            raise BackendError("training starts from an ONNX file, a .pt or a .yaml", path)
+            raise BackendError("training must start from an ONNX file, a .pt or a .yaml", path)
         weights = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(str(path)).graph.initializer}
         layout, opened = _layout_of(weights, path), load_model(model, threads=1)
         old = DetectionModel(layout, ch=3, verbose=False)

@@ -24,7 +24,7 @@ __all__ = ['BUCKETS_MS', 'healthz', 'readyz', 'PipelineCollector', 'HealthServer
 
 # %% ../../nbs/04_video/10_health.ipynb #76cd14fd
 def healthz(summary: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    "Is the process alive: (HTTP status, body)."
+    "Liveness of the process: (HTTP status, body)."
     failed = summary["error"] is not None
     return (503 if failed else 200), {"status": "failed" if failed else "alive", "error": summary["error"]}
 
@@ -34,10 +34,10 @@ _AWAY = ("stale", "lost", "auth_failed")  # connections that give no frames
 # %% ../../nbs/04_video/10_health.ipynb #eacd6a6e
 def readyz(
     summary: dict[str, Any],
-    # a source that should deliver and has not for so long is stale: camera silent, decoder stalled
+    # seconds without a frame after which a source is stale: camera silent, decoder stalled
     stale_after_s: float,
 ) -> tuple[int, dict[str, Any]]:
-    "Is it ready to give results: (HTTP status, body)."
+    "Readiness to deliver results: (HTTP status, body)."
     states = {}
     for name, s in summary["sources"].items():
         age = s["seconds_since_frame"]
@@ -68,7 +68,7 @@ def readyz(
             if not summary["warm"]
             else f"the model is {model}"
             if usable
-            else "no source delivers"
+            else "no source delivers frames"
         )
     )
     return (200 if ready else 503), {
@@ -100,15 +100,15 @@ class PipelineCollector:
         summary = self.pipeline.summary()
         for key, text in (
             ("frames_read", "Frames read"),
-            ("frames_inferred", "Frames the model answered"),
-            ("frames_dropped", "Frames dropped at the entrance"),
+            ("frames_inferred", "Frames with inference"),
+            ("frames_dropped", "Frames dropped before preprocessing"),
             ("frames_delivered", "Frames delivered"),
             ("frames_skipped", "Broken frames skipped"),
             ("detections", "Detections delivered"),
             ("uncertain", "Detections in the uncertain band"),
             ("tracks", "Tracks confirmed"),
-            ("reconnects", "Connections opened again after a loss"),
-            ("frames_not_taken", "Frames that a stream brought and nobody took in time"),
+            ("reconnects", "Reconnections after a loss"),
+            ("frames_not_taken", "Frames received from a stream and not consumed in time"),
         ):
             family = CounterMetricFamily(f"cv_pipeline_{key}", text, labels=["source"])
             for name, s in summary["sources"].items():
@@ -116,12 +116,12 @@ class PipelineCollector:
             yield family
         up = GaugeMetricFamily(
             "cv_pipeline_source_up",
-            "1 while the source delivers frames; not there once it has ended",
+            "1 while the source delivers frames; absent once it has ended",
             labels=["source"],
         )
         age = GaugeMetricFamily(
             "cv_pipeline_frame_age_seconds",
-            "Age of the newest frame; not there once the source has ended",
+            "Age of the newest frame; absent once the source has ended",
             labels=["source"],
         )
         for name, s in summary["sources"].items():
@@ -135,19 +135,19 @@ class PipelineCollector:
         yield from _rule_families(self.pipeline)
         yield from _stage_families(self.pipeline, summary)
         for sink in list(self.pipeline.sinks):
-            yield from getattr(sink, "metric_families", tuple)()  # what a sink wants to say
+            yield from getattr(sink, "metric_families", tuple)()  # metrics of a sink
 
 # %% ../../nbs/04_video/10_health.ipynb #fe00038a
 def _source_families(sources: dict[str, dict[str, Any]]) -> Iterator[Any]:
     "What decodes each source and how its connection is: one series a state, 1 for the one that holds."
     decoder = GaugeMetricFamily(
         "cv_pipeline_source_decoder",
-        "1; the label says what decodes the source",
+        "1; the label names the decoder of the source",
         labels=["source", "decoder"],
     )
     connection = GaugeMetricFamily(
         "cv_pipeline_source_connection",
-        "1 for the state that a live source's connection is in",
+        "1 for the current connection state of a live source",
         labels=["source", "state"],
     )
     for name, s in sources.items():
@@ -177,7 +177,7 @@ def _rule_families(pipeline: Pipeline) -> Iterator[Any]:
 def _stage_families(pipeline: Pipeline, summary: dict[str, Any]) -> Iterator[Any]:
     "Latency, errors and queue depth of each stage; retries of the model."
     latency = HistogramMetricFamily(
-        "cv_pipeline_stage_seconds", "Latency of a stage, per frame", labels=["stage"]
+        "cv_pipeline_stage_seconds", "Latency of a stage per frame", labels=["stage"]
     )
     errors = CounterMetricFamily("cv_pipeline_stage_errors", "Errors of a stage", labels=["stage"])
     queued = GaugeMetricFamily(
@@ -233,7 +233,7 @@ class HealthServer:
             self._server = ThreadingHTTPServer((host, port), _handler(routes))
         except OSError as e:
             raise ConfigError(
-                f"cannot serve health on {host}:{port}: {e.strerror or e}",
+                f"cannot serve the health endpoint on {host}:{port}: {e.strerror or e}",
                 "health.port",
                 "choose a free port, or 0",
             ) from e

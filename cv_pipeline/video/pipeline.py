@@ -57,11 +57,11 @@ class _Item:
     frame: Frame
     arrived: float  # clock when decoding had ended
     timings: dict[str, float] = field(default_factory=dict)  # stage → ms
-    selected: bool = True  # the model is asked about it
-    owed: bool = False  # its channel's selector waits to hear what the model said
+    selected: bool = True  # selected for inference
+    owed: bool = False  # its channel's selector waits for the result
     lost: bool = False  # its channel failed at or before this frame: not delivered
     geometry: Any = None  # from preprocess, maps boxes back
-    detections: Detections | None = None  # None: the model was not asked, or did not answer
+    detections: Detections | None = None  # None: no inference, or it failed
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ class _Batch:
 
     @property
     def wanted(self) -> list[_Item]:
-        "The frames that the model is asked about."
+        "The frames selected for inference."
         return [item for item in self.items if item.selected]
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #6ac2998e
@@ -110,12 +110,8 @@ class Channel:
     detections: int = 0
     uncertain: int = 0
     unanswered: int = 0  # selected frames whose outcome a selector that listens has not heard yet
-    lock: threading.Lock = field(
-        default_factory=threading.Lock
-    )  # a selector is asked and told by different threads
-    listener: ListeningSelector | None = field(
-        init=False
-    )  # the selector, where it wants to know what was found
+    lock: threading.Lock = field(default_factory=threading.Lock)  # a selector is called by different threads
+    listener: ListeningSelector | None = field(init=False)  # the selector, if it listens to results
 
     def __post_init__(self):
         self.listener = self.selector if isinstance(self.selector, ListeningSelector) else None
@@ -193,7 +189,7 @@ class _Run:
     def fail(
         self, error: CVPipelineError, stage: str | None = None
     ) -> None:  # stage: where to count it, None if counted
-        "The first failure ends the run; frames that wait are forgotten, results on their way are delivered."
+        "The first failure ends the run; waiting frames are discarded, pending results are delivered."
         if stage is not None:
             self.stages[stage].failed(error)
         if self.error is None:
@@ -201,7 +197,7 @@ class _Run:
         self.entrance.close(discard=True)
 
     def fail_channel(self, channel: Channel, error: Exception, stage: str, what: str) -> None:
-        "One source, its selector or its tracker failed: that channel ends, the others do not notice."
+        "One source, its selector or its tracker failed: that channel ends, the others go on."
         if not isinstance(error, CVPipelineError):
             error = SourceError(f"{what} raised {type(error).__name__}: {error}", channel.source.source_id)
         channel.state, channel.error, channel.broken = "failed", error, stage != "ingest"
@@ -210,7 +206,7 @@ class _Run:
 
     @property
     def waits(self) -> bool:
-        "Batches wait for company only where frames come at their own pace."
+        "Batches wait for more frames only when sources are live."
         return self.max_batch > 1 and any(c.source.live for c in self.channels)
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #854ed6ff
@@ -246,7 +242,7 @@ def _read(run: _Run, channel: Channel) -> None:
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #6c29546b
 def _select(run: _Run, item: _Item) -> bool:
-    "Whether the model is asked about a frame; a selector that fails ends its own channel only."
+    "Whether a frame is selected; a selector that fails ends its own channel only."
     channel, item.lost = item.channel, item.channel.broken
     if item.lost or channel.selector is None:
         return not item.lost
@@ -350,7 +346,7 @@ def _ask(run: _Run, batch: _Batch) -> None:
 
 
 def _warm_up(run: _Run) -> None:
-    "Let the model answer once before the first frame."
+    "Warm up the model before the first frame."
     try:
         run.backend.warmup()
     except Exception as e:
@@ -383,7 +379,7 @@ def _infer(run: _Run) -> None:
 # %% ../../nbs/04_video/09_pipeline.ipynb #87e22b5d
 @dataclass
 class _Refuses:
-    "Stands where a tracker failed: nothing more of this camera is delivered, its count stays."
+    "Replaces a failed tracker: nothing more of this camera is delivered, its count stays."
 
     confirmed: int
 
@@ -423,7 +419,7 @@ def _postprocess(run: _Run, batch: _Batch) -> None:
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #772238a2
 def _answer(run: _Run, batch: _Batch) -> None:
-    "Tell the selectors that listen what came out; frames that waited for it go on."
+    "Pass results to listening selectors; frames that waited for them go on."
     owed = [item for item in batch.items if item.owed]
     for item in owed:
         listener = item.channel.listener
@@ -443,7 +439,7 @@ def _answer(run: _Run, batch: _Batch) -> None:
 
 
 def _write(run: _Run, item: _Item, result: FrameResult) -> None:
-    "Hand a result to every sink that still works."
+    "Pass a result to every working sink."
     for position, sink in enumerate(run.sinks):
         if position in run.broken:
             continue
@@ -456,7 +452,7 @@ def _write(run: _Run, item: _Item, result: FrameResult) -> None:
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #3d9ded5e
 def _result(run: _Run, item: _Item, failed: bool) -> FrameResult:
-    "What is said about one frame."
+    "The result for one frame."
     found = item.detections
     status = "model_error" if failed and item.selected else "ok"
     return FrameResult(
@@ -583,7 +579,7 @@ def _new_run(
     names = [s.source_id for s in sources]
     if not names or len(set(names)) < len(names):
         raise ConfigError(
-            "sources need distinct ids and there must be at least one", names, "give each source an `id`"
+            "at least one source is needed, and ids must be distinct", names, "give each source an `id`"
         )
     channels = [
         Channel(
@@ -626,8 +622,8 @@ class Pipeline:
         trackers: Callable[[Source], Tracker] | None = None,  # called once per source
         selectors: Callable[[Source], Selector] | None = None,  # called once per source
         runtime: RuntimeConfig | None = None,
-        recover: Callable[[], Backend] | None = None,  # opens the backend anew after a runtime error
-        clocks: Clocks = Clocks(time.perf_counter),  # its wall clock is compared with `captured_at`
+        recover: Callable[[], Backend] | None = None,  # opens the backend again after a runtime error
+        clocks: Clocks = Clocks(time.perf_counter),  # wall clock, compared with `captured_at`
     ):
         self._run = _new_run(
             sources, model, sinks, trackers, selectors, runtime or RuntimeConfig(), recover, clocks
@@ -742,38 +738,24 @@ def _wait(pipeline: Pipeline, run: _Run, tick: Callable | None) -> None:
             continue
         pressed += 1
         if pressed > 2:
-            raise KeyboardInterrupt("interrupted for the third time: not waiting any longer")
+            raise KeyboardInterrupt("interrupted for the third time: stopped without waiting")
         pipeline.stop(discard=pressed > 1)
     _join(run.life.threads, _PATIENCE_S)  # they have said that they end
 
-# %% ../../nbs/04_video/09_pipeline.ipynb #5e0b949f
+
 def _settle(pipeline: Pipeline, run: _Run) -> None:
-    "The books at the end of a run, and whether somebody still writes."
+    "Counters at the end of a run, and whether a thread still writes."
     _close_sinks(run)  # where no thread came so far as to write
     if run.life.unfinished and run.error is None:
         run.fail(
             SinkError(
-                "the results are not complete: a thread that writes them was left behind",
-                hint="a disk or a driver that does not answer; `read_results` reads what is there",
+                "the results are incomplete: a writing thread did not end in time",
+                hint="a disk or a driver may hang; `read_results` reads what was written",
             )
         )
     if run.life.started is not None:
         pipeline.seconds = (run.life.ended or run.clock()) - run.life.started
     pipeline.finished = True
-
-
-def _run_once(pipeline: Pipeline, run: _Run, tick: Callable | None) -> dict[str, Any]:
-    if run.life.started is not None:
-        raise ConfigError("a pipeline runs once", hint="build a new one")
-    with interruptible(pipeline, (signal.SIGINT,)):
-        run.life.started = run.clock()
-        try:
-            _run_threads(pipeline, run, tick)
-        finally:
-            _settle(pipeline, run)
-    if run.error is not None:
-        raise run.error
-    return pipeline.summary()
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #47e8d5b1
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -799,6 +781,20 @@ def interruptible(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _run_once(pipeline: Pipeline, run: _Run, tick: Callable | None) -> dict[str, Any]:
+    if run.life.started is not None:
+        raise ConfigError("a pipeline can run only once", hint="build a new one")
+    with interruptible(pipeline, (signal.SIGINT,)):
+        run.life.started = run.clock()
+        try:
+            _run_threads(pipeline, run, tick)
+        finally:
+            _settle(pipeline, run)
+    if run.error is not None:
+        raise run.error
+    return pipeline.summary()
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #342c88b3
 def _channel_summary(run: _Run, channel: Channel, finished: bool) -> dict[str, Any]:
@@ -849,7 +845,7 @@ def latencies(pipeline: Pipeline) -> dict[str, LatencyHistogram]:
 
 
 def _chosen(backend: Backend) -> dict[str, Any]:
-    "Why this file of the model runs, and what was given up on the way; nothing where there was no choice."
+    "Why this file of the model runs, and which ones failed before; empty without a choice."
     choice = getattr(backend, "choice", None)
     return (
         {}

@@ -64,7 +64,7 @@ STAGES = ("ingest", "preprocess", "inference", "postprocess", "deliver")
 
 @dataclass
 class StageStats:
-    "What one stage did so far."
+    "Counters of one stage."
 
     count: int = 0  # frames
     errors: int = 0
@@ -82,7 +82,7 @@ class StageStats:
             self.latency.add(ms, n)
 
     def failed(self, error: BaseException | str) -> None:
-        "Something went wrong; the message is kept."
+        "Count an error and keep its message."
         self.errors += 1
         self.last_error = str(error)
 
@@ -106,7 +106,7 @@ class FrameQueues:
         self, depths: dict[Hashable, tuple[int, bool]]
     ):  # source → (most waiting frames, drop the oldest when full)
         if any(depth < 1 for depth, _ in depths.values()):
-            raise ConfigError("a queue needs room for one frame", "queue_size")
+            raise ConfigError("a queue needs a capacity of at least 1", "queue_size")
         self._limits = dict(depths)
         self._waiting: dict[Hashable, deque[Any]] = {key: deque() for key in depths}
         self._open, self._turn = set(depths), deque(depths)

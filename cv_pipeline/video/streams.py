@@ -43,7 +43,7 @@ __all__ = ['SCHEMES', 'Address', 'is_stream', 'stream_id', 'SourceAuthError', 'B
 
 # %% ../../nbs/04_video/01_streams.ipynb #21df93e3
 class Address:
-    "Where a stream is. Prints without credentials, also in a traceback that shows variables."
+    "Address of a stream. Prints without credentials, also in a traceback that shows variables."
 
     def __init__(self, uri: str, user: str | None = None, password: str | None = None):
         if user is not None:
@@ -62,7 +62,7 @@ class Address:
     __repr__ = __str__
 
     def reveal(self) -> str:
-        "The address with its credentials: for FFmpeg, and for nobody else."
+        "The address with its credentials: for FFmpeg only."
         return self._reveal()
 
     def hide(self, text: str) -> str:
@@ -118,7 +118,7 @@ def stream_id(
 
 # %% ../../nbs/04_video/01_streams.ipynb #efbf861c
 class SourceAuthError(SourceError):
-    "The camera is there, and refuses the user name or the password."
+    "The camera rejects the user name or the password."
 
 
 class BaseSource:
@@ -185,7 +185,7 @@ class StreamClock:
         self._last: tuple[float, float] | None = None  # the last frame's pts and capture time
 
     def forget(self) -> None:
-        "Start the estimate anew: the way from the camera has become another one."
+        "Restart the estimate: the latency from the camera has changed."
         self._minima: deque[tuple[float, float]] = deque()  # (arrival, arrival − pts), increasing in both
         self._offset: float | None = None
 
@@ -320,22 +320,22 @@ def explain(
     took_s: float,  # after so long
     limit_s: float,  # the deadline
 ) -> SourceError:  # to be raised outside of any `except`: FFmpeg's own message holds the password
-    "Why a stream cannot be read, in words that an operator can act upon."
+    "Why a stream cannot be read, as an error that an operator can act upon."
     if _is(error, "HTTPUnauthorizedError", "HTTPForbiddenError"):
         what = (
-            "refuses this user name or password"
+            "rejects this user name or password"
             if "@" in str(address) or "***" in str(address)
-            else "asks for a user name and a password"
+            else "requires a user name and a password"
         )
         return SourceAuthError(
             f"the camera {what}",
             address,
-            "check them, with special characters as %XX; cameras lock an account after a few wrong tries",
+            "check both, with special characters as %XX; cameras lock an account after a few failed attempts",
         )
     if _is(error, "HTTPNotFoundError"):
-        return SourceError("the server has no such stream (404)", address, "check the path of the address")
+        return SourceError("stream not found on the server (404)", address, "check the path of the address")
     if took_s >= 0.85 * limit_s:
-        return SourceError(f"no answer within {limit_s:g} s", address, "is it on, and reachable from here?")
+        return SourceError(f"no response within {limit_s:g} s", address, "is it on, and reachable from here?")
     if _is(error, "ConnectionRefusedError"):
         return SourceError("connection refused", address, "is the camera on, and the port right?")
     if _is(error, "ProtocolNotFoundError"):
@@ -344,11 +344,11 @@ def explain(
         )
     text = getattr(error, "strerror", None) or str(error)
     if _is(error, "ExitError", "EOFError"):
-        text = "the connection ended"
+        text = "the connection was closed"
     return SourceError(
-        f"the stream cannot be read: {address.hide(text)}",
+        f"cannot read the stream: {address.hide(text)}",
         address,
-        "is it on, is the name right, is it reachable from here?",
+        "check that the camera is on, the address is right and reachable from here",
     )
 
 # %% ../../nbs/04_video/01_streams.ipynb #5030b4a1
@@ -380,10 +380,10 @@ class Link:
     stamps: StreamClock = field(default_factory=StreamClock)
     catch_up: CatchUp = field(default_factory=CatchUp)
     about: tuple[str, float | None] = ("", None)  # codec and nominal rate
-    jumps: int = 0  # how often the camera's counter began anew
+    jumps: int = 0  # how often the camera's counter restarted
 
     def close(self) -> None:
-        "Ask the thread to end; wake whoever waits for a frame."
+        "Ask the thread to end; wake threads that wait for a frame."
         self.closed.set()
         self.box.end(None)
 
@@ -502,7 +502,7 @@ def _read_packets(link: Link, container: av.container.InputContainer, logs: list
         if began is not None or _wanted(link, packet, waited):
             _deliver(link, decoder, packet, arrivals, backlog > 0)
         if link.choice.used != "software" and not decoder.delivered and decoder.broken >= 25:
-            raise _HardwareFails(f"{link.choice.used}: not one of {decoder.broken} packets could be decoded")
+            raise _HardwareFails(f"{link.choice.used}: none of {decoder.broken} packets could be decoded")
         asked = link.clock()
 
 
@@ -516,7 +516,7 @@ def _refuse_recording(link: Link, container: av.container.InputContainer) -> Non
         raise SourceError(
             f"a recording of {container.duration / 1e6:.1f} s, not a live stream",
             link.address,
-            "download it, and give the file",
+            "download it, and pass the file",
         )
 
 
@@ -539,7 +539,7 @@ def _connect(link: Link, logs: list) -> SourceError:
         return SourceError(
             "the stream ended",
             link.address,
-            "a camera has no last frame: it was switched off, restarted, or cut off",
+            "a live camera does not end: it was switched off, restarted, or disconnected",
         )
     except SourceError as e:
         return e
@@ -555,9 +555,7 @@ def _connect(link: Link, logs: list) -> SourceError:
         )
         return _connect(link, logs)
     if opened:
-        return SourceError(
-            f"lost: {_loss(reason, link)}", link.address, "is the camera still on, and the network up?"
-        )
+        return SourceError(f"lost: {_loss(reason, link)}", link.address, "check the camera and the network")
     return explain(reason, link.address, link.clock() - began, link.limits[0])
 
 # %% ../../nbs/04_video/01_streams.ipynb #f66546bd
@@ -585,7 +583,7 @@ def _loss(error: Exception, link: Link) -> str:
 
 
 def _receive(link: Link) -> None:
-    "Body of the thread: whatever happens ends in the mailbox, never in a thread that died silently."
+    "Body of the thread: every outcome ends in the mailbox, never in a thread that died silently."
     with av.logging.Capture() as logs:
         try:
             error = _connect(link, logs)
@@ -602,12 +600,12 @@ def _receive(link: Link) -> None:
 class StreamSettings:
     "How a stream is opened and read."
 
-    user: str | None = None  # instead of in the address, in any characters
+    user: str | None = None  # instead of in the address; any characters
     password: str | None = field(default=None, repr=False)
     open_timeout_s: float = 10.0  # until the first frame
     read_timeout_s: float = 10.0  # between two frames
     transport: str = "tcp"  # RTSP: "tcp" or "udp"
-    buffer: int = 2  # newest frames that are kept for whoever takes them
+    buffer: int = 2  # newest frames that are kept for the consumer
     camera_clock: bool = True  # believe the camera's own wall clock where it is within seconds of ours
     options: dict[str, str] | None = None  # further options of FFmpeg
 
@@ -651,7 +649,7 @@ class StreamSource(BaseSource):
 
     @property
     def dropped(self) -> int:
-        "Frames that came and that nobody took in time."
+        "Frames received and not consumed in time."
         return self._link.box.dropped + self._link.catch_up.left_out
 
     def status(self) -> SourceStatus:
@@ -670,9 +668,9 @@ def _checked(uri: str, user: str | None, password: str | None, transport: str) -
     "The address, when it and what goes with it make sense; nothing here prints a password."
     if not is_stream(uri) or uri.split("://")[0].lower() not in SCHEMES:
         raise SourceError(
-            "not a stream that can be read",
+            "unsupported stream address",
             masked(uri),
-            f"one of {', '.join(SCHEMES)}; a file is given by its path",
+            f"use one of {', '.join(SCHEMES)}; pass a file by its path",
         )
     address = Address(uri, user, password)
     if transport not in ("tcp", "udp"):
@@ -698,9 +696,9 @@ def _first_look(link: Link) -> SourceInfo:
     error = link.box.error
     link.close()
     raise error or SourceError(
-        f"no picture within {link.limits[0]:g} s",
+        f"no frame within {link.limits[0]:g} s",
         link.address,
-        "is it on, does it send video, and is the address right?",
+        "check that the camera is on and sends video, and that the address is right",
     )
 
 # %% ../../nbs/04_video/01_streams.ipynb #4827e701
@@ -715,7 +713,7 @@ def _stream_frames(source: StreamSource, link: Link) -> Iterator[Frame]:
             raise (link.box.error if came else None) or SourceError(
                 f"lost: no frame for {link.limits[1]:g} s",
                 link.address,
-                "is the camera still on, and the network up?",
+                "check the camera and the network",
             )
         try:
             image = to_bgr(arrived.frame)

@@ -421,8 +421,8 @@ def test_an_audit_that_was_cut_is_counted_back_to_its_own_time(tmp_path, live):
             r.frame_id < book["audit"][r.source_id]["frame_id"] for r in rows if r.source_id in book["audit"]
         )
         if not live:
-            assert any("had no room within 0.014 MB" in n for n in notes) and any(
-                "the audit ends at" in n and "do not count" in n for n in notes
+            assert any("did not fit into 0.014 MB" in n for n in notes) and any(
+                "the audit ends at" in n and "are not counted" in n for n in notes
             )
         y = [value[r.source_id, r.frame_id] for r in rows]
         found.append(
@@ -632,7 +632,7 @@ def test_a_folder_is_read_by_file_name_not_by_place(tmp_path):
     cv2.imwrite(str(shots / "4.png"), picture(4, (64, 48)))  # replaced by another
     got = collect(tmp_path / "run", tmp_path / "out", CollectPolicy(random=0.999, hamming=-1))
     assert [r.frame_id for r in got.rows] == [0, 1, 3, 5] and got.missing == [("shots", 2), ("shots", 4)]
-    assert any("2 of 6 pictures are gone or were replaced" in n for n in got.notes) and any(
+    assert any("2 of 6 images are missing or were replaced" in n for n in got.notes) and any(
         "no longer random" in n for n in got.notes
     )
     for r in got.rows:
@@ -640,7 +640,7 @@ def test_a_folder_is_read_by_file_name_not_by_place(tmp_path):
         assert np.argmin([np.abs(seen - picture(k)).mean() for k in range(6)]) == r.frame_id
     for f in shots.iterdir():
         f.unlink()
-    with pytest.raises(DataError, match="none of the 6 wanted pictures"):
+    with pytest.raises(DataError, match="none of the 6 requested images"):
         collect(tmp_path / "run", tmp_path / "out2", CollectPolicy(random=1))
 
 
@@ -658,7 +658,7 @@ def test_flags_from_a_file(tmp_path):
         (7, ("flag",), "crack", 1),
         (12, ("flag",), "", 1),
     ]
-    assert [w for w in ("roof", "nearest look", "frame 4000") if not any(w in n for n in got.notes)] == []
+    assert [w for w in ("roof", "nearest frame", "frame 4000") if not any(w in n for n in got.notes)] == []
     assert got.missing == [("belt", 4000)]
 
 
@@ -676,29 +676,29 @@ def test_flags_from_a_file(tmp_path):
 )
 def test_bad_flags_are_named_by_line(tmp_path, line):
     (tmp_path / "f").write_text('{"source_id": "x", "frame_id": 1}\n' + line)
-    with pytest.raises(DataError, match="line 2 is no flag"):
+    with pytest.raises(DataError, match="line 2 is not a flag"):
         read_flags(tmp_path / "f")
     with pytest.raises(DataError, match="cannot be read"):
         read_flags(tmp_path / "none")
 
 
 def test_bad_logs_are_typed(tmp_path):
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="folder not found"):
         read_log(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="no log here"):
+    with pytest.raises(DataError, match="no log found"):
         read_log(tmp_path)
     fill(JsonlSink(tmp_path / "results.jsonl"), [result(0, inferred=False)])
     with pytest.raises(DataError, match="the log is empty"):
         collect(tmp_path, tmp_path / "out")
     fill(JsonlSink(tmp_path / "results.jsonl"), [result(0), result(0)])
-    with pytest.raises(DataError, match="cam frame 0 is there twice"):
+    with pytest.raises(DataError, match="cam frame 0 is a duplicate"):
         read_log(tmp_path)
     (tmp_path / "results.jsonl").write_text('{"source_id": "x"}\n')
     with pytest.raises(DataError, match="line 1 is not a result"):
         read_log(tmp_path)
     (tmp_path / "results.jsonl").unlink()
     fill(ParquetSink(tmp_path), [])
-    with pytest.raises(DataError, match="not one detection"):
+    with pytest.raises(DataError, match="no detections"):
         read_log(tmp_path)
 
 
@@ -774,7 +774,7 @@ def test_a_row_that_is_no_detection_is_named(tmp_path, column, value):
         ),
         tmp_path / "results.parquet",
     )
-    with pytest.raises(DataError, match="row 2 is no detection"):
+    with pytest.raises(DataError, match="row 2 is not a valid detection"):
         read_log(tmp_path)
 
 
@@ -792,9 +792,9 @@ def test_a_line_ends_where_json_says(tmp_path):
 
 def test_a_camera_cannot_be_asked_again(tmp_path):
     fill(JsonlSink(tmp_path / "results.jsonl"), [result(i) for i in range(3)])
-    with pytest.raises(DataError, match="wanted pictures can be had"):
+    with pytest.raises(DataError, match="requested images is available"):
         collect(tmp_path, tmp_path / "out", CollectPolicy(random=1))
-    with pytest.raises(DataError, match="no pictures of these sources"):
+    with pytest.raises(DataError, match="no images of these sources"):
         collect(tmp_path, tmp_path / "out2", CollectPolicy(random=1), tmp_path)
     got = collect(
         tmp_path,
@@ -818,19 +818,19 @@ def kept(tmp_path, frames):
 
 
 def test_collections_that_were_damaged(tmp_path):
-    with pytest.raises(DataError, match="no collection here"):
+    with pytest.raises(DataError, match="no collection found"):
         read_collected(tmp_path)
     fill(CollectSink(tmp_path, CollectPolicy(random=1)), [result(i) for i in range(4)])
     rows = read_collected(tmp_path)
     (tmp_path / rows[1].picture).unlink()
-    with pytest.raises(DataError, match="1 of 4 pictures are gone\n  - frames/cam/00000001.jpg"):
+    with pytest.raises(DataError, match="1 of 4 images are missing\n  - frames/cam/00000001.jpg"):
         read_collected(tmp_path)
     assert [r.frame_id for r in read_collected(tmp_path, check=False)] == [0, 2, 3]
     text = (tmp_path / "collected.jsonl").read_text().splitlines()
     (tmp_path / "collected.jsonl").write_text(
         "\n".join([text[0], text[2].replace("2026-06", "2026-99"), text[3]]) + "\n"
     )
-    with pytest.raises(DataError, match="line 2 is not a line of a collection"):
+    with pytest.raises(DataError, match="line 2 is not a valid collection entry"):
         read_collected(tmp_path)
     (tmp_path / "collection.json").write_text("{")
     with pytest.raises(DataError, match="books"):

@@ -269,7 +269,7 @@ def test_a_file_of_tasks_imported_by_hand(real, server, tmp_path):
     assert L.push(server, drafts, "by hand").new == 0, "a push afterwards knows them"
     with pytest.raises(ConfigError):
         write_tasks(drafts, tmp_path / "t.json", "upload")
-    with pytest.raises(DataError, match="nothing to label"):
+    with pytest.raises(DataError, match="no images to label"):
         write_tasks([], tmp_path / "t.json", "/x")
 
 
@@ -295,12 +295,12 @@ def region(project: L.Project, kind: str = "rectanglelabels", **value) -> dict:
 
 
 BAD = {
-    "turned": (dict(rotation=40), "turned by 40 degrees where a box is expected"),
+    "turned": (dict(rotation=40), "turned by 40 degrees instead of a box"),
     "pixels": (dict(x=320, y=240), "are not percent"),
     "unknown label": (dict(rectanglelabels=["dics"]), r"unknown labels: 'dics' \(1x, 'disc'\?\)"),
     "two labels": (dict(rectanglelabels=["disc", NAMES[1]]), "a box with 2 labels"),
     "no label": (dict(rectanglelabels=[]), "a box with 0 labels"),
-    "nothing": (dict(width=None), "a region without"),
+    "nothing": (dict(width=None), "a region lacks"),
 }
 
 
@@ -348,7 +348,7 @@ def test_nobody_has_answered_yet(server, tmp_path):
     L.push(server, pictures(tmp_path, 2), "nobody")
     came = L.pull(server, "nobody")
     assert (len(came.annotations), came.waiting, came.tasks) == (0, 2, 2)
-    with pytest.raises(DataError, match="2 of 2 tasks wait"):
+    with pytest.raises(DataError, match="2 of 2 tasks are open"):
         came.save(tmp_path / "a.jsonl")
 
 
@@ -418,7 +418,7 @@ def test_a_deleted_project_is_an_error_and_not_a_new_project(server, tmp_path):
         with pytest.raises(L.LabelStudioGone, match="was deleted on the server") as e:
             do()
         assert "labelling.json" in e.value.hint
-    with pytest.raises(L.LabelStudioGone, match="no project has the title"):
+    with pytest.raises(L.LabelStudioGone, match="no project with the title"):
         L.pull(server, "deleted")
     book.unlink()
     assert L.push(server, drafts, "deleted", book=book).new == 2
@@ -454,11 +454,11 @@ def test_server_down_then_up_again(real, token, tmp_path):
             return reply
 
     try:
-        with pytest.raises(L.LabelStudioDown, match="does not answer, 3 attempts") as e:
+        with pytest.raises(L.LabelStudioDown, match="does not respond after 3 attempts") as e:
             L.push(
                 L.Server(real.url, attempts=3, wait=paused.append, send=Stopping()), drafts, "down", batch=2
             )
-        assert paused == [0.5, 1.0] and "goes on where it stopped" in e.value.hint
+        assert paused == [0.5, 1.0] and "continues where it stopped" in e.value.hint
     finally:
         if not real.process:
             real.start()
@@ -513,9 +513,9 @@ def test_projects_that_are_not_ours(server, tmp_path):
 def test_nothing_is_sent_when_something_is_wrong(server, tmp_path):
     drafts = pictures(tmp_path, 2)
     gone = Draft("frames/gone.jpg", tmp_path / "gone.jpg", (64, 48), NAMES)
-    with pytest.raises(DataError, match="the picture is gone"):
+    with pytest.raises(DataError, match="the image is missing"):
         L.push(server, [*drafts, gone], "not made")
-    with pytest.raises(DataError, match="nothing to label"):
+    with pytest.raises(DataError, match="no images to label"):
         L.push(server, [], "not made")
     with pytest.raises(ConfigError, match="not 3 to 50"):
         L.push(server, drafts, "ab")
@@ -543,10 +543,10 @@ def test_the_token_comes_from_the_environment_and_stays_there(monkeypatch):
     with pytest.raises(TypeError):
         pickle.dumps(made)
     for url, said in (
-        ("ftp://x", "no address"),
-        ("127.0.0.1:8080", "no address"),
-        ("http://me:pw@x", "holds a name"),
-        ("http://x?token=1", "holds a name"),
+        ("ftp://x", "not a server address"),
+        ("127.0.0.1:8080", "not a server address"),
+        ("http://me:pw@x", "contains a user name"),
+        ("http://x?token=1", "contains a user name"),
     ):
         with pytest.raises(ConfigError, match=said) as e:
             L.Server(url)
@@ -578,7 +578,7 @@ def test_a_redirect_to_another_host_does_not_see_the_token(token):
     for s in (first, second):
         threading.Thread(target=s.serve_forever, daemon=True).start()
     try:
-        with pytest.raises(L.LabelStudioError, match="sends us elsewhere"):
+        with pytest.raises(L.LabelStudioError, match="redirects"):
             L.Server(f"http://127.0.0.1:{first.server_port}").call("GET", "/api")
     finally:
         for s in (first, second):
@@ -810,7 +810,7 @@ def test_numbers_that_come_as_text_are_numbers():
 )
 def test_a_server_that_answers_something_else(token, body):
     server = L.Server("http://x", send=lambda *a: (200, {}, body.encode()))
-    with pytest.raises(L.LabelStudioError, match="not the answer of Label Studio"):
+    with pytest.raises(L.LabelStudioError, match="unexpected response"):
         list(L.pages(server, "/api/tasks?project=1", "tasks", "total"))
     for ask in (
         lambda: L.find_project(server, "line"),
@@ -823,7 +823,7 @@ def test_a_server_that_answers_something_else(token, body):
         except (L.LabelStudioError, DataError):
             pass  # and nothing else
     if body != "[]":
-        with pytest.raises(L.LabelStudioError, match="not the answer"):
+        with pytest.raises(L.LabelStudioError, match="unexpected response"):
             L._uploads(server, PROJECT)
     with pytest.raises(DataError, match="not a project"):
         L.read_config(json.loads(body))
@@ -832,7 +832,7 @@ def test_a_server_that_answers_something_else(token, body):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ('{"url": "http://127.0.', "cannot be read"),
+        ('{"url": "http://127.0.', "cannot read the project file"),
         ("[]", "does not name a project"),
         ('{"url": "http://x"}', "does not name a project"),
     ],

@@ -9,14 +9,8 @@ import pytest
 
 from cv_pipeline.annotation.annotations import write_drafts
 from cv_pipeline.annotation.label_errors import plant_errors
-from cv_pipeline.annotation.review import (
-    Suspect,
-    build_review,
-    read_suspects,
-    review,
-    review_drafts,
-    write_review,
-)
+from cv_pipeline.annotation.qa import Suspect
+from cv_pipeline.annotation.review import build_review, read_suspects, review, review_drafts, write_review
 from cv_pipeline.core.formats import read_dataset
 from cv_pipeline.core.types import ConfigError, DataError
 from cv_pipeline.evaluation.records import predict_set
@@ -61,10 +55,10 @@ def test_what_was_left_out_is_said(noisy, found):
     bare = review(replace(noisy.set, predictions=noisy.set.predictions[:0], paths=()))
     assert (
         any("no predictions" in t for t in bare.left_out)
-        and any("files are not there" in t for t in bare.left_out)
+        and any("files are missing" in t for t in bare.left_out)
         and bare.power == {}
     )
-    assert any("one annotator only" in t for t in review(noisy.set, people("ana", 1)).left_out)
+    assert any("only one annotator" in t for t in review(noisy.set, people("ana", 1)).left_out)
     both = review(noisy.set, people("a", 1) + people("b", 2, wrong=0.2))
     assert both.agreement["alpha"]["value"] < 1 and both.counts()["people differ"] > 0
 
@@ -107,7 +101,7 @@ def test_drafts_refuse_what_is_not_there(noisy, found, folder):
     with pytest.raises(ConfigError, match="budget"):
         review_drafts(found.suspects, noisy.set, folder, budget=0)
     lost = replace(noisy.set, paths=tuple(folder / "gone" / p.name for p in noisy.set.paths))
-    with pytest.raises(DataError, match="is gone"):
+    with pytest.raises(DataError, match="is missing"):
         review_drafts(found.suspects, lost, folder)
     with pytest.raises(DataError, match="are not there"):
         build_review(lost, found.suspects)
@@ -132,4 +126,4 @@ def test_tags_in_a_real_fiftyone(fo, noisy, found):
     with pytest.raises(ConfigError, match="already"):
         build_review(noisy.set, found.suspects, "qa test")
     assert len(build_review(noisy.set, [], "qa test", replace_old=True)) == len(noisy.set)
-    assert [n for n in fo.list_datasets() if "in the making" in n] == []
+    assert [n for n in fo.list_datasets() if "in progress" in n] == []

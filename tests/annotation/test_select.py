@@ -254,7 +254,7 @@ def test_rare_scenes_are_found():
 def test_bad_requests_are_typed():
     c = made(5)
     for budget in (0, -1, 1.5, True):
-        with pytest.raises(ConfigError, match="a budget of"):
+        with pytest.raises(ConfigError, match="invalid budget"):
             select(c, budget)
     with pytest.raises(DataError, match="no candidates"):
         select(candidates([], []), 3)
@@ -304,7 +304,7 @@ def test_settings_out_of_range(wrong):
 
 def test_an_unknown_strategy_is_told_which_there_are():
     with pytest.raises(
-        ConfigError, match="no strategy 'best'; known: hybrid, random, uncertainty, diversity"
+        ConfigError, match="unknown strategy 'best'; known: hybrid, random, uncertainty, diversity"
     ):
         SelectSettings("best")
 
@@ -397,9 +397,9 @@ def test_features_of_the_bundled_detector(tmp_path):
     assert inner([good[0]]).shape[1] == 128
     with pytest.raises(ConfigError, match="depth 'middle'"):
         DetectorFeatures(model, depth="middle")
-    with pytest.raises(BackendError, match="no layer 'nowhere'"):
+    with pytest.raises(BackendError, match="unknown layer 'nowhere'"):
         DetectorFeatures(model, "nowhere")
-    with pytest.raises(BackendError, match="taken from ONNX files"):
+    with pytest.raises(BackendError, match="need an ONNX file"):
         DetectorFeatures(replace(model, path=tmp_path / "model.engine"))
 
 
@@ -427,7 +427,7 @@ def test_embedding_networks_of_other_people_work_too(tmp_path):
     red = np.zeros((320, 320, 3), np.uint8)
     red[..., 2] = 200
     assert np.allclose(DetectorFeatures(model, "v")([red]), [[1, 0, 0]], atol=1e-5)
-    with pytest.raises(BackendError, match="no layer of this graph is a map"):
+    with pytest.raises(BackendError, match="no layer of this graph is a feature map"):
         DetectorFeatures(model)
 
 
@@ -466,7 +466,7 @@ def test_the_size_is_that_of_the_graph_or_of_the_caller(tmp_path):
 
     image = np.random.default_rng(2).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     free, weight = plain_onnx(tmp_path / "free.onnx", ("n", 3, "h", "w"))
-    with pytest.raises(ConfigError, match="leaves the size .* open"):
+    with pytest.raises(ConfigError, match="dynamic image size"):
         OnnxFeatures(free)
     assert np.allclose(
         OnnxFeatures(free, (24, 16), "unit")([image]),
@@ -498,17 +498,17 @@ def test_graphs_that_take_no_pictures_are_typed(tmp_path):
             file, _ = plain_onnx(tmp_path / f"{name}.onnx", **how)
         except Exception as e:
             raise AssertionError(name) from e
-        with pytest.raises(BackendError, match="does not take pictures|cannot be opened|can be opened"):
+        with pytest.raises(BackendError, match="does not take images|cannot be opened|can be opened"):
             OnnxFeatures(file, (32, 48))
-    with pytest.raises(BackendError, match="does not take pictures.*mask"):
+    with pytest.raises(BackendError, match="does not take images.*mask"):
         OnnxFeatures(tmp_path / "two.onnx")
     tokens, _ = plain_onnx(tmp_path / "tokens.onnx", rank=3)
     with pytest.raises(BackendError, match="'tokens' has the shape .1, 5, 1536."):
         OnnxFeatures(tokens)([np.zeros((9, 9, 3), np.uint8)])
     assert OnnxFeatures(tokens, output="vector")([np.full((9, 9, 3), 9, np.uint8)]).shape == (1, 5)
-    with pytest.raises(BackendError, match="no output 'w'"):
+    with pytest.raises(BackendError, match="unknown output 'w'"):
         OnnxFeatures(tokens, output="w")
-    with pytest.raises(BackendError, match="no such ONNX"):
+    with pytest.raises(BackendError, match="ONNX file not found"):
         OnnxFeatures(tmp_path / "none.onnx")
     (tmp_path / "text.onnx").write_text("hello")
     with pytest.raises(BackendError, match="can be opened"):
@@ -552,12 +552,12 @@ def test_from_a_collection_into_a_collection(tmp_path):
     )
     for r in rows:
         assert (tmp_path / "few" / r.picture).read_bytes() == (folder / r.picture).read_bytes()
-    with pytest.raises(ConfigError, match="not an empty folder"):
+    with pytest.raises(ConfigError, match="not empty"):
         write_selected(tmp_path / "few", folder, c, chosen)
     with pytest.raises(DataError, match="do not come from a collection"):
         write_selected(tmp_path / "x", folder, made(3), [(0, "why")])
     (folder / rows[0].picture).unlink()
-    with pytest.raises(DataError, match="1 of 30 pictures are gone"):
+    with pytest.raises(DataError, match="1 of 30 images are missing"):
         candidates_of(folder)
 
 
@@ -574,7 +574,7 @@ def test_every_week_other_pictures(tmp_path):
     numbers = [{r.frame_id for r in rows} for rows in (first, second, third)]
     assert [len(n) for n in numbers] == [10, 10, 20] and set.union(*numbers) == set(range(40))
     for strategy in STRATEGIES:
-        with pytest.raises(DataError, match="everything here was selected before: all 40"):
+        with pytest.raises(DataError, match="all 40 images were selected before"):
             select_collected(
                 folder,
                 tmp_path / "week 4",
@@ -583,7 +583,7 @@ def test_every_week_other_pictures(tmp_path):
                 labelled=[tmp_path / f"week {k}" for k in (1, 2, 3)],
             )
     assert not (tmp_path / "week 4").exists()
-    with pytest.raises(ConfigError, match="but no model"):
+    with pytest.raises(ConfigError, match="need a model"):
         select_collected(folder, tmp_path / "x", 3, SelectSettings(features="model"))
 
 
@@ -602,7 +602,7 @@ def test_a_selection_by_any_onnx(tmp_path):
         labelled=[tmp_path / "0"],
     )
     assert not {r.picture for r in seen} & {r.picture for r in by_name}
-    with pytest.raises(BackendError, match="no such ONNX"):
+    with pytest.raises(BackendError, match="ONNX file not found"):
         select_collected(folder, tmp_path / "x", 6, SelectSettings(features="none.onnx"))
 
 
@@ -676,7 +676,7 @@ def test_what_the_model_has_learnt_from_is_not_new(tmp_path):
     rows = select_collected(
         tmp_path / "c", tmp_path / "s", 20, SelectSettings(novel=0.25, share=0), known=[tmp_path / "known"]
     )
-    assert sum(r.frame_id % 10 == 0 for r in rows if "unlike all that is labelled" in r.note) == 5
-    with pytest.raises(DataError, match="no such dataset"):
+    assert sum(r.frame_id % 10 == 0 for r in rows if "unlike all labelled images" in r.note) == 5
+    with pytest.raises(DataError, match="dataset not found"):
         select_collected(tmp_path / "c", tmp_path / "t", 5, known=[tmp_path / "nowhere"])
     assert not (tmp_path / "t").exists()

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from cv_pipeline.inference.loading import load_model
-from cv_pipeline.synthetic.line import FactoryLine, LineConfig, write_video
+from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
+from cv_pipeline.synthetic.line import write_video
 from cv_pipeline.tracking.sort import SortTracker
 from cv_pipeline.video.sources import open_source
 

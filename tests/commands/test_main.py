@@ -149,11 +149,11 @@ def test_all_problems_of_a_config_at_once(tmp_path):
         (["run", "line:frames=2", "--classes", "unicorn"], 2, "unicorn"),
         (["run", "line:frames=2", "--nonsense"], 2, "nonsense"),
         (["run", "line:speeed=2"], 2, "speeed"),
-        (["run", "line:frames=2", "--config", "/no/such.yaml"], 2, "there is no such file"),
-        (["run", "line:frames=2", "--model", "/no/such.onnx"], 4, "no such model"),
+        (["run", "line:frames=2", "--config", "/no/such.yaml"], 2, "file not found"),
+        (["run", "line:frames=2", "--model", "/no/such.onnx"], 4, "model not found"),
         (["run", "/no/such.mp4"], 3, "such.mp4"),
         (["run", "a.mp4", "b.mp4"], 3, "none of the 2 sources"),
-        (["models", "nobody"], 4, "no such model"),
+        (["models", "nobody"], 4, "model not found"),
     ],
 )
 def test_bad_usage_has_the_right_code_and_one_sentence(args, code, words, tmp_path):
@@ -405,7 +405,8 @@ def test_interrupted_demo_gives_no_scores(tmp_path):
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
     "A YOLO folder of line pictures whose classes are numbered in another order than the model's."
-    from cv_pipeline.synthetic.line import FactoryLine, LineConfig, write_dataset
+    from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
+    from cv_pipeline.synthetic.line import write_dataset
 
     folder = tmp_path_factory.mktemp("data")
     write_dataset(folder, FactoryLine(LineConfig(seed=31)).frames(12), ["yolo"], split="val")
@@ -552,7 +553,7 @@ def test_eval_tracking_prints_the_scores_of_a_run_and_of_files(tmp_path, done):
         and "switch" in table.stderr
     )
     wrong = cli("eval-tracking", tmp_path / "gt.txt", tmp_path / "nothing.txt")
-    assert wrong.returncode == 2 and "no such file" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert wrong.returncode == 2 and "file not found" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
 def test_a_yaml_may_stand_in_the_place_of_a_source(tmp_path, clip):
@@ -568,7 +569,7 @@ def test_a_yaml_may_stand_in_the_place_of_a_source(tmp_path, clip):
     twice = cli("run", tmp_path / "cameras.yaml", "--config", tmp_path / "cameras.yaml")
     assert twice.returncode == 2 and "one configuration at a time" in twice.stderr
     nowhere = cli("run", tmp_path / "none.yaml")
-    assert nowhere.returncode == 2 and "there is no such file" in nowhere.stderr
+    assert nowhere.returncode == 2 and "file not found" in nowhere.stderr
 
 
 def test_robustness_writes_numbers_and_refuses_what_it_does_not_know(tmp_path):
@@ -622,7 +623,8 @@ def test_data_is_checked_frozen_and_verified(labelled, tmp_path):
 @pytest.fixture(scope="module")
 def optimised(labelled, tmp_path_factory):
     "The bundled detector as two files that went through the gate; twelve pictures are too few for it."
-    from cv_pipeline.synthetic.line import FactoryLine, LineConfig, write_dataset
+    from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
+    from cv_pipeline.synthetic.line import write_dataset
 
     out = tmp_path_factory.mktemp("models") / "line"
     few = cli("optimize", "--data", labelled, "--out", out, "--steps", "fp32,fp16", "--threads", 1)
@@ -719,7 +721,7 @@ def test_serve_files_writes_a_repository(optimised, tmp_path):
         (["select", "x" * 300, "--budget", "3", "--out", "{tmp}/s"], "File name too long"),
         (
             ["label", "settle", "{tmp}", "--pictures", ".", "--out", "{tmp}/b"],
-            "cannot be read: is a folder, not a file",
+            "cannot be read: this is a folder, not a file",
         ),
     ],
 )

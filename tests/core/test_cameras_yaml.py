@@ -109,7 +109,7 @@ def test_sixteen_sources_one_of_them_rtsp_and_four_that_misbehave(tmp_path, clip
     assert (
         sources["broken"]["state"] == "failed"
         and sources["gone"]["state"] == "failed"
-        and "no such file" in sources["gone"]["error"]
+        and "file not found" in sources["gone"]["error"]
     )
     assert sources["guarded"]["frames_read"] == 0 and "password" in sources["guarded"]["error"]
     assert 0 < summary["frames_inferred"] < summary["frames_read"]  # the budget was kept
@@ -172,7 +172,7 @@ def test_zones_and_lines_come_out_as_events(tmp_path):
         ({"sources": [{"uri": "line:", "hardware": "d3d11va"}]}, "hardware"),
         (
             {"events": {"zones": [{"name": "z", "polygon": [[0, 0], [1, 0], [1, 1]], "sources": ["bgi"]}]}},
-            "wants the source 'bgi'",
+            "names the unknown source 'bgi'",
         ),
         ({"sources": [{"uri": "line:", "transport": "pigeon"}]}, "transport"),
         ({"delivery": {"sinks": ["mail"]}}, "delivery.sinks"),

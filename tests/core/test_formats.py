@@ -98,7 +98,7 @@ def test_corner_cases_survive_all_formats(d):
 def test_boxes_outside_the_image():
     same(F.from_coco_annotations(F.to_coco_annotations(OUTSIDE, 1, with_score=True)), OUTSIDE, ids=False)
     same(F.from_mot(F.to_mot(OUTSIDE, 3))[3], OUTSIDE)
-    with pytest.raises(DataError, match="leaves the 1920x1080 image"):
+    with pytest.raises(DataError, match="beyond the 1920x1080 image"):
         F.to_yolo(OUTSIDE, SIZE)
     cut = F.from_yolo(F.to_yolo(OUTSIDE, SIZE, clip=True), SIZE)
     np.testing.assert_allclose(cut.xyxy, [[0, 0, 40, 50], [1900, 1000, 1920, 1080]], atol=1e-3)
@@ -122,11 +122,11 @@ def test_nan_is_refused_on_the_way_out(write, value):
 def test_nan_is_refused_on_the_way_in():
     supervision = require("supervision")
     nan = np.float32([[0, 0, np.nan, 1]])
-    with pytest.raises(DataError, match="line 2 holds NaN"):
+    with pytest.raises(DataError, match="line 2 contains NaN"):
         F.from_yolo("0 .5 .5 .1 .1\n0 .5 nan .1 .1\n", SIZE, where="b.txt")
     with pytest.raises(DataError, match="NaN"):
         F.from_coco_annotations([{"id": 1, "category_id": 0, "bbox": [0, 0, float("nan"), 1]}])
-    with pytest.raises(DataError, match="line 1 holds NaN"):
+    with pytest.raises(DataError, match="line 1 contains NaN"):
         F.from_mot("1,1,nan,0,5,5,1,1,1")
     with pytest.raises(DataError, match="NaN"):
         theirs = supervision.Detections(

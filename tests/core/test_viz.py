@@ -90,7 +90,7 @@ def test_contact_sheets_take_any_sizes(sizes, columns, width):
 
 
 def test_empty_sheets_and_uneven_curves_are_refused():
-    with pytest.raises(DataError, match="at least one picture"):
+    with pytest.raises(DataError, match="at least one image"):
         contact_sheet([])
     with pytest.raises(DataError, match="columns=0"):
         contact_sheet([GREY], columns=0)

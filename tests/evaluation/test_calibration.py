@@ -151,7 +151,7 @@ def test_halves_are_divided_by_sequence_and_thresholds_come_from_one():
         and all(len(set(first[k : k + 4])) == 1 for k in range(0, 40, 4))
         and abs(first.sum() - 20) <= 4
     )
-    with pytest.raises(DataError, match="cannot be divided"):
+    with pytest.raises(DataError, match="cannot be split"):
         halves(replace(s, columns={"sequence": np.zeros(40)}))
     m = match_set(s, [0.5])
     claims = claims_of(s, m, lrp_thresholds(s, m))
@@ -186,5 +186,5 @@ def test_photographs_hold_too_few_errors_for_a_curve(real_data, photos, least):
         len(s) == least
         and not report.accepted
         and report.calibrator is None
-        and "too few to calibrate on" in report.reason
+        and "too few to calibrate" in report.reason
     )

@@ -275,7 +275,7 @@ def test_records_come_back_as_they_were(tmp_path, seed):
 
 
 def test_folders_without_records_say_so(tmp_path):
-    with pytest.raises(DataError, match="no truth.json and predictions.json"):
+    with pytest.raises(DataError, match="truth.json and predictions.json not found"):
         X.read_records(tmp_path)
     (tmp_path / "truth.json").write_text(
         '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "category_id": 1, "bbox": '
@@ -299,7 +299,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch, tmp_path):
 def test_pictures_that_are_gone_are_named(tmp_path):
     s = with_pictures(random_set(0), tmp_path / "pictures")
     s.paths[4].unlink()
-    with pytest.raises(DataError, match="1 of 12 pictures are not there, e.g. p4"):
+    with pytest.raises(DataError, match="1 of 12 images are missing, e.g. p4"):
         X.build_failures(X.find_failures(s))
     with pytest.raises(DataError, match="12 of 12"):
         X.build_failures(X.find_failures(replace(s, paths=())))
@@ -369,7 +369,7 @@ def test_a_database_that_does_not_answer_is_an_error_soon_that_hides_the_passwor
     f = X.find_failures(with_pictures(random_set(0), tmp_path / "pictures"))
     monkeypatch.setattr(fo.config, "database_uri", f"mongodb://anna:se%40cret@127.0.0.1:{free_port()}")
     began = time.monotonic()
-    with pytest.raises(X.ViewerError, match="database does not answer.*mongod --dbpath") as e:
+    with pytest.raises(X.ViewerError, match="database does not respond.*mongod --dbpath") as e:
         X.build_failures(f)
     assert time.monotonic() - began < 15 and "cret" not in str(e.value) and e.value.exit_code == 5
 

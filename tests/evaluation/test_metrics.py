@@ -149,9 +149,9 @@ def test_a_perfect_and_an_empty_detector():
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda s: {"truth": box_table([], [], [])}, "not one labelled box"),
+        (lambda s: {"truth": box_table([], [], [])}, "no labelled box"),
         (lambda s: {"images": ("p0",) * len(s)}, "listed 12 times"),
-        (lambda s: {"predictions": box_table([99], [[0, 0, 1, 1]], [0])}, "unknown picture"),
+        (lambda s: {"predictions": box_table([99], [[0, 0, 1, 1]], [0])}, "unknown image"),
         (lambda s: {"predictions": box_table([0], [[0, 0, np.inf, 1]], [0])}, "NaN or infinite"),
         (lambda s: {"predictions": box_table([0], [[0, 0, 9, 9]], [7])}, "class id outside 0..2"),
         (lambda s: {"predictions": box_table([0], [[0, 0, 9, 9]], [0], [1.2])}, "confidence outside 0..1"),

@@ -334,11 +334,11 @@ def test_a_cell_without_objects_takes_no_part():
 
 def test_unpaired_and_incomplete_cells_are_refused():
     cells = cells_of({("a", 1): 0.1, ("b", 2): 0.1})
-    with pytest.raises(DataError, match="not filmed at every severity"):
+    with pytest.raises(DataError, match="not measured at every severity"):
         robustness_of(cells)
-    with pytest.raises(DataError, match="other pictures"):
+    with pytest.raises(DataError, match="other images"):
         robustness_of({**cells, ("a", 1): cells["a", 1].select(np.arange(4))})
-    with pytest.raises(DataError, match="nothing to compare"):
+    with pytest.raises(DataError, match="is missing"):
         robustness_of({("a", 1): cells["a", 1]})
 
 
@@ -409,16 +409,16 @@ def test_wrong_designs_are_refused_before_the_model_is_asked(model):
     assert len(e.value.problems) == 3
     with pytest.raises(ConfigError, match="must rise"):
         FilmSettings(["fog"], (3, 1))
-    with pytest.raises(ConfigError, match="nothing to do"):
+    with pytest.raises(ConfigError, match="both must be non-empty"):
         FilmSettings([])
     with pytest.raises(DataError, match="same name"):
         film(model, [subjects[0], subjects[0]])
     with pytest.raises(DataError, match="no pictures"):
         film(model, [])
     for image in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), None, np.zeros((0, 4, 3), np.uint8)):
-        with pytest.raises(DataError, match="a picture must be"):
+        with pytest.raises(DataError, match="an image must be"):
             corrupt(image, "fog", 1)
-    with pytest.raises(ConfigError, match="no such corruption"):
+    with pytest.raises(ConfigError, match="unknown corruption"):
         corrupt(np.zeros((4, 4, 3), np.uint8), "frog", 1)
 
 
@@ -426,7 +426,7 @@ def test_wrong_designs_are_refused_before_the_model_is_asked(model):
     "wrong, said",
     [
         ({"conditions": ["frog"]}, "conditions: unknown condition 'frog'"),
-        ({"conditions": []}, "nothing to do"),
+        ({"conditions": []}, "both must be non-empty"),
         ({"severities": (6,)}, "severities: 6"),
         ({"severities": (3, 1)}, "severities: "),
         ({"conf": 1.5}, "conf: 1.5"),

@@ -206,7 +206,7 @@ def test_published_numbers_of_tud_campus(real_data):
         ("1,1,10,10,5,5,1,-1,-1,-1\n1,1,10,10,5,5,1,-1,-1,-1\n", "id 1 occurs twice in frame 0"),
         ("1,1,10,10\n", "line 1 has 4 values"),
         ("0,1,10,10,5,5,1\n", "counts from 1"),
-        ("1,1,a,10,5,5,1\n", "not made of numbers"),
+        ("1,1,a,10,5,5,1\n", "not numeric"),
         ("1,1,nan,10,5,5,1\n", "NaN"),
         ("1,1.5,10,10,5,5,1\n", "whole numbers"),
     ],
@@ -230,21 +230,21 @@ def test_missing_results_and_empty_truth_are_errors(tmp_path):
     found = find_sequences(tmp_path / "gt", tmp_path / "res")
     assert [evaluate_tracking(*found[k]).FN for k in "ab"] == [1, 0]
     (tmp_path / "gt" / "a" / "gt" / "gt.txt").write_text("1,1,10,10,5,5,0,-1,-1,-1\n")
-    with pytest.raises(DataError, match="no true tracks"):
+    with pytest.raises(DataError, match="no ground-truth tracks"):
         evaluate_tracking(*find_sequences(tmp_path / "gt", tmp_path / "res")["a"])
-    with pytest.raises(DataError, match="no ground truth here"):
+    with pytest.raises(DataError, match="no ground truth found"):
         find_sequences(tmp_path / "res" / "..", tmp_path / "res")
     (tmp_path / "gt" / "b" / "seqinfo.ini").write_text("[Sequence]\nseqLength=many\n")
     with pytest.raises(DataError, match="seqinfo.ini cannot be read"):
         find_sequences(tmp_path / "gt", tmp_path / "res")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SinkError, match="no results here"):
+    with pytest.raises(SinkError, match="no results found"):
         read_run(tmp_path / "empty")
 
 
 def test_a_truth_is_not_compared_with_itself(tmp_path):
     (tmp_path / "gt.txt").write_text("1,1,10,10,5,5,1,-1,-1,-1\n")
-    with pytest.raises(DataError, match="compared with itself"):
+    with pytest.raises(DataError, match="are the same file"):
         find_sequences(tmp_path / "gt.txt", tmp_path / "gt.txt")
-    with pytest.raises(DataError, match="compared with itself"):
+    with pytest.raises(DataError, match="are the same file"):
         find_sequences(tmp_path / "gt.txt", tmp_path)  # the folder holds only the truth

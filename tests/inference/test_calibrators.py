@@ -88,7 +88,7 @@ def test_a_calibration_travels_with_the_manifest(tmp_path):
         ({"curve": 1}, "unknown keys"),
         ({"default": {"kind": "platt", "a": float("nan"), "b": 0.0}}, "a must be above 0"),
         ({"target": "luck"}, "target must be"),
-        ({"default": {"kind": "isotonic", "x": [0.5, 0.1], "y": [0.0, 1.0]}}, "x must rise"),
+        ({"default": {"kind": "isotonic", "x": [0.5, 0.1], "y": [0.0, 1.0]}}, "x must increase"),
         ({"default": {"kind": "isotonic", "x": [0.0], "y": [0.0]}}, "two at least"),
     ],
 )

@@ -85,8 +85,8 @@ def test_the_fastest_gated_file_wins_and_the_refused_one_is_not_even_measured(fa
     states = {r["artefact"].split()[0]: r["state"] for r in c.table}
     assert states == {
         "eight.onnx": "chosen",
-        "half.onnx": "takes over as number 1",
-        "model.onnx": "takes over as number 2",
+        "half.onnx": "fallback number 1",
+        "model.onnx": "fallback number 2",
         "bad.onnx": "AP loss is above 0.005",
     }
 
@@ -140,8 +140,8 @@ FAR = {"accepted": True, "instruction set": "x86-64 of another house"}
 @pytest.mark.parametrize(
     "gate, said",
     [
-        (FAR, "judged on x86-64 of another house, not on "),
-        ({"accepted": True}, "judged on a processor that its record does not name, not on "),
+        (FAR, "verified on x86-64 of another house, not on "),
+        ({"accepted": True}, "verified on an unrecorded instruction set, not on "),
         (
             {**FAR, "elsewhere": {instruction_set(): {"accepted": False, "reason": "AP changes by -0.08"}}},
             "AP changes by -0.08",
@@ -158,7 +158,7 @@ def test_eight_bits_judged_elsewhere_do_not_run_here(family, tmp_path, gate, sai
         assert "left out" not in c.reason
     else:
         assert f"cv-pipeline optimize --verify {family} --data" in state
-        assert f"not judged for this processor ({instruction_set()}) and left out: eight.onnx" in c.reason
+        assert f"not verified for this processor ({instruction_set()}) and left out: eight.onnx" in c.reason
 
 
 def test_a_verdict_of_this_instruction_set_lets_it_run_whatever_the_other_said(family, tmp_path):
@@ -183,7 +183,7 @@ def test_who_asks_by_name_is_told_that_it_was_not_judged_here(family, tmp_path):
     c = choose(family, "eight.onnx", cache=tmp_path / "c")
     assert (
         c.artefact.file == "eight.onnx"
-        and f"no gate has accepted it on this processor ({instruction_set()})" in c.reason
+        and f"not accepted by a gate on this processor ({instruction_set()})" in c.reason
     )
 
 
@@ -290,16 +290,16 @@ def test_a_model_with_one_file_is_not_measured(tmp_path):
 def test_a_person_may_overrule(family, tmp_path, wanted, files):
     c = choose(family, wanted, cache=tmp_path / "c", timer=Clockwork(eight=9.0, bad=30.0))
     assert [a.file for a in c.order] == files if files else len(c.order) == 4
-    assert wanted in c.reason and ("no gate" in c.reason) == (c.artefact.file == "bad.onnx")
+    assert wanted in c.reason and ("not accepted by a gate" in c.reason) == (c.artefact.file == "bad.onnx")
 
 
 def test_wishes_that_cannot_be_met_are_typed_errors(family, tmp_path):
-    with pytest.raises(ConfigError, match="nothing called 'tensorrt'.*half.onnx on onnxruntime"):
+    with pytest.raises(ConfigError, match="no file 'tensorrt'.*half.onnx on onnxruntime"):
         choose(family, "tensorrt")
     (family / "half.onnx").unlink()
-    with pytest.raises(BackendError, match="'half.onnx' is not there"):
+    with pytest.raises(BackendError, match="'half.onnx' not found"):
         choose(family, "fp16")
-    with pytest.raises(BackendError, match="no file of this model can run here.*no driver"):
+    with pytest.raises(BackendError, match="no file of this model can run on this machine.*no driver"):
         choose(family, cache=tmp_path / "c", timer=lambda openers, batch: dict.fromkeys(openers, "no driver"))
     with pytest.raises(BackendError, match="there is no runtime 'tflite'"):
         load_backend(family / "model.onnx", load_manifest(family)[0], runtime="tflite")
@@ -601,10 +601,10 @@ def test_a_file_that_was_changed_is_not_opened_again(tmp_path):
     shutil.copytree(bundled_models()["factory_line"], folder)
     model = load_model(folder, threads=1)
     (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes() + b"\0")
-    with pytest.raises(ModelSpecMismatch, match="not the file that the manifest was written for"):
+    with pytest.raises(ModelSpecMismatch, match="does not match its manifest"):
         model.reopen()
     (folder / "model.onnx").unlink()
-    with pytest.raises(ModelSpecMismatch, match="is not there"):
+    with pytest.raises(ModelSpecMismatch, match="not found"):
         model.reopen()
 
 
@@ -616,4 +616,4 @@ def test_files_of_a_family_are_compared_again_when_they_take_over(family, tmp_pa
     assert again.provider.endswith("[model.onnx on onnxruntime]") or again.provider.endswith(
         "[eight.onnx on onnxruntime]"
     )
-    assert "is not the file that went through the gate" in " ".join(again.history)
+    assert "is not the file that passed the gate" in " ".join(again.history)

@@ -87,14 +87,14 @@ def test_a_working_driver_is_read_completely(driver):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        (dict(init=100), ["cuInit answers CUDA_ERROR_NO_DEVICE (100)", "--gpus all"]),
+        (dict(init=100), ["cuInit returned CUDA_ERROR_NO_DEVICE (100)", "--gpus all"]),
         (dict(init=803), ["error 803", "restart the machine"]),
         (dict(init=3), ["error 3", "'spawn'"]),
         (dict(init=802), ["fabricmanager"]),
         (dict(init=999), ["error 999", "nvidia-smi"]),
-        (dict(count=0), ["the driver sees no card"]),
-        (dict(attribute=1), ["cuDeviceGetAttribute answers"]),
-        (dict(text="int x;"), ["knows no cuInit"]),
+        (dict(count=0), ["the driver sees no GPU"]),
+        (dict(attribute=1), ["cuDeviceGetAttribute returned"]),
+        (dict(text="int x;"), ["has no function cuInit"]),
     ],
 )
 def test_every_no_has_a_name_and_a_remedy(driver, settings, words):
@@ -117,7 +117,7 @@ def test_no_driver_at_all():
 
 @here
 def test_a_device_that_is_not_there(driver):
-    with pytest.raises(NoDevice, match="there is no device 9 — present: 0: Card 0, 1: Card 1, 2: Card 2"):
+    with pytest.raises(NoDevice, match="device 9 not found — present: 0: Card 0, 1: Card 1, 2: Card 2"):
         find_device(9, driver())
     with pytest.raises(NoDevice):
         find_device(-1, driver())
@@ -139,7 +139,7 @@ def test_status_codes_become_the_right_errors():
     with pytest.raises(OutOfMemory, match="cudaMalloc of 3 MB"):
         checked((2, None), "cudaMalloc of 3 MB")
     for code in (700, 719):
-        with pytest.raises(BackendError, match="start it anew"):
+        with pytest.raises(BackendError, match="restart it"):
             checked((code,), "replay")
     with pytest.raises(BackendError) as e:
         checked((1,), "x")
@@ -168,7 +168,7 @@ for make in (CudaDevice, TorchDevice):
         pytest.skip("there is a card here")
     assert answer.returncode == 0, answer.stderr
     assert (
-        "CudaDevice cudaSetDevice answers cuda" in answer.stdout and "TorchDevice torch: " in answer.stdout
+        "CudaDevice cudaSetDevice returned cuda" in answer.stdout and "TorchDevice torch: " in answer.stdout
     ), answer.stdout
 
 
@@ -298,7 +298,7 @@ def test_a_failed_recording_is_ended_so_that_the_stream_stays_usable(device):
         device.record(broken)
     assert device.world.names()[-1] == "cudaStreamEndCapture" and device.world.recording is None
     device.world.fail["cudaStreamEndCapture"] = [901]
-    with pytest.raises(BackendError, match="recording a graph answers error .901."):
+    with pytest.raises(BackendError, match="recording a graph returned error .901."):
         device.record(lambda: None)
 
 
@@ -328,7 +328,7 @@ def test_no_memory_is_out_of_memory(device):
 def test_copies_that_do_not_fit_are_refused(device):
     memory = device.memory(10)
     for array in (np.zeros(11, np.uint8), np.zeros((4, 4), np.uint8)[:, :2]):
-        with pytest.raises(BackendError, match="for 10 bytes of the device"):
+        with pytest.raises(BackendError, match="to 10 bytes of device memory"):
             device.upload(memory, array)
     assert "cudaMemcpyAsync" not in device.world.names()
 
@@ -447,7 +447,7 @@ def test_torchs_memory_takes_and_gives_bytes_of_every_type():
         device.upload(memory, up)
         device.download(down[:2], memory)
         assert np.array_equal(down[:2], up[:2]) and down.dtype == dtype
-        with pytest.raises(BackendError, match="bytes of the device"):
+        with pytest.raises(BackendError, match="bytes of device memory"):
             device.upload(memory, np.zeros(1000, dtype))
     graph = device.record(lambda: None)
     device.replay(graph)

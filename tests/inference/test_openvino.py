@@ -140,7 +140,7 @@ def test_the_precision_is_the_one_asked_for(line):
         try:
             backend = OpenVINOBackend(file, manifest, threads=1, settings=OpenVINOSettings(precision))
         except BackendError as e:
-            assert f"asked for is {precision}" in str(e) and "would compute in" in str(e)
+            assert f"requested was {precision}" in str(e) and "would compute in" in str(e)
         else:
             assert backend.precision == precision and precision in backend.provider
 
@@ -201,9 +201,9 @@ def test_bytes_in(line, tmp_path):
     floats = np.ascontiguousarray(picture[..., ::-1].transpose(0, 3, 1, 2)).astype(np.float32) / 255
     np.testing.assert_allclose(backend.infer(picture), model.backend.infer(floats), atol=2e-2, rtol=1e-3)
     backend.warmup()
-    with pytest.raises(BackendError, match="takes uint8, given were float32"):
+    with pytest.raises(BackendError, match="takes uint8, not float32"):
         backend.infer(floats)
-    with pytest.raises(BackendError, match="takes float32, given were uint8"):
+    with pytest.raises(BackendError, match="takes float32, not uint8"):
         OpenVINOBackend(file, manifest, threads=1).infer(picture)
     with pytest.raises(BackendError):
         OpenVINOBackend(xml, manifest)
@@ -234,13 +234,13 @@ def test_options_of_a_manifest_are_settings(line):
 
 
 def test_an_option_that_openvino_does_not_have_is_named(line):
-    with pytest.raises(ConfigError, match="no option 'precisoin'"):
+    with pytest.raises(ConfigError, match="unknown OpenVINO option: 'precisoin'"):
         open_openvino(line[2], line[1], precisoin="bf16")
 
 
 def test_files_and_devices_that_are_none(line, tmp_path):
     _, manifest, file = line
-    with pytest.raises(BackendError, match="no such model file"):
+    with pytest.raises(BackendError, match="model file not found"):
         OpenVINOBackend(tmp_path / "no.xml", manifest)
     (tmp_path / "a.xml").write_text("<net/>")
     with pytest.raises(BackendError, match=r"weights .* are not there"):

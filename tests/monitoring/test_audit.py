@@ -150,7 +150,7 @@ def test_what_is_not_labelled_is_weighted_for_and_said():
     audit = draw_audit(LOG, AuditPlan(looks=80))
     part = list(truth_for(audit))[::2]
     found = score_audit(audit, part)
-    assert found.labelled == 40 and any("40 of 80 looks are not labelled" in n for n in found.notes)
+    assert found.labelled == 40 and any("40 of 80 frames are not labelled" in n for n in found.notes)
 
 
 def test_too_small_samples_are_insufficient_not_numbers():
@@ -158,9 +158,9 @@ def test_too_small_samples_are_insufficient_not_numbers():
     few = score_audit(audit, list(truth_for(audit))[:12])
     assert few.verdict == "INSUFFICIENT" and "12 looks" in few.reason
     assert against(few, {"AP": 0.9})["state"] == "insufficient"
-    with pytest.raises(DataError, match=r"1 labelled look\(s\) have no spread"):
+    with pytest.raises(DataError, match=r"at least 2 labelled frames are needed, not 1"):
         score_audit(audit, list(truth_for(audit))[:1])
-    with pytest.raises(DataError, match="none of the labelled pictures belongs to this audit"):
+    with pytest.raises(DataError, match="none of the labelled images belongs to this audit"):
         score_audit(audit, [replace(next(truth_for(audit)), path=Path("x.jpg"))])
     lopsided = [item for look, item in zip(audit.looks, truth_for(audit)) if look.stratum != "gate / sure"]
     assert (
@@ -183,7 +183,7 @@ def test_strata_of_one_look_borrow_a_spread():
     weight, drawn = design_weights(np.array([0] * 10 + [1, 2]), np.array([500, 20, 10]), 3000, 0)
     assert weight.tolist() == [50.0] * 10 + [20.0, 10.0]
     assert (drawn.std(axis=0) > 0).all() and np.allclose(drawn.mean(axis=0), weight, rtol=0.1)
-    with pytest.raises(DataError, match="have no spread"):
+    with pytest.raises(DataError, match="labelled frames are needed"):
         design_weights(np.array([0]), np.array([9]))
 
 
@@ -223,7 +223,7 @@ def test_only_what_the_collection_kept_by_lot_is_drawn(tmp_path):
         take_pictures(audit, tmp_path / "audit", collection=tmp_path / "c") == []
         and len(list((tmp_path / "audit" / "images").iterdir())) == 20
     )
-    with pytest.raises(DataError, match="none of the kept pictures belongs to this log"):
+    with pytest.raises(DataError, match="none of the kept images belongs to this log"):
         draw_audit(log, AuditPlan(looks=20), [("attic", 1)])
 
 
@@ -359,7 +359,7 @@ def test_a_collection_of_two_runs_is_matched_by_time(tmp_path):
         and {look.captured_at[:10] for look in missing} == {"2026-06-01"}
         and right(both, tmp_path / "b") == 60 - len(missing)
     )
-    with pytest.raises(DataError, match="120 looks share their camera and number with others"):
+    with pytest.raises(DataError, match="120 frames share camera and number with others"):
         draw_audit(log, AuditPlan(looks=30, by="camera"), [k[:2] for k in kept])
 
 
@@ -367,7 +367,7 @@ def test_flags_without_a_time_are_vague_where_numbers_repeat(tmp_path):
     log, notes = two_runs(tmp_path / "log"), []
     assert flags_between(
         [Flag("gate", 3), Flag("gate", at=NOON), Flag("gate", 99)], log, notes
-    ) == 1 and notes == ["1 flags name a frame number that several runs have, and no time"]
+    ) == 1 and notes == ["1 flags have no time, and a frame number that occurs in several runs"]
     assert flags_between([Flag("gate", 3)], log.between("2026-06-02"), notes) == 1 and len(notes) == 1
 
 
@@ -390,22 +390,22 @@ def test_files_are_whole_and_another_audit_is_not_overwritten(tmp_path):
     write_audit(audit, tmp_path)
     write_audit(audit, tmp_path)
     assert read_audit(tmp_path) == audit
-    with pytest.raises(ConfigError, match="another audit lies here"):
+    with pytest.raises(ConfigError, match="this folder contains another audit"):
         write_audit(draw_audit(LOG, AuditPlan(looks=61)), tmp_path)
     lines = (tmp_path / "sample.jsonl").read_text().splitlines()
     (tmp_path / "sample.jsonl").write_text("\n".join(lines[:-1]))
-    with pytest.raises(DataError, match="59 looks, the book has 60"):
+    with pytest.raises(DataError, match="59 frames, audit.json has 60"):
         read_audit(tmp_path)
-    with pytest.raises(DataError, match="no audit here"):
+    with pytest.raises(DataError, match="no audit found"):
         read_audit(tmp_path / "none")
 
 
 def test_nothing_to_draw_from():
-    with pytest.raises(DataError, match="the model answered no look"):
+    with pytest.raises(DataError, match="no frame with inference"):
         draw_audit(replace(LOG, frames=LOG.frames | {"selected": np.zeros(len(LOG), bool)}))
-    with pytest.raises(ConfigError, match="at least two a stratum"):
+    with pytest.raises(ConfigError, match="at least two per stratum"):
         draw_audit(LOG, AuditPlan(looks=3))
-    with pytest.raises(ConfigError, match="2 settings of the audit are wrong"):
+    with pytest.raises(ConfigError, match="2 invalid settings of the audit"):
         AuditPlan(looks=0, by="weather")
 
 

@@ -429,7 +429,7 @@ def test_without_telemetry_nothing_of_it_is_there(tmp_path):
 
 
 def test_wrong_limits_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="2 limits are wrong"):
+    with pytest.raises(ConfigError, match="2 invalid limits"):
         AlertLimits(dropped=0, hold_s=-1)
     with pytest.raises(ConfigError, match="no targets"):
         scrape_config([])

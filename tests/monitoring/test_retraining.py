@@ -194,7 +194,7 @@ def test_what_is_older_than_the_training_or_than_its_use_decides_nothing(tmp_pat
     may, april = datetime(2026, 5, 1, tzinfo=timezone.utc), datetime(2026, 4, 7, tzinfo=timezone.utc)
     assert decide(Evidence((), BELOW, april, labels=600, trained=may), RetrainPolicy(), NOW) == (
         "NOTHING",
-        "no reason is strong enough",
+        "no reason is sufficient",
     )
     assert (
         decide(Evidence([window(4), window(5)], BELOW, april, labels=0, trained=may), RetrainPolicy(), NOW)[0]
@@ -218,7 +218,7 @@ def test_what_is_older_than_the_training_or_than_its_use_decides_nothing(tmp_pat
 
 
 def test_the_day_of_the_training_can_be_corrected_and_is_not_in_the_future(tmp_path):
-    with pytest.raises(ConfigError, match="still to come"):
+    with pytest.raises(ConfigError, match="in the future"):
         retrain_check(tmp_path, Evidence(trained=datetime(2062, 5, 1, tzinfo=timezone.utc)), NOW)
     for day in (NOW - 10 * DAY, NOW - 40 * DAY):
         made = retrain_check(tmp_path, Evidence(trained=day), NOW)
@@ -335,19 +335,19 @@ def test_drift_reports_are_read_and_others_refused_by_name(tmp_path):
 
 def test_bad_files_and_settings(tmp_path):
     (tmp_path / "state.json").write_text('{"format": "other"}')
-    with pytest.raises(DataError, match="delete it: persistence starts anew"):
+    with pytest.raises(DataError, match="delete it: the history starts again"):
         retrain_check(tmp_path, Evidence(), NOW)
     (tmp_path / "c.yaml").write_text(
         "changes:\n  - {kind: class}\n  - {kind: weather, name: rain, since: 2026-06-01}\n  - {kind: class, "
         "name: nut, since: never}\n"
     )
-    with pytest.raises(DataError, match="3 declared changes are wrong"):
+    with pytest.raises(DataError, match="3 invalid declared changes"):
         read_changes(tmp_path / "c.yaml")
-    for text, what in (("[1", "cannot be read"), ("- a", "there is no list `changes`")):
+    for text, what in (("[1", "cannot be read"), ("- a", "the list `changes` is missing")):
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(DataError, match=what):
             read_changes(tmp_path / "c.yaml")
-    with pytest.raises(ConfigError, match="2 settings are wrong"):
+    with pytest.raises(ConfigError, match="2 invalid settings"):
         RetrainPolicy(persistence=0, cooldown_days=-1)
     with pytest.raises(ConfigError, match="the time has no zone"):
         retrain_check(tmp_path / "x", Evidence(), datetime(2026, 6, 1))

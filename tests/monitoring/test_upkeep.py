@@ -1,4 +1,5 @@
-"""Cameras that need a hand: raised for what is wrong, cleared when it is mended, quiet otherwise, and not
+"""Cameras that need maintenance: raised for what is wrong, cleared when it is mended, quiet otherwise, and
+not
 taught the fault by a restart."""
 
 from datetime import datetime, timedelta, timezone
@@ -189,7 +190,7 @@ def test_a_broken_file_of_a_healthy_self_is_said_and_learnt_anew(tmp_path, belt)
     for r in results(belt[:60]):
         upkeep(r, frame_statistics(r.frame.image))
     assert "delete it" in upkeep.problems["gate"] and Healthy.load(tmp_path / "gate.npz").brightness > 1
-    with pytest.raises(DataError, match="no camera's healthy self"):
+    with pytest.raises(DataError, match="not a camera reference"):
         Healthy.load(tmp_path / "none.npz")
 
 
@@ -207,19 +208,19 @@ def test_events_survive_torn_and_wrong_lines(tmp_path):
         Upkeep(tmp_path)._tell(event)
     assert [e.signal for e in read_events(tmp_path, notes)] == ["dark", "blur", "blur"]
     assert len(notes) == 1 and notes[0].startswith(
-        "1 lines of upkeep.jsonl were left out; line 2 is no upkeep event"
+        "1 lines of upkeep.jsonl were left out; line 2 is not an upkeep event"
     )
     file.write_bytes(b"{}\n" + good.encode() + b"\xff\xfe\n\n" + good.encode())
     assert len(read_events(tmp_path, notes)) == 2 and notes[1].startswith("2 lines")
     file.write_text("{}\n[1]\n")
-    with pytest.raises(DataError, match="line 1 is no upkeep event.*nor are the other 1"):
+    with pytest.raises(DataError, match="line 1 is not an upkeep event.*nor are the other 1"):
         read_events(tmp_path)
 
 
 def test_an_event_that_cannot_be_written_is_an_error(tmp_path):
     upkeep = Upkeep(tmp_path)
     (tmp_path / "upkeep.jsonl").mkdir()
-    with pytest.raises(SinkError, match="an upkeep event could not be written"):
+    with pytest.raises(SinkError, match="cannot write an upkeep event"):
         upkeep._tell(UpkeepEvent("gate", "dark", True, NOON, 0.1))
 
 
@@ -230,7 +231,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
 
 
 def test_wrong_settings_are_all_said():
-    with pytest.raises(ConfigError, match="3 settings of the upkeep are wrong"):
+    with pytest.raises(ConfigError, match="3 invalid settings of the upkeep"):
         UpkeepSettings(dark=(0.5, 0.5), learn=0, hold_s=-1)
     assert "dark" not in CameraWatch("gate", UpkeepSettings(dark=None)).gates
 

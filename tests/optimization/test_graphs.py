@@ -61,7 +61,7 @@ def stored(name, array):
 @pytest.mark.parametrize("content", [b"", b"\x00", b"not a model at all", b"\x08\x07\x12", b"\xff" * 500])
 def test_files_that_are_no_graph(tmp_path, content):
     (tmp_path / "m.onnx").write_bytes(content)
-    with pytest.raises(BackendError, match="no ONNX file|holds no graph"):
+    with pytest.raises(BackendError, match="not an ONNX file|contains no graph"):
         open_graph(tmp_path / "m.onnx")
 
 
@@ -69,9 +69,9 @@ def test_half_a_file(tmp_path, line):
     data = line[1].SerializeToString()
     for share in (0.1, 0.5, 0.9, 0.999):
         (tmp_path / "m.onnx").write_bytes(data[: int(len(data) * share)])
-        with pytest.raises(BackendError, match="no ONNX file|holds no graph"):
+        with pytest.raises(BackendError, match="not an ONNX file|contains no graph"):
             open_graph(tmp_path / "m.onnx")
-    with pytest.raises(BackendError, match="no such model file"):
+    with pytest.raises(BackendError, match="model file not found"):
         open_graph(tmp_path / "other.onnx")
 
 
@@ -92,11 +92,11 @@ def test_weights_in_another_file(tmp_path):
     feed = np.zeros((1, 3, 32, 32), np.float32)
     assert run_once(open_graph(tmp_path / "m.onnx"), feed).max() == 2, "weights beside it are read in"
     (tmp_path / "m.data").unlink()
-    with pytest.raises(BackendError, match="lie in other files that are not there: m.data"):
+    with pytest.raises(BackendError, match="external weight files are missing: m.data"):
         open_graph(tmp_path / "m.onnx")
     with open(tmp_path / "m.data", "wb") as f:
         f.truncate(4 * 1024**3)  # a file with a hole: 4 GB that take no room
-    with pytest.raises(BackendError, match=r"4\.3 GB are too many for one ONNX file"):
+    with pytest.raises(BackendError, match=r"4\.3 GB exceed the 2 GB limit of an ONNX file"):
         open_graph(tmp_path / "m.onnx")
 
 
@@ -108,14 +108,14 @@ def test_weights_outside_of_the_folder(tmp_path):
     save_graph(
         tiny(nodes=[helper.make_node("Add", ["images", "w"], ["y"])], weights=[tensor]), tmp_path / "m.onnx"
     )
-    with pytest.raises(BackendError, match="outside of its own folder"):
+    with pytest.raises(BackendError, match="outside of its folder"):
         open_graph(tmp_path / "m.onnx")
 
 
 def test_four_gigabytes(tmp_path):
     with open(tmp_path / "m.onnx", "wb") as f:
         f.truncate(4 * 1024**3)
-    with pytest.raises(BackendError, match="2 GB is the limit"):
+    with pytest.raises(BackendError, match="2 GB limit"):
         open_graph(tmp_path / "m.onnx")
     assert TOO_BIG < 2**31
 
@@ -126,7 +126,7 @@ def test_four_gigabytes(tmp_path):
         (tiny(opset=7), "operator set 7 is older"),
         (tiny(opset=99), "operator set 99 is newer"),
         (tiny(domain="my.company", op="Sparkle"), "my.company:Sparkle"),
-        (tiny(domain="TRT", op="EfficientNMS_TRT"), "suppression inside, nms=False"),
+        (tiny(domain="TRT", op="EfficientNMS_TRT"), "NMS in the graph, nms=False"),
     ],
 )
 def test_operators_that_cannot_be_worked_with(tmp_path, model, said):
@@ -211,7 +211,7 @@ def test_a_circle_is_an_error():
             helper.make_node("Relu", ["b"], ["y"]),
         ]
     )
-    with pytest.raises(BackendError, match="runs in a circle at first"):
+    with pytest.raises(BackendError, match="has a cycle at first"):
         sort_nodes(model)
 
 
@@ -282,7 +282,7 @@ def test_batches_that_would_mix_are_refused():
         opset=17,
         out=[1, 3, 32, 32],
     )
-    with pytest.raises(BackendError, match="change each other's answers"):
+    with pytest.raises(BackendError, match="affect each other's results"):
         dynamic_batch(mixing)
     stuck = tiny(
         nodes=[
@@ -293,9 +293,9 @@ def test_batches_that_would_mix_are_refused():
         weights=[stored("s", np.int64([3, 32, 32])), stored("t", np.int64([1, 3, 32, 32]))],
         out=[1, 3, 32, 32],
     )
-    with pytest.raises(BackendError, match="any batch"):
+    with pytest.raises(BackendError, match="cannot be made dynamic"):
         dynamic_batch(stuck)
-    with pytest.raises(BackendError, match="insists on 4 pictures"):
+    with pytest.raises(BackendError, match="has a fixed batch of 4"):
         dynamic_batch(tiny(shape=(4, 3, 32, 32), out=[4, 3, 32, 32]))
 
 
@@ -379,9 +379,9 @@ def test_bytes_where_the_input_is_read_twice(line):
         run_once(model, Preprocessor(spec).batch([picture])[0]),
         atol=1e-5,
     )
-    with pytest.raises(BackendError, match="takes bytes already"):
+    with pytest.raises(BackendError, match="already takes bytes"):
         bytes_input(fed, told)
-    with pytest.raises(BackendError, match="takes no float picture"):
+    with pytest.raises(BackendError, match="instead of a float image"):
         bytes_input(fed, replace(told, layout="nchw-float"))
 
 
@@ -390,7 +390,7 @@ def test_writing(tmp_path, line):
     assert open_graph(path).SerializeToString() == line[1].SerializeToString() and [
         p.name for p in path.parent.iterdir()
     ] == ["m.onnx"]
-    with pytest.raises(BackendError, match="cannot be written"):
+    with pytest.raises(BackendError, match="cannot write the file"):
         save_graph(line[1], path / "x.onnx")
 
 
@@ -403,9 +403,9 @@ def test_graphs_that_take_nothing_or_do_not_run():
             [value("y", [1])],
         )
     )
-    with pytest.raises(BackendError, match="takes nothing"):
+    with pytest.raises(BackendError, match="has no input"):
         inspect_graph(empty)
-    with pytest.raises(BackendError, match="does not run"):
+    with pytest.raises(BackendError, match="cannot run"):
         run_once(tiny(), np.zeros((1, 3, 9), np.float32))
 
 

@@ -21,7 +21,7 @@ from cv_pipeline.optimization.parity import (
     scores_of,
 )
 from cv_pipeline.optimization.quantize import activation_ranges, quantize_cpu, quantize_tensorrt
-from cv_pipeline.synthetic.line import FactoryLine, LineConfig
+from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +172,9 @@ def test_preprocessing_that_is_not_the_models_own_is_caught(line):
 
 def test_nothing_to_compare_and_wishes_that_are_none(line):
     model, pictures, *_ = line
-    with pytest.raises(BackendError, match="no picture to compare on"):
+    with pytest.raises(BackendError, match="no images to compare on"):
         check_parity(model, model, [])
-    with pytest.raises(ConfigError, match="no limits for precision 'int4'"):
+    with pytest.raises(ConfigError, match="unknown precision 'int4'"):
         check_parity(model, model, pictures, "int4")
     with pytest.raises(ParityError, match="different shapes"):
         check_parity(

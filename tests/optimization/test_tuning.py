@@ -213,7 +213,7 @@ def test_objectives_against_their_definitions(hits, alarms, missed, text):
     ],
 )
 def test_unknown_objectives(text):
-    with pytest.raises(ConfigError, match="is not known"):
+    with pytest.raises(ConfigError, match="unknown objective"):
         parse_objective(text)
 
 
@@ -281,7 +281,7 @@ def test_no_truth_at_all():
 def test_label_of_an_unknown_class():
     predict, _ = dataset(1)
     for bad in (3, -1):
-        with pytest.raises(DataError, match="the model knows 0..2"):
+        with pytest.raises(DataError, match="the model has 0..2"):
             tune(predict, [(0, Detections([[0, 0, 9, 9]], class_id=[bad]))], PostprocessSpec(), NAMES, SIZE)
 
 
@@ -415,7 +415,7 @@ def test_a_grid_is_kept_sorted_and_each_value_once():
 
 
 def test_a_model_is_tuned_on_pictures_that_are_there():
-    with pytest.raises(DataError, match="no labelled pictures"):
+    with pytest.raises(DataError, match="no labelled images"):
         tune_model(None, [])
 
 

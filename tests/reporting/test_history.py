@@ -115,7 +115,7 @@ def test_retention_keeps_the_young_the_newest_and_the_examples(reports):
 
 def test_an_empty_folder_and_none(tmp_path):
     assert list_reports(tmp_path) == [] and "0 reports" in write_index(tmp_path).read_text()
-    with pytest.raises(DataError, match="no such folder of reports"):
+    with pytest.raises(DataError, match="report folder not found"):
         list_reports(tmp_path / "none")
 
 

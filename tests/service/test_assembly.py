@@ -119,7 +119,7 @@ def test_a_sink_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
 def test_settings_that_a_sink_does_not_take_are_said_before_anything_is_opened(site, tmp_path, settings):
     with pytest.raises(
         ConfigError,
-        match=r"the sink plug-in 'tally' does not take these settings.*it is called as tally\(out, "
+        match=r"invalid settings of the sink plug-in 'tally'.*its signature is tally\(out, "
         r"fails=None, summary=None\)",
     ):
         check_run(wanted(tmp_path, {"tally": settings}))
@@ -127,7 +127,7 @@ def test_settings_that_a_sink_does_not_take_are_said_before_anything_is_opened(s
 
 
 def test_what_is_no_sink_is_refused(site, tmp_path):
-    with pytest.raises(ConfigError, match="the sink plug-in 'odd' made a Odd, which is no sink"):
+    with pytest.raises(ConfigError, match="the sink plug-in 'odd' created a Odd, which is not a sink"):
         open_plugin("odd", tmp_path, {})
 
 
@@ -144,7 +144,7 @@ def test_a_name_that_two_packages_offer_is_not_guessed(site, tmp_path, monkeypat
     monkeypatch.syspath_prepend(
         install(tmp_path / "other", {"tally": "other_tally:Sink"}, "other-tally", "other_tally")
     )
-    with pytest.raises(ConfigError, match="the sink plug-in 'tally' is offered 2 times: .*factory-tally"):
+    with pytest.raises(ConfigError, match="the sink plug-in 'tally' is provided 2 times: .*factory-tally"):
         check_run(wanted(tmp_path, {"tally": {}}))
 
 
@@ -160,7 +160,7 @@ def test_one_that_cannot_be_opened_costs_nothing_of_the_run_before(site, tmp_pat
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.jsonl").write_text("of yesterday\n")
     with pytest.raises(
-        SinkError, match="the sink plug-in 'tally' could not be opened: ConnectionError: no broker"
+        SinkError, match="the sink plug-in 'tally' cannot be opened: ConnectionError: no broker"
     ) as raised:
         open_sinks(wanted(tmp_path, {"tally": {"fails": "open"}}))
     assert "S3cretPw" not in str(raised.value)
@@ -187,9 +187,7 @@ def test_one_that_fails_while_it_writes_ends_the_run_and_is_named(site, tmp_path
 
 
 def test_one_that_cannot_be_closed_is_named(site, tmp_path):
-    with pytest.raises(
-        SinkError, match="the sink plug-in 'tally' could not be closed: ValueError: still busy"
-    ):
+    with pytest.raises(SinkError, match="the sink plug-in 'tally' cannot be closed: ValueError: still busy"):
         run_config(wanted(tmp_path, {"tally": {"fails": "close"}}))
 
 
@@ -279,7 +277,7 @@ def test_every_source_that_is_opened_tells_its_status(tmp_path, monkeypatch):
 
 
 def test_an_unopened_source_tells_why():
-    error = SourceError("no such file", "gone.mp4")
+    error = SourceError("file not found", "gone.mp4")
     assert status_of(UnopenedSource("gone", error)).error is error
 
 

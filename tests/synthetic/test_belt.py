@@ -270,7 +270,7 @@ def test_random_mixtures_stay_in_range_and_differ():
     ],
 )
 def test_wrong_settings_are_named(bad, message):
-    with pytest.raises(ConfigError, match="line settings are wrong") as error:
+    with pytest.raises(ConfigError, match="invalid line settings") as error:
         LineConfig(**bad)
     assert any(message in p for p in error.value.problems)
 
@@ -283,7 +283,7 @@ def test_other_bad_input():
         FactoryLine(LineConfig()).render(0, 1)
     with pytest.raises(ConfigError, match=r"cameras \[2\]"):
         FactoryLine(LineConfig(), {2: Conditions()})
-    with pytest.raises(DataError, match="no class -1"):
+    with pytest.raises(DataError, match="unknown class id -1"):
         draw_part(-1, (0,))
 
 

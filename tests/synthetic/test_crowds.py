@@ -107,10 +107,10 @@ def test_unknown_crowds_and_broken_folders_are_named(tmp_path):
     with pytest.raises(DataError, match="seqinfo"):
         mot_sequence(tmp_path)
     (tmp_path / "seqinfo.ini").write_text("[Sequence]\nseqLength=two\nframeRate=25\n")
-    with pytest.raises(DataError, match="no numbers"):
+    with pytest.raises(DataError, match="no valid frameRate"):
         mot_sequence(tmp_path)
     (tmp_path / "seqinfo.ini").write_text("[Sequence]\nseqLength=2\nframeRate=25\n")
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="file not found"):
         mot_sequence(tmp_path)
 
 

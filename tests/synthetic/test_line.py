@@ -127,13 +127,13 @@ def test_unknown_formats_are_refused(tmp_path, formats, message):
 
 def test_a_frame_that_comes_twice_is_refused(tmp_path):
     line = FactoryLine(CONFIG)
-    with pytest.raises(DataError, match="line-0_000003 comes twice"):
+    with pytest.raises(DataError, match="duplicate frame"):
         write_dataset(tmp_path, [line.render(3), line.render(3)], ["yolo"])
 
 
 def test_video_sizes_must_be_even_and_constant(tmp_path):
     black = lambda h, w: np.zeros((h, w, 3), np.uint8)
-    with pytest.raises(DataError, match="even size, not 33x32"):
+    with pytest.raises(DataError, match="even frame size, not 33x32"):
         write_video(tmp_path / "a.mp4", [black(32, 33)])
     with pytest.raises(DataError, match="frame 1 is 64x32"):
         write_video(tmp_path / "b.mp4", [black(32, 32), black(32, 64)])
@@ -177,7 +177,7 @@ def test_open_line_reads_settings_and_conditions():
 @pytest.mark.parametrize(
     "uri, message",
     [
-        ("line:fogg=1", "'fogg' is not a setting"),
+        ("line:fogg=1", "unknown setting of the line: 'fogg'"),
         ("line:seed=1.5", "seed=1.5 is not a number"),
         ("line:noise=7", "severities"),
         ("line:density=0", "line settings"),

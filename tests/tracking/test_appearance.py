@@ -103,7 +103,7 @@ def test_nothing_of_the_picture_is_zero(embedder):
 
 
 def test_bad_input_is_named(embedder):
-    with pytest.raises(DataError, match="uint8 picture"):
+    with pytest.raises(DataError, match="uint8 image"):
         embedder(PICTURE.astype(np.float32), [[0, 0, 9, 9]])
     with pytest.raises(DataError, match="box 1 has NaN"):
         embedder(PICTURE, [[0, 0, 9, 9], [0, 0, np.nan, 9]])
@@ -176,12 +176,12 @@ def test_a_fixed_batch_is_freed_and_proven(networks, tmp_path):
     assert freed.fixed_batch == 0 and np.allclose(
         freed(PICTURE, boxes), OnnxEmbedder(networks["fixed"], threads=1)(PICTURE, boxes), atol=1e-5
     )
-    with pytest.raises(BackendError, match="no such model file"):
+    with pytest.raises(BackendError, match="model file not found"):
         free_batch(tmp_path / "none.onnx")
 
 
 def test_files_that_are_no_embedders_are_refused(networks, tmp_path):
-    with pytest.raises(BackendError, match="no such model file"):
+    with pytest.raises(BackendError, match="model file not found"):
         OnnxEmbedder(tmp_path / "none.onnx")
     (tmp_path / "text.onnx").write_text("not a model")
     with pytest.raises(BackendError, match="cannot open it"):

@@ -157,7 +157,7 @@ def test_broken_embedders_leave_no_trace():
             tracker.update(*painted(1, (101, 80, RED)))
     embedder.answer = good
     assert tracker.update(*painted(1, (101, 80, RED))).tracker_id.tolist() == [0]
-    with pytest.raises(ConfigError, match="is no Embedder"):
+    with pytest.raises(ConfigError, match="is not an Embedder"):
         DeepSortTracker("osnet")
     assert "embedder" in vars(DeepSortTracker())
 

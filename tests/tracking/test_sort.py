@@ -226,7 +226,7 @@ def test_confidences_that_are_none_are_refused_without_a_trace(bad):
     tracker = SortTracker(minimum_consecutive_frames=1)
     tracker.update(boxes((50, 50)), at(0))
     two = Detections([[30, 30, 70, 70], [200, 0, 250, 50]], [0.9, bad])
-    with pytest.raises(DataError, match="confidence lies outside 0..1") as caught:
+    with pytest.raises(DataError, match="confidence outside 0..1") as caught:
         tracker.update(two, at(1))
     assert "cam frame 1" in str(caught.value) and "row 1" in str(caught.value)
     assert tracker.update(boxes((51, 50)), at(1)).tracker_id.tolist() == [0] and tracker.confirmed == 1

@@ -462,7 +462,7 @@ def test_a_clock_that_jumps_back_stands_still():
         (lambda: Rules([ZoneConfig("z", [[0, 0], [float("nan"), 1], [2, 2]])]), "must be points"),
         (lambda: Rules([ZoneConfig("z", [[0, 0], [5, 5], [9, 9]])]), "no area"),
         (lambda: Rules([ZoneConfig("z", YARD, dwell_s=-1)]), "dwell_s"),
-        (lambda: Rules([ZoneConfig("z", YARD), ZoneConfig("z", YARD)]), "given twice"),
+        (lambda: Rules([ZoneConfig("z", YARD), ZoneConfig("z", YARD)]), "duplicate name"),
         (lambda: Rules([ZoneConfig("z", YARD, anchor="feet")]), "anchor"),
         (lambda: Rules([ZoneConfig("z", YARD, classes="person")]), "lists"),
         (lambda: Rules(lines=[LineRule("l", (1, 1), (1, 1))]), "no length"),
@@ -530,7 +530,7 @@ def test_a_rule_outside_of_the_picture_is_switched_off_and_named_and_the_others_
     ]
     assert (
         list(watch.problems) == ["far", "low"]
-        and "[700.0, 400.0], outside of the picture of 640×480" in watch.problems["far"]
+        and "[700.0, 400.0], outside of the 640×480 image" in watch.problems["far"]
     )
     large = np.zeros((960, 1280, 3), np.uint8)  # a size into which they fit: they are on from here
     again = [

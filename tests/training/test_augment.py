@@ -131,7 +131,7 @@ def test_the_transform_survives_dictionaries_and_another_process():
 @pytest.mark.parametrize(
     "given, contains",
     [
-        ("rainy", "no augmentation 'rainy'"),
+        ("rainy", "unknown augmentation 'rainy'"),
         ({"rain": (1, 1)}, "unknown settings"),
         ({"fog": (1.5, 0.5)}, "fog"),
         ({"fog": 0.5}, "fog"),

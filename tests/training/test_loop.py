@@ -241,7 +241,7 @@ def test_drafts_never_become_training_data_by_mistake(chosen, tmp_path):
     )
     with pytest.raises(DataError, match="drafts"):
         merge([tmp_path / "out"], tmp_path / "v1")
-    with pytest.raises(DataError, match="all 9 drafts are as they were sent"):
+    with pytest.raises(DataError, match="all 9 drafts are unchanged"):
         read_labelled(tmp_path / "out", "anna", NAMES)
 
 

@@ -242,7 +242,7 @@ def test_a_camera_that_does_not_fit_a_rule_loses_that_rule_and_nobody_else_anyth
     }
     assert len(events["a"]) == 5 and events["shrinks"] == events["a"] and events["small"] == []
     assert list(sink.problems) == ["small"] and all(
-        f"'{name}' reaches to" in sink.problems["small"] for name in ("yard", "gate", "wide")
+        f"'{name}' extends to" in sink.problems["small"] for name in ("yard", "gate", "wide")
     )
 
 

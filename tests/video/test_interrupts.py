@@ -88,7 +88,7 @@ def test_a_sink_that_hangs_is_left_alone(given_up):
 
 
 def test_that_results_are_missing_is_reported(given_up):
-    assert "the results are not complete" in given_up[0].summary()["error"]
+    assert "the results are incomplete" in given_up[0].summary()["error"]
 
 
 def test_a_model_that_may_be_in_use_is_not_closed(given_up, monkeypatch):
@@ -254,4 +254,4 @@ main()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "interrupted" in err and "Traceback" not in err
-    assert "not complete" in json.loads((tmp_path / "summary.json").read_text())["error"]
+    assert "incomplete" in json.loads((tmp_path / "summary.json").read_text())["error"]

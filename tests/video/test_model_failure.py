@@ -120,7 +120,7 @@ def run(video, model, out, *more):
     [
         ("nan", "NaN or infinity for 1 of 1 images"),
         ("inf", "NaN or infinity for 1 of 1 images"),
-        ("rows", "has shape (1, 5, 5), promised is (1, 6, any)"),
+        ("rows", "has shape (1, 5, 5), expected (1, 6, any)"),
     ],
 )
 def test_a_model_that_fails_in_the_middle_of_a_video(tmp_path, dusk, fails, words):
@@ -228,16 +228,16 @@ class Fake:
 )
 def test_rubbish_is_neither_asked_for_again_nor_a_reason_to_reopen(answer):
     inner = Fake(answer)
-    steady = SteadyBackend(inner, lambda: pytest.fail("opened anew"), shape=(6, None))
+    steady = SteadyBackend(inner, lambda: pytest.fail("reopened"), shape=(6, None))
     with pytest.raises(InvalidOutput, match="fake 1"):
         steady.infer(np.zeros((2, 3, 8, 8), np.float32))
     assert inner.story == ["call"] and not steady.events
 
 
 def test_an_inner_check_is_not_retried_either_and_not_repeated(monkeypatch):
-    inner = Fake(InvalidOutput("the output holds NaN", "fake 1"))
+    inner = Fake(InvalidOutput("the output contains NaN", "fake 1"))
     with pytest.raises(InvalidOutput):
-        SteadyBackend(inner, lambda: pytest.fail("opened anew")).infer(np.zeros((1, 3, 8, 8), np.float32))
+        SteadyBackend(inner, lambda: pytest.fail("reopened")).infer(np.zeros((1, 3, 8, 8), np.float32))
     assert inner.story == ["call"]
     checked = []
     monkeypatch.setattr(
@@ -274,5 +274,5 @@ def test_an_old_backend_that_cannot_be_closed_does_not_stop_the_second_try():
 def test_a_closed_backend_says_so(tmp_path):
     model = load_model(detector(tmp_path / "m.onnx"))
     model.close()
-    with pytest.raises(BackendError, match="was closed"):
+    with pytest.raises(BackendError, match="is closed"):
         model.predict([flat(DARK)])

@@ -547,7 +547,7 @@ def test_detections_dropped_by_policy_are_counted(model):
 def test_a_pipeline_runs_once(model):
     pipeline = Pipeline([Pictures("a", line_images(2))], model, [])
     pipeline.run()
-    with pytest.raises(ConfigError, match="runs once"):
+    with pytest.raises(ConfigError, match="can run only once"):
         pipeline.run()
 
 

@@ -173,7 +173,7 @@ def states(camera):
 
 
 def test_the_states_of_a_camera_and_what_is_told_about_them():
-    told, refused = [], SourceAuthError("the camera refuses this user name or password", "gate")
+    told, refused = [], SourceAuthError("the camera rejects this user name or password", "gate")
     camera, waits = scripted(
         SourceError("no route to host", "gate"),
         refused,
@@ -191,7 +191,7 @@ def test_the_states_of_a_camera_and_what_is_told_about_them():
     )
     assert [c.reason for c in camera.state_changes][1:5] == [
         "no route to host",
-        "the camera refuses this user name or password",
+        "the camera rejects this user name or password",
         "",
         "connection reset",
     ]

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from cv_pipeline.core.files import safe_name
 from cv_pipeline.core.results import merge_results, read_jsonl, read_results, results_schema
 from cv_pipeline.core.types import Detections, Frame, FrameResult, Sink, SinkError
+from cv_pipeline.video.decoding import decode_video
 from cv_pipeline.video.sinks import CallbackSink, JsonlSink, ParquetSink, VideoSink
-from cv_pipeline.video.sources import FolderSource, decode_video
+from cv_pipeline.video.sources import FolderSource
 
 ROOT = Path(__file__).resolve().parents[2]
 NOON = datetime(2026, 6, 1, 12, 0, 0, 123457, tzinfo=timezone.utc)
@@ -479,7 +480,9 @@ def test_a_folder_without_permission_is_found_at_construction(locked, make, belo
     with pytest.raises(SinkError, match="Permission denied") as caught:
         make(locked / below)
     assert (
-        "no permission" in caught.value.hint and "locked" in str(caught.value) and not list(locked.iterdir())
+        "permission denied" in caught.value.hint
+        and "locked" in str(caught.value)
+        and not list(locked.iterdir())
     )
 
 
@@ -558,7 +561,7 @@ def test_full_disk_is_an_error_and_what_was_written_stays(tmp_path, writer):
     assert process.returncode == 0, err[-2000:]
     failed = {text.split()[1]: text for text in out.splitlines() if text.startswith("failed")}
     assert set(failed) == {"jsonl", "parquet", "video"}, out
-    assert all("what was written before is intact" in text for text in failed.values())
+    assert all("data written before is intact" in text for text in failed.values())
     lines = (tmp_path / "r.jsonl").read_text().splitlines()
     assert [json.loads(text)["frame_id"] for text in lines] == list(range(int(failed["jsonl"].split()[2])))
     table = read_results(tmp_path)

@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cv_pipeline.core.images import image_header, natural_key, read_image
+from cv_pipeline.core.masking import masked
 from cv_pipeline.core.types import Clocks, Source, SourceError
+from cv_pipeline.video.decoding import decode_video
 from cv_pipeline.video.sources import (
     CameraSource,
     FileSource,
     FolderSource,
     ImageSource,
-    decode_video,
-    masked,
     open_source,
     open_sources,
     unique_ids,
@@ -269,7 +269,7 @@ def test_unusable_files_are_source_errors_with_a_hint(clip, tmp_path):
         "noise.mp4": "not a video",
         "list.ffconcat": "text file",
         "sound.mp4": "no video in this file, only audio",
-        "missing.mp4": "no such file",
+        "missing.mp4": "file not found",
         "nothing": "no images in this folder",
     }
     for name, message in cases.items():
@@ -283,7 +283,7 @@ def test_no_frame_is_made_up_when_none_can_be_decoded(clip, tmp_path):
     begin, end = data.find(b"mdat") + 8, data.find(b"moov")
     data[begin:end] = bytes(end - begin)
     (tmp_path / "zero.mp4").write_bytes(data)
-    with pytest.raises(SourceError, match="not one frame could be decoded"):
+    with pytest.raises(SourceError, match="no frame could be decoded"):
         open_source(tmp_path / "zero.mp4")
 
 
@@ -504,7 +504,7 @@ def test_camera_skips_broken_frames_and_a_lost_one_is_an_error():
     good = np.zeros((4, 4, 3), np.uint8)
     source, device = camera([good, "broken", np.zeros((8, 6), np.uint8), good])
     frames = []
-    with pytest.raises(SourceError, match="the camera is lost after 3 frames"):
+    with pytest.raises(SourceError, match="camera lost after 3 frames"):
         for frame in source:
             frames.append(frame)
     assert [f.captured_at for f in frames] == [
@@ -519,7 +519,7 @@ def test_camera_skips_broken_frames_and_a_lost_one_is_an_error():
 
 def test_camera_that_only_sends_rubbish_is_lost():
     source, _ = camera(["broken"] * 50, max_failures=7)
-    with pytest.raises(SourceError, match="7 broken frames in a row"):
+    with pytest.raises(SourceError, match="7 consecutive broken frames"):
         list(source)
 
 
@@ -534,7 +534,7 @@ def test_camera_closes_while_somebody_holds_the_iteration():
 def test_a_camera_that_cannot_be_opened():
     device = FakeCapture([])
     device.opened = False
-    with pytest.raises(SourceError, match="cannot be opened"):
+    with pytest.raises(SourceError, match="cannot open the camera"):
         CameraSource(3, open_capture=lambda *_: device)
 
 
@@ -564,9 +564,9 @@ def test_many_sources_have_names_of_their_own(clip, tmp_path):
     assert [s.source_id for s in with_names] == ["a_v", "b_v", "clip"]
     for s in with_names:
         s.close()
-    with pytest.raises(SourceError, match="2 of 3 sources cannot be opened") as caught:
+    with pytest.raises(SourceError, match="cannot open 2 of 3 sources") as caught:
         open_sources([clip, tmp_path / "no", tmp_path / "nono"])
-    assert "no such file" in str(caught.value)
+    assert "file not found" in str(caught.value)
 
 
 @settings(deadline=None)
