@@ -1,4 +1,4 @@
-"""Packaging, driven by settings.ini: the core from `requirements`, one extra for each `<name>_requirements` key."""
+"""Packaging from settings.ini: `requirements` is the core, each `<name>_requirements` key an extra."""
 
 import json
 import shlex

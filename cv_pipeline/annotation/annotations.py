@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import yaml
@@ -46,10 +46,10 @@ from cv_pipeline.core.types import (
 )
 
 # %% auto #0
-__all__ = ['UNITS', 'SHAPES', 'UNCHANGED', 'Annotation', 'check_units', 'unknown_labels', 'write_annotations', 'add_annotations',
-           'read_annotations', 'same_labels', 'settle', 'box_groups', 'Consensus', 'consensus', 'write_labelled',
-           'Draft', 'one_each', 'drafts_of', 'write_drafts', 'box_around', 'turned_box', 'refuse_shape',
-           'ReadLabelledSettings', 'read_labelled']
+__all__ = ['Units', 'UNITS', 'Shapes', 'SHAPES', 'Unchanged', 'UNCHANGED', 'Annotation', 'check_units', 'unknown_labels',
+           'write_annotations', 'add_annotations', 'read_annotations', 'same_labels', 'settle', 'box_groups',
+           'Consensus', 'consensus', 'write_labelled', 'Draft', 'one_each', 'drafts_of', 'write_drafts', 'box_around',
+           'turned_box', 'refuse_shape', 'ReadLabelledSettings', 'read_labelled']
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #1ea0f269
 def _path_below(picture: Any) -> bool:
@@ -159,8 +159,7 @@ def check_units(
     ):
         raise DataError(
             f"none of {len(boxes)} boxes in {len(large)} large pictures exceed 100: these appear to be "
-            f"percent"
-            "",
+            f"percent",
             where,
             'multiply by width and height over 100; if they are pixels, read with units="pixels" (`label '
             "files` and `label settle`: --units pixels)",
@@ -267,7 +266,8 @@ def add_annotations(
     return len(kept)
 
 
-UNITS = ("check", "pixels")  # of boxes: "check" refuses what looks like fractions or percent
+Units = Literal["check", "pixels"]  # of boxes: "check" refuses what looks like fractions or percent
+UNITS = get_args(Units)
 
 
 def read_annotations(
@@ -776,7 +776,8 @@ def write_drafts(
     return len(due), found
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #9588d70b
-SHAPES = ("refuse", "box")  # polygons and turned rectangles: an error, or the box around them
+Shapes = Literal["refuse", "box"]  # polygons and turned rectangles: an error, or the box around them
+SHAPES = get_args(Shapes)
 
 
 def box_around(
@@ -906,16 +907,18 @@ def _as_sent(a: Annotation, row: Mapping[str, Any], rename: Mapping[str, str]) -
     return same_labels(a, replace(a, boxes=Detections(xyxy, class_id=[a.names.index(n) for n in labels])))
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #92599aed
-UNCHANGED = ("leave-out", "accept")  # accept: the person checked all of them and agrees
+Unchanged = Literal["leave-out", "accept"]  # accept: the person checked all of them and agrees
+UNCHANGED = get_args(Unchanged)
 
 
 @dataclass(frozen=True)
 class ReadLabelledSettings:
     "How one person's files are read; ConfigError names every setting that is wrong."
 
-    shapes: str = "refuse"  # polygons and turned rectangles: one of SHAPES
-    unchanged: str = "leave-out"  # drafts that are as they were sent: one of UNCHANGED
-    units: str = "check"  # of the boxes: one of UNITS
+    shapes: Shapes = "refuse"  # polygons and turned rectangles: an error, or the box around them
+    # drafts that are as they were sent; accept: this person looked at all of them and agrees
+    unchanged: Unchanged = "leave-out"
+    units: Units = "check"  # of the boxes; check: refuse what looks like percent
 
     def __post_init__(self):
         choices = {"shapes": SHAPES, "unchanged": UNCHANGED, "units": UNITS}
@@ -961,7 +964,6 @@ def _draft_notes(
         what = (
             f"{blind} were written before drafts were recorded: changes cannot be detected, all of them are "
             f"counted as annotations"
-            ""
         )
         notes.append(Problem("warning", "drafts not recorded", str(path), what))
     if same:

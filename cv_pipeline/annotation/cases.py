@@ -39,22 +39,22 @@ CERTAIN = REASON_BIT["random"] | REASON_BIT["flag"]
 class CollectPolicy:
     "What is worth reviewing. None switches a kind of case off."
 
-    random: float = 0.01  # share of all frames for the audit: a random sample, never thinned
-    low: tuple[float, float] | None = (
-        0.3,
-        0.6,
-    )  # a box whose calibrated confidence lies in this band, upper end not included
-    high: float | None = 0.9  # a box with at least this confidence that neighbouring frames do not have
-    ceiling: float | None = None  # a box with at least this confidence is suspicious by itself; also "high"
-    none: float | None = 0.02  # an empty frame, on cameras where a smaller share than this is empty
+    random: float = 0.01  # share of all frames, drawn at random for the audit and never thinned
+    # a box whose calibrated confidence lies in this band, upper end not included
+    low: tuple[float, float] | None = (0.3, 0.6)
+    high: float | None = 0.9  # a box with at least this confidence that no neighbouring frame has
+    ceiling: float | None = (
+        None  # a box with at least this confidence is suspicious by itself, and collected as high
+    )
+    none: float | None = 0.02  # an empty frame, where a smaller share than this is empty
     many: float | None = 5.0  # robust standard deviations above the camera's median number of boxes
-    flicker: bool = True
+    flicker: bool = True  # a track that is missing, or of another class, in one frame
     within_s: float = 1.0  # frames at most this far apart are neighbours
     learn: int = 200  # frames of a camera before its usual values are known
-    quota: int | None = 100  # cases kept per camera, day (UTC) and kind, chosen at random. None: all
+    quota: int | None = 100  # cases kept a camera, day (UTC) and kind, drawn at random; None: all
     hamming: int = 10  # bits in which two pictures may differ and still be one case; -1: keep both
     quality: int = 95  # of the JPEG files
-    seed: int = 0
+    seed: int = 0  # random seed of what is drawn
 
     def __post_init__(self):
         if isinstance(self.low, list):

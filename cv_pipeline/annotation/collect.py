@@ -192,8 +192,7 @@ def read_collected(
             ),
             folder,
             "restore them, or read with check=False to use the rest (the audit sample is then no longer "
-            "random)"
-            "",
+            "random)",
         )
     rows = [r for r in rows if r.picture not in lost] if (lost := set(gone)) else rows
     return _as_counted(folder, rows) if (folder / _TALLY).exists() else rows
@@ -596,7 +595,7 @@ def _resume(shelf: Shelf) -> None:
             row.source_id, int(row.phash, 16), sum(REASON_BIT[r] for r in row.reasons) & ~CERTAIN, row.picture
         )
     for case, heap in shelf.heaps.items():
-        # the smallest random numbers compete; frames kept only by sample or flag do not
+        # frames kept only by sample or flag do not compete
         most = len(heap) if shelf.policy.quota is None else shelf.policy.quota
         most = most if shelf.max_bytes is None else min(most, book["kept"].get(case, 0))
         heap[:] = sorted(heap, reverse=True)[:most]
@@ -797,8 +796,7 @@ def _detection_columns(table: Any, folder: Path) -> dict[str, np.ndarray]:
     if len(bad):
         raise DataError(
             f"row {bad[0]} is not a valid detection: confidence outside 0..1, or box not finite ({len(bad)} "
-            f"such rows)"
-            f"",
+            f"such rows)",
             folder,
             "results.parquet is written by cv-pipeline run",
         )
@@ -861,8 +859,7 @@ def read_log(
     if len(twice):
         raise DataError(
             f"{looks.sources[looks.source[twice[0]]]} frame {looks.frame_id[twice[0]]} is a duplicate "
-            f"({len(twice)} such frames)"
-            f"",
+            f"({len(twice)} such frames)",
             folder,
             "the log may contain two runs, or two sources of one name",
         )
@@ -1120,7 +1117,6 @@ def _no_room(shelf: Shelf, looks: Looks) -> list[str]:
         told.append(
             f"{name}: the audit ends at {end['until']}, its later frames ({int(mine.sum()) - end['looks']} "
             f"of {int(mine.sum())}) are not counted: see `audited`"
-            f""
         )
     return told
 
@@ -1149,7 +1145,6 @@ def collect(
         notes.append(
             "frames without a detection are not in results.parquet: reason `none` is unknown, and the audit "
             "covers frames with detections only; let the run write results.jsonl"
-            ""
         )
         policy = replace(policy, none=None)
     bits, asked = decide(looks, policy, *bounds(looks, policy, usual)), _flagged(looks, flags, notes)

@@ -114,7 +114,6 @@ def _cautioned(r: Review, s: EvalSet, most: float = 0.25, fewest: int = 10) -> R
     told = [
         f"label errors in {n}: {b} of {k} labels are on the list; a whole class is rarely mislabelled; the "
         f"model may not know it"
-        ""
         for n, k, b in zip(s.names, labels.tolist(), blamed)
         if k >= fewest and b > most * k
     ]
@@ -355,8 +354,9 @@ def read_inspection(folder: str | Path) -> Inspection:
 class InspectionSettings:
     "How a dataset is inspected; ConfigError names every setting that is wrong."
 
-    split: str | None = None  # only pictures below a folder of this name; None: all
-    limits: Mapping[str, float | None] = field(default_factory=dict)  # over LIMITS; None switches one off
+    split: str | None = None  # only pictures below a folder of this name
+    # what is allowed of doubtful, impossible, agreement and power, over LIMITS; off: not judged
+    limits: Mapping[str, float | None] = field(default_factory=dict)
     rename: Mapping[str, str] = field(default_factory=dict)  # label in the annotations → class of the dataset
     least: float = 0.3  # probability from which a label error is listed, 0..1
     seed: int = 0  # of the line, its planted errors and the search, from 0

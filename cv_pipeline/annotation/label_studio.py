@@ -169,8 +169,7 @@ def _answer(server: Server, reply: Reply, where: str) -> Any:
             f"the token was rejected (HTTP {status}): {why}",
             where,
             "compare it with the account page of Label Studio; legacy tokens must be enabled for the "
-            "organisation"
-            "",
+            "organisation",
         )
     if status == 404:
         raise LabelStudioGone(f"not found: {why or 'HTTP 404'}", where, "was the project deleted?")
@@ -734,8 +733,7 @@ class Pulled:
         if not self.annotations:
             raise DataError(
                 f"no finished annotations: {self.waiting} of {self.tasks} tasks are open, {self.skipped} "
-                f"were skipped, {len(self.problems)} are invalid"
-                f"",
+                f"were skipped, {len(self.problems)} are invalid",
                 path,
                 "pull again when annotators have submitted",
             )

@@ -569,8 +569,7 @@ def _verdict(alpha: Interval, goal: float) -> tuple[str, str]:
     return (
         "unreliable",
         f"{told}; the lower bound is below {min(goal, TENTATIVE):g}: agree on a guideline, label these "
-        f"images again"
-        "",
+        f"images again",
     )
 
 # %% ../../nbs/07_annotation/07_qa.ipynb #373f2a40

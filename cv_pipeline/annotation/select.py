@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -415,8 +415,9 @@ FEATURES = ("light", "model")  # light_descriptor; DetectorFeatures of the given
 class SelectSettings:
     "The strategy and its parameters; the defaults are those of the experiment below."
 
-    strategy: str = "hybrid"  # one of STRATEGIES
-    seed: int = 0
+    # how pictures are chosen
+    strategy: Literal["hybrid", "random", "uncertainty", "diversity"] = "hybrid"
+    seed: int = 0  # random seed of what is drawn
     band: tuple[float, float] = (0.3, 0.6)  # calibrated confidences worth asking about
     top: int = 3  # boxes whose mean entropy is a picture's
     pool: float = 4.0  # hybrid: so many times the budget are kept by uncertainty
@@ -426,7 +427,8 @@ class SelectSettings:
     # hybrid: a class labelled k times less often than the average counts k^balance times as much; 0: all the
     # same
     balance: float = 0.75
-    features: str | Path | Embedder = "light"  # of a collection: one of FEATURES, an ONNX file, or a function
+    # what pictures are compared by: light, model, or an .onnx file that makes a vector of a picture
+    features: str | Path | Embedder = "light"
 
     def __post_init__(self):
         if isinstance(self.band, list):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import yaml
@@ -46,8 +46,8 @@ from cv_pipeline.core.files import (
 )
 
 # %% auto #0
-__all__ = ['SIDES', 'PREFER', 'LEAKS', 'Entry', 'Parent', 'VersionError', 'DatasetVersion', 'read_version', 'verify_version',
-           'MergeSettings', 'Guarded', 'guarded', 'merge', 'history', 'version_set', 'balance']
+__all__ = ['SIDES', 'Prefer', 'Leaks', 'PREFER', 'LEAKS', 'Entry', 'Parent', 'VersionError', 'DatasetVersion', 'read_version',
+           'verify_version', 'MergeSettings', 'Guarded', 'guarded', 'merge', 'history', 'version_set', 'balance']
 
 # %% ../../nbs/07_annotation/11_versions.ipynb #94f31dbc
 from ..core.formats import LabelledImage, read_dataset, to_yolo
@@ -407,8 +407,9 @@ def _open_parent(path: str | Path, number: int, rename: Mapping[str, str], found
     return Parent(path, entries[0].asked, _digest(entries), entries)
 
 # %% ../../nbs/07_annotation/11_versions.ipynb #e336375e
-PREFER = ("refuse", "newer", "older")
-LEAKS = ("leave out", "refuse")
+Prefer = Literal["refuse", "newer", "older"]
+Leaks = Literal["leave out", "refuse"]
+PREFER, LEAKS = get_args(Prefer), get_args(Leaks)
 
 
 @dataclass(frozen=True)
@@ -416,15 +417,16 @@ class MergeSettings:
     "How labelled folders become a version; ConfigError names every setting that is wrong."
 
     names: Sequence[str] | None = None  # classes of the version; None: those of the first parent
-    add_names: bool = False  # whether classes that only later parents have are added
+    add_names: bool = False  # classes that only later parents have are new classes
     rename: Mapping[str, str] = field(default_factory=dict)  # class in a parent → class of the version
-    prefer: str = "refuse"  # one picture with two answers: one of PREFER
-    leaks: str = "leave out"  # pictures of the test set, or like it: one of LEAKS
+    prefer: Prefer = "refuse"  # which answer counts where one picture has two
+    leaks: Leaks = "leave out"  # what becomes of pictures of the test set, or like it
     val: float = 0.15  # share of the new pictures for validation, 0 ≤ val < 1
-    sequences: str | Mapping[str, Any] | None = None  # as in sequences_by; None: unknown
+    # regular expression on the path, whose first group names the clip; or path → clip
+    sequences: str | Mapping[str, Any] | None = None
     hamming: int = 10  # bits of 64 in which near-duplicates may differ, 0..64
     allow: Iterable[tuple[str, str]] = ()  # pairs that are not leaks, as in check_leak
-    seed: int = 0  # of the sides, from 0
+    seed: int = 0  # random seed of the sides, from 0
 
     def __post_init__(self):
         object.__setattr__(self, "rename", dict(self.rename or {}))
@@ -912,8 +914,7 @@ def _notes(entries: Sequence[Entry], sides: np.ndarray, names: Sequence[str]) ->
                     "class not looked for",
                     n,
                     f"{blind} of {len(entries)} images were labelled without it: its objects there have no "
-                    f"box"
-                    "",
+                    f"box",
                 )
             )
     missing = [n for n in names if not any(n in e.classes for e in entries)]

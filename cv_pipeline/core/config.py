@@ -93,11 +93,13 @@ class ModelConfig(_Section):
 class PostprocessConfig(_Section):
     "Overrides of the thresholds in the model's manifest; None keeps the manifest's."
 
-    conf: float | None = Field(None, ge=0, le=1)
-    iou: float | None = Field(None, ge=0, le=1)
-    max_det: int | None = Field(None, ge=1)
+    conf: float | None = Field(None, ge=0, le=1, description="Confidence threshold; None: the model's.")
+    iou: float | None = Field(None, ge=0, le=1, description="NMS overlap threshold; None: the model's.")
+    max_det: int | None = Field(None, ge=1, description="Most detections a frame; None: the model's.")
     classes: list[str | int] | None = Field(None, description="Names or numbers of the classes to keep.")
-    agnostic_nms: bool | None = None
+    agnostic_nms: bool | None = Field(
+        None, description="Boxes of different classes suppress each other; None: the model's."
+    )
     accept_conf: float | None = Field(
         None, ge=0, le=1, description="At or above: accepted. Between `conf` and this: uncertain."
     )
@@ -127,8 +129,7 @@ class AdaptiveConfig(_Section):
         None,
         gt=0,
         description="Model calls per second, shared by all cameras; None: no limit. With a limit, the "
-        "frames selected from files depend on the order of arrival."
-        "",
+        "frames selected from files depend on the order of arrival.",
     )
 
 # %% ../../nbs/00_core/03_config.ipynb #75fbeedb
@@ -167,7 +168,9 @@ class SelectionConfig(_Section):
 class TrackerConfig(_Section):
     "Tracking; one tracker per camera. None keeps the tracker's default."
 
-    name: Literal["none", "sort", "bytetrack", "ocsort", "deepsort"] = "sort"
+    name: Literal["none", "sort", "bytetrack", "ocsort", "deepsort"] = Field(
+        "sort", description="Which tracker."
+    )
     track_activation_threshold: float = Field(
         0.5,
         ge=0,
@@ -221,7 +224,7 @@ class RuntimeConfig(_Section):
 class DeliveryConfig(_Section):
     "Where results go."
 
-    out: Path = Path("runs/latest")
+    out: Path = Field(Path("runs/latest"), description="Folder for results.")
     parquet: bool = True
     jsonl: bool = True
     video: bool = Field(False, description="Also write an annotated H.264 video per source.")
@@ -245,31 +248,27 @@ class DeliveryConfig(_Section):
 class HealthConfig(_Section):
     "The health endpoint: /healthz, /readyz, /metrics."
 
-    port: int | None = Field(None, ge=0, le=65535, description="None: no endpoint. 0: a free port.")
-    host: str = "127.0.0.1"
+    port: int | None = Field(None, ge=0, le=65535, description="Port, 0: a free one; None: not served.")
+    host: str = Field("127.0.0.1", description="Address to serve on.")
     stale_after_s: float = Field(
         10.0, gt=0, description="A live source without a frame for this long is stale."
     )
 
 # %% ../../nbs/00_core/03_config.ipynb #22b0eef4
 class TelemetryConfig(_Section):
-    """The prediction log: image statistics and predictions as Parquet; alarms for cameras that need
-    maintenance."""
+    "The prediction log: statistics and predictions as Parquet; alarms for cameras that need maintenance."
 
     folder: Path | None = Field(None, description="Where; many runs may share one. None: OUT/log.")
     embed_every: int = Field(1, ge=1, description="Every n-th row of a camera gets an embedding.")
     unasked_fps: float | None = Field(
-        2.0,
-        gt=0,
-        description="Rows per second and camera of frames without inference; None: all.",
+        2.0, gt=0, description="Rows per second and camera of frames without inference; None: all."
     )
     part_seconds: float = Field(
         60.0,
         gt=0,
         le=600,
         description="A part is written at least this often: the most that a crash can lose. At most 600, "
-        "since an alarm waits for it."
-        "",
+        "since an alarm waits for it.",
     )
     max_gb: float | None = Field(
         None, gt=0, description="Above this size the oldest parts are deleted. None: no limit."

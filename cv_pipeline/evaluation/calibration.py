@@ -263,12 +263,10 @@ def fit_calibrator(
     if kind is None:
         raise DataError(
             f"{len(claims)} boxes, {int(claims.right.sum())} right, {int((~claims.right).sum())} wrong are "
-            f"too few to calibrate"
-            "",
+            f"too few to calibrate",
             "calibration",
             f"at least {ENOUGH['platt'][0]} boxes, {ENOUGH['platt'][1]} right and {FEWEST_WRONG} wrong ones "
-            f"are needed; label more, or keep the scores uncalibrated"
-            "",
+            f"are needed; label more, or keep the scores uncalibrated",
         )
     chosen, curves = {}, {}
     default = FITTERS[kind if method == "auto" else method](claims.confidence, truth)

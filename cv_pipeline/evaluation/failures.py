@@ -580,8 +580,7 @@ def build_failures(
             f"{len(lost)} of {len(f.set)} images are missing, e.g. {lost[0]}",
             f.set.where,
             "FiftyOne shows the files themselves: restore them, or run the report again with the images in "
-            "a permanent folder"
-            "",
+            "a permanent folder",
         )
     fo = fiftyone_package()
     if name in fo.list_datasets() and not replace_old:

@@ -496,13 +496,11 @@ def line_subjects(
 class FilmSettings:
     "What subjects are shown under, and for how long."
 
-    conditions: Sequence[str] = tuple(c.name for c in OWN)  # of CORRUPTIONS and LINE_CONDITIONS
-    severities: Sequence[int] = (1, 2, 3, 4, 5)  # of 1 … 5, rising
+    conditions: Sequence[str] = tuple(c.name for c in OWN)  # names of CORRUPTIONS and LINE_CONDITIONS
+    severities: Sequence[int] = (1, 2, 3, 4, 5)  # severities of each, of 1 to 5, rising
     conf: float = 0.001  # confidence threshold while filming, 0..1: far below any in use
-    budget_s: float | None = (
-        None  # stop after this many seconds, but not before two clusters; None: measure all
-    )
-    seed: int = 0  # random seed of the order
+    budget_s: float | None = None  # seconds of model calls, at least two clusters; None: no limit
+    seed: int = 0  # random seed
 
     def __post_init__(self):
         if problems := self.problems():
@@ -983,8 +981,7 @@ def plot_heat_map(report: RobustnessReport, ax: Any = None) -> Any:  # matplotli
     if not report.sufficient:
         raise DataError(
             f"{report.about['pictures']} pictures and {report.about['objects']} objects are too few for a "
-            f"heat map"
-            "",
+            f"heat map",
             "heat map",
             f"at least {FEWEST_PICTURES} and {FEWEST_OBJECTS}",
         )

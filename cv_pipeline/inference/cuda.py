@@ -391,8 +391,7 @@ def _check_copy(array: np.ndarray, memory: DeviceMemory) -> None:
     if array.nbytes > memory.nbytes or not array.flags.c_contiguous:
         raise BackendError(
             f"cannot copy an array of {array.nbytes} bytes (contiguous: {array.flags.c_contiguous}) to "
-            f"{memory.nbytes} bytes of device memory"
-            "",
+            f"{memory.nbytes} bytes of device memory",
             "CUDA",
         )
 

@@ -137,8 +137,7 @@ class TorchPreprocessor:
         ):
             raise DataError(
                 f"output tensor {tuple(out.shape)} of {out.dtype} on {out.device} does not fit {shape} of "
-                f"{self.dtype} on {self.device}"
-                f"",
+                f"{self.dtype} on {self.device}",
                 "preprocess",
             )
         for image, slot, g in zip(images, out, places):

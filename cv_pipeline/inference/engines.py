@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..core.files import Busy, file_sha256, locked, write_whole, writing
 from ..core.types import BackendError, ConfigError
@@ -75,8 +75,7 @@ class EngineFile:
         if wanted and hashlib.sha256(data).hexdigest() != wanted:
             raise BrokenEngine(
                 f"the plan is damaged: checksum mismatch, {len(data)} bytes instead of "
-                f"{self.ours.get('plan_bytes')}"
-                f"",
+                f"{self.ours.get('plan_bytes')}",
                 self.path,
                 REBUILD,
             )
@@ -435,15 +434,16 @@ def _other_problems(options: BuildOptions) -> list[str]:
 class BuildOptions:
     "How an engine is built."
 
-    min_batch: int = 1
+    min_batch: int = 1  # smallest batch
     opt_batch: int | None = None  # the batch that kernels are chosen for; None: the largest
-    max_batch: int | None = None  # None: the graph's fixed batch, or 8 where it is dynamic
+    max_batch: int | None = None  # largest batch; None: the graph's fixed one, or 8 where it is dynamic
     workspace_mb: int | None = None  # most scratch memory of a kernel; None: all the device has
     timing_cache: str | Path | None = (
         None  # file with the timings of earlier builds: the next is much shorter
     )
     version_compatible: bool = False  # runs on later versions of this major one; larger, a little slower
-    hardware: str = "none"  # "none" | "same_compute_capability" | "ampere_plus"
+    # which other cards the engine may run on
+    hardware: Literal["none", "same_compute_capability", "ampere_plus"] = "none"
     level: int = 3  # how hard to search, 0..5
     tf32: bool = True  # TensorRT's default: float32 products with 10 bits of mantissa on the tensor cores
     rebuild: bool = False  # build even when a fitting engine is there

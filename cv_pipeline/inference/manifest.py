@@ -806,8 +806,7 @@ def check_graph(
     if len(outputs) != 1:
         raise ModelSpecMismatch(
             f"the graph has {len(outputs)} outputs {outputs}; head '{manifest.postprocess.head}' of the "
-            f"manifest has one"
-            f"",
+            f"manifest has one",
             where,
             "export a plain detection model; segmentation models have two outputs",
         )

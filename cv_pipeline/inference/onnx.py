@@ -300,8 +300,7 @@ def _open(
             f"{providers[0]} was requested, ONNX Runtime fell back to {used}",
             path,
             "driver, CUDA or cuDNN are missing or too old for this onnxruntime-gpu; to run on the CPU set "
-            "providers: [cpu]"
-            "",
+            "providers: [cpu]",
         )
     return session
 

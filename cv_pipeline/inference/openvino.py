@@ -224,8 +224,7 @@ def _compile(
             f"OpenVINO on {device} would compute in {got}, requested was {precision}",
             where,
             f"set precision={got!r} if that is intended, or fp32; the device's default is "
-            f"{default_precision(device)}"
-            f"",
+            f"{default_precision(device)}",
         )
     return compiled
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -57,11 +57,12 @@ __all__ = ['AuditPlan', 'strata_of', 'allocate', 'AuditLook', 'Audit', 'draw_aud
 class AuditPlan:
     "How many frames are drawn, and from which strata."
 
-    looks: int = 200
-    by: str = "confidence"  # or "class", or "camera" alone
+    looks: int = 200  # frames that are drawn
+    # strata: camera and confidence, camera and class, or camera alone
+    by: Literal["confidence", "class", "camera"] = "confidence"
     least: int = 5  # fewest frames of a stratum, if it has that many
     sure: float = 0.6  # a frame is confident when its weakest box has at least this confidence
-    seed: int = 0  # another seed draws another sample
+    seed: int = 0  # random seed of the sample
 
     def __post_init__(self):
         wrong = [
@@ -580,7 +581,6 @@ def _evaluated(
         notes.append(
             f"{len(audit.looks) - len(rows)} of {len(audit.looks)} frames are not labelled; others of their "
             f"strata represent them"
-            ""
         )
     return (
         check_set(

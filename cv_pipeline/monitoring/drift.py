@@ -140,7 +140,7 @@ def _check_comparable(a: Observed, b: Observed) -> None:
     "DataError for a reference and a window that cannot be compared."
     if not len(a) or not len(b):
         raise DataError(
-            f"the {'reference' if not len(a) else 'window'} holds no frames",
+            f"the {'reference' if not len(a) else 'window'} contains no frames",
             a.where if not len(a) else b.where,
             "check the days and cameras of the log",
         )
@@ -805,7 +805,6 @@ def compare(
         notes.append(
             f"{len(t.block_window)} blocks of time, {int(t.block_window.sum())} of them in the window: too "
             f"few for a permutation test"
-            ""
         )
     grey = [f.family for f in families if f.state == "GREY"]
     if grey:

@@ -199,8 +199,7 @@ def periods_of(
     long = w[1] - w[0]
     if not reference and not (at < w[0]).any():
         raise ConfigError(
-            f"the log covers {_day(at.min())} – {_day(at.max())}: no frames before the window for a reference"
-            "",
+            f"the log covers {_day(at.min())} – {_day(at.max())}: no frames before the window",
             "drift",
             "set both periods, or record a longer period",
         )
@@ -273,8 +272,7 @@ def _not_after(seen: Observed, latest: float) -> Observed:
         notes=(
             *seen.notes,
             f"{int(ahead.sum())} frames of {names} have a capture time of {_day(seen.at[ahead].max())}: "
-            f"wrong clock; left out"
-            "",
+            f"wrong clock; left out",
         ),
     )
 
@@ -579,8 +577,7 @@ def html_drift(drift: Drift) -> str:
     return head + html_table(
         rows,
         "families of evidence: an alarm needs a small adjusted p and an effect over its floor; two "
-        "consecutive windows are RED"
-        "",
+        "consecutive windows are RED",
     )
 
 # %% ../../nbs/09_monitoring/07_drift_report.ipynb #7acedce4

@@ -209,12 +209,12 @@ def open_telemetry(settings: TelemetryConfig, out: str | Path) -> MonitoringSink
 class AlertLimits:
     "When Prometheus raises an alarm."
 
-    silent_s: float = 30.0  # a camera without a frame
-    dropped: float = 0.2  # share of frames that were dropped
-    latency_s: float = 1.0  # limit of the 95th percentile
-    uncertain: float = 0.4  # share of detections in the uncertain band
-    confidence: float = 0.8  # mean confidence of the last hour, share of that of the last day
-    hold_s: float = 60.0  # how long it must last
+    silent_s: float = 30.0  # a camera without a frame for so many seconds is silent
+    dropped: float = 0.2  # most frames that may be dropped, as a share
+    latency_s: float = 1.0  # seconds that 95 of 100 frames may take
+    uncertain: float = 0.4  # most detections in the uncertain band, as a share
+    confidence: float = 0.8  # least mean confidence of the last hour, as a share of the last day's
+    hold_s: float = 60.0  # seconds that most alarms must last; slow ones a multiple of it
 
     def __post_init__(self):
         wrong = [

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -15,23 +17,24 @@ from typing import Any
 
 
 from ..core.files import expecting, read_json, read_yaml, writable_folder, write_whole
+from ..core.formats import read_dataset
 from ..core.types import ConfigError, DataError
 
 # %% auto #0
 __all__ = ['ACTIONS', 'RetrainPolicy', 'DriftWindow', 'read_drift', 'running', 'Change', 'read_changes', 'Evidence', 'Trigger',
-           'triggers', 'decide', 'next_command', 'retrain_check']
+           'EvidenceFiles', 'read_evidence', 'triggers', 'decide', 'next_command', 'retrain_check']
 
 # %% ../../nbs/09_monitoring/10_retraining.ipynb #798e6174
 @dataclass(frozen=True)
 class RetrainPolicy:
     "When to recommend retraining."
 
-    persistence: int = 2  # consecutive windows with drift
-    labels: int = 500  # newly reviewed boxes needed
-    class_labels: int = 100  # of a new class
-    cadence_days: int | None = 90  # None: no cadence
-    cooldown_days: int = 14  # days after a training in which only camera faults are reported
-    stale_days: int = 45  # older reports, audits and flag counts are ignored
+    persistence: int = 2  # consecutive windows that must show drift
+    labels: int = 500  # newly reviewed boxes that are enough
+    class_labels: int = 100  # newly reviewed boxes of a new class that are enough
+    cadence_days: int | None = 90  # train at least so often; off or 0: no cadence
+    cooldown_days: int = 14  # days after a training in which only a fault of a camera is reported
+    stale_days: int = 45  # reports, audits and counts of flags that are older decide nothing
 
     def __post_init__(self):
         wrong = [
@@ -210,6 +213,85 @@ class Trigger:
     state: str  # on, pending (not yet enough), off, unknown
     reason: str
 
+# %% ../../nbs/09_monitoring/10_retraining.ipynb #820a1012
+@contextmanager
+def _evidence(path: Path, what: str, hint: str) -> Iterator[Any]:
+    "A JSON file; what its reader misses in it is a DataError."
+    with expecting("cannot be read", path):
+        book = read_json(path)
+    try:
+        yield book
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
+        raise DataError(f"this is {what}: {e!r}", path, hint) from e
+
+
+def _audit_of(path: Path) -> dict[str, Any]:
+    "What the audit reports beside its reference, and when its period ends."
+    with _evidence(path, "no audit's result", "cv-pipeline audit score writes audit_result.json") as book:
+        against, until = book["against"], datetime.fromisoformat(book["window"][1])
+        if against is None:
+            hint = "cv-pipeline audit score … --reference EARLIER"
+            raise DataError("this audit was scored without a reference", path, hint)
+        if against.get("change") is not None:
+            [float(against[k]) for k in ("change", "low", "high", "delta")]
+        until = until if until.tzinfo else until.replace(tzinfo=timezone.utc)
+        return {"accuracy": {**against, "state": str(against["state"])}, "audit_until": until}
+
+
+def _flags_of(path: Path) -> dict[str, Any]:
+    "The count of flags, and when its period ends."
+    with _evidence(path, "no count of flags", "cv-pipeline audit flags … --out writes one") as book:
+        until = datetime.fromisoformat(book["until"]) if book.get("until") else None
+        numbers = {k: int(book[k]) for k in ("flags", "looks")}
+        return {"flags": {**book, "state": str(book["state"]), **numbers}, "flags_until": until}
+
+# %% ../../nbs/09_monitoring/10_retraining.ipynb #2ff9677b
+@dataclass(frozen=True)
+class EvidenceFiles:
+    "Where evidence is; what is not given is unknown."
+
+    drift: Sequence[str | Path] = ()  # drift reports; (): all under `reports`
+    reports: str | Path = "reports"  # folder of reports, a day each
+    audit: str | Path | None = None  # audit_result.json, scored with a reference
+    flags: str | Path | None = None  # count of users' flags
+    changes: str | Path | None = None  # declared changes
+    labels: str | Path | None = None  # dataset that was reviewed since the last training
+
+
+def _drift_of(files: EvidenceFiles) -> tuple[list[DriftWindow], list[str]]:
+    "Windows of the reports that were named, else of all that lie under the reports; what was left out."
+    if files.drift:
+        return [read_drift(p) for p in files.drift], []
+    found, left_out = [], []
+    for file in sorted(Path(files.reports).glob("????-??-??/*/metrics.json")):
+        try:
+            with expecting("cannot be read", file):
+                book = read_json(file)
+            if isinstance(book, dict) and "families" in book:  # others are another kind of report
+                found.append(read_drift(file))
+        except DataError as e:
+            left_out.append(str(e))
+    return found, left_out
+
+
+def read_evidence(
+    files: EvidenceFiles,
+    trained: float | None = None,  # seconds since 1970 of the last training; None: as remembered
+    dataset: str = "datasets/NEWEST",  # what to train on, for the command to type
+) -> tuple[Evidence, list[str]]:  # and reports that were left out
+    "All evidence that files hold; DataError names a file that is not what it should be."
+    windows, left_out = _drift_of(files)
+    known = _audit_of(Path(files.audit)) if files.audit else {}
+    known |= _flags_of(Path(files.flags)) if files.flags else {}
+    known |= {"changes": read_changes(files.changes)} if files.changes else {}
+    if files.labels:
+        items = read_dataset(files.labels)
+        counts = Counter(c for i in items for c in i.truth((1, 1)).class_id.tolist())
+        known["labels"] = sum(counts.values())
+        known["class_labels"] = {name: counts.get(k, 0) for k, name in enumerate(items[0].names)}
+    at = None if trained is None else datetime.fromtimestamp(trained, timezone.utc)
+    return Evidence(windows, trained=at, dataset=dataset, **known), left_out
+
 # %% ../../nbs/09_monitoring/10_retraining.ipynb #f133f0e0
 def _drift_trigger(name: str, rank: int, e: Evidence, p: RetrainPolicy, now: datetime) -> Trigger:
     "Drift of the model's confidence, or of everything else."
@@ -354,8 +436,7 @@ ACTIONS = {
     "LABEL": "label first: there is a reason to retrain, but too few labels",
     "AUDIT": "label a random sample to check accuracy",
     "MIX": "images and model are fine: find out what changed in the traffic; choose a new reference if it "
-    "persists"
-    "",
+    "persists",
     "WAIT": "wait: it was trained recently, or one more window decides",
     "NOTHING": "nothing to do",
 }

@@ -21,8 +21,7 @@ __all__ = ['one_way', 'knee', 'BatchAdvice', 'recommend', 'simulate_batching']
 def one_way(
     rows: Iterable[Mapping[str, Any]], artefact: str | None = None, threads: int | None = None
 ) -> list[dict[str, Any]]:
-    """Rows of one file and number of threads that were measured, by batch; those of the fastest when nothing
-    is said."""
+    "Measured rows of one file and number of threads, by batch; by default of the fastest."
     good = [dict(r) for r in rows if not r.get("error")]
     if not good:
         raise DataError("no measured rows", "benchmark")
@@ -92,8 +91,7 @@ def _within(good: list[Mapping[str, Any]], budget_ms: float, percentile: str) ->
         quick = min(good, key=lambda r: r[percentile])
         raise ConfigError(
             f"no configuration meets {budget_ms:g} ms: the fastest call takes {quick[percentile]:.1f} ms, "
-            f"and an image may wait for the one before"
-            f"",
+            f"and an image may wait for the one before",
             "latency_budget_ms",
             f"allow at least {2 * quick[percentile]:.1f} ms, or use a smaller model or a faster machine",
         )

@@ -326,11 +326,11 @@ def _measured(case: Case) -> dict[str, Any]:
 class BenchmarkSettings:
     "What is measured, and for how long."
 
-    backends: Sequence[str] = ()  # label, file, runtime, precision, runtime/precision; (): all
+    backends: Sequence[str] = ()  # label, file, runtime, precision or runtime/precision; (): all
     batches: Sequence[int] = (1, 2, 4, 8)  # pictures in a call
-    threads: Sequence[int] | None = None  # of a model call, 0: the runtime's choice; None: 1 and all cores
-    seconds: float = 3.0  # for each case, all rounds together
-    rounds: int = 6  # at least 2: cases take turns so many times
+    threads: Sequence[int] | None = None  # in a model call, 0: the runtime's choice; None: 1 and all cores
+    seconds: float = 3.0  # seconds for each case, all rounds together
+    rounds: int = 6  # cases take turns so many times, at least 2
     latency_budget_ms: float | None = None  # recommend max_batch and max_wait that keep it
     fit: bool = True  # also the largest batch that fits, and the time of a start
     providers: Sequence[str] | None = None  # ONNX Runtime's
@@ -890,7 +890,6 @@ def _notes(
         notes.append(
             f"more threads ({', '.join(map(str, over))}) than cores ({b['machine']['cores']:g}): these rows "
             f"show oversubscription, not scaling"
-            ""
         )
     return notes + [
         f"{r['artefact']}, {r['threads']} threads, batch {r['batch']}: {r['error']}"

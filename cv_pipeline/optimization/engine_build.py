@@ -155,7 +155,7 @@ def _compare(
 class EngineSettings:
     "Which file of a model an engine is built from, how, and what it is compared on."
 
-    file: str | None = None  # an .onnx that the manifest names; None: see pick_source
+    file: str | None = None  # which ONNX of the folder; None: half precision if it passed, else its own
     options: BuildOptions = BuildOptions()  # batches, precision and search of the build
     images: Sequence[np.ndarray] = ()  # (H, W, 3) uint8 BGR, for the comparison; (): noise and gradients
     device: int = 0  # number of the card

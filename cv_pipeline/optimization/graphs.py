@@ -143,8 +143,7 @@ def check_opset(model: Any, where: object) -> None:
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise BackendError(
             f"operator set {opset} is {'older' if opset < OPSETS[0] else 'newer'} than the supported range "
-            f"{OPSETS[0]}..{OPSETS[1]}"
-            f"",
+            f"{OPSETS[0]}..{OPSETS[1]}",
             where,
             "export again with opset=17",
         )

@@ -783,9 +783,9 @@ def _judged(reference: Model, judge: Judge, step: Step, model: Model) -> tuple[P
 class OptimizeSettings:
     "What `optimize` makes, with what, and what it may cost."
 
-    steps: Sequence[str] = DEFAULT_STEPS  # names of STEPS
+    steps: Sequence[str] = DEFAULT_STEPS  # what to make, in this order: names of STEPS
     max_loss: float = 0.005  # AP that a file may lose, 0..1
-    strict: bool = False  # accept only what the interval proves
+    strict: bool = False  # the whole interval of the loss must lie within max_loss
     draws: int = 1000  # bootstrap samples of the gate's interval
     pictures: int = 500  # most pictures to calibrate with
     seed: int = 0  # random seed of the calibration pictures
@@ -796,8 +796,8 @@ class OptimizeSettings:
     prune: PruneSettings = PruneSettings()  # of the step "pruned"
     retrain: str | Path | None = None  # data.yaml to train a pruned .pt on; None: pruned as it is
     imgsz: int | tuple[int, int] | None = None  # at which a .pt is exported; None: as trained
-    threads: int = 0  # inside the model call; 0: the runtime's choice
-    overwrite: bool = False  # replace an optimised model that is there
+    threads: int = 0  # threads inside the model call; 0: the runtime's choice
+    overwrite: bool = False  # write over an optimised model that is there
 
     def __post_init__(self):
         unknown = [s for s in self.steps if s not in STEPS]
@@ -860,7 +860,6 @@ def _overlap(calibration: CalibrationSet | None, items: Sequence[LabelledImage])
         [
             f"{len(both)} of the {len(items)} images of the gate were also used for calibration: its "
             f"verdict is optimistic"
-            ""
         ]
         if both
         else []

@@ -137,8 +137,8 @@ def _same_classes(model: Any, data: Path) -> None:
 class PruneSettings:
     "How much is taken out of a checkpoint, and how the rest is trained."
 
-    share: float = 0.3  # of the channels of each prunable block, 0..1
-    epochs: int = 20  # of the training afterwards, at least 1
+    share: float = 0.3  # share of the channels that pruning takes out of each prunable block, 0..1
+    epochs: int = 20  # epochs of the training after pruning, at least 1
     imgsz: int | None = None  # pixels of the longer side; None: as trained
     batch: int = 16  # pictures in a training step
     seed: int = 0  # random seed of the training

@@ -171,7 +171,6 @@ def choose_calibration(
             notes.append(
                 f"{share:.0%} of the evaluation images are unlike every calibration image: check that this "
                 f"is the right folder"
-                ""
             )
     for note in notes:
         warnings.warn(note, CalibrationWarning, stacklevel=2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..core.files import Staging, copy_file, writable_folder, write_whole, writing
 from ..core.types import BackendError, ConfigError
@@ -118,18 +118,17 @@ _PLATFORMS = {
 class ServeOptions:
     "How a server runs a model."
 
-    platform: str = (
-        "onnxruntime"  # "onnxruntime" | "tensorrt" | "python" (ONNX Runtime inside the Python backend)
-    )
-    max_batch: int = 8  # 0: the server does not batch
+    # what runs the model; python: ONNX Runtime inside the Python backend
+    platform: Literal["onnxruntime", "tensorrt", "python"] = "onnxruntime"
+    max_batch: int = 8  # most pictures in a call; 0: the server does not batch
     preferred: tuple[int, ...] = ()  # batch sizes that leave at once
     max_queue_delay_ms: float = 2.0  # longest wait of a request in the batcher
     max_queue: int = 64  # waiting requests; one more is refused. 0 = no bound
     timeout_s: float = 10.0  # a request that waited longer is dropped; clients may ask for less
     instances: int = 1  # copies of the model
-    kind: str = "cpu"  # "cpu" | "gpu"
-    threads: int = 0  # inside one call; 0: the runtime's choice
-    ends: bool = False  # also "<name>-detect": picture in, detections out
+    kind: Literal["cpu", "gpu"] = "cpu"  # what each copy runs on
+    threads: int = 0  # threads inside one call; 0: the runtime's choice
+    ends: bool = False  # also NAME-detect: picture in, detections out
 
     def __post_init__(self):
         checks = [

@@ -383,8 +383,8 @@ def _grid(values: Sequence[float], name: str) -> tuple[float, ...]:
 class TuningSettings:
     "What thresholds are chosen for, and where they are sought."
 
-    objective: str = "f1"  # "f1", "fbeta=B", "recall@precision=P" or "precision@recall=R"
-    per_class: bool = False  # one confidence threshold a class, beside the common one
+    objective: str = "f1"  # f1, fbeta=B, recall@precision=P or precision@recall=R
+    per_class: bool = False  # a confidence threshold for each class with enough labels
     conf: Sequence[float] = tuple(np.round(np.arange(0.01, 0.96, 0.01), 2).tolist())  # to try, 0..1
     iou: Sequence[float] = tuple(np.round(np.arange(0.3, 0.91, 0.05), 2).tolist())  # to try, 0..1
     match_iou: float = 0.5  # least overlap with the truth that counts as found
@@ -514,7 +514,6 @@ def _notes(result: TuningResult, goal: Objective) -> list[str]:
         notes.append(
             f"the floor holds in only {after['held']:.0%} of resampled sets: set a somewhat higher one to "
             f"keep it on new images"
-            ""
         )
     if result.reachable and 0 < spec.accept_conf <= spec.conf:
         notes.append(f"accept_conf {spec.accept_conf:g} is not above the new conf: no detection is uncertain")

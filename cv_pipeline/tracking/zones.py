@@ -471,7 +471,6 @@ def _fit(watch: RuleWatch, size: tuple[int, int]) -> None:
     watch.problems = {
         watch.rules[j].name: f"extends to {watch._shapes[j].max(axis=0).round(1).tolist()}, outside of the "
         f"{size[0]}×{size[1]} image; fractions 0..1 fit any size"
-        f""
         for j in watch._off.nonzero()[0]
     }
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -50,8 +50,8 @@ from ..optimization.optimize import accuracy_gate, export_pt
 from ..optimization.tuning import TuningSettings, parse_objective, tune_model
 
 # %% auto #0
-__all__ = ['THIN', 'among', 'SliceResult', 'judge_slice', 'Comparison', 'GateSettings', 'compare', 'plot_comparison', 'Candidate',
-           'GateData', 'CandidateSettings', 'make_candidate']
+__all__ = ['Thin', 'THIN', 'among', 'SliceResult', 'judge_slice', 'Comparison', 'GateSettings', 'compare', 'plot_comparison',
+           'Candidate', 'GateData', 'CandidateSettings', 'make_candidate']
 
 # %% ../../nbs/08_training/04_gate.ipynb #53b062e9
 def among(s: EvalSet, names: Sequence[str]) -> EvalSet:
@@ -183,7 +183,8 @@ def _added(new: EvalSet, names: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 # %% ../../nbs/08_training/04_gate.ipynb #aebb1b98
-THIN = ("block", "report")
+Thin = Literal["block", "report"]
+THIN = get_args(Thin)
 
 
 @dataclass(frozen=True)
@@ -193,10 +194,10 @@ class GateSettings:
     protect: Sequence[str] | None = None  # columns whose values are protected; None: all that divide the set
     max_loss: float = 0.01  # AP that may be lost overall, 0 ≤ max_loss < 1
     slice_loss: float = 0.03  # AP that may be lost in a slice, 0 ≤ slice_loss < 1
-    thin: str = "block"  # slices that are too small to judge: one of THIN
+    thin: Thin = "block"  # what slices do that are too small to judge
     forget: Sequence[str] = ()  # classes that the new model may have lost
-    draws: int = 1000  # of the bootstrap, from 20
-    seed: int = 0  # of the bootstrap, from 0
+    draws: int = 1000  # bootstrap samples, from 20
+    seed: int = 0  # random seed of the bootstrap, from 0
 
     def __post_init__(self):
         loss = lambda v: is_number(v) and 0 <= v < 1
@@ -461,12 +462,13 @@ class CandidateSettings:
     "How a candidate is judged and called; ConfigError names every setting that is wrong."
 
     gate: GateSettings = field(default_factory=GateSettings)
-    objective: str = "f1"  # of the thresholds, as in parse_objective
+    # of the thresholds: f1, fbeta=B, recall@precision=P or precision@recall=R
+    objective: str = "f1"
     per_class: bool = False  # a confidence threshold for each class
-    name: str | None = None  # of the candidate; None: the old model's
-    version: str | None = None  # of the candidate; None: one more than the old model's
+    name: str | None = None  # name of the candidate; None: the old model's
+    version: str | None = None  # version of the candidate; None: one more than the old model's
     by: str = ""  # who asks
-    threads: int = 0  # inside the model call, from 0
+    threads: int = 0  # threads inside the model call; 0: the runtime's choice
 
     def __post_init__(self):
         rules = [

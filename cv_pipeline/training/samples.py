@@ -142,8 +142,7 @@ def read_samples(
             f"no images for {' and '.join(empty)}",
             data,
             f"searched {', '.join(str(p) for s in empty for p in sides[s])}; cv-pipeline data split splits "
-            f"a dataset"
-            "",
+            f"a dataset",
         )
     return items[0].names, found
 
@@ -152,7 +151,9 @@ def read_samples(
 class Replay:
     "Replay of old data, and the models that complete labels of classes not labelled by people."
 
-    data: str | Path | None = None  # an old dataset; None: only complete what the new one lacks
+    data: str | Path | None = (
+        None  # old dataset that is trained on again; or nothing: only complete the new one
+    )
     teacher: str | Path | None = (
         # model that knows the new classes; None: where needed, one is trained first on the pictures that are
         # labelled for them

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -181,13 +181,14 @@ _OWNED |= {"augmentations", "mode", "task", "cfg"}
 class TrainSettings:
     "How a detector is trained; ConfigError names every setting that is wrong."
 
-    epochs: int = 30  # at most, from 1
-    imgsz: int | None = None  # pixels, from 32; None: that of the model
+    epochs: int = 30  # most epochs, from 1
+    imgsz: int | None = None  # picture size in pixels, from 32; None: that of the model
     batch: int = 16  # pictures a step, from 1
     replay: Replay | None = None  # old data that is trained on again
-    augment: Augment | str | Mapping[str, Any] | None = "usual"  # as in augment_settings
-    seed: int = 0  # of everything that is drawn, from 0
-    device: str = "cpu"  # as PyTorch calls it: cpu, 0, …
+    # how strongly pictures are varied; in Python also settings or a table
+    augment: Literal["none", "usual", "strong"] | Augment | Mapping[str, Any] | None = "usual"
+    seed: int = 0  # random seed of everything that is drawn, from 0
+    device: str = "cpu"  # processor or card as PyTorch calls it: cpu, 0, …
     overrides: Mapping[str, Any] = field(default_factory=dict)  # of Ultralytics' trainer, e.g. {"lr0": 0.001}
 
     def __post_init__(self):
@@ -592,7 +593,6 @@ def _same_answer(out: Path, imgsz: int) -> float:  # largest difference, pixels 
 _LICENCE = (
     "The training code was Ultralytics (AGPL-3.0), whose export marks the file so. Seek legal advice before "
     "you ship the weights in a closed product."
-    ""
 )
 
 

@@ -297,6 +297,7 @@ class _Scene:
         self.news = cv2.bitwise_and(fore, cv2.bitwise_not(explained))
         if cv2.countNonZero(self.news) < self.area * fore.size:
             return 0.0
+        # OpenCV's stubs do not know that it takes numbers too
         interested = cv2.compare(self.bored, 0.5, cv2.CMP_LT)  # type: ignore[call-overload]
         fresh = cv2.countNonZero(cv2.bitwise_and(self.news, interested))
         return 1.0 if fresh >= self.area * fore.size else 2.0 ** -channel_means(self.bored, self.news)[0]

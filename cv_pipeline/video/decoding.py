@@ -39,8 +39,7 @@ def _why_not(path: Path) -> tuple[str, str]:
         return (
             "the mp4 is truncated: its index (moov) is missing",
             "the recording or the copy was interrupted; copy the file again, and record fragmented mp4 or "
-            "mkv to avoid this"
-            "",
+            "mkv to avoid this",
         )
     return (
         "not a video file known to FFmpeg",

@@ -80,7 +80,8 @@ class MaxFps:
         self._anchor, self._cell = None, -1
 
 # %% ../../nbs/04_video/04_selection.ipynb #f9e21d62
-channel_means: Callable[..., Sequence[float]] = cv2.mean  # type: ignore[assignment]  # four numbers
+# a mean has four numbers; OpenCV's stubs allow a single one
+channel_means: Callable[..., Sequence[float]] = cv2.mean  # type: ignore[assignment]
 
 
 def small_grey(

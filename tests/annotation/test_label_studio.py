@@ -298,8 +298,8 @@ BAD = {
     "turned": (dict(rotation=40), "turned by 40 degrees instead of a box"),
     "pixels": (dict(x=320, y=240), "are not percent"),
     "unknown label": (dict(rectanglelabels=["dics"]), r"unknown labels: 'dics' \(1x, 'disc'\?\)"),
-    "two labels": (dict(rectanglelabels=["disc", NAMES[1]]), "a box with 2 labels"),
-    "no label": (dict(rectanglelabels=[]), "a box with 0 labels"),
+    "two labels": (dict(rectanglelabels=["disc", NAMES[1]]), "a box has 2 labels"),
+    "no label": (dict(rectanglelabels=[]), "a box has 0 labels"),
     "nothing": (dict(width=None), "a region lacks"),
 }
 

@@ -103,7 +103,7 @@ def test_drafts_refuse_what_is_not_there(noisy, found, folder):
     lost = replace(noisy.set, paths=tuple(folder / "gone" / p.name for p in noisy.set.paths))
     with pytest.raises(DataError, match="is missing"):
         review_drafts(found.suspects, lost, folder)
-    with pytest.raises(DataError, match="are not there"):
+    with pytest.raises(DataError, match="are missing"):
         build_review(lost, found.suspects)
 
 

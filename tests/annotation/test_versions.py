@@ -157,7 +157,7 @@ def test_what_is_like_the_test_set_is_left_out_with_its_reason_or_refused(first,
         set(reasons) == {"x0.png", "x1.png", "same.png", "again.jpg"}
         and "is images/test/x0.png" in reasons["same.png"]
         and "is similar to images/test/x1.png" in reasons["again.jpg"]
-        and "test side" in reasons["x0.png"]
+        and "test split" in reasons["x0.png"]
     )
     with pytest.raises(LeakError, match="same.png") as e:
         merge([first, batch], tmp_path / "w", frozen, leaks="refuse")

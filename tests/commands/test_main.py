@@ -145,7 +145,7 @@ def test_all_problems_of_a_config_at_once(tmp_path):
     [
         (["run"], 2, "nothing to run"),
         (["run", "line:frames=2", "--conf", "7"], 2, "postprocess.conf"),
-        (["run", "line:frames=2", "--tracker", "magic"], 2, "tracker.name"),
+        (["run", "line:frames=2", "--tracker", "magic"], 2, "'magic' is not one of"),
         (["run", "line:frames=2", "--classes", "unicorn"], 2, "unicorn"),
         (["run", "line:frames=2", "--nonsense"], 2, "nonsense"),
         (["run", "line:speeed=2"], 2, "speeed"),

@@ -329,7 +329,7 @@ def test_a_file_that_is_not_there_and_a_folder_are_typed_errors(tmp_path, read):
 def test_a_copy_never_overwrites(folder, ours, theirs, link):
     for name, content in (("source", ours), ("target", theirs)):
         F.write_whole(folder / name, content)
-    with pytest.raises(SinkError, match="nothing is overwritten|file of that name"):
+    with pytest.raises(SinkError, match="nothing is overwritten|file of this name"):
         F.copy_file(folder / "source", folder / "target", link)
     assert ((folder / "source").read_bytes(), (folder / "target").read_bytes()) == (ours, theirs)
 

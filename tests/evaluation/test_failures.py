@@ -394,7 +394,7 @@ def test_the_app_shows_the_dataset_and_its_views_in_chromium(fo, tmp_path):
     port = free_port()
     session = X.open_app("in the app", port=port)
     try:
-        with pytest.raises(ConfigError, match=f"port {port} is taken"):
+        with pytest.raises(ConfigError, match=f"port {port} is in use"):
             X.open_app("in the app", port=port)
         with pytest.raises(ConfigError, match="no dataset 'nothing'.*in the app"):
             X.open_app("nothing", port=free_port())

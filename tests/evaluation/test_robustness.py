@@ -413,7 +413,7 @@ def test_wrong_designs_are_refused_before_the_model_is_asked(model):
         FilmSettings([])
     with pytest.raises(DataError, match="same name"):
         film(model, [subjects[0], subjects[0]])
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         film(model, [])
     for image in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), None, np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(DataError, match="an image must be"):

@@ -156,7 +156,7 @@ def test_what_is_not_labelled_is_weighted_for_and_said():
 def test_too_small_samples_are_insufficient_not_numbers():
     audit = draw_audit(LOG, AuditPlan(looks=60))
     few = score_audit(audit, list(truth_for(audit))[:12])
-    assert few.verdict == "INSUFFICIENT" and "12 looks" in few.reason
+    assert few.verdict == "INSUFFICIENT" and "12 frames" in few.reason
     assert against(few, {"AP": 0.9})["state"] == "insufficient"
     with pytest.raises(DataError, match=r"at least 2 labelled frames are needed, not 1"):
         score_audit(audit, list(truth_for(audit))[:1])
@@ -423,7 +423,7 @@ def test_the_change_since_the_reference():
         for d in (0.3, 0.0, -0.3)
     ]
     assert states[0] == "below" and states[2] == "kept" and states[1] in ("kept", "undecided")
-    with pytest.raises(DataError, match="there is no MOTA to compare"):
+    with pytest.raises(DataError, match="no MOTA to compare"):
         against(found, {"AP": 1}, name="MOTA")
     json.dumps(found.to_dict(), allow_nan=False)
 

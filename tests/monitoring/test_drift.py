@@ -424,7 +424,7 @@ def test_values_that_never_change_are_no_drift():
     "window, what",
     [
         (stream(2, 250, start=400), "reference and window overlap"),
-        (stream(2, 250, start=1e5).rows(np.zeros(750, bool)), "the window holds no frames"),
+        (stream(2, 250, start=1e5).rows(np.zeros(750, bool)), "the window contains no frames"),
         (
             replace(stream(2, 250, start=1e5), embedder="another"),
             "embeddings of different models: 'test'.*'another'",
@@ -573,13 +573,13 @@ def test_periods_say_what_is_wrong(log):
         berlin.reference
         == periods_of(log.at, ["2026-06-01", "2026-06-02"], ["2026-06-03", "2026-06-04"]).reference
     )
-    with pytest.raises(DataError, match="holds no frames"):
+    with pytest.raises(DataError, match="contains no frames"):
         periods_of(np.zeros(0))
-    with pytest.raises(ConfigError, match="no frames before the window for a reference"):
+    with pytest.raises(ConfigError, match="no frames before the window"):
         periods_of(log.at[log.at < log.at.min() + 3600])
     with pytest.raises(ConfigError, match="no camera west"):
         drift_of_log(log, None, None, SMALL, ["west"])
-    with pytest.raises(DataError, match="the reference holds no frames"):
+    with pytest.raises(DataError, match="the reference contains no frames"):
         drift_of_log(log, ["2025-01-01", "2025-01-02"], None, SMALL)
 
 

@@ -324,7 +324,7 @@ def test_drift_reports_are_read_and_others_refused_by_name(tmp_path):
         ({"verdict": "PASS"}, "verdict 'PASS'"),
         ({"window": {"from": "soon", "to": "2026-06-02"}}, "'soon' is not a time"),
         ({"window": {"from": "2026-06-03", "to": "2026-06-02"}}, "before it begins"),
-        ({"families": [1]}, "no drift report"),
+        ({"families": [1]}, "not a drift report"),
     ):
         with pytest.raises(DataError, match=what):
             read_drift(report(tmp_path, **changes))
@@ -343,7 +343,7 @@ def test_bad_files_and_settings(tmp_path):
     )
     with pytest.raises(DataError, match="3 invalid declared changes"):
         read_changes(tmp_path / "c.yaml")
-    for text, what in (("[1", "cannot be read"), ("- a", "the list `changes` is missing")):
+    for text, what in (("[1", "cannot read the declared changes"), ("- a", "the list `changes` is missing")):
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(DataError, match=what):
             read_changes(tmp_path / "c.yaml")

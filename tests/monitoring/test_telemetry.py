@@ -366,7 +366,7 @@ def test_another_schema_is_refused_by_name(tmp_path):
 
 def test_missing_columns_are_named(tmp_path):
     written(tmp_path / "a", [looked(0)])
-    with pytest.raises(DataError, match="columns frame_id, selected are missing"):
+    with pytest.raises(DataError, match="missing columns frame_id, selected"):
         read_log(rewritten(tmp_path / "a", lambda t: t.drop_columns(["frame_id", "selected"])))
     written(tmp_path / "b", [looked(0)])
     log = read_log(rewritten(tmp_path / "b", lambda t: t.drop_columns(["noise", "embedding"])))
@@ -666,7 +666,7 @@ def test_a_torn_line_of_deletions_is_counted_and_the_next_one_is_whole(tmp_path)
     )
     notes = read_log(tmp_path).notes
     assert notes[0] == "deleted to keep the log within its limit: 2026-05-01" and notes[1].startswith(
-        "2 lines of deleted.jsonl cannot be read"
+        "2 lines of deleted.jsonl are unreadable"
     )
     telemetry.keep_within(tmp_path, sum(log_bytes(tmp_path).values()) - 1)
     assert json.loads((tmp_path / "deleted.jsonl").read_text().splitlines()[-1])["what"].startswith(

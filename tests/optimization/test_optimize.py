@@ -317,7 +317,7 @@ def test_a_changed_file_is_not_laundered_by_judging_it_again(copied, pictures):
         ({"folder": "nowhere"}, ConfigError, "manifest.json not found in this folder"),
         ({"frozen": []}, DataError, "no labelled images to judge on"),
         ({"max_loss": 2}, ConfigError, "share of AP"),
-        ({"frozen": 3}, DataError, "3 pictures with"),
+        ({"frozen": 3}, DataError, "3 images with"),
     ],
 )
 def test_what_cannot_be_judged_again(copied, pictures, change, error, said):
@@ -480,7 +480,7 @@ def test_calibrating_with_the_pictures_of_the_gate_is_noted(pictures, tmp_path):
         ({"settings": {"max_loss": 1.5}}, ConfigError, "share of AP"),
         ({"frozen": []}, DataError, "no labelled images"),
         ({"calibration": "nowhere"}, DataError, "calibration folder not found"),
-        ({"settings": {"keep": ("Conv_999",)}}, ConfigError, "no node 'Conv_999'"),
+        ({"settings": {"keep": ("Conv_999",)}}, ConfigError, "unknown node 'Conv_999'"),
         ({"model": "nowhere.onnx"}, BackendError, "nowhere.onnx"),
         ({"model": "nowhere.pt"}, BackendError, "checkpoint not found"),
     ],
@@ -575,7 +575,7 @@ def test_a_folder_where_there_can_be_none(pictures, tmp_path, monkeypatch):
 
     monkeypatch.setattr(room, "_writable", refused)
     (tmp_path / "m").mkdir()
-    with pytest.raises(ConfigError, match="cannot be written: Permission denied"):
+    with pytest.raises(ConfigError, match="cannot write the model folder: Permission denied"):
         optimize("factory_line", tmp_path / "m", pictures[0], settings=FLOAT)
     assert files(tmp_path / "m") == []
 

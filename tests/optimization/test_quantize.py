@@ -157,7 +157,7 @@ def test_a_folder_unlike_the_test_set_is_noticed(tmp_path):
         good = choose_calibration(tmp_path / "same", 20, known=tmp_path / "known")
         bad = choose_calibration(tmp_path / "other", 20, known=sorted((tmp_path / "known").iterdir()))
     assert [("unlike" in n) for n in good.notes] == [False] and any(
-        "100% of the pictures that the model is judged on look unlike" in n for n in bad.notes
+        "100% of the evaluation images are unlike" in n for n in bad.notes
     )
     assert sum(issubclass(w.category, CalibrationWarning) for w in said) == 3
     assert good.digest != bad.digest and good.found == 24 and len(good.paths) == 20
@@ -521,7 +521,7 @@ def test_channels_that_others_read_stay():
     graph.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, None))
     assert prunable_pairs(graph) == []
     for wrong in (-0.1, 1, 2.0, "half", True, None):
-        with pytest.raises(ConfigError, match=r"must lie in 0\.\.1"):
+        with pytest.raises(ConfigError, match=r"must be in 0\.\.1"):
             prune_channels(graph, wrong)
 
 

@@ -344,7 +344,7 @@ def test_where_leaks_were_looked_for_is_written_down(place, run, tmp_path):
     )
     blind = gate(place, tmp_path / "b", progress=said.append)
     assert (
-        json.loads((tmp_path / "b" / "gate.json").read_text())["leaks"].startswith("not looked for")
+        json.loads((tmp_path / "b" / "gate.json").read_text())["leaks"].startswith("not checked")
         and blind.manifest.metrics["gate"]["leaks"] == blind.book["leaks"]
     )
     told = gate(place, tmp_path / "d", train=place / "v1")

@@ -243,7 +243,7 @@ def test_a_server_that_stops_is_lost_in_time(serve):
             for _frame in stream:
                 began = time.monotonic()
         assert 0.5 < time.monotonic() - began < 3
-    with pytest.raises(SourceError, match="within 1 s|no picture"):
+    with pytest.raises(SourceError, match="within 1 s|no frame"):
         StreamSource(server.uri, settings=StreamSettings(open_timeout_s=1.0))
 
 
