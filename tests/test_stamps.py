@@ -11,6 +11,7 @@ from cv_pipeline.commands import main
 from cv_pipeline.core.formats import read_dataset
 from cv_pipeline.core.stamp import config_hash, describe_stamp, stamp
 from cv_pipeline.evaluation.records import data_hash, predict_set
+from cv_pipeline.evaluation.robustness import RobustnessSettings
 from cv_pipeline.evaluation.summary import evaluate_model, line_pictures
 from cv_pipeline.inference.loading import load_model
 from cv_pipeline.inference.manifest import load_manifest
@@ -84,7 +85,7 @@ def truth(dataset, model):
 
 
 def test_a_tuned_model_keeps_its_stamp_in_the_manifest(dataset, truth, tmp_path):
-    main.tune("factory_line", dataset, out=tmp_path / "tuned")
+    main.tune("factory_line", dataset, out=tmp_path / "tuned", settings=TuningSettings())
     kept = load_manifest(tmp_path / "tuned")[0].metrics["tuning"]["stamp"]
     assert kept["model"]["sha256"] == load_manifest("factory_line")[0].sha256
     assert kept["data"] == truth
@@ -100,7 +101,8 @@ def test_other_settings_of_the_tuning_make_another_stamp(line, model):
 
 
 def test_the_file_of_the_robustness_command_is_stamped_with_its_pictures(dataset, truth, tmp_path):
-    main.robustness(data=dataset, conditions="fog", severities="3", budget_s=None, seed=5, out=tmp_path)
+    settings = RobustnessSettings(conditions=("fog",), severities=(3,), seed=5)
+    main.robustness(data=dataset, settings=settings, out=tmp_path)
     kept = json.loads((tmp_path / "metrics.json").read_text())["stamp"]
     assert kept["model"]["sha256"] == load_manifest("factory_line")[0].sha256
     assert kept["data"] == truth

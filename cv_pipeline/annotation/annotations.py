@@ -158,8 +158,7 @@ def check_units(
         and (boxes[:, 2:].max(axis=0) - boxes[:, :2].min(axis=0) > 50).all()
     ):
         raise DataError(
-            f"none of {len(boxes)} boxes in {len(large)} large pictures exceed 100: these appear to be "
-            f"percent",
+            f"none of {len(boxes)} boxes in {len(large)} large images exceeds 100: they appear to be percent",
             where,
             'multiply by width and height over 100; if they are pixels, read with units="pixels" (`label '
             "files` and `label settle`: --units pixels)",

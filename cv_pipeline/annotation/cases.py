@@ -258,7 +258,7 @@ def bounds(
     empty, most = np.zeros(len(looks), bool), np.full(len(looks), np.inf)
     for k, name in enumerate(looks.sources):
         mine = np.flatnonzero(looks.source == k)
-        if name in (usual or {}):
+        if usual is not None and name in usual:
             empty[mine], most[mine] = bounds_now(usual[name], policy)
             continue
         book = np.zeros(MOST_BOXES, np.int64)

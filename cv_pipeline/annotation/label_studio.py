@@ -204,7 +204,7 @@ def _rows(found: Any, where: str, *keys: str) -> list[Any]:
         )
     return found
 
-# %% ../../nbs/07_annotation/06_label_studio.ipynb #bfdfa701
+# %% ../../nbs/07_annotation/06_label_studio.ipynb #f535b982
 def _field(found: Any, key: str, where: str) -> Any:
     "A part of an object as the server tells it; LabelStudioError when it is not there."
     if not isinstance(found, Mapping) or key not in found:

@@ -267,7 +267,7 @@ def test_one_answer_a_person_and_picture():
     kept, notes = A.settle([a, moved, said("ben")])
     assert (
         len(kept) == 2
-        and [p.kind for p in notes] == ["two annotations of one image"]
+        and [p.kind for p in notes] == ["answered twice"]
         and kept[0].created_at == moved.created_at
     )
     other = replace(a, boxes=Detections(a.boxes.xyxy, class_id=[0, 2]), created_at=AT + timedelta(hours=2))

@@ -678,7 +678,7 @@ def test_bad_flags_are_named_by_line(tmp_path, line):
     (tmp_path / "f").write_text('{"source_id": "x", "frame_id": 1}\n' + line)
     with pytest.raises(DataError, match="line 2 is not a flag"):
         read_flags(tmp_path / "f")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot read the flags"):
         read_flags(tmp_path / "none")
 
 
@@ -833,7 +833,7 @@ def test_collections_that_were_damaged(tmp_path):
     with pytest.raises(DataError, match="line 2 is not a valid collection entry"):
         read_collected(tmp_path)
     (tmp_path / "collection.json").write_text("{")
-    with pytest.raises(DataError, match="books"):
+    with pytest.raises(DataError, match="counters"):
         read_books(tmp_path)
 
 

@@ -192,7 +192,7 @@ def test_pictures_that_lie_on_the_server(real, server, tmp_path):
         )
     with pytest.raises(L.LabelStudioError, match="the server does not serve"):
         L.push(server, elsewhere, "local 2", serve="local-files:/etc/./ssl")
-    with pytest.raises(L.LabelStudioError, match="another picture"):
+    with pytest.raises(L.LabelStudioError, match="shows another image"):
         shutil.copy(drafts[1].path, folder / "frames" / "swapped.jpg")
         L.push(
             server,

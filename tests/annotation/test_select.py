@@ -303,9 +303,7 @@ def test_settings_out_of_range(wrong):
 
 
 def test_an_unknown_strategy_is_told_which_there_are():
-    with pytest.raises(
-        ConfigError, match="unknown strategy 'best'; known: hybrid, random, uncertainty, diversity"
-    ):
+    with pytest.raises(ConfigError, match="unknown 'best'; known: hybrid, random, uncertainty, diversity"):
         SelectSettings("best")
 
 

@@ -317,12 +317,12 @@ def test_drafts_that_nobody_touched_are_nobodys_answers(selected, tmp_path, form
         place.write_text(json.dumps(book))
     said = ask("label", "files", place, "--annotator", "ana", "--out", out)
     assert (
-        "10 of 12 are as they were sent: left out" in said
+        "10 of 12 are unchanged" in said
         and "if ana looked at those too and agrees" in said
         and len(read_annotations(out)) == 2
     )
     assert (
-        "10 of 12 are as they were sent: accepted"
+        "10 of 12 are unchanged: accepted"
         in ask("label", "files", place, "--annotator", "ana", "--out", out, "--unchanged", "accept")
         and len(read_annotations(out)) == 12
     )
@@ -409,18 +409,21 @@ def test_files_that_are_no_answers_and_places_that_are_none(answers, selected, t
         "--disputes",
         "keep",
     ]
-    for file, words in ((tmp_path, "cannot be read"), (tmp_path / "bin.jsonl", "line 1 is not JSON")):
+    for file, words in (
+        (tmp_path, "cannot read the annotation file"),
+        (tmp_path / "bin.jsonl", "line 1 is not JSON"),
+    ):
         with pytest.raises(DataError, match=words):
             ask("label", "settle", file, "--pictures", selected, "--out", tmp_path / "b")
     for iou in (2, "nan", 0):
         with pytest.raises(ConfigError, match="is not an overlap"):
             ask(*settle, "--out", tmp_path / "b", "--iou", iou)
     assert "'percent' is not one of" in ask(*settle, "--out", tmp_path / "b", "--units", "percent", code=2)
-    with pytest.raises(SinkError, match="a part of the path is a file"):
+    with pytest.raises(SinkError, match="a parent of the path is a file"):
         ask(*settle, "--out", tmp_path / "afile" / "b")
-    with pytest.raises(SinkError, match="a part of the path is a file"):
+    with pytest.raises(SinkError, match="a parent of the path is a file"):
         ask("label", "files", selected, "--out", tmp_path / "afile" / "x", "--model", "factory_line")
-    with pytest.raises(SinkError, match="a part of the path is a file"):
+    with pytest.raises(SinkError, match="a parent of the path is a file"):
         ask("flag", answers.parent / "run", "gate", 1, "--out", tmp_path / "afile" / "f.jsonl")
 
 
@@ -450,7 +453,7 @@ def test_boxes_that_look_like_percent_can_be_said_to_be_pixels(selected, tmp_pat
         "--model",
         "factory_line",
     ]
-    with pytest.raises(DataError, match="look like percent") as e:
+    with pytest.raises(DataError, match="they appear to be percent") as e:
         ask(*settle)
     assert "--units pixels" in e.value.hint
     ask(*settle, "--units", "pixels")

@@ -152,7 +152,7 @@ def test_all_problems_of_a_config_at_once(tmp_path):
         (["run", "line:frames=2", "--config", "/no/such.yaml"], 2, "file not found"),
         (["run", "line:frames=2", "--model", "/no/such.onnx"], 4, "model not found"),
         (["run", "/no/such.mp4"], 3, "such.mp4"),
-        (["run", "a.mp4", "b.mp4"], 3, "none of the 2 sources"),
+        (["run", "a.mp4", "b.mp4"], 3, "cannot open any of the 2 sources"),
         (["models", "nobody"], 4, "model not found"),
     ],
 )
@@ -166,7 +166,7 @@ def test_bad_usage_has_the_right_code_and_one_sentence(args, code, words, tmp_pa
 def test_unwritable_output(tmp_path):
     (tmp_path / "file").write_text("")
     result = cli("run", "line:frames=2", "--out", tmp_path / "file" / "out")
-    assert result.returncode == 2 and "cannot be written" in " ".join(result.stderr.split())
+    assert result.returncode == 2 and "cannot write to the output folder" in " ".join(result.stderr.split())
 
 
 def bad_files(folder: Path, clip: Path) -> dict[str, Path]:
@@ -466,10 +466,10 @@ def test_tune_refuses_a_folder_with_another_model(labelled, tmp_path):
     "args,words",
     [
         (["tune", "factory_line", "CLIP", "--dry-run"], "not a COCO file"),
-        (["tune", "factory_line", "DATA", "--out", "FILE"], "cannot be written"),
-        (["tune", "factory_line", "DATA", "--out", "FILE/x"], "cannot be written"),
+        (["tune", "factory_line", "DATA", "--out", "FILE"], "cannot write to the output folder"),
+        (["tune", "factory_line", "DATA", "--out", "FILE/x"], "cannot write to the output folder"),
         (["tune", "factory_line", "DATA", "--objective", "beauty", "--dry-run"], "beauty"),
-        (["demo", "--out", "FILE"], "cannot be written"),
+        (["demo", "--out", "FILE"], "cannot write to the output folder"),
         (["run", "line:frames=3", "--threads", "9999"], "less than or equal to 256"),
         (["run", "line:frames=3", "--motion", "6"], "selection.motion"),
     ],
@@ -553,7 +553,11 @@ def test_eval_tracking_prints_the_scores_of_a_run_and_of_files(tmp_path, done):
         and "switch" in table.stderr
     )
     wrong = cli("eval-tracking", tmp_path / "gt.txt", tmp_path / "nothing.txt")
-    assert wrong.returncode == 2 and "file not found" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert (
+        wrong.returncode == 2
+        and "file or folder not found" in wrong.stderr
+        and "Traceback" not in wrong.stderr
+    )
 
 
 def test_a_yaml_may_stand_in_the_place_of_a_source(tmp_path, clip):
@@ -721,7 +725,7 @@ def test_serve_files_writes_a_repository(optimised, tmp_path):
         (["select", "x" * 300, "--budget", "3", "--out", "{tmp}/s"], "File name too long"),
         (
             ["label", "settle", "{tmp}", "--pictures", ".", "--out", "{tmp}/b"],
-            "cannot be read: this is a folder, not a file",
+            "cannot read the annotation file: this is a folder, not a file",
         ),
     ],
 )

@@ -250,7 +250,7 @@ def test_when_no_stream_answers_the_run_does_not_start(tmp_path):
     )
     assert (
         result.returncode == 3
-        and "none of the 2 sources" in result.stderr
+        and "cannot open any of the 2 sources" in result.stderr
         and "pw1" not in result.stderr
         and "pw2" not in result.stderr
     )

@@ -150,7 +150,7 @@ def test_what_cannot_be_served_is_refused_before_anything_is_written(tmp_path):
     one, out = fixed_batch_model(tmp_path), tmp_path / "out"
     with pytest.raises(ConfigError, match="has a fixed batch of 1"):
         write_repository(one, out)
-    with pytest.raises(ConfigError, match="serves .engine files"):
+    with pytest.raises(ConfigError, match="needs .engine files"):
         write_repository(one, out, ServeOptions("tensorrt", kind="gpu"))
     with pytest.raises(ConfigError, match="not a valid model name"):
         write_repository("factory_line", out, name="../line")

@@ -577,7 +577,7 @@ def test_periods_say_what_is_wrong(log):
         periods_of(np.zeros(0))
     with pytest.raises(ConfigError, match="no frames before the window"):
         periods_of(log.at[log.at < log.at.min() + 3600])
-    with pytest.raises(ConfigError, match="no camera west"):
+    with pytest.raises(ConfigError, match="unknown camera west"):
         drift_of_log(log, None, None, SMALL, ["west"])
     with pytest.raises(DataError, match="the reference contains no frames"):
         drift_of_log(log, ["2025-01-01", "2025-01-02"], None, SMALL)

@@ -204,7 +204,7 @@ def test_the_run_measures_what_it_says(bundled):
     assert own["pictures"] == 18 and own["AP_low"] < own["AP"] < own["AP_high"] and own["AP"] > 0.7
     assert b.batching["advice"]["max_batch"] in (1, 4) and b.fit["largest"] == 64
     assert b.relative(b.rows[0]) == 1.0 and 0.1 < b.start_s < 60
-    assert any("18 pictures" in n and "too few" in n for n in b.notes)
+    assert any("18 images" in n and "too few" in n for n in b.notes)
     assert read_benchmark(out) == read_benchmark(out / "benchmark.json") == b
     assert sorted(p.name for p in out.iterdir()) == ["benchmark.html", "benchmark.json", "benchmark.md"]
 

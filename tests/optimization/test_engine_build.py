@@ -120,7 +120,7 @@ def test_without_a_gated_half_the_models_own_file(folder):
     assert pick_source(loaded, own, "int8.onnx")[1].precision == "int8"
     with pytest.raises(
         ConfigError,
-        match="the manifest has no 'x.onnx'.*available: int8.onnx, half.onnx, bytes.onnx, tiny.onnx",
+        match="the manifest has no 'x.onnx'.*it names int8.onnx, half.onnx, bytes.onnx, tiny.onnx",
     ):
         pick_source(loaded, own, "x.onnx")
     (folder / "half.onnx").unlink()

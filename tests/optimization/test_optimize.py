@@ -280,7 +280,7 @@ def test_what_cannot_be_opened_here_gets_no_verdict_and_an_engine_listed_meanwhi
     rows, gone = by_label(copied), "model_int8_7bit.onnx on onnxruntime"
     assert (
         report[gone].skipped
-        and "is not there" in report[gone].problem
+        and "not found" in report[gone].problem
         and rows[gone].verdict(instruction_set()) == {}
     )
     assert (
@@ -561,13 +561,13 @@ def test_a_folder_that_is_there(pictures, tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; tested below by another way")
 def test_a_folder_that_cannot_be_written(pictures, tmp_path):
     (tmp_path / "ro").mkdir(mode=0o555)
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="cannot write the model folder"):
         optimize("factory_line", tmp_path / "ro" / "m", pictures[0], settings=FLOAT)
 
 
 def test_a_folder_where_there_can_be_none(pictures, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="cannot write the model folder"):
         optimize("factory_line", tmp_path / "file" / "m", pictures[0], settings=FLOAT)
 
     def refused(folder):
@@ -676,9 +676,9 @@ def test_steps_are_consistent():
 
 
 def test_few_calibration_pictures_warn(pictures, tmp_path):
-    with pytest.warns(CalibrationWarning, match="only 9 pictures"):
+    with pytest.warns(CalibrationWarning, match="only 9 calibration images"):
         report = optimize("factory_line", tmp_path / "m", pictures[0], pictures[2], FLOAT)
-    assert any("only 9 pictures" in n for n in report.notes)
+    assert any("only 9 calibration images" in n for n in report.notes)
 
 
 def test_no_checkpoint(tmp_path):

@@ -96,7 +96,7 @@ def test_training_keeps_the_narrow_network_and_the_gate_judges_it(trained, tmp_p
     count = lambda path: sum(p.numel() for p in YOLO(path).model.parameters())
     assert (
         count(made) < 0.8 * count(folder / "fresh.pt")
-        and "channels out" in said[0]
+        and "channels removed" in said[0]
         and sum("epoch" in s for s in said[1:]) == 1
     )
     report = optimize(

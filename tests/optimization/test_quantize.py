@@ -104,7 +104,7 @@ def line(tmp_path_factory):
     for i, image in enumerate(shown[:-1]):
         cv2.imwrite(str(folder / f"{i:03d}.png"), image)
     graph, prepare = simplify(open_graph(file)), Preprocessor(manifest.preprocess)
-    with pytest.warns(CalibrationWarning, match="only 12 pictures"):
+    with pytest.warns(CalibrationWarning, match="only 12 calibration images"):
         chosen = choose_calibration(folder, 12)
     return (
         manifest,

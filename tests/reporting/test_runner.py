@@ -227,7 +227,7 @@ def test_a_frozen_set_is_what_the_report_evaluates_and_a_changed_or_leaked_one_e
     freeze(tmp_path / "set", frozen, "test")
     done = run_report("evaluation", asked, root=tmp_path / "r")
     assert done.metrics["header"]["pictures"] == 8  # the frozen half, not the line and not all of the folder
-    with pytest.raises(ReportFailed, match="knows its split"):
+    with pytest.raises(ReportFailed, match="defines its own split"):
         run_report(
             "evaluation", {**asked, "data": str(tmp_path / "set"), "split": "train"}, root=tmp_path / "s"
         )

@@ -138,7 +138,7 @@ def test_thin_slices_are_said_to_be_insufficient_and_show_no_number(thin, verdic
         and row.verdict is Verdict.INSUFFICIENT
         and row.thin
         and row.row()["AP new"] is None
-        and "12 pictures and 36 objects are too few" in row.reason
+        and "12 images and 36 objects are too few" in row.reason
     )
     assert any("light = night" in r for r in c.reasons())
 
