@@ -105,7 +105,6 @@ def check_rules(
     "ConfigError that lists every rule which does not hold."
     problems = [text for good, text in rules if not good]
     if problems:
-        what = what.replace("settings", "setting") if len(problems) == 1 else what
         raise ConfigError(f"{len(problems)} invalid {what}", type(settings).__name__, hint, problems)
 
 # %% ../../nbs/00_core/00_types.ipynb #67267242
