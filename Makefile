@@ -57,7 +57,7 @@ test: lint types notebooks pytest  ## every notebook top to bottom, then all tes
 # two workers on two cores: a BLAS or torch of several threads in each would only wait for the others
 test-fast pytest: export OMP_NUM_THREADS := 1
 
-test-fast: $(VENV)/.dev  ## the tests that train nothing, start no server and take less than a second or two: < 3 minutes
+test-fast: $(VENV)/.dev  ## the tests that train nothing, start no server and take less than a second or two: about 3 minutes
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not service" $(ARGS)
 
 coverage: export OMP_NUM_THREADS := 1
