@@ -41,8 +41,8 @@ from ..evaluation.records import short_names
 # %% auto #0
 __all__ = ['SEVERITIES', 'Problem', 'worst_first', 'compare_labels', 'name_lists', 'label_hash', 'check_dataset',
            'problem_counts', 'leak_groups', 'group_split', 'class_counts', 'Split', 'sequences_by', 'split_dataset',
-           'write_split', 'FrozenSetError', 'Frozen', 'freeze', 'read_frozen', 'verify_frozen', 'Leak', 'LeakError',
-           'find_leaks', 'check_leak', 'check_test_set']
+           'write_split', 'ManifestError', 'FrozenSetError', 'Frozen', 'freeze', 'read_frozen', 'verify_frozen', 'Leak',
+           'LeakError', 'find_leaks', 'check_leak', 'check_test_set']
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #18d3cd1b
 @dataclass(frozen=True)
@@ -784,8 +784,8 @@ def write_split(
     return found
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #5748ba2e
-class FrozenSetError(DataError):
-    "A frozen set has changed; `changed`, `missing` and `added` name the files."
+class ManifestError(DataError):
+    "Files differ from their manifest; `changed`, `missing` and `added` name them."
 
     def __init__(
         self,
@@ -798,6 +798,10 @@ class FrozenSetError(DataError):
     ):
         self.changed, self.missing, self.added = list(changed), list(missing), list(added)
         super().__init__(what, where, hint)
+
+
+class FrozenSetError(ManifestError):
+    "A frozen set has changed."
 
 
 @dataclass(frozen=True)

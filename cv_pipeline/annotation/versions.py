@@ -24,6 +24,7 @@ from cv_pipeline.annotation.datasets import (
     Frozen,
     Leak,
     LeakError,
+    ManifestError,
     Problem,
     group_split,
     label_hash,
@@ -227,20 +228,8 @@ def _digest(entries: Sequence[Entry]) -> str:
 _FORMAT = "cv_pipeline dataset version 1"
 
 
-class VersionError(DataError):
-    "A version does not match its manifest; `changed`, `missing` and `added` name the files."
-
-    def __init__(
-        self,
-        what: str,
-        where: object = None,
-        hint: str | None = None,
-        changed: Sequence[str] = (),
-        missing: Sequence[str] = (),
-        added: Sequence[str] = (),
-    ):
-        self.changed, self.missing, self.added = list(changed), list(missing), list(added)
-        super().__init__(what, where, hint)
+class VersionError(ManifestError):
+    "A version does not match its manifest."
 
 # %% ../../nbs/07_annotation/11_versions.ipynb #2ea0ae4a
 @dataclass(frozen=True)

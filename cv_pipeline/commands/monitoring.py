@@ -120,7 +120,7 @@ def audit_draw(
     kept = None if collection is None else read_collected(collection, check=False)
     sample = [(r.source_id, r.frame_id, r.captured_at) for r in kept or () if "random" in r.reasons]
     found = draw_audit(
-        read_log(log, since, until, list(cameras or ()) or None), plan, sample if kept else None
+        read_log(log, since, until, list(cameras or ()) or None), plan, None if kept is None else sample
     )
     write_audit(found, out)
     missing = take_pictures(found, out, _places(run, places), collection)
