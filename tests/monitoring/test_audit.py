@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from cv_pipeline.annotation.cases import CollectPolicy
 from cv_pipeline.annotation.collect import CollectSink, Flag
+from cv_pipeline.commands.monitoring import audit_draw
 from cv_pipeline.core.formats import LabelledImage
 from cv_pipeline.core.types import ConfigError, DataError, Detections, Frame, FrameResult
 from cv_pipeline.monitoring.audit import (
@@ -225,6 +226,9 @@ def test_only_what_the_collection_kept_by_lot_is_drawn(tmp_path):
     )
     with pytest.raises(DataError, match="none of the kept images belongs to this log"):
         draw_audit(log, AuditPlan(looks=20), [("attic", 1)])
+    (tmp_path / "c" / "collected.jsonl").write_text("")  # an empty collection is not "all frames"
+    with pytest.raises(DataError, match="none of the kept images belongs to this log"):
+        audit_draw(tmp_path / "log", out=tmp_path / "b", collection=tmp_path / "c", plan=AuditPlan(looks=20))
 
 
 def two_runs(folder, value=lambda run, k: 10 + 100 * run + k % 60):
