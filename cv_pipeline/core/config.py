@@ -345,7 +345,10 @@ class EventsConfig(_Section):
         default_factory=list, description="[{name, start: [x, y], end: [x, y], classes, sources, anchor}]"
     )
     margin: float = Field(
-        0.12, ge=0, lt=1, description="How far beyond a border a track must be, in box sizes."
+        0.12,
+        ge=0,
+        lt=1,
+        description="Least distance beyond a border, in box sizes; more for boxes that tremble.",
     )
     looks: int = Field(
         2, ge=1, description="Consecutive observations beyond the border that confirm a crossing."
