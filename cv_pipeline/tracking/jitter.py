@@ -25,7 +25,7 @@ class JitterBook(TrackRows):
     measured: np.ndarray  # int32, distances so far
     noise: np.ndarray  # variance of a distance around its way, pixels²
     latest: np.ndarray  # seconds, when the last distance came
-    peak: np.ndarray  # farthest beyond the border since it went there, sizes of the box; 0 = it is not there
+    peak: np.ndarray  # farthest beyond the border since it went there, sizes of the box; 0 = not beyond it
     since: np.ndarray  # seconds, when it went there
     swing: np.ndarray  # the greatest excursion that came back, sizes of the box
     flipped: np.ndarray  # seconds, when its side changed last
