@@ -26,9 +26,9 @@ from .types import ConfigError, CVPipelineError, DataError, SinkError
 # %% auto #0
 __all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'draft_of', 'write_whole', 'write_json', 'append_lines', 'Busy',
            'locked', 'sweep_drafts', 'Staging', 'glob_escape', 'sync_tree', 'draft_folder', 'copy_file', 'move_file',
-           'copy_over', 'file_sha256', 'safe_name', 'decode_text', 'read_bytes', 'read_text', 'parse_json', 'read_json',
-           'read_json_lines', 'parse_yaml', 'read_yaml', 'read_table_file', 'expecting', 'writing', 'read_parquet',
-           'read_parquet_metadata', 'read_parquet_schema']
+           'copy_over', 'is_there', 'file_sha256', 'safe_name', 'decode_text', 'read_bytes', 'read_text', 'parse_json',
+           'read_json', 'read_json_lines', 'parse_yaml', 'read_yaml', 'read_table_file', 'expecting', 'writing',
+           'read_parquet', 'read_parquet_metadata', 'read_parquet_schema']
 
 # %% ../../nbs/00_core/02_files.ipynb #07d851ac
 _REMEDY = {
@@ -419,6 +419,14 @@ def copy_over(
             draft.unlink(missing_ok=True)  # also where both are one file already: then nothing was moved
 
 # %% ../../nbs/00_core/02_files.ipynb #fc930710
+def is_there(path: str | Path) -> bool:
+    "Whether a path exists; a name that no file system takes (too long, a null byte) does not."
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def file_sha256(
     path: str | Path,  # any file
 ) -> str:  # 64 hexadecimal digits

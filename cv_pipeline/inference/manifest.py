@@ -17,15 +17,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..core.files import file_sha256, parse_yaml, read_table_file, write_whole
+from ..core.files import file_sha256, is_there, parse_yaml, read_table_file, write_whole
 from ..core.types import BackendError, ConfigError, ModelSpecMismatch
 from .calibrators import Calibrator
 
 # %% auto #0
-__all__ = ['LAYOUTS', 'RUNTIMES', 'BY_ENDING', 'PRECISIONS', 'PreprocessSpec', 'PostprocessSpec', 'Artefact', 'ModelManifest',
-           'artefact_sha256', 'find_artefact', 'save_manifest', 'from_ultralytics_metadata', 'bundled_models',
-           'find_model', 'ModelFolder', 'open_model_folder', 'load_manifest', 'output_shape', 'grid_cells',
-           'check_graph']
+__all__ = ['LAYOUTS', 'HEADS', 'RUNTIMES', 'BY_ENDING', 'PRECISIONS', 'PreprocessSpec', 'PostprocessSpec', 'Artefact',
+           'ModelManifest', 'artefact_sha256', 'find_artefact', 'save_manifest', 'from_ultralytics_metadata',
+           'bundled_models', 'find_model', 'ModelFolder', 'open_model_folder', 'load_manifest', 'output_shape',
+           'grid_cells', 'check_graph']
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #c6d378df
 def _real(low: float, high: float = float("inf"), above: bool = False) -> Callable[[Any], float]:
@@ -247,11 +247,14 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #080b11e2
+HEADS = ("yolov8", "yolov5", "yolox", "end2end")  # what a row of the output means, see inference.meaning
+
+
 @dataclass(frozen=True)
 class PostprocessSpec:
     "How raw output becomes detections, and which of them are kept."
 
-    head: str = "yolov8"  # "yolov8" | "yolox" | "end2end"
+    head: str = "yolov8"  # "yolov8" | "yolov5" | "yolox" | "end2end"
     conf: float = 0.25  # below: not a detection
     iou: float = 0.7  # NMS removes a box that overlaps a better one by more
     max_det: int = 300  # per image, best first
@@ -268,7 +271,7 @@ class PostprocessSpec:
         _settle(
             self,
             {
-                "head": _choice("yolov8", "yolox", "end2end"),
+                "head": _choice(*HEADS),
                 "conf": unit,
                 "iou": unit,
                 "max_det": _whole(1),
@@ -540,9 +543,11 @@ def from_ultralytics_metadata(
     path: str | Path,  # the model file, for its name and for errors
 ) -> dict[str, Any] | None:  # keys of ModelManifest, or None when Ultralytics did not write this file
     "The manifest that an Ultralytics export carries inside."
+    path = Path(path)
+    if {"names", "stride"} <= set(metadata) and "task" not in metadata:
+        return _from_yolov5(metadata, path)
     if not {"names", "task", "imgsz"} <= set(metadata):
         return None
-    path = Path(path)
     try:
         values = {
             k: ast.literal_eval(metadata[k])
@@ -567,6 +572,17 @@ def from_ultralytics_metadata(
     }
 
 
+def _from_yolov5(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    "The manifest of an export of the YOLOv5 project, which writes names and stride only."
+    try:
+        names, stride = ast.literal_eval(metadata["names"]), int(float(metadata["stride"]))
+    except (ValueError, SyntaxError, TypeError) as e:
+        hint = "give a manifest with --spec file.yaml"
+        raise ModelSpecMismatch(f"invalid embedded metadata: {e}", path, hint) from e
+    head = {"head": "yolov5"}
+    return {"name": path.stem, "names": names, "preprocess": {"stride": stride}, "postprocess": head}
+
+
 def _only_detection(task: str, where: object) -> None:
     if task != "detect":
         raise ModelSpecMismatch(
@@ -587,7 +603,7 @@ def find_model(
 ) -> Path:  # an existing path
     "Path of a model; BackendError when there is none."
     found = Path(path)
-    if found.exists():
+    if is_there(found):
         return found
     bundled = bundled_models()
     if str(path) in bundled:
@@ -598,7 +614,7 @@ def find_model(
         f"give a model folder, an .onnx file, or one of the bundled models: {', '.join(bundled) or 'none'}",
     )
 
-
+# %% ../../nbs/02_inference/01_manifest.ipynb #ab974e03
 def _overlay(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     "`top` laid over `base`, key by key, two levels deep."
     merged = dict(base)
@@ -615,9 +631,14 @@ def _overlay(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 def _bare_model(path: Path, spec: Path | None, metadata: Any) -> tuple[dict[str, Any], Path]:
     """The manifest of a file without a folder, laid together from all that is known, and the last place that
     spoke."""
-    metadata = metadata() if callable(metadata) else metadata
-    data, where = from_ultralytics_metadata(metadata or {}, path) or {}, path
     beside = [p for suffix in (".json", ".yaml", ".yml") if (p := path.with_suffix(suffix)).is_file()][:1]
+    try:
+        metadata = metadata() if callable(metadata) else metadata
+    except ModelSpecMismatch:  # unreadable: no loss where a manifest is given
+        if not beside and spec is None:
+            raise
+        metadata = {}
+    data, where = from_ultralytics_metadata(metadata or {}, path) or {}, path
     for file in beside + ([spec] if spec else []):
         data, where = _overlay(data, read_table_file(file)), file
     if not data:
@@ -708,7 +729,13 @@ def load_manifest(
 # %% ../../nbs/02_inference/01_manifest.ipynb #3becdd76
 def _head_shape(head: str, nc: int) -> tuple[int | None, int | None]:
     "What a head promises about dimensions 1 and 2 of its output; None = anything."
-    return {"yolov8": (4 + nc, None), "yolox": (None, 5 + nc), "end2end": (None, 6)}[head]
+    shapes = {
+        "yolov8": (4 + nc, None),
+        "yolov5": (None, 5 + nc),
+        "yolox": (None, 5 + nc),
+        "end2end": (None, 6),
+    }
+    return shapes[head]
 
 
 def output_shape(
@@ -732,16 +759,12 @@ def _guess_head(shape: tuple, nc: int) -> str:
         return "two dimensions: probably a classifier"
     if len(shape) != 3:
         return f"a detector's output has 3 dimensions, this one {len(shape)}"
-    fits = [
-        h
-        for h in ("yolov8", "yolox", "end2end")
-        if all(w in (None, g) for w, g in zip(_head_shape(h, nc), shape[1:]))
-    ]
+    fits = [h for h in HEADS if all(w in (None, g) for w, g in zip(_head_shape(h, nc), shape[1:]))]
     if fits:
-        return f"this matches head: {fits[0]}"
+        return f"this matches head: {' or '.join(fits)}"
     if isinstance(shape[1], int) and isinstance(shape[2], int):
         if shape[1] > shape[2]:
-            return f"as head: yolox it would have {shape[2] - 5} classes"
+            return f"as head: yolov5 or yolox it would have {shape[2] - 5} classes"
         more = shape[1] - 4 - nc
         return f"as head: yolov8 it would have {shape[1] - 4} classes" + (
             f"; {more} more rows may be masks or keypoints" if more > 0 else ""
@@ -787,7 +810,7 @@ def _check_output(manifest: ModelManifest, given: tuple[int | None, ...], where:
             f"the graph returns {given[1]} cells; strides 8, 16, 32 at {manifest.preprocess.imgsz} give "
             f"{grid_cells(manifest.preprocess.imgsz)}",
             where,
-            "the model has other strides, or another imgsz",
+            "the model has other strides, or another imgsz; three rows a cell are head: yolov5",
         )
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #8e8314d5

@@ -71,7 +71,7 @@ def scores_of(
     "The scores in a raw output."
     if head == "yolov8":
         return raw[:, 4:]
-    return raw[..., 4:5] * raw[..., 5:] if head == "yolox" else raw[..., 4]
+    return raw[..., 4:5] * raw[..., 5:] if head in ("yolov5", "yolox") else raw[..., 4]
 
 
 def verify_engine(

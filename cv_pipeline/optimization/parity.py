@@ -20,12 +20,12 @@ __all__ = ['LIMITS', 'scores_of', 'match_detections', 'Limits', 'ParityError', '
 # %% ../../nbs/06_optimization/03_parity.ipynb #6e43f686
 def scores_of(
     raw: np.ndarray,  # (B, …) raw output
-    head: str,  # "yolov8" | "yolox" | "end2end"
+    head: str,  # one of inference.manifest.HEADS
 ) -> np.ndarray:  # (B, N): the best score of each candidate
     "The scores in a raw output."
     if head == "yolov8":
         return raw[:, 4:].max(axis=1)
-    if head == "yolox":
+    if head in ("yolov5", "yolox"):
         return raw[:, :, 4] * raw[:, :, 5:].max(axis=2)
     return raw[:, :, 4]
 

@@ -57,7 +57,7 @@ def readyz(
         summary["warm"]
         and bool(usable)
         and summary["error"] is None
-        and model not in ("failed", "unreachable", "timeout", "closed")
+        and model not in ("failed", "unreachable", "timeout", "closed", "suspicious")
     )
     reason = (
         None
@@ -66,7 +66,7 @@ def readyz(
         or (
             "the model is warming up"
             if not summary["warm"]
-            else f"the model is {model}"
+            else ": ".join([f"the model is {model}", *filter(None, [summary["model"].get("suspicion")])])
             if usable
             else "no source delivers frames"
         )

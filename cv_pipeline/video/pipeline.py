@@ -396,7 +396,8 @@ def _postprocess(run: _Run, batch: _Batch) -> None:
     if not wanted or batch.raw is None:
         return
     started = run.clock()
-    found = run.model.postprocess(batch.raw, [item.geometry for item in wanted])
+    geometries, inputs = [item.geometry for item in wanted], batch.tensor.array[: len(wanted)]
+    found = run.model.postprocess(batch.raw, geometries, inputs)
     share = (run.clock() - started) * 1e3 / len(wanted)
     for item, detections in zip(wanted, found):
         begun, channel = run.clock(), item.channel
@@ -857,6 +858,12 @@ def _chosen(backend: Backend) -> dict[str, Any]:
         }
     )
 
+
+def _model_state(run: _Run) -> str:
+    "The model in one word: the state of its backend, or suspicious."
+    state = run.backend.state
+    return "suspicious" if state in ("ready", "fallback") and run.model.postprocess.suspicion else state
+
 # %% ../../nbs/04_video/09_pipeline.ipynb #d02dc728
 def summarise(pipeline: Pipeline, run: _Run) -> dict[str, Any]:
     "The summary of a run, finished or not; what `summary.json` holds."
@@ -895,7 +902,8 @@ def summarise(pipeline: Pipeline, run: _Run) -> dict[str, Any]:
         "model": {
             "name": run.backend.name,
             "provider": run.backend.provider,
-            "state": run.backend.state,
+            "state": _model_state(run),
+            "suspicion": run.model.postprocess.suspicion,
             "sha256": run.model.manifest.sha256,
             "max_batch": run.backend.max_batch,
             "events": dict(run.backend.events),
