@@ -22,6 +22,7 @@ import yaml
 from scipy.optimize import linear_sum_assignment
 
 from .datasets import Problem, worst_first
+from ..core.class_names import names_in
 from cv_pipeline.core.files import (
     append_lines,
     copy_over,
@@ -30,10 +31,10 @@ from cv_pipeline.core.files import (
     read_bytes,
     read_json,
     read_text,
-    read_yaml,
     writable_folder,
     write_whole,
 )
+from ..core.findings import ROW_FINDINGS
 from ..core.formats import LabelledImage, read_dataset, to_coco_annotations, to_yolo
 from ..core.images import read_image
 from cv_pipeline.core.types import (
@@ -503,9 +504,9 @@ def _copy(source: Path, target: Path) -> None:
         copy_over(source, target, link=True)
 
 
-def _sheet(folder: Path, names: Sequence[str], sides: Sequence[str]) -> None:
+def _sheet(folder: Path, names: Sequence[str], sides: Mapping[str, str]) -> None:  # side → folder
     text = yaml.safe_dump(
-        {"path": str(folder.resolve()), **{s: f"images/{s}" for s in sides}, "names": dict(enumerate(names))},
+        {"path": str(folder.resolve()), **sides, "names": dict(enumerate(names))},
         sort_keys=False,
         allow_unicode=all(n.isprintable() for n in names),
     )  # yaml takes U+0085 for a line end
@@ -571,7 +572,7 @@ def write_labelled(
             (out / "labels" / side / name[a.picture]).with_suffix(".txt"),
             to_yolo(a.boxes[inside], a.size, clip=True, where=a.picture),
         )
-    _sheet(out, annotations[0].names, [side])
+    _sheet(out, annotations[0].names, {side: f"images/{side}"})
     return worst_first(found)
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #43ce7625
@@ -648,10 +649,7 @@ def _listed(folder: Path) -> tuple[list[str], bool]:
     sheet, file, lists = folder / "data.yaml", folder / "labels" / "classes.txt", []
     with expecting("cannot read its class list", folder, f"mend {sheet.name}, or take a new folder"):
         if sheet.exists():
-            names = read_yaml(sheet)["names"]
-            lists.append(
-                [str(names[k]) for k in sorted(names)] if isinstance(names, dict) else [str(n) for n in names]
-            )
+            lists.append(list(names_in(sheet)))
         if file.exists():
             lists.append([n for n in read_text(file).split("\n") if n.strip()])
     if not lists and any(p.name != "classes.txt" for p in (folder / "labels").glob("*.txt")):
@@ -763,7 +761,7 @@ def write_drafts(
     for d in drafts:
         _copy(d.path, out / "images" / files[d.picture])
     if coco is None and (names != old or not same):
-        _sheet(out, names, ["train"])
+        _sheet(out, names, {"train": "images"})
         write_whole(out / "labels" / "classes.txt", "\n".join(names) + "\n")
     lines = [_draft_row(d, files[d.picture], form) for d in drafts if d.picture in due]
     # before the labels: one without its line would pass for an answer
@@ -985,7 +983,7 @@ def read_labelled(
 ) -> list[Annotation]:  # a picture whose label file is missing was not labelled
     "What one person labelled with a tool that reads and writes files."
     use, rename = settings or ReadLabelledSettings(), rename or {}
-    items = read_dataset(path, images=images)
+    items = read_dataset(path, images=images, labels="optional", own=ROW_FINDINGS)
     names = tuple(names) if names is not None else tuple(rename.get(n, n) for n in items[0].names)
     root = Path(path) if Path(path).is_dir() else Path(path).parent
     form = "yolo" if items[0].category_ids is None else "coco"

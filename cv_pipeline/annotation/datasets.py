@@ -11,9 +11,8 @@ import io
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,41 +27,22 @@ from cv_pipeline.core.files import (
     expecting,
     read_json,
     read_text,
-    read_yaml,
     write_json,
     write_whole,
 )
-from ..core.formats import LabelledImage, read_dataset, to_yolo
+from ..core.findings import ACCEPTABLE, Problem, accepted_names, pass_gate, worst_first
+from ..core.formats import LabelledImage, read_dataset, scan_dataset, to_yolo
 from ..core.images import read_image
 from ..core.likeness import Fingerprint, fingerprints, near_pairs
-from ..core.types import CVPipelineError, ConfigError, DataError, box_iou
+from ..core.types import ConfigError, DataError
 from ..evaluation.records import short_names
 
 # %% auto #0
-__all__ = ['SEVERITIES', 'Problem', 'worst_first', 'compare_labels', 'name_lists', 'label_hash', 'check_dataset',
-           'problem_counts', 'leak_groups', 'group_split', 'class_counts', 'Split', 'sequences_by', 'split_dataset',
-           'write_split', 'ManifestError', 'FrozenSetError', 'Frozen', 'freeze', 'read_frozen', 'verify_frozen', 'Leak',
-           'LeakError', 'find_leaks', 'check_leak', 'check_test_set']
+__all__ = ['compare_labels', 'label_hash', 'check_dataset', 'leak_groups', 'group_split', 'class_counts', 'Split', 'sequences_by',
+           'split_dataset', 'write_split', 'ManifestError', 'FrozenSetError', 'Frozen', 'freeze', 'read_frozen',
+           'verify_frozen', 'Leak', 'LeakError', 'find_leaks', 'check_leak', 'check_test_set']
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #18d3cd1b
-@dataclass(frozen=True)
-class Problem:
-    "One problem of a dataset."
-
-    severity: str  # "error": numbers would be wrong; "warning": check it; "note": good to know
-    kind: str  # short, the same for all of a kind
-    where: str  # file, with line or annotation
-    what: str
-
-
-SEVERITIES = ("error", "warning", "note")
-
-
-def worst_first(problems: Iterable[Problem]) -> list[Problem]:
-    "Errors, then warnings, then notes; by kind and place."
-    return sorted(problems, key=lambda p: (SEVERITIES.index(p.severity), p.kind, p.where))
-
-
 def _unlike(a: LabelledImage, b: LabelledImage, size: tuple[int, int], tolerance: float) -> Iterable[Problem]:
     "Where two readings of one image differ."
     first, second = a.truth(size), b.truth(size)
@@ -113,225 +93,6 @@ def compare_labels(
         found += _unlike(ours[stem], theirs[stem], (image.shape[1], image.shape[0]), tolerance)
     return worst_first(found)
 
-# %% ../../nbs/07_annotation/00_datasets.ipynb #bcd29ee5
-@dataclass(frozen=True)
-class _Rows:
-    "Labels of one picture as they stand in the file."
-
-    places: list[str]  # line 3, annotation 17 …
-    class_id: np.ndarray  # (n,) float64, NaN where there is none
-    xyxy: np.ndarray  # (n, 4) float64
-    problems: list[Problem]
-
-
-def _made(places: list[str], classes: list, boxes: list, problems: list[Problem]) -> _Rows:
-    return _Rows(places, np.array(classes, np.float64), np.array(boxes, np.float64).reshape(-1, 4), problems)
-
-
-def _yolo_rows(item: LabelledImage, size: tuple[int, int]) -> _Rows:
-    "Lines of a YOLO file in pixels."
-    try:
-        lines = item.label.read_text().splitlines() if item.label and item.label.exists() else []
-    except (OSError, UnicodeDecodeError) as e:
-        return _made([], [], [], [Problem("error", "unreadable labels", str(item.label), str(e))])
-    places, classes, boxes, problems, whole = [], [], [], [], np.array([*size, *size])
-    for number, parts in ((n, line.split()) for n, line in enumerate(lines, 1) if line.strip()):
-        place = f"{item.label}:{number}"
-        if len(parts) not in (5, 6):
-            hint = (
-                " (a polygon: this may be a segmentation label)" if len(parts) > 6 and len(parts) % 2 else ""
-            )
-            problems.append(
-                Problem("error", "malformed row", place, f"{len(parts)} values, not 5 or 6{hint}")
-            )
-            continue
-        try:
-            c, x, y, w, h = (float(v) for v in parts[:5])
-        except ValueError:
-            problems.append(
-                Problem("error", "malformed row", place, f"not numeric: {' '.join(parts)[:60]!r}")
-            )
-            continue
-        if max(abs(x), abs(y), abs(w), abs(h)) > 1.5:
-            problems.append(
-                Problem(
-                    "error", "mixed coordinates", place, f"{parts[1:5]} are pixels; YOLO rows are fractions"
-                )
-            )
-            continue
-        places.append(place)
-        classes.append(c)
-        boxes.append(np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * whole)
-    return _made(places, classes, boxes, problems)
-
-# %% ../../nbs/07_annotation/00_datasets.ipynb #82a081e5
-def _coco_rows(item: LabelledImage, size: tuple[int, int]) -> _Rows:
-    "Annotations of a COCO or VOC file in pixels."
-    index, places, classes, boxes, problems = {c: i for i, c in enumerate(item.category_ids)}, [], [], [], []
-    for a in item.annotations:
-        place = f"{item.label or item.path.name}: annotation {a.get('id')}"
-        try:
-            x, y, w, h = (float(v) for v in a["bbox"])
-        except (KeyError, TypeError, ValueError):
-            problems.append(
-                Problem("error", "malformed row", place, f"bbox {a.get('bbox')!r} is not four numbers")
-            )
-            continue
-        if min(size) > 32 and 0 < max(x + w, y + h) <= 1.5:
-            problems.append(
-                Problem(
-                    "error", "mixed coordinates", place, f"{a['bbox']} are fractions; these rows are pixels"
-                )
-            )
-            continue
-        places.append(place)
-        classes.append(index.get(a.get("category_id"), -1))
-        boxes.append([x, y, x + w, y + h])
-    return _made(places, classes, boxes, problems)
-
-# %% ../../nbs/07_annotation/00_datasets.ipynb #9b1a0ba1
-def _box_problems(rows: _Rows, size: tuple[int, int], names: Sequence[str]) -> list[Problem]:
-    "Problems of the boxes of one image."
-    found, box = list(rows.problems), rows.xyxy
-
-    def say(
-        bad: np.ndarray,
-        severity: str,
-        kind: str,
-        why: Callable[[int], str] = lambda i: f"{box[i].round(1).tolist()} in {size[0]}x{size[1]}",
-    ):
-        found.extend(Problem(severity, kind, rows.places[i], why(i)) for i in np.flatnonzero(bad))
-
-    finite = np.isfinite(box).all(axis=1)
-    side, centre = box[:, 2:] - box[:, :2], (box[:, 2:] + box[:, :2]) / 2
-    say(~finite, "error", "NaN or infinity")
-    say(finite & (side < 0).any(axis=1), "error", "inverted box")
-    say(finite & (side >= 0).all(axis=1) & (side == 0).any(axis=1), "error", "box without area")
-    beyond = (
-        np.maximum(-box[:, :2], box[:, 2:] - size).max(axis=1, initial=-np.inf) if len(box) else np.zeros(0)
-    )
-    lost = finite & ((centre < 0) | (centre > size)).any(axis=1)
-    say(lost, "error", "box outside the picture")
-    say(
-        finite & ~lost & (beyond > 1),
-        "warning",
-        "box leaves the picture",
-        lambda i: f"by {beyond[i]:.1f} pixels: {box[i].round(1).tolist()} in {size[0]}x{size[1]}",
-    )
-    whole = rows.class_id == np.round(rows.class_id)
-    most = f"0..{len(names) - 1}" if names else "0.."
-    say(
-        ~whole | (rows.class_id < 0) | (rows.class_id >= (len(names) or np.inf)),
-        "error",
-        "class id out of range",
-        lambda i: f"{rows.class_id[i]:g}, known {most}",
-    )
-    return found + (_boxes_twice(rows) if finite.all() and len(box) < 2000 else [])
-
-
-def _boxes_twice(rows: _Rows) -> list[Problem]:
-    "Boxes that lie on another one of their picture."
-    i, j = np.nonzero(np.triu(box_iou(rows.xyxy, rows.xyxy), 1) > 0.98)
-    same = rows.class_id[i] == rows.class_id[j]
-    return [
-        Problem(
-            "warning",
-            "box twice" if s else "one place, two classes",
-            rows.places[b],
-            f"as {rows.places[a].split(':')[-1].strip()}",
-        )
-        for a, b, s in zip(i, j, same)
-    ]
-
-# %% ../../nbs/07_annotation/00_datasets.ipynb #f2fc2523
-def _names_in(file: Path) -> tuple[str, ...]:
-    "Class names that a file lists; empty when it lists none."
-    try:
-        if file.suffix in (".yaml", ".yml"):
-            names = read_yaml(file).get("names") or ()
-            return (
-                tuple(str(names[k]) for k in sorted(names))
-                if isinstance(names, dict)
-                else tuple(map(str, names))
-            )
-        if file.suffix == ".json" and file.stat().st_size > 2**26:
-            return ()  # not read only for its names
-        if file.suffix == ".json":
-            return tuple(c["name"] for c in sorted(read_json(file)["categories"], key=lambda c: c["id"]))
-        return tuple(line.strip() for line in read_text(file).rstrip().splitlines())
-    except (CVPipelineError, OSError, KeyError, TypeError, AttributeError):
-        return ()
-
-
-def name_lists(folder: Path) -> dict[Path, tuple[str, ...]]:
-    "Every list of class names in a folder, the one above, and their folders of annotations."
-    files = [
-        f
-        for place in (folder, folder.parent)
-        for pattern in (
-            "*.yaml",
-            "*.yml",
-            "*.names",
-            "classes.txt",
-            "labels.txt",
-            "*.json",
-            "annotations/*.json",
-            "*/*.names",
-            "*/instances*.json",
-        )
-        for f in sorted(place.glob(pattern))
-    ]
-    return {f: names for f in dict.fromkeys(files) if (names := _names_in(f))}
-
-# %% ../../nbs/07_annotation/00_datasets.ipynb #40455300
-def _name_problems(used: Sequence[str], folder: Path, counts: Counter) -> list[Problem]:
-    "Traps in the names: orders that differ, doubles, numbers that count from 1, classes without objects."
-    found, where = [], str(folder)
-    for file, names in name_lists(folder).items():
-        if names != tuple(used) and sorted(names) == sorted(used):
-            first = next(i for i, (a, b) in enumerate(zip(used, names)) if a != b)
-            found.append(
-                Problem(
-                    "warning",
-                    "class order trap",
-                    str(file),
-                    f"the same names in another order: class {first} is '{names[first]}' there and "
-                    f"'{used[first]}' here",
-                )
-            )
-    if not used:
-        found.append(
-            Problem(
-                "warning",
-                "no class names",
-                where,
-                "class ids without names cannot be checked; add data.yaml or obj.names",
-            )
-        )
-    twice = [n for n, c in Counter(n.strip().lower() for n in used).items() if c > 1]
-    if twice:
-        found.append(Problem("error", "class named twice", where, ", ".join(twice)))
-    if used and counts and counts[len(used)] and not counts[0]:
-        found.append(
-            Problem(
-                "error",
-                "class ids count from 1?",
-                where,
-                f"no object of class 0, {counts[len(used)]} of class {len(used)}, which has no name",
-            )
-        )
-    unused = [n for i, n in enumerate(used) if not counts[i]]
-    if unused:
-        found.append(
-            Problem(
-                "note",
-                "class without objects",
-                where,
-                ", ".join(unused[:12]) + (" …" if len(unused) > 12 else ""),
-            )
-        )
-    return found
-
 # %% ../../nbs/07_annotation/00_datasets.ipynb #a6d48e88
 def _parts(
     i: np.ndarray, j: np.ndarray, n: int
@@ -354,7 +115,7 @@ def _double_problems(items: Sequence[LabelledImage], prints: Sequence[Any], hamm
         found.append(
             Problem(
                 "warning" if same else "error",
-                "picture twice" if same else "picture twice, other labels",
+                "picture-twice" if same else "picture-twice-other-labels",
                 str(two.path),
                 f"the same file as {one.path}",
             )
@@ -369,7 +130,7 @@ def _double_problems(items: Sequence[LabelledImage], prints: Sequence[Any], hamm
         found.append(
             Problem(
                 "note",
-                "nearly the same picture",
+                "picture-near",
                 str(alike[0]),
                 f"{len(alike) - 1} like it, {hamming} of 64 bits or fewer from one to the next: {others}",
             )
@@ -396,115 +157,36 @@ def label_hash(item: LabelledImage) -> str:
         json.dumps(sorted(rows, key=lambda r: json.dumps(r, sort_keys=True)), sort_keys=True).encode()
     ).hexdigest()
 
-# %% ../../nbs/07_annotation/00_datasets.ipynb #667e2785
-def _coco_problems(file: Path, prints: Mapping[str, Any]) -> list[Problem]:
-    """What only the whole json shows: ids that are there twice, annotations of no picture, sizes that are not
-    true."""
-    book, found = read_json(file, dict), []
-    for what, rows in (
-        ("picture id twice", book["images"]),
-        ("annotation id twice", book.get("annotations", [])),
-        ("category id twice", book["categories"]),
-    ):
-        found += [
-            Problem("error", what, f"{file}: id {i}", f"{c} times")
-            for i, c in Counter(r.get("id") for r in rows).items()
-            if c > 1
-        ]
-    found += [
-        Problem("error", "picture listed twice", f"{file}: {n}", f"{c} times")
-        for n, c in Counter(r["file_name"] for r in book["images"]).items()
-        if c > 1
-    ]
-    known = {r["id"] for r in book["images"]}
-    found += [
-        Problem(
-            "error",
-            "labels of no picture",
-            f"{file}: annotation {a.get('id')}",
-            f"image_id {a['image_id']} is not listed",
-        )
-        for a in book.get("annotations", [])
-        if a["image_id"] not in known
-    ]
-    for image in book["images"]:
-        real, claimed = prints.get(Path(image["file_name"]).name), (image.get("width"), image.get("height"))
-        if isinstance(real, Fingerprint) and all(claimed) and claimed != real.size:
-            found.append(
-                Problem(
-                    "error",
-                    "size not true",
-                    f"{file}: {image['file_name']}",
-                    f"the labels say {claimed[0]}x{claimed[1]}, the picture is {real.size[0]}x{real.size[1]}",
-                )
-            )
+# %% ../../nbs/07_annotation/00_datasets.ipynb #0705f057
+def _pixel_problems(items: Sequence[LabelledImage], prints: Sequence[Any], known: set[str]) -> list[Problem]:
+    "Pictures that are missing or cannot be decoded, unless that is known already."
+    found = []
+    for item, seen in zip(items, prints):
+        if not isinstance(seen, Fingerprint) and str(item.path) not in known:
+            kind = "picture-unreadable" if item.path.exists() else "picture-missing"
+            found.append(Problem("error", kind, str(item.path), seen.what))
     return found
 
-# %% ../../nbs/07_annotation/00_datasets.ipynb #aa4f5f97
-def _stray_labels(root: Path, items: Sequence[LabelledImage]) -> list[Problem]:
-    "YOLO label files that belong to no picture."
-    used = {i.label for i in items}
-    return [
-        Problem("error", "labels of no picture", str(f), "no picture of this name")
-        for f in sorted(root.rglob("*.txt"))
-        if "labels" in f.relative_to(root).parts[:-1] and f not in used
-    ]
 
-# %% ../../nbs/07_annotation/00_datasets.ipynb #0705f057
 def check_dataset(
     path: str | Path,  # as in read_dataset
     split: str | None = None,
     images: str | Path | None = None,
     hamming: int = 10,  # bits between pictures that are called nearly the same
+    accept: str | Iterable[str] = (),  # findings to accept, by name
 ) -> list[Problem]:  # worst first; empty if there are no problems
     "Everything that is wrong with a dataset, each with file and row."
-    path = Path(path)
+    path, names = Path(path), accepted_names(accept)
     try:
-        items = read_dataset(path, split, images)
+        items = scan_dataset(path, split, images)
     except DataError as e:
-        return [Problem("error", "unreadable dataset", str(e.where or path), e.what)]
-    prints, found, counts = fingerprints(i.path for i in items), [], Counter()
-    for item, seen in zip(items, prints):
-        if not isinstance(seen, Fingerprint):
-            found.append(
-                Problem(
-                    "error",
-                    "missing picture" if not item.path.exists() else "unreadable picture",
-                    str(item.path),
-                    seen.what,
-                )
-            )
-            continue
-        rows = (_yolo_rows if item.category_ids is None else _coco_rows)(item, seen.size)
-        counts.update(rows.class_id[np.isfinite(rows.class_id)].astype(int).tolist())
-        found += _box_problems(rows, seen.size, item.names)
-        if item.category_ids is None and not item.label.exists():
-            found.append(
-                Problem(
-                    "note",
-                    "picture without labels",
-                    str(item.path),
-                    "taken as background; add an empty label file to confirm it",
-                )
-            )
-    folder = path if path.is_dir() else path.parent
-    found += _double_problems(items, prints, hamming) + _name_problems(items[0].names, folder, counts)
-    if path.suffix == ".json":
-        found += _coco_problems(path, {i.path.name: p for i, p in zip(items, prints)})
-    elif items[0].category_ids is None and not split:
-        found += _stray_labels(folder, items)
-    return worst_first(found)
-
-# %% ../../nbs/07_annotation/00_datasets.ipynb #8f045aac
-def problem_counts(problems: Iterable[Problem]) -> list[dict[str, Any]]:
-    "A row a kind: severity, kind, how often, the first place."
-    kinds: dict[tuple[str, str], list[Problem]] = {}
-    for p in problems:
-        kinds.setdefault((p.severity, p.kind), []).append(p)
-    return [
-        {"severity": s, "kind": k, "count": len(rows), "first": f"{rows[0].where}: {rows[0].what}"}
-        for (s, k), rows in kinds.items()
-    ]
+        return [Problem("error", "dataset-unreadable", str(e.where or path), e.what)]
+    prints, missing = fingerprints(i.path for i in items), ("picture-missing", "picture-unreadable")
+    found = [replace(p, severity="error") if p.kind in missing else p for p in items.findings]
+    found += _pixel_problems(items, prints, {p.where for p in found if p.kind in missing})
+    found += _double_problems(items, prints, hamming)
+    accepted = lambda p: replace(p, severity="note", what=f"{p.what} (accepted)")
+    return worst_first(accepted(p) if p.severity == "error" and p.kind in names else p for p in found)
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #6aa2f881
 def _close_embeddings(embeddings: np.ndarray, distance: float) -> tuple[np.ndarray, np.ndarray]:
@@ -814,6 +496,7 @@ class Frozen:
     pictures: dict[
         str, dict[str, str]
     ]  # path below the dataset → picture, labels (SHA-256) and phash (16 hex digits)
+    accepted: tuple[str, ...] = ()  # findings that were passed over when it was frozen
 
     @property
     def digest(self) -> str:
@@ -829,6 +512,7 @@ class Frozen:
             "digest": self.digest,
             "names": list(self.names),
             "pictures": self.pictures,
+            **({"accepted": list(self.accepted)} if self.accepted else {}),
         }
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #02788878
@@ -855,6 +539,7 @@ def freeze(
     manifest: str | Path,  # JSON to write
     split: str | None = None,
     replace: bool = False,  # an existing manifest is replaced only on request
+    accept: str | Iterable[str] = (),  # findings to accept, by name
 ) -> Frozen:
     "Freeze a test set: write its manifest."
     dataset, manifest = Path(dataset), Path(manifest)
@@ -864,8 +549,8 @@ def freeze(
             manifest,
             "a test set is frozen once; set replace=True (--replace) to start a new series of scores",
         )
-    items = read_dataset(dataset, split)
-    bad = [p for p in check_dataset(dataset, split) if p.severity == "error"]
+    found = check_dataset(dataset, split, accept=accept)
+    bad = [p for p in found if p.severity == "error"]
     if bad:
         raise DataError(
             "\n  - ".join(
@@ -875,7 +560,10 @@ def freeze(
             "fix them before freezing",
         )
     relative = Path(os.path.relpath(dataset.resolve(), manifest.resolve().parent)).as_posix()
-    frozen = Frozen(relative, split, items[0].names, _sums(items, _root_of(dataset)))
+    items = read_dataset(dataset, split, accept=accept)
+    passed = [p.kind for p in found if p.kind in ACCEPTABLE and p.severity == "note"]
+    sums = _sums(items, _root_of(dataset))
+    frozen = Frozen(relative, split, items[0].names, sums, tuple(dict.fromkeys(passed)))
     write_json(manifest, frozen.to_dict())
     return frozen
 
@@ -884,7 +572,13 @@ def read_frozen(manifest: str | Path) -> Frozen:
     "A manifest from disk; DataError when it was edited."
     with expecting("not a manifest of a frozen set", manifest, "write one with cv-pipeline data freeze"):
         book = read_json(manifest, dict)
-        frozen = Frozen(book["dataset"], book["split"], tuple(book["names"]), book["pictures"])
+        frozen = Frozen(
+            book["dataset"],
+            book["split"],
+            tuple(book["names"]),
+            book["pictures"],
+            tuple(book.get("accepted") or ()),
+        )
         digest = book["digest"]
         if not all({"picture", "labels", "phash"} <= set(row) for row in frozen.pictures.values()):
             raise KeyError("pictures")
@@ -911,7 +605,7 @@ def verify_frozen(
     "Verify that a test set is unchanged; FrozenSetError names every changed file."
     frozen = read_frozen(manifest)
     place = Path(dataset) if dataset is not None else (Path(manifest).resolve().parent / frozen.dataset)
-    items, root = read_dataset(place, frozen.split), _root_of(place)
+    items, root = scan_dataset(place, frozen.split), _root_of(place)
     here = {Path(os.path.relpath(i.path, root)).as_posix(): i for i in items}
     there = sorted(n for n, i in here.items() if i.path.exists())
     missing, added = sorted(set(frozen.pictures) - set(there)), sorted(set(here) - set(frozen.pictures))
@@ -922,8 +616,9 @@ def verify_frozen(
             changed.append(f"{name} (picture)")
         if label_hash(here[name]) != was["labels"]:
             changed.append(f"{name} (labels)")
-    if items[0].names != frozen.names:
-        changed.append(f"class names (were {', '.join(frozen.names)}; are {', '.join(items[0].names)})")
+    names = items[0].names if items else frozen.names
+    if names != frozen.names:
+        changed.append(f"class names (were {', '.join(frozen.names)}; are {', '.join(names)})")
     if changed or missing or added:
         lines = _listed("changed", changed) + _listed("missing", missing) + _listed("added", added)
         raise FrozenSetError(
@@ -940,6 +635,7 @@ def verify_frozen(
             missing,
             added,
         )
+    items.findings = pass_gate(items.findings, frozen.accepted, place)
     return items
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #fd4b31e7

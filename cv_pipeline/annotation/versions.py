@@ -35,16 +35,19 @@ from cv_pipeline.annotation.datasets import (
     worst_first,
 )
 from .qa import class_balance
+from ..core.conversions import yolo_box_text
 from cv_pipeline.core.files import (
     Staging,
     copy_file,
     expecting,
     file_sha256,
     read_json,
+    read_text,
     read_yaml,
     write_json,
     write_whole,
 )
+from ..core.findings import accepting, check_accept
 
 # %% auto #0
 __all__ = ['SIDES', 'Prefer', 'Leaks', 'PREFER', 'LEAKS', 'Entry', 'Parent', 'VersionError', 'DatasetVersion', 'read_version',
@@ -132,8 +135,8 @@ def _labels(
                     "taken as background; add an empty label file to confirm it",
                 )
             )
-        text = item.label.read_text() if item.label and item.label.exists() else ""
-        rows = [" ".join(line.split()[1:5]) for line in text.splitlines() if line.strip()]
+        text = read_text(item.label) if item.label and item.label.exists() else ""
+        rows = [yolo_box_text(line) for line in text.splitlines() if line.strip()]
     else:
         rows = [
             line.split(" ", 1)[1]
@@ -183,7 +186,8 @@ def _named(names: Sequence[str], rename: Mapping[str, str], where: object) -> tu
 # %% ../../nbs/07_annotation/11_versions.ipynb #1370546a
 def _folder_entries(path: Path, number: int, rename: Mapping[str, str], found: list[Problem]) -> list[Entry]:
     "The pictures of a labelled folder."
-    root, items = path if path.is_dir() else path.parent, read_dataset(path)
+    root = path if path.is_dir() else path.parent
+    items = read_dataset(path, own=("box-outside", "box-without-area", "picture-missing"))
     if (root / "drafts.jsonl").exists():
         raise DataError(
             "this is a folder of drafts predicted by a model",
@@ -212,7 +216,7 @@ def _folder_entries(path: Path, number: int, rename: Mapping[str, str], found: l
                 seen,
                 *_labels(item, seen.size, rename, found),
                 names,
-                _side_of(place),
+                next((s for s in item.splits if s in SIDES.values()), "") or _side_of(place),
             )
         )
     kept = number == 0 and {"train", "val"} <= {e.side for e in made}
@@ -416,9 +420,11 @@ class MergeSettings:
     hamming: int = 10  # bits of 64 in which near-duplicates may differ, 0..64
     allow: Iterable[tuple[str, str]] = ()  # pairs that are not leaks, as in check_leak
     seed: int = 0  # random seed of the sides, from 0
+    accept: Sequence[str] = ()  # findings of the parents to accept, by name
 
     def __post_init__(self):
         object.__setattr__(self, "rename", dict(self.rename or {}))
+        object.__setattr__(self, "accept", check_accept(self.accept))
         object.__setattr__(self, "allow", tuple(map(tuple, self.allow)))
         rules = [
             (not isinstance(self.names, str), f"names: {self.names!r} is not a list of class names"),
@@ -836,7 +842,8 @@ def merge(
     if not parents:
         raise ConfigError("no parents to merge", "merge", "give at least one labelled folder")
     stage = Staging(out)
-    opened = [_open_parent(p, k, use.rename, found) for k, p in enumerate(parents)]
+    with accepting(use.accept):
+        opened = [_open_parent(p, k, use.rename, found) for k, p in enumerate(parents)]
     chosen = _class_names(opened, use.names, use.add_names, use.rename)
     entries = _with_sequences(opened, use.sequences)
     file, book = _frozen_of(frozen, opened, found)

@@ -122,6 +122,7 @@ def collect(
     "select c --budget 100 --out s --strategy uncertainty",
     "select c --budget 100 --out s --model models/yolo --features model --known datasets/v1 --before old",
     "select c --budget 100 --out s --features embedder.onnx",
+    dataset=True,
 )
 def select(
     collection: Path,  # folder that `cv-pipeline collect` wrote
@@ -249,6 +250,7 @@ def label_pull(
     "label files drafts/ --annotator ana --out annotations.jsonl",
     "label files drafts/ --annotator ana --out annotations.jsonl --unchanged accept",
     name="files",
+    dataset=True,
 )
 def label_files(
     # selected pictures; or, with --annotator, what a person made of the drafts (folder or COCO json)
@@ -372,6 +374,7 @@ def _again(one: Any, data: str, out: Path, budget: int) -> None:
     annotation_commands,
     "qa batches/monday --model factory_line --annotations annotations.jsonl",
     "qa val.json --model yolo.onnx --tasks again/ --budget 50 --gate",
+    dataset=True,
 )
 def qa(
     data: str,  # YOLO folder, dataset version, COCO json, VOC folder; or line, with planted errors
@@ -424,6 +427,7 @@ def qa(
     "merge datasets/v1 batches/monday --out datasets/v2",
     "merge divided/ --out datasets/v1 --frozen test_set.json",
     "merge datasets/v2 repaired/ --out datasets/v3 --prefer newer --rename 'scratch=scratched' --add-names",
+    dataset=True,
 )
 def merge(
     parents: list[Path],  # versions and labelled folders, oldest first
@@ -432,7 +436,7 @@ def merge(
     frozen: Path | None = None,  # manifest of the test set; None: that of the parents
     name: str | None = None,  # of the dataset; None: the parent's, or the folder's
     by: str | None = None,  # who merges; None: the user
-    settings: Any = fields_of("annotation.versions:MergeSettings", leave_out="allow"),
+    settings: Any = fields_of("annotation.versions:MergeSettings", leave_out="allow accept"),
 ) -> None:
     "Make a new version of a dataset; the frozen test set stays what it is."
     from cv_pipeline.annotation.versions import balance, merge as join, read_version
@@ -467,6 +471,7 @@ def _show_left_out(rows: Sequence[dict[str, Any]]) -> None:
     "train datasets/v2 --out runs/train/v2",
     "train datasets/v2 --out runs/train/v2 --model models/line --replay datasets/v1 --epochs 40",
     "train datasets/v2 --out runs/train/v2 --resume",
+    dataset=True,
 )
 def train(
     data: Path,  # dataset version, YOLO folder or data.yaml, with the sides train and val
@@ -494,6 +499,7 @@ def train(
     annotation_commands,
     "gate runs/train/v2 --old models/line --frozen test_set.json --train datasets/v2 --out candidates/line-4",
     "gate best.pt --old factory_line --frozen test_set.json --columns light.csv --protect light --out c",
+    dataset=True,
 )
 def gate(
     new: str,  # model folder, .onnx or .pt
@@ -509,11 +515,11 @@ def gate(
 ) -> None:
     """Compare a new model with the old one in pairs; PASS writes a candidate model folder. Exit code 1 unless
     it passes."""
-    from cv_pipeline.core.formats import read_dataset
+    from cv_pipeline.core.formats import evaluation_items
     from cv_pipeline.evaluation.records import read_columns
     from cv_pipeline.training.gate import GateData, make_candidate
 
-    test = frozen if frozen.suffix == ".json" and is_frozen(frozen) else read_dataset(frozen)
+    test = frozen if frozen.suffix == ".json" and is_frozen(frozen) else evaluation_items(frozen)
     data = GateData(test, train_data, val, read_columns(columns) if columns else None)
     done = make_candidate(new, old, data, out, settings, progress=tell)
     _show_gate(done)

@@ -412,6 +412,7 @@ def _show_tuning(found: Any) -> None:
     app,
     "tune model/ data.yaml --split val",
     "tune factory_line data/ --objective recall@precision=0.95 --out tuned/",
+    dataset=True,
 )
 def tune(
     model: str,  # bundled name, model folder or ONNX file
@@ -424,14 +425,14 @@ def tune(
     settings: Any = fields_of("optimization.tuning:TuningSettings", leave_out="conf iou match_iou min_truth"),
 ) -> None:
     "Choose confidence and NMS thresholds on labelled pictures and write them into the model's manifest."
-    from cv_pipeline.core.formats import read_dataset
+    from cv_pipeline.core.formats import evaluation_items
     from cv_pipeline.evaluation.records import class_mapping
     from cv_pipeline.inference.loading import load_model
     from cv_pipeline.inference.manifest import save_manifest
     from cv_pipeline.optimization.tuning import tune_model
 
     m = load_model(model, spec)
-    target, items = None if dry_run else _target(model, m, out), read_dataset(data, split)
+    target, items = None if dry_run else _target(model, m, out), evaluation_items(data, split)
     mapping = class_mapping(items[0].names, m.manifest.names, data)
     if left_out := [name for i, name in enumerate(items[0].names) if i not in mapping]:
         notes([f"the model does not know {', '.join(left_out)}"], "labels not counted")
@@ -589,6 +590,7 @@ def report_command(
     app,
     "baseline --model yolo.onnx --data photos/ --floor AP=0.5",
     "baseline --model yolo.onnx --data val.json --floor recall=0.9 --max-ms 40 --json",
+    dataset=True,
 )
 def baseline(
     *,
@@ -602,12 +604,12 @@ def baseline(
     as_json: Annotated[bool, Opt("--json")] = False,  # print everything as JSON
 ) -> None:
     "Any pretrained model on your sample: accuracy with intervals, latency, and whether to train your own."
-    from cv_pipeline.core.formats import read_dataset
+    from cv_pipeline.core.formats import evaluation_items
     from cv_pipeline.evaluation.baseline import ANSWERS, baseline_experiment
     from cv_pipeline.inference.loading import load_model
 
     bar = lambda items: bar_over(items, "running the model")
-    b = baseline_experiment(load_model(model, spec), read_dataset(data, split), floor, max_ms, bar)
+    b = baseline_experiment(load_model(model, spec), evaluation_items(data, split), floor, max_ms, bar)
     if as_json:
         return typer.echo(json.dumps(b.to_dict(), indent=2, default=str))
     intervals(f"{model} on {len(b.evaluation.set)} pictures", b.evaluation.intervals)
@@ -621,6 +623,7 @@ def baseline(
     app,
     "robustness --model factory_line",
     "robustness --model yolo.onnx --data val.json --conditions fog,jpeg --severities 1,3,5 --budget-s 300",
+    dataset=True,
 )
 def robustness(
     *,
@@ -635,7 +638,7 @@ def robustness(
     ),
 ) -> None:
     "Corrupt labelled pictures in known ways and measure what is left: mPC, rPC, worst first."
-    from cv_pipeline.core.formats import read_dataset
+    from cv_pipeline.core.formats import evaluation_items
     from cv_pipeline.core.stamp import stamp
     from cv_pipeline.evaluation import robustness as library
     from cv_pipeline.inference.loading import load_model
@@ -645,7 +648,7 @@ def robustness(
     if data is None:
         subjects = library.line_subjects(seed=900 + seed)
     else:
-        subjects = library.picture_subjects(read_dataset(data, split), m.manifest.names, seed=seed)
+        subjects = library.picture_subjects(evaluation_items(data, split), m.manifest.names, seed=seed)
     asked = {k: getattr(settings, k) for k in ("severities", "budget_s", "seed", "conditions")}
     asked |= {"data": str(data or "line"), "split": split}
     with output_folder(out):
@@ -675,7 +678,7 @@ Bits = Annotated[int, Opt(min=0, max=32, help="bits in which near-duplicates may
 Images = Annotated[Path | None, Opt(help="where the pictures lie, if not beside the labels")]
 
 
-@command(data_app, "data check photos/", "data check val.json --images photos/", name="check")
+@command(data_app, "data check photos/", "data check val.json --images photos/", name="check", dataset=True)
 def data_check(
     path: Path,  # YOLO folder, data.yaml, COCO json or VOC folder
     *,
@@ -683,7 +686,9 @@ def data_check(
     images: Images = None,
     hamming: Bits = 10,
 ) -> None:
-    "Name everything that is wrong with a dataset, with file and row. Exit code 2 when there are errors."
+    """Name everything that is wrong with a dataset, with file and row: what every command finds when it reads
+    the dataset, and copies, near-duplicates and damage, for which each picture is decoded. Exit code 2 when
+    there are errors."""
     from cv_pipeline.annotation.datasets import check_dataset
 
     found = check_dataset(path, split, images, hamming)
@@ -694,7 +699,7 @@ def data_check(
         raise typer.Exit(2)
 
 
-@command(data_app, "data split photos/ --out divided/ --sequences '(clip\\d+)'", name="split")
+@command(data_app, "data split photos/ --out divided/ --sequences '(clip\\d+)'", name="split", dataset=True)
 def data_split(
     path: Path,  # YOLO folder, data.yaml, COCO json or VOC folder
     *,
@@ -722,7 +727,7 @@ def data_split(
     say(f"written: {plain(out)}")
 
 # %% ../../nbs/19_commands/05_main.ipynb #23ccdf17
-@command(data_app, "data freeze photos/ --split test --out test_set.json", name="freeze")
+@command(data_app, "data freeze photos/ --split test --out test_set.json", name="freeze", dataset=True)
 def data_freeze(
     path: Path,  # the test set
     *,
@@ -737,7 +742,7 @@ def data_freeze(
     say(f"frozen: {plain(out)}")
 
 
-@command(data_app, "data verify test_set.json --train photos/train", name="verify")
+@command(data_app, "data verify test_set.json --train photos/train", name="verify", dataset=True)
 def data_verify(
     manifest: Path,  # what `data freeze` wrote
     *,

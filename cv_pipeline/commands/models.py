@@ -29,7 +29,7 @@ Judged = tuple[list[Any], dict[str, Any] | None]  # labelled pictures, and the c
 def _judging(data: str, split: str | None, folder: Path, count: int = 120, seed: int = 700) -> Judged:
     "Of a dataset, of a frozen set (verified), or of the factory line."
     from cv_pipeline.annotation.datasets import check_test_set
-    from cv_pipeline.core.formats import read_dataset
+    from cv_pipeline.core.formats import evaluation_items
     from cv_pipeline.evaluation.summary import line_pictures
 
     if data == "line":
@@ -38,7 +38,7 @@ def _judging(data: str, split: str | None, folder: Path, count: int = 120, seed:
         if split is not None:
             raise ConfigError("a frozen set knows its split", "--split", "leave it out")
         return check_test_set(data), None
-    return read_dataset(data, split), None
+    return evaluation_items(data, split), None
 
 
 def is_frozen(path: Path) -> bool:
@@ -54,6 +54,7 @@ def is_frozen(path: Path) -> bool:
     "optimize yolov8n.onnx --data test_set.json --calibrate train/images --out models/yolo",
     "optimize --data line --calibrate line --out models/line --steps int8,openvino-int8",
     "optimize --verify models/yolo --data test_set.json",
+    dataset=True,
 )
 def optimize(
     model: str = "factory_line",  # .pt, ONNX, model folder or bundled name
@@ -162,6 +163,7 @@ def build(
     "benchmark models/yolo --data test_set.json",
     "benchmark --latency-budget-ms 50",
     "benchmark models/yolo --compare reports/2026-06-01/benchmark-yolo",
+    dataset=True,
 )
 def benchmark(
     model: str = "factory_line",  # bundled name, model folder or file

@@ -152,6 +152,7 @@ def _reference(path: Path) -> dict[str, Any]:
     "audit score audits/june --labels labelled/",
     "audit score audits/june --labels labelled.json --model models/line --reference REPORT --gate",
     name="score",
+    dataset=True,
 )
 def audit_score(
     audit: Path,  # folder that `audit draw` wrote
@@ -226,6 +227,7 @@ def audit_flags(
     "retrain-check",
     "retrain-check --drift reports/2026-06-08/drift --audit audits/june/audit_result.json",
     name="retrain-check",
+    dataset=True,
 )
 def retrain_check_command(
     *,

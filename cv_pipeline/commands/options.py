@@ -24,7 +24,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 from typer.core import TyperGroup
 
-from .terminal import listed, pairs
+from .terminal import findings, listed, pairs
+from ..core.findings import accepting
 from ..core.types import ConfigError
 
 # %% auto #0
@@ -312,9 +313,19 @@ def gathered(cls: type, place: tuple[str, ...], values: Mapping[tuple[str, ...],
     return cls(**given)
 
 # %% ../../nbs/19_commands/01_options.ipynb #614d288e
+_ACCEPT = Item(
+    "accept",
+    list[str],
+    (),
+    "finding of the dataset to accept, by name; may be given many times",
+    ("accept",),
+)
+
+
 def typed(command: Callable) -> Callable:
     "The command as typer calls it: one parameter for each item."
-    items = list(items_of(command))
+    items, reads = list(items_of(command)), getattr(command, "reads_dataset", False)
+    items += [_ACCEPT] if reads else []
     forms = [form_of(i) for i in items]
     made = [_parameter(i, f) for i, f in zip(items, forms)]
     settings = {
@@ -332,7 +343,11 @@ def typed(command: Callable) -> Callable:
                 given[name] = {k: v for k, v in mine.items() if v is not None and v is not False}
             else:
                 given[name] = gathered(how.load(), (name,), values)
-        return command(**given)
+        if not reads:
+            return command(**given)
+        seen: set[str] = set()
+        with accepting(given.pop(_ACCEPT.name), lambda found: findings(found, seen)):
+            return command(**given)
 
     call.__signature__ = inspect.Signature(made)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in made}
@@ -362,6 +377,7 @@ def command(
     into: typer.Typer,
     *examples: str,  # without the name of the program
     name: str | None = None,  # None: that of the function
+    dataset: bool = False,  # it reads a dataset: what is found is printed, and --accept lets errors pass
 ) -> Callable[[Callable], Callable]:
     "Register a function as a command: its signature, comments and docstring are its options and its help."
 
@@ -370,6 +386,7 @@ def command(
         how: dict[str, Any] = {"help": inspect.cleandoc(function.__doc__ or "")}
         how["epilog"] = f"Example{'s' * (len(examples) > 1)}: {lines}"
         word = name or function.__name__.replace("_", "-")
+        function.reads_dataset = dataset  # type: ignore[attr-defined]
         shown = lambda: None
 
         def make() -> Any:
@@ -387,5 +404,5 @@ def command(
 # %% ../../nbs/19_commands/01_options.ipynb #5a2f2f2a
 Opt = typer.Option
 Spec = Annotated[Path | None, Opt(help="manifest for an ONNX that carries none")]
-Split = Annotated[str | None, Opt(help="only pictures below a folder of this name")]
+Split = Annotated[str | None, Opt(help="split of the dataset: val, test, train, or a folder of this name")]
 Count = Annotated[int, Opt(min=1)]

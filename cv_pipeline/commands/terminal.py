@@ -13,8 +13,8 @@ from typing import Any
 from ..core.types import ConfigError, DataError
 
 # %% auto #0
-__all__ = ['say', 'plain', 'tell', 'notes', 'table', 'records', 'intervals', 'problems', 'bar_over', 'share_bar', 'listed',
-           'pairs', 'some_pictures']
+__all__ = ['say', 'plain', 'tell', 'notes', 'table', 'records', 'intervals', 'problems', 'findings', 'bar_over', 'share_bar',
+           'listed', 'pairs', 'some_pictures']
 
 # %% ../../nbs/19_commands/00_terminal.ipynb #9574013b
 def say(text: str) -> None:
@@ -77,6 +77,25 @@ def problems(found: Iterable[Any], most: int = 20) -> None:
         say(f"{mark} {plain(p.kind)} {plain(p.where)}: {plain(p.what)}")
     if len(found) > most:
         say(f"… and {len(found) - most} more")
+
+
+def findings(
+    found: Sequence[Any],  # warnings and notes of a dataset
+    seen: set[str] | None = None,  # lines that were printed already; new ones are added
+) -> None:
+    "Warnings and notes, a line a kind."
+    counts: dict[tuple[str, str], int] = {}
+    for p in found:
+        if p.kind == "class-unused":  # true of most parts of a dataset; `data check` says it
+            continue
+        counts[p.severity, p.kind] = counts.get((p.severity, p.kind), 0) + 1
+    for (severity, kind), count in counts.items():
+        first = next(p for p in found if p.kind == kind)
+        often = f" ({count} in all)" if count > 1 else ""
+        line = f"[yellow]{severity}[/] {plain(kind)}{often}: {plain(first.where)}: {plain(first.what)}"
+        if seen is None or line not in seen:
+            say(line)
+            (set() if seen is None else seen).add(line)
 
 # %% ../../nbs/19_commands/00_terminal.ipynb #94edf12d
 def bar_over(items: Iterable, title: str, total: int | None = None) -> Iterable:

@@ -337,17 +337,20 @@ def class_mapping(
 def tabled(
     found: Sequence[Detections],  # one a picture, in order
 ) -> BoxTable:
-    "Detections of many pictures as one table; `data['iscrowd']` is taken over where it is there."
+    "Detections of many pictures as one table; `iscrowd`, `difficult` and `area` are taken over from `data`."
     if not found:
         return box_table([], [], [])
     image = np.repeat(np.arange(len(found)), [len(d) for d in found])
-    crowd = np.concatenate([np.asarray(d.data.get("iscrowd", np.zeros(len(d))), bool) for d in found])
+    column = lambda d, name: np.asarray(d.data.get(name, np.zeros(len(d))), bool)
+    crowd = np.concatenate([column(d, "iscrowd") | column(d, "difficult") for d in found])
+    boxed = lambda d: np.prod(d.xyxy[:, 2:].astype(np.float64) - d.xyxy[:, :2], axis=1)
     return box_table(
         image,
         np.concatenate([d.xyxy for d in found]),
         np.concatenate([d.class_id for d in found]),
         np.concatenate([d.confidence for d in found]),
         crowd,
+        np.concatenate([d.data.get("area", boxed(d)) for d in found]),
     )
 
 # %% ../../nbs/05_evaluation/00_records.ipynb #4faa8592

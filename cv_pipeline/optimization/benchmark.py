@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..core.files import expecting, file_sha256, read_json, write_whole, writing
-from ..core.formats import LabelledImage, read_dataset
+from ..core.formats import LabelledImage, evaluation_items
 from ..core.stamp import instruction_set, machine, nvml, stamp, usable_cores
 from ..core.types import BackendError, ConfigError, DataError, check_rules
 from cv_pipeline.evaluation.intervals import (
@@ -850,7 +850,7 @@ def _labelled(data: Any, folder: str | Path) -> list[LabelledImage]:
         from cv_pipeline.evaluation.summary import line_pictures
 
         return line_pictures(folder, 60)[0]
-    return list(read_dataset(data)) if isinstance(data, (str, Path)) else list(data)
+    return list(evaluation_items(data)) if isinstance(data, (str, Path)) else list(data)
 
 # %% ../../nbs/06_optimization/08_benchmark.ipynb #4c9db904
 def _notes(

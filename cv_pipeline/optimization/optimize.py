@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..core.files import copy_over, draft_folder, move_file, read_json
-from ..core.formats import LabelledImage, read_dataset
+from ..core.formats import LabelledImage, evaluation_items
 from ..core.stamp import instruction_set, stamp
 from cv_pipeline.evaluation.intervals import (
     FEWEST_OBJECTS,
@@ -818,7 +818,7 @@ class OptimizeSettings:
 # %% ../../nbs/06_optimization/06_optimize.ipynb #2a554cdc
 def _labelled(frozen: str | Path | Iterable[LabelledImage]) -> list[LabelledImage]:
     "The pictures of the gate; DataError without any."
-    items = read_dataset(frozen) if isinstance(frozen, (str, Path)) else list(frozen)
+    items = evaluation_items(frozen) if isinstance(frozen, (str, Path)) else list(frozen)
     if not items:
         raise DataError("no labelled images to judge on", "optimize", "give the frozen test set")
     return items

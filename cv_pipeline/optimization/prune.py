@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.files import copy_over, expecting, read_yaml
+from ..core.class_names import names_in
+from ..core.files import copy_over, expecting
 from ..core.types import BackendError, DataError, MissingExtraError, check_rules
 from .quantize import check_share
 
@@ -120,11 +121,8 @@ def _checkpoint(path: Path) -> Any:
 def _same_classes(model: Any, data: Path) -> None:
     "DataError unless the data has the classes of the checkpoint, in its order."
     with expecting("not a data.yaml with names", data, "`cv-pipeline data split` writes one"):
-        names = read_yaml(data)["names"]
-    theirs, ours = (
-        list(names.values()) if isinstance(names, dict) else list(names),
-        [model.names[k] for k in sorted(model.names)],
-    )
+        theirs = list(names_in(data))
+    ours = [model.names[k] for k in sorted(model.names)]
     if theirs != ours:
         raise DataError(
             "the classes of the data differ from the checkpoint, or their order does",

@@ -17,8 +17,9 @@ import numpy as np
 
 from ..annotation.datasets import check_leak, check_test_set, read_frozen
 from ..annotation.versions import read_version
+from ..core.data_yaml import pictures_below
 from ..core.files import Staging, copy_over, file_sha256, move_file, write_whole
-from ..core.formats import LabelledImage, read_dataset
+from ..core.formats import LabelledImage, evaluation_items, read_dataset
 from ..core.stamp import stamp
 from cv_pipeline.core.types import (
     ConfigError,
@@ -390,7 +391,8 @@ def _pictures(data: Any, side: str | None) -> tuple[list[LabelledImage], dict[st
     if not isinstance(data, (str, Path)):
         return list(data), {}
     if not (Path(data) / "version.json").exists():
-        return read_dataset(data), {"dataset": Path(data).name}
+        read = read_dataset if side is None else evaluation_items
+        return read(data), {"dataset": Path(data).name}
     v = read_version(data)
     items = v.items(side)
     if not items:
@@ -424,7 +426,7 @@ def _test_pictures(
     leaks were looked for."""
     seen = [
         *([] if train is None else _pictures(train, None)[0]),
-        *([] if staged is None else read_dataset(staged)),
+        *([] if staged is None else [LabelledImage(p, ()) for p in pictures_below(staged)]),
     ]
     places = {"that were given": train, "in the run of the new model": staged}
     known = " and ".join(text for text, place in places.items() if place is not None)

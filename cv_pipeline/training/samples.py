@@ -55,44 +55,6 @@ def _folder_of(data: str | Path) -> Path:
     return Path(data).parent if Path(data).suffix in (".yaml", ".yml") else Path(data)
 
 
-def _sheet_of(
-    data: str | Path,
-) -> tuple[Path, tuple[str, ...], dict[str, list[Path]]]:  # root of the pictures, class names, side → folders
-    "What a data.yaml says; a `path` in it that is not there any more is the folder that it lies in."
-    data, folder = Path(data), _folder_of(data)
-    if not data.exists():
-        raise DataError("dataset not found", data, "pass a dataset version, a YOLO folder, or its data.yaml")
-    if data.is_file() and data == folder:
-        raise DataError(
-            "not a folder and not a data.yaml", data, "cv-pipeline merge makes a version of a COCO file"
-        )
-    sheets = (
-        [data]
-        if data.is_file()
-        else sorted(
-            [*folder.glob("*.yaml"), *folder.glob("*.yml")], key=lambda p: (p.name != "data.yaml", p.name)
-        )
-    )
-    with expecting("not a data.yaml", sheets[0] if sheets else folder):
-        book = read_yaml(sheets[0]) if sheets else {}
-    root, names = folder / str(book.get("path") or ""), book.get("names") or ()
-    root = root if root.is_dir() else folder
-    given = {
-        s: book.get(s) or (book.get("validation") if s == "val" else None) or f"images/{s}"
-        for s in ("train", "val")
-    }
-    place = lambda p: (
-        (root / p).resolve()
-        if (root / p).exists() or not str(p).startswith("../")
-        else (root / str(p)[3:]).resolve()
-    )
-    return (
-        root,
-        tuple(map(str, (names[k] for k in sorted(names)) if isinstance(names, dict) else names)),
-        {s: [place(p) for p in (v if isinstance(v, list) else [v])] for s, v in given.items()},
-    )
-
-
 def version_of(data: str | Path) -> DatasetVersion | None:
     "The version that a folder is, if it is one."
     return read_version(_folder_of(data)) if (_folder_of(data) / "version.json").exists() else None
@@ -106,10 +68,15 @@ def read_samples(
 ) -> tuple[tuple[str, ...], list[Sample]]:  # class names, pictures of the sides train and val
     """Pictures for training; DataError when there are none, when some are missing, or when labels have
     unknown classes."""
-    root, names, sides = _sheet_of(data)
-    known, items = verify_version(_folder_of(data)) if version_of(data) else None, read_dataset(root)
-    if names:
-        items = [replace(i, names=names) for i in items if i.category_ids is None]
+    data, folder = Path(data), _folder_of(data)
+    if not data.exists():
+        raise DataError("dataset not found", data, "pass a dataset version, a YOLO folder, or its data.yaml")
+    if data.is_file() and data == folder:
+        raise DataError(
+            "not a folder and not a data.yaml", data, "cv-pipeline merge makes a version of a COCO file"
+        )
+    known = verify_version(folder) if version_of(data) else None
+    items = [i for i in read_dataset(data) if i.category_ids is None]
     if not items or not items[0].names:
         raise DataError(
             "the dataset has no class names, or is not a YOLO folder",
@@ -119,21 +86,11 @@ def read_samples(
     told = (
         {}
         if known is None
-        else {(root / k).resolve(): known.asked[r["asked"]] for k, r in known.pictures.items()}
+        else {(folder / k).resolve(): known.asked[r["asked"]] for k, r in known.pictures.items()}
     )
-    found = []
-    for item in items:
-        place = item.path.resolve()
-        side = next((s for s, folders in sides.items() if any(f in place.parents for f in folders)), None)
-        if side:
-            found.append(
-                Sample(
-                    item,
-                    side,
-                    tuple(asked) if asked is not None else tuple(told.get(place, item.names)),
-                    origin,
-                )
-            )
+    classes = lambda i: tuple(asked) if asked is not None else tuple(told.get(i.path.resolve(), i.names))
+    sides = ("train", "val")
+    found = [Sample(i, side, classes(i), origin) for side in sides for i in items if side in i.splits]
     for s in found:
         s.item.truth((1, 1))  # malformed rows and unknown classes are errors here, not after an hour
     empty = [s for s in ("train", "val") if not any(x.side == s for x in found)]
@@ -141,8 +98,8 @@ def read_samples(
         raise DataError(
             f"no images for {' and '.join(empty)}",
             data,
-            f"searched {', '.join(str(p) for s in empty for p in sides[s])}; cv-pipeline data split splits "
-            f"a dataset",
+            "name them in data.yaml, or lay them below images/train and images/val; cv-pipeline data split "
+            "splits a dataset",
         )
     return items[0].names, found
 

@@ -485,6 +485,8 @@ def test_what_nobody_touched_is_no_answer(tmp_path, form):
     }
     if form == "yolo":
         for p in (tmp_path / "desk" / "labels").glob("[0-9a-f]*.txt"):
+            if p.name == "classes.txt":
+                continue
             p.write_text(
                 "".join(
                     " ".join([r[0], *(f"{float(v):.4f}" for v in r[1:])]) + "\n"

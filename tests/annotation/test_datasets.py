@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cv_pipeline.annotation import datasets as D
+from cv_pipeline.core.findings import problem_counts
 from cv_pipeline.core.formats import LabelledImage, read_dataset
 from cv_pipeline.core.likeness import near_pairs, perceptual_hash
 from cv_pipeline.core.types import ConfigError, DataError, SourceError
@@ -133,7 +134,7 @@ def test_voc_split_lists_and_bad_files(tmp_path):
     (tmp_path / "Annotations" / "p2.xml").write_text("<annotation>")
     with pytest.raises(DataError, match="not a readable xml"):
         read_dataset(tmp_path)
-    assert kinds(D.check_dataset(tmp_path)) == {"unreadable dataset"}
+    assert kinds(D.check_dataset(tmp_path)) == {"dataset-unreadable"}
 
 
 def test_pictures_beside_labels_in_another_form_are_not_backgrounds(tmp_path):
@@ -173,18 +174,18 @@ def test_pictures_of_a_coco_split_are_found_where_coco_puts_them(tmp_path):
 @pytest.mark.parametrize(
     "line, kind",
     [
-        ("2 .5 .5 .1 .1", "class id out of range"),
-        ("-1 .5 .5 .1 .1", "class id out of range"),
-        ("0.5 .5 .5 .1 .1", "class id out of range"),
-        ("nan .5 .5 .1 .1", "class id out of range"),
-        ("0 nan .5 .1 .1", "NaN or infinity"),
-        ("0 .5 .5 -.1 .1", "inverted box"),
-        ("0 .5 .5 0 .1", "box without area"),
-        ("0 1.2 .5 .1 .1", "box outside the picture"),
-        ("0 48 32 9 9", "mixed coordinates"),
-        ("0 .5 .5 .1", "malformed row"),
-        ("0 a .5 .1 .1", "malformed row"),
-        ("0 .1 .1 .2 .1 .2 .2", "malformed row"),
+        ("2 .5 .5 .1 .1", "class-out-of-range"),
+        ("-1 .5 .5 .1 .1", "class-out-of-range"),
+        ("0.5 .5 .5 .1 .1", "class-out-of-range"),
+        ("nan .5 .5 .1 .1", "not-finite"),
+        ("0 nan .5 .1 .1", "not-finite"),
+        ("0 .5 .5 -.1 .1", "inverted-box"),
+        ("0 .5 .5 0 .1", "box-without-area"),
+        ("0 1.2 .5 .1 .1", "box-outside"),
+        ("0 48 32 9 9", "mixed-coordinates"),
+        ("0 .5 .5 .1", "malformed-row"),
+        ("0 a .5 .1 .1", "malformed-row"),
+        ("0 .1 .1 .2 .1 .2 .2 .3", "malformed-row"),
     ],
 )
 def test_every_bad_yolo_row_is_named_with_its_line(tmp_path, line, kind):
@@ -198,15 +199,15 @@ def test_every_bad_yolo_row_is_named_with_its_line(tmp_path, line, kind):
 @pytest.mark.parametrize(
     "row, kind",
     [
-        ({"bbox": [1, 2, 3]}, "malformed row"),
-        ({"bbox": None}, "malformed row"),
-        ({"bbox": [0.1, 0.1, 0.2, 0.2]}, "mixed coordinates"),
-        ({"bbox": [5, 5, -3, 8]}, "inverted box"),
-        ({"bbox": [5, 5, float("nan"), 8]}, "NaN or infinity"),
-        ({"bbox": [500, 5, 9, 8]}, "box outside the picture"),
-        ({"category_id": 4}, "class id out of range"),
-        ({"image_id": 77}, "labels of no picture"),
-        ({"id": 1}, "annotation id twice"),
+        ({"bbox": [1, 2, 3]}, "malformed-row"),
+        ({"bbox": None}, "malformed-row"),
+        ({"bbox": [0.1, 0.1, 0.2, 0.2]}, "fractions-for-pixels"),
+        ({"bbox": [5, 5, -3, 8]}, "inverted-box"),
+        ({"bbox": [5, 5, float("nan"), 8]}, "not-finite"),
+        ({"bbox": [500, 5, 9, 8]}, "box-outside"),
+        ({"category_id": 4}, "category-unknown"),
+        ({"image_id": 77}, "image-unknown"),
+        ({"id": 1}, "annotation-id-twice"),
     ],
 )
 def test_every_bad_coco_row_is_named(tmp_path, row, kind):
@@ -228,7 +229,7 @@ def test_pictures_that_are_not_what_the_json_says(tmp_path):
         {"id": 3, "file_name": "p1.png"},
     ]
     found = D.check_dataset(coco_file(tmp_path, [], images=images))
-    assert kinds(found) == {"size not true", "picture id twice", "missing picture", "picture listed twice"}
+    assert kinds(found) == {"size-mismatch", "image-id-twice", "picture-missing", "picture-listed-twice"}
 
 
 def test_doubles_strays_and_broken_pictures(tmp_path):
@@ -241,25 +242,25 @@ def test_doubles_strays_and_broken_pictures(tmp_path):
     (root / "images/p3.png").write_bytes(b"")
     (root / "labels/stray.txt").write_text("")
     found = D.check_dataset(root)
-    assert kinds(found) == {"picture twice, other labels", "unreadable picture", "labels of no picture"}
-    assert kinds(found, "warning") == {"picture twice"}
-    near = [p for p in found if p.kind == "nearly the same picture"]
+    assert kinds(found) == {"picture-twice-other-labels", "picture-unreadable"}
+    assert kinds(found, "warning") == {"picture-twice", "label-without-picture"}
+    near = [p for p in found if p.kind == "picture-near"]
     assert (
         len(near) == 1
         and "p2.png" in near[0].where + near[0].what
         and "near.jpg" in near[0].where + near[0].what
     )
-    assert [Path(p.where).name for p in found if p.kind == "picture without labels"] == ["near.jpg"]
-    assert found == D.worst_first(reversed(found)) and sum(
-        r["count"] for r in D.problem_counts(found)
-    ) == len(found)
+    assert [Path(p.where).name for p in found if p.kind == "picture-without-labels"] == ["near.jpg"]
+    assert found == D.worst_first(reversed(found)) and sum(r["count"] for r in problem_counts(found)) == len(
+        found
+    )
 
 
 def test_traps_in_the_names(tmp_path):
     root = yolo_folder(tmp_path / "set", names=("gear", "bolt", "nut"))
-    assert kinds(D.check_dataset(root), "note") == {"class without objects"}
+    assert kinds(D.check_dataset(root), "note") == {"class-unused"}
     (root / "classes.txt").write_text("bolt\ngear\nnut")
-    trap = [p for p in D.check_dataset(root) if p.kind == "class order trap"]
+    trap = [p for p in D.check_dataset(root) if p.kind == "names-other-order"]
     assert (
         len(trap) == 1
         and trap[0].where.endswith("classes.txt")
@@ -267,13 +268,13 @@ def test_traps_in_the_names(tmp_path):
     )
     (root / "classes.txt").unlink()
     (root / "data.yaml").write_text('{"names": ["gear", "Gear "]}')
-    assert "class named twice" in kinds(D.check_dataset(root))
+    assert "names-twice" in kinds(D.check_dataset(root))
     (root / "data.yaml").write_text('{"names": ["gear", "bolt"]}')
     for f in (root / "labels").iterdir():
         f.write_text("1 .5 .5 .1 .1\n2 .2 .2 .1 .1\n")
-    assert "class ids count from 1?" in kinds(D.check_dataset(root))
+    assert "ids-from-1" in kinds(D.check_dataset(root))
     (root / "data.yaml").unlink()
-    assert "no class names" in kinds(D.check_dataset(root), "warning")
+    assert "names-missing" in kinds(D.check_dataset(root), "warning")
 
 
 # ---- hashes and groups
@@ -511,7 +512,7 @@ def test_coco_manifests_do_not_mind_the_order_of_the_json(tmp_path):
 def test_a_set_with_errors_is_not_frozen(tmp_path):
     root = yolo_folder(tmp_path / "set")
     (root / "labels/p1.txt").write_text("5 .5 .5 .1 .1\n")
-    with pytest.raises(DataError, match="p1.txt:1: class id out of range"):
+    with pytest.raises(DataError, match="p1.txt:1: class-out-of-range"):
         D.freeze(root, tmp_path / "m.json")
     assert not (tmp_path / "m.json").exists()
 
@@ -555,7 +556,7 @@ def test_three_forms_of_voc100_say_the_same_273_boxes(real_data):
     wrong = Counter(p.kind for p in D.compare_labels(trapped, coco))
     by_luck = sum(coco[0].names[c] == alphabetical[c] for i in yolo for c in i.truth((500, 500)).class_id)
     assert wrong == {"other class": 273 - by_luck} and by_luck < 30
-    traps = [p for p in D.check_dataset(folder / "yolo_format") if p.kind == "class order trap"]
+    traps = [p for p in D.check_dataset(folder / "yolo_format") if p.kind == "names-other-order"]
     assert [Path(p.where).name for p in traps] == ["voc.names"]
 
 
@@ -585,7 +586,7 @@ def test_nearly_equal_pictures_are_said_once_a_group(tmp_path):
     root = yolo_folder(tmp_path / "set", 3)
     for quality in (30, 50, 70, 90):
         cv2.imwrite(str(root / f"images/near{quality}.jpg"), scene(1), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    near = [p for p in D.check_dataset(root) if p.kind == "nearly the same picture"]
+    near = [p for p in D.check_dataset(root) if p.kind == "picture-near"]
     assert len(near) == 1 and near[0].what.startswith("4 like it")
 
 

@@ -949,7 +949,7 @@ def test_every_command_has_examples_and_typed_exit_codes(tmp_path):
         text=True,
         timeout=60,
     )
-    assert done.returncode == 2 and "no class names" in done.stderr
+    assert done.returncode == 2 and "labels-missing" in done.stderr
 
 
 def test_help_does_not_import_what_commands_need():

@@ -738,7 +738,7 @@ def test_places_that_are_not_what_they_are_taken_for_are_one_line(tmp_path, args
     assert (
         words in " ".join(result.stderr.split())
         and "Traceback" not in result.stderr
-        and result.stderr.startswith("error ")
+        and "\nerror " in f"\n{result.stderr}"
     ), result.stderr
 
 
