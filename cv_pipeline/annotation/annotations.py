@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,12 +26,14 @@ from .datasets import Problem, worst_first
 from ..core.class_names import names_in
 from cv_pipeline.core.files import (
     append_lines,
+    copy_file,
     copy_over,
     expecting,
     file_sha256,
     read_bytes,
     read_json,
     read_text,
+    unique_names,
     writable_folder,
     write_whole,
 )
@@ -61,7 +64,7 @@ def _path_below(picture: Any) -> bool:
         and bool(parts)
         and not picture.startswith(("/", "\\"))
         and ".." not in parts
-        and ":" not in parts[0]
+        and not re.match(r"[A-Za-z]:|[^/]*:/", picture)  # a drive, an address; a time of day is fine
     )
 
 
@@ -490,18 +493,10 @@ def consensus(
     return made
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #745a0e94
-def _flat_names(pictures: Sequence[str]) -> dict[str, str]:
-    "A file name for each path; those that would share a label file get a piece of their path's hash."
-    flat = {p: p.replace("/", "_") for p in pictures}
-    count = Counter(Path(n).stem.lower() for n in flat.values())
-    tagged = lambda p, n: f"{Path(n).stem}-{hashlib.sha256(p.encode()).hexdigest()[:8]}{Path(n).suffix}"
-    return {p: n if count[Path(n).stem.lower()] == 1 else tagged(p, n) for p, n in flat.items()}
-
-
 def _copy(source: Path, target: Path) -> None:
-    "The same bytes at another place, whole or not at all; a hard link where the file system allows one."
+    "The same bytes at another place, whole or not at all; the target is named by its content."
     if not target.exists() or target.stat().st_size != source.stat().st_size:
-        copy_over(source, target, link=True)
+        copy_over(source, target)
 
 
 def _sheet(folder: Path, names: Sequence[str], sides: Mapping[str, str]) -> None:  # side → folder
@@ -546,10 +541,8 @@ def write_labelled(
         )
     if len({a.names for a in annotations}) > 1:
         raise DataError("annotations with different class lists", out, "read them with one list of names")
-    name, gone = (
-        _flat_names([a.picture for a in annotations]),
-        [a.picture for a in annotations if not (root / a.picture).exists()],
-    )
+    listed = [a.picture for a in annotations]
+    name, gone = dict(zip(listed, unique_names(listed))), [p for p in listed if not (root / p).exists()]
     if gone:
         raise DataError(
             f"{len(gone)} images are missing, the first is {gone[0]}",
@@ -567,7 +560,7 @@ def write_labelled(
             )
         inside, problems = _inside(a)
         found += problems
-        _copy(root / a.picture, out / "images" / side / name[a.picture])
+        copy_file(root / a.picture, out / "images" / side / name[a.picture])
         write_whole(
             (out / "labels" / side / name[a.picture]).with_suffix(".txt"),
             to_yolo(a.boxes[inside], a.size, clip=True, where=a.picture),

@@ -41,6 +41,7 @@ from cv_pipeline.annotation.cases import (
 )
 from cv_pipeline.core.files import (
     expecting,
+    plain_name,
     read_bytes,
     read_json,
     read_text,
@@ -53,8 +54,8 @@ from cv_pipeline.core.files import (
 
 # %% auto #0
 __all__ = ['Pictures', 'Collected', 'read_collected', 'write_collected', 'read_books', 'Shelf', 'CollectSink', 'LiveCollection',
-           'open_collect', 'read_log', 'Flag', 'read_flags', 'KeptFrames', 'Collection', 'collect', 'estimated_mean',
-           'audited']
+           'open_collect', 'read_log', 'Flag', 'read_flags', 'KeptFrames', 'kept_folders', 'Collection', 'collect',
+           'estimated_mean', 'audited']
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #e6ac7997
 from ..core.formats import IMAGE_SUFFIXES
@@ -959,6 +960,18 @@ class KeptFrames:
         pass
 
 
+def kept_folders(
+    folder: Path,
+    sources: Iterable[str],
+) -> dict[str, Path]:  # source → its folder, for those that have one
+    "Where the frames of each source lie; never one folder for two sources."
+    sources = list(dict.fromkeys(sources))
+    plain = Counter(plain_name(s) for s in sources)
+    names = {s: [safe_name(s), *([plain_name(s)] if plain[plain_name(s)] == 1 else [])] for s in sources}
+    there = {s: [folder / n for n in tries if (folder / n).is_dir()] for s, tries in names.items()}
+    return {s: places[0] for s, places in there.items() if places}
+
+
 Pictures = Mapping[str, Any]  # source → a Source, a path or an address
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #9276c6ff
@@ -968,9 +981,7 @@ def _places(log: Path, looks: Looks, pictures: str | Path | Pictures | None) -> 
         return pictures
     root = Path(pictures) if pictures is not None else log / "frames"
     for folder in (root, root / "frames"):
-        found = {
-            s: KeptFrames(folder / safe_name(s), s) for s in looks.sources if (folder / safe_name(s)).is_dir()
-        }
+        found = {s: KeptFrames(place, s) for s, place in kept_folders(folder, looks.sources).items()}
         if found:
             return found
     if pictures is not None:

@@ -23,10 +23,12 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from cv_pipeline.core.files import (
+    Staging,
     copy_file,
     expecting,
     read_json,
     read_text,
+    unique_names,
     write_json,
     write_whole,
 )
@@ -35,7 +37,8 @@ from ..core.formats import LabelledImage, read_dataset, scan_dataset, to_yolo
 from ..core.images import read_image
 from ..core.likeness import Fingerprint, fingerprints, near_pairs
 from ..core.types import ConfigError, DataError
-from ..evaluation.records import short_names
+from ..evaluation.intervals import is_unknown
+from ..evaluation.records import match_column, short_names
 
 # %% auto #0
 __all__ = ['compare_labels', 'label_hash', 'check_dataset', 'leak_groups', 'group_split', 'class_counts', 'Split', 'sequences_by',
@@ -390,7 +393,13 @@ def sequences_by(
 ) -> list[Any]:  # None where nothing is known
     "The sequence of each picture."
     if not isinstance(by, str):
-        return [by.get(str(i.path), by.get(i.path.name)) for i in items]
+        told, lost = match_column(by, [i.path for i in items], "sequence")
+        if by and len(lost) == len(by):
+            what = f"none of the {len(by)} names belongs to a picture here, e.g. {lost[0]}"
+            raise ConfigError(
+                what, "sequences", f"the first is {items[0].path.as_posix()}" if items else None
+            )
+        return [None if is_unknown(v) else v for v in told.tolist()]
     try:
         pattern = re.compile(by)
     except re.error as e:
@@ -442,9 +451,20 @@ def write_split(
         raise ConfigError("this folder is not empty", out, "give a new one: nothing is overwritten")
     if not names:
         raise DataError("the dataset has no class names", split.items[0].path, "add data.yaml or obj.names")
-    found = []
-    for item, side, short in zip(split.items, split.side, short_names([i.path for i in split.items])):
-        name, image = short.replace("/", "_"), read_image(item.path)
+    sides = {s: f"images/{s}" for s in dict.fromkeys(split.side.tolist())}
+    sheet = {"path": str(out.resolve()), **sides, "names": dict(enumerate(names))}
+    with Staging(out) as folder:
+        found = _write_sides(split, folder)
+        write_whole(folder / "data.yaml", yaml.safe_dump(sheet, sort_keys=False, allow_unicode=True))
+        split.save(folder / "split.csv")
+    return found
+
+
+def _write_sides(split: Split, folder: Path) -> list[Problem]:
+    "Pictures and labels of a split; what YOLO's form could not hold."
+    found, names = [], unique_names(short_names([i.path for i in split.items]))
+    for item, side, name in zip(split.items, split.side, names):
+        image = read_image(item.path)
         truth = item.truth((image.shape[1], image.shape[0]))
         crowd = np.asarray(truth.data.get("iscrowd", np.zeros(len(truth))), bool)
         if crowd.any():
@@ -456,13 +476,9 @@ def write_split(
                     f"{int(crowd.sum())} region(s): YOLO has no crowds",
                 )
             )
-        copy_file(item.path, out / "images" / side / name, link=True)
+        copy_file(item.path, folder / "images" / side / name)
         text = to_yolo(truth[~crowd], (image.shape[1], image.shape[0]), clip=True, where=item.path)
-        write_whole((out / "labels" / side / name).with_suffix(".txt"), text)
-    sides = {s: f"images/{s}" for s in dict.fromkeys(split.side.tolist())}
-    sheet = {"path": str(out.resolve()), **sides, "names": dict(enumerate(names))}
-    write_whole(out / "data.yaml", yaml.safe_dump(sheet, sort_keys=False, allow_unicode=True))
-    split.save(out / "split.csv")
+        write_whole((folder / "labels" / side / name).with_suffix(".txt"), text)
     return found
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #5748ba2e
@@ -534,6 +550,14 @@ def _root_of(dataset: Path) -> Path:
     return dataset if dataset.is_dir() else dataset.parent
 
 
+def _is_frozen(manifest: Path) -> bool:
+    "Was this file written by `freeze`? An edited one too; nothing else is ever written over."
+    try:
+        return str(read_json(manifest, dict).get("format", "")).startswith("cv_pipeline frozen set")
+    except DataError:
+        return False
+
+# %% ../../nbs/07_annotation/00_datasets.ipynb #7a56e0e2
 def freeze(
     dataset: str | Path,  # as in read_dataset
     manifest: str | Path,  # JSON to write
@@ -549,6 +573,9 @@ def freeze(
             manifest,
             "a test set is frozen once; set replace=True (--replace) to start a new series of scores",
         )
+    if manifest.exists() and not _is_frozen(manifest):
+        hint = "give another name: only a manifest of a frozen set is replaced"
+        raise ConfigError("this file is not a manifest of a frozen set", manifest, hint)
     found = check_dataset(dataset, split, accept=accept)
     bad = [p for p in found if p.severity == "error"]
     if bad:

@@ -685,7 +685,7 @@ def write_selected(
     ]
     writable_folder(out)
     for row in rows:
-        copy_file(folder / row.picture, out / row.picture, link=True)
+        copy_file(folder / row.picture, out / row.picture)
     write_collected(out, rows)
     return rows
 

@@ -44,6 +44,7 @@ from cv_pipeline.core.files import (
     read_json,
     read_text,
     read_yaml,
+    unique_names,
     write_json,
     write_whole,
 )
@@ -699,18 +700,6 @@ def _sides(entries: Sequence[Entry], val: float, hamming: int, seed: int) -> tup
     return side, found
 
 # %% ../../nbs/07_annotation/11_versions.ipynb #1dbaad80
-def _file_names(entries: Sequence[Entry]) -> list[str]:
-    "A file name for each; those whose label file would be shared get a piece of their content's hash."
-    taken, made = set(), []
-    for e in entries:
-        name = e.path.name
-        if Path(name).stem.lower() in taken:
-            name = f"{e.path.stem}-{e.seen.sha256[:12]}{e.path.suffix}"
-        taken.add(Path(name).stem.lower())
-        made.append(name)
-    return made
-
-
 def _write_pictures(
     folder: Path,
     entries: Sequence[Entry],
@@ -720,9 +709,10 @@ def _write_pictures(
 ) -> tuple[dict[str, dict[str, Any]], list[tuple[str, ...]]]:
     "Pictures and labels of a version; its rows, and the lists of classes that were looked for."
     rows, asked, index = {}, [], {n: i for i, n in enumerate(names)}
-    for k, (e, side, name) in enumerate(zip(entries, sides, _file_names(entries))):
+    names_of = unique_names([e.path.name for e in entries], [e.seen.sha256 for e in entries])
+    for k, (e, side, name) in enumerate(zip(entries, sides, names_of)):
         picture = f"images/{side}/{name}"
-        copy_file(e.path, folder / picture, link=True)
+        copy_file(e.path, folder / picture)
         label = folder / _label_of(picture)
         label.parent.mkdir(parents=True, exist_ok=True)
         label.write_text(

@@ -343,11 +343,11 @@ def _show_inspection(one: Any) -> None:
 
 def _qa_report(out: Path, data: str, model: str | None, root: Path) -> None:
     "The page; where papermill is not installed, that is reported."
-    from cv_pipeline.reporting.runner import run_report
+    from cv_pipeline.reporting.runner import default_name, run_report
 
     values = {"found": str(out.resolve()), "data": data, "model": model or None}
     try:
-        done = run_report("qa", values, "-".join(filter(None, ("qa", Path(data).stem))), root)
+        done = run_report("qa", values, default_name("qa", {"data": data}), root)
     except MissingExtraError as e:
         return say(f"[yellow]no report[/]: {plain(e)}")
     say(f"report: {plain(done.folder / 'report.html')}")

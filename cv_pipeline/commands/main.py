@@ -510,12 +510,18 @@ def json_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _scheduled(template: str, values: dict[str, Any], cron: str | None) -> str:
-    "The lines that make cron or GitHub Actions run it."
+def _scheduled(
+    template: str, given: dict[str, str], cron: str | None, name: str | None, root: Path, gate: bool
+) -> str:
+    "The lines that make cron or GitHub Actions run what was asked."
     from cv_pipeline.reporting.runner import cron_line, github_workflow
 
-    workflow = f"# .github/workflows/{template}.yml\n{github_workflow(template, values, cron)}"
-    return f"# crontab -e\n{cron_line(template, values, cron)}\n\n{workflow}"
+    options = ["--gate"] if gate else []
+    options += [] if root == Path("reports") else ["--root", str(root)]
+    options += [] if name is None else [f"--name={name}"] if name.startswith("-") else ["--name", name]
+    line = cron_line(template, given, cron, options=options, root=root)
+    workflow = github_workflow(template, given, cron, options, root)
+    return f"# crontab -e\n{line}\n\n# .github/workflows/{Path(template).stem}.yml\n{workflow}"
 
 
 def _reports_kept(what: str, root: Path, keep_days: int, keep_last: int, dry_run: bool) -> None:
@@ -549,7 +555,7 @@ def report_command(
     *,
     # a parameter of the report; may be given many times
     parameter: Annotated[list[str] | None, Opt("-p", metavar="KEY=VALUE")] = None,
-    name: str | None = None,  # folder under reports/DATE/; None: the report and its model
+    name: str | None = None,  # folder under reports/DATE/; None: the report and what it is of
     root: Path = Path("reports"),  # where reports are kept
     gate: bool = False,  # exit with 1 unless the verdict is PASS or GREEN
     schedule: bool = False,  # print a cron line and a GitHub Actions workflow; run nothing
@@ -565,19 +571,19 @@ def report_command(
     if template in ("list", "index", "prune"):
         return _reports_kept(template, root, keep_days, keep_last, dry_run)
     from cv_pipeline.reporting.history import write_index
-    from cv_pipeline.reporting.runner import check_parameters, find_template, read_parameters, run_report
+    from cv_pipeline.reporting import runner
 
-    known = read_parameters(find_template(template))
+    known = runner.read_parameters(path := runner.find_template(template))
     given = pairs(parameter, "-p", "e.g. -p model=yolo.onnx -p 'floors={AP: 0.5}'")
     if help_parameters:
         return _show_parameters(template, known)
-    values = check_parameters(known, given, template)
+    values = runner.checked_values(path, known, given)
     if schedule:
-        return typer.echo(_scheduled(template, values, cron), nl=False)
-    label = Path(str(values.get("model", known["model"].default))).stem if "model" in known else ""
-    folder = name or "-".join(filter(None, (Path(template).stem, label)))
+        return typer.echo(_scheduled(template, given, cron, name, root, gate), nl=False)
+    own = {"model": known["model"].default} if "model" in known else {}
+    folder = name or runner.default_name(template, {**own, **values})
     try:
-        done = run_report(template, given, folder, root, progress=sys.stderr.isatty())
+        done = runner.run_report(template, given, folder, root, progress=sys.stderr.isatty())
     finally:
         if root.is_dir():
             write_index(root)

@@ -14,21 +14,24 @@ import re
 import shutil
 import sys
 import time
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from pathlib import Path
+from itertools import count
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO
 
 from .masking import masked
 from .types import ConfigError, CVPipelineError, DataError, SinkError
 
 # %% auto #0
-__all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'draft_of', 'write_whole', 'write_json', 'append_lines', 'Busy',
-           'locked', 'sweep_drafts', 'Staging', 'glob_escape', 'sync_tree', 'draft_folder', 'copy_file', 'move_file',
-           'copy_over', 'is_there', 'file_sha256', 'safe_name', 'decode_text', 'read_bytes', 'read_text', 'parse_json',
-           'read_json', 'read_json_lines', 'parse_yaml', 'read_yaml', 'read_table_file', 'expecting', 'writing',
-           'read_parquet', 'read_parquet_metadata', 'read_parquet_schema']
+__all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'shortened', 'draft_of', 'write_whole', 'write_json',
+           'append_lines', 'Busy', 'locked', 'sweep_drafts', 'take_place', 'Staging', 'glob_escape', 'sync_tree',
+           'draft_folder', 'copy_file', 'move_file', 'copy_over', 'is_there', 'file_sha256', 'name_key',
+           'portable_name', 'unique_names', 'plain_name', 'safe_name', 'decode_text', 'read_bytes', 'read_text',
+           'parse_json', 'read_json', 'read_json_lines', 'parse_yaml', 'read_yaml', 'read_table_file', 'expecting',
+           'writing', 'read_parquet', 'read_parquet_metadata', 'read_parquet_schema']
 
 # %% ../../nbs/00_core/02_files.ipynb #07d851ac
 _REMEDY = {
@@ -76,13 +79,22 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def shortened(
+    name: str,
+    most: int,  # bytes
+) -> str:
+    "The beginning of a name that fits into so many bytes of UTF-8."
+    data = name.encode("utf-8", "surrogateescape")
+    return name if len(data) <= most else data[:most].decode("utf-8", "ignore")
+
+
 def draft_of(
     path: Path,  # the file or folder that is to be
 ) -> Path:  # hidden, beside it; no other process or thread gets the same
     "Path of the temporary file or folder beside the target."
-    return path.with_name(f".{path.name[:200]}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+    return path.with_name(f".{shortened(path.name, 200)}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
 
-
+# %% ../../nbs/00_core/02_files.ipynb #6672bb14
 def write_whole(
     path: str | Path,
     content: str
@@ -251,7 +263,7 @@ def _alive(pid: str) -> bool:
 
 def sweep_drafts(path: Path) -> None:
     "Remove temporary files that killed processes left beside a file or folder."
-    for old in path.parent.glob(f".{glob_escape(path.name[:200])}.*-*.part"):
+    for old in path.parent.glob(f".{glob_escape(shortened(path.name, 200))}.*-*.part"):
         if _alive(old.name.removesuffix(".part").rpartition(".")[2].partition("-")[0]):
             continue
         if old.is_dir():
@@ -261,7 +273,7 @@ def sweep_drafts(path: Path) -> None:
                 old.unlink()
 
 
-def _take_place(folder: Path, out: Path, replace: bool) -> None:
+def take_place(folder: Path, out: Path, replace: bool) -> None:
     "The folder becomes the target; an old one is put aside first, and back when that fails."
     if not (replace and out.exists()):
         os.replace(folder, out)
@@ -306,7 +318,7 @@ class Staging:
             if error is None:
                 if self.durable:
                     sync_tree(self.folder)
-                _take_place(self.folder, self.out, self.replace)
+                take_place(self.folder, self.out, self.replace)
                 if self.durable:
                     _sync_folder(self.out.parent)
         except OSError as e:
@@ -353,26 +365,32 @@ def draft_folder(
         shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/00_core/02_files.ipynb #bff768e9
+def _cloned(origin: BinaryIO, file: BinaryIO) -> bool:
+    "Let a new file share the blocks of another (copy on write: Btrfs, XFS); False where that is impossible."
+    if sys.platform != "linux":
+        return False
+    import fcntl
+
+    try:
+        fcntl.ioctl(file.fileno(), 0x40049409, origin.fileno())  # FICLONE
+        return True
+    except OSError:
+        return False
+
+
 def copy_file(
     source: str | Path,
     target: str | Path,  # must not exist
-    link: bool = False,  # a hard link where the file system can: the same file under another name
 ) -> Path:
-    "Copy or hard-link a file to a new path, following symbolic links; SinkError when the target exists."
+    """Copy a file to a new path, following symbolic links; SinkError when the target exists. Where the file
+    system can, the copy shares the space of the original until one of them is changed."""
     source, target = Path(source), Path(target)
     try:
         resolved = source.resolve(strict=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if link:
-            try:
-                os.link(resolved, target)
-                return target
-            except FileExistsError:
-                raise
-            except OSError:
-                pass
         with open(resolved, "rb") as origin, open(target, "xb") as file:
-            shutil.copyfileobj(origin, file, 1 << 20)
+            if not _cloned(origin, file):
+                shutil.copyfileobj(origin, file, 1 << 20)
         shutil.copystat(resolved, target)
     except FileExistsError as e:
         raise SinkError(
@@ -408,15 +426,14 @@ def move_file(
 def copy_over(
     source: str | Path,
     target: str | Path,  # what is there is replaced
-    link: bool = False,  # a hard link where the file system can
 ) -> Path:  # the target
-    "Copy or hard-link a file over the target, atomically; SinkError when that fails."
+    "Copy a file over the target, atomically; SinkError when that fails."
     draft = draft_of(Path(target))
     try:
-        return move_file(copy_file(source, draft, link), target)
+        return move_file(copy_file(source, draft), target)
     finally:
         with suppress(OSError):
-            draft.unlink(missing_ok=True)  # also where both are one file already: then nothing was moved
+            draft.unlink(missing_ok=True)
 
 # %% ../../nbs/00_core/02_files.ipynb #fc930710
 def is_there(path: str | Path) -> bool:
@@ -437,15 +454,85 @@ def file_sha256(
             digest.update(piece)
     return digest.hexdigest()
 
+# %% ../../nbs/00_core/02_files.ipynb #f3c8065f
+_UNFIT = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff<>:"/\\\\|?*]')
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\.|$)")
+_LONGEST = 255  # bytes of a file name
+
+
+def name_key(name: str) -> str:
+    "What two file names differ in on every system: neither case nor the forms of Unicode count."
+    folded = unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", folded).upper().casefold())
+
+
+def _parts(name: str) -> tuple[str, str]:
+    "Stem and suffix; what is no suffix is part of the stem."
+    stem, dot, end = name.rpartition(".")
+    return (stem, dot + end) if stem and end and len(end.encode("utf-8", "replace")) <= 15 else (name, "")
+
+
+def portable_name(
+    name: str,  # any text
+    most: int = _LONGEST,  # bytes
+) -> str:  # the same where every system can keep it, also with a suffix of four bytes
+    "A file name without what some system cannot keep."
+    stem, suffix = _parts(_UNFIT.sub("_", name).rstrip(". "))
+    stem = stem.lstrip(". ") or "unnamed"
+    if _RESERVED.match(stem + suffix):
+        stem = f"_{stem}"
+    return (shortened(stem, most - max(len(suffix.encode()), 4)) + suffix).rstrip(". ")
+
+# %% ../../nbs/00_core/02_files.ipynb #ff639c6f
+def _tagged(name: str, tag: str, length: int, most: int = _LONGEST) -> str:
+    "The name with a piece of a hash before its suffix."
+    digest = hashlib.sha256(tag.encode("utf-8", "surrogatepass")).hexdigest()[:length]
+    stem, suffix = _parts(name)
+    stem = stem if suffix else stem.replace(".", "_")
+    return f"{shortened(stem, most - max(len(suffix.encode()), 4) - 1 - length)}-{digest}{suffix}"
+
+
+def unique_names(
+    paths: Iterable[str | PurePath],  # relative ones; their folders become part of the name
+    tags: Iterable[str] | None = None,  # what the hashes are made of, one a path; None: the paths
+    suffix: str | None = None,  # all files get this one; None: each keeps its own
+    taken: Iterable[str] = (),  # names in use
+) -> list[str]:  # a name each
+    "File names that differ on every system, without their suffixes too: each picture has its own label file."
+    given = [p.as_posix() if isinstance(p, PurePath) else p for p in paths]
+    wanted = [
+        p.replace("/", "_") if suffix is None else _parts(p)[0].replace("/", "_") + suffix for p in given
+    ]
+    hashed = given if tags is None else list(tags)
+    key = lambda name: name_key(PurePosixPath(name).stem)
+    used, made = {key(n) for n in taken}, [""] * len(given)
+    fit = [portable_name(n) for n in wanted]
+    for i, name in enumerate(fit):
+        if name == wanted[i] and key(name) not in used:
+            made[i] = name
+            used.add(key(name))
+    for i in (i for i, name in enumerate(made) if not name):
+        tries = (_tagged(fit[i], f"{hashed[i]}{again or ''}", n) for again in count() for n in (8, 16, 32))
+        made[i] = next(name for name in tries if key(name) not in used)
+        used.add(key(made[i]))
+    return made
+
+
+def plain_name(name: str) -> str:
+    "Letters, digits, dots and dashes of an arbitrary name; different names may become one."
+    return shortened(re.sub(r"[^\w.-]+", "_", name).strip("._"), 80).strip("._") or "source"
+
 
 def safe_name(
     name: str,  # any name: of a source, a class, a sequence
     taken: Iterable[str] = frozenset(),  # names in use
 ) -> str:  # without path separators, spaces and control characters; not in `taken`
-    "A safe, unique file name for an arbitrary name."
-    base = re.sub(r"[^\w.-]+", "_", name).strip("._")[:80] or "source"
-    made, number = base, 1
-    while made in taken:
+    "A safe file name for an arbitrary name: different names stay different, by a piece of hash where needed."
+    base = plain_name(name)
+    base = f"_{base}" if _RESERVED.match(base) else base
+    base = base if base == name else _tagged(base.replace(".", "_"), name, 8)
+    used, made, number = {name_key(n) for n in taken}, base, 1
+    while name_key(made) in used:
         number += 1
         made = f"{base}-{number}"
     return made

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +17,27 @@ from .metrics import RECALLS, Matches
 from .records import EvalSet
 
 # %% auto #0
-__all__ = ['RATES', 'FEWEST_PICTURES', 'FEWEST_OBJECTS', 'clusters', 'draw_weights', 'APSampler', 'Interval', 'interval_of',
-           'average', 'ap_interval', 'picture_counts', 'rate_intervals', 'same_pictures', 'compare_models', 'Verdict',
-           'Finding', 'judge', 'overall']
+__all__ = ['RATES', 'FEWEST_PICTURES', 'FEWEST_OBJECTS', 'is_unknown', 'cluster_key', 'clusters', 'draw_weights', 'APSampler',
+           'Interval', 'interval_of', 'average', 'APDraws', 'ap_draws', 'ap_interval', 'picture_counts',
+           'rate_intervals', 'same_pictures', 'compare_models', 'Verdict', 'Finding', 'judge', 'overall']
 
 # %% ../../nbs/05_evaluation/03_intervals.ipynb #5e0ca568
+_UNKNOWN = {"", "nan", "none", "null", "n/a", "<na>"}
+
+
+def is_unknown(value: Any) -> bool:
+    "Whether a column says nothing about a picture: empty, None, NaN."
+    return str(value).strip().lower() in _UNKNOWN
+
+
+def cluster_key(
+    values: Sequence[Any],  # of the columns that make clusters, the sequence first
+    own: int,  # number of the picture
+) -> str:
+    "What pictures of one cluster share; a key of its own where the first column says nothing."
+    return f"\x00{own}" if is_unknown(values[0]) else "\x1f".join(map(str, values))
+
+
 def clusters(
     s: EvalSet,
     by: Sequence[str] = (
@@ -28,12 +45,11 @@ def clusters(
         "camera",
     ),  # columns that make pictures belong together; those that are missing are left out
 ) -> np.ndarray:  # (k,) number of each picture's cluster
-    "Pictures that share these columns are one cluster; without such a column each picture is its own."
+    "Pictures that share these columns are one cluster; a picture of which nothing is known is its own."
     columns = [s.columns[name] for name in by if name in s.columns]
     if not columns:
         return np.arange(len(s))
-    keys = ["\x1f".join(map(str, row)) for row in zip(*columns)]
-    return np.unique(keys, return_inverse=True)[1]
+    return np.unique([cluster_key(row, i) for i, row in enumerate(zip(*columns))], return_inverse=True)[1]
 
 
 def draw_weights(
@@ -151,6 +167,40 @@ def average(ap: np.ndarray) -> float:
     "Mean over thresholds and the classes that are asked for."
     return float(np.nanmean(ap)) if np.isfinite(ap).any() else float("nan")
 
+# %% ../../nbs/05_evaluation/03_intervals.ipynb #81ce3ad9
+@dataclass(frozen=True)
+class APDraws:
+    "AP of every threshold and class in every draw: one pass, from which any number gets its interval."
+
+    ap: np.ndarray  # (T, classes) of the pictures as they are
+    drawn: np.ndarray  # (draws, T, classes)
+    clusters: int
+
+    def interval(self, value: Callable[[np.ndarray], float] = average) -> Interval:
+        "The interval of a number made of the APs; `lambda ap: ap[0, 2]` is AP50 of class 2."
+        samples = np.array([value(ap) for ap in self.drawn])
+        return interval_of(value(self.ap), samples, n_clusters=self.clusters)
+
+    def of_class(self, c: int) -> Interval:
+        "The interval of the mean AP of one class; NaN where it has none."
+        rows = np.concatenate([self.ap[None, :, c], self.drawn[:, :, c]])
+        some = np.isfinite(rows)
+        total, count = np.where(some, rows, 0.0).sum(axis=1), some.sum(axis=1)
+        means = np.divide(total, count, out=np.full(len(rows), np.nan), where=count > 0)
+        return interval_of(float(means[0]), means[1:], n_clusters=self.clusters)
+
+
+def ap_draws(
+    s: EvalSet,
+    matches: Matches,
+    weights: np.ndarray,  # (draws, k) from draw_weights
+    pictures: np.ndarray | None = None,  # (k,) bool: a slice
+) -> APDraws:
+    "The AP of every class in every draw, computed once for all numbers that are asked for."
+    mask = np.ones(len(s), np.float32) if pictures is None else np.asarray(pictures, np.float32)
+    sampler = APSampler(s, matches)
+    return APDraws(sampler(mask), sampler(weights * mask), len(np.unique(clusters(s)[mask > 0])))
+
 
 def ap_interval(
     s: EvalSet,
@@ -161,11 +211,8 @@ def ap_interval(
     ] = average,  # (T, classes) AP → the number; `lambda ap: ap[0, 2]` is AP50 of class 2
     pictures: np.ndarray | None = None,  # (k,) bool: a slice
 ) -> Interval:
-    "AP, or any number made of the APs, with its interval."
-    mask = np.ones(len(s), np.float32) if pictures is None else np.asarray(pictures, np.float32)
-    sampler = APSampler(s, matches)
-    samples = np.array([value(ap) for ap in sampler(weights * mask)])
-    return interval_of(value(sampler(mask)), samples, n_clusters=len(np.unique(clusters(s)[mask > 0])))
+    "AP, or any number made of the APs, with its interval. Several numbers share a pass with `ap_draws`."
+    return ap_draws(s, matches, weights, pictures).interval(value)
 
 # %% ../../nbs/05_evaluation/03_intervals.ipynb #23fc6017
 def picture_counts(

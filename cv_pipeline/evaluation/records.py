@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from ..core.files import expecting, read_json
-from ..core.formats import LabelledImage
+from ..core.files import expecting, read_json, read_text
+from ..core.formats import IMAGE_SUFFIXES, LabelledImage
 from ..core.images import read_image
 from ..core.types import DataError, Detections
 
 # %% auto #0
 __all__ = ['BoxTable', 'box_table', 'EvalSet', 'check_set', 'data_hash', 'coco_columns', 'read_coco', 'class_mapping', 'tabled',
-           'truth_in', 'values_of', 'short_names', 'look_at', 'predict_set', 'read_columns']
+           'truth_in', 'short_names', 'match_column', 'match_columns', 'look_at', 'predict_set', 'read_columns']
 
 # %% ../../nbs/05_evaluation/00_records.ipynb #9326b4c8
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class EvalSet:
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # (k,) each
     paths: tuple[Path | None, ...] = ()  # where the pictures lie, for drawing
     where: object = None  # named in errors
+    notes: tuple[str, ...] = ()  # what was left out when the set was made
 
     def __len__(self) -> int:
         return len(self.images)
@@ -202,50 +206,124 @@ def data_hash(s: EvalSet) -> str:
 _STANDARD = {"id", "file_name", "width", "height", "license", "coco_url", "flickr_url", "date_captured"}
 
 
-def _json(path: Path) -> Any:
-    "A JSON file, or DataError."
+def _listed(book: Mapping[str, Any], key: str, where: object) -> list[dict[str, Any]]:
+    "A list of objects in a COCO file; DataError with the first row that is none."
+    rows = book.get(key) or []
+    bad = [n for n, row in enumerate(rows) if not isinstance(row, dict)] if isinstance(rows, list) else [-1]
+    if bad:
+        row = f", but row {bad[0]} is not" if bad[0] >= 0 else ""
+        raise DataError(f"not a COCO file: '{key}' must be a list of objects{row}", where)
+    return rows
+
+
+def _json(path: Path, book: bool = True) -> Any:
+    "A JSON file, or DataError; `book`: it must be an object."
     with expecting("not a readable JSON file", path):
-        return read_json(path)
+        return read_json(path, dict if book else None)
 
 
+def _is_real(value: Any) -> bool:
+    "Whether it is a number that a box may hold."
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, (bool, np.bool_))
+    return number and -1e12 < value < 1e12
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (str, int, float, np.number)) and not isinstance(value, bool) and value == value
+
+# %% ../../nbs/05_evaluation/00_records.ipynb #7f97d709
+def _row_problem(r: Any, what: str) -> str:
+    "What is wrong with one annotation or prediction; empty if nothing."
+    if not isinstance(r, Mapping):
+        return f"{r!r:.60} is not an object {{…}}"
+    needed = ("image_id", "category_id", "bbox", *(("score",) if what == "predictions" else ()))
+    if missing := [k for k in needed if k not in r]:
+        other = next((k for k in ("confidence", "conf", "scores", "probability") if k in r), None)
+        return f"'{missing[0]}' is missing" + (
+            f" ('{other}' must be called 'score')" if other and "score" in missing else ""
+        )
+    for k in ("image_id", "category_id"):
+        if not _is_id(r[k]):
+            return f"{k} is {r[k]!r:.60}, which is not an id"
+    box = r["bbox"]
+    if not isinstance(box, (list, tuple, np.ndarray)) or len(box) != 4 or not all(map(_is_real, box)):
+        return f"bbox is {box!r:.80}, not four numbers x, y, width, height"
+    if what == "predictions":
+        return "" if _is_real(r["score"]) else f"score is {r['score']!r:.60}, not a number"
+    if r.get("area") is not None and not (_is_real(r["area"]) and r["area"] >= 0):
+        return f"area is {r['area']!r:.60}, not a number of square pixels"
+    if not any(r.get("iscrowd") is v or r.get("iscrowd") == v for v in (None, 0, 1)) or isinstance(
+        r.get("iscrowd"), str
+    ):
+        return f"iscrowd is {r['iscrowd']!r:.60}, neither 0 nor 1"
+    return ""
+
+# %% ../../nbs/05_evaluation/00_records.ipynb #899ee74d
+def _own_numbers(rows: Sequence[Mapping[str, Any]], what: str, where: object) -> list[int]:
+    "The annotations' ids where all are numbers, else their places; DataError for an id that stands twice."
+    ids = [r.get("id") for r in rows]
+    if what == "truth":
+        first: dict[Any, int] = {}
+        for row, value in enumerate(ids):
+            if _is_id(value) and first.setdefault(value, row) != row:
+                message = f"{what}: rows {first[value]} and {row} have the same id {value!r}"
+                raise DataError(message, where, "each annotation needs an id of its own")
+    whole = [v for v in ids if isinstance(v, int) and not isinstance(v, bool) and abs(v) < 2**63]
+    return (
+        whole if len(whole) == len(ids) else list(range(len(rows)))
+    )  # text, uuid, null, none at all: only told apart
+
+# %% ../../nbs/05_evaluation/00_records.ipynb #c0aa1f58
 def _table_of(
-    rows: list[dict], place: Mapping[Any, int], classes: Mapping[int, int], what: str, where: object
+    rows: Any, place: Mapping[Any, int], classes: Mapping[Any, int], what: str, where: object
 ) -> BoxTable:
-    "COCO annotations or detections as a table."
-    try:
-        unknown = [r["image_id"] for r in rows if r["image_id"] not in place]
-        strange = sorted({r["category_id"] for r in rows if r["category_id"] not in classes}, key=str)
-        box = np.array([r["bbox"] for r in rows], np.float64).reshape(-1, 4)
-    except (KeyError, TypeError, ValueError) as e:
-        raise DataError(f"{what}: a row is not a COCO box: {e!r}", where) from e
+    "COCO annotations or detections as a table; what pycocotools makes of them, or DataError with the row."
+    if not isinstance(rows, list):
+        hint = (
+            "give the list of its annotations" if isinstance(rows, dict) and "annotations" in rows else None
+        )
+        raise DataError(f"{what}: must be a list of boxes, not {type(rows).__name__}", where, hint)
+    for number, r in enumerate(rows):
+        if problem := _row_problem(r, what):
+            raise DataError(f"{what}: row {number} is not a COCO box: {problem}", where, "rows count from 0")
+    unknown = [(n, r["image_id"]) for n, r in enumerate(rows) if r["image_id"] not in place]
+    strange = [(n, r["category_id"]) for n, r in enumerate(rows) if r["category_id"] not in classes]
     if unknown:
         raise DataError(
             f"{what}: {len(unknown)} boxes of images that are not in the ground truth, e.g. image_id "
-            f"{unknown[0]}",
+            f"{unknown[0][1]!r} in row {unknown[0][0]}",
             where,
-            "check that the result belongs to this split",
+            _kind_hint(unknown[0][1], place) or "check that the result belongs to this split",
         )
     if strange:
-        raise DataError(
-            f"{what}: unknown category ids {strange[:8]}",
-            where,
-            f"categories of the ground truth: {list(classes)[:12]}",
-        )
+        ids = sorted({v for _, v in strange}, key=str)
+        known = f"categories of the ground truth: {list(classes)[:12]}"
+        hint = _kind_hint(strange[0][1], classes) or known
+        raise DataError(f"{what}: unknown category ids {ids[:8]}, first in row {strange[0][0]}", where, hint)
+    box = np.array([r["bbox"] for r in rows], np.float64).reshape(-1, 4)
     if (box[:, 2:] < 0).any():
         raise DataError(
             f"{what}: negative width or height in row {int(np.flatnonzero((box[:, 2:] < 0).any(1))[0])}",
             where,
             "COCO boxes are x, y, width, height",
         )
+    area = [r.get("area") if what == "truth" else None for r in rows]
     return box_table(
         [place[r["image_id"]] for r in rows],
         np.hstack([box[:, :2], box[:, :2] + box[:, 2:]]),
         [classes[r["category_id"]] for r in rows],
-        [r.get("score", 1.0) for r in rows],
-        [bool(r.get("iscrowd", 0)) for r in rows],
-        [r.get("area", b[2] * b[3]) if what == "truth" else b[2] * b[3] for r, b in zip(rows, box)],
-        [r.get("id", i) for i, r in enumerate(rows)],
+        [r["score"] if what == "predictions" else 1.0 for r in rows],
+        [bool(r.get("iscrowd")) and what == "truth" for r in rows],
+        [b[2] * b[3] if a is None else a for a, b in zip(area, box)],
+        _own_numbers(rows, what, where),
     )
+
+
+def _kind_hint(value: Any, known: Iterable[Any]) -> str | None:
+    "A hint where an id is only written as another type."
+    if any(str(k) == str(value) for k in known):
+        return f"here it is {type(value).__name__}, there not: pycocotools takes them for different ids too"
+    return None
 
 # %% ../../nbs/05_evaluation/00_records.ipynb #104754f1
 def coco_columns(
@@ -253,7 +331,7 @@ def coco_columns(
 ) -> dict[str, dict[str, Any]]:  # column → picture → value
     """What a COCO file says about its pictures beyond COCO's own keys, e.g. camera or time of day; empty
     where it says nothing."""
-    return _columns_of([im for im in _json(Path(truth)).get("images", []) if isinstance(im, dict)])
+    return _columns_of(_listed(_json(Path(truth)), "images", truth))
 
 
 def _columns_of(images: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -269,34 +347,49 @@ def _columns_of(images: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]
     return {k: {str(im.get("file_name", im.get("id"))): im.get(k, "") for im in images} for k in extra}
 
 # %% ../../nbs/05_evaluation/00_records.ipynb #860ed4e4
+def _numbered(book: Mapping[str, Any], key: str, where: Path) -> list[dict[str, Any]]:
+    "Images or categories in the order of their ids; DataError for an id that is missing or stands twice."
+    if not isinstance(book.get(key), list):
+        hint = "it needs images, annotations and categories"
+        raise DataError(f"not a COCO ground truth: no list of {key}", where, hint)
+    rows, first = _listed(book, key, where), dict[Any, int]()
+    for number, row in enumerate(rows):
+        if not _is_id(row.get("id")):
+            raise DataError(
+                f"{key}: row {number} has the id {row.get('id')!r:.60}", where, "a number or a text"
+            )
+        if key == "categories" and not (isinstance(row.get("name"), str) and row["name"].strip()):
+            raise DataError(
+                f"{key}: row {number} has the name {row.get('name')!r:.60}", where, "give it a name"
+            )
+        if first.setdefault(row["id"], number) != number:
+            what = "image" if key == "images" else "category"
+            rows_of = f"{row['id']!r} in rows {first[row['id']]} and {number}"
+            raise DataError(f"duplicate {what} ids: {rows_of}", where, f"each {what} needs its own id")
+    kinds = {isinstance(row["id"], str) for row in rows}
+    return sorted(rows, key=lambda row: str(row["id"]) if len(kinds) > 1 else row["id"])
+
+
+def _size_of(image: Mapping[str, Any], where: Path) -> tuple[int, int]:
+    "Width and height; 0 where the file says nothing."
+    size = tuple(image.get(k) or 0 for k in ("width", "height"))
+    if not all(_is_real(v) and v >= 0 for v in size):
+        raise DataError(f"images: the size of image {image['id']!r} is {size[0]!r} x {size[1]!r}", where)
+    return int(size[0]), int(size[1])
+
+# %% ../../nbs/05_evaluation/00_records.ipynb #53755d9e
 def read_coco(
     truth: str | Path,  # instances json
     predictions: str | Path | list | None = None,  # detections json, or its rows
 ) -> EvalSet:
     "A set from COCO files, checked."
     book, where = _json(Path(truth)), Path(truth)
-    try:
-        images, categories = (
-            sorted(book["images"], key=lambda im: im["id"]),
-            sorted(book["categories"], key=lambda c: c["id"]),
-        )
-        place = {image["id"]: i for i, image in enumerate(images)}
-        size = np.array([[im.get("width") or 0, im.get("height") or 0] for im in images], int).reshape(-1, 2)
-    except (KeyError, TypeError) as e:
-        raise DataError(
-            f"not a COCO ground truth: {e!r}", truth, "it needs images, annotations and categories"
-        ) from e
-    twice = len(images) - len(place)
-    if twice:
-        raise DataError(f"{twice} duplicate image ids", truth, "each picture needs its own id")
-    classes = {c["id"]: i for i, c in enumerate(categories)}
-    said = (
-        []
-        if predictions is None
-        else predictions
-        if isinstance(predictions, list)
-        else _json(Path(predictions))
-    )
+    images, categories = (_numbered(book, key, where) for key in ("images", "categories"))
+    place, classes = ({row["id"]: i for i, row in enumerate(rows)} for rows in (images, categories))
+    size = np.array([_size_of(im, where) for im in images], int).reshape(-1, 2)
+    said: Any = [] if predictions is None else predictions
+    if isinstance(predictions, (str, Path)):
+        said = _json(Path(predictions), book=False)
     named = [str(im.get("file_name", im["id"])) for im in images]
     folders = [where.parent, where.parent / "images", where.parent.parent, where.parent.parent / "images"]
     paths = tuple(next((f / n for f in folders if (f / n).exists()), None) for n in named)
@@ -304,9 +397,13 @@ def read_coco(
         tuple(c["name"] for c in categories),
         tuple(named),
         size,
-        _table_of(book.get("annotations", []), place, classes, "truth", truth),
+        _table_of(_listed(book, "annotations", where), place, classes, "truth", truth),
         _table_of(
-            said, place, classes, "predictions", truth if isinstance(predictions, list) else predictions
+            said,
+            place,
+            classes,
+            "predictions",
+            predictions if isinstance(predictions, (str, Path)) else truth,
         ),
         {k: np.array([v[n] for n in named], object) for k, v in _columns_of(images).items()},
         paths,
@@ -365,21 +462,104 @@ def truth_in(
     return replace(said, class_id=np.array([mapping[c] for c in said.class_id.tolist()], np.int32))
 
 
-def values_of(
-    columns: Mapping[str, Mapping[str, Any]] | None,  # column → path or name of a picture → value
-    path: Path,
-) -> dict[str, Any]:
-    'What the columns say about one picture; "" where they say nothing.'
-    return {k: v.get(str(path), v.get(path.name, "")) for k, v in (columns or {}).items()}
-
-
 def short_names(paths: Sequence[Path]) -> tuple[str, ...]:
     "File names; with as much of their folder as tells them apart where two are equal."
     names = tuple(p.name for p in paths)
     if len(set(names)) == len(names):
         return names
-    base = os.path.commonpath([p.parent for p in paths])
-    return tuple(p.relative_to(base).as_posix() for p in paths)
+    whole = [Path(os.path.abspath(p)) for p in paths]
+    try:
+        base = Path(os.path.commonpath([p.parent for p in whole]))
+    except ValueError:  # other drives
+        return tuple(p.as_posix() for p in whole)
+    return tuple(p.relative_to(base).as_posix() for p in whole)
+
+# %% ../../nbs/05_evaluation/00_records.ipynb #0c6c914a
+def _ends(name: str | Path) -> tuple[str, ...]:
+    "The parts of a path, the last one first, in one form of Unicode."
+    text = unicodedata.normalize("NFC", str(name)).replace("\\", "/")
+    parts = takewhile(lambda p: p != "..", reversed(text.split("/")))
+    return tuple(p for p in parts if p not in ("", "."))
+
+
+def _fitting(picture: tuple[str, ...], keys: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:
+    "The longest of these ends that the picture's path has."
+    return max((k for k in keys if picture[: len(k)] == k), key=len, default=None)
+
+
+def _stale(picture: tuple[str, ...], keys: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:
+    "Of keys that lie in folders that are not there, the only one with the longest common end."
+    shared = [
+        next((i for i, (a, b) in enumerate(zip(picture, k)) if a != b), min(len(picture), len(k)))
+        for k in keys
+    ]
+    best = [k for k, n in zip(keys, shared) if n == max(shared)]
+    return best[0] if len(best) == 1 else None
+
+# %% ../../nbs/05_evaluation/00_records.ipynb #e837124f
+def match_column(
+    values: Mapping[str, Any],  # path or name of a picture → value
+    paths: Sequence[Path],
+    name: str = "",  # of the column, for errors
+) -> tuple[
+    np.ndarray, tuple[str, ...]
+]:  # (k,) values, "" where nothing is known; and rows that match no picture
+    "What a column says about each picture; DataError where a row could mean two pictures."
+    exact = {str(p): p for p in paths}
+    keys: dict[tuple[str, ...], str] = {}
+    for k in (k for k in values if k not in exact):
+        if values[keys.setdefault(_ends(k), k)] != values[k]:
+            raise DataError(f"column '{name}': '{keys[_ends(k)]}' and '{k}' are one picture with two values")
+    by_name: dict[str, list[tuple[str, ...]]] = {}
+    for key in keys:
+        by_name.setdefault(key[0] if key else "", []).append(key)
+    made: list[Any] = [values.get(str(p)) for p in paths]
+    taken: dict[tuple[str, ...], list[Path]] = {}
+    for find in (_fitting, _stale):
+        for i, path in enumerate(paths):
+            ends = _ends(os.path.abspath(path))
+            near = [k for k in by_name.get(ends[0], ()) if find is _fitting or k not in taken]
+            if str(path) in values or made[i] is not None or not near:
+                continue
+            fit = find(ends, near)
+            if fit is not None and (find is _fitting or _absolute(keys[fit])):
+                taken.setdefault(fit, []).append(path)
+                made[i] = values[keys[fit]]
+    twice = next(((keys[k], places) for k, places in taken.items() if len(places) > 1), None)
+    if twice:
+        places = " and ".join(str(p) for p in twice[1][:2])
+        raise DataError(f"column '{name}': '{twice[0]}' could mean {places}", hint="write it with its folder")
+    lost = tuple(k for ends, k in keys.items() if ends not in taken)
+    return np.array(["" if v is None else v for v in made] + [None], object)[:-1], lost
+
+
+def _absolute(name: str) -> bool:
+    "A path on this machine or another one."
+    return name.startswith(("/", "\\")) or name[1:3] in (":/", ":\\")
+
+# %% ../../nbs/05_evaluation/00_records.ipynb #44c67ed7
+def match_columns(
+    columns: Mapping[str, Mapping[str, Any]] | None,  # column → path or name of a picture → value
+    paths: Sequence[Path],
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:  # column → (k,) values; notes on what did not match
+    "All columns for all pictures; DataError where no row of a column belongs to any of them."
+    made, notes = {}, []
+    for name, values in (columns or {}).items():
+        made[name], lost = match_column(values, paths, name)
+        if values and len(lost) == len(values):
+            hint = f"the first picture is {paths[0]}" if paths else None
+            raise DataError(
+                f"column '{name}': none of the {len(lost)} rows names a picture here, e.g. {lost[0]}",
+                hint=hint,
+            )
+        silent = int(sum(isinstance(v, str) and v == "" for v in made[name]))
+        if lost:
+            notes.append(
+                f"column '{name}': {len(lost)} of {len(values)} rows match no picture, e.g. {lost[0]}"
+            )
+        if silent:
+            notes.append(f"column '{name}' says nothing about {silent} of {len(paths)} pictures")
+    return made, tuple(notes)
 
 # %% ../../nbs/05_evaluation/00_records.ipynb #afc291f8
 def look_at(
@@ -400,8 +580,8 @@ def look_at(
         truths.append(truth_in(item, image, mapping))
         found = look(image)
         said.append(found[np.isin(found.class_id, list(mapping.values()))])
-    paths, told = tuple(i.path for i in items), [values_of(columns, i.path) for i in items]
-    cut = {k: np.array([row[k] for row in told], object) for k in columns or {}}
+    paths = tuple(i.path for i in items)
+    cut, notes = match_columns(columns, paths)
     return check_set(
         EvalSet(
             tuple(names),
@@ -412,6 +592,7 @@ def look_at(
             cut,
             paths,
             paths[0].parent,
+            notes,
         )
     ), said
 
@@ -440,16 +621,44 @@ def predict_set(
     return look_at(items, model.manifest.names, look, columns, progress)[0]
 
 # %% ../../nbs/05_evaluation/00_records.ipynb #f68034ef
+def _table_rows(path: str | Path) -> list[tuple[int, list[str]]]:
+    "Line numbers and values of a CSV; the separator is the one that divides the header into most names."
+    text = read_text(path)
+    found: dict[str, list[tuple[int, list[str]]]] = {}
+    for separator in ",;\t":
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        try:
+            found[separator] = [(reader.line_num, row) for row in reader if any(v.strip() for v in row)]
+        except csv.Error as e:
+            raise DataError(f"not a CSV file with a header: {e}", path) from e
+    if not found[","]:
+        raise DataError("not a CSV file with a header: it is empty", path)
+    even = {k: rows for k, rows in found.items() if {len(r) for _, r in rows} == {len(rows[0][1])}}
+    even = {k: rows for k, rows in even.items() if len(rows[0][1]) > 1}
+    best = max(even or found, key=lambda k: (len(found[k][0][1]), k == ","))
+    if len(found[best][0][1]) < 2:
+        hint = "the first column names the picture, each other one is a slice"
+        raise DataError("a single column: no comma, semicolon or tab divides the header", path, hint)
+    return found[best]
+
+
 def read_columns(
     path: str | Path,  # CSV: first column the picture's file name, first row the names of the columns
 ) -> dict[str, dict[str, str]]:  # column → picture → value
-    "Slice columns from a CSV file."
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as f:
-            head, *rows = [r for r in csv.reader(f) if r]
-    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as e:
-        raise DataError(f"not a CSV file with a header: {e}", path) from e
-    for number, row in enumerate(rows, 2):
+    "Slice columns from a table of text: commas, semicolons or tabs, with or without a byte order mark."
+    (_, head), *rows = _table_rows(path)
+    head = [name.strip() for name in head]
+    if Path(head[0]).suffix.lower() in IMAGE_SUFFIXES:
+        raise DataError(
+            "the first line names a picture: the header is missing", path, "e.g. picture,camera,sequence"
+        )
+    if len(set(head)) < len(head) or not all(head[1:]):
+        raise DataError(f"the columns {head} must have different names", path)
+    lines: dict[str, tuple[int, list[str]]] = {}
+    for number, row in rows:
         if len(row) != len(head):
             raise DataError(f"line {number} has {len(row)} values, the header has {len(head)}", path)
-    return {name: {row[0]: row[i] for row in rows} for i, name in enumerate(head) if i}
+        before, values = lines.setdefault(row[0], (number, row))
+        if values != row:
+            raise DataError(f"lines {before} and {number} say different things about {row[0]}", path)
+    return {name: {k: row[i] for k, (_, row) in lines.items()} for i, name in enumerate(head) if i}

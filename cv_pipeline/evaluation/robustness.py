@@ -21,11 +21,12 @@ from ..core.images import read_image
 from ..core.types import Clock, ConfigError, DataError, Detections, Frame, MissingExtraError
 from .calibration import halves, lrp_thresholds
 from cv_pipeline.evaluation.intervals import (
+    APSampler,
     FEWEST_OBJECTS,
     FEWEST_PICTURES,
-    APSampler,
     Interval,
     average,
+    cluster_key,
     clusters,
     draw_weights,
     interval_of,
@@ -36,10 +37,10 @@ from cv_pipeline.evaluation.records import (
     check_set,
     class_mapping,
     data_hash,
+    match_columns,
     short_names,
     tabled,
     truth_in,
-    values_of,
 )
 from ..synthetic.belt import FactoryLine, LineConfig, Truth
 from ..synthetic.conditions import CONDITION_NAMES, Conditions, compressed
@@ -449,8 +450,10 @@ def picture_subjects(
             )
             return spoiled.image, spoiled.truth(truth_in(item, image, mapping))
 
-        return Subject(str(item.path), show, values_of(columns, item.path), tuple(mapping.values()))
+        return Subject(str(item.path), show, told[item.path], tuple(mapping.values()))
 
+    matched, _ = match_columns(columns, [i.path for i in items])
+    told = {item.path: {k: v[n] for k, v in matched.items()} for n, item in enumerate(items)}
     return [of(item) for item in items]
 
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #7b897875
@@ -533,10 +536,8 @@ class FilmSettings:
 # %% ../../nbs/05_evaluation/07_robustness.ipynb #6b1f4863
 def _shuffled(subjects: Sequence[Subject], seed: int) -> tuple[list[Subject], np.ndarray]:
     "Subjects in a random order of whole clusters, and the number of each one's cluster in that order."
-    keys = [
-        "\x1f".join(str(s.columns[c]) for c in ("sequence", "camera") if c in s.columns) or s.name
-        for s in subjects
-    ]
+    values = [[s.columns[c] for c in ("sequence", "camera") if c in s.columns] for s in subjects]
+    keys = [cluster_key(v, i) if v else s.name for i, (s, v) in enumerate(zip(subjects, values))]
     order = {
         k: i
         for i, k in enumerate(

@@ -8,8 +8,10 @@ from __future__ import annotations
 import html
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,24 +22,18 @@ from .. import __version__
 from ..core.stamp import stamp
 from .calibration import CalibrationReport, calibrate, plot_claims
 from .errors import ErrorReport, explain_errors, lrp_table
+from .intervals import FEWEST_OBJECTS, FEWEST_PICTURES, APDraws, Finding, Interval
+from .intervals import Verdict, ap_draws, ap_interval, average, clusters, compare_models
 from cv_pipeline.evaluation.intervals import (
-    FEWEST_OBJECTS,
-    FEWEST_PICTURES,
-    Finding,
-    Interval,
-    Verdict,
-    ap_interval,
-    average,
-    clusters,
-    compare_models,
     draw_weights,
+    is_unknown,
     judge,
     overall,
     picture_counts,
     rate_intervals,
 )
 from ..core.formats import LabelledImage, read_dataset
-from ..core.types import ConfigError, DataError
+from ..core.types import ConfigError, DataError, is_number
 from cv_pipeline.evaluation.metrics import (
     SIZES,
     Matches,
@@ -54,8 +50,9 @@ from ..synthetic.conditions import Conditions
 from ..synthetic.line import write_dataset
 
 # %% auto #0
-__all__ = ['versions', 'Evaluation', 'class_rows', 'sliceable', 'slice_rows', 'judge_floors', 'evaluate_set', 'evaluate_model',
-           'line_pictures', 'html_table', 'html_verdict', 'plot_curves', 'plot_confusion', 'plot_reliability_pair']
+__all__ = ['versions', 'Evaluation', 'class_rows', 'sliceable', 'slice_rows', 'checked_floors', 'judge_floors', 'evaluate_set',
+           'evaluate_model', 'line_pictures', 'html_table', 'html_verdict', 'plot_curves', 'plot_confusion',
+           'plot_reliability_pair']
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #a1a5bc28
 def versions(
@@ -144,60 +141,46 @@ class Evaluation:
 # %% ../../nbs/05_evaluation/09_summary.ipynb #f6c2fdc8
 def _row(
     what: str,
-    s: EvalSet,
-    m: Matches,
-    weights: np.ndarray,
-    pictures: np.ndarray,
-    value: Callable[[np.ndarray], float],
+    pictures: int,
     objects: int,
-    least: tuple[int, int],
+    least: tuple[int, int],  # pictures and objects that are needed
+    interval: Callable[[], Interval],  # asked for only where there are enough
 ) -> dict[str, Any]:
     "AP with its interval for a part of the set, or why there is none."
-    row: dict[str, Any] = {"what": what, "pictures": int(pictures.sum()), "objects": objects}
-    if row["pictures"] < least[0] or objects < least[1]:
+    row: dict[str, Any] = {"what": what, "pictures": pictures, "objects": objects}
+    if pictures < least[0] or objects < least[1]:
         return {**row, "AP": None, "low": None, "high": None, "note": "insufficient"}
-    found = ap_interval(s, m, weights, value, pictures)
+    found = interval()
     return {**row, "AP": found.value, "low": found.low, "high": found.high, "note": ""}
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #bb97d91d
-def _of_class(c: int) -> Callable[[np.ndarray], float]:
-    "The mean AP of one class; NaN where it has none."
-    return lambda ap: float(np.nanmean(ap[:, c])) if np.isfinite(ap[:, c]).any() else float("nan")
-
-
-def class_rows(s: EvalSet, m: Matches, weights: np.ndarray) -> list[dict[str, Any]]:
-    "A row a class, then a row a size."
+def class_rows(
+    s: EvalSet,
+    m: Matches,
+    weights: np.ndarray,  # (draws, k) from draw_weights
+    draws: APDraws | None = None,  # of these matches and weights; None: drawn here
+) -> list[dict[str, Any]]:
+    "A row a class, then a row a size. All classes share one pass over the draws."
     count = np.bincount(s.truth.class_id[m.counted], minlength=len(s.names))
-    every, rows = np.ones(len(s), bool), []
+    if draws is None and (count >= FEWEST_OBJECTS).any():
+        draws = ap_draws(s, m, weights)
+    where, rows, least = m.counted.nonzero()[0], [], (0, FEWEST_OBJECTS)
+    pairs = np.unique(np.stack([s.truth.class_id[where], s.truth.image[where]]), axis=1)
+    holds = np.bincount(pairs[0], minlength=len(s.names))
     for c, name in enumerate(s.names):
-        holds = np.zeros(len(s), bool)
-        holds[s.truth.image[m.counted & (s.truth.class_id == c)]] = True
-        row = _row(
-            name,
-            s,
-            m,
-            weights,
-            every,
-            _of_class(c),
-            int(count[c]),
-            (0, FEWEST_OBJECTS),
+        rows.append(
+            _row(name, int(holds[c]), int(count[c]), least, partial(draws.of_class, c) if draws else _none)
         )
-        rows.append({**row, "pictures": int(holds.sum())})
     for name, limits in SIZES.items():
         sized = match_set(s, area=limits)
-        rows.append(
-            _row(
-                f"size {name}",
-                s,
-                sized,
-                weights,
-                every,
-                average,
-                int(sized.counted.sum()),
-                (0, FEWEST_OBJECTS),
-            )
-        )
+        take = partial(ap_interval, s, sized, weights)
+        rows.append(_row(f"size {name}", len(s), int(sized.counted.sum()), least, take))
     return rows
+
+
+def _none() -> Interval:
+    "Where nothing was drawn, no class has enough objects."
+    return Interval(float("nan"), float("nan"), float("nan"))
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #614ef449
 def sliceable(s: EvalSet) -> list[str]:
@@ -211,21 +194,34 @@ def slice_rows(s: EvalSet, m: Matches, weights: np.ndarray, columns: Sequence[st
     for column in columns:
         for value, mask in s.slices(column).items():
             objects = int((m.counted & mask[s.truth.image]).sum())
-            rows.append(
-                _row(
-                    f"{column} = {value}",
-                    s,
-                    m,
-                    weights,
-                    mask,
-                    average,
-                    objects,
-                    (FEWEST_PICTURES, FEWEST_OBJECTS),
-                )
-            )
+            take = partial(ap_interval, s, m, weights, average, mask)
+            least = FEWEST_PICTURES, FEWEST_OBJECTS
+            rows.append(_row(f"{column} = {value}", int(mask.sum()), objects, least, take))
     return rows
 
 # %% ../../nbs/05_evaluation/09_summary.ipynb #6fbef6dd
+def checked_floors(
+    floors: Any,  # metric → floor; None: none
+) -> dict[str, float]:
+    "Floors as fractions; ConfigError lists every row that is not one."
+    if not isinstance(floors, Mapping | None):
+        what = f"floors must be a table of `metric: floor`, not {floors!r:.60}"
+        raise ConfigError(what, "floors", "{AP: 0.5}")
+    problems = []
+    for what, floor in (floors or {}).items():
+        if not isinstance(what, str) or not what.strip():
+            problems.append(f"{what!r}: {floor!r}: not the name of a metric")
+        elif not is_number(floor):
+            problems.append(f"{what}: {floor!r} is not a number")
+        elif not 0 <= floor <= 1:
+            percent = f"; for {floor:g} % write {floor / 100:g}" if 1 < floor <= 100 else ""
+            problems.append(f"{what}: {floor:g} is outside 0..1{percent}")
+    if problems:
+        hint = "floors are fractions, with a point: {AP: 0.5}"
+        raise ConfigError(f"{len(problems)} invalid floor(s)", "floors", hint, problems)
+    return {what: float(floor) for what, floor in (floors or {}).items()}
+
+# %% ../../nbs/05_evaluation/09_summary.ipynb #72be0e18
 def judge_floors(
     floors: Mapping[str, float],
     intervals: Mapping[str, Interval],
@@ -233,7 +229,11 @@ def judge_floors(
     pictures: int,
     objects: int,
 ) -> list[Finding]:
-    "A finding for each floor; ConfigError for an unknown metric."
+    "A finding for each floor; ConfigError for an unknown metric or a floor that is not a fraction."
+    floors = checked_floors(floors)
+    twice = [k for k, n in Counter(f"AP, {r['what']}" for r in rows).items() if n > 1 and k in floors]
+    if twice:
+        raise ConfigError(f"two classes are called {twice[0].removeprefix('AP, ')!r}", "floors", "rename one")
     named = {f"AP, {r['what']}": r for r in rows}
     unknown = [k for k in floors if k not in intervals and k not in named]
     if unknown:
@@ -281,6 +281,16 @@ def _compared(s: EvalSet, baseline: EvalSet, m: Matches, weights: np.ndarray) ->
     }
 
 
+def _noted(s: EvalSet) -> dict[str, Any]:
+    "What a reader has to know about the columns: rows that match nothing, pictures without a sequence."
+    alone = int(sum(map(is_unknown, s.columns.get("sequence", ()))))
+    text = f"{alone} of {len(s)}: each is a cluster of its own"
+    return {
+        **({"pictures without a sequence": text} if alone else {}),
+        **({"notes": "; ".join(s.notes)} if s.notes else {}),
+    }
+
+# %% ../../nbs/05_evaluation/09_summary.ipynb #780978a5
 def evaluate_set(
     s: EvalSet,
     thresholds: Sequence[float] | np.ndarray | float = 0.25,  # in use: one a class, or one for all
@@ -292,25 +302,25 @@ def evaluate_set(
     with_calibration: bool = True,
 ) -> Evaluation:
     "Measure, compare and judge existing predictions."
+    floors = checked_floors(floors)
     m, use = match_set(s), np.broadcast_to(np.asarray(thresholds, float), (len(s.names),)).copy()
     weights, every = draw_weights(clusters(s), draws, seed), int(clusters(s).max()) + 1
-    intervals = {
-        "AP": ap_interval(s, m, weights),
-        "AP50": ap_interval(s, m, weights, lambda ap: average(ap[:1])),
-    }
+    drawn = ap_draws(s, m, weights)
+    intervals = {"AP": drawn.interval(), "AP50": drawn.interval(lambda ap: average(ap[:1]))}
     intervals |= rate_intervals(picture_counts(s, m, use), weights, n_clusters=every)
-    per_class = class_rows(s, m, weights)
+    per_class = class_rows(s, m, weights, drawn)
     per_slice = slice_rows(s, m, weights, sliceable(s) if slices is None else slices)
     compared = None if baseline is None else _compared(s, baseline, m, weights)
     try:
         curves = calibrate(s, draws=min(draws, 500), seed=seed) if with_calibration else None
     except DataError:
         curves = None  # one sequence only: there are no two halves
-    findings = judge_floors(floors or {}, intervals, [*per_class, *per_slice], len(s), int(m.counted.sum()))
+    findings = judge_floors(floors, intervals, [*per_class, *per_slice], len(s), int(m.counted.sum()))
     header = {
         "pictures": len(s),
         "objects": int(m.counted.sum()),
         "clusters": every,
+        **_noted(s),
         "data": data_hash(s)[:16],
         "draws": draws,
         "seed": seed,
@@ -329,6 +339,7 @@ def evaluate_model(
     **how: Any,  # slices, floors, draws, seed of evaluate_set
 ) -> Evaluation:
     "Run a model (and a baseline) over labelled pictures and evaluate it at the thresholds of its manifest."
+    checked_floors(how.get("floors"))  # before minutes of work
     items, spent = list(items), list[float]()
     raw = model.with_calibration(None)  # calibration is judged on what the network says
     s = predict_set(raw, items, columns=columns, progress=progress, spent_ms=spent)

@@ -21,6 +21,7 @@ from ..annotation.cases import chance
 from ..annotation.collect import Flag, read_collected
 from cv_pipeline.core.files import (
     expecting,
+    name_key,
     read_json,
     read_json_lines,
     sink_error,
@@ -283,8 +284,9 @@ def _looks(
     for r, a, b in sorted(zip(rows, first, last)):
         camera, number = log.cameras[f["camera"][r]], int(f["frame_id"][r])
         name = f"images/{camera_folder(camera).removeprefix('camera=')}-{number:08d}"
-        name = f"{name}.jpg" if name not in taken else f"{name}-{int(f['captured_at'][r])}.jpg"
-        taken.add(name.removesuffix(".jpg"))
+        tries = (name, *(f"{name}-{int(f['captured_at'][r])}{again}" for again in ("", "-2", "-3", f"-{r}")))
+        name = next(n for n in tries if name_key(n) not in taken)
+        taken.add(name_key(name))
         said = [
             {
                 "class_name": log.names[c],
@@ -295,7 +297,7 @@ def _looks(
         ]
         at = datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=int(f["captured_at"][r]))
         yield AuditLook(
-            name,
+            f"{name}.jpg",
             camera,
             number,
             at.isoformat(),

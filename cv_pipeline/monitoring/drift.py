@@ -30,7 +30,7 @@ from cv_pipeline.monitoring.statistics import (
     shuffles,
     stretches,
 )
-from ..core.types import DataError, check_rules
+from ..core.types import ConfigError, DataError, check_rules, is_number
 
 # %% auto #0
 __all__ = ['FAMILIES', 'FLOORS', 'BOXED', 'BURSTS', 'CAUSES', 'Observed', 'DriftSettings', 'joined', 'components_of',
@@ -116,6 +116,8 @@ class DriftSettings:
     seed: int = 0
 
     def __post_init__(self):
+        if not isinstance(self.floor, Mapping):
+            raise ConfigError("floor: must be a table of `family: effect`", "DriftSettings", "{class: 0.2}")
         object.__setattr__(self, "floor", {**FLOORS, **self.floor})
         rules = [
             (0 < self.alpha < 1, f"alpha: {self.alpha} is outside 0..1"),
@@ -129,9 +131,12 @@ class DriftSettings:
             (self.least_device >= 10, f"least_device: {self.least_device} is below 10"),
             (
                 set(self.floor) <= set(FAMILIES),
-                f"floor: unknown families {sorted(set(self.floor) - set(FAMILIES))}",
+                f"floor: unknown families {sorted(set(self.floor) - set(FAMILIES), key=str)}",
             ),
-            (all(0 <= v < 1 for v in self.floor.values()), f"floor: {self.floor} is outside 0..1"),
+            (
+                all(is_number(v) and 0 <= v < 1 for v in self.floor.values()),
+                f"floor: {self.floor} is outside 0..1",
+            ),
         ]
         check_rules("drift settings", self, rules, f"families: {', '.join(FAMILIES)}")
 

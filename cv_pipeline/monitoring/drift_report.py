@@ -17,8 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..annotation.collect import KeptFrames, read_collected
-from ..core.files import safe_name
+from ..annotation.collect import KeptFrames, kept_folders, read_collected
 from ..core.images import read_image
 from ..core.stamp import stamp
 from ..core.types import ConfigError, DataError, FrameResult
@@ -527,11 +526,7 @@ def _kept(kept: Path, seen: Observed, number: np.ndarray, inside: np.ndarray) ->
         return {i: p for i, p in named.items() if p is not None and p.exists()}
     pairs, times = np.unique(np.stack([seen.camera, number], axis=1), axis=0, return_counts=True)
     twice = {tuple(p) for p in pairs[times > 1].tolist()}
-    folders = {
-        c: KeptFrames(kept / safe_name(c), c).files
-        for c in dict.fromkeys(camera)
-        if (kept / safe_name(c)).is_dir()
-    }
+    folders = {c: KeptFrames(place, c).files for c, place in kept_folders(kept, camera).items()}
     return {
         int(i): folders[c][int(number[i])]
         for i, c in zip(inside, camera)

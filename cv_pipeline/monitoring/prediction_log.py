@@ -436,6 +436,16 @@ def _within(
     return replace(log, cameras=tuple(log.cameras[i] for i in seen), frames=log.frames | {"camera": number})
 
 # %% ../../nbs/09_monitoring/02_prediction_log.ipynb #4d7a314c
+def _check_cameras(cameras: Any) -> None:
+    "ConfigError unless cameras are given as a list of names."
+    names = [] if cameras is None else [cameras] if isinstance(cameras, str) else list(cameras)
+    wrong = [c for c in names if not isinstance(c, str) or not c.strip()]
+    if isinstance(cameras, str) or wrong:
+        given = repr(cameras) if isinstance(cameras, str) else ", ".join(map(repr, wrong[:5]))
+        hint = 'names are text, in a list: ["north", "2"]'
+        raise ConfigError(f"cameras must be a list of names, not {given}", "cameras", hint)
+
+# %% ../../nbs/09_monitoring/02_prediction_log.ipynb #7a7c5c73
 def read_log(
     folder: str | Path,  # LOG
     since: datetime | str | None = None,  # at or after; a time with a zone, or a day
@@ -453,6 +463,7 @@ def read_log(
             folder,
             "cv-pipeline run with `telemetry:` writes one",
         )
+    _check_cameras(cameras)
     paths, broken, parts, boxes = _parts(folder, (a, b), cameras), [], [], []
     for path in paths:
         table, said = _checked(path, "frames", books.notes)

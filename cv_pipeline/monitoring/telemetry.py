@@ -25,9 +25,9 @@ import numpy as np
 
 from cv_pipeline.core.files import (
     append_lines,
+    plain_name,
     read_parquet,
     read_parquet_metadata,
-    safe_name,
     sink_error,
     writable_folder,
     write_whole,
@@ -103,7 +103,7 @@ def detections_schema() -> Any:
 # %% ../../nbs/09_monitoring/01_telemetry.ipynb #cfe87799
 def camera_folder(camera: str) -> str:
     "camera=NAME, with a short hash where the name has characters that a path should not have."
-    safe = safe_name(camera)
+    safe = plain_name(camera)
     return (
         f"camera={safe}"
         if safe == camera

@@ -10,12 +10,14 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from contextlib import suppress
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 from ..core.files import read_json, write_whole
 from ..core.types import ConfigError, DataError
+from .runner import CARD
 
 # %% auto #0
 __all__ = ['GOOD', 'BAD', 'DOUBTFUL', 'UNKNOWN', 'Entry', 'list_reports', 'timeline', 'write_index', 'prune_reports']
@@ -42,6 +44,7 @@ class Entry:
     numbers: dict[str, float] = field(default_factory=dict)  # a few that say most
     note: str = ""  # the cause of drift, the first failed floor
     bytes: int = 0
+    at: float = 0.0  # when it was made, seconds since 1970
 
     @property
     def page(self) -> Path | None:
@@ -77,25 +80,36 @@ def _note(m: Mapping[str, Any]) -> str:
 
 # %% ../../nbs/17_reporting/01_history.ipynb #fb54aa0f
 def _entry(folder: Path, day: date | None) -> Entry:
-    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    files = [p for p in (folder / "metrics.json", *sorted(folder.glob("*.json"))) if p.exists()]
-    if not files:
-        return Entry(
-            folder,
-            folder.name,
-            day,
-            "FAILED" if (folder / "report.html").exists() else "",
-            note="no metrics: a cell failed" if (folder / "report.html").exists() else "",
-            bytes=size,
-        )
+    size, card, at = 0, _card(folder), 0.0
+    with suppress(OSError):
+        at = folder.stat().st_mtime
+    for p in folder.rglob("*"):
+        with suppress(OSError):  # replaced while it is listed
+            size += p.stat().st_size if p.is_file() else 0
+    name, failed = str(card.get("name") or folder.name), card.get("status") == "failed"
+    files = [
+        p for p in (folder / "metrics.json", *sorted(folder.glob("*.json"))) if p.exists() and p.name != CARD
+    ]
+    if failed or not files:
+        page = (folder / "report.html").exists()
+        reason = str(card.get("error") or "no metrics: a cell failed") if failed or page else ""
+        return Entry(folder, name, day, "FAILED" if reason else "", note=reason, bytes=size, at=at)
     try:
         m = read_json(files[0])
     except DataError as e:
-        return Entry(folder, folder.name, day, "UNREADABLE", note=f"{files[0].name}: {e.what}", bytes=size)
+        return Entry(folder, name, day, "UNREADABLE", note=f"{files[0].name}: {e.what}", bytes=size, at=at)
     m = m if isinstance(m, dict) else {}
-    return Entry(folder, folder.name, day, str(m.get("verdict") or ""), _headline(m), _note(m), size)
+    return Entry(folder, name, day, str(m.get("verdict") or ""), _headline(m), _note(m), size, at)
 
 
+def _card(folder: Path) -> dict[str, Any]:
+    "What the runner wrote about a report; nothing for older ones."
+    try:
+        return read_json(folder / CARD, dict)
+    except DataError:
+        return {}
+
+# %% ../../nbs/17_reporting/01_history.ipynb #05d139f2
 def list_reports(root: str | Path = "reports") -> list[Entry]:
     "All reports, newest first, examples last. DataError when the folder is missing."
     root = Path(root)
@@ -114,9 +128,8 @@ def list_reports(root: str | Path = "reports") -> list[Entry]:
         for f in root.iterdir()
         if f.is_dir() and not _DAY.fullmatch(f.name) and not f.name.startswith(".")
     ]
-    return sorted(dated, key=lambda e: (-(e.day or date.min).toordinal(), e.name)) + sorted(
-        examples, key=lambda e: e.name
-    )
+    newest_first = lambda e: (-(e.day or date.min).toordinal(), e.name, -e.at)
+    return sorted(dated, key=newest_first) + sorted(examples, key=lambda e: e.name)
 
 
 def _valid(text: str) -> bool:

@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+import html
+import importlib.util
 import json
 import re
 import shlex
@@ -23,12 +26,25 @@ from typing import Any, Literal, Optional, Union
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from ..core.files import draft_folder, expecting, move_file, parse_yaml, read_json, writing
-from ..core.types import ConfigError, CVPipelineError, MissingExtraError
+from cv_pipeline.core.files import (
+    draft_folder,
+    expecting,
+    locked,
+    parse_yaml,
+    portable_name,
+    read_json,
+    take_place,
+    write_json,
+    write_whole,
+    writing,
+)
+from ..core.masking import masked
+from ..core.types import CVPipelineError, ConfigError, DataError, MissingExtraError, utc_now
 
 # %% auto #0
-__all__ = ['Parameter', 'read_parameters', 'check_parameters', 'checked_here', 'template_folders', 'find_template',
-           'ReportFailed', 'Report', 'to_html', 'run_report', 'command_line', 'usually', 'cron_line', 'github_workflow']
+__all__ = ['CARD', 'Parameter', 'read_parameters', 'check_parameters', 'checked_here', 'template_folders', 'find_template',
+           'ReportFailed', 'Report', 'to_html', 'default_name', 'checked_values', 'run_report', 'command_line',
+           'usually', 'cron_line', 'checked_cron', 'github_workflow']
 
 # %% ../../nbs/17_reporting/00_runner.ipynb #3349520c
 @dataclass(frozen=True)
@@ -199,7 +215,7 @@ class Report:
         return self.metrics.get("verdict")
 
 
-def to_html(notebook: Path, html: Path, code: bool = False) -> None:
+def to_html(notebook: Path, page: Path, code: bool = False) -> None:
     "One file that needs no network; without the code unless asked for."
     try:
         import nbformat
@@ -221,60 +237,167 @@ def to_html(notebook: Path, html: Path, code: bool = False) -> None:
             cell.outputs = [o for o in cell.outputs if "IProgress not found" not in str(o.get("text", ""))]
     body, _ = exporter.from_notebook_node(book)
     body = re.sub(r'<script[^>]*src="http[^>]*></script>|<link[^>]*href="http[^>]*>', "", body)
-    html.write_text(body, encoding="utf-8")
+    page.write_text(body, encoding="utf-8")
 
 # %% ../../nbs/17_reporting/00_runner.ipynb #5f0895ca
+_INPUTS = ("model", "data", "log", "truth", "result", "results", "frozen")  # what a report can be of
+
+
+def default_name(
+    template: str | Path,
+    inputs: Mapping[str, Any],  # parameters, those that name no input are left out
+) -> str:
+    "Template and inputs: two logs of one day are two reports. Paths get a piece of their hash."
+    parts = [Path(template).stem]
+    for key in (k for k in _INPUTS if inputs.get(k) not in (None, "")):
+        value = str(inputs[key])
+        parts.append(Path(value).stem or key)
+        if Path(value).name != value:
+            whole = Path(value).resolve().as_posix() if "://" not in value else value
+            parts[-1] += "-" + hashlib.sha256(whole.encode("utf-8", "replace")).hexdigest()[:6]
+    return "-".join(parts)
+
+
+def checked_values(
+    template: Path, known: Mapping[str, Parameter], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    "Parameters as their types; what costs nothing to check, as floors, is checked before minutes of work."
+    values = check_parameters(known, given, template.stem)
+    if template.stem == "evaluation" and "floors" in values:
+        from cv_pipeline.evaluation.summary import checked_floors
+
+        checked_floors(values["floors"])
+    return values
+
+# %% ../../nbs/17_reporting/00_runner.ipynb #808074a6
+CARD = "report.json"  # what was asked, and how it ended
+
+
+def _now() -> str:
+    return utc_now().isoformat(timespec="seconds")
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    "Parameters for the card, without passwords in addresses."
+    return {k: masked(v) if isinstance(v, (str, Path)) else v for k, v in values.items()}
+
+
+def _executed(path: Path, part: Path, values: dict[str, Any], progress: bool) -> str:
+    "Run the notebook into the folder; what went wrong, empty if nothing."
+    import papermill
+
+    how: dict[str, Any] = {"kernel_name": "python3", "progress_bar": progress, "log_output": False}
+    how["extra_arguments"] = ["--IPKernelApp.log_level=40"]
+    try:
+        papermill.execute_notebook(str(path), str(part / "report.ipynb"), values, **how)
+    except papermill.PapermillExecutionError as e:
+        return f"{e.ename}: {e.evalue}"
+    except Exception as e:  # a dead kernel, a full disk, a cell without end: each leaves a page
+        said = " ".join(str(e).split()) or type(e).__name__
+        killed = "DeadKernel" in type(e).__name__
+        return "the kernel died: killed, or out of memory" if killed else f"{type(e).__name__}: {said[:300]}"
+    return ""
+
+# %% ../../nbs/17_reporting/00_runner.ipynb #f33b92c9
+def _pages(path: Path, part: Path, failed: str) -> None:
+    "report.ipynb and report.html, also of a report that failed where papermill could not say so."
+    import nbformat
+
+    file = part / "report.ipynb"
+    try:
+        book = nbformat.read(file, as_version=4)
+    except Exception:  # nothing was written, or half of it
+        book = nbformat.read(path, as_version=4)
+    if failed and "exception" not in {k for k, v in book.metadata.get("papermill", {}).items() if v}:
+        text = f'<p style="color:#c0392b;font-size:130%"><b>This report failed.</b> {html.escape(failed)}</p>'
+        output = nbformat.v4.new_output("display_data", data={"text/html": text, "text/plain": failed})
+        book.cells.insert(0, nbformat.v4.new_code_cell("# how it ended", outputs=[output]))
+        book.metadata.setdefault("papermill", {})["exception"] = True
+    write_whole(file, nbformat.writes(book))
+    try:
+        to_html(file, part / "report.html", code=bool(failed))
+    except MissingExtraError:
+        raise
+    except Exception as e:
+        if not failed:
+            raise
+        page = f"<h1>This report failed</h1><pre>{html.escape(failed)}\n{html.escape(str(e))}</pre>"
+        write_whole(part / "report.html", f'<!doctype html><meta charset="utf-8">{page}\n')
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    "What makes a folder this folder and not another one of the same name."
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _put(part: Path, final: Path, begun: tuple[int, int] | None, failed: bool) -> Path:
+    "Give a finished report its name; one that failed does not take the place of one that did not."
+    with locked(final.parent / "reports", wait_s=60, what="another report is being put here"):
+        number, place = 1, final
+        while place.exists() and (
+            (place == final and _identity(final) != begun)  # made meanwhile
+            or (failed and not _has_failed(place))
+            or (place != final and not (failed and _has_failed(place)))
+        ):
+            number += 1
+            place = final.with_name(f"{final.name}-{number}")
+        take_place(part, place, replace=True)
+    return place
+
+
+def _has_failed(folder: Path) -> bool:
+    try:
+        return read_json(folder / CARD, dict).get("status") == "failed"
+    except DataError:
+        return not (folder / "metrics.json").exists()
+
+# %% ../../nbs/17_reporting/00_runner.ipynb #75598b8b
 def run_report(
     template: str | Path,  # name of a template, or its path
     parameters: Mapping[str, Any],
-    name: str | None = None,  # folder under the day; the template's name when not given
+    name: str | None = None,  # folder under the day; None: the template and what went in
     root: str | Path = "reports",
     today: date | None = None,
     progress: bool = False,
 ) -> Report:
     """Run a report into ROOT/YYYY-MM-DD/NAME. ConfigError before anything runs, ReportFailed when a cell
-    fails."""
-    try:
-        import papermill
-    except ImportError as e:
-        raise MissingExtraError("papermill", "report") from e
+    fails or the kernel dies. An earlier report of the day and name is replaced, one made meanwhile is not."""
+    if importlib.util.find_spec("papermill") is None:
+        raise MissingExtraError("papermill", "report")
     path = find_template(template)
     known = read_parameters(path)
-    values = check_parameters(known, parameters, path.stem)
+    values = checked_values(path, known, parameters)
     day = Path(root) / (today or date.today()).isoformat()
-    final = day / _safe(name or path.stem)
-    how = {
-        "kernel_name": "python3",
-        "progress_bar": progress,
-        "log_output": False,
-        "extra_arguments": ["--IPKernelApp.log_level=40"],
-    }
-    failed = None
+    final = day / _safe(name or default_name(path, parameters))
+    begun = _identity(final)
     with ExitStack() as stack:
         with writing("cannot create the report folder", day, "choose another place", ConfigError):
             part = stack.enter_context(draft_folder(final))
         if "output" in known:
             values["output"] = str(part.resolve())
-        try:
-            papermill.execute_notebook(str(path), str(part / "report.ipynb"), values, **how)
-        except papermill.PapermillExecutionError as e:
-            failed = e
-        to_html(part / "report.ipynb", part / "report.html", code=failed is not None)
-        shutil.rmtree(final, ignore_errors=True)
-        move_file(part, final)
+        card = {"name": final.name, "template": str(template), "parameters": _plain(parameters)}
+        card["started"] = utc_now().isoformat(timespec="seconds")
+        failed = _executed(path, part, values, progress)
+        made = {"status": "failed" if failed else "done", "error": failed, "finished": _now()}
+        with writing("cannot write the report", day, "free some space, or choose another place"):
+            _pages(path, part, failed)
+            write_json(part / CARD, {**card, **made})
+            final = _put(part, final, begun, failed != "")
     metrics = read_json(final / "metrics.json") if (final / "metrics.json").exists() else {}
-    if failed is not None:
-        raise ReportFailed(
-            f"{failed.ename}: {failed.evalue}",
-            final / "report.html",
-            "the page shows the cell; numbers before it are complete",
-        ) from None
+    if failed:
+        hint = "the page shows the cell; numbers before it are complete"
+        raise ReportFailed(failed, final / "report.html", hint) from None
     return Report(final, metrics)
 
 
 def _safe(name: str) -> str:
-    "A folder name without surprises."
-    return re.sub(r"[^A-Za-z0-9._=-]+", "_", name).strip("._") or "report"
+    "A folder name without surprises; two names stay two."
+    cut = portable_name(re.sub(r"[^A-Za-z0-9._=-]+", "_", name).strip("._") or "report", 120)
+    return cut if cut == name else f"{cut}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:6]}"
 
 # %% ../../nbs/17_reporting/00_runner.ipynb #044c751e
 def command_line(
@@ -282,15 +405,20 @@ def command_line(
 ) -> str:
     "The command that runs a report, quoted for a shell."
     text = lambda v: v if isinstance(v, str) else json.dumps(v)
-    return shlex.join(
-        [
-            program,
-            "report",
-            template,
-            *options,
-            *(x for k, v in parameters.items() for x in ("-p", f"{k}={text(v)}")),
-        ]
-    )
+    words = [str(template), *options, *(x for k, v in parameters.items() for x in ("-p", f"{k}={text(v)}"))]
+    return shlex.join([program, "report", *map(_one_line, words)])
+
+
+def _one_line(word: str) -> str:
+    "A word that may stand in a schedule; ConfigError for one that would be read as something else there."
+    if len(word.splitlines()) > 1 or re.search(r"[\x00-\x1f\x7f]", word):
+        raise ConfigError(
+            f"a line break or control character in {word!r:.80}", "--schedule", "a schedule is a line"
+        )
+    if "${{" in word:
+        hint = "GitHub Actions would evaluate it as an expression: give the value itself"
+        raise ConfigError(f"an expression in {word!r:.80}", "--schedule", hint)
+    return word
 
 
 def usually(template: str) -> str:
@@ -305,43 +433,79 @@ def cron_line(
     when: str | None = None,
     folder: Path | None = None,
     program: str | None = None,
+    options: Sequence[str] = (),  # of the command, e.g. ("--gate", "--root", "kept")
+    root: str | Path = "reports",  # where its log goes
 ) -> str:
-    "A line for `crontab -e`."
-    when = _checked_cron(when or usually(template))
+    "A line for `crontab -e`; it works in a folder without any report too."
+    when = checked_cron(when or usually(template))
     program = program or shutil.which("cv-pipeline") or "cv-pipeline"
-    command = (
-        f"cd {shlex.quote(str((folder or Path.cwd()).resolve()))} && "
-        f"{command_line(template, parameters, program)} >> reports/cron.log 2>&1"
-    )
-    return f"{when} {command}".replace("%", r"\%")
-
-
-def _checked_cron(when: str) -> str:
-    if len(when.split()) != 5 or re.search(r"[^0-9*/,\-\sA-Za-z]", when):
+    place = shlex.quote(_one_line(str((folder or Path.cwd()).resolve())))
+    kept, log = (shlex.quote(_one_line(str(p))) for p in (root, Path(root) / "cron.log"))
+    command = command_line(template, parameters, _one_line(program), options)
+    line = f"cd {place} && mkdir -p -- {kept} && {command} >> {log} 2>&1"
+    if r"\%" in line:
         raise ConfigError(
-            f"{when!r} is not a cron schedule",
-            "--cron",
-            "use five fields: minute hour day month weekday, e.g. '0 6 * * 1'",
+            "a backslash before a % cannot stand in a crontab", "--schedule", "leave one of them out"
         )
-    return when
+    return f"{when} {line}".replace("%", r"\%")
+
+# %% ../../nbs/17_reporting/00_runner.ipynb #fdc78a7b
+_FIELDS = (
+    ("minute", 0, 59, ()),
+    ("hour", 0, 23, ()),
+    ("day", 1, 31, ()),
+    ("month", 1, 12, "jan feb mar apr may jun jul aug sep oct nov dec".split()),
+    ("weekday", 0, 7, "sun mon tue wed thu fri sat".split()),
+)
+
+
+def _cron_field(text: str, low: int, high: int, names: Sequence[str]) -> bool:
+    "Whether a field of a schedule means something: `*`, `*/5`, `1,3`, `mon-fri`, `8-18/2`."
+    number = lambda t: names.index(t.lower()) + low if t.lower() in names else int(t) if t.isdecimal() else -1
+    for part in text.split(","):
+        span, slash, step = part.partition("/")
+        ends = [low, high] if span == "*" else [number(t) for t in span.split("-")]
+        good = len(ends) <= 2 and all(low <= e <= high for e in ends) and ends[0] <= ends[-1]
+        if not good or (slash and not (step.isdecimal() and int(step) > 0)):
+            return False
+    return True
+
+
+def checked_cron(when: str) -> str:
+    "A schedule in five fields, one blank between them; ConfigError names the field that is wrong."
+    parts = when.split()
+    hint = "use five fields: minute hour day month weekday, e.g. '0 6 * * 1'"
+    if len(parts) != len(_FIELDS):
+        raise ConfigError(f"{when!r} is not a cron schedule: {len(parts)} fields", "--cron", hint)
+    for part, (name, low, high, names) in zip(parts, _FIELDS):
+        if not _cron_field(part, low, high, names):
+            what = f"{when!r} is not a cron schedule: {name} {part!r}, not within {low}..{high}"
+            raise ConfigError(what, "--cron", hint)
+    return " ".join(parts)
 
 # %% ../../nbs/17_reporting/00_runner.ipynb #7c761e10
-def github_workflow(template: str, parameters: Mapping[str, Any], when: str | None = None) -> str:
+def github_workflow(
+    template: str,
+    parameters: Mapping[str, Any],
+    when: str | None = None,
+    options: Sequence[str] = (),  # of the command
+    root: str | Path = "reports",  # what is kept
+) -> str:
     "A workflow for .github/workflows/: runs the report, keeps it as an artefact for 90 days."
-    when = _checked_cron(when or usually(template))
+    when, name = checked_cron(when or usually(template)), _safe(Path(template).stem)
     steps = [
         {"uses": "actions/checkout@v4"},
         {"uses": "actions/setup-python@v5", "with": {"python-version": "3.11"}},
         {"run": 'pip install ".[report]"'},
-        {"run": command_line(template, parameters)},
+        {"run": command_line(template, parameters, options=options)},
         {
             "uses": "actions/upload-artifact@v4",
             "if": "always()",
-            "with": {"name": f"{template}-report", "path": "reports/", "retention-days": 90},
+            "with": {"name": f"{name}-report", "path": f"{root}/", "retention-days": 90},
         },
     ]
     flow = {
-        "name": f"{template} report",
+        "name": f"{name} report",
         "on": {"schedule": [{"cron": when}], "workflow_dispatch": None},
         "jobs": {"report": {"runs-on": "ubuntu-latest", "timeout-minutes": 60, "steps": steps}},
     }

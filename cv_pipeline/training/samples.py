@@ -26,6 +26,7 @@ from cv_pipeline.core.files import (
     expecting,
     file_sha256,
     read_yaml,
+    unique_names,
     write_whole,
 )
 from ..core.formats import LabelledImage, read_dataset, to_yolo
@@ -216,7 +217,7 @@ class Staged:
     rows: list[dict[str, Any]] = field(
         default_factory=list
     )  # a row a picture: picture, side, origin, from, asked, labels, added, doubtful, left_out
-    used: set[tuple[str, str]] = field(default_factory=set)  # side and name, in small letters
+    used: dict[str, list[str]] = field(default_factory=dict)  # side → names in use
 
     def summary(self) -> dict[str, Any]:
         "Counts for the run card."
@@ -241,12 +242,10 @@ def _labels_in(s: Sample, names: Sequence[str], size: tuple[int, int]) -> Detect
 
 def _free_name(made: Staged, s: Sample, short: str, grey: bool) -> str:
     "A file name that no other picture has, nor its label; what was painted on is PNG."
-    name, k = Path(f"{s.origin}-{short.replace('/', '_')}"), len(made.rows)
-    stem = name.stem
-    while (s.side, stem.lower()) in made.used:
-        stem, k = f"{name.stem}-{k}", k + 1
-    made.used.add((s.side, stem.lower()))
-    return stem + (".png" if grey else name.suffix)
+    used = made.used.setdefault(s.side, [])
+    (name,) = unique_names([f"{s.origin}-{short}"], suffix=".png" if grey else None, taken=used)
+    used.append(name)
+    return name
 
 
 def _found_by(models: Sequence[Model], image: np.ndarray, names: Sequence[str], unsure: float) -> Detections:
@@ -316,7 +315,7 @@ def _stage_one(
         target.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(target), image)
     else:
-        copy_file(s.item.path, target, link=True)
+        copy_file(s.item.path, target)
     label = (part / "labels" / s.side / target.name).with_suffix(".txt")
     label.parent.mkdir(parents=True, exist_ok=True)
     label.write_text(to_yolo(boxes, size, clip=True, where=s.item.path), encoding="utf-8")

@@ -614,3 +614,13 @@ def test_a_split_is_written_in_a_form_that_reads_back(tmp_path, form):
     assert not any(p.severity == "error" for p in D.check_dataset(tmp_path / "out"))
     with pytest.raises(ConfigError, match="not empty"):
         D.write_split(split, tmp_path / "out")
+
+
+def test_sequences_of_a_table_go_to_the_pictures_that_their_paths_name():
+    items = [LabelledImage(Path("/set") / p, ()) for p in ("north/a.jpg", "south/a.jpg", "b.jpg")]
+    table = {"north/a.jpg": "n", "south/a.jpg": "s", "b.jpg": ""}
+    assert D.sequences_by(items, table) == ["n", "s", None]
+    with pytest.raises(DataError, match="could mean"):
+        D.sequences_by(items, {"a.jpg": "x"})
+    with pytest.raises(ConfigError, match="none of the 1 names"):
+        D.sequences_by(items, {"west/a.jpg": "x"})

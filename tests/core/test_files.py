@@ -325,36 +325,34 @@ def test_a_file_that_is_not_there_and_a_folder_are_typed_errors(tmp_path, read):
 # copies
 
 
-@given(st.binary(max_size=50), st.binary(max_size=50), st.booleans())
-def test_a_copy_never_overwrites(folder, ours, theirs, link):
+@given(st.binary(max_size=50), st.binary(max_size=50))
+def test_a_copy_never_overwrites(folder, ours, theirs):
     for name, content in (("source", ours), ("target", theirs)):
         F.write_whole(folder / name, content)
     with pytest.raises(SinkError, match="nothing is overwritten|file of this name"):
-        F.copy_file(folder / "source", folder / "target", link)
+        F.copy_file(folder / "source", folder / "target")
     assert ((folder / "source").read_bytes(), (folder / "target").read_bytes()) == (ours, theirs)
 
 
-@pytest.mark.parametrize("link", [False, True])
-def test_a_copy_does_not_write_through_a_broken_link(tmp_path, link):
+def test_a_copy_does_not_write_through_a_broken_link(tmp_path):
     F.write_whole(tmp_path / "source", b"new")
     os.symlink(tmp_path / "elsewhere", tmp_path / "target")
     with pytest.raises(SinkError):
-        F.copy_file(tmp_path / "source", tmp_path / "target", link)
+        F.copy_file(tmp_path / "source", tmp_path / "target")
     assert names(tmp_path) == ["source", "target"]
 
 
-@pytest.mark.parametrize("link", [False, True])
-def test_copy_over_replaces_the_name_and_not_the_file(tmp_path, link):
+def test_copy_over_replaces_the_name_and_not_the_file(tmp_path):
     F.write_whole(tmp_path / "picture", b"the user's own")
-    F.copy_file(tmp_path / "picture", tmp_path / "version", link=True)
-    F.copy_over(F.write_whole(tmp_path / "newer", b"newer"), tmp_path / "version", link)
+    os.link(tmp_path / "picture", tmp_path / "version")
+    F.copy_over(F.write_whole(tmp_path / "newer", b"newer"), tmp_path / "version")
     assert [(tmp_path / n).read_bytes() for n in names(tmp_path)] == [b"newer", b"the user's own", b"newer"]
 
 
 def test_copy_over_the_same_file_leaves_no_draft(tmp_path):
     F.write_whole(tmp_path / "a", b"a")
-    F.copy_file(tmp_path / "a", tmp_path / "b", link=True)
-    F.copy_over(tmp_path / "a", tmp_path / "b", link=True)
+    os.link(tmp_path / "a", tmp_path / "b")
+    F.copy_over(tmp_path / "a", tmp_path / "b")
     assert (names(tmp_path), (tmp_path / "b").read_bytes()) == (["a", "b"], b"a")
 
 

@@ -128,3 +128,19 @@ def test_values_that_do_not_exist_are_no_numbers():
     assert np.isnan(rates["recall"].value)
     with pytest.raises(DataError, match="needed to resample"):
         draw_weights(np.zeros(40, int))
+
+
+@pytest.mark.parametrize("nothing", ["", None, float("nan"), "nan", " ", "None"])
+def test_pictures_without_a_sequence_are_clusters_of_their_own(nothing):
+    s = replace(
+        random_set(3),
+        columns={
+            "sequence": np.array([nothing] * 5 + list("aabbccc"), object),
+            "camera": np.array(["n"] * 12, object),
+        },
+    )
+    number = clusters(s)
+    assert len(set(number.tolist())) == 8 and len(set(number[:5].tolist())) == 5
+    assert not set(number[:5].tolist()) & set(number[5:].tolist())
+    same = lambda values: [(values[i] == values[j]) for i in range(5, 12) for j in range(5, 12)]
+    assert same(number) == same("_____aabbccc")

@@ -8,9 +8,26 @@ import pytest
 
 from cv_pipeline.core.types import ConfigError, DataError
 from cv_pipeline.evaluation.baseline import answer_for
-from cv_pipeline.evaluation.intervals import Finding, Verdict
+from cv_pipeline.evaluation.intervals import (
+    Finding,
+    Interval,
+    Verdict,
+    ap_draws,
+    ap_interval,
+    clusters,
+    draw_weights,
+)
+from cv_pipeline.evaluation.metrics import match_set
 from cv_pipeline.evaluation.records import box_table, data_hash
-from cv_pipeline.evaluation.summary import evaluate_set, html_table, html_verdict
+from cv_pipeline.evaluation.summary import (
+    checked_floors,
+    class_rows,
+    evaluate_model,
+    evaluate_set,
+    html_table,
+    html_verdict,
+    judge_floors,
+)
 from cv_pipeline.evaluation.worst import cases, draw_case, worst_sheet
 from tests.helpers.eval_sets import random_set
 
@@ -58,6 +75,99 @@ def test_floors_of_nothing_and_unknown_slices_are_refused(busy):
         evaluate_set(busy, 0.3, ["camera"], {"AP, camera = west": 0.1}, draws=20, with_calibration=False)
     with pytest.raises(DataError, match="unknown column 'hour'"):
         evaluate_set(busy, 0.3, ["hour"], draws=20, with_calibration=False)
+
+
+@pytest.mark.parametrize(
+    "floors, words",
+    [
+        ({"AP": 50}, "AP: 50 is outside 0..1; for 50 % write 0.5"),
+        ({"AP": 1.5}, "1.5 is outside"),
+        ({"AP": -0.1}, "-0.1 is outside"),
+        ({"AP": "0.5"}, "AP: '0.5' is not a number"),
+        ({"AP": None}, "AP: None is not a number"),
+        ({"AP": True}, "AP: True is not a number"),
+        ({"AP": float("nan")}, "AP: nan is not a number"),
+        ({"AP": [0.5]}, "is not a number"),
+        ({"AP": 0, 5: None}, "5: None: not the name of a metric"),
+        ({0.5: 0.5}, "0.5: 0.5: not the name"),
+        ("AP=0.5", "must be a table"),
+        ([0.5], "must be a table"),
+    ],
+)
+def test_a_floor_that_is_no_fraction_is_refused_by_every_way_in(busy, floors, words):
+    with pytest.raises(ConfigError, match=words):
+        judge_floors(floors, {"AP": Interval(0.8, 0.7, 0.9)}, [], 100, 500)
+    with pytest.raises(ConfigError, match=words):
+        evaluate_set(busy, floors=floors, draws=20, with_calibration=False)
+    with pytest.raises(ConfigError, match=words):
+        evaluate_model(None, [], floors=floors)  # before the model is asked
+
+
+def test_every_bad_floor_is_named_at_once():
+    with pytest.raises(ConfigError) as e:
+        checked_floors({"AP": 50, "recall": "x", 7: 0.5})
+    assert all(word in str(e.value) for word in ("3 invalid", "AP: 50", "recall: 'x'", "7: 0.5"))
+
+
+def test_floors_from_zero_to_one_are_taken_as_they_are():
+    assert checked_floors({"AP": 0, "AP50": 1, "F1": np.float32(0.5)}) == {"AP": 0.0, "AP50": 1.0, "F1": 0.5}
+    assert checked_floors(None) == {}
+
+
+def test_a_floor_for_a_name_that_two_classes_have_is_refused():
+    row = {"what": "gear", "pictures": 90, "objects": 90, "AP": 0.5, "low": 0.4, "high": 0.6}
+    with pytest.raises(ConfigError, match="two classes are called 'gear'"):
+        judge_floors({"AP, gear": 0.3}, {}, [row, row], 90, 90)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_class_table_is_what_each_class_alone_would_give(seed):
+    s = random_set(seed, pictures=120)
+    m, weights = match_set(s), draw_weights(clusters(s), 60, seed)
+    shared = class_rows(s, m, weights)
+    for c, name in enumerate(s.names):
+        alone = ap_interval(s, m, weights, lambda ap, c=c: float(np.nanmean(ap[:, c])))
+        holds = {int(i) for i in s.truth.image[m.counted & (s.truth.class_id == c)]}
+        assert shared[c]["what"] == name and shared[c]["pictures"] == len(holds)
+        got = [shared[c][k] for k in ("AP", "low", "high")]
+        np.testing.assert_allclose(got, [alone.value, alone.low, alone.high], atol=1e-12)
+    assert [r["what"] for r in shared[3:]] == ["size small", "size medium", "size large"]
+
+
+def test_a_class_in_few_draws_is_averaged_over_those_that_have_it():
+    s = random_set(4, pictures=20)
+    few = replace(s, truth=s.truth[(s.truth.class_id != 0) | (s.truth.image == s.truth.image[0])])
+    m, weights = match_set(few), draw_weights(clusters(few), 200)
+
+    def mean(ap):
+        return float(np.nanmean(ap[:, 0])) if np.isfinite(ap[:, 0]).any() else float("nan")
+
+    alone, shared = ap_interval(few, m, weights, mean), ap_draws(few, m, weights).of_class(0)
+    assert (shared.draws, shared.clusters) == (alone.draws, alone.clusters) and shared.draws < 200
+    np.testing.assert_allclose(
+        [shared.value, shared.low, shared.high], [alone.value, alone.low, alone.high], atol=1e-12
+    )
+
+
+def test_the_draws_are_made_once_for_all_classes(monkeypatch):
+    from cv_pipeline.evaluation import intervals
+
+    calls, real = [], intervals.APSampler.__call__
+    monkeypatch.setattr(
+        intervals.APSampler, "__call__", lambda self, w: calls.append(np.ndim(w)) or real(self, w)
+    )
+    s = random_set(5, pictures=200)
+    m = match_set(s)
+    class_rows(s, m, draw_weights(clusters(s), 10))
+    assert calls.count(2) <= 4  # one pass for all classes, one for each size
+
+
+def test_pictures_without_a_sequence_are_counted_in_the_header(busy):
+    some = replace(busy, columns={"sequence": np.array([""] * 30 + ["a"] * 20 + ["b"] * 40, object)})
+    e = evaluate_set(some, draws=20, with_calibration=False)
+    assert e.header["clusters"] == 32
+    assert e.header["pictures without a sequence"] == "30 of 90: each is a cluster of its own"
+    assert "pictures without a sequence" not in evaluate_set(busy, draws=20, with_calibration=False).header
 
 
 @pytest.mark.slow

@@ -894,3 +894,10 @@ def test_wider_types_and_empty_parts_are_fine(tmp_path):
         pq.write_table(pq.ParquetFile(path).read().slice(0, 0), path)
     with pytest.raises(DataError, match="no frames in this period"):
         read_log(tmp_path)
+
+
+@pytest.mark.parametrize("cameras", [[1, 2], "north", [None], ["north", ""], [["north"]]])
+def test_cameras_that_are_no_list_of_names_are_refused(tmp_path, cameras):
+    (tmp_path / "frames").mkdir()
+    with pytest.raises(ConfigError, match="cameras must be a list of names"):
+        read_log(tmp_path, cameras=cameras)

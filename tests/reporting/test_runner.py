@@ -139,8 +139,8 @@ def test_the_schedule_lines_are_complete_and_quoted():
         "/opt/cv-pipeline",
     )
     assert line.startswith(
-        "30 5 * * 1-5 cd /srv/x && /opt/cv-pipeline report evaluation -p 'model=a b.onnx' -p "
-        "'floors={\"AP\": 0.5}'"
+        "30 5 * * 1-5 cd /srv/x && mkdir -p -- reports && /opt/cv-pipeline report evaluation "
+        "-p 'model=a b.onnx' -p 'floors={\"AP\": 0.5}'"
     )
     import yaml
 

@@ -257,7 +257,7 @@ def test_sources_and_sizes_get_files_of_their_own(tmp_path):
         sink.write(result(i, source="a b", size=(33, 47) if i < 2 else (20, 20)))
     sink.close()
     sizes = {p.name: [q.image.shape[:2] for q in decode_video(p)] for p in sink.files}
-    assert sizes == {"a_b.mp4": [(48, 64)] * 4, "a_b-2.mp4": [(48, 34)] * 2, "a_b-3.mp4": [(20, 20)] * 2}
+    assert sorted(sizes.values()) == [[(20, 20)] * 2, [(48, 34)] * 2, [(48, 64)] * 4]
 
 
 def test_one_pixel_and_drawing_by_default(tmp_path):
