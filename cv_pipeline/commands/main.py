@@ -219,6 +219,7 @@ def _show_sources(summary: dict[str, Any]) -> None:
             say(f"[yellow]reconnected[/] {plain(name)}: {s['reconnects']} times")
         for item, reason in s["skipped"][:5]:
             say(f"[yellow]skipped[/] {plain(name)}: {plain(item)}: {plain(reason)}")
+        notes((f"{name}: {text}" for text in s["notes"]), "note")
         if s["error"]:
             say(f"[bold red]source failed[/] {plain(s['error'])}")
 

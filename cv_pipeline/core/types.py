@@ -428,6 +428,8 @@ class SourceStatus:
     frames_not_taken: int = 0  # frames received and not consumed in time
     frames_skipped: int = 0  # broken frames
     skipped: tuple[tuple[str, str], ...] = ()  # name and reason of some of them
+    notes: tuple[str, ...] = ()  # what else a reader of the results should know, in sentences
+    clock_jumps: int = 0  # jumps of its times that were corrected
     error: CVPipelineError | None = None  # the last one
 
 

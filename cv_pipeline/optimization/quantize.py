@@ -19,7 +19,8 @@ import numpy as np
 
 from ..core.files import draft_folder, file_sha256, move_file
 from ..core.formats import IMAGE_SUFFIXES
-from ..core.types import BackendError, ConfigError, DataError
+from ..core.images import read_image
+from ..core.types import BackendError, ConfigError, DataError, SourceError
 from cv_pipeline.optimization.graphs import (
     copy_graph,
     onnx_package,
@@ -84,10 +85,11 @@ def picture_paths(source: str | Path | Iterable[Any]) -> list[Path]:
 
 
 def _read(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path))
-    if image is None:
-        raise DataError("not an image, or a broken one", path, "take it out of the calibration folder")
-    return image
+    try:
+        return read_image(path)
+    except SourceError as e:
+        what = f"not an image, or a broken one: {e.what}"
+        raise DataError(what, path, "take it out of the calibration folder") from e
 
 # %% ../../nbs/06_optimization/01_quantize.ipynb #990fc46b
 def spread_out(

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import yaml
 
+from ..core.animations import colour_video, video_frame
 from ..core.formats import to_coco_annotations, to_mot, to_yolo
 from ..core.types import ConfigError, DataError, Detections, Frame, MissingExtraError, SourceStatus
 from .belt import FactoryLine, LineConfig, Truth
@@ -126,7 +127,7 @@ class VideoFile:
     def __init__(self, path: Path, fps: float = 25.0, crf: int = 23, preset: str = "superfast"):
         self.path, self.count, self.stream = path, 0, None
         self.rate, self.options = int(round(fps * 1000)), {"crf": str(crf), "preset": preset, "threads": "1"}
-        self.container = av.open(str(path), "w", options={"movflags": "faststart"})
+        self.container = av.open(os.path.abspath(path), "w", options={"movflags": "faststart"})
 
     def add(self, image: np.ndarray) -> None:
         "Append one picture."
@@ -141,12 +142,13 @@ class VideoFile:
                 "libx264", rate=Fraction(self.rate, 1000), options=self.options
             )
             stream.width, stream.height, stream.pix_fmt = w, h, "yuv420p"
+            colour_video(stream)
         if (w, h) != (stream.width, stream.height):
             raise DataError(
                 f"frame {self.count} is {w}x{h}, the video is {stream.width}x{stream.height}",
                 self.path,
             )
-        for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24")):
+        for packet in stream.encode(video_frame(image)):
             self.container.mux(packet)
         self.count += 1
 

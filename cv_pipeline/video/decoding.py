@@ -10,8 +10,10 @@ import math
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +22,15 @@ import av
 import cv2
 import numpy as np
 
+from ..core.animations import HD_LINES, PAGE_S, moving_pictures, picture_count
+from ..core.images import MAX_PIXELS, image_header, png_chunks
 from ..core.types import ConfigError, SourceError
 
 # %% auto #0
-__all__ = ['DEVICES', 'HARDWARE', 'Skip', 'open_container', 'video_stream', 'DecoderChoice', 'probe_device', 'choose_decoder',
-           'make_accelerator', 'thread_count', 'make_context', 'TimeLine', 'to_bgr', 'seconds_a_tick', 'Decoded',
-           'PacketDecoder', 'Picture', 'packets', 'decode_video', 'SourceInfo', 'nominal_rate', 'describe_decoder',
-           'probe_video']
+__all__ = ['Skip', 'Note', 'DEVICES', 'HARDWARE', 'open_container', 'unheard', 'video_stream', 'DecoderChoice', 'probe_device',
+           'choose_decoder', 'make_accelerator', 'thread_count', 'make_context', 'TimeLine', 'square_size', 'to_bgr',
+           'seconds_a_tick', 'nominal_rate', 'Decoded', 'PlayerShape', 'PacketDecoder', 'Picture', 'packets',
+           'decode_video', 'SourceInfo', 'describe_decoder', 'probe_video']
 
 # %% ../../nbs/04_video/00_decoding.ipynb #118a5bfc
 def _why_not(path: Path) -> tuple[str, str]:
@@ -58,17 +62,46 @@ def _is_text(path: Path) -> bool:
         and head.decode("utf-8", "ignore").encode() in (head, head[:-1], head[:-2], head[:-3])
     )
 
+# %% ../../nbs/04_video/00_decoding.ipynb #fb850166
+def _form(path: Path) -> str | None:
+    "The format of pictures that move: by their suffix alone FFmpeg takes '%03d' in a name for a pattern."
+    with open(path, "rb") as f:
+        head = f.read(6)
+    return "gif" if head in (b"GIF87a", b"GIF89a") else "apng" if head == b"\x89PNG\r\n" else None
+
+
+def _refuse_huge(path: Path) -> None:
+    "SourceError for a GIF or PNG that asks for more memory than it can need."
+    with open(path, "rb") as f:
+        _, width, height = image_header(f) or ("", 0, 0)
+    if width * height > MAX_PIXELS:
+        what = f"{width}×{height} is above the limit of {MAX_PIXELS / 1e6:.4g} megapixels"
+        raise SourceError(what, path, "scale it down")
+    if path.stat().st_size < 1 << 30 and _form(path) == "apng":
+        data = path.read_bytes()
+        if any(size > len(data) for _, _, size in png_chunks(data)):
+            raise SourceError("broken png: a chunk is longer than the file", path, "copy the file again")
+
 
 def open_container(
     path: Path,  # a local file
     accelerator=None,  # av.codec.hwaccel.HWAccel, or None to decode in software
+    options: dict[str, str] | None = None,  # of FFmpeg's demuxer
 ) -> av.container.InputContainer:
     "Open a local file for reading; SourceError says what is wrong and what to do."
     extra = {} if accelerator is None else {"hwaccel": accelerator}
     try:
+        if (moving := _form(path)) is not None:
+            _refuse_huge(path)
         if _is_text(path):
             raise SourceError("this is a text file, not a video", path, "check the path")
-        return av.open(str(path), metadata_errors="ignore", **extra)
+        return av.open(
+            os.path.abspath(path),
+            format=moving,
+            metadata_errors="ignore",
+            options=options or {},
+            **extra,
+        )
     except FileNotFoundError as e:
         raise SourceError("file not found", path, "check the path; a webcam is a number, e.g. 0") from e
     except (av.FFmpegError, OSError, ValueError) as e:
@@ -80,14 +113,47 @@ def open_container(
         raise SourceError(what, path, hint) from e
 
 # %% ../../nbs/04_video/00_decoding.ipynb #ff179f2e
-def video_stream(container: av.container.InputContainer, where: object) -> av.VideoStream:
-    "The first stream of moving pictures; cover art of a song does not count."
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
-            return stream
-    kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-    container.close()
-    raise SourceError(f"no video in this file, only {kinds}", where, "give the file that holds the pictures")
+Skip = Callable[
+    ..., None
+]  # called with the name of what was left out, the reason, and how many (1 when not given)
+Note = Callable[
+    ..., None
+]  # called with a sentence about how something is read; "clock" when the clock jumped
+
+
+def unheard(*what: Any) -> None:
+    "Ignores its arguments."
+
+
+def _shape(stream: av.VideoStream) -> str:
+    "A stream in a few words."
+    context = stream.codec_context
+    return "unknown codec" if context is None else f"{context.name} {context.width}×{context.height}"
+
+
+def video_stream(
+    container: av.container.InputContainer,
+    where: object,
+    note: Note = unheard,  # hears of other video streams, which are left out
+) -> av.VideoStream:
+    "The stream that FFmpeg takes for the best one; cover art of a song does not count."
+    cover = av.stream.Disposition.attached_pic
+    moving = [s for s in container.streams.video if not s.disposition & cover]
+    if not moving:
+        kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+        container.close()
+        raise SourceError(
+            f"no video in this file, only {kinds}", where, "give the file that holds the pictures"
+        )
+    best = container.streams.best("video")
+    chosen = next((s for s in moving if best is not None and s.index == best.index), moving[0])
+    others = [f"{s.index} ({_shape(s)})" for s in moving if s.index != chosen.index]
+    if others:
+        note(
+            f"{len(moving)} video streams: {chosen.index} ({_shape(chosen)}) is read, "
+            f"left out: {', '.join(others)}"
+        )
+    return chosen
 
 # %% ../../nbs/04_video/00_decoding.ipynb #01ef5cae
 DEVICES = ("cuda", "qsv", "vaapi", "videotoolbox")  # in the order in which "auto" tries them
@@ -222,22 +288,54 @@ def make_context(
 
 # %% ../../nbs/04_video/00_decoding.ipynb #532308f0
 class TimeLine:
-    "Presentation times as seconds since the start, strictly increasing."
+    "Presentation times as seconds since the start, strictly increasing, without the jumps of a clock."
 
-    def __init__(self, jump_s: float = 1.0):  # a step back by more is a new beginning, by less a bad stamp
-        self.jump_s, self.jumps = jump_s, 0
-        self._shift, self._last, self._step = 0.0, -math.inf, 0.04
+    def __init__(
+        self,
+        jump_s: float = 1.0,  # a step back by more is a new beginning, by less a bad stamp
+        ahead_s: float = math.inf,  # a step ahead by more may be a jump; infinity: believe the container
+        step_s: float = 0.04,  # the interval between two frames before any was seen
+    ):
+        self.jump_s, self.ahead_s, self.jumps = jump_s, ahead_s, 0
+        self.jumped = 0.0  # seconds that the last jump was ahead of the next frame's time; negative: back
+        self._shift, self._last, self._first_step = 0.0, -math.inf, step_s
+        self._arrived: float | None = None
+        self._suspect: float | None = None
+        self._steps: deque[float] = deque(maxlen=9)
 
-    def at(self, seconds: float) -> float:
-        "The next time; `seconds` as the container has it, minus its start."
-        t = seconds + self._shift
-        if t <= self._last - self.jump_s:
-            self._shift += self._last + self._step - t
-            self.jumps, t = self.jumps + 1, self._last + self._step
-        elif t <= self._last:
-            t = self._last + 1e-3
-        elif self._last > -math.inf:
-            self._step = min(max(t - self._last, 1e-3), self.jump_s)
+    @property
+    def step(self) -> float:
+        "The usual interval between two frames, seconds: the median of the last nine."
+        return sorted(self._steps)[len(self._steps) // 2] if self._steps else self._first_step
+
+    def _is_jump(self, step: float, passed: float | None) -> bool:
+        "Whether a step, and the time that passed meanwhile where it is known, is a jump of the clock."
+        if step <= -self.jump_s:
+            return True
+        if step <= self.ahead_s or step <= 10 * self.step:
+            return False
+        if passed is not None and passed >= 0.5 * step:
+            return False  # nothing came for so long: a gap
+        again, self._suspect = self._suspect, step
+        return again is None or not 0.5 < step / again < 2  # twice running: this is the rate
+
+    def at(self, seconds: float, arrived: float | None = None) -> float:
+        "The next time; `seconds`: the container's, minus its start; `arrived`: the clock of who waited."
+        t, usual = seconds + self._shift, self.step
+        passed = None if arrived is None or self._arrived is None else arrived - self._arrived
+        step, self._arrived = t - self._last, arrived
+        if self._last == -math.inf:
+            self._last = t
+            return t
+        if self._is_jump(step, passed):
+            due = self._last + (passed if passed is not None and passed > max(1.0, 2 * usual) else usual)
+            self.jumps, self.jumped = self.jumps + 1, t - due
+            self._shift, t = self._shift + due - t, due
+        else:
+            if step <= self.ahead_s:
+                self._suspect = None
+            t = max(t, self._last + 1e-3)
+            self._steps.append(t - self._last)
         self._last = t
         return t
 
@@ -250,9 +348,23 @@ _UPRIGHT = {
     270: cv2.ROTATE_90_CLOCKWISE,
     -270: cv2.ROTATE_90_COUNTERCLOCKWISE,
 }
-Skip = Callable[
-    ..., None
-]  # called with the name of what was left out, the reason, and how many (1 when not given)
+
+
+def square_size(
+    width: int,
+    height: int,
+    aspect: Fraction | None,  # width : height of one pixel, as the container or the codec says it
+) -> (
+    tuple[int, int] | None
+):  # the size with square pixels; None where they are square, or nothing can be meant
+    "The size at which a player shows a picture: the height stays, the width is stretched, and even."
+    if not aspect or not 0.25 <= aspect <= 4 or aspect == 1:
+        return None
+    wide = max(2, round(width * aspect) & ~1)
+    return None if wide == width else (wide, height)
+
+
+_BT709, _UNTAGGED = 1, 2  # colour spaces of frames, by FFmpeg's numbers
 
 
 @cache
@@ -268,9 +380,16 @@ def _one_thread() -> dict[str, Any]:
 def to_bgr(
     frame: av.VideoFrame,  # as decoded, any pixel format
     rotation: int = 0,  # degrees to add, where the decoder does not hand it through
+    size: tuple[int, int] | None = None,  # (width, height) with square pixels, where the stored ones are not
 ) -> np.ndarray:  # (H, W, 3) uint8
-    "BGR picture of a decoded frame, turned upright."
-    image = frame.to_ndarray(format="bgr24", **_one_thread())
+    "BGR picture of a decoded frame, with square pixels, turned upright."
+    more = _one_thread()
+    if size is not None:
+        more = {**more, "width": size[0], "height": size[1]}
+    untagged = frame.colorspace == _UNTAGGED and frame.height > HD_LINES and not frame.format.is_rgb
+    if frame.colorspace == _BT709 or untagged:  # said in either case: PyAV 15 ignores the tag
+        more = {**more, "src_colorspace": "ITU709", "dst_colorspace": "ITU601"}
+    image = frame.to_ndarray(format="bgr24", **more)
     turn = _UPRIGHT.get(round(frame.rotation) or rotation)
     return image if turn is None else cv2.rotate(image, turn)
 
@@ -281,6 +400,14 @@ def seconds_a_tick(stream: av.VideoStream) -> float:
         raise SourceError("the stream does not say in which unit its times are", stream.container.format.name)
     return float(stream.time_base)
 
+# %% ../../nbs/04_video/00_decoding.ipynb #2b37e38a
+def nominal_rate(stream: av.VideoStream) -> float | None:
+    "Frames a second by the header; None where it says nothing that can be true."
+    for rate in (stream.average_rate, stream.guessed_rate):
+        if rate and 0 < rate <= 1000:
+            return float(rate)
+    return None
+
 
 class Decoded(NamedTuple):
     "A decoded frame that is not yet a picture."
@@ -288,32 +415,72 @@ class Decoded(NamedTuple):
     frame: av.VideoFrame
     pts: float | None  # seconds since the start of the stream; None where the container does not know
     damaged: bool  # predicted from a frame that could not be decoded
+    size: tuple[int, int] | None = None  # (width, height) with square pixels, where the stored ones are not
+
+# %% ../../nbs/04_video/00_decoding.ipynb #2bf12020
+class PlayerShape:
+    "How a player shows the frames of a stream; what it does to them is noted, once."
+
+    def __init__(self, stream: av.VideoStream, context: av.VideoCodecContext, note: Note):
+        self._stream, self._context, self._note = stream, context, note
+        self._noted: set[str] = set()
+
+    def _tell(self, topic: str, text: str) -> None:
+        if topic not in self._noted:
+            self._noted.add(topic)
+            self._note(text)
+
+    def size(
+        self, frame: av.VideoFrame
+    ) -> tuple[int, int] | None:  # (width, height), None where the pixels are square
+        "The size with square pixels."
+        if frame.interlaced_frame:
+            how = "`ffmpeg -i IN -vf bwdif OUT` deinterlaces"
+            self._tell("interlaced", f"interlaced, shown combed as it is; {how}")
+        aspect = self._stream.sample_aspect_ratio or self._context.sample_aspect_ratio
+        size = square_size(frame.width, frame.height, aspect)
+        if aspect and size is not None:
+            shown = f"{frame.width}×{frame.height} is shown as {size[0]}×{size[1]}, as players do"
+            self._tell("aspect", f"pixels of {aspect.numerator}:{aspect.denominator}: {shown}")
+        return size
+
+
+def _line(stream: av.VideoStream, joined: bool) -> TimeLine:
+    "The time line of a stream; more than 10 s ahead is what FFmpeg itself takes for a new clock."
+    return TimeLine(ahead_s=10 if joined else math.inf, step_s=1 / (nominal_rate(stream) or 25))
 
 # %% ../../nbs/04_video/00_decoding.ipynb #944cb2c7
 class PacketDecoder:
     "Packets in, frames in display order out; what cannot be decoded is skipped and counted."
 
-    def __init__(self, stream: av.VideoStream, context: av.VideoCodecContext, skip: Skip):
+    def __init__(
+        self,
+        stream: av.VideoStream,
+        context: av.VideoCodecContext,
+        skip: Skip,
+        note: Note = unheard,
+        joined: bool = True,  # the clock may jump ahead: live, or a format made to be cut and joined
+    ):
         self.context, self.delivered, self.broken = context, 0, 0
-        self._skip, self._origin, self._tick = skip, stream.start_time, seconds_a_tick(stream)
-        self.line, self._damaged, self._last = TimeLine(), False, -math.inf
+        self._skip, self._note, self._shape = skip, note, PlayerShape(stream, context, note)
+        self._origin, self._tick = stream.start_time, seconds_a_tick(stream)
+        self.line = _line(stream, joined)
+        self._damaged, self._last = False, -math.inf
 
-    def feed(self, packet: av.Packet) -> Iterator[Decoded]:
-        "Frames that are complete with this packet; an empty packet gives the last ones."
+    def feed(self, packet: av.Packet, arrived: float | None = None) -> Iterator[Decoded]:
+        "Frames complete with this packet, an empty one gives the last; `arrived`: seconds, of a live one."
         try:
             frames = self.context.decode(packet)
         except av.FFmpegError as e:
             self._damaged, self.broken = True, self.broken + 1
-            self._skip(
-                "packet" if packet.pts is None else f"packet at {packet.pts * self._tick:.3f} s",
-                e.strerror or str(e),
-            )
+            name = "packet" if packet.pts is None else f"packet at {packet.pts * self._tick:.3f} s"
+            self._skip(name, e.strerror or str(e))
             return
         for frame in frames:
-            if (decoded := self._judge(frame, packet.is_corrupt)) is not None:
+            if (decoded := self._judge(frame, packet.is_corrupt, arrived)) is not None:
                 yield decoded
 
-    def _judge(self, frame: av.VideoFrame, corrupt: bool) -> Decoded | None:
+    def _judge(self, frame: av.VideoFrame, corrupt: bool, arrived: float | None) -> Decoded | None:
         "A frame with its time, or None for one that must not be shown."
         stamp, origin = frame.pts, self._origin
         if origin is None:
@@ -327,11 +494,14 @@ class PacketDecoder:
                 "out of order" if late else "the decoder marks it as corrupt",
             )
             return None
-        self._damaged = (self._damaged and not frame.key_frame) or corrupt
-        self.delivered += 1
+        builds = not frame.key_frame or self.context.name == "apng"  # there each builds on those before
+        self._damaged = (self._damaged and builds) or corrupt
         if pts is not None:
-            self._last, pts = pts, self.line.at(pts)
-        return Decoded(frame, pts, self._damaged)
+            jumps, self._last, pts = self.line.jumps, pts, self.line.at(pts, arrived)
+            if self.line.jumps != jumps:
+                self._note(f"clock jumped by {self.line.jumped:.0f} s at frame {self.delivered}", "clock")
+        self.delivered += 1
+        return Decoded(frame, pts, self._damaged, self._shape.size(frame))
 
 # %% ../../nbs/04_video/00_decoding.ipynb #51ac0d4c
 class Picture(NamedTuple):
@@ -366,31 +536,82 @@ def _rotation(path: Path, choice: DecoderChoice) -> int:
         return round(next(container.decode(video_stream(container, path))).rotation)
 
 
-def decode_video(
-    path: str | Path,  # a video file
-    *,
-    threads: int | None = None,  # decoder threads; None: as many as there are cores, at most 4
-    hardware: str | DecoderChoice = "none",  # one of HARDWARE, or a choice that `probe_video` made
-    skip: Skip = lambda name, reason, count=1: None,  # called for every skipped packet and frame
+_JOINED = 0x0200  # FFmpeg's mark for formats whose times may jump (AVFMT_TS_DISCONT)
+
+
+def _in_file(path: Path, index: int) -> int:
+    "Packets of a stream that are there, those outside of the edit list too."
+    with open_container(path, options={"ignore_editlist": "1"}) as container:
+        stream = container.streams[index]
+        return sum(bool(packet.size) for packet in packets(container, stream, unheard))
+
+
+def _count_missing(path: Path, stream: av.VideoStream, decoder: PacketDecoder, read: int, hidden: int) -> int:
+    "Frames that the header promises and that neither came, nor were skipped, nor lie outside the edit list."
+    silent = max(
+        0, read - hidden - decoder.delivered - decoder.broken
+    )  # decoded to nothing, without an error
+    if not stream.frames:
+        return 0
+    return silent + (max(0, stream.frames - _in_file(path, stream.index)) if read < stream.frames else 0)
+
+# %% ../../nbs/04_video/00_decoding.ipynb #e6c2e160
+def _decode_file(
+    path: Path, choice: DecoderChoice, threads: int | None, skip: Skip, note: Note
 ) -> Generator[Picture, None, None]:
-    "Pictures of a video file in display order; SourceError when not one of them can be decoded."
-    path, choice = Path(path), choose_decoder(hardware)
-    rotation = _rotation(path, choice)
+    "Pictures of a file that FFmpeg plays."
+    rotation, read, hidden = _rotation(path, choice), 0, 0
     with open_container(path, make_accelerator(choice)) as container:
-        stream = video_stream(container, path)
-        decoder, expected = PacketDecoder(stream, make_context(stream, choice, threads), skip), stream.frames
+        stream = video_stream(container, path, note)
+        decoder = PacketDecoder(
+            stream,
+            make_context(stream, choice, threads),
+            skip,
+            note,
+            joined=bool(int(container.format.flags) & _JOINED),
+        )
         for packet in packets(container, stream, skip):
-            for frame, pts, damaged in decoder.feed(packet):
-                yield Picture(to_bgr(frame, rotation), pts, damaged)
+            read, hidden = read + bool(packet.size), hidden + bool(packet.size and packet.is_discard)
+            for frame, pts, damaged, size in decoder.feed(packet):
+                yield Picture(to_bgr(frame, rotation, size), pts, damaged)
         if not decoder.delivered:
             raise SourceError(
                 "no frame could be decoded",
                 path,
                 "the file is damaged or its codec is unknown; check it with `ffprobe`",
             )
-        missing = expected - decoder.delivered - decoder.broken
-        if missing > 0 and (decoder.broken or missing > 0.01 * expected):
-            skip("whole file", f"the header promises {expected} frames, {missing} never came", missing)
+        missing = _count_missing(path, stream, decoder, read, hidden)
+        if missing > 0 and (decoder.broken or missing > 0.01 * stream.frames):
+            skip("whole file", f"the header promises {stream.frames} frames, {missing} never came", missing)
+
+# %% ../../nbs/04_video/00_decoding.ipynb #4a2ad42e
+def _holds_pages(path: Path) -> bool:
+    "An animated WebP or a TIFF of many pages, which FFmpeg does not play."
+    try:
+        with open(path, "rb") as f:
+            header = image_header(f)
+    except (OSError, ValueError):
+        return False
+    return header is not None and header[0] in ("webp", "tiff") and picture_count(path) > 1
+
+
+def decode_video(
+    path: str | Path,  # a video file, GIF, animated PNG or WebP, or TIFF of many pages
+    *,
+    threads: int | None = None,  # decoder threads; None: as many as there are cores, at most 4
+    hardware: str | DecoderChoice = "none",  # one of HARDWARE, or a choice that `probe_video` made
+    skip: Skip = lambda name, reason, count=1: None,  # called for every skipped packet and frame
+    note: Note = unheard,  # called with what else a reader of the results should know
+) -> Generator[Picture, None, None]:
+    "Pictures of a video file in display order; SourceError when not one of them can be decoded."
+    path, choice = Path(path), choose_decoder(hardware)
+    if not _holds_pages(path):
+        yield from _decode_file(path, choice, threads, skip, note)
+        return
+    if path.suffix.lower() != ".webp":
+        note(f"{picture_count(path)} pages without times: shown at {1 / PAGE_S:.0f} a second")
+    for image, seconds, damaged in moving_pictures(path, skip):
+        yield Picture(image, seconds, damaged)
 
 # %% ../../nbs/04_video/00_decoding.ipynb #6b754a1d
 @dataclass(frozen=True)
@@ -404,14 +625,6 @@ class SourceInfo:
     frame_count: int | None  # None: unknown or endless
     decoder: str  # what decodes, in words, e.g. "h264, software, 2 threads"
     choice: DecoderChoice | None = None  # the same as data, where video is decoded
-
-
-def nominal_rate(stream: av.VideoStream) -> float | None:
-    "Frames a second by the header; None where it says nothing that can be true."
-    for rate in (stream.average_rate, stream.guessed_rate):
-        if rate and 0 < rate <= 1000:
-            return float(rate)
-    return None
 
 
 def describe_decoder(codec: str, choice: DecoderChoice, threads: int) -> str:
@@ -430,6 +643,11 @@ def probe_video(
     """Open a file and decode its first frame: size as seen, rate, count, decoder. SourceError when that does
     not work."""
     path, choice = Path(path), choose_decoder(hardware)
+    if _holds_pages(path):
+        height, width = next(moving_pictures(path, unheard)).image.shape[:2]
+        return SourceInfo(
+            "video", width, height, None, picture_count(path), "OpenCV", choice.without("a picture file")
+        )
     with open_container(path) as container:
         stream = video_stream(container, path)
         rate, count, name = (

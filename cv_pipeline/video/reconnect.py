@@ -156,10 +156,8 @@ class Watched:
 
     def status(self) -> SourceStatus:
         "The status over all connections, with the state and its history."
-        state, changes = (
-            self.state,
-            self.state_changes,
-        )  # in this order: asking for the state may add to the history
+        # in this order: asking for the state may add to the history
+        state, changes = self.state, self.state_changes
         if state == SourceState.CLOSED:
             state = next((c.state for c in reversed(changes) if c.state != SourceState.CLOSED), state)
         with self._counting:
@@ -182,6 +180,8 @@ class Watched:
             frames_not_taken=past.frames_not_taken + now.frames_not_taken,
             frames_skipped=past.frames_skipped + now.frames_skipped,
             skipped=(*past.skipped, *now.skipped)[-100:],
+            notes=tuple(dict.fromkeys((*past.notes, *now.notes)))[-100:],
+            clock_jumps=past.clock_jumps + now.clock_jumps,
         )
 
     def _leave(self) -> None:

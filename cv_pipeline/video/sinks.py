@@ -21,6 +21,7 @@ import av
 import cv2
 import numpy as np
 
+from ..core.animations import colour_video, video_frame
 from ..core.files import safe_name, sink_error, writable_folder, write_whole
 from ..core.results import RUN_KEY, merge_results, results_schema, unfinished_parts
 from ..core.types import Clock, Decision, Detections, Frame, FrameResult, SinkError
@@ -306,7 +307,7 @@ class _Clip:
     ):  # fps: None: as captured
         self.path, self.size, self.fps, self.first, self.pts, self.frames = path, size, fps, None, -90, 0
         self._out = av.open(
-            str(path),
+            os.path.abspath(path),  # a name may hold a colon
             "w",
             format="mp4",
             options={
@@ -326,6 +327,7 @@ class _Clip:
             60,
             threads,
         )
+        colour_video(stream)
         self._stream = stream
 
     def write(self, image: np.ndarray, captured: datetime) -> None:
@@ -337,7 +339,7 @@ class _Clip:
         width, height = self.size
         if width % 2 or height % 2:
             image = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
+        frame = video_frame(image)
         frame.pts, frame.time_base = self.pts, Fraction(1, 90_000)
         self._out.mux(self._stream.encode(frame))
         self.frames += 1

@@ -9,6 +9,7 @@ import math
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -18,15 +19,16 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ..core.animations import picture_count
 from ..core.formats import IMAGE_SUFFIXES
-from ..core.images import MAX_PIXELS, image_header, natural_key, read_image
+from ..core.images import HEIF_SUFFIXES, MAX_PIXELS, image_header, natural_key, read_image
 from ..core.types import Clocks, Frame, SourceError, utc_now
 from .decoding import SourceInfo, decode_video, probe_video
 from ..core.masking import masked
 from .streams import BaseSource, StreamSettings, StreamSource, is_stream, stream_id
 
 # %% auto #0
-__all__ = ['FileSource', 'list_images', 'FolderSource', 'ImageSource', 'CameraSource', 'SourceSettings', 'is_camera',
+__all__ = ['READABLE', 'FileSource', 'list_images', 'FolderSource', 'ImageSource', 'CameraSource', 'SourceSettings', 'is_camera',
            'open_source', 'unique_ids', 'open_sources']
 
 # %% ../../nbs/04_video/02_sources.ipynb #e9fedef5
@@ -54,8 +56,7 @@ class FileSource(BaseSource):
         path: str | Path,
         source_id: str | None = None,  # the file's stem when not given
         *,
-        start: datetime
-        | None = None,  # when the first frame was captured; default: the file's mtime, or now when realtime
+        start: datetime | None = None,  # of the first frame; default: the mtime, or now when realtime
         realtime: bool = False,  # deliver each frame when it is due, like a camera
         threads: int | None = None,  # decoder threads, see decode_video
         hardware: str = "auto",  # who decodes, see choose_decoder; what does is in `info.choice`
@@ -77,7 +78,11 @@ class FileSource(BaseSource):
         start = self.start or (self._now() if self.live else _modified(self.path))
         began, step = self._clock(), 1 / (self.info.fps or 30)
         pictures = decode_video(
-            self.path, threads=self._threads, hardware=self.info.choice or "none", skip=self._skip
+            self.path,
+            threads=self._threads,
+            hardware=self.info.choice or "none",
+            skip=self._skip,
+            note=self._note,
         )
         try:
             for number, (image, pts, damaged) in enumerate(pictures):
@@ -86,18 +91,16 @@ class FileSource(BaseSource):
                     self._wait(began + seconds)
                 if self._closed.is_set():
                     return
-                yield Frame(
-                    image,
-                    self.source_id,
-                    number,
-                    start + timedelta(seconds=seconds),
-                    pts,
-                    {"damaged": True} if damaged else {},
-                )
+                captured, meta = start + timedelta(seconds=seconds), {"damaged": True} if damaged else {}
+                yield Frame(image, self.source_id, number, captured, pts, meta)
         finally:
             pictures.close()
 
 # %% ../../nbs/04_video/02_sources.ipynb #886201d5
+READABLE = IMAGE_SUFFIXES | HEIF_SUFFIXES  # suffixes of pictures that are tried
+_FILM = frozenset(".mp4 .mov .m4v .avi .mkv .webm .ts .mts .m2ts .mpg .mpeg .wmv .flv .3gp .ogv .vob".split())
+
+
 def list_images(
     folder: str | Path,  # a folder
     recursive: bool = False,  # also in its subfolders
@@ -105,12 +108,10 @@ def list_images(
     "Image files of a folder, frame2 before frame10."
     folder = Path(folder)
     files = folder.rglob("*") if recursive else folder.iterdir()
-    found = (
-        p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
-    )
+    found = (p for p in files if p.suffix.lower() in READABLE and not p.name.startswith(".") and p.is_file())
     return sorted(found, key=lambda p: natural_key(p.relative_to(folder)))
 
-
+# %% ../../nbs/04_video/02_sources.ipynb #cc07e3aa
 def _images_info(paths: list[Path], fps: float | None) -> SourceInfo:
     "Size from the first header that can be read; 0×0 when none can."
     width = height = 0
@@ -123,6 +124,52 @@ def _images_info(paths: list[Path], fps: float | None) -> SourceInfo:
         if width:
             break
     return SourceInfo("images", width, height, fps, len(paths), "OpenCV")
+
+
+_ALONE = "give it by its own path"
+
+
+def _left_out(folder: Path) -> list[tuple[str, str, int]]:
+    "What else is in a folder and is not read: name, reason, how many; hidden files aside, in natural order."
+    found: list[tuple[str, str, int]] = []
+    entries = [p for p in sorted(folder.iterdir(), key=natural_key) if not p.name.startswith(".")]
+    kinds = Counter(p.suffix.lower() for p in entries if p.suffix.lower() not in READABLE and not p.is_dir())
+    for path in entries:
+        if kinds[path.suffix.lower()] > 10 and not path.is_dir():
+            continue  # a folder of labels must not hide the rest
+        if path.is_dir():
+            if pictures := len(list_images(path, recursive=True)):
+                found.append((f"{path.name}/", f"a folder with {pictures} pictures: {_ALONE}", pictures))
+            elif any(p.is_file() for p in path.rglob("*")):
+                found.append((f"{path.name}/", "a folder without pictures", 1))
+        elif path.suffix.lower() in _FILM:
+            found.append((path.name, f"a video: {_ALONE}", 1))
+        elif path.suffix.lower() not in READABLE:
+            found.append((path.name, f"not a picture by its suffix '{path.suffix}'", 1))
+    many = ((suffix, n) for suffix, n in sorted(kinds.items()) if n > 10)
+    return found + [(f"*{suffix}", f"{n} files, not pictures by their suffix", n) for suffix, n in many]
+
+# %% ../../nbs/04_video/02_sources.ipynb #dc364b0a
+def _no_images(folder: Path) -> SourceError:
+    "Why a folder gives no pictures, and where they may be."
+    entries = sorted(folder.iterdir(), key=natural_key) if folder.is_dir() else []
+    below = [p for p in entries if p.is_dir() and not p.name.startswith(".")]
+    counts = {p.name: n for p in below if (n := len(list_images(p, recursive=True)))}
+    if counts:
+        names = ", ".join(f"{name} ({n})" for name, n in list(counts.items())[:10])
+        more = f" and {len(counts) - 10} more" if len(counts) > 10 else ""
+        return SourceError(
+            f"no images in this folder itself, {sum(counts.values())} lie in its sub-folders: {names}{more}",
+            folder,
+            f"give the folder that holds them, e.g. {folder / next(iter(counts))}",
+        )
+    films = [p.name for p in entries if p.suffix.lower() in _FILM and p.is_file()]
+    if films:
+        what = f"no images in this folder, but {len(films)} videos: {', '.join(films[:5])}"
+        return SourceError(what, folder, f"give each by its path, e.g. {folder / films[0]}")
+    return SourceError(
+        "no images in this folder", folder, f"it should hold {' '.join(sorted(READABLE))} files"
+    )
 
 # %% ../../nbs/04_video/02_sources.ipynb #67022286
 class FolderSource(BaseSource):
@@ -149,13 +196,15 @@ class FolderSource(BaseSource):
             raise SourceError("folder not found", path, "check the path")
         self.paths = list_images(path, recursive) if paths is None else [Path(p) for p in paths]
         if not self.paths:
-            known = " ".join(sorted(IMAGE_SUFFIXES))
-            raise SourceError("no images in this folder", path, f"it should hold {known} files")
+            raise _no_images(self.path)
+        self._left_out = _left_out(self.path) if paths is None and not recursive else []
         self.start, self._read = _aware(start, path), {"max_pixels": max_pixels, "bits": bits}
         self.info, self._fps = _images_info(self.paths, fps), fps
 
     def __iter__(self) -> Iterator[Frame]:
         self._begin()
+        for left_out in self._left_out:
+            self._skip(*left_out)
         fps, start, number = self._fps, self.start, 0
         for index, path in enumerate(self.paths):
             if self._closed.is_set():
@@ -165,19 +214,25 @@ class FolderSource(BaseSource):
             except (SourceError, OSError) as e:
                 self._skip(path.name, getattr(e, "what", str(e)))
                 continue
+            if (more := picture_count(path) - 1) > 0:
+                self._skip(path.name, f"{more} more pictures in this file were left out: {_ALONE}", more)
             start = start or modified
             t = index / fps if fps else None
             captured = start + timedelta(seconds=t) if t is not None else modified
             yield Frame(image, self.source_id, number, captured, t, {"path": str(path)})
             number += 1
         if not number:
-            raise SourceError(
-                f"none of {len(self.paths)} images could be read: {self.skipped[0][1]}",
-                self.path,
-                "check them in an image viewer",
-            )
+            raise _none_read(self)
 
 # %% ../../nbs/04_video/02_sources.ipynb #f8227417
+def _none_read(source: FolderSource) -> SourceError:
+    "Why not one of a folder's images could be read."
+    names = {p.name for p in source.paths}
+    why = next((reason for name, reason in source.skipped if name in names), "see `skipped`")
+    what = f"none of {len(source.paths)} images could be read: {why}"
+    return SourceError(what, source.path, "check them in an image viewer")
+
+
 class ImageSource(FolderSource):
     "One image as a source of one frame; unlike in a folder, a broken one is an error at once."
 
@@ -317,13 +372,18 @@ class SourceSettings:
 # %% ../../nbs/04_video/02_sources.ipynb #87e6b9f7
 def _is_image(path: Path) -> bool:
     "By content, or by suffix where the content says nothing (then reading it gives a good error)."
-    if path.suffix.lower() == ".gif":
-        return False  # may move; PyAV plays it
+    known = path.suffix.lower() in READABLE - {".gif"}
     try:
         with open(path, "rb") as f:
-            return image_header(f) is not None or path.suffix.lower() in IMAGE_SUFFIXES
+            header = image_header(f)
+            f.seek(4)
+            if f.read(8) in (b"ftypavis", b"ftypmsf1", b"ftyphevc", b"ftyphevx"):
+                return False  # a sequence of AVIF or HEIC pictures is a video in all but its name
     except (OSError, ValueError):
-        return path.suffix.lower() in IMAGE_SUFFIXES
+        return known
+    if header is None:
+        return known
+    return header[0] != "gif" and picture_count(path) == 1  # one that moves is played
 
 
 def is_camera(

@@ -34,6 +34,7 @@ from cv_pipeline.video.decoding import (
     nominal_rate,
     seconds_a_tick,
     to_bgr,
+    unheard,
     video_stream,
 )
 
@@ -131,6 +132,8 @@ class BaseSource:
         self.source_id, self.live = source_id, live
         self.skipped: list[tuple[str, str]] = []  # (name, reason) of what could not be read
         self.skipped_count = 0
+        self.notes: list[str] = []  # what else a reader of the results should know, each once
+        self.clock_jumps = 0  # jumps of its times that were corrected
         self._closed = threading.Event()
 
     def _skip(self, name: str, reason: str, count: int = 1) -> None:
@@ -138,15 +141,25 @@ class BaseSource:
         if len(self.skipped) < self.skipped_limit:
             self.skipped.append((name, reason))
 
+    def _note(self, text: str, topic: str = "") -> None:
+        self.clock_jumps += topic == "clock"
+        if text not in self.notes and len(self.notes) < self.skipped_limit:
+            self.notes.append(text)
+
     def _begin(self) -> None:
         "Called when an iteration starts: nothing skipped yet, and not closed."
         if self._closed.is_set():
             raise SourceError("the source is closed", self.source_id, "open it again with open_source()")
-        self.skipped, self.skipped_count = [], 0
+        self.skipped, self.skipped_count, self.notes, self.clock_jumps = [], 0, [], 0
 
     def status(self) -> SourceStatus:
         "Its rate, what decodes it, and what was skipped."
-        told = SourceStatus(frames_skipped=self.skipped_count, skipped=tuple(self.skipped))
+        told = SourceStatus(
+            frames_skipped=self.skipped_count,
+            skipped=tuple(self.skipped),
+            notes=tuple(self.notes),
+            clock_jumps=self.clock_jumps,
+        )
         if (info := self.info) is None:
             return told
         choice = asdict(info.choice) if info.choice else None
@@ -360,6 +373,7 @@ class Arrived(NamedTuple):
     pts: float | None  # seconds since the start of the connection
     captured: float  # seconds since 1970
     damaged: bool
+    size: tuple[int, int] | None = None  # (width, height) with square pixels, where the stored ones are not
 
 
 @dataclass
@@ -376,6 +390,7 @@ class Link:
     clock: Clock  # monotonic
     skip: Callable[..., None]
     camera_clock: bool  # believe the camera's own wall clock where it is near ours
+    note: Callable[..., None] = unheard
     closed: threading.Event = field(default_factory=threading.Event)
     stamps: StreamClock = field(default_factory=StreamClock)
     catch_up: CatchUp = field(default_factory=CatchUp)
@@ -428,7 +443,7 @@ def _decoder(link: Link, stream: av.VideoStream) -> PacketDecoder:
         if decoder.delivered:  # what comes before the first key frame is not broken
             link.skip(*what)
 
-    decoder = PacketDecoder(stream, context, skip)
+    decoder = PacketDecoder(stream, context, skip, link.note)
     return decoder
 
 # %% ../../nbs/04_video/01_streams.ipynb #7a9b33cf
@@ -445,7 +460,7 @@ def _deliver(
         arrivals[packet.pts] = arrived, _camera_time(packet) if link.camera_clock else None
         if len(arrivals) > 256:
             del arrivals[next(iter(arrivals))]
-    for frame, pts, damaged in decoder.feed(packet):
+    for frame, pts, damaged, size in decoder.feed(packet, link.clock()):
         if decoder.line.jumps != link.jumps:
             link.jumps = decoder.line.jumps
             link.stamps.forget()
@@ -457,6 +472,7 @@ def _deliver(
                 pts,
                 came if old or pts is None else link.stamps.at(pts, came, camera),
                 damaged,
+                size,
             ),
             old,
         )
@@ -484,7 +500,7 @@ def _pace(link: Link, began: float, seconds: float) -> float:
 # %% ../../nbs/04_video/01_streams.ipynb #9a0b5ad9
 def _read_packets(link: Link, container: av.container.InputContainer, logs: list) -> None:
     "Read and decode until the stream ends, the link is closed, or the hardware turns out not to work."
-    stream = video_stream(container, link.address)
+    stream = video_stream(container, link.address, link.note)
     decoder, tick, asked = _decoder(link, stream), seconds_a_tick(stream), link.clock()
     arrivals: dict[int | None, tuple[float, float | None]] = {}
     began = asked if "hls" in container.format.name else None  # comes in files of seconds: shown when due
@@ -627,7 +643,7 @@ class StreamSource(BaseSource):
     ):
         super().__init__(source_id or stream_id(uri), live=True)
         self.address = _checked(uri, settings.user, settings.password, settings.transport)
-        skip, now = weakref.WeakMethod(self._skip), clocks.now
+        skip, note, now = weakref.WeakMethod(self._skip), weakref.WeakMethod(self._note), clocks.now
         self._link = Link(
             self.address,
             choose_decoder(hardware),
@@ -639,6 +655,7 @@ class StreamSource(BaseSource):
             clocks.monotonic,
             lambda *what: (method := skip()) and method(*what),
             settings.camera_clock,
+            lambda *what: (method := note()) and method(*what),
         )
         self._closed = self._link.closed
         weakref.finalize(self, self._link.close)
@@ -683,7 +700,8 @@ def _first_look(link: Link) -> SourceInfo:
     if (newest := link.box.look(link.limits[0])) is not None:
         first, (codec, rate) = newest.frame, link.about
         turned = round(first.rotation) % 180 == 90
-        width, height = (first.height, first.width) if turned else (first.width, first.height)
+        width, height = newest.size or (first.width, first.height)
+        width, height = (height, width) if turned else (width, height)
         return SourceInfo(
             "stream",
             width,
@@ -716,7 +734,7 @@ def _stream_frames(source: StreamSource, link: Link) -> Iterator[Frame]:
                 "check the camera and the network",
             )
         try:
-            image = to_bgr(arrived.frame)
+            image = to_bgr(arrived.frame, size=arrived.size)
         except (av.FFmpegError, ValueError) as e:
             source._skip(f"frame {arrived.number}", f"not a picture: {getattr(e, 'strerror', None) or e}")
             continue

@@ -7,8 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
@@ -217,6 +219,26 @@ def test_a_folder_with_one_broken_picture(tmp_path):
     assert "broken.png" in str(
         summary["sources"]["photos"]["skipped"]
     ) and "broken.png" in result.stderr.replace("\n", "")
+
+
+def test_what_is_shown_as_players_do_is_said_once(tmp_path):
+    path = tmp_path / "wide.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for image in line_frames(3):
+            small = cv2.resize(image, (320, 240))
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(small, format="bgr24")))
+        out.mux(stream.encode())
+    result = cli("run", path, "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    note = "pixels of 4:3: 320×240 is shown as 426×240, as players do"
+    assert summary["sources"]["wide"]["notes"] == [note]
+    assert summary["sources"]["wide"]["size"] == [426, 240]
+    printed = " ".join((result.stdout + result.stderr).split())
+    assert printed.count("320×240 is shown as 426×240") == 1
 
 
 def small_onnx(path: Path, outputs: list[tuple[int, ...]], imgsz=320, opset=17) -> Path:

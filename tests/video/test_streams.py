@@ -450,6 +450,25 @@ def test_the_size_changes_and_the_counter_begins_anew():
     assert [f.pts for f in frames] == sorted({f.pts for f in frames})
 
 
+@pytest.mark.parametrize("start", [5000.0, 20_000.0])
+def test_a_counter_that_leaps_ahead_under_way_leaps_nowhere(start):
+    data = transport_stream(50) + transport_stream(50, start=start)
+    with (
+        listener(send(data, hold=False, slowly=True)) as port,
+        StreamSource(f"tcp://127.0.0.1:{port}", settings=StreamSettings(buffer=200)) as source,
+    ):
+        frames = []
+        with pytest.raises(SourceError, match="the stream ended"):
+            for frame in source:
+                frames.append(frame)
+    assert frames[-1].frame_id == 99
+    assert frames[-1].pts < 10
+    assert (frames[-1].captured_at - frames[0].captured_at).total_seconds() < 10
+    status = source.status()
+    assert status.clock_jumps == 1
+    assert any(note.startswith("clock jumped by ") for note in status.notes)
+
+
 def test_joining_in_the_middle_of_a_group_shows_nothing_smeared():
     whole, cut = transport_stream(80, gop=40), 188 * 30
     with (
