@@ -261,7 +261,11 @@ def _decode_jpeg(data: bytes) -> np.ndarray:
     try:
         return simplejpeg.decode_jpeg(data, colorspace="BGR", strict=True)
     except ValueError:
+        pass
+    try:
         data = _tidy_jpeg(data)
+    except (IndexError, ValueError) as e:  # its header ends in the middle of a number
+        raise ValueError("broken or cut-off jpeg") from e
     try:
         return simplejpeg.decode_jpeg(data, colorspace="BGR", strict=True)
     except ValueError as e:
