@@ -231,6 +231,17 @@ def read_metadata(
         raise ModelSpecMismatch(f"the embedded metadata is not UTF-8: {e}", path, hint) from e
 
 # %% ../../nbs/02_inference/07_onnx.ipynb #73b396e1
+def _ends(session: Any, where: object) -> tuple[Sequence[Any], Sequence[Any]]:
+    "Inputs and outputs of a graph; ModelSpecMismatch for names that cannot be read."
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    try:
+        for end in (*inputs, *outputs):
+            _ = end.name, end.type, end.shape
+    except UnicodeDecodeError as e:
+        raise ModelSpecMismatch(f"a name in the graph is not UTF-8: {e}", where, "export it again") from e
+    return inputs, outputs
+
+
 def _fixed_batch(shape: Sequence[Any]) -> int | None:
     "The fixed batch size of a graph; None when it is dynamic."
     return shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
@@ -350,7 +361,7 @@ class OnnxBackend:
         exact: bool = False,  # 8-bit layers in float between Q and DQ: slow, the same on every processor
     ):
         self.session = _open(Path(path), manifest, providers, options, threads, spinning, exact)
-        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        inputs, outputs = _ends(self.session, path)
         self._type = _input_type(inputs, manifest.preprocess.layout, path)
         self._shape = output_shape(manifest)
         check_graph(manifest, inputs[0].shape, [o.shape for o in outputs], path)
