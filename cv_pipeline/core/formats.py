@@ -31,7 +31,7 @@ from .conversions import to_supervision as to_supervision
 from .conversions import to_ultralytics as to_ultralytics
 from .conversions import to_yolo as to_yolo
 from .data_yaml import IMAGE_SUFFIXES, SPLIT_WORDS, DataSheet, read_sheet, sheet_in, split_of
-from .files import read_text
+from .files import is_there, read_text
 from .findings import Problem, pass_gate, tell_findings
 from .images import image_header, read_image, tiff_tags
 from .labels import LabelledImage as LabelledImage
@@ -326,7 +326,7 @@ def scan_dataset(
 ) -> Dataset:  # errors among its findings
     "All labelled pictures of a dataset and everything wrong with it; DataError when it cannot be read."
     path, images = Path(path), Path(images) if images else None
-    if not path.exists():
+    if not is_there(path):
         raise DataError(
             "dataset not found", path, "give a YOLO folder, a COCO json, or a folder with VOC xml files"
         )
@@ -378,7 +378,7 @@ def evaluation_items(
     accept: str | Iterable[str] = (),
 ) -> Dataset:
     "Labelled pictures to measure on: never those of training, unless `split` says so."
-    known = dataset_splits(path) if split is None and Path(path).exists() else ()
+    known = dataset_splits(path) if split is None and is_there(path) else ()
     chosen = split or next((s for s in ("val", "test") if s in known), None)
     if chosen is None and "train" in known:
         raise DataError(

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from ..core.animations import picture_count
+from ..core.files import is_there
 from ..core.formats import IMAGE_SUFFIXES
 from ..core.images import HEIF_SUFFIXES, MAX_PIXELS, image_header, natural_key, read_image
 from ..core.types import Clocks, Frame, SourceError, utc_now
@@ -411,7 +412,9 @@ def open_source(
     if is_stream(uri):
         return StreamSource(text, source_id, s.stream, threads=s.threads or 1, hardware=s.hardware)
     path = Path(text)
-    if masked(text) != text and not path.exists():
+    if not is_there(path) and masked(text) == text:
+        raise SourceError("file not found", path, "check the path")
+    if not is_there(path):
         raise SourceError("the address has no scheme", masked(text), "begin it with rtsp:// or another")
     if path.is_dir():
         return FolderSource(path, source_id, fps=s.fps, **images)
