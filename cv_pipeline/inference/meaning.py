@@ -13,8 +13,8 @@ import numpy as np
 from ..core.types import ModelSpecMismatch
 
 # %% auto #0
-__all__ = ['FIRST', 'SCORE_SLACK', 'EXPORT_AGAIN', 'LARGEST', 'score_problem', 'raw_problem', 'box_problem', 'corner_problem',
-           'marks', 'AnswerWatch']
+__all__ = ['FIRST', 'SCORE_SLACK', 'EXPORT_AGAIN', 'LARGEST', 'score_problem', 'raw_problem', 'class_problem', 'box_problem',
+           'corner_problem', 'best_score', 'marks', 'AnswerWatch']
 
 # %% ../../nbs/02_inference/04_meaning.ipynb #72770c0c
 FIRST = 100  # pictures whose whole answer is read
@@ -62,32 +62,38 @@ def raw_problem(
     return None
 
 # %% ../../nbs/02_inference/04_meaning.ipynb #6a277e2d
+def class_problem(
+    class_id: np.ndarray,  # (n,) as the graph gave it, whole or not
+    names: int,  # how many classes the manifest names
+) -> str | None:
+    "Why numbers cannot be classes; None when they can."
+    if not (class_id == np.floor(class_id)).all():
+        return (
+            f"class {float(class_id[class_id != np.floor(class_id)][0]):.3g}: score and class may be swapped"
+        )
+    wrong = class_id[(class_id < 0) | (class_id >= names)]
+    if not len(wrong):
+        return None
+    return f"class {int(wrong[0])} of {names}: the model knows other classes than the manifest names"
+
+
 def box_problem(
     xyxy: np.ndarray,  # (n, 4) pixels of the network input
     confidence: np.ndarray,  # (n,)
-    class_id: np.ndarray,  # (n,) as the graph gave it, whole or not
-    names: int,  # how many classes the manifest names
     imgsz: tuple[int, int],
 ) -> str | None:
     "What cannot be in boxes above the threshold; None when nothing is wrong."
     if not len(xyxy):
         return None
-    if not float(confidence.max()) <= 1 + SCORE_SLACK:
+    if not confidence.max() <= 1 + SCORE_SLACK:
         return score_problem(confidence) or "a score is not a number"
-    if not (class_id == np.floor(class_id)).all():
-        return (
-            f"class {float(class_id[class_id != np.floor(class_id)][0]):.3g}: score and class may be swapped"
-        )
-    if int(class_id.min()) < 0 or int(class_id.max()) >= names:
-        wrong = class_id[(class_id < 0) | (class_id >= names)][0]
-        return f"class {int(wrong)} of {names}: the model knows other classes than the manifest names"
-    if not float(np.abs(xyxy).max()) <= LARGEST * max(imgsz):
+    side = xyxy[:, 2:] - xyxy[:, :2]
+    if not max(side.max(), xyxy.max()) <= LARGEST * max(imgsz):
         return "a box is not finite, or far larger than the input: boxes decoded twice, or not at all"
-    inverted = (xyxy[:, 2:] < xyxy[:, :2]).any(axis=1)
-    if inverted.any():
-        box = xyxy[inverted][0].round(1).tolist()
-        return f"box {box} has its right or lower edge before the other: corners in another order, or no box"
-    return None
+    if side.min() >= 0:
+        return None
+    box = xyxy[(side < 0).any(axis=1)][0].round(1).tolist()
+    return f"box {box} has its right or lower edge before the other: corners in another order, or no box"
 
 
 def corner_problem(xyxy: np.ndarray, imgsz: tuple[int, int]) -> str | None:
@@ -99,6 +105,13 @@ def corner_problem(xyxy: np.ndarray, imgsz: tuple[int, int]) -> str | None:
     return "every box reaches over the left or upper border: these look like corners, not centre and size"
 
 # %% ../../nbs/02_inference/04_meaning.ipynb #ff105eb2
+def best_score(raw: np.ndarray, head: str) -> float:
+    "The best score in one picture's answer."
+    if head == "yolov8":
+        return float(raw[4:].max(initial=0))
+    return float((raw[:, 4] * (1 if head == "end2end" else raw[:, 5:].max(axis=1, initial=0))).max(initial=0))
+
+
 def marks(
     inputs: Any,  # (B, …) the network's input; only arrays of the host have marks
 ) -> list[float | None]:
@@ -131,23 +144,17 @@ class AnswerWatch:
         mark: float | None = None,  # of its picture
     ) -> None:
         "ModelSpecMismatch when an answer cannot mean what the head says."
-        problem = box_problem(found.xyxy, found.confidence, found.class_id, self.names, self.imgsz)
+        problem = box_problem(found.xyxy, found.confidence, self.imgsz)
+        if self.head == "end2end":  # elsewhere a class is the best of those that there are
+            problem = class_problem(found.class_id, self.names) or problem
         if self.reads_all:
             # the whole answer knows more: which head it looks like
             problem = raw_problem(raw, self.head, len(found.xyxy), self.imgsz) or problem
             problem = problem or (None if self.head == "end2end" else corner_problem(found.xyxy, self.imgsz))
-            self._note(self._top(raw), mark)
+            self._note(best_score(raw, self.head), mark)
         self.seen += 1
         if problem:
             raise ModelSpecMismatch(f"{problem} (head: {self.head})", self.name, EXPORT_AGAIN)
-
-    def _top(self, raw: np.ndarray) -> float:
-        "The best score in an answer."
-        if self.head == "yolov8":
-            scores = raw[4:]
-        else:
-            scores = raw[:, 4] * (1 if self.head == "end2end" else raw[:, 5:].max(axis=1, initial=0))
-        return float(scores.max(initial=0))
 
     def _note(self, best: float, mark: float | None) -> None:
         "Whether the best score still never differs."

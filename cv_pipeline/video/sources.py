@@ -413,7 +413,7 @@ def open_source(
         return StreamSource(text, source_id, s.stream, threads=s.threads or 1, hardware=s.hardware)
     path = Path(text)
     if not is_there(path) and masked(text) == text:
-        raise SourceError("file not found", path, "check the path")
+        raise SourceError("file not found", path, "check the path; a webcam is a number, e.g. 0")
     if not is_there(path):
         raise SourceError("the address has no scheme", masked(text), "begin it with rtsp:// or another")
     if path.is_dir():

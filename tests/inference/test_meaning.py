@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from cv_pipeline.core.types import BackendError, ModelSpecMismatch
 from cv_pipeline.inference.loading import load_model
 from cv_pipeline.inference.manifest import PostprocessSpec, grid_cells
-from cv_pipeline.inference.meaning import FIRST, AnswerWatch, box_problem, marks, score_problem
+from cv_pipeline.inference.meaning import FIRST, AnswerWatch, box_problem, class_problem, marks, score_problem
 from cv_pipeline.inference.postprocess import Postprocessor, yolov5_candidates
 from cv_pipeline.inference.preprocess import fit
 from cv_pipeline.synthetic.line import write_video
@@ -249,11 +249,10 @@ def test_boxes_of_any_size_inside_are_fine():
     rng = np.random.default_rng(0)
     corner = rng.uniform(-30, SIDE, (500, 2))
     boxes = np.hstack([corner, corner + rng.uniform(0, 3 * SIDE, (500, 2))]).astype(np.float32)
-    assert box_problem(boxes, rng.random(500), rng.integers(0, 3, 500), 3, (SIDE, SIDE)) is None
-    assert "not finite" in box_problem(
-        np.float32([[0, 0, np.nan, 1]]), np.float32([0.5]), np.array([0]), 3, (64, 64)
-    )
-    assert "not a number" in box_problem(boxes[:1], np.float32([np.nan]), np.array([0]), 3, (SIDE, SIDE))
+    assert box_problem(boxes, rng.random(500), (SIDE, SIDE)) is None
+    assert class_problem(rng.integers(0, 3, 500), 3) is None
+    assert "not finite" in box_problem(np.float32([[0, 0, np.nan, 1]]), np.float32([0.5]), (64, 64))
+    assert "not a number" in box_problem(boxes[:1], np.float32([np.nan]), (SIDE, SIDE))
 
 
 def test_marks_differ_for_different_pictures():
