@@ -200,6 +200,9 @@ def sheet_in(
     found = []
     for file in [f for end in ("*.yaml", "*.yml", "*.data") for f in sorted(folder.glob(end))]:
         book = _obj_data(file) if file.suffix == ".data" else read_yaml(file, None, DataError)
+        if file.stem == "data" and book is not None and not isinstance(book, dict):
+            hint = "it holds `names:` and `train:`, `val:`; see docs.ultralytics.com/datasets/detect"
+            raise DataError(f"not a data.yaml but a {type(book).__name__}", file, hint)
         if isinstance(book, dict) and any(isinstance(book.get(k), (str, list)) for k in SPLIT_WORDS):
             found.append(_of_folder(read_sheet(file), folder))
     if len({(s.root, s.names, tuple(s.splits.items())) for s in found}) > 1:

@@ -587,3 +587,14 @@ def test_a_split_of_an_export_reads_as_it_was(tmp_path):
     items = read_dataset(X.cvat_coco(tmp_path / "set"))
     write_split(split_dataset(items, {"train": 0.5, "val": 0.5}, hamming=0), tmp_path / "out")
     assert boxes(read_dataset(tmp_path / "out")) == WANTED
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "gear", "3"])
+def test_a_data_yaml_that_is_no_table_is_refused(tmp_path, text):
+    "Another YAML of that kind beside the pictures is nobody's list of names."
+    folder = X.labelimg_yolo(tmp_path / "set")
+    (folder / "notes.yaml").write_text(text)
+    read_dataset(folder)
+    (folder / "data.yaml").write_text(text)
+    with pytest.raises(DataError, match="not a data.yaml|names"):
+        read_dataset(folder)
