@@ -506,6 +506,7 @@ def gate(
     *,
     old: str,  # the model in use
     frozen: Path,  # manifest of the frozen test set, or a labelled dataset
+    split: Split = None,
     out: Path,  # new folder: the candidate, or gate.json alone
     # what was trained on, beside what the run of the new model names: none of it may be in the test set
     train_data: Annotated[Path | None, Opt("--train")] = None,
@@ -519,7 +520,7 @@ def gate(
     from cv_pipeline.evaluation.records import read_columns
     from cv_pipeline.training.gate import GateData, make_candidate
 
-    test = frozen if frozen.suffix == ".json" and is_frozen(frozen) else evaluation_items(frozen)
+    test = frozen if frozen.suffix == ".json" and is_frozen(frozen) else evaluation_items(frozen, split)
     data = GateData(test, train_data, val, read_columns(columns) if columns else None)
     done = make_candidate(new, old, data, out, settings, progress=tell)
     _show_gate(done)

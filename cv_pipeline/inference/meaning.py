@@ -150,7 +150,11 @@ class AnswerWatch:
         if self.reads_all:
             # the whole answer knows more: which head it looks like
             problem = raw_problem(raw, self.head, len(found.xyxy), self.imgsz) or problem
-            problem = problem or (None if self.head == "end2end" else corner_problem(found.xyxy, self.imgsz))
+            problem = problem or (
+                None
+                if self.head == "end2end"
+                else corner_problem(found.xyxy[found.confidence > 0.5], self.imgsz)
+            )
             self._note(best_score(raw, self.head), mark)
         self.seen += 1
         if problem:

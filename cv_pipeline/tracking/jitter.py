@@ -10,12 +10,15 @@ import numpy as np
 from .sort import TrackRows
 
 # %% auto #0
-__all__ = ['WINDOW', 'MEMORY', 'NEAR', 'NOISES', 'SWINGS', 'SWING_S', 'AGAIN_S', 'USUAL_NOISE', 'WORST_NOISE', 'WORST_SWING',
-           'JitterBook', 'jitter_columns', 'note_distance', 'needed_margin', 'note_swings']
+__all__ = ['WINDOW', 'MEMORY', 'SURPRISE', 'USUAL_NOISE', 'NEAR', 'NOISES', 'SWINGS', 'SWING_S', 'AGAIN_S', 'WORST_NOISE',
+           'WORST_SWING', 'JitterBook', 'jitter_columns', 'note_distance', 'needed_margin', 'note_swings']
 
 # %% ../../nbs/03_tracking/07_jitter.ipynb #8c75cdb2
 WINDOW, MEMORY = 12, 30  # distances that the line is fitted to, residuals that the noise is averaged over
-NEAR = 3.0  # sizes of the box (square root of its area): what is further away is not measured
+# a residual counts as at most so many times the variance known so far, or that of a usual detector: who turns
+# round has not trembled
+SURPRISE, USUAL_NOISE = 16.0, 0.04  # USUAL_NOISE: sizes of the box
+NEAR = 1.0  # sizes of the box (square root of its area): what is further from the border is not measured
 
 
 class JitterBook(TrackRows):
@@ -45,7 +48,10 @@ def note_distance(
     now: float,  # seconds
 ) -> None:
     "Update the noise of the tracks with their distances in one frame, where they are near enough to matter."
-    i, j = (np.abs(distance) < NEAR * size).nonzero()
+    far = np.abs(distance)
+    i, j = (far >= NEAR * size).nonzero()
+    book.sums[rows[i], j] = 0  # who comes back begins another way
+    i, j = (far < NEAR * size).nonzero()
     if not len(i):
         return
     at, d = (rows[i], j), distance[i, j]
@@ -57,7 +63,8 @@ def note_distance(
     ready = (count >= 2) & (spread > 1e-9 * s0 * s2)
     spread = np.where(ready, spread, 1.0)
     square = (d - (s2 * y - s1 * ty) / spread) ** 2 / (1 + s2 / spread)
-    noise = book.noise[at]
+    noise, usual = book.noise[at], (USUAL_NOISE * size[i, 0]) ** 2
+    square = np.minimum(square, SURPRISE * np.maximum(noise, usual))
     noise += np.where(ready, (square - noise) / np.clip(count - 1, 1, MEMORY), 0.0)
     book.noise[at], book.measured[at], book.latest[at] = noise, count + 1, now
     book.sums[at] = (1 - 1 / WINDOW) * np.stack([s0, s1, s2, y, ty], axis=1) + np.stack(
@@ -66,7 +73,7 @@ def note_distance(
 
 # %% ../../nbs/03_tracking/07_jitter.ipynb #0bab3869
 NOISES, SWINGS, SWING_S, AGAIN_S = 4.5, 2.0, 3.0, 5.0
-USUAL_NOISE, WORST_NOISE, WORST_SWING = 0.04, 0.13, 0.5  # sizes of the box (square root of its area)
+WORST_NOISE, WORST_SWING = 0.13, 0.5  # sizes of the box (square root of its area)
 
 
 def needed_margin(
@@ -79,7 +86,7 @@ def needed_margin(
     if least == 0:
         return np.zeros((len(rows), 1))
     seen = np.clip(book.measured[rows] - 2, 0, MEMORY)
-    usual = 2 * (USUAL_NOISE * size) ** 2
+    usual = 2 * (least / NOISES * size) ** 2
     noise = np.minimum(np.sqrt((usual + seen * book.noise[rows]) / (2 + seen)), WORST_NOISE * size)
     swing = np.minimum(SWINGS * book.swing[rows], WORST_SWING) * size
     return np.maximum(np.maximum(least * size, NOISES * noise * (seen > 0)), swing)

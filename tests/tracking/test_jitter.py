@@ -68,7 +68,9 @@ def test_the_margin_is_the_least_or_the_noise_and_never_more_than_believed(sigma
         distance = rng.normal(0, sigma * 100, (500, 1))
         note_distance(book, np.arange(500), distance, size, k / 25)
     margin = needed_margin(book, np.arange(500), size, 0.12)
-    assert np.median(margin) == pytest.approx(wanted * 100, rel=0.06)
+    assert np.median(margin) == pytest.approx(
+        wanted * 100, rel=0.08
+    )  # two noises of the least margin are mixed in
     assert margin.min() >= 12 and margin.max() <= 4.5 * WORST_NOISE * 100 + 1e-9
     assert (needed_margin(book, np.arange(500), size, 0) == 0).all()
 
