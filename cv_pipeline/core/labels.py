@@ -402,6 +402,17 @@ def _claimed(image: Mapping, place: str, reading: Reading) -> tuple[int, int] | 
     return int(width), int(height)
 
 # %% ../../nbs/00_core/11_labels.ipynb #828e6a45
+def _check_lists(book: dict, file: Path) -> None:
+    "DataError where a table is no list, or a picture has no name."
+    for key in ("images", "annotations", "categories"):
+        if book.get(key) is not None and not isinstance(book[key], list):
+            raise DataError(f"{key} is a {type(book[key]).__name__}, not a list", file, "see cocodataset.org")
+    for number, image in enumerate(book["images"]):
+        if not isinstance(image["file_name"], str):
+            what = f"row {number} of images: file_name is {image['file_name']!r}, not a text"
+            raise DataError(what, file, "give each picture its name")
+
+
 def read_coco_json(
     file: Path,
     images: Path | None,
@@ -413,8 +424,9 @@ def read_coco_json(
         book = read_json(file, dict)
         if required:
             book["annotations"]
+        _check_lists(book, file)
         names, ids = _categories(book, file, reading)
-        pictures = [(p["id"], str(p["file_name"]), p) for p in book["images"]]
+        pictures = [(p["id"], p["file_name"], p) for p in book["images"]]
         _twice(book["images"], "id", "image-id-twice", file, reading)
         _twice(book.get("annotations") or [], "id", "annotation-id-twice", file, reading)
         rows = _rows_by_image(book, [p[0] for p in pictures], ids, file, reading)

@@ -598,3 +598,20 @@ def test_a_data_yaml_that_is_no_table_is_refused(tmp_path, text):
     (folder / "data.yaml").write_text(text)
     with pytest.raises(DataError, match="not a data.yaml|names"):
         read_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"annotations": {}}, "annotations is a dict, not a list"),
+        ({"annotations": {"1": {"id": 1}}}, "annotations is a dict, not a list"),
+        ({"categories": "gear"}, "categories is a str, not a list"),
+        ({"images": [{"id": 1, "file_name": None}]}, "file_name is None, not a text"),
+    ],
+)
+def test_tables_of_a_coco_file_are_lists_of_what_they_should_be(tmp_path, change, text):
+    "A mapping of annotations was no annotations at all."
+    X.picture(tmp_path / "p0.jpg")
+    X.write(tmp_path / "c.json", json.dumps({**X.coco_book(), **change}))
+    with pytest.raises(DataError, match=text):
+        read_dataset(tmp_path / "c.json")
