@@ -70,4 +70,5 @@ class FrameClock:
         limit: float,  # units
     ) -> np.ndarray:  # (k,) bool
         "What may no longer be taken for the same, by its age before this frame is looked at."
-        return (self.now - seen - self.regular > limit) & ((seen < self.before) | self.gap(limit))
+        old = seen < self.now - self.regular - limit
+        return old & ((seen < self.before) | self.gap(limit)) if old.any() else old
