@@ -263,7 +263,7 @@ def run(
         tracker="tracker=name",
         runtime="policy max_batch on_model_error",
         delivery="out save_video=video",
-        health="serve_health=port health_host=host",
+        health="serve_health=port health_host=host insecure",
     ),
 ) -> None:
     "Run a detector over videos, pictures and cameras; write results.parquet, results.jsonl and summary.json."

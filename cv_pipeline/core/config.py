@@ -244,7 +244,7 @@ class DeliveryConfig(_Section):
             if settings is not False
         }
 
-
+# %% ../../nbs/00_core/03_config.ipynb #9abf760f
 class HealthConfig(_Section):
     "The health endpoint: /healthz, /readyz, /metrics."
 
@@ -253,6 +253,12 @@ class HealthConfig(_Section):
     stale_after_s: float = Field(
         10.0, gt=0, description="A live source without a frame for this long is stale."
     )
+    token_env: str | None = Field(
+        None, description="Environment variable with a token that every request must carry."
+    )
+    cert: Path | None = Field(None, description="PEM file of a certificate, with `key`: HTTPS.")
+    key: Path | None = Field(None, description="PEM file of the certificate's key.")
+    insecure: bool = Field(False, description="Serve beyond the loopback address without a token.")
 
 # %% ../../nbs/00_core/03_config.ipynb #22b0eef4
 class TelemetryConfig(_Section):

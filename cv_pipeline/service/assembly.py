@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..core.config import RunConfig, SourceConfig, TrackerConfig, load_config
+from ..core.config import HealthConfig, RunConfig, SourceConfig, TrackerConfig, load_config
 from ..core.files import locked, writable_folder, write_json, writing
+from ..core.http_server import Guard
 from ..core.masking import masked_values
 from cv_pipeline.core.types import (
     ConfigError,
@@ -59,8 +60,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'installed_sinks',
            'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory',
-           'configured_rules', 'check_run', 'open_sinks', 'output_folder', 'environment', 'build_pipeline',
-           'run_config', 'describe']
+           'configured_rules', 'check_run', 'open_sinks', 'output_folder', 'environment', 'health_guard',
+           'build_pipeline', 'run_config', 'describe']
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ad57d458
 @dataclass
@@ -495,6 +496,16 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
     }
 
+
+def health_guard(health: HealthConfig) -> Guard:
+    "Who may ask the health endpoint; ConfigError when its token is not set."
+    if health.token_env is None:
+        return Guard(None, health.cert, health.key, health.insecure)
+    if not (token := os.environ.get(health.token_env)):
+        hint = "set it to a random token, e.g. from: openssl rand -hex 16"
+        raise ConfigError(f"the environment variable {health.token_env} is not set", "health.token_env", hint)
+    return Guard(token, health.cert, health.key, health.insecure)
+
 # %% ../../nbs/16_service/00_assembly.ipynb #7b9e32d3
 def build_pipeline(config: RunConfig) -> Pipeline:
     """All parts of a run but its sinks, opened and wired. Errors in files and settings appear here, before
@@ -526,7 +537,9 @@ def run_config(
         with (
             nullcontext()
             if health.port is None
-            else HealthServer(pipeline, health.port, health.host, health.stale_after_s) as server
+            else HealthServer(
+                pipeline, health.port, health.host, health.stale_after_s, health_guard(health)
+            ) as server
         ):
             pipeline.attach(open_sinks(config))
             if on_ready is not None:

@@ -6,15 +6,13 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from ..core.types import ConfigError
+from ..core.http_server import Answer, Guard, HttpServer, Limits
 from .pipeline import Pipeline, latencies
 from .reconnect import SourceState
 from .stages import LatencyHistogram
@@ -196,62 +194,29 @@ def _stage_families(pipeline: Pipeline, summary: dict[str, Any]) -> Iterator[Any
     yield from (latency, errors, queued, events)
 
 # %% ../../nbs/04_video/10_health.ipynb #2ad0288d
-def _handler(routes: dict[str, Callable[[], tuple[int, str, bytes]]]) -> type[BaseHTTPRequestHandler]:
-    "A request handler for fixed GET routes."
+def _json(pair: tuple[int, dict[str, Any]]) -> Answer:
+    "What a probe is told."
+    return Answer(pair[0], "application/json", json.dumps(pair[1]).encode() + b"\n")
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            route = routes.get(self.path.split("?")[0])
-            status, kind, body = (
-                route() if route else (404, "text/plain", b"try /healthz, /readyz or /metrics\n")
-            )
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
 
-        def log_message(self, *args):
-            pass
+class HealthServer(HttpServer):
+    "Serves /healthz, /readyz and /metrics of a pipeline until it is closed; a context manager."
 
-    return Handler
-
-# %% ../../nbs/04_video/10_health.ipynb #0497df0b
-class HealthServer:
-    "Serves /healthz, /readyz and /metrics of a pipeline from a daemon thread; a context manager."
-
-    def __init__(self, pipeline: Pipeline, port: int, host: str = "127.0.0.1", stale_after_s: float = 10.0):
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        port: int,  # 0: a free one
+        host: str = "127.0.0.1",
+        stale_after_s: float = 10.0,  # see `readyz`
+        guard: Guard = Guard(),  # needed beyond the loopback address
+        limits: Limits = Limits(),
+    ):
         registry = CollectorRegistry(auto_describe=False)
         registry.register(PipelineCollector(pipeline))
-        answer = lambda pair: (pair[0], "application/json", json.dumps(pair[1]).encode() + b"\n")
+        text = "text/plain; version=0.0.4; charset=utf-8"
         routes = {
-            "/healthz": lambda: answer(healthz(pipeline.summary())),
-            "/readyz": lambda: answer(readyz(pipeline.summary(), stale_after_s)),
-            "/metrics": lambda: (200, "text/plain; version=0.0.4; charset=utf-8", generate_latest(registry)),
+            "/healthz": lambda: _json(healthz(pipeline.summary())),
+            "/readyz": lambda: _json(readyz(pipeline.summary(), stale_after_s)),
+            "/metrics": lambda: Answer(200, text, generate_latest(registry)),
         }
-        try:
-            self._server = ThreadingHTTPServer((host, port), _handler(routes))
-        except OSError as e:
-            raise ConfigError(
-                f"cannot serve the health endpoint on {host}:{port}: {e.strerror or e}",
-                "health.port",
-                "choose a free port, or 0",
-            ) from e
-        self._server.daemon_threads = True
-        self.url = f"http://{host}:{self._server.server_address[1]}"
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True, name="health"
-        )
-        self._thread.start()
-
-    def close(self) -> None:
-        "Stop serving."
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(2)
-
-    def __enter__(self) -> HealthServer:
-        return self
-
-    def __exit__(self, *exc) -> None:
-        self.close()
+        super().__init__(routes, port, host, guard, limits)
