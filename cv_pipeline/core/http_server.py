@@ -210,9 +210,14 @@ class _Talks:
                 oldest = next(iter(self.open))
                 self.open.pop(oldest)
                 oldest.cancel()
+            await asyncio.sleep(0)  # accepting does not wait while guests queue: the others come first
             talk = loop.create_task(self.talk(client))
             self.open[talk] = None
-            talk.add_done_callback(lambda done: self.open.pop(done, None))
+            talk.add_done_callback(lambda done, client=client: self._gone(done, client))
+
+    def _gone(self, talk: asyncio.Task, client: socket.socket) -> None:
+        self.open.pop(talk, None)
+        client.close()  # one that was cancelled before it began has not done so itself
 
     async def talk(self, client: socket.socket) -> None:
         "One request, one answer, within the time for it; never an error."
@@ -235,8 +240,6 @@ class _Talks:
         finally:
             if transport is not None:
                 transport.abort()
-            with suppress(OSError):
-                client.close()
 
     async def answer(self, reader: asyncio.StreamReader) -> tuple[Answer, str]:
         "Read a request; the answer to it and its method."
@@ -303,14 +306,15 @@ class HttpServer:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        accepting = self._loop.create_task(self._talks.accept(self._listener))
+        self._loop.create_task(self._talks.accept(self._listener))
         try:
             self._loop.run_forever()
         finally:
-            for task in (accepting, *self._talks.open):
+            talks = asyncio.all_tasks(self._loop)
+            for task in talks:
                 task.cancel()
             with suppress(Exception):
-                self._loop.run_until_complete(asyncio.sleep(0))
+                self._loop.run_until_complete(asyncio.wait(talks, timeout=1))
             self._loop.close()
 
     @property
