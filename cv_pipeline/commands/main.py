@@ -43,6 +43,7 @@ from cv_pipeline.commands.terminal import (
     table,
 )
 from ..core.files import copy_file, file_sha256, write_json
+from ..core.model_files import model_parts
 from ..core.types import ConfigError, CVPipelineError, DataError
 
 if TYPE_CHECKING:
@@ -382,12 +383,14 @@ def _target(given: str, model: Any, out: Path | None) -> Path:
 
     if out is not None:
         with output_folder(out):
-            copy = out / model.manifest.file
-            if copy.exists() and file_sha256(copy) != file_sha256(model.path):
-                what = f"the folder holds another model called {copy.name}"
-                raise ConfigError(what, out, "choose an empty folder")
-            if not copy.exists():
-                copy_file(model.path, copy)
+            file, *weights = model_parts(model.path)
+            names = [model.manifest.file, *(str(part.relative_to(file.parent)) for part in weights)]
+            for part, copy in zip([file, *weights], [out / name for name in names]):
+                if copy.exists() and file_sha256(copy) != file_sha256(part):
+                    what = f"the folder holds another model called {copy.name}"
+                    raise ConfigError(what, out, "choose an empty folder")
+                if not copy.exists():
+                    copy_file(part, copy)
         return out / "manifest.json"
     place, suffixes = find_model(given), (".json", ".yaml", ".yml")
     if place in bundled_models().values():

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.files import file_sha256
+from ..core.model_files import artefact_sha256
 from ..core.types import Backend, BackendError, ConfigError, Detections
 from .calibrators import Calibrator
 from .manifest import ModelManifest, PostprocessSpec
@@ -92,7 +92,7 @@ class Model:
     def identity(self) -> dict[str, str]:
         "Name, version, file and full SHA-256, for the stamp."
         known = self.manifest
-        sha256 = known.sha256 or (file_sha256(self.path) if self.path and Path(self.path).is_file() else "")
+        sha256 = known.sha256 or (artefact_sha256(self.path) if self.path and Path(self.path).is_file() else "")
         return {"name": known.name, "version": known.version, "file": known.file, "sha256": sha256}
 
     def predict(

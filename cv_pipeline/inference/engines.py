@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.files import Busy, file_sha256, locked, write_whole, writing
+from ..core.model_files import artefact_sha256
 from ..core.types import BackendError, ConfigError
 from .backends import OutOfMemory
 from .cuda import DeviceInfo, find_device
@@ -30,9 +31,8 @@ from .manifest import ModelManifest, check_graph
 
 # %% auto #0
 __all__ = ['REBUILD', 'HARDWARE', 'TENSORRT_API', 'BrokenEngine', 'EngineMismatch', 'EngineFile', 'read_engine', 'write_engine',
-           'external_files', 'model_sha256', 'EngineKey', 'check_engine', 'load_tensorrt', 'tensorrt_version',
-           'logger_class', 'BuildOptions', 'build_lock', 'Progress', 'graph_precision', 'compile_plan', 'BuiltEngine',
-           'engine_header', 'build_engine']
+           'EngineKey', 'check_engine', 'load_tensorrt', 'tensorrt_version', 'logger_class', 'BuildOptions',
+           'build_lock', 'Progress', 'graph_precision', 'compile_plan', 'BuiltEngine', 'engine_header', 'build_engine']
 
 # %% ../../nbs/02_inference/10_engines.ipynb #a5565a1d
 class BrokenEngine(BackendError):
@@ -133,27 +133,6 @@ def _write(path: Path, *parts: bytes) -> None:
     ):
         write_whole(path, lambda file: file.writelines(parts), durable=True)
 
-# %% ../../nbs/02_inference/10_engines.ipynb #e4d5217a
-def external_files(onnx: Path) -> list[Path]:
-    "The files beside an ONNX file that hold its weights, in order of their names."
-    with open(onnx, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return []
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found = {
-                bytes(data[m.end() : m.end() + m[1][0]])
-                for m in re.finditer(rb"\n\x08location\x12([\x01-\x7f])", data, re.DOTALL)
-            }
-    return sorted(p for name in found if (p := onnx.parent / name.decode(errors="replace")).is_file())
-
-
-def model_sha256(
-    onnx: str | Path,
-) -> str:  # 64 hexadecimal digits; the file's own SHA-256 where it has no weights outside
-    "What makes an ONNX model that model: its file, and its weights in other files."
-    parts = [file_sha256(p) for p in (Path(onnx), *external_files(Path(onnx)))]
-    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
-
 # %% ../../nbs/02_inference/10_engines.ipynb #da93e1e6
 HARDWARE = ("none", "same_compute_capability", "ampere_plus")
 
@@ -250,7 +229,7 @@ def check_engine(
     key = EngineKey.from_dict(engine.ours["key"], engine.path)
     found = key.differences(device, tensorrt)
     source = engine.path.parent / str(engine.ours.get("model_file", ""))
-    if source.is_file() and model_sha256(source) != key.model_sha256:
+    if source.is_file() and artefact_sha256(source) != key.model_sha256:
         found["model"] = f"it was built from another file than {source.name} beside it"
     found = {name: text for name, text in found.items() if name not in allow}
     if found:
@@ -804,7 +783,7 @@ def build_engine(
         raise BackendError("model file not found", onnx)
     device = device or find_device()
     trt = trt or load_tensorrt()
-    version, sha256, share = tensorrt_version(trt), model_sha256(onnx), Progress(progress)
+    version, sha256, share = tensorrt_version(trt), artefact_sha256(onnx), Progress(progress)
     with build_lock(out, options.wait_s):
         ready = None if options.rebuild else _ready(out, device, version, sha256, options)
         if ready is not None:

@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import file_sha256, is_there, parse_yaml, read_table_file, write_whole
+from ..core.model_files import artefact_sha256
 from ..core.types import BackendError, ConfigError, ModelSpecMismatch
 from .calibrators import Calibrator
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'HEADS', 'RUNTIMES', 'BY_ENDING', 'PRECISIONS', 'PreprocessSpec', 'PostprocessSpec', 'Artefact',
-           'ModelManifest', 'artefact_sha256', 'find_artefact', 'save_manifest', 'from_ultralytics_metadata',
-           'bundled_models', 'find_model', 'ModelFolder', 'open_model_folder', 'load_manifest', 'output_shape',
-           'grid_cells', 'check_graph']
+           'ModelManifest', 'find_artefact', 'save_manifest', 'from_ultralytics_metadata', 'bundled_models',
+           'find_model', 'ModelFolder', 'open_model_folder', 'load_manifest', 'output_shape', 'grid_cells',
+           'check_graph']
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #c6d378df
 def _real(low: float, high: float = float("inf"), above: bool = False) -> Callable[[Any], float]:
@@ -485,16 +486,6 @@ class ModelManifest:
         )
 
 # %% ../../nbs/02_inference/01_manifest.ipynb #cc9d7545
-def artefact_sha256(
-    path: str | Path,  # an artefact; of an OpenVINO .xml its .bin counts too
-) -> str:  # 64 hexadecimal digits
-    "What makes an artefact that artefact."
-    path = Path(path)
-    if path.suffix.lower() != ".xml" or not (weights := path.with_suffix(".bin")).is_file():
-        return file_sha256(path)
-    return hashlib.sha256((file_sha256(path) + file_sha256(weights)).encode()).hexdigest()
-
-
 def find_artefact(
     folder: str | Path,  # where the manifest lies
     artefact: Artefact,
@@ -523,7 +514,7 @@ def save_manifest(
         path = path / "manifest.json"
     data = manifest.to_dict()
     if (path.parent / manifest.file).is_file():
-        data["sha256"] = file_sha256(path.parent / manifest.file)
+        data["sha256"] = artefact_sha256(path.parent / manifest.file)
     for row in data.get("artefacts", ()):
         if (path.parent / row["file"]).is_file():
             row["sha256"] = artefact_sha256(path.parent / row["file"])
@@ -676,7 +667,7 @@ def _compare(file: Path, manifest: ModelManifest, where: Path) -> None:
     if not file.is_file():
         hint = "put the file beside its manifest"
         raise ModelSpecMismatch(f"model file '{manifest.file}' not found", where, hint)
-    if manifest.sha256 and file_sha256(file) != manifest.sha256.lower():
+    if manifest.sha256 and artefact_sha256(file) != manifest.sha256.lower():
         what = f"'{manifest.file}' does not match its manifest (SHA-256 differs)"
         hint = "restore the file, or evaluate the new one and write its manifest with save_manifest"
         raise ModelSpecMismatch(what, where, hint)

@@ -26,6 +26,7 @@ import numpy as np
 
 from ..core.files import expecting, file_sha256, read_json, write_whole, writing
 from ..core.formats import LabelledImage, evaluation_items
+from ..core.model_files import artefact_sha256
 from ..core.stamp import instruction_set, machine, nvml, stamp, usable_cores
 from ..core.types import BackendError, ConfigError, DataError, check_rules
 from cv_pipeline.evaluation.intervals import (
@@ -925,7 +926,7 @@ def _stamp(found: ModelFolder, accuracy: Mapping[str, Any], asked: dict[str, Any
         "name": manifest.name,
         "version": manifest.version,
         "file": manifest.file,
-        "sha256": manifest.sha256 or file_sha256(found.file),
+        "sha256": manifest.sha256 or artefact_sha256(found.file),
     }
     data = next((row["data"] for row in accuracy.values() if "data" in row), None)
     return stamp(origin, data, asked)

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..core.files import copy_over, draft_folder, move_file, read_json
 from ..core.formats import LabelledImage, evaluation_items
+from ..core.model_files import check_checkpoint
 from ..core.stamp import instruction_set, stamp
 from cv_pipeline.evaluation.intervals import (
     FEWEST_OBJECTS,
@@ -519,8 +520,7 @@ def export_pt(
     """A checkpoint as ONNX, any batch; MissingExtraError without Ultralytics, BackendError when it cannot be
     exported."""
     path, folder = Path(path), Path(folder)
-    if not path.is_file():
-        raise BackendError("checkpoint not found", path)
+    check_checkpoint(path)
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     try:
         from ultralytics import YOLO

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..core.class_names import names_in
 from ..core.files import copy_over, expecting
+from ..core.model_files import check_checkpoint
 from ..core.types import BackendError, DataError, MissingExtraError, check_rules
 from .quantize import check_share
 
@@ -99,8 +100,7 @@ def take_channels(
 # %% ../../nbs/06_optimization/02_prune.ipynb #48296a3f
 def _checkpoint(path: Path) -> Any:
     "The network in an Ultralytics checkpoint."
-    if not path.is_file():
-        raise BackendError("checkpoint not found", path)
+    check_checkpoint(path)
     try:
         from ultralytics import YOLO
     except ImportError as e:

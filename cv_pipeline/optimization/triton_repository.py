@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.files import Staging, copy_file, writable_folder, write_whole, writing
+from ..core.model_files import model_parts
 from ..core.types import BackendError, ConfigError
 from ..inference.choice import candidates, matching
 from ..inference.engines import read_engine
@@ -423,6 +424,7 @@ def write_repository(
         raise ConfigError(f"{name!r} is not a valid model name", "name", "letters, digits, '-' and '_'")
     files: dict[str, str | bytes | Path] = {
         _PLATFORMS[o.platform][2]: content,
+        **{part.relative_to(file.parent).as_posix(): part for part in model_parts(file)[1:]},
         **({"model.py": _RUNNER} if o.platform == "python" else {}),
     }
     wanted = {name: (triton_config(name, tensors, manifest, o), files)}

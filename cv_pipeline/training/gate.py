@@ -18,7 +18,8 @@ import numpy as np
 from ..annotation.datasets import check_leak, check_test_set, read_frozen
 from ..annotation.versions import read_version
 from ..core.data_yaml import pictures_below
-from ..core.files import Staging, copy_over, file_sha256, move_file, write_whole
+from ..core.files import Staging, copy_over, move_file, write_whole
+from ..core.model_files import artefact_sha256, model_parts
 from ..core.formats import LabelledImage, evaluation_items, read_dataset
 from ..core.stamp import stamp
 from cv_pipeline.core.types import (
@@ -334,7 +335,7 @@ def _about(model: Model) -> dict[str, Any]:
     return {
         "name": m.name,
         "version": m.version,
-        "sha256": m.sha256 or (file_sha256(model.path) if model.path and Path(model.path).is_file() else ""),
+        "sha256": m.sha256 or (artefact_sha256(model.path) if model.path and Path(model.path).is_file() else ""),
         "classes": list(m.names),
     }
 
@@ -358,11 +359,14 @@ def _rates(model: Model, s: EvalSet) -> dict[str, float]:
 
 def _copied(model: Model, folder: Path, given: Any) -> None:
     "The model's files, and the checkpoint that it was exported from."
-    copy_over(model.path, folder / model.manifest.file)
+    file, *weights = model_parts(model.path)
+    copy_over(file, folder / model.manifest.file)
+    for part in weights:
+        copy_over(part, folder / part.relative_to(file.parent))
     for a in model.manifest.artefacts:
         file = find_artefact(Path(model.path).parent, a)
-        for part in (file, *([file.with_suffix(".bin")] if file.suffix == ".xml" else [])):
-            copy_over(part, folder / part.name)
+        for part in model_parts(file):
+            copy_over(part, folder / part.relative_to(file.parent))
     if not isinstance(given, Model) and Path(given).suffix.lower() == ".pt":
         copy_over(given, folder / Path(given).name)
 

@@ -35,6 +35,7 @@ from cv_pipeline.core.files import (
 )
 from ..core.formats import LabelledImage
 from ..core.images import read_image
+from ..core.model_files import artefact_sha256, check_checkpoint, read_checkpoint
 from cv_pipeline.core.types import (
     BackendError,
     ConfigError,
@@ -129,6 +130,8 @@ def _start_of(model: str | Path) -> tuple[str, str]:  # kind: pt, yaml or onnx; 
                 path,
                 "nothing is downloaded: pass a file, a model folder, or a .yaml to train from scratch",
             )
+        if path.suffix == ".pt":
+            check_checkpoint(path)
         return ("pt" if path.suffix == ".pt" else "yaml"), str(path)
     return "onnx", str(load_manifest(model)[1])
 
@@ -164,11 +167,9 @@ def _size_of(model: str | Path) -> int:
         return max(manifest.preprocess.imgsz)
     if kind == "yaml":
         return 640
-    import torch
-
     try:
-        size = torch.load(path, map_location="cpu", weights_only=False)["train_args"]["imgsz"]
-    except Exception:
+        size = read_checkpoint(path)[0]["train_args"]["imgsz"]
+    except (BackendError, KeyError, TypeError):
         return 640  # a checkpoint that does not say; whether it is one is found out by the trainer
     return max(size) if isinstance(size, (list, tuple)) else int(size)
 
@@ -482,11 +483,9 @@ def _weights(out: Path, plan: Mapping[str, Any]) -> str:
 def _epoch_of(path: Path) -> int | None:
     """The last finished epoch in a checkpoint, counted from 1; 0 when it is stripped, as after the last one;
     None when it cannot be read."""
-    import torch
-
     try:
-        return int(torch.load(path, map_location="cpu", weights_only=False)["epoch"]) + 1
-    except Exception:
+        return int(read_checkpoint(path)[0]["epoch"]) + 1
+    except (BackendError, KeyError, TypeError, ValueError):
         return None  # whatever a cut-off file makes of unpickling
 
 
@@ -500,6 +499,7 @@ def _last_checkpoint(
         if epoch is None:
             tell(Progress("note", f"{path.name} is unreadable: the run was killed while writing it"))
             continue
+        check_checkpoint(path)
         if path.name == "resume.pt":
             copy_over(path, path.with_name("last.pt"))
         return path.with_name("last.pt"), epoch
@@ -637,7 +637,7 @@ def _export(out: Path, card: dict[str, Any], tell: Callable[[Progress], None]) -
     gap = _same_answer(out, plan["imgsz"])
     card["model"] = {
         "file": "model.onnx",
-        "sha256": file_sha256(out / "model.onnx"),
+        "sha256": artefact_sha256(out / "model.onnx"),
         "largest difference to the checkpoint": round(gap, 6),
     }
     size = (out / "model.onnx").stat().st_size / 1e6
@@ -685,7 +685,7 @@ def _parent_of(model: str) -> dict[str, Any]:
     return {
         "kind": kind,
         "path": path,
-        "sha256": file_sha256(path) if Path(path).is_file() else "",
+        "sha256": artefact_sha256(path) if Path(path).is_file() else "",
         "postprocess": manifest and manifest.postprocess.to_dict(),
     }
 

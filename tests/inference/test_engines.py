@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cv_pipeline.core.files import file_sha256
+from cv_pipeline.core.model_files import artefact_sha256, weights_outside
 from cv_pipeline.core.types import BackendError, ConfigError, ModelSpecMismatch
 from cv_pipeline.inference.backends import OutOfMemory
 from cv_pipeline.inference.cuda import DeviceInfo, NoDevice, find_devices
@@ -27,9 +28,7 @@ from cv_pipeline.inference.engines import (
     build_engine,
     build_lock,
     check_engine,
-    external_files,
     load_tensorrt,
-    model_sha256,
     read_engine,
     write_engine,
 )
@@ -273,14 +272,14 @@ def test_weights_in_other_files_belong_to_the_model(build, tmp_path):
     onnx.save(
         graph, folder / "m.onnx", save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=0
     )
-    outside = external_files(folder / "m.onnx")
+    outside = weights_outside(folder / "m.onnx")
     assert len(outside) >= 2 and outside == sorted(p for p in folder.iterdir() if p.suffix != ".onnx")
     assert (
-        model_sha256(tmp_path / "t.onnx") == file_sha256(tmp_path / "t.onnx")
-        and external_files(tmp_path / "t.onnx") == []
+        artefact_sha256(tmp_path / "t.onnx") == file_sha256(tmp_path / "t.onnx")
+        and weights_outside(tmp_path / "t.onnx") == []
     )
     (tmp_path / "empty.onnx").write_bytes(b"")
-    assert external_files(tmp_path / "empty.onnx") == []
+    assert weights_outside(tmp_path / "empty.onnx") == []
     built = build(folder / "m.onnx")
     assert (
         check_engine(read_engine(built.path), CARD, "10.16.1.11") == built.key
@@ -700,7 +699,7 @@ def test_what_a_real_parser_refuses_comes_out_with_its_words(rtx, tmp_path):
     )
     assert make(outside, options=BuildOptions(max_batch=1)).built, "external data beside the file is found"
     (tmp_path / "weights.bin").unlink()
-    with pytest.raises(BackendError, match="TensorRT cannot read the graph"):
+    with pytest.raises(BackendError, match="weights.bin.*is missing"):
         make(outside, options=BuildOptions(rebuild=True))
     assert not (tmp_path / "custom.engine").exists()
 
