@@ -22,6 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from ..core.escaping import csv_text
 from cv_pipeline.core.files import (
     Staging,
     copy_file,
@@ -377,7 +378,9 @@ class Split:
         text = io.StringIO(newline="")
         out = csv.writer(text)
         out.writerow(["picture", "side", "group"])
-        out.writerows((str(i.path), s, int(g)) for i, s, g in zip(self.items, self.side, self.group))
+        out.writerows(
+            (csv_text(str(i.path)), s, int(g)) for i, s, g in zip(self.items, self.side, self.group)
+        )
         return write_whole(path, text.getvalue())
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #25276097

@@ -5,7 +5,6 @@
 # %% ../../nbs/07_annotation/10_inspection.ipynb #7653ea6e
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from .annotations import Annotation, read_annotations, settle
 from .label_errors import KINDS, plant_errors
 from .qa import RELIABLE, Suspect, ranked
 from .review import Review, read_suspects, review
+from ..core.escaping import html_text
 from ..core.files import expecting, file_sha256, read_json, write_json
 from ..core.formats import LabelledImage, read_dataset
 from ..core.images import read_image
@@ -428,12 +428,12 @@ _COLOURS = {Verdict.PASS: "#1a7f37", Verdict.FAIL: "#cf222e", Verdict.INSUFFICIE
 def inspection_html(one: Inspection) -> str:
     "The verdict as a banner, with its reasons."
     rows = "".join(
-        f"<li><b style='color:{_COLOURS[f.verdict]}'>{f.verdict.value}</b> {html.escape(f.what)}: "
-        f"{html.escape(f.reason)}</li>"
+        f"<li><b style='color:{_COLOURS[f.verdict]}'>{html_text(f.verdict.value)}</b> {html_text(f.what)}: "
+        f"{html_text(f.reason)}</li>"
         for f in one.findings
     )
     return (
         f"<div style='border-left:8px solid {_COLOURS[one.verdict]};padding:.4em 1em'><span "
-        f"style='font-size:1.6em;color:{_COLOURS[one.verdict]}'>{one.verdict.value}</span>"
+        f"style='font-size:1.6em;color:{_COLOURS[one.verdict]}'>{html_text(one.verdict.value)}</span>"
         f"<ul>{rows}</ul></div>"
     )

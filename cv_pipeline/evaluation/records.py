@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.escaping import csv_plain
 from ..core.files import expecting, read_json, read_text
 from ..core.formats import IMAGE_SUFFIXES, LabelledImage
 from ..core.images import read_image
@@ -628,7 +629,8 @@ def _table_rows(path: str | Path) -> list[tuple[int, list[str]]]:
     for separator in ",;\t":
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
         try:
-            found[separator] = [(reader.line_num, row) for row in reader if any(v.strip() for v in row)]
+            rows = [(reader.line_num, row) for row in reader if any(v.strip() for v in row)]
+            found[separator] = [(number, [csv_plain(v) for v in row]) for number, row in rows]
         except csv.Error as e:
             raise DataError(f"not a CSV file with a header: {e}", path) from e
     if not found[","]:

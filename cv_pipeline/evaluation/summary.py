@@ -5,7 +5,6 @@
 # %% ../../nbs/05_evaluation/09_summary.ipynb #16216709
 from __future__ import annotations
 
-import html
 import re
 import subprocess
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..core.escaping import html_text
 from ..core.stamp import stamp
 from .calibration import CalibrationReport, calibrate, plot_claims
 from .errors import ErrorReport, explain_errors, lrp_table
@@ -409,13 +409,13 @@ def html_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> str:
         if v is None or (isinstance(v, float) and not np.isfinite(v))
         else f"{v:.3f}"
         if isinstance(v, float)
-        else html.escape(str(v))
+        else html_text(str(v))
     )
     side = lambda v: "right" if isinstance(v, (int, float)) else "left"
     cell = lambda v: f"<td style='text-align:{side(v)}'>{text(v)}</td>"
-    head = "".join(f"<th style='text-align:left'>{html.escape(c)}</th>" for c in columns)
+    head = "".join(f"<th style='text-align:left'>{html_text(c)}</th>" for c in columns)
     body = "".join(f"<tr>{''.join(cell(r.get(c)) for c in columns)}</tr>" for r in rows)
-    above = f"<h4>{html.escape(title)}</h4>" if title else ""
+    above = f"<h4>{html_text(title)}</h4>" if title else ""
     return f"{above}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -426,11 +426,11 @@ def html_verdict(e: Evaluation) -> str:
     "The verdict as a banner with its reasons."
     name = e.verdict.value if e.verdict else None
     reasons = "".join(
-        f"<li><b style='color:{_COLOURS[f.verdict.value]}'>{f.verdict.value}</b> {html.escape(f.what)}: "
-        f"{html.escape(f.reason)}</li>"
+        f"<li><b style='color:{_COLOURS[f.verdict.value]}'>{html_text(f.verdict.value)}</b> {html_text(f.what)}: "
+        f"{html_text(f.reason)}</li>"
         for f in e.findings
     )
-    said = name or "no floors given: no verdict"
+    said = html_text(name or "no floors given: no verdict")
     return (
         f"<div style='border-left:8px solid {_COLOURS[name]};padding:.4em 1em'><span "
         f"style='font-size:1.6em;color:{_COLOURS[name]}'>{said}</span><ul>{reasons}</ul></div>"

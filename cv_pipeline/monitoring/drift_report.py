@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +17,7 @@ import cv2
 import numpy as np
 
 from ..annotation.collect import KeptFrames, kept_folders, read_collected
+from ..core.escaping import html_text
 from ..core.images import read_image
 from ..core.stamp import stamp
 from ..core.types import ConfigError, DataError, FrameResult
@@ -548,12 +548,12 @@ COLOURS = {"GREEN": "#1a7f37", "AMBER": "#9a6700", "RED": "#cf222e", "GREY": "#5
 def html_drift(drift: Drift) -> str:
     "Verdict, cause, what to do, and the families."
     colour = COLOURS[drift.verdict]
-    where = f" ({html.escape(', '.join(drift.devices))})" if drift.devices else ""
-    notes = "".join(f"<li>{html.escape(n)}</li>" for n in drift.notes)
+    where = f" ({html_text(', '.join(drift.devices))})" if drift.devices else ""
+    notes = "".join(f"<li>{html_text(n)}</li>" for n in drift.notes)
     head = (
         f"<div style='border-left:8px solid {colour};padding:.4em 1em'><span "
-        f"style='font-size:1.6em;color:{colour}'>{drift.verdict}</span>"
-        f"<p><b>{html.escape(drift.cause)}</b>{where}: {html.escape(drift.action)}</p><ul>{notes}</ul></div>"
+        f"style='font-size:1.6em;color:{colour}'>{html_text(drift.verdict)}</span>"
+        f"<p><b>{html_text(drift.cause)}</b>{where}: {html_text(drift.action)}</p><ul>{notes}</ul></div>"
     )
     rows = [
         {

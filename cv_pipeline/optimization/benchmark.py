@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from html import escape
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..core.escaping import html_text, markdown_text
 from ..core.files import expecting, file_sha256, read_json, write_whole, writing
 from ..core.formats import LabelledImage, evaluation_items
 from ..core.model_files import artefact_sha256
@@ -663,12 +663,11 @@ def accuracy_table(b: Benchmark) -> list[dict[str, str]]:
 # %% ../../nbs/06_optimization/08_benchmark.ipynb #13245037
 def _markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     heads = list(dict.fromkeys(key for row in rows for key in row))
-    clean = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
     line = lambda cells: "| " + " | ".join(cells) + " |\n"
     return (
-        line(heads)
+        line([markdown_text(h) for h in heads])
         + line(["---"] * len(heads))
-        + "".join(line([clean(row.get(h, "")) for h in heads]) for row in rows)
+        + "".join(line([markdown_text(row.get(h, "")) for h in heads]) for row in rows)
     )
 
 
@@ -790,8 +789,8 @@ def _bars(b: Benchmark) -> str:
         return ""
     top, line = good[0]["images_per_s"], 20
     rows = [
-        f'<text x="0" y="{i * line + 14}" font-size="12">{escape(r["artefact"])}, {r["threads"] or "auto"} '
-        f"threads, batch {r['batch']}</text>"
+        f'<text x="0" y="{i * line + 14}" font-size="12">{html_text(r["artefact"])}, {html_text(r["threads"] or "auto")} '
+        f"threads, batch {html_text(r['batch'])}</text>"
         f'<rect class="bar" x="400" y="{i * line + 3}" width="{400 * r["images_per_s"] / top:.1f}" '
         f'height="14"/><text x="{406 + 400 * r["images_per_s"] / top:.1f}" y="{i * line + 14}" '
         f'font-size="12">{r["images_per_s"]:.1f}</text>'
@@ -805,11 +804,14 @@ def _bars(b: Benchmark) -> str:
 # %% ../../nbs/06_optimization/08_benchmark.ipynb #498f0dbc
 def to_html(b: Benchmark) -> str:
     "The document as one HTML page that needs nothing else."
-    cells = lambda tag, values: "<tr>" + "".join(f"<{tag}>{escape(str(v))}</{tag}>" for v in values) + "</tr>"
+    cells = lambda tag, values: (
+        "<tr>" + "".join(f"<{tag}>{html_text(str(v))}</{tag}>" for v in values) + "</tr>"
+    )
     body = []
     for title, paragraphs, table in sections(b):
         body.append(
-            f"<h2>{escape(title)}</h2>" + "".join(f"<p>{escape(p).replace('**', '')}</p>" for p in paragraphs)
+            f"<h2>{html_text(title)}</h2>"
+            + "".join(f"<p>{html_text(p).replace('**', '')}</p>" for p in paragraphs)
         )
         if title == "Speed and memory":
             body.append(_bars(b))
@@ -823,8 +825,8 @@ def to_html(b: Benchmark) -> str:
             )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Benchmark: '
-        f"{escape(b.model)}</title><style>{_STYLE}</style></head><body><h1>Benchmark: "
-        f"{escape(b.model)}</h1>{''.join(body)}</body></html>"
+        f"{html_text(b.model)}</title><style>{_STYLE}</style></head><body><h1>Benchmark: "
+        f"{html_text(b.model)}</h1>{''.join(body)}</body></html>"
     )
 
 

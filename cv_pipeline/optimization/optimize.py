@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.escaping import markdown_text
 from ..core.files import copy_over, draft_folder, move_file, read_json
 from ..core.formats import LabelledImage, evaluation_items
 from ..core.model_files import check_checkpoint
@@ -445,7 +446,7 @@ class StepResult:
 # %% ../../nbs/06_optimization/06_optimize.ipynb #03b5722b
 def _line(values: Iterable[Any]) -> str:
     "A line of a Markdown table."
-    cells = ("–" if v is None or v == "" else str(v).replace("|", "/").replace("\n", " ") for v in values)
+    cells = ("–" if v is None or v == "" else markdown_text(v) for v in values)
     return f"| {' | '.join(cells)} |"
 
 
@@ -453,10 +454,10 @@ def _where_lost(r: StepResult) -> list[str]:
     "Where a refused step loses, and which layers feel it: a paragraph each."
     told = []
     if r.gate and not r.accepted:
-        lost = (f"{n} {a:.3f} → {b:.3f} ({k})" for n, a, b, k in r.gate.worst[:5])
+        lost = (f"{markdown_text(n)} {a:.3f} → {b:.3f} ({k})" for n, a, b, k in r.gate.worst[:5])
         told.append(f"{r.step} loses most at: {'; '.join(lost)}\n")
     if r.sensitive:
-        layers = (f"{n} {e:.4f}" for n, e in r.sensitive[:5])
+        layers = (f"{markdown_text(n)} {e:.4f}" for n, e in r.sensitive[:5])
         told.append(f"{r.step}, most sensitive layers: {'; '.join(layers)}\n")
     return told
 
@@ -491,7 +492,7 @@ class OptimizeReport:
         kind = self.header.get("instruction set")
         if kind:
             told = [f"Judged with {kind}.", "", *told]
-        return "\n".join([*told, *(f"Note: {n}" for n in self.notes)]).strip() + "\n"
+        return "\n".join([*told, *(f"Note: {markdown_text(n)}" for n in self.notes)]).strip() + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         "Plain types."

@@ -5,7 +5,6 @@
 # %% ../../nbs/17_reporting/01_history.ipynb #aa3fdc93
 from __future__ import annotations
 
-import html
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+from ..core.escaping import html_text, link_text
 from ..core.files import read_json, write_whole
 from ..core.types import ConfigError, DataError
 from .runner import CARD
@@ -158,7 +158,7 @@ def _mark(x: float, y: float, verdict: str, title: str) -> str:
     colour, kind, text = (
         _COLOUR.get(verdict, "#5b7fb5"),
         _SHAPE.get(verdict),
-        f"<title>{html.escape(title)}</title>",
+        f"<title>{html_text(title)}</title>",
     )
     if kind == "square":
         return f'<rect x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10" fill="{colour}">{text}</rect>'
@@ -183,14 +183,14 @@ def timeline(
     span, left = max((last - first).days, 1), 190
     place = lambda d: left + (width - left - 20) * (d - first).days / span
     rows = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {26 * len(names) + 34}" '
-        f'width="{width}" font-family="sans-serif" font-size="12" role="img" aria-label="verdicts '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:d} {26 * len(names) + 34}" '
+        f'width="{width:d}" font-family="sans-serif" font-size="12" role="img" aria-label="verdicts '
         'over time">'
     ]
     for k, name in enumerate(names):
         y = 20 + 26 * k
         rows.append(
-            f'<text x="4" y="{y + 4}">{html.escape(name[:30])}</text><line x1="{left}" x2="{width - 20}" '
+            f'<text x="4" y="{y + 4}">{html_text(name[:30])}</text><line x1="{left}" x2="{width - 20}" '
             f'y1="{y}" y2="{y}" stroke="#d9dde3"/>'
         )
         rows += [
@@ -200,8 +200,8 @@ def timeline(
         ]
     for d, anchor in ((first, "start"), (last, "end")) if first != last else ((first, "start"),):
         rows.append(
-            f'<text x="{place(d):.1f}" y="{26 * len(names) + 28}" text-anchor="{anchor}" '
-            f'fill="#666">{d}</text>'
+            f'<text x="{place(d):.1f}" y="{26 * len(names) + 28}" text-anchor="{html_text(anchor)}" '
+            f'fill="#666">{html_text(d)}</text>'
         )
     return "".join(rows) + "</svg>"
 
@@ -217,14 +217,14 @@ _STYLE = (
 
 def _row(e: Entry, root: Path) -> str:
     page, numbers = e.page, ", ".join(f"{k} {v:.3g}" for k, v in e.numbers.items())
-    link = html.escape(e.name)
+    link = html_text(e.name)
     if page is not None:
-        link = f'<a href="{html.escape(page.relative_to(root).as_posix(), quote=True)}">{link}</a>'
+        link = f'<a href="{link_text(page.relative_to(root).as_posix())}">{link}</a>'
     colour = _COLOUR.get(e.verdict, "#222")
     return (
-        f"<tr><td>{e.day or 'example'}</td><td>{link}</td>"
-        f'<td class="v" style="color:{colour}">{html.escape(e.verdict or "–")}</td>'
-        f'<td>{html.escape(numbers)}</td><td class="n">{html.escape(e.note[:160])}</td></tr>'
+        f"<tr><td>{html_text(e.day or 'example')}</td><td>{link}</td>"
+        f'<td class="v" style="color:{colour}">{html_text(e.verdict or "–")}</td>'
+        f'<td>{html_text(numbers)}</td><td class="n">{html_text(e.note[:160])}</td></tr>'
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import html
 import importlib.util
 import json
 import re
@@ -26,6 +25,7 @@ from typing import Any, Literal, Optional, Union
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from ..core.escaping import html_text, workflow_text
 from cv_pipeline.core.files import (
     draft_folder,
     expecting,
@@ -309,7 +309,7 @@ def _pages(path: Path, part: Path, failed: str) -> None:
     except Exception:  # nothing was written, or half of it
         book = nbformat.read(path, as_version=4)
     if failed and "exception" not in {k for k, v in book.metadata.get("papermill", {}).items() if v}:
-        text = f'<p style="color:#c0392b;font-size:130%"><b>This report failed.</b> {html.escape(failed)}</p>'
+        text = f'<p style="color:#c0392b;font-size:130%"><b>This report failed.</b> {html_text(failed)}</p>'
         output = nbformat.v4.new_output("display_data", data={"text/html": text, "text/plain": failed})
         book.cells.insert(0, nbformat.v4.new_code_cell("# how it ended", outputs=[output]))
         book.metadata.setdefault("papermill", {})["exception"] = True
@@ -321,7 +321,7 @@ def _pages(path: Path, part: Path, failed: str) -> None:
     except Exception as e:
         if not failed:
             raise
-        page = f"<h1>This report failed</h1><pre>{html.escape(failed)}\n{html.escape(str(e))}</pre>"
+        page = f"<h1>This report failed</h1><pre>{html_text(failed)}\n{html_text(str(e))}</pre>"
         write_whole(part / "report.html", f'<!doctype html><meta charset="utf-8">{page}\n')
 
 
@@ -497,7 +497,7 @@ def github_workflow(
         {"uses": "actions/checkout@v4"},
         {"uses": "actions/setup-python@v5", "with": {"python-version": "3.11"}},
         {"run": 'pip install ".[report]"'},
-        {"run": command_line(template, parameters, options=options)},
+        {"run": workflow_text(command_line(template, parameters, options=options))},
         {
             "uses": "actions/upload-artifact@v4",
             "if": "always()",

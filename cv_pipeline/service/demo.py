@@ -5,7 +5,6 @@
 # %% ../../nbs/16_service/01_demo.ipynb #0775d04b
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ..core.config import load_config
-from ..core.files import read_parquet
+from ..core.escaping import html_text, link_text
+from ..core.files import read_parquet, write_whole
 from ..core.formats import from_mot
 from ..core.types import Detections
 from ..optimization.tuning import match
@@ -91,7 +91,7 @@ td:first-child,th:first-child{text-align:left}"""
 def _html_table(columns: list[str], rows: list[list[Any]]) -> str:
     "A plain HTML table."
     cell = lambda tag, v: (
-        f"<{tag}>{html.escape('–' if v is None else f'{v:.2f}' if isinstance(v, float) else str(v))}</{tag}>"
+        f"<{tag}>{html_text('–' if v is None else f'{v:.2f}' if isinstance(v, float) else str(v))}</{tag}>"
     )
     body = "".join("<tr>" + "".join(cell("td", v) for v in row) + "</tr>" for row in rows)
     return "<table><tr>" + "".join(cell("th", c) for c in columns) + "</tr>" + body + "</table>"
@@ -101,17 +101,17 @@ def write_page(out: Path, summary: dict[str, Any], scores: list[dict[str, Any]],
     "index.html beside the results."
     pictures = "".join(
         "<figure><video controls muted loop autoplay "
-        f'src="{html.escape(v.relative_to(out).as_posix())}"></video>'
-        f"<figcaption>{html.escape(v.stem)}</figcaption></figure>"
+        f'src="{link_text(v.relative_to(out).as_posix())}"></video>'
+        f"<figcaption>{html_text(v.stem)}</figcaption></figure>"
         for v in videos
     )
     latency = [[name, *values.values()] for name, values in summary["latency_ms"].items()]
     page = (
         "<!doctype html><meta charset=utf-8><title>cv_pipeline "
         f"demo</title><style>{_STYLE}</style><h1>cv_pipeline demo</h1>"
-        f"<p>{html.escape(summary['model']['name'])} on {summary['model']['provider']}: "
-        f"{summary['frames_read']} frames of "
-        f"{len(summary['sources'])} cameras in {summary['seconds']} s, {summary['frames_per_second']} "
+        f"<p>{html_text(summary['model']['name'])} on {html_text(summary['model']['provider'])}: "
+        f"{summary['frames_read']:d} frames of "
+        f"{len(summary['sources'])} cameras in {summary['seconds']:.1f} s, {html_text(summary['frames_per_second'])} "
         f"frames/s.</p><div class=row>{pictures}</div>"
         "<h2>Result against ground truth"
         f"</h2>{_html_table(list(scores[0]), [list(s.values()) for s in scores])}"
@@ -120,8 +120,7 @@ def write_page(out: Path, summary: dict[str, Any], scores: list[dict[str, Any]],
         "summary.json.</p>"
     )
     path = out / "index.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    return write_whole(path, page)
 
 # %% ../../nbs/16_service/01_demo.ipynb #01adc043
 def run_demo(
