@@ -495,14 +495,14 @@ def _lines(section: BaseModel, indent: int = 0):
                 yield f"{pad}  - {first.lstrip()}"
                 yield from rest
         else:
-            plain = section.model_dump(mode="json")[key]
+            plain = masked_values({key: section.model_dump(mode="json")[key]})[key]
             yield f"{pad}{key}: {json.dumps(plain, ensure_ascii=False)}{note}"
 
 
 def show_config(
     config: RunConfig | None = None,  # None: the defaults
 ) -> str:
-    "The configuration as commented YAML that `load_config` reads back."
+    """The configuration as commented YAML, credentials in addresses masked; `load_config` reads it back."""
     return "\n".join(_lines(config or RunConfig(sources=[SourceConfig(uri="line:")]))) + "\n"
 
 

@@ -46,6 +46,19 @@ def _hide_pair(pair: str) -> str:
     return pair if key.lower() in HARMLESS or not pair else f"{key}=***" if equals else "***"
 
 
+_TOKEN = re.compile(
+    r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"  # a UUID
+    r"|(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{16,}"  # letters and digits mixed
+    r"|(?=[^a-z]*[a-z])(?=[^A-Z]*[A-Z])(?=\D*\d)[A-Za-z0-9]{12,}|[A-Za-z]{24,}",
+    re.ASCII,
+)
+
+
+def _without_token(part: re.Match[str]) -> str:
+    whole = part[0]
+    return "***" if any(_TOKEN.fullmatch(piece) for piece in (whole, *whole.split("-"))) else whole
+
+
 def masked(
     uri: object,  # a path, number or address
 ) -> str:  # the same without user name, password, keys and signatures
@@ -62,7 +75,9 @@ def masked(
         path,
         flags=re.S,
     )
-    return f"{scheme}://{path}{question}{'&'.join(map(_hide_pair, query.split('&')))}"
+    host, slash, path = path.partition("/")
+    query = "&".join(map(_hide_pair, query.split("&")))
+    return f"{scheme}://{host}{slash}{re.sub(r'[A-Za-z0-9-]{12,}', _without_token, path)}{question}{query}"
 
 # %% ../../nbs/00_core/01_masking.ipynb #4fe7994e
 def masked_values(
