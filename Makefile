@@ -9,11 +9,13 @@ VENV   ?= .venv
 OUT    ?= runs/demo
 BIN    := $(VENV)/bin
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+LOCK := --quiet --generate-hashes --no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --strip-extras --allow-unsafe
+CAMPAIGNS := liveness writers kill disks endurance health hostile
 PACKAGING := settings.ini setup.py constraints.txt
 export YOLO_OFFLINE := 1
 export YOLO_AUTOINSTALL := false
 
-.PHONY: help demo test test-fast fuzz coverage lint types notebooks pytest sync lab docs hooks bench report train-bundled wheel clean
+.PHONY: help demo test test-fast fuzz coverage lint types notebooks pytest sync lab docs hooks bench report train-bundled campaigns lock licences wheel clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -110,8 +112,21 @@ report: $(VENV)/.dev  ## reports of the line: the bundled detector's evaluation,
 train-bundled: $(VENV)/.dev  ## train the bundled detector again (about an hour on 2 cores)
 	$(BIN)/python -m papermill nbs/reports/bundled_detector.ipynb reports/bundled_detector.ipynb --cwd nbs/reports -y "{smoke: false, install: true}"
 
-wheel: $(VENV)/.dev  ## build the wheel into dist/
+lock: $(BIN)/python  ## deploy/*.lock: every dependency of the core and the extra `edge`, with its hashes (for Python 3.11 on Linux)
+	$(INSTALL) "pip-tools>=7.4"
+	$(BIN)/pip-compile $(LOCK) --upgrade --output-file deploy/core.lock setup.py
+	$(BIN)/pip-compile $(LOCK) --extra edge --constraint deploy/core.lock --output-file deploy/edge.lock setup.py
+
+licences: $(VENV)/.dev  ## docs/licences.md: the licence of everything that an install brings along
+	$(BIN)/python docs/licences.py
+
+wheel: $(VENV)/.dev  ## build the wheel into dist/, and beside it what is in it: a CycloneDX list of the locked dependencies
 	$(BIN)/python -m build --wheel --outdir dist
+	$(INSTALL) "cyclonedx-bom>=5"
+	for lock in core edge; do $(BIN)/cyclonedx-py requirements --of JSON --output-reproducible -o dist/cv_pipeline-$$lock.cdx.json deploy/$$lock.lock; done
+
+campaigns: $(VENV)/.dev  ## strike with every fault there is, and keep what became of it in docs/reliability.md (hours)
+	for name in $(CAMPAIGNS); do $(BIN)/python -m tests.campaigns $$name --record || exit 1; done
 
 clean:  ## remove the environment and everything that was made
 	rm -rf $(VENV) build dist runs out *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

@@ -61,7 +61,7 @@ PANELS = {
     "Train and gate": "train gate",
     "Evaluate": "baseline tune eval-tracking robustness report failures",
     "Optimize": "optimize build benchmark serve-files",
-    "Monitor": "log audit retrain-check monitoring-files",
+    "Monitor": "health log audit retrain-check monitoring-files",
 }
 
 

@@ -15,11 +15,12 @@ import typer
 from .options import Opt, command, fields_of, group
 from .terminal import intervals, notes, pairs, plain, say, table
 from ..core.files import expecting, read_json, write_json
+from ..core.masking import masked
 from ..core.types import ConfigError, CVPipelineError, DataError
 
 # %% auto #0
 __all__ = ['monitoring_commands', 'log_app', 'audit_app', 'Since', 'Until', 'Cameras', 'log_show', 'audit_draw', 'audit_score',
-           'audit_flags', 'retrain_check_command', 'monitoring_files']
+           'audit_flags', 'retrain_check_command', 'monitoring_files', 'health']
 
 # %% ../../nbs/19_commands/04_monitoring.ipynb #0eeb003e
 monitoring_commands = group()
@@ -268,6 +269,7 @@ def retrain_check_command(
 @command(
     monitoring_commands,
     "monitoring-files --out monitoring/ --targets edge-1:8080,edge-2:8080",
+    "monitoring-files --out monitoring/ --targets edge-1:8080 --token-file /etc/prometheus/token",
 )
 def monitoring_files(
     *,
@@ -275,10 +277,49 @@ def monitoring_files(
     targets: Sequence[str] = ("127.0.0.1:8080",),  # host:port of each pipeline's health endpoint
     every_s: Annotated[float, Opt(min=0.1)] = 15.0,  # seconds between two scrapes
     limits: Any = fields_of("monitoring.exporter:AlertLimits"),
+    access: Any = fields_of("monitoring.exporter:ScrapeAccess"),
 ) -> None:
     """Write alert rules, a dashboard and a scrape configuration: start `prometheus --config.file`
     prometheus.yml, import dashboard.json into Grafana."""
     from cv_pipeline.monitoring.exporter import write_monitoring_files
 
-    for path in write_monitoring_files(out, list(targets), limits, every_s):
+    for path in write_monitoring_files(out, list(targets), limits, every_s, access):
         say(f"written: {plain(path)}")
+
+# %% ../../nbs/19_commands/04_monitoring.ipynb #464de8ce
+@command(
+    monitoring_commands,
+    "health http://127.0.0.1:8080",
+    "health http://127.0.0.1:8080 --alive --token-env HEALTH_TOKEN",
+)
+def health(
+    url: str = "http://127.0.0.1:8080",  # of a run's health endpoint
+    *,
+    alive: bool = False,  # whether the process lives, not whether it can deliver
+    token_env: str | None = None,  # environment variable that holds the token
+    ca: Path | None = None,  # certificate authority of one's own, for https
+    timeout_s: Annotated[float, Opt(min=0.1)] = 5.0,
+) -> None:
+    "Ask a running pipeline whether it is ready, or alive: exit code 0 or 1."
+    import os
+    import ssl
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError("not an address of a health endpoint", masked(url), "e.g. http://127.0.0.1:8080")
+    if token_env is not None and token_env not in os.environ:
+        raise ConfigError(f"the environment variable {token_env} is not set", "--token-env")
+    headers = {} if token_env is None else {"Authorization": f"Bearer {os.environ[token_env]}"}
+    page = f"{url.rstrip('/')}/{'healthz' if alive else 'readyz'}"
+    try:
+        context = ssl.create_default_context(cafile=ca) if url.startswith("https") else None
+        with urlopen(Request(page, headers=headers), timeout=timeout_s, context=context) as answer:
+            text = answer.read(100_000).decode(errors="replace")
+    except HTTPError as e:
+        say(f"[bold red]not well[/] {plain(e.code)} {plain(e.read(2000).decode(errors='replace').strip())}")
+        raise typer.Exit(1) from None
+    except (OSError, ValueError) as e:
+        say(f"[bold red]no answer[/] {plain(masked(page))}: {plain(getattr(e, 'reason', None) or e)}")
+        raise typer.Exit(1) from None
+    say(plain(text.strip()))

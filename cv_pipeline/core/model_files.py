@@ -229,6 +229,6 @@ def check_checkpoint(path: str | Path) -> Path:  # the same path
         raise BackendError(
             f"opening this checkpoint would run {', '.join(foreign[:3])}{more}, which is not part of a model",
             path,
-            f"a .pt is a program: open it only if you trust who made it, with {TRUST}=1; or ask for an ONNX file",
+            f"a .pt is a program: if you trust who made it, say {TRUST}=1; or ask for an ONNX file",
         )
     return path

@@ -426,8 +426,8 @@ def html_verdict(e: Evaluation) -> str:
     "The verdict as a banner with its reasons."
     name = e.verdict.value if e.verdict else None
     reasons = "".join(
-        f"<li><b style='color:{_COLOURS[f.verdict.value]}'>{html_text(f.verdict.value)}</b> {html_text(f.what)}: "
-        f"{html_text(f.reason)}</li>"
+        f"<li><b style='color:{_COLOURS[f.verdict.value]}'>{html_text(f.verdict.value)}</b> "
+        f"{html_text(f.what)}: {html_text(f.reason)}</li>"
         for f in e.findings
     )
     said = html_text(name or "no floors given: no verdict")

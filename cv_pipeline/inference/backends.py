@@ -91,8 +91,9 @@ class Model:
     @property
     def identity(self) -> dict[str, str]:
         "Name, version, file and full SHA-256, for the stamp."
-        known = self.manifest
-        sha256 = known.sha256 or (artefact_sha256(self.path) if self.path and Path(self.path).is_file() else "")
+        known, sha256 = self.manifest, self.manifest.sha256
+        if not sha256 and self.path and Path(self.path).is_file():
+            sha256 = artefact_sha256(self.path)
         return {"name": known.name, "version": known.version, "file": known.file, "sha256": sha256}
 
     def predict(

@@ -26,7 +26,7 @@ from .upkeep import Upkeep
 
 # %% auto #0
 __all__ = ['CONFIDENCE_EDGES', 'COUNT_EDGES', 'OTHER', 'Histogram', 'LogMetrics', 'MonitoringSink', 'open_telemetry',
-           'AlertLimits', 'alert_rules', 'scrape_config', 'dashboard', 'write_monitoring_files']
+           'AlertLimits', 'alert_rules', 'ScrapeAccess', 'scrape_config', 'dashboard', 'write_monitoring_files']
 
 # %% ../../nbs/09_monitoring/04_exporter.ipynb #aff08463
 CONFIDENCE_EDGES = np.round(np.arange(0.1, 1.01, 0.1), 1)
@@ -376,12 +376,32 @@ def alert_rules(limits: AlertLimits | None = None) -> str:
     )
 
 
+@dataclass(frozen=True)
+class ScrapeAccess:
+    "How Prometheus reaches pipelines that ask for a token or speak HTTPS, and whom it tells of alerts."
+
+    token_file: str | None = None  # file on Prometheus' machine that holds the token of the pipelines
+    https: bool = False  # the pipelines have a certificate
+    ca_file: str | None = None  # of a certificate authority of one's own, for HTTPS
+    alertmanagers: tuple[str, ...] = ()  # host:port
+
+    def of_job(self) -> dict[str, Any]:
+        "Its part of a scrape job."
+        return {
+            **({"scheme": "https"} if self.https else {}),
+            **({"tls_config": {"ca_file": self.ca_file}} if self.ca_file else {}),
+            **({"authorization": {"credentials_file": self.token_file}} if self.token_file else {}),
+        }
+
+
 def scrape_config(
     targets: Sequence[str],  # host:port of each pipeline's health endpoint
     rules: str = "cv_pipeline_rules.yml",
     every_s: float = 15.0,
+    access: ScrapeAccess = ScrapeAccess(),
 ) -> str:
     "A prometheus.yml."
+    told = [{"static_configs": [{"targets": list(access.alertmanagers)}]}]
     if not targets:
         raise ConfigError(
             "no targets", "--targets", "host:port of each pipeline's health endpoint, e.g. edge-1:8080"
@@ -394,7 +414,14 @@ def scrape_config(
                 "scrape_timeout": _seconds(min(10.0, every_s)),
             },
             "rule_files": [rules],
-            "scrape_configs": [{"job_name": "cv_pipeline", "static_configs": [{"targets": list(targets)}]}],
+            **({"alerting": {"alertmanagers": told}} if access.alertmanagers else {}),
+            "scrape_configs": [
+                {
+                    "job_name": "cv_pipeline",
+                    **access.of_job(),
+                    "static_configs": [{"targets": list(targets)}],
+                }
+            ],
         },
         sort_keys=False,
     )
@@ -491,12 +518,13 @@ def write_monitoring_files(
     targets: Sequence[str] = ("127.0.0.1:8080",),
     limits: AlertLimits | None = None,
     every_s: float = 15.0,
+    access: ScrapeAccess = ScrapeAccess(),
 ) -> list[Path]:
     "prometheus.yml, cv_pipeline_rules.yml and dashboard.json."
     out, made = writable_folder(out), []
     for name, text in (
         ("cv_pipeline_rules.yml", alert_rules(limits)),
-        ("prometheus.yml", scrape_config(targets, every_s=every_s)),
+        ("prometheus.yml", scrape_config(targets, every_s=every_s, access=access)),
         ("dashboard.json", json.dumps(dashboard(), indent=1) + "\n"),
     ):
         made.append(write_whole(out / name, text))

@@ -789,8 +789,8 @@ def _bars(b: Benchmark) -> str:
         return ""
     top, line = good[0]["images_per_s"], 20
     rows = [
-        f'<text x="0" y="{i * line + 14}" font-size="12">{html_text(r["artefact"])}, {html_text(r["threads"] or "auto")} '
-        f"threads, batch {html_text(r['batch'])}</text>"
+        f'<text x="0" y="{i * line + 14}" font-size="12">{html_text(r["artefact"])}, '
+        f"{html_text(r['threads'] or 'auto')} threads, batch {html_text(r['batch'])}</text>"
         f'<rect class="bar" x="400" y="{i * line + 3}" width="{400 * r["images_per_s"] / top:.1f}" '
         f'height="14"/><text x="{406 + 400 * r["images_per_s"] / top:.1f}" y="{i * line + 14}" '
         f'font-size="12">{r["images_per_s"]:.1f}</text>'

@@ -19,7 +19,7 @@ from ..annotation.datasets import check_leak, check_test_set, read_frozen
 from ..annotation.versions import read_version
 from ..core.data_yaml import pictures_below
 from ..core.files import Staging, copy_over, move_file, write_whole
-from ..core.model_files import artefact_sha256, model_parts
+from ..core.model_files import model_parts
 from ..core.formats import LabelledImage, evaluation_items, read_dataset
 from ..core.stamp import stamp
 from cv_pipeline.core.types import (
@@ -335,7 +335,7 @@ def _about(model: Model) -> dict[str, Any]:
     return {
         "name": m.name,
         "version": m.version,
-        "sha256": m.sha256 or (artefact_sha256(model.path) if model.path and Path(model.path).is_file() else ""),
+        "sha256": model.identity["sha256"],
         "classes": list(m.names),
     }
 
