@@ -28,6 +28,7 @@ HAND = (
     "benchmarks",
     "model_card",
     "glossary",
+    "licences",
 )  # pages written by hand, in this order
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
 CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.M | re.S)

@@ -298,7 +298,7 @@ def health(
     alive: bool = False,  # whether the process lives, not whether it can deliver
     token_env: str | None = None,  # environment variable that holds the token
     ca: Path | None = None,  # certificate authority of one's own, for https
-    timeout_s: Annotated[float, Opt(min=0.1)] = 5.0,
+    timeout_s: Annotated[float, Opt(min=0.1)] = 5.0,  # to wait for the answer
 ) -> None:
     "Ask a running pipeline whether it is ready, or alive: exit code 0 or 1."
     import os

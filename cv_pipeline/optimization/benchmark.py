@@ -598,8 +598,8 @@ def read_benchmark(path: str | Path) -> Benchmark:
     if path.is_dir():
         path = path / "benchmark.json"
     with expecting("not a readable benchmark", path):
-        data = read_json(path)
-    if not isinstance(data, dict) or data.get("format") != 1 or not isinstance(data.get("rows"), list):
+        data = read_json(path, dict)
+    if data.get("format") != 1 or not isinstance(data.get("rows"), list):
         raise DataError("benchmark of an unsupported version", path, "measure again: cv-pipeline benchmark")
     try:
         return Benchmark(**{**data, "load": tuple(data["load"])})

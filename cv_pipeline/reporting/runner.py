@@ -25,7 +25,7 @@ from typing import Any, Literal, Optional, Union
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from ..core.escaping import html_text, workflow_text
+from ..core.escaping import html_text
 from cv_pipeline.core.files import (
     draft_folder,
     expecting,
@@ -497,7 +497,7 @@ def github_workflow(
         {"uses": "actions/checkout@v4"},
         {"uses": "actions/setup-python@v5", "with": {"python-version": "3.11"}},
         {"run": 'pip install ".[report]"'},
-        {"run": workflow_text(command_line(template, parameters, options=options))},
+        {"run": command_line(template, parameters, options=options)},
         {
             "uses": "actions/upload-artifact@v4",
             "if": "always()",

@@ -17,7 +17,6 @@ from cv_pipeline.core.escaping import (
     markdown_text,
     one_line,
     visible,
-    workflow_text,
 )
 from tests.helpers.markup import sources, unescaped
 from tests.test_house import ROOT
@@ -85,11 +84,6 @@ def test_one_line_is_one_line_that_can_be_written_anywhere(text):
     assert len(line.splitlines()) <= 1
     line.encode("utf-8")
     assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in line)
-
-
-def test_a_workflow_evaluates_nothing():
-    text = workflow_text("echo ${{ secrets.TOKEN }} ${{ x }}")
-    assert text.replace("${{ '${{' }}", "") == "echo  secrets.TOKEN }}  x }}"
 
 
 @pytest.mark.parametrize(("where", "code"), [pytest.param(w, c, id=w) for w, c in sources(ROOT)])
