@@ -15,7 +15,7 @@ import numpy as np
 from .types import DataError, Decision, Detections, MissingExtraError
 
 # %% auto #0
-__all__ = ['PALETTE', 'colour_of', 'Trails', 'draw_detections', 'contact_sheet', 'jpeg', 'plot_pr', 'plot_reliability']
+__all__ = ['PALETTE', 'colour_of', 'Trails', 'draw_detections', 'contact_sheet', 'jpeg', 'pyplot', 'plot_pr', 'plot_reliability']
 
 # %% ../../nbs/00_core/05_viz.ipynb #ba1649c4
 def _palette(n: int = 64) -> list[tuple[int, int, int]]:
@@ -200,12 +200,20 @@ def jpeg(
     return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 # %% ../../nbs/00_core/05_viz.ipynb #0254f394
-def _axes(ax: Any, title: str, x: str, y: str) -> Any:
-    "The given axes, or new ones; square from 0 to 1."
+def pyplot() -> Any:  # the module
+    """matplotlib.pyplot, told to take names as they are: `$` in a class name is no formula. MissingExtraError
+    without matplotlib."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as e:
         raise MissingExtraError("matplotlib", "viz") from e
+    plt.rcParams["text.parse_math"] = False
+    return plt
+
+
+def _axes(ax: Any, title: str, x: str, y: str) -> Any:
+    "The given axes, or new ones; square from 0 to 1."
+    plt = pyplot()
     if ax is None:
         ax = plt.subplots(figsize=(3.6, 3.4), dpi=72)[1]
     ax.set(title=title, xlabel=x, ylabel=y, xlim=(0, 1), ylim=(0, 1.02))

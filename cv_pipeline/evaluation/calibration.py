@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..core.types import DataError, MissingExtraError
+from ..core.viz import pyplot
 from .errors import lrp
 from .intervals import Interval, clusters, draw_weights, interval_of
 from .metrics import Matches, match_set
@@ -163,10 +164,7 @@ def plot_claims(
     claims: Claims, ax: Any = None, title: str = "reliability", bins: int = 10
 ) -> Any:  # matplotlib Axes
     "Reliability diagram with intervals and counts."
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as e:
-        raise MissingExtraError("matplotlib", "viz") from e
+    plt = pyplot()
     ax = plt.subplots(figsize=(3.6, 3.2), dpi=70)[1] if ax is None else ax
     rows = reliability(claims, bins)
     x, y = ([r[k] for r in rows] for k in ("confidence", "right"))

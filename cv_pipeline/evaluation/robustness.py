@@ -19,6 +19,7 @@ import numpy as np
 from ..core.formats import LabelledImage
 from ..core.images import read_image
 from ..core.types import Clock, ConfigError, DataError, Detections, Frame, MissingExtraError
+from ..core.viz import pyplot
 from .calibration import halves, lrp_thresholds
 from cv_pipeline.evaluation.intervals import (
     APSampler,
@@ -975,10 +976,7 @@ def _data_of(clean: EvalSet, subjects: Sequence[Subject]) -> str:
 def plot_heat_map(report: RobustnessReport, ax: Any = None) -> Any:  # matplotlib Axes
     """Conditions × severities, worst first: colour is what is left of the clean AP, a red edge the step off a
     cliff, a dot a loss that the data does not show."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as e:
-        raise MissingExtraError("matplotlib", "viz") from e
+    plt = pyplot()
     if not report.sufficient:
         raise DataError(
             f"{report.about['pictures']} pictures and {report.about['objects']} objects are too few for a "
@@ -1024,10 +1022,7 @@ def plot_heat_map(report: RobustnessReport, ax: Any = None) -> Any:  # matplotli
 def plot_retuning(report: RobustnessReport, severity: int | None = None, ax: Any = None) -> Any:
     """LRP at fixed (filled) and re-tuned (open) thresholds, at one severity (the worst); what gains most on
     top."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as e:
-        raise MissingExtraError("matplotlib", "viz") from e
+    plt = pyplot()
     severity = report.severities[-1] if severity is None else severity
     cells = sorted((report.cell(f.condition, severity) for f in report.falls), key=lambda c: c.gain.value)
     ax = plt.subplots(figsize=(4.6, 1 + 0.25 * len(cells)), dpi=75)[1] if ax is None else ax

@@ -20,6 +20,7 @@ import numpy as np
 from .. import __version__
 from ..core.escaping import html_text
 from ..core.stamp import stamp
+from ..core.viz import pyplot
 from .calibration import CalibrationReport, calibrate, plot_claims
 from .errors import ErrorReport, explain_errors, lrp_table
 from .intervals import FEWEST_OBJECTS, FEWEST_PICTURES, APDraws, Finding, Interval
@@ -439,7 +440,7 @@ def html_verdict(e: Evaluation) -> str:
 # %% ../../nbs/05_evaluation/09_summary.ipynb #e743f5a9
 def plot_curves(e: Evaluation, most: int = 12) -> Any:  # matplotlib Figure
     "Precision over recall and F1 over confidence, the classes with the most objects."
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     count = np.bincount(e.set.truth.class_id[e.matches.counted], minlength=len(e.set.names))
     fig, ax = plt.subplots(1, 2, figsize=(9, 3.2), dpi=80)
@@ -459,7 +460,7 @@ def plot_curves(e: Evaluation, most: int = 12) -> Any:  # matplotlib Figure
 
 def plot_confusion(e: Evaluation, most: int = 15) -> Any:
     "Confusion at the thresholds in use; classes that are never wrong are left out when there are many."
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     matrix, names = confusion_matrix(e.set, e.thresholds), [*e.set.names, "nothing"]
     wrong = matrix.sum(0) + matrix.sum(1) - 2 * np.diag(matrix)
@@ -486,7 +487,7 @@ def plot_confusion(e: Evaluation, most: int = 15) -> Any:
 # %% ../../nbs/05_evaluation/09_summary.ipynb #4bd7e1ef
 def plot_reliability_pair(e: Evaluation) -> Any:
     "Reliability on the unseen half, as predicted and calibrated."
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     if e.calibration is None:
         return None

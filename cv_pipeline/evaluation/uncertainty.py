@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 
 from ..core.formats import LabelledImage
 from ..core.types import ConfigError, DataError, Detections, MissingExtraError, box_iou
+from ..core.viz import pyplot
 from .calibration import FEWEST_WRONG
 from cv_pipeline.evaluation.intervals import (
     FEWEST_OBJECTS,
@@ -377,10 +378,7 @@ def _found_curve(report: UncertaintyReport, measure: str) -> tuple[np.ndarray, n
 
 def plot_uncertainty(report: UncertaintyReport, axes: Any = None) -> Any:  # two matplotlib Axes
     "Wrong boxes found against boxes reviewed, and AUROC with intervals."
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as e:
-        raise MissingExtraError("matplotlib", "viz") from e
+    plt = pyplot()
     if not report.sufficient:
         raise DataError(
             report.rows()[0]["note"],

@@ -21,7 +21,7 @@ from ..core.escaping import html_text
 from ..core.images import read_image
 from ..core.stamp import stamp
 from ..core.types import ConfigError, DataError, FrameResult
-from ..core.viz import contact_sheet
+from ..core.viz import contact_sheet, pyplot
 from ..evaluation.summary import html_table
 from ..inference.loading import load_model
 from cv_pipeline.monitoring.drift import (
@@ -378,7 +378,8 @@ def plot_timeline(
 ) -> Any:  # matplotlib Figure
     "Control charts of all cameras, one row a number; what is outside is marked."
     import matplotlib.dates as dates
-    import matplotlib.pyplot as plt
+
+    plt = pyplot()
 
     day = lambda t: (
         dates.date2num(np.asarray(t, float).astype("datetime64[s]"))
@@ -411,7 +412,7 @@ def plot_timeline(
 # %% ../../nbs/09_monitoring/07_drift_report.ipynb #afe82c77
 def plot_heatmap(drift: Drift) -> Any:
     "Effect of every feature on every camera; components of the embedding as their largest."
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     cells: dict[tuple[str, str], tuple[float, float]] = {}
     for r in drift.features:
@@ -445,7 +446,7 @@ def plot_heatmap(drift: Drift) -> Any:
 # %% ../../nbs/09_monitoring/07_drift_report.ipynb #eb82d5b8
 def plot_scatter(found: DriftOfLog, most: int = 1500) -> Any:
     "Two components of the embedding; None without embeddings."
-    import matplotlib.pyplot as plt
+    plt = pyplot()
 
     both, window = joined(found.reference, found.window)
     if both.embedding is None:

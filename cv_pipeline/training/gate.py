@@ -31,6 +31,7 @@ from cv_pipeline.core.types import (
     is_whole,
     utc_now,
 )
+from ..core.viz import pyplot
 from ..evaluation.calibration import CalibrationReport, calibrate
 from cv_pipeline.evaluation.intervals import (
     FEWEST_OBJECTS,
@@ -264,10 +265,7 @@ def compare(
 # %% ../../nbs/08_training/04_gate.ipynb #7cd6507c
 def plot_comparison(c: Comparison) -> Any:  # matplotlib Figure
     "The paired difference of every slice with its interval, and what may be lost."
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as e:
-        raise MissingExtraError("matplotlib", "viz") from e
+    plt = pyplot()
     colour = {Verdict.PASS: "#1a7f37", Verdict.FAIL: "#cf222e", Verdict.INSUFFICIENT: "#9a6700"}
     fig, ax = plt.subplots(figsize=(6.4, 0.9 + 0.26 * len(c.slices)), dpi=80)
     for y, s in enumerate(c.slices):

@@ -112,3 +112,11 @@ def test_a_missing_matplotlib_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(MissingExtraError, match=r"cv_pipeline\[viz\]"):
         plot_pr([0, 1], [1, 1])
+
+
+@pytest.mark.parametrize("name", ["a $5 bill$", r"$\frac{", "x_{", r"\textbf", "<b>", "$", "^", "\u202e$a$"])
+def test_names_with_signs_of_formulas_are_drawn_as_they_are(name):
+    pytest.importorskip("matplotlib", reason="draws curves")
+    axes = plot_pr([0.0, 1.0], {name: [1.0, 0.5]}, title=name)
+    axes.figure.canvas.draw()
+    assert name in axes.get_legend().get_texts()[0].get_text()
