@@ -41,6 +41,7 @@ from cv_pipeline.annotation.cases import (
 )
 from cv_pipeline.core.files import (
     expecting,
+    json_bytes,
     plain_name,
     read_bytes,
     read_json,
@@ -510,7 +511,7 @@ class Shelf(_Books):
     def append(self, line: Any, file: Any = None) -> None:
         file = file or self._file
         try:
-            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            file.write(json_bytes(line) + b"\n")
         except OSError as e:
             raise sink_error("cannot write a line", e, file.name) from e
 

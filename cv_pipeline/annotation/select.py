@@ -459,7 +459,10 @@ def _lots(c: Candidates, seed: int, what: str = "select") -> np.ndarray:
         np.array(
             [
                 int.from_bytes(
-                    hashlib.blake2b(f"{seed}|{what}|{name}".encode(), digest_size=6).digest(), "big"
+                    hashlib.blake2b(
+                        f"{seed}|{what}|{name}".encode("utf-8", "backslashreplace"), digest_size=6
+                    ).digest(),
+                    "big",
                 )
                 for name in c.pictures
             ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ from cv_pipeline.commands.options import (
 )
 from cv_pipeline.commands.terminal import (
     bar_over,
+    ended_by_signals,
+    exit_code,
     intervals,
     notes,
     pairs,
@@ -40,11 +43,12 @@ from cv_pipeline.commands.terminal import (
     problems,
     records,
     say,
+    steady_streams,
     table,
 )
 from ..core.files import copy_file, file_sha256, write_json
 from ..core.model_files import model_parts
-from ..core.types import ConfigError, CVPipelineError, DataError
+from ..core.types import ConfigError, CVPipelineError, DataError, SinkError, unexpected
 
 if TYPE_CHECKING:
     from cv_pipeline.video.pipeline import Pipeline
@@ -89,7 +93,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Computer vision from notebook to production.",
     epilog="Exit codes: 0 done · 1 a report failed or its gate is closed · 2 bad usage, config or data · 3 a "
-    "source failed · 4 the model failed · 5 not delivered · 130 interrupted",
+    "source failed · 4 the model failed · 5 not delivered · 70 unexpected (a bug, no memory) · 129, 130, 143 "
+    "ended by SIGHUP, Ctrl-C, SIGTERM; files are complete up to there",
 )
 data_app = group("Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
@@ -125,21 +130,53 @@ _ADVICE = {
 _INTERRUPTED = "interrupted; `cv_pipeline.video.sinks.read_results` reads the unfinished results"
 
 
-def main() -> None:
-    "Entry point of the command `cv-pipeline`."
+def _as_sentence(error: Exception) -> CVPipelineError:
+    "Whatever ended a command, as an error that says what, where and what to do."
+    if isinstance(error, OSError):  # a file or folder that is not what a command took it for
+        hint = _ADVICE.get(error.errno or 0, "check the path and the disk")
+        return DataError(error.strerror or str(error) or type(error).__name__, error.filename, hint)
+    return unexpected(error, "the command")
+
+
+def _check_memory() -> None:
+    "ConfigError where the process may map so little memory that native libraries would crash or hang."
+    from cv_pipeline.core.stamp import LEAST_ADDRESS_SPACE, address_space_limit
+
+    if (limit := address_space_limit()) < LEAST_ADDRESS_SPACE:
+        what, least = f"the process may map only {limit / 1e6:.0f} MB of memory", LEAST_ADDRESS_SPACE // 1024
+        raise ConfigError(what, "ulimit -v", f"raise it to {least} kB or more")
+
+
+def _outcome() -> int | str | None:
+    "Do what was typed; the exit code."
     try:
+        _check_memory()
         app()
-    except CVPipelineError as e:
-        say(f"[bold red]error[/] {plain(e)}")
-        sys.exit(e.exit_code)
-    except OSError as e:  # a file or folder that is not what a command took it for
-        hint = _ADVICE.get(e.errno or 0, "check the path and the disk")
-        what = DataError(e.strerror or str(e) or type(e).__name__, e.filename, hint)
-        say(f"[bold red]error[/] {plain(what)}")
-        sys.exit(what.exit_code)
+    except SystemExit as e:
+        return e.code
     except KeyboardInterrupt:
         say(_INTERRUPTED)
-        sys.exit(130)
+        return 130
+    except Exception as e:
+        if os.environ.get("CV_PIPELINE_TRACEBACK"):
+            raise
+        error = _as_sentence(e)
+        say(f"[bold red]error[/] {plain(error)}")
+        return error.exit_code
+    return 0
+
+
+def main() -> None:
+    "Entry point of the command `cv-pipeline`."
+    steady_streams()
+    with ended_by_signals() as heard:
+        code = exit_code(_outcome(), heard.number)
+    sys.stdout.flush()
+    lost = getattr(sys.stdout, "lost", None)
+    if code == 0 and lost is not None and lost.errno != errno.EPIPE:  # `| head` has seen enough
+        say(f"[bold red]error[/] the output could not be written: {plain(lost.strerror)}")
+        code = SinkError.exit_code
+    sys.exit(code)
 
 # %% ../../nbs/19_commands/05_main.ipynb #ebf744bd
 @contextmanager
@@ -191,13 +228,14 @@ def show_summary(summary: dict[str, Any]) -> None:
     table("Latency a frame, ms", ["stage", "p50", "p95", "p99"], stages)
     _show_model(summary)
     sinks = summary.get("sinks", {})
-    if "events" in sinks:
+    if "counts" in sinks.get("events", {}):
         _show_rules(sinks["events"])
     if summary["uncertain_dropped"]:
         say(f"uncertain detections dropped by policy: {summary['uncertain_dropped']}")
-    if "telemetry" in sinks:
+    if "log" in sinks.get("telemetry", {}):
         say(f"prediction log: {plain(sinks['telemetry']['log'])}, {sinks['telemetry']['frames']} frames")
         notes((f"{what}: {n} times" for what, n in sinks["telemetry"]["upkeep"].items()), "needs maintenance")
+    notes(f"{name}: {told['problem']}" for name, told in sinks.items() if "problem" in told)
     _show_sources(summary)
 
 

@@ -5,16 +5,23 @@
 # %% ../../nbs/19_commands/00_terminal.ipynb #35de29bf
 from __future__ import annotations
 
+import io
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ..core.types import ConfigError, DataError
 
 # %% auto #0
 __all__ = ['say', 'plain', 'tell', 'notes', 'table', 'records', 'intervals', 'problems', 'findings', 'bar_over', 'share_bar',
-           'listed', 'pairs', 'some_pictures']
+           'SteadyStream', 'steady_streams', 'Ends', 'ended_by_signals', 'exit_code', 'listed', 'pairs',
+           'some_pictures']
 
 # %% ../../nbs/19_commands/00_terminal.ipynb #9574013b
 def say(text: str) -> None:
@@ -124,6 +131,98 @@ def share_bar(title: str) -> Iterator[Callable[[float, str], None]]:
     ) as bar:
         task = bar.add_task(title, total=1.0)
         yield lambda share, phase: bar.update(task, completed=share, description=f"{title}: {phase}")
+
+# %% ../../nbs/19_commands/00_terminal.ipynb #5c0f27a2
+class SteadyStream(io.TextIOWrapper):
+    "Standard output or error that does not end the program: what it cannot write is lost, the reason kept."
+
+    lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as e:
+            self._lose(e)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as e:
+            self._lose(e)
+
+    def _lose(self, error: OSError) -> None:
+        "From here on everything goes nowhere, also what waits in the buffer."
+        if self.lost is None:
+            self.lost = error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+
+
+def steady_streams() -> None:
+    "Make standard input, output and error safe to use, whatever they are; once, when a program begins."
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:  # was closed
+            raw, encoding, lines = open(number, "wb", closefd=False), "utf-8", False
+        elif type(stream) is io.TextIOWrapper and stream is getattr(sys, f"__{name}__"):
+            stream.flush()
+            encoding, lines = stream.encoding, stream.line_buffering
+            raw = stream.detach()
+        else:
+            continue  # of a test, a notebook, a server
+        steady = SteadyStream(raw, encoding, "backslashreplace", line_buffering=lines or name == "stderr")
+        setattr(sys, name, steady)
+        setattr(sys, f"__{name}__", steady)
+
+# %% ../../nbs/19_commands/00_terminal.ipynb #5c0f27a5
+class Ends:
+    "A signal handler that ends a command as Ctrl-C does, and remembers the first signal."
+
+    raises = True  # `video.pipeline.interruptible` may stand in for it
+
+    def __init__(self):
+        self.number: int | None = None
+
+    def note(self, number: int) -> None:
+        "Remember a signal that another handler has answered."
+        self.number = self.number or number
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.note(number)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[Ends]:
+    "SIGTERM and SIGHUP end the block as Ctrl-C does, unless the program handles or ignores them."
+    heard, before = Ends(), dict[int, Any]()
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, heard)
+    try:
+        yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def exit_code(
+    code: int | str | None,  # as a command has ended
+    number: int | None,  # the signal that it was ended by
+) -> int:
+    "The exit code of the process: 128 + the signal for a command that was interrupted by one."
+    if isinstance(code, str):
+        return 1
+    return 128 + number if code == 130 and number else code or 0
 
 # %% ../../nbs/19_commands/00_terminal.ipynb #5b21df8c
 def listed(text: str | None) -> list[str]:

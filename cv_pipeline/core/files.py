@@ -26,9 +26,9 @@ from .masking import masked
 from .types import ConfigError, CVPipelineError, DataError, SinkError
 
 # %% auto #0
-__all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'shortened', 'draft_of', 'write_whole', 'write_json',
-           'append_lines', 'Busy', 'locked', 'sweep_drafts', 'take_place', 'Staging', 'glob_escape', 'sync_tree',
-           'draft_folder', 'copy_file', 'move_file', 'copy_over', 'is_there', 'file_sha256', 'name_key',
+__all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'shortened', 'printable', 'json_bytes', 'draft_of', 'write_whole',
+           'write_json', 'append_lines', 'Busy', 'locked', 'sweep_drafts', 'take_place', 'Staging', 'glob_escape',
+           'sync_tree', 'draft_folder', 'copy_file', 'move_file', 'copy_over', 'is_there', 'file_sha256', 'name_key',
            'portable_name', 'unique_names', 'plain_name', 'safe_name', 'decode_text', 'read_bytes', 'read_text',
            'parse_json', 'read_json', 'read_json_lines', 'parse_yaml', 'read_yaml', 'read_table_file', 'expecting',
            'writing', 'read_parquet', 'read_parquet_metadata', 'read_parquet_schema']
@@ -88,6 +88,19 @@ def shortened(
     return name if len(data) <= most else data[:most].decode("utf-8", "ignore")
 
 
+def printable(text: object) -> str:
+    "As text that every file and screen takes: bytes of a name outside UTF-8 are escaped, like \\xff."
+    try:
+        return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character, out of a JSON file
+        return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def json_bytes(value: Any, **how: Any) -> bytes:
+    "JSON in UTF-8; a name outside UTF-8 is escaped, and is read back as it was."
+    return json.dumps(value, ensure_ascii=False, **how).encode("utf-8", "backslashreplace")
+
+
 def draft_of(
     path: Path,  # the file or folder that is to be
 ) -> Path:  # hidden, beside it; no other process or thread gets the same
@@ -131,8 +144,7 @@ def write_whole(
 
 def write_json(path: str | Path, value: Any, durable: bool = False) -> Path:
     "Write a value as a JSON file, atomically; types that JSON does not have become text."
-    text = json.dumps(value, indent=2, default=str, ensure_ascii=False)
-    return write_whole(path, text + "\n", durable)
+    return write_whole(path, json_bytes(value, indent=2, default=str) + b"\n", durable)
 
 # %% ../../nbs/00_core/02_files.ipynb #6819399d
 def _missing_end(file: BinaryIO, cut_torn: bool) -> bytes:
@@ -805,7 +817,7 @@ def read_parquet(
     column."""
     import pyarrow.parquet as pq
 
-    table = _guarded_parquet(path, error, lambda: pq.ParquetFile(path).read(columns=columns))
+    table = _guarded_parquet(path, error, lambda file: pq.ParquetFile(file).read(columns=columns))
     if missing := sorted(set(columns or ()) - set(table.column_names)):
         raise error(
             f"missing columns: {', '.join(missing)}",
@@ -819,24 +831,27 @@ def read_parquet_metadata(path: str | Path, error: type[CVPipelineError] = DataE
     "The footer of a Parquet file, a pyarrow FileMetaData; a typed error when it is invalid."
     import pyarrow.parquet as pq
 
-    return _guarded_parquet(path, error, lambda: pq.read_metadata(path))
+    return _guarded_parquet(path, error, lambda file: pq.read_metadata(file))
 
 
 def read_parquet_schema(path: str | Path, error: type[CVPipelineError] = DataError) -> Any:
     "Names, types and metadata of a Parquet file, a pyarrow Schema; a typed error when it is invalid."
     import pyarrow.parquet as pq
 
-    return _guarded_parquet(path, error, lambda: pq.read_schema(path))
+    return _guarded_parquet(path, error, lambda file: pq.read_schema(file))
 
 
-def _guarded_parquet(path: str | Path, error: type[CVPipelineError], read: Callable[[], Any]) -> Any:
+def _guarded_parquet(path: str | Path, error: type[CVPipelineError], read: Callable[[Any], Any]) -> Any:
     "What `read` returns; every error of Arrow's as one that names the file."
     import pyarrow as pa
 
     if not Path(path).is_file():
         raise error("file not found", path, "check the path")
     try:
-        return read()
+        if printable(path) == str(path):
+            return read(path)
+        with open(path, "rb") as file:  # Arrow takes no name that is not UTF-8
+            return read(file)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as e:
         hint = "the file may be incomplete: write or copy it again"
         raise error(f"not a readable Parquet file: {' '.join(str(e).split())[:200]}", path, hint) from e

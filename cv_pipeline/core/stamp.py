@@ -24,7 +24,8 @@ from .masking import masked_values
 from .types import utc_now
 
 # %% auto #0
-__all__ = ['instruction_set', 'processor_name', 'usable_cores', 'nvml', 'machine', 'config_hash', 'stamp', 'describe_stamp']
+__all__ = ['LEAST_ADDRESS_SPACE', 'instruction_set', 'processor_name', 'usable_cores', 'nvml', 'machine', 'address_space_limit',
+           'address_space_left', 'config_hash', 'stamp', 'describe_stamp']
 
 # %% ../../nbs/00_core/14_stamp.ipynb #7535e427
 _INSTRUCTION_SETS = {  # flag of the processor → name; the first that is there is what eight-bit kernels take
@@ -118,6 +119,28 @@ def machine() -> dict[str, Any]:
         "runtimes": versions,
     }
 
+# %% ../../nbs/00_core/14_stamp.ipynb #5c0f57a2
+LEAST_ADDRESS_SPACE = 1_400_000_000  # bytes: a small run on one core needs about as many, most never touched
+
+
+def address_space_limit() -> float:
+    "Bytes that the process may map at most, by its own limit (`ulimit -v`); infinite without one."
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    except (ImportError, OSError, ValueError):
+        return float("inf")  # Windows
+    return float("inf") if limit == resource.RLIM_INFINITY else limit
+
+
+def address_space_left() -> float:
+    "Bytes of that limit that are not mapped yet; infinite where that is unknown."
+    with suppress(OSError, ValueError, IndexError):
+        pages = int(Path("/proc/self/statm").read_bytes().split()[0])
+        return address_space_limit() - pages * os.sysconf("SC_PAGE_SIZE")
+    return float("inf")
+
 # %% ../../nbs/00_core/14_stamp.ipynb #b81f54ba
 def _plain(value: Any) -> Any:
     "What JSON knows, of dataclasses, pydantic models, paths and NumPy's numbers."
@@ -136,7 +159,9 @@ def config_hash(
     "SHA-256 of a configuration, whatever the order of its keys; secrets are left out."
     plain = json.loads(json.dumps(config, default=_plain, sort_keys=True))
     return hashlib.sha256(
-        json.dumps(masked_values(plain), sort_keys=True, ensure_ascii=False).encode()
+        json.dumps(masked_values(plain), sort_keys=True, ensure_ascii=False).encode(
+            "utf-8", "backslashreplace"
+        )
     ).hexdigest()
 
 # %% ../../nbs/00_core/14_stamp.ipynb #a91c3e12

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Clock', 'CVPipelineError', 'ConfigError', 'DataError', 'SourceError', 'BackendError', 'ModelSpecMismatch',
-           'SinkError', 'MissingExtraError', 'is_number', 'is_whole', 'check_rules', 'Frame', 'box_area', 'box_iou',
-           'Detections', 'merge_detections', 'validate_detections', 'Decision', 'FrameResult', 'utc_now', 'Clocks',
-           'Source', 'Selector', 'ListeningSelector', 'Tracker', 'Backend', 'Sink', 'SummarySink', 'sink_name',
-           'sink_names', 'SourceStatus', 'StatusSource', 'status_of']
+           'SinkError', 'UnexpectedError', 'unexpected', 'MissingExtraError', 'is_number', 'is_whole', 'check_rules',
+           'Frame', 'box_area', 'box_iou', 'Detections', 'merge_detections', 'validate_detections', 'Decision',
+           'FrameResult', 'utc_now', 'Clocks', 'Source', 'Selector', 'ListeningSelector', 'Tracker', 'Backend', 'Sink',
+           'SummarySink', 'sink_name', 'sink_names', 'SourceStatus', 'StatusSource', 'status_of']
 
 # %% ../../nbs/00_core/00_types.ipynb #abc6998f
 class CVPipelineError(Exception):
@@ -77,6 +77,26 @@ class SinkError(CVPipelineError):
     "A result cannot be delivered: disk full, folder not writable, receiver down."
 
     exit_code = 5
+
+
+class UnexpectedError(CVPipelineError):
+    "A bug, or no memory left: something that nothing here raises on purpose."
+
+    exit_code = 70
+
+
+def unexpected(
+    error: BaseException,
+    doing: str,  # what was being done, e.g. "the thread of the stage 'deliver'"
+    where: object = None,
+) -> CVPipelineError:
+    "An error that is raised on purpose as it is, any other one as an UnexpectedError that names it."
+    if isinstance(error, CVPipelineError):
+        return error
+    hint = "what was written before is kept"
+    if isinstance(error, MemoryError):
+        hint = "no memory is left: free some, or raise the limit; " + hint
+    return UnexpectedError(f"{doing} raised {type(error).__name__}: {error}", where, hint)
 
 
 class MissingExtraError(CVPipelineError):

@@ -650,15 +650,21 @@ class ModelFolder:
     manifest: ModelManifest
     folder: Path  # where its manifest and further files lie, links resolved
     file: Path  # the model's own file, links resolved
+    sha256: str  # of that file when it was opened, whether or not the manifest knows one
 
     def path_of(self, artefact: Artefact) -> Path:
         """The file of one of its artefacts, checksum compared now; ModelSpecMismatch when it is not the
         verified one."""
+        if artefact.file == self.manifest.file and not artefact.sha256:
+            return self.own_file()
         return find_artefact(self.folder, artefact)
 
     def own_file(self) -> Path:
         "The model's own file, checksum compared now: for opening it again later."
         _compare(self.file, self.manifest, self.folder)
+        if not self.manifest.sha256 and file_sha256(self.file) != self.sha256:
+            what = f"'{self.manifest.file}' has changed since it was opened"
+            raise ModelSpecMismatch(what, self.folder, "start again: its manifest may have changed too")
         return self.file
 
 
@@ -705,7 +711,8 @@ def open_model_folder(
     _only_detection(manifest.task, where)
     file = (path.parent / manifest.file).resolve()
     _compare(file, manifest, where)
-    return ModelFolder(manifest, path.parent.resolve(), file)
+    sha256 = manifest.sha256 or file_sha256(file)  # `_compare` has read it already where it is known
+    return ModelFolder(manifest, path.parent.resolve(), file, sha256)
 
 
 def load_manifest(

@@ -198,6 +198,15 @@ def provider_settings(
     return [(p, make[p]() if p in make else {}) for p in providers]
 
 # %% ../../nbs/02_inference/07_onnx.ipynb #1cb76e52
+def _openable(path: Path) -> str | bytes:
+    "What ONNX Runtime takes: the path, or the file's content where the path is no UTF-8."
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return path.read_bytes()
+    return str(path)
+
+
 def _session(
     path: Path, providers: list, threads: int, spinning: bool, exact: bool = False
 ) -> ort.InferenceSession:
@@ -210,7 +219,7 @@ def _session(
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.add_session_config_entry("session.disable_quant_qdq", str(int(exact)))
     try:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        return ort.InferenceSession(_openable(path), options, providers=providers)
     except Exception as e:  # the runtime's exceptions share no base class
         raise BackendError(
             f"ONNX Runtime cannot open it: {str(e).splitlines()[0][:200]}",

@@ -555,10 +555,8 @@ class PartWriter:
             raise first
 
     def close(self) -> None:
-        try:
+        with self._pool:  # its thread ends, whatever happens
             self.finish()
-        finally:
-            self._pool.shutdown()
 
 # %% ../../nbs/09_monitoring/01_telemetry.ipynb #2d1492ab
 def _store(w: PartWriter, rows: _Rows) -> None:
@@ -660,9 +658,11 @@ class TelemetrySink:
         self._writer.finish()
 
     def close(self) -> None:
-        with suppress(Exception):
-            _hand_over(self, list(self._rows))
-        self._writer.close()
+        try:
+            with suppress(Exception):
+                _hand_over(self, list(self._rows))
+        finally:
+            self._writer.close()
 
     def summary(self) -> dict[str, Any]:
         "For summary.json."

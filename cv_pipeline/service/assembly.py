@@ -20,7 +20,7 @@ from .. import __version__
 from ..core.config import HealthConfig, RunConfig, SourceConfig, TrackerConfig, load_config
 from ..core.files import locked, writable_folder, write_json, writing
 from ..core.http_server import Guard
-from ..core.masking import masked_values
+from ..core.masking import masked, masked_values
 from cv_pipeline.core.types import (
     ConfigError,
     CVPipelineError,
@@ -36,6 +36,7 @@ from cv_pipeline.core.types import (
     Tracker,
     sink_names,
     status_of,
+    unexpected,
 )
 from ..inference.backends import Model
 from ..inference.loading import load_model
@@ -49,10 +50,9 @@ from ..video.pipeline import Pipeline, interruptible
 from ..video.reconnect import ReconnectingSource
 from ..video.selection import make_selector
 from ..video.sinks import JsonlSink, ParquetSink, VideoSink
-from ..core.masking import masked
 from ..video.sources import SourceSettings, is_camera, open_source, unique_ids
-from ..video.streams import is_stream
-from ..video.streams import StreamSettings
+from ..video.streams import StreamSettings, is_stream
+from ..video.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 __all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'installed_sinks',
            'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory',
            'configured_rules', 'check_run', 'open_sinks', 'output_folder', 'environment', 'health_guard',
-           'build_pipeline', 'run_config', 'describe']
+           'build_pipeline', 'supervised', 'run_config', 'describe']
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ad57d458
 @dataclass
@@ -90,7 +90,10 @@ class Opening:
         self._connect, self._lock = connect, threading.Lock()
         self.outcome: Future = Future()
         self._first: Future | None = self.outcome
-        threading.Thread(target=self._run, name=f"open {name}", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name=f"open {name}", daemon=True).start()
+        except (RuntimeError, MemoryError) as e:  # no room for another thread, now
+            self.outcome.set_exception(SourceError(f"cannot be opened: {e}", name, "free memory or threads"))
 
     def _run(self) -> None:
         try:
@@ -109,11 +112,8 @@ def _password(config: SourceConfig) -> str | None:
     if config.password_env is None:
         return None
     if config.user is None:
-        raise ConfigError(
-            "password_env without user",
-            masked(config.uri),
-            "set the user name as `user:`, not in the address",
-        )
+        hint = "set the user name as `user:`, not in the address"
+        raise ConfigError("password_env without user", masked(config.uri), hint)
     if config.password_env not in os.environ:
         raise ConfigError(
             f"the environment variable {config.password_env} is not set",
@@ -449,10 +449,10 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
         yield open_collect(config.collect, d.out)
 
 
-def _close_quietly(sink: Sink) -> None:
-    "Close a sink of a run that does not begin; another error is on its way."
+def _close_quietly(part: Any) -> None:
+    "Close a sink, source or model of a run that does not begin; another error is on its way."
     with suppress(Exception):
-        sink.close()
+        part.close()
 
 
 def open_sinks(config: RunConfig) -> list[Sink]:
@@ -511,13 +511,32 @@ def build_pipeline(config: RunConfig) -> Pipeline:
     """All parts of a run but its sinks, opened and wired. Errors in files and settings appear here, before
     the first frame."""
     model = open_configured_model(config)
-    check_run(config, model.manifest.names)
-    trackers = tracker_factory(
-        config.tracker, 2.0 if config.selection.adaptive else 0.0
-    )  # a track is not lost between two selected frames
-    selectors = selector_factory(config)
-    sources = open_configured(config.sources)
-    return Pipeline(sources, model, (), trackers, selectors, config.runtime, model.reopen)
+    with ExitStack() as undo:
+        undo.callback(_close_quietly, model)
+        check_run(config, model.manifest.names)
+        trackers = tracker_factory(
+            config.tracker, 2.0 if config.selection.adaptive else 0.0
+        )  # a track is not lost between two selected frames
+        selectors = selector_factory(config)
+        sources = open_configured(config.sources)
+        for source in sources:
+            undo.callback(_close_quietly, source)
+        pipeline = Pipeline(sources, model, (), trackers, selectors, config.runtime, model.reopen)
+        undo.pop_all()
+    return pipeline
+
+
+def supervised(tick: Callable[[Pipeline], None] | None) -> Callable[[Pipeline], None]:
+    "What a run calls about five times a second: the supervisor hears of it, then `tick`."
+    supervisor = Supervisor()
+
+    def both(pipeline: Pipeline) -> None:
+        with suppress(Exception):  # it goes unfed then, which is what it is for
+            supervisor.tick(pipeline)
+        if tick is not None:
+            tick(pipeline)
+
+    return both
 
 
 def run_config(
@@ -527,39 +546,57 @@ def run_config(
     | None = None,  # called once with the health endpoint's address
 ) -> dict[str, Any]:  # the summary
     """Run to the end. `summary.json` is written also when the run fails; the error that ended it is raised
-    after that."""
+    after that, always a CVPipelineError."""
     health = config.health
-    with (
-        output_folder(config.delivery.out) as out,
-        closing(build_pipeline(config)) as pipeline,
-        interruptible(pipeline),
-    ):
+    try:
         with (
+            output_folder(config.delivery.out) as out,
+            closing(build_pipeline(config)) as pipeline,
+            interruptible(pipeline),
             nullcontext()
             if health.port is None
             else HealthServer(
                 pipeline, health.port, health.host, health.stale_after_s, health_guard(health)
-            ) as server
+            ) as server,
         ):
             pipeline.attach(open_sinks(config))
-            if on_ready is not None:
-                on_ready(getattr(server, "url", None), pipeline)
             try:
-                pipeline.run(tick)
-            except BaseException:
-                with suppress(SinkError):
-                    write_json(out / "summary.json", describe(pipeline, config))  # the first error counts
+                if on_ready is not None:
+                    on_ready(getattr(server, "url", None), pipeline)
+                pipeline.run(supervised(tick))
+                summary = describe(pipeline, config)
+                write_json(out / "summary.json", summary)
+            except BaseException as e:
+                pipeline.fail(e)
+                _leave_summary(out, pipeline, config, e)
                 raise
-            summary = describe(pipeline, config)
-            write_json(out / "summary.json", summary)
             return summary
+    except Exception as e:
+        raise unexpected(e, "the run") from e
 
 # %% ../../nbs/16_service/00_assembly.ipynb #de2ab035
+def _told(sink: SummarySink) -> dict[str, Any] | None:
+    "What a sink says about itself; its problem where it cannot."
+    try:
+        return sink.summary()
+    except Exception as e:
+        return {"problem": f"it has no summary: {type(e).__name__}: {masked(e)}"}
+
+
+def _leave_summary(out: Path, pipeline: Pipeline, config: RunConfig, error: BaseException) -> None:
+    "`summary.json` of a run that failed: everything, or at least its counts, or at least the error."
+    words = {"error": f"{type(error).__name__}: {masked(error)}"}
+    for made in (lambda: describe(pipeline, config), pipeline.summary, lambda: words):
+        with suppress(Exception):  # the error that ended the run counts
+            write_json(out / "summary.json", made())
+            return
+
+
 def describe(pipeline: Pipeline, config: RunConfig) -> dict[str, Any]:
     "The summary of a run with the configuration and the environment that produced it; credentials masked."
     settings = masked_values(config.model_dump(mode="json"))
     sinks = () if pipeline.unfinished else pipeline.sinks  # one that hangs is not asked
-    told = {name: s.summary() for name, s in zip(sink_names(sinks), sinks) if isinstance(s, SummarySink)}
+    told = {name: _told(s) for name, s in zip(sink_names(sinks), sinks) if isinstance(s, SummarySink)}
     kept = {name: summary for name, summary in told.items() if summary is not None}
     return {
         **pipeline.summary(),

@@ -18,13 +18,16 @@ from .reconnect import SourceState
 from .stages import LatencyHistogram
 
 # %% auto #0
-__all__ = ['BUCKETS_MS', 'healthz', 'readyz', 'PipelineCollector', 'HealthServer']
+__all__ = ['FAILED_BATCHES', 'BUCKETS_MS', 'healthz', 'readyz', 'PipelineCollector', 'HealthServer']
 
 # %% ../../nbs/04_video/10_health.ipynb #76cd14fd
 def healthz(summary: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     "Liveness of the process: (HTTP status, body)."
-    failed = summary["error"] is not None
-    return (503 if failed else 200), {"status": "failed" if failed else "alive", "error": summary["error"]}
+    error = summary["error"]
+    if error is None and (dead := summary.get("dead")):
+        error = f"the thread of {', '.join(dead)} has ended"
+    failed = error is not None
+    return (503 if failed else 200), {"status": "failed" if failed else "alive", "error": error}
 
 
 _AWAY = ("stale", "lost", "auth_failed")  # connections that give no frames
@@ -50,31 +53,34 @@ def readyz(
             "seconds_since_frame": age,
         }
     usable = [n for n, s in states.items() if s["state"] not in ("failed", *_AWAY)]
-    model = summary["model"]["state"]  # "fallback" still answers
-    ready = (
-        summary["warm"]
-        and bool(usable)
-        and summary["error"] is None
-        and model not in ("failed", "unreachable", "timeout", "closed", "suspicious")
-    )
-    reason = (
-        None
-        if ready
-        else summary["error"]
-        or (
-            "the model is warming up"
-            if not summary["warm"]
-            else ": ".join([f"the model is {model}", *filter(None, [summary["model"].get("suspicion")])])
-            if usable
-            else "no source delivers frames"
-        )
-    )
-    return (200 if ready else 503), {
-        "status": "ready" if ready else "not ready",
+    reason = healthz(summary)[1]["error"] or _unready(summary, bool(usable), stale_after_s)
+    return (200 if reason is None else 503), {
+        "status": "ready" if reason is None else "not ready",
         "reason": reason,
-        "model": model,
+        "model": summary["model"]["state"],
         "sources": states,
     }
+
+
+_NO_ANSWER = ("failed", "unreachable", "timeout", "closed", "suspicious")  # "fallback" still answers
+FAILED_BATCHES = 3  # consecutive ones, after which a model that is skipped is not ready
+
+
+def _unready(summary: dict[str, Any], usable: bool, stale_after_s: float) -> str | None:
+    "Why nothing, or nothing of use, is delivered now; None when it is."
+    model = summary["model"]
+    if not summary["warm"]:
+        return "the model is warming up"
+    for name, stage in summary.get("stages", {}).items():
+        if (held := stage.get("seconds_in_hand") or 0) > stale_after_s:
+            return f"{name} has not finished a frame for {held:.0f} s"
+    if not usable:
+        return "no source delivers frames"
+    if model["state"] in _NO_ANSWER:
+        return ": ".join([f"the model is {model['state']}", *filter(None, [model.get("suspicion")])])
+    if (failed := model.get("failed_batches", 0)) >= FAILED_BATCHES:
+        return f"the model has failed for the last {failed} batches"
+    return None
 
 # %% ../../nbs/04_video/10_health.ipynb #35626b01
 BUCKETS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)

@@ -5,15 +5,17 @@
 # %% ../../nbs/04_video/09_pipeline.ipynb #0f5bbb9f
 from __future__ import annotations
 
+import logging
 import queue
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from ..core.config import RuntimeConfig
 from ..inference.backends import Model, SteadyBackend
 from ..inference.batching import DynamicBatcher
 from ..inference.manifest import output_shape
+from ..core.stamp import address_space_left
 from cv_pipeline.core.types import (
     Backend,
     BackendError,
@@ -40,8 +43,10 @@ from cv_pipeline.core.types import (
     Source,
     SourceError,
     Tracker,
+    UnexpectedError,
     sink_name,
     status_of,
+    unexpected,
 )
 from .stages import STAGES, FrameQueues, LatencyHistogram, StageStats
 
@@ -137,22 +142,35 @@ class _Life:
 
     notes: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)  # read by the main thread only
     threads: list[threading.Thread] = field(default_factory=list)  # deliver, model, prepare
+    readers: list[tuple[threading.Thread, Channel]] = field(default_factory=list)  # one a source
     warm: threading.Event = field(default_factory=threading.Event)  # the model has answered, or never will
+    left: set[str] = field(default_factory=set)  # stages whose thread has ended, and let go of all others
+    died: list[tuple[str, BaseException]] = field(default_factory=list)  # what ended a stage's thread
+    closed: set[int] = field(default_factory=set)  # sinks whose closing was begun, by position
     writer: threading.Thread | None = None  # the one that writes to the sinks and closes them
     started: float | None = None  # clock; the warm-up is not part of the run
     ended: float | None = None  # clock, when the last result had been delivered
+    signal: int | None = None  # that interrupted the run; None: Ctrl-C, or `interrupt()`
+    tick_error: BaseException | None = None  # raised by the caller's own function
     _claimed: threading.Lock = field(default_factory=threading.Lock)  # taken once, never given back
 
     def claim(self) -> bool:
-        "The sinks belong to the calling thread from now on; False when they belong to another one."
-        if self._claimed.acquire(blocking=False):
-            self.writer = threading.current_thread()
-        return self.writer is threading.current_thread()
+        "The sinks belong to the calling thread from now on; False when they belong to one that is alive."
+        me, before = threading.current_thread(), self.writer
+        if self._claimed.acquire(blocking=False) or (before is not None and not before.is_alive()):
+            self.writer = me
+        return self.writer is me
 
     @property
     def unfinished(self) -> bool:
         "A thread that may still use the model or the sinks lives on."
         return any(thread.is_alive() for thread in self.threads)
+
+    @property
+    def dead(self) -> list[str]:
+        "Stages whose thread has ended without letting go of those that wait for it."
+        stages = zip((stage for stage, *_ in _THREADS), self.threads)
+        return [s for s, t in stages if t.ident is not None and not t.is_alive() and s not in self.left]
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #97ec293b
 @dataclass
@@ -185,22 +203,22 @@ class _Run:
     error: CVPipelineError | None = None
     ready: bool = False
     broken: set[int] = field(default_factory=set)  # sinks that failed, by position
+    failed_batches: int = 0  # the last so many, one after the other
 
-    def fail(
-        self, error: CVPipelineError, stage: str | None = None
-    ) -> None:  # stage: where to count it, None if counted
+    def fail(self, error: CVPipelineError, stage: str | None = None) -> None:  # stage: where to count it
         "The first failure ends the run; waiting frames are discarded, pending results are delivered."
+        if self.error is None:
+            self.error = error  # before anything else that may fail too
+        self.entrance.close(discard=True)
         if stage is not None:
             self.stages[stage].failed(error)
-        if self.error is None:
-            self.error = error
-        self.entrance.close(discard=True)
 
     def fail_channel(self, channel: Channel, error: Exception, stage: str, what: str) -> None:
         "One source, its selector or its tracker failed: that channel ends, the others go on."
+        channel.state, channel.broken = "failed", stage != "ingest"
         if not isinstance(error, CVPipelineError):
             error = SourceError(f"{what} raised {type(error).__name__}: {error}", channel.source.source_id)
-        channel.state, channel.error, channel.broken = "failed", error, stage != "ingest"
+        channel.error = error
         self.stages[stage].failed(error)
         self.entrance.close([channel.source.source_id])
 
@@ -213,10 +231,10 @@ class _Run:
 def _read(run: _Run, channel: Channel) -> None:
     "Body of a reader thread."
     stats, key, live = run.stages["ingest"], channel.source.source_id, channel.source.live
-    run.life.warm.wait()
-    if run.error is not None:
-        return channel.source.close()
     try:
+        run.life.warm.wait()
+        if run.error is not None:
+            return
         started, state = run.clock(), "done"
         for frame in channel.source:
             now = run.clock()
@@ -237,8 +255,18 @@ def _read(run: _Run, channel: Channel) -> None:
     except Exception as e:
         run.fail_channel(channel, e, "ingest", "the source")
     finally:
-        run.entrance.close([key])
-        channel.source.close()
+        _end_reading(run, channel)
+
+
+def _end_reading(run: _Run, channel: Channel) -> None:
+    "No more frames of this channel. That a source cannot be closed is no reason to fail: it has been read."
+    try:
+        run.entrance.close([channel.source.source_id])
+    finally:
+        try:
+            channel.source.close()
+        except Exception as e:
+            run.stages["ingest"].failed(e)
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #6c29546b
 def _select(run: _Run, item: _Item) -> bool:
@@ -294,6 +322,7 @@ def _fill(run: _Run, batch: _Batch) -> None:
     slot = 0
     for item in batch.wanted:
         started = run.clock()
+        run.stages["preprocess"].begin(started)
         before, batch.tensor.painted[slot] = batch.tensor.painted[slot], None
         try:
             item.geometry = run.model.preprocess.into(item.frame.image, batch.tensor.array[slot], before)
@@ -332,6 +361,7 @@ def _ask(run: _Run, batch: _Batch) -> None:
     "One model call; the outcome is stored in the batch."
     wanted, stats = batch.wanted, run.stages["inference"]
     started = run.clock()
+    stats.begin(started)
     try:
         batch.raw = run.backend.infer(batch.tensor.array[: len(wanted)])
     except Exception as e:
@@ -359,14 +389,13 @@ def _warm_up(run: _Run) -> None:
 def _infer(run: _Run) -> None:
     "Body of the model thread."
     _warm_up(run)
-    failures = 0
     while (batch := run.to_model.get()) is not None:
         if run.error is None and batch.wanted:
             _ask(run, batch)
         if batch.wanted:
-            failures = failures + 1 if batch.error else 0
+            run.failed_batches = run.failed_batches + 1 if batch.error else 0
         if batch.error and (
-            run.runtime.on_model_error == "stop" or failures >= run.runtime.max_consecutive_errors
+            run.runtime.on_model_error == "stop" or run.failed_batches >= run.runtime.max_consecutive_errors
         ):
             run.fail(batch.error)
         if run.error is None:
@@ -396,6 +425,7 @@ def _postprocess(run: _Run, batch: _Batch) -> None:
     if not wanted or batch.raw is None:
         return
     started = run.clock()
+    run.stages["postprocess"].begin(started)
     geometries, inputs = [item.geometry for item in wanted], batch.tensor.array[: len(wanted)]
     found = run.model.postprocess(batch.raw, geometries, inputs)
     share = (run.clock() - started) * 1e3 / len(wanted)
@@ -473,18 +503,14 @@ def _hand_out(run: _Run, batch: _Batch) -> None:
     try:
         _postprocess(run, batch)
     except Exception as e:
-        run.fail(
-            e
-            if isinstance(e, CVPipelineError)
-            else CVPipelineError(f"postprocessing raised {type(e).__name__}: {e}"),
-            "postprocess",
-        )
+        run.fail(unexpected(e, "postprocessing"), "postprocess")
         batch.items.clear()
     _answer(run, batch)
     for item in batch.items:
         if item.lost:
             continue
         started = run.clock()
+        run.stages["deliver"].begin(started)
         _write(run, item, _result(run, item, batch.error is not None))
         now = run.clock()
         item.timings["deliver"] = (now - started) * 1e3
@@ -508,16 +534,21 @@ def _deliver(run: _Run) -> None:
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #eb2446d0
 def _close_sinks(run: _Run) -> None:
-    "Close every sink, unless they belong to another thread. An error counts like one while writing."
+    "Close every sink once, unless they belong to another thread. An error counts like one while writing."
     if not run.life.claim():
         return
-    run.life.ended = run.clock()
-    for sink in run.sinks:
+    run.life.ended = run.life.ended or run.clock()
+    for position, sink in enumerate(run.sinks):
+        if position in run.life.closed:
+            continue
+        run.life.closed.add(position)
+        run.stages["deliver"].begin(run.clock())
         try:
             sink.close()
         except Exception as e:
             what = f"{sink_name(sink)} could not be closed: {e}"
             run.fail(e if isinstance(e, SinkError) else SinkError(what), "deliver")
+    run.stages["deliver"].since = None
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #d25a0f63
 def _guarded(run: _Run, stage: str, body: Callable[[_Run], None], let_go: Callable[[_Run], None]) -> None:
@@ -525,18 +556,15 @@ def _guarded(run: _Run, stage: str, body: Callable[[_Run], None], let_go: Callab
     try:
         body(run)
     except BaseException as e:
-        what = f"the thread of the stage '{stage}' raised {type(e).__name__}: {e}"
-        run.fail(
-            e
-            if isinstance(e, CVPipelineError)
-            else CVPipelineError(what, hint="the results up to there are kept"),
-            stage,
-        )
-    finally:
-        try:
-            let_go(run)
-        finally:
-            run.life.notes.put(stage)
+        run.life.died.append((stage, e))  # where the next line fails too, the main thread does it
+        with suppress(Exception):
+            run.fail(unexpected(e, f"the thread of the stage '{stage}'"), stage)
+    try:
+        let_go(run)
+        run.life.left.add(stage)
+    except BaseException as e:
+        run.life.died.append((stage, e))  # the main thread lets go in its place
+    run.life.notes.put(stage)
 
 
 def _let_go_of_model(run: _Run) -> None:
@@ -558,6 +586,27 @@ _THREADS = (
     ("inference", _infer, _let_go_of_delivery),
     ("preprocess", _prepare, _let_go_of_model),
 )
+
+# %% ../../nbs/04_video/09_pipeline.ipynb #5c0f17a1
+def _tend(run: _Run) -> None:
+    "Speak for threads that ended without a word: the run or camera fails, and nobody waits for them."
+    for stage, error in run.life.died:
+        if run.error is None:
+            run.fail(unexpected(error, f"the thread of the stage '{stage}'"), stage)
+    let_go_of = {stage: let_go for stage, _, let_go in _THREADS}
+    for stage in run.life.dead:
+        if run.error is None:
+            run.fail(UnexpectedError(f"the thread of the stage '{stage}' has ended", stage), stage)
+        let_go_of[stage](run)
+        run.life.left.add(stage)
+    for reader, channel in run.life.readers:
+        key = channel.source.source_id
+        if reader.ident is None or reader.is_alive() or key not in run.entrance.open:
+            continue
+        if channel.state in ("waiting", "running"):
+            ended = SourceError("the thread that reads it has ended", key)
+            run.fail_channel(channel, ended, "ingest", "the source")
+        run.entrance.close([key])
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #0b19d622
 def _depth(source: Source, runtime: RuntimeConfig) -> tuple[int, bool]:
@@ -635,20 +684,25 @@ class Pipeline:
         "Add sinks before the run."
         self._run.sinks += sinks
 
-    def run(
-        self, tick: Callable[[Pipeline], None] | None = None
-    ) -> dict[str, Any]:  # tick: called about 5 times a second
-        "Run to the end and return the summary; raises the error that ended the run."
+    def run(self, tick: Callable[[Pipeline], None] | None = None) -> dict[str, Any]:  # tick: 5 times a second
+        "Run to the end and return the summary; raises the error that ended the run, or that of `tick`."
         return _run_once(self, self._run, tick)
+
+    def fail(self, error: BaseException) -> None:
+        "Close the sinks of a run that does not begin, and keep the reason for the summary."
+        if not self.finished:
+            self._run.error = self._run.error or unexpected(error, "the start of the run")
+            _settle(self, self._run)
 
     def stop(self, discard: bool = False) -> None:  # discard: forget frames that wait
         "End the run early: no new frames; those already read are finished and delivered."
         self.interrupted = True
         self._run.entrance.close(discard=discard)
 
-    def interrupt(self) -> None:
+    def interrupt(self, number: int | None = None) -> None:  # number: of the signal, for the summary
         """Like Ctrl-C: the first stops, the second discards, the third gives up. May be called by a signal
         handler."""
+        self._run.life.signal = self._run.life.signal or number
         self._run.life.notes.put(_INTERRUPT)
 
     @property
@@ -659,14 +713,50 @@ class Pipeline:
     def close(self) -> None:
         "Release the model, unless a thread that hangs may still use it."
         if not self._run.life.unfinished:
-            self._run.backend.close()
+            _release(self._run.backend)
 
     def summary(self) -> dict[str, Any]:
         "Counts, latencies and the state of every source."
         return summarise(self, self._run)
 
+# %% ../../nbs/04_video/09_pipeline.ipynb #5c0f47a3
+_SPIN_S = 20.0  # how long a native library may spin without memory before the run fails
+
+
+class _Moved:
+    "Whether a run gets on: for how long nothing has, and whether it spins because no memory is left."
+
+    def __init__(self, run: _Run):
+        self.seen = self._done(run)
+        self.since, self.busy = time.monotonic(), time.process_time()
+
+    @property
+    def still_s(self) -> float:
+        "Seconds without progress, or since the run is to end."
+        return time.monotonic() - self.since
+
+    def _done(self, run: _Run) -> tuple[int, ...]:
+        "What changes as long as any thread gets on, and when the run is to end."
+        done = sum(stage.count + stage.errors for stage in run.stages.values())
+        return done, len(run.life.closed), len(run.life.left), run.error is None, bool(run.entrance.open)
+
+    def look(self, run: _Run) -> None:
+        "Note progress; a run that only burns time, with no memory left, fails."
+        if (done := self._done(run)) != self.seen:
+            self.seen, self.since, self.busy = done, time.monotonic(), time.process_time()
+        spent = time.process_time() - self.busy
+        if (
+            self.still_s > _SPIN_S
+            and spent > self.still_s / 8
+            and run.error is None
+            and address_space_left() < 40e6
+        ):
+            what = f"no memory is left for {self.still_s:.0f} s, and a native library waits for some"
+            run.fail(UnexpectedError(what, "the limit of the process (`ulimit -v`)", "raise it"))
+
 # %% ../../nbs/04_video/09_pipeline.ipynb #21f8e80c
 _PATIENCE_S = 3.0  # how long threads that were told to end may take before they are left behind
+_STALL_S = 30.0  # how long a run that is to end waits for a frame, a call or a file that makes no progress
 
 
 def _join(threads: Sequence[threading.Thread], seconds: float) -> None:
@@ -689,52 +779,51 @@ def _give_up(pipeline: Pipeline, run: _Run) -> None:
     _join(run.life.threads, _PATIENCE_S)
 
 
-def _run_threads(pipeline: Pipeline, run: _Run, tick: Callable | None) -> None:
-    "Start the threads and wait for them."
-    inner = [
+def _start(run: _Run) -> None:
+    "Start all threads; an UnexpectedError where there is no room for another one."
+    run.life.threads = [
         threading.Thread(target=_guarded, args=(run, stage, body, let_go), name=body.__name__, daemon=True)
         for stage, body, let_go in _THREADS
     ]
-    readers = [
-        threading.Thread(target=_read, args=(run, c), name=f"read {c.source.source_id}", daemon=True)
+    run.life.readers = [
+        (threading.Thread(target=_read, args=(run, c), name=f"read {c.source.source_id}", daemon=True), c)
         for c in run.channels
     ]
-    run.life.threads = inner
-    try:
-        for thread in inner + readers:
+    for thread in [*run.life.threads, *(reader for reader, _ in run.life.readers)]:
+        try:
             thread.start()
-        _wait(pipeline, run, tick)
-    except BaseException:  # a failing tick, no room for another thread, or Ctrl-C for the third time
-        _give_up(pipeline, run)
-        raise
-    finally:
-        run.life.warm.set()  # a reader whose model never came to life
-        for channel in run.channels:
-            if channel.source.live:
-                channel.source.close()  # wakes a reader that waits for its camera
-        _join(readers, 2.0)
+        except (RuntimeError, MemoryError) as e:
+            hint = "free memory, or raise the limit of processes (`ulimit -u`) or of memory"
+            raise UnexpectedError(f"a thread cannot be started: {e}", thread.name, hint) from e
 
 # %% ../../nbs/04_video/09_pipeline.ipynb #d2bd4565
-def _heard(run: _Run) -> str | None:
+def _heard(pipeline: Pipeline, run: _Run, tick: Callable | None) -> str | None:
     "The next note for the main thread; None when there was none for a fifth of a second."
+    note = None
     try:
-        return run.life.notes.get(timeout=0.2)
-    except queue.Empty:
-        return None
+        with suppress(queue.Empty):
+            note = run.life.notes.get(timeout=0.2)
+        if tick is not None and note != _INTERRUPT:
+            tick(pipeline)
+    except KeyboardInterrupt:
+        return _INTERRUPT  # nobody turns signals into notes
+    except Exception as e:
+        run.life.tick_error = e
+        raise
+    return note
 
 
 def _wait(pipeline: Pipeline, run: _Run, tick: Callable | None) -> None:
     """Wait for the threads; an interrupt ends the run, a second one forgets the frames that wait, a third one
-    is raised."""
-    ended, pressed = 0, 0
-    while ended < len(run.life.threads) and run.life.unfinished:
-        try:
-            note = _heard(run)
-            if tick is not None and note != _INTERRUPT:
-                tick(pipeline)
-        except KeyboardInterrupt:
-            note = _INTERRUPT  # nobody turns signals into notes
-        ended += note in run.stages
+    is raised. A run that is to end and gets stuck is given up."""
+    pressed, moved = 0, _Moved(run)
+    while len(run.life.left) < len(_THREADS):
+        note = _heard(pipeline, run, tick)
+        with suppress(Exception):
+            _tend(run)  # what fails now is tried again with the next note
+            moved.look(run)
+        if moved.still_s > _STALL_S and (pipeline.interrupted or run.error):
+            return _give_up(pipeline, run)
         if note != _INTERRUPT:
             continue
         pressed += 1
@@ -743,10 +832,45 @@ def _wait(pipeline: Pipeline, run: _Run, tick: Callable | None) -> None:
         pipeline.stop(discard=pressed > 1)
     _join(run.life.threads, _PATIENCE_S)  # they have said that they end
 
+# %% ../../nbs/04_video/09_pipeline.ipynb #5c0f17a4
+def _release(backend: SteadyBackend) -> None:
+    "Close a backend; all results are there, so that it cannot be closed is a note."
+    try:
+        backend.close()
+    except Exception as e:
+        logging.getLogger(__name__).warning("the model could not be released: %s", e)
+
+
+def _end_readers(run: _Run) -> None:
+    "Wake readers that wait, close the sources of those that never came to life, and wait for them a little."
+    run.life.warm.set()  # a reader whose model never came to life
+    begun = {id(channel) for reader, channel in run.life.readers if reader.ident is not None}
+    for channel in run.channels:
+        if channel.source.live or id(channel) not in begun:
+            with suppress(Exception):
+                channel.source.close()
+    _join([reader for reader, _ in run.life.readers], 2.0)
+
+
+def _run_threads(pipeline: Pipeline, run: _Run, tick: Callable | None) -> None:
+    "Start the threads and wait for them."
+    try:
+        _start(run)
+        _wait(pipeline, run, tick)
+    except BaseException:  # a failing tick, no room for another thread, or Ctrl-C for the third time
+        _give_up(pipeline, run)
+        raise
+    finally:
+        _end_readers(run)
+
 
 def _settle(pipeline: Pipeline, run: _Run) -> None:
     "Counters at the end of a run, and whether a thread still writes."
-    _close_sinks(run)  # where no thread came so far as to write
+    for _ in range(2):  # the second time for sinks that the first did not come to
+        try:
+            _close_sinks(run)  # where no thread came so far as to write
+        except Exception as e:
+            run.fail(unexpected(e, "closing the sinks"), "deliver")
     if run.life.unfinished and run.error is None:
         run.fail(
             SinkError(
@@ -762,6 +886,13 @@ def _settle(pipeline: Pipeline, run: _Run) -> None:
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
+def _note(pipeline: Pipeline, before: Any, number: int, frame: Any) -> None:
+    "What runs when a signal comes: a note for the pipeline, and one for the handler that it stands in for."
+    pipeline.interrupt(number)
+    if (note := getattr(before, "note", None)) is not None:
+        note(number)
+
+
 @contextmanager
 def interruptible(
     pipeline: Pipeline,
@@ -774,25 +905,36 @@ def interruptible(
     before: dict[signal.Signals, Any] = {}
     try:
         for number in signals if threading.current_thread() is threading.main_thread() else ():
-            if (handler := signal.getsignal(number)) not in (signal.SIG_DFL, signal.default_int_handler):
+            handler = signal.getsignal(number)
+            usual = handler in (signal.SIG_DFL, signal.default_int_handler)
+            if not usual and not getattr(handler, "raises", False):
                 continue
             before[number] = handler
-            signal.signal(number, lambda *_: pipeline.interrupt())
+            signal.signal(number, partial(_note, pipeline, handler))
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-
+# %% ../../nbs/04_video/09_pipeline.ipynb #5c0f17a5
 def _run_once(pipeline: Pipeline, run: _Run, tick: Callable | None) -> dict[str, Any]:
     if run.life.started is not None:
         raise ConfigError("a pipeline can run only once", hint="build a new one")
-    with interruptible(pipeline, (signal.SIGINT,)):
-        run.life.started = run.clock()
-        try:
-            _run_threads(pipeline, run, tick)
-        finally:
+    try:
+        with interruptible(pipeline, (signal.SIGINT,)):
+            run.life.started = run.clock()
+            try:
+                _run_threads(pipeline, run, tick)
+            finally:
+                _settle(pipeline, run)
+    except Exception as e:
+        error = unexpected(e, "the run")
+        run.error = run.error or error
+        if not pipeline.finished:
             _settle(pipeline, run)
+        if e is run.life.tick_error:
+            raise
+        raise run.error from e
     if run.error is not None:
         raise run.error
     return pipeline.summary()
@@ -865,6 +1007,21 @@ def _model_state(run: _Run) -> str:
     state = run.backend.state
     return "suspicious" if state in ("ready", "fallback") and run.model.postprocess.suspicion else state
 
+
+def _model_summary(run: _Run) -> dict[str, Any]:
+    "What answers, in which state, and how often it did not."
+    return {
+        "name": run.backend.name,
+        "provider": run.backend.provider,
+        "state": _model_state(run),
+        "suspicion": run.model.postprocess.suspicion,
+        "sha256": run.model.manifest.sha256,
+        "max_batch": run.backend.max_batch,
+        "failed_batches": run.failed_batches,
+        "events": dict(run.backend.events),
+        **_chosen(run.model.backend),
+    }
+
 # %% ../../nbs/04_video/09_pipeline.ipynb #d02dc728
 def summarise(pipeline: Pipeline, run: _Run) -> dict[str, Any]:
     "The summary of a run, finished or not; what `summary.json` holds."
@@ -899,17 +1056,10 @@ def summarise(pipeline: Pipeline, run: _Run) -> dict[str, Any]:
         "latency_ms": latency,
         "warm": run.ready,
         "interrupted": pipeline.interrupted,
+        "signal": signal.Signals(run.life.signal).name if run.life.signal else None,
         "error": str(run.error) if run.error else None,
-        "model": {
-            "name": run.backend.name,
-            "provider": run.backend.provider,
-            "state": _model_state(run),
-            "suspicion": run.model.postprocess.suspicion,
-            "sha256": run.model.manifest.sha256,
-            "max_batch": run.backend.max_batch,
-            "events": dict(run.backend.events),
-            **_chosen(run.model.backend),
-        },
+        "dead": [] if pipeline.finished else run.life.dead,
+        "model": _model_summary(run),
         "stages": {
             name: stats.to_dict(run.clock(), waiting.get(name, 0)) for name, stats in run.stages.items()
         },

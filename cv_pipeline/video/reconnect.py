@@ -11,11 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, NamedTuple
 
+from ..core.masking import masked
 from cv_pipeline.core.types import (
     Clock,
     Clocks,
@@ -190,7 +192,8 @@ class Watched:
             return
         with self._counting:
             self._past, self._inner = self._told(), None
-        lost.close()
+        with suppress(Exception):
+            lost.close()  # it is lost already
 
 # %% ../../nbs/04_video/03_reconnect.ipynb #00d6b42c
 def _open(camera: ReconnectingSource) -> Source:
@@ -249,9 +252,8 @@ class ReconnectingSource(Watched):
     ):
         self.source_id = source_id
         Watched.__init__(self, StateLog(stale_after_s, clocks.monotonic, clocks.now, on_state))
-        self._connect, self._backoff = connect, backoff
         self._inner, self._connected = connected, connected is not None
-        self._closed = threading.Event()
+        self._connect, self._backoff, self._closed = connect, backoff, threading.Event()
         self._wait = wait or self._closed.wait
 
     def __iter__(self) -> Iterator[Frame]:
@@ -264,6 +266,12 @@ class ReconnectingSource(Watched):
                 raise SourceError("the stream ended", self.source_id)
             except SourceError as e:
                 error = e
+            except (
+                MemoryError,
+                OSError,
+                RuntimeError,
+            ) as e:  # no memory, no descriptor, no room for a thread
+                error = SourceError(f"reading raised {type(e).__name__}: {masked(e)}", self.source_id)
             finally:
                 self._leave()
             failures += 1

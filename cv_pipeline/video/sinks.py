@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from ..core.animations import colour_video, video_frame
-from ..core.files import safe_name, sink_error, writable_folder, write_whole
+from ..core.files import json_bytes, safe_name, sink_error, writable_folder, write_whole
 from ..core.results import RUN_KEY, merge_results, results_schema, unfinished_parts
 from ..core.types import Clock, Decision, Detections, Frame, FrameResult, SinkError
 from ..core.viz import Trails, draw_detections
@@ -102,11 +102,7 @@ class JsonlSink:
             self._torn = False
 
     def write(self, result: FrameResult) -> None:
-        line = (
-            b"\n" * self._torn
-            + json.dumps(result_record(result), ensure_ascii=False, separators=(",", ":")).encode()
-            + b"\n"
-        )
+        line = b"\n" * self._torn + json_bytes(result_record(result), separators=(",", ":")) + b"\n"
         try:
             left = memoryview(line)
             while left:

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from ..core.animations import picture_count
-from ..core.files import is_there
+from ..core.files import is_there, printable
 from ..core.formats import IMAGE_SUFFIXES
 from ..core.images import HEIF_SUFFIXES, MAX_PIXELS, image_header, natural_key, read_image
 from ..core.types import Clocks, Frame, SourceError, utc_now
@@ -439,6 +439,7 @@ def unique_ids(
         else [*(p for p in Path(u).parts[:-1] if p not in ("/", ".", "..")), Path(u).stem or "source"]
         for u in map(str, uris)
     ]
+    parts = [[printable(part) for part in p] for p in parts]
     names = [p[-1] for p in parts]
     names = ["_".join(p[-2:]) if names.count(name) > 1 else name for p, name in zip(parts, names)]
     taken = set(taken)

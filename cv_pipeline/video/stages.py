@@ -70,12 +70,18 @@ class StageStats:
     errors: int = 0
     last_success: float | None = None  # clock reading
     last_error: str | None = None
+    since: float | None = None  # clock reading when the present frame or batch was begun; None: idle
     latency: LatencyHistogram = field(default_factory=LatencyHistogram)
+
+    def begin(self, now: float) -> None:
+        "A frame or batch is in hand, until it is done or has failed."
+        self.since = now
 
     def done(
         self, ms: float | None, now: float, n: int = 1
     ) -> None:  # ms: None where there is nothing to measure
         "`n` frames took `ms` milliseconds each."
+        self.since = None
         self.count += n
         self.last_success = now
         if ms is not None:
@@ -83,17 +89,19 @@ class StageStats:
 
     def failed(self, error: BaseException | str) -> None:
         "Count an error and keep its message."
+        self.since = None
         self.errors += 1
         self.last_error = str(error)
 
     def to_dict(self, now: float, queued: int = 0) -> dict[str, Any]:
         "For summaries and the health endpoint."
-        age = None if self.last_success is None else round(now - self.last_success, 3)
+        last, since = self.last_success, self.since  # read once: the stage goes on meanwhile
         return {
             "count": self.count,
             "errors": self.errors,
             "queue": queued,
-            "seconds_since_success": age,
+            "seconds_since_success": None if last is None else round(now - last, 3),
+            "seconds_in_hand": None if since is None else round(now - since, 3),
             "last_error": self.last_error,
             "latency_ms": self.latency.summary(),
         }
@@ -109,7 +117,7 @@ class FrameQueues:
             raise ConfigError("a queue needs a capacity of at least 1", "queue_size")
         self._limits = dict(depths)
         self._waiting: dict[Hashable, deque[Any]] = {key: deque() for key in depths}
-        self._open, self._turn = set(depths), deque(depths)
+        self.open, self._turn = set(depths), deque(depths)
         self._changed = threading.Condition()
         self.dropped = dict.fromkeys(depths, 0)
 
@@ -117,9 +125,9 @@ class FrameQueues:
         "Add a frame; waits or drops the oldest when full. False when the queue was closed meanwhile."
         depth, drop = self._limits[key]
         with self._changed:
-            while not drop and len(self._waiting[key]) >= depth and key in self._open:
+            while not drop and len(self._waiting[key]) >= depth and key in self.open:
                 self._changed.wait()
-            if key not in self._open:
+            if key not in self.open:
                 return False
             if len(self._waiting[key]) >= depth:
                 self._waiting[key].popleft()
@@ -131,8 +139,8 @@ class FrameQueues:
     def close(self, keys: Iterable[Hashable] | None = None, discard: bool = False) -> None:
         "No more frames from these sources (all by default); `discard` forgets what waits."
         with self._changed:
-            for key in list(self._open if keys is None else keys):
-                self._open.discard(key)
+            for key in list(self.open if keys is None else keys):
+                self.open.discard(key)
             if discard:
                 for queue in self._waiting.values():
                     queue.clear()
@@ -142,11 +150,11 @@ class FrameQueues:
         """Up to `most` frames, one from each source in turn; [] after `timeout` seconds, None when all is
         closed and empty."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self) or not self._open, timeout)
+            self._changed.wait_for(lambda: len(self) or not self.open, timeout)
             found = _take_in_turn(self._waiting, self._turn, most)
             if found:
                 self._changed.notify_all()
-            return found if found or self._open else None
+            return found if found or self.open else None
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))

@@ -21,6 +21,7 @@ from urllib.parse import quote, unquote
 import av
 import numpy as np
 
+from ..core.files import printable
 from ..core.masking import HARMLESS, masked
 from ..core.types import Clock, Clocks, ConfigError, Frame, SourceError, SourceStatus
 from cv_pipeline.video.decoding import (
@@ -129,7 +130,7 @@ class BaseSource:
     skipped_limit = 100  # names kept; the count goes on
 
     def __init__(self, source_id: str, live: bool = False):
-        self.source_id, self.live = source_id, live
+        self.source_id, self.live = printable(source_id), live
         self.skipped: list[tuple[str, str]] = []  # (name, reason) of what could not be read
         self.skipped_count = 0
         self.notes: list[str] = []  # what else a reader of the results should know, each once

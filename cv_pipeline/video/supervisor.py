@@ -43,6 +43,12 @@ def status_line(summary: Mapping[str, Any]) -> str:
     return one_line(f"{text}, error: {summary['error']}" if summary["error"] else text)[:500]
 
 
+def _moves(summary: Mapping[str, Any], seconds: float) -> bool:
+    "Whether the run lives, and no stage has had one frame in hand for longer than that."
+    held = [stage.get("seconds_in_hand") or 0.0 for stage in summary.get("stages", {}).values()]
+    return healthz(summary)[0] == 200 and max(held, default=0.0) < seconds
+
+
 class Supervisor:
     "What a run tells whoever started it; does nothing where nobody listens."
 
@@ -74,7 +80,7 @@ class Supervisor:
         said = {"STATUS": status_line(summary)}
         if summary["warm"] and not self._ready:
             self._ready, said["READY"] = True, "1"
-        if self.watchdog_s is not None and healthz(summary)[0] == 200:
+        if self.watchdog_s is not None and _moves(summary, self.watchdog_s):
             said["WATCHDOG"] = "1"
         self.tell(**said)
 

@@ -596,6 +596,22 @@ def test_a_link_that_is_switched_while_the_model_runs_changes_nothing(tmp_path):
     assert load_model(tmp_path / "current", threads=1).manifest.version == "2.0"
 
 
+@pytest.mark.parametrize("backend", [None, "onnxruntime"])
+def test_a_file_whose_manifest_knows_no_checksum_is_not_opened_again_either(tmp_path, backend):
+    "What was opened is what counts: the file under this name is another one by now."
+    manifest, file = load_manifest(bundled_models()["factory_line"])
+    shutil.copy(file, tmp_path / "bare.onnx")
+    told = json.loads((file.parent / "manifest.json").read_text())
+    spec = {key: told[key] for key in ("names", "preprocess", "postprocess") if key in told}
+    (tmp_path / "bare.json").write_text(json.dumps(spec))
+    model = load_model(tmp_path / "bare.onnx", threads=1, backend=backend)
+    assert model.reopen().name == model.backend.name
+    (tmp_path / "new.onnx").write_bytes(file.read_bytes() + b"\0")
+    (tmp_path / "new.onnx").replace(tmp_path / "bare.onnx")
+    with pytest.raises(ModelSpecMismatch, match="has changed since it was opened"):
+        model.reopen()
+
+
 def test_a_file_that_was_changed_is_not_opened_again(tmp_path):
     folder = tmp_path / "m"
     shutil.copytree(bundled_models()["factory_line"], folder)

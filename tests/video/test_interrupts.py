@@ -216,9 +216,10 @@ def test_the_command_finishes_its_files(tmp_path, signals):
     for number in signals:
         process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + signals[0], err
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["interrupted"] and summary["error"] is None
+    assert summary["signal"] == signals[0].name
     assert summary["frames_delivered"] == lines_in(tmp_path / "results.jsonl")
     assert summary["detections"] == read_results(tmp_path).num_rows
     with av.open(str(next(tmp_path.glob("*.mp4")))) as film:
