@@ -25,6 +25,7 @@ from scipy.optimize import linear_sum_assignment
 from .datasets import Problem, worst_first
 from ..core.class_names import names_in
 from cv_pipeline.core.files import (
+    Staging,
     append_lines,
     copy_file,
     copy_over,
@@ -33,6 +34,7 @@ from cv_pipeline.core.files import (
     read_bytes,
     read_json,
     read_text,
+    rewriting,
     unique_names,
     writable_folder,
     write_whole,
@@ -257,15 +259,14 @@ def add_annotations(
 ) -> int:  # existing annotations that are kept
     """Add annotations to a file; earlier annotations of the same image by the same person are replaced."""
     path, again = Path(path), {(a.annotator, a.picture) for a in said}
-    kept = [
-        row
-        for _, row in (_lines(path) if path.exists() else ())
-        if (str(row.get("annotator")), str(row.get("picture"))) not in again
-    ]
-    write_whole(
-        path,
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*kept, *(a.to_dict() for a in said)]),
-    )
+    with rewriting(path):  # several people's answers may arrive at once
+        kept = [
+            row
+            for _, row in (_lines(path) if path.exists() else ())
+            if (str(row.get("annotator")), str(row.get("picture"))) not in again
+        ]
+        rows = [*kept, *(a.to_dict() for a in said)]
+        write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(kept)
 
 
@@ -499,9 +500,10 @@ def _copy(source: Path, target: Path) -> None:
         copy_over(source, target)
 
 
-def _sheet(folder: Path, names: Sequence[str], sides: Mapping[str, str]) -> None:  # side → folder
+def _sheet(folder: Path, names: Sequence[str], sides: Mapping[str, str], root: Path) -> None:
+    "data.yaml: each side and its folder below the root."
     text = yaml.safe_dump(
-        {"path": str(folder.resolve()), **sides, "names": dict(enumerate(names))},
+        {"path": str(root.resolve()), **sides, "names": dict(enumerate(names))},
         sort_keys=False,
         allow_unicode=all(n.isprintable() for n in names),
     )  # yaml takes U+0085 for a line end
@@ -549,7 +551,17 @@ def write_labelled(
             root,
             "pass the folder that they were collected in",
         )
-    writable_folder(out)
+    with Staging(out) as folder:
+        found += _write_annotated(annotations, root, folder, side, name)
+        _sheet(folder, annotations[0].names, {side: f"images/{side}"}, out)
+    return worst_first(found)
+
+# %% ../../nbs/07_annotation/01_annotations.ipynb #57823c89
+def _write_annotated(
+    annotations: Sequence[Annotation], root: Path, folder: Path, side: str, name: Mapping[str, str]
+) -> list[Problem]:
+    "Pictures and labels of a labelled set; the boxes that were left out."
+    found = []
     for a in annotations:
         height, width = read_image(root / a.picture).shape[:2]
         if (width, height) != tuple(a.size):
@@ -560,13 +572,12 @@ def write_labelled(
             )
         inside, problems = _inside(a)
         found += problems
-        copy_file(root / a.picture, out / "images" / side / name[a.picture])
+        copy_file(root / a.picture, folder / "images" / side / name[a.picture])
         write_whole(
-            (out / "labels" / side / name[a.picture]).with_suffix(".txt"),
+            (folder / "labels" / side / name[a.picture]).with_suffix(".txt"),
             to_yolo(a.boxes[inside], a.size, clip=True, where=a.picture),
         )
-    _sheet(out, annotations[0].names, {side: f"images/{side}"})
-    return worst_first(found)
+    return found
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #43ce7625
 @dataclass(frozen=True, eq=False)
@@ -738,6 +749,12 @@ def write_drafts(
         raise DataError("no images to label", out)
     if len({d.names for d in drafts}) > 1:
         raise DataError("drafts with different class lists", out)
+    with rewriting(writable_folder(out) / "drafts"):
+        return _add_drafts(drafts, out, form), found
+
+
+def _add_drafts(drafts: Sequence[Draft], out: Path, form: str) -> int:
+    "Pictures, labels and lines of what is not there yet; how many pictures got a draft."
     files = {d.picture: f"{d.sha256[:20]}{Path(d.picture).suffix.lower()}" for d in drafts}
     book = out / "drafts.jsonl"
     there = {(row.get("file"), row.get("form", form)) for _, row in _lines(book)} if book.exists() else set()
@@ -750,11 +767,10 @@ def write_drafts(
     fresh = [d for d in drafts if (files[d.picture] not in known if coco else not label[d.picture].exists())]
     names = [*old, *(n for n in drafts[0].names if n not in old)]
     due = {d.picture for d in fresh} | {d.picture for d in drafts if (files[d.picture], form) not in there}
-    writable_folder(out)
     for d in drafts:
         _copy(d.path, out / "images" / files[d.picture])
     if coco is None and (names != old or not same):
-        _sheet(out, names, {"train": "images"})
+        _sheet(out, names, {"train": "images"}, out)
         write_whole(out / "labels" / "classes.txt", "\n".join(names) + "\n")
     lines = [_draft_row(d, files[d.picture], form) for d in drafts if d.picture in due]
     # before the labels: one without its line would pass for an answer
@@ -763,7 +779,7 @@ def write_drafts(
         write_whole(out / "annotations.json", json.dumps(_add_coco(coco, fresh, files)))
     for d in fresh if coco is None else ():
         write_whole(label[d.picture], _label_text(d, names))
-    return len(due), found
+    return len(due)
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #9588d70b
 Shapes = Literal["refuse", "box"]  # polygons and turned rectangles: an error, or the box around them

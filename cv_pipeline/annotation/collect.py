@@ -8,11 +8,14 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
+from itertools import chain
 from math import isfinite
 from operator import index
 from pathlib import Path
@@ -39,12 +42,23 @@ from cv_pipeline.annotation.cases import (
     reasons_of,
     usual_of,
 )
+
+# %% auto #0
+__all__ = ['Pictures', 'Collected', 'read_collected', 'write_collected', 'unclosed', 'read_books', 'Shelf', 'CollectSink',
+           'LiveCollection', 'open_collect', 'read_log', 'Flag', 'read_flags', 'KeptFrames', 'kept_folders',
+           'Collection', 'collect', 'estimated_mean', 'audited']
+
+# %% ../../nbs/07_annotation/03_collect.ipynb #e6ac7997
 from cv_pipeline.core.files import (
+    Busy,
+    append_lines,
     expecting,
     json_bytes,
+    locked,
     plain_name,
     read_bytes,
     read_json,
+    read_json_lines,
     read_text,
     safe_name,
     sink_error,
@@ -52,13 +66,6 @@ from cv_pipeline.core.files import (
     write_json,
     write_whole,
 )
-
-# %% auto #0
-__all__ = ['Pictures', 'Collected', 'read_collected', 'write_collected', 'read_books', 'Shelf', 'CollectSink', 'LiveCollection',
-           'open_collect', 'read_log', 'Flag', 'read_flags', 'KeptFrames', 'kept_folders', 'Collection', 'collect',
-           'estimated_mean', 'audited']
-
-# %% ../../nbs/07_annotation/03_collect.ipynb #e6ac7997
 from ..core.formats import IMAGE_SUFFIXES
 from ..core.images import read_image
 from ..core.likeness import perceptual_hash
@@ -142,6 +149,14 @@ def _collected(row: Mapping[str, Any]) -> Collected:
 
 
 _TALLY = "tally.jsonl"  # of a collection that is not closed
+_OFFERED = "offered.jsonl"  # of a collection from a log that is not finished
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    "DataError for a collection from a log whose process was killed, or still runs."
+    if (folder / _OFFERED).exists():
+        hint = "repeat the same `cv-pipeline collect`: it continues where it was; or wait while it runs"
+        raise DataError("this collection is unfinished: its pictures are a part of what counts", folder, hint)
 
 
 def _rows_in(path: Path) -> dict[str, Collected]:
@@ -175,6 +190,7 @@ def read_collected(
     """The collected images; of a running or killed run with the probabilities of its last frame. DataError
     when there are none, or when images are missing."""
     folder = Path(folder)
+    _refuse_unfinished(folder)
     if not (folder / "collected.jsonl").is_file():
         raise DataError(
             "no collection found: collected.jsonl is missing", folder, "cv-pipeline collect makes one"
@@ -206,10 +222,25 @@ def write_collected(folder: str | Path, rows: Iterable[Collected]) -> Path:
     write_whole(path, "".join(json.dumps(r.to_dict(), ensure_ascii=False) + "\n" for r in rows))
     return path
 
+
+def unclosed(folder: str | Path) -> list[str]:
+    "What a reader of a collection should know: its run was killed, or has not ended."
+    text = (
+        "this collection was not closed: it is counted up to the last frame of a run that was killed or runs"
+    )
+    return [text] if (Path(folder) / _TALLY).exists() else []
+
 # %% ../../nbs/07_annotation/03_collect.ipynb #92d7e51c
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(
     axis=1
 )  # bits that are set in a byte
+
+
+def _digest(image: np.ndarray, kinds: int) -> str:
+    "What only the very same picture with the same reasons has."
+    step = max(1, min(image.shape[:2]) // 64)
+    small = image[::step, ::step].tobytes()  # no two shots of a real scene agree in every sampled pixel
+    return hashlib.blake2b(small + str((kinds, image.shape)).encode(), digest_size=16).hexdigest()
 
 
 class _Seen:
@@ -229,25 +260,26 @@ class _Seen:
         """The picture that this one is like, None when it is new (then it is remembered); and its perceptual
         hash."""
         code = perceptual_hash(image)
+        return self.like(source, code, _digest(image, kinds), kinds, picture), code
+
+    def like(self, source: str, code: int, digest: str, kinds: int, picture: str) -> str | None:
+        "The same of a picture whose hashes are known."
         if self.hamming < 0:
-            return None, code
-        step = max(1, min(image.shape[:2]) // 64)
-        small = image[::step, ::step].tobytes()  # no two shots of a real scene agree in every sampled pixel
-        digest = hashlib.blake2b(small + str((kinds, image.shape)).encode(), digest_size=16).digest()
+            return None
         if digest in self.exact:
-            return self.exact[digest], code  # the very same picture, perhaps under another name
+            return self.exact[digest]  # the very same picture, perhaps under another name
         hashes, bits, pictures = self.near.get(source, self.none)
         like = np.flatnonzero(
             (_ONES[(hashes ^ np.uint64(code)).view(np.uint8)].reshape(-1, 8).sum(axis=1) <= self.hamming)
             & (kinds & ~bits.astype(int) == 0)
         )
         if len(like):
-            return pictures[like[-1]], code
+            return pictures[like[-1]]
         self.exact[digest] = picture
         if len(self.exact) > 16 * self.most:
             del self.exact[next(iter(self.exact))]
         self.add(source, code, kinds, picture)
-        return None, code
+        return None
 
     def add(self, source: str, code: int, kinds: int, picture: str) -> None:
         hashes, bits, pictures = self.near.get(source, self.none)
@@ -291,6 +323,7 @@ def read_books(folder: str | Path) -> dict[str, Any]:
     """How many frames, cases and images a collection has seen, up to the last frame even if the process was
     killed; DataError when it is not a collection."""
     path = Path(folder) / "collection.json"
+    _refuse_unfinished(path.parent)
     with expecting("cannot read the counters of the collection", path):
         book = {"audit": {}, **read_json(path, dict)}
         tally = path.with_name(_TALLY)
@@ -359,9 +392,9 @@ def _give_way(shelf: Shelf, heap: list[tuple[float, str]]) -> None:
     if {"random", "flag"} & set(row.reasons):
         return
     del shelf.rows[picture]
-    (shelf.folder / picture).unlink(missing_ok=True)
     shelf.bytes -= shelf.lengths.pop(picture)
-    shelf.append({"picture": picture, "dropped": True})
+    shelf.append({"picture": picture, "dropped": True})  # first: a line without its picture is an error
+    (shelf.folder / picture).unlink(missing_ok=True)
 
 
 def _make_room(shelf: Shelf, length: int, limit: float, rank: float) -> bool:
@@ -389,13 +422,8 @@ def _place_for(shelf: Shelf, frame: Frame) -> str:
 def _write_rows(shelf: Shelf) -> None:
     "collected.jsonl anew, with the last probabilities."
     said = _rows_in(shelf.folder / "collected.jsonl")
-    write_collected(
-        shelf.folder,
-        [
-            replace(row, detections=said[p].detections, probability=shelf.probability(row))
-            for p, row in shelf.rows.items()
-        ],
-    )
+    last = lambda p, row: replace(row, detections=said[p].detections, probability=shelf.probability(row))
+    write_collected(shelf.folder, [last(p, row) for p, row in shelf.rows.items()])
 
 
 def _write_books(shelf: Shelf) -> None:
@@ -403,10 +431,7 @@ def _write_books(shelf: Shelf) -> None:
     ends = [a["until"] for a in shelf.audit.values()]
     book = {
         "policy": asdict(shelf.policy),
-        "looks": dict(shelf.looks),
-        "cases": dict(shelf.cases),
-        "kept": dict(shelf.kept),
-        "counts": dict(shelf.counts),
+        **{k: dict(getattr(shelf, k)) for k in ("looks", "cases", "kept", "counts")},
         "pictures": len(shelf.rows),
         "bytes": shelf.bytes,
         "audit_until": min(ends, key=datetime.fromisoformat, default=None),
@@ -422,11 +447,25 @@ def _check_room(max_bytes: float | None, folder: str | Path) -> None:
         hint = "set a number above 0, or None for no limit"
         raise ConfigError(f"invalid size limit {max_bytes!r}", folder, hint)
 
+
+class _Prints(_Books):
+    policy: CollectPolicy
+
+    def hashes(self, frame: Frame, kinds: int) -> tuple[int, str]:
+        "Of the scene, and of the very pixels with these reasons."
+        return perceptual_hash(frame.image), _digest(frame.image, kinds) if kinds else ""
+
+    def encoded(self, frame: Frame) -> tuple[bytes | None, int]:
+        "The file of a frame and its bytes; None: it is there already."
+        data = _encoded(frame, self.policy.quality)
+        return data, len(data)
+
 # %% ../../nbs/07_annotation/03_collect.ipynb #b85877b9
 def _case(shelf: Shelf, frame: Frame, kinds: int, picture: str) -> tuple[str, int, bool]:
     """What a frame competes with (empty: it is like another one), its hash, and whether it is kept for that;
     counters are updated."""
-    twin, code = shelf.seen.twin(frame.source_id, frame.image, kinds, picture)
+    code, digest = shelf.hashes(frame, kinds)
+    twin = shelf.seen.like(frame.source_id, code, digest, kinds, picture)
     if twin is not None:
         _note(shelf, "counts", "like another", shelf.counts["like another"] + 1)
         if twin in shelf.rows:
@@ -446,26 +485,23 @@ def _case(shelf: Shelf, frame: Frame, kinds: int, picture: str) -> tuple[str, in
 
 def _keep(shelf: Shelf, frame: Frame, row: Collected, contends: bool) -> bool:
     "Write image and line; False when there is no space."
-    data, certain, rank = (
-        _encoded(frame, shelf.policy.quality),
-        bool({"random", "flag"} & set(row.reasons)),
-        shelf.rank(row.source_id, row.frame_id),
-    )
+    data, size = shelf.encoded(frame)
+    certain = bool({"random", "flag"} & set(row.reasons))
+    rank = shelf.rank(row.source_id, row.frame_id)
     limit = float("inf") if shelf.max_bytes is None else shelf.max_bytes * (1 if certain else _ROOM_FOR_CASES)
-    if not _make_room(shelf, len(data), limit, -1.0 if certain else rank):
+    if not _make_room(shelf, size, limit, -1.0 if certain else rank):
         _note(shelf, "counts", "no room", shelf.counts["no room"] + 1)
         if "random" in row.reasons:
             _end_audit(shelf, row)
         return False
     try:
-        write_whole(shelf.folder / row.picture, data)
+        if data is not None:  # else it lies there since before the kill
+            write_whole(shelf.folder / row.picture, data)
     except SinkError as e:
         raise SinkError(f"a collected picture {e.what}", e.where, e.hint) from e
-    shelf.rows[row.picture], shelf.lengths[row.picture], shelf.bytes = (
-        replace(row, detections=[]),
-        len(data),
-        shelf.bytes + len(data),
-    )  # what was detected is on disk
+    shelf.rows[row.picture] = replace(row, detections=[])  # what was detected is on disk
+    shelf.lengths[row.picture] = size
+    shelf.bytes += size
     if contends:
         heapq.heappush(shelf.heaps[row.case], (-rank, row.picture))
         _note(shelf, "kept", row.case, len(shelf.heaps[row.case]))
@@ -474,7 +510,7 @@ def _keep(shelf: Shelf, frame: Frame, row: Collected, contends: bool) -> bool:
     return True
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #db13f0bb
-class Shelf(_Books):
+class Shelf(_Prints):
     "A folder of collected images that is being filled."
 
     def __init__(
@@ -490,6 +526,9 @@ class Shelf(_Books):
         self.folder, self.policy, self.max_bytes = writable_folder(folder), policy, max_bytes
         self.flush_s, self._clock = flush_s, clock
         self.seen, self.usual, self._folders = _Seen(policy.hamming), {}, {}
+        self._open()
+
+    def _open(self) -> None:
         _resume(self)
         self._file, self._tally = (
             open(self.folder / name, "ab", buffering=0) for name in ("collected.jsonl", _TALLY)
@@ -550,7 +589,7 @@ def _offer(
         frame.size,
         reasons_of(bits),
         1.0,
-        f"{code or perceptual_hash(frame.image):016x}",
+        f"{code or shelf.hashes(frame, 0)[0]:016x}",
         0,
         model,
         detections,
@@ -606,9 +645,32 @@ def _resume(shelf: Shelf) -> None:
         shelf.kept[case], shelf.cases[case] = len(heap), max(shelf.cases[case], len(heap))
     shelf.bytes = sum(shelf.lengths.values())
 
+# %% ../../nbs/07_annotation/03_collect.ipynb #2f98012f
+@contextmanager
+def _alone(folder: str | Path, strict: bool = True) -> Iterator[None]:
+    "Keep other collections out of a folder; ConfigError when there is one."
+    with ExitStack() as held:
+        what, hint = "another run is collecting into this folder", "choose another folder for the collection"
+        try:
+            held.enter_context(locked(Path(os.path.abspath(folder)), 0.0, what, hint))
+        except Busy as e:
+            if strict or e.holder != str(os.getpid()):
+                raise
+        yield
+
+
+def _held(folder: str | Path, strict: bool, *how: Any) -> tuple[ExitStack, Shelf]:
+    "The lock of a folder, and its shelf."
+    with ExitStack() as held:
+        held.enter_context(_alone(folder, strict))
+        shelf = Shelf(folder, *how)
+        return held.pop_all(), shelf
+
 # %% ../../nbs/07_annotation/03_collect.ipynb #12584adc
 class CollectSink:
     "Collects while the pipeline runs; a Sink. Every case is decided when its camera's next frame arrives."
+
+    strict = False  # whether an unclosed one of this process keeps it out too
 
     def __init__(
         self,
@@ -621,7 +683,7 @@ class CollectSink:
         clock: Clock = time.monotonic,
     ):
         self.policy, self._calibrator, self._table = policy or CollectPolicy(), calibrator, None
-        self.shelf = Shelf(folder, self.policy, max_bytes, flush_s, clock)
+        self._held, self.shelf = _held(folder, self.strict, self.policy, max_bytes, flush_s, clock)
         self.shelf.usual |= usual or {}
         self._given, self._last, self._counts, self._flags = set(usual or ()), {}, {}, {}
 
@@ -637,9 +699,8 @@ class CollectSink:
         if result.status != "ok" or not result.inferred:
             return
         source = result.frame.source_id
-        last = self._last.setdefault(source, [])
-        boxes = result.detections[np.arange(len(result.detections))]  # other sinks may change theirs
-        last.append(replace(result, detections=boxes))
+        last, boxes = self._last.setdefault(source, []), np.arange(len(result.detections))
+        last.append(replace(result, detections=result.detections[boxes]))  # other sinks may change theirs
         if len(last) > 1:
             self._decide(source, len(last) - 2)
         if len(last) > 2:
@@ -650,24 +711,24 @@ class CollectSink:
         if self._calibrator is not None and self._table is None:
             self._table = self._calibrator.table(last[i].names)
         looks = looks_of(last, self._table)
-        bits = int(decide(looks, self.policy, *bounds_now(shelf.usual.get(source), self.policy))[i]) | (
-            REASON_BIT["flag"] if note is not None else 0
-        )
+        bits = int(decide(looks, self.policy, *bounds_now(shelf.usual.get(source), self.policy))[i])
+        bits |= 0 if note is None else REASON_BIT["flag"]
         _learn(self, last[i])
         if bits:
             shelf.offer(last[i].frame, bits, looks.said(i), last[i].model, note or "")
         shelf.flush(now=False)
 
     def close(self) -> None:
-        for source, last in self._last.items():
-            self._decide(source, len(last) - 1)
-        self.shelf.close()
+        with self._held:
+            for source, last in self._last.items():
+                self._decide(source, len(last) - 1)
+            self.shelf.close()
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #dc0a1412
 class LiveCollection(CollectSink):
     "The collection of a run: its counters go into summary.json."
 
-    name = "collect"
+    name, strict = "collect", True
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -1042,7 +1103,10 @@ def _frames(looks: Looks, source_id: str, wanted: Mapping[int, int], place: Any)
         return
     source = _opened(place, source_id)
     try:
-        for frame in source:
+        frames: Iterable[Frame] = source
+        if isinstance(source, KeptFrames):
+            frames = map(source.frame, sorted(left & set(source.files)))
+        for frame in frames:
             if frame.frame_id in left:
                 yield frame
             if frame.frame_id >= max(left):
@@ -1050,6 +1114,100 @@ def _frames(looks: Looks, source_id: str, wanted: Mapping[int, int], place: Any)
     finally:
         if source is not place:
             source.close()
+
+# %% ../../nbs/07_annotation/03_collect.ipynb #61658a39
+@dataclass(frozen=True)
+class _Offered:
+    "A frame that was offered before the process was killed, without its pixels."
+
+    source_id: str
+    frame_id: int
+    captured_at: datetime
+    size: tuple[int, int]  # (width, height)
+    code: int  # of its scene
+    digest: str  # of its pixels and reasons
+    bytes: int  # of its file; 0: it was not kept
+
+
+def _request(
+    looks: Looks, policy: CollectPolicy, asked: Mapping, usual: Mapping[str, Usual], max_bytes: float | None
+) -> str:
+    "What decides about a collection, as a hash."
+    settings = [asdict(policy), max_bytes, {k: asdict(u) for k, u in usual.items()}]
+    told = [settings, looks.sources, looks.names, sorted((*k, v) for k, v in asked.items())]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode("utf-8", "replace"))
+    for name in ("source", "frame_id", "at", "count", "xyxy", "confidence", "class_id", "tracker_id"):
+        digest.update(np.ascontiguousarray(getattr(looks, name)).tobytes())
+    return digest.hexdigest()
+
+
+def _offered(path: Path, request: str) -> list[_Offered]:
+    "The frames of an unfinished collection; ConfigError when it is one of something else."
+    rows = [row for _, row in read_json_lines(path)] if path.exists() else []
+    if rows and rows[0] != {"request": request}:
+        hint = "repeat what was begun here, or collect into a new folder"
+        raise ConfigError("this folder holds an unfinished collection of another log or policy", path, hint)
+    moment = datetime.fromisoformat
+    with expecting("cannot continue this collection", path, "collect into a new folder"):
+        return [_Offered(s, n, moment(at), tuple(size), *seen) for s, n, at, size, *seen in rows[1:]]
+
+
+def _tidy(folder: Path, rows: Mapping[str, Any]) -> None:
+    "Remove the pictures that no line names: a killed process had kept them, and later ones won their places."
+    for path in (folder / "frames").rglob("*"):
+        if path.is_file() and path.relative_to(folder).as_posix() not in rows:
+            path.unlink(missing_ok=True)
+
+# %% ../../nbs/07_annotation/03_collect.ipynb #93a77472
+class _Resumable(Shelf):
+    "A shelf that is filled from a log: finished, or to be continued, whatever happens in between."
+
+    def __init__(self, folder: Path, policy: CollectPolicy, max_bytes: float | None, request: str):
+        self._request = request
+        self._now: list[Any] = [0, "", 0]  # what is known of the frame in hand
+        super().__init__(folder, policy, max_bytes)
+
+    def _open(self) -> None:
+        path = self.folder / _OFFERED
+        self.before = _offered(path, self._request)
+        append_lines(path, [] if self.before else [{"request": self._request}], cut_torn=False)
+        self._journal = open(path, "ab", buffering=0)
+        self._file, self._tally = (
+            open(self.folder / name, "wb", buffering=0) for name in ("collected.jsonl", _TALLY)
+        )
+        self.flush()
+
+    def hashes(self, frame: Any, kinds: int) -> tuple[int, str]:
+        if isinstance(frame, _Offered):
+            return frame.code, frame.digest
+        code, digest = super().hashes(frame, kinds)
+        self._now[:2] = code, digest or self._now[1]
+        return code, digest
+
+    def encoded(self, frame: Any) -> tuple[bytes | None, int]:
+        if isinstance(frame, _Offered):
+            return None, frame.bytes
+        data, self._now[2] = super().encoded(frame)
+        return data, self._now[2]
+
+    def offer(self, frame: Any, *what: Any) -> bool:
+        self._now = [0, "", 0]
+        kept = super().offer(frame, *what)
+        if not isinstance(frame, _Offered):
+            row = [frame.source_id, frame.frame_id, frame.captured_at.isoformat(), frame.size, *self._now]
+            self.append(row, self._journal)
+        return kept
+
+    def __enter__(self) -> _Resumable:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        for file in (self._journal, *(() if error is None else (self._file, self._tally))):
+            file.close()
+        if error is None:
+            self.close()
+            _tidy(self.folder, self.rows)
+            (self.folder / _OFFERED).unlink()  # the last step: now it is finished
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #931acbbe
 @dataclass(frozen=True)
@@ -1063,7 +1221,7 @@ class Collection:
 
 
 def _take(
-    shelf: Shelf,
+    shelf: _Resumable,
     looks: Looks,
     bits: np.ndarray,
     asked: Mapping[tuple[str, int], str],
@@ -1077,9 +1235,11 @@ def _take(
     wanted = {n: i for n, i in number.items() if bits[i] or (name, n) in asked} | {
         n: number.get(n, -1) for s, n in asked if s == name
     }
+    before: list[Any] = [f for f in shelf.before if f.source_id == name]
+    rest = {n: wanted[n] for n in set(wanted) - {f.frame_id for f in before}}
     left = set(wanted)
     try:
-        for frame in _frames(looks, name, wanted, places.get(name)):
+        for frame in chain(before, _frames(looks, name, rest, places.get(name))):
             i = wanted[frame.frame_id]
             if i >= 0 and looks.size and frame.size != looks.size[i]:
                 continue  # not the picture that the model saw
@@ -1098,24 +1258,16 @@ def _take(
     except SourceError as e:
         notes.append(f"{name}: {e}")
     if left:
-        notes.append(
-            f"{name}: {len(left)} of {len(wanted)} images are missing or were replaced, e.g. frame "
-            f"{min(left)}"
-        )
+        gone = f"{len(left)} of {len(wanted)} images are missing or were replaced"
+        notes.append(f"{name}: {gone}, e.g. frame {min(left)}")
     return [(name, n) for n in sorted(left)]
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #799ab955
-def _days(looks: Looks) -> Counter:
-    "source/day → frames."
-    pairs, counts = np.unique(
-        np.stack([looks.source, (looks.at // 86400).astype(np.int64)]), axis=1, return_counts=True
-    )
-    return Counter(
-        {
-            f"{looks.sources[s]}/{datetime.fromtimestamp(d * 86400, timezone.utc):%Y-%m-%d}": int(n)
-            for (s, d), n in zip(pairs.T.tolist(), counts)
-        }
-    )
+def _days(looks: Looks, k: int) -> Counter:
+    "source/day → frames, of one source."
+    days, counts = np.unique((looks.at[looks.source == k] // 86400).astype(np.int64), return_counts=True)
+    day = lambda d: f"{datetime.fromtimestamp(d * 86400, timezone.utc):%Y-%m-%d}"
+    return Counter({f"{looks.sources[k]}/{day(d)}": int(n) for d, n in zip(days.tolist(), counts)})
 
 
 def _no_room(shelf: Shelf, looks: Looks) -> list[str]:
@@ -1148,11 +1300,27 @@ def collect(
     max_bytes: float | None = None,  # of the pictures
 ) -> Collection:
     "Collect from a finished run. DataError when the log is empty or none of its images is available."
-    out, policy, notes = Path(out), policy or CollectPolicy(), []
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError("this folder is not empty", out, "give a new one: nothing is overwritten")
-    looks = read_log(log, calibrator)
-    places = _places(Path(log), looks, pictures)
+    out, policy = Path(out), policy or CollectPolicy()
+    with _alone(out):
+        if out.exists() and not (out / _OFFERED).exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError("this folder is not empty", out, "give a new one: nothing is overwritten")
+        looks = read_log(log, calibrator)
+        return _gathered(looks, Path(log), out, policy, pictures, flags, usual, max_bytes)
+
+# %% ../../nbs/07_annotation/03_collect.ipynb #9d92766d
+def _gathered(
+    looks: Looks,
+    log: Path,
+    out: Path,
+    policy: CollectPolicy,
+    pictures: str | Path | Pictures | None,
+    flags: Iterable[Flag],
+    usual: Mapping[str, Usual] | None,
+    max_bytes: float | None,
+) -> Collection:
+    "The collection of a log, from its beginning or from where a killed process left it."
+    notes: list[str] = []
+    places = _places(log, looks, pictures)
     if not looks.complete:
         notes.append(
             "frames without a detection are not in results.parquet: reason `none` is unknown, and the audit "
@@ -1160,19 +1328,20 @@ def collect(
         )
         policy = replace(policy, none=None)
     bits, asked = decide(looks, policy, *bounds(looks, policy, usual)), _flagged(looks, flags, notes)
-    shelf, missing = Shelf(out, policy, max_bytes), []
-    shelf.usual = {**learn_usual(looks), **(usual or {})}
-    shelf.looks.update(_days(looks))
-    try:
+    known = {**learn_usual(looks), **(usual or {})}
+    missing: list[tuple[str, int]] = []
+    with _Resumable(out, policy, max_bytes, _request(looks, policy, asked, known, max_bytes)) as shelf:
+        shelf.usual = known
+        if shelf.before:
+            notes.append(f"continued after {len(shelf.before)} frames of a collection that was not finished")
         for k in range(len(looks.sources)):
             missing += _take(shelf, looks, bits, asked, places, k, notes)
+            shelf.looks.update(_days(looks, k))
         notes += _no_room(shelf, looks)
         lost = sum(1 for name, n in missing if chance(policy.seed, name, n)[0] < policy.random)
         if lost:
             notes.append(f"{lost} frames of the audit sample are missing: it is no longer random")
         shelf.counts.update({"gone": len(missing)} if missing else {})
-    finally:
-        shelf.close()
     if missing and not shelf.rows:
         raise DataError(
             f"none of the {len(missing)} requested images is available", out, "; ".join(notes[:3])

@@ -29,6 +29,7 @@ from cv_pipeline.core.files import (
     expecting,
     read_json,
     read_text,
+    rewriting,
     unique_names,
     write_json,
     write_whole,
@@ -561,15 +562,8 @@ def _is_frozen(manifest: Path) -> bool:
         return False
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #7a56e0e2
-def freeze(
-    dataset: str | Path,  # as in read_dataset
-    manifest: str | Path,  # JSON to write
-    split: str | None = None,
-    replace: bool = False,  # an existing manifest is replaced only on request
-    accept: str | Iterable[str] = (),  # findings to accept, by name
-) -> Frozen:
-    "Freeze a test set: write its manifest."
-    dataset, manifest = Path(dataset), Path(manifest)
+def _refuse_manifest(manifest: Path, replace: bool) -> None:
+    "ConfigError for a manifest that is there, or for another file of this name."
     if manifest.exists() and not replace:
         raise ConfigError(
             "a frozen set already exists",
@@ -579,6 +573,18 @@ def freeze(
     if manifest.exists() and not _is_frozen(manifest):
         hint = "give another name: only a manifest of a frozen set is replaced"
         raise ConfigError("this file is not a manifest of a frozen set", manifest, hint)
+
+
+def freeze(
+    dataset: str | Path,  # as in read_dataset
+    manifest: str | Path,  # JSON to write
+    split: str | None = None,
+    replace: bool = False,  # an existing manifest is replaced only on request
+    accept: str | Iterable[str] = (),  # findings to accept, by name
+) -> Frozen:
+    "Freeze a test set: write its manifest."
+    dataset, manifest = Path(dataset), Path(manifest)
+    _refuse_manifest(manifest, replace)
     found = check_dataset(dataset, split, accept=accept)
     bad = [p for p in found if p.severity == "error"]
     if bad:
@@ -594,7 +600,9 @@ def freeze(
     passed = [p.kind for p in found if p.kind in ACCEPTABLE and p.severity == "note"]
     sums = _sums(items, _root_of(dataset))
     frozen = Frozen(relative, split, items[0].names, sums, tuple(dict.fromkeys(passed)))
-    write_json(manifest, frozen.to_dict())
+    with rewriting(manifest):
+        _refuse_manifest(manifest, replace)  # another one may have been quicker
+        write_json(manifest, frozen.to_dict(), durable=True)
     return frozen
 
 # %% ../../nbs/07_annotation/00_datasets.ipynb #7529c59c

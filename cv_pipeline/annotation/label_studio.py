@@ -14,6 +14,7 @@ import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +34,7 @@ from cv_pipeline.annotation.label_tasks import (
     read_config,
     to_task,
 )
-from ..core.files import expecting, parse_json, read_json, write_whole
+from ..core.files import expecting, locked, parse_json, read_json, write_whole
 from ..core.masking import masked
 from ..core.types import ConfigError, CVPipelineError, DataError, Detections
 from ..core.viz import colour_of
@@ -683,25 +684,27 @@ def push(
     drafts, problems = one_each(drafts)  # hashes every picture: one that is gone is said now
     if not drafts:
         raise DataError("no images to label", title, "select pictures first")
-    project = open_project(
-        server, title, list(dict.fromkeys(n for d in drafts for n in d.names)), several, book
-    )
-    for d in drafts:
-        to_task(d, project, "")  # whatever cannot be sent is said before anything is
-    there = _keys(server, project)
-    start = todo = [d for d in drafts if d.sha256 not in there]
-    for attempt in range(server.attempts):
-        try:
-            there_before = len(start) - len(todo)
-            for n in _send_tasks(server, project, todo, serve, batch, attempt == 0):
-                progress(there_before + n, len(start))
-            break
-        except LabelStudioDown as e:  # perhaps it worked: look, do not guess
-            if not e.uncertain or attempt + 1 == server.attempts:
-                raise
-            server._wait(server.pause_s * 2**attempt)
-            there = _keys(server, project)
-            todo = [d for d in drafts if d.sha256 not in there]
+    told = ("another process is sending these pictures", "wait until it has finished, then repeat")
+    with nullcontext() if book is None else locked(book, 60.0, *told):
+        project = open_project(
+            server, title, list(dict.fromkeys(n for d in drafts for n in d.names)), several, book
+        )
+        for d in drafts:
+            to_task(d, project, "")  # whatever cannot be sent is said before anything is
+        there = _keys(server, project)
+        start = todo = [d for d in drafts if d.sha256 not in there]
+        for attempt in range(server.attempts):
+            try:
+                there_before = len(start) - len(todo)
+                for n in _send_tasks(server, project, todo, serve, batch, attempt == 0):
+                    progress(there_before + n, len(start))
+                break
+            except LabelStudioDown as e:  # perhaps it worked: look, do not guess
+                if not e.uncertain or attempt + 1 == server.attempts:
+                    raise
+                server._wait(server.pause_s * 2**attempt)
+                there = _keys(server, project)
+                todo = [d for d in drafts if d.sha256 not in there]
     twice = [
         Problem(
             "warning", "task twice", f"tasks {ids}", "the same picture; its answers are read once a person"

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from .collect import Collected, read_collected, write_collected
-from ..core.files import copy_file, writable_folder
+from ..core.files import Staging, copy_file
 from ..core.formats import read_dataset
 from ..core.images import read_image
 from cv_pipeline.core.types import (
@@ -686,10 +686,10 @@ def write_selected(
         replace(c.rows[i], note="; ".join(filter(None, [c.rows[i].note, f"selected: {why}"])))
         for i, why in chosen
     ]
-    writable_folder(out)
-    for row in rows:
-        copy_file(folder / row.picture, out / row.picture)
-    write_collected(out, rows)
+    with Staging(out) as part:
+        for row in rows:
+            copy_file(folder / row.picture, part / row.picture)
+        write_collected(part, rows)
     return rows
 
 # %% ../../nbs/07_annotation/04_select.ipynb #789a0d80

@@ -138,9 +138,11 @@ def select(
     ),
 ) -> None:
     "Choose what to label within a budget: unlike what is known, unsure, different, some at random."
+    from cv_pipeline.annotation.collect import unclosed
     from cv_pipeline.annotation.select import select_collected
     from cv_pipeline.inference.loading import load_model
 
+    notes(unclosed(collection))
     with share_bar("selecting") as progress:
         progress(0.0, "comparing the pictures")
         again = None if model is None else load_model(model)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import codecs
+import ctypes
 import errno
 import hashlib
 import json
@@ -28,10 +29,10 @@ from .types import ConfigError, CVPipelineError, DataError, SinkError
 # %% auto #0
 __all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'shortened', 'printable', 'json_bytes', 'draft_of', 'write_whole',
            'write_json', 'append_lines', 'Busy', 'locked', 'sweep_drafts', 'take_place', 'Staging', 'glob_escape',
-           'sync_tree', 'draft_folder', 'copy_file', 'move_file', 'copy_over', 'is_there', 'file_sha256', 'name_key',
-           'portable_name', 'unique_names', 'plain_name', 'safe_name', 'decode_text', 'read_bytes', 'read_text',
-           'parse_json', 'read_json', 'read_json_lines', 'parse_yaml', 'read_yaml', 'read_table_file', 'expecting',
-           'writing', 'read_parquet', 'read_parquet_metadata', 'read_parquet_schema']
+           'sync_tree', 'draft_folder', 'rewriting', 'copy_file', 'move_file', 'copy_over', 'is_there', 'file_sha256',
+           'name_key', 'portable_name', 'unique_names', 'plain_name', 'safe_name', 'decode_text', 'read_bytes',
+           'read_text', 'parse_json', 'read_json', 'read_json_lines', 'parse_yaml', 'read_yaml', 'read_table_file',
+           'expecting', 'writing', 'read_parquet', 'read_parquet_metadata', 'read_parquet_schema']
 
 # %% ../../nbs/00_core/02_files.ipynb #07d851ac
 _REMEDY = {
@@ -215,6 +216,11 @@ def _still_there(file: Any, path: Path) -> bool:
     except OSError:
         return False
 
+
+def _pause(since_s: float) -> float:
+    "How long to wait before asking again for a lock: some milliseconds by lot, longer after ten seconds."
+    return (0.001 + 0.009 * os.urandom(1)[0] / 255) * (1 if since_s < 10 else 10)
+
 # %% ../../nbs/00_core/02_files.ipynb #22229089
 class Busy(ConfigError):
     "Another process holds the lock; `holder` is its process id where known."
@@ -233,7 +239,7 @@ def locked(
 ) -> Iterator[None]:
     "Hold an exclusive lock on a file or folder; Busy when another process keeps it for too long."
     path = Path(path)
-    lock, until = path.with_name(f".{path.name}.lock"), clock() + wait_s
+    lock, began = path.with_name(f".{path.name}.lock"), clock()
     while True:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -246,12 +252,12 @@ def locked(
         file.seek(0)
         holder = "" if grabbed else file.read().strip()
         file.close()
-        if not grabbed and clock() >= until:
+        if not grabbed and clock() >= began + wait_s:
             error = Busy(f"{what} (process {holder or 'unknown'})", path, hint)
             error.holder = holder
             raise error
         if not grabbed:
-            sleep(0.05)
+            sleep(_pause(clock() - began))
     with file:
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -285,10 +291,24 @@ def sweep_drafts(path: Path) -> None:
                 old.unlink()
 
 
+def _exchange(a: Path, b: Path) -> bool:
+    "Let two folders swap their names in one step (Linux); False where that is impossible."
+    if sys.platform != "linux":
+        return False
+    with suppress(OSError, AttributeError):
+        names = (-100, os.fsencode(a.absolute()), -100, os.fsencode(b.absolute()), 2)  # RENAME_EXCHANGE
+        return ctypes.CDLL(None, use_errno=True).renameat2(*names) == 0
+    return False
+
+
 def take_place(folder: Path, out: Path, replace: bool) -> None:
-    "The folder becomes the target; an old one is put aside first, and back when that fails."
+    """The folder becomes the target, an old one goes away. Where the system can, both names are swapped at
+    once: a reader, or a start after a kill, finds the one or the other."""
     if not (replace and out.exists()):
         os.replace(folder, out)
+        return
+    if _exchange(folder, out):
+        shutil.rmtree(folder, ignore_errors=True)
         return
     aside = draft_of(out).with_suffix(".old")  # not .part: nobody sweeps it away
     os.replace(out, aside)
@@ -312,6 +332,9 @@ class Staging:
         self.out, self.durable, self.replace = Path(out), durable, replace
         if not replace and self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ConfigError("already exists", self.out, "give a new folder: nothing is overwritten")
+        if self.out.exists() and (os.path.ismount(self.out) or os.path.samefile(self.out, os.curdir)):
+            hint = "give a folder below it, which does not exist yet"
+            raise ConfigError("this folder cannot be put in place in one step", self.out, hint)
 
     def __enter__(self) -> Path:
         try:
@@ -375,6 +398,18 @@ def draft_folder(
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+# %% ../../nbs/00_core/02_files.ipynb #28a6761f
+@contextmanager
+def rewriting(
+    path: str | Path,  # a file that is read, changed and written again, or not there yet
+    wait_s: float = 60.0,  # for other processes: each holds it for as long as one change takes
+) -> Iterator[Path]:  # the same path
+    "Hold a file's lock for reading, changing and writing it; drafts of killed writers are removed."
+    path = Path(path)
+    with locked(path, wait_s):
+        sweep_drafts(path)
+        yield path
 
 # %% ../../nbs/00_core/02_files.ipynb #bff768e9
 def _cloned(origin: BinaryIO, file: BinaryIO) -> bool:

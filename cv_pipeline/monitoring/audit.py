@@ -24,6 +24,7 @@ from cv_pipeline.core.files import (
     name_key,
     read_json,
     read_json_lines,
+    rewriting,
     sink_error,
     writable_folder,
     write_whole,
@@ -313,7 +314,7 @@ def _looks(
 def write_audit(audit: Audit, folder: str | Path) -> Path:
     "Write sample.jsonl and audit.json; rejects a folder with another audit."
     folder = writable_folder(folder)
-    book = {
+    sheet = {
         "format": "cv_pipeline audit 1",
         "plan": asdict(audit.plan),
         "window": audit.window,
@@ -322,18 +323,15 @@ def write_audit(audit: Audit, folder: str | Path) -> Path:
         "strata": audit.strata,
         "notes": audit.notes,
     }
-    text = json.dumps(book, indent=1, ensure_ascii=False) + "\n"
-    if (folder / "audit.json").exists() and (folder / "audit.json").read_text(encoding="utf-8") != text:
-        raise ConfigError(
-            "this folder contains another audit",
-            folder,
-            "give a new folder: people may be labelling this one",
-        )
-    write_whole(
-        folder / "sample.jsonl",
-        "".join(json.dumps(asdict(look), ensure_ascii=False) + "\n" for look in audit.looks),
-    )
-    write_whole(folder / "audit.json", text)
+    text = json.dumps(sheet, indent=1, ensure_ascii=False) + "\n"
+    lines = "".join(json.dumps(asdict(look), ensure_ascii=False) + "\n" for look in audit.looks)
+    with rewriting(folder / "audit.json") as book:
+        if book.exists() and book.read_text(encoding="utf-8") != text:
+            hint = "give a new folder: people may be labelling this one"
+            raise ConfigError("this folder contains another audit", folder, hint)
+        if not book.exists():
+            write_whole(folder / "sample.jsonl", lines)
+            write_whole(book, text, durable=True)  # last: with it the audit is there
     return folder
 
 
@@ -399,9 +397,10 @@ def take_pictures(
 
 
 def _picture(path: Path, image: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 95]):
+    good, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    if not good:
         raise sink_error("cannot write an image", OSError(5, "not written"), path)
+    write_whole(path, data.tobytes())  # what is there is not taken again: never half a picture
 
 # %% ../../nbs/09_monitoring/09_audit.ipynb #e5475271
 def _again(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.escaping import html_text, link_text
-from ..core.files import read_json, write_whole
+from ..core.files import read_json, rewriting, write_whole
 from ..core.types import ConfigError, DataError
 from .runner import CARD
 
@@ -231,7 +231,12 @@ def _row(e: Entry, root: Path) -> str:
 def write_index(root: str | Path = "reports") -> Path:
     "index.html beside the reports: newest of each kind, verdicts over time, the list. One file, no network."
     root = Path(root)
-    entries = list_reports(root)
+    with rewriting(root / "index.html"):  # a report that ends meanwhile is in the one or the other
+        return _write_page(root, list_reports(root))
+
+
+def _write_page(root: Path, entries: Sequence[Entry]) -> Path:
+    "The page of these reports."
     newest = list({e.name: e for e in reversed([e for e in entries if e.day])}.values())
     head = "<tr><th>day</th><th>report</th><th>verdict</th><th>numbers</th><th></th></tr>"
     table = lambda rows: f"<table>{head}{''.join(_row(e, root) for e in rows)}</table>"
@@ -275,8 +280,8 @@ def prune_reports(
     if dry_run:
         return gone
     for e in gone:
-        shutil.rmtree(e.folder)
-        if not any(e.folder.parent.iterdir()):
-            e.folder.parent.rmdir()
+        shutil.rmtree(e.folder, ignore_errors=not e.folder.exists())  # another prune was quicker
+        with suppress(OSError):
+            e.folder.parent.rmdir()  # as long as it is empty
     write_index(root)
     return gone

@@ -373,6 +373,11 @@ def _plain(value: Any) -> Any:
     "What JSON does not know by itself."
     return value.item() if hasattr(value, "item") else str(value)
 
+
+def _only_gate(out: Path) -> bool:
+    "Whether a folder holds nothing but gate.json of an earlier try, which is replaced."
+    return out.is_dir() and {p.name for p in out.iterdir()} == {"gate.json"}
+
 # %% ../../nbs/08_training/04_gate.ipynb #fc4ee721
 @dataclass(frozen=True)
 class Candidate:
@@ -495,8 +500,7 @@ def make_candidate(
 ) -> Candidate:
     "Compare, and write the candidate when it passes."
     out, use, train, val = Path(out), settings or CandidateSettings(), data.train, data.val
-    again = out.is_dir() and {p.name for p in out.iterdir()} == {"gate.json"}
-    if not again:
+    if not _only_gate(out):
         Staging(out)  # refuses a folder that is there before any work is done
     with tempfile.TemporaryDirectory() as scratch:
         a, b = (_opened(m, Path(scratch) / who, use.threads) for m, who in ((new, "new"), (old, "old")))
@@ -530,7 +534,7 @@ def make_candidate(
             told["at the thresholds in use"] = {"new": _rates(a, sets[0]), "old": _rates(b, sets[1])}
         if train is not None:
             told["training data"] = _pictures(train, None)[1]
-        return _written(c, told, a, new, b, out, use, again)
+        return _written(c, told, a, new, b, out, use)
 
 # %% ../../nbs/08_training/04_gate.ipynb #cf2213eb
 def _written(
@@ -541,13 +545,10 @@ def _written(
     b: Model,  # the old one
     out: Path,
     use: CandidateSettings,
-    again: bool,  # whether gate.json of an earlier try is replaced
 ) -> Candidate:
     "The folder, whole."
     manifest = None
-    if again:
-        (out / "gate.json").unlink(), out.rmdir()
-    with Staging(out) as folder:
+    with Staging(out, durable=True, replace=_only_gate(out)) as folder:
         if c.verdict is Verdict.PASS:
             whole = c.slices[0]
             gate = {

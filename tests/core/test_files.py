@@ -4,6 +4,7 @@ import codecs
 import json
 import multiprocessing
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,68 @@ def test_a_held_lock_names_its_holder_and_a_killed_one_frees_it(tmp_path):
     assert caught.value.holder == str(process.pid)
     with F.locked(path, wait_s=0):
         assert (tmp_path / ".a.lock").read_text() == str(os.getpid())
+
+
+def add_word(path, who):
+    for k in range(20):
+        with F.rewriting(path):
+            F.write_json(path, [*F.read_json(path), f"{who} {k}"])
+
+
+def test_what_four_processes_read_change_and_write_is_all_kept(tmp_path):
+    path = F.write_json(tmp_path / "words.json", [])
+    assert in_processes(add_word, *((path, who) for who in range(4))) == [0] * 4
+    assert sorted(json.loads(path.read_text())) == sorted(f"{who} {k}" for who in range(4) for k in range(20))
+
+
+def test_drafts_of_killed_writers_go_and_those_of_others_stay(tmp_path):
+    gone, alive = (tmp_path / f".n.json.{pid}-0123abcd.part" for pid in (4194304, os.getpid()))
+    for draft in (gone, alive):
+        draft.write_text("half")
+    with F.rewriting(tmp_path / "n.json"):
+        pass
+    assert names(tmp_path) == [alive.name]
+
+
+def test_waiting_for_a_lock_asks_often_at_first(tmp_path):
+    slept, now = [], [0.0]
+
+    def sleep(seconds):
+        slept.append(seconds)
+        now[0] += max(seconds, 0.005)
+
+    with F.locked(tmp_path / "a"), pytest.raises(F.Busy):
+        with F.locked(tmp_path / "a", 15.0, clock=lambda: now[0], sleep=sleep):
+            pass
+    assert max(slept[:100]) <= 0.0101
+    assert 0.0101 < max(slept) < 0.11
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="two names are swapped at once on Linux only")
+def test_a_folder_is_replaced_without_a_moment_in_which_it_is_gone(tmp_path, monkeypatch):
+    F.write_whole(tmp_path / "v" / "old", "1")
+    draft = F.write_whole(tmp_path / "draft" / "new", "2").parent
+
+    def never(*names):
+        raise AssertionError("one after the other")
+
+    monkeypatch.setattr("os.replace", never)
+    F.take_place(draft, tmp_path / "v", replace=True)
+    assert [p.name for p in tmp_path.rglob("*")] == ["v", "new"]
+
+
+def test_a_folder_is_replaced_where_names_cannot_be_swapped(tmp_path, monkeypatch):
+    F.write_whole(tmp_path / "v" / "old", "1")
+    draft = F.write_whole(tmp_path / "draft" / "new", "2").parent
+    monkeypatch.setattr(F, "_exchange", lambda a, b: False)
+    F.take_place(draft, tmp_path / "v", replace=True)
+    assert [p.name for p in tmp_path.rglob("*")] == ["v", "new"]
+
+
+def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="a folder below it"):
+        F.Staging(".")
 
 
 # hostile bytes

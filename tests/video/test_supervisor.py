@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.cli import CLI, hears_ctrl_c
 from tests.helpers.waiting import until
 
-pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="sd_notify speaks through Unix sockets")
+pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="sd_notify needs Unix sockets")
 
 
 class Systemd:
