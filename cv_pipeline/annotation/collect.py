@@ -65,11 +65,12 @@ from cv_pipeline.core.files import (
     writable_folder,
     write_json,
     write_whole,
+    writing,
 )
 from ..core.formats import IMAGE_SUFFIXES
 from ..core.images import read_image
 from ..core.likeness import perceptual_hash
-from ..core.results import read_table
+from ..core.results import jsonl_files, read_table, table_files
 from cv_pipeline.core.types import (
     Clock,
     ConfigError,
@@ -509,7 +510,15 @@ def _keep(shelf: Shelf, frame: Frame, row: Collected, contends: bool) -> bool:
     shelf.flush(now=False)
     return True
 
-# %% ../../nbs/07_annotation/03_collect.ipynb #db13f0bb
+# %% ../../nbs/07_annotation/03_collect.ipynb #1df983f9
+def _to_append(folder: Path, names: Sequence[str]) -> list[Any]:
+    "Files to append to: all of them, or none."
+    with writing("cannot open the collection", folder), ExitStack() as undo:
+        files = [undo.enter_context(open(folder / name, "ab", buffering=0)) for name in names]
+        undo.pop_all()
+    return files
+
+
 class Shelf(_Prints):
     "A folder of collected images that is being filled."
 
@@ -530,9 +539,7 @@ class Shelf(_Prints):
 
     def _open(self) -> None:
         _resume(self)
-        self._file, self._tally = (
-            open(self.folder / name, "ab", buffering=0) for name in ("collected.jsonl", _TALLY)
-        )
+        self._file, self._tally = _to_append(self.folder, ("collected.jsonl", _TALLY))
         self.flush()
 
     def probability(self, row: Collected) -> float:
@@ -558,15 +565,18 @@ class Shelf(_Prints):
         if not now and self._clock() < self._due:
             return
         _write_books(self)
-        self._tally.truncate(0)
+        with writing("cannot empty the tally", self.folder):
+            self._tally.truncate(0)
         self._due = self._clock() + self.flush_s
 
     def close(self) -> None:
-        self._file.close()
-        _write_rows(self)
-        _write_books(self)
-        self._tally.close()
-        (self.folder / _TALLY).unlink(missing_ok=True)
+        with ExitStack() as undo:
+            undo.callback(self._tally.close)
+            self._file.close()
+            _write_rows(self)
+            _write_books(self)
+            with writing("cannot close the collection", self.folder):
+                (self.folder / _TALLY).unlink(missing_ok=True)
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #e0a17ba1
 def _offer(
@@ -821,12 +831,12 @@ def _log_lines(path: Path) -> Iterator[dict[str, Any]]:
                 ) from e
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #54b6a00c
-def _jsonl_looks(path: Path) -> Looks:
-    rows = list(_log_lines(path))
+def _jsonl_looks(paths: Sequence[Path]) -> Looks:
+    rows = [row for path in paths for row in _log_lines(path)]
     if not rows:
         raise DataError(
             "the log is empty: no frame with inference",
-            path,
+            paths[-1],
             "check whether the run read any frames: see its summary.json",
         )
     sources = tuple(dict.fromkeys(r["source_id"] for r in rows))
@@ -906,18 +916,14 @@ def read_log(
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError("folder not found", folder, "pass a folder written by cv-pipeline run")
-    whole = folder / "results.jsonl"
-    if (
-        not whole.exists()
-        and not (folder / "results.parquet").exists()
-        and not (folder / "results.parts").exists()
-    ):
+    lines = jsonl_files(folder)
+    if not lines and not table_files(folder):
         raise DataError(
             "no log found: neither results.jsonl nor results.parquet",
             folder,
             "pass a folder written by cv-pipeline run",
         )
-    looks = _jsonl_looks(whole) if whole.exists() else _parquet_looks(folder)
+    looks = _jsonl_looks(lines) if lines else _parquet_looks(folder)
     twice = np.flatnonzero((np.diff(looks.source) == 0) & (np.diff(looks.frame_id) == 0))
     if len(twice):
         raise DataError(

@@ -331,6 +331,7 @@ def _run_command(
         say(_INTERRUPTED)
         raise
     show_summary(summary)
+    notes(summary.get("notes", []), "note")
     say(f"results: {plain(cfg.delivery.out)}")
     return summary
 

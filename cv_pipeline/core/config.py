@@ -220,7 +220,7 @@ class RuntimeConfig(_Section):
         10, ge=1, description="With `skip`: this many consecutive failed batches end the run."
     )
 
-
+# %% ../../nbs/00_core/03_config.ipynb #7fe40124
 class DeliveryConfig(_Section):
     "Where results go."
 
@@ -228,6 +228,16 @@ class DeliveryConfig(_Section):
     parquet: bool = True
     jsonl: bool = True
     video: bool = Field(False, description="Also write an annotated H.264 video per source.")
+    roll: Literal["auto", "hour", "never"] = Field(
+        "auto",
+        description="Finish files of results every hour (UTC), in OUT/results; auto: when a source is live.",
+    )
+    max_gb: float | None = Field(
+        20.0,
+        gt=0,
+        description="Finished hours and runs that were moved aside: above this size the oldest are deleted. "
+        "None: no limit. The current hour is never deleted.",
+    )
     sinks: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Sinks of installed packages: {name: {settings}}."
     )

@@ -9,6 +9,7 @@ import codecs
 import ctypes
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -32,7 +33,7 @@ __all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'shortened', 'prin
            'sync_tree', 'draft_folder', 'rewriting', 'copy_file', 'move_file', 'copy_over', 'is_there', 'file_sha256',
            'name_key', 'portable_name', 'unique_names', 'plain_name', 'safe_name', 'decode_text', 'read_bytes',
            'read_text', 'parse_json', 'read_json', 'read_json_lines', 'parse_yaml', 'read_yaml', 'read_table_file',
-           'expecting', 'writing', 'read_parquet', 'read_parquet_metadata', 'read_parquet_schema']
+           'expecting', 'writing', 'read_parquet', 'read_parquet_metadata', 'read_parquet_schema', 'parquet_groups']
 
 # %% ../../nbs/00_core/02_files.ipynb #07d851ac
 _REMEDY = {
@@ -874,6 +875,19 @@ def read_parquet_schema(path: str | Path, error: type[CVPipelineError] = DataErr
     import pyarrow.parquet as pq
 
     return _guarded_parquet(path, error, lambda file: pq.read_schema(file))
+
+
+def parquet_groups(
+    path: str | Path,
+    error: type[CVPipelineError] = DataError,
+) -> Iterator[Any]:  # pyarrow.Table
+    "The row groups of a single Parquet file, one after the other; a typed error when it is invalid."
+    import pyarrow.parquet as pq
+
+    whole = lambda place: pq.ParquetFile(place if isinstance(place, (str, Path)) else io.BytesIO(place.read()))
+    with _guarded_parquet(path, error, whole) as file:
+        for k in range(file.num_row_groups):
+            yield _guarded_parquet(path, error, lambda _, k=k: file.read_row_group(k))
 
 
 def _guarded_parquet(path: str | Path, error: type[CVPipelineError], read: Callable[[Any], Any]) -> Any:

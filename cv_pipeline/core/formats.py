@@ -333,7 +333,11 @@ def scan_dataset(
     if images and not images.is_dir():
         raise DataError("image folder not found", images)
     label_folders.cache_clear()  # folders may have changed
-    reading = _read_any(path, split, images, labels == "required")
+    try:
+        reading = _read_any(path, split, images, labels == "required")
+    except OSError as e:
+        hint = "check its permissions, and how many files may be open (ulimit -n)"
+        raise DataError(f"cannot be read: {e.strerror or e}", e.filename or path, hint) from e
     items, found = reading.items, reading.problems
     if not items and not any(p.severity == "error" for p in found):
         known = ", ".join(dataset_splits(path))

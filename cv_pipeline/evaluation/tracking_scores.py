@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from ..core.formats import mot_rows
-from ..core.results import read_results
+from ..core.results import read_results, table_files
 from ..core.types import DataError, Detections, box_iou
 
 # %% auto #0
@@ -425,8 +425,7 @@ def _answers(result: Path) -> dict[str, Any]:
     if result.is_file():
         return {_name(result): result}
     files = {p.stem: p for p in sorted(result.glob("*.txt"))}
-    is_run = any((result / name).exists() for name in ("results.parquet", "results.parts"))
-    return read_run(result) if is_run or not files else files
+    return read_run(result) if not files or table_files(result) else files
 
 
 def _name(path: Path) -> str:

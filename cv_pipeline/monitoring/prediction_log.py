@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -454,7 +455,20 @@ def read_log(
     embedding: str | None = None,  # vectors of this descriptor only, where there are several
 ) -> PredictionLog:
     "Read a period of a prediction log. DataError when it is empty, or has embeddings of several descriptors."
-    folder, a, b, books = Path(folder), instant(since, "since"), instant(until, "until"), _Books()
+    for _ in range(20):
+        with suppress(FileNotFoundError):  # a run that goes on has merged parts meanwhile
+            return _read(Path(folder), since, until, cameras, embedding)
+    raise DataError("the log changes faster than it can be read", folder, "read a period that is over")
+
+# %% ../../nbs/09_monitoring/02_prediction_log.ipynb #49dd569f
+def _read(
+    folder: Path,
+    since: datetime | str | None,
+    until: datetime | str | None,
+    cameras: Sequence[str] | None,
+    embedding: str | None,
+) -> PredictionLog:
+    a, b, books = instant(since, "since"), instant(until, "until"), _Books()
     if a is not None and b is not None and a >= b:
         raise ConfigError(f"{since} is not before {until}", "since, until")
     if not (folder / "frames").is_dir():
@@ -468,6 +482,7 @@ def read_log(
     for path in paths:
         table, said = _checked(path, "frames", books.notes)
         if table is None:
+            path.stat()  # it has gone?
             broken.append(path)
             continue
         if not len(table):
@@ -482,6 +497,7 @@ def read_log(
             )
         parts.append(frames)
         boxes.append(books.boxes(_boxes_beside(path, books, broken), frames))
+        path.stat()  # boxes go first
     if not parts:
         raise DataError(
             _nothing(folder, broken, (a, b), cameras),

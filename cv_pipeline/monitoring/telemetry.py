@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 import time
 import uuid
 from collections import Counter, deque
@@ -16,13 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 
+from ..core.background import BACKGROUND, REAL_CLOCKS
 from cv_pipeline.core.files import (
     append_lines,
     plain_name,
@@ -33,6 +35,7 @@ from cv_pipeline.core.files import (
     write_whole,
     writing,
 )
+from ..core.tables import FAN
 from ..core.types import Clock, DataError, Decision, FrameResult, SinkError, check_rules, utc_now
 from cv_pipeline.monitoring.frame_statistics import (
     CELLS,
@@ -434,43 +437,55 @@ def models_in(metadata: dict[bytes, bytes] | None) -> list[tuple[str, str]]:
     return []
 
 
-def _with_models(table: Any, models: Sequence[tuple[str, str]]) -> Any:
-    "A table that names these models."
+_GROUP_ROWS = 20_000  # of a merged file, held in memory
+
+
+def _join(out: Path, paths: Sequence[Path], schema: Any, models: Sequence[tuple[str, str]]) -> None:
+    "Write the rows of several files into one that names these models, some tens of thousands at a time."
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     said = json.dumps(sorted(set(models))).encode()
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), b"cv_pipeline.models": said})
+    schema = schema.with_metadata({**(schema.metadata or {}), b"cv_pipeline.models": said})
 
+    def stream(file: BinaryIO) -> None:
+        held = [schema.empty_table()]
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for path in paths:
+                held.append(read_parquet(path))
+                if sum(map(len, held)) >= _GROUP_ROWS or path == paths[-1]:
+                    table = pa.concat_tables(held, promote_options="default")
+                    writer.write_table(table.replace_schema_metadata(schema.metadata))
+                    held = [schema.empty_table()]
 
+    with writing("cannot write a part of the prediction log", out):
+        write_whole(out, stream, durable=True)
+
+# %% ../../nbs/09_monitoring/01_telemetry.ipynb #44a05f21
 def _merge(paths: Sequence[Path]) -> int:
     """Parts of one day and camera as one, boxes first; then the parts go. How many: a pair that cannot be
-    read stays where it is."""
+    read stays where it is. In memory is one pair at a time."""
     import pyarrow as pa
 
     kept, name = [], paths[0].with_name(f"part-merged-{uuid.uuid4().hex[:8]}-000000.parquet")
     for p in paths:
         with suppress(DataError):
-            kept.append((p, read_parquet(p), read_parquet(twin_of(p)) if twin_of(p).exists() else None))
+            kept.append((p, *(read_parquet(f).schema for f in (p, twin_of(p)) if f.exists())))
     if len(kept) < 2:
         return 0
-    models = [m for _, frames, _ in kept for m in models_in(frames.schema.metadata)]
-    join = lambda found: _with_models(
-        pa.concat_tables([t for t in found if t is not None], promote_options="default"), models
-    )
+    models = [m for _, frames, *_ in kept for m in models_in(frames.metadata)]
     try:
-        tables = [
-            (target, join(found))
-            for target, found in ((twin_of(name), [b for _, _, b in kept]), (name, [f for _, f, _ in kept]))
-            if any(t is not None for t in found)
-        ]
-    except pa.ArrowException:
-        return 0  # columns that do not go together
-    try:
-        for target, table in tables:
-            _write_table(target, table)
-    except SinkError:
+        boxes = [twin_of(p) for p, _, *twin in kept if twin]
+        if boxes:
+            _join(twin_of(name), boxes, pa.unify_schemas([twin[0] for _, _, *twin in kept if twin]), models)
+        _join(name, [p for p, *_ in kept], pa.unify_schemas([frames for _, frames, *_ in kept]), models)
+    except (pa.ArrowException, DataError, SinkError) as e:
         with suppress(OSError):
             twin_of(name).unlink(missing_ok=True)
-        raise
-    for file in [f for p, _, _ in kept for f in (p, twin_of(p))]:
+        if isinstance(e, SinkError):
+            raise
+        return 0  # columns that do not go together
+    for file in [f for p, *_ in kept for f in (p, twin_of(p))]:
         try:
             file.unlink(missing_ok=True)
         except OSError as e:
@@ -478,6 +493,7 @@ def _merge(paths: Sequence[Path]) -> int:
     return len(kept)
 
 # %% ../../nbs/09_monitoring/01_telemetry.ipynb #d1c47e02
+_PATIENCE_S = 1.0  # how long closing waits for merging
 DRAFTS = "*/date=*/camera=*/.part-*.part"  # as `draft_of` calls them
 _DRAFT_S = 6 * 3600  # a draft is written in seconds: one so old is of a killed run
 
@@ -487,6 +503,7 @@ def compact_log(
     before: str | None = None,  # YYYY-MM-DD: only days before this one; None: all but the newest
     largest: int = 128_000_000,  # bytes of parts that become one file
     now: datetime | None = None,  # None: by the clock
+    go_on: Callable[[], bool] = lambda: True,  # asked before each file; the rest stays for the next time
 ) -> int:  # parts that became part of a larger file
     "Merge the parts of days that are over. Broken files are left where they are."
     folder, now = Path(folder), now or utc_now()
@@ -502,6 +519,7 @@ def compact_log(
         if d < last
         for place in sorted(folder.glob(f"frames/date={d}/camera=*"))
         for paths in _groups(place, largest)
+        if go_on()
     )
 
 # %% ../../nbs/09_monitoring/01_telemetry.ipynb #49651073
@@ -519,8 +537,10 @@ class PartWriter:
         self.folder, self.metadata, self.max_bytes, self.now = folder, metadata, max_bytes, now
         self.tally, self.parts, self.problem = Counter(), 0, ""
         self._bytes = sum(log_bytes(folder).values()) if max_bytes is not None else 0
-        self._own, self._day = 0, ""
+        self._own, self._day, self._until = 0, "", float("inf")
+        self._stored: Counter[tuple[str, str]] = Counter()
         self._pool, self._under_way, self._failed = ThreadPoolExecutor(1, "telemetry"), deque(), []
+        self._merging = ThreadPoolExecutor(1, "telemetry merge")  # no part waits until others are merged
 
     def put(self, rows: _Rows) -> None:
         "Hand a buffer over; raises what went wrong with an earlier one."
@@ -539,24 +559,24 @@ class PartWriter:
                 self._failed.append(rows)
                 raise error
 
+    @property
+    def busy(self) -> bool:
+        "Whether `put` would wait."
+        return len(self._under_way) > 1 and not self._under_way[0][0].done()
+
     def finish(self) -> None:
         "Everything on disk, what failed before too; the first error when that does not work either."
-        while self._under_way:
-            with suppress(Exception):
-                self.settle(0)  # it is among the failed now
-        failed, self._failed, first = self._failed, [], None
-        for rows in failed:
-            try:
-                _store(self, rows)
-            except Exception as e:
-                self._failed.append(rows)
-                first = first or e
-        if first is not None:
-            raise first
+        _finish(self)
 
     def close(self) -> None:
-        with self._pool:  # its thread ends, whatever happens
+        self._until = time.monotonic() + _PATIENCE_S
+        try:
             self.finish()
+        finally:
+            try:
+                self._pool.shutdown()
+            finally:
+                self._merging.shutdown()
 
 # %% ../../nbs/09_monitoring/01_telemetry.ipynb #2d1492ab
 def _store(w: PartWriter, rows: _Rows) -> None:
@@ -571,20 +591,60 @@ def _store(w: PartWriter, rows: _Rows) -> None:
         w.problem = str(e) or repr(e)
 
 
+def _merge_in_background(w: PartWriter, work: Callable[[], int]) -> None:
+    "Let parts be merged by a thread of its own; it may fail, and there is another time."
+
+    def merge() -> None:
+        try:
+            w.tally["merged"] += work() if time.monotonic() < w._until else 0
+        except Exception as e:
+            w.tally["untidied"] += 1
+            w.problem = str(e) or repr(e)
+
+    w._merging.submit(merge)
+
+
+def _own_parts(w: PartWriter, day: str, camera: str) -> int:
+    "Merge the parts that this run has written of a camera today, when there are enough."
+    place = w.folder / "frames" / f"date={day}" / camera_folder(camera)
+    paths = sorted(place.glob(f"part-{w.metadata['cv_pipeline.run'][:12]}-*.parquet"))
+    return _merge(paths) if len(paths) >= FAN else 0
+
+
+def _finish(w: PartWriter) -> None:
+    while w._under_way:
+        with suppress(Exception):
+            w.settle(0)  # it is among the failed now
+    failed, w._failed, first = w._failed, [], None
+    for rows in failed:
+        try:
+            _store(w, rows)
+        except Exception as e:
+            w._failed.append(rows)
+            first = first or e
+    if first is not None:
+        raise first
+
+# %% ../../nbs/09_monitoring/01_telemetry.ipynb #842a0766
 def _tidy(w: PartWriter, rows: _Rows) -> None:
-    """Merge what is over when a day begins; count the log again after each fiftieth of its limit, for other
-    runs write into it too, and delete what is too much."""
+    """Merge what is over when a day begins, and every FAN parts of a camera; count the log again after each
+    fiftieth of its limit, for other runs write into it too, and delete what is too much."""
     now, spare = w.now(), (w.max_bytes or 0) // 50
-    days = (
+    days = [
         f"{EPOCH + timedelta(days=d):%Y-%m-%d}"
         for d in np.unique(rows.rows["captured_at"][: rows.count] // _DAY).tolist()
-    )
+    ]
     day = max((d for d in days if d <= _tomorrow(now)), default="")
     if day > w._day:
         w._day = day
-        w.tally["merged"] += compact_log(
-            w.folder, day, now=now, **({} if w.max_bytes is None else {"largest": w.max_bytes // 10})
-        )
+        largest = {} if w.max_bytes is None else {"largest": w.max_bytes // 10}
+        go_on = lambda: time.monotonic() < w._until
+        _merge_in_background(w, lambda: compact_log(w.folder, day, now=now, go_on=go_on, **largest))
+        w._stored.clear()
+    for d in days:
+        w._stored[d, rows.camera] += 1
+        if w._stored[d, rows.camera] % FAN == 0:
+            _merge_in_background(w, partial(_own_parts, w, d, rows.camera))
     if w.max_bytes is None or (w._own < spare and w._bytes + w._own <= w.max_bytes):
         return
     w._bytes, w._own = sum(log_bytes(w.folder).values()), 0
@@ -616,10 +676,17 @@ class LogSettings:
         ]
         check_rules("settings of the log", self, rules)
 
-# %% ../../nbs/09_monitoring/01_telemetry.ipynb #2f6b92fd
+
+def _facts(settings: LogSettings, run: str) -> dict[str, str]:
+    "The metadata of every part."
+    embedding = settings.descriptor.name if settings.descriptor else ""
+    facts = {"schema": str(SCHEMA_VERSION), "embedding": embedding, "run": run}
+    return {f"cv_pipeline.{key}": value for key, value in facts.items()}
+
+
 Listener = Callable[[FrameResult, FrameStatistics], None]
 
-
+# %% ../../nbs/09_monitoring/01_telemetry.ipynb #2f6b92fd
 class TelemetrySink:
     "Writes the prediction log of a running pipeline; a Sink."
 
@@ -636,33 +703,39 @@ class TelemetrySink:
         self.descriptor, self.embed_every, self.unasked_fps = s.descriptor, s.embed_every, s.unasked_fps
         self.part_rows, self.part_seconds = s.part_rows, s.part_seconds
         self.listeners, self.run, self._clock = list(listeners), uuid.uuid4().hex, clock
-        embedding = s.descriptor.name if s.descriptor else ""
-        facts = {"schema": str(SCHEMA_VERSION), "embedding": embedding, "run": self.run}
-        metadata = {f"cv_pipeline.{key}": value for key, value in facts.items()}
-        self._writer = PartWriter(self.folder, metadata, s.max_bytes, now)
+        self._writer = PartWriter(self.folder, _facts(s, self.run), s.max_bytes, now)
         self._rows, self._last, self._nth, self._due = {}, {}, Counter(), float("inf")
+        self._lock, self._timed = threading.RLock(), clock in REAL_CLOCKS
+        self._problem: BaseException | None = None
+        if self._timed:
+            BACKGROUND.add(self)
 
     @property
     def tally(self) -> Counter:
-        return (
-            self._writer.tally
-        )  # frames, detections, files, left_out, merged, deleted_bytes, deleted_days, untidied
+        "frames, detections, files, left_out, merged, deleted_bytes, deleted_days, untidied"
+        return self._writer.tally
 
     def write(self, result: FrameResult) -> None:
-        _log_frame(self, result, self._clock())
+        with self._lock:
+            _log_frame(self, result, self._clock())
 
     def flush(self) -> None:
         "All rows on disk, now; what failed before is tried again."
-        with suppress(Exception):
-            _hand_over(self, list(self._rows))  # what fails is kept by the writer
-        self._writer.finish()
+        _all_over(self, self._writer.finish)
+
+    def tick(self) -> None:
+        "Buffers that are due go to the writer, a few at a time: no frame waits for it."
+        _tick(self)
+
+    def fail(self, error: BaseException) -> None:
+        self._problem = self._problem or error
 
     def close(self) -> None:
         try:
-            with suppress(Exception):
-                _hand_over(self, list(self._rows))
+            BACKGROUND.remove(self)
         finally:
-            self._writer.close()
+            _all_over(self, self._writer.close)
+        _raise_problem(self)
 
     def summary(self) -> dict[str, Any]:
         "For summary.json."
@@ -675,6 +748,16 @@ class TelemetrySink:
         }
 
 # %% ../../nbs/09_monitoring/01_telemetry.ipynb #2d94c193
+def _raise_problem(sink: TelemetrySink) -> None:
+    "Raise what went wrong in the background, once."
+    error, sink._problem = sink._problem, None
+    if isinstance(error, SinkError):
+        raise error
+    if error is not None:
+        what = f"the background thread raised {type(error).__name__}: {error}"
+        raise SinkError(what, sink.folder, "data written before is intact") from error
+
+
 def _wanted(sink: TelemetrySink, result: FrameResult) -> bool:
     "Whether a frame gets a row: every frame with inference, some of the others."
     if result.inferred or result.status != "ok" or sink.unasked_fps is None:
@@ -687,6 +770,23 @@ def _wanted(sink: TelemetrySink, result: FrameResult) -> bool:
     return True
 
 
+def _all_over(sink: TelemetrySink, then: Callable[[], None]) -> None:
+    "All buffers to the writer."
+    with sink._lock:
+        with suppress(Exception):
+            _hand_over(sink, list(sink._rows))  # what fails is kept by the writer
+        then()
+
+
+def _tick(sink: TelemetrySink) -> None:
+    with sink._lock:
+        sink._writer.settle(2)
+        now = sink._clock()
+        for camera in [c for c, r in sink._rows.items() if r.due <= now] if now >= sink._due else ():
+            if not sink._writer.busy:
+                _hand_over(sink, [camera])
+
+# %% ../../nbs/09_monitoring/01_telemetry.ipynb #f3ea5f2f
 def _log_frame(sink: TelemetrySink, result: FrameResult, now: float) -> None:
     "One frame into the buffers; buffers that are full or old go to the writer."
     camera, image = result.frame.source_id, result.frame.image
@@ -694,11 +794,14 @@ def _log_frame(sink: TelemetrySink, result: FrameResult, now: float) -> None:
         _take(sink, result, camera, image, now)
     else:
         sink.tally["left_out"] += 1
-    due = [c for c, r in sink._rows.items() if r.due <= now] if now >= sink._due else []
+    # the timer brings it to disk in time; it is late when its thread is busy, or is no more
+    late = now - (sink.part_seconds + 1.0) * sink._timed
+    due = [c for c, r in sink._rows.items() if r.due <= late] if late >= sink._due else []
     if camera in sink._rows and sink._rows[camera].count >= sink.part_rows and camera not in due:
         due.append(camera)
     if due:
         _hand_over(sink, due)
+    _raise_problem(sink)
 
 
 def _take(sink: TelemetrySink, result: FrameResult, camera: str, image: np.ndarray, now: float) -> None:
@@ -717,7 +820,7 @@ def _take(sink: TelemetrySink, result: FrameResult, camera: str, image: np.ndarr
 
 def _hand_over(sink: TelemetrySink, cameras: Sequence[str]) -> None:
     "Buffers of some cameras to the writer, all of them; then the first error."
-    first = None
+    first: Exception | None = None
     for camera in cameras:
         try:
             sink._writer.put(sink._rows.pop(camera))

@@ -21,6 +21,8 @@ from ..core.config import HealthConfig, RunConfig, SourceConfig, TrackerConfig, 
 from ..core.files import locked, writable_folder, write_json, writing
 from ..core.http_server import Guard
 from ..core.masking import masked, masked_values
+from ..core.runs import begin_run, end_run, notes_of_run
+from ..core.tables import Hours
 from cv_pipeline.core.types import (
     ConfigError,
     CVPipelineError,
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'installed_sinks',
            'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory',
-           'configured_rules', 'check_run', 'open_sinks', 'output_folder', 'environment', 'health_guard',
+           'configured_rules', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment', 'health_guard',
            'build_pipeline', 'supervised', 'run_config', 'describe']
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ad57d458
@@ -428,17 +430,26 @@ def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
         plugin_class(name, config.delivery.out, settings)
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ee0435d0
+def rolling(config: RunConfig) -> Hours | None:
+    "Where finished hours of a run go; None when it writes one file of each kind."
+    d = config.delivery
+    live = any(s.realtime or is_camera(s.uri) or is_stream(s.uri) for s in config.sources)
+    if d.roll == "never" or (d.roll == "auto" and not live):
+        return None
+    return Hours(d.out, None if d.max_gb is None else d.max_gb * 1e9)
+
+
 def _own_sinks(config: RunConfig) -> Iterator[Sink]:
     "The sinks of this package that a configuration asks for; what few runs need is imported when needed."
-    d, rules = config.delivery, configured_rules(config)
+    d, rules, hours = config.delivery, configured_rules(config), rolling(config)
     if d.parquet:
-        yield ParquetSink(d.out)
+        yield ParquetSink(d.out, hours=hours)
     if d.jsonl:
-        yield JsonlSink(d.out / "results.jsonl")
+        yield JsonlSink(d.out / "results.jsonl", hours=hours)
     if d.video:
-        yield VideoSink(d.out)
+        yield VideoSink(d.out, hours=hours)
     if rules is not None:
-        yield EventSink(d.out, rules)
+        yield EventSink(d.out, rules, hours=hours)
     if config.telemetry is not None:
         from cv_pipeline.monitoring.exporter import open_telemetry
 
@@ -456,13 +467,15 @@ def _close_quietly(part: Any) -> None:
 
 
 def open_sinks(config: RunConfig) -> list[Sink]:
-    "Everything that a run writes to: this package's sinks, then those of others."
+    """Everything that a run writes to: this package's sinks, then those of others. What an unclosed run left
+    in the folder is moved aside."""
     plugins: list[Sink] = []
     own: list[Sink] = []
     with ExitStack() as undo:
         for name, settings in config.delivery.sinks.items():
             plugins.append(open_plugin(name, config.delivery.out, settings))
             undo.callback(_close_quietly, plugins[-1])
+        begin_run(config.delivery.out)
         for sink in _own_sinks(config):
             own.append(sink)
             undo.callback(_close_quietly, sink)
@@ -539,6 +552,12 @@ def supervised(tick: Callable[[Pipeline], None] | None) -> Callable[[Pipeline], 
     return both
 
 
+def _ended(out: Path, pipeline: Pipeline) -> None:
+    "Unmark the folder, unless a thread hangs that may still write."
+    if not pipeline.unfinished:
+        end_run(out)
+
+
 def run_config(
     config: RunConfig,
     tick: Callable[[Pipeline], None] | None = None,  # called about five times a second, for progress
@@ -566,9 +585,12 @@ def run_config(
                 pipeline.run(supervised(tick))
                 summary = describe(pipeline, config)
                 write_json(out / "summary.json", summary)
+                _ended(out, pipeline)
             except BaseException as e:
                 pipeline.fail(e)
                 _leave_summary(out, pipeline, config, e)
+                with suppress(Exception):  # the first error counts
+                    _ended(out, pipeline)
                 raise
             return summary
     except Exception as e:
@@ -598,9 +620,11 @@ def describe(pipeline: Pipeline, config: RunConfig) -> dict[str, Any]:
     sinks = () if pipeline.unfinished else pipeline.sinks  # one that hangs is not asked
     told = {name: _told(s) for name, s in zip(sink_names(sinks), sinks) if isinstance(s, SummarySink)}
     kept = {name: summary for name, summary in told.items() if summary is not None}
+    notes = notes_of_run(config.delivery.out)
     return {
         **pipeline.summary(),
         **({"sinks": kept} if kept else {}),
+        **({"notes": notes} if notes else {}),
         "config": settings,
         "environment": environment(),
     }

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from ..core.results import read_table
+from ..core.tables import Hours, PartedTable
 from ..core.types import Clock, ConfigError, FrameResult, MissingExtraError
 from ..core.viz import colour_of
 from ..tracking.zones import Event, LineRule, Rules, RuleWatch, ZoneConfig, placed
-from .sinks import PartedTable
 
 # %% auto #0
 __all__ = ['events_schema', 'events_table', 'read_events', 'EventSink', 'call_each', 'draw_rules']
@@ -50,6 +50,9 @@ class _EventRows:
 
     def add(self, events: Sequence[Event]) -> None:
         self.events += events
+
+    def extend(self, later: _EventRows) -> None:
+        self.events += later.events
 
     @property
     def count(self) -> int:
@@ -120,6 +123,7 @@ class EventSink(_Tally):
         *,
         part_seconds: float = 5.0,  # seconds after which an event is on disk at the latest
         clock: Clock = time.monotonic,
+        hours: Hours | None = None,  # finish a file every hour; None: one file
     ):
         if not rules.zones and not rules.lines:
             raise ConfigError(
@@ -132,6 +136,7 @@ class EventSink(_Tally):
         self._table = PartedTable(
             folder, "events", _EventRows, events_table, part_seconds=part_seconds, clock=clock
         )
+        self._table.roll(hours)
 
     def write(self, result: FrameResult) -> None:
         if result.status != "ok" or not result.inferred:

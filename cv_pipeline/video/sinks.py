@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,14 +20,15 @@ import cv2
 import numpy as np
 
 from ..core.animations import colour_video, video_frame
-from ..core.files import json_bytes, safe_name, sink_error, writable_folder, write_whole
-from ..core.results import RUN_KEY, merge_results, results_schema, unfinished_parts
+from ..core.files import json_bytes, move_file, safe_name, sink_error, writable_folder, write_whole
+from ..core.results import RUN_KEY, results_schema
+from ..core.tables import Hours, PartedTable
 from ..core.types import Clock, Decision, Detections, Frame, FrameResult, SinkError
 from ..core.viz import Trails, draw_detections
 
 # %% auto #0
-__all__ = ['STILLS_A_SECOND', 'KNOWN_FOR', 'PALE', 'result_record', 'JsonlSink', 'PartedTable', 'ParquetSink', 'is_still',
-           'letterboxed', 'VideoSink', 'CallbackSink']
+__all__ = ['STILLS_A_SECOND', 'KNOWN_FOR', 'PALE', 'result_record', 'JsonlSink', 'ParquetSink', 'is_still', 'letterboxed',
+           'VideoSink', 'CallbackSink']
 
 # %% ../../nbs/04_video/06_sinks.ipynb #04927f60
 _DECISION = np.array([d.name.lower() for d in sorted(Decision)])  # code → "accept", "review", "drop"
@@ -78,6 +77,31 @@ def result_record(result: FrameResult) -> dict[str, Any]:
     }
 
 # %% ../../nbs/04_video/06_sinks.ipynb #0563a45a
+def _opened(path: Path, mode: str) -> Any:
+    try:
+        return open(path, mode, buffering=0)
+    except OSError as e:
+        raise sink_error("cannot open the file", e, path) from e
+
+
+def _turn_hour(sink: JsonlSink) -> None:
+    "Begin another file when an hour is over."
+    if sink._hours is None or (hour := sink._hours.label()) == sink._hour:
+        return
+    _to_finished(sink)
+    if sink._file.closed:
+        sink._file = _opened(sink.path, "wb+")
+    sink._hour = hour
+
+
+def _to_finished(sink: JsonlSink) -> None:
+    "Give the file to the finished hours."
+    if sink._hours is not None and sink._size:
+        sink._file.close()
+        move_file(sink.path, sink._hours.place(sink.path.stem, sink._hour, ".jsonl"))
+        sink.hours_finished, sink._size, sink._torn = sink.hours_finished + 1, 0, False
+
+# %% ../../nbs/04_video/06_sinks.ipynb #a7cfcd7d
 class JsonlSink:
     "One JSON line a frame, in the operating system's hands before `write` returns."
 
@@ -87,13 +111,12 @@ class JsonlSink:
         self,
         path: str | Path,  # e.g. out/results.jsonl
         append: bool = False,  # append to an existing file; False: replace it
+        hours: Hours | None = None,  # finish a file every hour; None: one file
     ):
-        self.path, self.lines = Path(path), 0
+        self.path, self.lines, self.hours_finished = Path(path), 0, 0
+        self._hours, self._hour = hours, hours.label() if hours else ""
         writable_folder(self.path.parent)
-        try:
-            self._file: BinaryIO = open(self.path, "ab+" if append else "wb+", buffering=0)
-        except OSError as e:
-            raise sink_error("cannot open the file", e, self.path) from e
+        self._file: BinaryIO = _opened(self.path, "ab+" if append else "wb+")
         self._size = self._file.seek(0, 2)
         if self._size and append:  # a torn last line of a killed run gets its end
             self._file.seek(-1, 2)
@@ -102,6 +125,7 @@ class JsonlSink:
             self._torn = False
 
     def write(self, result: FrameResult) -> None:
+        _turn_hour(self)
         line = b"\n" * self._torn + json_bytes(result_record(result), separators=(",", ":")) + b"\n"
         try:
             left = memoryview(line)
@@ -115,6 +139,8 @@ class JsonlSink:
 
     def close(self) -> None:
         self._file.close()
+        if self.hours_finished:
+            _to_finished(self)
 
 # %% ../../nbs/04_video/06_sinks.ipynb #bc175074
 class _Rows:
@@ -130,6 +156,11 @@ class _Rows:
             (d.xyxy.copy(), d.confidence.copy(), d.class_id.copy(), d.tracker_id.copy(), _decisions(result))
         )
         self.count += len(d)
+
+    def extend(self, later: _Rows) -> None:
+        self.frames += later.frames
+        self.columns += later.columns
+        self.count += later.count
 
 
 def _labels(names: Sequence[tuple[str, ...]], counts: np.ndarray, class_id: np.ndarray) -> list[str]:
@@ -179,73 +210,6 @@ def _table(rows: _Rows, run: str) -> Any:
         [pa.array(c, type=field.type) for c, field in zip(columns, schema)], schema=schema
     )
 
-# %% ../../nbs/04_video/06_sinks.ipynb #9d560d68
-def _set_aside(folder: Path, name: str) -> None:
-    "Make an empty folder for parts; what a killed run left there moves to results.interrupted-1, -2, …"
-    parts = folder / f"{name}.parts"
-    if unfinished_parts(folder, name):
-        names = (folder / f"{name}.interrupted-{i}" for i in range(1, 10**6))
-        aside = writable_folder(next(path for path in names if not path.exists()))
-        parts.rename(aside / parts.name)
-    shutil.rmtree(parts, ignore_errors=True)
-    writable_folder(parts)
-
-# %% ../../nbs/04_video/06_sinks.ipynb #cc59eac3
-class PartedTable:
-    """Rows of any kind in `<name>.parquet`; whole parts on disk every few seconds until then. Safe to use
-    from several threads."""
-
-    def __init__(
-        self,
-        folder: str | Path,
-        name: str,  # of the file, without .parquet
-        new_rows: Callable[[], Any],  # an empty collection of rows, with `add(item)` and `count`
-        # rows and the run's number → pyarrow.Table with RUN_KEY in its metadata
-        to_table: Callable[[Any, str], Any],
-        part_rows: int = 50_000,  # rows after which a part is written
-        part_seconds: float = 5.0,  # or seconds since the first row that is not on disk yet
-        max_pending: int = 1_000_000,  # rows kept in memory while the disk is full
-        clock: Clock = time.monotonic,
-    ):
-        self.folder, self.table, self.run = writable_folder(folder), name, uuid.uuid4().hex
-        self.part_rows, self.part_seconds, self.max_pending = part_rows, part_seconds, max_pending
-        self._new_rows, self._to_table, self._clock = new_rows, to_table, clock
-        self._rows, self._due, self._lock = new_rows(), 0.0, threading.Lock()
-        self.rows_written = self._number = 0
-        _set_aside(self.folder, name)
-
-    def add(self, item: Any = None) -> None:
-        "Keep the rows of an item; None only brings what waits for too long to disk."
-        with self._lock:
-            if self._rows.count >= self.max_pending:
-                self._flush()
-            if not self._rows.count:
-                self._due = self._clock() + self.part_seconds
-            if item is not None:
-                self._rows.add(item)
-            late = self._rows.count >= self.part_rows or self._clock() >= self._due
-        if late and self._rows.count:
-            self.flush()
-
-    def flush(self) -> None:
-        "Write a part now, with all rows that are not on disk yet."
-        with self._lock:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow.parquet as pq
-
-        table, self._due = self._to_table(self._rows, self.run), self._clock() + self.part_seconds
-        part = self.folder / f"{self.table}.parts" / f"part-{self._number:06d}.parquet"
-        write_whole(part, lambda f: pq.write_table(table, f, compression="zstd"), durable=True)
-        self.rows_written, self._number = self.rows_written + len(table), self._number + 1
-        self._rows = self._new_rows()
-
-    def close(self) -> None:
-        if self._rows.count or not self._number:
-            self.flush()  # a run without rows leaves an empty table, not none
-        merge_results(self.folder, name=self.table)
-
 # %% ../../nbs/04_video/06_sinks.ipynb #025e9819
 class ParquetSink(PartedTable):
     "One row a detection in `results.parquet`; whole parts on disk every few seconds until then."
@@ -260,11 +224,17 @@ class ParquetSink(PartedTable):
         part_seconds: float = 5.0,  # or seconds since the first row that is not on disk yet
         max_pending: int = 1_000_000,  # rows kept in memory while the disk is full (about 50 MB)
         clock: Clock = time.monotonic,
+        hours: Hours | None = None,  # finish a file every hour; None: one file
     ):
         super().__init__(folder, "results", _Rows, _table, part_rows, part_seconds, max_pending, clock)
+        self.roll(hours)
 
     def write(self, result: FrameResult) -> None:
         self.add(result if len(result.detections) else None)
+
+    def summary(self) -> dict[str, Any] | None:
+        "For summary.json, when the run was rolled: finished hours, and what was deleted."
+        return self.rolled()
 
 # %% ../../nbs/04_video/06_sinks.ipynb #47b99b33
 STILLS_A_SECOND = 2.0  # how fast pictures of a folder without a rate are shown
@@ -298,6 +268,8 @@ class _Clip:
 
     first: datetime | None  # capture time of the first frame
 
+    hour = ""  # in which it was begun; empty: not rolled
+
     def __init__(
         self, path: Path, size: tuple[int, int], fps: float | None, crf: int, preset: str, threads: int
     ):  # fps: None: as captured
@@ -318,11 +290,8 @@ class _Clip:
             options={"preset": preset, "crf": str(crf), "tune": "zerolatency"},
         )
         stream.width, stream.height, stream.pix_fmt = size[0] + size[0] % 2, size[1] + size[1] % 2, "yuv420p"
-        stream.codec_context.time_base, stream.codec_context.gop_size, stream.codec_context.thread_count = (
-            Fraction(1, 90_000),
-            60,
-            threads,
-        )
+        stream.codec_context.time_base = Fraction(1, 90_000)
+        stream.codec_context.gop_size, stream.codec_context.thread_count = 60, threads
         colour_video(stream)
         self._stream = stream
 
@@ -351,14 +320,31 @@ class _Clip:
 def _clip_for(sink: VideoSink, frame: Frame, size: tuple[int, int]) -> _Clip:
     "The source's open file; another one when the size changes, except for still pictures."
     source, clip = frame.source_id, sink._clips.get(frame.source_id)
-    if clip is not None and (clip.size == size or is_still(frame)):
+    hour = sink._hours.label() if sink._hours else ""
+    if clip is not None and clip.hour == hour and (clip.size == size or is_still(frame)):
         return clip
     if clip is not None:
         clip.close()
-    sink.files.append(sink.folder / f"{safe_name(source, {p.stem for p in sink.files})}.mp4")
+        sink._finished.append((source, clip))
+        _to_hours(sink, lambda of, old: of == source and old.hour != hour)
+    taken = {p.stem for p in sink.files if p.parent == sink.folder}
+    sink.files.append(sink.folder / f"{safe_name(source, taken)}.mp4")
     fps = sink.fps or (STILLS_A_SECOND if is_still(frame) and frame.pts is None else None)
     clip = sink._clips[source] = _Clip(sink.files[-1], size, fps, **sink._encoder)
+    clip.hour = hour
     return clip
+
+
+def _to_hours(sink: VideoSink, over: Callable[[str, _Clip], bool]) -> None:
+    "Give finished files to the finished hours: video/2026-11-28T10/NAME.mp4."
+    for source, clip in sink._finished if sink._hours else ():
+        if over(source, clip):
+            names = (clip.path.stem if n == 1 else f"{clip.path.stem}-{n}" for n in count(1))
+            paths = (sink.folder / "video" / clip.hour / f"{name}.mp4" for name in names)
+            target = next(path for path in paths if not path.exists())
+            sink.files[sink.files.index(clip.path)] = move_file(clip.path, target)
+            sink.hours.add(clip.hour)
+    sink._finished = [(source, clip) for source, clip in sink._finished if not over(source, clip)]
 
 
 def _finish(sink: VideoSink, source: str) -> SinkError | None:
@@ -368,6 +354,7 @@ def _finish(sink: VideoSink, source: str) -> SinkError | None:
         return None
     try:
         clip.close()
+        sink._finished.append((source, clip))
     except (OSError, av.FFmpegError) as e:
         return sink_error("cannot finish the video", e, clip.path)
     return None
@@ -427,7 +414,9 @@ class VideoSink:
         crf: int = 23,  # quality: 18 (large) … 30 (small)
         preset: str = "veryfast",  # of x264; "ultrafast" is faster and its files are larger
         threads: int = 2,  # of the encoder
+        hours: Hours | None = None,  # finish a file every hour; None: one file a source
     ):
+        self._hours, self.hours, self._finished = hours, set[str](), list[tuple[str, _Clip]]()
         self.folder, self.fps, self.trail, self._draw = writable_folder(folder), fps, trail, draw
         self._encoder: dict[str, Any] = {"crf": crf, "preset": preset, "threads": threads}
         self.files: list[Path] = []  # all that were begun
@@ -449,8 +438,14 @@ class VideoSink:
 
     def close(self) -> None:
         errors = [error for source in self._clips if (error := _finish(self, source))]
+        if self.hours:
+            _to_hours(self, lambda source, clip: True)
         if errors:
             raise errors[0]
+
+    def summary(self) -> dict[str, Any]:
+        "For summary.json: the files, or how many hours there are."
+        return {"hours": len(self.hours)} if self.hours else {"files": [path.name for path in self.files]}
 
 # %% ../../nbs/04_video/06_sinks.ipynb #3ae05e9a
 class CallbackSink:

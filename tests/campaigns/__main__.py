@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tests.campaigns import Outcome, kept, markdown, record, write_page
@@ -18,7 +19,7 @@ def shown(title: str, outcomes: list[Outcome]) -> Table:
     for name in ("fault", "tried", "wrong", "seen"):
         table.add_column(name, justify="right" if name in ("tried", "wrong") else "left", overflow="fold")
     for o in outcomes:
-        table.add_row(o.what, f"{o.tried:,}", f"{o.wrong:,}", o.seen)
+        table.add_row(escape(o.what), f"{o.tried:,}", f"{o.wrong:,}", escape(o.seen))
     return table
 
 

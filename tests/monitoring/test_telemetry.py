@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -20,7 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cv_pipeline.core import files
+from cv_pipeline.core.background import BACKGROUND
 from cv_pipeline.core.config import load_config
+from cv_pipeline.core.tables import FAN
 from cv_pipeline.core.types import ConfigError, DataError, Detections, Frame, FrameResult, SinkError
 from cv_pipeline.monitoring import frame_statistics as statistics
 from cv_pipeline.monitoring import telemetry
@@ -31,6 +34,7 @@ from cv_pipeline.service.assembly import run_config
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.conditions import Conditions
 from tests.helpers.services import require
+from tests.helpers.waiting import until
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 IMAGE = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
@@ -901,3 +905,99 @@ def test_cameras_that_are_no_list_of_names_are_refused(tmp_path, cameras):
     (tmp_path / "frames").mkdir()
     with pytest.raises(ConfigError, match="cameras must be a list of names"):
         read_log(tmp_path, cameras=cameras)
+
+
+# --- days of running
+
+
+def test_rows_before_a_silence_are_on_disk_in_time_and_the_timer_ends_with_the_sink(tmp_path):
+    sink = TelemetrySink(tmp_path, LogSettings(part_seconds=0.1))
+    sink.write(looked(0))
+    sink.write(looked(0, "exit"))
+    until(lambda: len(list(tmp_path.glob("frames/*/*/part-*.parquet"))) == 2)  # nobody writes a row
+    until(lambda: len(read_log(tmp_path)) == 2)
+    sink.close()
+    assert sink not in BACKGROUND._members
+
+
+def test_an_error_of_the_timer_is_raised_by_the_next_frame_and_no_row_is_lost(tmp_path, monkeypatch):
+    disk = FullDisk(monkeypatch, 0)
+    sink = TelemetrySink(tmp_path, LogSettings(part_seconds=0.05))
+    sink.write(looked(0))
+    until(lambda: sink._problem is not None)
+    with pytest.raises(SinkError, match="the disk is full"):
+        sink.write(looked(1))
+    disk.left = 10**6
+    sink.close()
+    assert len(read_log(tmp_path)) == 2
+
+
+@pytest.mark.slow
+def test_parts_of_a_day_do_not_pile_up_and_nothing_is_lost_by_merging_them(tmp_path):
+    sink, most = TelemetrySink(tmp_path, LogSettings(part_rows=1)), 0
+    for k in range(200):
+        sink.write(looked(k, at=NOON + timedelta(seconds=k)))
+        if k % 20 == 0:
+            sink.flush()
+            sink._writer._merging.submit(int).result()  # what was handed to it is done
+            most = max(most, len(list(tmp_path.glob("frames/*/*/*.parquet"))))
+    sink.close()
+    log = read_log(tmp_path)
+    assert most < 2 * FAN and sink.tally["merged"] >= 2 * FAN and sink.tally["untidied"] == 0
+    assert log.frames["frame_id"].tolist() == list(range(200)) and len(log.detections["frame"]) == 400
+    assert log.notes == ()
+
+
+@pytest.mark.slow
+def test_a_reader_that_reads_while_parts_are_merged_sees_all_of_them(tmp_path):
+    sink, wrong, done = TelemetrySink(tmp_path, LogSettings(part_rows=1)), [], threading.Event()
+    for k in range(10):
+        sink.write(looked(k, at=NOON + timedelta(seconds=k)))
+    sink.flush()
+
+    def read():
+        while not done.is_set():
+            log = read_log(tmp_path)
+            numbers = log.frames["frame_id"].tolist()
+            if numbers != list(range(len(numbers))) or len(log.detections["frame"]) != 2 * len(numbers):
+                wrong.append((len(numbers), log.notes))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for k in range(10, 150):
+        sink.write(looked(k, at=NOON + timedelta(seconds=k)))
+    sink.close()
+    done.set()
+    reader.join()
+    assert wrong == [] and len(read_log(tmp_path)) == 150
+
+
+def test_closing_does_not_wait_for_days_to_be_merged(tmp_path, monkeypatch):
+    days_of(tmp_path, 4)
+    sink = TelemetrySink(tmp_path, LogSettings(part_rows=10))
+    asked, merge = [], telemetry._merge
+
+    def slow(paths):
+        asked.append(len(paths))
+        sink._writer._until = 0.0  # closing has begun, its patience is over
+        return merge(paths)
+
+    monkeypatch.setattr(telemetry, "_merge", slow)
+    for k in range(10):
+        sink.write(looked(k, at=NOON + timedelta(days=5, seconds=k)))
+    sink.close()
+    assert len(asked) == 1 and len(read_log(tmp_path)) == 90  # the other days have time until the next run
+
+
+def test_merging_holds_one_pair_of_parts_in_memory(tmp_path, monkeypatch):
+    written(tmp_path, [looked(k) for k in range(30)], part_rows=1)
+    largest, real = [0], pq.ParquetWriter.write_table
+
+    def write_table(writer, table, *args, **options):
+        largest[0] = max(largest[0], len(table))
+        return real(writer, table, *args, **options)
+
+    monkeypatch.setattr(telemetry, "_GROUP_ROWS", 5)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", write_table)
+    assert telemetry.compact_log(tmp_path, "2026-06-02") == 30
+    assert 0 < largest[0] <= 7 and len(read_log(tmp_path)) == 30

@@ -11,6 +11,7 @@ import pytest
 
 from cv_pipeline.annotation.collect import KeptFrames, LiveCollection
 from cv_pipeline.core.config import load_config
+from cv_pipeline.core.results import read_jsonl, read_results
 from cv_pipeline.core.types import ConfigError, SinkError, SourceError, SourceStatus, StatusSource, status_of
 from cv_pipeline.monitoring.exporter import MonitoringSink
 from cv_pipeline.service.assembly import (
@@ -23,12 +24,15 @@ from cv_pipeline.service.assembly import (
     open_plugin,
     open_sinks,
     plugin_class,
+    rolling,
     run_config,
 )
 from cv_pipeline.synthetic.line import open_line
 from cv_pipeline.video.events import EventSink
 from cv_pipeline.video.sinks import CallbackSink, JsonlSink, ParquetSink, VideoSink
+from tests.helpers.cli import lines_in
 from tests.helpers.plugins import install
+from tests.helpers.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -312,3 +316,83 @@ def test_a_status_that_fails_is_the_source_s_error_and_not_the_run_s(answer, wor
                 raise answer
 
     assert words in str(status_of(Odd()).error)
+
+
+# --- the folder of a run
+
+
+def endless(out, *more):
+    "The command over a source that never ends, killed when a hundred lines are there."
+    main = "from cv_pipeline.commands.main import main; main()"
+    command = [sys.executable, "-c", main, "run", "line:width=160,height=120", "--out", str(out), *more]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT) as process:
+        until(lambda: lines_in(out / "results.jsonl") > 100, 60, process)
+        process.kill()
+
+
+@pytest.mark.slow
+def test_the_run_after_a_kill_in_the_same_folder_sets_everything_aside_and_says_so(tmp_path, caplog):
+    out = tmp_path / "out"
+    rules = {"events": {"zones": [{"name": "a", "polygon": [[0, 0], [1, 0], [1, 1], [0, 1]]}]}}
+    (tmp_path / "rules.yaml").write_text(json.dumps(rules))
+    endless(out, "--save-video", "--config", str(tmp_path / "rules.yaml"))
+    (out / "flags.jsonl").write_text('{"source_id": "line", "frame_id": 50}\n')
+    killed = {p.name: p.read_bytes() for p in out.glob("[!.]*.*") if p.is_file() and p.name != "running.json"}
+    summary = run_config(wanted(tmp_path, {}))
+    aside = out / "interrupted-1"
+    assert {name: (aside / name).read_bytes() for name in killed} == killed
+    assert {"line.mp4", "flags.jsonl", "results.jsonl"} <= set(killed) and (aside / "results.parts").is_dir()
+    whole = read_results(aside)["frame_id"].to_pylist()
+    with_boxes = [r["frame_id"] for r in read_jsonl(aside) for _ in r["detections"]]
+    assert whole == with_boxes and len(whole) > 100
+    assert [r["frame_id"] for r in read_jsonl(out)] == list(range(6))
+    assert "interrupted-1" in summary["notes"][0] and "interrupted-1" in caplog.text
+    assert json.loads((out / "summary.json").read_text())["notes"] == summary["notes"]
+    assert not (out / "running.json").exists() and "notes" not in run_config(wanted(tmp_path, {}))
+
+
+def test_a_run_that_fails_has_closed_its_folder(site, tmp_path):
+    with pytest.raises(SinkError):
+        run_config(wanted(tmp_path, {"tally": {"fails": "write"}}))
+    assert not (tmp_path / "out" / "running.json").exists()
+
+
+def test_a_run_that_does_not_begin_leaves_the_one_before_as_it_was(site, tmp_path):
+    run_config(wanted(tmp_path, {}))
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    with pytest.raises(SinkError, match="cannot be opened"):
+        run_config(wanted(tmp_path, {"tally": {"fails": "open"}}))
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir() if p.name in before} == before
+
+
+def test_the_next_run_over_files_leaves_no_film_of_another_source(tmp_path):
+    run_config(wanted(tmp_path, {}, **{"delivery.video": True}))
+    assert (tmp_path / "out" / "line.mp4").exists()
+    run_config(wanted(tmp_path, {}, **{"delivery.parquet": False}))
+    left = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert left == ["results.jsonl", "summary.json"]
+
+
+@pytest.mark.parametrize(
+    "given, rolls",
+    [
+        ({}, False),
+        ({"delivery.roll": "hour"}, True),
+        ({"sources": ["rtsp://camera/live"]}, True),
+        ({"sources": ["0"]}, True),
+        ({"sources": [{"uri": "film.mp4", "realtime": True}]}, True),
+        ({"sources": ["rtsp://camera/live"], "delivery.roll": "never"}, False),
+    ],
+)
+def test_who_rolls(tmp_path, given, rolls):
+    hours = rolling(load_config(None, {"sources": ["line:"], "delivery.out": str(tmp_path), **given}))
+    assert (hours is not None) == rolls
+    assert hours is None or hours.max_bytes == 20e9
+
+
+@pytest.mark.parametrize(
+    "given", [{"delivery.roll": "day"}, {"delivery.max_gb": 0}, {"delivery.max_gb": "x"}]
+)
+def test_invalid_settings_of_rolling_are_refused(given):
+    with pytest.raises(ConfigError, match="roll|max_gb"):
+        load_config(None, {"sources": ["line:"], **given})

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from cv_pipeline.core.files import safe_name
 from cv_pipeline.core.results import merge_results, read_jsonl, read_results, results_schema
+from cv_pipeline.core.tables import Hours
 from cv_pipeline.core.types import Detections, Frame, FrameResult, Sink, SinkError
 from cv_pipeline.video.decoding import decode_video
 from cv_pipeline.video.sinks import CallbackSink, JsonlSink, ParquetSink, VideoSink
@@ -576,3 +577,96 @@ def test_parquet_table_types_are_the_documented_ones():
     assert results_schema().field("captured_at").type == pa.timestamp("us", tz="UTC")
     assert [results_schema().field(c).type for c in ("class_id", "tracker_id")] == [pa.int32()] * 2
     assert {results_schema().field(c).type for c in ("confidence", "x1", "y1", "x2", "y2")} == {pa.float32()}
+
+
+# --- hours
+
+
+class Steps:
+    "A clock on the wall that is told."
+
+    def __init__(self):
+        self.at = datetime(2026, 11, 28, 10, 30, tzinfo=timezone.utc)
+
+    def hours(self, folder):
+        return Hours(folder, now=lambda: self.at, clock=lambda: 0.0)
+
+
+def test_lines_and_films_roll_with_the_table_and_are_read_as_one(tmp_path):
+    steps = Steps()
+    hours = steps.hours(tmp_path)
+    sinks = [
+        ParquetSink(tmp_path, part_rows=1, hours=hours),
+        JsonlSink(tmp_path / "results.jsonl", hours=hours),
+        VideoSink(tmp_path, fps=10, hours=hours),
+    ]
+    for k in range(9):
+        for sink in sinks:
+            sink.write(result(k))
+        if k % 3 == 2:
+            steps.at += timedelta(hours=1)
+    for sink in sinks:
+        sink.close()
+    stems = ["2026-11-28T10", "2026-11-28T11", "2026-11-28T12"]
+    assert sorted(p.name for p in (tmp_path / "results").iterdir()) == [
+        f"{stem}.{end}" for stem in stems for end in ("jsonl", "parquet")
+    ]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["results", "video"]
+    assert [r["frame_id"] for r in read_jsonl(tmp_path)] == list(range(9))
+    assert read_results(tmp_path)["frame_id"].to_pylist() == [k for k in range(9) for _ in range(3)]
+    films = [len(list(decode_video(p))) for p in sorted(tmp_path.glob("video/*/*.mp4"))]
+    assert films == [3, 3, 3] and sinks[2].files == sorted(tmp_path.glob("video/*/*.mp4"))
+
+
+def test_a_run_within_an_hour_leaves_what_it_always_did(tmp_path):
+    hours = Steps().hours(tmp_path)
+    sinks = [
+        ParquetSink(tmp_path, hours=hours),
+        JsonlSink(tmp_path / "results.jsonl", hours=hours),
+        VideoSink(tmp_path, hours=hours),
+    ]
+    for sink in sinks:
+        sink.write(result(0))
+        sink.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cam.mp4", "results.jsonl", "results.parquet"]
+    assert [sinks[0].summary(), sinks[2].summary()] == [None, {"files": ["cam.mp4"]}]
+
+
+def test_a_killed_run_with_hours_is_whole_up_to_the_last_line(tmp_path):
+    steps = Steps()
+    hours = steps.hours(tmp_path)
+    table = ParquetSink(tmp_path, part_rows=12, hours=hours, clock=lambda: 0.0)
+    lines = JsonlSink(tmp_path / "results.jsonl", hours=hours)
+    for k in range(10):
+        table.write(result(k))
+        lines.write(result(k))
+        if k == 4:
+            steps.at += timedelta(hours=1)
+    assert read_results(tmp_path)["frame_id"].to_pylist() == [k for k in range(10) for _ in range(3)]
+
+
+def test_films_of_several_sizes_stay_with_their_hour(tmp_path):
+    steps = Steps()
+    sink = VideoSink(tmp_path, fps=10, hours=steps.hours(tmp_path))
+    for size in ((64, 48), (32, 32)):
+        for k in range(3):
+            at = steps.at + timedelta(seconds=k)
+            frame = Frame(np.zeros((size[1], size[0], 3), np.uint8), "cam", k, at)
+            sink.write(FrameResult(frame, Detections.empty()))
+    steps.at += timedelta(hours=1)
+    sink.write(FrameResult(frame, Detections.empty()))
+    sink.close()
+    films = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.mp4"))
+    assert films == [f"video/2026-11-28T{name}.mp4" for name in ("10/cam-2", "10/cam", "11/cam")]
+
+
+def test_an_hour_that_cannot_be_put_away_is_a_typed_error_and_its_lines_stay(tmp_path):
+    steps = Steps()
+    sink = JsonlSink(tmp_path / "results.jsonl", hours=steps.hours(tmp_path))
+    sink.write(result(0))
+    (tmp_path / "results").write_text("no folder")
+    steps.at += timedelta(hours=1)
+    with pytest.raises(SinkError, match="results"):
+        sink.write(result(1))
+    sink.close()
+    assert [r["frame_id"] for r in read_jsonl(tmp_path / "results.jsonl")] == [0]
