@@ -41,10 +41,10 @@ KNOWN = {  # classifiers and long texts, as one name
 INTRODUCTION = """
 Everything that `pip install cv_pipeline` and its extras bring along, directly or through others, with the
 licence that each package states; made by `python docs/licences.py`. What only tests and this site need is
-left out. **Copyleft that reaches over a network (AGPL) comes with the extra `train` alone: Ultralytics.** It is
-used for training and export; nothing that runs a model imports it. The wheels of PyAV (`av`, BSD) carry an
-FFmpeg that states LGPL-3.0-or-later, and with it x264 (GPL-2.0-or-later), which writes the annotated videos:
-who hands these wheels on hands that on too.
+left out. **Copyleft that reaches over a network (AGPL) comes with the extra `train` alone: Ultralytics.**
+It is used for training and export; nothing that runs a model imports it. The wheels of PyAV (`av`, BSD) carry
+an FFmpeg that states LGPL-3.0-or-later, and with it x264 (GPL-2.0-or-later), which writes the annotated
+videos: who hands these wheels on hands that on too.
 """
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from cv_pipeline.core.config import load_config
+from tests.helpers.services import require
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
@@ -138,7 +139,7 @@ def locked(name: str) -> dict[str, tuple[str, int]]:
 
 @pytest.mark.parametrize("name", ["core", "edge"])
 def test_every_locked_package_has_hashes_and_all_that_is_asked_for_is_locked(name):
-    packaging = pytest.importorskip("packaging.requirements", reason="reads requirements")
+    packaging = require("packaging.requirements")
     found = locked(name)
     assert found and all(hashes for _, hashes in found.values())
     settings = ConfigParser(delimiters=["="])

@@ -518,7 +518,7 @@ def _to_append(folder: Path, names: Sequence[str]) -> list[Any]:
         undo.pop_all()
     return files
 
-
+# %% ../../nbs/07_annotation/03_collect.ipynb #81bd990a
 class Shelf(_Prints):
     "A folder of collected images that is being filled."
 

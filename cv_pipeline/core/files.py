@@ -884,7 +884,9 @@ def parquet_groups(
     "The row groups of a single Parquet file, one after the other; a typed error when it is invalid."
     import pyarrow.parquet as pq
 
-    whole = lambda place: pq.ParquetFile(place if isinstance(place, (str, Path)) else io.BytesIO(place.read()))
+    whole = lambda place: pq.ParquetFile(
+        place if isinstance(place, (str, Path)) else io.BytesIO(place.read())
+    )
     with _guarded_parquet(path, error, whole) as file:
         for k in range(file.num_row_groups):
             yield _guarded_parquet(path, error, lambda _, k=k: file.read_row_group(k))

@@ -53,7 +53,7 @@ class Guard:
             raise ConfigError(f"the certificate cannot be used: {e.strerror or e}", where, hint) from e
         return context
 
-
+# %% ../../nbs/00_core/19_http_server.ipynb #c57e75d7
 def is_loopback(host: str) -> bool:
     "Whether only this machine can reach an address."
     if host == "localhost":

@@ -39,7 +39,7 @@ HARMLESS = {
     "index",
 }
 
-
+# %% ../../nbs/00_core/01_masking.ipynb #f5c1fd5c
 def _hide_pair(pair: str) -> str:
     "`key=value` with the value hidden, unless the key is known to be harmless."
     key, equals, _ = pair.partition("=")

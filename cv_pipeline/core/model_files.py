@@ -55,7 +55,7 @@ def _messages(data: Any) -> Iterator[tuple[int, Any]]:
     except (IndexError, ValueError):
         return
 
-
+# %% ../../nbs/00_core/20_model_files.ipynb #881d3f49
 _INSIDE = {  # message → number of a field → the message that it holds
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},

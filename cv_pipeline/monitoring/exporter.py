@@ -375,7 +375,7 @@ def alert_rules(limits: AlertLimits | None = None) -> str:
         {"groups": [{"name": "cv_pipeline", "rules": rules}]}, sort_keys=False, width=1000, allow_unicode=True
     )
 
-
+# %% ../../nbs/09_monitoring/04_exporter.ipynb #10974267
 @dataclass(frozen=True)
 class ScrapeAccess:
     "How Prometheus reaches pipelines that ask for a token or speak HTTPS, and whom it tells of alerts."

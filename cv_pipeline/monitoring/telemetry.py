@@ -731,11 +731,7 @@ class TelemetrySink:
         self._problem = self._problem or error
 
     def close(self) -> None:
-        try:
-            BACKGROUND.remove(self)
-        finally:
-            _all_over(self, self._writer.close)
-        _raise_problem(self)
+        _close(self)
 
     def summary(self) -> dict[str, Any]:
         "For summary.json."
@@ -776,6 +772,14 @@ def _all_over(sink: TelemetrySink, then: Callable[[], None]) -> None:
         with suppress(Exception):
             _hand_over(sink, list(sink._rows))  # what fails is kept by the writer
         then()
+
+
+def _close(sink: TelemetrySink) -> None:
+    try:
+        BACKGROUND.remove(sink)
+    finally:
+        _all_over(sink, sink._writer.close)
+    _raise_problem(sink)
 
 
 def _tick(sink: TelemetrySink) -> None:

@@ -40,6 +40,14 @@ from cv_pipeline.core.types import (
     status_of,
     unexpected,
 )
+
+# %% auto #0
+__all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'installed_sinks',
+           'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory',
+           'configured_rules', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment', 'health_guard',
+           'build_pipeline', 'supervised', 'run_config', 'describe']
+
+# %% ../../nbs/16_service/00_assembly.ipynb #bae0aa31
 from ..inference.backends import Model
 from ..inference.loading import load_model
 from ..synthetic.line import open_line
@@ -58,12 +66,6 @@ from ..video.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
-
-# %% auto #0
-__all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'installed_sinks',
-           'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory',
-           'configured_rules', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment', 'health_guard',
-           'build_pipeline', 'supervised', 'run_config', 'describe']
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ad57d458
 @dataclass
@@ -557,7 +559,7 @@ def _ended(out: Path, pipeline: Pipeline) -> None:
     if not pipeline.unfinished:
         end_run(out)
 
-
+# %% ../../nbs/16_service/00_assembly.ipynb #7312f66f
 def run_config(
     config: RunConfig,
     tick: Callable[[Pipeline], None] | None = None,  # called about five times a second, for progress

@@ -48,7 +48,7 @@ def _moves(summary: Mapping[str, Any], seconds: float) -> bool:
     held = [stage.get("seconds_in_hand") or 0.0 for stage in summary.get("stages", {}).values()]
     return healthz(summary)[0] == 200 and max(held, default=0.0) < seconds
 
-
+# %% ../../nbs/04_video/11_supervisor.ipynb #30f48e50
 class Supervisor:
     "What a run tells whoever started it; does nothing where nobody listens."
 

@@ -3,6 +3,7 @@
 import csv
 import io
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -19,8 +20,8 @@ from cv_pipeline.core.escaping import (
     visible,
 )
 from tests.helpers.markup import sources, unescaped
-from tests.test_house import ROOT
 
+ROOT = Path(__file__).resolve().parents[2]
 NASTY = st.text(st.sampled_from("<>&'\"=+-@|`*[]()\\\n\r\t\x00\x1b\x9b\u202e\udc80 a#~${}:/é"), max_size=30)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from cv_pipeline.core.http_server import Answer, Guard, HttpServer, Limits, check_guard
 from cv_pipeline.core.types import ConfigError
+from tests.helpers.services import require
 from tests.helpers.waiting import until
 
 PAGE = {"/page": lambda: Answer(200, "text/plain", b"hello\n")}
@@ -148,7 +149,7 @@ def test_a_port_in_use_is_a_typed_error():
 
 
 def test_https_with_a_certificate_and_nothing_for_who_speaks_plainly(tmp_path):
-    trustme = pytest.importorskip("trustme", reason="makes certificates")
+    trustme = require("trustme")
     authority = trustme.CA()
     made = authority.issue_cert("localhost")
     made.private_key_pem.write_to_path(tmp_path / "key.pem")

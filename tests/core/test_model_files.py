@@ -15,6 +15,7 @@ from cv_pipeline.core.model_files import (
     weights_outside,
 )
 from cv_pipeline.core.types import BackendError, ModelSpecMismatch
+from tests.helpers.services import require
 from tests.helpers.tiny_detectors import manifest, tiny
 
 
@@ -189,8 +190,8 @@ def test_a_bomb_in_a_checkpoint_is_not_unpacked(tmp_path):
 
 
 def test_a_real_checkpoint_is_a_model_and_nothing_else(tmp_path):
-    torch = pytest.importorskip("torch", reason="makes checkpoints")
-    tasks = pytest.importorskip("ultralytics.nn.tasks", reason="their networks")
+    torch = require("torch")
+    tasks = require("ultralytics.nn.tasks")
     net = tasks.DetectionModel("yolov8n.yaml", nc=2, verbose=False)
     optimizer = torch.optim.AdamW(net.parameters()).state_dict()
     kept = {"epoch": 4, "model": net, "optimizer": optimizer, "train_args": {"imgsz": 320}, "ema": net}

@@ -116,7 +116,7 @@ def test_a_missing_matplotlib_is_named(monkeypatch):
 
 @pytest.mark.parametrize("name", ["a $5 bill$", r"$\frac{", "x_{", r"\textbf", "<b>", "$", "^", "\u202e$a$"])
 def test_names_with_signs_of_formulas_are_drawn_as_they_are(name):
-    pytest.importorskip("matplotlib", reason="draws curves")
+    require("matplotlib")
     axes = plot_pr([0.0, 1.0], {name: [1.0, 0.5]}, title=name)
     axes.figure.canvas.draw()
     assert name in axes.get_legend().get_texts()[0].get_text()
