@@ -510,14 +510,6 @@ def _keep(shelf: Shelf, frame: Frame, row: Collected, contends: bool) -> bool:
     shelf.flush(now=False)
     return True
 
-# %% ../../nbs/07_annotation/03_collect.ipynb #1df983f9
-def _to_append(folder: Path, names: Sequence[str]) -> list[Any]:
-    "Files to append to: all of them, or none."
-    with writing("cannot open the collection", folder), ExitStack() as undo:
-        files = [undo.enter_context(open(folder / name, "ab", buffering=0)) for name in names]
-        undo.pop_all()
-    return files
-
 # %% ../../nbs/07_annotation/03_collect.ipynb #81bd990a
 class Shelf(_Prints):
     "A folder of collected images that is being filled."
@@ -555,11 +547,7 @@ class Shelf(_Prints):
         return _offer(self, frame, int(bits), detections, model, note)
 
     def append(self, line: Any, file: Any = None) -> None:
-        file = file or self._file
-        try:
-            file.write(json_bytes(line) + b"\n")
-        except OSError as e:
-            raise sink_error("cannot write a line", e, file.name) from e
+        _append(file or self._file, line)
 
     def flush(self, now: bool = True) -> None:  # False: only when it is time
         if not now and self._clock() < self._due:
@@ -607,6 +595,21 @@ def _offer(
         note,
     )
     return _keep(shelf, frame, row, contends)
+
+
+def _append(file: Any, line: Any) -> None:
+    try:
+        file.write(json_bytes(line) + b"\n")
+    except OSError as e:
+        raise sink_error("cannot write a line", e, file.name) from e
+
+
+def _to_append(folder: Path, names: Sequence[str]) -> list[Any]:
+    "Files to append to: all of them, or none."
+    with writing("cannot open the collection", folder), ExitStack() as undo:
+        files = [undo.enter_context(open(folder / name, "ab", buffering=0)) for name in names]
+        undo.pop_all()
+    return files
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #4b486a6b
 def _resume(shelf: Shelf) -> None:

@@ -102,7 +102,7 @@ class Limits:
     request_s: float = 5.0  # from connecting to the end of the answer, without the making of the page
     page_s: float = 5.0  # for making a page
     head_bytes: int = 8192  # of a request
-    fresh_s: float = 0.2  # a page is handed out again for so long
+    fresh_s: float = 0.2  # seconds for which a page is handed out again
 
 
 class _Maker:
@@ -187,14 +187,51 @@ def _packed(answer: Answer, only_head: bool) -> bytes:
 
 # %% ../../nbs/00_core/19_http_server.ipynb #e68fd6bc
 @dataclass
-class _Talks:
-    "All connections of a server; lives in the thread of its loop."
+class _Desk:
+    "Reads requests and finds their answers."
 
     routes: Mapping[str, Callable[[], Answer]]
     guard: Guard
     limits: Limits
-    context: ssl.SSLContext | None
     maker: _Maker
+
+    async def answer(self, reader: asyncio.StreamReader) -> tuple[Answer, str]:
+        "Read a request; the answer to it and its method."
+        try:
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), self.limits.request_s)
+        except asyncio.TimeoutError:
+            return _text(408, f"no request within {self.limits.request_s:g} s"), "GET"
+        except asyncio.LimitOverrunError:
+            return _text(431, f"a request has at most {self.limits.head_bytes:,} bytes"), "GET"
+        except asyncio.IncompleteReadError as e:
+            raise ConnectionError("hung up") from e
+        if (parsed := _parsed(head)) is None:
+            return _text(400, "this is not a request of HTTP/1.1"), "GET"
+        method, path, headers = parsed
+        return await self.page(method, path, headers), method
+
+    async def page(self, method: str, path: str, headers: Mapping[str, str]) -> Answer:
+        "The answer to a request that was understood."
+        if not _allowed(self.guard.token, headers):
+            return _text(401, "the token is missing or wrong: Authorization: Bearer …")
+        if method not in ("GET", "HEAD"):
+            return _text(405, "only GET and HEAD")
+        if path not in self.routes:
+            return _text(404, f"try {', '.join(self.routes)}")
+        made = asyncio.wrap_future(self.maker.page(self.routes[path]))
+        try:
+            return await asyncio.wait_for(asyncio.shield(made), self.limits.page_s)
+        except asyncio.TimeoutError:
+            return _text(503, f"this page was not made within {self.limits.page_s:g} s")
+
+# %% ../../nbs/00_core/19_http_server.ipynb #d9664e3d
+@dataclass
+class _Talks:
+    "All connections of a server; lives in the thread of its loop."
+
+    desk: _Desk
+    limits: Limits
+    context: ssl.SSLContext | None
     open: dict[asyncio.Task, None] = field(default_factory=dict)  # the oldest first
 
     async def accept(self, listener: socket.socket) -> None:
@@ -229,7 +266,7 @@ class _Talks:
             how = {"ssl": self.context, "ssl_handshake_timeout": at.request_s} if self.context else {}
             connecting = loop.connect_accepted_socket(lambda: protocol, client, **how)
             transport, _ = await asyncio.wait_for(connecting, at.request_s)
-            answer, method = await self.answer(reader)
+            answer, method = await self.desk.answer(reader)
             writer = asyncio.StreamWriter(transport, protocol, reader, loop)
             writer.write(_packed(answer, method == "HEAD"))
             await asyncio.wait_for(writer.drain(), at.request_s)
@@ -240,35 +277,6 @@ class _Talks:
         finally:
             if transport is not None:
                 transport.abort()
-
-    async def answer(self, reader: asyncio.StreamReader) -> tuple[Answer, str]:
-        "Read a request; the answer to it and its method."
-        try:
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), self.limits.request_s)
-        except asyncio.TimeoutError:
-            return _text(408, f"no request within {self.limits.request_s:g} s"), "GET"
-        except asyncio.LimitOverrunError:
-            return _text(431, f"a request has at most {self.limits.head_bytes:,} bytes"), "GET"
-        except asyncio.IncompleteReadError as e:
-            raise ConnectionError("hung up") from e
-        if (parsed := _parsed(head)) is None:
-            return _text(400, "this is not a request of HTTP/1.1"), "GET"
-        method, path, headers = parsed
-        return await self.page(method, path, headers), method
-
-    async def page(self, method: str, path: str, headers: Mapping[str, str]) -> Answer:
-        "The answer to a request that was understood."
-        if not _allowed(self.guard.token, headers):
-            return _text(401, "the token is missing or wrong: Authorization: Bearer …")
-        if method not in ("GET", "HEAD"):
-            return _text(405, "only GET and HEAD")
-        if path not in self.routes:
-            return _text(404, f"try {', '.join(self.routes)}")
-        made = asyncio.wrap_future(self.maker.page(self.routes[path]))
-        try:
-            return await asyncio.wait_for(asyncio.shield(made), self.limits.page_s)
-        except asyncio.TimeoutError:
-            return _text(503, f"this page was not made within {self.limits.page_s:g} s")
 
 # %% ../../nbs/00_core/19_http_server.ipynb #ec04ea7d
 class HttpServer:
@@ -298,7 +306,7 @@ class HttpServer:
         shown = f"[{host.strip('[]')}]" if ":" in host else host
         self.url = f"http{'s' if context else ''}://{shown}:{self._listener.getsockname()[1]}"
         self._maker = _Maker(limits.fresh_s, name)
-        self._talks = _Talks(dict(routes), guard, limits, context, self._maker)
+        self._talks = _Talks(_Desk(dict(routes), guard, limits, self._maker), limits, context)
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(lambda *_: None)  # of guests that hang up
         self._thread = threading.Thread(target=self._run, daemon=True, name=name)

@@ -76,9 +76,9 @@ def _locations(data: Any) -> set[str]:
         for number, part in _messages(message):
             inner = _INSIDE[kind].get(number)
             if inner == "entry":
-                entry = {n: bytes(value) for n, value in _messages(part)}
+                entry = dict(_messages(part))
                 if entry.get(1) == b"location":
-                    found.add(entry.get(2, b"").decode("utf-8", "surrogateescape"))
+                    found.add(bytes(entry.get(2, b"")).decode("utf-8", "surrogateescape"))
             elif inner is not None:
                 waiting.append((inner, part))
     return found
@@ -94,11 +94,8 @@ def weights_outside(
         if os.fstat(file.fileno()).st_size == 0:
             return []
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            data = memoryview(mapped)
-            try:
+            with memoryview(mapped) as data:
                 names = _locations(data)
-            finally:
-                data.release()
     for name in sorted(names):
         parts = PureWindowsPath(name).parts  # both kinds of slash
         if not name or name.startswith("/") or PureWindowsPath(name).drive or ".." in parts or "\0" in name:

@@ -201,8 +201,8 @@ def jpeg(
 
 # %% ../../nbs/00_core/05_viz.ipynb #0254f394
 def pyplot() -> Any:  # the module
-    """matplotlib.pyplot, told to take names as they are: `$` in a class name is no formula. MissingExtraError
-    without matplotlib."""
+    """matplotlib.pyplot, set to draw names as they are: `$` in a class name begins no formula.
+    MissingExtraError without matplotlib."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as e:

@@ -47,6 +47,12 @@ from cv_pipeline.inference.manifest import (
 )
 from ..inference.openvino import default_precision
 from ..inference.preprocess import Preprocessor
+
+# %% auto #0
+__all__ = ['CHANGED', 'STEPS', 'DEFAULT_STEPS', 'SHARED', 'Gate', 'check_loss', 'accuracy_gate', 'Workshop', 'Step', 'StepResult',
+           'OptimizeReport', 'export_pt', 'Judge', 'run_step', 'OptimizeSettings', 'optimize', 'verify']
+
+# %% ../../nbs/06_optimization/06_optimize.ipynb #d84d7eed
 from cv_pipeline.optimization.graphs import (
     bytes_input,
     dynamic_batch,
@@ -57,12 +63,6 @@ from cv_pipeline.optimization.graphs import (
     save_graph,
     simplify,
 )
-
-# %% auto #0
-__all__ = ['CHANGED', 'STEPS', 'DEFAULT_STEPS', 'SHARED', 'Gate', 'check_loss', 'accuracy_gate', 'Workshop', 'Step', 'StepResult',
-           'OptimizeReport', 'export_pt', 'Judge', 'run_step', 'OptimizeSettings', 'optimize', 'verify']
-
-# %% ../../nbs/06_optimization/06_optimize.ipynb #d84d7eed
 from .parity import LIMITS, Limits, Parity, ParityError, check_parity
 from .prune import PruneSettings, prune_and_train
 from cv_pipeline.optimization.quantize import (

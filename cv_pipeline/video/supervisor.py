@@ -23,7 +23,7 @@ __all__ = ['watchdog_seconds', 'status_line', 'Supervisor']
 # %% ../../nbs/04_video/11_supervisor.ipynb #5f30dc5d
 def watchdog_seconds(
     environ: Mapping[str, str] = os.environ,
-) -> float | None:  # None: nobody watches this process
+) -> float | None:  # None: no watchdog for this process
     "How often the supervisor wants to hear that the process lives (`WATCHDOG_USEC`)."
     try:
         if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
@@ -50,7 +50,7 @@ def _moves(summary: Mapping[str, Any], seconds: float) -> bool:
 
 # %% ../../nbs/04_video/11_supervisor.ipynb #30f48e50
 class Supervisor:
-    "What a run tells whoever started it; does nothing where nobody listens."
+    "Reports a run to the supervisor that started it; does nothing without one."
 
     def __init__(self, environ: Mapping[str, str] = os.environ, clock: Clock = time.monotonic):
         self.address = environ.get("NOTIFY_SOCKET", "")
@@ -72,7 +72,7 @@ class Supervisor:
                 line.sendto(text.encode(), where)
 
     def tick(self, pipeline: Pipeline) -> None:
-        "Called often while the run goes on: tells what is due."
+        "Called often during the run: sends what is due."
         if not self.address or (self._clock() < self._due and self._ready):
             return
         summary = pipeline.summary()
