@@ -279,6 +279,18 @@ class _Talks:
                 transport.abort()
 
 # %% ../../nbs/00_core/19_http_server.ipynb #ec04ea7d
+def _listener(host: str, port: int, name: str) -> socket.socket:
+    "A socket that listens; ConfigError when the port is taken."
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        made = socket.create_server((host.strip("[]"), port), family=family, backlog=256)
+    except (OSError, OverflowError) as e:
+        what = f"cannot serve on {host}:{port}: {getattr(e, 'strerror', None) or e}"
+        raise ConfigError(what, f"{name}.port", "choose a free port, or 0") from e
+    made.setblocking(False)
+    return made
+
+# %% ../../nbs/00_core/19_http_server.ipynb #5c78b5f2
 class HttpServer:
     "Serves pages from a thread of its own until it is closed; a context manager."
 
@@ -293,16 +305,7 @@ class HttpServer:
     ):
         check_guard(host, guard, name)
         context = guard.context()
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self._listener = socket.create_server((host.strip("[]"), port), family=family, backlog=256)
-        except (OSError, OverflowError) as e:
-            raise ConfigError(
-                f"cannot serve on {host}:{port}: {getattr(e, 'strerror', None) or e}",
-                f"{name}.port",
-                "choose a free port, or 0",
-            ) from e
-        self._listener.setblocking(False)
+        self._listener = _listener(host, port, name)
         shown = f"[{host.strip('[]')}]" if ":" in host else host
         self.url = f"http{'s' if context else ''}://{shown}:{self._listener.getsockname()[1]}"
         self._maker = _Maker(limits.fresh_s, name)

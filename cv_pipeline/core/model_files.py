@@ -133,15 +133,18 @@ def artefact_sha256(
 
 # %% ../../nbs/00_core/20_model_files.ipynb #5a2e1163
 _HARMLESS = re.compile(
-    r"(builtins|__builtin__)\.(set|frozenset|dict|list|tuple|slice|complex|bytearray|int|float|bool|str|bytes|range)"
+    r"(builtins|__builtin__)\.(set|frozenset|dict|list|tuple|slice|range)"
+    r"|(builtins|__builtin__)\.(complex|bytearray|int|float|bool|str|bytes)"
     r"|collections\.(OrderedDict|defaultdict|deque|Counter)|_codecs\.encode|copy_?reg\._reconstructor"
     r"|argparse\.Namespace|types\.SimpleNamespace|datetime\.(datetime|date|timedelta|timezone)"
     r"|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path"
     r"|numpy\.(ndarray|dtype)|numpy\.dtypes\.\w+|numpy\.(_?core)\.multiarray\.(_reconstruct|scalar)"
-    r"|torch\.(Size|device|Tensor|dtype|[A-Z]\w*Storage|bfloat16|(float|complex|u?int)\d+|bool|half|double|long|strided)"
+    r"|torch\.(Size|device|Tensor|dtype|[A-Z]\w*Storage)"
+    r"|torch\.(bfloat16|(float|complex|u?int)\d+|bool|half|double|long|strided)"
     r"|torch\._utils\._rebuild_\w+"
-    r"|torch\._tensor\._rebuild_from_type_v2|torch\.nn\.parameter\.\w+|torch\.nn\.modules(\.[a-z_]+)*\.[A-Z]\w*"
-    r"|torch\.storage\.(Typed|Untyped)Storage|torch\.serialization\._get_layout|torch\.torch_version\.TorchVersion"
+    r"|torch\._tensor\._rebuild_from_type_v2|torch\.nn\.parameter\.\w+"
+    r"|torch\.nn\.modules(\.[a-z_]+)*\.[A-Z]\w*|torch\.storage\.(Typed|Untyped)Storage"
+    r"|torch\.serialization\._get_layout|torch\.torch_version\.TorchVersion"
     r"|ultralytics\.nn\.modules(\.[a-z_]+)*\.[A-Z]\w*|ultralytics\.nn\.tasks\.[A-Z]\w*Model"
     r"|ultralytics\.(yolo\.)?utils\.IterableSimpleNamespace|ultralytics\.(yolo\.)?utils\.(loss|tal)\.[A-Z]\w*"
 )
