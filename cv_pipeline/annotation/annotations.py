@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,12 +25,12 @@ from scipy.optimize import linear_sum_assignment
 from .datasets import Problem, worst_first
 from ..core.class_names import names_in
 from cv_pipeline.core.files import (
-    Staging,
     append_lines,
     copy_file,
     copy_over,
     expecting,
     file_sha256,
+    path_below,
     read_bytes,
     read_json,
     read_text,
@@ -38,6 +38,7 @@ from cv_pipeline.core.files import (
     unique_names,
     writable_folder,
     write_whole,
+    Staging,
 )
 from ..core.findings import ROW_FINDINGS
 from ..core.formats import LabelledImage, read_dataset, to_coco_annotations, to_yolo
@@ -58,21 +59,9 @@ __all__ = ['Units', 'UNITS', 'Shapes', 'SHAPES', 'Unchanged', 'UNCHANGED', 'Anno
            'turned_box', 'refuse_shape', 'ReadLabelledSettings', 'read_labelled']
 
 # %% ../../nbs/07_annotation/01_annotations.ipynb #1ea0f269
-def _path_below(picture: Any) -> bool:
-    "Whether a text is a path that stays below its folder."
-    parts = PurePosixPath(str(picture)).parts
-    return (
-        isinstance(picture, str)
-        and bool(parts)
-        and not picture.startswith(("/", "\\"))
-        and ".." not in parts
-        and not re.match(r"[A-Za-z]:|[^/]*:/", picture)  # a drive, an address; a time of day is fine
-    )
-
-
 def _stated(picture: Any, annotator: Any, size: Any, created_at: Any, lead_time_s: Any) -> str:
     "Invalid fields of an annotation; empty if it is valid."
-    if not _path_below(picture):
+    if not path_below(picture):
         return f"picture {picture!r} is not a path below the image folder"
     if not isinstance(annotator, str) or not annotator.strip():
         return f"annotator {annotator!r} is empty"
@@ -593,7 +582,7 @@ class Draft:
     model: str = ""  # who drew the boxes
 
     def __post_init__(self):
-        if not _path_below(self.picture):
+        if not path_below(self.picture):
             raise DataError(f"picture {self.picture!r} is not a path below the image folder", "Draft")
         validate_detections(self.boxes, self.picture, len(self.names))
 

@@ -46,15 +46,15 @@ from cv_pipeline.annotation.cases import (
 # %% auto #0
 __all__ = ['Pictures', 'Collected', 'read_collected', 'write_collected', 'unclosed', 'read_books', 'Shelf', 'CollectSink',
            'LiveCollection', 'open_collect', 'read_log', 'Flag', 'read_flags', 'KeptFrames', 'kept_folders',
-           'Collection', 'collect', 'estimated_mean', 'audited']
+           'RecordedAddress', 'recorded_sources', 'Collection', 'collect', 'estimated_mean', 'audited']
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #e6ac7997
 from cv_pipeline.core.files import (
-    Busy,
     append_lines,
     expecting,
     json_bytes,
     locked,
+    path_below,
     plain_name,
     read_bytes,
     read_json,
@@ -66,10 +66,12 @@ from cv_pipeline.core.files import (
     write_json,
     write_whole,
     writing,
+    Busy,
 )
 from ..core.formats import IMAGE_SUFFIXES
 from ..core.images import read_image
 from ..core.likeness import perceptual_hash
+from ..core.masking import masked
 from ..core.results import jsonl_files, read_table, table_files
 from cv_pipeline.core.types import (
     Clock,
@@ -85,7 +87,8 @@ from cv_pipeline.core.types import (
 )
 from ..inference.calibrators import Calibrator
 from ..synthetic.line import open_line
-from ..video.sources import FolderSource, open_source, unique_ids
+from ..video.sources import FolderSource, is_camera, open_source, unique_ids
+from ..video.streams import is_stream
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #75808f03
 @dataclass(frozen=True)
@@ -105,6 +108,10 @@ class Collected:
     detections: list[dict[str, Any]] = field(default_factory=list)  # class_name, confidence, xyxy, tracker_id
     case: str = ""  # which cases it competed with: source, day and kind; empty: it did not compete
     note: str = ""  # what a person wrote
+
+    def __post_init__(self):
+        if not path_below(self.picture):
+            raise ValueError(f"{self.picture!r} is not a path below the folder")
 
     def found(self, names: Sequence[str]) -> Detections:
         "The model's boxes, as classes of `names`; DataError for a class that is not among them."
@@ -1045,6 +1052,32 @@ def kept_folders(
 
 Pictures = Mapping[str, Any]  # source → a Source, a path or an address
 
+# %% ../../nbs/07_annotation/03_collect.ipynb #3d96a458
+@dataclass(frozen=True)
+class RecordedAddress:
+    "The address of a camera or a host as a run's folder gives it: whoever wrote the folder chose it."
+
+    uri: str  # masked
+
+    @property
+    def hint(self) -> str:
+        "What to do instead."
+        return f"if you trust {self.uri}, name it yourself: --source NAME=ADDRESS"
+
+
+def recorded_sources(
+    run: str | Path,  # folder of a run
+) -> dict[str, Any]:  # source → a path or `line:…`, or a RecordedAddress
+    "Where the images of a run's sources may be read again, from its summary.json; DataError without one."
+    file, hint = Path(run) / "summary.json", "name them: --source gate=belt.mp4"
+    with expecting("the run does not say what its sources were", file, hint):
+        listed = [(c["uri"], c.get("id")) for c in read_json(file, dict)["config"]["sources"]]
+        uris = ["line" if uri.startswith("line:") else uri for uri, name in listed if not name]
+        made = iter(unique_ids(uris, {name for _, name in listed if name}))
+        places = {name or next(made): uri for uri, name in listed}
+    remote = lambda uri: is_camera(uri) or is_stream(uri)
+    return {name: RecordedAddress(masked(uri)) if remote(uri) else uri for name, uri in places.items()}
+
 # %% ../../nbs/07_annotation/03_collect.ipynb #9276c6ff
 def _places(log: Path, looks: Looks, pictures: str | Path | Pictures | None) -> Pictures:
     "Where the pictures of each source may be."
@@ -1062,22 +1095,17 @@ def _places(log: Path, looks: Looks, pictures: str | Path | Pictures | None) -> 
             f"expected a folder for each of {', '.join(looks.sources[:5])}, with files named by frame number",
         )
     try:
-        listed = read_json(log / "summary.json", dict)["config"]["sources"]
-    except (DataError, KeyError, TypeError):
-        listed = []
-    made = iter(
-        unique_ids(
-            ["line" if c["uri"].startswith("line:") else c["uri"] for c in listed if not c.get("id")],
-            {c["id"] for c in listed if c.get("id")},
-        )
-    )
-    return {c.get("id") or next(made): c["uri"] for c in listed}
+        return recorded_sources(log)
+    except DataError:
+        return {}
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #a96ff86a
 def _opened(place: Any, source_id: str) -> Source:
     "A source for one place; SourceError when it cannot be read again."
     if isinstance(place, Source):
         return place
+    if isinstance(place, RecordedAddress):
+        raise SourceError("its address comes from a file, and is not visited", source_id, place.hint)
     if str(place).startswith("line:"):
         return open_line(str(place), source_id)
     source = open_source(place, source_id)

@@ -37,16 +37,17 @@ from cv_pipeline.annotation.datasets import (
 from .qa import class_balance
 from ..core.conversions import yolo_box_text
 from cv_pipeline.core.files import (
-    Staging,
     copy_file,
     expecting,
     file_sha256,
+    path_below,
     read_json,
     read_text,
     read_yaml,
     unique_names,
     write_json,
     write_whole,
+    Staging,
 )
 from ..core.findings import accepting, check_accept
 
@@ -308,6 +309,8 @@ def read_version(path: str | Path) -> DatasetVersion:
         if book["format"] != _FORMAT:
             raise KeyError("format")
         kept = {k: book[k] for k in DatasetVersion.__dataclass_fields__ if k != "path"}
+        if outside := [name for name in kept["pictures"] if not path_below(name)]:
+            raise ValueError(f"{outside[0]!r} is not a path below the folder")
         asked, notes = tuple(map(tuple, kept["asked"])), tuple(Problem(**p) for p in kept["notes"])
         made = DatasetVersion(
             file.parent,

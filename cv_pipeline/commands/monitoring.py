@@ -79,18 +79,15 @@ def _camera_row(log: Any, camera: str, statistics: Sequence[str]) -> list[Any]:
     return [camera, len(mine), int(f["selected"].sum()), len(p), float(p.mean()) if len(p) else None, *means]
 
 # %% ../../nbs/19_commands/04_monitoring.ipynb #baee9f76
-def _places(run: Path | None, given: dict[str, str]) -> dict[str, str]:
+def _places(run: Path | None, given: dict[str, str]) -> dict[str, Any]:
     "Camera → where its pictures can be read again."
-    from cv_pipeline.video.sources import unique_ids
+    from cv_pipeline.annotation.collect import RecordedAddress, recorded_sources
 
-    if run is None:
-        return given
-    file, hint = run / "summary.json", "name them: --source gate=belt.mp4"
-    with expecting("the run does not say what its sources were", file, hint):
-        sources = read_json(file, dict)["config"]["sources"]
-    uris = ["line" if c["uri"].startswith("line:") else c["uri"] for c in sources if not c.get("id")]
-    made = iter(unique_ids(uris, {c["id"] for c in sources if c.get("id")}))
-    return {**{c.get("id") or next(made): c["uri"] for c in sources}, **given}
+    recorded = {} if run is None else recorded_sources(run)
+    for name, place in recorded.items():
+        if isinstance(place, RecordedAddress) and name not in given:
+            say(f"[yellow]not visited[/] {plain(name)}: {plain(place.hint)}")
+    return {k: v for k, v in recorded.items() if not isinstance(v, RecordedAddress)} | given
 
 # %% ../../nbs/19_commands/04_monitoring.ipynb #079ee1d4
 @command(

@@ -20,6 +20,7 @@ import unicodedata
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO
@@ -31,9 +32,10 @@ from .types import ConfigError, CVPipelineError, DataError, SinkError
 __all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'shortened', 'printable', 'json_bytes', 'draft_of', 'write_whole',
            'write_json', 'append_lines', 'Busy', 'locked', 'sweep_drafts', 'take_place', 'Staging', 'glob_escape',
            'sync_tree', 'draft_folder', 'rewriting', 'copy_file', 'move_file', 'copy_over', 'is_there', 'file_sha256',
-           'name_key', 'portable_name', 'unique_names', 'plain_name', 'safe_name', 'decode_text', 'read_bytes',
-           'read_text', 'parse_json', 'read_json', 'read_json_lines', 'parse_yaml', 'read_yaml', 'read_table_file',
-           'expecting', 'writing', 'read_parquet', 'read_parquet_metadata', 'read_parquet_schema', 'parquet_groups']
+           'name_key', 'portable_name', 'unique_names', 'path_below', 'plain_name', 'safe_name', 'decode_text',
+           'read_bytes', 'read_text', 'parse_json', 'read_json', 'read_json_lines', 'parse_yaml', 'read_yaml',
+           'read_table_file', 'expecting', 'writing', 'read_parquet', 'read_parquet_metadata', 'read_parquet_schema',
+           'parquet_groups']
 
 # %% ../../nbs/00_core/02_files.ipynb #07d851ac
 _REMEDY = {
@@ -565,6 +567,21 @@ def unique_names(
         used.add(key(made[i]))
     return made
 
+# %% ../../nbs/00_core/02_files.ipynb #32afedb0
+def path_below(
+    name: Any,  # from a file that somebody else may have written
+) -> bool:
+    "Whether it is a path that stays below its folder: not absolute, no `..`, no drive, no address."
+    parts = PurePosixPath(str(name)).parts
+    return (
+        isinstance(name, str)
+        and bool(parts)
+        and not name.startswith(("/", "\\"))
+        and ".." not in [*parts, *name.split("\\")]
+        and "\0" not in name
+        and not re.match(r"[A-Za-z]:|[^/]*:/", name)  # a drive, an address; a time of day is fine
+    )
+
 
 def plain_name(name: str) -> str:
     "Letters, digits, dots and dashes of an arbitrary name; different names may become one."
@@ -877,6 +894,10 @@ def read_parquet_schema(path: str | Path, error: type[CVPipelineError] = DataErr
     return _guarded_parquet(path, error, lambda file: pq.read_schema(file))
 
 
+def _row_group(file: Any, number: int, _: Any) -> Any:
+    return file.read_row_group(number)
+
+
 def parquet_groups(
     path: str | Path,
     error: type[CVPipelineError] = DataError,
@@ -889,7 +910,7 @@ def parquet_groups(
     )
     with _guarded_parquet(path, error, whole) as file:
         for k in range(file.num_row_groups):
-            yield _guarded_parquet(path, error, lambda _, k=k: file.read_row_group(k))
+            yield _guarded_parquet(path, error, partial(_row_group, file, k))
 
 
 def _guarded_parquet(path: str | Path, error: type[CVPipelineError], read: Callable[[Any], Any]) -> Any:

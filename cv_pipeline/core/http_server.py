@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,9 +251,9 @@ class _Talks:
             await asyncio.sleep(0)  # accepting does not wait while guests queue: the others come first
             talk = loop.create_task(self.talk(client))
             self.open[talk] = None
-            talk.add_done_callback(lambda done, client=client: self._gone(done, client))
+            talk.add_done_callback(partial(self._gone, client))
 
-    def _gone(self, talk: asyncio.Task, client: socket.socket) -> None:
+    def _gone(self, client: socket.socket, talk: asyncio.Task) -> None:
         self.open.pop(talk, None)
         client.close()  # one that was cancelled before it began has not done so itself
 
@@ -263,8 +264,10 @@ class _Talks:
         protocol, transport = asyncio.StreamReaderProtocol(reader), None
         try:
             client.setblocking(False)
-            how = {"ssl": self.context, "ssl_handshake_timeout": at.request_s} if self.context else {}
-            connecting = loop.connect_accepted_socket(lambda: protocol, client, **how)
+            hands = at.request_s if self.context else None
+            connecting = loop.connect_accepted_socket(
+                lambda: protocol, client, ssl=self.context, ssl_handshake_timeout=hands
+            )
             transport, _ = await asyncio.wait_for(connecting, at.request_s)
             answer, method = await self.desk.answer(reader)
             writer = asyncio.StreamWriter(transport, protocol, reader, loop)

@@ -150,7 +150,7 @@ _HARMLESS = re.compile(
 )
 _MOST = 64 << 20  # bytes of the program in a checkpoint; a detector's has 100 KB
 
-
+# %% ../../nbs/00_core/20_model_files.ipynb #1d1ffea8
 class _Shell:
     "Stands for everything that a pickle names: takes what it is given, and does nothing."
 

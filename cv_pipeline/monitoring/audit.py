@@ -22,6 +22,7 @@ from ..annotation.collect import Flag, read_collected
 from cv_pipeline.core.files import (
     expecting,
     name_key,
+    path_below,
     read_json,
     read_json_lines,
     rewriting,
@@ -344,6 +345,8 @@ def read_audit(folder: str | Path) -> Audit:
             AuditLook(**{**row, "size": tuple(row["size"])})
             for _, row in read_json_lines(folder / "sample.jsonl")
         )
+        if outside := [look.picture for look in looks if not path_below(look.picture)]:
+            raise ValueError(f"{outside[0]!r} is not a path below the folder")
         if len(looks) != sum(s["drawn"] for s in book["strata"].values()):
             raise ValueError(
                 f"{len(looks)} frames, audit.json has {sum(s['drawn'] for s in book['strata'].values())}"

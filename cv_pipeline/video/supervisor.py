@@ -43,7 +43,7 @@ def status_line(summary: Mapping[str, Any]) -> str:
     return one_line(f"{text}, error: {summary['error']}" if summary["error"] else text)[:500]
 
 
-def _moves(summary: Mapping[str, Any], seconds: float) -> bool:
+def _moves(summary: dict[str, Any], seconds: float) -> bool:
     "Whether the run lives, and no stage has had one frame in hand for longer than that."
     held = [stage.get("seconds_in_hand") or 0.0 for stage in summary.get("stages", {}).values()]
     return healthz(summary)[0] == 200 and max(held, default=0.0) < seconds
