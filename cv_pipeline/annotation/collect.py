@@ -1055,7 +1055,7 @@ Pictures = Mapping[str, Any]  # source → a Source, a path or an address
 # %% ../../nbs/07_annotation/03_collect.ipynb #3d96a458
 @dataclass(frozen=True)
 class RecordedAddress:
-    "The address of a camera or a host as a run's folder gives it: whoever wrote the folder chose it."
+    "The address of a camera or a host as a run's folder gives it: chosen by the writer of that folder."
 
     uri: str  # masked
 

@@ -569,7 +569,7 @@ def unique_names(
 
 # %% ../../nbs/00_core/02_files.ipynb #32afedb0
 def path_below(
-    name: Any,  # from a file that somebody else may have written
+    name: Any,  # as a foreign file gives it
 ) -> bool:
     "Whether it is a path that stays below its folder: not absolute, no `..`, no drive, no address."
     parts = PurePosixPath(str(name)).parts
@@ -893,7 +893,7 @@ def read_parquet_schema(path: str | Path, error: type[CVPipelineError] = DataErr
 
     return _guarded_parquet(path, error, lambda file: pq.read_schema(file))
 
-
+# %% ../../nbs/00_core/02_files.ipynb #ce390870
 def _row_group(file: Any, number: int, _: Any) -> Any:
     return file.read_row_group(number)
 

@@ -265,9 +265,8 @@ class _Talks:
         try:
             client.setblocking(False)
             hands = at.request_s if self.context else None
-            connecting = loop.connect_accepted_socket(
-                lambda: protocol, client, ssl=self.context, ssl_handshake_timeout=hands
-            )
+            made = loop.connect_accepted_socket
+            connecting = made(lambda: protocol, client, ssl=self.context, ssl_handshake_timeout=hands)
             transport, _ = await asyncio.wait_for(connecting, at.request_s)
             answer, method = await self.desk.answer(reader)
             writer = asyncio.StreamWriter(transport, protocol, reader, loop)
