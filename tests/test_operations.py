@@ -1,0 +1,154 @@
+"""The table "When something breaks" in docs/operations.md: every row has tests that prove it, and every test
+is there."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PROOF = {  # how a row begins → tests that prove it
+    "a file fails": ["video/test_pipeline::test_a_dead_camera_does_not_stop_or_delay_the_others"],
+    "a camera is lost": [
+        "video/test_reconnect::test_backoff_grows_stays_bounded_and_spreads",
+        "video/test_streams::test_a_server_that_accepts_and_never_sends",
+    ],
+    "a camera was away": ["tracking/test_zones::test_after_a_gap_nobody_has_stayed"],
+    "a wrong password": ["video/test_streams::test_a_wrong_password_is_tried_rarely_and_a_new_one_is_found"],
+    "a tracker or selector": [
+        "video/test_pipeline::test_a_tracker_or_selector_that_fails_ends_its_own_camera_only"
+    ],
+    "one broken picture": ["video/test_folders::test_everything_that_is_not_read_is_counted_and_named"],
+    "the clock of a recording": [
+        "video/test_as_players_show::test_a_jump_is_named",
+        "video/test_as_players_show::test_a_camera_whose_clock_jumps_goes_on",
+    ],
+    "pixels that are not": ["video/test_as_players_show::test_interlaced_pictures_are_said_to_be_combed"],
+    "model slower": ["video/test_pipeline::test_freshest_frame_bounds_latency_and_counts_drops"],
+    "runtime error": ["video/test_pipeline::test_recover_opens_the_backend_anew"],
+    "out of memory": ["video/test_pipeline::test_out_of_memory_splits_the_batch_and_loses_nothing"],
+    "a file of a model folder": ["inference/test_choice::test_every_batch_is_answered_while_one_file_works"],
+    "a Triton server": ["inference/test_triton::test_kill_minus_nine_and_restart_loses_no_promised_frame"],
+    "no driver": ["commands/test_main::test_build_without_a_card_is_a_sentence"],
+    "NaN, infinity": [
+        "video/test_pipeline::test_nan_output_names_the_model",
+        "video/test_pipeline::test_wrong_shaped_output_is_a_backend_error",
+    ],
+    "scores, boxes": [
+        "inference/test_meaning::test_a_run_with_such_a_model_ends_with_code_4_and_names_the_head"
+    ],
+    "a best score": ["inference/test_meaning::test_a_run_says_that_its_model_is_suspicious"],
+    "model file and manifest": ["core/test_model_files::test_swapped_weights_are_seen"],
+    "a dataset with findings": ["core/test_reading::test_most_labels_gone_is_an_error_a_few_are_counted"],
+    "a report fails": [
+        "reporting/test_failures_and_schedules::test_a_killed_kernel_leaves_a_page_an_entry_and_exit_code_1"
+    ],
+    "any other exception": [
+        "video/test_liveness::test_no_exception_at_a_call_breaks_a_promise",
+        "video/test_liveness::test_a_run_ends_when_any_of_its_threads_cannot_be_started",
+        "commands/test_signals::test_whatever_ends_a_command_is_a_sentence",
+    ],
+    "the model keeps failing": [
+        "video/test_liveness::test_three_failed_batches_are_too_many",
+        "video/test_liveness::test_a_model_that_answers_again_is_ready_again",
+    ],
+    "a sink, a driver": [
+        "video/test_liveness::test_a_stage_that_is_stuck_is_not_ready",
+        "video/test_liveness::test_a_run_that_is_to_end_does_not_wait_for_a_dead_disk",
+    ],
+    "Ctrl-C": [
+        "video/test_interrupts::test_a_hundred_random_moments_leave_whole_files",
+        "commands/test_signals::test_the_exit_code_names_the_signal",
+    ],
+    "the terminal, the pipe": [
+        "commands/test_signals::test_a_run_whose_reader_has_gone_writes_everything",
+        "commands/test_signals::test_a_result_that_could_not_be_printed_is_not_delivered",
+    ],
+    "a file name that is not": ["commands/test_signals::test_names_that_are_no_utf8"],
+    "`ulimit -v`": ["commands/test_signals::test_a_limit_that_is_too_low_is_said_before_anything_begins"],
+    "a model file is replaced": ["inference/test_choice::test_a_file_that_was_changed_is_not_opened_again"],
+    "`kill -9` of a command": ["annotation/test_faults::test_killed_commands_leave_nothing_half"],
+    "`kill -9` of `collect`": [
+        "annotation/test_faults::test_a_collection_goes_on_where_it_was_killed",
+        "annotation/test_faults::test_an_unfinished_collection_is_refused_by_every_reader",
+    ],
+    "two processes": ["annotation/test_faults::test_writers_at_once_lose_nothing"],
+    "idle, slow": [
+        "core/test_http_server::test_silent_guests_are_let_go_and_others_are_answered",
+        "core/test_http_server::test_a_byte_now_and_then_does_not_prolong_a_request",
+    ],
+    "a wrong or missing token": [
+        "core/test_http_server::test_only_who_knows_the_token_is_answered",
+        "commands/test_health::test_a_run_asks_for_the_token_of_its_configuration",
+    ],
+    "a checkpoint": [
+        "core/test_model_files::test_every_way_to_open_a_checkpoint_asks_first",
+        "core/test_model_files::test_weights_outside_of_the_folder_are_not_read",
+    ],
+    "a folder of a run": [
+        "annotation/test_foreign_folders::test_a_collection_cannot_name_pictures_outside",
+        "annotation/test_foreign_folders::test_collecting_from_a_foreign_run_calls_nobody",
+    ],
+    "the supervisor": [
+        "video/test_supervisor::test_a_run_says_that_it_is_ready_and_lives_and_stops_in_order"
+    ],
+    "two runs": [
+        "commands/test_main::test_two_runs_do_not_share_a_folder",
+        "annotation/test_faults::test_two_runs_do_not_fill_one_folder",
+    ],
+    "disk full, read-only": [
+        "core/test_disks::test_a_disk_that_is_full",
+        "core/test_disks::test_a_disk_that_is_read_only",
+        "core/test_disks::test_no_descriptor_is_left",
+    ],
+    "disk full for a while": [
+        "video/test_sinks::test_a_full_disk_keeps_rows_until_there_is_space_and_bounds_memory"
+    ],
+    "`kill -9` |": [
+        "core/test_tables::test_rows_before_a_silence_survive_kill_9",
+        "video/test_sinks::test_kill_9_loses_nothing_that_was_acknowledged",
+    ],
+    "a second start in the folder of a killed run": [
+        "core/test_runs::test_everything_of_a_killed_run_goes_into_one_folder"
+    ],
+    "a second start in the folder of a closed run": [
+        "core/test_runs::test_a_closed_run_over_files_gives_way_with_all_its_files"
+    ],
+    "days of running": [
+        "core/test_tables::test_an_hour_is_finished_in_silence",
+        "core/test_tables::test_the_oldest_hours_go_with_all_that_belongs_to_them",
+    ],
+    "a clock that is set back": [
+        "core/test_tables::test_hours_never_turn_back_whatever_the_clock_on_the_wall_does"
+    ],
+}
+
+
+def rows() -> list[str]:
+    "The rows of the table, without their first bar."
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    part = text.partition("## When something breaks")[2].partition("\n## ")[0]
+    return [line.removeprefix("| ") for line in part.splitlines() if line.startswith("| ")][1:]
+
+
+@cache
+def names_in(name: str) -> set[str]:
+    "Names of the test functions of a file."
+    tree = ast.parse((ROOT / "tests" / f"{name}.py").read_text(encoding="utf-8"))
+    return {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")}
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: re.split(r"[|,(]", row)[0].strip()[:50])
+def test_every_row_has_its_proof(row):
+    proofs = [key for key in PROOF if row.startswith(key)]
+    assert len(proofs) == 1, "name the tests that prove this row in PROOF"
+    for proof in PROOF[proofs[0]]:
+        file, _, name = proof.partition("::")
+        assert name in names_in(file), proof
+
+
+def test_every_proof_has_its_row():
+    assert [key for key in PROOF if not any(row.startswith(key) for row in rows())] == []
