@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ..core.escaping import visible
 from ..core.types import ConfigError, DataError
 
 # %% auto #0
@@ -32,10 +33,10 @@ def say(text: str) -> None:
 
 
 def plain(value: object) -> str:
-    "Text that rich must not read as markup."
+    "Text that rich must not read as markup, and that moves no cursor."
     from rich.markup import escape
 
-    return escape(str(value))
+    return escape(visible(value))
 
 
 def tell(text: object) -> None:

@@ -125,3 +125,14 @@ def test_the_reader_of_code_finds_what_is_not_escaped(code):
 )
 def test_the_reader_of_code_leaves_in_peace_what_is(code):
     assert unescaped(code) == []
+
+
+@given(NASTY)
+def test_a_terminal_shows_the_text_and_nothing_moves(text):
+    from rich.text import Text
+
+    from cv_pipeline.commands.terminal import plain
+
+    shown = Text.from_markup(f"[red]{plain(text)}[/]")
+    assert shown.plain.replace("\\", "") == visible(text).replace("\\", "")  # rich takes one before a bracket
+    assert "\x1b" not in plain(text) and "\x9b" not in plain(text)
