@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from .tables import ASIDE
 from .types import DataError, SinkError, utc_now
 
 # %% auto #0
-__all__ = ['RUNNING', 'files_of_run', 'make_way', 'begin_run', 'notes_of_run', 'end_run', 'runs_aside']
+__all__ = ['RUNNING', 'files_of_run', 'files_in_the_way', 'make_way', 'begin_run', 'notes_of_run', 'end_run', 'runs_aside']
 
 # %% ../../nbs/00_core/18_runs.ipynb #3fdc9b71
 RUNNING = "running.json"  # there while a run writes into its folder, and after it was killed
@@ -55,6 +56,11 @@ def _parts(folder: Path, name: str) -> list[Path]:
         return sorted((folder / f"{name}.parts").glob("*"))
 
 
+def _of_a_run(folder: Path) -> bool:
+    "Whether a folder holds parts or hours and nothing else: `video` may as well be a person's own."
+    return all(re.match(r"part-\d{6}|\d{4}-\d\d-\d\dT\d\d|\.", path.name) for path in folder.iterdir())
+
+
 def files_of_run(
     folder: str | Path,
     since: float | None = None,  # films that are at least as young belong to it too
@@ -64,6 +70,7 @@ def files_of_run(
     told = _table(folder / "summary.json", "sinks", "video").get("files")
     films = [str(f) for f in told if str(f).endswith(".mp4")] if isinstance(told, list) else []
     named = {folder / name for name in (*_FILES, *films) if Path(name).name == name}
+    named -= {path for path in named if path.is_dir() and not _of_a_run(path)}
     young = {p for p in folder.glob("*.mp4") if since is not None and p.stat().st_mtime >= since - 1}
     return sorted(path for path in named | young if path.exists())
 
@@ -92,6 +99,14 @@ def _move_aside(folder: Path, paths: list[Path], start: str) -> Path:
     for path in paths:
         move_file(path, aside / path.name)
     return aside
+
+
+def files_in_the_way(folder: str | Path) -> list[Path]:
+    "What a new run in this folder would move aside or remove."
+    folder = Path(folder)
+    since = _since(folder)
+    ours = since is not None or (folder / "summary.json").exists() or _precious(folder)
+    return files_of_run(folder, since) if ours else []
 
 
 def make_way(

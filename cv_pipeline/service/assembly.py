@@ -21,7 +21,7 @@ from ..core.config import HealthConfig, RunConfig, SourceConfig, TrackerConfig, 
 from ..core.files import locked, writable_folder, write_json, writing
 from ..core.http_server import Guard
 from ..core.masking import masked, masked_values
-from ..core.runs import begin_run, end_run, notes_of_run
+from ..core.runs import begin_run, end_run, files_in_the_way, notes_of_run
 from ..core.tables import Hours
 from cv_pipeline.core.types import (
     ConfigError,
@@ -449,7 +449,7 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
     if d.jsonl:
         yield JsonlSink(d.out / "results.jsonl", hours=hours)
     if d.video:
-        yield VideoSink(d.out, hours=hours)
+        yield VideoSink(d.out, hours=hours, keep=[path.name for path in d.out.glob("*.mp4")])
     if rules is not None:
         yield EventSink(d.out, rules, hours=hours)
     if config.telemetry is not None:
@@ -468,6 +468,16 @@ def _close_quietly(part: Any) -> None:
         part.close()
 
 
+def _keep_sources(config: RunConfig) -> None:
+    "ConfigError when a source is a file that this run would move or remove."
+    ours = {path.resolve() for path in files_in_the_way(config.delivery.out)}
+    for source in config.sources:
+        path = Path(source.uri).resolve()
+        if ours & {path, *path.parents}:
+            what = f"'{path.name}' was written by the run before into this very folder"
+            raise ConfigError(what, config.delivery.out, "choose another folder with --out")
+
+
 def open_sinks(config: RunConfig) -> list[Sink]:
     """Everything that a run writes to: this package's sinks, then those of others. What an unclosed run left
     in the folder is moved aside."""
@@ -477,6 +487,7 @@ def open_sinks(config: RunConfig) -> list[Sink]:
         for name, settings in config.delivery.sinks.items():
             plugins.append(open_plugin(name, config.delivery.out, settings))
             undo.callback(_close_quietly, plugins[-1])
+        _keep_sources(config)
         begin_run(config.delivery.out)
         for sink in _own_sinks(config):
             own.append(sink)

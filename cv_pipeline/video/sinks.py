@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta, timezone
 from fractions import Fraction
 from itertools import count
@@ -327,7 +327,7 @@ def _clip_for(sink: VideoSink, frame: Frame, size: tuple[int, int]) -> _Clip:
         clip.close()
         sink._finished.append((source, clip))
         _to_hours(sink, lambda of, old: of == source and old.hour != hour)
-    taken = {p.stem for p in sink.files if p.parent == sink.folder}
+    taken = sink._taken | {p.stem for p in sink.files if p.parent == sink.folder}
     sink.files.append(sink.folder / f"{safe_name(source, taken)}.mp4")
     fps = sink.fps or (STILLS_A_SECOND if is_still(frame) and frame.pts is None else None)
     clip = sink._clips[source] = _Clip(sink.files[-1], size, fps, **sink._encoder)
@@ -415,11 +415,13 @@ class VideoSink:
         preset: str = "veryfast",  # of x264; "ultrafast" is faster and its files are larger
         threads: int = 2,  # of the encoder
         hours: Hours | None = None,  # finish a file every hour; None: one file a source
+        keep: Iterable[str] = (),  # names of files in the folder that are not written over
     ):
         self._hours, self.hours, self._finished = hours, set[str](), list[tuple[str, _Clip]]()
         self.folder, self.fps, self.trail, self._draw = writable_folder(folder), fps, trail, draw
         self._encoder: dict[str, Any] = {"crf": crf, "preset": preset, "threads": threads}
         self.files: list[Path] = []  # all that were begun
+        self._taken = {Path(name).stem for name in keep}
         self._clips: dict[str, _Clip | None] = {}  # None: failed, its source is not written any more
         self._painters: dict[str, _Painter] = {}
 

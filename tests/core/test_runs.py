@@ -7,7 +7,15 @@ import pytest
 
 from cv_pipeline.core import runs
 from cv_pipeline.core.results import read_jsonl
-from cv_pipeline.core.runs import RUNNING, begin_run, end_run, make_way, notes_of_run, runs_aside
+from cv_pipeline.core.runs import (
+    RUNNING,
+    begin_run,
+    end_run,
+    files_in_the_way,
+    make_way,
+    notes_of_run,
+    runs_aside,
+)
 from cv_pipeline.core.types import SinkError
 
 
@@ -166,3 +174,19 @@ def test_a_folder_that_cannot_be_moved_is_a_typed_error(tmp_path, monkeypatch):
     with pytest.raises(SinkError, match="read-only|Read-only"):
         begin_run(tmp_path)
     assert (tmp_path / "results.jsonl").exists()
+
+
+def test_folders_of_other_people_stay(tmp_path):
+    "A run into a working folder: a folder that holds more than parts and hours was not written by a run."
+    for name in ("video", "results", "events"):
+        put(tmp_path, f"{name}/holiday.mp4")
+    summary(tmp_path, live=False)
+    put(tmp_path, "results.jsonl")
+    assert names_of(files_in_the_way(tmp_path)) == ["results.jsonl", "summary.json"]
+    make_way(tmp_path)
+    assert names(tmp_path) == ["events", "results", "video"]
+    assert all((tmp_path / n / "holiday.mp4").exists() for n in names(tmp_path))
+
+
+def names_of(paths):
+    return sorted(p.name for p in paths)

@@ -12,7 +12,16 @@ import pytest
 from cv_pipeline.annotation.collect import KeptFrames, LiveCollection
 from cv_pipeline.core.config import load_config
 from cv_pipeline.core.results import read_jsonl, read_results
-from cv_pipeline.core.types import ConfigError, SinkError, SourceError, SourceStatus, StatusSource, status_of
+from cv_pipeline.core.types import (
+    ConfigError,
+    Detections,
+    FrameResult,
+    SinkError,
+    SourceError,
+    SourceStatus,
+    StatusSource,
+    status_of,
+)
 from cv_pipeline.monitoring.exporter import MonitoringSink
 from cv_pipeline.service.assembly import (
     OWN_SINKS,
@@ -396,3 +405,35 @@ def test_who_rolls(tmp_path, given, rolls):
 def test_invalid_settings_of_rolling_are_refused(given):
     with pytest.raises(ConfigError, match="roll|max_gb"):
         load_config(None, {"sources": ["line:"], **given})
+
+
+@pytest.fixture
+def belt(tmp_path):
+    "A film in the working folder."
+    sink = VideoSink(tmp_path, fps=10)
+    for frame in open_line("line:width=160,height=120,frames=5", "belt"):
+        sink.write(FrameResult(frame, Detections.empty(), (), {}, True, "ok", ""))
+    sink.close()
+    return sink.files[0]
+
+
+def saved(out, *sources):
+    settings = {"sources": [str(s) for s in sources], "delivery.out": str(out), "delivery.video": True}
+    return run_config(load_config(None, {**settings, "model.threads": 1}))
+
+
+def test_a_film_is_never_written_over_its_source(tmp_path, belt):
+    before = belt.read_bytes()
+    for _ in range(2):
+        summary = saved(tmp_path, belt)
+        assert summary["frames_read"] == 5 and belt.read_bytes() == before
+    assert len(list(tmp_path.glob("*.mp4"))) == 2
+
+
+def test_a_source_that_the_run_before_wrote_is_refused_and_stays(tmp_path, belt):
+    out = tmp_path / "out"
+    saved(out, belt)
+    made = next(out.glob("*.mp4"))
+    with pytest.raises(ConfigError, match="was written by the run before"):
+        saved(out, made)
+    assert made.exists()
