@@ -343,7 +343,9 @@ def stress(writer: Writer, root: Path, people: int, each: int) -> Outcome:
     (folder / "done").unlink()
     lost = writer.missing(folder, people, each)
     litter = [p.name for p in folder.rglob(".*") if p.suffix in (".lock", ".part", ".old")]
-    seen = f"{people} processes × {each} in {seconds:.1f} s; lost or doubled {lost}, processes that failed "
+    seen = (
+        f"{people} processes × {each} in {seconds:.1f} s; lost or doubled {int(lost)}, processes that failed "
+    )
     seen += f"{failed}, reader saw a half: {'yes' if torn else 'no'}, locks and drafts left {len(litter)}"
     wrong = int(lost) + failed + torn + len(litter)
     if wrong:
