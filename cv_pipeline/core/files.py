@@ -246,14 +246,14 @@ def locked(
     while True:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
-            file = open(lock, "a+")
+            file = open(lock, "ab+", buffering=0)
         except OSError as e:
             raise sink_error("cannot lock this file", e, lock) from e
         grabbed = _grab(file)
         if grabbed and _still_there(file, lock):
             break
         file.seek(0)
-        holder = "" if grabbed else file.read().strip()
+        holder = "" if grabbed else file.read(40).decode("ascii", "replace").strip()
         file.close()
         if not grabbed and clock() >= began + wait_s:
             error = Busy(f"{what} (process {holder or 'unknown'})", path, hint)
@@ -262,9 +262,9 @@ def locked(
         if not grabbed:
             sleep(_pause(clock() - began))
     with file:
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with suppress(OSError):  # on a full disk the lock holds without its owner's number
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
         try:
             yield
         finally:
@@ -284,7 +284,10 @@ def _alive(pid: str) -> bool:
 
 def sweep_drafts(path: Path) -> None:
     "Remove temporary files that killed processes left beside a file or folder."
-    for old in path.parent.glob(f".{glob_escape(shortened(path.name, 200))}.*-*.part"):
+    left: list[Path] = []
+    with suppress(OSError):  # no descriptors left: another time
+        left = list(path.parent.glob(f".{glob_escape(shortened(path.name, 200))}.*-*.part"))
+    for old in left:
         if _alive(old.name.removesuffix(".part").rpartition(".")[2].partition("-")[0]):
             continue
         if old.is_dir():

@@ -103,30 +103,32 @@ class Limits:
     request_s: float = 5.0  # from connecting to the end of the answer, without the making of the page
     page_s: float = 5.0  # for making a page
     head_bytes: int = 8192  # of a request
-    fresh_s: float = 0.2  # seconds for which a page is handed out again
+    fresh_s: Mapping[str, float] = field(default_factory=dict)  # path → how long its page may be handed out
 
 
 class _Maker:
     "The thread that makes pages, one after the other."
 
-    def __init__(self, fresh_s: float, name: str):
-        self._fresh_s, self._asked = fresh_s, queue.SimpleQueue[Any]()
+    def __init__(self, name: str):
+        self._asked = queue.SimpleQueue[Any]()
         self._made: dict[Any, tuple[float, Future]] = {}  # touched by the loop's thread only
         threading.Thread(target=self._run, daemon=True, name=f"{name} pages").start()
 
     def _run(self) -> None:
         while (asked := self._asked.get()) is not None:
             route, future = asked
+            future.set_running_or_notify_cancel()
             try:
                 future.set_result(route())
             except BaseException as e:
                 text = f"{type(e).__name__} while making this page\n"
                 future.set_result(Answer(500, "text/plain; charset=utf-8", text.encode()))
 
-    def page(self, route: Callable[[], Answer]) -> Future:
-        "The page that is being made, or was made a moment ago, or a new one."
+    def page(self, route: Callable[[], Answer], fresh_s: float = 0.0) -> Future:
+        "A page that waits to be made, or was begun less than so many seconds ago, or a new one."
         at, future = self._made.get(route, (0.0, None))
-        if future is None or (future.done() and time.monotonic() - at > self._fresh_s):
+        begun = future is not None and (future.running() or future.done())
+        if future is None or (begun and time.monotonic() - at >= fresh_s):
             future = Future()
             self._made[route] = time.monotonic(), future
             self._asked.put((route, future))
@@ -219,7 +221,8 @@ class _Desk:
             return _text(405, "only GET and HEAD")
         if path not in self.routes:
             return _text(404, f"try {', '.join(self.routes)}")
-        made = asyncio.wrap_future(self.maker.page(self.routes[path]))
+        fresh_s = self.limits.fresh_s.get(path, 0.0)
+        made = asyncio.wrap_future(self.maker.page(self.routes[path], fresh_s))
         try:
             return await asyncio.wait_for(asyncio.shield(made), self.limits.page_s)
         except asyncio.TimeoutError:
@@ -310,7 +313,7 @@ class HttpServer:
         self._listener = _listener(host, port, name)
         shown = f"[{host.strip('[]')}]" if ":" in host else host
         self.url = f"http{'s' if context else ''}://{shown}:{self._listener.getsockname()[1]}"
-        self._maker = _Maker(limits.fresh_s, name)
+        self._maker = _Maker(name)
         self._talks = _Talks(_Desk(dict(routes), guard, limits, self._maker), limits, context)
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(lambda *_: None)  # of guests that hang up

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.escaping import html_text, link_text
-from ..core.files import read_json, rewriting, write_whole
-from ..core.types import ConfigError, DataError
+from ..core.files import read_json, rewriting, write_whole, writing
+from ..core.types import ConfigError, DataError, SinkError
 from .runner import CARD
 
 # %% auto #0
@@ -232,7 +232,9 @@ def write_index(root: str | Path = "reports") -> Path:
     "index.html beside the reports: newest of each kind, verdicts over time, the list. One file, no network."
     root = Path(root)
     with rewriting(root / "index.html"):  # a report that ends meanwhile is in the one or the other
-        return _write_page(root, list_reports(root))
+        with writing("the reports cannot be listed", root, error=SinkError):
+            entries = list_reports(root)
+        return _write_page(root, entries)
 
 
 def _write_page(root: Path, entries: Sequence[Entry]) -> Path:

@@ -215,7 +215,7 @@ class HealthServer(HttpServer):
         host: str = "127.0.0.1",
         stale_after_s: float = 10.0,  # see `readyz`
         guard: Guard = Guard(),  # needed beyond the loopback address
-        limits: Limits = Limits(),
+        limits: Limits = Limits(fresh_s={"/metrics": 0.5}),  # a probe is never answered from memory
     ):
         registry = CollectorRegistry(auto_describe=False)
         registry.register(PipelineCollector(pipeline))

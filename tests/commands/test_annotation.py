@@ -419,7 +419,7 @@ def test_files_that_are_no_answers_and_places_that_are_none(answers, selected, t
         with pytest.raises(ConfigError, match="is not an overlap"):
             ask(*settle, "--out", tmp_path / "b", "--iou", iou)
     assert "'percent' is not one of" in ask(*settle, "--out", tmp_path / "b", "--units", "percent", code=2)
-    with pytest.raises(SinkError, match="a parent of the path is a file"):
+    with pytest.raises(ConfigError, match="cannot write the folder"):
         ask(*settle, "--out", tmp_path / "afile" / "b")
     with pytest.raises(SinkError, match="a parent of the path is a file"):
         ask("label", "files", selected, "--out", tmp_path / "afile" / "x", "--model", "factory_line")

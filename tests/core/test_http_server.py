@@ -184,7 +184,7 @@ def test_a_page_that_fails_or_hangs_is_said_and_the_next_one_is_made():
         return Answer(200, "text/plain", b"late\n")
 
     routes = {**PAGE, "/broken": broken, "/hangs": hangs}
-    with HttpServer(routes, 0, limits=Limits(page_s=0.2, fresh_s=0.0)) as server:
+    with HttpServer(routes, 0, limits=Limits(page_s=0.2)) as server:
         assert asked(server, "/broken") == (500, b"MemoryError while making this page\n")
         assert asked(server)[0] == 200
         assert asked(server, "/hangs")[0] == 503
@@ -192,6 +192,17 @@ def test_a_page_that_fails_or_hangs_is_said_and_the_next_one_is_made():
         go.set()
         until(lambda: asked(server)[0] == 200)
     assert calls == [1]
+
+
+def test_a_probe_never_hears_of_a_moment_that_is_over():
+    state = ["alive"]
+    routes = {"/page": lambda: Answer(200, "text/plain", state[0].encode())}
+    for fresh, heard in (({}, b"dead"), ({"/page": 60.0}, b"alive")):
+        state[0] = "alive"
+        with HttpServer(routes, 0, limits=Limits(fresh_s=fresh)) as server:
+            assert asked(server)[1] == b"alive"
+            state[0] = "dead"
+            assert asked(server)[1] == heard
 
 
 def test_many_who_ask_at_once_get_one_page():
@@ -202,7 +213,10 @@ def test_many_who_ask_at_once_get_one_page():
         go.wait(20)
         return Answer(200, "text/plain", b"hello\n")
 
-    with HttpServer({"/page": page}, 0) as server, ExitStack() as stack:
+    with (
+        HttpServer({"/page": page}, 0, limits=Limits(fresh_s={"/page": 60.0})) as server,
+        ExitStack() as stack,
+    ):
         crowd = guests(server, 30, stack)
         for one in crowd:
             one.sendall(b"GET /page HTTP/1.1\r\n\r\n")

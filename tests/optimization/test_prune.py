@@ -149,7 +149,7 @@ def test_bad_input_is_named_before_any_training(trained, tmp_path):
     with pytest.raises(DataError, match="differ from the checkpoint"):
         prune_and_train(folder / "fresh.pt", other, tmp_path / "x.pt")
     (tmp_path / "broken.pt").write_bytes(b"no")
-    with pytest.raises(BackendError, match="cannot open it"):
+    with pytest.raises(BackendError, match="not a readable checkpoint"):
         prune_and_train(tmp_path / "broken.pt", data, tmp_path / "x.pt")
     with pytest.raises(ConfigError, match="only an Ultralytics checkpoint"):
         optimize("factory_line", tmp_path / "m", data.parent, settings=OptimizeSettings(retrain=data))
