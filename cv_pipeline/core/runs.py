@@ -108,7 +108,7 @@ def files_in_the_way(folder: str | Path) -> list[Path]:
     ours = since is not None or (folder / "summary.json").exists() or _precious(folder)
     return files_of_run(folder, since) if ours else []
 
-
+# %% ../../nbs/00_core/18_runs.ipynb #6be70320
 def make_way(
     folder: str | Path,  # that a new run is going to write to, under its lock
 ) -> list[str]:  # what was moved where, in a sentence; empty when there was nothing

@@ -449,7 +449,9 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
     if d.jsonl:
         yield JsonlSink(d.out / "results.jsonl", hours=hours)
     if d.video:
-        yield VideoSink(d.out, hours=hours, keep=[path.name for path in d.out.glob("*.mp4")])
+        film = VideoSink(d.out, hours=hours)
+        film.keep(path.name for path in d.out.glob("*.mp4"))
+        yield film
     if rules is not None:
         yield EventSink(d.out, rules, hours=hours)
     if config.telemetry is not None:
@@ -461,7 +463,7 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
 
         yield open_collect(config.collect, d.out)
 
-
+# %% ../../nbs/16_service/00_assembly.ipynb #ae8371eb
 def _close_quietly(part: Any) -> None:
     "Close a sink, source or model of a run that does not begin; another error is on its way."
     with suppress(Exception):

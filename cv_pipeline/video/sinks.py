@@ -415,15 +415,18 @@ class VideoSink:
         preset: str = "veryfast",  # of x264; "ultrafast" is faster and its files are larger
         threads: int = 2,  # of the encoder
         hours: Hours | None = None,  # finish a file every hour; None: one file a source
-        keep: Iterable[str] = (),  # names of files in the folder that are not written over
     ):
         self._hours, self.hours, self._finished = hours, set[str](), list[tuple[str, _Clip]]()
         self.folder, self.fps, self.trail, self._draw = writable_folder(folder), fps, trail, draw
         self._encoder: dict[str, Any] = {"crf": crf, "preset": preset, "threads": threads}
         self.files: list[Path] = []  # all that were begun
-        self._taken = {Path(name).stem for name in keep}
+        self._taken = set[str]()
         self._clips: dict[str, _Clip | None] = {}  # None: failed, its source is not written any more
         self._painters: dict[str, _Painter] = {}
+
+    def keep(self, names: Iterable[str]) -> None:
+        "Never write over these files of the folder."
+        self._taken.update(Path(name).stem for name in names)
 
     def write(self, result: FrameResult) -> None:
         frame, source = result.frame, result.frame.source_id
