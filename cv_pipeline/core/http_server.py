@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -313,12 +313,18 @@ class HttpServer:
         self._listener = _listener(host, port, name)
         shown = f"[{host.strip('[]')}]" if ":" in host else host
         self.url = f"http{'s' if context else ''}://{shown}:{self._listener.getsockname()[1]}"
-        self._maker = _Maker(name)
-        self._talks = _Talks(_Desk(dict(routes), guard, limits, self._maker), limits, context)
-        self._loop = asyncio.new_event_loop()
-        self._loop.set_exception_handler(lambda *_: None)  # of guests that hang up
-        self._thread = threading.Thread(target=self._run, daemon=True, name=name)
-        self._thread.start()
+        with ExitStack() as undo:  # where a thread cannot be started
+            undo.callback(self._listener.close)
+            self._maker = _Maker(name)
+            undo.callback(self._maker.close)
+            self._loop = asyncio.new_event_loop()
+            undo.callback(self._loop.close)
+            self._loop.set_exception_handler(lambda *_: None)  # of guests that hang up
+            desk = _Desk(dict(routes), guard, limits, self._maker)
+            self._talks = _Talks(desk, limits, context)
+            self._thread = threading.Thread(target=self._run, daemon=True, name=name)
+            self._thread.start()
+            undo.pop_all()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

@@ -238,3 +238,19 @@ def test_guests_that_hang_up_leave_no_word(capfd):
         until(lambda: server.connections == 0)
         assert asked(server)[0] == 200
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("refused", [1, 2])
+def test_without_room_for_its_threads_nothing_of_it_is_left(monkeypatch, refused):
+    start, asked_for, threads = threading.Thread.start, [], threading.active_count()
+
+    def no_room(self):
+        asked_for.append(1)
+        if len(asked_for) == refused:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", no_room)
+    with pytest.raises(RuntimeError, match="can't start"):
+        HttpServer(PAGE, 0)
+    until(lambda: threading.active_count() <= threads)
