@@ -295,6 +295,23 @@ def _listener(host: str, port: int, name: str) -> socket.socket:
     made.setblocking(False)
     return made
 
+
+def _serve(server: HttpServer) -> None:
+    "The loop, until it is stopped; then no connection is left open."
+    loop = server._loop
+    asyncio.set_event_loop(loop)
+    loop.set_exception_handler(lambda *_: None)  # of guests that hang up
+    loop.create_task(server._talks.accept(server._listener))
+    try:
+        loop.run_forever()
+    finally:
+        talks = asyncio.all_tasks(loop)
+        for task in talks:
+            task.cancel()
+        with suppress(Exception):
+            loop.run_until_complete(asyncio.wait(talks, timeout=1))
+        loop.close()
+
 # %% ../../nbs/00_core/19_http_server.ipynb #5c78b5f2
 class HttpServer:
     "Serves pages from a thread of its own until it is closed; a context manager."
@@ -319,25 +336,11 @@ class HttpServer:
             undo.callback(self._maker.close)
             self._loop = asyncio.new_event_loop()
             undo.callback(self._loop.close)
-            self._loop.set_exception_handler(lambda *_: None)  # of guests that hang up
             desk = _Desk(dict(routes), guard, limits, self._maker)
             self._talks = _Talks(desk, limits, context)
-            self._thread = threading.Thread(target=self._run, daemon=True, name=name)
+            self._thread = threading.Thread(target=_serve, args=(self,), daemon=True, name=name)
             self._thread.start()
             undo.pop_all()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.create_task(self._talks.accept(self._listener))
-        try:
-            self._loop.run_forever()
-        finally:
-            talks = asyncio.all_tasks(self._loop)
-            for task in talks:
-                task.cancel()
-            with suppress(Exception):
-                self._loop.run_until_complete(asyncio.wait(talks, timeout=1))
-            self._loop.close()
 
     @property
     def connections(self) -> int:
