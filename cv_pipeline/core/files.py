@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 import unicodedata
 import uuid
@@ -65,9 +66,10 @@ def writable_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{uuid.uuid4().hex}"
-        probe.write_bytes(b"x")
-        probe.unlink()
+        with tempfile.TemporaryFile(
+            dir=folder, buffering=0
+        ) as probe:  # without a name: a kill leaves nothing
+            probe.write(b"x")
     except OSError as e:
         raise sink_error("cannot write to this folder", e, folder) from e
     return folder
