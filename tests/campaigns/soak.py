@@ -25,6 +25,7 @@ from cv_pipeline.monitoring.prediction_log import read_log
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.line import VideoFile
 from tests.campaigns import Outcome
+from tests.helpers.cli import hears_ctrl_c
 from tests.helpers.growth import Held, growing, held, slope
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +71,7 @@ def started(folder: Path, films: list[Path], port: int) -> subprocess.Popen:
     command = [sys.executable, "-c", main, "run", "--config", str(folder / "soak.yaml")]
     heard = open(folder / "heard.txt", "wb")
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=ROOT, stdout=heard, stderr=heard, env=env)
+    return subprocess.Popen(command, cwd=ROOT, stdout=heard, stderr=heard, env=env, preexec_fn=hears_ctrl_c)
 
 
 def scraped(port: int) -> bool:
