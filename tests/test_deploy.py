@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cv_pipeline.core.config import load_config
-from tests.helpers.services import require
+from tests.helpers.services import absent, require
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
@@ -79,7 +79,7 @@ def test_an_image_runs_as_nobody_and_says_how_it_is(name):
 def test_a_linter_finds_nothing_in_the_image(name):
     linter = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if linter is None:
-        pytest.skip("no hadolint here")
+        absent("no hadolint here")
     said = subprocess.run([linter, str(DEPLOY / name)], capture_output=True, text=True, timeout=60)
     assert (said.returncode, said.stdout) == (0, "")
 
@@ -118,7 +118,7 @@ def test_the_files_for_prometheus_are_those_that_the_command_writes(tmp_path):
 def test_a_real_prometheus_accepts_them(tmp_path):
     tool = shutil.which("promtool")
     if tool is None:
-        pytest.skip("no promtool here")
+        absent("no promtool here")
     (tmp_path / "token").write_text("x" * 16)
     shutil.copytree(DEPLOY / "monitoring", tmp_path / "monitoring")
     file = tmp_path / "monitoring" / "prometheus.yml"
