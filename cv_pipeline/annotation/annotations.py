@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .background import BACKGROUND, REAL_CLOCKS
-from .files import append_lines, move_file, sink_error, writable_folder, write_whole, writing
+from .files import append_lines, move_file, writable_folder, write_whole, writing
 from cv_pipeline.core.results import (
     RUN_KEY,
     hours_of,

@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
 from ..core.formats import LabelledImage
-from ..core.types import ConfigError, DataError, Detections, MissingExtraError, box_iou
+from ..core.types import ConfigError, DataError, Detections, box_iou
 from ..core.viz import pyplot
 from .calibration import FEWEST_WRONG
 from cv_pipeline.evaluation.intervals import (

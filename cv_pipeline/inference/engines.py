@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import mmap
 import os
-import re
 import time
 import warnings
 from collections import deque
@@ -22,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from ..core.files import Busy, file_sha256, locked, write_whole, writing
+from ..core.files import Busy, locked, write_whole, writing
 from ..core.model_files import artefact_sha256
 from ..core.types import BackendError, ConfigError
 from .backends import OutOfMemory

@@ -84,7 +84,7 @@ def days_of(
     weekday = (np.floor(noon / DAY).astype(int) + 3) % 7
     return Days(of_frame, hour, side[keep], keys[0][keep], weekday, hours, int((~keep).sum()))
 
-# %% ../../nbs/09_monitoring/06_seasons.ipynb #fc7b7f54
+# %% ../../nbs/09_monitoring/06_seasons.ipynb #505a6a5c
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
@@ -108,7 +108,7 @@ def alike_days(
     count, mine = np.bincount(weekday[~window], minlength=7), np.unique(weekday[window])
     lacking = tuple(WEEKDAYS[d] for d in mine if not count[d])
     left = len(weekday) - len(np.unique(weekday)) - 1
-    if not lacking and left >= freedom and (count[mine].min() >= 2 or window.sum() >= 5):
+    if not lacking and left >= freedom and (count[mine].min() >= 3 or window.sum() >= 5):
         return Alike(weekday, "weekday", (), False)
     kind = np.isin(weekday, list(rest)).astype(int)
     there = np.bincount(kind[~window], minlength=2) > 0

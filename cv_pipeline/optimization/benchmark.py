@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..core.escaping import html_text, markdown_text
-from ..core.files import expecting, file_sha256, read_json, write_whole, writing
+from ..core.files import expecting, read_json, write_whole, writing
 from ..core.formats import LabelledImage, evaluation_items
 from ..core.model_files import artefact_sha256
 from ..core.stamp import instruction_set, machine, nvml, stamp, usable_cores

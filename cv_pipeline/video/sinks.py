@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from ..core.animations import colour_video, video_frame
-from ..core.files import json_bytes, move_file, safe_name, sink_error, writable_folder, write_whole
+from ..core.files import json_bytes, move_file, safe_name, sink_error, writable_folder
 from ..core.results import RUN_KEY, results_schema
 from ..core.tables import Hours, PartedTable
 from ..core.types import Clock, Decision, Detections, Frame, FrameResult, SinkError

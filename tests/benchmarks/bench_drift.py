@@ -13,7 +13,8 @@ import numpy as np
 from scipy.signal import lfilter
 from scipy.stats import ks_2samp
 
-from cv_pipeline.monitoring.drift import DriftSettings, Observed, compare, components_of
+from cv_pipeline.monitoring.drift import compare
+from cv_pipeline.monitoring.observed import DriftSettings, Observed, components_of
 
 
 def period(seed: int, n: int, start: float, cameras: int = 5, rho: float = 0.5) -> Observed:

@@ -25,7 +25,8 @@ import numpy as np
 from scipy.stats import ks_2samp
 
 from cv_pipeline.inference.loading import load_model
-from cv_pipeline.monitoring.drift import DriftSettings, Observed, compare
+from cv_pipeline.monitoring.drift import compare
+from cv_pipeline.monitoring.observed import DriftSettings, Observed
 from cv_pipeline.monitoring.frame_statistics import cell_descriptor, frame_statistics
 from cv_pipeline.monitoring.telemetry import STATISTICS
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
