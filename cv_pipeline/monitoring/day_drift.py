@@ -34,7 +34,7 @@ from cv_pipeline.monitoring.seasons import (
     wall_clock,
     without_gaps,
 )
-from .statistics import block_sums, chance_of, cuts_of, kernel_for, largest
+from .statistics import block_sums, chance_of, kernel_for, largest
 
 # %% auto #0
 __all__ = ['STRETCHES', 'CUTS', 'MOST_FRAMES', 'LEAST_SPREAD', 'Tables', 'DayTable', 'day_table', 'DayFeature', 'day_features',
@@ -154,7 +154,7 @@ class DayFeature:
 
     family: str
     name: str
-    kind: str  # "ks" (shares below cuts, mean, spread), "share", "tv" (total variation of shares) or "mmd"
+    kind: str  # "ks" (shares below cuts, twice; mean; spread), "share", "tv" (total variation) or "mmd"
     rows: DayRows
     means: tuple[float, float] = (float("nan"), float("nan"))  # of reference and window, for a reader
 
@@ -187,20 +187,26 @@ class _Cells:
         return DayFeature(family, name, kind, day_rows(sums, count, self.days.hours, STRETCHES), means)
 
     def column(self, family: str, name: str, x: np.ndarray) -> DayFeature:
-        "A column of numbers: its distribution about the hour's mean; then the mean, and the spread in an hour."
+        """A column of numbers: its distribution about the hour's mean; about the mean of this hour of this
+        day, which no batch and no cloud moves; its mean and its spread within the hour."""
         d, x = len(self.days.window), np.asarray(x, float)
         own, cell = centred(x, self.hour), self.row * 24 + self.hour
-        cuts = cuts_of(own, CUTS)
-        bins = len(cuts) + 1
-        table = np.bincount(cell * bins + np.searchsorted(cuts, own, side="left"), minlength=d * 24 * bins)
-        below = np.cumsum(table.reshape(d, 24, bins), axis=2)[..., :-1]
-        if not len(cuts):
-            return self.feature(family, name, "ks", below.astype(float), x)
+        if not np.ptp(own):
+            return self.feature(family, name, "ks", np.zeros((d, 24, 2 * CUTS + 2)), x)  # nothing varies
         total = np.bincount(cell, own, d * 24)
-        near = np.abs(own - (total / np.maximum(np.bincount(cell, minlength=d * 24), 1))[cell])
-        unit = near.mean() or own.std()
-        moments = np.stack([total, np.bincount(cell, near, d * 24)], axis=1).reshape(d, 24, 2) / unit
-        return self.feature(family, name, "ks", np.concatenate([below, moments], axis=2), x)
+        near = own - (total / np.maximum(np.bincount(cell, minlength=d * 24), 1))[cell]
+        unit = np.abs(near).mean() or own.std()
+        moments = np.stack([total, np.bincount(cell, np.abs(near), d * 24)], axis=1).reshape(d, 24, 2)
+        sums = np.concatenate([self._below(own), self._below(near), moments / unit], axis=2)
+        return self.feature(family, name, "ks", sums, x)
+
+    def _below(self, x: np.ndarray) -> np.ndarray:
+        "(D, 24, CUTS) how many values lie at or below each quantile of all of them."
+        d, cell = len(self.days.window), self.row * 24 + self.hour
+        cuts = np.quantile(x, np.arange(1, CUTS + 1) / (CUTS + 1), method="lower")
+        place = cell * (CUTS + 1) + np.searchsorted(cuts, x, side="left")
+        table = np.bincount(place, minlength=d * 24 * (CUTS + 1)).reshape(d, 24, CUTS + 1)
+        return np.cumsum(table, axis=2)[..., :-1].astype(float)
 
 # %% ../../nbs/09_monitoring/08_day_drift.ipynb #bde233a4
 def _box_features(c: _Cells, seen: Observed, boxes: np.ndarray) -> list[DayFeature]:
@@ -289,11 +295,13 @@ def day_plan(rows: Sequence[DayRows], t: DayTable) -> DayPlan | None:
     return plan if plan.basis.shape[0] >= 1 else None
 
 
-def _distance(kind: str, d: np.ndarray) -> np.ndarray:
-    "(…,) how far apart, from (…, c) differences of columns."
-    if kind in ("ks", "share"):
-        return np.abs(d[..., :-2] if kind == "ks" else d).max(axis=-1)
-    return np.abs(d).sum(axis=-1) / 2 if kind == "tv" else np.square(d).sum(axis=-1)
+def _distances(kind: str, d: np.ndarray) -> list[np.ndarray]:
+    "Of each distribution (…,) how far apart, 0 to 1, from (…, c) differences of columns."
+    if kind == "ks":
+        return [np.abs(part).max(axis=-1) for part in (d[..., :CUTS], d[..., CUTS : 2 * CUTS])]
+    if kind == "share":
+        return [np.abs(d).max(axis=-1)]
+    return [np.abs(d).sum(axis=-1) / 2 if kind == "tv" else np.sqrt(np.square(d).sum(axis=-1))]
 
 
 def _as_normal(t: np.ndarray, free: int) -> np.ndarray:
@@ -315,9 +323,9 @@ def _studentised(kind: str, d: np.ndarray, z: np.ndarray, length: float) -> np.n
 
 
 def _extreme(kind: str, d: np.ndarray, z: np.ndarray, length: float) -> np.ndarray:
-    "(P + 1,) how extreme differences are: means and shares as in Student's t, distributions by their distance."
+    "(P + 1,) how extreme: means and shares as in Student's t, distributions by their distance."
     parts = [] if kind == "mmd" else [_studentised(kind, d, z, length)]
-    return largest(parts + ([_distance(kind, d)] if kind in ("ks", "mmd") else []))
+    return largest(parts + (_distances(kind, d) if kind in ("ks", "mmd") else []))
 
 # %% ../../nbs/09_monitoring/08_day_drift.ipynb #a0ed37fe
 @dataclass(frozen=True)
@@ -351,15 +359,15 @@ def _answer(
     i, q, z = asked[int(np.argmax(high))]
     m, along = len(z), plan.aims[q] @ z
     rest = z - np.outer(plan.aims[q], along)
-    usual = 0.0
-    if m > 1:
-        null = _distance(kind, turned[1:201, q] @ (rest * np.sqrt(m / (m - 1))))
-        usual = float((null if kind == "mmd" else np.square(null)).mean())
-    far = float(_distance(kind, along / plan.length[q]))
-    effect = min(1.0, float(np.sqrt(max(0.0, (far if kind == "mmd" else far**2) - usual))))
-    best = int(np.abs(along[: -2 if kind == "ks" else None]).argmax())
+    far = [float(v) for v in _distances(kind, along / plan.length[q])]
+    usual = [0.0] * len(far)
+    if m > 1:  # how far apart days are that nothing has happened to
+        null = _distances(kind, turned[1:201, q] @ (rest * np.sqrt(m / (m - 1))))
+        usual = [float(np.square(v).mean()) for v in null]
+    effect = min(1.0, max(float(np.sqrt(max(0.0, v * v - u))) for v, u in zip(far, usual)))
+    best = int(np.abs(along[:CUTS] if kind == "ks" else along).argmax())
     sd = np.sqrt(np.square(rest[:, best]).sum() / (m - 1)) if m > 1 else float("nan")
-    spreads = abs(along[best]) / plan.length[q] / sd if sd > 1e-9 else (np.inf if far > 1e-9 else 0.0)
+    spreads = abs(along[best]) / plan.length[q] / sd if sd > 1e-9 else (np.inf if max(far) > 1e-9 else 0.0)
     return _Answer(largest(parts), effect, float(spreads) if m > 1 else float("nan"), STRETCHES[i])
 
 # %% ../../nbs/09_monitoring/08_day_drift.ipynb #c99c70d3
@@ -385,17 +393,32 @@ def _scope(found: Sequence[tuple[DayFeature, _Answer]], camera: str | None, fram
 Tables = Sequence[Sequence[tuple[str, np.ndarray | None]]]  # of each stretch: kind and (m, c) of each feature
 
 
+def _columns(found: Sequence[tuple[str, np.ndarray | None]]) -> np.ndarray | None:
+    "(m, c) means, spreads and shares of all features of one stretch; None: nothing."
+    own = [z[:, -2:] if kind == "ks" else z for kind, z in found if z is not None and kind in ("ks", "share")]
+    own = [z for z in own if z.shape[1]]
+    return np.concatenate(own, axis=1).astype(float) if own else None
+
+
+def _far(tables: Tables, plan: DayPlan) -> float:
+    "How far the days that are asked about lie from the others, in deviations from day to day; 0: unknown."
+    far = [0.0]
+    for i, found in enumerate(tables):
+        z = _columns(found)
+        for q in _questions(plan, i) if z is not None and plan.freedom >= 1 else ():
+            along = plan.aims[q] @ z / plan.length[q]
+            left = np.maximum(np.square(z / plan.length[q]).sum(axis=0) - along**2, 0) / plan.freedom
+            far.append(float((along**2 / (left + LEAST_SPREAD**2)).max()))
+    return max(far)
+
+
 def _joint(tables: Tables, plan: DayPlan, turned: np.ndarray) -> np.ndarray | None:
     "(P + 1,) all numbers of a family at once, in units of how days vary together (Hotelling, with a ridge)."
     made, free = [], max(1, plan.freedom)
     for i, found in enumerate(tables):
-        own = [
-            z[:, -2:] if kind == "ks" else z for kind, z in found if z is not None and kind in ("ks", "share")
-        ]
-        own = [z for z in own if z.shape[1]]
-        if not own or plan.freedom < 1:
+        z = _columns(found)
+        if z is None or plan.freedom < 1:
             continue
-        z = np.concatenate(own, axis=1).astype(float)
         for q in _questions(plan, i):
             scaled = z / plan.length[q]
             value, vector = np.linalg.eigh(scaled.T @ scaled / free + LEAST_SPREAD**2 * np.eye(z.shape[1]))
@@ -409,9 +432,6 @@ def _together(parts: Sequence[tuple[DayFeature, Sequence[np.ndarray | None]]]) -
     made: list[np.ndarray | None] = []
     for i in range(len(STRETCHES)):
         have = [(tables[i], f.rows.weight[i].sum()) for f, tables in parts if tables[i] is not None]
-        have = [(z, n) for z, n in have if z.shape[1]]
-        width = max((z.shape[1] for z, _ in have), default=0)
-        have = [(z, n) for z, n in have if z.shape[1] == width]  # with the same cuts
         total = sum(n for _, n in have) or 1.0
         made.append(sum(z * n for z, n in have) / total if have else None)
     return made
@@ -432,8 +452,8 @@ class _Family:
             [(f.kind, t[i]) for f, t in zip(self.features[k], self.tables[k])] for i in range(len(STRETCHES))
         ]
 
-    def apart(self, k: int, cameras: Sequence[int]) -> np.ndarray | None:
-        "(P + 1,) a camera less the mean of the others: what all cameras share (batch, weather) is gone."
+    def apart(self, k: int, cameras: Sequence[int]) -> Tables:
+        "A camera less the mean of the others: what all cameras share (batch, weather) is gone."
         names = [f.name for f in self.features[k]]
         rest = [dict(zip([f.name for f in self.features[c]], self.tables[c])) for c in cameras if c != k]
         made: list[list[tuple[str, np.ndarray | None]]] = []
@@ -442,28 +462,28 @@ class _Family:
             for f, name, own in zip(self.features[k], names, self.tables[k]):
                 mine = own[i]
                 same = [r[name][i] for r in rest if name in r and r[name][i] is not None and mine is not None]
-                last = -2 if f.kind == "ks" else None
-                same = [z[:, last:] for z in same if z.shape[1]]
-                if mine is None or not same or not mine.shape[1]:
-                    found.append((f.kind, None))
-                else:
-                    found.append((f.kind, mine[:, last:] - np.mean(same, axis=0)))
+                found.append((f.kind, mine - np.mean(same, axis=0) if same else None))
             made.append(found)
-        return _joint(made, self.plan, self.turned)
+        return made
 
-    def standing_out(self, own: Mapping[int, np.ndarray], alpha: float = 0.01) -> set[int]:
-        """Cameras that differ from the others, the clearest first, then again among the rest; of two cameras
-        the one that differs more from its own past. `own`: (P + 1,) statistic of each."""
-        left, found = sorted(own), set()
-        high = lambda v: (v[0] - v.mean()) / (v.std() or 1.0)
-        while len(left) > 1 and len(found) < min(8, max(1, len(own) // 2)):
-            stat = {k: v for k in left if (v := self.apart(k, left)) is not None}
-            if not stat:
+    def effect_apart(self, k: int, cameras: Sequence[int]) -> float:
+        "The largest effect of a camera less the others."
+        kinds = [f.kind for f in self.features[k]]
+        by_feature = list(zip(*[[z for _, z in found] for found in self.apart(k, cameras)]))
+        said = [_answer(kind, tables, self.plan, self.turned) for kind, tables in zip(kinds, by_feature)]
+        return max((a.effect for a in said if a is not None), default=0.0)
+
+    def standing_out(self, alpha: float = 0.01) -> set[int]:
+        """Cameras that differ from the others, the farthest first, then again among the rest; of two cameras
+        the one that is farther from its own past."""
+        left, found = sorted(self.features), set()
+        while len(left) > 1 and len(found) < min(8, max(1, len(self.features) // 2)):
+            tables = {k: self.apart(k, left) for k in left}
+            own = tables if len(left) > 2 else {k: self.stacked(k) for k in left}
+            first = max(left, key=lambda k: _far(own[k], self.plan))
+            stat = _joint(tables[first], self.plan, self.turned)
+            if stat is None or float(chance_of(stat)) * (len(left) if len(left) > 2 else 1) >= alpha:
                 break
-            first = max(stat, key=lambda k: high(stat[k]))
-            if float(chance_of(stat[first])) * len(stat) >= alpha * (2 if len(left) == 2 else 1):
-                break
-            first = max(left, key=lambda k: high(own[k])) if len(left) == 2 else first
             found.add(first)
             left.remove(first)
         return found
@@ -511,10 +531,15 @@ def family_scopes(
                 found.append((f, a))
         if found:
             s = _scope(found, t.seen.cameras[k], int((t.inside & (t.seen.camera == k)).sum()))
-            apart = f_.apart(k, list(f_.features))
+            apart = _joint(f_.apart(k, list(f_.features)), f_.plan, f_.turned)
             single[k] = _with_joint(s, family, _joint(f_.stacked(k), f_.plan, f_.turned), apart)
-    out = f_.standing_out({k: s.statistic[family] for k, s in single.items()})
-    single = {k: replace(s, stands_out={family: k in out}) for k, s in single.items()}
+    out = f_.standing_out()
+    for k, s in single.items():
+        effect = max(
+            s.effect[family],
+            f_.effect_apart(k, [c for c in f_.features if c not in out or c == k]) if k in out else 0.0,
+        )
+        single[k] = replace(s, effect={family: effect}, stands_out={family: k in out})
     pooled, stacked = [], [[] for _ in STRETCHES]
     for parts in by_name.values():
         together, f = _together(parts), parts[0][0]

@@ -26,6 +26,7 @@ from ..evaluation.summary import html_table
 from ..inference.loading import load_model
 from .drift import Drift, compare
 from .observed import FAMILIES, DriftSettings, Observed, components_of, joined
+from .seasons import DAY, WEEKDAYS, DayProfile, day_profile, wall_clock
 from .statistics import kernel_for
 from .prediction_log import PredictionLog, instant, read_log
 from .telemetry import STATISTICS, LogSettings, TelemetrySink
@@ -36,7 +37,8 @@ from ..synthetic.parts import seeded
 # %% auto #0
 __all__ = ['MONDAY', 'COLOURS', 'week_conditions', 'write_week', 'observed_of', 'Periods', 'periods_of', 'DriftOfLog', 'log_hash',
            'drift_of_log', 'Chart', 'control_charts', 'plot_timeline', 'plot_heatmap', 'plot_scatter', 'witness',
-           'drifted_pictures', 'kept_beside', 'html_drift', 'feature_rows']
+           'drifted_pictures', 'kept_beside', 'strongest_statistic', 'profile_of', 'plot_profile', 'outside_since',
+           'html_drift', 'feature_rows']
 
 # %% ../../nbs/09_monitoring/12_drift_report.ipynb #b35eec9f
 MONDAY = datetime(2026, 6, 1, tzinfo=timezone.utc)
@@ -228,6 +230,7 @@ class DriftOfLog:
     stamp: dict[str, Any] = field(
         default_factory=dict
     )  # models of the log, hash of its rows, of settings and periods
+    settings: DriftSettings = field(default_factory=DriftSettings)
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -308,6 +311,7 @@ def drift_of_log(
         window_,
         reference is None,
         origin,
+        settings or DriftSettings(),
     )
 
 # %% ../../nbs/09_monitoring/12_drift_report.ipynb #529c5967
@@ -535,10 +539,71 @@ def kept_beside(log: str | Path) -> Path:
         Path(log) / "frames_kept",
     )
 
-# %% ../../nbs/09_monitoring/12_drift_report.ipynb #73af68dc
+# %% ../../nbs/09_monitoring/12_drift_report.ipynb #d53315be
 COLOURS = {"GREEN": "#1a7f37", "AMBER": "#9a6700", "RED": "#cf222e", "GREY": "#57606a"}
 
 
+def strongest_statistic(drift: Drift) -> tuple[str, str] | None:
+    "Camera and image statistic with the strongest evidence; None where no camera was judged by itself."
+    rows = [r for r in drift.features if r.family == "image" and r.camera and np.isfinite(r.p)]
+    if not rows:
+        return None
+    best = min(rows, key=lambda r: (r.camera not in drift.devices, r.p, -r.effect))
+    return best.camera, best.feature
+
+
+def profile_of(
+    found: DriftOfLog,
+    camera: str,
+    name: str,  # of an image statistic
+) -> DayProfile:
+    "The day of one number of one camera: hours of the reference's days of the same kind, the window on them."
+    seen, kept = found.seen, found.seen.camera == found.seen.cameras.index(camera)
+    at, x = seen.at[kept], np.asarray(seen.image[name][kept], float)
+    local = wall_clock(at, found.settings.zone_of(camera))
+    rest = np.isin((local // DAY + 3) % 7, list(found.settings.rest_days))
+    between = lambda p: (at >= p[0]) & (at < p[1])
+    window, reference = between(found.periods.window), between(found.periods.reference)
+    same = reference & (rest == rest[window][-1] if window.any() else True)
+    if len(np.unique(local[same] // DAY)) < 3:
+        same = reference
+    return day_profile(local, x, same, window)
+
+# %% ../../nbs/09_monitoring/12_drift_report.ipynb #3485639f
+def plot_profile(found: DriftOfLog, camera: str, name: str) -> Any:
+    "The profile of the day with the band of one more day, the window on it; and all days as a calendar."
+    plt, p = pyplot(), profile_of(found, camera, name)
+    fig, (ax, cal) = plt.subplots(1, 2, figsize=(9.5, 3), dpi=75, width_ratios=(1, 1.25))
+    hours = np.arange(24)
+    ax.fill_between(hours, p.low, p.high, color="#e1e4e8", label="one more day like the reference (99 %)")
+    ax.plot(hours, p.mean, color="#57606a", lw=1, label="reference")
+    days = [i for i in range(len(p.date)) if p.window[i].any()]
+    for i in days:
+        y = np.where(p.window[i], p.value[i], np.nan)
+        ax.plot(hours, y, color="#0969da", lw=1, label="window" if i == days[0] else None)
+        out = p.outside[i] & p.window[i]
+        ax.plot(hours[out], y[out], "o", ms=3, color=COLOURS["RED"])
+    ax.set(xlabel="hour of the day", ylabel=name, title=camera)
+    ax.legend(fontsize=6)
+    wide = np.nanmax(np.abs(p.value - p.mean)) if np.isfinite(p.value - p.mean).any() else 1.0
+    shown = cal.imshow(p.value - p.mean, cmap="RdBu_r", vmin=-wide, vmax=wide, aspect="auto")
+    names = [f"{WEEKDAYS[(int(d) + 3) % 7][:2]} {np.datetime64(int(d), 'D')}" for d in p.date]
+    step = max(1, len(names) // 14)
+    cal.set_yticks(range(0, len(names), step), names[::step], fontsize=6)
+    cal.set(xlabel="hour of the day", title=f"{name} less the reference's mean of the hour")
+    fig.colorbar(shown, ax=cal)
+    fig.tight_layout()
+    return fig
+
+
+def outside_since(found: DriftOfLog, camera: str, name: str) -> str:
+    "Since when every hour of the window has been outside of its band, as a sentence; empty: it is not."
+    since = profile_of(found, camera, name).since
+    if since is None:
+        return ""
+    return f"{name} of {camera} has been outside of its band since {_day(since)} (clock of the place)"
+
+# %% ../../nbs/09_monitoring/12_drift_report.ipynb #73af68dc
 def html_drift(drift: Drift) -> str:
     "Verdict, cause, what to do, and the families."
     colour = COLOURS[drift.verdict]

@@ -111,7 +111,8 @@ class DriftSettings:
             (self.alpha is None or 0 < self.alpha < 1, f"alpha: {self.alpha} is outside 0..1"),
             (
                 self.permutations + 1 >= len(FAMILIES) / max(self.level("stretch"), 1e-9),
-                f"permutations: {self.permutations} are too few for an alarm at alpha {self.level('stretch')} over "
+                f"permutations: {self.permutations} are too few for an alarm at alpha "
+                f"{self.level('stretch')} over "
                 f"{len(FAMILIES)} families",
             ),
             (self.components >= 1, f"components: {self.components} is below 1"),
@@ -139,7 +140,7 @@ class DriftSettings:
             wall_clock(np.zeros(1), zone)
 
     def level(self, unit: str) -> float:
-        "The adjusted p of an alarm: 5 % for days, of which there are few, 1 % for stretches, unless it is set."
+        "The adjusted p of an alarm: `alpha`, or 5 % for days, of which there are few, and 1 % for stretches."
         return self.alpha if self.alpha is not None else 0.05 if unit == "day" else 0.01
 
     def zone_of(self, camera: str) -> str:

@@ -162,10 +162,10 @@ def day_rows(
 def without_gaps(
     rows: np.ndarray,  # (D, c); NaN: missing
     window: np.ndarray,  # (D,) bool
-) -> np.ndarray | None:  # None: fewer than two days of the reference, or none of the window
+) -> np.ndarray | None:  # None: fewer than two days of the reference (which has more), or none of the window
     "Missing days become the mean of their period, and the spread of the others is widened for it."
     bad = ~np.isfinite(rows).all(axis=1)
-    if (~bad & ~window).sum() < 2 or not (~bad & window).any():
+    if (~bad & ~window).sum() < min(2, (~window).sum()) or not (~bad & window).any():
         return None
     if not bad.any():
         return rows
@@ -198,7 +198,7 @@ def day_memory(
     weight: np.ndarray,  # (D,)
     caution: float = 0.5,  # standard errors that are added where there is a memory
 ) -> float:  # 0..0.9
-    """ρ of which residuals of these days are expected to resemble each other as much as these do, and a little
+    """ρ of which residuals of these days are expected to be as much alike as these are, and a little
     more: too short a memory costs false alarms, too long a one only some power."""
     near = (np.abs(number[:, None] - number[None]) == 1) / 2.0
     total = np.square(residuals).sum()
