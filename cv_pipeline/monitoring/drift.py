@@ -17,6 +17,7 @@ from scipy.stats import t as student
 from .day_drift import DayScopes, DayTable, day_scopes, day_table
 from cv_pipeline.monitoring.observed import (
     FAMILIES,
+    FEWEST_DAYS,
     DriftSettings,
     FeatureResult,
     Observed,
@@ -43,8 +44,8 @@ from cv_pipeline.monitoring.statistics import (
 )
 
 # %% auto #0
-__all__ = ['BOXED', 'BURSTS', 'CAUSES', 'LONG', 'FEWEST_DAYS', 'CERTAIN', 'FamilyResult', 'cause_of', 'Drift', 'verdict_of',
-           'unit_of', 'compare']
+__all__ = ['BOXED', 'BURSTS', 'CAUSES', 'LONG', 'CERTAIN', 'FamilyResult', 'cause_of', 'Drift', 'verdict_of', 'unit_of',
+           'compare']
 
 # %% ../../nbs/09_monitoring/09_drift.ipynb #8b762e94
 BOXED = ("class", "confidence", "size")  # families whose unit is a box
@@ -680,7 +681,6 @@ def _iso(seconds: float) -> str:
 
 # %% ../../nbs/09_monitoring/09_drift.ipynb #601b2c24
 LONG = 6 * 3_600.0  # a period of so many seconds has seen what a day does
-FEWEST_DAYS = 5  # of reference, below which "how many more" is not said with less than this
 
 
 def unit_of(both: Observed, inside: np.ndarray, settings: DriftSettings) -> str:
@@ -724,16 +724,17 @@ def _day_states(
     able = [s.freedom.get(f.family, 0) >= 1 and np.isfinite(f.p) for f in families]
     adjusted = holm([f.p if e else np.nan for f, e in zip(families, able)])
     earlier, made = {f.family: f.alarm for f in before}, []
+    level = settings.level("day", t.days.counts[0])
     for f, e, p in zip(families, able, adjusted):
         fact = f.family == "cameras" and bool(s.new or s.gone)
         needed = None
-        if fact or (e and p < settings.level("day") and f.effect >= f.floor):
+        if fact or (e and p < level and f.effect >= f.floor):
             state = "RED" if earlier.get(f.family) else "AMBER"
         elif f.effect < f.floor:
             state = "GREEN"
         else:
             days = t.days.counts
-            want = _proof(f, s.freedom.get(f.family, 0), days, settings.level("day") / max(1, sum(able)))
+            want = _proof(f, s.freedom.get(f.family, 0), days, level / max(1, sum(able)))
             needed = None if want is None else max(want - days[0], 1)
             state = "GREEN" if needed is None else "GREY"
         devices = s.gone if f.family == "cameras" else f.devices
@@ -839,7 +840,7 @@ def _of_days(
     notes = _day_notes(t, s, families) + [f"{f}: nothing to compare" for f in FAMILIES if f not in present]
     how = {
         "unit": "day",
-        "alpha": settings.level("day"),
+        "alpha": settings.level("day", t.days.counts[0]),
         "blocks": len(t.days.window),
         "days": list(t.days.counts),
     }

@@ -17,7 +17,7 @@ from .statistics import checked_columns
 from ..core.types import ConfigError, DataError, check_rules, is_number
 
 # %% auto #0
-__all__ = ['FAMILIES', 'FLOORS', 'Observed', 'DriftSettings', 'joined', 'components_of', 'FeatureResult', 'Scope']
+__all__ = ['FAMILIES', 'FLOORS', 'FEWEST_DAYS', 'Observed', 'DriftSettings', 'joined', 'components_of', 'FeatureResult', 'Scope']
 
 # %% ../../nbs/09_monitoring/07_observed.ipynb #932269f9
 FAMILIES = ("image", "embedding", "count", "class", "confidence", "size", "cameras")
@@ -82,6 +82,9 @@ class Observed:
 
 # %% ../../nbs/09_monitoring/07_observed.ipynb #579d8fdb
 FLOORS = {**dict.fromkeys(FAMILIES, 0.15), "class": 0.1}
+FEWEST_DAYS = (
+    5  # of reference: with fewer an alarm needs more, and "how many more days" is not said with less
+)
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,10 @@ class DriftSettings:
         for zone in zones:
             wall_clock(np.zeros(1), zone)
 
-    def level(self, unit: str) -> float:
-        "The adjusted p of an alarm: `alpha`, or 5 % for days, of which there are few, and 1 % for stretches."
-        return self.alpha if self.alpha is not None else 0.05 if unit == "day" else 0.01
+    def level(self, unit: str, days: int = FEWEST_DAYS) -> float:
+        "The adjusted p of an alarm: `alpha`, or 5 % for days; 1 % for stretches and while days are few."
+        many = unit == "day" and days >= FEWEST_DAYS
+        return self.alpha if self.alpha is not None else 0.05 if many else 0.01
 
     def zone_of(self, camera: str) -> str:
         "The time zone of a camera."

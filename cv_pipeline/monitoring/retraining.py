@@ -71,7 +71,7 @@ class DriftWindow:
     since: datetime
     until: datetime
     verdict: str  # GREEN, AMBER, RED, GREY
-    cause: str  # none, device fault, mix shift, world changed, device or world, insufficient
+    cause: str  # a key of `drift.CAUSES`
     alarms: tuple[str, ...]  # families in alarm
     devices: tuple[str, ...] = ()
     reference: str = ""  # which reference it was measured against
@@ -323,7 +323,7 @@ def _drift_trigger(name: str, rank: int, e: Evidence, p: RetrainPolicy, now: dat
             f"the newest window is {newest.verdict}" + (" for other reasons" if newest.alarms else ""),
         )
     text = f"{name} ({', '.join(families)}) for {count} window(s), cause: {newest.cause}"
-    if newest.cause in ("device fault", "mix shift"):
+    if newest.cause in ("device fault", "mix shift", "calendar"):
         return Trigger(name, rank, "off", f"{text}: retraining does not help")
     return Trigger(
         name,

@@ -543,9 +543,9 @@ def test_a_log_is_compared_with_its_own_past(log):
     calm = drift_of_log(log, ["2026-06-01", "2026-06-05"], ["2026-06-05", "2026-06-06"], SMALL)
     assert calm.drift.verdict in ("GREEN", "GREY") and calm.before is None  # of five days: no alarm
     only = drift_of_log(log, None, None, SMALL, ["north"])
-    assert only.drift.verdict == "GREEN" and {c["camera"] for c in only.drift.cameras if c["window"]} == {
-        "north"
-    }
+    assert only.drift.verdict in ("GREEN", "GREY") and {
+        c["camera"] for c in only.drift.cameras if c["window"]
+    } == {"north"}
     charts = {c.camera: c for c in control_charts(found.seen, "brightness", found.periods.reference, 24)}
     late = charts["south"].at > found.periods.before[0]
     assert (
