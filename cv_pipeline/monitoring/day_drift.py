@@ -37,13 +37,14 @@ from cv_pipeline.monitoring.seasons import (
 from .statistics import block_sums, chance_of, kernel_for, largest
 
 # %% auto #0
-__all__ = ['STRETCHES', 'CUTS', 'MOST_FRAMES', 'LEAST_SPREAD', 'Tables', 'DayTable', 'day_table', 'DayFeature', 'day_features',
-           'day_plan', 'family_scopes', 'DayScopes', 'day_scopes']
+__all__ = ['STRETCHES', 'CUTS', 'MOST_FRAMES', 'LEAST_COUNT', 'LEAST_SPREAD', 'Tables', 'DayTable', 'day_table', 'DayFeature',
+           'day_features', 'day_plan', 'family_scopes', 'DayScopes', 'day_scopes']
 
 # %% ../../nbs/09_monitoring/08_day_drift.ipynb #356c6b61
 STRETCHES = (24, 12, 6, 3, 1)  # hours at the end of a day that are compared: a step shows within the day
 CUTS = 16  # quantiles at which distributions are compared
 MOST_FRAMES = 400_000  # more are thinned evenly
+LEAST_COUNT = 30  # boxes (or boxes on counted frames) of a usual day that a stretch of hours needs
 LEAST_SPREAD = 0.05  # of a share, from day to day: days that seem more alike than this are not believed
 
 
@@ -175,7 +176,7 @@ class _Cells:
     def feature(
         self, family: str, name: str, kind: str, sums: np.ndarray, x: np.ndarray | None = None
     ) -> DayFeature:
-        "From sums by day and hour (D, 24, c)."
+        "From sums by day and hour (D, 24, c); with few boxes a stretch of hours is left out."
         d = len(self.days.window)
         count = np.bincount(self.row * 24 + self.hour, minlength=d * 24).reshape(d, 24)
         means = tuple(
@@ -184,7 +185,11 @@ class _Cells:
             else float("nan")
             for side in (False, True)
         )
-        return DayFeature(family, name, kind, day_rows(sums, count, self.days.hours, STRETCHES), means)
+        least = 1 if family in ("image", "embedding") else LEAST_COUNT
+        if family == "count" and x is not None:  # as many frames as make so many boxes
+            least = int(np.ceil(LEAST_COUNT / max(float(np.mean(x)), 1e-3)))
+        rows = day_rows(sums, count, self.days.hours, STRETCHES, least)
+        return DayFeature(family, name, kind, rows, means)
 
     def column(self, family: str, name: str, x: np.ndarray) -> DayFeature:
         """A column of numbers: its distribution about the hour's mean; about the mean of this hour of this
@@ -277,21 +282,19 @@ def day_plan(rows: Sequence[DayRows], t: DayTable) -> DayPlan | None:
     good = [(r, y) for r in rows if (y := without_gaps(r.value[0], window)) is not None and y.shape[1]]
     if not good:
         return None
-    asked = window.astype(float)[None]
-    if window.sum() > 1:
-        last = np.zeros(len(window))
-        last[np.flatnonzero(window)[-1]] = 1
-        asked = np.concatenate([asked, last[None]])
-    levels = np.concatenate([t.alike.kind[:, None] == np.unique(t.alike.kind)[None], window[:, None]], axis=1)
-    q = np.linalg.qr(levels.astype(float))[0]
-    maker = np.eye(len(window)) - q @ q.T
+    own, d = np.flatnonzero(window), len(window)
+    lasts = [len(own), *(k for k in (4, 2, 1) if k < len(own))]  # the whole window, and its last days
+    asked = np.stack([np.isin(np.arange(d), own[-k:]) for k in lasts]).astype(float)
+    kinds = (t.alike.kind[:, None] == np.unique(t.alike.kind[~window])[None]) & ~window[:, None]
+    q = np.linalg.qr(np.concatenate([kinds, np.eye(d)[:, own]], axis=1).astype(float))[0]
+    maker = np.eye(d) - q @ q.T
     left = maker @ np.concatenate([y for _, y in good], axis=1)
     spread = np.square(left).sum() / max(np.trace(maker), 1e-9)
     counting = min(1.0, sum(r.sampling for r, _ in good) / max(spread, 1e-12))
     weight = np.mean([r.weight[0] / max(r.weight[0].mean(), 1e-9) for r, _ in good], axis=0)
     weight = np.maximum(weight, 0.05)
-    memory = day_memory(left, maker, days.number, counting, weight)
-    plan = plan_days(t.alike.kind, asked, covariance(days.number, memory, counting, weight))
+    memory = day_memory(left, maker, days.number, counting, weight, 0.5 if len(own) == 1 else 1.0)
+    plan = plan_days(t.alike.kind, asked, covariance(days.number, memory, counting, weight), window)
     return plan if plan.basis.shape[0] >= 1 else None
 
 
@@ -309,22 +312,34 @@ def _as_normal(t: np.ndarray, free: int) -> np.ndarray:
     return np.sqrt(free * np.log1p(np.square(t) / free))
 
 
-def _studentised(kind: str, d: np.ndarray, z: np.ndarray, length: float) -> np.ndarray:
-    "(P + 1,) differences (P + 1, c) in units of what is left of the days `z` (m, c) without them."
-    if kind == "ks":
-        d, z = d[:, -2:], z[:, -2:]
-    left = np.square(z).sum(axis=0) / length**2
-    free = max(1, len(z) - 1)
+@dataclass(frozen=True)
+class _Turned:
+    "Questions and window of a plan, turned at random; the first is what happened."
+
+    plan: DayPlan
+    asked: np.ndarray  # (P + 1, c, m)
+    window: np.ndarray  # (P + 1, w, m)
+
+    def left(self, z: np.ndarray, q: int) -> np.ndarray:
+        "(P + 1, c) variance of the days (m, c) that are not the window's, for differences of a question."
+        own = np.square(self.window @ z).sum(axis=1)
+        free = max(1, self.plan.freedom) * self.plan.length[q] ** 2
+        return np.maximum(np.square(z).sum(axis=0) - own, 0) / free
+
+
+def _studentised(kind: str, q: int, z: np.ndarray, turned: _Turned) -> np.ndarray:
+    "(P + 1,) differences in units of what days differ by otherwise, days (m, c)."
+    z = z[:, -2:] if kind == "ks" else z
+    d, left, free = turned.asked[:, q] @ z, turned.left(z, q), max(1, turned.plan.freedom)
     if kind != "tv":
-        t = np.abs(d) / np.sqrt(np.maximum(left - d * d, 0) / free + LEAST_SPREAD**2)
-        return _as_normal(t.max(axis=-1), free)
-    rest = np.maximum(left.sum() - np.square(d).sum(axis=-1), 0) / free
-    return _as_normal(np.abs(d).sum(axis=-1) / np.sqrt(rest + LEAST_SPREAD**2), free)
+        return _as_normal((np.abs(d) / np.sqrt(left + LEAST_SPREAD**2)).max(axis=-1), free)
+    return _as_normal(np.abs(d).sum(axis=-1) / np.sqrt(left.sum(axis=-1) + LEAST_SPREAD**2), free)
 
 
-def _extreme(kind: str, d: np.ndarray, z: np.ndarray, length: float) -> np.ndarray:
+def _extreme(kind: str, q: int, z: np.ndarray, turned: _Turned) -> np.ndarray:
     "(P + 1,) how extreme: means and shares as in Student's t, distributions by their distance."
-    parts = [] if kind == "mmd" else [_studentised(kind, d, z, length)]
+    d = turned.asked[:, q] @ z
+    parts = [] if kind == "mmd" else [_studentised(kind, q, z, turned)]
     return largest(parts + (_distances(kind, d) if kind in ("ks", "mmd") else []))
 
 # %% ../../nbs/09_monitoring/08_day_drift.ipynb #a0ed37fe
@@ -343,32 +358,30 @@ def _questions(plan: DayPlan, stretch: int) -> range:
     return range(len(plan.aims) - 1 if stretch else 0, len(plan.aims))
 
 
-def _answer(
-    kind: str, tables: Sequence[np.ndarray | None], plan: DayPlan, turned: np.ndarray
-) -> _Answer | None:
+def _answer(kind: str, tables: Sequence[np.ndarray | None], turned: _Turned) -> _Answer | None:
     "`tables`: of each stretch (m, c) = basis @ rows."
-    parts, asked = [], []
+    parts, asked, plan = [], [], turned.plan
     for i, z in enumerate(tables):
         for q in _questions(plan, i):
             if z is not None and z.shape[1]:
-                parts.append(_extreme(kind, turned[:, q] @ z, z, plan.length[q]))
+                parts.append(_extreme(kind, q, z, turned))
                 asked.append((i, q, z))
     if not parts:
         return None
     high = [(v[0] - v.mean()) / (v.std() or 1.0) for v in parts]
     i, q, z = asked[int(np.argmax(high))]
-    m, along = len(z), plan.aims[q] @ z
-    rest = z - np.outer(plan.aims[q], along)
+    free, along = plan.freedom, plan.aims[q] @ z
+    rest = z - plan.window.T @ (plan.window @ z)
     far = [float(v) for v in _distances(kind, along / plan.length[q])]
     usual = [0.0] * len(far)
-    if m > 1:  # how far apart days are that nothing has happened to
-        null = _distances(kind, turned[1:201, q] @ (rest * np.sqrt(m / (m - 1))))
+    if free >= 1:  # how far apart days are that nothing has happened to
+        null = _distances(kind, turned.asked[1:201, q] @ (rest * np.sqrt(len(z) / free)))
         usual = [float(np.square(v).mean()) for v in null]
     effect = min(1.0, max(float(np.sqrt(max(0.0, v * v - u))) for v, u in zip(far, usual)))
     best = int(np.abs(along[:CUTS] if kind == "ks" else along).argmax())
-    sd = np.sqrt(np.square(rest[:, best]).sum() / (m - 1)) if m > 1 else float("nan")
+    sd = np.sqrt(np.square(rest[:, best]).sum() / free) if free >= 1 else float("nan")
     spreads = abs(along[best]) / plan.length[q] / sd if sd > 1e-9 else (np.inf if max(far) > 1e-9 else 0.0)
-    return _Answer(largest(parts), effect, float(spreads) if m > 1 else float("nan"), STRETCHES[i])
+    return _Answer(largest(parts), effect, float(spreads) if free >= 1 else float("nan"), STRETCHES[i])
 
 # %% ../../nbs/09_monitoring/08_day_drift.ipynb #c99c70d3
 def _scope(found: Sequence[tuple[DayFeature, _Answer]], camera: str | None, frames: int) -> Scope:
@@ -407,14 +420,16 @@ def _far(tables: Tables, plan: DayPlan) -> float:
         z = _columns(found)
         for q in _questions(plan, i) if z is not None and plan.freedom >= 1 else ():
             along = plan.aims[q] @ z / plan.length[q]
-            left = np.maximum(np.square(z / plan.length[q]).sum(axis=0) - along**2, 0) / plan.freedom
+            own = np.square(plan.window @ z).sum(axis=0)
+            left = np.maximum(np.square(z).sum(axis=0) - own, 0) / plan.freedom / plan.length[q] ** 2
             far.append(float((along**2 / (left + LEAST_SPREAD**2)).max()))
     return max(far)
 
 
-def _joint(tables: Tables, plan: DayPlan, turned: np.ndarray) -> np.ndarray | None:
-    "(P + 1,) all numbers of a family at once, in units of how days vary together (Hotelling, with a ridge)."
-    made, free = [], max(1, plan.freedom)
+def _joint(tables: Tables, turned: _Turned) -> np.ndarray | None:
+    "(P + 1,) all numbers of a family at once, as days vary together (Hotelling's T, with a ridge)."
+    made, plan = [], turned.plan
+    free = max(1, plan.freedom)
     for i, found in enumerate(tables):
         z = _columns(found)
         if z is None or plan.freedom < 1:
@@ -422,7 +437,7 @@ def _joint(tables: Tables, plan: DayPlan, turned: np.ndarray) -> np.ndarray | No
         for q in _questions(plan, i):
             scaled = z / plan.length[q]
             value, vector = np.linalg.eigh(scaled.T @ scaled / free + LEAST_SPREAD**2 * np.eye(z.shape[1]))
-            far = np.square(turned[:, q] @ (z @ (vector / np.sqrt(value)))).sum(axis=1)
+            far = np.square(turned.asked[:, q] @ (z @ (vector / np.sqrt(value)))).sum(axis=1)
             made.append(_as_normal(np.sqrt(far / np.maximum(1 - far / free, 1e-6)), free))
     return largest(made) if made else None
 
@@ -442,7 +457,7 @@ class _Family:
     "Tables of a family: camera → feature → stretch."
 
     plan: DayPlan
-    turned: np.ndarray
+    turned: _Turned
     features: dict[int, list[DayFeature]]
     tables: dict[int, list[list[np.ndarray | None]]]
 
@@ -470,7 +485,7 @@ class _Family:
         "The largest effect of a camera less the others."
         kinds = [f.kind for f in self.features[k]]
         by_feature = list(zip(*[[z for _, z in found] for found in self.apart(k, cameras)]))
-        said = [_answer(kind, tables, self.plan, self.turned) for kind, tables in zip(kinds, by_feature)]
+        said = [_answer(kind, tables, self.turned) for kind, tables in zip(kinds, by_feature)]
         return max((a.effect for a in said if a is not None), default=0.0)
 
     def standing_out(self, alpha: float = 0.01) -> set[int]:
@@ -481,7 +496,7 @@ class _Family:
             tables = {k: self.apart(k, left) for k in left}
             own = tables if len(left) > 2 else {k: self.stacked(k) for k in left}
             first = max(left, key=lambda k: _far(own[k], self.plan))
-            stat = _joint(tables[first], self.plan, self.turned)
+            stat = _joint(tables[first], self.turned)
             if stat is None or float(chance_of(stat)) * (len(left) if len(left) > 2 else 1) >= alpha:
                 break
             found.add(first)
@@ -499,7 +514,7 @@ def _tables_of(
     if plan is None:
         return None
     times = max(settings.permutations, min(20_000, 200 * len(own)))
-    turned = rotations(plan, times, np.random.default_rng(settings.seed)).astype(np.float32)
+    turned = _Turned(plan, *rotations(plan, times, np.random.default_rng(settings.seed)))
     table = lambda y: None if y is None else (plan.basis @ y).astype(np.float32)
     tables = {
         k: [[table(without_gaps(y, t.days.window)) for y in f.rows.value] for f in fs]
@@ -527,12 +542,12 @@ def family_scopes(
         found = []
         for f, tables in zip(fs, f_.tables[k]):
             by_name.setdefault(f.name, []).append((f, tables))
-            if (a := _answer(f.kind, tables, f_.plan, f_.turned)) is not None:
+            if (a := _answer(f.kind, tables, f_.turned)) is not None:
                 found.append((f, a))
         if found:
             s = _scope(found, t.seen.cameras[k], int((t.inside & (t.seen.camera == k)).sum()))
-            apart = _joint(f_.apart(k, list(f_.features)), f_.plan, f_.turned)
-            single[k] = _with_joint(s, family, _joint(f_.stacked(k), f_.plan, f_.turned), apart)
+            apart = _joint(f_.apart(k, list(f_.features)), f_.turned)
+            single[k] = _with_joint(s, family, _joint(f_.stacked(k), f_.turned), apart)
     out = f_.standing_out()
     for k, s in single.items():
         effect = max(
@@ -545,14 +560,14 @@ def family_scopes(
         together, f = _together(parts), parts[0][0]
         for i, z in enumerate(together):
             stacked[i].append((f.kind, z))
-        if (a := _answer(f.kind, together, f_.plan, f_.turned)) is not None:
+        if (a := _answer(f.kind, together, f_.turned)) is not None:
             weight = np.array([g.rows.weight[0].sum() for g, _ in parts])
             means = np.average([g.means for g, _ in parts], axis=0, weights=np.maximum(weight, 1e-9))
             pooled.append((replace(f, means=tuple(means.tolist())), a))
     if not pooled:
         return None, single, f_.plan.freedom
     all_ = _scope(pooled, None, int(t.inside.sum()))
-    return _with_joint(all_, family, _joint(stacked, f_.plan, f_.turned), None), single, f_.plan.freedom
+    return _with_joint(all_, family, _joint(stacked, f_.turned), None), single, f_.plan.freedom
 
 # %% ../../nbs/09_monitoring/08_day_drift.ipynb #03fe26eb
 @dataclass(frozen=True)
@@ -576,10 +591,10 @@ def _camera_scope(t: DayTable, settings: DriftSettings) -> tuple[Scope, int] | N
     plan = day_plan([rows], t)
     if plan is None:
         return None
-    turned = rotations(plan, settings.permutations, np.random.default_rng(settings.seed))
+    turned = _Turned(plan, *rotations(plan, settings.permutations, np.random.default_rng(settings.seed)))
     f = DayFeature("cameras", "share of each camera", "tv", rows)
     tables = [(plan.basis @ (t.shares - t.shares[~window].mean(axis=0))), *[None] * (len(STRETCHES) - 1)]
-    a = _answer("tv", tables, plan, turned)
+    a = _answer("tv", tables, turned)
     return None if a is None else (_scope([(f, a)], None, len(t.seen)), plan.freedom)
 
 # %% ../../nbs/09_monitoring/08_day_drift.ipynb #7ce273ab

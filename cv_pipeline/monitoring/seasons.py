@@ -107,8 +107,8 @@ def alike_days(
     weekday, window = days.weekday, days.window
     count, mine = np.bincount(weekday[~window], minlength=7), np.unique(weekday[window])
     lacking = tuple(WEEKDAYS[d] for d in mine if not count[d])
-    left = len(weekday) - len(np.unique(weekday)) - 1
-    if not lacking and left >= freedom and (count[mine].min() >= 3 or window.sum() >= 5):
+    left = count.sum() - (count > 0).sum()
+    if not lacking and left >= freedom and count[mine].min() >= 3:
         return Alike(weekday, "weekday", (), False)
     kind = np.isin(weekday, list(rest)).astype(int)
     there = np.bincount(kind[~window], minlength=2) > 0
@@ -141,6 +141,7 @@ def day_rows(
     count: np.ndarray,  # (D, 24) frames or boxes
     hours: np.ndarray,  # (h,) hours that are compared
     stretches: Sequence[int],  # how many of them, from the end; the first: all
+    least: int = 1,  # frames or boxes of a usual day that a stretch needs; fewer are far from normal
 ) -> DayRows:
     "Days about the profile of their hours."
     count = count.astype(float)
@@ -153,7 +154,8 @@ def day_rows(
         for k in stretches:
             some = count[:, hours[-k:]].sum(axis=1)
             rows = over[:, hours[-k:]].sum(axis=1) / some[:, None]
-            rows[some < (np.median(some[some > 0]) / 3 if some.any() else 1)] = np.nan
+            usual = np.median(some[some > 0]) if some.any() else 0.0
+            rows[some < max(usual / 3, 1) if usual >= least else ...] = np.nan
             value.append(rows)
             weight.append(some)
     return DayRows(value, weight, float(noise[n > 0].mean()) if n.any() else 0.0)
@@ -221,17 +223,20 @@ class DayPlan:
     basis: np.ndarray  # (m, D): days → m free numbers without kinds of days and without memory
     aims: np.ndarray  # (c, m) each of length 1: what is asked, e.g. window minus reference
     length: np.ndarray  # (c,) a difference is aims @ basis @ rows / length
+    window: np.ndarray  # (w, m) orthonormal: everything that the days of the window can say
 
     @property
     def freedom(self) -> int:
-        "Free days that measure how days differ."
-        return self.basis.shape[0] - 1
+        "Free days of the reference, which measure how days differ."
+        return self.basis.shape[0] - len(self.window)
 
 
 def plan_days(
     kind: np.ndarray,  # (D,) of `Alike`
     asked: np.ndarray,  # (c, D) 1 for the days that are compared with the others
     varied: np.ndarray,  # (D, D) of `covariance`
+    window: np.ndarray
+    | None = None,  # (D,) bool: days that do not say how days differ; None: those asked about
 ) -> DayPlan:
     "Generalised least squares for days of several kinds."
     value, vector = np.linalg.eigh(varied)
@@ -239,27 +244,32 @@ def plan_days(
     levels = free @ (kind[:, None] == np.unique(kind)[None]).astype(float)
     basis = np.linalg.qr(levels, mode="complete")[0][:, levels.shape[1] :].T @ free
     aims = np.asarray(asked, float) @ basis.T
-    length = np.linalg.norm(aims, axis=1)
-    return DayPlan(basis, aims / np.maximum(length, 1e-9)[:, None], np.maximum(length, 1e-9))
+    length = np.maximum(np.linalg.norm(aims, axis=1), 1e-9)
+    days = np.flatnonzero(np.asarray(asked).any(axis=0) if window is None else window)
+    around = basis[:, days]
+    left, value, _ = np.linalg.svd(around, full_matrices=False)
+    return DayPlan(basis, aims / length[:, None], length, left[:, value > 1e-8 * max(value[0], 1e-12)].T)
 
 
 def rotations(
     plan: DayPlan,
     times: int,
     rng: np.random.Generator,
-) -> np.ndarray:  # (times + 1, c, m): times `basis @ rows` they are differences; the first is what happened
-    "What is asked, turned at random: several questions turn together."
-    c, m = plan.aims.shape
-    made = np.empty((times + 1, c, m))
-    made[0] = plan.aims
-    if c == 1 or m < c:
-        turned = rng.standard_normal((times, c, m))
-        made[1:] = turned / np.linalg.norm(turned, axis=2, keepdims=True)
+) -> tuple[np.ndarray, np.ndarray]:
+    # (times + 1, c, m): times `basis @ rows` they are differences, the first is what happened;
+    # (times + 1, w, m): the days of the window, turned with them
+    "What is asked, turned at random: several questions, and the window, turn together."
+    w, m = plan.window.shape
+    space = np.empty((times + 1, w, m), np.float32)
+    space[0] = plan.window
+    if w == 1:
+        turned = rng.standard_normal((times, 1, m))
+        space[1:] = turned / np.linalg.norm(turned, axis=2, keepdims=True)
     else:
-        mixed = np.linalg.qr(plan.aims.T)[1]  # (c, c): the angles between the questions
-        frame = np.linalg.qr(rng.standard_normal((times, m, c)))[0] * rng.choice([-1.0, 1.0], (times, 1, c))
-        made[1:] = np.einsum("kc,tmk->tcm", mixed, frame)
-    return made / plan.length[None, :, None]
+        frame = np.linalg.qr(rng.standard_normal((times, m, w)))[0] * rng.choice([-1.0, 1.0], (times, 1, w))
+        space[1:] = np.swapaxes(frame, 1, 2)
+    mixed = (plan.aims @ plan.window.T / plan.length[:, None]).astype(np.float32)  # (c, w)
+    return mixed @ space, space
 
 # %% ../../nbs/09_monitoring/06_seasons.ipynb #437d4b77
 def days_needed(

@@ -118,7 +118,7 @@ def test_a_change_to_summer_time_is_no_drift():
     "reference, window, how, lacking, apart",
     [
         (28, 1, "weekday", (), False),
-        (7, 7, "weekday", (), False),
+        (7, 7, "workday or rest day", (), False),
         (7, 1, "workday or rest day", (), False),
         (5, 1, "any day", ("Saturday",), True),
         (3, 1, "any day", ("Thursday",), False),
@@ -148,7 +148,8 @@ def test_one_column_is_students_t(reference, window, shift, seed):
     inside = np.arange(len(x)) >= reference
     x[inside] += shift
     plan = S.plan_days(np.zeros(len(x), int), inside[None].astype(float), np.eye(len(x)))
-    d = S.rotations(plan, 8_000, rng)[:, 0] @ (plan.basis @ x)
+    plan = replace(plan, window=plan.aims)
+    d = S.rotations(plan, 8_000, rng)[0][:, 0] @ (plan.basis @ x)
     assert d[0] == pytest.approx(x[inside].mean() - x[~inside].mean())
     assert np.mean(np.abs(d) >= abs(d[0])) == pytest.approx(
         ttest_ind(x[inside], x[~inside]).pvalue, abs=0.025
@@ -161,6 +162,7 @@ def test_kinds_of_days_are_the_blocks_of_an_analysis_of_variance():
     kind, inside = np.tile(np.arange(7), 3), np.repeat([0, 0, 1], 7)
     x = 3.0 * kind + rng.standard_normal(21) + 1.0 * inside
     plan = S.plan_days(kind, inside[None].astype(float), np.eye(21))
+    plan = replace(plan, window=plan.aims)  # the days of the window measure how days differ, too
     z = plan.basis @ x
     along = float(plan.aims[0] @ z)
     ours = along**2 / ((z @ z - along**2) / plan.freedom)
@@ -175,7 +177,7 @@ def test_what_is_asked_twice_keeps_its_angle_in_every_rotation():
     asked = np.zeros((2, 20))
     asked[0, 13:], asked[1, 19] = 1, 1
     plan = S.plan_days(np.arange(20) % 2, asked, S.covariance(np.arange(20), 0.4, 0.3, np.linspace(1, 3, 20)))
-    turned = S.rotations(plan, 200, np.random.default_rng(0)) * plan.length[:, None]
+    turned = S.rotations(plan, 200, np.random.default_rng(0))[0] * plan.length[:, None]
     assert np.linalg.norm(turned, axis=2) == pytest.approx(1)
     angle = np.einsum("tm,tm->t", turned[:, 0], turned[:, 1])
     assert angle == pytest.approx(angle[0])
@@ -241,6 +243,11 @@ def test_a_week_at_half_the_light_is_not_green():
     assert (d.verdict, d.cause) == ("AMBER", "world changed") and d.header["unit"] == "day"
     again = last(weeks(28, change=halved(), since=21), 7, before=d.families)
     assert again.verdict == "RED"
+
+
+def test_a_fault_in_the_middle_of_a_week_is_seen_in_the_week():
+    d = last(weeks(28, 3, change=halved(2), since=24.5), 7)
+    assert (d.verdict, d.cause, d.devices) == ("AMBER", "device fault", ("c2",))
 
 
 def test_one_day_against_one_is_grey_and_says_how_many_are_missing():
