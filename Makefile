@@ -107,6 +107,7 @@ bench: $(VENV)/.dev  ## speed beside named peers, same input, one run
 report: $(VENV)/.dev  ## reports of the line: the bundled detector's evaluation, and a week's drift; `cv-pipeline report` for yours
 	$(BIN)/cv-pipeline report evaluation
 	$(BIN)/cv-pipeline report drift
+	$(BIN)/cv-pipeline report trust
 	$(BIN)/cv-pipeline report list
 
 train-bundled: $(VENV)/.dev  ## train the bundled detector again (about an hour on 2 cores)

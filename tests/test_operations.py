@@ -43,6 +43,10 @@ PROOF = {  # how a row begins → tests that prove it
     "a best score": ["inference/test_meaning::test_a_run_says_that_its_model_is_suspicious"],
     "model file and manifest": ["core/test_model_files::test_swapped_weights_are_seen"],
     "a dataset with findings": ["core/test_reading::test_most_labels_gone_is_an_error_a_few_are_counted"],
+    "a promise of a threshold": [
+        "commands/test_thresholds::test_too_few_labels_end_with_1_and_say_how_many",
+        "commands/test_thresholds::test_drift_decides_whether_it_stands",
+    ],
     "a report fails": [
         "reporting/test_failures_and_schedules::test_a_killed_kernel_leaves_a_page_an_entry_and_exit_code_1"
     ],

@@ -19,15 +19,15 @@ from ..core.files import read_json, write_json, write_whole
 from ..core.types import ConfigError, DataError
 
 # %% auto #0
-__all__ = ['model_commands', 'Judged', 'is_frozen', 'optimize', 'build', 'benchmark', 'serve_files']
+__all__ = ['model_commands', 'Judged', 'judging', 'is_frozen', 'optimize', 'build', 'benchmark', 'serve_files']
 
 # %% ../../nbs/19_commands/02_models.ipynb #fa6e663a
 model_commands = group()
 Judged = tuple[list[Any], dict[str, Any] | None]  # labelled pictures, and the columns that are known of them
 
 
-def _judging(data: str, split: str | None, folder: Path, count: int = 120, seed: int = 700) -> Judged:
-    "Of a dataset, of a frozen set (verified), or of the factory line."
+def judging(data: str, split: str | None, folder: Path, count: int = 120, seed: int = 700) -> Judged:
+    "Labelled pictures of a dataset, of a frozen set (verified), or of the factory line."
     from cv_pipeline.annotation.datasets import check_test_set
     from cv_pipeline.core.formats import evaluation_items
     from cv_pipeline.evaluation.summary import line_pictures
@@ -87,14 +87,14 @@ def optimize(
     settings = replace(settings, prune=replace(settings.prune, seed=settings.seed))
     target = out or Path()  # not used with --verify
     with tempfile.TemporaryDirectory() as folder:
-        items, columns = _judging(data, split, Path(folder) / "judge")
+        items, columns = judging(data, split, Path(folder) / "judge")
         if verify is not None:
             known = {"columns": columns, "threads": settings.threads, "progress": tell}
             report = library.verify(verify, items, settings.max_loss, settings.strict, **known)
             return _keep_verdicts(report)
         chosen: Any = calibrate
         if calibrate == "line":  # none of the pictures that the gate judges on
-            chosen = [i.path for i in _judging("line", None, Path(folder) / "calibrate", 300, 2700)[0]]
+            chosen = [i.path for i in judging("line", None, Path(folder) / "calibrate", 300, 2700)[0]]
         how: dict[str, Any] = {"spec": spec, "columns": columns, "progress": tell}
         report = library.optimize(model, target, items, chosen, settings, **how)
     _keep_optimised(report, target)
@@ -181,7 +181,7 @@ def benchmark(
     where = out or Path("reports") / date.today().isoformat() / f"benchmark-{Path(model).stem}"
     before = None if compare is None else read_benchmark(compare)
     with tempfile.TemporaryDirectory() as folder:
-        items = None if data is None else _judging(data, split, Path(folder))[0]
+        items = None if data is None else judging(data, split, Path(folder))[0]
         made = run_benchmark(model, where, items, settings, spec=spec, tell=tell)
     _show_benchmark(made, before, where)
 

@@ -33,6 +33,7 @@ from cv_pipeline.core.files import (
 from ..core.formats import LabelledImage
 from ..core.images import read_image
 from ..core.types import ConfigError, DataError, Detections, Source
+from ..evaluation.guarantees import lower, upper
 from cv_pipeline.evaluation.intervals import (
     FEWEST_OBJECTS,
     FEWEST_PICTURES,
@@ -480,7 +481,9 @@ class AuditResult:
     covered: float  # share of the log's frames in strata with a labelled frame
     window: tuple[str, str]
     models: tuple[str, ...]
-    by_camera: dict[str, dict[str, float]]  # camera → precision, recall, frames
+    by_camera: dict[
+        str, dict[str, float]
+    ]  # camera → frames, objects, precision and recall with _low, _high, _n
     notes: tuple[str, ...] = ()
     rescored: bool = False  # AP of the model run again at a low threshold, not of the boxes in the log
 
@@ -521,14 +524,32 @@ def _average_precisions(
     }
 
 
-def _by_camera(camera: np.ndarray, weight: np.ndarray, counts: np.ndarray) -> dict[str, dict[str, float]]:
-    "Frames, precision and recall of each camera."
-    rate = lambda n, mine: float(_share(n, (weight * mine) @ counts))
-    return {
-        c: {"looks": int(mine.sum()), **{n: rate(n, mine) for n in ("precision", "recall")}}
-        for c in sorted(set(camera))
-        for mine in (camera == c,)
-    }
+def _camera_rate(
+    name: str, weight: np.ndarray, counts: np.ndarray, drawn: np.ndarray, level: float
+) -> dict[str, float]:
+    """A rate of one camera's frames: bootstrap interval, at least as wide as the exact one of as many
+    independent frames (twenty frames without an error do not prove 1.0)."""
+    value, below = float(_share(name, weight @ counts)), RATES[name](*counts.T)[1] > 0
+    i = interval_of(value, _share(name, drawn @ counts.astype(np.float32)), level, int(below.sum()))
+    w = weight[below]
+    n = float(w.sum() ** 2 / (w**2).sum()) if len(w) and np.isfinite(value) else 0.0  # Kish 1965
+    sure, low, high = (1 + level) / 2, np.nan_to_num(i.low), np.nan_to_num(i.high, nan=1.0)
+    exact = (lower(value * n, n, sure), upper(value * n, n, sure)) if n else (0.0, 1.0)
+    ends = {f"{name}_low": float(min(low, exact[0])), f"{name}_high": float(max(high, exact[1]))}
+    return {name: value, **ends, f"{name}_n": n}
+
+
+def _by_camera(
+    camera: np.ndarray, weight: np.ndarray, counts: np.ndarray, drawn: np.ndarray, level: float
+) -> dict[str, dict[str, float]]:
+    "Frames, objects, precision and recall of each camera, with intervals and effective frames."
+    rows: dict[str, dict[str, float]] = {}
+    for c in sorted(set(camera)):
+        mine = camera == c
+        rows[c] = {"looks": int(mine.sum()), "objects": int(counts[mine][:, [0, 2]].sum())}
+        for name in ("precision", "recall"):
+            rows[c] |= _camera_rate(name, weight[mine], counts[mine], drawn[:, mine], level)
+    return rows
 
 # %% ../../nbs/09_monitoring/15_audit.ipynb #c3f2f9d6
 def _belonging(audit: Audit, items: Sequence[LabelledImage]) -> tuple[dict[int, LabelledImage], int]:
@@ -638,7 +659,7 @@ def score_audit(
         covered,
         audit.window,
         audit.models,
-        _by_camera(camera, weight, counts),
+        _by_camera(camera, weight, counts, drawn, level),
         tuple([*audit.notes, *notes]),
         asked is not None,
     )

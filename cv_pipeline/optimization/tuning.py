@@ -16,16 +16,27 @@ from ..core.formats import LabelledImage
 from ..core.images import read_image
 from ..core.stamp import stamp
 from ..core.types import ConfigError, DataError, Detections, box_area, box_iou, check_rules
+from cv_pipeline.evaluation.guarantees import (
+    GRID,
+    Promise,
+    Proven,
+    Units,
+    promise_settings,
+    prove_threshold,
+    read_promise,
+    units_alerted,
+    units_found,
+)
 from ..evaluation.records import EvalSet, class_mapping, data_hash, short_names, tabled, truth_in
 from ..inference.backends import Model
-from ..inference.manifest import PostprocessSpec
+from ..inference.manifest import ModelManifest, PostprocessSpec
 from ..inference.postprocess import Candidates, Postprocessor, decode, nms
 from ..inference.preprocess import Geometry
 
 # %% auto #0
 __all__ = ['match', 'Sample', 'Judged', 'collect', 'judge', 'counts', 'Objective', 'parse_objective', 'ratios', 'achieved',
-           'Sweep', 'sweep', 'class_thresholds', 'evaluate', 'summarise', 'TuningSettings', 'TuningResult', 'tune',
-           'tune_model']
+           'Sweep', 'sweep', 'class_thresholds', 'evaluate', 'summarise', 'TuningSettings', 'TuningResult', 'units_of',
+           'signed', 'prove', 'tune', 'tune_model']
 
 # %% ../../nbs/06_optimization/04_tuning.ipynb #cdcd94a2
 def match(
@@ -166,13 +177,23 @@ class Objective(NamedTuple):
     text: str  # as the user wrote it
     kind: str  # "fbeta" | "recall" | "precision": what is maximised
     value: float  # beta, or the floor for the other of precision and recall
+    confidence: float = 0.0  # with which the floor is to be proven; 0: it only has to hold on these pictures
+
+    @property
+    def promise(self) -> Promise:
+        "The floor as a promise; ConfigError for an objective without a confidence."
+        return Promise("precision" if self.kind == "recall" else "recall", self.value, self.confidence)
 
 
 def parse_objective(
-    text: str,  # "f1" | "fbeta=B" | "recall@precision=P" | "precision@recall=R"
+    text: str,  # "f1" | "fbeta=B" | "recall@precision=P" | "precision@recall=R" | "recall>=R@95%" …
 ) -> Objective:
     "Read an objective; ConfigError that lists what there is."
     clean = str(text).replace(" ", "").lower()
+    if re.match(r"(recall|precision|miss)[<>≤≥]", clean):
+        asked = read_promise(clean)
+        kind = "precision" if asked.what == "recall" else "recall"  # the other one is maximised
+        return Objective(asked.text, kind, asked.rate, asked.confidence)
     if m := re.fullmatch(r"f(?:beta=)?(\d*\.?\d+)", clean):
         kind, value, good = "fbeta", float(m[1]), 0 < float(m[1]) <= 100
     elif m := re.fullmatch(r"(recall)@precision=(\d*\.?\d+)|(precision)@recall=(\d*\.?\d+)", clean):
@@ -184,11 +205,11 @@ def parse_objective(
         raise ConfigError(
             f"unknown objective {text!r}",
             "objective",
-            "use f1, fbeta=2, recall@precision=0.95 or precision@recall=0.9",
+            "use f1, fbeta=2, recall@precision=0.95, precision@recall=0.9 or a promise: recall>=0.95@95%",
         )
     return Objective(clean, kind, value)
 
-
+# %% ../../nbs/06_optimization/04_tuning.ipynb #2afb0113
 def ratios(hits: np.ndarray, alarms: np.ndarray, truth: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
     "Precision (0 where nothing was detected) and recall, float64."
     hits, boxes = np.asarray(hits, float), np.asarray(hits + alarms, float)
@@ -383,12 +404,16 @@ def _grid(values: Sequence[float], name: str) -> tuple[float, ...]:
 class TuningSettings:
     "What thresholds are chosen for, and where they are sought."
 
-    objective: str = "f1"  # f1, fbeta=B, recall@precision=P or precision@recall=R
+    # f1, fbeta=B, recall@precision=P, precision@recall=R; proven: recall>=R@95%, precision>=P@95%
+    objective: str = "f1"
     per_class: bool = False  # a confidence threshold for each class with enough labels
     conf: Sequence[float] = tuple(np.round(np.arange(0.01, 0.96, 0.01), 2).tolist())  # to try, 0..1
     iou: Sequence[float] = tuple(np.round(np.arange(0.3, 0.91, 0.05), 2).tolist())  # to try, 0..1
     match_iou: float = 0.5  # least overlap with the truth that counts as found
     min_truth: int = 20  # labels a class needs for its own threshold
+    class_name: str = ""  # of a promise: this class only; empty: all together
+    # of a promise: how many of a unit's objects must be found, 0 any, 1 all; None: one drawn at random
+    share: float | None = None
 
     def __post_init__(self):
         parse_objective(self.objective)
@@ -397,6 +422,8 @@ class TuningSettings:
         rules = [
             (0 < self.match_iou <= 1, f"match_iou: {self.match_iou} is outside 0..1"),
             (self.min_truth >= 1, f"min_truth: {self.min_truth} is below 1"),
+            (self.share is None or 0 <= self.share <= 1, f"share: {self.share} is outside 0..1"),
+            (not (self.class_name and self.per_class), "class_name: not together with per_class"),
         ]
         check_rules("settings of the tuning", self, rules)
 
@@ -415,6 +442,9 @@ class TuningResult:
     labels: int
     notes: list[str] = field(default_factory=list)  # notes for the user
     stamp: dict[str, Any] = field(default_factory=dict)  # see core.stamp; empty when the model is not known
+    proven: list[Proven] = field(
+        default_factory=list
+    )  # of a promise: its outcome, one a class where asked for
 
     def summary(self) -> dict[str, Any]:
         "What belongs into the manifest's `metrics`: plain numbers, and their stamp."
@@ -499,6 +529,124 @@ def _by_class(
         spec, iou=float(found.iou[row]), class_conf=chosen
     ) if reached and chosen else None, tables[row]
 
+# %% ../../nbs/06_optimization/04_tuning.ipynb #d699f5eb
+def units_of(
+    promise: Promise,
+    samples: Sequence[Sample],
+    spec: PostprocessSpec,
+    keys: Sequence[Any],  # unit of each picture
+    settings: TuningSettings,  # match_iou, share
+    class_id: int | None = None,  # None: all classes together
+) -> Units:
+    "What a promise counts, from candidates: objects with the confidence that finds them, or alerts."
+    owner: list[Any] = []
+    score: list[np.ndarray] = []
+    right: list[np.ndarray] = []
+    value: np.ndarray
+    good: np.ndarray
+    for key, sample in zip(keys, samples, strict=True):
+        found = _suppressed(sample, spec, spec.iou)
+        hit, truth = match(found, sample.truth, settings.match_iou), sample.truth
+        if promise.what == "recall":
+            value = np.zeros(len(truth), np.float32)
+            value[hit[hit >= 0]] = found.confidence[hit >= 0]
+            mine = ~np.asarray(truth.data.get("iscrowd", np.zeros(len(truth)))).astype(bool)
+            label, good = truth.class_id, np.ones(len(truth), bool)
+        else:
+            value, mine, label, good = found.confidence, hit != -2, found.class_id, hit >= 0
+        mine = mine if class_id is None else mine & (label == class_id)
+        owner += [key] * int(mine.sum())
+        score.append(value[mine])
+        right.append(good[mine])
+    value = np.concatenate([*score, np.zeros(0, np.float32)])
+    if promise.what == "recall":
+        return units_found(owner, value, settings.share)
+    return units_alerted(owner, value, np.concatenate([*right, np.zeros(0, bool)]))
+
+# %% ../../nbs/06_optimization/04_tuning.ipynb #79d18083
+def _others_as_set(
+    samples: Sequence[Sample], spec: PostprocessSpec, names: Sequence[str], k: int
+) -> list[Sample]:
+    "Candidates of all classes but one above the thresholds that are set: what class `k` meets in service."
+    floor = np.array([spec.class_conf.get(n, spec.conf) for n in names], np.float32)
+    floor[k] = -np.inf
+    rows = [s.candidates.confidence > floor[s.candidates.class_id] for s in samples]
+    return [s._replace(candidates=Candidates(*(c[r] for c in s.candidates))) for s, r in zip(samples, rows)]
+
+
+def _cleanest(found: Proven, units: Units) -> Proven:
+    "Of a recall: among the proven thresholds the one with the highest precision; the highest of equals."
+    steps = [s for s in found.steps if s.bound >= found.promise.rate]
+    if found.threshold is None or units.right is None or not len(units.score):
+        return found
+    t = np.array([s.threshold for s in steps], np.float32)[:, None]
+    above = units.score > t
+    if units.after is not None:
+        above = above & (units.after <= t)
+    precision, _ = ratios((above & units.right).sum(axis=1), (above & ~units.right).sum(axis=1), 1)
+    best = steps[len(steps) - 1 - int(np.argmax(precision[::-1]))]
+    return replace(found, threshold=best.threshold, good=best.good, n=best.n, bound=best.bound)
+
+
+def signed(
+    found: Proven,
+    manifest: ModelManifest,  # with the thresholds that were chosen
+    unit: str,  # what a unit is called
+    stamp: dict[str, Any],  # model and data
+) -> Proven:
+    "A promise with what it depends on: model file, data, thresholds."
+    settings = {} if found.threshold is None else promise_settings(manifest, found.threshold)
+    return replace(found, unit=unit, settings=settings, stamp=stamp)
+
+# %% ../../nbs/06_optimization/04_tuning.ipynb #3636c8ef
+def _proven_for(
+    samples: Sequence[Sample],
+    spec: PostprocessSpec,
+    names: Sequence[str],
+    settings: TuningSettings,
+    keys: Sequence[Any],
+    promise: Promise,
+    name: str,  # of a class; empty: all classes together
+) -> Proven:
+    "One promise, for one class or for all together."
+    k = names.index(name) if name else None
+    plain = replace(spec, class_conf={}) if k is None else spec
+    mine = samples if k is None else _others_as_set(samples, spec, names, k)
+    lowest = min([*settings.conf, spec.conf, *spec.class_conf.values()])  # candidates below were not kept
+    grid = sorted(t for t in {*GRID, *settings.conf} if t >= lowest)
+    units = units_of(promise, mine, plain, keys, settings, k)
+    found = prove_threshold(promise, units, grid, class_name=name)
+    if promise.what == "precision":
+        return found
+    alerts = units_of(Promise("precision", promise.rate), mine, plain, keys, settings, k)
+    return _cleanest(found, alerts)
+
+# %% ../../nbs/06_optimization/04_tuning.ipynb #08428626
+def prove(
+    samples: Sequence[Sample],
+    spec: PostprocessSpec,
+    names: Sequence[str],
+    settings: TuningSettings,  # objective: a promise
+    keys: Sequence[Any],  # unit of each picture, e.g. its sequence
+) -> tuple[PostprocessSpec | None, list[Proven]]:  # None: nothing is proven
+    "Thresholds that keep a promise: for all classes together, for one, or each with its part of the risk."
+    promise, s = parse_objective(settings.objective).promise, settings
+    if "drop" in (spec.policy, *spec.class_policy.values()):
+        hint = "use the policy review or accept: what is dropped cannot be found"
+        raise ConfigError("uncertain detections are dropped", "promise", hint)
+    if s.class_name and s.class_name not in names:
+        raise ConfigError(f"the model has no class {s.class_name!r}", "promise", f"it has {', '.join(names)}")
+    if len(keys) != len(samples):
+        raise DataError(f"{len(keys)} units for {len(samples)} images", "promise", "one unit an image")
+    wanted = range(len(names)) if spec.classes is None else spec.classes
+    whom = [names[k] for k in wanted] if s.per_class else [s.class_name]
+    each = replace(promise, confidence=1 - (1 - promise.confidence) / len(whom))
+    found = [_proven_for(samples, spec, names, s, keys, each, name) for name in whom]
+    conf = {p.class_name: p.threshold for p in found if p.threshold is not None}
+    if "" in conf:
+        return replace(spec, conf=conf[""], class_conf={}), found
+    return replace(spec, class_conf={**spec.class_conf, **conf}) if conf else None, found
+
 # %% ../../nbs/06_optimization/04_tuning.ipynb #f55c5486
 def _notes(result: TuningResult, goal: Objective) -> list[str]:
     "Sentences about the weak spots of a result."
@@ -510,7 +658,7 @@ def _notes(result: TuningResult, goal: Objective) -> list[str]:
     after, spec = result.comparison[1], result.spec
     if result.labels < 100:
         notes.append(f"only {result.labels} labelled objects: the intervals are wide")
-    if goal.kind != "fbeta" and result.reachable and after["held"] < 0.9:
+    if goal.kind != "fbeta" and not goal.confidence and result.reachable and after["held"] < 0.9:
         notes.append(
             f"the floor holds in only {after['held']:.0%} of resampled sets: set a somewhat higher one to "
             f"keep it on new images"
@@ -519,7 +667,7 @@ def _notes(result: TuningResult, goal: Objective) -> list[str]:
         notes.append(f"accept_conf {spec.accept_conf:g} is not above the new conf: no detection is uncertain")
     return notes
 
-
+# %% ../../nbs/06_optimization/04_tuning.ipynb #c23e9ab7
 def tune(
     predict: Callable[
         [Any], tuple[np.ndarray, Geometry]
@@ -529,25 +677,34 @@ def tune(
     names: Sequence[str],
     imgsz: tuple[int, int],  # (height, width) of the network input
     settings: TuningSettings | None = None,
+    keys: Sequence[Any] | None = None,  # of a promise: unit of each picture (its sequence); None: itself
 ) -> TuningResult:
     "Choose the confidence and overlap thresholds that serve an objective best on a labelled set."
     s = settings or TuningSettings()
     goal, conf = parse_objective(s.objective), np.array(s.conf)
-    iou = np.array([spec.iou] if spec.head == "end2end" else s.iou)
+    iou = np.array([spec.iou] if spec.head == "end2end" or goal.confidence else s.iou)
     lowest = min(conf[0], spec.conf, *spec.class_conf.values())
     samples = collect(predict, dataset, spec, names, imgsz, lowest)
     found = sweep(samples, spec, len(names), conf, iou, s.match_iou)
-    best, rows = _common(found, goal, spec), []
-    if s.per_class and found.hits.any():
+    best: PostprocessSpec | None = None
+    rows: list[dict[str, Any]] = []
+    proven: list[Proven] = []
+    if goal.confidence:
+        best, proven = prove(samples, spec, names, s, range(len(samples)) if keys is None else keys)
+    else:
+        best = _common(found, goal, spec)
+    if s.per_class and not goal.confidence and found.hits.any():
         split, rows = _by_class(found, goal, best or replace(spec, class_conf={}), names, s.min_truth)
         best = split or best
     table = _rows(found, achieved(goal, found.hits, found.alarms, found.truth))
     result = TuningResult(
-        goal.text, best is not None, best or spec, table, rows, [], len(samples), found.truth
+        goal.text, best is not None, best or spec, table, rows, [], len(samples), found.truth, proven=proven
     )
     counted = [evaluate(samples, chosen, names, imgsz, s.match_iou) for chosen in (spec, result.spec)]
     result.comparison = summarise(*counted, goal)
-    result.notes = ([] if result.reachable else [_nearest(found, goal)]) + _notes(result, goal)
+    lacking = [p.sentence for p in proven if p.threshold is None]
+    result.notes = lacking or ([] if result.reachable else [_nearest(found, goal)])
+    result.notes += _notes(result, goal)
     return result
 
 # %% ../../nbs/06_optimization/04_tuning.ipynb #5d4cf41a
@@ -556,6 +713,8 @@ def tune_model(
     items: Sequence[LabelledImage],  # labels of unknown classes are ignored
     settings: TuningSettings | None = None,
     *,
+    keys: Sequence[Any] | None = None,  # of a promise: unit of each picture (its sequence); None: itself
+    unit: str = "picture",  # what a unit is called
     progress: Callable[[Iterable], Iterable] = lambda items: items,
 ) -> TuningResult:
     "Tune the thresholds of a model on labelled pictures; the result is stamped."
@@ -575,9 +734,11 @@ def tune_model(
             truths.append(truth_in(item, image, mapping))
             yield image, truths[-1]
 
-    result = tune(raw, pictures(), m.postprocess, m.names, m.preprocess.imgsz, settings)
+    result = tune(raw, pictures(), m.postprocess, m.names, m.preprocess.imgsz, settings, keys)
     seen = EvalSet(m.names, short_names([i.path for i in items]), np.array(sizes), tabled(truths))
     result.stamp = stamp(
         model.identity, data_hash(seen), {"settings": settings, "postprocess": m.postprocess}
     )
+    tuned = replace(m, postprocess=result.spec)
+    result.proven = [signed(p, tuned, unit, result.stamp) for p in result.proven]
     return result

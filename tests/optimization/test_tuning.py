@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cv_pipeline.core.types import ConfigError, DataError, Detections, box_iou
+from cv_pipeline.evaluation.guarantees import read_promise
 from cv_pipeline.inference.manifest import ModelManifest, PostprocessSpec, load_manifest, save_manifest
 from cv_pipeline.inference.postprocess import Postprocessor
 from cv_pipeline.inference.preprocess import Preprocessor, fit
@@ -20,10 +21,12 @@ from cv_pipeline.optimization.tuning import (
     judge,
     match,
     parse_objective,
+    prove,
     summarise,
     sweep,
     tune,
     tune_model,
+    units_of,
 )
 from tests.helpers.services import require
 
@@ -464,3 +467,109 @@ def test_yolov8n_on_real_photos(real_data):
         ).truth.sum()
         == 30
     )
+
+
+# ---------------------------------------------------------------- promises
+
+
+@pytest.mark.parametrize(
+    "text, kind, value, sure",
+    [
+        ("recall>=0.95@95%", "precision", 0.95, 0.95),
+        ("precision>=0.99@90%", "recall", 0.99, 0.9),
+        ("miss<=2%@95%", "precision", 0.98, 0.95),
+    ],
+)
+def test_a_promise_maximises_the_other_one(text, kind, value, sure):
+    goal = parse_objective(text)
+    assert (goal.kind, goal.value, goal.confidence) == (kind, value, sure)
+
+
+@pytest.mark.parametrize("options", [{}, {"agnostic_nms": True}, {"max_det": 3}])
+def test_units_are_what_running_again_finds(options):
+    predict, data = dataset(40)
+    spec = PostprocessSpec(conf=0.01, **options)
+    samples = collect(predict, data, spec, NAMES, SIZE, 0.01)
+    recall, precision = read_promise("recall>=0.5"), read_promise("precision>=0.5")
+    best = TuningSettings(share=0.0)
+    found = units_of(recall, samples, spec, range(40), best)  # a picture is found with any of its objects
+    alerts = units_of(precision, samples, spec, range(40), best)
+    for t in np.float32([0.1, 0.3, 0.57]):
+        post = Postprocessor(replace(spec, conf=float(t)), NAMES, SIZE)
+        hits = [match(post.one(*predict(image)), truth) for image, truth in data]
+        assert (found.score > t).sum() == sum((h >= 0).any() for h in hits)
+        assert ((alerts.score > t) & (alerts.after <= t)).sum() == sum(len(h) > 0 for h in hits)
+
+
+def test_a_promise_of_a_class_meets_the_others_as_they_are_set():
+    predict, data = dataset(60)
+    spec = PostprocessSpec(conf=0.5, agnostic_nms=True)
+    settings = TuningSettings("precision>=0.2@80%", class_name="b")
+    samples = collect(predict, data, spec, NAMES, SIZE, 0.01)
+    chosen, (proven,) = prove(samples, spec, NAMES, settings, range(60))
+    post, alerts = Postprocessor(chosen, NAMES, SIZE), 0
+    for image, _ in data:
+        alerts += bool((post.one(*predict(image)).class_id == 1).any())
+    assert chosen.class_conf == {"b": proven.threshold}
+    assert alerts == proven.n
+
+
+def test_each_class_takes_its_part_of_the_risk():
+    predict, data = dataset(60)
+    result = tune(
+        predict, data, PostprocessSpec(), NAMES, SIZE, TuningSettings("recall>=0.1@90%", per_class=True)
+    )
+    assert [round(p.promise.confidence, 6) for p in result.proven] == [round(1 - 0.1 / 3, 6)] * 3
+    assert set(result.spec.class_conf) == {p.class_name for p in result.proven if p.threshold is not None}
+
+
+def test_among_proven_recalls_the_cleanest_is_taken():
+    predict, data = dataset(80)
+    result = tune(predict, data, PostprocessSpec(), NAMES, SIZE, TuningSettings("recall>=0.3@80%"))
+    (proven,) = result.proven
+    assert proven.bound >= 0.3
+    assert result.spec.conf == proven.threshold
+    assert result.spec.iou == PostprocessSpec().iou  # one walk along one axis
+
+
+def test_units_of_a_sequence_are_fewer():
+    predict, data = dataset(80)
+    few = tune(
+        predict,
+        data,
+        PostprocessSpec(),
+        NAMES,
+        SIZE,
+        TuningSettings("recall>=0.3@80%"),
+        [i // 4 for i in range(80)],
+    )
+    assert few.proven[0].n == 20
+
+
+def test_what_is_not_proven_leaves_the_spec_and_says_what_is_missing():
+    predict, data = dataset(20)
+    result = tune(predict, data, PostprocessSpec(), NAMES, SIZE, TuningSettings("recall>=0.99@95%"))
+    assert (result.reachable, result.spec) == (False, PostprocessSpec())
+    assert result.notes[0].startswith("not proven: recall ≥ 0.99 with 95 % confidence")
+
+
+@pytest.mark.parametrize(
+    "spec, more, keys, text",
+    [
+        (PostprocessSpec(policy="drop"), {}, None, "are dropped"),
+        (PostprocessSpec(), {"class_name": "z"}, None, "no class 'z'"),
+        (PostprocessSpec(), {}, [1, 2], "2 units for 20 images"),
+    ],
+)
+def test_promises_that_cannot_be_made(spec, more, keys, text):
+    predict, data = dataset(20)
+    with pytest.raises((ConfigError, DataError), match=text):
+        tune(predict, data, spec, NAMES, SIZE, TuningSettings("recall>=0.5@95%", **more), keys)
+
+
+@pytest.mark.parametrize(
+    "more, text", [({"share": 2}, "outside 0..1"), ({"class_name": "a", "per_class": True}, "per_class")]
+)
+def test_settings_of_a_promise_are_checked(more, text):
+    with pytest.raises(ConfigError, match=text):
+        TuningSettings("recall>=0.5@95%", **more)
