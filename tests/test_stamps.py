@@ -143,8 +143,8 @@ def week(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_drift_report_is_stamped_with_the_models_of_the_log(week):
-    from cv_pipeline.monitoring.observed import DriftSettings
     from cv_pipeline.monitoring.drift_report import drift_of_log, log_hash
+    from cv_pipeline.monitoring.observed import DriftSettings
 
     days = ["2026-06-01", "2026-06-02"], ["2026-06-02", "2026-06-03"]
     made = json.loads(

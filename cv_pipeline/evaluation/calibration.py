@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm
 
 from ..core.types import DataError, MissingExtraError
 from ..core.viz import pyplot
 from .errors import lrp
-from .intervals import Interval, clusters, draw_weights, interval_of
+from .intervals import Interval, clusters, draw_weights, interval_of, too_few_clusters
 from .metrics import Matches, match_set
 from .records import EvalSet
 from ..inference.calibrators import Calibrator, apply_curve, expit, logit
@@ -22,7 +23,7 @@ from ..inference.calibrators import Calibrator, apply_curve, expit, logit
 # %% auto #0
 __all__ = ['BINS', 'FITTERS', 'ENOUGH', 'FEWEST_WRONG', 'Claims', 'claims_of', 'lrp_thresholds', 'bin_of', 'd_ece', 'la_ece',
            'null_ece', 'reliability', 'plot_claims', 'fit_platt', 'fit_isotonic', 'curve_for', 'fit_calibrator',
-           'halves', 'CalibrationReport', 'lrp_at', 'calibrate']
+           'halves', 'CalibrationReport', 'lrp_at', 'signed_gaps', 'ece_bias', 'error_bias', 'calibrate']
 
 # %% ../../nbs/05_evaluation/06_calibration.ipynb #6931e53f
 @dataclass(frozen=True)
@@ -338,23 +339,83 @@ def lrp_at(s: EvalSet, matches: Matches, thresholds: Sequence[float] | np.ndarra
         values.append(float(found.error[shown.sum() - 1]) if shown.any() else 1.0)
     return float(np.mean(values)) if values else float("nan")
 
+# %% ../../nbs/05_evaluation/06_calibration.ipynb #c3d2002
+def signed_gaps(
+    claims: Claims,
+    weight: np.ndarray,  # (draws, n)
+    by_class: bool = False,  # to the overlap, for each class (LaECE); else to being right (D-ECE)
+    bins: int = BINS,
+) -> list[np.ndarray]:  # (draws, bins) each
+    "Weighted confidence − truth of each bin; the sum of their absolute values is the error."
+    parts, truth = [np.ones(len(claims), bool)], claims.right.astype(float)
+    if by_class:
+        parts, truth = [claims.class_id == c for c in np.unique(claims.class_id)], claims.overlap
+    found = []
+    for rows in parts:
+        table = np.zeros((int(rows.sum()), bins))
+        table[np.arange(len(table)), bin_of(claims.confidence[rows], bins)] = (claims.confidence - truth)[
+            rows
+        ]
+        found.append(weight[:, rows] @ table / np.maximum(weight[:, rows].sum(axis=1), 1e-12)[:, None])
+    return found
+
+
+def ece_bias(
+    gaps: np.ndarray,  # (bins,) signed, of the sample
+    drawn: np.ndarray,  # (draws, bins)
+) -> float:
+    "What chance adds to Σ|gap|: a folded normal of each gap, shrunk by the noise in all (Leone et al. 1961)."
+    spread = drawn.std(axis=0)
+    noise, signal = float((spread**2).sum()), float((gaps**2).sum())
+    size = np.abs(gaps) * max(1 - noise / max(signal, 1e-12), 0) ** 0.5
+    z = size / np.maximum(spread, 1e-12)
+    folded = spread * np.sqrt(2 / np.pi) * np.exp(-(z**2) / 2) + size * (2 * norm.cdf(z) - 1)
+    return float((folded - size).sum())
+
+
+def error_bias(
+    claims: Claims,
+    weight: np.ndarray,  # (draws, n)
+    by_class: bool = False,  # LaECE; else D-ECE
+) -> float:
+    "What chance adds to a calibration error."
+    if not len(claims):
+        return 0.0
+    sample = signed_gaps(claims, np.ones((1, len(claims))), by_class)
+    drawn = signed_gaps(claims, weight, by_class)
+    return float(np.mean([ece_bias(one[0], many) for one, many in zip(sample, drawn)]))
+
 # %% ../../nbs/05_evaluation/06_calibration.ipynb #f55770f6
 def _gains(
-    before: dict[str, float], after: dict[str, float], unseen: Claims, later: Claims, weight: np.ndarray
+    before: dict[str, float],
+    after: dict[str, float],
+    unseen: Claims,
+    later: Claims,
+    weight: np.ndarray,
+    n_clusters: int,
 ) -> dict[str, Interval]:
     "How much each error changes, with the interval from pictures drawn again."
-    return {
-        name: interval_of(
-            after[name] - before[name], np.subtract(measure(later, weight), measure(unseen, weight))
-        )
-        for name, measure in (("D-ECE", d_ece), ("LaECE", la_ece))
-    }
+    found = {}
+    for name, measure in (("D-ECE", d_ece), ("LaECE", la_ece)):
+        samples = np.subtract(measure(later, weight), measure(unseen, weight))
+        raw = interval_of(after[name] - before[name], samples, n_clusters=n_clusters, share=False)
+        by_class = name == "LaECE"
+        added = error_bias(later, weight, by_class) - error_bias(unseen, weight, by_class)
+        found[name] = replace(raw, low=raw.low - max(added, 0), high=raw.high - min(added, 0))
+    return found
+
+
+def _calibrated(main: str, before: dict[str, float]) -> bool:
+    "Whether the error is one that a calibrated detector would show."
+    return main == "D-ECE" and before["D-ECE"] <= before["null 95 %"]
 
 
 def _no_gain(main: str, before: dict[str, float], gain: Interval) -> str:
     "Why curves are rejected that do not improve the unseen half."
-    if main == "D-ECE" and before["D-ECE"] <= before["null 95 %"]:
+    if _calibrated(main, before):
         return "the scores are already calibrated"
+    if few := too_few_clusters(gain):
+        return f"no proven improvement on the unseen half: {few}"
     return f"no proven improvement on the unseen half: {main} changes by {gain}"
 
 # %% ../../nbs/05_evaluation/06_calibration.ipynb #8f47d47b
@@ -384,10 +445,11 @@ def calibrate(
     later = unseen.said_otherwise(calibrator, s.names)
     # the order within a class stays, and so does what is shown: LRP cannot change
     after = _measures(later, error_at)
-    weight = draw_weights(clusters(test_set), draws, seed)[:, unseen.image]
-    gain = _gains(before, after, unseen, later, weight)
+    cluster = clusters(test_set)
+    weight = draw_weights(cluster, draws, seed)[:, unseen.image]
+    gain = _gains(before, after, unseen, later, weight, len(np.unique(cluster)))
     main = "D-ECE" if target == "precision" else "LaECE"
-    if gain[main].high >= 0:
+    if gain[main].high >= 0 or too_few_clusters(gain[main]) or _calibrated(main, before):
         return refused(_no_gain(main, before, gain[main]), after, gain, chosen, later)
     fitted = {
         "boxes": len(seen),

@@ -11,15 +11,19 @@ from enum import Enum
 from typing import Any
 
 import numpy as np
+from scipy.stats import beta, norm
+from scipy.stats import t as t_distribution
 
 from ..core.types import DataError
 from .metrics import RECALLS, Matches
 from .records import EvalSet
 
 # %% auto #0
-__all__ = ['RATES', 'FEWEST_PICTURES', 'FEWEST_OBJECTS', 'is_unknown', 'cluster_key', 'clusters', 'draw_weights', 'APSampler',
-           'Interval', 'interval_of', 'average', 'APDraws', 'ap_draws', 'ap_interval', 'picture_counts',
-           'rate_intervals', 'same_pictures', 'compare_models', 'Verdict', 'Finding', 'judge', 'overall']
+__all__ = ['INTRACLUSTER', 'FEWEST_CLUSTERS', 'RATES', 'FEWEST_PICTURES', 'FEWEST_OBJECTS', 'is_unknown', 'cluster_key',
+           'clusters', 'cluster_freedom', 'gamma_shape', 'draw_weights', 'drawn_together', 'slice_weights', 'APSampler',
+           'Interval', 'answers_worth', 'exact_bounds', 'interval_of', 'average', 'APDraws', 'spread_of', 'ap_draws',
+           'ap_interval', 'picture_counts', 'rate_of', 'rate_intervals', 'same_pictures', 'compare_models', 'Verdict',
+           'Finding', 'too_few_clusters', 'judge', 'overall']
 
 # %% ../../nbs/05_evaluation/03_intervals.ipynb #5e0ca568
 _UNKNOWN = {"", "nan", "none", "null", "n/a", "<na>"}
@@ -51,25 +55,99 @@ def clusters(
         return np.arange(len(s))
     return np.unique([cluster_key(row, i) for i, row in enumerate(zip(*columns))], return_inverse=True)[1]
 
+# %% ../../nbs/05_evaluation/03_intervals.ipynb #c3d10004
+INTRACLUSTER = 0.1  # correlation of pictures of one cluster that unequal sizes are corrected for
+_TRIED = 300  # draws, to fit the spread of unequal clusters
+
+
+def cluster_freedom(
+    sizes: np.ndarray,  # (G,) pictures of each cluster
+) -> tuple[float, float, np.ndarray]:
+    """Degrees of freedom of a mean over clusters (Satterthwaite 1946, Bell and McCaffrey 2002), its variance,
+    and the (G,) variance of each cluster's own mean, for pictures of variance 1."""
+    p = np.asarray(sizes, float) / np.sum(sizes)
+    own = INTRACLUSTER + (1 - INTRACLUSTER) / sizes
+    squares = (p**2).sum()
+    # the estimated variance is x' (D + U M U') x with D = diag(p²), U = [p², p]
+    u, m = np.column_stack([p**2, p]), np.array([[0.0, -1.0], [-1.0, squares]])
+    inner, mixed = m @ (u.T @ (own[:, None] * u)), m @ (u.T @ ((own**2 * p**2)[:, None] * u))
+    mean = (p**2 * own).sum() + np.trace(inner)
+    squared = (p**4 * own**2).sum() + 2 * np.trace(mixed) + np.trace(inner @ inner)
+    return float(mean**2 / squared), float((p**2 * own).sum()), own
+
+# %% ../../nbs/05_evaluation/03_intervals.ipynb #c3d10006
+def _gamma_weights(shape: float, draws: int, n: int, seed: int) -> np.ndarray:
+    "(draws, n) gamma weights of mean 1 in each draw."
+    g = np.random.default_rng(seed).standard_gamma(max(shape, 0.02), (draws, n)) + 1e-200
+    return g / g.mean(axis=1, keepdims=True)
+
+
+def gamma_shape(
+    sizes: np.ndarray,  # (G,) pictures of each cluster
+    seed: int = 0,
+) -> float:
+    "Shape of the gamma weights with which a weighted mean spreads as its t interval does."
+    n, p = len(sizes), np.asarray(sizes, float) / np.sum(sizes)
+    freedom, variance, own = cluster_freedom(np.asarray(sizes))
+    wide = float((t_distribution.ppf(0.975, freedom) / norm.ppf(0.975)) ** 2)
+    squares = (p**2).sum()
+    base = (p**2 * own * (1 - 2 * p + squares)).sum()
+    shape = max(base / (wide * variance) - squares, 0.02)  # exact for equal sizes (Dirichlet)
+    if np.ptp(sizes) == 0 or n > 500:
+        return float(shape)
+    low, high = shape / 8, shape * 8
+    for _ in range(9):
+        shape = np.sqrt(low * high)
+        q = _gamma_weights(shape, _TRIED, n, seed) * p
+        q /= q.sum(axis=1, keepdims=True)
+        spread = ((q - p) ** 2 @ own).mean()
+        low, high = (low, shape) if spread < wide * variance else (shape, high)
+    return float(shape)
+
 
 def draw_weights(
     cluster: np.ndarray,  # (k,) from `clusters`
     draws: int = 1000,
     seed: int = 0,
-) -> np.ndarray:  # (draws, k) how often each picture counts in each draw
-    "Bootstrap weights: as many clusters as there are, with replacement."
-    n = int(cluster.max()) + 1 if len(cluster) else 0
-    if n < 2:
+) -> np.ndarray:  # (draws, k) how much each picture counts in each draw, mean 1 a cluster
+    """Bootstrap weights of whole clusters (Bayesian bootstrap, Rubin 1981), spread as the t interval of so
+    few clusters, of such sizes, asks for at 95 %."""
+    if draws < 1:
+        raise DataError(f"{draws} draws give no interval", "bootstrap", "1000 are usual")
+    names, number = np.unique(cluster, return_inverse=True)
+    if len(names) < 2:
         raise DataError(
-            f"at least 2 clusters are needed to resample, not {n}",
+            f"at least 2 clusters are needed to resample, not {len(names)}",
             "bootstrap",
             "choose columns that divide the images, or none",
         )
-    return (
-        np.random.default_rng(seed)
-        .multinomial(n, np.full(n, 1 / n), size=draws)[:, cluster]
-        .astype(np.float32)
-    )
+    shape = gamma_shape(np.bincount(number), seed)
+    return _gamma_weights(shape, draws, len(names), seed)[:, number].astype(np.float32)
+
+# %% ../../nbs/05_evaluation/03_intervals.ipynb #c3d10009
+def drawn_together(
+    weights: np.ndarray,  # (draws, k) from draw_weights
+) -> np.ndarray:  # (k,) number of each picture's cluster
+    "The clusters behind weights: pictures that count the same in every draw."
+    if not weights.shape[1]:
+        return np.zeros(0, int)
+    _, first, number = np.unique(weights[:16], axis=1, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[number.ravel()]
+
+
+def slice_weights(
+    weights: np.ndarray,  # (draws, k) from draw_weights
+    pictures: np.ndarray,  # (k,) bool: a slice
+) -> np.ndarray:  # (draws, k) 0 outside of the slice
+    "Draws of a slice: as many, of its own clusters, as wide as those ask for."
+    mask = np.asarray(pictures) > 0
+    if mask.all() or len(weights) < 2:
+        return weights * mask.astype(np.float32)
+    made, cluster = np.zeros_like(weights), drawn_together(weights[:, mask])
+    if len(np.unique(cluster)) < 2:
+        return weights * mask.astype(np.float32)
+    made[:, mask] = draw_weights(cluster, len(weights))
+    return made
 
 # %% ../../nbs/05_evaluation/03_intervals.ipynb #a27e7898
 _AT_ONCE = 500_000  # draws × predictions of a class: some arrays of so many numbers
@@ -138,7 +216,7 @@ def _interpolated(weight: np.ndarray, said: np.ndarray, positives: np.ndarray) -
     )  # recalls that each hit, and those before it, get to
     return (precision * np.diff(reached, axis=1, prepend=0)).sum(axis=1) / len(RECALLS)
 
-# %% ../../nbs/05_evaluation/03_intervals.ipynb #ae79f8ab
+# %% ../../nbs/05_evaluation/03_intervals.ipynb #c3d1000c
 @dataclass(frozen=True)
 class Interval:
     "A value with its confidence interval."
@@ -148,21 +226,66 @@ class Interval:
     high: float
     level: float = 0.95
     draws: int = 0
-    clusters: int = 0
+    clusters: int = 0  # 0: not known
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def interval_of(value: float, samples: np.ndarray, level: float = 0.95, n_clusters: int = 0) -> Interval:
-    "Percentile interval of bootstrap samples; draws in which the value does not exist (NaN) are left out."
+FEWEST_CLUSTERS = 8  # below, no interval keeps its promise: see 04_coverage
+_ALIKE = 0.2  # correlation of answers in a cluster that is assumed where no error was seen
+
+
+def answers_worth(
+    units: float,  # objects; 0: not known
+    n_clusters: int,  # 0: not known
+) -> float:
+    "How many independent answers so many objects in so many clusters are worth, at least (Kish 1965)."
+    many = n_clusters or FEWEST_CLUSTERS
+    return units / (1 + max(units / many - 1, 0) * _ALIKE) if units else float(many)
+
+
+def exact_bounds(
+    value: float,  # 0..1
+    n: float,  # effective number of independent answers
+    level: float = 0.95,
+) -> tuple[float, float]:
+    "Clopper and Pearson's (1934) interval of a rate, for a number of answers that need not be whole."
+    a, right, wrong = (1 - level) / 2, value * n, (1 - value) * n
+    low = float(beta.ppf(a, right, wrong + 1)) if right > 1e-9 else 0.0
+    high = float(beta.ppf(1 - a, right + 1, wrong)) if wrong > 1e-9 else 1.0
+    return low, high
+
+# %% ../../nbs/05_evaluation/03_intervals.ipynb #c3d3001
+def interval_of(
+    value: float,
+    samples: np.ndarray,  # (draws,) of `draw_weights`; where the value does not exist (NaN) they are left out
+    level: float = 0.95,
+    n_clusters: int = 0,  # 0: not known
+    share: bool
+    | None = None,  # lies in 0..1 (a rate, AP); None: if the value and all samples do; False: a difference
+    units: float = 0,  # objects, or boxes, that a share was counted over; 0: not known
+) -> Interval:
+    "Interval from the spread of the draws: Korn and Graubard (1998) for shares, symmetric for differences."
+    if not 0 < level < 1:
+        raise DataError(f"level: {level!r} is not a confidence in 0..1", "interval", "0.95 is usual")
+    samples = np.asarray(samples, float)
     samples = samples[np.isfinite(samples)]
-    if not len(samples):
-        return Interval(value, float("nan"), float("nan"), level, 0, n_clusters)
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(value), float(low), float(high), level, len(samples), n_clusters)
+    if not len(samples) or not np.isfinite(value):
+        return Interval(value, float("nan"), float("nan"), level, len(samples), n_clusters)
+    value, variance = float(value), float(samples.var())
+    within = 0 <= value <= 1 and 0 <= samples.min() and samples.max() <= 1 + 1e-6
+    if within if share is None else share:
+        part = min(max(value, 0.0), 1.0)
+        speaks = variance > 1e-12 and 1e-6 < part < 1 - 1e-6
+        n = part * (1 - part) / variance if speaks else answers_worth(units, n_clusters)
+        low, high = exact_bounds(part, n, level)
+    else:
+        far = float(norm.ppf((1 + level) / 2)) * variance**0.5
+        low, high = value - far, value + far
+    return Interval(value, low, high, level, len(samples), n_clusters)
 
-
+# %% ../../nbs/05_evaluation/03_intervals.ipynb #c3d1000e
 def average(ap: np.ndarray) -> float:
     "Mean over thresholds and the classes that are asked for."
     return float(np.nanmean(ap)) if np.isfinite(ap).any() else float("nan")
@@ -175,11 +298,13 @@ class APDraws:
     ap: np.ndarray  # (T, classes) of the pictures as they are
     drawn: np.ndarray  # (draws, T, classes)
     clusters: int
+    objects: np.ndarray  # (classes,) that count
+    holding: np.ndarray  # (classes,) clusters that hold objects of each
 
     def interval(self, value: Callable[[np.ndarray], float] = average) -> Interval:
         "The interval of a number made of the APs; `lambda ap: ap[0, 2]` is AP50 of class 2."
         samples = np.array([value(ap) for ap in self.drawn])
-        return interval_of(value(self.ap), samples, n_clusters=self.clusters)
+        return interval_of(value(self.ap), samples, n_clusters=self.clusters, units=self.objects.sum())
 
     def of_class(self, c: int) -> Interval:
         "The interval of the mean AP of one class; NaN where it has none."
@@ -187,9 +312,19 @@ class APDraws:
         some = np.isfinite(rows)
         total, count = np.where(some, rows, 0.0).sum(axis=1), some.sum(axis=1)
         means = np.divide(total, count, out=np.full(len(rows), np.nan), where=count > 0)
-        return interval_of(float(means[0]), means[1:], n_clusters=self.clusters)
+        held, value = int(self.holding[c]), float(means[0])
+        wider = spread_of(held) / spread_of(self.clusters)
+        return interval_of(
+            value, value + (means[1:] - value) * wider, n_clusters=held, share=True, units=self.objects[c]
+        )
 
 
+def spread_of(n_clusters: int) -> float:
+    "How many times wider than of very many clusters an interval of so few is (Student 1908)."
+    n = max(n_clusters, 2)
+    return float(t_distribution.ppf(0.975, n - 1) / norm.ppf(0.975)) * (n / (n - 1)) ** 0.5
+
+# %% ../../nbs/05_evaluation/03_intervals.ipynb #c3d3002
 def ap_draws(
     s: EvalSet,
     matches: Matches,
@@ -198,8 +333,16 @@ def ap_draws(
 ) -> APDraws:
     "The AP of every class in every draw, computed once for all numbers that are asked for."
     mask = np.ones(len(s), np.float32) if pictures is None else np.asarray(pictures, np.float32)
-    sampler = APSampler(s, matches)
-    return APDraws(sampler(mask), sampler(weights * mask), len(np.unique(clusters(s)[mask > 0])))
+    sampler, cluster = APSampler(s, matches), drawn_together(weights)
+    image, klass = s.truth.image[matches.counted], s.truth.class_id[matches.counted]
+    image, klass = image[mask[image] > 0], klass[mask[image] > 0]
+    held = np.unique(np.stack([klass, cluster[image]]), axis=1)
+    return APDraws(
+        sampler(mask),
+        sampler(slice_weights(weights, mask)),
+        len(np.unique(held[1])),
+        *(np.bincount(c, minlength=len(s.names)) for c in (klass, held[0])),
+    )
 
 
 def ap_interval(
@@ -243,19 +386,31 @@ RATES = {
 }  # what stands above and below the line
 
 
-def _rate(name: str, counts: np.ndarray) -> np.ndarray:
+def rate_of(name: str, counts: np.ndarray) -> np.ndarray:
     "A rate from (…, 3) counts; NaN where it does not exist."
     above, below = RATES[name](*np.moveaxis(np.asarray(counts, float), -1, 0))
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 
 
 def rate_intervals(
-    counts: np.ndarray, weights: np.ndarray, level: float = 0.95, n_clusters: int = 0
+    counts: np.ndarray,  # (k, 3) from picture_counts
+    weights: np.ndarray,  # (draws, k) from draw_weights
+    level: float = 0.95,
+    n_clusters: int = 0,  # 0: as many as the weights have
 ) -> dict[str, Interval]:
     "Precision, recall and F1 at a threshold with intervals, from `picture_counts`."
     drawn, once = weights @ counts.astype(np.float32), counts.sum(axis=0)
+    known = n_clusters or len(np.unique(drawn_together(weights)))
     return {
-        name: interval_of(float(_rate(name, once)), _rate(name, drawn), level, n_clusters) for name in RATES
+        name: interval_of(
+            float(rate_of(name, once)),
+            rate_of(name, drawn),
+            level,
+            known,
+            share=True,
+            units=float(RATES[name](*once)[1]),
+        )
+        for name in RATES
     }
 
 # %% ../../nbs/05_evaluation/03_intervals.ipynb #4ad122bc
@@ -289,11 +444,10 @@ def compare_models(
     "Difference of AP on the same draws of the same pictures."
     same_pictures(new, old)
     mask = np.ones(len(new), np.float32) if pictures is None else np.asarray(pictures, np.float32)
-    a, b = APSampler(new, new_matches), APSampler(old, old_matches)
-    samples = np.array([value(x) - value(y) for x, y in zip(a(weights * mask), b(weights * mask))])
-    return interval_of(
-        value(a(mask)) - value(b(mask)), samples, n_clusters=len(np.unique(clusters(new)[mask > 0]))
-    )
+    a, b, drawn = APSampler(new, new_matches), APSampler(old, old_matches), slice_weights(weights, mask)
+    samples = np.array([value(x) - value(y) for x, y in zip(a(drawn), b(drawn))])
+    n = len(np.unique(drawn_together(weights)[mask > 0]))
+    return interval_of(value(a(mask)) - value(b(mask)), samples, n_clusters=n, share=False)
 
 # %% ../../nbs/05_evaluation/03_intervals.ipynb #adce2963
 class Verdict(str, Enum):
@@ -316,6 +470,18 @@ class Finding:
     reason: str
 
 
+def too_few_clusters(interval: Interval) -> str:
+    "Why so few clusters prove nothing, and what to label; empty if there are enough, or not known."
+    have = interval.clusters
+    if not 0 < have < FEWEST_CLUSTERS:
+        return ""
+    more, many = FEWEST_CLUSTERS - have, lambda n, what: f"{n} {what}{'s' * (n != 1)}"
+    return (
+        f"{many(have, 'cluster')} of pictures (sequence, camera); at least {FEWEST_CLUSTERS} are needed: "
+        f"label pictures of {many(more, 'more sequence')}"
+    )
+
+# %% ../../nbs/05_evaluation/03_intervals.ipynb #c3d3003
 def judge(
     what: str,  # e.g. "AP" or "recall, camera = north"
     interval: Interval,
@@ -331,6 +497,8 @@ def judge(
             f"{pictures} pictures and {objects} objects; at least {FEWEST_PICTURES} and {FEWEST_OBJECTS} are "
             "needed",
         )
+    if few := too_few_clusters(interval):
+        return Finding(what, Verdict.INSUFFICIENT, few)
     if not np.isfinite([interval.low, interval.high]).all():
         return Finding(what, Verdict.INSUFFICIENT, "no interval: too few clusters")
     if interval.low >= floor:

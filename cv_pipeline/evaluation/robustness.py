@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -809,7 +809,7 @@ def _cell(
         lrp_of((weights @ c.reshape(len(s), -1).astype(np.float32)).reshape(len(weights), -1, 4))
         for c in counts
     ]
-    of = lambda v, samples: interval_of(v, samples, n_clusters=n)
+    objects, of = int(m.counted.sum()), partial(interval_of, n_clusters=n)
     rates: dict[str, float] = {}
     for what, c in zip(("fixed", "re-tuned"), counts):
         _, tp, fp, objects = c.sum((0, 1))
@@ -821,14 +821,14 @@ def _cell(
     return Cell(
         name,
         severity,
-        of(*ap),
-        of(clean[0] - ap[0], clean[1] - ap[1]),
-        of(value[0], drawn[0]),
-        of(value[1], drawn[1]),
-        of(value[0] - value[1], drawn[0] - drawn[1]),
+        of(*ap, share=True, units=objects),
+        of(clean[0] - ap[0], clean[1] - ap[1], share=False),
+        of(value[0], drawn[0], share=True, units=objects),
+        of(value[1], drawn[1], share=True, units=objects),
+        of(value[0] - value[1], drawn[0] - drawn[1], share=False),
         rates,
         pairs,
-        int(m.counted.sum()),
+        objects,
     )
 
 
@@ -855,6 +855,7 @@ def _fall(
     clean: tuple[float, np.ndarray],
     cells: Sequence[tuple[float, np.ndarray]],
     severities: Sequence[int],
+    n_clusters: int = 0,
 ) -> Fall:
     "One condition from its APs and their draws."
     value, drawn = [c[0] for c in cells], [c[1] for c in cells]
@@ -865,8 +866,8 @@ def _fall(
     )
     return Fall(
         name,
-        interval_of(float(pc), pcs),
-        interval_of(float(_ratio(pc, clean[0])), _ratio(pcs, clean[1])),
+        interval_of(float(pc), pcs, n_clusters=n_clusters, share=True),
+        interval_of(float(_ratio(pc, clean[0])), _ratio(pcs, clean[1]), n_clusters=n_clusters, share=False),
         (clean[0], *value),
         KINDS_OF_FALL[int(kind)],
         float((kinds == kind).mean()),
@@ -927,22 +928,22 @@ def robustness_of(
     )
     base, ap = _ap_draws(clean, weights), {key: _ap_draws(s, weights) for key, s in sets.items()}
     made = tuple(_cell(*key, s, fixed, weights, ap[key], base, seed) for key, s in sets.items())
-    falls = [_fall(n, base, [ap[n, s] for s in severities], severities) for n in names]
+    n, objects = int(clusters(clean).max()) + 1, int((~clean.truth.crowd).sum())
+    falls = [_fall(name, base, [ap[name, s] for s in severities], severities, n) for name in names]
     mean, drawn = _mean([a[0] for a in ap.values()]), _mean([a[1] for a in ap.values()])
-    n = int(clusters(clean).max()) + 1
-    of = lambda v, samples: interval_of(float(v), samples, n_clusters=n)
+    of = partial(interval_of, n_clusters=n)
     about = {
         "pictures": len(clean),
-        "objects": int((~clean.truth.crowd).sum()),
+        "objects": objects,
         "clusters": n,
         "draws": draws,
         "seed": seed,
         **about,
     }
     return RobustnessReport(
-        of(*base),
-        of(mean, drawn),
-        of(_ratio(mean, base[0]), _ratio(drawn, base[1])),
+        of(*base, share=True, units=objects),
+        of(float(mean), drawn, share=True, units=objects),
+        of(float(_ratio(mean, base[0])), _ratio(drawn, base[1]), share=False),
         tuple(sorted(falls, key=lambda f: f.pc.value)),
         made,
         severities,

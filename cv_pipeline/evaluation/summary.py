@@ -25,14 +25,8 @@ from .calibration import CalibrationReport, calibrate, plot_claims
 from .errors import ErrorReport, explain_errors, lrp_table
 from .intervals import FEWEST_OBJECTS, FEWEST_PICTURES, APDraws, Finding, Interval
 from .intervals import Verdict, ap_draws, ap_interval, average, clusters, compare_models
-from cv_pipeline.evaluation.intervals import (
-    draw_weights,
-    is_unknown,
-    judge,
-    overall,
-    picture_counts,
-    rate_intervals,
-)
+from .intervals import draw_weights, is_unknown, judge, overall, too_few_clusters
+from .intervals import picture_counts, rate_intervals
 from ..core.formats import LabelledImage, read_dataset
 from ..core.types import ConfigError, DataError, is_number
 from cv_pipeline.evaluation.metrics import (
@@ -150,9 +144,10 @@ def _row(
     "AP with its interval for a part of the set, or why there is none."
     row: dict[str, Any] = {"what": what, "pictures": pictures, "objects": objects}
     if pictures < least[0] or objects < least[1]:
-        return {**row, "AP": None, "low": None, "high": None, "note": "insufficient"}
+        return {**row, "AP": None, "low": None, "high": None, "clusters": None, "note": "insufficient"}
     found = interval()
-    return {**row, "AP": found.value, "low": found.low, "high": found.high, "note": ""}
+    bounds = {"AP": found.value, "low": found.low, "high": found.high, "clusters": found.clusters}
+    return {**row, **bounds, "note": "few clusters" if too_few_clusters(found) else ""}
 
 # %% ../../nbs/05_evaluation/11_summary.ipynb #bb97d91d
 def class_rows(
@@ -259,7 +254,7 @@ def judge_floors(
         found.append(
             judge(
                 what,
-                Interval(row["AP"], row["low"], row["high"]),
+                Interval(row["AP"], row["low"], row["high"], clusters=row.get("clusters") or 0),
                 floor,
                 max(row["pictures"], FEWEST_PICTURES),
                 row["objects"],
@@ -272,7 +267,8 @@ def _compared(s: EvalSet, baseline: EvalSet, m: Matches, weights: np.ndarray) ->
     "The baseline's AP, the difference to it with an interval, and what that says."
     base = match_set(baseline)
     gap = compare_models(s, baseline, m, base, weights)
-    surely = "better" if gap.low > 0 else "worse" if gap.high < 0 else ""
+    few = too_few_clusters(gap)
+    surely = few and "insufficient" or ("better" if gap.low > 0 else "worse" if gap.high < 0 else "")
     return {
         "AP of the baseline": mean_ap(ap_table(baseline, base)),
         "difference": gap.value,

@@ -19,6 +19,7 @@ from ..core.types import ConfigError, DataError, Detections, box_iou
 from ..core.viz import pyplot
 from .calibration import FEWEST_WRONG
 from cv_pipeline.evaluation.intervals import (
+    too_few_clusters,
     FEWEST_OBJECTS,
     FEWEST_PICTURES,
     Interval,
@@ -32,8 +33,9 @@ from ..synthetic.parts import seeded
 
 # %% auto #0
 __all__ = ['VIEWS', 'Reading', 'LOWEST', 'MEASURES', 'BASELINE', 'View', 'smaller', 'lit', 'through_views', 'several_models',
-           'with_noise', 'opinions', 'SecondOpinion', 'spearman', 'auroc', 'Worth', 'UncertaintyReport',
-           'judge_uncertainty', 'plot_uncertainty', 'measure_uncertainty']
+           'with_noise', 'opinions', 'SecondOpinion', 'spearman', 'auroc', 'weighted_ranks', 'weighted_spearman',
+           'weighted_auroc', 'Worth', 'UncertaintyReport', 'judge_uncertainty', 'plot_uncertainty',
+           'measure_uncertainty']
 
 # %% ../../nbs/05_evaluation/07_uncertainty.ipynb #61dde415
 @dataclass(frozen=True)
@@ -227,6 +229,33 @@ def auroc(a: np.ndarray, wrong: np.ndarray) -> np.ndarray:  # (n, k), (n,) bool 
     return (rankdata(a, axis=0)[wrong].sum(0) - bad * (bad + 1) / 2) / (bad * good)
 
 
+def weighted_ranks(
+    group: np.ndarray,  # (n,) number of each value among the sorted ones
+    weight: np.ndarray,  # (n,)
+) -> np.ndarray:  # (n,)
+    "Weight below each value, ties half: its rank, were it copied as often as its weight says."
+    total = np.bincount(group, weight)
+    return (np.cumsum(total) - total / 2)[group]
+
+
+def weighted_spearman(a: Sequence[np.ndarray], b: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    "`spearman` of numbers in sorted order, (n,) each, with weights; NaN where one of both is constant."
+    total = weight.sum()
+    ranks = np.stack([weighted_ranks(g, weight) for g in (*a, b)])
+    centred = ranks - (ranks @ weight / max(total, 1e-12))[:, None]
+    both = (centred * weight) @ centred[-1]
+    own = np.sqrt((centred**2 @ weight)[:-1] * (centred[-1] ** 2 @ weight))
+    return np.divide(both[:-1], own, out=np.full(len(a), np.nan), where=own > 1e-9 * max(total, 1) ** 3)
+
+
+def weighted_auroc(a: Sequence[np.ndarray], wrong: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    "`auroc` of numbers in sorted order, (n,) each, with weights; NaN without both kinds."
+    bad, good = weight * wrong, weight * ~wrong
+    if not bad.sum() > 0 or not good.sum() > 0:
+        return np.full(len(a), np.nan)
+    return np.array([weighted_ranks(g, good) @ bad for g in a]) / (bad.sum() * good.sum())
+
+# %% ../../nbs/05_evaluation/07_uncertainty.ipynb #c3d3004
 @dataclass(frozen=True)
 class Worth:
     "How well one measure predicts errors."
@@ -243,7 +272,7 @@ class Worth:
         gap = self.against_confidence
         if self.measure == BASELINE:
             return "reference"
-        if not np.isfinite([gap.low, gap.high]).all():
+        if not np.isfinite([gap.low, gap.high]).all() or too_few_clusters(gap):
             return "unknown"
         return (
             "better than confidence"
@@ -341,21 +370,19 @@ def judge_uncertainty(
         else np.zeros((0, len(columns)))
     )
 
-    def numbers(take: np.ndarray) -> np.ndarray:  # (4, measures)
-        t, e, ok = table[take], error[take], right[take]
-        area = auroc(t, ~ok)
-        return np.stack([spearman(t, e), spearman(t[ok], e[ok]), area, area - area[0]])
+    order = lambda values: np.unique(values, return_inverse=True)[1].ravel()
+    ranked, spoiled = [order(column) for column in table.T], order(error)
 
-    weights = draw_weights(clusters(s), draws, seed)[:, image].astype(int)
-    once, drawn = (
-        numbers(np.arange(len(rows))),
-        np.stack([numbers(np.repeat(np.arange(len(rows)), w)) for w in weights]),
-    )
-    n = int(clusters(s).max()) + 1
-    worth = tuple(
-        Worth(name, *(interval_of(float(once[q, j]), drawn[:, q, j], n_clusters=n) for q in range(4)))
-        for j, name in enumerate(columns)
-    )
+    def numbers(w: np.ndarray) -> np.ndarray:  # (4, measures)
+        area = weighted_auroc(ranked, ~right, w)
+        inside = weighted_spearman(ranked, spoiled, w * right)
+        return np.stack([weighted_spearman(ranked, spoiled, w), inside, area, area - area[0]])
+
+    weights = draw_weights(clusters(s), draws, seed)[:, image].astype(float)
+    once, drawn = numbers(np.ones(len(rows))), np.stack([numbers(w) for w in weights])
+    n, kinds = int(clusters(s).max()) + 1, (False, False, True, False)
+    of = lambda q, j: interval_of(float(once[q, j]), drawn[:, q, j], n_clusters=n, share=kinds[q])
+    worth = tuple(Worth(name, *(of(q, j) for q in range(4))) for j, name in enumerate(columns))
     return UncertaintyReport(
         worth,
         len(s),

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-from scipy.stats import beta, chi2
+from scipy.stats import beta, chi2, norm
+from scipy.stats import t as t_distribution
 
 from ..annotation.cases import chance
 from ..annotation.collect import Flag, read_collected
@@ -35,6 +36,7 @@ from ..core.images import read_image
 from ..core.types import ConfigError, DataError, Detections, Source
 from ..evaluation.guarantees import lower, upper
 from cv_pipeline.evaluation.intervals import (
+    rate_of,
     FEWEST_OBJECTS,
     FEWEST_PICTURES,
     RATES,
@@ -460,10 +462,14 @@ def design_weights(
         host  # strata of one frame borrow from each other, a single one from the largest
     )
     rng, drawn = np.random.default_rng(seed), np.zeros((draws, len(stratum)), np.float32)
-    for g in np.unique(group):
-        mine = np.flatnonzero(group == g)
+    groups = [np.flatnonzero(group == g) for g in np.unique(group)]
+    freedom = max(len(stratum) - len(groups), 1)
+    wide = float((t_distribution.ppf(0.975, freedom) / norm.ppf(0.975)) ** 2)
+    for mine in groups:
         m = len(mine)
-        drawn[:, mine] = rng.multinomial(m - 1, np.full(m, 1 / m), size=draws) * (m / (m - 1))
+        shape = max(((m - 1) / wide - 1) / m, 0.02)  # weights whose variance is that of the t interval
+        made = rng.standard_gamma(shape, (draws, m)) + 1e-200
+        drawn[:, mine] = made / made.mean(axis=1, keepdims=True)
     return weight, drawn * weight.astype(np.float32)
 
 # %% ../../nbs/09_monitoring/15_audit.ipynb #9f58a10d
@@ -499,12 +505,6 @@ class AuditResult:
         }
 
 # %% ../../nbs/09_monitoring/15_audit.ipynb #302a2e2c
-def _share(name: str, counts: np.ndarray) -> np.ndarray:
-    "A rate of (…, 3) weighted counts; NaN where it does not exist."
-    above, below = RATES[name](*np.moveaxis(np.asarray(counts, float), -1, 0))
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)
-
-
 def _too_little(looks: int, objects: int, covered: float) -> str:
     "Why a sample is insufficient; empty if it suffices."
     if looks < FEWEST_PICTURES or objects < FEWEST_OBJECTS:
@@ -519,7 +519,7 @@ def _average_precisions(
     whole, others = sampler(weight.astype(np.float32)), sampler(drawn[:300])
     values = {"AP50": lambda ap: average(ap[:1]), "AP": average}
     return {
-        n: interval_of(value(whole), np.array([value(ap) for ap in others]), level, clusters)
+        n: interval_of(value(whole), np.array([value(ap) for ap in others]), level, clusters, share=True)
         for n, value in values.items()
     }
 
@@ -529,8 +529,8 @@ def _camera_rate(
 ) -> dict[str, float]:
     """A rate of one camera's frames: bootstrap interval, at least as wide as the exact one of as many
     independent frames (twenty frames without an error do not prove 1.0)."""
-    value, below = float(_share(name, weight @ counts)), RATES[name](*counts.T)[1] > 0
-    i = interval_of(value, _share(name, drawn @ counts.astype(np.float32)), level, int(below.sum()))
+    value, below = float(rate_of(name, weight @ counts)), RATES[name](*counts.T)[1] > 0
+    i = interval_of(value, rate_of(name, drawn @ counts.astype(np.float32)), level, int(below.sum()))
     w = weight[below]
     n = float(w.sum() ** 2 / (w**2).sum()) if len(w) and np.isfinite(value) else 0.0  # Kish 1965
     sure, low, high = (1 + level) / 2, np.nan_to_num(i.low), np.nan_to_num(i.high, nan=1.0)
@@ -639,7 +639,12 @@ def score_audit(
     counts = picture_counts(s, m, 0.0)
     numbers = {
         n: interval_of(
-            float(_share(n, weight @ counts)), _share(n, drawn @ counts.astype(np.float32)), level, len(rows)
+            float(rate_of(n, weight @ counts)),
+            rate_of(n, drawn @ counts.astype(np.float32)),
+            level,
+            len(rows),
+            share=True,
+            units=float(RATES[n](*counts.sum(axis=0))[1]),
         )
         for n in RATES
     }

@@ -36,6 +36,8 @@ from cv_pipeline.evaluation.intervals import (
     clusters,
     compare_models,
     draw_weights,
+    interval_of,
+    spread_of,
 )
 from ..evaluation.metrics import match_set
 from ..evaluation.records import data_hash, predict_set
@@ -994,7 +996,10 @@ def compare(
         drawn = np.median(rng.choice(a, (draws, len(a))), axis=1) / np.median(
             rng.choice(b, (draws, len(b))), axis=1
         )
-        ratio, (low, high) = float(np.median(a) / np.median(b)), np.quantile(drawn, (0.025, 0.975))
+        ratio = float(np.median(a) / np.median(b))
+        wide = ratio + (drawn - ratio) * spread_of(min(len(a), len(b)))
+        bounds = interval_of(ratio, wide, n_clusters=min(len(a), len(b)), share=False)
+        low, high = bounds.low, bounds.high
         word = (
             "faster"
             if high < 1 - smallest

@@ -23,6 +23,7 @@ from ..core.formats import LabelledImage, evaluation_items
 from ..core.model_files import check_checkpoint
 from ..core.stamp import instruction_set, stamp
 from cv_pipeline.evaluation.intervals import (
+    too_few_clusters,
     FEWEST_OBJECTS,
     FEWEST_PICTURES,
     Interval,
@@ -148,19 +149,25 @@ def _decide(
             f"{FEWEST_OBJECTS} are needed",
         )
     if not np.isfinite([change.low, change.high, change.value]).all():
-        return Verdict.INSUFFICIENT, False, "no interval: too few clusters of images"
-    if change.low >= -max_loss:
+        return (
+            Verdict.INSUFFICIENT,
+            False,
+            too_few_clusters(change) or "no interval: too few clusters of images",
+        )
+    few = too_few_clusters(change)
+    if change.low >= -max_loss and not few:
         return Verdict.PASS, True, said
-    if change.high < -max_loss:
+    if change.high < -max_loss and not few:
         return Verdict.FAIL, False, f"{said}: the loss is proven"
     accepted = not strict and change.value >= -max_loss
     how = (
-        "within the limit, but not proven; label more images to decide"
+        f"within the limit, but not proven; {few or 'label more images to decide'}"
         if accepted
         else "not proven, and strict"
         if change.value >= -max_loss
         else "beyond the limit"
     )
+    how = f"{how}; {few}" if few and few not in how else how
     return Verdict.INSUFFICIENT, accepted, f"{said}: {how}"
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #3b626c69

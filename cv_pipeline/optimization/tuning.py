@@ -27,6 +27,7 @@ from cv_pipeline.evaluation.guarantees import (
     units_alerted,
     units_found,
 )
+from ..evaluation.intervals import draw_weights, interval_of
 from ..evaluation.records import EvalSet, class_mapping, data_hash, short_names, tabled, truth_in
 from ..inference.backends import Model
 from ..inference.manifest import ModelManifest, PostprocessSpec
@@ -351,19 +352,19 @@ def summarise(
 ]:  # rows "before", "after" and "difference"; `held`: share of the draws in which the floor held
     """Objective, precision and recall of two specs with 95 % bootstrap intervals over pictures, paired for
     the difference (Efron 1979)."""
-    weights = np.random.default_rng(seed).multinomial(
-        len(before), np.full(len(before), 1 / len(before)), draws
-    )
+    n = len(before)
+    weights = draw_weights(np.arange(n), draws, seed) if n > 1 else np.ones((draws, n), np.float32)
     rows, drawn = [], []
     for name, table in (("before", before), ("after", after)):
         totals = table.sum(0)
         precision, recall = ratios(*totals)
+        value = float(achieved(objective, *totals))
         drawn.append(achieved(objective, *(weights @ table).T))
         rows.append(
             {
                 "thresholds": name,
-                "value": float(achieved(objective, *totals)),
-                **_interval(drawn[-1]),
+                "value": value,
+                **_interval(value, drawn[-1], n, True),
                 "held": float(np.isfinite(drawn[-1]).mean()),
                 "precision": float(precision),
                 "recall": float(recall),
@@ -372,21 +373,15 @@ def summarise(
                 "missed": int(totals[2] - totals[0]),
             }
         )
-    return [
-        *rows,
-        {
-            "thresholds": "difference",
-            "value": rows[1]["value"] - rows[0]["value"],
-            **_interval(drawn[1] - drawn[0]),
-        },
-    ]
+    gain = rows[1]["value"] - rows[0]["value"]
+    bounds = _interval(gain, drawn[1] - drawn[0], n, False)
+    return [*rows, {"thresholds": "difference", "value": gain, **bounds}]
 
 
-def _interval(values: np.ndarray) -> dict[str, float]:
-    "The middle 95 % of the finite values."
-    values = values[np.isfinite(values)]
-    low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
-    return {"low": float(low), "high": float(high)}
+def _interval(value: float, values: np.ndarray, pictures: int, share: bool) -> dict[str, float]:
+    "Bounds of a share, or of a difference of shares, from its draws."
+    found = interval_of(value, values, n_clusters=pictures, share=share)
+    return {"low": found.low, "high": found.high}
 
 # %% ../../nbs/06_optimization/04_tuning.ipynb #8f540f97
 def _grid(values: Sequence[float], name: str) -> tuple[float, ...]:

@@ -34,6 +34,7 @@ from cv_pipeline.core.types import (
 from ..core.viz import pyplot
 from ..evaluation.calibration import CalibrationReport, calibrate
 from cv_pipeline.evaluation.intervals import (
+    too_few_clusters,
     FEWEST_OBJECTS,
     FEWEST_PICTURES,
     Finding,
@@ -122,6 +123,8 @@ def judge_slice(
         )
         return SliceResult(what, Verdict.INSUFFICIENT, why, pictures, objects, allowed=allowed)
     g = accuracy_gate(new, old, allowed, True, draws, seed)
+    if few := too_few_clusters(g.change):
+        return SliceResult(what, Verdict.INSUFFICIENT, few, pictures, objects, allowed=allowed)
     return SliceResult(
         what, Verdict(g.verdict), g.reason, pictures, objects, g.reference, g.ap, g.change, allowed
     )

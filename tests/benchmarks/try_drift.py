@@ -26,8 +26,8 @@ from scipy.stats import ks_2samp
 
 from cv_pipeline.inference.loading import load_model
 from cv_pipeline.monitoring.drift import compare
-from cv_pipeline.monitoring.observed import DriftSettings, Observed
 from cv_pipeline.monitoring.frame_statistics import cell_descriptor, frame_statistics
+from cv_pipeline.monitoring.observed import DriftSettings, Observed
 from cv_pipeline.monitoring.telemetry import STATISTICS
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.conditions import Changing, Conditions

@@ -6,25 +6,35 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest, t
 
 from cv_pipeline.core.types import DataError
 from cv_pipeline.evaluation.intervals import (
+    FEWEST_CLUSTERS,
+    INTRACLUSTER,
     APSampler,
     Finding,
     Interval,
     Verdict,
+    answers_worth,
+    ap_draws,
     ap_interval,
     average,
+    cluster_freedom,
     clusters,
     compare_models,
     draw_weights,
+    drawn_together,
+    exact_bounds,
     interval_of,
     judge,
     overall,
     picture_counts,
     rate_intervals,
+    slice_weights,
 )
 from cv_pipeline.evaluation.metrics import ap_table, match_set, mean_ap
+from tests.benchmarks.try_coverage import study_cell
 from tests.helpers.eval_sets import random_set
 
 
@@ -65,11 +75,9 @@ def test_clusters_are_drawn_whole_and_counts_stay():
         and len(set(clusters(s))) == 12
     )
     weights = draw_weights(clusters(s, ("sequence",)), 200)
-    assert (
-        (weights[:, ::2] == weights[:, 1::2]).all()
-        and (weights.sum(axis=1) == 12).all()
-        and weights.max() >= 3
-    )
+    assert (weights[:, ::2] == weights[:, 1::2]).all(), "pictures of a cluster count the same"
+    np.testing.assert_allclose(weights.sum(axis=1), 12, rtol=1e-5)
+    assert weights.max() > 2 and (weights > 0).all()
     assert (draw_weights(clusters(s), 5, seed=1) == draw_weights(clusters(s), 5, seed=1)).all()
 
 
@@ -144,3 +152,153 @@ def test_pictures_without_a_sequence_are_clusters_of_their_own(nothing):
     assert not set(number[:5].tolist()) & set(number[5:].tolist())
     same = lambda values: [(values[i] == values[j]) for i in range(5, 12) for j in range(5, 12)]
     assert same(number) == same("_____aabbccc")
+
+
+# closed forms
+
+
+@pytest.mark.parametrize("n", [5, 8, 12, 40])
+def test_the_mean_of_normal_numbers_gets_its_t_interval(n):
+    x = np.random.default_rng(n).normal(3, 2, n)
+    drawn = draw_weights(np.arange(n), 20_000) @ x / n
+    found = interval_of(x.mean(), drawn, share=False)
+    half = t.ppf(0.975, n - 1) * x.std(ddof=1) / np.sqrt(n)
+    assert found.high - found.value == pytest.approx(half, rel=0.03)
+    assert found.value - found.low == pytest.approx(half, rel=0.03)
+
+
+def test_a_cluster_of_many_equal_pictures_is_one_number():
+    x = np.random.default_rng(0).normal(0, 1, 10)
+    alone = draw_weights(np.arange(10), 500) @ x / 10
+    copied = draw_weights(np.repeat(np.arange(10), 7), 500) @ np.repeat(x, 7) / 70
+    np.testing.assert_allclose(alone, copied, atol=1e-5)
+
+
+@pytest.mark.parametrize("right", [21, 34, 47])
+def test_a_rate_of_single_answers_is_as_wide_as_clopper_and_pearson(right):
+    "One object a picture: n* is the number of pictures, but for what Student's t takes."
+    hit = (np.arange(50) < right).astype(int)
+    counts = np.stack([hit, np.zeros(50, int), 1 - hit], axis=1)
+    found = rate_intervals(counts, draw_weights(np.arange(50), 5000))["recall"]
+    exact = binomtest(right, 50).proportion_ci(method="exact")
+    assert found.value == right / 50 and found.clusters == 50
+    assert found.low == pytest.approx(exact.low, abs=0.02) and found.high == pytest.approx(
+        exact.high, abs=0.02
+    )
+    assert found.low <= exact.low + 0.003, "never narrower than the exact one"
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.floats(0.5, 0.999))
+def test_exact_bounds_are_those_of_scipy(right, wrong, level):
+    exact = binomtest(right, right + wrong).proportion_ci(level, method="exact")
+    np.testing.assert_allclose(
+        exact_bounds(right / (right + wrong), right + wrong, level), (exact.low, exact.high), atol=1e-9
+    )
+
+
+def test_nothing_wrong_in_the_sample_is_no_proof():
+    counts = np.tile([4, 0, 0], (40, 1))
+    found = rate_intervals(counts, draw_weights(np.repeat(np.arange(10), 4), 300))
+    worth = 160 / (1 + (160 / 10 - 1) * 0.2)
+    for name in ("precision", "recall"):
+        assert found[name].high == 1 and found[name].low == pytest.approx(0.025 ** (1 / worth), abs=1e-9)
+    assert interval_of(1.0, np.ones(50), n_clusters=30).low == pytest.approx(
+        binomtest(30, 30).proportion_ci().low
+    )
+    nothing = interval_of(0.0, np.zeros(50), n_clusters=30, share=True)
+    assert nothing.low == 0 and nothing.high == pytest.approx(1 - 0.025 ** (1 / 30))
+    assert interval_of(1.0, np.ones(50)).low < 0.7, "not known how many: as if they were very few"
+
+
+def test_independent_objects_are_worth_more_in_more_clusters():
+    assert answers_worth(100, 100) == 100
+    assert answers_worth(100, 10) == pytest.approx(100 / 2.8)
+    assert answers_worth(0, 12) == 12
+
+
+@given(st.lists(st.integers(1, 60), min_size=2, max_size=40))
+def test_degrees_of_freedom_are_those_of_the_quadratic_form(sizes):
+    "Satterthwaite's formula with the matrix written out."
+    n = np.array(sizes)
+    p, own = n / n.sum(), INTRACLUSTER + (1 - INTRACLUSTER) / n
+    centre = np.eye(len(n)) - np.outer(np.ones(len(n)), p)
+    form = centre.T @ np.diag(p**2) @ centre @ np.diag(own)
+    freedom, variance, _ = cluster_freedom(n)
+    assert freedom == pytest.approx(np.trace(form) ** 2 / np.trace(form @ form), rel=1e-6)
+    assert variance == pytest.approx((p**2 * own).sum())
+    assert freedom <= len(n) - 1 + 1e-6
+
+
+def test_one_sequence_with_most_pictures_leaves_little_freedom():
+    assert cluster_freedom(np.full(12, 9))[0] == pytest.approx(11)
+    assert cluster_freedom(np.r_[400, np.full(11, 3)])[0] < 3
+    uneven = np.repeat(np.arange(12), np.r_[60, np.full(11, 6)])
+    even = np.repeat(np.arange(12), np.full(12, 10))
+    x = np.random.default_rng(0).normal(0, 1, 12)
+    width = lambda c: (draw_weights(c, 2000) @ x[c] / len(c)).std()
+    assert width(uneven) > 1.3 * width(even)
+
+
+# slices and classes
+
+
+def test_the_clusters_behind_weights_are_known_and_a_slice_draws_its_own():
+    cluster = np.repeat(np.arange(20), 3)
+    weights = draw_weights(cluster, 400)
+    back = drawn_together(weights)
+    assert (
+        all((back[cluster == c] == back[cluster == c][0]).all() for c in range(20)) and len(set(back)) == 20
+    )
+    few = slice_weights(weights, cluster < 8)
+    assert not few[:, cluster >= 8].any()
+    np.testing.assert_array_equal(few[:, cluster < 8], draw_weights(cluster[cluster < 8], 400))
+    np.testing.assert_array_equal(slice_weights(weights, np.ones(60, bool)), weights)
+
+
+def test_a_class_in_few_clusters_says_so_and_is_wider():
+    s = random_set(2, pictures=60, crowds=False)
+    rare = (s.truth.class_id != 1) | (s.truth.image < 6)
+    s = replace(s, truth=s.truth[rare])
+    drawn = ap_draws(s, match_set(s), draw_weights(clusters(s), 300))
+    holding = len(set(s.truth.image[s.truth.class_id == 1].tolist()))
+    assert drawn.of_class(1).clusters == holding < FEWEST_CLUSTERS < drawn.of_class(0).clusters
+    found = judge("AP, b", drawn.of_class(1), 0.0, 60, 60)
+    assert found.verdict == Verdict.INSUFFICIENT and f"{holding} clusters" in found.reason
+
+
+# too few
+
+
+@pytest.mark.parametrize("have, text", [(5, "5 clusters"), (7, "1 more sequence"), (1, "1 cluster of")])
+def test_too_few_clusters_are_insufficient_and_the_number_needed_is_given(have, text):
+    found = judge("AP", Interval(0.9, 0.85, 0.95, clusters=have), 0.5, 100, 500)
+    assert found.verdict == Verdict.INSUFFICIENT
+    assert text in found.reason and f"at least {FEWEST_CLUSTERS} are needed" in found.reason
+
+
+def test_enough_clusters_or_an_unknown_number_are_judged_by_the_bounds():
+    for have in (0, FEWEST_CLUSTERS, 400):
+        assert judge("AP", Interval(0.9, 0.85, 0.95, clusters=have), 0.5, 100, 500).verdict == Verdict.PASS
+
+
+def test_no_draws_and_a_level_that_is_none_are_refused():
+    with pytest.raises(DataError, match="0 draws"):
+        draw_weights(np.arange(9), 0)
+    for level in (0, 1, 95, float("nan")):
+        with pytest.raises(DataError, match="not a confidence in 0..1"):
+            interval_of(0.5, np.array([0.4, 0.6]), level)
+
+
+# coverage
+
+
+def covered(rows, method, metric):
+    row = next(r for r in rows if (r["method"], r["metric"]) == (method, metric))
+    return 1 - (row["below"] + row["above"]) / row["repeats"], row["below"] / row["repeats"]
+
+
+def test_ten_sequences_hold_the_truth_where_the_textbook_does_not():
+    rows = study_cell(10, 4, "equal", "usual", 60, draws=120, seed=5)
+    metrics = ("AP", "AP50", "precision", "recall", "F1")
+    ours = np.mean([covered(rows, "ours", m)[0] for m in metrics])
+    assert ours > np.mean([covered(rows, "textbook", m)[0] for m in metrics]) and ours >= 0.9

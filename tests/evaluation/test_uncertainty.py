@@ -30,6 +30,8 @@ from cv_pipeline.evaluation.uncertainty import (
     smaller,
     spearman,
     through_views,
+    weighted_auroc,
+    weighted_spearman,
     with_noise,
 )
 from cv_pipeline.inference.loading import load_model
@@ -178,8 +180,27 @@ def test_knowledge_beats_confidence_noise_does_not_and_a_copy_is_a_copy():
     assert by["copy"].auroc.value == pytest.approx(
         roc_auc_score(wrong, 1 - s.predictions.confidence), abs=1e-9
     )
-    assert judge_uncertainty(s, {"copy": 1 - s.predictions.confidence}, draws=200).worth[0] == report.worth[0]
+    alone = judge_uncertainty(s, {"copy": 1 - s.predictions.confidence}, draws=200).worth[0]
+    bounds = lambda w: [(i.value, i.low, i.high) for i in (w.correlation, w.among_right, w.auroc)]
+    np.testing.assert_allclose(bounds(alone), bounds(report.worth[0]), atol=1e-12)
     assert json.dumps(report.to_dict(), allow_nan=False) and len(report.rows()) == 4
+
+
+@given(st.integers(0, 1000))
+def test_weights_are_copies(seed):
+    "Whole weights against the reference on rows that stand as often as they weigh."
+    rng = np.random.default_rng(seed)
+    table, error, right = rng.integers(0, 6, (30, 3)) / 5.0, rng.random(30).round(1), rng.random(30) < 0.6
+    weight = rng.integers(0, 4, 30)
+    rows, w = np.repeat(np.arange(30), weight), weight.astype(float)
+    order = lambda values: np.unique(values, return_inverse=True)[1]
+    ranked = [order(c) for c in table.T]
+    np.testing.assert_allclose(
+        weighted_spearman(ranked, order(error), w),
+        spearman(table[rows], error[rows]),
+        atol=1e-9,
+    )
+    np.testing.assert_allclose(weighted_auroc(ranked, ~right, w), auroc(table[rows], ~right[rows]), atol=1e-9)
 
 
 @pytest.mark.slow
