@@ -837,7 +837,9 @@ def _of_days(
         }
         for k, n in enumerate(both.cameras)
     ]
-    notes = _day_notes(t, s, families) + [f"{f}: nothing to compare" for f in FAMILIES if f not in present]
+    few = [f for f in FAMILIES if f not in present and f in ("count", "class", "confidence", "size")]
+    notes = _day_notes(t, s, families) + [f"{f}: too few boxes to compare days" for f in few]
+    notes += [f"{f}: nothing to compare" for f in FAMILIES if f not in present and f not in few]
     how = {
         "unit": "day",
         "alpha": settings.level("day", t.days.counts[0]),

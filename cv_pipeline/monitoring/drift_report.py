@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from ..annotation.collect import KeptFrames, kept_folders, read_collected
+from ..core.files import file_sha256
 from ..core.escaping import html_text
 from ..core.images import read_image
 from ..core.stamp import stamp
@@ -24,6 +25,7 @@ from ..core.types import ConfigError, DataError, FrameResult
 from ..core.viz import contact_sheet, pyplot
 from ..evaluation.summary import html_table
 from ..inference.loading import load_model
+from .context import Explained, explain, read_context
 from .drift import Drift, compare
 from .observed import FAMILIES, DriftSettings, Observed, components_of, joined
 from .seasons import DAY, WEEKDAYS, DayProfile, day_profile, wall_clock
@@ -231,6 +233,7 @@ class DriftOfLog:
         default_factory=dict
     )  # models of the log, hash of its rows, of settings and periods
     settings: DriftSettings = field(default_factory=DriftSettings)
+    explained: Explained | None = None  # None: no table of causes was given
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -280,6 +283,7 @@ def drift_of_log(
     cameras: Sequence[str] | None = None,  # only these
     with_before: bool = True,
     now: datetime | None = None,  # frames a day or more later are left out; None: the current time
+    context: str | Path | None = None,  # CSV of known causes; the verdict is then that of what they leave
 ) -> DriftOfLog:
     "Compare two periods of a log, and the window ahead with the same reference."
     seen = _not_after(observed_of(log), (now or datetime.now(timezone.utc)).timestamp() + 86_400)
@@ -295,12 +299,22 @@ def drift_of_log(
     p = periods_of(seen.at, reference, window, with_before)
     base, window_ = seen.between(*p.reference), seen.between(*p.window)
     earlier = None if p.before is None else compare(base, seen.between(*p.before), settings)
-    found = compare(base, window_, settings, earlier.families if earlier else ())
+    before = earlier.families if earlier else ()
+    found, explained = compare(base, window_, settings, before), None
+    if context is not None:
+        zone = settings.timezone if settings and isinstance(settings.timezone, str) else None
+        explained = explain(base, window_, found, read_context(context, zone), settings, before)
+        found = replace(explained.drift, notes=[explained.sentence, *explained.notes, *explained.drift.notes])
     models = [{"name": name, "sha256": sha256} for name, sha256 in log.model_files]
     origin = stamp(
         models or None,
         log_hash(log),
-        {"settings": settings or DriftSettings(), "periods": asdict(p), "cameras": cameras},
+        {
+            "settings": settings or DriftSettings(),
+            "periods": asdict(p),
+            "cameras": cameras,
+            **({} if context is None else {"context": file_sha256(context)}),
+        },
     )
     return DriftOfLog(
         replace(found, notes=[*seen.notes, *found.notes]),
@@ -312,6 +326,7 @@ def drift_of_log(
         reference is None,
         origin,
         settings or DriftSettings(),
+        explained,
     )
 
 # %% ../../nbs/09_monitoring/12_drift_report.ipynb #529c5967

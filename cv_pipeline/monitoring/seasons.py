@@ -155,7 +155,8 @@ def day_rows(
             some = count[:, hours[-k:]].sum(axis=1)
             rows = over[:, hours[-k:]].sum(axis=1) / some[:, None]
             usual = np.median(some[some > 0]) if some.any() else 0.0
-            rows[some < max(usual / 3, 1) if usual >= least else ...] = np.nan
+            few = max(1.0, usual / 3 if least == 1 else min(usual / 3, 10.0))  # a quiet Sunday has few boxes
+            rows[some < few if usual >= least else ...] = np.nan
             value.append(rows)
             weight.append(some)
     return DayRows(value, weight, float(noise[n > 0].mean()) if n.any() else 0.0)
