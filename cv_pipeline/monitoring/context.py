@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 
 from ..core.files import printable, read_text
-from ..core.types import ConfigError, DataError
+from ..core.types import DataError
 from .drift import Drift, FamilyResult, compare, verdict_of
 from .observed import DriftSettings, Observed
 from .seasons import wall_clock

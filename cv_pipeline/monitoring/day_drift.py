@@ -159,7 +159,7 @@ class DayFeature:
     rows: DayRows
     means: tuple[float, float] = (float("nan"), float("nan"))  # of reference and window, for a reader
 
-
+# %% ../../nbs/09_monitoring/08_day_drift.ipynb #e36234cd
 @dataclass(frozen=True)
 class _Cells:
     "Rows of one camera: day, hour and period of each frame or box."
@@ -297,7 +297,7 @@ def day_plan(rows: Sequence[DayRows], t: DayTable) -> DayPlan | None:
     plan = plan_days(t.alike.kind, asked, covariance(days.number, memory, counting, weight), window)
     return plan if plan.basis.shape[0] >= 1 else None
 
-
+# %% ../../nbs/09_monitoring/08_day_drift.ipynb #4b2a09be
 def _distances(kind: str, d: np.ndarray) -> list[np.ndarray]:
     "Of each distribution (…,) how far apart, 0 to 1, from (…, c) differences of columns."
     if kind == "ks":
@@ -311,7 +311,7 @@ def _as_normal(t: np.ndarray, free: int) -> np.ndarray:
     "About the normal deviate that is as rare as Student's t (Wallace, 1959): statistics of one scale."
     return np.sqrt(free * np.log1p(np.square(t) / free))
 
-
+# %% ../../nbs/09_monitoring/08_day_drift.ipynb #9cc4ecfe
 @dataclass(frozen=True)
 class _Turned:
     "Questions and window of a plan, turned at random; the first is what happened."
@@ -402,7 +402,7 @@ def _scope(found: Sequence[tuple[DayFeature, _Answer]], camera: str | None, fram
         {family: best.hours},
     )
 
-
+# %% ../../nbs/09_monitoring/08_day_drift.ipynb #050f0168
 Tables = Sequence[Sequence[tuple[str, np.ndarray | None]]]  # of each stretch: kind and (m, c) of each feature
 
 
@@ -451,7 +451,7 @@ def _together(parts: Sequence[tuple[DayFeature, Sequence[np.ndarray | None]]]) -
         made.append(sum(z * n for z, n in have) / total if have else None)
     return made
 
-
+# %% ../../nbs/09_monitoring/08_day_drift.ipynb #f54b3d7e
 @dataclass(frozen=True)
 class _Family:
     "Tables of a family: camera → feature → stretch."

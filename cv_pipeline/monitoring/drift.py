@@ -479,7 +479,7 @@ CAUSES = {
     "world changed": "draw an audit (`cv-pipeline audit draw`), label it, and let its accuracy decide about "
     "retraining",
     "device or world": "one camera only: look at its pictures; then as for a device, or as for the world",
-    "calendar": "the reference has no such days or hours: it may be the calendar; wait until it has them, or "
+    "calendar": "the reference lacks these days or hours: it may be the calendar; wait until it has them, or "
     "choose a reference that does",
     "insufficient": "too few independent frames: use a longer window, or frames further apart",
     "too few days": "what changes from day to day is not known well enough: keep recording, or name a longer "
@@ -796,6 +796,20 @@ def _day_notes(t: DayTable, s: DayScopes, families: Sequence[FamilyResult]) -> l
     notes += [f"{n} is new: it has no reference" for n in s.new]
     return notes + [f"{n} sends nothing any more" for n in s.gone]
 
+# %% ../../nbs/09_monitoring/09_drift.ipynb #35552181
+def _day_cameras(both: Observed, inside: np.ndarray, t: DayTable, s: DayScopes) -> list[dict[str, Any]]:
+    "A row a camera."
+    return [
+        {
+            "camera": n,
+            "reference": int((~inside & (both.camera == k)).sum()),
+            "window": int((inside & (both.camera == k)).sum()),
+            "days": int((t.shares[~t.days.window, k] > 0).sum()),
+            "judged": k in s.single,
+        }
+        for k, n in enumerate(both.cameras)
+    ]
+
 # %% ../../nbs/09_monitoring/09_drift.ipynb #9b7ecc6e
 def _of_days(
     both: Observed, inside: np.ndarray, settings: DriftSettings, before: Sequence[FamilyResult]
@@ -827,16 +841,7 @@ def _of_days(
     elif verdict == "GREY" and cause != "calendar":
         cause = "too few days"
     rows = _adjusted([r for scope in (s.pooled, *s.single.values()) for r in scope.features])
-    cameras = [
-        {
-            "camera": n,
-            "reference": int((~inside & (both.camera == k)).sum()),
-            "window": int((inside & (both.camera == k)).sum()),
-            "days": int((t.shares[~t.days.window, k] > 0).sum()),
-            "judged": k in s.single,
-        }
-        for k, n in enumerate(both.cameras)
-    ]
+    cameras = _day_cameras(both, inside, t, s)
     few = [f for f in FAMILIES if f not in present and f in ("count", "class", "confidence", "size")]
     notes = _day_notes(t, s, families) + [f"{f}: too few boxes to compare days" for f in few]
     notes += [f"{f}: nothing to compare" for f in FAMILIES if f not in present and f not in few]

@@ -274,6 +274,20 @@ def _not_after(seen: Observed, latest: float) -> Observed:
         ),
     )
 
+# %% ../../nbs/09_monitoring/12_drift_report.ipynb #f905b195
+def _only(seen: Observed, log: PredictionLog, cameras: Sequence[str] | None) -> Observed:
+    "Frames of some cameras; None: all. ConfigError for one that the log does not have."
+    if not cameras:
+        return seen
+    unknown = sorted(set(cameras) - set(log.cameras))
+    if unknown:
+        raise ConfigError(
+            f"unknown camera {', '.join(unknown)}",
+            "cameras",
+            f"the log has {', '.join(log.cameras)}",
+        )
+    return seen.rows(np.isin(seen.camera, [log.cameras.index(c) for c in cameras]))
+
 # %% ../../nbs/09_monitoring/12_drift_report.ipynb #5b2357e1
 def drift_of_log(
     log: PredictionLog,
@@ -287,15 +301,7 @@ def drift_of_log(
 ) -> DriftOfLog:
     "Compare two periods of a log, and the window ahead with the same reference."
     seen = _not_after(observed_of(log), (now or datetime.now(timezone.utc)).timestamp() + 86_400)
-    if cameras:
-        unknown = sorted(set(cameras) - set(log.cameras))
-        if unknown:
-            raise ConfigError(
-                f"unknown camera {', '.join(unknown)}",
-                "cameras",
-                f"the log has {', '.join(log.cameras)}",
-            )
-        seen = seen.rows(np.isin(seen.camera, [log.cameras.index(c) for c in cameras]))
+    seen = _only(seen, log, cameras)
     p = periods_of(seen.at, reference, window, with_before)
     base, window_ = seen.between(*p.reference), seen.between(*p.window)
     earlier = None if p.before is None else compare(base, seen.between(*p.before), settings)

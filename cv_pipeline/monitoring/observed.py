@@ -80,6 +80,38 @@ class Observed:
         "Frames with since ≤ at < until, seconds since 1970."
         return self.rows((self.at >= since) & (self.at < until))
 
+# %% ../../nbs/09_monitoring/07_observed.ipynb #6c621d1a
+def _rules(s: DriftSettings) -> list[tuple[bool, str]]:
+    "What settings must fulfil, with the text for when they do not."
+    rules = [
+        (s.alpha is None or 0 < s.alpha < 1, f"alpha: {s.alpha} is outside 0..1"),
+        (
+            s.permutations + 1 >= len(FAMILIES) / max(s.level("stretch"), 1e-9),
+            f"permutations: {s.permutations} are too few for an alarm at alpha "
+            f"{s.level('stretch')} over "
+            f"{len(FAMILIES)} families",
+        ),
+        (s.components >= 1, f"components: {s.components} is below 1"),
+        (s.least >= 10, f"least: {s.least} is below 10"),
+        (s.least_device >= 10, f"least_device: {s.least_device} is below 10"),
+        (
+            set(s.floor) <= set(FAMILIES),
+            f"floor: unknown families {sorted(set(s.floor) - set(FAMILIES), key=str)}",
+        ),
+        (
+            all(is_number(v) and 0 <= v < 1 for v in s.floor.values()),
+            f"floor: {s.floor} is outside 0..1",
+        ),
+    ]
+    rules += [
+        (s.unit in ("auto", "day", "stretch"), f"unit: {s.unit!r} is not auto, day or stretch"),
+        (
+            all(d in range(7) for d in s.rest_days),
+            f"rest_days: {list(s.rest_days)} must be numbers from 0 (Monday) to 6",
+        ),
+    ]
+    return rules
+
 # %% ../../nbs/09_monitoring/07_observed.ipynb #579d8fdb
 FLOORS = {**dict.fromkeys(FAMILIES, 0.15), "class": 0.1}
 FEWEST_DAYS = (
@@ -110,33 +142,7 @@ class DriftSettings:
         if not isinstance(self.floor, Mapping):
             raise ConfigError("floor: must be a table of `family: effect`", "DriftSettings", "{class: 0.2}")
         object.__setattr__(self, "floor", {**FLOORS, **self.floor})
-        rules = [
-            (self.alpha is None or 0 < self.alpha < 1, f"alpha: {self.alpha} is outside 0..1"),
-            (
-                self.permutations + 1 >= len(FAMILIES) / max(self.level("stretch"), 1e-9),
-                f"permutations: {self.permutations} are too few for an alarm at alpha "
-                f"{self.level('stretch')} over "
-                f"{len(FAMILIES)} families",
-            ),
-            (self.components >= 1, f"components: {self.components} is below 1"),
-            (self.least >= 10, f"least: {self.least} is below 10"),
-            (self.least_device >= 10, f"least_device: {self.least_device} is below 10"),
-            (
-                set(self.floor) <= set(FAMILIES),
-                f"floor: unknown families {sorted(set(self.floor) - set(FAMILIES), key=str)}",
-            ),
-            (
-                all(is_number(v) and 0 <= v < 1 for v in self.floor.values()),
-                f"floor: {self.floor} is outside 0..1",
-            ),
-        ]
-        rules += [
-            (self.unit in ("auto", "day", "stretch"), f"unit: {self.unit!r} is not auto, day or stretch"),
-            (
-                all(d in range(7) for d in self.rest_days),
-                f"rest_days: {list(self.rest_days)} must be numbers from 0 (Monday) to 6",
-            ),
-        ]
+        rules = _rules(self)
         check_rules("drift settings", self, rules, f"families: {', '.join(FAMILIES)}")
         zones = self.timezone.values() if isinstance(self.timezone, Mapping) else [self.timezone]
         for zone in zones:

@@ -236,8 +236,7 @@ def plan_days(
     kind: np.ndarray,  # (D,) of `Alike`
     asked: np.ndarray,  # (c, D) 1 for the days that are compared with the others
     varied: np.ndarray,  # (D, D) of `covariance`
-    window: np.ndarray
-    | None = None,  # (D,) bool: days that do not say how days differ; None: those asked about
+    window: np.ndarray | None = None,  # (D,) bool: not used to measure how days differ; None: `asked`
 ) -> DayPlan:
     "Generalised least squares for days of several kinds."
     value, vector = np.linalg.eigh(varied)
