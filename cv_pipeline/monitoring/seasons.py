@@ -108,10 +108,12 @@ def alike_days(
     count, mine = np.bincount(weekday[~window], minlength=7), np.unique(weekday[window])
     lacking = tuple(WEEKDAYS[d] for d in mine if not count[d])
     left = count.sum() - (count > 0).sum()
-    if not lacking and left >= freedom and count[mine].min() >= 3:
+    if not lacking and left >= freedom and count[mine].min() >= 2:
         return Alike(weekday, "weekday", (), False)
     kind = np.isin(weekday, list(rest)).astype(int)
-    there = np.bincount(kind[~window], minlength=2) > 0
+    if not set(lacking) & {WEEKDAYS[d] for d in rest}:
+        kind = np.where(kind, 1 + weekday, 0)  # Saturdays are not Sundays
+    there = np.bincount(kind[~window], minlength=8) > 0
     apart = not there[np.unique(kind[window])].all()
     if apart or len(np.unique(kind)) == 1:
         return Alike(np.zeros(len(weekday), int), "any day", lacking, apart)
