@@ -413,17 +413,20 @@ def _columns(found: Sequence[tuple[str, np.ndarray | None]]) -> np.ndarray | Non
     return np.concatenate(own, axis=1).astype(float) if own else None
 
 
-def _far(tables: Tables, plan: DayPlan) -> float:
-    "How far the days that are asked about lie from the others, in deviations from day to day; 0: unknown."
-    far = [0.0]
-    for i, found in enumerate(tables):
-        z = _columns(found)
-        for q in _questions(plan, i) if z is not None and plan.freedom >= 1 else ():
-            along = plan.aims[q] @ z / plan.length[q]
-            own = np.square(plan.window @ z).sum(axis=0)
-            left = np.maximum(np.square(z).sum(axis=0) - own, 0) / plan.freedom / plan.length[q] ** 2
-            far.append(float((along**2 / (left + LEAST_SPREAD**2)).max()))
-    return max(far)
+def _farthest(tables: Mapping[int, Tables], plan: DayPlan) -> int:
+    "The camera whose days that are asked about lie farthest from the others, in deviations that all share."
+    far = dict.fromkeys(tables, 0.0)
+    for i in range(len(STRETCHES)):
+        columns = {k: z for k, t in tables.items() if (z := _columns(t[i])) is not None}
+        width = max((z.shape[1] for z in columns.values()), default=0)
+        columns = {k: z for k, z in columns.items() if z.shape[1] == width}
+        rest = [np.square(z).sum(axis=0) - np.square(plan.window @ z).sum(axis=0) for z in columns.values()]
+        left = np.maximum(np.mean(rest, axis=0), 0) / max(1, plan.freedom) if rest else 0.0
+        for q in _questions(plan, i):
+            unit = np.sqrt(left / plan.length[q] ** 2 + LEAST_SPREAD**2)
+            for k, z in columns.items():
+                far[k] = max(far[k], float((np.abs(plan.aims[q] @ z) / plan.length[q] / unit).max()))
+    return max(far, key=lambda k: far[k])
 
 
 def _joint(tables: Tables, turned: _Turned) -> np.ndarray | None:
@@ -495,7 +498,7 @@ class _Family:
         while len(left) > 1 and len(found) < min(8, max(1, len(self.features) // 2)):
             tables = {k: self.apart(k, left) for k in left}
             own = tables if len(left) > 2 else {k: self.stacked(k) for k in left}
-            first = max(left, key=lambda k: _far(own[k], self.plan))
+            first = _farthest(own, self.plan)
             stat = _joint(tables[first], self.turned)
             if stat is None or float(chance_of(stat)) * (len(left) if len(left) > 2 else 1) >= alpha:
                 break
