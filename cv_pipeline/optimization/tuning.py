@@ -351,7 +351,7 @@ def summarise(
     dict[str, Any]
 ]:  # rows "before", "after" and "difference"; `held`: share of the draws in which the floor held
     """Objective, precision and recall of two specs with 95 % bootstrap intervals over pictures, paired for
-    the difference (Efron 1979)."""
+    the difference (Bayesian bootstrap, Rubin 1981)."""
     n = len(before)
     weights = draw_weights(np.arange(n), draws, seed) if n > 1 else np.ones((draws, n), np.float32)
     rows, drawn = [], []

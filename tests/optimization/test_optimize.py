@@ -633,6 +633,16 @@ def test_decisions_keep_to_their_rules(value, down, up, allowed, count, objects,
     assert f"{-allowed:g}"[1:] in reason
 
 
+@pytest.mark.parametrize("clusters, proven", [(2, False), (7, False), (8, True), (0, True)])
+@pytest.mark.parametrize("change", [(0.0, 0.0, 0.0), (-0.05, -0.06, -0.04)])
+def test_files_judged_on_few_sequences_are_insufficient(clusters, proven, change):
+    "Neither a proven loss nor a proven harmlessness; 0 clusters: not known."
+    verdict, accepted, reason = _decide(Interval(*change, clusters=clusters), 0.01, 100, 400, False)
+    assert (verdict == Verdict.INSUFFICIENT) == (not proven)
+    assert accepted == (change[0] == 0)
+    assert ("at least 8 are needed" in reason) == (not proven)
+
+
 def test_the_gate_is_paired(pictures):
     """The same predictions in another order of confidence: no change, and an interval of nothing; boxes
     thrown away: a proven loss."""
