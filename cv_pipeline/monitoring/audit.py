@@ -786,22 +786,24 @@ def against(
     )
     low, high = value if low is None else low, value if high is None else high
     change = now.value - value
+    least = change - float(np.hypot(now.value - now.low, high - value))
+    most = change + float(np.hypot(now.high - now.value, value - low))
     row = {
         "name": name,
         "reference": value,
         "now": now.value,
         "change": change,
-        "low": change - float(np.hypot(now.value - now.low, high - value)),
-        "high": change + float(np.hypot(now.high - now.value, value - low)),
+        "low": least,
+        "high": most,
         "delta": delta,
     }
     state = (
         "insufficient"
-        if result.verdict != "SUFFICIENT" or not np.isfinite([row["low"], row["high"]]).all()
+        if result.verdict != "SUFFICIENT" or not np.isfinite([least, most]).all()
         else "below"
-        if row["high"] < -delta
+        if most < -delta
         else "kept"
-        if row["low"] > -delta
+        if least > -delta
         else "undecided"
     )
     return {

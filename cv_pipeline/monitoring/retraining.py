@@ -361,7 +361,7 @@ def _accuracy_trigger(e: Evidence, policy: RetrainPolicy, now: datetime) -> Trig
         "undecided": ("pending", "the audit is inconclusive: label more"),
         "insufficient": ("unknown", "the audit is too small"),
     }
-    state, text = states.get(a.get("state"), ("unknown", f"audit state {a.get('state')!r}"))
+    state, text = states.get(str(a.get("state")), ("unknown", f"audit state {a.get('state')!r}"))
     return Trigger("accuracy", 1, state, text + numbers)
 
 
@@ -394,7 +394,7 @@ def _flag_trigger(e: Evidence, policy: RetrainPolicy, now: datetime) -> Trigger:
     f, past = e.flags, _past(e.flags_until, e, policy, now, "the count of flags")
     if f is None or past:
         return Trigger("users", 5, "unknown", "no flags counted" if f is None else past)
-    state = {"no reference": "unknown", "raised": "pending"}.get(f.get("state"), "off")
+    state = {"no reference": "unknown", "raised": "pending"}.get(str(f.get("state")), "off")
     return Trigger("users", 5, state, f"{f['flags']} flags in {f['looks']} frames: {f['state']}")
 
 
@@ -446,22 +446,20 @@ def decide(e: Evidence, policy: RetrainPolicy, now: datetime) -> tuple[str, str]
     "The recommended action."
     by = {t.name: t for t in triggers(e, policy, now)}
     on = {name for name, t in by.items() if t.state == "on"}
-    newest = _newest(e)
-    alarm = (
-        newest is not None
-        and newest.verdict in ("AMBER", "RED")
-        and (now - newest.until).days <= policy.stale_days
-    )
+    newest = alarm = _newest(e)
+    if alarm and (alarm.verdict not in ("AMBER", "RED") or (now - alarm.until).days > policy.stale_days):
+        alarm = None
     drifts = [by["confidence drift"], by["input drift"]]
     drift = min(drifts, key=lambda t: ({"on": 0, "pending": 1}.get(t.state, 2), t.rank))  # says most
-    if alarm and newest.cause == "device fault":
+    if alarm and alarm.cause == "device fault":
         return (
             "MEND",
-            f"drift comes from {', '.join(newest.devices) or 'single cameras'} ({', '.join(newest.alarms)})",
+            f"drift comes from {', '.join(alarm.devices) or 'single cameras'} ({', '.join(alarm.alarms)})",
         )
-    left = 0 if e.trained is None else policy.cooldown_days - (now - e.trained).days
+    ago = None if e.trained is None else (now - e.trained).days
+    left = 0 if ago is None else policy.cooldown_days - ago
     if left > 0 and by.keys() and (on - {"labels"} or by["accuracy"].state == "on" or alarm):
-        return "WAIT", f"trained {(now - e.trained).days} days ago; the cooldown has {left} more"
+        return "WAIT", f"trained {ago} days ago; the cooldown has {left} more"
     if "accuracy" in on and "labels" in on:
         return "RETRAIN", f"{by['accuracy'].reason}; {by['labels'].reason}"
     for name in ("accuracy", "labels"):
@@ -473,10 +471,10 @@ def decide(e: Evidence, policy: RetrainPolicy, now: datetime) -> tuple[str, str]
         return "RETRAIN", by["cadence"].reason
     if "accuracy" in on or by["new class"].state == "pending":
         return "LABEL", by["accuracy" if "accuracy" in on else "new class"].reason
-    if alarm and newest.cause == "mix shift":
+    if alarm and alarm.cause == "mix shift":
         return "MIX", next(
-            (t.reason for t in drifts if newest.cause in t.reason),
-            f"the newest window is {newest.verdict}, cause: mix shift",
+            (t.reason for t in drifts if "mix shift" in t.reason),
+            f"the newest window is {alarm.verdict}, cause: mix shift",
         )
     stale = e.audit_until is not None and newest is not None and e.audit_until < newest.since
     doubt = by["accuracy"].state in ("unknown", "pending") or stale

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from math import comb
 from zoneinfo import ZoneInfo
 
@@ -36,7 +36,8 @@ def wall_clock(
         raise ConfigError(f"unknown time zone {zone!r}", "timezone", "e.g. Europe/Berlin or UTC") from e
     quarter, back = np.unique(np.asarray(at, float) // 900, return_inverse=True)
     moments = (datetime.fromtimestamp(q * 900, timezone.utc).astimezone(place) for q in quarter.tolist())
-    return np.asarray(at, float) + np.array([m.utcoffset().total_seconds() for m in moments])[back.ravel()]
+    ahead = [(m.utcoffset() or timedelta()).total_seconds() for m in moments]
+    return np.asarray(at, float) + np.array(ahead)[back.ravel()]
 
 
 @dataclass(frozen=True)

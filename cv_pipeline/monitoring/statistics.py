@@ -241,11 +241,13 @@ def benjamini_hochberg(p: Sequence[float]) -> np.ndarray:
 
 
 def _adjusted(p: Sequence[float], factor, running) -> np.ndarray:
-    p = np.asarray(p, np.float64)
-    made, rows = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
-    order = rows[np.argsort(p[rows], kind="stable")]
+    values = np.asarray(p, np.float64)
+    made, rows = np.full(len(values), np.nan), np.flatnonzero(~np.isnan(values))
+    order = rows[np.argsort(values[rows], kind="stable")]
     made[order] = (
-        np.minimum(running(p[order] * factor(np.arange(len(order)), len(order))), 1) if len(order) else []
+        np.minimum(running(values[order] * factor(np.arange(len(order)), len(order))), 1)
+        if len(order)
+        else []
     )
     return made
 
