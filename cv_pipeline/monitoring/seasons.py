@@ -210,10 +210,10 @@ def day_memory(
     total = np.square(residuals).sum()
     if not total or not near.any():
         return 0.0
-    expected = []
+    expected, around = [], maker @ near @ maker
     for rho in _MEMORIES:
-        c = maker @ covariance(number, rho, counting, weight) @ maker
-        expected.append((near * c).sum() / max(np.trace(c), 1e-12))
+        varied = covariance(number, rho, counting, weight)
+        expected.append((around * varied).sum() / max((maker * varied).sum(), 1e-12))
     seen = (residuals * (near @ residuals)).sum() / total
     rho = float(np.interp(seen, np.maximum.accumulate(expected), _MEMORIES))
     more = caution * np.sqrt((1 - rho**2) / len(number)) if rho else 0.0
