@@ -104,7 +104,7 @@ lab: $(VENV)/.lab  ## JupyterLab on the notebooks
 bench: $(VENV)/.dev  ## speed beside named peers, same input, one run
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-report: $(VENV)/.dev  ## reports of the line: the bundled detector's evaluation, and a week's drift; `cv-pipeline report` for yours
+report: $(VENV)/.dev  ## reports of the line: the bundled detector's evaluation, four weeks' drift, and whom to trust; `cv-pipeline report` for yours
 	$(BIN)/cv-pipeline report evaluation
 	$(BIN)/cv-pipeline report drift
 	$(BIN)/cv-pipeline report trust
