@@ -202,7 +202,10 @@ class _Cells:
         near = own - (total / np.maximum(np.bincount(cell, minlength=d * 24), 1))[cell]
         unit = np.abs(near).mean() or own.std()
         moments = np.stack([total, np.bincount(cell, np.abs(near), d * 24)], axis=1).reshape(d, 24, 2)
-        sums = np.concatenate([self._below(own), self._below(near), moments / unit], axis=2)
+        scatter = self._below(near)
+        if family == "count":  # whole numbers about their own mean jump from one side of a cut to the other
+            scatter = np.zeros_like(scatter)
+        sums = np.concatenate([self._below(own), scatter, moments / unit], axis=2)
         return self.feature(family, name, "ks", sums, x)
 
     def _below(self, x: np.ndarray) -> np.ndarray:
@@ -519,11 +522,21 @@ def _tables_of(
     times = max(settings.permutations, min(20_000, 200 * len(own)))
     turned = _Turned(plan, *rotations(plan, times, np.random.default_rng(settings.seed)))
     table = lambda y: None if y is None else (plan.basis @ y).astype(np.float32)
-    tables = {
-        k: [[table(without_gaps(y, t.days.window)) for y in f.rows.value] for f in fs]
-        for k, fs in own.items()
-    }
+    rows = lambda f, i: (
+        without_gaps(f.rows.value[i], t.days.window) if _as_many(f, i, t.days.window) else None
+    )
+    tables = {k: [[table(rows(f, i)) for i in range(len(STRETCHES))] for f in fs] for k, fs in own.items()}
     return _Family(plan, turned, own, tables)
+
+
+def _as_many(f: DayFeature, stretch: int, window: np.ndarray) -> bool:
+    """Whether the last hours of the window have boxes enough, and as many as its whole day lets expect: with
+    fewer (a Sunday morning at the end of a Saturday) they vary more than the day's weight says."""
+    if not stretch or f.family not in ("class", "confidence", "size"):
+        return True
+    share = lambda w: w[window].min() / max(float(np.median(w[~window])), 1e-9)
+    some, day = f.rows.weight[stretch], f.rows.weight[0]
+    return bool(some[window].min() >= LEAST_COUNT and share(some) >= 2 / 3 * share(day))
 
 
 def _with_joint(s: Scope, family: str, joint: np.ndarray | None, apart: np.ndarray | None) -> Scope:
