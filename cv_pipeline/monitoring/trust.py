@@ -574,7 +574,8 @@ def html_trust(t: Trust) -> str:
         missing = f"<br>{a.missing:,} labelled frames missing" if a.missing else ""
         command = f"<br><code>{html_text(a.next_command)}</code>" if a.next_command else ""
         cards.append(
-            f'<div style="border-left:6px solid {colour[a.state]};padding:.3em .8em;margin:.4em 0">'
+            f'<div style="border-left:6px solid {html_text(colour[a.state])};padding:.3em .8em;'
+            f'margin:.4em 0">'
             f"<b>{html_text(camera)}: {html_text(a.state)}</b><br>{html_text(a.why)}{missing}{command}</div>"
         )
     drift = "no recent drift report"

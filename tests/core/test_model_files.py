@@ -68,11 +68,11 @@ def test_swapped_weights_of_a_bare_file_are_another_model(large):
 
 
 def test_a_copied_model_folder_has_its_weights(large, tmp_path):
-    from cv_pipeline.commands.main import _target
+    from cv_pipeline.commands.thresholds import manifest_target
     from cv_pipeline.inference.loading import load_model
 
     model = load_model(large)
-    _target(str(large), model, tmp_path / "copy")
+    manifest_target(str(large), model, tmp_path / "copy")
     assert artefact_sha256(tmp_path / "copy" / "m.onnx") == model.manifest.sha256
 
 
