@@ -202,9 +202,8 @@ class _Cells:
         near = own - (total / np.maximum(np.bincount(cell, minlength=d * 24), 1))[cell]
         unit = np.abs(near).mean() or own.std()
         moments = np.stack([total, np.bincount(cell, np.abs(near), d * 24)], axis=1).reshape(d, 24, 2)
-        scatter = self._below(near)
-        if family == "count":  # whole numbers about their own mean jump from one side of a cut to the other
-            scatter = np.zeros_like(scatter)
+        # whole numbers about their own mean jump from one side of a cut to the other
+        scatter = np.zeros((d, 24, CUTS)) if family == "count" else self._below(near)
         sums = np.concatenate([self._below(own), scatter, moments / unit], axis=2)
         return self.feature(family, name, "ks", sums, x)
 
