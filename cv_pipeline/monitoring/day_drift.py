@@ -37,8 +37,8 @@ from cv_pipeline.monitoring.seasons import (
 from .statistics import block_sums, chance_of, kernel_for, largest
 
 # %% auto #0
-__all__ = ['STRETCHES', 'CUTS', 'MOST_FRAMES', 'LEAST_COUNT', 'LEAST_SPREAD', 'Tables', 'DayTable', 'day_table', 'DayFeature',
-           'day_features', 'day_plan', 'family_scopes', 'DayScopes', 'day_scopes']
+__all__ = ['STRETCHES', 'CUTS', 'MOST_FRAMES', 'LEAST_COUNT', 'LEAST_SPREAD', 'Tables', 'DayTable', 'local_days', 'day_table',
+           'DayFeature', 'day_features', 'day_plan', 'family_scopes', 'DayScopes', 'day_scopes']
 
 # %% ../../nbs/09_monitoring/08_day_drift.ipynb #356c6b61
 STRETCHES = (24, 12, 6, 3, 1)  # hours at the end of a day that are compared: a step shows within the day
@@ -123,9 +123,16 @@ def _thinned(camera: np.ndarray, days: Days, most: int = MOST_FRAMES) -> np.ndar
     return keep
 
 # %% ../../nbs/09_monitoring/08_day_drift.ipynb #f56b6e3f
-def day_table(both: Observed, inside: np.ndarray, settings: DriftSettings) -> DayTable:
-    "Both periods (of `joined`) by day and hour."
-    days = days_of(_local(both, settings), inside)
+def local_days(both: Observed, inside: np.ndarray, settings: DriftSettings) -> Days:
+    "Days and hours of both periods, each frame by the clock of its camera."
+    return days_of(_local(both, settings), inside)
+
+
+def day_table(
+    both: Observed, inside: np.ndarray, settings: DriftSettings, days: Days | None = None
+) -> DayTable:
+    "Both periods (of `joined`) by day and hour; `days`: of `local_days`, where they are known."
+    days = days or local_days(both, inside, settings)
     frame, near = _lacking(both, inside, days)
     lacking: dict[str, tuple[int, ...]] = {}
     for k in np.unique(both.camera[frame]):

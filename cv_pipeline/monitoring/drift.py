@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from .day_drift import DayScopes, DayTable, day_scopes, day_table
+from .day_drift import DayScopes, DayTable, day_scopes, day_table, local_days
 from cv_pipeline.monitoring.observed import (
     FAMILIES,
     FEWEST_DAYS,
@@ -25,7 +25,7 @@ from cv_pipeline.monitoring.observed import (
     components_of,
     joined,
 )
-from .seasons import DAY, days_needed, days_of, least_p
+from .seasons import DAY, Days, days_needed, least_p
 from cv_pipeline.monitoring.statistics import (
     BLOCK,
     autocorrelation_time,
@@ -683,11 +683,11 @@ def _iso(seconds: float) -> str:
 LONG = 6 * 3_600.0  # a period of so many seconds has seen what a day does
 
 
-def unit_of(both: Observed, inside: np.ndarray, settings: DriftSettings) -> str:
-    "What to exchange: days or stretches of frames."
+def unit_of(both: Observed, inside: np.ndarray, settings: DriftSettings, days: Days | None = None) -> str:
+    "What to exchange: days or stretches of frames. `days`: of `local_days`, where they are known."
     if settings.unit != "auto":
         return settings.unit
-    if days_of(both.at, inside).counts[0] >= 2:
+    if (days or local_days(both, inside, settings)).counts[0] >= 2:
         return "day"
     longest = max(float(np.ptp(both.at[inside == side])) for side in (False, True))
     return "day" if longest >= LONG and np.ptp(both.at) > DAY else "stretch"
@@ -812,15 +812,16 @@ def _day_cameras(both: Observed, inside: np.ndarray, t: DayTable, s: DayScopes) 
 
 # %% ../../nbs/09_monitoring/09_drift.ipynb #9b7ecc6e
 def _of_days(
-    both: Observed, inside: np.ndarray, settings: DriftSettings, before: Sequence[FamilyResult]
+    both: Observed,
+    inside: np.ndarray,
+    t: DayTable,
+    settings: DriftSettings,
+    before: Sequence[FamilyResult],
 ) -> Drift:
     "Days are exchanged."
-    t = day_table(both, inside, settings)
     s = day_scopes(t, settings)
     boxes = np.bincount(t.seen.box_frame, minlength=len(t.seen))
-    count = lambda f, side: float(
-        (boxes if f in ("class", "confidence", "size") else 1 + 0 * boxes)[side].sum()
-    )
+    count = lambda f, side: float(boxes[side].sum() if f in BOXED else side.sum())
     present = [f for f in FAMILIES if f in s.pooled.statistic]
     families = [
         replace(
@@ -842,7 +843,7 @@ def _of_days(
         cause = "too few days"
     rows = _adjusted([r for scope in (s.pooled, *s.single.values()) for r in scope.features])
     cameras = _day_cameras(both, inside, t, s)
-    few = [f for f in FAMILIES if f not in present and f in ("count", "class", "confidence", "size")]
+    few = [f for f in FAMILIES if f not in present and f in ("count", *BOXED)]
     notes = _day_notes(t, s, families) + [f"{f}: too few boxes to compare days" for f in few]
     notes += [f"{f}: nothing to compare" for f in FAMILIES if f not in present and f not in few]
     how = {
@@ -850,8 +851,8 @@ def _of_days(
         "alpha": settings.level("day", t.days.counts[0]),
         "blocks": len(t.days.window),
         "days": list(t.days.counts),
+        "compared": t.alike.how,
     }
-    how["compared"] = t.alike.how
     return Drift(verdict, cause, families, rows, cameras, notes, {**_header(both, inside, settings), **how})
 
 # %% ../../nbs/09_monitoring/09_drift.ipynb #05de1d78
@@ -864,8 +865,9 @@ def compare(
     "Compare a window with a reference."
     settings = settings or DriftSettings()
     both, inside = joined(reference, window)
-    if unit_of(both, inside, settings) == "stretch":
+    days = local_days(both, inside, settings)
+    if unit_of(both, inside, settings, days) == "stretch":
         return _of_stretches(both, inside, settings, before)
-    if not days_of(both.at, inside).counts[0]:
+    if not days.counts[0]:
         return _other_hours(_of_stretches(both, inside, settings, before))
-    return _of_days(both, inside, settings, before)
+    return _of_days(both, inside, day_table(both, inside, settings, days), settings, before)

@@ -597,6 +597,8 @@ def _merge_in_background(w: PartWriter, work: Callable[[], int]) -> None:
     def merge() -> None:
         try:
             w.tally["merged"] += work() if time.monotonic() < w._until else 0
+        except FileNotFoundError:
+            pass  # the day has gone meanwhile: the limit came first
         except Exception as e:
             w.tally["untidied"] += 1
             w.problem = str(e) or repr(e)
