@@ -32,6 +32,7 @@ from cv_pipeline.monitoring.seasons import (
     plan_days,
     rotations,
     wall_clock,
+    weekday_share,
     without_gaps,
 )
 from .statistics import block_sums, chance_of, kernel_for, largest
@@ -285,8 +286,9 @@ def day_features(t: DayTable, settings: DriftSettings) -> dict[int, list[DayFeat
     return made
 
 # %% ../../nbs/09_monitoring/08_day_drift.ipynb #fada48b1
-def day_plan(rows: Sequence[DayRows], t: DayTable) -> DayPlan | None:
-    "The plan of a family from all of its columns; None where no camera has days enough."
+def day_plan(rows: Sequence[DayRows], t: DayTable, kind: np.ndarray | None = None) -> DayPlan | None:
+    """The plan of a family from all of its columns; None where no camera has days enough. `kind`: other kinds
+    of days than the table's, within which weekdays may differ by chance; how much is estimated."""
     days, window = t.days, t.days.window
     good = [(r, y) for r in rows if (y := without_gaps(r.value[0], window)) is not None and y.shape[1]]
     if not good:
@@ -294,7 +296,8 @@ def day_plan(rows: Sequence[DayRows], t: DayTable) -> DayPlan | None:
     own, d = np.flatnonzero(window), len(window)
     lasts = [len(own), *(k for k in (4, 2, 1) if k < len(own))]  # the whole window, and its last days
     asked = np.stack([np.isin(np.arange(d), own[-k:]) for k in lasts]).astype(float)
-    kinds = (t.alike.kind[:, None] == np.unique(t.alike.kind[~window])[None]) & ~window[:, None]
+    alike = t.alike.kind if kind is None else kind
+    kinds = (alike[:, None] == np.unique(alike[~window])[None]) & ~window[:, None]
     q = np.linalg.qr(np.concatenate([kinds, np.eye(d)[:, own]], axis=1).astype(float))[0]
     maker = np.eye(d) - q @ q.T
     left = maker @ np.concatenate([y for _, y in good], axis=1)
@@ -303,7 +306,9 @@ def day_plan(rows: Sequence[DayRows], t: DayTable) -> DayPlan | None:
     weight = np.mean([r.weight[0] / max(r.weight[0].mean(), 1e-9) for r, _ in good], axis=0)
     weight = np.maximum(weight, 0.05)
     memory = day_memory(left, maker, days.number, counting, weight, 0.5 if len(own) == 1 else 1.0)
-    plan = plan_days(t.alike.kind, asked, covariance(days.number, memory, counting, weight), window)
+    share = 0.0 if kind is None else weekday_share(left, maker, days, counting, weight, memory)
+    varied = covariance(days.number, memory, counting, weight, days.weekday, share)
+    plan = plan_days(alike, asked, varied, window)
     return plan if plan.basis.shape[0] >= 1 else None
 
 # %% ../../nbs/09_monitoring/08_day_drift.ipynb #4b2a09be
@@ -336,10 +341,15 @@ class _Turned:
         return np.maximum(np.square(z).sum(axis=0) - own, 0) / free
 
 
-def _studentised(kind: str, q: int, z: np.ndarray, turned: _Turned) -> np.ndarray:
-    "(P + 1,) differences in units of what days differ by otherwise, days (m, c)."
+def _studentised(
+    kind: str, q: int, z: np.ndarray, turned: _Turned, usual: np.ndarray | None = None
+) -> np.ndarray:
+    """(P + 1,) differences in units of what days differ by otherwise, days (m, c); `usual`: (c,) variance of
+    the days of all cameras, which counts half."""
     z = z[:, -2:] if kind == "ks" else z
     d, left, free = turned.asked[:, q] @ z, turned.left(z, q), max(1, turned.plan.freedom)
+    if usual is not None:
+        left, free = (left + usual / turned.plan.length[q] ** 2) / 2, 2 * free
     if kind != "tv":
         return _as_normal((np.abs(d) / np.sqrt(left + LEAST_SPREAD**2)).max(axis=-1), free)
     return _as_normal(np.abs(d).sum(axis=-1) / np.sqrt(left.sum(axis=-1) + LEAST_SPREAD**2), free)
@@ -438,8 +448,22 @@ def _farthest(tables: Mapping[int, Tables], plan: DayPlan) -> int:
     return max(far, key=lambda k: far[k])
 
 
-def _joint(tables: Tables, turned: _Turned) -> np.ndarray | None:
-    "(P + 1,) all numbers of a family at once, as days vary together (Hotelling's T, with a ridge)."
+def _usual(tables: Mapping[int, Tables], plan: DayPlan) -> list[np.ndarray | None]:
+    "Of each stretch (c,) the variance of days, the mean of all cameras; None: their columns differ."
+    made: list[np.ndarray | None] = []
+    for i in range(len(STRETCHES)):
+        columns = [z for t in tables.values() if (z := _columns(t[i])) is not None]
+        rest = [np.square(z).sum(axis=0) - np.square(plan.window @ z).sum(axis=0) for z in columns]
+        same = len({len(r) for r in rest}) == 1
+        made.append(np.maximum(np.mean(rest, axis=0), 0) / max(1, plan.freedom) if same else None)
+    return made
+
+
+def _joint(
+    tables: Tables, turned: _Turned, usual: Sequence[np.ndarray | None] | None = None
+) -> np.ndarray | None:
+    """(P + 1,) all numbers of a family at once, as days vary together (Hotelling's T, with a ridge); with
+    `usual` also one by one (Student's t), which sees what one number says where days are fewer than numbers."""
     made, plan = [], turned.plan
     free = max(1, plan.freedom)
     for i, found in enumerate(tables):
@@ -447,6 +471,8 @@ def _joint(tables: Tables, turned: _Turned) -> np.ndarray | None:
         if z is None or plan.freedom < 1:
             continue
         for q in _questions(plan, i):
+            if usual is not None:
+                made.append(_studentised("share", q, z.astype(np.float32), turned, usual[i]))
             scaled = z / plan.length[q]
             value, vector = np.linalg.eigh(scaled.T @ scaled / free + LEAST_SPREAD**2 * np.eye(z.shape[1]))
             far = np.square(turned.asked[:, q] @ (z @ (vector / np.sqrt(value)))).sum(axis=1)
@@ -508,7 +534,7 @@ class _Family:
             tables = {k: self.apart(k, left) for k in left}
             own = tables if len(left) > 2 else {k: self.stacked(k) for k in left}
             first = _farthest(own, self.plan)
-            stat = _joint(tables[first], self.turned)
+            stat = _joint(tables[first], self.turned, _usual(tables, self.plan))
             if stat is None or float(chance_of(stat)) * (len(left) if len(left) > 2 else 1) >= alpha:
                 break
             found.add(first)
@@ -516,23 +542,47 @@ class _Family:
         return found
 
 # %% ../../nbs/09_monitoring/08_day_drift.ipynb #a8a748b4
+def _less_kind(t: DayTable) -> np.ndarray | None:
+    """(D,) kinds of days of cameras less the others: a quiet Sunday is shared, so that fewer than three of
+    each weekday are one kind; None: the table's."""
+    count = np.bincount(t.days.weekday[~t.days.window], minlength=7)
+    return None if t.alike.how == "weekday" and count.min() >= 3 else np.zeros(len(t.days.window), int)
+
+
+def _less_rows(own: Mapping[int, Sequence[DayFeature]], window: np.ndarray) -> list[DayRows]:
+    "Days of every camera less the mean of the others: how these vary is what a camera stands out of."
+    made: list[DayRows] = []
+    for name in dict.fromkeys(f.name for fs in own.values() for f in fs):
+        rows = [f.rows for fs in own.values() for f in fs if f.name == name]
+        have = [(r, y) for r in rows if (y := without_gaps(r.value[0], window)) is not None]
+        n, total, noise = len(have), sum(y for _, y in have), sum(r.sampling for r, _ in have)
+        for r, y in have if n > 1 else ():
+            counting = r.sampling + (noise - r.sampling) / (n - 1) ** 2
+            made.append(replace(r, value=[y - (total - y) / (n - 1)], sampling=counting))
+    return made
+
+
 def _tables_of(
     family: str, features: Mapping[int, Sequence[DayFeature]], t: DayTable, settings: DriftSettings
-) -> _Family | None:
-    "The plan, the rotations and all tables of a family."
+) -> tuple[_Family, _Family] | None:  # cameras by themselves; cameras less the others
+    "Plans, rotations and all tables of a family."
     own = {k: [f for f in fs if f.family == family] for k, fs in features.items()}
     own = {k: fs for k, fs in own.items() if fs}
     plan = day_plan([f.rows for fs in own.values() for f in fs], t)
     if plan is None:
         return None
     times = max(settings.permutations, min(20_000, 200 * len(own)))
-    turned = _Turned(plan, *rotations(plan, times, np.random.default_rng(settings.seed)))
-    table = lambda y: None if y is None else (plan.basis @ y).astype(np.float32)
+    rng, stretches = np.random.default_rng(settings.seed), range(len(STRETCHES))
     rows = lambda f, i: (
         without_gaps(f.rows.value[i], t.days.window) if _as_many(f, i, t.days.window) else None
     )
-    tables = {k: [[table(rows(f, i)) for i in range(len(STRETCHES))] for f in fs] for k, fs in own.items()}
-    return _Family(plan, turned, own, tables)
+    days = {k: [[rows(f, i) for i in stretches] for f in fs] for k, fs in own.items()}
+    table = lambda p, y: None if y is None else (p.basis @ y).astype(np.float32)
+    made = []
+    for p in (plan, day_plan(_less_rows(own, t.days.window), t, _less_kind(t)) or plan):
+        tables = {k: [[table(p, y) for y in f] for f in fs] for k, fs in days.items()}
+        made.append(_Family(p, _Turned(p, *rotations(p, times, rng)), own, tables))
+    return made[0], made[1]
 
 
 def _as_many(f: DayFeature, stretch: int, window: np.ndarray) -> bool:
@@ -555,9 +605,12 @@ def family_scopes(
     family: str, features: Mapping[int, Sequence[DayFeature]], t: DayTable, settings: DriftSettings
 ) -> tuple[Scope | None, dict[int, Scope], int]:  # all cameras, each camera, free days
     "One family: every camera against itself and against the others, and all of them together."
-    f_ = _tables_of(family, features, t, settings)
-    if f_ is None:
+    both = _tables_of(family, features, t, settings)
+    if both is None:
         return None, {}, 0
+    f_, less = both
+    against = {k: less.apart(k, list(less.features)) for k in less.features}
+    usual = _usual(against, less.plan)
     single: dict[int, Scope] = {}
     by_name: dict[str, list] = {}
     for k, fs in f_.features.items():
@@ -568,13 +621,13 @@ def family_scopes(
                 found.append((f, a))
         if found:
             s = _scope(found, t.seen.cameras[k], int((t.inside & (t.seen.camera == k)).sum()))
-            apart = _joint(f_.apart(k, list(f_.features)), f_.turned)
+            apart = _joint(against[k], less.turned, usual)
             single[k] = _with_joint(s, family, _joint(f_.stacked(k), f_.turned), apart)
-    out = f_.standing_out()
+    out = less.standing_out()
     for k, s in single.items():
         effect = max(
             s.effect[family],
-            f_.effect_apart(k, [c for c in f_.features if c not in out or c == k]) if k in out else 0.0,
+            less.effect_apart(k, [c for c in less.features if c not in out or c == k]) if k in out else 0.0,
         )
         single[k] = replace(s, effect={family: effect}, stands_out={family: k in out})
     pooled, stacked = [], [[] for _ in STRETCHES]

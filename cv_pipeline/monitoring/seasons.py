@@ -18,8 +18,8 @@ from ..core.types import ConfigError
 
 # %% auto #0
 __all__ = ['DAY', 'HOUR', 'WEEKDAYS', 'wall_clock', 'Days', 'days_of', 'Alike', 'alike_days', 'centred', 'DayRows', 'day_rows',
-           'without_gaps', 'covariance', 'day_memory', 'DayPlan', 'plan_days', 'rotations', 'days_needed', 'least_p',
-           'DayProfile', 'day_profile']
+           'without_gaps', 'covariance', 'day_memory', 'weekday_share', 'DayPlan', 'plan_days', 'rotations',
+           'days_needed', 'least_p', 'DayProfile', 'day_profile']
 
 # %% ../../nbs/09_monitoring/06_seasons.ipynb #274c8fd6
 DAY, HOUR = 86_400.0, 3_600.0
@@ -186,11 +186,16 @@ def covariance(
     memory: float,  # ρ: correlation of a day with the next
     counting: float,  # λ: share of the variance that comes from counting
     weight: np.ndarray,  # (D,) > 0, frames or boxes of each day
+    weekday: np.ndarray | None = None,  # (D,) for days of which a share of the variance is their weekday's
+    share: float = 0.0,  # ω
 ) -> np.ndarray:  # (D, D)
-    "How days vary together: (1 − λ) ρ^distance, and λ by the frames of each day on the diagonal."
+    "How days vary together: (1 − λ) ((1 − ω) ρ^distance + ω where weekdays are the same), λ by frames."
     apart = np.abs(number[:, None] - number[None]).astype(float)
     noise = counting * (1 / weight) / (1 / weight).mean()
-    return (1 - counting) * np.where(apart == 0, 1.0, memory**apart) + np.diag(noise + 1e-9)
+    slow = np.where(apart == 0, 1.0, memory**apart)
+    if weekday is not None and share:
+        slow = (1 - share) * slow + share * (weekday[:, None] == weekday[None])
+    return (1 - counting) * slow + np.diag(noise + 1e-9)
 
 # %% ../../nbs/09_monitoring/06_seasons.ipynb #6341a3e8
 _MEMORIES = np.linspace(0, 0.9, 46)
@@ -218,6 +223,31 @@ def day_memory(
     rho = float(np.interp(seen, np.maximum.accumulate(expected), _MEMORIES))
     more = caution * np.sqrt((1 - rho**2) / len(number)) if rho else 0.0
     return float(min(rho + more, _MEMORIES[-1]))
+
+# %% ../../nbs/09_monitoring/06_seasons.ipynb #8f8b8a9e
+def weekday_share(
+    residuals: np.ndarray,  # (D, c) = maker @ rows
+    maker: np.ndarray,  # (D, D) symmetric projection that makes residuals of rows
+    days: Days,
+    counting: float,
+    weight: np.ndarray,  # (D,)
+    memory: float,  # ρ of `day_memory`
+    caution: float = 0.5,  # standard errors that are added
+) -> float:  # 0..0.9
+    "ω: what share of the variance of days of a kind is their weekday's, by moments, and a little more."
+    used = ~days.window & (np.diag(maker) > 1e-9)
+    alike = (days.weekday[:, None] == days.weekday[None]) & used[:, None] & used[None]
+    same = (alike & ~np.eye(len(weight), dtype=bool)) / 2.0
+    pairs, total = float(same.sum()), np.square(residuals).sum()
+    if not total or not pairs:
+        return 0.0
+    expected, around = [], maker @ same @ maker
+    for omega in _MEMORIES:
+        varied = covariance(days.number, memory, counting, weight, days.weekday, omega)
+        expected.append((around * varied).sum() / max((maker * varied).sum(), 1e-12))
+    seen = (residuals * (same @ residuals)).sum() / total
+    omega = float(np.interp(seen, np.maximum.accumulate(expected), _MEMORIES))
+    return float(min(omega + caution * (1 - omega**2) / np.sqrt(pairs), _MEMORIES[-1]))
 
 # %% ../../nbs/09_monitoring/06_seasons.ipynb #81e1d3af
 @dataclass(frozen=True)
