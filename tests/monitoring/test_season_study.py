@@ -74,7 +74,7 @@ def test_psi_is_nothing_for_the_same_numbers_and_large_for_others():
 def test_a_stream_without_drift_and_one_with_a_step_give_their_rows():
     quiet = null_row(("all together", 7, 1, 2, 0))
     assert quiet["seed"] == 0 and quiet["verdict"] in ("GREEN", "AMBER", "GREY")
-    dark = planted_row(("all cameras: brightness × .5", 7, 0, None, (24,)))
+    dark = planted_row(("all cameras: brightness × .5", 14, 0, None, (24,)))
     assert dark["verdict"] in ("AMBER", "RED") and "image" in dark["alarms"]
     assert dark["hours"] == 24
 
