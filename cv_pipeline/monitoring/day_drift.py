@@ -463,7 +463,7 @@ def _joint(
     tables: Tables, turned: _Turned, usual: Sequence[np.ndarray | None] | None = None
 ) -> np.ndarray | None:
     """(P + 1,) all numbers of a family at once, as days vary together (Hotelling's T, with a ridge); with
-    `usual` also one by one (Student's t), which sees what one number says where days are fewer than numbers."""
+    `usual` also one by one (Student's t), which sees one number where days are fewer than numbers."""
     made, plan = [], turned.plan
     free = max(1, plan.freedom)
     for i, found in enumerate(tables):

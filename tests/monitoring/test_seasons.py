@@ -173,6 +173,20 @@ def test_kinds_of_days_are_the_blocks_of_an_analysis_of_variance():
     assert 0 < fisher.sf(ours, 1, 13) < 1
 
 
+@pytest.mark.parametrize("truth", [0.0, 0.5])
+def test_the_share_of_the_weekday_is_found(truth):
+    """Days drawn as a weekday's number plus a day's own: variance components without a covariance matrix."""
+    rng, number = np.random.default_rng(3), np.arange(-42, 0)
+    days = S.Days(number, number, np.zeros(42, bool), number, number % 7, np.arange(24), 0)
+    maker, found = np.eye(42) - 1 / 42, []
+    for _ in range(100):
+        own, of_weekday = rng.standard_normal((42, 4)), rng.standard_normal((7, 4))
+        rows = np.sqrt(1 - truth) * own + np.sqrt(truth) * of_weekday[number % 7]
+        found.append(S.weekday_share(maker @ rows, maker, days, 0.0, np.ones(42), 0.0, caution=0.0))
+    assert abs(np.mean(found) - truth) < 0.06
+    assert S.weekday_share(0 * rows, maker, days, 0.0, np.ones(42), 0.0) == 0.0
+
+
 def test_what_is_asked_twice_keeps_its_angle_in_every_rotation():
     asked = np.zeros((2, 20))
     asked[0, 13:], asked[1, 19] = 1, 1
@@ -248,6 +262,28 @@ def test_a_week_at_half_the_light_is_not_green():
 def test_a_fault_in_the_middle_of_a_week_is_seen_in_the_week():
     d = last(weeks(28, 3, change=halved(2), since=24.5), 7)
     assert (d.verdict, d.cause, d.devices) == ("AMBER", "device fault", ("c2",))
+
+
+def test_what_only_one_camera_shows_is_seen_though_days_differ_more():
+    """One number of one camera, by less than a batch moves it on half of the days: seen all the same."""
+    soiled = lambda name, x, k, on: np.where(on & (k == 1), x + 0.8, x) if name == "blur" else x
+    found = [last(weeks(15, 3, seed=k, first=k % 7, batch=1.2, change=soiled, since=14)) for k in range(10)]
+    assert sum((d.cause, d.devices) == ("device fault", ("c1",)) for d in found) >= 9
+
+
+@pytest.mark.parametrize("reference", [7, 14, 21])
+def test_a_camera_with_weekends_of_its_own_is_no_fault(reference):
+    """One camera of three is in the dark on Saturdays and Sundays; the windows end on them."""
+    closed = lambda name, x, k, on: np.where(weekend & (k == 0), x / 2, x) if name == "brightness" else x
+    for first in (0, 6):  # the last day is a Sunday or a Saturday
+        day = first + (np.arange(0, (reference + 7) * DAY, 600.0) // DAY).astype(int)
+        weekend = day % 7 >= 5
+        seen = weeks(reference + 7, 3, seed=first, first=first, change=closed)
+        end = MONDAY + (first + reference + 7 - (first == 6)) * DAY
+        begin = end - (reference + 1) * DAY
+        d = compare(seen.between(begin, end - DAY), seen.between(end - DAY, end), FAST)
+        assert "c0" not in d.devices
+        assert not next(f for f in d.families if f.family == "image").alarm
 
 
 def test_one_day_against_one_is_grey_and_says_how_many_are_missing():
