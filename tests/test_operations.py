@@ -121,6 +121,37 @@ PROOF = {  # how a row begins → tests that prove it
     "a second start in the folder of a closed run": [
         "core/test_runs::test_a_closed_run_over_files_gives_way_with_all_its_files"
     ],
+    "a bundle was changed": [
+        "release/test_bundles::test_no_bit_can_be_changed",
+        "release/test_bundles::test_a_bundle_that_is_cut_off_is_refused",
+        "release/test_bundles::test_a_list_with_hostile_paths_is_refused",
+    ],
+    "a release is offered that is older": [
+        "release/test_trust::test_an_attack_is_refused_with_its_reason_and_leaves_no_trace"
+    ],
+    "signed metadata has expired": [
+        "release/test_trust::test_a_clock_a_year_ahead_is_a_state_and_does_no_harm_for_ever",
+        "release/test_trust::test_nothing_is_fetched_while_freshness_cannot_be_verified",
+    ],
+    "the clock says 1970": [
+        "release/test_trust::test_a_source_that_stands_still_is_noticed_also_with_a_clock_at_1970"
+    ],
+    "no source of releases": [
+        "release/test_trust::test_a_source_that_is_not_there_is_a_state_without_secrets"
+    ],
+    "a model sees something else": [
+        "release/test_bundles::test_mixed_up_colours_are_caught_at_every_precision",
+        "release/test_bundles::test_faults_are_caught_and_named",
+    ],
+    "`kill -9` or a power cut during": [
+        "release/test_registry::test_a_kill_at_any_step_leaves_a_whole_registry",
+        "release/test_registry::test_a_power_cut_takes_nothing_back_that_was_acknowledged",
+        "release/test_trust::test_a_kill_before_any_write_leaves_a_repository_that_works",
+    ],
+    "a version or the log of a registry": [
+        "release/test_registry::test_every_edit_of_a_line_is_noticed",
+        "release/test_registry::test_a_shortened_log_is_noticed_with_the_noted_head",
+    ],
     "days of running": [
         "core/test_tables::test_an_hour_is_finished_in_silence",
         "core/test_tables::test_the_oldest_hours_go_with_all_that_belongs_to_them",

@@ -30,13 +30,13 @@ from .masking import masked
 from .types import ConfigError, CVPipelineError, DataError, SinkError
 
 # %% auto #0
-__all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'shortened', 'printable', 'json_bytes', 'draft_of', 'write_whole',
-           'write_json', 'append_lines', 'Busy', 'locked', 'sweep_drafts', 'take_place', 'Staging', 'glob_escape',
-           'sync_tree', 'draft_folder', 'rewriting', 'copy_file', 'move_file', 'copy_over', 'is_there', 'file_sha256',
-           'name_key', 'portable_name', 'unique_names', 'path_below', 'plain_name', 'safe_name', 'decode_text',
-           'read_bytes', 'read_text', 'parse_json', 'read_json', 'read_json_lines', 'parse_yaml', 'read_yaml',
-           'read_table_file', 'expecting', 'writing', 'read_parquet', 'read_parquet_metadata', 'read_parquet_schema',
-           'parquet_groups']
+__all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'make_folder', 'shortened', 'printable', 'json_bytes', 'draft_of',
+           'write_whole', 'write_json', 'append_lines', 'Busy', 'locked', 'sweep_drafts', 'take_place', 'Staging',
+           'glob_escape', 'sync_tree', 'draft_folder', 'rewriting', 'copy_file', 'move_file', 'copy_over', 'is_there',
+           'file_sha256', 'name_key', 'portable_name', 'unique_names', 'path_below', 'plain_name', 'safe_name',
+           'decode_text', 'read_bytes', 'read_text', 'parse_json', 'read_json', 'read_json_lines', 'parse_yaml',
+           'read_yaml', 'read_table_file', 'expecting', 'writing', 'read_parquet', 'read_parquet_metadata',
+           'read_parquet_schema', 'parquet_groups']
 
 # %% ../../nbs/00_core/02_files.ipynb #07d851ac
 _REMEDY = {
@@ -77,12 +77,31 @@ def writable_folder(folder: str | Path) -> Path:
 # %% ../../nbs/00_core/02_files.ipynb #b0e62906
 def _sync_folder(folder: Path) -> None:
     "Flush a folder's entries to disk (fsync), where the system supports it."
-    with suppress(OSError):
+    try:
         handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError as e:
+        if e.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):  # others: the file system knows no such call
+            raise
+    finally:
+        os.close(handle)
+
+
+def make_folder(
+    folder: str | Path,
+    durable: bool = False,  # its name, and those of new parents, also after a power cut
+) -> Path:  # the same path
+    "Create a folder with its parents, unless it exists; OSError when that fails."
+    folder = Path(folder)
+    if not folder.is_dir():
+        new = [p for p in (folder, *folder.parents) if not p.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for made in new if durable else ():
+            _sync_folder(made.parent)
+    return folder
 
 
 def shortened(
@@ -125,7 +144,7 @@ def write_whole(
     path = Path(path)
     draft = draft_of(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, durable)
         with open(draft, "wb") as file:
             if callable(content):
                 content(file)
@@ -184,17 +203,17 @@ def append_lines(
     path = Path(path)
     lines = [json.dumps(dict(row), ensure_ascii=False, default=str) for row in rows]
     data = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
-    with locked(path) if cut_torn else nullcontext():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "ab+", buffering=0) as file:
-                left = memoryview(_missing_end(file, cut_torn) + data)
-                while left:
-                    left = left[file.write(left) :]
-                if durable:
-                    os.fsync(file.fileno())
-        except OSError as e:
-            raise sink_error("could not be written", e, path) from e
+    try:
+        make_folder(path.parent, durable)
+        with locked(path) if cut_torn else nullcontext(), open(path, "ab+", buffering=0) as file:
+            left = memoryview(_missing_end(file, cut_torn) + data)
+            while left:
+                left = left[file.write(left) :]
+            if durable:
+                os.fsync(file.fileno())
+                _sync_folder(path.parent)  # a new file has a new name; a known one costs little
+    except OSError as e:
+        raise sink_error("could not be written", e, path) from e
     return path
 
 # %% ../../nbs/00_core/02_files.ipynb #7d350081
@@ -308,24 +327,29 @@ def _exchange(a: Path, b: Path) -> bool:
         return ctypes.CDLL(None, use_errno=True).renameat2(*names) == 0
     return False
 
-
-def take_place(folder: Path, out: Path, replace: bool) -> None:
+# %% ../../nbs/00_core/02_files.ipynb #939e0653
+def take_place(
+    folder: Path,
+    out: Path,
+    replace: bool,
+    durable: bool = False,  # the names reach the disk before anything of the old folder is removed
+) -> None:
     """The folder becomes the target, an old one goes away. Where the system can, both names are swapped at
     once: a reader, or a start after a kill, finds the one or the other."""
+    old = folder  # where the old one is afterwards
     if not (replace and out.exists()):
         os.replace(folder, out)
-        return
-    if _exchange(folder, out):
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    aside = draft_of(out).with_suffix(".old")  # not .part: nobody sweeps it away
-    os.replace(out, aside)
-    try:
-        os.replace(folder, out)
-    except OSError:
-        os.replace(aside, out)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+    elif not _exchange(folder, out):
+        old = draft_of(out).with_suffix(".old")  # not .part: nobody sweeps it away
+        os.replace(out, old)
+        try:
+            os.replace(folder, out)
+        except OSError:
+            os.replace(old, out)
+            raise
+    if durable:
+        _sync_folder(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 # %% ../../nbs/00_core/02_files.ipynb #d742633d
 class Staging:
@@ -346,7 +370,7 @@ class Staging:
 
     def __enter__(self) -> Path:
         try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.out.parent, self.durable)
             sweep_drafts(self.out)
             self.folder = draft_of(self.out)
             self.folder.mkdir()
@@ -361,9 +385,7 @@ class Staging:
             if error is None:
                 if self.durable:
                     sync_tree(self.folder)
-                take_place(self.folder, self.out, self.replace)
-                if self.durable:
-                    _sync_folder(self.out.parent)
+                take_place(self.folder, self.out, self.replace, self.durable)
         except OSError as e:
             hint = "did another process write it?"
             raise ConfigError(f"cannot move the folder into place: {e.strerror or e}", self.out, hint) from e
@@ -466,13 +488,15 @@ def move_file(
     "Move a finished file or folder to its target, atomically; SinkError when that fails."
     source, target = Path(source), Path(target)
     try:
-        if durable:
+        if durable and source.is_dir():
+            sync_tree(source)
+        elif durable:
             with open(source, "rb") as file:
                 os.fsync(file.fileno())
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent, durable)
         os.replace(source, target)
-        if durable:
-            _sync_folder(target.parent)
+        for place in dict.fromkeys((target.parent, source.parent)) if durable else ():
+            _sync_folder(place)
     except OSError as e:
         raise sink_error(f"cannot move from {source}", e, target) from e
     return target
