@@ -159,6 +159,43 @@ PROOF = {  # how a row begins → tests that prove it
     "a clock that is set back": [
         "core/test_tables::test_hours_never_turn_back_whatever_the_clock_on_the_wall_does"
     ],
+    "the link to the centre": [
+        "edge/test_forward::test_a_link_that_is_back_is_seen_within_two_looks",
+        "edge/test_forward::test_waits_double_up_to_a_minute_with_full_jitter",
+        "edge/test_forward::test_a_sink_never_raises_for_link_or_disk",
+    ],
+    "the centre refuses": [
+        "edge/test_forward::test_a_refused_token_is_tried_rarely_or_when_there_is_another"
+    ],
+    "an answer to a batch": [
+        "edge/test_forward::test_cut_exchanges_lose_and_double_nothing",
+        "edge/test_forward::test_an_answer_that_is_not_a_confirmation_deletes_nothing",
+    ],
+    "an outbox reaches": [
+        "edge/test_outbox::test_the_lowest_class_gives_way_and_the_notes_add_up",
+        "edge/test_outbox::test_a_full_disk_costs_the_ballast_then_rows_and_never_an_alarm",
+        "edge/test_outbox::test_a_disk_that_others_fill_keeps_rows_in_memory_and_the_run_goes_on",
+        "edge/test_outbox::test_a_full_disk_can_be_drained",
+    ],
+    "an outbox file": ["edge/test_outbox::test_a_broken_file_is_set_aside_and_what_can_be_read_is_kept"],
+    "a device's card": [
+        "edge/test_forward::test_a_copied_card_loses_and_doubles_nothing",
+        "edge/test_forward::test_an_old_image_of_the_card_that_is_put_back_is_noticed",
+    ],
+    "the centre is restored": [
+        "edge/test_forward::test_a_centre_out_of_an_older_copy_records_what_is_missing"
+    ],
+    "the centre's disk": [
+        "edge/test_forward::test_a_full_disk_at_the_centre_takes_nothing_half_and_devices_wait"
+    ],
+    "the clock of a device": [
+        "edge/test_forward::test_a_wrong_clock_is_known_at_the_centre_and_changes_nothing_else"
+    ],
+    "`kill -9` or a power cut": [
+        "edge/test_forward::test_killed_again_and_again_nothing_is_lost_twice_or_out_of_order",
+        "edge/test_outbox::test_without_power_no_number_is_given_twice_and_no_promise_is_broken",
+    ],
+    "two agents": ["edge/test_outbox::test_two_agents_in_one_folder_are_refused"],
 }
 
 

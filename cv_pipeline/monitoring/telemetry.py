@@ -35,6 +35,7 @@ from cv_pipeline.core.files import (
     write_whole,
     writing,
 )
+from ..core.owed import owed_files
 from ..core.tables import FAN
 from ..core.types import Clock, DataError, Decision, FrameResult, SinkError, check_rules, utc_now
 from cv_pipeline.monitoring.frame_statistics import (
@@ -267,9 +268,9 @@ def _write_table(path: Path, table: Any) -> int:
     return _size(path)
 
 
-def _write_part(folder: Path, b: _Rows, metadata: dict[str, str]) -> tuple[int, int]:
-    "Both tables of a buffer, a file for each day; (files, bytes)."
-    day, files, size = b.rows["captured_at"][: b.count] // _DAY, 0, 0
+def _write_part(folder: Path, b: _Rows, metadata: dict[str, str]) -> tuple[list[Path], int]:
+    "Both tables of a buffer, a file for each day; files and their bytes."
+    day, files, size = b.rows["captured_at"][: b.count] // _DAY, [], 0
     metadata = metadata | {"cv_pipeline.models": json.dumps(sorted(b.models))}
     for d in np.unique(day).tolist():
         place = f"date={EPOCH + timedelta(days=d):%Y-%m-%d}/{camera_folder(b.camera)}"
@@ -279,8 +280,8 @@ def _write_part(folder: Path, b: _Rows, metadata: dict[str, str]) -> tuple[int, 
             table = made(b, which, metadata)
             if name == "detections" and not len(table):
                 continue
-            size += _write_table(folder / name / place / name_of, table)
-            files += 1
+            files.append(folder / name / place / name_of)
+            size += _write_table(files[-1], table)
     return files, size
 
 # %% ../../nbs/09_monitoring/01_telemetry.ipynb #a84e2e14
@@ -373,10 +374,12 @@ def keep_within(
     max_bytes: int,
     now: datetime | None = None,  # None: by the clock
 ) -> dict[str, int]:  # what went: "YYYY-MM-DD" or "YYYY-MM-DD in part" → bytes
-    "Delete the oldest parts until the log fits, never the last one."
+    "Delete the oldest parts until the log fits, never the last one, and none that has still to be sent."
     folder, going, days = Path(folder), {}, Counter(log_bytes(folder))
-    over, before = sum(days.values()) - max_bytes, None
+    over, before, owed = sum(days.values()) - max_bytes, None, owed_files(folder)
     for part in _oldest_first(folder, now or utc_now()) if over > 0 else ():
+        if not owed.isdisjoint(part):
+            continue
         if before is not None:
             day, size = before[0].parts[-3][5:], sum(map(_size, before))
             going.setdefault(day, []).append(before)
@@ -401,8 +404,9 @@ def _groups(place: Path, largest: int) -> list[list[Path]]:
     runs: dict[tuple, list[tuple[datetime, datetime, Path]]] = {}
     groups: dict[tuple, list[list[Path]]] = {}
     state: dict[tuple, tuple[datetime, int]] = {}  # end of the last run, bytes of the last group
+    owed = owed_files(place.parents[2])
     for p in sorted(place.glob("part-*.parquet")):
-        if (found := _footer(p)) is None:
+        if not owed.isdisjoint((p, twin_of(p))) or (found := _footer(p)) is None:
             continue
         runs.setdefault(
             (
@@ -505,7 +509,7 @@ def compact_log(
     now: datetime | None = None,  # None: by the clock
     go_on: Callable[[], bool] = lambda: True,  # asked before each file; the rest stays for the next time
 ) -> int:  # parts that became part of a larger file
-    "Merge the parts of days that are over. Broken files are left where they are."
+    "Merge the parts of days that are over. Broken files, and those that have still to be sent, stay."
     folder, now = Path(folder), now or utc_now()
     for draft in folder.glob(DRAFTS):
         with suppress(OSError):
@@ -533,11 +537,12 @@ class PartWriter:
         metadata: dict[str, str],
         max_bytes: int | None,
         now: Callable[[], datetime] = utc_now,
+        written: Callable[[Path], Any] | None = None,  # called with each file, before anything tidies it
     ):
         self.folder, self.metadata, self.max_bytes, self.now = folder, metadata, max_bytes, now
         self.tally, self.parts, self.problem = Counter(), 0, ""
         self._bytes = sum(log_bytes(folder).values()) if max_bytes is not None else 0
-        self._own, self._day, self._until = 0, "", float("inf")
+        self._own, self._day, self._until, self.written = 0, "", float("inf"), written
         self._stored: Counter[tuple[str, str]] = Counter()
         self._pool, self._under_way, self._failed = ThreadPoolExecutor(1, "telemetry"), deque(), []
         self._merging = ThreadPoolExecutor(1, "telemetry merge")  # no part waits until others are merged
@@ -582,9 +587,12 @@ class PartWriter:
 def _store(w: PartWriter, rows: _Rows) -> None:
     "A buffer on disk; what keeps the log tidy may fail, and is tried again with the next part."
     files, size = _write_part(w.folder, rows, w.metadata)
-    w.tally.update(frames=rows.count, detections=rows.boxes, files=files)
+    w.tally.update(frames=rows.count, detections=rows.boxes, files=len(files))
     w._own += size
     try:
+        if w.written is not None:
+            for path in files:
+                w.written(path)
         _tidy(w, rows)
     except Exception as e:
         w.tally["untidied"] += 1
@@ -609,7 +617,9 @@ def _merge_in_background(w: PartWriter, work: Callable[[], int]) -> None:
 def _own_parts(w: PartWriter, day: str, camera: str) -> int:
     "Merge the parts that this run has written of a camera today, when there are enough."
     place = w.folder / "frames" / f"date={day}" / camera_folder(camera)
-    paths = sorted(place.glob(f"part-{w.metadata['cv_pipeline.run'][:12]}-*.parquet"))
+    owed = owed_files(w.folder)
+    found = sorted(place.glob(f"part-{w.metadata['cv_pipeline.run'][:12]}-*.parquet"))
+    paths = [p for p in found if owed.isdisjoint((p, twin_of(p)))]
     return _merge(paths) if len(paths) >= FAN else 0
 
 
@@ -700,12 +710,13 @@ class TelemetrySink:
         listeners: Sequence[Listener] = (),  # called with each row's result and statistics
         clock: Clock = time.monotonic,
         now: Callable[[], datetime] = utc_now,  # tells which days are still to come
+        written: Callable[[Path], Any] | None = None,  # called with each file of the log, to send it
     ):
         s, self.folder = settings or LogSettings(), writable_folder(folder)
         self.descriptor, self.embed_every, self.unasked_fps = s.descriptor, s.embed_every, s.unasked_fps
         self.part_rows, self.part_seconds = s.part_rows, s.part_seconds
         self.listeners, self.run, self._clock = list(listeners), uuid.uuid4().hex, clock
-        self._writer = PartWriter(self.folder, _facts(s, self.run), s.max_bytes, now)
+        self._writer = PartWriter(self.folder, _facts(s, self.run), s.max_bytes, now, written)
         self._rows, self._last, self._nth, self._due = {}, {}, Counter(), float("inf")
         self._lock, self._timed = threading.RLock(), clock in REAL_CLOCKS
         self._problem: BaseException | None = None

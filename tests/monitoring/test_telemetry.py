@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from cv_pipeline.core import files
 from cv_pipeline.core.background import BACKGROUND
 from cv_pipeline.core.config import load_config
+from cv_pipeline.core.owed import owe, settle
 from cv_pipeline.core.tables import FAN
 from cv_pipeline.core.types import ConfigError, DataError, Detections, Frame, FrameResult, SinkError
 from cv_pipeline.monitoring import frame_statistics as statistics
@@ -69,7 +70,7 @@ def looked(number=0, camera="gate", boxes=2, at=None, asked=True, status="ok", m
 
 
 def written(folder, results, **options):
-    how = {name: options.pop(name) for name in ("listeners", "clock", "now") if name in options}
+    how = {name: options.pop(name) for name in ("listeners", "clock", "now", "written") if name in options}
     sink = TelemetrySink(folder, LogSettings(**options), **how)
     for r in results:
         sink.write(r)
@@ -1002,3 +1003,49 @@ def test_merging_holds_one_pair_of_parts_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(pq.ParquetWriter, "write_table", write_table)
     assert telemetry.compact_log(tmp_path, "2026-06-02") == 30
     assert 0 < largest[0] <= 7 and len(read_log(tmp_path)) == 30
+
+
+def test_parts_that_have_still_to_be_sent_are_neither_merged_nor_deleted(tmp_path):
+    days_of(tmp_path, 3)
+    owed = sorted(tmp_path.glob("*/date=2026-06-01/*/*.parquet"))
+    owe(tmp_path, owed)
+    assert telemetry.compact_log(tmp_path, "2026-06-02") == 0
+    gone = telemetry.keep_within(tmp_path, 1)
+    assert all(path.exists() for path in owed) and list(gone) == ["2026-06-02", "2026-06-03 in part"]
+    settle(tmp_path, owed)
+    assert list(telemetry.keep_within(tmp_path, 1)) == ["2026-06-01"]
+    assert not any(path.exists() for path in owed)
+
+
+def test_boxes_that_are_owed_keep_their_frames_from_being_merged(tmp_path):
+    for run in range(3):
+        written(tmp_path, [looked(k, at=NOON + timedelta(minutes=run, seconds=k)) for k in range(5)])
+    boxes = sorted(tmp_path.glob("detections/*/*/*.parquet"))
+    owe(tmp_path, boxes[:1])
+    assert telemetry.compact_log(tmp_path, "2026-06-02") == 2
+    assert boxes[0].exists()
+    assert len(list(tmp_path.glob("frames/*/*/*.parquet"))) == 2
+
+
+def test_each_part_is_handed_over_before_anything_tidies_it(tmp_path):
+    seen = []
+
+    def sends(path):
+        assert path.exists()
+        owe(tmp_path, [path])
+        seen.append(path)
+
+    sink = written(
+        tmp_path, [looked(k, at=NOON + timedelta(seconds=k)) for k in range(200)], part_rows=5, written=sends
+    )
+    assert sorted(seen) == sorted(tmp_path.glob("*/*/*/part-*.parquet")) and len(seen) >= 40
+    assert sink.tally["merged"] == 0 and sink.tally["untidied"] == 0
+
+
+def test_a_log_is_written_although_handing_over_fails(tmp_path):
+    def full(path):
+        raise SinkError("the outbox cannot be written", path, "free some space")
+
+    sink = written(tmp_path, [looked(k, at=NOON + timedelta(seconds=k)) for k in range(5)], written=full)
+    assert sink.tally["untidied"] == 1 and "outbox" in sink._writer.problem
+    assert len(read_log(tmp_path)) == 5
