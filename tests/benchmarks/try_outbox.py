@@ -32,8 +32,8 @@ from cv_pipeline.edge.forward import (
 )
 from cv_pipeline.edge.outbox import Outbox, OutboxSettings, outbox_status
 from tests.helpers.cut_link import CutLink
-from tests.helpers.kill_loop import kill_loop
 from tests.helpers.cut_processes import PowerCuts
+from tests.helpers.kill_loop import kill_loop
 from tests.helpers.services import free_port
 
 TABLE = Path(__file__).with_name("outbox_study.json")

@@ -32,9 +32,9 @@ from cv_pipeline.edge.outbox import (
     put_file,
     refuse_row,
 )
+from tests.helpers.cut_processes import PowerCuts
 from tests.helpers.disks import fill, small_disk
 from tests.helpers.kill_loop import ROOT
-from tests.helpers.cut_processes import PowerCuts
 from tests.helpers.services import absent
 from tests.helpers.waiting import until
 
