@@ -196,6 +196,27 @@ PROOF = {  # how a row begins → tests that prove it
         "edge/test_outbox::test_without_power_no_number_is_given_twice_and_no_promise_is_broken",
     ],
     "two agents": ["edge/test_outbox::test_two_agents_in_one_folder_are_refused"],
+    "a new model is worse": [
+        "release/test_rollout::test_each_guard_rolls_back_and_is_named",
+        "release/test_rollout::test_nothing_seen_is_insufficient_and_expires_at_the_deadline",
+    ],
+    "a new model crashes": [
+        "release/test_rollout::test_a_failure_ends_it_at_once",
+        "release/test_rollout::test_a_failure_of_both_models_is_the_devices",
+    ],
+    "a lens gets dirty during": [
+        "release/test_rollout::test_a_dirty_lens_excuses_its_camera",
+        "release/test_rollout::test_too_many_excused_cameras_prove_nothing",
+    ],
+    "`kill -9` or a power cut during a rollout": [
+        "release/test_rollout::test_a_file_cut_at_any_byte_is_an_earlier_state_or_no_rollout",
+        "release/test_rollout::test_a_torn_line_is_taken_away_by_the_next_event",
+    ],
+    "a person overrules": ["release/test_rollout::test_a_person_may_overrule_and_the_file_says_so"],
+    "devices of a fleet": [
+        "release/test_rollout::test_the_brake",
+        "release/test_rollout::test_a_halt_leaves_the_cameras_and_ends_it",
+    ],
 }
 
 

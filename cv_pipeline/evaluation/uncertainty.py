@@ -33,8 +33,8 @@ from ..synthetic.parts import seeded
 
 # %% auto #0
 __all__ = ['VIEWS', 'Reading', 'LOWEST', 'MEASURES', 'BASELINE', 'View', 'smaller', 'lit', 'through_views', 'several_models',
-           'with_noise', 'opinions', 'SecondOpinion', 'spearman', 'auroc', 'weighted_ranks', 'weighted_spearman',
-           'weighted_auroc', 'Worth', 'UncertaintyReport', 'judge_uncertainty', 'plot_uncertainty',
+           'with_noise', 'best_match', 'opinions', 'SecondOpinion', 'spearman', 'auroc', 'weighted_ranks',
+           'weighted_spearman', 'weighted_auroc', 'Worth', 'UncertaintyReport', 'judge_uncertainty', 'plot_uncertainty',
            'measure_uncertainty']
 
 # %% ../../nbs/05_evaluation/07_uncertainty.ipynb #61dde415
@@ -143,11 +143,13 @@ def with_noise(
 MEASURES = ("doubt", "swing", "spread", "dissent", "unsure")
 
 
-def _matched(
-    reference: Detections, other: Detections, least: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n,) confidence, overlap, bool same class
+def best_match(
+    reference: Detections,  # n boxes
+    other: Detections,  # of the same picture
+    least: float = 0.5,  # overlap that makes two boxes one
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n,) confidence of the match, overlap, bool same class
     """The match of one reading for each box; zeros where it has none. Same class takes precedence over
-    better overlap."""
+    better overlap (Hungarian assignment, Kuhn 1955)."""
     n = len(reference)
     conf, near, same = np.zeros(n), np.zeros(n), np.zeros(n, bool)
     if not n or not len(other):
@@ -173,7 +175,7 @@ def opinions(
         raise ConfigError(
             "no other readings to compare with", "uncertainty", "give views, models or doses of noise"
         )
-    conf, near, same = (np.stack(v) for v in zip(*(_matched(reference, o, least) for o in others)))
+    conf, near, same = (np.stack(v) for v in zip(*(best_match(reference, o, least) for o in others)))
     looks, placed = (
         np.vstack([reference.confidence[None].astype(float), conf]),
         np.vstack([np.ones((1, len(reference))), np.where(same, near, 0)]),
