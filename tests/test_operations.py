@@ -143,7 +143,7 @@ PROOF = {  # how a row begins → tests that prove it
         "release/test_bundles::test_mixed_up_colours_are_caught_at_every_precision",
         "release/test_bundles::test_faults_are_caught_and_named",
     ],
-    "`kill -9` or a power cut during": [
+    "`kill -9` or a power cut during `registry add`": [
         "release/test_registry::test_a_kill_at_any_step_leaves_a_whole_registry",
         "release/test_registry::test_a_power_cut_takes_nothing_back_that_was_acknowledged",
         "release/test_trust::test_a_kill_before_any_write_leaves_a_repository_that_works",
@@ -191,7 +191,7 @@ PROOF = {  # how a row begins → tests that prove it
     "the clock of a device": [
         "edge/test_forward::test_a_wrong_clock_is_known_at_the_centre_and_changes_nothing_else"
     ],
-    "`kill -9` or a power cut": [
+    "`kill -9` or a power cut of a device": [
         "edge/test_forward::test_killed_again_and_again_nothing_is_lost_twice_or_out_of_order",
         "edge/test_outbox::test_without_power_no_number_is_given_twice_and_no_promise_is_broken",
     ],
