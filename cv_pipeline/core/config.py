@@ -19,8 +19,8 @@ from .types import ConfigError
 
 # %% auto #0
 __all__ = ['SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'SelectionConfig', 'TrackerConfig',
-           'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'TelemetryConfig', 'CollectConfig', 'ZoneSection',
-           'LineSection', 'EventsConfig', 'RunConfig', 'load_config', 'show_config', 'config_schema']
+           'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'TelemetryConfig', 'CollectConfig', 'ForwardConfig',
+           'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig', 'load_config', 'show_config', 'config_schema']
 
 # %% ../../nbs/00_core/03_config.ipynb #0dac29bd
 class _Section(BaseModel):
@@ -324,6 +324,28 @@ class CollectConfig(_Section):
     seed: int = 0
     max_gb: float | None = Field(None, gt=0, description="Size limit of the images. None: no limit.")
 
+# %% ../../nbs/00_core/03_config.ipynb #a206e2d9
+class ForwardConfig(_Section):
+    "What a device sends to its centre; rows wait on the disk while the link is down."
+
+    url: str = Field(description="Address of the centre, https://HOST:PORT.")
+    device: str = Field(pattern=r"^[\w.-]{1,64}$", description="Name of this device at the centre.")
+    token_env: str = Field(
+        "CV_PIPELINE_DEVICE_TOKEN", description="Environment variable with the device's token."
+    )
+    folder: Path | None = Field(None, description="Where rows wait. None: OUT/outbox.")
+    lane: str = Field("run", pattern=r"^[\w.-]{1,64}$", description="Which outbox of the device this is.")
+    results: Literal["all", "detections", "none"] = Field(
+        "all", description="Results of which frames: all, those with detections, none."
+    )
+    events: bool = Field(True, description="Events of zones and lines.")
+    log: bool = Field(True, description="Parts of the prediction log, where `telemetry` writes one.")
+    ca: Path | None = Field(None, description="PEM of the authority of the centre's certificate.")
+    insecure: bool = Field(False, description="Plain HTTP beyond the loopback address.")
+    max_gb: float = Field(
+        1.0, gt=0.01, description="Size limit of what waits; the least important gives way."
+    )
+
 # %% ../../nbs/00_core/03_config.ipynb #55227625
 class ZoneSection(_Section):
     "A polygon to watch."
@@ -384,12 +406,9 @@ class RunConfig(_Section):
     events: EventsConfig = EventsConfig()
     delivery: DeliveryConfig = DeliveryConfig()
     health: HealthConfig = HealthConfig()
-    telemetry: TelemetryConfig | None = Field(
-        None, description="The prediction log; `true` takes the defaults."
-    )
-    collect: CollectConfig | None = Field(
-        None, description="Pictures for labelling; `true` takes the defaults."
-    )
+    telemetry: TelemetryConfig | None = Field(None, description="The prediction log; true: the defaults.")
+    collect: CollectConfig | None = Field(None, description="Pictures for labelling; true: the defaults.")
+    forward: ForwardConfig | None = Field(None, description="What is sent to a centre; null: nothing.")
 
     @field_validator("telemetry", "collect", mode="before")
     @classmethod
@@ -401,11 +420,9 @@ class RunConfig(_Section):
     @classmethod
     def _bare_uris(cls, value: Any) -> Any:
         "`sources: [belt.mp4, 0]` is short for a list of `{uri: …}`."
-        return (
-            [{"uri": str(v)} if isinstance(v, (str, int, Path)) else v for v in value]
-            if isinstance(value, list)
-            else value
-        )
+        if not isinstance(value, list):
+            return value
+        return [{"uri": str(v)} if isinstance(v, (str, int, Path)) else v for v in value]
 
     @field_validator("sources")
     @classmethod
@@ -425,6 +442,7 @@ _ITEMS: dict[str, type[BaseModel]] = {
     "adaptive": AdaptiveConfig,
     "telemetry": TelemetryConfig,
     "collect": CollectConfig,
+    "forward": ForwardConfig,
 }  # sections inside lists and options
 
 
@@ -447,9 +465,8 @@ def _problems(error: ValidationError) -> list[str]:
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            near = get_close_matches(
-                str(item["loc"][-1]), _known_keys(RunConfig, item["loc"][:-1]), n=1, cutoff=0.5
-            )
+            known = _known_keys(RunConfig, item["loc"][:-1])
+            near = get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
             lines.append(f"{key}: unknown key" + (f"; did you mean '{near[0]}'?" if near else ""))
         else:
             lines.append(

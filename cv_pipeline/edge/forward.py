@@ -1050,9 +1050,10 @@ class ForwardSink:
         self.box, self.record, self.sender, self.problems = box, record, sender, Counter[str]()
 
     def write(self, result: FrameResult) -> None:
-        "Some hundredths of a millisecond."
+        "Some hundredths of a millisecond; the picture is not kept."
+        light = result.without_picture()
         try:
-            self.box.put("result", lambda: self.record(result))
+            self.box.put("result", lambda: self.record(light))
         except SinkError as e:
             self.problems[e.what] += 1
 
@@ -1067,10 +1068,11 @@ class ForwardSink:
 
     def summary(self) -> dict[str, Any]:
         "For `summary.json`."
-        sent = asdict(self.sender.status) if self.sender is not None else {}
+        sent = asdict(self.sender.status) if self.sender is not None else {"rows": 0}
         return {
-            "rows": self.box.tally["rows"],
+            "confirmed": sent.pop("rows"),
             **sent,
+            "rows": self.box.tally["rows"],
             **dict(self.box.tally),
             "problems": dict(self.problems),
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from .telemetry import STATISTICS, LogSettings, TelemetrySink
 from .upkeep import Upkeep
 
 # %% auto #0
-__all__ = ['CONFIDENCE_EDGES', 'COUNT_EDGES', 'OTHER', 'Histogram', 'LogMetrics', 'MonitoringSink', 'open_telemetry',
-           'AlertLimits', 'alert_rules', 'ScrapeAccess', 'scrape_config', 'dashboard', 'write_monitoring_files']
+__all__ = ['CONFIDENCE_EDGES', 'COUNT_EDGES', 'OTHER', 'Histogram', 'LogMetrics', 'MonitoringSink', 'log_folder',
+           'open_telemetry', 'AlertLimits', 'alert_rules', 'ScrapeAccess', 'scrape_config', 'dashboard',
+           'write_monitoring_files']
 
 # %% ../../nbs/09_monitoring/04_exporter.ipynb #aff08463
 CONFIDENCE_EDGES = np.round(np.arange(0.1, 1.01, 0.1), 1)
@@ -170,8 +171,14 @@ class MonitoringSink(TelemetrySink):
 
     name = "telemetry"
 
-    def __init__(self, folder: str | Path, upkeep: Upkeep | None = None, settings: LogSettings | None = None):
-        super().__init__(folder, settings)
+    def __init__(
+        self,
+        folder: str | Path,
+        upkeep: Upkeep | None = None,
+        settings: LogSettings | None = None,
+        written: Callable[[Path], Any] | None = None,  # called with each file of the log, to send it
+    ):
+        super().__init__(folder, settings, written=written)
         self.upkeep, self.metrics = upkeep, LogMetrics()
         self.listeners += [self.metrics, *([upkeep] if upkeep else [])]
 
@@ -193,16 +200,25 @@ class MonitoringSink(TelemetrySink):
         }
 
 
-def open_telemetry(settings: TelemetryConfig, out: str | Path) -> MonitoringSink:
-    "The sink that a configuration asks for: LOG is OUT/log unless it says otherwise."
-    folder = Path(settings.folder or Path(out) / "log")
+def log_folder(settings: TelemetryConfig, out: str | Path) -> Path:
+    "LOG of a run: OUT/log unless its configuration says otherwise."
+    return Path(settings.folder or Path(out) / "log")
+
+
+def open_telemetry(
+    settings: TelemetryConfig,
+    out: str | Path,
+    written: Callable[[Path], Any] | None = None,  # called with each file of the log, to send it
+) -> MonitoringSink:
+    "The sink that a configuration asks for."
+    folder = log_folder(settings, out)
     log = LogSettings(
         embed_every=settings.embed_every,
         unasked_fps=settings.unasked_fps,
         part_seconds=settings.part_seconds,
         max_bytes=None if settings.max_gb is None else int(settings.max_gb * 1e9),
     )
-    return MonitoringSink(folder, Upkeep(folder / "upkeep") if settings.upkeep else None, log)
+    return MonitoringSink(folder, Upkeep(folder / "upkeep") if settings.upkeep else None, log, written)
 
 # %% ../../nbs/09_monitoring/04_exporter.ipynb #8fe6802e
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from cv_pipeline.core.types import (
     SourceStatus,
     SummarySink,
     Tracker,
+    sink_name,
     sink_names,
     status_of,
     unexpected,
@@ -430,6 +431,10 @@ def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
         _password(source)
     for name, settings in config.delivery.sinks.items():
         plugin_class(name, config.delivery.out, settings)
+    if config.forward is not None:
+        from cv_pipeline.edge.delivery import check_forward
+
+        check_forward(config.forward)
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ee0435d0
 def rolling(config: RunConfig) -> Hours | None:
@@ -452,12 +457,17 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
         film = VideoSink(d.out, hours=hours)
         film.keep(path.name for path in d.out.glob("*.mp4"))
         yield film
+    sender = None
+    if config.forward is not None:
+        from cv_pipeline.edge.delivery import open_forward
+
+        yield (sender := open_forward(config.forward, d.out, config.telemetry))
     if rules is not None:
-        yield EventSink(d.out, rules, hours=hours)
+        yield EventSink(d.out, rules, sender.event_callbacks if sender else (), hours=hours)
     if config.telemetry is not None:
         from cv_pipeline.monitoring.exporter import open_telemetry
 
-        yield open_telemetry(config.telemetry, d.out)
+        yield open_telemetry(config.telemetry, d.out, sender.part_callback if sender else None)
     if config.collect is not None:
         from cv_pipeline.annotation.collect import open_collect
 
@@ -495,6 +505,7 @@ def open_sinks(config: RunConfig) -> list[Sink]:
             own.append(sink)
             undo.callback(_close_quietly, sink)
         undo.pop_all()
+    own.sort(key=lambda sink: sink_name(sink) == "forward")  # closed last: the others hand over to it
     return [*own, *plugins]
 
 # %% ../../nbs/16_service/00_assembly.ipynb #6a47091a
