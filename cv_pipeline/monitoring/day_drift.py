@@ -344,8 +344,8 @@ class _Turned:
 def _studentised(
     kind: str, q: int, z: np.ndarray, turned: _Turned, usual: np.ndarray | None = None
 ) -> np.ndarray:
-    """(P + 1,) differences in units of what days differ by otherwise, days (m, c); `usual`: (c,) variance of
-    the days of all cameras, which counts half."""
+    """(P + 1,) differences in units of what days differ by otherwise, days (m, c); `usual`: (P + 1, c)
+    variance of the days of all cameras, turned with them, which counts half."""
     z = z[:, -2:] if kind == "ks" else z
     d, left, free = turned.asked[:, q] @ z, turned.left(z, q), max(1, turned.plan.freedom)
     if usual is not None:
@@ -448,14 +448,14 @@ def _farthest(tables: Mapping[int, Tables], plan: DayPlan) -> int:
     return max(far, key=lambda k: far[k])
 
 
-def _usual(tables: Mapping[int, Tables], plan: DayPlan) -> list[np.ndarray | None]:
-    "Of each stretch (c,) the variance of days, the mean of all cameras; None: their columns differ."
+def _usual(tables: Mapping[int, Tables], turned: _Turned) -> list[np.ndarray | None]:
+    "Of each stretch (P + 1, c) the variance of days, the mean of all cameras; None: their columns differ."
     made: list[np.ndarray | None] = []
     for i in range(len(STRETCHES)):
-        columns = [z for t in tables.values() if (z := _columns(t[i])) is not None]
-        rest = [np.square(z).sum(axis=0) - np.square(plan.window @ z).sum(axis=0) for z in columns]
-        same = len({len(r) for r in rest}) == 1
-        made.append(np.maximum(np.mean(rest, axis=0), 0) / max(1, plan.freedom) if same else None)
+        columns = [z.astype(np.float32) for t in tables.values() if (z := _columns(t[i])) is not None]
+        same = len({z.shape[1] for z in columns}) == 1
+        total = sum(turned.left(z, 0) for z in columns) if same else None
+        made.append(total * turned.plan.length[0] ** 2 / len(columns) if same else None)
     return made
 
 
@@ -526,7 +526,7 @@ class _Family:
         said = [_answer(kind, tables, self.turned) for kind, tables in zip(kinds, by_feature)]
         return max((a.effect for a in said if a is not None), default=0.0)
 
-    def standing_out(self, alpha: float = 0.01) -> set[int]:
+    def standing_out(self, usual: Sequence[np.ndarray | None], alpha: float = 0.01) -> set[int]:
         """Cameras that differ from the others, the farthest first, then again among the rest; of two cameras
         the one that is farther from its own past."""
         left, found = sorted(self.features), set()
@@ -534,7 +534,7 @@ class _Family:
             tables = {k: self.apart(k, left) for k in left}
             own = tables if len(left) > 2 else {k: self.stacked(k) for k in left}
             first = _farthest(own, self.plan)
-            stat = _joint(tables[first], self.turned, _usual(tables, self.plan))
+            stat = _joint(tables[first], self.turned, usual)
             if stat is None or float(chance_of(stat)) * (len(left) if len(left) > 2 else 1) >= alpha:
                 break
             found.add(first)
@@ -610,7 +610,7 @@ def family_scopes(
         return None, {}, 0
     f_, less = both
     against = {k: less.apart(k, list(less.features)) for k in less.features}
-    usual = _usual(against, less.plan)
+    usual = _usual(against, less.turned)
     single: dict[int, Scope] = {}
     by_name: dict[str, list] = {}
     for k, fs in f_.features.items():
@@ -623,7 +623,7 @@ def family_scopes(
             s = _scope(found, t.seen.cameras[k], int((t.inside & (t.seen.camera == k)).sum()))
             apart = _joint(against[k], less.turned, usual)
             single[k] = _with_joint(s, family, _joint(f_.stacked(k), f_.turned), apart)
-    out = less.standing_out()
+    out = less.standing_out(usual)
     for k, s in single.items():
         effect = max(
             s.effect[family],
