@@ -246,15 +246,17 @@ def judged(folder: Path, names: list[str]) -> dict[str, int]:
     }
 
 
-def kill_loop(folder: Path, kills: int, devices: int = 2, cut: float = 0.3, seed: int = 0) -> dict:
-    "So many kills, and what came of the rows."
+def kill_loop(
+    folder: Path, kills: int, devices: int = 2, cut: float = 0.3, seed: int = 0, cuts: int = 0
+) -> dict:
+    "At least so many kills and exchanges that were cut, however fast the machine is, and what came of the rows."
     folder.mkdir(parents=True, exist_ok=True)
     loop, began = Loop(folder, seed, devices, cut), time.monotonic()
     try:
         loop.spawn("centre", "receiver")
         for name in loop.names:
             loop.spawn(name, "device")
-        while sum(loop.kills.values()) < kills:
+        while sum(loop.kills.values()) < kills or loop.link.tally["cut"] < cuts:
             loop.round()
             time.sleep(0.01)
         loop.finish()
