@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.config import ForwardConfig, TelemetryConfig
 from ..core.types import ConfigError, DataError, FrameResult, SinkError
@@ -22,8 +22,42 @@ from ..tracking.zones import Event
 from ..video.sinks import result_record
 
 # %% auto #0
-__all__ = ['event_record', 'DeliverySink', 'outbox_families', 'device_token', 'check_forward', 'RunDelivery', 'drain',
-           'open_forward']
+__all__ = ['Wanted', 'drain', 'event_record', 'DeliverySink', 'outbox_families', 'device_token', 'check_forward', 'open_forward']
+
+# %% ../../nbs/11_edge/07_delivery.ipynb #09d8673d
+class Wanted(NamedTuple):
+    "What of a run goes to the centre."
+
+    results: str = "all"  # of which frames: all, detections, none
+    events: bool = True  # of zones and lines
+    log: bool = True  # parts of the prediction log
+
+
+def _handed_over(sink: DeliverySink, path: Path) -> bool:
+    "Whether this needs no further attempt; a file that has gone is lost for good, and counted."
+    try:
+        put_file(sink.box, path, {"what": "log"}, sink.log)
+    except SinkError as e:
+        sink.problems[e.what] += 1
+        return False
+    except DataError as e:
+        sink.problems[e.what] += 1
+    return True
+
+
+def drain(box: Outbox, sender: Forwarder, seconds: float = 5.0) -> int:  # rows and files that still wait
+    "Send what waits, as long as the link is up and the time has not passed."
+    with suppress(SinkError):
+        box.write([], durable=True)
+    until = time.monotonic() + seconds
+    sender.nudge()
+    while True:
+        with suppress(SinkError):
+            status = outbox_status(box)
+            left = status.waiting + status.files
+            if not left or sender.status.state not in ("ok", "starting") or time.monotonic() > until:
+                return left
+        time.sleep(0.02)
 
 # %% ../../nbs/11_edge/07_delivery.ipynb #a903cf99
 def event_record(event: Event) -> dict[str, Any]:
@@ -37,16 +71,19 @@ class DeliverySink(ForwardSink):
     def __init__(
         self,
         box: Outbox,
-        sender: Forwarder | None,  # closed with it; None: rows only wait
-        results: str = "all",  # of which frames: all, detections, none
-        log: Path | None = None,  # the folder of the log, which keeps the files that are owed
+        sender: Forwarder | None = None,  # closed with it; None: rows only wait
+        wanted: Wanted = Wanted(),
+        log: Path | None = None,  # the folder of the log, which keeps the files that are owed; None: no log
     ):
         super().__init__(box, result_record, sender)
-        self.results, self.log = results, log
+        self.wanted, self.log = wanted, log
+        self.late: list[Path] = []  # could not be handed over yet
+        self.event_callbacks: Sequence[Callable[[Event], Any]] = [self.event] if wanted.events else []
+        self.part_callback = self.part if wanted.log and log is not None else None
 
     def write(self, result: FrameResult) -> None:
         "One frame, if its results are wanted."
-        if self.results == "all" or (self.results == "detections" and len(result.detections)):
+        if self.wanted.results == "all" or (self.wanted.results == "detections" and len(result.detections)):
             super().write(result)
 
     def event(self, event: Event) -> None:
@@ -57,15 +94,19 @@ class DeliverySink(ForwardSink):
             self.problems[e.what] += 1
 
     def part(self, path: Path) -> None:
-        "Called with each file of the log; one that cannot be handed over is counted and stays where it is."
-        try:
-            put_file(self.box, path, {"what": "log"}, self.log)
-        except (SinkError, DataError) as e:
-            self.problems[e.what] += 1
+        "Called with each file of the log; one that cannot be handed over is counted and offered again with the next."
+        self.late = [p for p in [*self.late, path] if not _handed_over(self, p)]
 
     def metric_families(self) -> Iterator[Any]:
         "For /metrics, read at scrape time."
         yield from outbox_families(self.box)
+
+    def close(self) -> None:
+        "The last rows are sent while the link is up, for some seconds at most; then both ends are closed."
+        self.late = [p for p in self.late if not _handed_over(self, p)]
+        if self.sender is not None:
+            drain(self.box, self.sender)
+        super().close()
 
 # %% ../../nbs/11_edge/07_delivery.ipynb #5f445822
 def outbox_families(box: Outbox) -> Iterator[Any]:
@@ -103,39 +144,9 @@ def check_forward(settings: ForwardConfig) -> LinkSettings:
     return LinkSettings(settings.url, settings.ca, settings.insecure)
 
 
-class RunDelivery(DeliverySink):
-    "The sink that a configuration asks for, with what its other sinks call."
-
-    def __init__(self, box: Outbox, sender: Forwarder | None, settings: ForwardConfig, log: Path | None):
-        super().__init__(box, sender, settings.results, log)
-        self.event_callbacks: Sequence[Callable[[Event], Any]] = [self.event] if settings.events else []
-        self.part_callback = self.part if settings.log and log is not None else None
-
-    def close(self) -> None:
-        "The last rows are sent while the link is up, for some seconds at most; then both ends are closed."
-        if self.sender is not None:
-            drain(self.box, self.sender)
-        super().close()
-
-
-def drain(box: Outbox, sender: Forwarder, seconds: float = 5.0) -> int:  # rows and files that still wait
-    "Send what waits, as long as the link is up and the time has not passed."
-    with suppress(SinkError):
-        box.write([], durable=True)
-    until = time.monotonic() + seconds
-    sender.nudge()
-    while True:
-        with suppress(SinkError):
-            status = outbox_status(box)
-            left = status.waiting + status.files
-            if not left or sender.status.state not in ("ok", "starting") or time.monotonic() > until:
-                return left
-        time.sleep(0.02)
-
-
 def open_forward(
     settings: ForwardConfig, out: str | Path, telemetry: TelemetryConfig | None = None
-) -> RunDelivery:
+) -> DeliverySink:
     "Open the outbox of a run and begin to send; ConfigError for settings that cannot work."
     link = Link(check_forward(settings))
     folder = Path(settings.folder or Path(out) / "outbox")
@@ -147,4 +158,4 @@ def open_forward(
         ForwardSettings(settings.device, settings.lane),
     ).start()
     log = None if telemetry is None else log_folder(telemetry, out).resolve()
-    return RunDelivery(box, sender, settings, log)
+    return DeliverySink(box, sender, Wanted(settings.results, settings.events, settings.log), log)

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cv_pipeline.core.config import ForwardConfig, load_config
-from cv_pipeline.core.types import ConfigError, Detections, Frame, FrameResult
+from cv_pipeline.core.types import ConfigError, Detections, Frame, FrameResult, SinkError
+from cv_pipeline.edge import delivery
 from cv_pipeline.edge.delivery import DeliverySink, drain, open_forward
 from cv_pipeline.edge.forward import Inbox, InboxServer, answer_device
-from cv_pipeline.edge.outbox import Outbox, OutboxSettings, outbox_status
+from cv_pipeline.edge.outbox import Outbox, OutboxSettings, files_owed, outbox_status
 from cv_pipeline.service.assembly import run_config
 from tests.helpers.disks import fill, small_disk
 from tests.helpers.services import absent, free_port
@@ -150,6 +151,25 @@ def test_a_part_that_is_gone_is_counted_and_nothing_else(tmp_path):
     assert sum(sink.problems.values()) == 1
     sink.box.write([])
     assert outbox_status(sink.box).waiting == 1
+    sink.close()
+
+
+def test_a_part_that_finds_a_full_disk_is_handed_over_with_the_next(tmp_path, monkeypatch):
+    sink = DeliverySink(Outbox(tmp_path / "box", BARE), log=tmp_path)
+    for name in ("a.parquet", "b.parquet", "c.parquet"):
+        (tmp_path / name).write_bytes(name.encode())
+
+    def full(*what):
+        raise SinkError("the outbox cannot be written: disk full", "x", "free some space")
+
+    monkeypatch.setattr(delivery, "put_file", full)
+    sink.part_callback(tmp_path / "a.parquet")
+    sink.part_callback(tmp_path / "b.parquet")
+    assert [p.name for p in sink.late] == ["a.parquet", "b.parquet"]
+    monkeypatch.undo()
+    sink.part_callback(tmp_path / "c.parquet")
+    assert [f.path.name for f in files_owed(sink.box)] == ["a.parquet", "b.parquet", "c.parquet"]
+    assert not sink.late
     sink.close()
 
 
