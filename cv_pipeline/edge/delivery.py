@@ -22,7 +22,8 @@ from ..tracking.zones import Event
 from ..video.sinks import result_record
 
 # %% auto #0
-__all__ = ['Wanted', 'drain', 'event_record', 'DeliverySink', 'outbox_families', 'device_token', 'check_forward', 'open_forward']
+__all__ = ['EVERYTHING', 'Wanted', 'drain', 'event_record', 'DeliverySink', 'outbox_families', 'device_token', 'check_forward',
+           'open_forward']
 
 # %% ../../nbs/11_edge/07_delivery.ipynb #09d8673d
 class Wanted(NamedTuple):
@@ -31,6 +32,9 @@ class Wanted(NamedTuple):
     results: str = "all"  # of which frames: all, detections, none
     events: bool = True  # of zones and lines
     log: bool = True  # parts of the prediction log
+
+
+EVERYTHING = Wanted()
 
 
 def _handed_over(sink: DeliverySink, path: Path) -> bool:
@@ -72,7 +76,7 @@ class DeliverySink(ForwardSink):
         self,
         box: Outbox,
         sender: Forwarder | None = None,  # closed with it; None: rows only wait
-        wanted: Wanted = Wanted(),
+        wanted: Wanted = EVERYTHING,
         log: Path | None = None,  # the folder of the log, which keeps the files that are owed; None: no log
     ):
         super().__init__(box, result_record, sender)
