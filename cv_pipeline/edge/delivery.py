@@ -98,7 +98,7 @@ class DeliverySink(ForwardSink):
             self.problems[e.what] += 1
 
     def part(self, path: Path) -> None:
-        "Called with each file of the log; one that cannot be handed over is counted and offered again with the next."
+        "Called with each file of the log; one that cannot be handed over is counted and tried with the next."
         self.late = [p for p in [*self.late, path] if not _handed_over(self, p)]
 
     def metric_families(self) -> Iterator[Any]:

@@ -249,7 +249,7 @@ def judged(folder: Path, names: list[str]) -> dict[str, int]:
 def kill_loop(
     folder: Path, kills: int, devices: int = 2, cut: float = 0.3, seed: int = 0, cuts: int = 0
 ) -> dict:
-    "At least so many kills and exchanges that were cut, however fast the machine is, and what came of the rows."
+    "At least so many kills, and exchanges that were cut, and what came of the rows."
     folder.mkdir(parents=True, exist_ok=True)
     loop, began = Loop(folder, seed, devices, cut), time.monotonic()
     try:
