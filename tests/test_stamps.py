@@ -134,11 +134,11 @@ def test_a_stamp_reads_as_one_line():
 
 @pytest.fixture(scope="module")
 def week(tmp_path_factory):
-    "Two days of two cameras of the line, half an hour of it at a time."
-    from cv_pipeline.monitoring.drift_report import write_week
+    "Two days of a camera of the line, sixteen frames a day."
     from cv_pipeline.monitoring.prediction_log import read_log
+    from cv_pipeline.monitoring.season_line import write_weeks
 
-    return read_log(write_week(tmp_path_factory.mktemp("week"), 16, cameras=1, days=2, fails=None))
+    return read_log(write_weeks(tmp_path_factory.mktemp("week"), 16, days=2, cameras=1, fails=None))
 
 
 @pytest.mark.slow

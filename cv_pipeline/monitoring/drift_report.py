@@ -9,11 +9,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from ..annotation.collect import KeptFrames, kept_folders, read_collected
@@ -21,91 +20,21 @@ from ..core.files import file_sha256
 from ..core.escaping import html_text
 from ..core.images import read_image
 from ..core.stamp import stamp
-from ..core.types import ConfigError, DataError, FrameResult
+from ..core.types import ConfigError, DataError
 from ..core.viz import contact_sheet, pyplot
 from ..evaluation.summary import html_table
-from ..inference.loading import load_model
 from .context import Explained, explain, read_context
 from .drift import Drift, compare
 from .observed import FAMILIES, DriftSettings, Observed, components_of, joined
 from .seasons import DAY, WEEKDAYS, DayProfile, day_profile, wall_clock
 from .statistics import kernel_for
 from .prediction_log import PredictionLog, instant, read_log
-from .telemetry import STATISTICS, LogSettings, TelemetrySink
-from ..synthetic.belt import FactoryLine, LineConfig
-from ..synthetic.conditions import Changing, Conditions
-from ..synthetic.parts import seeded
+from .telemetry import STATISTICS
 
 # %% auto #0
-__all__ = ['MONDAY', 'COLOURS', 'week_conditions', 'write_week', 'observed_of', 'Periods', 'periods_of', 'DriftOfLog', 'log_hash',
-           'drift_of_log', 'Chart', 'control_charts', 'plot_timeline', 'plot_heatmap', 'plot_scatter', 'witness',
-           'drifted_pictures', 'kept_beside', 'strongest_statistic', 'profile_of', 'plot_profile', 'outside_since',
-           'html_drift', 'feature_rows']
-
-# %% ../../nbs/09_monitoring/12_drift_report.ipynb #b35eec9f
-MONDAY = datetime(2026, 6, 1, tzinfo=timezone.utc)
-
-
-def week_conditions(
-    seed: int, camera: int, looks: int, fails: tuple[int, int] | None, a_day: int
-) -> Sequence[Conditions]:
-    "Conditions of each frame: clouds, and a lamp that fails from (camera, frame) on."
-    noise, sky = seeded(seed, "week", camera).standard_normal(looks), np.zeros(looks)
-    for i in range(1, looks):
-        sky[i] = 0.6 * sky[i - 1] + 0.8 * noise[i]
-    sky = np.clip(0.3 + 0.2 * sky, 0, 0.8).round(2)
-    failing = lambda i: fails is not None and camera == fails[0] and i >= fails[1]
-    return [
-        Conditions(time_of_day=float(s), lamp_failure=4.0 if failing(i) else 0.0) for i, s in enumerate(sky)
-    ]
-
-# %% ../../nbs/09_monitoring/12_drift_report.ipynb #047f06ef
-def write_week(
-    folder: str | Path,  # LOG; pictures go to LOG/frames_kept
-    a_day: int = 110,  # frames per camera and day
-    days: int = 7,
-    cameras: int = 3,
-    fails: str | None = "camera-2",  # whose lamp fails on Thursday at ten; None: no camera's
-    seed: int = 11,
-    keep: int = 8,  # every n-th frame is kept as an image
-) -> Path:
-    "A week of the factory line as a prediction log."
-    folder, model = Path(folder), load_model("factory_line", threads=1)
-    sha256 = model.identity["sha256"]
-    names, looks = [f"camera-{k + 1}" for k in range(cameras)], a_day * days
-    begin = None if fails is None else (names.index(fails), 3 * a_day + round(a_day * 4 / 16))
-    config = LineConfig(
-        size=(256, 192), cameras=cameras, seed=seed, density=3, hand_every=0
-    )  # new parts in every frame are expensive to draw
-    line, sink = FactoryLine(config), TelemetrySink(folder, LogSettings(part_rows=a_day))
-    try:
-        for k, name in enumerate(names):
-            said = week_conditions(seed, k, looks, begin, a_day)
-            line.conditions = {k: Changing(lambda t, said=said: said[min(round(t * 25 / 200), looks - 1)])}
-            for i in range(looks):
-                frame, _ = line.render(i * 200, k)
-                frame.source_id, frame.frame_id = name, i
-                frame.captured_at = MONDAY + timedelta(days=i // a_day, hours=6 + 16 * (i % a_day) / a_day)
-                sink.write(
-                    FrameResult(
-                        frame,
-                        *model.predict([frame.image]),
-                        model.manifest.names,
-                        model=model.backend.name,
-                        model_sha256=sha256,
-                    )
-                )
-                if i % keep == 0:
-                    (folder / "frames_kept" / name).mkdir(parents=True, exist_ok=True)
-                    cv2.imwrite(
-                        str(folder / "frames_kept" / name / f"{i:06d}.jpg"),
-                        frame.image,
-                        [cv2.IMWRITE_JPEG_QUALITY, 85],
-                    )
-    finally:
-        sink.close()
-        model.close()
-    return folder
+__all__ = ['COLOURS', 'observed_of', 'Periods', 'periods_of', 'DriftOfLog', 'log_hash', 'drift_of_log', 'Chart', 'control_charts',
+           'plot_timeline', 'plot_heatmap', 'plot_scatter', 'witness', 'drifted_pictures', 'kept_beside',
+           'strongest_statistic', 'profile_of', 'plot_profile', 'outside_since', 'html_drift', 'feature_rows']
 
 # %% ../../nbs/09_monitoring/12_drift_report.ipynb #108622e5
 def observed_of(log: PredictionLog, where: str = "prediction log") -> Observed:
