@@ -6,25 +6,21 @@
 from __future__ import annotations
 
 import getpass
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ..core.chain import append_chain, knows_head, read_chain
 from cv_pipeline.core.files import (
     Staging,
-    append_lines,
     copy_file,
     expecting,
     file_sha256,
     is_there,
     locked,
     make_folder,
-    parse_json,
-    read_bytes,
     read_json,
     safe_name,
     write_json,
@@ -42,8 +38,8 @@ from cv_pipeline.release.bundles import (
 )
 
 # %% auto #0
-__all__ = ['FIRST', 'STATES', 'RegistryError', 'Entry', 'read_log', 'ticket_of', 'check_move', 'Version', 'lines_about',
-           'Registry', 'verify_registry', 'diff_versions', 'export_version']
+__all__ = ['STATES', 'RegistryError', 'Entry', 'read_log', 'ticket_of', 'check_move', 'Version', 'lines_about', 'Registry',
+           'verify_registry', 'diff_versions', 'export_version']
 
 # %% ../../nbs/10_release/02_registry.ipynb #d768e339
 class RegistryError(DataError):
@@ -54,7 +50,7 @@ class RegistryError(DataError):
 class Entry:
     "One line of the log."
 
-    number: int  # from 1
+    number: int  # from 1; of a line that is not written yet: any
     at: str  # UTC, ISO 8601
     by: str
     action: str  # "add" or "move"
@@ -68,49 +64,23 @@ class Entry:
     retires: str = ""  # version that gives up its place with this line
     previous: str = ""  # SHA-256 of the line before, 64 hexadecimal digits
 
-
-FIRST = "0" * 64  # `previous` of the first line
-
-
-def _line_hash(line: bytes) -> str:
-    return hashlib.sha256(line).hexdigest()
-
-
-def _entry(line: bytes, number: int, head: str, where: object) -> Entry:
-    "A line of the log that continues the chain; RegistryError otherwise."
-    hint = "restore the log from a copy: it was edited or damaged"
-    with expecting(f"line {number} of the log is invalid", where, hint, RegistryError):
-        entry = Entry(**parse_json(line, where, dict, RegistryError))
-        if entry.number != number:
-            raise RegistryError(f"it has the number {entry.number}")
-        if entry.previous != head:
-            raise RegistryError("the line before it was changed or removed")
-    return entry
-
 # %% ../../nbs/10_release/02_registry.ipynb #4c777f86
 def read_log(
     path: str | Path,  # log.jsonl
 ) -> tuple[list[Entry], str]:  # oldest first; the head: SHA-256 of the last line
     "All lines of a log, the chain verified; a last line that is torn does not count."
-    lines = read_bytes(path, RegistryError).split(b"\n") if is_there(path) else [b""]
-    entries, head, last = [], FIRST, lines.pop()
-    for number, line in enumerate(lines, 1):
-        entries.append(_entry(line, number, head, path))
-        head = _line_hash(line)
-    try:
-        whole = bool(last) and isinstance(json.loads(last), dict)
-    except (ValueError, RecursionError):
-        whole = False  # killed while it was written
-    if whole:
-        entries.append(_entry(last, len(lines) + 1, head, path))
-        head = _line_hash(last)
-    return entries, head
+    chain, hint = read_chain(path, RegistryError), "restore the log from a copy: it was edited or damaged"
+    entries = []
+    for row in chain.rows:
+        with expecting(f"line {row['number']} of the log is invalid", path, hint, RegistryError):
+            entries.append(Entry(**row))
+    return entries, chain.head
 
 
 def _append(path: Path, entry: Entry) -> Entry:
     "One more line."
-    append_lines(path, [asdict(entry)], durable=True, cut_torn=True)
-    return entry
+    row = {k: v for k, v in asdict(entry).items() if k not in ("number", "previous")}
+    return Entry(**append_chain(path, row, RegistryError))
 
 # %% ../../nbs/10_release/02_registry.ipynb #9de914f4
 def ticket_of(folder: Path, manifest: ModelManifest) -> dict[str, Any]:
@@ -312,7 +282,7 @@ def _added(registry: Registry, contents: Contents, force: bool, reason: str) -> 
             raise
     target = place / safe_name(index.name) / safe_name(index.version)
     with locked(registry.folder / "registry.json", 60, "another process is changing this registry"):
-        entries, head = read_log(registry.log)
+        entries, _ = read_log(registry.log)
         known = _derived(entries, place).get((index.name, index.version))
         if known is not None:
             same = known.digest == index.digest
@@ -328,26 +298,25 @@ def _added(registry: Registry, contents: Contents, force: bool, reason: str) -> 
                     copy_file(source, draft / path)
             write_whole(draft / INDEX, index.to_bytes())
             verify_folder(draft)  # what was copied is what was judged
-        at, number = registry.now().isoformat(timespec="seconds"), len(entries) + 1
-        about = (number, at, registry.by, "add", index.name, index.version, index.digest, "candidate")
-        entry = Entry(*about, reason=reason, forced=not ticket, ticket=ticket, previous=head)
-        _append(registry.log, entry)
+        at = registry.now().isoformat(timespec="seconds")
+        about = (0, at, registry.by, "add", index.name, index.version, index.digest, "candidate")
+        entry = _append(registry.log, Entry(*about, reason=reason, forced=not ticket, ticket=ticket))
     return Version(index.name, index.version, index.digest, "candidate", entry, entry, target)
 
 
 def _moved_to(registry: Registry, ref: str, state: str, force: bool, reason: str) -> Version:
     "The next line of a version."
     with locked(registry.folder / "registry.json", 60, "another process is changing this registry"):
-        entries, head = read_log(registry.log)
+        entries, _ = read_log(registry.log)
         v = registry.find(ref)
         forced = check_move(v.state, state, reason, force, v.ref)
         now = _derived(entries, registry.place).values()
         old = [
             x.version for x in now if x.name == v.name and x.state == "production" and state == "production"
         ]
-        at, number = registry.now().isoformat(timespec="seconds"), len(entries) + 1
-        about = (number, at, registry.by, "move", v.name, v.version, v.digest, state)
-        entry = Entry(*about, reason=reason, forced=forced, retires="".join(old), previous=head)
+        at = registry.now().isoformat(timespec="seconds")
+        about = (0, at, registry.by, "move", v.name, v.version, v.digest, state)
+        entry = Entry(*about, reason=reason, forced=forced, retires="".join(old))
         return _moved(v, state, _append(registry.log, entry))
 
 # %% ../../nbs/10_release/02_registry.ipynb #36d7236e
@@ -361,10 +330,8 @@ def verify_registry(
     except RegistryError as e:
         return [e.what]
     problems = []
-    if head is not None:
-        heads = {FIRST, registry.head, *(e.previous for e in entries)}
-        if len(head) < 12 or not any(h.startswith(head.lower()) for h in heads):
-            problems.append(f"the log does not contain the head {head[:12]}: lines were removed or replaced")
+    if head is not None and not knows_head(read_chain(registry.log, RegistryError), head):
+        problems.append(f"the log does not contain the head {head[:12]}: lines were removed or replaced")
     known = {}
     for v in _derived(entries, registry.place).values():
         known[v.folder] = v
