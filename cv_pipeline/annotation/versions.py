@@ -5,7 +5,6 @@
 # %% ../../nbs/07_annotation/11_versions.ipynb #355f3d8d
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 import os
@@ -50,6 +49,7 @@ from cv_pipeline.core.files import (
     Staging,
 )
 from ..core.findings import accepting, check_accept
+from ..core.stamp import user_name
 
 # %% auto #0
 __all__ = ['SIDES', 'Prefer', 'Leaks', 'PREFER', 'LEAKS', 'Entry', 'Parent', 'VersionError', 'DatasetVersion', 'read_version',
@@ -860,7 +860,7 @@ def merge(
             tuple(p.to_dict(out) for p in opened),
             _apart_from(file, book, out),
             now().isoformat(timespec="seconds"),
-            by or _whoami(),
+            by or user_name(),
             use.to_dict(),
             tuple(left_out),
             tuple(notes),
@@ -882,13 +882,6 @@ def _apart_from(file: Path | None, book: Frozen | None, out: Path) -> dict[str, 
         return None
     manifest = Path(os.path.relpath(file.resolve(), out.resolve())).as_posix()
     return {"manifest": manifest, "digest": book.digest, "pictures": len(book.pictures)}
-
-
-def _whoami() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return "unknown"  # a container without a user table
 
 
 def _notes(entries: Sequence[Entry], sides: np.ndarray, names: Sequence[str]) -> list[Problem]:

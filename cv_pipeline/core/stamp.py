@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import hashlib
 import json
 import os
@@ -24,8 +25,8 @@ from .masking import masked_values
 from .types import utc_now
 
 # %% auto #0
-__all__ = ['LEAST_ADDRESS_SPACE', 'instruction_set', 'processor_name', 'usable_cores', 'nvml', 'machine', 'address_space_limit',
-           'address_space_left', 'config_hash', 'stamp', 'describe_stamp']
+__all__ = ['LEAST_ADDRESS_SPACE', 'instruction_set', 'processor_name', 'usable_cores', 'user_name', 'nvml', 'machine',
+           'address_space_limit', 'address_space_left', 'config_hash', 'stamp', 'describe_stamp']
 
 # %% ../../nbs/00_core/14_stamp.ipynb #7535e427
 _INSTRUCTION_SETS = {  # flag of the processor → name; the first that is there is what eight-bit kernels take
@@ -75,6 +76,14 @@ def usable_cores() -> float:
     return cores
 
 
+def user_name() -> str:
+    'Who runs this process; "unknown" in a container without a table of users.'
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return "unknown"
+
+# %% ../../nbs/00_core/14_stamp.ipynb #2fc801a5
 @contextmanager
 def nvml() -> Iterator[tuple[Any, list[Any]]]:
     """NVIDIA's management library and a handle per GPU; empty without library, driver or permission."""

@@ -127,7 +127,7 @@ def _spans(
         if plausible(m["v"], bool(groups.get("q"))):
             yield *m.span("v"), "value of a secret setting", groups.get("k") or "option"
 
-
+# %% ../../nbs/12_privacy/01_secrets.ipynb #069bba5a
 def mark_of(value: str) -> str:  # 16 hexadecimal digits
     "A mark of a value, from which a good one cannot be learnt."
     return hashlib.sha256(value.encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -138,7 +138,7 @@ def secrets_in(
     path: str = "",
     place: str = "",  # goes before "line 1"
     known: Mapping[str, str] | None = None,  # of `known_values`; None: of this machine
-    allowed: Collection[str] = (),  # marks of values that are no secrets
+    allowed: Collection[str] = (),  # marks of values that are examples
 ) -> list[Secret]:  # in the order of the text; the longest of those that overlap
     "Findings of a text."
     known, made = known_values() if known is None else known, list[Secret]()
@@ -164,7 +164,7 @@ def _texts_of(
             for key in ("text", "traceback", "evalue"):
                 if key in out:
                     yield place, out, key
-            for kind, data in out.get("data", {}).items():
+            for kind in out.get("data", {}):
                 if kind.startswith("text/") or kind == "application/json":
                     yield place, out["data"], kind
 
@@ -225,18 +225,18 @@ class SecretSearch:
 
     secrets: tuple[Secret, ...]
     searched: int  # files
-    skipped: int  # files that are no text
+    skipped: int  # files without text
 
 
 def find_secrets(
     paths: Iterable[str | Path],  # files and folders
     known: Mapping[str, str] | None = None,  # of `known_values`; None: of this machine
 ) -> SecretSearch:
-    "Findings of files, and of all files below folders; ConfigError for a path that is not there."
+    "Findings of files, and of all files below folders; ConfigError for a path that does not exist."
     known, found, counts = known_values() if known is None else known, list[Secret](), Counter[str]()
     for given in map(Path, paths):
         if not given.exists():
-            raise ConfigError("no such file or folder", given, "give files or folders to search")
+            raise ConfigError("this file or folder does not exist", given, "give files or folders to search")
         files = [given] if given.is_file() else _files_below(given)
         for path in files:
             more = secrets_of_file(path, known)

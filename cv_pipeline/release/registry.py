@@ -5,7 +5,6 @@
 # %% ../../nbs/10_release/02_registry.ipynb #27fe930f
 from __future__ import annotations
 
-import getpass
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -26,6 +25,7 @@ from cv_pipeline.core.files import (
     write_json,
     write_whole,
 )
+from ..core.stamp import user_name
 from ..core.types import ConfigError, DataError, utc_now
 from ..inference.manifest import ModelManifest, load_manifest
 from cv_pipeline.release.bundles import (
@@ -166,13 +166,6 @@ class Version:
         return {**row, "by": self.last.by, "gate": ticket, "reason": why}
 
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):
-        return "unknown"  # a container without a user table
-
-
 def _derived(entries: Iterable[Entry], folder: Path) -> dict[tuple[str, str], Version]:
     "What the lines of a log come to, in the order in which versions were added."
     found: dict[tuple[str, str], Version] = {}
@@ -220,7 +213,7 @@ class Registry:
         by: str = "",  # who acts; "": the user of this process
         now: Callable[[], datetime] = utc_now,
     ):
-        self.folder, self.by, self.now = Path(folder), by or _user(), now
+        self.folder, self.by, self.now = Path(folder), by or user_name(), now
         self.log, self.place = self.folder / "log.jsonl", self.folder / "versions"
         about = self.folder / "registry.json"
         if not about.is_file():

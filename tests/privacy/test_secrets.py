@@ -172,7 +172,7 @@ def test_folders_of_tools_links_and_binaries_are_left_out(tmp_path):
 
 
 def test_bad_input_is_a_typed_error(tmp_path):
-    with pytest.raises(ConfigError, match="no such file or folder"):
+    with pytest.raises(ConfigError, match="this file or folder does not exist"):
         find_secrets([tmp_path / "gone"])
     (tmp_path / "cut.ipynb").write_text('{"cells": [')
     with pytest.raises(DataError, match="invalid JSON"):

@@ -524,7 +524,7 @@ def test_a_registry_is_made_once(registry, tmp_path):
 
 
 def test_the_user_is_recorded_without_being_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(R.getpass, "getuser", lambda: (_ for _ in ()).throw(KeyError("uid")))
+    monkeypatch.setattr("getpass.getuser", lambda: (_ for _ in ()).throw(KeyError("uid")))
     assert R.Registry.init(tmp_path / "r").by == "unknown"
 
 
