@@ -11,6 +11,7 @@ import json
 import logging
 import random
 import re
+import secrets
 import socket
 import sqlite3
 import ssl
@@ -56,9 +57,9 @@ from cv_pipeline.edge.outbox import (
 )
 
 # %% auto #0
-__all__ = ['FORMAT', 'MOST_UNPACKED', 'MOST_FILE', 'MOST_ANSWER', 'Batch', 'pack', 'Received', 'unpack', 'Receipt', 'Mark',
-           'happened', 'Inbox', 'file_state', 'take_piece', 'Request', 'answer_device', 'InboxServer', 'LinkError',
-           'LinkSettings', 'Way', 'Link', 'ForwardSettings', 'Patience', 'ForwardStatus', 'Forwarder', 'ForwardSink']
+__all__ = ['FORMAT', 'MOST_UNPACKED', 'MOST_FILE', 'Batch', 'pack', 'Received', 'unpack', 'Receipt', 'Mark', 'happened', 'Inbox',
+           'file_state', 'take_piece', 'Request', 'answer_device', 'InboxServer', 'LinkError', 'LinkSettings', 'Way',
+           'Link', 'ForwardSettings', 'Patience', 'ForwardStatus', 'Forwarder', 'ForwardSink']
 
 # %% ../../nbs/11_edge/01_forward.ipynb #43eba0f8
 FORMAT = 1  # of a batch
@@ -126,11 +127,18 @@ def _checked(text: bytes, wanted: Mapping[str, type], where: str) -> dict[str, A
     for name, kind in wanted.items():
         value = found.get(name)
         good = isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
-        if not good or (isinstance(value, bool) and kind is not bool):
+        if not good or (isinstance(value, bool) and kind is not bool) or not _storable(value):
             raise DataError(
                 f"{name}: {str(value)[:60]!r} is not a {kind.__name__}", where, "see `edge.forward`"
             )
     return found
+
+
+def _storable(value: Any) -> bool:
+    "Whether a database takes it: numbers of 63 bits that are finite, texts that are UTF-8."
+    if isinstance(value, str):
+        return not re.search(r"[\ud800-\udfff]", value)
+    return not isinstance(value, (int, float)) or -(1 << 62) < value < 1 << 62
 
 
 class Received(NamedTuple):
@@ -163,7 +171,8 @@ def unpack(data: bytes) -> tuple[Batch, list[Received]]:
         if row["kind"] not in (*CLASSES, DROPPED):
             raise DataError(f"unknown class {row['kind'][:40]!r}", where, f"one of {', '.join(CLASSES)}")
         spool, _, number = str(row.get("origin", "")).partition(":")
-        origin = (spool, int(number)) if spool and re.fullmatch(r"\d{1,18}", number) else None
+        known = re.fullmatch(r"[\w-]{1,64}", spool) and re.fullmatch(r"\d{1,18}", number)
+        origin = (spool, int(number)) if known else None
         at, mono = float(row["at"]), float(row["mono"])
         rows.append(Received(row["seq"], row["kind"], at, row["boot"], mono, row["body"], origin, line))
         last = row["seq"]
@@ -182,6 +191,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS by_number ON rows(spool, seq);
 CREATE TABLE IF NOT EXISTS findings(id INTEGER PRIMARY KEY, device TEXT NOT NULL, spool TEXT NOT NULL,
     what TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, at REAL NOT NULL,
     UNIQUE(device, spool, what, first));
+CREATE TABLE IF NOT EXISTS began(id TEXT NOT NULL);
 """
 
 
@@ -279,6 +289,17 @@ def happened(
     return min(row.at, received), False
 
 
+def _body_text(row: Received) -> str:
+    "The body as JSON that a database takes: a name outside UTF-8 stays escaped, as it came."
+    text = json.dumps(row.body, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _count(value: Any) -> int:
+    "How many rows a note is about; 0 where it does not say."
+    return value if type(value) is int and 0 <= value < 1 << 48 else 0
+
+
 def _take(db: sqlite3.Connection, batch: Batch, rows: Sequence[Received], received: float) -> Receipt:
     "One batch, within a transaction."
     mark = _mark(db, batch, received)
@@ -296,18 +317,46 @@ def _take(db: sqlite3.Connection, batch: Batch, rows: Sequence[Received], receiv
     values = []
     for r in fresh:
         when, corrected = happened(r, batch, received)
-        body = json.dumps(r.body, ensure_ascii=False, separators=(",", ":"))
-        values.append((mark.id, r.seq, r.kind, when, r.at, corrected, body, digest_of(r.line)))
+        values.append((mark.id, r.seq, r.kind, when, r.at, corrected, _body_text(r), digest_of(r.line)))
     places = "spool, seq, kind, happened, by_device, corrected, body, digest"
     db.executemany(f"INSERT INTO rows({places}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
     if not new:
         return Receipt(batch.spool, rows[-1].seq)  # the same rows again
     have, digest = new[-1].seq, digest_of(new[-1].line)
-    dropped = sum(int(r.body.get("n", 0)) for r in fresh if r.kind == DROPPED)
+    dropped = sum(_count(r.body.get("n")) for r in fresh if r.kind == DROPPED)
     sql = "UPDATE spools SET mark = ?, digest = ?, rows = rows + ?, dropped = dropped + ?, clock_error = ?,"
     now = (have, digest, len(fresh), dropped, batch.at - received, received, mark.id)
     db.execute(f"{sql} last = ? WHERE id = ?", now)
     return Receipt(batch.spool, have, fresh=len(fresh))
+
+# %% ../../nbs/11_edge/01_forward.ipynb #1b0c5e77
+def _began(db: sqlite3.Connection, new: str) -> str:
+    "Since when this database exists: a device that was confirmed more than it holds has met another one."
+    if (found := db.execute("SELECT id FROM began").fetchone()) is None:
+        db.execute("INSERT INTO began VALUES (?)", (new,))
+        return new
+    return found[0]
+
+
+def _open_inbox(path: Path, new: str) -> tuple[sqlite3.Connection, str]:
+    "The database and the id of its beginning; SinkError says what to do with one that is corrupt."
+    try:
+        if not path.exists():
+            sqlite3.connect(path).close()
+            sync_tree(path.parent)
+        db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "journal_size_limit=8000000"):
+            db.execute(f"PRAGMA {pragma}")
+        with _transaction(db):
+            for statement in _INBOX.split(";"):
+                db.execute(statement)
+            return db, _began(db, new)
+    except sqlite3.Error as e:
+        hint = "free some space, or put the newest backup in its place: devices report what it lacks"
+        if "malformed" in str(e) or "not a database" in str(e):
+            hint = "move it away, with its -wal and -shm, and put the newest backup in its place, or none: "
+            hint += "devices report what it lacks"
+        raise SinkError(f"the inbox cannot be opened: {e}", path, hint) from e
 
 # %% ../../nbs/11_edge/01_forward.ipynb #acc9cde1
 class Inbox:
@@ -318,22 +367,11 @@ class Inbox:
         folder: str | Path,
         now: Callable[[], float] = time.time,  # seconds since 1970: the clock that counts
         step: Callable[[str], None] = lambda name: None,  # called at each step by its name; tests stop there
+        began: str | None = None,  # id that a new database gets; None: the time, and a random number
     ):
         self.folder, self.now, self.step = writable_folder(folder), now, step
         self.path, self._lock, self._files = self.folder / "inbox.sqlite", threading.Lock(), threading.Lock()
-        try:
-            if not self.path.exists():
-                sqlite3.connect(self.path).close()
-                sync_tree(self.folder)
-            self._db = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False)
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "journal_size_limit=8000000"):
-                self._db.execute(f"PRAGMA {pragma}")
-            with _transaction(self._db):
-                for statement in _INBOX.split(";"):
-                    self._db.execute(statement)
-        except sqlite3.Error as e:
-            hint = "free some space, or put the newest backup in its place: devices report what it lacks"
-            raise SinkError(f"the inbox cannot be opened: {e}", self.path, hint) from e
+        self._db, self.began = _open_inbox(self.path, began or f"{now():.0f}-{secrets.token_hex(4)}")
 
     def take(self, data: bytes, device: str) -> Receipt:
         "A batch, on the disk when this returns; DataError for a bad one, SinkError for a full disk."
@@ -341,16 +379,26 @@ class Inbox:
         if batch.device != device:
             what = f"a batch of {batch.device[:80]!r} with the token of {device!r}"
             raise DataError(what, "head of the batch", "each device has a token of its own")
+        with self._writing() as db:
+            receipt = _take(db, batch, rows, self.now())
+            self.step("inbox.inserted")
+        self.step("inbox.committed")
+        return receipt
+
+    def forget(self, ids: Sequence[int]) -> None:
+        "Rows that are kept elsewhere go away; marks stay, so that they are not taken again."
+        with self._writing() as db:
+            db.executemany("DELETE FROM rows WHERE id = ?", [(k,) for k in ids])
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
                 with _transaction(self._db):
-                    receipt = _take(self._db, batch, rows, self.now())
-                    self.step("inbox.inserted")
+                    yield self._db
             except sqlite3.Error as e:
                 hint = "free some space on the centre's disk: devices keep their rows and send them again"
                 raise SinkError(f"the inbox cannot be written: {e}", self.path, hint) from e
-        self.step("inbox.committed")
-        return receipt
 
     def query(self, sql: str, *values: object) -> list[dict[str, Any]]:
         "Rows of a SELECT over spools, rows and findings, each with the names of its columns."
@@ -451,7 +499,7 @@ def _routed(inbox: Inbox, device: str, request: Request) -> Answer:
     kind, _, name = request.path.strip("/").partition("/")
     if request.method == "POST" and (kind, name) == ("batches", ""):
         receipt = inbox.take(request.body, device)
-        return _json(409 if receipt.why else 200, **asdict(receipt))
+        return _json(409 if receipt.why else 200, **asdict(receipt), began=inbox.began)
     if request.method == "GET" and kind == "parts":
         have, whole = file_state(inbox, name)
         return _json(200, have=have, whole=whole)
@@ -567,9 +615,6 @@ class InboxServer:
         self.close()
 
 # %% ../../nbs/11_edge/01_forward.ipynb #680b0224
-MOST_ANSWER = 65_536  # bytes
-
-
 class LinkError(CVPipelineError):
     "The centre was not reached, or no whole response came back."
 
@@ -584,6 +629,7 @@ class LinkSettings:
     connect_s: float = 5.0
     read_s: float = 20.0  # for each part of an answer
     idle_s: float = 20.0  # a connection that was idle for longer is not used again
+    most_answer: int = 65_536  # bytes of an answer; a longer one is not an answer of a centre
 
     def __post_init__(self):
         parts, where = urlsplit(self.url), "forward.url"
@@ -596,9 +642,11 @@ class LinkSettings:
         rules = [
             (getattr(self, n) > 0, f"{n}: {getattr(self, n)} is not above 0") for n in ("connect_s", "read_s")
         ]
-        check_rules(
-            "settings of the link", self, [*rules, (self.idle_s >= 0, f"idle_s: {self.idle_s} is below 0")]
-        )
+        rules += [
+            (self.idle_s >= 0, f"idle_s: {self.idle_s} is below 0"),
+            (self.most_answer >= 1000, f"most_answer: {self.most_answer} is below 1,000"),
+        ]
+        check_rules("settings of the link", self, rules)
 
 
 def _proxy_of(url: str) -> str | None:
@@ -680,11 +728,11 @@ class Link:
 _CLOSED = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
 
 
-def _read_whole(found: http.client.HTTPResponse) -> bytes:
+def _read_whole(found: http.client.HTTPResponse, most: int) -> bytes:
     "The body; what breaks off is no answer."
-    body = found.read(MOST_ANSWER + 1)
-    if len(body) > MOST_ANSWER:
-        raise http.client.HTTPException(f"an answer of more than {MOST_ANSWER:,} bytes")
+    body = found.read(most + 1)
+    if len(body) > most:
+        raise http.client.HTTPException(f"an answer of more than {most:,} bytes")
     if found.length:  # bytes that were announced and did not come
         raise http.client.IncompleteRead(body, found.length)
     return body
@@ -702,7 +750,7 @@ def _once(link: Link, asked: Request) -> tuple[Answer, float]:
         made.sock.settimeout(s.read_s)
     made.request(asked.method, before + asked.path, asked.body, {**asked.headers, **more})
     found = made.getresponse()
-    answer = Answer(found.status, found.getheader("Content-Type", ""), _read_whole(found))
+    answer = Answer(found.status, found.getheader("Content-Type", ""), _read_whole(found, s.most_answer))
     if found.will_close:
         link.close()
     wait = found.getheader("Retry-After", "")

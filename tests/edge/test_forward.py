@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cv_pipeline.core.http_server import Guard
+from cv_pipeline.core.http_server import Answer, Guard
 from cv_pipeline.core.types import ConfigError, DataError, Detections, Frame, FrameResult, SinkError
 from cv_pipeline.edge import forward
 from cv_pipeline.edge.forward import (
@@ -168,7 +168,10 @@ def packed(head, *rows):
         (packed({}, {"body": [1]}), "body: .* is not a dict"),
         (packed({}, b"{torn"), r"not JSON \[row 1 of the batch\]"),
         (packed({}, b"[" * 5000), r"not JSON \[row 1 of the batch\]"),
-        (packed({}, {"seq": 1 << 70}), "does not come after"),
+        (packed({}, {"seq": 1 << 70}), "seq: .* is not a int"),
+        (packed({"base": 1 << 70}), "base: .* is not a int"),
+        (packed({"at": float("nan")}), "at: 'nan' is not a float"),
+        (packed({"spool": "\ud800"}), "spool: .* is not a str"),
     ],
 )
 def test_a_bad_batch_is_refused_with_what_is_wrong(data, words):
@@ -211,6 +214,60 @@ def test_a_batch_with_the_token_of_another_device_is_refused(place):
     place.write(1)
     with pytest.raises(DataError, match="a batch of 'box-1' with the token of 'box-2'"):
         place.inbox.take(pack(batch_of(place.box)), "box-2")
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "\ud800\udc00 \ud83d", "back\\slash\udcff"])
+def test_a_camera_whose_name_is_not_utf8_does_not_hold_up_the_outbox(place, name):
+    place.box.write([("result", {"camera": name, name: 1}), ("event", {"n": 2})])
+    place.run()
+    rows = [json.loads(r["body"]) for r in place.inbox.query("SELECT body FROM rows ORDER BY id")]
+    assert rows == [json.loads(json.dumps({"camera": name, name: 1})), {"n": 2}]
+    assert place.sender.status.state == "ok" and outbox_status(place.box).waiting == 0
+
+
+def test_a_note_without_a_count_is_taken(place):
+    place.inbox.take(packed({"device": "box-1"}, {"kind": "dropped", "body": {"n": "many"}}), "box-1")
+    assert place.inbox.query("SELECT rows, dropped FROM spools") == [{"rows": 1, "dropped": 0}]
+
+
+def test_a_database_keeps_the_id_of_its_beginning(tmp_path):
+    with closing(Inbox(tmp_path, began="first")) as made:
+        assert made.began == "first"
+    with closing(Inbox(tmp_path, began="second")) as again:
+        assert again.began == "first"
+
+
+def test_the_beginning_of_the_database_comes_with_each_receipt(place):
+    heard = []
+    place.sender.listen = heard.append
+    place.write(1)
+    place.run()
+    assert [h["began"] for h in heard] == [place.inbox.began]
+
+
+def test_a_corrupt_inbox_says_what_to_do(tmp_path):
+    (tmp_path / "inbox.sqlite").write_bytes(b"nothing of a database" * 500)
+    with pytest.raises(SinkError, match="move it away.*newest backup"):
+        Inbox(tmp_path)
+
+
+def test_rows_that_are_kept_elsewhere_are_not_taken_again(place):
+    place.write(3)
+    data = pack(batch_of(place.box))
+    place.inbox.take(data, "box-1")
+    place.inbox.forget([r["id"] for r in place.inbox.query("SELECT id FROM rows WHERE seq < 3")])
+    assert (place.inbox.take(data, "box-1").have, place.arrived()) == (3, [2])
+
+
+def test_the_size_of_an_answer_has_a_limit_that_can_be_set():
+    large = Answer(200, "application/json", b"[" + b" " * 8000 + b"]")
+    with InboxServer(lambda request: large) as server, ExitStack() as stack:
+        small, wide = (Link(LinkSettings(server.url, most_answer=n)) for n in (2000, 9000))
+        stack.callback(small.close)
+        stack.callback(wide.close)
+        assert wide.ask("GET", "/", b"", {})[0].body == large.body
+        with pytest.raises(LinkError, match="an answer of more than 2,000 bytes"):
+            small.ask("GET", "/", b"", {})
 
 
 def test_a_centre_out_of_an_older_copy_records_what_is_missing(place):
