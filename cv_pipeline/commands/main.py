@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .annotation import annotation_commands
+from .device import device_commands
 from .models import model_commands
 from .monitoring import monitoring_commands
 from cv_pipeline.commands.options import (
@@ -67,6 +68,7 @@ PANELS = {
     "Evaluate": "baseline tune threshold eval-tracking robustness report failures",
     "Optimize": "optimize build benchmark serve-files",
     "Release": "registry keys",
+    "Devices": "device",
     "Monitor": "health log audit retrain-check monitoring-files",
 }
 
@@ -100,7 +102,14 @@ app = typer.Typer(
 )
 data_app = group("Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
-for part in (model_commands, annotation_commands, monitoring_commands, threshold_commands, release_commands):
+for part in (
+    model_commands,
+    annotation_commands,
+    monitoring_commands,
+    threshold_commands,
+    release_commands,
+    device_commands,
+):
     app.registered_commands += part.registered_commands
     app.registered_groups += part.registered_groups
 
