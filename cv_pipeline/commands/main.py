@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from cv_pipeline.video.pipeline import Pipeline
 
 # %% auto #0
-__all__ = ['PANELS', 'app', 'data_app', 'Bits', 'Images', 'Panels', 'main', 'show_summary', 'run', 'config_command',
+__all__ = ['PANELS', 'app', 'data_app', 'parts', 'Bits', 'Images', 'Panels', 'main', 'show_summary', 'run', 'config_command',
            'models_command', 'demo', 'tune', 'eval_tracking', 'json_text', 'report_command', 'baseline', 'robustness',
            'data_check', 'data_split', 'data_freeze', 'data_verify', 'failures']
 
@@ -88,7 +88,7 @@ class Panels(LazyGroup):
             found.rich_help_panel = panel  # type: ignore[attr-defined]  # of typer's commands
         return found
 
-
+# %% ../../nbs/19_commands/09_main.ipynb #7c1d02ab
 app = typer.Typer(
     name="cv-pipeline",
     cls=Panels,
@@ -102,14 +102,8 @@ app = typer.Typer(
 )
 data_app = group("Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
-for part in (
-    model_commands,
-    annotation_commands,
-    monitoring_commands,
-    threshold_commands,
-    release_commands,
-    device_commands,
-):
+parts = (model_commands, annotation_commands, monitoring_commands, threshold_commands, release_commands)
+for part in (*parts, device_commands):
     app.registered_commands += part.registered_commands
     app.registered_groups += part.registered_groups
 
