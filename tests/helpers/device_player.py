@@ -18,8 +18,8 @@ words = sys.argv[1:]
 option = lambda name: words[words.index(name) + 1]
 model, port = Path(option("--model")), int(option("--serve-health"))
 mood = (model / "mood.txt").read_text() if (model / "mood.txt").exists() else "well"
-if len(words) > 6 and "--starts" in words:
-    with open(option("--starts"), "a") as file:
+if "PLAYER_STARTS" in os.environ:
+    with open(os.environ["PLAYER_STARTS"], "a") as file:
         file.write(model.name + "\\n")
 if mood == "kills its agent":
     os.kill(os.getppid(), signal.SIGKILL)
@@ -28,7 +28,8 @@ if mood == "crashes":
     os.abort()
 if mood.startswith("exit "):
     sys.exit(int(mood[5:]))
-REASON = {"well": None, "blind": "no source delivers frames", "stuck": "deliver has not finished a frame for 99 s"}
+REASON = {"well": None, "blind": "no source delivers frames"}
+REASON["stuck"] = "deliver has not finished a frame for 99 s"
 class Page(BaseHTTPRequestHandler):
     def do_GET(self):
         if mood == "hangs":
