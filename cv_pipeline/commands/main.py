@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .annotation import annotation_commands
+from .device import device_commands
 from .fleet import fleet_commands
 from .models import model_commands
 from .monitoring import monitoring_commands
@@ -68,7 +69,7 @@ PANELS = {
     "Evaluate": "baseline tune threshold eval-tracking robustness report failures",
     "Optimize": "optimize build benchmark serve-files",
     "Release": "registry keys",
-    "Fleet": "central fleet",
+    "Devices and fleet": "device central fleet",
     "Monitor": "health log audit retrain-check monitoring-files",
 }
 
@@ -88,7 +89,7 @@ class Panels(LazyGroup):
             found.rich_help_panel = panel  # type: ignore[attr-defined]  # of typer's commands
         return found
 
-
+# %% ../../nbs/19_commands/09_main.ipynb #7c1d02ab
 app = typer.Typer(
     name="cv-pipeline",
     cls=Panels,
@@ -103,7 +104,7 @@ app = typer.Typer(
 data_app = group("Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
 _parts = (model_commands, annotation_commands, monitoring_commands, threshold_commands, release_commands)
-for part in (*_parts, fleet_commands):
+for part in (*_parts, device_commands, fleet_commands):
     app.registered_commands += part.registered_commands
     app.registered_groups += part.registered_groups
 

@@ -10,12 +10,13 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.escaping import one_line
 from ..core.types import Clock
-from .health import healthz
-from .pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from cv_pipeline.video.pipeline import Pipeline
 
 # %% auto #0
 __all__ = ['watchdog_seconds', 'status_line', 'Supervisor']
@@ -45,6 +46,8 @@ def status_line(summary: Mapping[str, Any]) -> str:
 
 def _moves(summary: dict[str, Any], seconds: float) -> bool:
     "Whether the run lives, and no stage has had one frame in hand for longer than that."
+    from cv_pipeline.video.health import healthz  # here: who only speaks the protocol stays small
+
     held = [stage.get("seconds_in_hand") or 0.0 for stage in summary.get("stages", {}).values()]
     return healthz(summary)[0] == 200 and max(held, default=0.0) < seconds
 
