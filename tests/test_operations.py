@@ -204,6 +204,23 @@ PROOF = {  # how a row begins → tests that prove it
         "release/test_rollout::test_a_failure_ends_it_at_once",
         "release/test_rollout::test_a_failure_of_both_models_is_the_devices",
     ],
+    "a model in the shadow crashes": [
+        "release/test_shadow::test_whatever_it_does_it_is_started_again_and_then_has_failed",
+        "release/test_shadow::test_killed_from_outside_it_comes_back_and_says_nothing_about_the_model",
+        "release/test_shadow::test_a_run_has_the_same_bytes_with_and_without_a_shadow_that_is_killed",
+    ],
+    "a shadow is slower": [
+        "release/test_shadow::test_a_frame_is_skipped_and_counted_when_both_slots_are_taken"
+    ],
+    "a shadow has failed": ["release/test_trial::test_what_went_wrong_decides"],
+    "evidence of other models": [
+        "release/test_trial::test_runs_of_other_models_or_of_another_stage_are_refused",
+        "release/test_trial::test_the_same_minutes_twice_are_refused",
+    ],
+    "`kill -9` between the rollout's file": [
+        "release/test_trial::test_what_a_killed_command_left_is_caught_up_by_the_next",
+        "release/test_trial::test_a_version_that_was_moved_by_hand_is_left_alone",
+    ],
     "a lens gets dirty during": [
         "release/test_rollout::test_a_dirty_lens_excuses_its_camera",
         "release/test_rollout::test_too_many_excused_cameras_prove_nothing",

@@ -30,6 +30,7 @@ REASONS = (
     "many",
     "none",
     "low",
+    "disagree",  # of two models; a release's shadow finds it, never this book
 )  # a reason's bit is its place; kinds of cases from the strongest evidence on
 REASON_BIT = {reason: 1 << i for i, reason in enumerate(REASONS)}
 CERTAIN = REASON_BIT["random"] | REASON_BIT["flag"]

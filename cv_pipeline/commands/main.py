@@ -68,7 +68,7 @@ PANELS = {
     "Train and gate": "train gate",
     "Evaluate": "baseline tune threshold eval-tracking robustness report failures",
     "Optimize": "optimize build benchmark serve-files",
-    "Release": "registry keys",
+    "Release": "registry keys shadow rollout",
     "Devices and fleet": "device central fleet",
     "Monitor": "health log audit retrain-check monitoring-files",
 }

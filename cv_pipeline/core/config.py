@@ -20,7 +20,8 @@ from .types import ConfigError
 # %% auto #0
 __all__ = ['SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'SelectionConfig', 'TrackerConfig',
            'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'TelemetryConfig', 'CollectConfig', 'ForwardConfig',
-           'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig', 'load_config', 'show_config', 'config_schema']
+           'ShadowConfig', 'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig', 'load_config', 'show_config',
+           'config_schema']
 
 # %% ../../nbs/00_core/03_config.ipynb #0dac29bd
 class _Section(BaseModel):
@@ -346,6 +347,28 @@ class ForwardConfig(_Section):
         1.0, gt=0.01, description="Size limit of what waits; the least important gives way."
     )
 
+# %% ../../nbs/00_core/03_config.ipynb #6264cde9
+class ShadowConfig(_Section):
+    "A second model on the same frames, in a process of its own; it delivers nothing."
+
+    model: str = Field(min_length=1, description="Bundled name, model folder or file.")
+    role: Literal["candidate", "previous"] = Field(
+        "candidate", description="In the shadow: the new model, or in a canary the previous one."
+    )
+    rollout: Path | None = Field(
+        None, description="Folder of the rollout whose limits count. None: the defaults."
+    )
+    share: float = Field(1.0, gt=0, le=1, description="Share of the frames; .1 is enough in a canary.")
+    cameras: list[str] = Field(default_factory=list, description="Only these source ids; empty: all.")
+    tracker: Literal["sort", "bytetrack", "ocsort", "none"] = Field(
+        "bytetrack", description="For the boxes of both models; none: tracks are not compared."
+    )
+    memory_mb: int = Field(1024, ge=64, description="What the model may take beyond the libraries.")
+    hang_s: float = Field(30.0, gt=0, description="A call that takes longer hangs.")
+    pictures: int = Field(200, ge=0, description="Frames with a disagreement that are kept for labelling.")
+    folder: Path | None = Field(None, description="Where evidence goes. None: OUT/shadow.")
+    wait: bool = Field(False, description="Wait for the shadow: for recordings, so that no frame is skipped.")
+
 # %% ../../nbs/00_core/03_config.ipynb #55227625
 class ZoneSection(_Section):
     "A polygon to watch."
@@ -409,6 +432,7 @@ class RunConfig(_Section):
     telemetry: TelemetryConfig | None = Field(None, description="The prediction log; true: the defaults.")
     collect: CollectConfig | None = Field(None, description="Pictures for labelling; true: the defaults.")
     forward: ForwardConfig | None = Field(None, description="What is sent to a centre; null: nothing.")
+    shadow: ShadowConfig | None = Field(None, description="A second model without effect; null: none.")
 
     @field_validator("telemetry", "collect", mode="before")
     @classmethod
@@ -429,8 +453,7 @@ class RunConfig(_Section):
     def _distinct_ids(cls, value: list[SourceConfig]) -> list[SourceConfig]:
         "Reject duplicate source ids: both sources would share a tracker and a file."
         ids = [s.id for s in value if s.id is not None]
-        twice = sorted({i for i in ids if ids.count(i) > 1})
-        if twice:
+        if twice := sorted({i for i in ids if ids.count(i) > 1}):
             raise ValueError(f"duplicate source id: {', '.join(twice)}")
         return value
 
@@ -443,6 +466,7 @@ _ITEMS: dict[str, type[BaseModel]] = {
     "telemetry": TelemetryConfig,
     "collect": CollectConfig,
     "forward": ForwardConfig,
+    "shadow": ShadowConfig,
 }  # sections inside lists and options
 
 
@@ -469,10 +493,8 @@ def _problems(error: ValidationError) -> list[str]:
             near = get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
             lines.append(f"{key}: unknown key" + (f"; did you mean '{near[0]}'?" if near else ""))
         else:
-            lines.append(
-                f"{key}: {item['msg']}"
-                + (f" (got {masked_values(item['input'])!r})" if item["type"] != "missing" else "")
-            )
+            got = "" if item["type"] == "missing" else f" (got {masked_values(item['input'])!r})"
+            lines.append(f"{key}: {item['msg']}{got}")
     return lines
 
 

@@ -203,6 +203,8 @@ OWN_SINKS = (
     "telemetry",
     "collect",
     "callback",
+    "forward",
+    "shadow",
 )  # names that a plug-in cannot take
 
 
@@ -435,6 +437,10 @@ def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
         from cv_pipeline.edge.delivery import check_forward
 
         check_forward(config.forward)
+    if config.shadow is not None:
+        from cv_pipeline.release.trial import check_shadow
+
+        check_shadow(config.shadow, config)
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ee0435d0
 def rolling(config: RunConfig) -> Hours | None:
@@ -457,7 +463,7 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
         film = VideoSink(d.out, hours=hours)
         film.keep(path.name for path in d.out.glob("*.mp4"))
         yield film
-    sender = None
+    sender, log = None, None
     if config.forward is not None:
         from cv_pipeline.edge.delivery import open_forward
 
@@ -467,11 +473,22 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
     if config.telemetry is not None:
         from cv_pipeline.monitoring.exporter import open_telemetry
 
-        yield open_telemetry(config.telemetry, d.out, sender.part_callback if sender else None)
+        yield (log := open_telemetry(config.telemetry, d.out, sender.part_callback if sender else None))
     if config.collect is not None:
         from cv_pipeline.annotation.collect import open_collect
 
         yield open_collect(config.collect, d.out)
+    if config.shadow is not None:
+        from cv_pipeline.release.trial import open_shadow
+
+        yield open_shadow(config.shadow, config, _raised_by(None if log is None else log.upkeep))
+
+
+def _raised_by(upkeep: Any) -> Callable[[str], Sequence[str]]:
+    "Upkeep signals of a camera, for the shadow: what a dirty lens shows says nothing about a model."
+    if upkeep is None:
+        return lambda camera: ()
+    return lambda camera: [s for s, on in upkeep.states().get(camera, {}).items() if on]
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ae8371eb
 def _close_quietly(part: Any) -> None:

@@ -14,6 +14,8 @@ from cv_pipeline.core.types import CVPipelineError, MissingExtraError
 from cv_pipeline.inference.manifest import ModelManifest, load_manifest, save_manifest
 from cv_pipeline.release.bundles import read_bundle
 from cv_pipeline.release.registry import Registry
+from cv_pipeline.release.rollout import Policy
+from cv_pipeline.release.trial import Drawn, drawn_run, read_trial, small_registry, start_trial
 from cv_pipeline.release.trust import CURRENT, TrustClient, enrol, root_of
 from tests.helpers.cli import CLI
 
@@ -179,17 +181,29 @@ def test_a_server_without_the_other_keys_is_told_what_is_missing(place):
     assert read_json(place / "releases" / "metadata" / "timestamp.json")["signed"]["version"] == 2
 
 
-@pytest.mark.parametrize("words", [("registry",), ("keys",)])
+@pytest.mark.parametrize("words", [("registry",), ("keys",), ("rollout",)])
 def test_help_lists_every_command(words):
     text = ask(*words, "--help")[1]
     wanted = {
         "registry": "init add move list show verify diff export golden",
         "keys": "new rotate sign withdraw stamp",
+        "rollout": "start status advance promote abort report",
     }[words[0]]
     assert [w for w in wanted.split() if not re.search(rf"\b{w}\b", text)] == []
 
 
-@pytest.mark.parametrize("words", ["registry add", "registry verify", "keys rotate", "keys new"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "registry add",
+        "registry verify",
+        "keys rotate",
+        "keys new",
+        "shadow",
+        "rollout start",
+        "rollout advance",
+    ],
+)
 def test_help_shows_an_example(words):
     code, text = ask(*words.split(), "--help")
     assert code == 0 and f"cv-pipeline {words}" in text
@@ -219,3 +233,140 @@ def test_a_process_ends_with_the_exit_codes_of_the_page(place):
     assert run("registry", "add", "a").returncode == 0
     (place / "registry" / "versions" / "line" / "1.0" / "net.bin").write_bytes(b"x")
     assert run("registry", "verify").returncode == 1
+
+
+# a rollout
+
+
+HARMLESS = {"disagree": 0.002}
+WORSE = {"disagree": 0.5, "lost": 0.5, "count": -0.5}
+
+
+@pytest.fixture
+def rollout(tmp_path, monkeypatch):
+    "A rollout of two cameras in its shadow; commands use their defaults in the folder."
+    monkeypatch.chdir(tmp_path)
+    small_registry("registry")
+    off = dict.fromkeys(
+        ("empty", "moved", "confidence", "slow", "dropped", "tracks", "class_disagree", "class_count")
+    )
+    policy = Policy(
+        hours=0,
+        deadline_hours=9,
+        loss=0.05,
+        errors=0.05,
+        count=0.05,
+        lost=0.1,
+        added=0.1,
+        steps=(0.5, 1),
+        **off,
+    )
+    start_trial("rollout", "registry", "line@1.1", {"gate": "north", "dock": "south"}, policy)
+    return tmp_path
+
+
+def run_with(means, name="run.json", **how):
+    "Evidence of a run with both cameras."
+    cameras = {"gate": {}, "dock": {}}
+    return drawn_run(name, read_trial("rollout"), cameras, Drawn(means, 4.0, 0.2, **how))
+
+
+def test_start_names_what_comes_next(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small_registry("registry")
+    (tmp_path / "cameras.yaml").write_text("sources: [{uri: 'line:', id: gate}, {uri: 'line:', id: dock}]")
+    words = (
+        "rollout",
+        "start",
+        "line@1.1",
+        "--config",
+        "cameras.yaml",
+        "--camera",
+        "door=south",
+        "--steps",
+        "0.5,1",
+    )
+    code, text = shown(capsys, *words)
+    state = read_trial("rollout").state
+    assert code == 0 and "shadow, 3 cameras" in text and "cv-pipeline rollout advance rollout" in text
+    assert set(state.order) == {"site", "south"} and state.policy.steps == (0.5, 1.0)
+
+
+def test_advance_does_what_is_proven_and_status_changes_nothing(rollout, capsys):
+    code, text = shown(capsys, "rollout", "status", "rollout")
+    assert code == 0 and "INSUFFICIENT" in text and "no frames of" in text
+    code, text = shown(capsys, "rollout", "advance", "rollout", run_with(HARMLESS))
+    assert code == 0 and "canary" in text and Registry("registry").find("line@1.1").state == "canary"
+    before = (rollout / "rollout" / "rollout.jsonl").read_bytes()
+    assert shown(capsys, "rollout", "status", "rollout")[0] == 0
+    assert (rollout / "rollout" / "rollout.jsonl").read_bytes() == before
+
+
+def test_a_rollback_is_exit_code_1(rollout, capsys):
+    code, text = shown(capsys, "rollout", "advance", "rollout", run_with(WORSE))
+    assert code == 1 and "rolled back" in text and "BEYOND" in text
+    assert Registry("registry").find("line@1.1").state == "candidate"
+
+
+def test_by_hand_only_with_force_and_a_reason(rollout, capsys):
+    assert "needs --force" in ask("rollout", "promote", "rollout", "--reason", "hurry")[1]
+    assert ask("rollout", "promote", "rollout", "--force")[0] == 2
+    assert "no reason" in ask("rollout", "promote", "rollout", "--force", "--reason", " ")[1]
+    code, text = ask("rollout", "promote", "rollout", "--force", "--reason", "hurry")
+    assert code == 0 and "canary, FORCED: 2 cameras" in text
+    assert ask("rollout", "abort", "rollout", "--reason", "rain")[0] == 0
+    code, text = shown(capsys, "rollout", "status", "rollout")
+    assert code == 0 and "aborted, FORCED (rain)" in text
+    assert shown(capsys, "rollout", "advance", "rollout")[0] == 1
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        (["shadow", "--candidate", "a"], "name recordings or cameras"),
+        (["shadow", "line:frames=3", "--candidate", "none"], "none"),
+        (["shadow", "line:frames=3", "--candidate", "factory_line", "--share", "2"], "shadow.share"),
+        (["shadow", "line:frames=3", "--candidate", "factory_line", "--rollout", "x"], "no trial was begun"),
+        (["rollout", "start", "line@1.1", "--folder", "b"], "give --camera NAME=SITE"),
+        (["rollout", "start", "line@7", "--folder", "b", "--camera", "a"], "unknown version"),
+        (["rollout", "start", "line@1.1", "--folder", "b", "--camera", "a", "--loss", "2"], "loss: 2"),
+        (["rollout", "status", "none"], "no trial was begun"),
+        (["rollout", "advance", "rollout", "none"], "no evidence of a shadow"),
+        (["rollout", "advance", "rollout", "--answers", "rollout/trial.json"], "line 1"),
+        (["rollout", "abort", "none", "--reason", "x"], "no trial was begun"),
+    ],
+)
+def test_a_mistake_in_a_rollout_is_a_sentence(rollout, words, text):
+    code, found = ask(*words)
+    assert code is None and text in found and ("—" in found or "[" in found)
+
+
+def test_two_models_on_the_same_recording(tmp_path, monkeypatch, capsys):
+    "From the command to the registry: evidence of a real run is taken in by the rollout of these models."
+    from cv_pipeline.inference.manifest import bundled_models
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bundled_models()["factory_line"], "stricter")
+    book = read_json("stricter/manifest.json", dict)
+    book["postprocess"] |= {"conf": 0.85, "class_conf": {}}
+    write_json("stricter/manifest.json", book | {"version": "1.1"})
+    code, text = shown(capsys, "shadow", "line:seed=5,frames=64", "--candidate", "stricter", "--out", "run")
+    assert code == 0 and "INSUFFICIENT" in text and "14 frames compared, 0 skipped" in text
+    for words in (["init"], ["add", "factory_line"], ["add", "stricter"]):
+        force = ["--force", "--reason", "a test"] if words[0] == "add" else []
+        assert ask("registry", *words, *force)[0] == 0
+    ask("registry", "move", "factory_line@1.0", "production", "--force", "--reason", "a test")
+    assert ask("rollout", "start", "factory_line@1.1", "--camera", "line")[0] == 0
+    code, text = shown(capsys, "rollout", "advance", "rollout", "run")
+    assert code == 0 and "1 cameras, 14 frames" in text and "INSUFFICIENT" in text
+
+
+@pytest.mark.slow
+def test_the_page_of_a_rollout(rollout, capsys):
+    code, text = shown(capsys, "rollout", "report")
+    assert code == 0 and "verdict: NEEDS LABELS" in text
+    assert ask("rollout", "promote", "rollout", "--force", "--reason", "hurry")[0] == 0
+    assert shown(capsys, "rollout", "report", "rollout")[0] == 0
+    pages = {p.parent.name: p.read_text(encoding="utf-8") for p in rollout.rglob("report.html")}
+    assert len(pages) == 2 and any("FORCED: a person has overruled" in page for page in pages.values())
+    assert any("by class" in page or "image/png" in page for page in pages.values())
