@@ -47,7 +47,9 @@ class SourceConfig(_Section):
         gt=0,
         description="Rate of a folder of frames, or to ask a camera for; None: file times, the camera's own.",
     )
-    realtime: bool = Field(False, description="Play a file at its own speed, as if it were a camera.")
+    realtime: bool = Field(
+        False, description="Play a file, or the line, at its own speed, as if it were a camera."
+    )
     user: str | None = Field(None, description="User name, for a stream that requires one.")
     password_env: str | None = Field(
         None,
@@ -367,6 +369,7 @@ class ShadowConfig(_Section):
     hang_s: float = Field(30.0, gt=0, description="A call that takes longer hangs.")
     pictures: int = Field(200, ge=0, description="Frames with a disagreement that are kept for labelling.")
     folder: Path | None = Field(None, description="Where evidence goes. None: OUT/shadow.")
+    save_s: float = Field(60.0, gt=0, description="Seconds between two writings of the evidence.")
     wait: bool = Field(False, description="Wait for the shadow: for recordings, so that no frame is skipped.")
 
 # %% ../../nbs/00_core/03_config.ipynb #55227625

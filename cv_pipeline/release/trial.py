@@ -682,7 +682,8 @@ def open_shadow(
     "The sink that a configuration asks for."
     settings = shadow_settings(config, run)
     folder = config.folder or Path(run.delivery.out) / "shadow"
-    return ShadowSink(folder, settings, limits_of(config.rollout, settings.role), raised)
+    limits = limits_of(config.rollout, settings.role)
+    return ShadowSink(folder, settings, limits, raised, save_s=config.save_s)
 
 # %% ../../nbs/10_release/06_trial.ipynb #f03272fc
 def disagreement_over_time(

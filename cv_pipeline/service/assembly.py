@@ -131,7 +131,7 @@ def _password(config: SourceConfig) -> str | None:
 def _open(config: SourceConfig, name: str, threads: int | None) -> tuple[Source, Opening | None]:
     "One source; a live one is opened in the background, and again whenever it is lost."
     if config.uri.startswith("line:"):
-        return open_line(config.uri, name), None
+        return open_line(config.uri, name, config.realtime), None
     stream = StreamSettings(
         config.user, _password(config), config.open_timeout_s, config.read_timeout_s, config.transport
     )

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, redirect_stdout
+from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -21,13 +23,21 @@ import yaml
 
 from ..core.animations import colour_video, video_frame
 from ..core.formats import to_coco_annotations, to_mot, to_yolo
-from ..core.types import ConfigError, DataError, Detections, Frame, MissingExtraError, SourceStatus
+from cv_pipeline.core.types import (
+    ConfigError,
+    DataError,
+    Detections,
+    Frame,
+    MissingExtraError,
+    SourceStatus,
+    utc_now,
+)
 from .belt import FactoryLine, LineConfig, Truth
 from .conditions import CONDITION_NAMES, Conditions, random_conditions
 from .parts import CLASS_NAMES, seeded
 
 # %% auto #0
-__all__ = ['SIZES', 'DEMO', 'LineInfo', 'LineSource', 'open_line', 'VideoFile', 'write_video', 'YoloFolder', 'CocoFile',
+__all__ = ['SIZES', 'DEMO', 'LineInfo', 'Pace', 'LineSource', 'open_line', 'VideoFile', 'write_video', 'YoloFolder', 'CocoFile',
            'MotFolder', 'Videos', 'write_dataset', 'domain_randomised', 'shrunk', 'average_precision', 'make_demo']
 
 # %% ../../nbs/01_synthetic/03_line.ipynb #c39cf087
@@ -42,10 +52,16 @@ class LineInfo(NamedTuple):
     decoder: str = "synthetic"
 
 
+class Pace(NamedTuple):
+    "How a line delivers like a camera: each frame when it is due, with the time of the clock on the wall."
+
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    now: Callable[[], datetime] = utc_now
+
+
 class LineSource:
     "One camera of a factory line as a Source: no file, no camera, known truth in frame.meta['truth']."
-
-    live = False
 
     def __init__(
         self,
@@ -54,25 +70,31 @@ class LineSource:
         frames: int | None = None,  # None: endless
         first: int = 0,
         source_id: str | None = None,  # default line-<camera>
+        pace: Pace | None = None,  # None: as fast as frames are asked for, by the time of the line
     ):
-        self.line, self.camera, self.first, self.source_id = (
-            line,
-            camera,
-            first,
-            source_id or f"line-{camera}",
-        )
+        self.line, self.camera, self.first, self.pace = line, camera, first, pace
+        self.source_id, self.live = source_id or f"line-{camera}", pace is not None
         self.info = LineInfo("synthetic", *line.config.size, line.config.fps, frames)
         self.skipped: list[tuple[str, str]] = []
         self.skipped_count, self._open = 0, True
 
     def __iter__(self) -> Iterator[Frame]:
         "Frames from `first` on, each drawn when it is asked for; again from `first` with every iteration."
-        index = self.first
+        index, began = self.first, self.pace.clock() if self.pace else 0.0
         while self._open and (self.info.frame_count is None or index < self.first + self.info.frame_count):
             frame, _ = self.line.render(index, self.camera)
             frame.source_id = self.source_id
-            yield frame
+            if self.pace is not None:
+                self._wait(self.pace, began + (index - self.first) / self.line.config.fps)
+                frame.captured_at = self.pace.now()
+            if self._open:
+                yield frame
             index += 1
+
+    def _wait(self, pace: Pace, due: float) -> None:
+        "Until the clock reads `due`, in steps short enough to notice close()."
+        while self._open and (left := due - pace.clock()) > 0:
+            pace.sleep(min(left, 0.25))
 
     def status(self) -> SourceStatus:
         return SourceStatus(self.info.fps, self.info.decoder)
@@ -96,6 +118,7 @@ def _number(text: str, key: str, kind: type, uri: str) -> Any:
 def open_line(
     uri: str,  # "line:" or e.g. "line:camera=1,frames=500,seed=7,width=1280,height=720,fog=3"
     source_id: str | None = None,
+    realtime: bool = False,  # like a camera
 ) -> LineSource:
     "A factory line from a short text, for the command line and for configuration files."
     settings: dict[str, Any] = {}
@@ -116,7 +139,7 @@ def open_line(
     conditions = Conditions(**{k: settings.pop(k) for k in CONDITION_NAMES if k in settings})
     size = settings.pop("width", 640), settings.pop("height", 480)
     line = FactoryLine(LineConfig(cameras=camera + 1, size=size, **settings), {camera: conditions})
-    return LineSource(line, camera, frames, first, source_id)
+    return LineSource(line, camera, frames, first, source_id, Pace() if realtime else None)
 
 # %% ../../nbs/01_synthetic/03_line.ipynb #8262d7de
 class VideoFile:
