@@ -88,7 +88,7 @@ class Panels(LazyGroup):
             found.rich_help_panel = panel  # type: ignore[attr-defined]  # of typer's commands
         return found
 
-
+# %% ../../nbs/19_commands/09_main.ipynb #77ab01c4
 app = typer.Typer(
     name="cv-pipeline",
     cls=Panels,
