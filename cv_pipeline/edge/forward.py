@@ -11,7 +11,6 @@ import json
 import logging
 import random
 import re
-import secrets
 import socket
 import sqlite3
 import ssl
@@ -140,7 +139,7 @@ def _storable(value: Any) -> bool:
         return not re.search(r"[\ud800-\udfff]", value)
     return not isinstance(value, (int, float)) or -(1 << 62) < value < 1 << 62
 
-
+# %% ../../nbs/11_edge/01_forward.ipynb #77ab01c3
 class Received(NamedTuple):
     "A row as the centre reads it."
 
@@ -371,7 +370,9 @@ class Inbox:
     ):
         self.folder, self.now, self.step = writable_folder(folder), now, step
         self.path, self._lock, self._files = self.folder / "inbox.sqlite", threading.Lock(), threading.Lock()
-        self._db, self.began = _open_inbox(self.path, began or f"{now():.0f}-{secrets.token_hex(4)}")
+        self._db, self.began = _open_inbox(
+            self.path, began or f"{now():.0f}-{random.SystemRandom().getrandbits(32):08x}"
+        )
 
     def take(self, data: bytes, device: str) -> Receipt:
         "A batch, on the disk when this returns; DataError for a bad one, SinkError for a full disk."

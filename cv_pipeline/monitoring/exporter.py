@@ -231,6 +231,10 @@ class AlertLimits:
     uncertain: float = 0.4  # most detections in the uncertain band, as a share
     confidence: float = 0.8  # least mean confidence of the last hour, as a share of the last day's
     hold_s: float = 60.0  # seconds that most alarms must last; slow ones a multiple of it
+    stale_s: float = 30.0  # a device without a heartbeat for so many seconds is stale
+    outbox_s: float = 3600.0  # age of the oldest row that may wait on a device
+    stuck_s: float = 86_400.0  # a step of a rollout may take
+    clock_s: float = 30.0  # the clock of a device may be off
 
     def __post_init__(self):
         wrong = [
@@ -367,10 +371,55 @@ def _log_rules(m: AlertLimits) -> Iterator[_Rule]:
         "check whether its disk is full",
     )
 
+# %% ../../nbs/09_monitoring/04_exporter.ipynb #a6f0c1d2
+def _fleet_rules(m: AlertLimits) -> Iterator[_Rule]:
+    "Rules for devices that report to a centre, and for models on their way to them."
+    name, fleet = "{{ $labels.device }}", "cv_pipeline_fleet_"
+    yield (
+        "DeviceStale",
+        f"{fleet}beat_age_seconds > {m.stale_s:g}",
+        1,
+        "critical",
+        f"{name}: no heartbeat for {{{{ $value | humanizeDuration }}}}",
+        "check its power and its network; rows wait in its outbox",
+    )
+    yield (
+        "OutboxGrows",
+        f"{fleet}outbox_oldest_seconds > {m.outbox_s:g}",
+        5,
+        "warning",
+        f"{name}: rows wait for {{{{ $value | humanizeDuration }}}}",
+        "check the link of the device, and the disk of the centre",
+    )
+    yield (
+        "RolloutStuck",
+        f"{fleet}step_seconds > {m.stuck_s:g}",
+        5,
+        "warning",
+        "{{ $labels.model }}: a step takes {{ $value | humanizeDuration }}",
+        "see which devices of the ring are missing on the fleet page; abort the push, or pause them",
+    )
+    yield (
+        "RolledBack",
+        f"{fleet}rolled_back == 1",
+        0,
+        "warning",
+        f"{name} refused its newest model",
+        "read the reason on the page of the device",
+    )
+    yield (
+        "ClockOff",
+        f"abs({fleet}clock_error_seconds) > {m.clock_s:g}",
+        5,
+        "warning",
+        f"{name}: its clock is off by {{{{ $value | humanizeDuration }}}}",
+        "check its time service; an update is not verified with a wrong clock",
+    )
+
 # %% ../../nbs/09_monitoring/04_exporter.ipynb #c784428a
 def _rules(m: AlertLimits) -> Iterator[_Rule]:
-    "All rules, from the camera to the log."
-    for part in (_camera_rules, _run_rules, _model_rules, _log_rules):
+    "All rules, from the camera to the fleet."
+    for part in (_camera_rules, _run_rules, _model_rules, _log_rules, _fleet_rules):
         yield from part(m)
 
 

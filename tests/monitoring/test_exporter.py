@@ -227,6 +227,11 @@ def test_each_rule_fires_on_the_series_that_it_is_for(tmp_path):
             {"job": "cv_pipeline", "instance": "a"},
             {'up{job="cv_pipeline",instance="a"}': flat},
         ),
+        ("DeviceStale", {}, {'cv_pipeline_fleet_beat_age_seconds{device="box-1"}': "0+60x120"}),
+        ("OutboxGrows", {}, {'cv_pipeline_fleet_outbox_oldest_seconds{device="box-1"}': "0+60x120"}),
+        ("RolloutStuck", {}, {'cv_pipeline_fleet_step_seconds{model="line 1.1"}': "86000+60x120"}),
+        ("RolledBack", {}, {'cv_pipeline_fleet_rolled_back{device="box-1"}': "1+0x120"}),
+        ("ClockOff", {}, {'cv_pipeline_fleet_clock_error_seconds{device="box-1"}': "-3600+0x120"}),
     ]
     tests = [
         {
@@ -249,6 +254,11 @@ def test_each_rule_fires_on_the_series_that_it_is_for(tmp_path):
         'cv_pipeline_uncertain_total{source="gate"}': "0+1x120",
         'cv_pipeline_detections_total{source="gate"}': rise,
         'cv_pipeline_frame_age_seconds{source="gate"}': "1+0x120",
+        'cv_pipeline_fleet_beat_age_seconds{device="box-1"}': "9+0x120",
+        'cv_pipeline_fleet_outbox_oldest_seconds{device="box-1"}': "40+0x120",
+        'cv_pipeline_fleet_step_seconds{model="line 1.1"}': "0+60x120",
+        'cv_pipeline_fleet_rolled_back{device="box-1"}': flat,
+        'cv_pipeline_fleet_clock_error_seconds{device="box-1"}': "-2+0x120",
     }
     ended = {
         f'cv_pipeline_{name}{{source="clip.mp4"}}': values
