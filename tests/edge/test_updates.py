@@ -397,3 +397,16 @@ def test_a_ready_version_that_has_vanished_is_a_sentence(beside, monkeypatch):
     updates.want("ab" * 32)
     stepped(agent, lambda: "not an installed version" in agent.status.update)
     assert agent.slots.state.trying == ""
+
+
+def test_a_model_that_was_put_back_is_not_tried_again_at_once(world, beside):
+    "Its run ended because of a camera: it is not blocked, and the next trial is later than the last one."
+    agent, updates, _ = beside
+    stepped(agent, lambda: agent.status.state == "no model")
+    release = world.release("1.1", "exit 3")
+    updates.settings = replace(updates.settings, every_s=600)
+    updates.want(release.digest)
+    stepped(agent, lambda: agent.status.rolled_back)
+    agent.step()
+    assert agent.slots.state.blocked == {} and updates._refusals == 1
+    assert updates._due > updates.clock() + 500
