@@ -5,7 +5,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +18,11 @@ from cv_pipeline.core.types import ConfigError, SinkError
 from cv_pipeline.edge import box as B
 from cv_pipeline.edge.forward import Inbox, InboxServer, answer_device
 from cv_pipeline.edge.slots import Slots, install_version, read_state
+from tests.helpers.cli import CLI
 from tests.helpers.device_player import mood_bundle, write_player
 from tests.helpers.services import free_port
 from tests.helpers.waiting import until
 
-CV_PIPELINE = str(Path(sys.executable).with_name("cv-pipeline"))
 TEXT = """
 device: box-7
 run: line.yaml
@@ -357,7 +356,7 @@ def test_the_agent_is_small(file, centre):
     "No picture, no model, no library of either: 60 MB at most, as `cv-pipeline device run` starts it."
     config = B.load_device(file)
     B.enrol_device(config, "4711")
-    agent = subprocess.Popen([CV_PIPELINE, "device", "run", "--config", str(file)])
+    agent = subprocess.Popen([CLI, "device", "run", "--config", str(file)])
     try:
         until(lambda: len(centre.beats) > 20 and centre.beats[-1].get("state") == "running", 120, agent)
         status = Path(f"/proc/{agent.pid}/status").read_text()
@@ -408,7 +407,7 @@ def device_file(folder, world, preflight):
     from cv_pipeline.release import trust as T
 
     (folder / "line.yaml").write_text(
-        "sources: [{uri: 'line:fps=5', id: belt, realtime: true}]\n"
+        "sources: [{uri: 'line:fps=2', id: belt, realtime: true}]\n"
         f"delivery: {{out: '{folder / 'out'}', jsonl: false}}\nmodel: {{threads: 1}}\n"
     )
     text = (
@@ -425,7 +424,7 @@ def test_a_real_run_gets_a_signed_release_and_returns_from_one_that_crashes(worl
     file = device_file(tmp_path, world, preflight=False)
     config = B.load_device(file)
     good = world.release["1.1"]()
-    agent = subprocess.Popen([CV_PIPELINE, "device", "run", "--config", str(file)], stderr=subprocess.DEVNULL)
+    agent = subprocess.Popen([CLI, "device", "run", "--config", str(file)], stderr=subprocess.DEVNULL)
     try:
         state = lambda: read_state(B.model_folder(config))
         until(lambda: state().current == good.digest, 120, agent)
