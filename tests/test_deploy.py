@@ -13,17 +13,19 @@ import pytest
 import yaml
 
 from cv_pipeline.core.config import load_config
+from cv_pipeline.edge.agent import AgentSettings
 from tests.helpers.services import absent, require
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "cv-pipeline@.service"
+AGENT = DEPLOY / "cv-pipeline-device.service"
 
 
-def unit() -> dict[str, dict[str, list[str]]]:
+def unit(file: Path = UNIT) -> dict[str, dict[str, list[str]]]:
     "Section → key → values: keys may be repeated, which configparser does not allow."
     found: dict[str, dict[str, list[str]]] = {}
-    for line in UNIT.read_text().splitlines():
+    for line in file.read_text().splitlines():
         if line.startswith("["):
             section = found.setdefault(line.strip("[]"), {})
         elif "=" in line and not line.startswith("#"):
@@ -32,15 +34,17 @@ def unit() -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def test_systemd_accepts_the_unit(tmp_path):
+@pytest.mark.parametrize("file", [UNIT, AGENT], ids=lambda p: p.stem)
+def test_systemd_accepts_the_unit(tmp_path, file):
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze here")
     program = tmp_path / "cv-pipeline"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    text = UNIT.read_text().replace("/opt/cv_pipeline/bin/cv-pipeline", str(program))
-    (tmp_path / "cv-pipeline@line.service").write_text(text)
-    command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "cv-pipeline@line.service")]
+    text = file.read_text().replace("/opt/cv_pipeline/bin/cv-pipeline", str(program))
+    place = tmp_path / file.name.replace("@", "@line")
+    place.write_text(text)
+    command = ["systemd-analyze", "verify", "--man=no", str(place)]
     said = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert said.returncode == 0, said.stderr
     assert str(tmp_path) not in said.stderr, said.stderr
@@ -52,6 +56,25 @@ def test_the_unit_restarts_what_fails_and_stops_what_hangs():
     assert service["Restart"] == ["on-failure"] and service["RestartPreventExitStatus"] == ["2"]
     assert "143" in service["SuccessExitStatus"][0].split()
     assert service["ProtectSystem"] == ["strict"] and service["NoNewPrivileges"] == ["yes"]
+
+
+def test_the_unit_of_an_agent_is_as_closed_as_that_of_a_run():
+    "It may do nothing more than a run; it gets more time to end, since the run ends before it."
+    run, agent = unit()["Service"], unit(AGENT)["Service"]
+    own = {"ExecStart", "EnvironmentFile", "TimeoutStartSec", "TimeoutStopSec", "MemoryMax", "KillMode"}
+    assert {k: v for k, v in agent.items() if k not in own} == {k: v for k, v in run.items() if k not in own}
+    assert int(agent["TimeoutStopSec"][0]) > AgentSettings().grace_s and agent["KillMode"] == ["mixed"]
+    assert int(agent["WatchdogSec"][0]) > AgentSettings().grace_s + 10
+
+
+def test_the_unit_of_an_agent_runs_a_command_that_exists():
+    from typer.testing import CliRunner
+
+    from cv_pipeline.commands.main import app
+
+    program, *words = shlex.split(unit(AGENT)["Service"]["ExecStart"][0])
+    assert Path(program).name == "cv-pipeline" and words[-1] == "/etc/cv-pipeline/device.yaml"
+    assert CliRunner().invoke(app, [*words[:-2], "--help"]).exit_code == 0
 
 
 def test_the_unit_runs_a_command_that_exists():

@@ -195,7 +195,10 @@ PROOF = {  # how a row begins → tests that prove it
         "edge/test_forward::test_killed_again_and_again_nothing_is_lost_twice_or_out_of_order",
         "edge/test_outbox::test_without_power_no_number_is_given_twice_and_no_promise_is_broken",
     ],
-    "two agents": ["edge/test_outbox::test_two_agents_in_one_folder_are_refused"],
+    "two agents": [
+        "edge/test_outbox::test_two_agents_in_one_folder_are_refused",
+        "edge/test_slots::test_two_agents_in_one_folder",
+    ],
     "a new model is worse": [
         "release/test_rollout::test_each_guard_rolls_back_and_is_named",
         "release/test_rollout::test_nothing_seen_is_insufficient_and_expires_at_the_deadline",
@@ -230,6 +233,54 @@ PROOF = {  # how a row begins → tests that prove it
         "release/test_rollout::test_a_torn_line_is_taken_away_by_the_next_event",
     ],
     "a person overrules": ["release/test_rollout::test_a_person_may_overrule_and_the_file_says_so"],
+    "an update of a device": [
+        "edge/test_slots::test_a_kill_at_every_step_leaves_one_whole_model",
+        "edge/test_slots::test_sigkill_at_some_steps",
+        "edge/test_slots::test_after_a_power_cut_at_any_moment_the_state_names_whole_models",
+    ],
+    "a released model": [
+        "release/test_preflight::test_swapped_classes_are_found_by_the_golden_pictures",
+        "release/test_preflight::test_absolute_limits",
+        "edge/test_box::test_the_preflight_of_a_real_device_keeps_a_broken_model_away",
+    ],
+    "a model on trial crashes": [
+        "edge/test_agent::test_a_bad_model_is_rolled_back_and_blocked",
+        "edge/test_agent::test_a_model_that_kills_its_agent_is_started_twice_at_most",
+        "edge/test_box::test_a_real_run_gets_a_signed_release_and_returns_from_one_that_crashes",
+    ],
+    "a model on trial cannot": [
+        "edge/test_agent::test_without_a_camera_a_model_is_neither_good_nor_bad",
+        "edge/test_updates::test_a_model_that_was_put_back_is_not_tried_again_at_once",
+    ],
+    "the model before": [
+        "edge/test_slots::test_a_version_that_vanished_gives_way_to_the_one_before",
+        "edge/test_agent::test_no_model_at_all_is_a_state",
+        "edge/test_agent::test_the_first_model_runs_until_a_release_has_come",
+    ],
+    "the agent of a device": [
+        "edge/test_agent::test_the_run_of_an_agent_that_was_killed_is_ended_by_the_next_one",
+        "edge/test_agent::test_restarts_of_the_agent_count_for_nothing_without_a_trial",
+    ],
+    "the download of an update": [
+        "edge/test_updates::test_an_attack_is_refused_with_its_reason",
+        "edge/test_updates::test_a_torn_bundle_in_the_inbox_is_downloaded_again",
+        "edge/test_updates::test_what_was_withdrawn_is_not_installed",
+        "edge/test_updates::test_a_refusal_is_reported_once_and_asked_again_later_and_later",
+    ],
+    "an update while the clock": [
+        "edge/test_updates::test_a_clock_that_fell_back_is_reported_and_does_not_stop_updates",
+        "edge/test_updates::test_expired_metadata_only_waits",
+    ],
+    "the disk of a device": [
+        "edge/test_agent::test_a_disk_that_is_full_for_a_while_delays_the_verdict",
+        "edge/test_updates::test_a_full_disk_is_a_refusal",
+    ],
+    "the report of an update": ["edge/test_agent::test_a_report_that_cannot_be_written_never_rolls_back"],
+    "the answer to an enrolment": ["edge/test_box::test_a_device_makes_its_own_token_and_sends_it_again"],
+    "a device is too hot": [
+        "monitoring/test_hardware::test_each_figure_has_a_signal_that_comes_and_goes",
+        "monitoring/test_hardware::test_no_content_of_any_file_is_an_error",
+    ],
     "devices of a fleet": [
         "release/test_rollout::test_the_brake",
         "release/test_rollout::test_a_halt_leaves_the_cameras_and_ends_it",
