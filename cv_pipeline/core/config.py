@@ -354,6 +354,7 @@ class ShadowConfig(_Section):
     "A second model on the same frames, in a process of its own; it delivers nothing."
 
     model: str = Field(min_length=1, description="Bundled name, model folder or file.")
+    spec: Path | None = Field(None, description="Manifest of a model file that carries none.")
     role: Literal["candidate", "previous"] = Field(
         "candidate", description="In the shadow: the new model, or in a canary the previous one."
     )

@@ -88,7 +88,7 @@ class Policy:
     tracks: float | None = 0.10  # finished tracks that only one of them has
     errors: float | None = 0.001  # model errors, or twice those of the old model
     slow: float | None = 0.10  # share of frames slower than slow_factor × p95 of the old model
-    slow_factor: float = 1.5
+    slow_factor: float = 1.5  # times p95 of the old model
     dropped: float | None = 0.02  # frames dropped more than with the old model
     memory_factor: float = 1.3  # peak memory, times that of the old model
 

@@ -78,6 +78,8 @@ class Model:
         return boxes(count)
 
 
-def open_model(path: str, threads: int = 0) -> Model:
+def open_model(path: str, threads: int = 0, **how: object) -> Model:
     "What a shadow calls."
+    if Path(path).read_text() == "unopened":
+        threading.Event().wait()
     return Model(path)

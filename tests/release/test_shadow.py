@@ -138,6 +138,14 @@ def test_a_frame_is_skipped_and_counted_when_both_slots_are_taken(shadow):
     assert sink.summary()["compared"] == 0
 
 
+def test_a_run_that_ends_while_the_model_is_opened_does_not_wait(shadow, tmp_path):
+    sink = shadow("unopened", wait=False)
+    sink.write(result(0))
+    until(lambda: sink._process is not None, 60)
+    sink.close()
+    assert not sink._thread.is_alive() and read_json(tmp_path / "shadow" / "evidence.json")["faults"] == []
+
+
 def test_a_share_of_the_frames_of_some_cameras(shadow):
     sink = shadow("good", share=0.25, cameras=("gate",))
     fed(sink, [result(n, camera=c) for n in range(20) for c in ("gate", "dock")])
@@ -229,7 +237,7 @@ def test_it_dies_with_its_parent(tmp_path):
     code = (
         "import sys; from cv_pipeline.release.shadow import *\n"
         f"s = ShadowSettings({str(tmp_path / 'model.txt')!r}, opener={OPENER!r})\n"
-        "p = ShadowProcess(s, s.model, FrameSlots()); print(p.process.pid, flush=True); sys.stdin.read()"
+        "p = ShadowProcess(s, s.model, FrameSlots()).open(); print(p.process.pid, flush=True); sys.stdin.read()"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -252,7 +260,7 @@ def test_it_dies_with_its_parent(tmp_path):
 def test_an_answer_that_is_late_is_a_hang(tmp_path):
     (tmp_path / "model.txt").write_text("hang")
     how, slots = ShadowSettings(str(tmp_path / "model.txt"), opener=OPENER, hang_s=0.2), FrameSlots()
-    process = ShadowProcess(how, how.model, slots)
+    process = ShadowProcess(how, how.model, slots).open()
     try:
         with pytest.raises(ShadowFault, match="hang: no response within 0.2 s"):
             process.ask(0, (4, 4, 3))

@@ -265,9 +265,19 @@ def test_the_same_minutes_twice_are_refused(trial):
     path = drawn(trial, replace(HARMLESS, hours=1.0))
     collect_runs(trial.folder, [path])
     write_json(path, read_json(path, dict) | {"run": "once more"})
-    collect_runs(trial.folder, [path])
     with pytest.raises(DataError, match="two runs of .* overlap in time"):
-        found_in(trial)
+        collect_runs(trial.folder, [path])
+    assert readings_of(found_in(trial).evidence["gate"])[0].rows == 720
+
+
+def test_a_run_with_other_limits_is_refused(trial):
+    path = drawn(trial, replace(HARMLESS, hours=0.1))
+    book = read_json(path, dict)
+    for state in book["cameras"].values():
+        state["columns"][0][1] = 0.2
+    write_json(path, book)
+    with pytest.raises(DataError, match="limits are not those of this rollout"):
+        collect_runs(trial.folder, [path])
 
 
 def test_runs_of_other_models_or_of_another_stage_are_refused(trial, clock):
