@@ -240,7 +240,7 @@ def to_html(notebook: Path, page: Path, code: bool = False) -> None:
     page.write_text(body, encoding="utf-8")
 
 # %% ../../nbs/17_reporting/00_runner.ipynb #5f0895ca
-_INPUTS = tuple("model data log centre truth result results frozen rollout".split())  # what a report can be of
+_INPUTS = tuple("model data log centre truth result results frozen rollout".split())  # of a report
 
 
 def default_name(
