@@ -26,7 +26,7 @@ from .types import utc_now
 
 # %% auto #0
 __all__ = ['LEAST_ADDRESS_SPACE', 'instruction_set', 'processor_name', 'usable_cores', 'user_name', 'nvml', 'machine',
-           'address_space_limit', 'address_space_left', 'config_hash', 'stamp', 'describe_stamp']
+           'address_space_limit', 'address_space_left', 'process_memory_mib', 'config_hash', 'stamp', 'describe_stamp']
 
 # %% ../../nbs/00_core/14_stamp.ipynb #7535e427
 _INSTRUCTION_SETS = {  # flag of the processor → name; the first that is there is what eight-bit kernels take
@@ -149,6 +149,16 @@ def address_space_left() -> float:
         pages = int(Path("/proc/self/statm").read_bytes().split()[0])
         return address_space_limit() - pages * os.sysconf("SC_PAGE_SIZE")
     return float("inf")
+
+
+def process_memory_mib(
+    key: str = "VmHWM",  # the most that it ever had; VmRSS: now
+) -> float | None:  # None where the system does not report it
+    "Memory of this process. (`ru_maxrss` would begin with that of the process that started it.)"
+    with suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/self/status").read_text()
+        return round(int(text.partition(key + ":")[2].split()[0]) / 1024, 1)
+    return None
 
 # %% ../../nbs/00_core/14_stamp.ipynb #b81f54ba
 def _plain(value: Any) -> Any:

@@ -37,9 +37,9 @@ from cv_pipeline.release.rollout import (
 # %% auto #0
 __all__ = ['STATES', 'FleetLimits', 'Device', 'Known', 'in_words', 'read_device', 'Push', 'read_pushes', 'chosen_devices',
            'read_fleet', 'fleet_rows', 'kept_drift', 'keep_drift', 'example_fleet', 'push_model', 'settle_wishes',
-           'abort_push', 'settle_pushes', 'pause_devices', 'resume_devices', 'versions_over_time', 'rollbacks',
-           'fleet_verdict', 'plot_versions', 'plot_outboxes', 'example_week', 'drift_of_fleet', 'example_centre',
-           'fleet_families']
+           'abort_push', 'advance_push', 'settle_pushes', 'pause_devices', 'resume_devices', 'versions_over_time',
+           'rollbacks', 'fleet_verdict', 'plot_versions', 'plot_outboxes', 'example_week', 'drift_of_fleet',
+           'example_centre', 'fleet_families']
 
 # %% ../../nbs/11_edge/05_devices.ipynb #658a96b5
 @dataclass(frozen=True)
@@ -433,15 +433,31 @@ def settle_wishes(store: CentreStore) -> dict[str, dict[str, str]]:  # device â†
     return wishes
 
 
-def abort_push(store: CentreStore, digest: str, reason: str, who: str = "operator") -> Push:
-    "Back to the old model on all devices; the push by its digest or first digits."
+def _on_its_way(store: CentreStore, digest: str) -> Push:
+    "The push that is not ended, by its digest or first digits."
     found = [p for p in read_pushes(store) if p.digest.startswith(digest or "-") and not p.state.ended]
     if len(found) != 1:
         raise ConfigError(f"no push of {digest!r} is on its way", store.path, "see cv-pipeline fleet list")
-    abort_rollout(found[0].file, reason, _clock(store))
-    note_action(store, who, "abort", f"{found[0].model} {found[0].version}: {reason}")
+    return found[0]
+
+
+def abort_push(store: CentreStore, digest: str, reason: str, who: str = "operator") -> Push:
+    "Back to the old model on all devices; the push by its digest or first digits."
+    push = _on_its_way(store, digest)
+    abort_rollout(push.file, reason, _clock(store))
+    note_action(store, who, "abort", f"{push.model} {push.version}: {reason}")
     settle_wishes(store)
-    return next(p for p in read_pushes(store) if p.id == found[0].id)
+    return next(p for p in read_pushes(store) if p.id == push.id)
+
+
+def advance_push(store: CentreStore, digest: str, report: RolloutReport, who: str = "operator") -> Push:
+    "Do with a push what a verdict about its cameras says: the next devices, or back on all of them."
+    push = _on_its_way(store, digest)
+    state = advance_rollout(push.file, report, _clock(store))
+    text = f"{push.model} {push.version}: {report.verdict.value}, now {state.stage}"
+    note_action(store, who, "verdict", f"{text} on {len(state.cameras)}")
+    settle_wishes(store)
+    return next(p for p in read_pushes(store) if p.id == push.id)
 
 # %% ../../nbs/11_edge/05_devices.ipynb #bb74aae3
 def _ring_of(state: RolloutState, device: str) -> int:

@@ -27,7 +27,7 @@ from ..core.escaping import html_text, markdown_text
 from ..core.files import expecting, read_json, write_whole, writing
 from ..core.formats import LabelledImage, evaluation_items
 from ..core.model_files import artefact_sha256
-from ..core.stamp import instruction_set, machine, nvml, stamp, usable_cores
+from ..core.stamp import instruction_set, machine, nvml, process_memory_mib, stamp, usable_cores
 from ..core.types import BackendError, ConfigError, DataError, check_rules
 from cv_pipeline.evaluation.intervals import (
     FEWEST_OBJECTS,
@@ -55,16 +55,6 @@ __all__ = ['gpu_mib', 'joules', 'spent', 'work', 'Worker', 'variants', 'chosen_v
            'run_benchmark', 'compare', 'differences', 'comparison_markdown']
 
 # %% ../../nbs/06_optimization/08_benchmark.ipynb #4ff73cbc
-def _status(key: str) -> float | None:
-    """A memory number of this process in MiB, e.g. VmHWM, the most it ever had; None where the system does
-    not say."""
-    with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(key + ":"):
-                return round(int(line.split()[1]) / 1024, 1)
-    return None
-
-
 def gpu_mib(pid: int) -> float | None:
     "GPU memory of a process by NVML; None without a GPU that says so."
     with suppress(Exception), nvml() as (lib, cards):
@@ -114,7 +104,7 @@ class _Seat:
     ) -> dict[str, Any]:
         found = open_model_folder(model, spec, lambda: model_metadata(model))
         artefact = next(a for a in variants(found.manifest) if a.label == label)
-        self.bare, began = _status("VmHWM") or 0.0, time.perf_counter()
+        self.bare, began = process_memory_mib() or 0.0, time.perf_counter()
         self.preprocess, self.backend = prepared(
             found.manifest, artefact, partial(open_artefact, found, providers=providers, threads=threads)
         )
@@ -132,7 +122,7 @@ class _Seat:
         }
 
     def memory(self) -> dict[str, Any]:
-        peak = _status("VmHWM")
+        peak = process_memory_mib()
         return {
             "host_mib": None if peak is None else round(peak - self.bare, 1),
             "gpu_mib": gpu_mib(os.getpid()),

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..core.escaping import one_line
 from ..core.files import parse_json
+from ..core.stamp import process_memory_mib
 from ..core.types import CVPipelineError, DataError, check_rules, is_number
 from ..inference.loading import load_model
 from ..inference.manifest import open_model_folder
@@ -84,14 +85,6 @@ def _cap_memory(megabytes: float) -> None:
         )
 
 
-def _peak_mb() -> float | None:
-    "The most memory that this process ever had, MiB; None where the system does not report it."
-    with suppress(OSError, ValueError, IndexError):
-        text = Path("/proc/self/status").read_text()
-        return round(int(text.partition("VmHWM:")[2].split()[0]) / 1024, 1)
-    return None
-
-
 def _precision(model: Any, folder: Path) -> str:
     "Of the file that runs, to know which differences are allowed."
     found = open_model_folder(folder).manifest
@@ -128,7 +121,7 @@ class _Bench:
             self.model.predict([self.pictures[k % len(self.pictures)]])
             took.append((time.perf_counter() - t) * 1e3)
             k += 1
-        return {"ms": [round(v, 3) for v in took], "memory_mb": _peak_mb()}
+        return {"ms": [round(v, 3) for v in took], "memory_mb": process_memory_mib()}
 
 
 def _grey(model: Any) -> Any:  # (H, W, 3) uint8

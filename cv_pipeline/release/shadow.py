@@ -32,6 +32,7 @@ import numpy as np
 
 from ..core import files
 from ..core.masking import masked
+from ..core.stamp import process_memory_mib
 from cv_pipeline.core.types import (
     Backend,
     BackendError,
@@ -171,10 +172,8 @@ def _make_small(memory_mb: int) -> None:
 
 
 def _peak_mb() -> float:
-    "Most memory that this process has used."
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    "Most memory that this process has used; NaN where the system does not report it."
+    return process_memory_mib() or math.nan
 
 
 def _fault_of(e: BaseException) -> dict[str, str]:

@@ -40,7 +40,7 @@ from .parts import CLASS_NAMES, seeded
 __all__ = ['SIZES', 'DEMO', 'LineInfo', 'Pace', 'LineSource', 'open_line', 'VideoFile', 'write_video', 'YoloFolder', 'CocoFile',
            'MotFolder', 'Videos', 'write_dataset', 'domain_randomised', 'shrunk', 'average_precision', 'make_demo']
 
-# %% ../../nbs/01_synthetic/03_line.ipynb #c39cf087
+# %% ../../nbs/01_synthetic/03_line.ipynb #54aaebde
 class LineInfo(NamedTuple):
     "What a LineSource is, before its first frame; the same fields as the info of any other source."
 
@@ -59,7 +59,7 @@ class Pace(NamedTuple):
     sleep: Callable[[float], None] = time.sleep
     now: Callable[[], datetime] = utc_now
 
-
+# %% ../../nbs/01_synthetic/03_line.ipynb #c39cf087
 class LineSource:
     "One camera of a factory line as a Source: no file, no camera, known truth in frame.meta['truth']."
 
