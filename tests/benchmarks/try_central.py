@@ -30,6 +30,7 @@ import sys, threading
 from pathlib import Path
 from cv_pipeline.edge.central import Centre, CentreServer
 from cv_pipeline.edge.central_page import FleetPage, fleet_duty, page_routes
+sys.setswitchinterval(0.001)  # as `cv-pipeline central serve` does
 centre = Centre(Path(sys.argv[1]))
 fleet_duty(centre)
 with CentreServer(centre, int(sys.argv[2]), more=page_routes(FleetPage(centre))) as server:

@@ -539,7 +539,7 @@ def week(tmp_path_factory):
     from cv_pipeline.monitoring.drift_report import write_week
 
     folder = tmp_path_factory.mktemp("week") / "log"
-    return write_week(folder, a_day=60, days=4, cameras=1, fails=None, keep=10_000)
+    return write_week(folder, a_day=24, days=4, cameras=1, fails=None, keep=10_000)
 
 
 def parts_of(log):
