@@ -240,7 +240,8 @@ def to_html(notebook: Path, page: Path, code: bool = False) -> None:
     page.write_text(body, encoding="utf-8")
 
 # %% ../../nbs/17_reporting/00_runner.ipynb #5f0895ca
-_INPUTS = ("model", "data", "log", "centre", "truth", "result", "results", "frozen")  # what a report can be of
+# what a report can be of
+_INPUTS = ("model", "data", "log", "centre", "truth", "result", "results", "frozen")
 
 
 def default_name(
