@@ -284,6 +284,45 @@ PROOF = {  # how a row begins → tests that prove it
     "devices of a fleet": [
         "release/test_rollout::test_the_brake",
         "release/test_rollout::test_a_halt_leaves_the_cameras_and_ends_it",
+        "edge/test_devices::test_two_of_the_first_ring_that_roll_back_halt_it_everywhere",
+        "edge/test_devices::test_a_fifth_of_all_that_roll_back_halts_a_later_ring",
+    ],
+    "a device is silent": [
+        "edge/test_devices::test_each_state_has_its_reason",
+        "edge/test_devices::test_devices_that_are_away_do_not_hold_up_the_others",
+        "monitoring/test_exporter::test_each_rule_fires_on_the_series_that_it_is_for",
+    ],
+    "a new model waits in a ring": ["edge/test_devices::test_silence_never_promotes"],
+    "the centre is killed": [
+        "edge/test_central::test_a_centre_that_is_killed_in_mid_batch_loses_and_doubles_nothing"
+    ],
+    "a database of the centre": ["edge/test_central::test_a_corrupt_database_says_what_to_do"],
+    "heartbeats cannot be written": [
+        "edge/test_central::test_heartbeats_that_cannot_be_written_wait_and_the_newest_is_written_later"
+    ],
+    "a token or code is guessed": [
+        "edge/test_central::test_an_enrolment_that_is_not_right_is_refused",
+        "edge/test_central::test_a_code_is_for_a_day_and_for_once",
+        "edge/test_central::test_a_revoked_device_is_refused_within_seconds_also_by_a_command",
+    ],
+    "silent, slow or too many": [
+        "edge/test_central::test_who_says_nothing_or_a_byte_at_a_time_is_let_go",
+        "edge/test_central::test_a_body_that_does_not_come_is_408",
+        "edge/test_central::test_too_many_connections_are_asked_to_come_later",
+    ],
+    "names of cameras or devices": [
+        "edge/test_forward::test_a_camera_whose_name_is_not_utf8_does_not_hold_up_the_outbox",
+        "edge/test_central_page::test_names_that_want_to_be_html_are_text",
+    ],
+    "a part of a device": [
+        "edge/test_central::test_a_part_that_is_none_is_refused_once_and_the_others_are_taken"
+    ],
+    "the key of the timestamp": [
+        "edge/test_central::test_a_missing_key_is_a_problem_that_stops_nothing_else"
+    ],
+    "a form of another site": [
+        "edge/test_central_page::test_a_button_needs_the_token_of_the_session_and_the_own_site",
+        "edge/test_central_page::test_wrong_passwords_are_answered_with_a_wait",
     ],
 }
 

@@ -5,10 +5,13 @@ import json
 import os
 import re
 import secrets
+import shlex
+import shutil
 import signal
 import subprocess
 import urllib.request
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -144,3 +147,43 @@ def test_the_service_from_a_code_to_a_row_and_a_clean_end(tmp_path):
     finally:
         service.kill()
     assert service.returncode == 0 and "Traceback" not in rest
+
+
+UNIT = Path(__file__).resolve().parents[2] / "deploy" / "cv-pipeline-central.service"
+
+
+def test_systemd_accepts_the_unit_of_the_centre(tmp_path):
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze here")
+    program = tmp_path / "cv-pipeline"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    text = UNIT.read_text().replace("/opt/cv_pipeline/bin/cv-pipeline", str(program))
+    (tmp_path / UNIT.name).write_text(text)
+    command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / UNIT.name)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert said.returncode == 0 and str(tmp_path) not in said.stderr, said.stderr
+
+
+def test_the_unit_of_the_centre_runs_a_command_with_options_that_exist():
+    line = re.search(r"^ExecStart=(.*)$", UNIT.read_text(), re.M)[1]
+    program, *words = shlex.split(line)
+    assert Path(program).name == "cv-pipeline" and words[:2] == ["central", "serve"]
+    help_ = CliRunner().invoke(app, ["central", "serve", "--help"], env=PLAIN).output
+    assert [w for w in words if w.startswith("--") and w not in help_] == []
+
+
+def test_the_report_of_a_fleet_runs_without_a_centre(tmp_path):
+    done = subprocess.run(
+        [CLI, "report", "fleet", "--root", str(tmp_path), "--gate", "-p", "permutations=999"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1, done.stderr  # RED: a box is offline, and a model was halted
+    metrics = json.loads(next(tmp_path.glob("*/fleet/metrics.json")).read_text())
+    assert (metrics["verdict"], len(metrics["devices"])) == ("RED", 12)
+    assert [p["stage"] for p in metrics["pushes"]] == ["promoted", "halted"]
+    assert {r["reason"] for r in metrics["rollbacks"]} == {"golden pictures differ: 5 of 12"}
+    assert [(g["device"], g["what"], g["rows"]) for g in metrics["gaps"]] == [("box-07", "gap", 900)]
+    assert {d: v["drift"] for d, v in metrics["devices"].items() if v["drift"]}.keys() == {"box-01", "box-02"}

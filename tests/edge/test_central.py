@@ -467,8 +467,9 @@ def test_who_says_nothing_or_a_byte_at_a_time_is_let_go(tmp_path):
 
 def test_a_body_that_does_not_come_is_408(tmp_path):
     with ExitStack() as stack:
-        site = Site(tmp_path, stack, head_s=0.3)
-        token, port = site.device("box-1"), int(site.url.rpartition(":")[2])
+        site = Site(tmp_path, stack, head_s=1.0)
+        token, port = "ab" * 32, int(site.url.rpartition(":")[2])
+        admit_device(site.centre.store, "box-1", new_code(site.centre.store, "box-1"), token)
         with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
             head = f"POST /beat HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
             line.sendall(f"{head}Content-Length: 99\r\n\r\n{{".encode())
@@ -539,7 +540,7 @@ def week(tmp_path_factory):
     from cv_pipeline.monitoring.drift_report import write_week
 
     folder = tmp_path_factory.mktemp("week") / "log"
-    return write_week(folder, a_day=60, days=4, cameras=1, fails=None, keep=10_000)
+    return write_week(folder, a_day=24, days=4, cameras=1, fails=None, keep=10_000)
 
 
 def parts_of(log):

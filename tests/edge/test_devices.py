@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cv_pipeline.core.types import ConfigError
+from cv_pipeline.core.types import ConfigError, DataError
 from cv_pipeline.edge.central import CentreStore, Heard, changing, hear
 from cv_pipeline.edge.devices import (
     STATES,
@@ -282,6 +282,18 @@ def test_a_fleet_without_a_model_has_nothing_to_return_to(store):
     assert push.state.previous == "none"
     abort_push(store, NEW, "wrong file")
     assert store.wanted == {}
+
+
+def test_a_rollout_whose_file_is_damaged_changes_no_wish_and_hides_no_device(store):
+    push = push_model(store, "line", NEW, "1.1", QUICK)
+    wishes = dict(store.wanted)
+    lines = push.file.read_text().splitlines()
+    push.file.write_text("\n".join(["{torn", *lines]) + "\n")
+    with pytest.raises(DataError):
+        settle_pushes(store)
+    assert store.wanted == wishes and len(wishes) == 2
+    assert len(read_fleet(store)) == 20
+    assert read_pushes(store, strict=False) == []
 
 
 def test_what_was_decided_survives_a_restart(store, tmp_path):
