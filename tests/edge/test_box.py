@@ -130,6 +130,8 @@ def test_paths_begin_at_the_folder_of_the_file(file, tmp_path, monkeypatch):
         ("agent: {patience: 3}\n", "unknown waiting times: patience"),
         ("agent: {ready_s: 0}\n", "ready_s: 0"),
         ("limits: 3\n", "limits: "),
+        ("limits: {fast: 3}\n", "unknown limits: fast"),
+        ("limits: {slower: -3}\n", "slower: -3 is not above 0"),
         ("beat_s: .nan\n", "beat_s: "),
         ("beat_s: 0\n", "beat_s: 0"),
         ("device: a b\n", "not a name"),
