@@ -17,7 +17,8 @@ import pytest
 from cv_pipeline.core.types import ConfigError, SinkError
 from cv_pipeline.edge import agent as A
 from cv_pipeline.edge.outbox import Outbox, OutboxSettings
-from cv_pipeline.edge.slots import Slots, install_version, read_state, resolve_current
+from cv_pipeline.edge.slots import Slots, install_version, read_state, resolve_current, version_folder
+from cv_pipeline.monitoring.hardware import HardwareReading
 from tests.helpers.device_player import mood_bundle, player_launcher, rows_of, write_player
 from tests.helpers.waiting import until
 
@@ -77,6 +78,9 @@ def played(monkeypatch):
     play = Played()
     monkeypatch.setattr(A, "ask_health", play.ask)
     monkeypatch.setattr(A, "ask_page", lambda *a, **k: None)
+    monkeypatch.setattr(
+        A, "read_hardware", lambda folder: HardwareReading()
+    )  # this machine may be overloaded
     return play
 
 
@@ -195,7 +199,7 @@ def test_a_model_that_ends_its_run_has_two_starts(agent, played, slots, bundles,
     assert bundles[1][1] in slots.state.blocked
 
 
-@pytest.mark.parametrize("code", [0, 3, 5, 143, -15])
+@pytest.mark.parametrize("code", [0, 3, 5, 130, 143, -15])
 def test_an_end_that_is_not_the_models_fault_puts_it_back_without_blocking(
     agent, played, slots, bundles, code
 ):
@@ -231,6 +235,28 @@ def test_after_a_good_while_patience_is_new(agent, played):
     agent.step()
     agent.step()
     assert agent.child is not None
+
+
+def test_a_good_model_that_lost_its_files_gives_way_to_the_one_before(agent, played, slots, bundles):
+    trial(agent, bundles)
+    steps(agent, played, 125, WELL)
+    (version_folder(slots.folder, bundles[1][1]) / "net.bin").write_bytes(b"worn out")
+    for _ in range(20):
+        played.codes = [4] if played.starts[-1] == bundles[1][1][:12] else []
+        steps(agent, played, 5, WELL)
+    assert slots.state.current == bundles[0][1] and slots.state.blocked == {}
+    assert "its files are damaged: not an installed version: 'net.bin' was changed" in agent.status.update
+    place = install_version(slots.folder, *bundles[1])  # the next update makes it anew
+    assert (place / "net.bin").read_bytes() != b"worn out"
+
+
+def test_a_good_model_that_keeps_failing_with_whole_files_stays(agent, played, slots, bundles):
+    trial(agent, bundles)
+    steps(agent, played, 125, WELL)
+    for _ in range(20):
+        played.codes = [4]
+        steps(agent, played, 5, WELL)
+    assert slots.state.current == bundles[1][1] and agent.status.state in ("waiting", "starting")
 
 
 def test_a_run_that_cannot_be_launched_is_not_the_models_fault(slots, bundles, played):
@@ -331,9 +357,15 @@ def test_rows_of_health_come_once_a_minute_and_when_the_state_changes(agent, pla
     assert states[0] == "starting" and 5 <= states.count("running") <= 7 and len(states) <= 8
 
 
-def test_hardware_that_is_too_hot_is_an_event(agent, played, box, monkeypatch):
-    from cv_pipeline.monitoring.hardware import HardwareReading
+def test_figures_are_read_more_often_than_rows_are_written(agent, played, box):
+    steps(agent, played, 20, WELL)
+    before = agent.beat
+    steps(agent, played, 12, A.Health(True, "", 0.0, {"gate": "lost"}))
+    assert agent.beat is not before and agent.beat["cameras"]["up"] == 0
+    assert len(rows_of(box, "health")) == 2
 
+
+def test_hardware_that_is_too_hot_is_an_event(agent, played, box, monkeypatch):
     monkeypatch.setattr(A, "read_hardware", lambda folder: HardwareReading(temperature_c=92.0))
     steps(agent, played, 300, WELL)
     events = [e for e in rows_of(box, "event") if e["what"] == "hardware"]

@@ -18,6 +18,8 @@ from cv_pipeline.core.types import ConfigError, SinkError
 from cv_pipeline.edge import box as B
 from cv_pipeline.edge.forward import Inbox, InboxServer, answer_device
 from cv_pipeline.edge.slots import Slots, install_version, read_state
+from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
+from cv_pipeline.synthetic.line import write_video
 from tests.helpers.cli import CLI
 from tests.helpers.device_player import mood_bundle, write_player
 from tests.helpers.services import free_port
@@ -128,6 +130,8 @@ def test_paths_begin_at_the_folder_of_the_file(file, tmp_path, monkeypatch):
         ("agent: {patience: 3}\n", "unknown waiting times: patience"),
         ("agent: {ready_s: 0}\n", "ready_s: 0"),
         ("limits: 3\n", "limits: "),
+        ("limits: {fast: 3}\n", "unknown limits: fast"),
+        ("limits: {slower: -3}\n", "slower: -3 is not above 0"),
         ("beat_s: .nan\n", "beat_s: "),
         ("beat_s: 0\n", "beat_s: 0"),
         ("device: a b\n", "not a name"),
@@ -380,7 +384,6 @@ def world(tmp_path_factory):
     from cv_pipeline.inference.manifest import find_model
     from cv_pipeline.release import trust as T
     from cv_pipeline.release.bundles import make_bundle, write_golden
-    from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 
     root = tmp_path_factory.mktemp("world")
     T.new_repository(root / "releases", root / "keys")
@@ -406,12 +409,16 @@ def device_file(folder, world, preflight):
     "A device whose run is the real one, on the synthetic line."
     from cv_pipeline.release import trust as T
 
+    film = world.root / "line.mp4"  # the line at its own speed, which a source `line:` does not keep
+    if not film.exists():
+        line = FactoryLine(LineConfig(seed=5, fps=2))
+        write_video(film, (line.render(k)[0].image for k in range(120)), 2)
     (folder / "line.yaml").write_text(
-        "sources: [{uri: 'line:fps=2', id: belt, realtime: true}]\n"
+        f"sources: [{{uri: '{film}', id: belt, realtime: true}}]\n"
         f"delivery: {{out: '{folder / 'out'}', jsonl: false}}\nmodel: {{threads: 1}}\n"
     )
     text = (
-        TEXT.replace("every_s: 0.2", "every_s: 3")
+        TEXT.replace("every_s: 0.2", "every_s: 8")
         + f"releases: {world.root / 'releases'}\nfollow: true\npreflight: {str(preflight).lower()}\n"
     )
     (folder / "device.yaml").write_text(text + "limits: {seconds: 0.2, slower: 50, larger: 3}\n")

@@ -1,8 +1,6 @@
 """Slots of a device: killed at every step with four kinds of bundles, by an exception and by SIGKILL, and one
 whole model is what is left."""
 
-import multiprocessing
-import os
 import shutil
 import signal
 import threading
@@ -14,15 +12,9 @@ import pytest
 from cv_pipeline.core.files import Busy
 from cv_pipeline.core.types import ConfigError, DataError
 from cv_pipeline.edge import slots as S
+from tests.helpers.device_lives import KINDS, Killed, killed_lives, live
 from tests.helpers.device_player import mood_bundle
 from tests.helpers.power_cut import Disk
-
-FORK = multiprocessing.get_context("fork")
-KINDS = ("good", "bad health", "damaged", "kills its agent")
-
-
-class Killed(BaseException):
-    "Everything ends where it stands."
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +41,6 @@ def installed(folder, bundle, digest):
 @pytest.fixture
 def device(tmp_path, made):
     return installed(tmp_path / "models" / "line", *made["old"])
-
-
-def live(folder, bundle, digest, kind, step, started):
-    "One life of a device: install, try, judge."
-    with S.Slots(folder, step=step) as slots:
-        new = digest != slots.state.current and digest not in slots.state.blocked
-        if new and not slots.state.trying:
-            with suppress(DataError):
-                S.install_version(folder, bundle, digest, step)
-                slots.begin(digest)
-        place = slots.start()
-        started(place.name)
-        if kind == "kills its agent" and place.name == digest[:12]:
-            os.kill(os.getpid(), signal.SIGKILL) if multiprocessing.parent_process() else None
-            raise Killed
-        if slots.state.trying:
-            slots.rollback("not ready") if kind == "bad health" else slots.commit()
 
 
 def verdict(folder, made, kind, starts):
@@ -109,40 +84,16 @@ def test_a_kill_at_every_step_leaves_one_whole_model(kind, made, device, tmp_pat
         verdict(folder, made, kind, starts)
 
 
-def killed_life(folder, bundle, digest, kind, stop_at, counter, starts):
-    "In a process of its own, which SIGKILL ends at a step."
-
-    def step(name):
-        with counter.get_lock():
-            counter.value += 1
-            stop = counter.value == stop_at
-        if stop:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def started(name):
-        with open(starts, "a") as file:
-            file.write(name + "\n")
-
-    live(folder, bundle, digest, kind, step, started)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_sigkill_at_some_steps(kind, made, device, tmp_path):
     bundle, digest = made["damaged" if kind == "damaged" else "new"]
     for stop_at in (1, 3, 4, 5, 6, 8):
-        folder, counter = tmp_path / f"k{stop_at}", FORK.Value("i", 0)
-        starts = tmp_path / f"starts{stop_at}"
+        folder = tmp_path / f"k{stop_at}"
         shutil.copytree(device, folder, symlinks=True)
-        ends = []
-        for _ in range(6):
-            args = (folder, bundle, digest, kind, stop_at, counter, starts)
-            process = FORK.Process(target=killed_life, args=args)
-            process.start()
-            process.join(60)
-            ends.append(process.exitcode)
+        starts, ends, steps = killed_lives(folder, bundle, digest, kind, stop_at)
         assert ends[-1] == 0
-        assert kind == "damaged" or -signal.SIGKILL in ends or counter.value < stop_at
-        verdict(folder, made, kind, Counter(starts.read_text().split()))
+        assert -signal.SIGKILL in ends or steps < stop_at
+        verdict(folder, made, kind, starts)
 
 
 def test_after_a_power_cut_at_any_moment_the_state_names_whole_models(made, device, tmp_path, monkeypatch):

@@ -95,17 +95,15 @@ def test_a_folder_that_is_missing_is_a_reason(tmp_path):
     assert not P.preflight(tmp_path / "nothing", None, QUICK).passed
 
 
-def test_a_baseline_that_cannot_be_opened_is_a_note(good, tmp_path):
-    found = P.preflight(good, tmp_path / "nothing", QUICK, threads=1)
-    assert found.passed and "the model that runs now cannot be measured" in found.notes[0]
-
-
-def test_absolute_limits(good):
-    tight = P.PreflightLimits(p95_ms=0.001, memory_mb=5, seconds=0.1)
-    reasons = P.preflight(good, None, tight, threads=1).reasons
-    assert (
-        len(reasons) == 2 and " ms; at most 0.0" in reasons[0] and "MB of memory; at most 5.0" in reasons[1]
+def test_a_baseline_that_cannot_be_opened_is_a_note(monkeypatch):
+    "Two workers are asked to open a model; the second one cannot."
+    answers = [{"file": "f", "golden": {"pictures": 8}, "reasons": []}, {"error": "file not found"}]
+    monkeypatch.setattr(P, "_opened", lambda *a: answers.pop(0))
+    monkeypatch.setattr(
+        P, "_COMMAND", ("-c", 'for line in open(0): print(\'{"ms": [1.0], "memory_mb": 1}\', flush=True)')
     )
+    found = P.preflight("new", "old", QUICK)
+    assert found.passed and found.notes == ("the model that runs now cannot be measured: file not found",)
 
 
 def judged(new, old, limits):
@@ -128,6 +126,15 @@ def judged(new, old, limits):
 def test_limits_in_relation_to_the_model_that_runs(new, old, word):
     reasons = judged(new, old, P.PreflightLimits()).reasons
     assert (word in reasons[0]) if word else reasons == ()
+
+
+def test_absolute_limits():
+    limits = P.PreflightLimits(p95_ms=5, memory_mb=50, slower=None, larger=None)
+    reasons = judged(([10.0] * 40, 100), ([1.0], 1), limits).reasons
+    assert reasons == (
+        "a picture takes 10.0 ms; at most 5.0 are allowed",
+        "it needs 100.0 MB of memory; at most 50.0 are allowed",
+    )
 
 
 def test_limits_that_are_off_do_not_count():
