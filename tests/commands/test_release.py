@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cv_pipeline.commands.main import app
+from cv_pipeline.core.config import load_config
 from cv_pipeline.core.files import read_json, write_json
 from cv_pipeline.core.types import CVPipelineError, MissingExtraError
 from cv_pipeline.inference.manifest import ModelManifest, load_manifest, save_manifest
@@ -17,6 +18,7 @@ from cv_pipeline.release.registry import Registry
 from cv_pipeline.release.rollout import Policy
 from cv_pipeline.release.trial import Drawn, drawn_run, read_trial, small_registry, start_trial
 from cv_pipeline.release.trust import CURRENT, TrustClient, enrol, root_of
+from cv_pipeline.service.assembly import run_config
 from tests.helpers.cli import CLI
 
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
@@ -341,8 +343,8 @@ def test_a_mistake_in_a_rollout_is_a_sentence(rollout, words, text):
     assert code is None and text in found and ("—" in found or "[" in found)
 
 
-def test_two_models_on_the_same_recording(tmp_path, monkeypatch, capsys):
-    "From the command to the registry: evidence of a real run is taken in by the rollout of these models."
+def test_from_a_recording_through_answers_into_the_canary(tmp_path, monkeypatch, capsys):
+    "With two real models: evidence of a run, answers about what differs, and the old one in the shadow."
     from cv_pipeline.inference.manifest import bundled_models
 
     monkeypatch.chdir(tmp_path)
@@ -359,6 +361,29 @@ def test_two_models_on_the_same_recording(tmp_path, monkeypatch, capsys):
     assert ask("rollout", "start", "factory_line@1.1", "--camera", "line")[0] == 0
     code, text = shown(capsys, "rollout", "advance", "rollout", "run")
     assert code == 0 and "1 cameras, 14 frames" in text and "INSUFFICIENT" in text
+    drafts = ("label", "files", "run/shadow/disagree", "--out", "drafts", "--model", "factory_line")
+    assert ask(*drafts)[0] == 0
+    back = (
+        "label",
+        "files",
+        "drafts",
+        "--annotator",
+        "ana",
+        "--out",
+        "answers.jsonl",
+        "--unchanged",
+        "accept",
+    )
+    assert ask(*back)[0] == 0  # the drafts hold what both have found: a vote for the one that finds less
+    code, text = shown(capsys, "rollout", "advance", "rollout", "--answers", "answers.jsonl")
+    assert code == 0 and "labels: 1 for the new model, 0 for the old one" in text and "NEEDS LABELS" in text
+    assert ask("rollout", "promote", "rollout", "--force", "--reason", "a test")[0] == 0
+    section = {"model": "factory_line", "role": "previous", "rollout": "rollout", "wait": True, "share": 0.5}
+    given = {"sources": ["line:seed=6,frames=24"], "model.path": "stricter", "delivery.out": "canary"}
+    summary = run_config(load_config(None, {**given, "shadow": section}))
+    assert summary["sinks"]["shadow"]["compared"] == 12
+    code, text = shown(capsys, "rollout", "advance", "rollout", "canary")
+    assert code == 0 and "1 cameras, 12 frames" in text and "canary 10%, FORCED" in text
 
 
 @pytest.mark.slow

@@ -3,6 +3,9 @@ is promoted on silence, and what was killed in between is caught up."""
 
 import json
 import math
+import random
+import shutil
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
@@ -299,6 +302,32 @@ def test_what_is_not_evidence_is_a_sentence(tmp_path, text):
     (tmp_path / "evidence.json").write_text(text)
     with pytest.raises(DataError, match="not the evidence of a shadow"):
         run_evidence(tmp_path)
+
+
+def test_whatever_is_changed_in_a_file_is_a_sentence_or_a_verdict(trial, clock):
+    path = drawn(trial, replace(HARMLESS, hours=0.5, faults=fault("NaN", times=1)))
+    good, rng = read_json(path, dict), random.Random(1)
+    values = [None, 0, -1, 1e300, math.nan, "x", [], {}, [1, "a"], True, {"a": 1}, 10**30]
+    outcomes = Counter()
+    for _ in range(150):
+        book = part = json.loads(json.dumps(good))
+        keys = list(good)
+        while True:
+            key = rng.choice(keys)
+            if not isinstance(part[key], (dict, list)) or not part[key] or rng.random() < 0.4:
+                break
+            part = part[key]
+            keys = list(part) if isinstance(part, dict) else range(len(part))
+        part[key] = rng.choice(values)
+        path.write_text(json.dumps(book))
+        shutil.rmtree(trial.folder / "evidence", ignore_errors=True)
+        try:
+            collect_runs(trial.folder, [path])
+            status = judge_trial(trial.folder, clock)
+            outcomes[json.loads(json.dumps(trial_metrics(status)))["verdict"]] += 1
+        except DataError as e:
+            outcomes[type(e).__name__] += 1
+    assert outcomes["DataError"] > 20 and outcomes["PROMOTE"] == 0 and sum(outcomes.values()) == 150
 
 
 def test_one_run_alone_is_judged_by_the_hours_that_it_spans(trial):
