@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['fleet_commands', 'central_app', 'fleet_app', 'At', 'PASSWORD_ENV', 'central_code', 'central_revoke', 'central_serve',
-           'fleet_list', 'fleet_push', 'fleet_pause', 'fleet_resume']
+           'fleet_list', 'fleet_push', 'fleet_advance', 'fleet_pause', 'fleet_resume', 'demo_fleet']
 
 # %% ../../nbs/19_commands/08_fleet.ipynb #364c8b97
 fleet_commands = typer.Typer()
@@ -226,6 +226,35 @@ def fleet_push(
     first = ", ".join(push.state.cameras)
     say(f"pushed: [bold]{plain(name)} {plain(version)}[/] {digest[:12]}, first to {plain(first)}")
 
+# %% ../../nbs/19_commands/08_fleet.ipynb #7ab0977f
+@command(
+    fleet_app,
+    "fleet advance line@1.1 --rollout rollouts/line-1.1",
+    name="advance",
+)
+def fleet_advance(
+    release: str,  # name@version, or first digits of its digest
+    *,
+    rollout: Path,  # folder of its trial; see `rollout advance`
+    centre: At = Path("centre"),
+) -> None:
+    """Do with a push what the verdict of a trial says: the next devices, or back on all of them. Exit code 1:
+    back."""
+    from cv_pipeline.edge.devices import advance_push, read_pushes
+    from cv_pipeline.release.trial import judge_trial
+
+    status = judge_trial(rollout)
+    with _store(centre) as store:
+        named = {f"{p.model}@{p.version}": p.digest for p in read_pushes(store)}
+        digest = named.get(release, release)
+        if not status.trial.new_digest.startswith(digest):
+            what = f"this trial is of {status.trial.name} {status.trial.new}, not of {release}"
+            raise ConfigError(what, rollout, "give the folder of its own trial")
+        push = advance_push(store, digest, status.report, "command")
+    say(f"{status.report.verdict.value}: {plain(push.state.stage)} on {len(push.state.cameras)} devices")
+    if push.state.stage == "rolled back":
+        raise typer.Exit(1)
+
 # %% ../../nbs/19_commands/08_fleet.ipynb #621bcdd8
 def _all_or(devices: Sequence[str]) -> list[str]:
     from cv_pipeline.edge.devices import EVERY_DEVICE
@@ -267,3 +296,17 @@ def fleet_resume(
     with _store(centre) as store:
         resume_devices(store, _all_or(listed(devices)), "command")
     say(f"resumed: {plain(devices or 'all devices')}")
+
+# %% ../../nbs/19_commands/08_fleet.ipynb #6b006c75
+@command(fleet_commands, "demo-fleet", "demo-fleet --out /tmp/fleet", name="demo-fleet")
+def demo_fleet(
+    *,
+    out: Path = Path("runs/fleet"),  # an empty folder
+) -> None:
+    """Three minutes of a fleet on this machine: releases, canary, rollbacks, a cut link, a kill; see
+    OUT/index.html."""
+    from cv_pipeline.service.fleet_demo import run_fleet_demo
+
+    story, counts, page = run_fleet_demo(out, lambda text: say(plain(text)))
+    records("Rows on devices and at the centre", counts)
+    say(f"{story.seconds:.0f} s; see [bold]{plain(page)}[/]")

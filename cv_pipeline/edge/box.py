@@ -36,7 +36,7 @@ from cv_pipeline.core.files import (
 )
 from ..core.types import Clock, ConfigError, CVPipelineError, DataError, SinkError, check_rules
 from .agent import Agent, AgentSettings, Child, end_left, free_port, take_orders
-from .forward import Forwarder, ForwardSettings, Link, LinkError, LinkSettings
+from .forward import Forwarder, ForwardSettings, Link, LinkError, LinkSettings, drain
 from .outbox import Outbox, OutboxSettings
 from .slots import Slots, read_journal, read_state
 from .updates import Updates, UpdateSettings
@@ -362,7 +362,7 @@ class Device:
                 sender = Forwarder(
                     box, link_of(config), token, ForwardSettings(config.device, "agent")
                 ).start()
-                undo.callback(sender.close)
+                undo.callback(_end_sender, box, sender)
                 self.beats = Beats(link_of(config), token, self.beat, config.beat_s, sender.nudge)
                 undo.callback(self.beats.close)
             first = None if config.first_model is None else Path(config.first_model)
@@ -404,6 +404,12 @@ class Device:
 def model_folder(config: DeviceConfig) -> Path:
     "Where the versions of the device's model lie."
     return config.folder / "models" / safe_name(config.model)
+
+
+def _end_sender(box: Outbox, sender: Forwarder) -> None:
+    "The last rows are sent while the link is up; then no more."
+    drain(box, sender, 2.0)
+    sender.close()
 
 
 def _listen(device: Device, agent: Agent) -> None:

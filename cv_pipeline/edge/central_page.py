@@ -28,6 +28,7 @@ from ..core.http_server import is_loopback
 from ..core.types import ConfigError, CVPipelineError, DataError, MissingExtraError
 from .central import EVERY_DEVICE, Centre, Heard, Refused, answered, read_body, web
 from cv_pipeline.edge.devices import (
+    DEFAULT_LIMITS,
     STATES,
     Device,
     FleetLimits,

@@ -6,23 +6,21 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.config import ForwardConfig, TelemetryConfig
 from ..core.types import ConfigError, DataError, FrameResult, SinkError
-from .forward import Forwarder, ForwardSettings, ForwardSink, Link, LinkSettings
+from .forward import Forwarder, ForwardSettings, ForwardSink, Link, LinkSettings, drain
 from .outbox import Outbox, OutboxSettings, outbox_status, put_file
 from ..monitoring.exporter import log_folder
 from ..tracking.zones import Event
 from ..video.sinks import result_record
 
 # %% auto #0
-__all__ = ['EVERYTHING', 'Wanted', 'drain', 'event_record', 'DeliverySink', 'outbox_families', 'device_token', 'check_forward',
+__all__ = ['EVERYTHING', 'Wanted', 'event_record', 'DeliverySink', 'outbox_families', 'device_token', 'check_forward',
            'open_forward']
 
 # %% ../../nbs/11_edge/07_delivery.ipynb #09d8673d
@@ -47,21 +45,6 @@ def _handed_over(sink: DeliverySink, path: Path) -> bool:
     except DataError as e:
         sink.problems[e.what] += 1
     return True
-
-
-def drain(box: Outbox, sender: Forwarder, seconds: float = 5.0) -> int:  # rows and files that still wait
-    "Send what waits, as long as the link is up and the time has not passed."
-    with suppress(SinkError):
-        box.write([], durable=True)
-    until = time.monotonic() + seconds
-    sender.nudge()
-    while True:
-        with suppress(SinkError):
-            status = outbox_status(box)
-            left = status.waiting + status.files
-            if not left or sender.status.state not in ("ok", "starting") or time.monotonic() > until:
-                return left
-        time.sleep(0.02)
 
 # %% ../../nbs/11_edge/07_delivery.ipynb #a903cf99
 def event_record(event: Event) -> dict[str, Any]:

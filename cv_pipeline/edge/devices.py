@@ -35,11 +35,11 @@ from cv_pipeline.release.rollout import (
 )
 
 # %% auto #0
-__all__ = ['STATES', 'FleetLimits', 'Device', 'Known', 'in_words', 'read_device', 'Push', 'read_pushes', 'chosen_devices',
-           'read_fleet', 'fleet_rows', 'kept_drift', 'keep_drift', 'example_fleet', 'push_model', 'settle_wishes',
-           'abort_push', 'advance_push', 'settle_pushes', 'pause_devices', 'resume_devices', 'versions_over_time',
-           'rollbacks', 'fleet_verdict', 'plot_versions', 'plot_outboxes', 'example_week', 'drift_of_fleet',
-           'example_centre', 'fleet_families']
+__all__ = ['DEFAULT_LIMITS', 'STATES', 'UNKNOWN', 'FleetLimits', 'Device', 'Known', 'in_words', 'read_device', 'Push',
+           'read_pushes', 'chosen_devices', 'read_fleet', 'fleet_rows', 'kept_drift', 'keep_drift', 'example_fleet',
+           'push_model', 'settle_wishes', 'abort_push', 'advance_push', 'settle_pushes', 'pause_devices',
+           'resume_devices', 'versions_over_time', 'rollbacks', 'fleet_verdict', 'plot_versions', 'plot_outboxes',
+           'example_week', 'drift_of_fleet', 'example_centre', 'fleet_families']
 
 # %% ../../nbs/11_edge/05_devices.ipynb #c94aee20
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class FleetLimits:
         check_rules("limits of a fleet", self, rules)
 
 
+DEFAULT_LIMITS = FleetLimits()
 STATES = (  # the worst first: a device has the first one that holds
     "no model",
     "offline",
@@ -153,6 +154,9 @@ class Known(NamedTuple):
     newest: str = ""  # digest of the newest push that it was part of
 
 
+UNKNOWN = Known()
+
+
 def _troubles(
     d: Mapping[str, Any], body: Mapping[str, Any], known: Known, limits: FleetLimits
 ) -> Iterator[str]:
@@ -195,7 +199,7 @@ def read_device(
     heard: Heard | None,  # its newest heartbeat; None: none yet
     now: float,  # seconds since 1970, by the centre
     known: Known | None = None,
-    limits: FleetLimits = FleetLimits(),
+    limits: FleetLimits = DEFAULT_LIMITS,
 ) -> Device:
     "The state of a device, whatever its heartbeat holds."
     known = known or Known()
@@ -274,7 +278,7 @@ def chosen_devices(state: RolloutState) -> set[str]:
 def read_fleet(
     store: CentreStore,
     inbox: Inbox | None = None,  # for gaps, copied cards and clocks
-    limits: FleetLimits = FleetLimits(),
+    limits: FleetLimits = DEFAULT_LIMITS,
 ) -> list[Device]:
     "All devices, by name."
     now, gaps, forks, clocks = store.now(), Counter[str](), dict[str, float](), dict[str, float]()
@@ -485,11 +489,12 @@ def _note_outcomes(store: CentreStore, push: Push) -> list[Outcome]:
     news = []
     for device in push.state.cameras:
         body = store.beats[device].body if device in store.beats else {}
-        back = _words(_at(body, "rolled_back", "digest"), 64) == push.digest
+        refused = _words(_at(body, "blocked", push.digest[:12]))  # not fit, before or after the switch
+        back = bool(refused) or _words(_at(body, "rolled_back", "digest"), 64) == push.digest
         good = not back and _at(body, "model", "digest") == push.digest and not body.get("trying")
         before = known.get(device)
         if (back or good) and (before is None or (back and not before["rolled_back"])):
-            why = _words(_at(body, "rolled_back", "why")) if back else ""
+            why = (refused or _words(_at(body, "rolled_back", "why"))) if back else ""
             news.append((push.id, device, int(back), _ring_of(push.state, device), store.now(), why))
     if news:
         with changing(store) as db:
@@ -497,7 +502,7 @@ def _note_outcomes(store: CentreStore, push: Push) -> list[Outcome]:
     return [Outcome(r["device"], bool(r["rolled_back"]), r["ring"]) for r in store.query(sql, push.id)]
 
 
-def settle_pushes(store: CentreStore, limits: FleetLimits = FleetLimits()) -> list[str]:  # what was decided
+def settle_pushes(store: CentreStore, limits: FleetLimits = DEFAULT_LIMITS) -> list[str]:  # what was decided
     "Halt what rolls back, take the next step of what is well; a duty of the centre."
     decided = []
     for push in read_pushes(store):
@@ -683,7 +688,7 @@ def drift_of_fleet(
 
 def example_centre(folder: Path, a_day: int = 16) -> tuple[Path, float]:  # the folder, and the time there
     "A centre with the made week, a log of two of its devices, and a gap."
-    from cv_pipeline.monitoring.drift_report import write_week
+    from cv_pipeline.monitoring.season_line import hall_calendar, write_weeks
 
     begin = datetime(2026, 6, 1, tzinfo=timezone.utc).timestamp()
     with closing(CentreStore(folder)) as store, closing(Inbox(folder / "inbox")) as inbox:
@@ -693,7 +698,8 @@ def example_centre(folder: Path, a_day: int = 16) -> tuple[Path, float]:  # the 
             line = b'{"seq":901,"kind":"event","at":1.0,"boot":"b","mono":1.0,"body":{}}'
             inbox.now = lambda: end
             inbox.take(pack(replace(batch, lines=[line])), "box-07")
-            home = write_week(folder / "device", a_day, cameras=2, keep=10_000)
+            hall = hall_calendar(cameras=2)
+            home = write_weeks(folder / "device", a_day, days=7, cameras=2, keep=10_000, calendar=hall)
             for part in sorted(home.glob("*/date=*/camera=*/part-*.parquet")):
                 device = "box-01" if "camera-1" in part.parent.name else "box-02"
                 put_part(folder / "log", device, part.relative_to(home).as_posix(), part)

@@ -52,13 +52,14 @@ from cv_pipeline.edge.outbox import (
     files_owed,
     line_of,
     next_offer,
+    outbox_status,
     refuse_row,
 )
 
 # %% auto #0
 __all__ = ['FORMAT', 'MOST_UNPACKED', 'MOST_FILE', 'Batch', 'pack', 'Received', 'unpack', 'Receipt', 'Mark', 'happened', 'Inbox',
            'file_state', 'take_piece', 'Request', 'answer_device', 'InboxServer', 'LinkError', 'LinkSettings', 'Way',
-           'Link', 'ForwardSettings', 'Patience', 'ForwardStatus', 'Forwarder', 'ForwardSink']
+           'Link', 'ForwardSettings', 'Patience', 'ForwardStatus', 'Forwarder', 'drain', 'ForwardSink']
 
 # %% ../../nbs/11_edge/01_forward.ipynb #43eba0f8
 FORMAT = 1  # of a batch
@@ -1083,6 +1084,21 @@ def _forward(f: Forwarder) -> None:
                 f._wake.wait_for(lambda: f._closing or f._some, 60.0)
             elif delay > 0:
                 f._wake.wait_for(lambda: f._closing or f._urgent, delay)
+
+# %% ../../nbs/11_edge/01_forward.ipynb #d986c6dc
+def drain(box: Outbox, sender: Forwarder, seconds: float = 5.0) -> int:  # rows and files that still wait
+    "Send what waits, as long as the link is up and the time has not passed."
+    with suppress(SinkError):
+        box.write([], durable=True)
+    until = time.monotonic() + seconds
+    sender.nudge()
+    while True:
+        with suppress(SinkError):
+            status = outbox_status(box)
+            left = status.waiting + status.files
+            if not left or sender.status.state not in ("ok", "starting") or time.monotonic() > until:
+                return left
+        time.sleep(0.02)
 
 # %% ../../nbs/11_edge/01_forward.ipynb #cacabb9c
 class ForwardSink:

@@ -232,9 +232,9 @@ def _answered(u: Updates) -> dict[str, Any] | None:
 # %% ../../nbs/11_edge/08_updates.ipynb #ae521a56
 def _look(u: Updates, agent: Agent) -> None:
     "One round: the answer that has come, or the question that is due."
-    state = agent.slots.state
     if (answer := _answered(u)) is not None:
         _act(u, agent, answer)
+    state = agent.slots.state
     if u.process is None and not state.trying and u.answer.get("tidy") != state.current:
         u.answer["tidy"] = state.current
         tidy(agent.slots)

@@ -36,7 +36,7 @@ from ..synthetic.parts import CLASS_NAMES, seeded
 
 # %% auto #0
 __all__ = ['TRAFFIC', 'SIZE', 'DENSITY', 'Scene', 'scenes_of', 'Seen', 'rendered', 'chosen', 'tinted', 'season_calendar',
-           'moments_of', 'Scenery', 'result_of', 'keep_picture', 'write_weeks', 'measured_bank']
+           'moments_of', 'hall_calendar', 'Scenery', 'result_of', 'keep_picture', 'write_weeks', 'measured_bank']
 
 # %% ../../nbs/09_monitoring/11_season_line.ipynb #6345dfc3
 TRAFFIC: tuple[float, ...] = (0.0, 0.25, 1.0)  # rungs: share of full work
@@ -151,6 +151,17 @@ def moments_of(
     parts = [a + 1 + camera + (b - a) * np.arange(a_day) / a_day for a, b in zip(ends, ends[1:])]
     at = np.round(np.concatenate(parts), 3)
     return at[traffic_of(calendar, camera, at).there]
+
+
+def hall_calendar(
+    days: int = 7,
+    cameras: int = 3,
+    fails: str | None = "camera-2",  # as of `season_calendar`
+    seed: int = 11,
+) -> Calendar:
+    "A hall without windows or weekends, where a few days of reference are enough."
+    steady = {"sun": 0.5, "weekdays": (1.0,) * 7, "batch": 0.0, "batch_mix": 0.0, "weather": 0.2}
+    return replace(season_calendar(days, cameras, fails, seed), **steady)
 
 # %% ../../nbs/09_monitoring/11_season_line.ipynb #ca28e25f
 class Scenery:

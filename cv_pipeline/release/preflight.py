@@ -184,7 +184,7 @@ def preflight(
             if error := _opened(old, Path(baseline), use, how).get("error"):
                 old, notes = None, [f"the model that runs now cannot be measured: {error}"]
         rows: dict[str, list[dict[str, Any]]] = {"new": [], "old": []}
-        for turn in range(_TURNS):
+        for _ in range(_TURNS):
             for name, worker in (("new", new), ("old", old)):
                 if worker is not None:
                     answer = worker.ask(use.answer_s, do="measure", seconds=use.seconds / _TURNS)

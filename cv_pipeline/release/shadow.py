@@ -292,7 +292,7 @@ class ShadowProcess:
         try:
             self.names = tuple(self._read(self.settings.start_s)["names"])
         except ShadowFault as e:
-            raise ShadowFault("not ready", e.detail) if e.kind in ("error", "NaN") else e
+            raise (ShadowFault("not ready", e.detail) if e.kind in ("error", "NaN") else e) from None
         return self
 
     def ask(self, slot: int, shape: Sequence[int]) -> dict[str, Any]:

@@ -776,7 +776,7 @@ def plot_trial(status: TrialStatus, axes: Any) -> None:  # three matplotlib Axes
     by_class.set(yticks=range(len(names)), yticklabels=[n.partition(": ")[2] or "all" for n in names])
     by_class.set(title="by class: mean, interval, limit")
     new = set(status.state.cameras)
-    for y, (site, listed) in enumerate(status.state.order.items()):
+    for y, listed in enumerate(status.state.order.values()):
         for x, camera in enumerate(listed):
             excused = bool(status.found.excused.get(camera))
             colour = "#bf8700" if excused else "#1a7f37" if camera in new else "#d0d7de"

@@ -537,10 +537,10 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 @pytest.fixture(scope="module")
 def week(tmp_path_factory):
-    from cv_pipeline.monitoring.drift_report import write_week
+    from cv_pipeline.monitoring.season_line import write_weeks
 
     folder = tmp_path_factory.mktemp("week") / "log"
-    return write_week(folder, a_day=24, days=4, cameras=1, fails=None, keep=10_000)
+    return write_weeks(folder, a_day=24, days=4, cameras=1, fails=None, keep=10_000)
 
 
 def parts_of(log):

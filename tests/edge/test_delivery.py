@@ -16,8 +16,8 @@ import pytest
 from cv_pipeline.core.config import ForwardConfig, load_config
 from cv_pipeline.core.types import ConfigError, Detections, Frame, FrameResult, SinkError
 from cv_pipeline.edge import delivery
-from cv_pipeline.edge.delivery import DeliverySink, drain, open_forward
-from cv_pipeline.edge.forward import Inbox, InboxServer, answer_device
+from cv_pipeline.edge.delivery import DeliverySink, open_forward
+from cv_pipeline.edge.forward import Inbox, InboxServer, answer_device, drain
 from cv_pipeline.edge.outbox import Outbox, OutboxSettings, files_owed, outbox_status
 from cv_pipeline.service.assembly import run_config
 from tests.helpers.disks import fill, small_disk

@@ -237,7 +237,8 @@ def test_it_dies_with_its_parent(tmp_path):
     code = (
         "import sys; from cv_pipeline.release.shadow import *\n"
         f"s = ShadowSettings({str(tmp_path / 'model.txt')!r}, opener={OPENER!r})\n"
-        "p = ShadowProcess(s, s.model, FrameSlots()).open(); print(p.process.pid, flush=True); sys.stdin.read()"
+        "p = ShadowProcess(s, s.model, FrameSlots()).open()\n"
+        "print(p.process.pid, flush=True); sys.stdin.read()"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
