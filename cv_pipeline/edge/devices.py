@@ -475,6 +475,19 @@ def advance_push(store: CentreStore, digest: str, report: RolloutReport, who: st
     settle_wishes(store)
     return next(p for p in read_pushes(store) if p.id == push.id)
 
+# %% ../../nbs/11_edge/05_devices.ipynb #7b3b4e25
+def _ring_is_well(store: CentreStore, push: Push, outcomes: Sequence[Outcome], limits: FleetLimits) -> str:
+    "Why the next ring may begin; empty: not yet."
+    late = limits.stale_beats * limits.beat_s
+    away = lambda d: d not in store.beats or store.now() - store.beats[d].at > late or d in store.paused
+    done = {o.device for o in outcomes}
+    here = [d for d in push.state.cameras if d in store.sites and (d in done or not away(d))]
+    good = sum(not o.rolled_back for o in outcomes)
+    if not good or set(here) - done or push.state.hours(_clock(store)()) < push.state.policy.hours:
+        return ""
+    left = len(push.state.cameras) - len(here)
+    return f"{good} of {len(push.state.cameras)} devices run it" + (f", {left} are away" if left else "")
+
 # %% ../../nbs/11_edge/05_devices.ipynb #fdf5ebb5
 def _ring_of(state: RolloutState, device: str) -> int:
     "The step in which a device was chosen."
@@ -519,19 +532,6 @@ def settle_pushes(store: CentreStore, limits: FleetLimits = DEFAULT_LIMITS) -> l
         note_action(store, "centre", "rollout", text)
     settle_wishes(store)
     return decided
-
-
-def _ring_is_well(store: CentreStore, push: Push, outcomes: Sequence[Outcome], limits: FleetLimits) -> str:
-    "Why the next ring may begin; empty: not yet."
-    late = limits.stale_beats * limits.beat_s
-    away = lambda d: d not in store.beats or store.now() - store.beats[d].at > late or d in store.paused
-    done = {o.device for o in outcomes}
-    here = [d for d in push.state.cameras if d in store.sites and (d in done or not away(d))]
-    good = sum(not o.rolled_back for o in outcomes)
-    if not good or set(here) - done or push.state.hours(_clock(store)()) < push.state.policy.hours:
-        return ""
-    left = len(push.state.cameras) - len(here)
-    return f"{good} of {len(push.state.cameras)} devices run it" + (f", {left} are away" if left else "")
 
 # %% ../../nbs/11_edge/05_devices.ipynb #70182eb1
 def pause_devices(store: CentreStore, devices: Iterable[str], reason: str, who: str = "operator") -> None:

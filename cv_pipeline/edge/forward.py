@@ -39,6 +39,13 @@ from cv_pipeline.core.types import (
     SinkError,
     check_rules,
 )
+
+# %% auto #0
+__all__ = ['FORMAT', 'MOST_UNPACKED', 'MOST_FILE', 'Batch', 'pack', 'Received', 'unpack', 'Receipt', 'Mark', 'happened', 'Inbox',
+           'file_state', 'take_piece', 'Request', 'answer_device', 'InboxServer', 'LinkError', 'LinkSettings', 'Way',
+           'Link', 'ForwardSettings', 'Patience', 'ForwardStatus', 'Forwarder', 'drain', 'ForwardSink']
+
+# %% ../../nbs/11_edge/01_forward.ipynb #a7404c5f
 from cv_pipeline.edge.outbox import (
     CLASSES,
     DROPPED,
@@ -55,11 +62,6 @@ from cv_pipeline.edge.outbox import (
     outbox_status,
     refuse_row,
 )
-
-# %% auto #0
-__all__ = ['FORMAT', 'MOST_UNPACKED', 'MOST_FILE', 'Batch', 'pack', 'Received', 'unpack', 'Receipt', 'Mark', 'happened', 'Inbox',
-           'file_state', 'take_piece', 'Request', 'answer_device', 'InboxServer', 'LinkError', 'LinkSettings', 'Way',
-           'Link', 'ForwardSettings', 'Patience', 'ForwardStatus', 'Forwarder', 'drain', 'ForwardSink']
 
 # %% ../../nbs/11_edge/01_forward.ipynb #43eba0f8
 FORMAT = 1  # of a batch

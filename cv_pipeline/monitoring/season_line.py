@@ -160,8 +160,8 @@ def hall_calendar(
     seed: int = 11,
 ) -> Calendar:
     "A hall without windows or weekends, where a few days of reference are enough."
-    steady = {"sun": 0.5, "weekdays": (1.0,) * 7, "batch": 0.0, "batch_mix": 0.0, "weather": 0.2}
-    return replace(season_calendar(days, cameras, fails, seed), **steady)
+    calendar = season_calendar(days, cameras, fails, seed)
+    return replace(calendar, sun=0.5, weekdays=(1.0,) * 7, batch=0.0, batch_mix=0.0, weather=0.2)
 
 # %% ../../nbs/09_monitoring/11_season_line.ipynb #ca28e25f
 class Scenery:

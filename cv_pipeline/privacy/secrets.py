@@ -53,12 +53,14 @@ SHAPES = [(kind, re.compile(form)) for kind, form in {**_FORMS, **_PLACES}.items
 
 # %% ../../nbs/12_privacy/01_secrets.ipynb #f706574c
 _HARMLESS = re.compile(
-    r"\*+\w*|[(\[].*|0123456.*|abcdef.*|\d+\.\d+\.\d+\.\d+.*|\.{2,}.*|x{4,}|<.*|\{.*|\$.*|%.*|None|null|true|false|undefined|redacted|hidden|masked|changeme|your[_-].*"
+    r"\*+\w*|[(\[].*|0123456.*|abcdef.*|\d+\.\d+\.\d+\.\d+.*|\.{2,}.*|x{4,}|<.*|\{.*|\$.*|%.*"
+    r"|None|null|true|false|undefined|redacted|hidden|masked|changeme|your[_-].*"
     r"|example.*|placeholder.*|secrets?|passwords?|tokens?|str(ing)?|bytes|int|Optional.*",
     re.I,
 )
 _CODE = re.compile(
-    r"[A-Za-z_][\w.]*[(\[].*|(?:self|os|args|config|settings|c|s)\.\w+.*|lambda.*|tokenize\b.*|[\w/.-]+\.(?:py|md|ya?ml|json|txt|pem|key)"
+    r"[A-Za-z_][\w.]*[(\[].*|(?:self|os|args|config|settings|c|s)\.\w+.*|lambda.*|tokenize\b.*"
+    r"|[\w/.-]+\.(?:py|md|ya?ml|json|txt|pem|key)"
 )
 _NAME = re.compile(
     r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+|[a-z]+(?:_[a-z0-9]+)+|[a-z]+|[A-Z][a-z]+(?:[A-Z][a-z]+)*|[a-z-]+"
