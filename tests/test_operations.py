@@ -195,7 +195,10 @@ PROOF = {  # how a row begins → tests that prove it
         "edge/test_forward::test_killed_again_and_again_nothing_is_lost_twice_or_out_of_order",
         "edge/test_outbox::test_without_power_no_number_is_given_twice_and_no_promise_is_broken",
     ],
-    "two agents": ["edge/test_outbox::test_two_agents_in_one_folder_are_refused"],
+    "two agents": [
+        "edge/test_outbox::test_two_agents_in_one_folder_are_refused",
+        "edge/test_central::test_two_centres_in_one_folder_are_refused",
+    ],
     "a new model is worse": [
         "release/test_rollout::test_each_guard_rolls_back_and_is_named",
         "release/test_rollout::test_nothing_seen_is_insufficient_and_expires_at_the_deadline",
