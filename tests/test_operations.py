@@ -198,6 +198,7 @@ PROOF = {  # how a row begins → tests that prove it
     "two agents": [
         "edge/test_outbox::test_two_agents_in_one_folder_are_refused",
         "edge/test_slots::test_two_agents_in_one_folder",
+        "edge/test_central::test_two_centres_in_one_folder_are_refused",
     ],
     "a new model is worse": [
         "release/test_rollout::test_each_guard_rolls_back_and_is_named",

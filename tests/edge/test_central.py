@@ -15,6 +15,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
+from cv_pipeline.core.files import Busy
 from cv_pipeline.core.http_server import Guard
 from cv_pipeline.core.types import ConfigError, SinkError
 from cv_pipeline.edge import central
@@ -507,6 +508,21 @@ def test_tls_with_an_authority_of_ones_own(tmp_path):
         link = Link(LinkSettings(site.url, tmp_path / "ca.pem"))
         stack.callback(link.close)
         assert link.ask("GET", "/healthz", b"", {})[0].status == 200
+
+
+def test_two_centres_in_one_folder_are_refused(site):
+    with closing(Centre(site.folder / "centre")) as second:
+        with pytest.raises(Busy, match="another centre serves this folder"):
+            CentreServer(second)
+        site.server.close()
+        CentreServer(second).close()
+
+
+def test_a_port_that_is_taken_is_named_and_leaves_no_lock(tmp_path):
+    with closing(Centre(tmp_path / "centre")) as centre, socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(ConfigError, match="cannot serve on 127.0.0.1.*free port"):
+            CentreServer(centre, port=taken.getsockname()[1])
+        CentreServer(centre).close()
 
 
 def test_plain_http_for_other_machines_is_refused(tmp_path):
