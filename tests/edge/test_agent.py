@@ -285,6 +285,27 @@ def test_a_restarted_agent_continues_the_trial_with_what_is_left_of_it(slots, bu
     assert "2 starts" in third.status.update
 
 
+def test_a_device_that_is_switched_off_in_order_does_not_use_up_the_trial(slots, bundles, played):
+    first = A.Agent(slots, played.launch, None, clock=played)
+    first.switch(bundles[1][1])
+    for _ in range(5):
+        agent = A.Agent(slots, played.launch, None, clock=played)
+        steps(agent, played, 30, WELL)
+        agent.stop()
+    assert slots.state.trying == bundles[1][1] and slots.state.tries == 2
+    steps(A.Agent(slots, played.launch, None, clock=played), played, 125, WELL)
+    assert slots.state.current == bundles[1][1]
+
+
+def test_a_run_that_crashed_before_the_stop_was_a_failure(slots, bundles, played):
+    agent = A.Agent(slots, played.launch, None, clock=played)
+    agent.switch(bundles[1][1])
+    agent.step()
+    played.codes = [4]
+    agent.stop()
+    assert slots.state.tries == 1
+
+
 def test_restarts_of_the_agent_count_for_nothing_without_a_trial(slots, bundles, played):
     for _ in range(20):
         A.Agent(slots, played.launch, None, clock=played).step()
@@ -336,6 +357,7 @@ def test_a_disk_that_is_full_for_a_while_delays_the_verdict(
     monkeypatch.setattr(S, "write_json", refused)
     steps(agent, played, 140, health)
     assert slots.state.trying == bundles[1][1] and "No space left" in agent.status.reason
+    assert "No space left" in agent.beat["reason"]  # heartbeats go on, and say so
     monkeypatch.setattr(S, "write_json", whole)
     steps(agent, played, 3, health)
     assert slots.state.current == bundles[1 if health is WELL else 0][1]
