@@ -122,7 +122,10 @@ def test_killed_from_outside_it_comes_back_and_says_nothing_about_the_model(shad
 
 
 def test_it_is_the_least_important_process_with_a_limit(shadow, tmp_path):
-    fed(shadow("who"), [result(0)])
+    sink = shadow("who", wait=False)
+    sink.write(result(0))
+    until(lambda: sink.counts["compared"] == 1, 240)
+    sink.close()
     known = read_json(tmp_path / "who.who", dict)
     assert known["nice"] == 19 and known["threads"] == "1" and 0 < known["limit"] < 64e9
 
