@@ -56,6 +56,10 @@ class Model:
     def hang(self, count):
         threading.Event().wait()
 
+    def spin(self, count):
+        while True:
+            pass
+
     def hungry(self, count):
         return np.ones(2 << 30, np.uint8)
 

@@ -89,7 +89,7 @@ def mean(sink, column, camera="gate"):
         ("hungry at 2", {"memory_mb": 300}, "memory"),
         ("nan at 2", {}, "NaN"),
         ("failing at 2", {}, "error"),
-        ("hang at 2", {"hang_s": 2.0}, "hang"),
+        ("hang at 2", {"hang_s": 3.0}, "hang"),
     ],
 )
 def test_whatever_it_does_it_is_started_again_and_then_has_failed(shadow, kind, settings, fault):
@@ -122,7 +122,10 @@ def test_killed_from_outside_it_comes_back_and_says_nothing_about_the_model(shad
 
 
 def test_it_is_the_least_important_process_with_a_limit(shadow, tmp_path):
-    fed(shadow("who"), [result(0)])
+    sink = shadow("who", wait=False)
+    sink.write(result(0))
+    until(lambda: sink.counts["compared"] == 1, 240)
+    sink.close()
     known = read_json(tmp_path / "who.who", dict)
     assert known["nice"] == 19 and known["threads"] == "1" and 0 < known["limit"] < 64e9
 
@@ -237,8 +240,8 @@ def test_it_dies_with_its_parent(tmp_path):
     code = (
         "import sys; from cv_pipeline.release.shadow import *\n"
         f"s = ShadowSettings({str(tmp_path / 'model.txt')!r}, opener={OPENER!r})\n"
-        "p = ShadowProcess(s, s.model, FrameSlots()).open()\n"
-        "print(p.process.pid, flush=True); sys.stdin.read()"
+        "p = ShadowProcess(s, s.model, FrameSlots()).open(); print(p.process.pid, flush=True)\n"
+        "sys.stdin.read()"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -268,6 +271,22 @@ def test_an_answer_that_is_late_is_a_hang(tmp_path):
     finally:
         process.close()
     assert process.process.returncode == -signal.SIGKILL
+
+
+def test_one_that_runs_in_vain_hangs_too_and_one_that_may_not_run_has_more_time(tmp_path, monkeypatch):
+    (tmp_path / "model.txt").write_text("spin")
+    how, slots = ShadowSettings(str(tmp_path / "model.txt"), opener=OPENER, hang_s=0.3), FrameSlots()
+    process = ShadowProcess(how, how.model, slots).open()
+    try:
+        with pytest.raises(ShadowFault, match="hang"):
+            process.ask(0, (4, 4, 3))
+        states = iter([("R", 0.0)] * 3 + [("R", 5.0)])  # the machine lets it run after a while
+        monkeypatch.setattr("cv_pipeline.release.shadow._cpu_of", lambda pid: next(states))
+        with pytest.raises(ShadowFault, match="hang"):
+            process.ask(0, (4, 4, 3))
+        assert next(states, None) is None
+    finally:
+        process.close()
 
 
 def test_metrics_have_every_outcome(shadow):
@@ -312,15 +331,21 @@ def lines(out):
 def test_a_run_has_the_same_bytes_with_and_without_a_shadow_that_is_killed(tmp_path):
     killed = []
 
-    def kill(pipeline):
+    def ready(url, pipeline):
         sink = next(s for s in pipeline.sinks if isinstance(s, ShadowSink))
-        process = sink._process
-        if len(sink.times) > 2 and process is not None and not killed:
-            killed.append(process.process.pid)
-            os.kill(process.process.pid, signal.SIGKILL)
+        write = sink.write
+
+        def kill(result):
+            write(result)
+            process = sink._process
+            if len(sink.times) > 2 and process is not None and not killed:
+                killed.append(process.process.pid)
+                os.kill(process.process.pid, signal.SIGKILL)
+
+        sink.write = kill
 
     with_it = {"shadow": {"model": "factory_line", "wait": True}, "postprocess.conf": 0.6}
-    summary = run_config(configured(tmp_path / "with", **with_it), kill)
+    summary = run_config(configured(tmp_path / "with", **with_it), on_ready=ready)
     run_config(configured(tmp_path / "without", **{"postprocess.conf": 0.6}))
     assert table(tmp_path / "with").num_rows > 0
     assert table(tmp_path / "with").equals(table(tmp_path / "without"))
