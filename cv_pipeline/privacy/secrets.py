@@ -21,7 +21,7 @@ from ..core.types import ConfigError, DataError
 
 # %% auto #0
 __all__ = ['SHAPES', 'ALLOWED', 'MASK', 'entropy', 'plausible', 'Secret', 'known_values', 'mark_of', 'secrets_in',
-           'allowed_marks', 'secrets_of_file', 'SecretSearch', 'find_secrets', 'mask_secrets']
+           'allowed_marks', 'secrets_of_file', 'SecretSearch', 'find_secrets', 'mask_secrets', 'allow_secrets']
 
 # %% ../../nbs/12_privacy/01_secrets.ipynb #c1aec395
 _FORMS = {
@@ -97,6 +97,7 @@ class Secret:
     hint: str  # the key or the beginning, without the secret
     start: int = 0  # in the text of its place
     end: int = 0
+    mark: str = ""  # of its value, for `.secrets-allowed`
 
 
 _SECRET_NAMES = re.compile(r"(?:TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_?KEY|CREDENTIALS?)$", re.I)
@@ -145,10 +146,11 @@ def secrets_in(
     "Findings of a text."
     known, made = known_values() if known is None else known, list[Secret]()
     for start, end, kind, hint in sorted(_spans(text, known), key=lambda s: (s[0], -s[1])):
-        if (made and start < made[-1].end) or mark_of(text[start:end]) in allowed:
+        mark = mark_of(text[start:end])
+        if (made and start < made[-1].end) or mark in allowed:
             continue
         line = text.count("\n", 0, start) + 1
-        made.append(Secret(path, f"{place}line {line}", kind, hint, start, end))
+        made.append(Secret(path, f"{place}line {line}", kind, hint, start, end, mark))
     return made
 
 # %% ../../nbs/12_privacy/01_secrets.ipynb #be1b43f0
@@ -291,3 +293,18 @@ def mask_secrets(
             total += n
     write_whole(path, json.dumps(book, indent=1, ensure_ascii=False) + "\n")
     return total
+
+# %% ../../nbs/12_privacy/01_secrets.ipynb #1a13d56e
+def allow_secrets(
+    paths: Iterable[str | Path],
+    known: Mapping[str, str] | None = None,
+) -> int:  # values that are new in the list
+    "Enter what is found as examples into `.secrets-allowed` of the present folder, by their marks."
+    marks: dict[str, str] = {}
+    for s in find_secrets(paths, known).secrets:
+        marks.setdefault(s.mark, Path(s.path).name)
+    if marks:
+        path = Path(ALLOWED)
+        before = read_text(path, ConfigError) if path.is_file() else "# examples that look like secrets\n"
+        write_whole(path, before.rstrip("\n") + "\n" + "".join(f"{m}  {w}\n" for m, w in marks.items()))
+    return len(marks)

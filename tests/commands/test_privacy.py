@@ -1,0 +1,75 @@
+"""`cv-pipeline privacy` as a user meets it."""
+
+import pytest
+from typer.testing import CliRunner
+
+from cv_pipeline.commands.main import app
+from cv_pipeline.core.types import CVPipelineError
+from cv_pipeline.privacy.access import VARIABLE, access_head, note_access
+
+PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+LINE = "opened rtsp://admin:Kl9-really@10.0.0.7/live\n"
+
+
+def ask(*words):
+    "Exit code (None: a typed error) and all text."
+    done = CliRunner().invoke(app, ["privacy", *map(str, words)], env=PLAIN)
+    if isinstance(done.exception, CVPipelineError):
+        return None, str(done.exception)
+    return done.exit_code, " ".join(done.output.split())
+
+
+def test_a_finding_ends_with_exit_code_1_and_is_not_shown(tmp_path, capsys):
+    (tmp_path / "run.log").write_text(LINE)
+    code, text = ask("secrets", tmp_path)
+    shown = text + capsys.readouterr().out
+    assert code == 1 and "run.log" in shown and "Kl9-really" not in shown
+
+
+def test_masking_leaves_nothing_and_is_in_the_log_of_accesses(tmp_path, monkeypatch):
+    log = tmp_path / "log" / "access.jsonl"
+    monkeypatch.setenv(VARIABLE, str(log))
+    (tmp_path / "run.log").write_text(LINE)
+    assert ask("secrets", tmp_path / "run.log", "--mask")[0] == 0
+    assert (tmp_path / "run.log").read_text() == "opened rtsp://admin:***@10.0.0.7/live\n"
+    assert ask("secrets", tmp_path / "run.log")[0] == 0
+    assert "masked" in log.read_text() and "Kl9" not in log.read_text()
+
+
+def test_examples_are_allowed_in_the_present_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "manual.md").write_text(LINE)
+    assert ask("secrets", "manual.md", "--allow")[0] == 0
+    assert "Kl9" not in (tmp_path / ".secrets-allowed").read_text()
+    assert ask("secrets", "manual.md")[0] == 0
+    assert ask("secrets", "manual.md", "--allow")[0] == 0
+    assert len((tmp_path / ".secrets-allowed").read_text().splitlines()) == 2
+
+
+def test_accesses_are_shown_and_verified(tmp_path, capsys):
+    log = tmp_path / "access.jsonl"
+    for k in range(3):
+        note_access("view", f"gate-{k}", path=log)
+    head = access_head(log)
+    code, text = ask("access", "show", "--log", log, "--what", "gate-1")
+    assert code == 0 and "gate-1" in text + capsys.readouterr().out
+    assert ask("access", "verify", "--log", log, "--head", head)[0] == 0
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:2]))
+    assert ask("access", "verify", "--log", log)[0] == 0
+    assert ask("access", "verify", "--log", log, "--head", head)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("secrets", "gone"), "does not exist"),
+        (("secrets", ".", "--mask", "--allow"), "contradict"),
+        (("access", "show"), "no log of accesses is kept here"),
+        (("access", "verify", "--log", "gone"), "does not exist"),
+    ],
+)
+def test_bad_input_is_a_sentence_with_what_to_do(words, part, monkeypatch, tmp_path):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    code, text = ask(*words)
+    assert code in (None, 2) and part in text
