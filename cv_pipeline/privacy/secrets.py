@@ -60,7 +60,7 @@ _HARMLESS = re.compile(
 )
 _CODE = re.compile(
     r"[A-Za-z_][\w.]*[(\[].*|(?:self|os|args|config|settings|c|s)\.\w+.*|lambda.*|tokenize\b.*"
-    r"|[\w/.-]+\.(?:py|md|ya?ml|json|txt|pem|key)"
+    r"|[\w/.-]+\.(?:py|md|ya?ml|json|txt|pem|key|env)|(?:\.{0,2}/)[\w.-]+(?:/[\w.-]+)+"
 )
 _NAME = re.compile(
     r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+|[a-z]+(?:_[a-z0-9]+)+|[a-z]+|[A-Z][a-z]+(?:[A-Z][a-z]+)*|[a-z-]+"

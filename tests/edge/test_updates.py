@@ -279,6 +279,14 @@ def test_the_whole_way_of_an_order(world, beside):
     assert agent.slots.state.current == release.digest
 
 
+def test_what_was_downloaded_before_a_restart_is_kept(world, beside):
+    world.prepare()
+    agent, _, _ = beside
+    for _ in range(5):
+        agent.step()
+    assert list((world.models / "inbox").glob("*.bundle")) and list((world.models / "versions").iterdir())
+
+
 def test_without_a_wish_nothing_is_asked(beside, monkeypatch):
     agent, updates, _ = beside
     asked = answering(monkeypatch, {"state": "nothing"})
