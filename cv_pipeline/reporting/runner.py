@@ -40,6 +40,7 @@ from cv_pipeline.core.files import (
 )
 from ..core.masking import masked
 from ..core.types import CVPipelineError, ConfigError, DataError, MissingExtraError, utc_now
+from ..privacy.secrets import mask_secrets
 
 # %% auto #0
 __all__ = ['CARD', 'Parameter', 'read_parameters', 'check_parameters', 'checked_here', 'template_folders', 'find_template',
@@ -355,6 +356,11 @@ def _has_failed(folder: Path) -> bool:
     except DataError:
         return not (folder / "metrics.json").exists()
 
+# %% ../../nbs/17_reporting/00_runner.ipynb #38fb836e
+def _without_secrets(part: Path) -> int:  # how many were masked
+    "Passwords and keys that a cell printed do not get into what is published."
+    return sum(mask_secrets(p) for p in sorted(part.glob("*")) if p.suffix in (".ipynb", ".html", ".json"))
+
 # %% ../../nbs/17_reporting/00_runner.ipynb #75598b8b
 def run_report(
     template: str | Path,  # name of a template, or its path
@@ -385,6 +391,7 @@ def run_report(
         made = {"status": "failed" if failed else "done", "error": failed, "finished": _now()}
         with writing("cannot write the report", day, "free some space, or choose another place"):
             _pages(path, part, failed)
+            made["secrets masked"] = _without_secrets(part)
             write_json(part / CARD, {**card, **made})
             final = _put(part, final, begun, failed != "")
     metrics = read_json(final / "metrics.json") if (final / "metrics.json").exists() else {}

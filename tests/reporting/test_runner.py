@@ -293,3 +293,19 @@ def test_baseline_answers_on_real_photos(real_data):
     )
     assert ask("--floor", "AP=high").returncode == 2 and "not a number" in ask("--floor", "AP=high").stderr
     assert "unknown metric" in ask("--floor", "mAP=0.3").stderr
+
+
+@pytest.mark.slow
+def test_a_secret_that_a_cell_printed_is_not_published(tmp_path):
+    source = "print('opened', 'rtsp://admin:' + 'Kl9-really' + '@10.0.0.7/live')"
+    write = (
+        "import json, pathlib\n"
+        "pathlib.Path(output, 'metrics.json').write_text(json.dumps({'api_key': 'Zk3v99xQ11pa'}))"
+    )
+    report = run_report(template(tmp_path, PARAMETERS, source, write), {}, root=tmp_path / "reports")
+    texts = {
+        p.name: p.read_text() for p in report.folder.iterdir() if p.suffix in (".ipynb", ".html", ".json")
+    }
+    assert not [name for name, text in texts.items() if "Kl9-really@" in text or "Zk3v99xQ11pa" in text]
+    assert "***@10.0.0.7/live" in texts["report.html"] and "opened" in texts["report.ipynb"]
+    assert json.loads(texts["report.json"])["secrets masked"] >= 3
