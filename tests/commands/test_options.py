@@ -17,7 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 from cv_pipeline.annotation.select import STRATEGIES, SelectSettings
-from cv_pipeline.commands import annotation, main, models, monitoring, release, thresholds
+from cv_pipeline.commands import annotation, device, main, models, monitoring, release, thresholds
 from cv_pipeline.commands.options import (
     Fields,
     Item,
@@ -36,7 +36,7 @@ from cv_pipeline.commands.options import (
 from cv_pipeline.core.types import ConfigError
 from cv_pipeline.training.augment import AUGMENTS
 
-BOOKS = (models, annotation, monitoring, thresholds, release, main)
+BOOKS = (models, annotation, monitoring, thresholds, release, device, main)
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
 
