@@ -391,8 +391,8 @@ def run_report(
         made = {"status": "failed" if failed else "done", "error": failed, "finished": _now()}
         with writing("cannot write the report", day, "free some space, or choose another place"):
             _pages(path, part, failed)
-            made["secrets masked"] = _without_secrets(part)
-            write_json(part / CARD, {**card, **made})
+            masks = _without_secrets(part)
+            write_json(part / CARD, {**card, **made, "secrets masked": masks})
             final = _put(part, final, begun, failed != "")
     metrics = read_json(final / "metrics.json") if (final / "metrics.json").exists() else {}
     if failed:

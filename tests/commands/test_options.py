@@ -17,7 +17,17 @@ import typer
 from typer.testing import CliRunner
 
 from cv_pipeline.annotation.select import STRATEGIES, SelectSettings
-from cv_pipeline.commands import annotation, device, main, models, monitoring, release, thresholds
+from cv_pipeline.commands import (
+    annotation,
+    device,
+    fleet,
+    main,
+    models,
+    monitoring,
+    privacy,
+    release,
+    thresholds,
+)
 from cv_pipeline.commands.options import (
     Fields,
     Item,
@@ -36,7 +46,7 @@ from cv_pipeline.commands.options import (
 from cv_pipeline.core.types import ConfigError
 from cv_pipeline.training.augment import AUGMENTS
 
-BOOKS = (models, annotation, monitoring, thresholds, release, device, main)
+BOOKS = (models, annotation, monitoring, thresholds, release, device, fleet, privacy, main)
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
 
