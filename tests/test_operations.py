@@ -325,6 +325,14 @@ PROOF = {  # how a row begins → tests that prove it
         "edge/test_central_page::test_a_button_needs_the_token_of_the_session_and_the_own_site",
         "edge/test_central_page::test_wrong_passwords_are_answered_with_a_wait",
     ],
+    "a log of accesses": [
+        "core/test_chain::test_every_changed_byte_is_found",
+        "core/test_chain::test_removed_and_moved_lines_are_found",
+        "privacy/test_access::test_a_cut_end_is_found_with_the_head_only",
+    ],
+    "a cell of a report prints": [
+        "reporting/test_runner::test_a_secret_that_a_cell_printed_is_not_published"
+    ],
 }
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -27,7 +28,7 @@ from ..core.types import ConfigError, DataError
 from ..edge.agent import free_port
 from ..edge.box import enrol_device, load_device, model_folder
 from ..edge.central import Centre, CentreServer, CentreSettings, new_code
-from ..edge.central_page import FleetPage, fleet_duty, page_routes
+from ..edge.central_page import STYLE, FleetPage, fleet_duty, page_routes
 from cv_pipeline.edge.devices import (
     FleetLimits,
     abort_push,
@@ -451,7 +452,7 @@ def _refused(fleet: Fleet, version: str, words: str) -> Any:
 def offer_bad_models(fleet: Fleet, story: Story) -> None:
     "1.2 is refused by its signature, 1.3 rolls back, 1.4 is rolled back by statistics."
     d = _refused(fleet, "1.2", "update: refused")
-    story.note("changed", f"1.2 on {d.name}: {d.update[:120]}", d.update)
+    story.note("changed", f"1.2 on {d.name}: {d.update.partition(': Observed')[0][:120]}", d.update)
     d = _refused(fleet, "1.3", "rolled back")
     journal = read_journal(model_folder(load_device(fleet.out / d.name / "device.yaml")), 50)
     steps = [r["what"] for r in journal if r["digest"] == fleet.releases["1.3"].digest]
@@ -565,6 +566,10 @@ def run_fleet_demo(
 
 
 def _fetch(url: str) -> str:
-    "A page of the centre."
+    "The page of the centre as it is now, in one file."
     with urllib.request.urlopen(url, timeout=20) as answer:
-        return answer.read().decode()
+        page = answer.read().decode()
+    page = re.sub(
+        r"<script\b.*?</script>|<noscript>.*?</noscript>", "", page, flags=re.S
+    )  # it does not change
+    return page.replace('<link rel="stylesheet" href="/style.css">', f"<style>{STYLE}</style>")
