@@ -166,6 +166,7 @@ class DayFeature:
     kind: str  # "ks" (shares below cuts, twice; mean; spread), "share", "tv" (total variation) or "mmd"
     rows: DayRows
     means: tuple[float, float] = (float("nan"), float("nan"))  # of reference and window, for a reader
+    base: np.ndarray | None = None  # (c,) of shares: what they are over all days
 
 # %% ../../nbs/09_monitoring/08_day_drift.ipynb #e36234cd
 @dataclass(frozen=True)
@@ -197,7 +198,8 @@ class _Cells:
         if family == "count" and x is not None:  # as many frames as make so many boxes
             least = int(np.ceil(LEAST_COUNT / max(float(np.mean(x)), 1e-3)))
         rows = day_rows(sums, count, self.days.hours, STRETCHES, least)
-        return DayFeature(family, name, kind, rows, means)
+        base = sums.sum(axis=(0, 1)) / max(count.sum(), 1) if kind in ("share", "tv") else None
+        return DayFeature(family, name, kind, rows, means, base)
 
     def column(self, family: str, name: str, x: np.ndarray) -> DayFeature:
         """A column of numbers: its distribution about the hour's mean; about the mean of this hour of this
@@ -549,12 +551,22 @@ def _less_kind(t: DayTable) -> np.ndarray | None:
     return None if t.alike.how == "weekday" and count.min() >= 3 else np.zeros(len(t.days.window), int)
 
 
+def _steady(f: DayFeature, y: np.ndarray | None) -> np.ndarray | None:
+    """Shares whose counting noise does not depend on the share (arcsine of the root, Anscombe 1948), in units
+    of shares: of a batch that brings many gears the differences between cameras are larger by chance."""
+    if y is None or f.base is None:
+        return y
+    root = lambda share: np.arcsin(np.sqrt(np.clip(share, 0, 1)))
+    return 2 * np.sqrt(f.base * (1 - f.base)) * (root(f.base + y) - root(f.base))
+
+
 def _less_rows(own: Mapping[int, Sequence[DayFeature]], window: np.ndarray) -> list[DayRows]:
     "Days of every camera less the mean of the others: how these vary is what a camera stands out of."
     made: list[DayRows] = []
     for name in dict.fromkeys(f.name for fs in own.values() for f in fs):
-        rows = [f.rows for fs in own.values() for f in fs if f.name == name]
-        have = [(r, y) for r in rows if (y := without_gaps(r.value[0], window)) is not None]
+        same = [f for fs in own.values() for f in fs if f.name == name]
+        rows = [(f.rows, _steady(f, without_gaps(f.rows.value[0], window))) for f in same]
+        have = [(r, y) for r, y in rows if y is not None]
         n, total, noise = len(have), sum(y for _, y in have), sum(r.sampling for r, _ in have)
         for r, y in have if n > 1 else ():
             counting = r.sampling + (noise - r.sampling) / (n - 1) ** 2
@@ -579,8 +591,10 @@ def _tables_of(
     days = {k: [[rows(f, i) for i in stretches] for f in fs] for k, fs in own.items()}
     table = lambda p, y: None if y is None else (p.basis @ y).astype(np.float32)
     made = []
-    for p in (plan, day_plan(_less_rows(own, t.days.window), t, _less_kind(t)) or plan):
-        tables = {k: [[table(p, y) for y in f] for f in fs] for k, fs in days.items()}
+    less = {k: [[_steady(f, y) for y in ys] for f, ys in zip(own[k], days[k])] for k in own}
+    other = day_plan(_less_rows(own, t.days.window), t, _less_kind(t)) or plan
+    for p, found in ((plan, days), (other, less)):
+        tables = {k: [[table(p, y) for y in f] for f in fs] for k, fs in found.items()}
         made.append(_Family(p, _Turned(p, *rotations(p, times, rng)), own, tables))
     return made[0], made[1]
 

@@ -421,3 +421,19 @@ def test_periods_that_overlap_or_are_empty_are_refused():
         compare(seen.between(0, MONDAY + 2 * DAY), seen.between(MONDAY + DAY, MONDAY + 3 * DAY), FAST)
     with pytest.raises(DataError, match="no frames"):
         compare(seen, seen.between(0, 1), FAST)
+
+
+def test_counting_noise_of_shares_is_the_same_whatever_the_batch():
+    from cv_pipeline.monitoring.day_drift import DayFeature, _steady
+    from cv_pipeline.monitoring.seasons import DayRows
+
+    rng, base, n = np.random.default_rng(5), 0.3, 400
+    feature = DayFeature("class", "gear", "share", DayRows([], [], 0.0), base=np.array([base]))
+    expected = base * (1 - base) / n
+    for share in (0.1, 0.3, 0.5, 0.7):
+        seen = rng.binomial(n, share, 20_000)[:, None] / n - base
+        assert abs(_steady(feature, seen).var() / expected - 1) < 0.08
+    at_the_mean = _steady(feature, np.array([[0.0], [1e-4]]))
+    assert at_the_mean[0, 0] == 0 and abs(at_the_mean[1, 0] / 1e-4 - 1) < 1e-2  # still in units of shares
+    assert np.isfinite(_steady(feature, np.array([[-base], [1 - base]]))).all()
+    assert _steady(feature, None) is None
