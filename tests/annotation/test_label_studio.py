@@ -924,3 +924,59 @@ def test_drafts_of_a_collection(tmp_path):
     empty = Collected("a.jpg", "cam", 3, at, (64, 48), ("none",), 0.5, "0" * 16)
     with pytest.raises(ConfigError, match="no class names"):
         L.drafts_from([empty], tmp_path)
+
+
+# ---- disagreements of two models ---------------------------------------------------------------------------
+
+
+def test_frames_on_which_two_models_disagree_come_back_as_votes(server, tmp_path):
+    "A shadow keeps them, people label them on the server, and their answers decide between the models."
+    from cv_pipeline.annotation.collect import read_collected
+    from cv_pipeline.core.config import load_config
+    from cv_pipeline.core.files import read_json, read_json_lines, write_json
+    from cv_pipeline.inference.loading import load_model
+    from cv_pipeline.inference.manifest import bundled_models
+    from cv_pipeline.release.registry import Registry
+    from cv_pipeline.release.trial import add_answers, advance_trial, collect_runs, start_trial
+    from cv_pipeline.service.assembly import run_config
+
+    stricter, registry = tmp_path / "stricter", Registry.init(tmp_path / "registry")
+    shutil.copytree(bundled_models()["factory_line"], stricter)
+    book = read_json(stricter / "manifest.json", dict)
+    book["postprocess"] |= {"conf": 0.85, "class_conf": {}}
+    write_json(stricter / "manifest.json", book | {"version": "1.1"})
+    for model in (bundled_models()["factory_line"], stricter):
+        registry.add(model, force=True, reason="a test")
+    registry.move("factory_line@1.0", "production", force=True, reason="a test")
+    start_trial(tmp_path / "trial", tmp_path / "registry", "factory_line@1.1", {"belt": "hall"})
+    given = {
+        "sources": [{"uri": "line:seed=5,fps=1,frames=120", "id": "belt"}],
+        "delivery.out": str(tmp_path / "run"),
+    }
+    shadow = {"model": str(stricter), "rollout": str(tmp_path / "trial"), "wait": True, "tracker": "none"}
+    run_config(load_config(None, {**given, "shadow": shadow}))
+    collect_runs(tmp_path / "trial", [tmp_path / "run"])
+    folder = tmp_path / "run" / "shadow" / "disagree"
+    rows = read_collected(folder)
+    both = {r["sha256"]: r for _, r in read_json_lines(folder.with_name("disagreements.jsonl"))}
+    assert len(rows) >= 3 and {r.reasons for r in rows} == {("disagree",)}
+
+    names = load_model("factory_line").manifest.names
+    pushed = L.push(server, L.drafts_from(rows, folder, names), "disagreements")
+    tasks = {t["data"]["key"]: t for t in tasks_of(server, pushed.project)}
+    assert pushed.new == len(rows) and set(tasks) == set(both)
+    width, height = rows[0].size
+    for key, task in tasks.items():  # a person sees what the old model has seen
+        regions = []
+        for n, box in enumerate(both[key]["old"]):
+            x1, y1, x2, y2 = box["xyxy"]
+            place = {"x": 100 * x1 / width, "y": 100 * y1 / height}
+            size = {"width": 100 * (x2 - x1) / width, "height": 100 * (y2 - y1) / height}
+            label = {"rectanglelabels": [box["class_name"]]}
+            made = region(pushed.project, **place, **size, **label)
+            regions.append(made | {"id": f"r{n}", "original_width": width, "original_height": height})
+        answer(server, task["id"], regions)
+    came = L.pull(server, "disagreements")
+    assert came.problems == () and add_answers(tmp_path / "trial", came.annotations) == len(rows)
+    status = advance_trial(tmp_path / "trial")
+    assert status.votes == (0, len(rows))
