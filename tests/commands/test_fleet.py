@@ -187,3 +187,32 @@ def test_the_report_of_a_fleet_runs_without_a_centre(tmp_path):
     assert {r["reason"] for r in metrics["rollbacks"]} == {"golden pictures differ: 5 of 12"}
     assert [(g["device"], g["what"], g["rows"]) for g in metrics["gaps"]] == [("box-07", "gap", 900)]
     assert {d: v["drift"] for d, v in metrics["devices"].items() if v["drift"]}.keys() == {"box-01", "box-02"}
+
+
+def test_the_verdict_of_a_trial_advances_a_push(centre, tmp_path):
+    from cv_pipeline.release.rollout import Policy
+    from cv_pipeline.release.trial import (
+        Drawn,
+        collect_runs,
+        drawn_run,
+        read_trial,
+        small_registry,
+        start_trial,
+    )
+
+    small_registry(tmp_path / "registry")
+    off = dict.fromkeys(
+        ("empty", "moved", "confidence", "slow", "dropped", "tracks", "class_disagree", "class_count")
+    )
+    policy = Policy(hours=0.0, steps=(1.0,), **off)
+    trial = start_trial(tmp_path / "trial", tmp_path / "registry", "line@1.1", {"gate": "hall"}, policy)
+    digest, how = read_trial(trial.folder).new_digest, ("--rollout", tmp_path / "trial", "--centre", centre)
+    assert ask("fleet", "push", digest, "--centre", centre, "--steps", "0.5,1", "--hours", "9")[0] == 0
+    code, text = ask("fleet", "advance", digest[:12], *how)
+    assert code == 0 and text.startswith("INSUFFICIENT: canary on 6 devices"), "nothing was collected"
+    drawn = Drawn({"disagree": 0.5, "lost": 0.5, "count": -0.5}, hours=4, fps=0.2)
+    collect_runs(trial.folder, [drawn_run(tmp_path / "run" / "evidence.json", trial, {"gate": {}}, drawn)])
+    code, text = ask("fleet", "advance", digest[:12], *how)
+    assert code == 1 and text.startswith("ROLLBACK: rolled back on 0 devices")
+    code, text = ask("fleet", "advance", "e" * 12, *how)
+    assert code is None and "this trial is of line 1.1, not of" in text

@@ -14,6 +14,7 @@ from cv_pipeline.edge.devices import (
     FleetLimits,
     Known,
     abort_push,
+    advance_push,
     example_fleet,
     fleet_families,
     in_words,
@@ -27,7 +28,7 @@ from cv_pipeline.edge.devices import (
     settle_pushes,
 )
 from cv_pipeline.edge.forward import Inbox
-from cv_pipeline.release.rollout import Policy
+from cv_pipeline.release.rollout import Policy, RolloutReport, RolloutVerdict
 
 OLD, NEW, NEXT = "a1" * 32, "c3" * 32, "d4" * 32
 WELL = {"state": "running", "model": {"name": "line", "version": "1.0", "digest": OLD}}
@@ -381,3 +382,48 @@ def test_the_example_has_every_kind_of_trouble(tmp_path):
         example_fleet(store)
         found = {d.state for d in read_fleet(store)}
     assert found == {"ok", "stale", "offline", "disk", "rolled back", "clock off"}
+
+
+SLOW = Policy(hours=24.0, steps=(0.1, 0.3, 1.0))  # time alone takes no ring in these tests
+
+
+def verdict(word):
+    return RolloutReport(RolloutVerdict(word), ())
+
+
+def test_the_verdict_of_a_trial_takes_ring_after_ring(store):
+    push_model(store, "line", NEW, "1.1", SLOW)
+    assert play(store, NEW, beats=3) == [] and len(runs(store, NEW)) == 2
+    for devices in (6, 20):
+        assert len(advance_push(store, NEW[:12], verdict("PROMOTE")).state.cameras) == devices
+        play(store, NEW, beats=2)
+        assert len(runs(store, NEW)) == devices
+    assert advance_push(store, NEW[:12], verdict("PROMOTE")).state.stage == "promoted"
+
+
+def test_the_verdict_of_a_trial_brings_the_old_model_back_on_all_devices(store):
+    push_model(store, "line", NEW, "1.1", SLOW)
+    play(store, NEW, beats=2)
+    assert advance_push(store, NEW, verdict("ROLLBACK")).state.stage == "rolled back"
+    play(store, NEW, beats=2)
+    assert runs(store, NEW) == [] and len(runs(store, OLD)) == 20
+
+
+@pytest.mark.parametrize("word", ["INSUFFICIENT", "NEEDS LABELS"])
+def test_a_verdict_that_is_none_changes_nothing(store, word):
+    push_model(store, "line", NEW, "1.1", SLOW)
+    before = dict(store.wanted)
+    assert advance_push(store, NEW, verdict(word)).state.step == 0 and store.wanted == before
+    with pytest.raises(ConfigError, match="is on its way"):
+        advance_push(store, "f" * 12, verdict("PROMOTE"))
+
+
+def test_devices_that_find_a_model_unfit_before_the_switch_halt_it(store):
+    push = push_model(store, "line", NEW, "1.1", SLOW)
+    for name in push.state.cameras:
+        body = {**store.beats[name].body, "blocked": {NEW[:12]: "it cannot be opened"}}
+        hear(store, name, body)
+    decided = settle_pushes(store)
+    assert len(decided) == 1 and decided[0].startswith("halted line 1.1: 2 consecutive devices")
+    assert store.query("SELECT DISTINCT reason FROM outcomes") == [{"reason": "it cannot be opened"}]
+    assert {w["digest"] for n, w in store.wanted.items() if n in push.state.cameras} == {OLD}
