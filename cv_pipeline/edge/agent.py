@@ -31,8 +31,8 @@ from ..monitoring.hardware import HardwareWatch, read_hardware
 from ..video.supervisor import Supervisor
 
 # %% auto #0
-__all__ = ['Health', 'ask_page', 'ask_health', 'raised_upkeep', 'free_port', 'end_left', 'Child', 'AgentSettings', 'ending',
-           'AgentStatus', 'Agent', 'make_beat', 'give_order', 'take_orders', 'order_refused']
+__all__ = ['Health', 'ask_page', 'ask_health', 'raised_upkeep', 'open_tracks', 'free_port', 'end_left', 'Child', 'AgentSettings',
+           'ending', 'AgentStatus', 'Agent', 'make_beat', 'give_order', 'take_orders', 'order_refused']
 
 # %% ../../nbs/11_edge/03_agent.ipynb #d52164d0
 class Health(NamedTuple):
@@ -82,6 +82,12 @@ def raised_upkeep(metrics: str) -> dict[str, list[str]]:  # camera → signals
         labels = dict(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', line))
         found.setdefault(labels.get("source", ""), []).append(labels.get("signal", ""))
     return found
+
+
+def open_tracks(metrics: str) -> int:
+    "Tracks that are in the newest frames of all cameras, from the metrics of a run."
+    found = re.findall(r"^cv_pipeline_open_tracks\{[^}]*\} (\d+)(?:\.0)?$", metrics, re.MULTILINE)
+    return sum(map(int, found))
 
 # %% ../../nbs/11_edge/03_agent.ipynb #66fa654f
 def free_port() -> int:
@@ -232,6 +238,11 @@ class Agent:
         "Look after the run once; never an error: a disk that is full now may have space in the next step."
         _step(self)
         self.supervisor.tell(WATCHDOG="1", STATUS=f"{self.status.state} {self.status.reason}"[:300])
+
+    def quiet(self) -> bool:
+        "Whether no camera of the run has a track now: a switch would cut it in two."
+        page = ask_page(self.child.port, "/metrics", self.token) if self.child is not None else None
+        return page is None or not open_tracks(page[1].decode("utf-8", "replace"))
 
     def switch(self, digest: str) -> None:
         "Put an installed version on trial and start it; ConfigError for one that is blocked."

@@ -65,6 +65,7 @@ class UpdateSettings:
     every_s: float = 300.0  # between two questions
     limit_s: float = 1800.0  # for everything up to the switch
     timeout_s: float = 20.0  # for the source to respond
+    quiet_s: float = 30.0  # a switch waits for so long until no camera has a track
     preflight: bool = True
     limits: Mapping[str, Any] = field(default_factory=dict)  # of `release.preflight.PreflightLimits`
     backend: str | None = "auto"  # which file of a model runs, as `model.backend` of the run
@@ -159,6 +160,7 @@ class Updates:
         self.process: subprocess.Popen[bytes] | None = None
         self.answer: dict[str, Any] = {}  # the last one
         self._due, self._began, self._refusals, self._asked = clock(), 0.0, 0, ("", "")
+        self._ready: tuple[str, float] | None = None  # a digest that may be switched to, since when
         self._tidied: str | None = None  # the good model when the folder was last tidied
         self._back: dict[str, str] = {}  # the rollback that has been taken into account
 
@@ -235,6 +237,8 @@ def _look(u: Updates, agent: Agent) -> None:
     "One round: the answer that has come, or the question that is due."
     if (answer := _answered(u)) is not None:
         _act(u, agent, answer)
+    if u._ready is not None:
+        _switch(u, agent, *u._ready)
     state = agent.slots.state
     if u._tidied is None:
         u._tidied = state.current  # what an earlier agent has downloaded is still of use
@@ -244,7 +248,7 @@ def _look(u: Updates, agent: Agent) -> None:
     if agent.status.rolled_back and agent.status.rolled_back is not u._back:
         u._back = agent.status.rolled_back
         _later(u)  # one that was put back, not blocked, is not tried again at once
-    idle = u.process is None and not state.trying and not u.paused
+    idle = u.process is None and u._ready is None and not state.trying and not u.paused
     if not idle or u.clock() < u._due or not (u.wanted or u.settings.follow):
         return
     u._due = u.clock() + u.settings.every_s
@@ -260,8 +264,8 @@ def _act(u: Updates, agent: Agent, answer: dict[str, Any]) -> None:
     kind, reason = answer.get("state"), str(answer.get("reason", ""))
     digest = str(answer.get("digest") or u.wanted or "")
     u.answer, u.clock_behind_s = answer, float(answer.get("clock_behind_s", 0.0))
-    if kind == "ready" and not u.paused:
-        agent.switch(digest)
+    if kind == "ready":
+        u._ready = digest, u.clock()
     elif kind == "unfit":
         agent.slots.block(digest, reason)
         _words(u, agent, f"update: refused — {reason}", digest)
@@ -271,6 +275,17 @@ def _act(u: Updates, agent: Agent, answer: dict[str, Any]) -> None:
         _words(u, agent, f"update: {kind} — {reason}", digest)
     elif agent.status.update.startswith(("update: waiting", "update: refused")) and kind == "nothing":
         agent.status.update = ""
+
+# %% ../../nbs/11_edge/08_updates.ipynb #3bc3b833
+def _switch(u: Updates, agent: Agent, digest: str, since: float) -> None:
+    "A switch ends the tracks of all cameras: it waits until there are none, for some seconds at most."
+    if u.paused or u.wanted not in (None, digest):
+        u._ready = None
+    elif agent.quiet() or u.clock() - since >= u.settings.quiet_s:
+        u._ready = None
+        agent.switch(digest)
+    else:
+        agent.status.update = f"update: {digest[:12]} waits until no camera has a track"
 
 
 def _later(u: Updates) -> None:

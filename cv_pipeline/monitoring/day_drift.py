@@ -188,12 +188,8 @@ class _Cells:
         "From sums by day and hour (D, 24, c); with few boxes a stretch of hours is left out."
         d = len(self.days.window)
         count = np.bincount(self.row * 24 + self.hour, minlength=d * 24).reshape(d, 24)
-        means = tuple(
-            float(x[self.window == side].mean())
-            if x is not None and (self.window == side).any()
-            else float("nan")
-            for side in (False, True)
-        )
+        sides = [None if x is None else x[self.window == side] for side in (False, True)]
+        means = tuple(float(s.mean()) if s is not None and len(s) else float("nan") for s in sides)
         least = 1 if family in ("image", "embedding") else LEAST_COUNT
         if family == "count" and x is not None:  # as many frames as make so many boxes
             least = int(np.ceil(LEAST_COUNT / max(float(np.mean(x)), 1e-3)))
@@ -559,7 +555,7 @@ def _steady(f: DayFeature, y: np.ndarray | None) -> np.ndarray | None:
     root = lambda share: np.arcsin(np.sqrt(np.clip(share, 0, 1)))
     return 2 * np.sqrt(f.base * (1 - f.base)) * (root(f.base + y) - root(f.base))
 
-
+# %% ../../nbs/09_monitoring/08_day_drift.ipynb #60960bb4
 def _less_rows(own: Mapping[int, Sequence[DayFeature]], window: np.ndarray) -> list[DayRows]:
     "Days of every camera less the mean of the others: how these vary is what a camera stands out of."
     made: list[DayRows] = []

@@ -128,13 +128,17 @@ class PipelineCollector:
             "Age of the newest frame; absent once the source has ended",
             labels=["source"],
         )
+        tracks = GaugeMetricFamily(
+            "cv_pipeline_open_tracks", "Confirmed tracks in the newest frame", labels=["source"]
+        )
         for name, s in summary["sources"].items():
             if s["state"] in ("done", "stopped"):
                 continue  # a file that was read to its end is no camera that is down
             up.add_metric([name], float(s["state"] == "running" and s["connection"] in (None, "live")))
+            tracks.add_metric([name], s["open_tracks"])
             if s["seconds_since_frame"] is not None:
                 age.add_metric([name], s["seconds_since_frame"])
-        yield from (up, age)
+        yield from (up, age, tracks)
         yield from _source_families(summary["sources"])
         yield from _rule_families(self.pipeline)
         yield from _stage_families(self.pipeline, summary)

@@ -114,6 +114,7 @@ class Channel:
     broken: bool = False  # selector, preprocessing or tracker failed: no further frame is prepared
     detections: int = 0
     uncertain: int = 0
+    open_tracks: int = 0  # confirmed, in the newest frame with inference
     unanswered: int = 0  # selected frames whose outcome a selector that listens has not heard yet
     lock: threading.Lock = field(default_factory=threading.Lock)  # a selector is called by different threads
     listener: ListeningSelector | None = field(init=False)  # the selector, if it listens to results
@@ -442,6 +443,7 @@ def _postprocess(run: _Run, batch: _Batch) -> None:
         item.timings["postprocess"] = share + (run.clock() - begun) * 1e3
         channel.frames_inferred += 1
         channel.detections += len(detections)
+        channel.open_tracks = int(np.count_nonzero(detections.tracker_id >= 0))
         channel.uncertain += (
             int(np.count_nonzero(detections.data["decision"] == Decision.REVIEW)) if len(detections) else 0
         )
@@ -971,6 +973,7 @@ def _channel_summary(run: _Run, channel: Channel, finished: bool) -> dict[str, A
         "detections": channel.detections,
         "uncertain": channel.uncertain,
         "tracks": channel.tracks,
+        "open_tracks": channel.open_tracks,
         "seconds_since_frame": None
         if channel.last_frame is None
         else round(run.clock() - channel.last_frame, 3),

@@ -618,3 +618,14 @@ def test_settings_that_mean_nothing_are_refused():
 
 def test_the_player_is_a_program(tmp_path):
     assert os.access(write_player(tmp_path), os.X_OK)
+
+
+def test_open_tracks_are_added_up_over_cameras():
+    from cv_pipeline.edge.agent import open_tracks
+
+    text = (
+        "# HELP cv_pipeline_open_tracks Confirmed tracks\n"
+        'cv_pipeline_open_tracks{source="gate"} 2.0\ncv_pipeline_open_tracks{source="dock"} 1.0\n'
+        'cv_pipeline_tracks_total{source="gate"} 40.0\n'
+    )
+    assert open_tracks(text) == 3 and open_tracks("") == 0

@@ -418,3 +418,46 @@ def test_a_model_that_was_put_back_is_not_tried_again_at_once(world, beside):
     agent.step()
     assert agent.slots.state.blocked == {} and updates._refusals == 1
     assert updates._due > updates.clock() + 500
+
+
+def ready(agent, updates, monkeypatch, world, tracks):
+    "A version that may be switched to, beside a run whose cameras have tracks; the clock of the updates."
+    now, bundle = [100.0], mood_bundle(world.folder, "3.0", "good")
+    install_version(world.models, *bundle)
+    answering(monkeypatch, {"state": "ready", "digest": bundle[1]})
+    monkeypatch.setattr(agent, "quiet", lambda: not tracks[0])
+    updates.clock, updates._due = lambda: now[0], 0.0
+    updates.want(bundle[1])
+    stepped(agent, lambda: updates._ready is not None or agent.slots.state.trying)
+    return now, bundle[1]
+
+
+def test_a_switch_waits_until_no_camera_has_a_track(world, beside, monkeypatch):
+    agent, updates, _ = beside
+    tracks = [2]
+    _, digest = ready(agent, updates, monkeypatch, world, tracks)
+    for _ in range(5):
+        agent.step()
+    assert not agent.slots.state.trying and "waits until no camera has a track" in agent.status.update
+    tracks[0] = 0
+    stepped(agent, lambda: agent.slots.state.trying == digest)
+
+
+def test_a_switch_does_not_wait_for_ever(world, beside, monkeypatch):
+    agent, updates, _ = beside
+    now, digest = ready(agent, updates, monkeypatch, world, [2])
+    now[0] += 29.0
+    agent.step()
+    assert not agent.slots.state.trying
+    now[0] += 1.5
+    agent.step()
+    assert agent.slots.state.trying == digest
+
+
+def test_a_wish_that_has_changed_meanwhile_is_not_switched_to(world, beside, monkeypatch):
+    agent, updates, _ = beside
+    ready(agent, updates, monkeypatch, world, [2])
+    updates.want(None)
+    updates.paused = True
+    agent.step()
+    assert updates._ready is None and not agent.slots.state.trying

@@ -723,3 +723,21 @@ def test_a_model_that_does_not_answer_does_not_leave_the_selector_waiting(model)
     )
     with pytest.raises(BackendError, match="device lost"):
         stopped.run()
+
+
+def test_open_tracks_are_the_confirmed_ones_of_the_newest_frame():
+    from cv_pipeline.inference.loading import load_model
+    from cv_pipeline.synthetic.line import open_line
+    from cv_pipeline.tracking.trackers import make_tracker
+    from cv_pipeline.video.sinks import CallbackSink
+
+    seen = []
+    pipeline = Pipeline(
+        [open_line("line:seed=4,frames=40", "belt")],
+        load_model("factory_line", threads=1),
+        [CallbackSink(seen.append)],
+        trackers=lambda source: make_tracker("sort", 25),
+    )
+    summary = pipeline.run()
+    open_now = [int((r.detections.tracker_id >= 0).sum()) for r in seen]
+    assert max(open_now) > 0 and summary["sources"]["belt"]["open_tracks"] == open_now[-1]
