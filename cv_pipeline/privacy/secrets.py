@@ -116,8 +116,10 @@ def _spans(
 ) -> Iterator[tuple[int, int, str, str]]:  # start, end, kind, hint
     "Every sign in a text; they may overlap."
     for value, name in known.items():
-        for m in re.finditer(re.escape(value), text):
-            yield *m.span(), "value of an environment variable", name
+        place = text.find(value)
+        while place >= 0:
+            yield place, place + len(value), "value of an environment variable", name
+            place = text.find(value, place + len(value))
     for kind, form in SHAPES:
         for m in form.finditer(text):
             start, end = m.span("v") if "v" in form.groupindex else m.span()

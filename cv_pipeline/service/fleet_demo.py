@@ -506,10 +506,18 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return f"<table><tr>{cells('th', rows[0])}</tr>{body}</table>"
 
 
+def _timeline(story: Story) -> str:
+    "A row for each fact."
+    rows = "".join(
+        f"<tr><td class=n>{html_text(round(f['s']))} s</td><td>{html_text(f['text'])}</td></tr>"
+        for f in story.facts
+    )
+    return f"<table>{rows}</table>"
+
+
 def write_fleet_page(out: Path, story: Story, counts: list[dict[str, Any]], page: str) -> Path:
     "index.html, and the fleet page of the centre as it was at the end."
     write_whole(out / "fleet.html", page)
-    line = lambda f: f"<tr><td class=n>{f['s']:.0f} s</td><td>{html_text(f['text'])}</td></tr>"
     there, lost = (
         sum(c["at the centre"] for c in counts),
         sum(c["numbered"] - c["at the centre"] for c in counts),
@@ -519,7 +527,7 @@ def write_fleet_page(out: Path, story: Story, counts: list[dict[str, Any]], page
     text = (
         f"<!doctype html><meta charset=utf-8><title>cv_pipeline demo-fleet</title><style>{_STYLE}</style>"
         f"<h1>A fleet in three minutes</h1><p class=lead>{html_text(lead)}</p><h2>What happened</h2>"
-        f"<table>{''.join(map(line, story.facts))}</table><h2>Rows</h2>{_table(counts)}"
+        f"{_timeline(story)}<h2>Rows</h2>{_table(counts)}"
         "<p>The <a href=fleet.html>fleet page</a> of the centre at the end. The two trials as pages: "
         "<code>cv-pipeline rollout report trial-1.1</code>, <code>trial-1.4</code>. Each device has its "
         "files in its folder: agent.log, state, out.</p>"
@@ -572,4 +580,4 @@ def _fetch(url: str) -> str:
     page = re.sub(
         r"<script\b.*?</script>|<noscript>.*?</noscript>", "", page, flags=re.S
     )  # it does not change
-    return page.replace('<link rel="stylesheet" href="/style.css">', f"<style>{STYLE}</style>")
+    return page.replace('<link rel="stylesheet" href="/style.css">', "<style>" + STYLE + "</style>")

@@ -22,7 +22,7 @@ def ask(*words):
 def test_a_finding_ends_with_exit_code_1_and_is_not_shown(tmp_path, capsys):
     (tmp_path / "run.log").write_text(LINE)
     code, text = ask("secrets", tmp_path)
-    shown = text + capsys.readouterr().out
+    shown = "".join(c for c in text + capsys.readouterr().out if c.isalnum() or c in "-.")  # a table may wrap
     assert code == 1 and "run.log" in shown and "Kl9-really" not in shown
 
 
@@ -52,7 +52,8 @@ def test_accesses_are_shown_and_verified(tmp_path, capsys):
         note_access("view", f"gate-{k}", path=log)
     head = access_head(log)
     code, text = ask("access", "show", "--log", log, "--what", "gate-1")
-    assert code == 0 and "gate-1" in text + capsys.readouterr().out
+    shown = "".join(c for c in text + capsys.readouterr().out if c.isalnum() or c in "-.")
+    assert code == 0 and "gate-1" in shown and "gate-2" not in shown
     assert ask("access", "verify", "--log", log, "--head", head)[0] == 0
     log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:2]))
     assert ask("access", "verify", "--log", log)[0] == 0
