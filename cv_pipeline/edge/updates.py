@@ -65,7 +65,7 @@ class UpdateSettings:
     every_s: float = 300.0  # between two questions
     limit_s: float = 1800.0  # for everything up to the switch
     timeout_s: float = 20.0  # for the source to respond
-    quiet_s: float = 30.0  # a switch waits for so long until no camera has a track
+    quiet_s: float = 30.0  # a switch waits at most this long until no camera has a track
     preflight: bool = True
     limits: Mapping[str, Any] = field(default_factory=dict)  # of `release.preflight.PreflightLimits`
     backend: str | None = "auto"  # which file of a model runs, as `model.backend` of the run

@@ -3,6 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
+from cv_pipeline.commands import privacy
 from cv_pipeline.commands.main import app
 from cv_pipeline.core.types import CVPipelineError
 from cv_pipeline.privacy.access import VARIABLE, access_head, note_access
@@ -19,11 +20,15 @@ def ask(*words):
     return done.exit_code, " ".join(done.output.split())
 
 
-def test_a_finding_ends_with_exit_code_1_and_is_not_shown(tmp_path, capsys):
+def test_a_finding_ends_with_exit_code_1_and_is_not_shown(tmp_path, capsys, monkeypatch):
+    tables = {}
+    monkeypatch.setattr(privacy, "records", tables.__setitem__)
     (tmp_path / "run.log").write_text(LINE)
     code, text = ask("secrets", tmp_path)
-    shown = "".join(c for c in text + capsys.readouterr().out if c.isalnum() or c in "-.")  # a table may wrap
-    assert code == 1 and "run.log" in shown and "Kl9-really" not in shown
+    assert code == 1 and "1 secrets in 1 files" in text
+    (row,) = tables["Secrets"]
+    assert row["file"].endswith("run.log") and row["place"] == "line 1"
+    assert "Kl9-really" not in text + capsys.readouterr().out + str(tables)
 
 
 def test_masking_leaves_nothing_and_is_in_the_log_of_accesses(tmp_path, monkeypatch):
@@ -46,14 +51,15 @@ def test_examples_are_allowed_in_the_present_folder(tmp_path, monkeypatch):
     assert len((tmp_path / ".secrets-allowed").read_text().splitlines()) == 2
 
 
-def test_accesses_are_shown_and_verified(tmp_path, capsys):
+def test_accesses_are_shown_and_verified(tmp_path, monkeypatch):
+    tables = {}
+    monkeypatch.setattr(privacy, "records", tables.__setitem__)
     log = tmp_path / "access.jsonl"
     for k in range(3):
         note_access("view", f"gate-{k}", path=log)
     head = access_head(log)
     code, text = ask("access", "show", "--log", log, "--what", "gate-1")
-    shown = "".join(c for c in text + capsys.readouterr().out if c.isalnum() or c in "-.")
-    assert code == 0 and "gate-1" in shown and "gate-2" not in shown
+    assert code == 0 and [row["what"] for row in tables["Accesses"]] == ["gate-1"]
     assert ask("access", "verify", "--log", log, "--head", head)[0] == 0
     log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:2]))
     assert ask("access", "verify", "--log", log)[0] == 0
