@@ -46,7 +46,7 @@ def part_trust():
     return tests_of("tests/release/test_trust.py")
 
 
-def part_shadow(rounds=3, seconds=12.0):
+def part_shadow(rounds=5, seconds=10.0):
     "p95 of a frame with and without a shadow, and with one that crashes, hangs, or wants 2 GB."
     from tests.benchmarks.try_shadow import CASES, FPS, one
 
@@ -64,7 +64,7 @@ def part_shadow(rounds=3, seconds=12.0):
         "rounds": rounds,
         "seconds": seconds,
         "cases": made,
-        "equal": tests_of("tests/release/test_shadow.py", "-k", "equal"),
+        "equal": tests_of("tests/release/test_shadow.py", "-k", "same_bytes"),
     }
 
 
@@ -138,6 +138,11 @@ def words_of(t):
     return f"{t['passed']} tests passed, {t['failed']} failed"
 
 
+def good_tests(t):
+    "Whether tests ran, and none failed."
+    return bool(t["passed"]) and not t["failed"]
+
+
 def recorded():
     "Points of the studies that take hours."
     outbox, verdict = (json.loads((HERE / f"{n}_study.json").read_text()) for n in ("outbox", "rollout"))
@@ -185,14 +190,14 @@ def measured(kept):
     if t := kept.get("updates"):
         both = {k: t["switching"][k] + t["updates and agent"][k] for k in t["switching"]}
         target = "one whole model, right end state, ≤ 2 starts"
-        yield "5 kill at each step of an update × 4 bundles", target, words_of(both), not both["failed"]
+        yield "5 kill at each step of an update × 4 bundles", target, words_of(both), good_tests(both)
     if t := kept.get("trust"):
-        yield "6 attacks on releases, wrong clocks", "refused or reported", words_of(t), not t["failed"]
+        yield "6 attacks on releases, wrong clocks", "refused or reported", words_of(t), good_tests(t)
     if t := kept.get("shadow"):
         cases = {c: v for c, v in t["cases"].items() if c != "without"}
         lost = sum(v["lost"] for v in t["cases"].values())
         text = ", ".join(f"{c} {v['ratio']}" for c, v in cases.items())
-        good = max(v["ratio"] for v in cases.values()) <= 1.1 and not lost and not t["equal"]["failed"]
+        good = max(v["ratio"] for v in cases.values()) <= 1.1 and not lost and good_tests(t["equal"])
         target = "p95 ≤ 1.1 ×, 0 frames lost, results equal"
         yield "8 shadow", target, f"{text}; {lost} lost; {words_of(t['equal'])}", good
     if t := kept.get("centre"):
