@@ -239,10 +239,10 @@ class Agent:
         _step(self)
         self.supervisor.tell(WATCHDOG="1", STATUS=f"{self.status.state} {self.status.reason}"[:300])
 
-    def quiet(self) -> bool:
-        "Whether no camera of the run has a track now: a switch would cut it in two."
+    def tracks_now(self) -> int:
+        "Tracks that a switch would cut in two; 0 where no run responds."
         page = ask_page(self.child.port, "/metrics", self.token) if self.child is not None else None
-        return page is None or not open_tracks(page[1].decode("utf-8", "replace"))
+        return 0 if page is None else open_tracks(page[1].decode("utf-8", "replace"))
 
     def switch(self, digest: str) -> None:
         "Put an installed version on trial and start it; ConfigError for one that is blocked."

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cv_pipeline.release.trust import Release
 
 # %% auto #0
-__all__ = ['LONGEST_S', 'version_key', 'choose_release', 'UpdateSettings', 'prepare', 'work', 'Updates']
+__all__ = ['LONGEST_S', 'version_key', 'choose_release', 'UpdateSettings', 'prepare', 'work', 'Updates', 'may_switch']
 
 # %% ../../nbs/11_edge/08_updates.ipynb #69f6fd8e
 def version_key(version: str) -> list[tuple[int, int, str]]:
@@ -277,11 +277,20 @@ def _act(u: Updates, agent: Agent, answer: dict[str, Any]) -> None:
         agent.status.update = ""
 
 # %% ../../nbs/11_edge/08_updates.ipynb #3bc3b833
+def may_switch(
+    confirmed_tracks: int,  # of all cameras of the run
+    waiting_s: float,  # since the switch was due
+    longest_s: float = 30.0,
+) -> bool:
+    "Whether a run may change its model now: never within a track, unless it has waited for too long."
+    return confirmed_tracks == 0 or waiting_s >= longest_s
+
+
 def _switch(u: Updates, agent: Agent, digest: str, since: float) -> None:
     "A switch ends the tracks of all cameras: it waits until there are none, for some seconds at most."
     if u.paused or u.wanted not in (None, digest):
         u._ready = None
-    elif agent.quiet() or u.clock() - since >= u.settings.quiet_s:
+    elif may_switch(agent.tracks_now(), u.clock() - since, u.settings.quiet_s):
         u._ready = None
         agent.switch(digest)
     else:

@@ -29,8 +29,8 @@ from cv_pipeline.release.evidence import (
 # %% auto #0
 __all__ = ['ENDED', 'Policy', 'Baseline', 'policy_columns', 'begin_evidence', 'RolloutVerdict', 'RolloutFinding', 'Failure',
            'RolloutReport', 'memory_failure', 'Circumstances', 'judge_rollout', 'begin_labels', 'camera_order',
-           'assigned_cameras', 'may_switch', 'RolloutState', 'read_rollout', 'start_rollout', 'advance_rollout',
-           'promote_rollout', 'abort_rollout', 'Outcome', 'fleet_brake', 'halt_rollout']
+           'assigned_cameras', 'RolloutState', 'read_rollout', 'start_rollout', 'advance_rollout', 'promote_rollout',
+           'abort_rollout', 'Outcome', 'fleet_brake', 'halt_rollout']
 
 # %% ../../nbs/10_release/05_rollout.ipynb #af64fddd
 def _share(value: Any) -> bool:
@@ -400,15 +400,6 @@ def assigned_cameras(
     for cameras in order.values():
         chosen |= set(cameras[: max(1, math.ceil(share * len(cameras) - 1e-9))])
     return sorted(chosen)
-
-
-def may_switch(
-    confirmed_tracks: int,  # that the camera's tracker holds now
-    waiting_s: float,  # since the switch was due
-    longest_s: float = 30.0,
-) -> bool:
-    "Whether a camera may change its model now: never within a track, unless it has waited for too long."
-    return confirmed_tracks == 0 or waiting_s >= longest_s
 
 # %% ../../nbs/10_release/05_rollout.ipynb #e61cb8ae
 ENDED = ("promoted", "rolled back", "aborted", "expired", "halted")

@@ -425,7 +425,7 @@ def ready(agent, updates, monkeypatch, world, tracks):
     now, bundle = [100.0], mood_bundle(world.folder, "3.0", "good")
     install_version(world.models, *bundle)
     answering(monkeypatch, {"state": "ready", "digest": bundle[1]})
-    monkeypatch.setattr(agent, "quiet", lambda: not tracks[0])
+    monkeypatch.setattr(agent, "tracks_now", lambda: tracks[0])
     updates.clock, updates._due = lambda: now[0], 0.0
     updates.want(bundle[1])
     stepped(agent, lambda: updates._ready is not None or agent.slots.state.trying)
@@ -461,3 +461,8 @@ def test_a_wish_that_has_changed_meanwhile_is_not_switched_to(world, beside, mon
     updates.paused = True
     agent.step()
     assert updates._ready is None and not agent.slots.state.trying
+
+
+@pytest.mark.parametrize("tracks, waiting, may", [(0, 0, True), (1, 29.9, False), (1, 30, True)])
+def test_no_switch_within_a_track(tracks, waiting, may):
+    assert U.may_switch(tracks, waiting) is may

@@ -33,7 +33,6 @@ from cv_pipeline.release.rollout import (
     fleet_brake,
     halt_rollout,
     judge_rollout,
-    may_switch,
     memory_failure,
     policy_columns,
     promote_rollout,
@@ -343,11 +342,6 @@ def test_a_new_camera_takes_the_model_from_none():
 def test_shares_are_checked(share):
     with pytest.raises(ConfigError, match="0 < share"):
         assigned_cameras(camera_order("r", SITES), share)
-
-
-@pytest.mark.parametrize("tracks, waiting, may", [(0, 0, True), (1, 29.9, False), (1, 30, True)])
-def test_no_switch_within_a_track(tracks, waiting, may):
-    assert may_switch(tracks, waiting) is may
 
 
 class Clock:
