@@ -533,7 +533,7 @@ def _count(s: ShadowSink, r: FrameResult, dropped: float) -> None:
     if r.inferred and "inference" in r.timings_ms:
         s.production_ms.append(r.timings_ms["inference"])
 
-
+# %% ../../nbs/10_release/04_shadow.ipynb #81c56cd9
 def _take(s: ShadowSink, r: FrameResult) -> None:
     "The part of a shadow that runs in the thread that delivers."
     camera, image = r.frame.source_id, r.frame.image
