@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -54,9 +54,6 @@ from cv_pipeline.commands.terminal import (
 from .thresholds import keep_promise, manifest_target, threshold_commands, unit_keys
 from ..core.files import write_json
 from ..core.types import ConfigError, CVPipelineError, DataError, SinkError, unexpected
-
-if TYPE_CHECKING:
-    from cv_pipeline.video.pipeline import Pipeline
 
 # %% auto #0
 __all__ = ['PANELS', 'app', 'data_app', 'Bits', 'Images', 'Panels', 'main', 'show_summary', 'run', 'config_command',
@@ -190,7 +187,7 @@ def main() -> None:
 
 # %% ../../nbs/19_commands/19_main.ipynb #ebf744bd
 @contextmanager
-def _progress(total: int | None) -> Iterator[Callable[[Pipeline], None]]:  # frames, None when unknown
+def _progress(total: int | None) -> Iterator[Callable[[Any], None]]:  # frames, None when unknown
     "A progress bar over the frames of a pipeline."
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -200,7 +197,7 @@ def _progress(total: int | None) -> Iterator[Callable[[Pipeline], None]]:  # fra
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("running", total=total, note="")
 
-        def tick(pipeline: Pipeline) -> None:
+        def tick(pipeline: Any) -> None:
             s = pipeline.summary()
             note = f"{s['frames_per_second'] or 0:.0f}/s, {s['detections']} detections"
             note += f", {s['frames_dropped']} dropped" if s["frames_dropped"] else ""
@@ -209,7 +206,7 @@ def _progress(total: int | None) -> Iterator[Callable[[Pipeline], None]]:  # fra
         yield tick
 
 
-def _ready(url: str | None, pipeline: Pipeline) -> None:
+def _ready(url: str | None, pipeline: Any) -> None:
     "Where health is served."
     if url:
         say(f"health: {url}/healthz /readyz /metrics")
