@@ -63,7 +63,7 @@ __all__ = ['PANELS', 'app', 'data_app', 'Bits', 'Images', 'Panels', 'main', 'sho
 # %% ../../nbs/19_commands/19_main.ipynb #0b073a68
 PANELS = {
     "Run": "demo demo-fleet run config models",
-    "Scale": "batch plan loadtest",
+    "Scale": "batch jobs plan loadtest",
     "Data and labels": "data flag collect select label qa merge",
     "Train and gate": "train gate",
     "Evaluate": "baseline tune threshold eval-tracking robustness report failures",
