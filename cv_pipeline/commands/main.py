@@ -36,6 +36,8 @@ from cv_pipeline.commands.options import (
 )
 from .privacy import privacy_commands
 from .release import release_commands
+from .scale import scale_commands
+from .storage import storage_commands
 from cv_pipeline.commands.terminal import (
     bar_over,
     ended_by_signals,
@@ -65,6 +67,7 @@ __all__ = ['PANELS', 'app', 'data_app', 'Bits', 'Images', 'Panels', 'main', 'sho
 # %% ../../nbs/19_commands/19_main.ipynb #0b073a68
 PANELS = {
     "Run": "demo demo-fleet run config models",
+    "Scale": "batch lifecycle",
     "Data and labels": "data flag collect select label qa merge",
     "Train and gate": "train gate",
     "Evaluate": "baseline tune threshold eval-tracking robustness report failures",
@@ -106,7 +109,8 @@ app = typer.Typer(
 data_app = group("Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
 _parts = (model_commands, annotation_commands, monitoring_commands, threshold_commands, release_commands)
-for part in (*_parts, device_commands, fleet_commands, privacy_commands):
+_later = (device_commands, fleet_commands, privacy_commands, scale_commands, storage_commands)
+for part in (*_parts, *_later):
     app.registered_commands += part.registered_commands
     app.registered_groups += part.registered_groups
 
