@@ -33,6 +33,7 @@ from cv_pipeline.scale.ageing import (
     written_on,
 )
 from cv_pipeline.scale.lifecycle import Kind, Lifecycle, class_at, s3_rules
+from tests.helpers.services import require
 from tests.helpers.waiting import until
 
 NOW = 1_795_953_600.0  # noon of 2026-11-29
