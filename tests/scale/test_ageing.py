@@ -263,9 +263,7 @@ def test_an_empty_store_is_in_order():
 @pytest.fixture(scope="module")
 def moto():
     "A server that imitates S3."
-    server = pytest.importorskip("moto.server", reason="moto is not installed").ThreadedMotoServer(
-        "127.0.0.1", 0
-    )
+    server = require("moto.server").ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
