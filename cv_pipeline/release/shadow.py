@@ -78,6 +78,7 @@ class ShadowSettings:
     hang_s: float = 30.0  # a call that takes longer hangs
     start_s: float = 120.0  # until the model is open
     restarts: int = 3  # then the shadow has failed
+    pause_s: float = 5.0  # before the first new start of a live run, twice as long before each later one
     learn: int = 50  # frames on which the run's own model is timed in the same process; 0: none
     pictures: int = 200  # frames with a disagreement that are kept for labelling; 0: none
     apart_s: float = 10.0  # two of them of one camera are at least so far apart
@@ -102,7 +103,8 @@ class ShadowSettings:
         check_rules("settings of a shadow", self, rules)
 
 
-_SECONDS, _COUNTS = ("hang_s", "start_s", "apart_s"), ("restarts", "learn", "pictures")
+_SECONDS = ("hang_s", "start_s", "apart_s", "pause_s")
+_COUNTS = ("restarts", "learn", "pictures")
 
 # %% ../../nbs/10_release/04_shadow.ipynb #55ae9fdb
 SLOT_BYTES = 3840 * 2160 * 3  # of one slot; pages that no frame touches take no memory
@@ -152,17 +154,24 @@ def _mapped_bytes() -> int:
     return 0
 
 
-def _make_small(memory_mb: int, nice: int = 19) -> None:
-    "The least important process of the machine, with a limit of its memory."
+_START = """
+import contextlib, os, sys
+if sys.argv[4] == "idle":
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(19)
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:
+        group.write("19")  # a session has a share of its own
+from cv_pipeline.release.shadow import serve_shadow
+serve_shadow(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+"""
+
+
+def _make_small(memory_mb: int) -> None:
+    "The first to go, with a limit of its memory."
     import ctypes
     import resource
 
-    with suppress(OSError):
-        os.nice(nice)
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text(
-            str(nice)
-        )  # a session of its own would have a share of its own
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # the first to be killed without memory
     with suppress(OSError, AttributeError):
@@ -221,7 +230,7 @@ def serve_shadow(
     begin, slots = files.parse_json(job, "job of the shadow", dict), FrameSlots(memory)
     import_module(begin["opener"].partition(":")[0])
     import_module("cv_pipeline.inference.onnx")  # libraries do not count as the model's memory
-    _make_small(begin["memory_mb"], begin["nice"])
+    _make_small(begin["memory_mb"])
     with socket.socket(fileno=line) as talk, talk.makefile("rwb", 0) as lines:
         tell = lambda answer: lines.write(json.dumps(answer).encode() + b"\n")
         try:
@@ -273,15 +282,14 @@ class ShadowProcess:
         spec = settings.spec if model == settings.model else settings.current_spec
         how = {k: v for k, v in (("spec", spec), ("backend", settings.backend)) if v is not None}
         job = {"model": model, "opener": settings.opener, "changes": dict(settings.changes), "how": how}
-        words = json.dumps({**job, "memory_mb": settings.memory_mb, "nice": 0 if settings.wait else 19})
-        call = "import sys; from cv_pipeline.release.shadow import serve_shadow as s; "
-        call += "s(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])"
+        words = json.dumps({**job, "memory_mb": settings.memory_mb})
+        ends = (str(other.fileno()), str(slots.fd))
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         path = os.pathsep.join(p for p in sys.path if p)
         self._printed = tempfile.TemporaryFile()
         with other:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", call, str(other.fileno()), str(slots.fd), words],
+                [sys.executable, "-c", _START, *ends, words, "usual" if settings.wait else "idle"],
                 pass_fds=(other.fileno(), slots.fd),
                 stdin=subprocess.DEVNULL,
                 stdout=self._printed,
@@ -476,7 +484,7 @@ class ShadowSink:
         self.excused: dict[str, tuple[str, ...]] = {}  # camera → signals raised at its last frame
         self.peak_mb, self.times = math.nan, list[float]()  # of the shadow; of the run's own model there
         self.production_ms: deque[float] = deque(maxlen=4096)  # the last calls of the run
-        self.clock, self.save_s, self._due = clock, save_s, clock() + save_s
+        self.clock, self.save_s, self._due, self._again = clock, save_s, clock() + save_s, -math.inf
         self._free, self._items = queue.SimpleQueue[int](), queue.SimpleQueue[_Item | None]()
         self._paces: dict[str, list[float]] = {}  # camera → last number, dropped, delivered, share due
         self._buffers: dict[str, list[tuple[float, dict[str, float]]]] = {}
@@ -525,7 +533,7 @@ def _count(s: ShadowSink, r: FrameResult, dropped: float) -> None:
     if r.inferred and "inference" in r.timings_ms:
         s.production_ms.append(r.timings_ms["inference"])
 
-
+# %% ../../nbs/10_release/04_shadow.ipynb #81c56cd9
 def _take(s: ShadowSink, r: FrameResult) -> None:
     "The part of a shadow that runs in the thread that delivers."
     camera, image = r.frame.source_id, r.frame.image
@@ -538,6 +546,9 @@ def _take(s: ShadowSink, r: FrameResult) -> None:
     if r.status != "ok" and s.settings.role == "previous":  # the new model failed in production
         s._items.put(_Item(-1, r.without_picture(), dropped, ()))
     if r.status != "ok" or not r.inferred or s.state == "failed":
+        return
+    if s.clock() < s._again:
+        s.counts["skipped"] += 1
         return
     pace[3] += s.settings.share
     if pace[3] < 1 - 1e-9:
@@ -568,7 +579,7 @@ def _work(s: ShadowSink) -> None:
         try:
             if item.slot < 0:
                 _add(s, item, [{"errors": 1.0, "dropped": item.dropped}])
-            elif s.state == "failed" or s._closing:
+            elif s.state == "failed" or s._closing or s.clock() < s._again:
                 s.counts["skipped"] += 1
             else:
                 _compare(s, item)
@@ -638,7 +649,7 @@ def _learn(s: ShadowSink, item: _Item, answer: Mapping[str, Any]) -> None:
 
 
 def _note_fault(s: ShadowSink, item: _Item, e: ShadowFault, learning: bool) -> None:
-    "A fault costs the frame and the process; too many of them, and the shadow has failed."
+    "A fault costs the frame, the process and a pause; too many of them, and the shadow has failed."
     _stop_process(s)
     if s._closing:
         return
@@ -650,6 +661,8 @@ def _note_fault(s: ShadowSink, item: _Item, e: ShadowFault, learning: bool) -> N
         s.state = "failed"
         return _save(s)
     s.counts["restarts"] += 1
+    if not s.settings.wait:
+        s._again = s.clock() + s.settings.pause_s * 2 ** (len(s.faults) - 1)
 
 
 _OWN_FAULTS = ("crash", "memory", "NaN", "error")  # of the model; the others may be of the machine

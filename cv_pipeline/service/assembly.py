@@ -22,6 +22,7 @@ from ..core.files import locked, writable_folder, write_json, writing
 from ..core.http_server import Guard, is_loopback
 from ..core.masking import masked, masked_values
 from ..core.runs import begin_run, end_run, files_in_the_way, notes_of_run
+from ..core.stamp import config_hash
 from ..core.tables import Hours
 from cv_pipeline.core.types import (
     ConfigError,
@@ -46,12 +47,14 @@ from cv_pipeline.core.types import (
 __all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'installed_sinks',
            'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory',
            'configured_rules', 'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment',
-           'health_guard', 'build_pipeline', 'leaves_the_machine', 'supervised', 'run_config', 'describe']
+           'health_guard', 'build_pipeline', 'leaves_the_machine', 'supervised', 'run_config', 'describe', 'UnitOpener',
+           'UnitWork', 'unit_source', 'batch_config']
 
 # %% ../../nbs/16_service/00_assembly.ipynb #bae0aa31
 from ..inference.backends import Model
 from ..inference.loading import load_model
 from ..inference.triton import is_remote, parse_remote
+from ..scale.units import Unit
 from ..synthetic.line import open_line
 from ..tracking.trackers import make_tracker, tracker_settings
 from ..tracking.zones import Rules, read_rules
@@ -70,8 +73,8 @@ from ..video.health import HealthServer
 from ..video.pipeline import Pipeline, interruptible
 from ..video.reconnect import ReconnectingSource
 from ..video.selection import make_selector
-from ..video.sinks import JsonlSink, ParquetSink, VideoSink
-from ..video.sources import SourceSettings, is_camera, open_source, unique_ids
+from ..video.sinks import CallbackSink, JsonlSink, ParquetSink, VideoSink
+from ..video.sources import FolderSource, SourceSettings, is_camera, open_source, unique_ids
 from ..video.streams import StreamSettings, is_stream
 from ..video.supervisor import Supervisor
 
@@ -701,3 +704,87 @@ def describe(pipeline: Pipeline, config: RunConfig) -> dict[str, Any]:
         "config": settings,
         "environment": environment(),
     }
+
+# %% ../../nbs/16_service/00_assembly.ipynb #a1533312
+@dataclass(frozen=True)
+class UnitOpener:
+    "Opens the model of a batch in another process; picklable."
+
+    config: str  # JSON of the configuration, of which the model, thresholds, selection and tracker count
+
+    def __call__(self) -> UnitWork:
+        return UnitWork(RunConfig.model_validate_json(self.config))
+
+
+class UnitWork:
+    "A model that is open, and a pipeline of one source around it for each unit of a batch."
+
+    def __init__(self, config: RunConfig):
+        self.config, self.model = config, open_configured_model(config)
+
+    def __call__(self, unit: Unit, write: Callable[[FrameResult], None]) -> list[tuple[str, str]]:
+        "Pass on every result of a unit; what could not be read. SourceError when nothing could."
+        pictures = unit.kind == "pictures"
+        trackers = None if pictures else tracker_factory(self.config.tracker)
+        selectors = None if pictures else selector_factory(self.config)
+        source: Source = unit_source(unit)
+        sinks = [CallbackSink(write)]
+        pipeline = Pipeline(
+            [source], self.model, sinks, trackers, selectors, self.config.runtime, self.model.reopen
+        )
+        summary = pipeline.run()
+        told = summary["sources"][unit.source]
+        if told["state"] != "done":
+            raise SourceError(told["error"] or "was not read to its end", unit.source)
+        if summary["model"]["events"]:  # its backend was opened anew, or gave up memory: begin afresh
+            self.close()
+            self.model = open_configured_model(self.config)
+        return [(str(what), str(why)) for what, why in status_of(source).skipped]
+
+    def close(self) -> None:
+        self.model.close()
+
+
+def unit_source(unit: Unit) -> Source:
+    "The pictures or the video of a unit, as a run would read them."
+    if unit.kind == "video":
+        return open_source(unit.paths[0], unit.source, SourceSettings(threads=1))
+    return FolderSource(Path(unit.paths[0]).parent, unit.source, fps=unit.fps, paths=unit.paths)
+
+# %% ../../nbs/16_service/00_assembly.ipynb #c1438c17
+def batch_config(
+    config: RunConfig,
+    threads: int,  # of each model call
+    pictures: bool,  # the batch has units of pictures
+) -> tuple[RunConfig, dict[str, Any], str]:  # for the workers, the model, the identity of the results
+    "A configuration that gives the same results on every machine; ConfigError where it cannot."
+    if pictures and (config.selection.adaptive or config.selection != type(config.selection)()):
+        hint = "give --fps when the folders hold the frames of a video, or leave the selection out"
+        raise ConfigError("a selection over time does not go with single pictures", "selection", hint)
+    if config.selection.adaptive and config.selection.adaptive.budget:
+        hint = "leave it out: a batch has time"
+        raise ConfigError("a shared budget makes results depend on the order", "selection.adaptive", hint)
+    given = (config.telemetry, config.collect, config.forward, config.shadow)
+    if any(part is not None for part in given) or config.events.zones or config.events.lines:
+        hint = "leave them out here; detections of videos carry track ids"
+        raise ConfigError(
+            "events, telemetry, collect, forward and shadow are of runs, not batches", "config", hint
+        )
+    check_run(config)
+    path = Path(config.model.path)
+    where = str(path.resolve()) if path.exists() else config.model.path
+    fixed = {"path": where, "threads": threads}
+    model = open_configured_model(config)
+    try:
+        origin = model.identity
+        if (choice := getattr(model.backend, "choice", None)) is not None:
+            fixed["backend"] = choice.artefact.label
+            origin = {**origin, "file": choice.artefact.label, "sha256": choice.artefact.sha256}
+    finally:
+        model.close()
+    worker = config.model_copy(
+        update={"model": config.model.model_copy(update=fixed), "sources": [SourceConfig(uri="batch")]}
+    )
+    counted = {k: getattr(worker, k) for k in ("postprocess", "selection", "tracker")}
+    counted["model"] = worker.model.model_dump(mode="json", include={"spec", "backend", "providers"})
+    return worker, origin, f"{origin['sha256']}|{config_hash(counted)}"

@@ -28,8 +28,8 @@ from ..core.viz import Trails, draw_detections
 from .cover import Pictures, is_still
 
 # %% auto #0
-__all__ = ['STILLS_A_SECOND', 'KNOWN_FOR', 'PALE', 'result_record', 'JsonlSink', 'ParquetSink', 'letterboxed', 'VideoSink',
-           'CallbackSink']
+__all__ = ['STILLS_A_SECOND', 'KNOWN_FOR', 'PALE', 'result_record', 'JsonlSink', 'ResultRows', 'results_table', 'ParquetSink',
+           'letterboxed', 'VideoSink', 'CallbackSink']
 
 # %% ../../nbs/04_video/08_sinks.ipynb #04927f60
 _DECISION = np.array([d.name.lower() for d in sorted(Decision)])  # code → "accept", "review", "drop"
@@ -144,7 +144,7 @@ class JsonlSink:
             _to_finished(self)
 
 # %% ../../nbs/04_video/08_sinks.ipynb #bc175074
-class _Rows:
+class ResultRows:
     "Detections of many frames as lists of columns: a few appends a frame, no loop over boxes."
 
     def __init__(self):
@@ -158,7 +158,7 @@ class _Rows:
         )
         self.count += len(d)
 
-    def extend(self, later: _Rows) -> None:
+    def extend(self, later: ResultRows) -> None:
         self.frames += later.frames
         self.columns += later.columns
         self.count += later.count
@@ -179,7 +179,7 @@ def _labels(names: Sequence[tuple[str, ...]], counts: np.ndarray, class_id: np.n
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=timezone.utc), timedelta(microseconds=1)
 
 
-def _table(rows: _Rows, run: str) -> Any:
+def results_table(rows: ResultRows, run: str) -> Any:
     "All rows as a pyarrow table that remembers which run it belongs to."
     import pyarrow as pa
 
@@ -227,7 +227,9 @@ class ParquetSink(PartedTable):
         clock: Clock = time.monotonic,
         hours: Hours | None = None,  # finish a file every hour; None: one file
     ):
-        super().__init__(folder, "results", _Rows, _table, part_rows, part_seconds, max_pending, clock)
+        super().__init__(
+            folder, "results", ResultRows, results_table, part_rows, part_seconds, max_pending, clock
+        )
         self.roll(hours)
 
     def write(self, result: FrameResult) -> None:

@@ -26,6 +26,8 @@ from cv_pipeline.commands import (
     monitoring,
     privacy,
     release,
+    scale,
+    storage,
     thresholds,
 )
 from cv_pipeline.commands.options import (
@@ -46,7 +48,7 @@ from cv_pipeline.commands.options import (
 from cv_pipeline.core.types import ConfigError
 from cv_pipeline.training.augment import AUGMENTS
 
-BOOKS = (models, annotation, monitoring, thresholds, release, device, fleet, privacy, main)
+BOOKS = (models, annotation, monitoring, thresholds, release, device, fleet, privacy, scale, storage, main)
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
 

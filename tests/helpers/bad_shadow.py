@@ -75,6 +75,7 @@ class Model:
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         row = {
             "nice": os.getpriority(os.PRIO_PROCESS, 0),
+            "idle": not hasattr(os, "SCHED_IDLE") or os.sched_getscheduler(0) == os.SCHED_IDLE,
             "limit": limit,
             "threads": os.environ["OMP_NUM_THREADS"],
         }

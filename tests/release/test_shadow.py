@@ -127,7 +127,22 @@ def test_it_is_the_least_important_process_with_a_limit(shadow, tmp_path):
     until(lambda: sink.counts["compared"] == 1, 240)
     sink.close()
     known = read_json(tmp_path / "who.who", dict)
-    assert known["nice"] == 19 and known["threads"] == "1" and 0 < known["limit"] < 64e9
+    assert known["nice"] == 19 and known["idle"] and known["threads"] == "1" and 0 < known["limit"] < 64e9
+
+
+def test_a_live_run_has_a_pause_before_each_new_start_which_doubles(shadow):
+    now, starts = [0.0], []
+    sink = shadow("crash at 0", wait=False, pause_s=8.0, restarts=9)
+    sink.clock = lambda: now[0]
+    for second in range(40):
+        now[0], faults = float(second), len(sink.faults)
+        sink.write(result(second))
+        until(lambda n=second + 1: sink.counts["skipped"] + len(sink.faults) == n, 240)
+        if len(sink.faults) > faults:
+            starts.append(second)
+            until(lambda: sink._free.qsize() == sink.slots.count, 60)
+    sink.close()
+    assert starts == [0, 8, 24] and sink.counts["skipped"] == 37
 
 
 def test_a_frame_is_skipped_and_counted_when_both_slots_are_taken(shadow):
