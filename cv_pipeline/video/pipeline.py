@@ -48,6 +48,7 @@ from cv_pipeline.core.types import (
     status_of,
     unexpected,
 )
+from .cover import Privacy, behind_gate, decide_cover
 from .stages import STAGES, FrameQueues, LatencyHistogram, StageStats
 
 # %% auto #0
@@ -535,6 +536,12 @@ def _deliver(run: _Run) -> None:
         _hand_out(run, batch)
 
 # %% ../../nbs/04_video/11_pipeline.ipynb #eb2446d0
+def _behind_gate(run: _Run, sinks: Sequence[Sink], privacy: Privacy) -> list[Sink]:
+    "The sinks as they are written to: those that keep pictures get covered ones."
+    live = any(channel.source.live for channel in run.channels)
+    return behind_gate(sinks, privacy, run.model.manifest.names, live)
+
+
 def _close_sinks(run: _Run) -> None:
     "Close every sink once, unless they belong to another thread. An error counts like one while writing."
     if not run.life.claim():
@@ -620,7 +627,6 @@ def _depth(source: Source, runtime: RuntimeConfig) -> tuple[int, bool]:
 def _new_run(
     sources: Sequence[Source],
     model: Model,
-    sinks: Sequence[Sink],
     trackers: Callable[[Source], Tracker] | None,
     selectors: Callable[[Source], Selector] | None,
     runtime: RuntimeConfig,
@@ -646,7 +652,7 @@ def _new_run(
         channels,
         model,
         backend,
-        list(sinks),
+        [],
         runtime,
         clocks.monotonic,
         clocks.now,
@@ -677,14 +683,14 @@ class Pipeline:
         recover: Callable[[], Backend] | None = None,  # opens the backend again after a runtime error
         clocks: Clocks = Clocks(time.perf_counter),  # wall clock, compared with `captured_at`
     ):
-        self._run = _new_run(
-            sources, model, sinks, trackers, selectors, runtime or RuntimeConfig(), recover, clocks
-        )
+        self._run = _new_run(sources, model, trackers, selectors, runtime or RuntimeConfig(), recover, clocks)
         self.interrupted, self.finished, self.seconds, self.sinks = False, False, 0.0, self._run.sinks
+        self.privacy = decide_cover(None, any(s.live for s in sources), model.manifest.names)
+        self.attach(sinks)
 
     def attach(self, sinks: Sequence[Sink]) -> None:
-        "Add sinks before the run."
-        self._run.sinks += sinks
+        "Add sinks before the run; those that keep pictures get covered ones, where `privacy` says so."
+        self._run.sinks += _behind_gate(self._run, sinks, self.privacy)
 
     def run(self, tick: Callable[[Pipeline], None] | None = None) -> dict[str, Any]:  # tick: 5 times a second
         "Run to the end and return the summary; raises the error that ended the run, or that of `tick`."

@@ -25,10 +25,11 @@ from ..core.results import RUN_KEY, results_schema
 from ..core.tables import Hours, PartedTable
 from ..core.types import Clock, Decision, Detections, Frame, FrameResult, SinkError
 from ..core.viz import Trails, draw_detections
+from .cover import Pictures, is_still
 
 # %% auto #0
 __all__ = ['STILLS_A_SECOND', 'KNOWN_FOR', 'PALE', 'result_record', 'JsonlSink', 'ResultRows', 'results_table', 'ParquetSink',
-           'is_still', 'letterboxed', 'VideoSink', 'CallbackSink']
+           'letterboxed', 'VideoSink', 'CallbackSink']
 
 # %% ../../nbs/04_video/08_sinks.ipynb #04927f60
 _DECISION = np.array([d.name.lower() for d in sorted(Decision)])  # code → "accept", "review", "drop"
@@ -242,11 +243,6 @@ class ParquetSink(PartedTable):
 STILLS_A_SECOND = 2.0  # how fast pictures of a folder without a rate are shown
 
 
-def is_still(frame: Frame) -> bool:
-    "Whether the frame is a picture of its own, from a file, and not part of a film or a camera's stream."
-    return "path" in frame.meta
-
-
 def letterboxed(
     image: np.ndarray,  # (h, w, 3) uint8
     size: tuple[int, int],  # (width, height) of the result
@@ -402,7 +398,7 @@ class _Painter:
 class VideoSink:
     "Annotated H.264 mp4, one file a source, playable at every moment up to the last second."
 
-    name = "video"
+    name, pictures = "video", Pictures.KEEPS
 
     def __init__(
         self,
@@ -460,8 +456,13 @@ class CallbackSink:
 
     name = "callback"
 
-    def __init__(self, function: Callable[[FrameResult], Any], on_close: Callable[[], Any] | None = None):
-        self.function, self.on_close = function, on_close
+    def __init__(
+        self,
+        function: Callable[[FrameResult], Any],
+        on_close: Callable[[], Any] | None = None,
+        pictures: Pictures = Pictures.NONE,  # NONE: it sees them in memory and passes none on
+    ):
+        self.function, self.on_close, self.pictures = function, on_close, pictures
 
     def write(self, result: FrameResult) -> None:
         self._call(self.function, result)
