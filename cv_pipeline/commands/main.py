@@ -20,6 +20,7 @@ import typer
 
 from .annotation import annotation_commands
 from .device import device_commands
+from .erasure import erasure_commands
 from .fleet import fleet_commands
 from .models import model_commands
 from .monitoring import monitoring_commands
@@ -34,7 +35,6 @@ from cv_pipeline.commands.options import (
     group,
     keys_of,
 )
-from .privacy import privacy_commands
 from .release import release_commands
 from cv_pipeline.commands.terminal import (
     bar_over,
@@ -106,7 +106,7 @@ app = typer.Typer(
 data_app = group("Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
 _parts = (model_commands, annotation_commands, monitoring_commands, threshold_commands, release_commands)
-for part in (*_parts, device_commands, fleet_commands, privacy_commands):
+for part in (*_parts, device_commands, fleet_commands, erasure_commands):
     app.registered_commands += part.registered_commands
     app.registered_groups += part.registered_groups
 
