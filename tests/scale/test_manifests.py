@@ -84,6 +84,14 @@ def test_a_mistyped_scaled_object_is_refused(taught, path, value, says):
     assert any(says in error for error in schema_errors(document, definitions=taught))
 
 
+def test_without_a_schema_it_says_so_and_a_version_that_there_is_not_is_an_error():
+    assert schema_errors(manifests(PLANT)["alerts.yaml"]) == [
+        "no schema of monitoring.coreos.com/v1 PrometheusRule"
+    ]
+    with pytest.raises(ConfigError, match="no schemas of Kubernetes 9.99"):
+        schema_errors(manifests(PLANT)["service.yaml"], "9.99")
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_written_passes_the_reader_with_experience(form):
     assert check_manifests(list(manifests(FORMS[form], 6).values()), WANTED, schema=lambda d: ()) == []
