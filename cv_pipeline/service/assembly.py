@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..core.config import HealthConfig, RunConfig, SourceConfig, TrackerConfig, load_config
 from ..core.files import locked, writable_folder, write_json, writing
-from ..core.http_server import Guard
+from ..core.http_server import Guard, is_loopback
 from ..core.masking import masked, masked_values
 from ..core.runs import begin_run, end_run, files_in_the_way, notes_of_run
 from ..core.stamp import config_hash
@@ -46,18 +46,28 @@ from cv_pipeline.core.types import (
 # %% auto #0
 __all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'installed_sinks',
            'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory',
-           'configured_rules', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment', 'health_guard',
-           'build_pipeline', 'supervised', 'run_config', 'describe', 'UnitOpener', 'UnitWork', 'unit_source',
-           'batch_config', 'pipeline_over']
+           'configured_rules', 'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment',
+           'health_guard', 'build_pipeline', 'leaves_the_machine', 'supervised', 'run_config', 'describe', 'UnitOpener',
+           'UnitWork', 'unit_source', 'batch_config', 'pipeline_over']
 
 # %% ../../nbs/16_service/00_assembly.ipynb #bae0aa31
 from ..inference.backends import Model
 from ..inference.loading import load_model
+from ..inference.triton import is_remote, parse_remote
 from ..scale.units import Unit
 from ..synthetic.line import open_line
 from ..tracking.trackers import make_tracker, tracker_settings
 from ..tracking.zones import Rules, read_rules
 from ..video.adaptive import AdaptiveSelector, AdaptiveSettings, CallBudget
+from cv_pipeline.video.cover import (
+    CoveredSource,
+    Pictures,
+    Privacy,
+    check_cover,
+    decide_cover,
+    is_live,
+    privacy_before,
+)
 from ..video.events import EventSink
 from ..video.health import HealthServer
 from ..video.pipeline import Pipeline, interruptible
@@ -287,6 +297,8 @@ def plugin_class(
 class PluginSink:
     "A sink of another package under its configured name."
 
+    pictures = Pictures.BLANK  # what it does with them is not known
+
     def __init__(self, name: str, sink: Sink):
         if not isinstance(sink, Sink):
             raise ConfigError(
@@ -427,9 +439,16 @@ def configured_rules(
     return read_rules(config.events.model_dump(), names)
 
 
+def privacy_of(config: RunConfig, names: Sequence[str] = ()) -> Privacy:
+    "Whether a run covers its pictures, and why."
+    return decide_cover(config.privacy, any(is_live(s.uri) for s in config.sources), names)
+
+
 def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
     "Everything in a configuration that can be wrong without opening a source or a model; ConfigError."
     configured_rules(config, names)
+    if (privacy := privacy_of(config, names or ())).on:
+        check_cover(privacy.settings, names or ())
     tracker_factory(config.tracker)
     selector_factory(config)
     for source in config.sources:
@@ -466,7 +485,7 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
         film = VideoSink(d.out, hours=hours)
         film.keep(path.name for path in d.out.glob("*.mp4"))
         yield film
-    sender, log = None, None
+    sender, log, uris = None, None, [source.uri for source in config.sources]
     if config.forward is not None:
         from cv_pipeline.edge.delivery import open_forward
 
@@ -476,7 +495,8 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
     if config.telemetry is not None:
         from cv_pipeline.monitoring.exporter import open_telemetry
 
-        yield (log := open_telemetry(config.telemetry, d.out, sender.part_callback if sender else None))
+        send, privacy = sender.part_callback if sender else None, privacy_before(config.privacy, uris)
+        yield (log := open_telemetry(config.telemetry, d.out, send, privacy))
     if config.collect is not None:
         from cv_pipeline.annotation.collect import open_collect
 
@@ -580,9 +600,18 @@ def build_pipeline(config: RunConfig) -> Pipeline:
         sources = open_configured(config.sources)
         for source in sources:
             undo.callback(_close_quietly, source)
+        privacy = privacy_of(config, model.manifest.names)
+        if privacy.on and leaves_the_machine(config.model.path):
+            sources = [CoveredSource(source, privacy) for source in sources]
         pipeline = Pipeline(sources, model, (), trackers, selectors, config.runtime, model.reopen)
+        pipeline.privacy = privacy
         undo.pop_all()
     return pipeline
+
+
+def leaves_the_machine(model: str | Path) -> bool:
+    "Whether a model is served by another host, which then gets the pictures."
+    return is_remote(model) and not is_loopback(parse_remote(str(model)).host.rpartition(":")[0].strip("[]"))
 
 
 def supervised(tick: Callable[[Pipeline], None] | None) -> Callable[[Pipeline], None]:
@@ -669,6 +698,7 @@ def describe(pipeline: Pipeline, config: RunConfig) -> dict[str, Any]:
     notes = notes_of_run(config.delivery.out)
     return {
         **pipeline.summary(),
+        "privacy": pipeline.privacy.to_dict(),
         **({"sinks": kept} if kept else {}),
         **({"notes": notes} if notes else {}),
         "config": settings,

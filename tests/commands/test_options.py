@@ -19,7 +19,9 @@ from typer.testing import CliRunner
 from cv_pipeline.annotation.select import STRATEGIES, SelectSettings
 from cv_pipeline.commands import (
     annotation,
+    cluster,
     device,
+    erasure,
     fleet,
     main,
     models,
@@ -27,6 +29,7 @@ from cv_pipeline.commands import (
     privacy,
     release,
     scale,
+    storage,
     thresholds,
 )
 from cv_pipeline.commands.options import (
@@ -47,7 +50,21 @@ from cv_pipeline.commands.options import (
 from cv_pipeline.core.types import ConfigError
 from cv_pipeline.training.augment import AUGMENTS
 
-BOOKS = (models, annotation, monitoring, thresholds, release, device, fleet, privacy, scale, main)
+BOOKS = (
+    models,
+    annotation,
+    cluster,
+    monitoring,
+    thresholds,
+    release,
+    device,
+    fleet,
+    privacy,
+    erasure,
+    scale,
+    storage,
+    main,
+)
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
 
