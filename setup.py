@@ -60,7 +60,7 @@ setup(
     packages=find_namespace_packages(
         include=[cfg["lib_path"], cfg["lib_path"] + ".*"], exclude=["*.__pycache__"]
     ),
-    package_data={"": ["*.onnx", "*.json", "py.typed"]},
+    package_data={"": ["*.onnx", "*.json", "LICENSE", "NOTICE", "py.typed"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=shlex.split(cfg["requirements"]),
     extras_require=extras(cfg),

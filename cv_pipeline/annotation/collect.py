@@ -87,6 +87,7 @@ from cv_pipeline.core.types import (
 )
 from ..inference.calibrators import Calibrator
 from ..synthetic.line import open_line
+from ..video.cover import PictureCover, Pictures, encoded, privacy_of_run
 from ..video.sources import FolderSource, is_camera, open_source, unique_ids
 from ..video.streams import is_stream
 
@@ -361,11 +362,11 @@ def _as_counted(folder: Path, rows: Sequence[Collected]) -> list[Collected]:
 _ROOM_FOR_CASES = 0.8  # share of max_bytes
 
 
-def _encoded(frame: Frame, quality: int) -> bytes:
-    good, data = cv2.imencode(".jpg", frame.image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not good:
-        raise DataError("cannot encode the image", f"{frame.source_id} frame {frame.frame_id}")
-    return data.tobytes()
+def _known(row: Collected, names: Sequence[str]) -> Detections:
+    "The boxes of an entry whose classes are among these."
+    rows = [d for d in row.detections if d["class_name"] in names]
+    xyxy, sure = [d["xyxy"] for d in rows], [d["confidence"] for d in rows]
+    return Detections(np.reshape(xyxy, (-1, 4)), sure, [names.index(d["class_name"]) for d in rows])
 
 
 def _by_lot(row: Collected, audit: Mapping[str, Any]) -> bool:
@@ -458,14 +459,18 @@ def _check_room(max_bytes: float | None, folder: str | Path) -> None:
 
 class _Prints(_Books):
     policy: CollectPolicy
+    cover: PictureCover | None = None  # None: the pictures come covered, or show no people
 
     def hashes(self, frame: Frame, kinds: int) -> tuple[int, str]:
         "Of the scene, and of the very pixels with these reasons."
         return perceptual_hash(frame.image), _digest(frame.image, kinds) if kinds else ""
 
-    def encoded(self, frame: Frame) -> tuple[bytes | None, int]:
-        "The file of a frame and its bytes; None: it is there already."
-        data = _encoded(frame, self.policy.quality)
+    def encoded(self, frame: Frame, row: Collected) -> tuple[bytes | None, int]:
+        "The file of a frame, covered, and its bytes; None: it is there already."
+        if self.cover is not None:
+            covered = self.cover(frame.image, _known(row, self.cover.names), frame.source_id)
+            frame = replace(frame, image=covered)
+        data = encoded(frame.image, ".jpg", self.policy.quality)
         return data, len(data)
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #b85877b9
@@ -493,7 +498,7 @@ def _case(shelf: Shelf, frame: Frame, kinds: int, picture: str) -> tuple[str, in
 
 def _keep(shelf: Shelf, frame: Frame, row: Collected, contends: bool) -> bool:
     "Write image and line; False when there is no space."
-    data, size = shelf.encoded(frame)
+    data, size = shelf.encoded(frame, row)
     certain = bool({"random", "flag"} & set(row.reasons))
     rank = shelf.rank(row.source_id, row.frame_id)
     limit = float("inf") if shelf.max_bytes is None else shelf.max_bytes * (1 if certain else _ROOM_FOR_CASES)
@@ -690,7 +695,7 @@ def _held(folder: str | Path, strict: bool, *how: Any) -> tuple[ExitStack, Shelf
 class CollectSink:
     "Collects while the pipeline runs; a Sink. Every case is decided when its camera's next frame arrives."
 
-    strict = False  # whether an unclosed one of this process keeps it out too
+    strict, pictures = False, Pictures.KEEPS  # strict: an unclosed one of this process keeps it out too
 
     def __init__(
         self,
@@ -1221,10 +1226,10 @@ class _Resumable(Shelf):
         self._now[:2] = code, digest or self._now[1]
         return code, digest
 
-    def encoded(self, frame: Any) -> tuple[bytes | None, int]:
+    def encoded(self, frame: Any, row: Collected) -> tuple[bytes | None, int]:
         if isinstance(frame, _Offered):
             return None, frame.bytes
-        data, self._now[2] = super().encoded(frame)
+        data, self._now[2] = super().encoded(frame, row)
         return data, self._now[2]
 
     def offer(self, frame: Any, *what: Any) -> bool:
@@ -1367,8 +1372,9 @@ def _gathered(
     bits, asked = decide(looks, policy, *bounds(looks, policy, usual)), _flagged(looks, flags, notes)
     known = {**learn_usual(looks), **(usual or {})}
     missing: list[tuple[str, int]] = []
+    cover = PictureCover(privacy_of_run(log, looks.names), looks.names)
     with _Resumable(out, policy, max_bytes, _request(looks, policy, asked, known, max_bytes)) as shelf:
-        shelf.usual = known
+        shelf.usual, shelf.cover = known, cover
         if shelf.before:
             notes.append(f"continued after {len(shelf.before)} frames of a collection that was not finished")
         for k in range(len(looks.sources)):

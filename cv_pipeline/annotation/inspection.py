@@ -29,6 +29,7 @@ from ..evaluation.records import EvalSet, class_mapping, coco_columns, look_at, 
 from ..evaluation.records import data_hash
 from ..evaluation.summary import html_table, line_pictures
 from ..inference.loading import load_model
+from ..video.cover import PictureCover, cover_for
 
 # %% auto #0
 __all__ = ['LIMITS', 'IMPOSSIBLE', 'labelled_set', 'inspect_set', 'judge_review', 'named_like', 'draw_suspect', 'suspect_sheet',
@@ -293,13 +294,14 @@ def suspect_sheet(
 ) -> np.ndarray | None:  # BGR; None when there is nothing to show
     "The first few suspects, one tile each; missing images are left out."
     path, tiles, titles = dict(zip(s.images, s.paths or ())), [], []
+    cover = PictureCover(cover_for(s.names))
     for x in suspects:
         file = path.get(x.picture)
         if len(tiles) == most:
             break
         if x.xyxy is None or file is None or not Path(file).exists():
             continue
-        tiles.append(draw_suspect(s, x, read_image(file)))
+        tiles.append(draw_suspect(s, x, cover(read_image(file))))
         titles.append(f"{x.score:.2f} {x.kind}: {x.class_name or 'no label'}")
     return contact_sheet(tiles, titles, columns=columns, width=width) if tiles else None
 

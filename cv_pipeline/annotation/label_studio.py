@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client as http_client
 import json
 import os
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -15,7 +16,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from ..core.files import expecting, locked, parse_json, read_json, write_whole
 from ..core.masking import masked
 from ..core.types import ConfigError, CVPipelineError, DataError, Detections
 from ..core.viz import colour_of
+from ..video.cover import PictureCover, cover_for
 
 # %% auto #0
 __all__ = ['Reply', 'LabelStudioError', 'LabelStudioDown', 'LabelStudioDenied', 'LabelStudioGone', 'http', 'Server', 'pages',
@@ -649,6 +651,15 @@ def _check_serve(serve: str) -> None:
         )
 
 # %% ../../nbs/07_annotation/06_label_studio.ipynb #708c6aee
+def _covered(drafts: Sequence[Draft], folder: Path) -> list[Draft]:
+    "Drafts whose files may be sent: their own, or covered copies that count as the same pictures."
+    cover, made = PictureCover(cover_for([n for d in drafts for n in d.names])), []
+    for d in drafts:
+        made.append(replace(d, path=cover.shown(d.path, folder)))
+        made[-1].__dict__["sha256"] = d.sha256  # answers are about the picture that lies here
+    return made
+
+
 def _send_tasks(
     server: Server,
     project: Project,
@@ -659,14 +670,17 @@ def _send_tasks(
 ) -> Iterator[int]:  # tasks sent so far
     "Pictures to where the browser finds them, tasks to the project, a batch a request."
     address = _places(server, project, serve) if todo else None
-    for k in range(0, len(todo), batch):
-        part = todo[k : k + batch]
-        at = address(part)
-        if k == 0 and look:
-            _seen(server, part[0], at[part[0].sha256])
-        tasks = [to_task(d, project, at[d.sha256]) for d in part]
-        server.call("POST", f"/api/projects/{project.id}/import", tasks)
-        yield k + len(part)
+    with tempfile.TemporaryDirectory() as folder:
+        for k in range(0, len(todo), batch):
+            part = todo[k : k + batch]
+            if serve == "upload":
+                part = _covered(part, Path(folder))
+            at = address(part)
+            if k == 0 and look:
+                _seen(server, part[0], at[part[0].sha256])
+            tasks = [to_task(d, project, at[d.sha256]) for d in part]
+            server.call("POST", f"/api/projects/{project.id}/import", tasks)
+            yield k + len(part)
 
 # %% ../../nbs/07_annotation/06_label_studio.ipynb #28bb6c12
 def push(

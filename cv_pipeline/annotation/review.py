@@ -29,8 +29,9 @@ from cv_pipeline.annotation.qa import (
 )
 from ..core.files import expecting, read_json, write_json
 from ..core.types import ConfigError, DataError, Detections
-from ..evaluation.failures import fiftyone_package, twin_pairs
+from ..evaluation.failures import covered_folder, fiftyone_package, twin_pairs
 from ..evaluation.records import EvalSet, check_set
+from ..video.cover import PictureCover, cover_for
 
 # %% auto #0
 __all__ = ['Review', 'review', 'write_review', 'read_suspects', 'review_drafts', 'build_review']
@@ -188,7 +189,7 @@ def _fo_samples(fo: Any, s: EvalSet, suspects: Sequence[Suspect]) -> list[Any]:
     for x in suspects:
         if x.row < 0 and x.xyxy is not None:
             loose.setdefault(x.picture, []).append(x)
-    made = []
+    cover, made = PictureCover(cover_for(s.names)), []
     for i, (path, own) in enumerate(zip(s.paths, rows_by_picture(s.truth.image, len(s)))):
         w, h = (int(v) for v in s.size[i])
         box = lambda b, w=w, h=h: [
@@ -218,7 +219,7 @@ def _fo_samples(fo: Any, s: EvalSet, suspects: Sequence[Suspect]) -> list[Any]:
         mine = [by_row[r] for r in rows if r in by_row] + loose.get(s.images[i], [])
         made.append(
             fo.Sample(
-                filepath=str(Path(path).resolve()),
+                filepath=str(cover.shown(Path(path), covered_folder(fo)).resolve()),
                 tags=sorted({x.kind for x in mine}),
                 ground_truth=fo.Detections(detections=labels),
                 suspects=fo.Detections(detections=extra),

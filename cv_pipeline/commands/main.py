@@ -13,17 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .annotation import annotation_commands
-from .device import device_commands
-from .erasure import erasure_commands
-from .fleet import fleet_commands
-from .models import model_commands
-from .monitoring import monitoring_commands
 from cv_pipeline.commands.options import (
     Count,
     LazyGroup,
@@ -35,7 +30,6 @@ from cv_pipeline.commands.options import (
     group,
     keys_of,
 )
-from .release import release_commands
 from cv_pipeline.commands.terminal import (
     bar_over,
     ended_by_signals,
@@ -50,7 +44,7 @@ from cv_pipeline.commands.terminal import (
     steady_streams,
     table,
 )
-from .thresholds import keep_promise, manifest_target, threshold_commands, unit_keys
+from .thresholds import keep_promise, manifest_target, unit_keys
 from ..core.files import write_json
 from ..core.types import ConfigError, CVPipelineError, DataError, SinkError, unexpected
 
@@ -58,13 +52,14 @@ if TYPE_CHECKING:
     from cv_pipeline.video.pipeline import Pipeline
 
 # %% auto #0
-__all__ = ['PANELS', 'app', 'data_app', 'Bits', 'Images', 'Panels', 'main', 'show_summary', 'run', 'config_command',
+__all__ = ['PANELS', 'app', 'data_app', 'PARTS', 'Bits', 'Images', 'Panels', 'main', 'show_summary', 'run', 'config_command',
            'models_command', 'demo', 'tune', 'eval_tracking', 'json_text', 'report_command', 'baseline', 'robustness',
            'data_check', 'data_split', 'data_freeze', 'data_verify', 'failures']
 
 # %% ../../nbs/19_commands/19_main.ipynb #0b073a68
 PANELS = {
     "Run": "demo demo-fleet run config models",
+    "Scale": "batch lifecycle",
     "Data and labels": "data flag collect select label qa merge",
     "Train and gate": "train gate",
     "Evaluate": "baseline tune threshold eval-tracking robustness report failures",
@@ -105,8 +100,9 @@ app = typer.Typer(
 )
 data_app = group("Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
-_parts = (model_commands, annotation_commands, monitoring_commands, threshold_commands, release_commands)
-for part in (*_parts, device_commands, fleet_commands, erasure_commands):
+PARTS = "models annotation monitoring thresholds release device fleet erasure scale storage"
+for name in PARTS.split():  # a book each
+    part = getattr(import_module(f"cv_pipeline.commands.{name}"), f"{name}_commands")
     app.registered_commands += part.registered_commands
     app.registered_groups += part.registered_groups
 

@@ -19,10 +19,10 @@ from ..core.files import read_json, write_json, write_whole
 from ..core.types import ConfigError, DataError
 
 # %% auto #0
-__all__ = ['model_commands', 'Judged', 'judging', 'is_frozen', 'optimize', 'build', 'benchmark', 'serve_files']
+__all__ = ['models_commands', 'Judged', 'judging', 'is_frozen', 'optimize', 'build', 'benchmark', 'serve_files']
 
 # %% ../../nbs/19_commands/02_models.ipynb #fa6e663a
-model_commands = group()
+models_commands = group()
 Judged = tuple[list[Any], dict[str, Any] | None]  # labelled pictures, and the columns that are known of them
 
 
@@ -50,7 +50,7 @@ def is_frozen(path: Path) -> bool:
 
 # %% ../../nbs/19_commands/02_models.ipynb #9a18f659
 @command(
-    model_commands,
+    models_commands,
     "optimize yolov8n.onnx --data test_set.json --calibrate train/images --out models/yolo",
     "optimize --data line --calibrate line --out models/line --steps int8,openvino-int8",
     "optimize --verify models/yolo --data test_set.json",
@@ -132,7 +132,7 @@ def _keep_verdicts(report: Any) -> None:
 
 # %% ../../nbs/19_commands/02_models.ipynb #3deee4d6
 @command(
-    model_commands,
+    models_commands,
     "build models/yolo --max-batch 8",
     "build yolov8n.onnx --out yolov8n.engine --timing-cache build.cache",
 )
@@ -159,7 +159,7 @@ def build(
 
 # %% ../../nbs/19_commands/02_models.ipynb #56d71ac3
 @command(
-    model_commands,
+    models_commands,
     "benchmark models/yolo --data test_set.json",
     "benchmark --latency-budget-ms 50",
     "benchmark models/yolo --compare reports/2026-06-01/benchmark-yolo",
@@ -199,7 +199,7 @@ def _show_benchmark(made: Any, before: Any, where: Path) -> None:
 
 # %% ../../nbs/19_commands/02_models.ipynb #7576a30c
 @command(
-    model_commands,
+    models_commands,
     "serve-files models/yolo --out repository/ --max-batch 16",
     "run belt.mp4 --model triton://host:8001/yolo",
 )

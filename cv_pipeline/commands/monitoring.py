@@ -113,6 +113,7 @@ def audit_draw(
     from cv_pipeline.annotation.collect import read_collected
     from cv_pipeline.monitoring.audit import draw_audit, take_pictures, write_audit
     from cv_pipeline.monitoring.prediction_log import read_log
+    from cv_pipeline.video.cover import privacy_of_run
 
     places = pairs(source, "--source", "e.g. --source gate=belt.mp4")
     kept = None if collection is None else read_collected(collection, check=False)
@@ -121,7 +122,8 @@ def audit_draw(
         read_log(log, since, until, list(cameras or ()) or None), plan, None if kept is None else sample
     )
     write_audit(found, out)
-    missing = take_pictures(found, out, _places(run, places), collection)
+    privacy = privacy_of_run(run or log.parent, found.names)
+    missing = take_pictures(found, out, _places(run, places), collection, privacy)
     rows = [[s, b["drawn"], b["looks"]] for s, b in found.strata.items()]
     table(f"{len(found.looks)} of {found.population} frames", ["stratum", "drawn", "of"], rows)
     notes(found.notes)

@@ -20,13 +20,13 @@ from ..core.model_files import model_parts
 from ..core.types import ConfigError
 
 # %% auto #0
-__all__ = ['threshold_commands', 'threshold_app', 'threshold_needed', 'manifest_target', 'unit_keys', 'threshold_prove',
+__all__ = ['thresholds_commands', 'threshold_app', 'threshold_needed', 'manifest_target', 'unit_keys', 'threshold_prove',
            'keep_promise', 'threshold_check']
 
 # %% ../../nbs/19_commands/05_thresholds.ipynb #36caa794
-threshold_commands = typer.Typer()
+thresholds_commands = typer.Typer()
 threshold_app = group("Thresholds with a promise: what one costs, which keeps it, whether it stands.")
-threshold_commands.add_typer(threshold_app, name="threshold")
+thresholds_commands.add_typer(threshold_app, name="threshold")
 
 
 @command(

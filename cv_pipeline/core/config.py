@@ -20,8 +20,8 @@ from .types import ConfigError
 # %% auto #0
 __all__ = ['SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'SelectionConfig', 'TrackerConfig',
            'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'TelemetryConfig', 'CollectConfig', 'ForwardConfig',
-           'ShadowConfig', 'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig', 'load_config', 'show_config',
-           'config_schema']
+           'ShadowConfig', 'MaskSection', 'PrivacyConfig', 'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig',
+           'load_config', 'show_config', 'config_schema']
 
 # %% ../../nbs/00_core/03_config.ipynb #0dac29bd
 class _Section(BaseModel):
@@ -373,6 +373,53 @@ class ShadowConfig(_Section):
     save_s: float = Field(60.0, gt=0, description="Seconds between two writings of the evidence.")
     wait: bool = Field(False, description="Wait for the shadow: for recordings, so that no frame is skipped.")
 
+# %% ../../nbs/00_core/03_config.ipynb #cafe0001
+class MaskSection(_Section):
+    "A part of the view that is never recorded."
+
+    polygon: list[tuple[float, float]] = Field(
+        min_length=3, description="Points [x, y], in pixels or as fractions 0..1."
+    )
+    sources: list[str] = Field(default_factory=list, description="Only these source ids; empty: all.")
+
+
+class PrivacyConfig(_Section):
+    "What is covered in pictures before they are written or sent; on for cameras and for models of people."
+
+    off: str | None = Field(
+        None, min_length=8, description="The reason why nothing is covered; every summary shows it."
+    )
+    always: bool = Field(False, description="Cover files too, whatever the model finds.")
+    regions: list[Literal["faces", "plates", "persons", "vehicles", "text", "masks"]] = Field(
+        ["faces"],
+        min_length=1,
+        description="What is covered; masks alone: nothing but `masks`.",
+    )
+    cover: Literal["solid", "blur", "pixelate", "person"] = Field(
+        "solid", description="How; blurred and pixelated faces can be matched. person: whole people, solid."
+    )
+    conf: float = Field(0.3, gt=0, lt=1, description="Least confidence of a face; low, a miss shows a face.")
+    grow: float = Field(0.3, ge=0, le=3, description="Share by which boxes grow in width and height.")
+    hold_s: float = Field(
+        1.0, ge=0, le=10, description="Seconds for which frames are held: late faces are covered early."
+    )
+    masks: list[MaskSection] = Field(
+        default_factory=list, description="[{polygon: [[x, y], …], sources}]: never recorded."
+    )
+    plate_model: str | None = Field(None, description="Model whose boxes are number plates.")
+    text_model: str | None = Field(None, description="Model whose boxes are text.")
+
+
+def _with_a_reason(value: Any) -> Any:
+    "YAML reads `off` as false: `privacy: off` has no reason, `privacy: {off: reason}` has one."
+    if value is False:
+        raise ValueError("needs a reason to be off; write privacy: {off: who decided it, and why}")
+    if value is True:
+        return {"always": True}
+    if isinstance(value, dict):
+        return {("off" if key is False else key): v for key, v in value.items()}
+    return value
+
 # %% ../../nbs/00_core/03_config.ipynb #55227625
 class ZoneSection(_Section):
     "A polygon to watch."
@@ -437,6 +484,9 @@ class RunConfig(_Section):
     collect: CollectConfig | None = Field(None, description="Pictures for labelling; true: the defaults.")
     forward: ForwardConfig | None = Field(None, description="What is sent to a centre; null: nothing.")
     shadow: ShadowConfig | None = Field(None, description="A second model without effect; null: none.")
+    privacy: PrivacyConfig = PrivacyConfig()
+
+    _reason = field_validator("privacy", mode="before")(_with_a_reason)
 
     @field_validator("telemetry", "collect", mode="before")
     @classmethod
@@ -471,6 +521,7 @@ _ITEMS: dict[str, type[BaseModel]] = {
     "collect": CollectConfig,
     "forward": ForwardConfig,
     "shadow": ShadowConfig,
+    "masks": MaskSection,
 }  # sections inside lists and options
 
 

@@ -31,12 +31,12 @@ from .types import ConfigError, CVPipelineError, DataError, SinkError
 
 # %% auto #0
 __all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'make_folder', 'shortened', 'printable', 'json_bytes', 'draft_of',
-           'write_whole', 'write_json', 'append_lines', 'Busy', 'locked', 'sweep_drafts', 'take_place', 'Staging',
-           'glob_escape', 'sync_tree', 'draft_folder', 'rewriting', 'copy_file', 'move_file', 'copy_over', 'is_there',
-           'file_sha256', 'name_key', 'portable_name', 'unique_names', 'path_below', 'plain_name', 'safe_name',
-           'decode_text', 'read_bytes', 'read_text', 'parse_json', 'read_json', 'read_json_lines', 'parse_yaml',
-           'read_yaml', 'read_table_file', 'expecting', 'writing', 'read_parquet', 'read_parquet_metadata',
-           'read_parquet_schema', 'parquet_groups']
+           'write_whole', 'write_json', 'append_lines', 'Busy', 'locked', 'sweep_drafts', 'sweep_folder', 'take_place',
+           'Staging', 'glob_escape', 'sync_tree', 'draft_folder', 'rewriting', 'copy_file', 'move_file', 'copy_over',
+           'is_there', 'file_sha256', 'name_key', 'portable_name', 'unique_names', 'path_below', 'plain_name',
+           'safe_name', 'decode_text', 'read_bytes', 'read_text', 'parse_json', 'read_json', 'read_json_lines',
+           'parse_yaml', 'read_yaml', 'read_table_file', 'expecting', 'writing', 'read_parquet',
+           'read_parquet_metadata', 'read_parquet_schema', 'parquet_groups']
 
 # %% ../../nbs/00_core/02_files.ipynb #07d851ac
 _REMEDY = {
@@ -316,6 +316,12 @@ def sweep_drafts(path: Path) -> None:
         else:
             with suppress(OSError):
                 old.unlink()
+
+
+def sweep_folder(folder: Path) -> None:
+    "Remove temporary files that killed processes left in a folder."
+    for old in folder.glob(".*.part"):
+        sweep_drafts(old.with_name(old.name[1:].rsplit(".", 2)[0]))
 
 
 def _exchange(a: Path, b: Path) -> bool:

@@ -29,10 +29,12 @@ from .errors import BKG, CLS, HIT, KINDS, LOC, ErrorReport, explain_errors
 from .metrics import SIZES, Matches, candidate_pairs, coco_books, match_set
 from .records import BoxTable, EvalSet, read_coco
 from .worst import cases
+from ..video.cover import PictureCover, cover_for
 
 # %% auto #0
 __all__ = ['ABOUT', 'field_name', 'twin_pairs', 'Failures', 'find_failures', 'View', 'planned_views', 'view_rows',
-           'write_records', 'read_records', 'ViewerError', 'fiftyone_package', 'build_failures', 'open_app']
+           'write_records', 'read_records', 'ViewerError', 'fiftyone_package', 'covered_folder', 'build_failures',
+           'open_app']
 
 # %% ../../nbs/05_evaluation/12_failures.ipynb #dadc928f
 def _causes(s: EvalSet, m: Matches, report: ErrorReport) -> np.ndarray:  # (g,) of str
@@ -514,6 +516,7 @@ def _samples(fo: Any, f: Failures) -> list[Any]:
         _labels(fo, f, f.set.predictions[f.shown], f.said, True),
     )
     plain, made = {k: v.tolist() for k, v in f.pictures.items()}, []
+    cover = PictureCover(cover_for(f.set.names))
     for i, path in enumerate(f.set.paths):
         own = {k: v[i] for k, v in plain.items()}
         tags = [
@@ -528,7 +531,7 @@ def _samples(fo: Any, f: Failures) -> list[Any]:
         width, height = (int(v) for v in f.set.size[i])
         made.append(
             fo.Sample(
-                filepath=str(Path(path or f.set.images[i]).resolve()),
+                filepath=str(cover.shown(Path(path or f.set.images[i]), covered_folder(fo)).resolve()),
                 tags=tags,
                 metadata=fo.ImageMetadata(width=width, height=height, num_channels=3),
                 ground_truth=fo.Detections(detections=truth[i]),
@@ -539,6 +542,11 @@ def _samples(fo: Any, f: Failures) -> list[Any]:
     return made
 
 # %% ../../nbs/05_evaluation/12_failures.ipynb #2b430af9
+def covered_folder(fo: Any) -> Path:
+    "Where covered copies lie that FiftyOne shows in place of pictures with people."
+    return Path(fo.config.default_dataset_dir) / "cv_pipeline_covered"
+
+
 def _select(fo: Any, dataset: Any, view: View) -> Any:
     "A view of ours as FiftyOne's."
     from fiftyone import ViewField as F

@@ -18,6 +18,7 @@ from ..core.viz import contact_sheet
 from .errors import KINDS, explain_errors
 from .metrics import match_set
 from .records import EvalSet
+from ..video.cover import PictureCover, cover_for
 
 # %% auto #0
 __all__ = ['Case', 'cases', 'draw_case', 'worst_sheet']
@@ -126,8 +127,9 @@ def worst_sheet(
                 "put them beside the labels, or pass `picture`",
             )
         picture = lambda i: read_image(there[i])
+    cover = PictureCover(cover_for(s.names))
     return contact_sheet(
-        [draw_case(s, c, picture(c.picture)) for c in chosen],
+        [draw_case(s, c, cover(picture(c.picture))) for c in chosen],
         [f"{Path(s.images[c.picture]).name}: {c.errors} errors" for c in chosen],
         columns=columns,
         width=320,

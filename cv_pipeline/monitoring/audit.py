@@ -51,6 +51,7 @@ from ..evaluation.records import EvalSet, check_set, tabled
 from .prediction_log import PredictionLog, instant
 from .telemetry import camera_folder
 from ..synthetic.line import open_line
+from ..video.cover import PictureCover, Privacy, cover_for, encoded
 from ..video.sources import open_source
 
 # %% auto #0
@@ -370,8 +371,10 @@ def take_pictures(
     folder: str | Path,
     sources: Mapping[str, Any] | None = None,  # camera → a Source, a file or line:…, to be read again
     collection: str | Path | None = None,  # a folder of the collection that ran beside
+    privacy: Privacy | None = None,  # whether they are covered; None: for classes of people
 ) -> list[AuditLook]:  # those without an available image
-    "Put the images of an audit into its folder."
+    "Put the images of an audit into its folder, covered where that is decided."
+    cover = PictureCover(cover_for(audit.names) if privacy is None else privacy)
     folder, missing, left = (
         Path(folder),
         [],
@@ -391,22 +394,19 @@ def take_pictures(
                 if abs(at - instant(look.captured_at)) <= _NEAR
             ]
             if kept:
-                _picture(folder / look.picture, read_image(kept[0]))
+                _picture(folder / look.picture, cover(read_image(kept[0]), source=camera))
             else:
                 wanted.setdefault(look.frame_id, []).append(look)
         if wanted and camera in (sources or {}):
             for look, image in _again(sources[camera], camera, wanted):
-                _picture(folder / look.picture, image)
+                _picture(folder / look.picture, cover(image, source=camera))
                 wanted[look.frame_id].remove(look)
         missing += [look for looks in wanted.values() for look in looks]
     return missing
 
 
 def _picture(path: Path, image: np.ndarray) -> None:
-    good, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])
-    if not good:
-        raise sink_error("cannot write an image", OSError(5, "not written"), path)
-    write_whole(path, data.tobytes())  # what is there is not taken again: never half a picture
+    write_whole(path, encoded(image))  # what is there is not taken again: never half a picture
 
 # %% ../../nbs/09_monitoring/15_audit.ipynb #e5475271
 def _again(

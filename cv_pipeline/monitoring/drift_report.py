@@ -30,6 +30,7 @@ from .seasons import DAY, WEEKDAYS, DayProfile, day_profile, wall_clock
 from .statistics import kernel_for
 from .prediction_log import PredictionLog, instant, read_log
 from .telemetry import STATISTICS
+from ..video.cover import PictureCover, cover_for
 
 # %% auto #0
 __all__ = ['COLOURS', 'observed_of', 'Periods', 'periods_of', 'DriftOfLog', 'log_hash', 'drift_of_log', 'Chart', 'control_charts',
@@ -453,7 +454,8 @@ def drifted_pictures(
         reverse=True,
     )
     typical = sorted(have[each:], key=lambda pair: abs(pair[0]))[:each]
-    return [read_image(files[i]) for _, i in [*have[:each], *typical]], [
+    cover = PictureCover(cover_for(log.names))
+    return [cover(read_image(files[i])) for _, i in [*have[:each], *typical]], [
         *(f"{seen.cameras[seen.camera[i]]}: {s:.2f}" for s, i in have[:each]),
         *(f"typical: {s:.2f}" for s, _ in typical),
     ]

@@ -23,6 +23,7 @@ from ..core.types import ConfigError, FrameResult
 from .frame_statistics import FrameStatistics
 from .telemetry import STATISTICS, LogSettings, TelemetrySink
 from .upkeep import Upkeep
+from ..video.cover import Privacy
 
 # %% auto #0
 __all__ = ['CONFIDENCE_EDGES', 'COUNT_EDGES', 'OTHER', 'Histogram', 'LogMetrics', 'MonitoringSink', 'log_folder',
@@ -209,6 +210,7 @@ def open_telemetry(
     settings: TelemetryConfig,
     out: str | Path,
     written: Callable[[Path], Any] | None = None,  # called with each file of the log, to send it
+    privacy: Privacy | None = None,  # of the stored backgrounds; None: covered for classes of people
 ) -> MonitoringSink:
     "The sink that a configuration asks for."
     folder = log_folder(settings, out)
@@ -218,7 +220,8 @@ def open_telemetry(
         part_seconds=settings.part_seconds,
         max_bytes=None if settings.max_gb is None else int(settings.max_gb * 1e9),
     )
-    return MonitoringSink(folder, Upkeep(folder / "upkeep") if settings.upkeep else None, log, written)
+    upkeep = Upkeep(folder / "upkeep", privacy=privacy) if settings.upkeep else None
+    return MonitoringSink(folder, upkeep, log, written)
 
 # %% ../../nbs/09_monitoring/04_exporter.ipynb #8fe6802e
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import threading
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from ..core.files import append_lines, read_json_lines, writable_folder, write_w
 from ..core.types import ConfigError, DataError, FrameResult
 from .frame_statistics import FrameStatistics, frame_statistics
 from .telemetry import camera_folder
+from ..video.cover import GREY, CoverError, PictureCover, Privacy, cover_for
 
 # %% auto #0
 __all__ = ['SIGNALS', 'FORGETS_S', 'UpkeepSettings', 'Gate', 'edges_of', 'shift_between', 'spots', 'Healthy', 'UpkeepEvent',
-           'CameraWatch', 'Upkeep', 'read_events']
+           'CameraWatch', 'covered_reference', 'Upkeep', 'read_events']
 
 # %% ../../nbs/09_monitoring/03_upkeep.ipynb #d7cc74f0
 @dataclass(frozen=True)
@@ -306,6 +307,37 @@ def _values(w: CameraWatch, at: float, fps: float) -> dict[str, float]:
         "moved": w._moved,
     }
 
+# %% ../../nbs/09_monitoring/03_upkeep.ipynb #beef0001
+_ENLARGED = 4  # a face of ten pixels is enlarged before it is looked for
+
+
+def covered_reference(
+    healthy: Healthy,
+    cover: PictureCover,
+    camera: str = "",
+) -> Healthy:  # the same one where nothing had to be covered
+    "A reference whose background may be stored; CoverError when that cannot be checked."
+    small = np.clip(healthy.background, 0, 255).astype(np.uint8)
+    large = cv2.resize(small, None, fx=_ENLARGED, fy=_ENLARGED, interpolation=cv2.INTER_CUBIC)
+    image = np.repeat(large[..., None], 3, axis=2)
+    made = cover(image, source=camera)
+    if made is image:
+        return healthy
+    changed = (made != image).any(axis=2).astype(np.uint8)
+    part = cv2.resize(changed, small.shape[::-1], interpolation=cv2.INTER_AREA) > 0
+    return replace(healthy, background=np.where(part, np.float32(GREY), healthy.background))
+
+
+def _store(upkeep: Upkeep, watch: CameraWatch, names: Sequence[str]) -> None:
+    "Store the healthy reference with a covered background; one that cannot be checked is not stored."
+    privacy = cover_for(names) if upkeep.privacy is None else upkeep.privacy
+    try:
+        kept = covered_reference(watch.healthy, PictureCover(privacy), watch.camera)
+    except CoverError as e:
+        upkeep.problems[watch.camera] = str(e)
+    else:
+        kept.save(upkeep._file(watch.camera))
+
 # %% ../../nbs/09_monitoring/03_upkeep.ipynb #472eb66b
 class Upkeep:
     "Watches all cameras of a run; a listener of the prediction log."
@@ -315,12 +347,14 @@ class Upkeep:
         folder: str | Path,  # events and healthy references
         settings: UpkeepSettings | None = None,
         on_event: Callable[[UpkeepEvent], Any] | None = None,
+        privacy: Privacy | None = None,  # of the stored backgrounds; None: covered for classes of people
     ):
         self.folder, self.settings, self.on_event = (
             writable_folder(folder),
             settings or UpkeepSettings(),
             on_event,
         )
+        self.privacy = privacy
         self.watches: dict[str, CameraWatch] = {}
         self.counts, self.problems, self._lock = Counter(), {}, threading.Lock()
 
@@ -329,7 +363,7 @@ class Upkeep:
         knew = watch.healthy is not None
         events = watch.update(result, statistics)
         if watch.healthy is not None and not knew:
-            watch.healthy.save(self._file(watch.camera))
+            _store(self, watch, result.names)
         for event in events:
             self._tell(event)
 

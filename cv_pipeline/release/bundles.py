@@ -39,6 +39,7 @@ from ..evaluation.intervals import Finding, Verdict, overall
 from ..inference.backends import Model
 from ..inference.manifest import ModelManifest, find_artefact, open_model_folder
 from ..optimization.parity import LIMITS, Limits, match_detections
+from ..video.cover import PictureCover, cover_for
 
 # %% auto #0
 __all__ = ['INDEX', 'BOUND', 'GOLDEN', 'BundleError', 'BundleFile', 'BundleLimits', 'BundleIndex', 'read_index', 'Contents',
@@ -524,7 +525,8 @@ def write_golden(
 ) -> Path:  # golden.json
     "Choose golden pictures and keep them with the boxes that the model finds in them."
     target, names = Path(folder) / GOLDEN, model.manifest.names
-    encoded = _encoded(choose_golden(model, pictures, n), max_kb * 1000)
+    cover = PictureCover(cover_for(names))
+    encoded = _encoded(choose_golden(model, map(cover, pictures), n), max_kb * 1000)
     floor = np.minimum(model.postprocess.rules.floor, 1)
     rows = []
     for k, data in enumerate(encoded, 1):

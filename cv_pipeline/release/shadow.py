@@ -463,7 +463,7 @@ def _rows_of(p: PairRows, item: _Item, answer: Mapping[str, Any]) -> list[dict[s
 class ShadowSink:
     "A second model in the shadow of a run; a Sink that neither raises, nor waits, nor changes anything."
 
-    name = "shadow"
+    name, privacy = "shadow", cast(Any, None)  # a Privacy for kept pictures; None: for classes of people
 
     def __init__(
         self,
@@ -489,7 +489,7 @@ class ShadowSink:
         self._paces: dict[str, list[float]] = {}  # camera → last number, dropped, delivered, share due
         self._buffers: dict[str, list[tuple[float, dict[str, float]]]] = {}
         self._process: ShadowProcess | None = None
-        self._kept: dict[str, float] = {}  # camera → when its last picture was kept
+        self._kept = dict[str, float]()  # camera → when its last picture was kept
         self._closing, self._about, self._shelf = False, _identity(self), cast(Any, None)
         _continue(self)
         self._thread = threading.Thread(target=_work, args=(self,), name="shadow", daemon=True)
@@ -715,6 +715,7 @@ def _keep(s: ShadowSink, item: _Item, answer: Mapping[str, Any]) -> None:
     from cv_pipeline.annotation.cases import REASON_BIT, CollectPolicy
     from cv_pipeline.annotation.collect import Shelf
     from cv_pipeline.evaluation.uncertainty import best_match
+    from cv_pipeline.video.cover import CoverError, PictureCover, cover_for
 
     frame, camera = item.result.frame, item.result.frame.source_id
     at = frame.captured_at.timestamp()
@@ -722,14 +723,21 @@ def _keep(s: ShadowSink, item: _Item, answer: Mapping[str, Any]) -> None:
         return
     if s._shelf is None:
         policy = CollectPolicy(random=0.0, quota=None, hamming=-1)
+        privacy = cover_for(s.rows.names) if s.privacy is None else s.privacy
         s._shelf = Shelf(s.folder / "disagree", policy)
+        s._shelf.cover = PictureCover(privacy, s.rows.names)
     if len(s._shelf.rows) >= s.settings.pictures:
         return
     mine, other = item.result.detections, _boxes_of(answer, s.rows.ids)
     agreed = mine[best_match(mine, other, 0.5)[2]]
     picture = s.slots.picture(item.slot, frame.image.shape)
     draft, model = _plain_boxes(agreed, s.rows.names), item.result.model
-    if s._shelf.offer(replace(frame, image=picture), REASON_BIT["disagree"], draft, model):
+    try:
+        kept = s._shelf.offer(replace(frame, image=picture), REASON_BIT["disagree"], draft, model)
+    except CoverError as e:  # without its picture the frame counts all the same
+        s.problems[str(e)] += 1
+        return
+    if kept:
         s._kept[camera] = at
         path = next(reversed(s._shelf.rows))
         both = (mine, other) if s.settings.role == "candidate" else (other, mine)

@@ -34,6 +34,7 @@ from cv_pipeline.release.evidence import (
 )
 from .registry import Registry, Version
 from .shadow import FORMAT, Limits, ShadowSettings, ShadowSink
+from ..video.cover import privacy_before
 
 # %% auto #0
 __all__ = ['TRIAL', 'EXAMPLE_DAY', 'chained', 'stage_policy', 'stage_limits', 'small_registry', 'Trial', 'read_trial',
@@ -726,7 +727,9 @@ def open_shadow(
     settings = shadow_settings(config, run)
     folder = config.folder or Path(run.delivery.out) / "shadow"
     limits = limits_of(config.rollout, settings.role)
-    return ShadowSink(folder, settings, limits, raised, save_s=config.save_s)
+    sink = ShadowSink(folder, settings, limits, raised, save_s=config.save_s)
+    sink.privacy = privacy_before(run.privacy, [source.uri for source in run.sources])
+    return sink
 
 # %% ../../nbs/10_release/06_trial.ipynb #2e196282
 def disagreement_over_time(

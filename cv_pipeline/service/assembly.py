@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..core.config import HealthConfig, RunConfig, SourceConfig, TrackerConfig, load_config
 from ..core.files import locked, writable_folder, write_json, writing
-from ..core.http_server import Guard
+from ..core.http_server import Guard, is_loopback
 from ..core.masking import masked, masked_values
 from ..core.runs import begin_run, end_run, files_in_the_way, notes_of_run
+from ..core.stamp import config_hash
 from ..core.tables import Hours
 from cv_pipeline.core.types import (
     ConfigError,
@@ -45,23 +46,35 @@ from cv_pipeline.core.types import (
 # %% auto #0
 __all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'installed_sinks',
            'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory',
-           'configured_rules', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment', 'health_guard',
-           'build_pipeline', 'supervised', 'run_config', 'describe']
+           'configured_rules', 'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment',
+           'health_guard', 'build_pipeline', 'leaves_the_machine', 'supervised', 'run_config', 'describe', 'UnitOpener',
+           'UnitWork', 'unit_source', 'batch_config']
 
 # %% ../../nbs/16_service/00_assembly.ipynb #bae0aa31
 from ..inference.backends import Model
 from ..inference.loading import load_model
+from ..inference.triton import is_remote, parse_remote
+from ..scale.units import Unit
 from ..synthetic.line import open_line
 from ..tracking.trackers import make_tracker, tracker_settings
 from ..tracking.zones import Rules, read_rules
 from ..video.adaptive import AdaptiveSelector, AdaptiveSettings, CallBudget
+from cv_pipeline.video.cover import (
+    CoveredSource,
+    Pictures,
+    Privacy,
+    check_cover,
+    decide_cover,
+    is_live,
+    privacy_before,
+)
 from ..video.events import EventSink
 from ..video.health import HealthServer
 from ..video.pipeline import Pipeline, interruptible
 from ..video.reconnect import ReconnectingSource
 from ..video.selection import make_selector
-from ..video.sinks import JsonlSink, ParquetSink, VideoSink
-from ..video.sources import SourceSettings, is_camera, open_source, unique_ids
+from ..video.sinks import CallbackSink, JsonlSink, ParquetSink, VideoSink
+from ..video.sources import FolderSource, SourceSettings, is_camera, open_source, unique_ids
 from ..video.streams import StreamSettings, is_stream
 from ..video.supervisor import Supervisor
 
@@ -284,6 +297,8 @@ def plugin_class(
 class PluginSink:
     "A sink of another package under its configured name."
 
+    pictures = Pictures.BLANK  # what it does with them is not known
+
     def __init__(self, name: str, sink: Sink):
         if not isinstance(sink, Sink):
             raise ConfigError(
@@ -424,9 +439,16 @@ def configured_rules(
     return read_rules(config.events.model_dump(), names)
 
 
+def privacy_of(config: RunConfig, names: Sequence[str] = ()) -> Privacy:
+    "Whether a run covers its pictures, and why."
+    return decide_cover(config.privacy, any(is_live(s.uri) for s in config.sources), names)
+
+
 def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
     "Everything in a configuration that can be wrong without opening a source or a model; ConfigError."
     configured_rules(config, names)
+    if (privacy := privacy_of(config, names or ())).on:
+        check_cover(privacy.settings, names or ())
     tracker_factory(config.tracker)
     selector_factory(config)
     for source in config.sources:
@@ -463,7 +485,7 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
         film = VideoSink(d.out, hours=hours)
         film.keep(path.name for path in d.out.glob("*.mp4"))
         yield film
-    sender, log = None, None
+    sender, log, uris = None, None, [source.uri for source in config.sources]
     if config.forward is not None:
         from cv_pipeline.edge.delivery import open_forward
 
@@ -473,7 +495,8 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
     if config.telemetry is not None:
         from cv_pipeline.monitoring.exporter import open_telemetry
 
-        yield (log := open_telemetry(config.telemetry, d.out, sender.part_callback if sender else None))
+        send, privacy = sender.part_callback if sender else None, privacy_before(config.privacy, uris)
+        yield (log := open_telemetry(config.telemetry, d.out, send, privacy))
     if config.collect is not None:
         from cv_pipeline.annotation.collect import open_collect
 
@@ -577,9 +600,18 @@ def build_pipeline(config: RunConfig) -> Pipeline:
         sources = open_configured(config.sources)
         for source in sources:
             undo.callback(_close_quietly, source)
+        privacy = privacy_of(config, model.manifest.names)
+        if privacy.on and leaves_the_machine(config.model.path):
+            sources = [CoveredSource(source, privacy) for source in sources]
         pipeline = Pipeline(sources, model, (), trackers, selectors, config.runtime, model.reopen)
+        pipeline.privacy = privacy
         undo.pop_all()
     return pipeline
+
+
+def leaves_the_machine(model: str | Path) -> bool:
+    "Whether a model is served by another host, which then gets the pictures."
+    return is_remote(model) and not is_loopback(parse_remote(str(model)).host.rpartition(":")[0].strip("[]"))
 
 
 def supervised(tick: Callable[[Pipeline], None] | None) -> Callable[[Pipeline], None]:
@@ -666,8 +698,93 @@ def describe(pipeline: Pipeline, config: RunConfig) -> dict[str, Any]:
     notes = notes_of_run(config.delivery.out)
     return {
         **pipeline.summary(),
+        "privacy": pipeline.privacy.to_dict(),
         **({"sinks": kept} if kept else {}),
         **({"notes": notes} if notes else {}),
         "config": settings,
         "environment": environment(),
     }
+
+# %% ../../nbs/16_service/00_assembly.ipynb #a1533312
+@dataclass(frozen=True)
+class UnitOpener:
+    "Opens the model of a batch in another process; picklable."
+
+    config: str  # JSON of the configuration, of which the model, thresholds, selection and tracker count
+
+    def __call__(self) -> UnitWork:
+        return UnitWork(RunConfig.model_validate_json(self.config))
+
+
+class UnitWork:
+    "A model that is open, and a pipeline of one source around it for each unit of a batch."
+
+    def __init__(self, config: RunConfig):
+        self.config, self.model = config, open_configured_model(config)
+
+    def __call__(self, unit: Unit, write: Callable[[FrameResult], None]) -> list[tuple[str, str]]:
+        "Pass on every result of a unit; what could not be read. SourceError when nothing could."
+        pictures = unit.kind == "pictures"
+        trackers = None if pictures else tracker_factory(self.config.tracker)
+        selectors = None if pictures else selector_factory(self.config)
+        source: Source = unit_source(unit)
+        sinks = [CallbackSink(write)]
+        pipeline = Pipeline(
+            [source], self.model, sinks, trackers, selectors, self.config.runtime, self.model.reopen
+        )
+        summary = pipeline.run()
+        told = summary["sources"][unit.source]
+        if told["state"] != "done":
+            raise SourceError(told["error"] or "was not read to its end", unit.source)
+        if summary["model"]["events"]:  # its backend was opened anew, or gave up memory: begin afresh
+            self.close()
+            self.model = open_configured_model(self.config)
+        return [(str(what), str(why)) for what, why in status_of(source).skipped]
+
+    def close(self) -> None:
+        self.model.close()
+
+
+def unit_source(unit: Unit) -> Source:
+    "The pictures or the video of a unit, as a run would read them."
+    if unit.kind == "video":
+        return open_source(unit.paths[0], unit.source, SourceSettings(threads=1))
+    return FolderSource(Path(unit.paths[0]).parent, unit.source, fps=unit.fps, paths=unit.paths)
+
+# %% ../../nbs/16_service/00_assembly.ipynb #c1438c17
+def batch_config(
+    config: RunConfig,
+    threads: int,  # of each model call
+    pictures: bool,  # the batch has units of pictures
+) -> tuple[RunConfig, dict[str, Any], str]:  # for the workers, the model, the identity of the results
+    "A configuration that gives the same results on every machine; ConfigError where it cannot."
+    if pictures and (config.selection.adaptive or config.selection != type(config.selection)()):
+        hint = "give --fps when the folders hold the frames of a video, or leave the selection out"
+        raise ConfigError("a selection over time does not go with single pictures", "selection", hint)
+    if config.selection.adaptive and config.selection.adaptive.budget:
+        hint = "leave it out: a batch has time"
+        raise ConfigError("a shared budget makes results depend on the order", "selection.adaptive", hint)
+    given = (config.telemetry, config.collect, config.forward, config.shadow)
+    if any(part is not None for part in given) or config.events.zones or config.events.lines:
+        hint = "leave them out here; detections of videos carry track ids"
+        raise ConfigError(
+            "events, telemetry, collect, forward and shadow are of runs, not batches", "config", hint
+        )
+    check_run(config)
+    path = Path(config.model.path)
+    where = str(path.resolve()) if path.exists() else config.model.path
+    fixed = {"path": where, "threads": threads}
+    model = open_configured_model(config)
+    try:
+        origin = model.identity
+        if (choice := getattr(model.backend, "choice", None)) is not None:
+            fixed["backend"] = choice.artefact.label
+            origin = {**origin, "file": choice.artefact.label, "sha256": choice.artefact.sha256}
+    finally:
+        model.close()
+    worker = config.model_copy(
+        update={"model": config.model.model_copy(update=fixed), "sources": [SourceConfig(uri="batch")]}
+    )
+    counted = {k: getattr(worker, k) for k in ("postprocess", "selection", "tracker")}
+    counted["model"] = worker.model.model_dump(mode="json", include={"spec", "backend", "providers"})
+    return worker, origin, f"{origin['sha256']}|{config_hash(counted)}"

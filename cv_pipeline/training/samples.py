@@ -35,6 +35,7 @@ from ..core.types import DataError, Detections, box_iou, check_rules, merge_dete
 from ..evaluation.records import short_names
 from ..inference.backends import Model
 from ..inference.loading import load_model
+from ..video.cover import PictureCover, cover_for
 
 # %% auto #0
 __all__ = ['Sample', 'version_of', 'read_samples', 'Replay', 'all_names', 'Completed', 'complete_labels', 'grey_out', 'Staged',
@@ -218,6 +219,7 @@ class Staged:
         default_factory=list
     )  # a row a picture: picture, side, origin, from, asked, labels, added, doubtful, left_out
     used: dict[str, list[str]] = field(default_factory=dict)  # side → names in use
+    cover: PictureCover | None = None  # of the copies; None: they are as they were stored
 
     def summary(self) -> dict[str, Any]:
         "Counts for the run card."
@@ -271,6 +273,7 @@ def stage(
 ) -> Staged:
     "images/, labels/, data.yaml and sources.jsonl, all or nothing."
     folder, rule, made = Path(folder), replay or Replay(), Staged(tuple(names))
+    made.cover = PictureCover(cover_for(names))
     with Staging(folder) as part:
         for s, short in zip(samples, short_names([s.item.path for s in samples])):
             _stage_one(made, s, short, part, models, rule)
@@ -313,9 +316,12 @@ def _stage_one(
     if len(done.doubtful):
         image, boxes = grey_out(image, boxes, done.doubtful)
         target.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(target), image)
-    else:
+        cv2.imwrite(str(target), image if made.cover is None else made.cover(image))
+    elif made.cover is None or not made.cover.privacy.on:
         copy_file(s.item.path, target)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made.cover.file(s.item.path, target)
     label = (part / "labels" / s.side / target.name).with_suffix(".txt")
     label.parent.mkdir(parents=True, exist_ok=True)
     label.write_text(to_yolo(boxes, size, clip=True, where=s.item.path), encoding="utf-8")

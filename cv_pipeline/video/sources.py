@@ -29,8 +29,8 @@ from ..core.masking import masked
 from .streams import BaseSource, StreamSettings, StreamSource, is_stream, stream_id
 
 # %% auto #0
-__all__ = ['READABLE', 'FileSource', 'list_images', 'FolderSource', 'ImageSource', 'CameraSource', 'SourceSettings', 'is_camera',
-           'open_source', 'unique_ids', 'open_sources']
+__all__ = ['READABLE', 'FILM_SUFFIXES', 'FileSource', 'list_images', 'FolderSource', 'ImageSource', 'CameraSource',
+           'SourceSettings', 'is_camera', 'open_source', 'unique_ids', 'open_sources']
 
 # %% ../../nbs/04_video/02_sources.ipynb #e9fedef5
 def _modified(path: Path) -> datetime:
@@ -99,7 +99,9 @@ class FileSource(BaseSource):
 
 # %% ../../nbs/04_video/02_sources.ipynb #886201d5
 READABLE = IMAGE_SUFFIXES | HEIF_SUFFIXES  # suffixes of pictures that are tried
-_FILM = frozenset(".mp4 .mov .m4v .avi .mkv .webm .ts .mts .m2ts .mpg .mpeg .wmv .flv .3gp .ogv .vob".split())
+FILM_SUFFIXES = frozenset(
+    ".mp4 .mov .m4v .avi .mkv .webm .ts .mts .m2ts .mpg .mpeg .wmv .flv .3gp .ogv .vob".split()
+)
 
 
 def list_images(
@@ -143,7 +145,7 @@ def _left_out(folder: Path) -> list[tuple[str, str, int]]:
                 found.append((f"{path.name}/", f"a folder with {pictures} pictures: {_ALONE}", pictures))
             elif any(p.is_file() for p in path.rglob("*")):
                 found.append((f"{path.name}/", "a folder without pictures", 1))
-        elif path.suffix.lower() in _FILM:
+        elif path.suffix.lower() in FILM_SUFFIXES:
             found.append((path.name, f"a video: {_ALONE}", 1))
         elif path.suffix.lower() not in READABLE:
             found.append((path.name, f"not a picture by its suffix '{path.suffix}'", 1))
@@ -164,7 +166,7 @@ def _no_images(folder: Path) -> SourceError:
             folder,
             f"give the folder that holds them, e.g. {folder / next(iter(counts))}",
         )
-    films = [p.name for p in entries if p.suffix.lower() in _FILM and p.is_file()]
+    films = [p.name for p in entries if p.suffix.lower() in FILM_SUFFIXES and p.is_file()]
     if films:
         what = f"no images in this folder, but {len(films)} videos: {', '.join(films[:5])}"
         return SourceError(what, folder, f"give each by its path, e.g. {folder / films[0]}")

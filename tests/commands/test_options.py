@@ -27,6 +27,8 @@ from cv_pipeline.commands import (
     monitoring,
     privacy,
     release,
+    scale,
+    storage,
     thresholds,
 )
 from cv_pipeline.commands.options import (
@@ -47,7 +49,7 @@ from cv_pipeline.commands.options import (
 from cv_pipeline.core.types import ConfigError
 from cv_pipeline.training.augment import AUGMENTS
 
-BOOKS = (models, annotation, monitoring, thresholds, release, device, fleet, privacy, erasure, main)
+BOOKS = (models, annotation, monitoring, thresholds, release, device, fleet, privacy, erasure, scale, storage, main)
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
 

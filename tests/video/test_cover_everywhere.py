@@ -1,0 +1,316 @@
+"""Every place where a picture leaves memory goes through video.cover.
+
+The package is searched for calls that encode, write, copy or send pictures. Each of them is in one of the two
+tables below: COVERED names the function and what in it covers, EXEMPT gives the reason why nothing has to be
+covered there. A new writer of pictures that is in neither fails here.
+"""
+
+import ast
+import importlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from cv_pipeline.core.types import Detections, Frame, FrameResult
+from cv_pipeline.synthetic.passers import Passers, PassersConfig, draw_face
+from cv_pipeline.video.cover import GREY, PictureCover, Pictures, Privacy, encoded
+
+ROOT = Path(__file__).resolve().parents[2]
+LIB = ROOT / "cv_pipeline"
+WRITERS = {  # functions that write, encode, copy or show pictures
+    "imwrite",
+    "imencode",
+    "imwritemulti",
+    "VideoWriter",
+    "encode_jpeg",
+    "savefig",
+    "tofile",
+    "contact_sheet",
+    "jpeg",
+    "encoded",
+    "video_frame",
+    "savez_compressed",
+    "fo.Sample",
+}
+COVERED = {  # module, function → what has to be in it
+    ("annotation/collect", "encoded"): "self.cover(",
+    ("annotation/collect", "_keep"): "shelf.encoded(",
+    ("annotation/review", "_fo_samples"): "cover.shown(",
+    ("annotation/inspection", "suspect_sheet"): "cover(",
+    ("evaluation/failures", "_samples"): "cover.shown(",
+    ("evaluation/worst", "worst_sheet"): "cover(",
+    ("monitoring/audit", "_picture"): "encoded(",  # its callers cover: see below
+    ("release/bundles", "_encoded"): "imencode",  # write_golden covers what is chosen from
+    ("training/samples", "_stage_one"): "made.cover(",
+    ("video/cover", "file"): "self(image",
+    ("video/cover", "_shown"): "cover(image)",
+    ("video/cover", "encoded"): "imencode",  # gets what it is given
+    ("video/sinks", "__init__"): "av.open",
+    ("video/sinks", "write"): "video_frame",  # VideoSink keeps pictures: it is behind the gate
+    ("monitoring/upkeep", "save"): "savez_compressed",  # _store covers the background
+}
+ALSO = {  # where the cover is one call further away
+    ("monitoring/audit", "take_pictures"): "cover(",
+    ("monitoring/drift_report", "drifted_pictures"): "cover(",
+    ("monitoring/upkeep", "_store"): "covered_reference(",
+    ("release/bundles", "write_golden"): "map(cover, pictures)",
+    ("release/shadow", "_keep"): "s._shelf.cover = PictureCover(",
+    ("annotation/label_studio", "_send_tasks"): "_covered(part",
+    ("annotation/collect", "_gathered"): "shelf.cover = ",
+    ("service/assembly", "build_pipeline"): "CoveredSource(",
+    ("video/pipeline", "_behind_gate"): "behind_gate(",
+}
+EXEMPT = {  # module, function → why nothing has to be covered
+    ("core/viz", "jpeg"): "encodes what it is given, for notebooks",
+    ("synthetic/conditions", "compressed"): "drawn pictures, in memory",
+    ("synthetic/line", "*"): "drawn pictures",
+    ("monitoring/season_line", "*"): "drawn pictures",
+    ("monitoring/trust", "write_example"): "drawn pictures",
+    ("commands/main", "*"): "a plot of latencies",
+}
+
+
+def called(node: ast.Call) -> str:
+    "The last part of a called name; of FiftyOne the whole."
+    name = ast.unparse(node.func)
+    return name if name.startswith("fo.") else name.rpartition(".")[2]
+
+
+def functions(tree: ast.AST) -> list[ast.FunctionDef]:
+    return [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def writes(tree: ast.AST) -> dict[str, set[str]]:
+    "Innermost function → writers that it calls; '' for the module itself."
+    found: dict[str, set[str]] = {}
+    inside: dict[int, str] = {}
+    for function in functions(tree):  # ast.walk goes from the outside to the inside
+        for node in ast.walk(function):
+            inside[id(node)] = function.name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and called(node) in WRITERS:
+            found.setdefault(inside.get(id(node), ""), set()).add(called(node))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "av.open" and _for_writing(node):
+            found.setdefault(inside.get(id(node), ""), set()).add("av.open")
+    return found
+
+
+def _for_writing(node: ast.Call) -> bool:
+    return any(isinstance(a, ast.Constant) and a.value == "w" for a in node.args)
+
+
+def modules() -> dict[str, ast.Module]:
+    files = (p for p in sorted(LIB.rglob("*.py")) if p.name not in ("_modidx.py", "__init__.py"))
+    return {p.relative_to(LIB).with_suffix("").as_posix(): ast.parse(p.read_text("utf-8")) for p in files}
+
+
+MODULES = modules()
+FOUND = {
+    (module, function): what for module, tree in MODULES.items() for function, what in writes(tree).items()
+}
+
+
+def known(place: tuple[str, str]) -> bool:
+    return place in COVERED or place in EXEMPT or (place[0], "*") in EXEMPT
+
+
+def test_every_writer_of_pictures_is_covered_or_has_a_reason():
+    strange = {f"{m}.{f}": sorted(what) for (m, f), what in FOUND.items() if not known((m, f))}
+    assert strange == {}, (
+        "a picture may leave memory uncovered: go through video.cover, or give the reason here"
+    )
+
+
+def test_the_tables_name_nothing_that_has_gone():
+    assert {place for place in COVERED if place not in FOUND} == set()
+    gone = {p for p in EXEMPT if p[1] != "*" and p not in FOUND}
+    assert gone == set()
+    assert {m for m, f in EXEMPT if f == "*" and not any(m == module for module, _ in FOUND)} == set()
+
+
+@pytest.mark.parametrize("place, words", [*COVERED.items(), *ALSO.items()], ids=lambda v: str(v))
+def test_the_cover_is_where_the_table_says(place, words):
+    module, name = place
+    sources = [ast.unparse(f) for f in functions(MODULES[module]) if f.name == name]
+    assert any(words in source for source in sources), f"{module}.{name} does not hold {words!r}"
+
+
+def test_a_new_writer_would_be_found():
+    tree = ast.parse("def keep(frame):\n    cv2.imwrite('a.jpg', frame)\n    av.open('a.mp4', 'w')\n")
+    assert writes(tree) == {"keep": {"imwrite", "av.open"}}
+
+
+def sinks() -> list[type]:
+    "Every class of the package that writes results."
+    found = []
+    for module, tree in MODULES.items():
+        for node in (n for n in ast.walk(tree) if isinstance(n, ast.ClassDef)):
+            methods = {f.name: f for f in node.body if isinstance(f, ast.FunctionDef)}
+            takes = "write" in methods and [a.arg for a in methods["write"].args.args[1:]] == ["result"]
+            if takes and "close" in methods:
+                found.append((module, node.name))
+    return found
+
+
+NO_PICTURES = {  # sinks that write rows, numbers or nothing
+    "JsonlSink",
+    "ParquetSink",
+    "EventSink",
+    "TelemetrySink",
+    "DeliverySink",
+    "ForwardSink",
+    "ShadowSink",  # its shelf covers
+    "CoverGate",
+    "Covered",
+    "Sink",
+    "SummarySink",
+    "CallbackSink",  # the user's function: `pictures` is its argument
+}
+
+
+@pytest.mark.parametrize("module, name", sinks(), ids=lambda v: v)
+def test_every_sink_says_what_it_does_with_pictures(module, name):
+    kind = getattr(importlib.import_module(f"cv_pipeline.{module.replace('/', '.')}"), name)
+    declared = getattr(kind, "pictures", None)
+    assert name in NO_PICTURES or declared in (Pictures.KEEPS, Pictures.BLANK)
+
+
+def test_the_sinks_that_keep_pictures_are_those_known_to():
+    keeps = {
+        name
+        for module, name in sinks()
+        if isinstance(
+            getattr(
+                getattr(importlib.import_module(f"cv_pipeline.{module.replace('/', '.')}"), name),
+                "pictures",
+                None,
+            ),
+            Pictures,
+        )
+    }
+    assert {"VideoSink", "CollectSink", "PluginSink"} <= keeps
+
+
+# --- the writers themselves, with a face in the picture
+
+
+@pytest.fixture(scope="module")
+def portrait():
+    image, head = np.full((240, 320, 3), 140, np.uint8), draw_face(3, 90)
+    h, w = head.alpha.shape
+    image[20 : 20 + h, 60 : 60 + w] = head.image
+    return image, tuple(int(v) for v in np.array(head.box) + (60, 20, 60, 20))
+
+
+def uncovered(image: np.ndarray, box) -> float:
+    "Share of a box that is not grey, with room for JPEG."
+    x1, y1, x2, y2 = box
+    return float((np.abs(image[y1:y2, x1:x2].astype(int) - GREY).max(axis=2) > 12).mean())
+
+
+def person_result(portrait, number=0):
+    from datetime import datetime, timedelta, timezone
+
+    at = datetime(2026, 6, 1, 12, tzinfo=timezone.utc) + timedelta(seconds=number / 10)
+    return FrameResult(Frame(portrait[0], "gate", number, at), Detections.empty(), ("person",))
+
+
+def test_a_collection_that_is_filled_afterwards(tmp_path, portrait):
+    from cv_pipeline.annotation.cases import REASON_BIT, CollectPolicy
+    from cv_pipeline.annotation.collect import Shelf
+
+    shelf = Shelf(tmp_path, CollectPolicy(random=1))
+    shelf.cover = PictureCover(Privacy(True, "tested"), ("person",))
+    shelf.offer(person_result(portrait).frame, REASON_BIT["random"], [])
+    shelf.close()
+    (picture,) = tmp_path.rglob("*.jpg")
+    assert uncovered(cv2.imread(str(picture)), portrait[1]) < 0.05
+
+
+def test_the_worst_pictures_of_an_evaluation(monkeypatch, portrait):
+    from dataclasses import replace
+
+    from cv_pipeline.evaluation import worst
+    from tests.helpers.eval_sets import random_set
+
+    seen = []
+    monkeypatch.setattr(worst, "draw_case", lambda s, case, image: seen.append(image) or image)
+    few = replace(random_set(3, classes=1), names=("person",))
+    worst.worst_sheet(few, 0.4, most=2, picture=lambda i: portrait[0])
+    assert seen
+    assert max(uncovered(image, portrait[1]) for image in seen) < 0.05
+
+
+def test_golden_pictures_are_chosen_from_covered_ones(monkeypatch, tmp_path, portrait):
+    from types import SimpleNamespace
+
+    from cv_pipeline.release import bundles
+
+    seen = []
+    monkeypatch.setattr(bundles, "choose_golden", lambda model, pictures, n: seen.extend(pictures) or seen)
+    monkeypatch.setattr(bundles, "_encoded", lambda pictures, limit: [])
+    model = SimpleNamespace(
+        manifest=SimpleNamespace(names=("person",)),
+        postprocess=SimpleNamespace(rules=SimpleNamespace(floor=np.zeros(1))),
+        identity={},
+    )
+    bundles.write_golden(model, [portrait[0]], tmp_path)
+    assert uncovered(seen[0], portrait[1]) < 0.05
+
+
+def test_pictures_for_annotators_are_covered_and_count_as_the_same(tmp_path, portrait):
+    from cv_pipeline.annotation.annotations import Draft
+    from cv_pipeline.annotation.label_studio import _covered
+
+    (tmp_path / "a.png").write_bytes(encoded(portrait[0], ".png"))
+    draft = Draft("a.png", tmp_path / "a.png", (320, 240), ("person",))
+    (sent,) = _covered([draft], tmp_path / "covered")
+    assert sent.sha256 == draft.sha256
+    assert sent.path != draft.path
+    assert uncovered(cv2.imread(str(sent.path)), portrait[1]) < 0.05
+
+
+def test_pictures_without_people_are_sent_as_they_are(tmp_path, portrait):
+    from cv_pipeline.annotation.annotations import Draft
+    from cv_pipeline.annotation.label_studio import _covered
+
+    (tmp_path / "a.png").write_bytes(encoded(portrait[0], ".png"))
+    draft = Draft("a.png", tmp_path / "a.png", (320, 240), ("gear",))
+    assert _covered([draft], tmp_path / "covered")[0].path == draft.path
+
+
+def test_a_film_and_a_collection_of_a_run_over_people(tmp_path):
+    "The whole way: a pipeline with a model of people, its film and its collection."
+    from cv_pipeline.annotation.cases import CollectPolicy
+    from cv_pipeline.annotation.collect import CollectSink
+    from cv_pipeline.inference.loading import load_model
+    from cv_pipeline.video.decoding import decode_video
+    from cv_pipeline.video.pipeline import Pipeline
+    from cv_pipeline.video.sinks import VideoSink
+
+    film = Passers(PassersConfig(frames=24, faces=4, plates=0, seed=3))
+    model = load_model("factory_line", threads=1).with_postprocess(
+        conf=0.999
+    )  # nothing is drawn over the cover
+    try:
+        pipeline = Pipeline([film], model)
+        pipeline.privacy = Privacy(True, "tested")
+        pipeline.attach(
+            [VideoSink(tmp_path), CollectSink(tmp_path / "c", CollectPolicy(random=1, hamming=-1))]
+        )
+        pipeline.run()
+    finally:
+        model.close()
+    shown = {n: frame.image for n, frame in enumerate(decode_video(tmp_path / "passers.mp4"))}
+    assert len(shown) == 24
+    kept = sorted((tmp_path / "c").rglob("*.jpg"))
+    assert len(kept) == 24
+    leaks = 0
+    for n in range(24):
+        frame, truth = film.frame(n)
+        for box in truth.xyxy[truth.visible > 0.5].round().astype(int):
+            leaks += uncovered(shown[n], box) > 0.3
+            leaks += uncovered(cv2.imread(str(kept[n])), box) > 0.3
+    assert leaks == 0
