@@ -61,7 +61,7 @@ from ..tracking.zones import Rules, read_rules
 from ..video.adaptive import AdaptiveSelector, AdaptiveSettings, CallBudget
 from cv_pipeline.video.cover import (
     CoveredSource,
-    Pictures,
+    PictureUse,
     Privacy,
     check_cover,
     decide_cover,
@@ -297,7 +297,7 @@ def plugin_class(
 class PluginSink:
     "A sink of another package under its configured name."
 
-    pictures = Pictures.BLANK  # what it does with them is not known
+    pictures = PictureUse.BLANK  # what it does with them is not known
 
     def __init__(self, name: str, sink: Sink):
         if not isinstance(sink, Sink):

@@ -23,7 +23,7 @@ from cv_pipeline.video.cover import (
     Links,
     Mask,
     PictureCover,
-    Pictures,
+    PictureUse,
     Privacy,
     RegionFinder,
     behind_gate,
@@ -67,7 +67,7 @@ class Broken:
 
 
 class Keeps:
-    name, pictures = "keeps", Pictures.KEEPS
+    name, pictures = "keeps", PictureUse.KEEPS
 
     def __init__(self):
         self.results, self.closed = [], 0
@@ -451,7 +451,7 @@ def test_metrics_tell_what_was_hidden():
 
 def test_only_sinks_that_keep_pictures_are_behind_the_gate():
     function = CallbackSink(lambda r: None)
-    shows = CallbackSink(lambda r: None, pictures=Pictures.BLANK)
+    shows = CallbackSink(lambda r: None, pictures=PictureUse.BLANK)
     gate, first, second, third = behind_gate([Keeps(), function, shows], ON)
     assert isinstance(gate, CoverGate)
     assert isinstance(first, Covered) and not first.blank

@@ -15,7 +15,7 @@ import pytest
 
 from cv_pipeline.core.types import Detections, Frame, FrameResult
 from cv_pipeline.synthetic.passers import Passers, PassersConfig, draw_face
-from cv_pipeline.video.cover import GREY, PictureCover, Pictures, Privacy, encoded
+from cv_pipeline.video.cover import GREY, PictureCover, PictureUse, Privacy, encoded
 
 ROOT = Path(__file__).resolve().parents[2]
 LIB = ROOT / "cv_pipeline"
@@ -174,7 +174,7 @@ NO_PICTURES = {  # sinks that write rows, numbers or nothing
 def test_every_sink_says_what_it_does_with_pictures(module, name):
     kind = getattr(importlib.import_module(f"cv_pipeline.{module.replace('/', '.')}"), name)
     declared = getattr(kind, "pictures", None)
-    assert name in NO_PICTURES or declared in (Pictures.KEEPS, Pictures.BLANK)
+    assert name in NO_PICTURES or declared in (PictureUse.KEEPS, PictureUse.BLANK)
 
 
 def test_the_sinks_that_keep_pictures_are_those_known_to():
@@ -187,7 +187,7 @@ def test_the_sinks_that_keep_pictures_are_those_known_to():
                 "pictures",
                 None,
             ),
-            Pictures,
+            PictureUse,
         )
     }
     assert {"VideoSink", "CollectSink", "PluginSink"} <= keeps
