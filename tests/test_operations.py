@@ -346,6 +346,29 @@ PROOF = {  # how a row begins → tests that prove it
         "core/test_chain::test_removed_and_moved_lines_are_found",
         "privacy/test_access::test_a_cut_end_is_found_with_the_head_only",
     ],
+    "a process of a batch": [
+        "scale/test_batch::test_workers_killed_at_every_point_lose_and_double_nothing",
+        "scale/test_batch::test_a_driver_killed_again_and_again",
+    ],
+    "a unit of a batch": ["scale/test_batch::test_a_poison_unit_is_set_aside_and_the_others_are_done"],
+    "a file of a batch": [
+        "scale/test_batch::test_a_changed_unit_is_reported_and_made_again_by_the_next_call"
+    ],
+    "a part of a batch": ["scale/test_batch::test_a_part_that_was_cut_off_is_made_again"],
+    "the model of a batch": [
+        "scale/test_batch::test_a_model_that_cannot_be_opened_ends_the_batch_at_once",
+        "scale/test_batch::test_a_full_disk_ends_the_batch_and_sets_nothing_aside",
+    ],
+    "a plan is asked": [
+        "scale/test_capacity::test_wishes_that_cannot_be_planned",
+        "scale/test_capacity::test_a_benchmark_without_raw_times_is_measured_again",
+        "scale/test_capacity::test_a_benchmark_of_another_machine_is_refused",
+        "scale/test_capacity::test_a_run_of_another_model_is_refused",
+    ],
+    "prices are older": ["scale/test_capacity::test_old_future_and_nameless_prices_are_warned_about"],
+    "a clock in the log": ["scale/test_capacity::test_a_clock_that_was_wrong_is_no_profile"],
+    "the generator of": ["scale/test_loadtest::test_a_late_generator_makes_a_phase_void"],
+    "a request of a load test": ["scale/test_loadtest::test_what_is_never_answered_is_lost"],
     "a cell of a report prints": [
         "reporting/test_runner::test_a_secret_that_a_cell_printed_is_not_published"
     ],

@@ -48,7 +48,7 @@ __all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configu
            'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory',
            'configured_rules', 'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment',
            'health_guard', 'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised', 'run_config',
-           'describe', 'UnitOpener', 'UnitWork', 'unit_source', 'batch_config']
+           'describe', 'UnitOpener', 'UnitWork', 'unit_source', 'batch_config', 'pipeline_over']
 
 # %% ../../nbs/16_service/00_assembly.ipynb #bae0aa31
 from ..inference.backends import Model
@@ -793,3 +793,19 @@ def batch_config(
     counted = {k: getattr(worker, k) for k in ("postprocess", "selection", "tracker")}
     counted["model"] = worker.model.model_dump(mode="json", include={"spec", "backend", "providers"})
     return worker, origin, f"{origin['sha256']}|{config_hash(counted)}"
+
+# %% ../../nbs/16_service/00_assembly.ipynb #6d834561
+def pipeline_over(
+    config: RunConfig,
+) -> Callable[[Sequence[Any], Sequence[Any], Callable[[Any], None]], dict[str, Any]]:
+    "A function that runs a configuration's model, tracker and selection over given sources and sinks."
+
+    def run(sources: Sequence[Any], sinks: Sequence[Any], tick: Callable[[Any], None]) -> dict[str, Any]:
+        with closing(open_configured_model(config)) as model:
+            trackers = tracker_factory(config.tracker, 2.0 if config.selection.adaptive else 0.0)
+            selectors = selector_factory(config)
+            return Pipeline(sources, model, sinks, trackers, selectors, config.runtime, model.reopen).run(
+                tick
+            )
+
+    return run
