@@ -318,7 +318,7 @@ def test_every_frame_comes_out_once_in_order_and_every_finding_is_covered(seed):
         n: [(x, y, x + w, y + w) for x, y, w in rng.uniform((0, 0, 4), (60, 40, 20), (rng.integers(0, 4), 3))]
         for n in range(40)
     }
-    times = np.cumsum(rng.choice([0.0, 0.03, 0.1, 0.4, 3.0], 40))
+    times = np.cumsum(rng.choice([0.07, 0.1, 0.4, 3.0], 40))
     out = passed(
         CoverGate(ON, finder=Planned(plan)), [result(n, seconds=float(t)) for n, t in enumerate(times)]
     )
@@ -327,6 +327,34 @@ def test_every_frame_comes_out_once_in_order_and_every_finding_is_covered(seed):
         for box in np.array(plan[n]).reshape(-1, 4):
             x1, y1, x2, y2 = np.clip(box, 0, [80, 60, 80, 60]).round().astype(int)
             assert x2 <= x1 or y2 <= y1 or grey(p.result, (x1, y1, x2, y2)) == 1
+
+
+@pytest.mark.parametrize("fps, searched", [(10, 50), (25, 25), (30, 25)])
+def test_fast_cameras_are_not_searched_in_every_frame_and_covered_in_all(fps, searched):
+    class Counted(Planned):
+        calls = 0
+
+        def find(self, images):
+            self.calls += 1
+            return super().find(images)
+
+    finder = Counted({n: [(n, 20, n + 16, 40)] for n in range(50)})
+    out = passed(CoverGate(ON, finder=finder), [result(n, seconds=n / fps) for n in range(50)])
+    assert finder.calls == searched
+    assert min(grey(p.result, (n, 20, n + 16, 40)) for n, p in enumerate(out)) > 0.9
+
+
+def test_without_holding_every_frame_is_searched():
+    now = replace(ON, settings=CoverSettings(hold_s=0))
+    gate = CoverGate(now, finder=Planned({n: [(30, 20, 50, 40)] for n in range(9)}))
+    out = passed(gate, [result(n, seconds=n / 50) for n in range(9)])
+    assert all(grey(p.result, (30, 20, 50, 40)) == 1 for p in out)
+
+
+def test_frames_of_one_moment_are_covered_alike():
+    gate = CoverGate(ON, finder=Planned({n: [(30, 20, 50, 40)] for n in range(9)}))
+    out = passed(gate, [result(n, seconds=0) for n in range(9)])
+    assert all(grey(p.result, (30, 20, 50, 40)) == 1 for p in out)
 
 
 def test_kinds_are_not_linked_to_each_other():
