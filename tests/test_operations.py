@@ -355,6 +355,22 @@ PROOF = {  # how a row begins → tests that prove it
         "scale/test_batch::test_a_changed_unit_is_reported_and_made_again_by_the_next_call"
     ],
     "a part of a batch": ["scale/test_batch::test_a_part_that_was_cut_off_is_made_again"],
+    "a move of old files": [
+        "scale/test_ageing::test_killed_at_any_point_nothing_is_lost_and_it_goes_on",
+        "scale/test_ageing::test_a_full_disk_leaves_the_file_where_it_is",
+    ],
+    "an old file is in use": [
+        "scale/test_ageing::test_a_file_in_use_a_link_and_a_draft_stay",
+        "scale/test_ageing::test_another_file_of_the_same_name_is_neither_overwritten_nor_lost",
+    ],
+    "a store deletes late": [
+        "scale/test_ageing::test_an_index_only_grows_and_finds_both_directions",
+        "scale/test_ageing::test_age_counts_from_the_upload_in_a_bucket_and_what_is_too_old_by_its_name_is_found",
+    ],
+    "the rules of a bucket": [
+        "scale/test_ageing::test_what_the_imitation_would_accept_and_amazon_would_not_is_refused"
+    ],
+    "a store cannot be listed": ["scale/test_ageing::test_a_store_that_is_off_is_an_error_in_time"],
     "the model of a batch": [
         "scale/test_batch::test_a_model_that_cannot_be_opened_ends_the_batch_at_once",
         "scale/test_batch::test_a_full_disk_ends_the_batch_and_sets_nothing_aside",

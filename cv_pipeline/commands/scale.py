@@ -16,7 +16,7 @@ from .terminal import notes, plain, records, say, share_bar, some_pictures
 from ..core.types import ConfigError
 
 # %% auto #0
-__all__ = ['scale_commands', 'batch', 'plan', 'loadtest']
+__all__ = ['scale_commands', 'batch', 'profile_of', 'plan', 'loadtest']
 
 # %% ../../nbs/19_commands/11_scale.ipynb #e7750781
 scale_commands = group()
@@ -127,7 +127,7 @@ keep:
 """
 
 
-def _profile_of(log: Path | None) -> Any:
+def profile_of(log: Path | None) -> Any:
     "The mean day of a prediction log; None without one."
     from datetime import datetime, timezone
 
@@ -175,7 +175,7 @@ def plan(
         hint = "cv-pipeline benchmark MODEL --out reports/benchmark; cv-pipeline plan --example > plan.yaml"
         raise ConfigError("a plan needs a plan.yaml and --benchmark", "plan", hint)
     config, measured = read_plan_config(wishes), read_benchmark(benchmark)
-    known = measured_from(measured, config, run, _profile_of(log))
+    known = measured_from(measured, config, run, profile_of(log))
     size = None if picture_kb is None else picture_kb * 1e3
     today = datetime.now(timezone.utc).date()
     given = PlanInputs(measured, known, read_prices(prices), today, draws, size, spot_lost)
@@ -277,7 +277,7 @@ def loadtest(
     from cv_pipeline.scale.loadtest import Load, run_loadtest, write_loadtest
     from cv_pipeline.scale.scale_page import loadtest_page, write_page
 
-    load = Load(cameras, fps, profile, _profile_of(log))
+    load = Load(cameras, fps, profile, profile_of(log))
     offer, model = _offer(target, cameras, _pictures(pictures), settings.clients, settings.patience_s)
     about = {"target": target, **({"model": model} if model else {})}
     with share_bar("load test") as bar:
