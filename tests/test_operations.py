@@ -11,6 +11,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 PROOF = {  # how a row begins → tests that prove it
+    "the face finder fails": [
+        "video/test_cover::test_a_finder_that_fails_shows_no_picture_and_the_results_continue"
+    ],
+    "the face finder is slower": [
+        "video/test_cover::test_a_finder_slower_than_the_camera_costs_pictures_and_is_counted"
+    ],
+    "`kill -9` while pictures": ["video/test_cover::test_kill_9_leaves_a_film_without_an_uncovered_frame"],
+    "a camera's clock or count": [
+        "video/test_cover::test_a_clock_that_is_set_back_loses_no_frame_and_uncovers_none",
+        "video/test_cover::test_a_count_that_begins_again_loses_no_frame",
+    ],
+    "a run watches cameras": [
+        "video/test_cover::test_it_is_on_where_people_may_be_seen_and_off_for_a_reason",
+        "video/test_cover::test_the_summary_of_a_run_holds_the_decision",
+    ],
+    "`privacy: off`": ["video/test_cover::test_off_without_a_reason_is_refused"],
     "a file fails": ["video/test_pipeline::test_a_dead_camera_does_not_stop_or_delay_the_others"],
     "a camera is lost": [
         "video/test_reconnect::test_backoff_grows_stays_bounded_and_spreads",

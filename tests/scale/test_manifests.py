@@ -318,7 +318,7 @@ def test_an_image_that_is_the_same_tomorrow(image, good):
         ("image: a\nclaim: m", "no tag or digest"),
         ("image: a:1\nclaim: m\nmost: -100", "most: -100"),
         ("image: a:1\nclaim: m\nbusy: 1.0", "busy: 1.0"),
-        ("image: a:1\nclaim: m\nname: Big_Name", "no name of Kubernetes"),
+        ("image: a:1\nclaim: m\nname: Big_Name", "not a valid name in Kubernetes"),
         ("image: a:1\nclaim: m\nhours: [6, 22]", "a list of {begin"),
         ("image: a:1\nclaim: m\nhours: [{begin: 22, end: 6, copies: 2}]", "a part of one day"),
         ("[]", "cluster.yaml"),
