@@ -375,6 +375,14 @@ PROOF = {  # how a row begins → tests that prove it
         "scale/test_batch::test_a_model_that_cannot_be_opened_ends_the_batch_at_once",
         "scale/test_batch::test_a_full_disk_ends_the_batch_and_sets_nothing_aside",
     ],
+    "an actor of Ray": [
+        "scale/test_ray::test_actors_that_die_lose_and_double_nothing",
+        "scale/test_ray::test_real_actors_killed_in_the_middle",
+    ],
+    "Ray does not start": [
+        "scale/test_ray::test_a_cluster_that_does_not_start_is_a_sentence",
+        "scale/test_ray::test_without_ray_the_extra_is_named",
+    ],
     "a plan is asked": [
         "scale/test_capacity::test_wishes_that_cannot_be_planned",
         "scale/test_capacity::test_a_benchmark_without_raw_times_is_measured_again",

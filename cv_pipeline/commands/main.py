@@ -56,7 +56,7 @@ __all__ = ['PANELS', 'app', 'data_app', 'PARTS', 'Bits', 'Images', 'Panels', 'ma
 # %% ../../nbs/19_commands/19_main.ipynb #0b073a68
 PANELS = {
     "Run": "demo demo-fleet demo-privacy run config models",
-    "Scale": "batch plan loadtest lifecycle manifests scale-sim",
+    "Scale": "batch jobs plan loadtest lifecycle manifests scale-sim",
     "Data and labels": "data flag collect select label qa merge",
     "Train and gate": "train gate",
     "Evaluate": "baseline tune threshold eval-tracking robustness report failures",

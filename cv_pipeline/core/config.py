@@ -408,6 +408,12 @@ class PrivacyConfig(_Section):
     )
     plate_model: str | None = Field(None, description="Model whose boxes are number plates.")
     text_model: str | None = Field(None, description="Model whose boxes are text.")
+    retain: dict[str, str] = Field(
+        default_factory=dict, description="{pictures: 30d, log: 400d}: for `cv-pipeline privacy retain`."
+    )
+    about: dict[str, str] = Field(
+        default_factory=dict, description="{controller, contact, purpose, basis}: for record and sign."
+    )
 
 
 def _with_a_reason(value: Any) -> Any:
