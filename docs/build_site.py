@@ -23,6 +23,7 @@ NBS, PAGES = ROOT / "nbs", ROOT / "docs"
 HAND = (
     "operations",
     "fleet",
+    "privacy",
     "reliability",
     "what_is_read",
     "labels",
