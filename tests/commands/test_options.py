@@ -49,7 +49,20 @@ from cv_pipeline.commands.options import (
 from cv_pipeline.core.types import ConfigError
 from cv_pipeline.training.augment import AUGMENTS
 
-BOOKS = (models, annotation, monitoring, thresholds, release, device, fleet, privacy, erasure, scale, storage, main)
+BOOKS = (
+    models,
+    annotation,
+    monitoring,
+    thresholds,
+    release,
+    device,
+    fleet,
+    privacy,
+    erasure,
+    scale,
+    storage,
+    main,
+)
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
 
