@@ -24,6 +24,7 @@ HAND = (
     "operations",
     "fleet",
     "privacy",
+    "scale",
     "reliability",
     "what_is_read",
     "labels",

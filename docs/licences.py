@@ -44,7 +44,8 @@ licence that each package states; made by `python docs/licences.py`. What only t
 left out. **Copyleft that reaches over a network (AGPL) comes with the extra `train` alone: Ultralytics.**
 It is used for training and export; nothing that runs a model imports it. The wheels of PyAV (`av`, BSD) carry
 an FFmpeg that states LGPL-3.0-or-later, and with it x264 (GPL-2.0-or-later), which writes the annotated
-videos: who hands these wheels on hands that on too.
+videos: who hands these wheels on hands that on too. The package itself carries one file of others: the face
+detector YuNet (`models/yunet`, Apache-2.0, with its LICENSE and NOTICE), trained on WIDER FACE.
 """
 
 

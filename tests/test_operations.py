@@ -11,6 +11,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 PROOF = {  # how a row begins → tests that prove it
+    "the face finder fails": [
+        "video/test_cover::test_a_finder_that_fails_shows_no_picture_and_the_results_continue"
+    ],
+    "the face finder is slower": [
+        "video/test_cover::test_a_finder_slower_than_the_camera_costs_pictures_and_is_counted"
+    ],
+    "`kill -9` while pictures": ["video/test_cover::test_kill_9_leaves_a_film_without_an_uncovered_frame"],
+    "a camera's clock or count": [
+        "video/test_cover::test_a_clock_that_is_set_back_loses_no_frame_and_uncovers_none",
+        "video/test_cover::test_a_count_that_begins_again_loses_no_frame",
+    ],
+    "a run watches cameras": [
+        "video/test_cover::test_it_is_on_where_people_may_be_seen_and_off_for_a_reason",
+        "video/test_cover::test_the_summary_of_a_run_holds_the_decision",
+    ],
+    "`privacy: off`": ["video/test_cover::test_off_without_a_reason_is_refused"],
     "a file fails": ["video/test_pipeline::test_a_dead_camera_does_not_stop_or_delay_the_others"],
     "a camera is lost": [
         "video/test_reconnect::test_backoff_grows_stays_bounded_and_spreads",
@@ -356,6 +372,53 @@ PROOF = {  # how a row begins → tests that prove it
         "privacy/test_encryption::test_an_erased_camera_is_unreadable_in_every_copy",
         "privacy/test_encryption::test_a_key_that_others_can_read_is_refused",
     ],
+    "a process of a batch": [
+        "scale/test_batch::test_workers_killed_at_every_point_lose_and_double_nothing",
+        "scale/test_batch::test_a_driver_killed_again_and_again",
+    ],
+    "a unit of a batch": ["scale/test_batch::test_a_poison_unit_is_set_aside_and_the_others_are_done"],
+    "a file of a batch": [
+        "scale/test_batch::test_a_changed_unit_is_reported_and_made_again_by_the_next_call"
+    ],
+    "a part of a batch": ["scale/test_batch::test_a_part_that_was_cut_off_is_made_again"],
+    "a move of old files": [
+        "scale/test_ageing::test_killed_at_any_point_nothing_is_lost_and_it_goes_on",
+        "scale/test_ageing::test_a_full_disk_leaves_the_file_where_it_is",
+    ],
+    "an old file is in use": [
+        "scale/test_ageing::test_a_file_in_use_a_link_and_a_draft_stay",
+        "scale/test_ageing::test_another_file_of_the_same_name_is_neither_overwritten_nor_lost",
+    ],
+    "a store deletes late": [
+        "scale/test_ageing::test_an_index_only_grows_and_finds_both_directions",
+        "scale/test_ageing::test_age_counts_from_the_upload_in_a_bucket_and_what_is_too_old_by_its_name_is_found",
+    ],
+    "the rules of a bucket": [
+        "scale/test_ageing::test_what_the_imitation_would_accept_and_amazon_would_not_is_refused"
+    ],
+    "a store cannot be listed": ["scale/test_ageing::test_a_store_that_is_off_is_an_error_in_time"],
+    "the model of a batch": [
+        "scale/test_batch::test_a_model_that_cannot_be_opened_ends_the_batch_at_once",
+        "scale/test_batch::test_a_full_disk_ends_the_batch_and_sets_nothing_aside",
+    ],
+    "an actor of Ray": [
+        "scale/test_ray::test_actors_that_die_lose_and_double_nothing",
+        "scale/test_ray::test_real_actors_killed_in_the_middle",
+    ],
+    "Ray does not start": [
+        "scale/test_ray::test_a_cluster_that_does_not_start_is_a_sentence",
+        "scale/test_ray::test_without_ray_the_extra_is_named",
+    ],
+    "a plan is asked": [
+        "scale/test_capacity::test_wishes_that_cannot_be_planned",
+        "scale/test_capacity::test_a_benchmark_without_raw_times_is_measured_again",
+        "scale/test_capacity::test_a_benchmark_of_another_machine_is_refused",
+        "scale/test_capacity::test_a_run_of_another_model_is_refused",
+    ],
+    "prices are older": ["scale/test_capacity::test_old_future_and_nameless_prices_are_warned_about"],
+    "a clock in the log": ["scale/test_capacity::test_a_clock_that_was_wrong_is_no_profile"],
+    "the generator of": ["scale/test_loadtest::test_a_late_generator_makes_a_phase_void"],
+    "a request of a load test": ["scale/test_loadtest::test_what_is_never_answered_is_lost"],
     "a cell of a report prints": [
         "reporting/test_runner::test_a_secret_that_a_cell_printed_is_not_published"
     ],

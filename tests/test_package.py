@@ -38,6 +38,9 @@ def test_the_wheel_holds_every_module_and_the_bundled_model_and_nothing_else(whe
     assert {
         "cv_pipeline/models/factory_line/model.onnx",
         "cv_pipeline/models/factory_line/manifest.json",
+        "cv_pipeline/models/yunet/yunet_n.onnx",
+        "cv_pipeline/models/yunet/LICENSE",
+        "cv_pipeline/models/yunet/NOTICE",
     } <= set(names)
     assert all(name.startswith(("cv_pipeline/", "cv_pipeline-")) for name in names)
     assert zipfile.ZipFile(wheel).getinfo("cv_pipeline/models/factory_line/model.onnx").file_size <= 4 * 2**20

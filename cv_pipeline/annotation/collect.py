@@ -87,7 +87,7 @@ from cv_pipeline.core.types import (
 )
 from ..inference.calibrators import Calibrator
 from ..synthetic.line import open_line
-from ..video.cover import PictureCover, Pictures, encoded, privacy_of_run
+from ..video.cover import PictureCover, PictureUse, encoded, privacy_of_run
 from ..video.sources import FolderSource, is_camera, open_source, unique_ids
 from ..video.streams import is_stream
 
@@ -695,7 +695,7 @@ def _held(folder: str | Path, strict: bool, *how: Any) -> tuple[ExitStack, Shelf
 class CollectSink:
     "Collects while the pipeline runs; a Sink. Every case is decided when its camera's next frame arrives."
 
-    strict, pictures = False, Pictures.KEEPS  # strict: an unclosed one of this process keeps it out too
+    strict, pictures = False, PictureUse.KEEPS  # strict: an unclosed one of this process keeps it out too
 
     def __init__(
         self,

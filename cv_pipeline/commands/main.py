@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -48,9 +48,6 @@ from .thresholds import keep_promise, manifest_target, unit_keys
 from ..core.files import write_json
 from ..core.types import ConfigError, CVPipelineError, DataError, SinkError, unexpected
 
-if TYPE_CHECKING:
-    from cv_pipeline.video.pipeline import Pipeline
-
 # %% auto #0
 __all__ = ['PANELS', 'app', 'data_app', 'PARTS', 'Bits', 'Images', 'Panels', 'main', 'show_summary', 'run', 'config_command',
            'models_command', 'demo', 'tune', 'eval_tracking', 'json_text', 'report_command', 'baseline', 'robustness',
@@ -58,8 +55,8 @@ __all__ = ['PANELS', 'app', 'data_app', 'PARTS', 'Bits', 'Images', 'Panels', 'ma
 
 # %% ../../nbs/19_commands/19_main.ipynb #0b073a68
 PANELS = {
-    "Run": "demo demo-fleet run config models",
-    "Scale": "batch lifecycle",
+    "Run": "demo demo-fleet demo-privacy run config models",
+    "Scale": "batch jobs plan loadtest lifecycle manifests scale-sim",
     "Data and labels": "data flag collect select label qa merge",
     "Train and gate": "train gate",
     "Evaluate": "baseline tune threshold eval-tracking robustness report failures",
@@ -100,7 +97,7 @@ app = typer.Typer(
 )
 data_app = group("Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
-PARTS = "models annotation monitoring thresholds release device fleet erasure scale storage"
+PARTS = "models annotation monitoring thresholds release device fleet erasure scale storage cluster"
 for name in PARTS.split():  # a book each
     part = getattr(import_module(f"cv_pipeline.commands.{name}"), f"{name}_commands")
     app.registered_commands += part.registered_commands
@@ -184,7 +181,7 @@ def main() -> None:
 
 # %% ../../nbs/19_commands/19_main.ipynb #ebf744bd
 @contextmanager
-def _progress(total: int | None) -> Iterator[Callable[[Pipeline], None]]:  # frames, None when unknown
+def _progress(total: int | None) -> Iterator[Callable[[Any], None]]:  # frames, None when unknown
     "A progress bar over the frames of a pipeline."
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -194,7 +191,7 @@ def _progress(total: int | None) -> Iterator[Callable[[Pipeline], None]]:  # fra
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("running", total=total, note="")
 
-        def tick(pipeline: Pipeline) -> None:
+        def tick(pipeline: Any) -> None:
             s = pipeline.summary()
             note = f"{s['frames_per_second'] or 0:.0f}/s, {s['detections']} detections"
             note += f", {s['frames_dropped']} dropped" if s["frames_dropped"] else ""
@@ -203,7 +200,7 @@ def _progress(total: int | None) -> Iterator[Callable[[Pipeline], None]]:  # fra
         yield tick
 
 
-def _ready(url: str | None, pipeline: Pipeline) -> None:
+def _ready(url: str | None, pipeline: Any) -> None:
     "Where health is served."
     if url:
         say(f"health: {url}/healthz /readyz /metrics")

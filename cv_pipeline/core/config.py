@@ -21,7 +21,7 @@ from .types import ConfigError
 __all__ = ['SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'SelectionConfig', 'TrackerConfig',
            'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'TelemetryConfig', 'CollectConfig', 'ForwardConfig',
            'ShadowConfig', 'MaskSection', 'PrivacyConfig', 'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig',
-           'load_config', 'show_config', 'config_schema']
+           'config_problems', 'load_config', 'show_config', 'config_schema']
 
 # %% ../../nbs/00_core/03_config.ipynb #0dac29bd
 class _Section(BaseModel):
@@ -542,7 +542,7 @@ def _known_keys(model: type[BaseModel], path: tuple) -> list[str]:
     return list(model.model_fields)
 
 
-def _problems(error: ValidationError) -> list[str]:
+def config_problems(error: ValidationError) -> list[str]:
     "One readable line for each problem in a pydantic error."
     from difflib import get_close_matches
 
@@ -585,7 +585,7 @@ def load_config(
     try:
         return RunConfig.model_validate(_merge(base, overrides or {}))
     except ValidationError as e:
-        problems = _problems(e)
+        problems = config_problems(e)
         hint = "`cv-pipeline config --show` prints every key with its default"
         raise ConfigError(f"{len(problems)} problem(s) in the configuration", where, hint, problems) from None
 

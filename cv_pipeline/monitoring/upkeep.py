@@ -330,6 +330,8 @@ def covered_reference(
 
 def _store(upkeep: Upkeep, watch: CameraWatch, names: Sequence[str]) -> None:
     "Store the healthy reference with a covered background; one that cannot be checked is not stored."
+    if watch.healthy is None:
+        return
     privacy = cover_for(names) if upkeep.privacy is None else upkeep.privacy
     try:
         kept = covered_reference(watch.healthy, PictureCover(privacy), watch.camera)

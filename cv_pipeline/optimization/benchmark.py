@@ -49,10 +49,10 @@ from ..inference.openvino import default_precision
 from .batch_advice import knee, one_way, recommend
 
 # %% auto #0
-__all__ = ['gpu_mib', 'joules', 'spent', 'work', 'Worker', 'variants', 'chosen_variants', 'Case', 'BenchmarkSettings',
-           'run_rounds', 'accuracy', 'memory_free_mib', 'fit_check', 'first_result_s', 'Benchmark', 'read_benchmark',
-           'speed_table', 'accuracy_table', 'headline', 'sections', 'to_markdown', 'to_html', 'write_benchmark',
-           'run_benchmark', 'compare', 'differences', 'comparison_markdown']
+__all__ = ['RAW_TIMES', 'gpu_mib', 'joules', 'spent', 'work', 'Worker', 'variants', 'chosen_variants', 'Case', 'raw_times',
+           'BenchmarkSettings', 'run_rounds', 'accuracy', 'memory_free_mib', 'fit_check', 'first_result_s', 'Benchmark',
+           'read_benchmark', 'speed_table', 'accuracy_table', 'headline', 'sections', 'to_markdown', 'to_html',
+           'write_benchmark', 'run_benchmark', 'compare', 'differences', 'comparison_markdown']
 
 # %% ../../nbs/06_optimization/08_benchmark.ipynb #4ff73cbc
 def gpu_mib(pid: int) -> float | None:
@@ -295,6 +295,15 @@ class Case:
         return {**head, **_measured(self)}
 
 # %% ../../nbs/06_optimization/08_benchmark.ipynb #365ff51e
+RAW_TIMES = 500  # of a case, at most, that are kept: a plan draws calls from them, percentiles are not enough
+
+
+def raw_times(times: Sequence[float]) -> list[float]:  # of all calls, in ms
+    "At most `RAW_TIMES` of them, evenly over the measurement, in their order."
+    step = np.linspace(0, len(times) - 1, min(len(times), RAW_TIMES)).round().astype(int)
+    return [round(float(times[k]), 4) for k in step]
+
+
 def _measured(case: Case) -> dict[str, Any]:
     "The numbers of a case, rounded."
     no = lambda v, d=3: None if v is None else round(float(v), d)
@@ -302,6 +311,8 @@ def _measured(case: Case) -> dict[str, Any]:
     energy = [j for j in case.joules if j is not None]
     return {
         **{k: no(v) for k, v in p.items()},
+        "mean_ms": no(np.mean(case.times)),
+        "raw_ms": raw_times(case.times),
         "images_per_s": no(1e3 * case.batch / p["p50_ms"], 2),
         "calls": len(case.times),
         "rounds": [no(r) for r in case.rounds],
@@ -563,7 +574,7 @@ class Benchmark:
     stamp: dict[str, Any] = field(
         default_factory=dict
     )  # where the numbers come from; an older document has none
-    format: int = 1
+    format: int = 2  # 1 had no mean_ms and no raw_ms
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -591,7 +602,7 @@ def read_benchmark(path: str | Path) -> Benchmark:
         path = path / "benchmark.json"
     with expecting("not a readable benchmark", path):
         data = read_json(path, dict)
-    if data.get("format") != 1 or not isinstance(data.get("rows"), list):
+    if data.get("format") not in (1, 2) or not isinstance(data.get("rows"), list):
         raise DataError("benchmark of an unsupported version", path, "measure again: cv-pipeline benchmark")
     try:
         return Benchmark(**{**data, "load": tuple(data["load"])})

@@ -47,8 +47,8 @@ from cv_pipeline.core.types import (
 __all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'installed_sinks',
            'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory',
            'configured_rules', 'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment',
-           'health_guard', 'build_pipeline', 'leaves_the_machine', 'supervised', 'run_config', 'describe', 'UnitOpener',
-           'UnitWork', 'unit_source', 'batch_config']
+           'health_guard', 'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised', 'run_config',
+           'describe', 'UnitOpener', 'UnitWork', 'unit_source', 'batch_config', 'pipeline_over']
 
 # %% ../../nbs/16_service/00_assembly.ipynb #bae0aa31
 from ..inference.backends import Model
@@ -61,7 +61,7 @@ from ..tracking.zones import Rules, read_rules
 from ..video.adaptive import AdaptiveSelector, AdaptiveSettings, CallBudget
 from cv_pipeline.video.cover import (
     CoveredSource,
-    Pictures,
+    PictureUse,
     Privacy,
     check_cover,
     decide_cover,
@@ -297,8 +297,6 @@ def plugin_class(
 class PluginSink:
     "A sink of another package under its configured name."
 
-    pictures = Pictures.BLANK  # what it does with them is not known
-
     def __init__(self, name: str, sink: Sink):
         if not isinstance(sink, Sink):
             raise ConfigError(
@@ -307,6 +305,7 @@ class PluginSink:
                 "a sink needs write(result) and close()",
             )
         self.name, self.sink = name, sink
+        self.pictures = getattr(sink, "pictures", PictureUse.BLANK)  # not known unless it says so
 
     def write(self, result: FrameResult) -> None:
         try:
@@ -601,8 +600,7 @@ def build_pipeline(config: RunConfig) -> Pipeline:
         for source in sources:
             undo.callback(_close_quietly, source)
         privacy = privacy_of(config, model.manifest.names)
-        if privacy.on and leaves_the_machine(config.model.path):
-            sources = [CoveredSource(source, privacy) for source in sources]
+        sources = [for_the_model(source, config, privacy) for source in sources]
         pipeline = Pipeline(sources, model, (), trackers, selectors, config.runtime, model.reopen)
         pipeline.privacy = privacy
         undo.pop_all()
@@ -612,6 +610,12 @@ def build_pipeline(config: RunConfig) -> Pipeline:
 def leaves_the_machine(model: str | Path) -> bool:
     "Whether a model is served by another host, which then gets the pictures."
     return is_remote(model) and not is_loopback(parse_remote(str(model)).host.rpartition(":")[0].strip("[]"))
+
+
+def for_the_model(source: Source, config: RunConfig, privacy: Privacy) -> Source:
+    "A source as the model may see it: covered as it is read where the model is on another host."
+    away = privacy.on and leaves_the_machine(config.model.path)
+    return CoveredSource(source, privacy) if away else source
 
 
 def supervised(tick: Callable[[Pipeline], None] | None) -> Callable[[Pipeline], None]:
@@ -727,7 +731,8 @@ class UnitWork:
         pictures = unit.kind == "pictures"
         trackers = None if pictures else tracker_factory(self.config.tracker)
         selectors = None if pictures else selector_factory(self.config)
-        source: Source = unit_source(unit)
+        privacy = privacy_of(self.config, self.model.manifest.names)
+        source: Source = for_the_model(unit_source(unit), self.config, privacy)
         sinks = [CallbackSink(write)]
         pipeline = Pipeline(
             [source], self.model, sinks, trackers, selectors, self.config.runtime, self.model.reopen
@@ -788,3 +793,19 @@ def batch_config(
     counted = {k: getattr(worker, k) for k in ("postprocess", "selection", "tracker")}
     counted["model"] = worker.model.model_dump(mode="json", include={"spec", "backend", "providers"})
     return worker, origin, f"{origin['sha256']}|{config_hash(counted)}"
+
+# %% ../../nbs/16_service/00_assembly.ipynb #6d834561
+def pipeline_over(
+    config: RunConfig,
+) -> Callable[[Sequence[Any], Sequence[Any], Callable[[Any], None]], dict[str, Any]]:
+    "A function that runs a configuration's model, tracker and selection over given sources and sinks."
+
+    def run(sources: Sequence[Any], sinks: Sequence[Any], tick: Callable[[Any], None]) -> dict[str, Any]:
+        with closing(open_configured_model(config)) as model:
+            trackers = tracker_factory(config.tracker, 2.0 if config.selection.adaptive else 0.0)
+            selectors = selector_factory(config)
+            return Pipeline(sources, model, sinks, trackers, selectors, config.runtime, model.reopen).run(
+                tick
+            )
+
+    return run

@@ -25,7 +25,7 @@ from ..core.results import RUN_KEY, results_schema
 from ..core.tables import Hours, PartedTable
 from ..core.types import Clock, Decision, Detections, Frame, FrameResult, SinkError
 from ..core.viz import Trails, draw_detections
-from .cover import Pictures, is_still
+from .cover import PictureUse, is_still
 
 # %% auto #0
 __all__ = ['STILLS_A_SECOND', 'KNOWN_FOR', 'PALE', 'result_record', 'JsonlSink', 'ResultRows', 'results_table', 'ParquetSink',
@@ -398,7 +398,7 @@ class _Painter:
 class VideoSink:
     "Annotated H.264 mp4, one file a source, playable at every moment up to the last second."
 
-    name, pictures = "video", Pictures.KEEPS
+    name, pictures = "video", PictureUse.KEEPS
 
     def __init__(
         self,
@@ -460,7 +460,7 @@ class CallbackSink:
         self,
         function: Callable[[FrameResult], Any],
         on_close: Callable[[], Any] | None = None,
-        pictures: Pictures = Pictures.NONE,  # NONE: it sees them in memory and passes none on
+        pictures: PictureUse = PictureUse.NONE,  # NONE: it sees them in memory and passes none on
     ):
         self.function, self.on_close, self.pictures = function, on_close, pictures
 

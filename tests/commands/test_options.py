@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from cv_pipeline.annotation.select import STRATEGIES, SelectSettings
 from cv_pipeline.commands import (
     annotation,
+    cluster,
     device,
     erasure,
     fleet,
@@ -52,6 +53,7 @@ from cv_pipeline.training.augment import AUGMENTS
 BOOKS = (
     models,
     annotation,
+    cluster,
     monitoring,
     thresholds,
     release,

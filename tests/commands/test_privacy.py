@@ -1,5 +1,6 @@
 """`cv-pipeline privacy` as a user meets it."""
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -7,6 +8,8 @@ from cv_pipeline.commands import privacy
 from cv_pipeline.commands.main import app
 from cv_pipeline.core.types import CVPipelineError
 from cv_pipeline.privacy.access import VARIABLE, access_head, note_access
+from cv_pipeline.synthetic.passers import Passers, PassersConfig
+from cv_pipeline.video.cover import encoded
 
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 LINE = "opened rtsp://admin:Kl9-really@10.0.0.7/live\n"
@@ -80,3 +83,58 @@ def test_bad_input_is_a_sentence_with_what_to_do(words, part, monkeypatch, tmp_p
     monkeypatch.chdir(tmp_path)
     code, text = ask(*words)
     assert code in (None, 2) and part in text
+
+
+@pytest.fixture
+def photos(tmp_path):
+    frame, truth = Passers(PassersConfig(frames=60, plates=0, seed=3)).frame(20)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "hall.jpg").write_bytes(encoded(frame.image))
+    return tmp_path / "photos"
+
+
+def test_pictures_are_covered_into_another_folder_and_the_export_is_in_the_log(photos, tmp_path, monkeypatch):
+    tables, log = {}, tmp_path / "access.jsonl"
+    monkeypatch.setattr(privacy, "records", tables.__setitem__)
+    monkeypatch.setenv(VARIABLE, str(log))
+    before = (photos / "hall.jpg").read_bytes()
+    code, text = ask("blur", photos, "--out", tmp_path / "covered")
+    assert code == 0
+    assert "1 files" in text
+    assert tables["Covered"][0]["parts"] == 1
+    assert (photos / "hall.jpg").read_bytes() == before
+    assert "export" in log.read_text()
+
+
+def test_a_file_that_cannot_be_covered_is_named_and_ends_with_exit_code_1(photos, tmp_path):
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    code, text = ask("blur", photos, "--out", tmp_path / "covered")
+    assert code == 1
+    assert "broken.jpg" in text
+    assert "1 could not be checked" in text
+
+
+def test_a_folder_with_faces_does_not_pass_and_they_are_listed(photos, monkeypatch):
+    tables = {}
+    monkeypatch.setattr(privacy, "records", tables.__setitem__)
+    code, text = ask("check", photos, "--limit", "0.01")
+    assert code == 1
+    assert tables["Faces"][0]["file"].endswith("hall.jpg")
+    assert "FAIL" in text
+
+
+def test_a_folder_is_proven_only_by_enough_pictures(tmp_path):
+    blank = encoded(np.full((40, 60, 3), 90, np.uint8), ".png")
+    (tmp_path / "few").mkdir()
+    for k in range(30):
+        (tmp_path / "few" / f"{k}.png").write_bytes(blank)
+    assert ask("check", tmp_path / "few", "--limit", "0.01")[0] == 1
+    code, text = ask("check", tmp_path / "few", "--limit", "0.1")
+    assert code == 0
+    assert "PASS" in text
+
+
+def test_an_empty_folder_is_an_error_and_not_a_pass(tmp_path):
+    code, text = ask("check", tmp_path)
+    assert code is None
+    assert "no pictures and no films" in text

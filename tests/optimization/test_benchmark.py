@@ -324,7 +324,7 @@ def test_bad_settings_and_files_are_typed_errors(tmp_path, bundled):
     (tmp_path / "file").write_text("x")
     with pytest.raises(SinkError, match="cannot write the benchmark"):
         write_benchmark(b, tmp_path / "file" / "out")
-    for text in ("", "{", "[]", '{"format": 2, "rows": []}', '{"format": 1, "rows": []}'):
+    for text in ("", "{", "[]", '{"format": 3, "rows": []}', '{"format": 1, "rows": []}'):
         (tmp_path / "benchmark.json").write_text(text)
         with pytest.raises(DataError):
             read_benchmark(tmp_path)

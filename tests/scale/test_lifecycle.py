@@ -59,12 +59,12 @@ def moves(*pairs):
 OLD = "NoncurrentVersionExpiration"
 ABORTS = "AbortIncompleteMultipartUpload"
 PLANTED = {
-    "unknown key": (changed(Expire={"Days": 3}), "refused", "Expire is no key"),
-    "unknown key inside": (changed(Expiration={"Day": 365}), "refused", "Day is no key of Expiration"),
+    "unknown key": (changed(Expire={"Days": 3}), "refused", "Expire is unknown in a rule"),
+    "unknown key inside": (changed(Expiration={"Day": 365}), "refused", "Day is unknown in Expiration"),
     "unknown key of a move": (
         changed(Transitions=[{"Days": 30, "StorageClass": "STANDARD_IA", "Class": "x"}]),
         "refused",
-        "Class is no key of a transition",
+        "Class is unknown in a transition",
     ),
     "long ID": (changed(ID="x" * 256), "refused", "255 characters"),
     "status": (changed(Status="On"), "refused", "Enabled or Disabled"),
@@ -110,8 +110,8 @@ PLANTED = {
         "refused",
         "nothing moves up from GLACIER to STANDARD_IA",
     ),
-    "unknown class": (changed(Transitions=moves((30, "COLD"))), "refused", "'COLD' is no class"),
-    "to the standard class": (changed(Transitions=moves((30, "STANDARD"))), "refused", "is no class"),
+    "unknown class": (changed(Transitions=moves((30, "COLD"))), "refused", "'COLD' cannot be the class"),
+    "to the standard class": (changed(Transitions=moves((30, "STANDARD"))), "refused", "cannot be the class"),
     "class twice": (
         changed(Transitions=moves((30, "GLACIER"), (130, "GLACIER"))),
         "refused",
@@ -262,8 +262,8 @@ def test_sizes_and_tags_of_a_filter():
         ("kinds: {log: {delete: -100}}", "delete: -100 is not a number of days from 1"),
         ("kinds: {log: {delete: 30.5}}", "delete: 30.5"),
         ("kinds: {log: {delete: true}}", "delete: True"),
-        ("kinds: {log: {keep: 3}}", "keep: 3 is no reason"),
-        ("kinds: {log: {prefix: 3}}", "prefix: 3 is no path"),
+        ("kinds: {log: {keep: 3}}", "keep: 3 is not a reason"),
+        ("kinds: {log: {prefix: 3}}", "prefix: 3 is not a path"),
         ("kinds: {log: {mean_kb: .nan}}", "mean_kb"),
         ("kinds: []", "no kinds of files"),
         ("kinds: {log: {}}\nprefix: /x/", "give a path such as line-1/"),
@@ -282,7 +282,7 @@ def test_a_declaration_that_is_wrong_names_its_file_and_its_kind(tmp_path, text,
 
 @pytest.mark.parametrize("rules", [None, [], {"Rules": None}, {"Rules": ["x"]}, {}])
 def test_what_are_no_rules_is_an_error(rules):
-    with pytest.raises(ConfigError, match="no lifecycle rules"):
+    with pytest.raises(ConfigError, match="not a list of lifecycle rules"):
         check_s3_rules(rules)
 
 

@@ -84,6 +84,14 @@ def test_a_mistyped_scaled_object_is_refused(taught, path, value, says):
     assert any(says in error for error in schema_errors(document, definitions=taught))
 
 
+def test_without_a_schema_it_says_so_and_a_version_that_there_is_not_is_an_error():
+    assert schema_errors(manifests(PLANT)["alerts.yaml"]) == [
+        "no schema of monitoring.coreos.com/v1 PrometheusRule"
+    ]
+    with pytest.raises(ConfigError, match="no schemas of Kubernetes 9.99"):
+        schema_errors(manifests(PLANT)["service.yaml"], "9.99")
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_written_passes_the_reader_with_experience(form):
     assert check_manifests(list(manifests(FORMS[form], 6).values()), WANTED, schema=lambda d: ()) == []
@@ -310,7 +318,7 @@ def test_an_image_that_is_the_same_tomorrow(image, good):
         ("image: a\nclaim: m", "no tag or digest"),
         ("image: a:1\nclaim: m\nmost: -100", "most: -100"),
         ("image: a:1\nclaim: m\nbusy: 1.0", "busy: 1.0"),
-        ("image: a:1\nclaim: m\nname: Big_Name", "no name of Kubernetes"),
+        ("image: a:1\nclaim: m\nname: Big_Name", "not a valid name in Kubernetes"),
         ("image: a:1\nclaim: m\nhours: [6, 22]", "a list of {begin"),
         ("image: a:1\nclaim: m\nhours: [{begin: 22, end: 6, copies: 2}]", "a part of one day"),
         ("[]", "cluster.yaml"),

@@ -1,6 +1,9 @@
 """What leaves memory is covered: late and early, single pictures, failing and slow finders, sinks behind the
 gate."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 
 from cv_pipeline.core.config import PrivacyConfig, load_config
 from cv_pipeline.core.types import ConfigError, DataError, Detections, Frame, FrameResult
+from cv_pipeline.service.assembly import leaves_the_machine, run_config
 from cv_pipeline.synthetic.passers import Passers, PassersConfig, draw_face
 from cv_pipeline.video.cover import (
     GREY,
@@ -23,7 +27,7 @@ from cv_pipeline.video.cover import (
     Links,
     Mask,
     PictureCover,
-    Pictures,
+    PictureUse,
     Privacy,
     RegionFinder,
     behind_gate,
@@ -36,6 +40,7 @@ from cv_pipeline.video.cover import (
     is_live,
     privacy_of_run,
 )
+from cv_pipeline.video.decoding import decode_video
 from cv_pipeline.video.faces import NO_FACES, Faces
 from cv_pipeline.video.sinks import CallbackSink, VideoSink
 
@@ -67,7 +72,7 @@ class Broken:
 
 
 class Keeps:
-    name, pictures = "keeps", Pictures.KEEPS
+    name, pictures = "keeps", PictureUse.KEEPS
 
     def __init__(self):
         self.results, self.closed = [], 0
@@ -313,7 +318,7 @@ def test_every_frame_comes_out_once_in_order_and_every_finding_is_covered(seed):
         n: [(x, y, x + w, y + w) for x, y, w in rng.uniform((0, 0, 4), (60, 40, 20), (rng.integers(0, 4), 3))]
         for n in range(40)
     }
-    times = np.cumsum(rng.choice([0.0, 0.03, 0.1, 0.4, 3.0], 40))
+    times = np.cumsum(rng.choice([0.07, 0.1, 0.4, 3.0], 40))
     out = passed(
         CoverGate(ON, finder=Planned(plan)), [result(n, seconds=float(t)) for n, t in enumerate(times)]
     )
@@ -322,6 +327,34 @@ def test_every_frame_comes_out_once_in_order_and_every_finding_is_covered(seed):
         for box in np.array(plan[n]).reshape(-1, 4):
             x1, y1, x2, y2 = np.clip(box, 0, [80, 60, 80, 60]).round().astype(int)
             assert x2 <= x1 or y2 <= y1 or grey(p.result, (x1, y1, x2, y2)) == 1
+
+
+@pytest.mark.parametrize("fps, searched", [(10, 50), (25, 25), (30, 25)])
+def test_fast_cameras_are_not_searched_in_every_frame_and_covered_in_all(fps, searched):
+    class Counted(Planned):
+        calls = 0
+
+        def find(self, images):
+            self.calls += 1
+            return super().find(images)
+
+    finder = Counted({n: [(n, 20, n + 16, 40)] for n in range(50)})
+    out = passed(CoverGate(ON, finder=finder), [result(n, seconds=n / fps) for n in range(50)])
+    assert finder.calls == searched
+    assert min(grey(p.result, (n, 20, n + 16, 40)) for n, p in enumerate(out)) > 0.9
+
+
+def test_without_holding_every_frame_is_searched():
+    now = replace(ON, settings=CoverSettings(hold_s=0))
+    gate = CoverGate(now, finder=Planned({n: [(30, 20, 50, 40)] for n in range(9)}))
+    out = passed(gate, [result(n, seconds=n / 50) for n in range(9)])
+    assert all(grey(p.result, (30, 20, 50, 40)) == 1 for p in out)
+
+
+def test_frames_of_one_moment_are_covered_alike():
+    gate = CoverGate(ON, finder=Planned({n: [(30, 20, 50, 40)] for n in range(9)}))
+    out = passed(gate, [result(n, seconds=0) for n in range(9)])
+    assert all(grey(p.result, (30, 20, 50, 40)) == 1 for p in out)
 
 
 def test_kinds_are_not_linked_to_each_other():
@@ -451,7 +484,7 @@ def test_metrics_tell_what_was_hidden():
 
 def test_only_sinks_that_keep_pictures_are_behind_the_gate():
     function = CallbackSink(lambda r: None)
-    shows = CallbackSink(lambda r: None, pictures=Pictures.BLANK)
+    shows = CallbackSink(lambda r: None, pictures=PictureUse.BLANK)
     gate, first, second, third = behind_gate([Keeps(), function, shows], ON)
     assert isinstance(gate, CoverGate)
     assert isinstance(first, Covered) and not first.blank
@@ -557,3 +590,77 @@ def test_a_source_for_a_model_elsewhere_gives_covered_frames_only():
 
 def test_nothing_is_found_in_an_empty_picture():
     assert len(NO_FACES.xyxy) == 0
+
+
+# --- whole runs
+
+
+def test_kill_9_leaves_a_film_without_an_uncovered_frame(tmp_path):
+    script = """
+import sys
+from cv_pipeline.core.types import Detections, FrameResult
+from cv_pipeline.synthetic.passers import Passers, PassersConfig
+from cv_pipeline.video.cover import Covered, CoverGate, Privacy
+from cv_pipeline.video.sinks import VideoSink
+film = Passers(PassersConfig(frames=2000, faces=6, plates=0, size=(320, 180), widths=(24, 60)))
+draw = lambda r, trails: r.frame.image
+sink = Covered(VideoSink(sys.argv[1], draw=draw, threads=1), CoverGate(Privacy(True, "tested")))
+for frame in film:
+    sink.write(FrameResult(frame, Detections.empty()))
+    print(frame.frame_id, flush=True)
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    writer = subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True, env=env
+    )
+    announced = next((int(text) for text in writer.stdout if int(text) >= 90), -1)
+    writer.kill()
+    writer.wait()
+    writer.stdout.close()
+    assert announced >= 90
+    frames = [p.image for p in decode_video(tmp_path / "passers.mp4", threads=1)]
+    assert 20 <= len(frames) <= announced
+    film = Passers(PassersConfig(frames=2000, faces=6, plates=0, size=(320, 180), widths=(24, 60)))
+    leaks = seen = 0
+    for n, image in enumerate(frames):
+        truth = film.frame(n)[1]
+        for x1, y1, x2, y2 in truth.xyxy[truth.visible > 0.6].round().astype(int):
+            seen += 1
+            leaks += (np.abs(image[y1:y2, x1:x2].astype(int) - GREY).max(axis=2) < 25).mean() < 0.7
+    assert seen > 10
+    assert leaks <= 0.02 * seen
+
+
+@pytest.mark.parametrize(
+    "section, covered, why", [({"off": "the line has no people"}, False, "off: "), (True, True, "requested")]
+)
+def test_the_summary_of_a_run_holds_the_decision(tmp_path, section, covered, why):
+    settings_ = {"sources": ["line:frames=6"], "delivery.out": str(tmp_path), "delivery.video": True}
+    summary = run_config(load_config(None, {**settings_, "privacy": section}))
+    assert summary["privacy"]["covered"] is covered
+    assert summary["privacy"]["why"].startswith(why)
+    assert ("privacy" in summary.get("sinks", {})) is covered
+
+
+def test_a_run_over_files_without_people_has_no_gate(tmp_path):
+    settings_ = {"sources": ["line:frames=6"], "delivery.out": str(tmp_path), "delivery.video": True}
+    summary = run_config(load_config(None, settings_))
+    assert summary["privacy"] == {
+        "covered": False,
+        "why": "not needed: files, and no class that is a person",
+    }
+
+
+@pytest.mark.parametrize(
+    "model, away",
+    [
+        ("triton://gpu.example:8001/line", True),
+        ("triton://10.0.0.7/line", True),
+        ("triton://localhost:8001/line", False),
+        ("triton://127.0.0.1/line", False),
+        ("triton://[::1]:8001/line", False),
+        ("factory_line", False),
+    ],
+)
+def test_a_model_on_another_host_gets_the_pictures(model, away):
+    assert leaves_the_machine(model) is away

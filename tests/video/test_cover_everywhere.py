@@ -15,7 +15,7 @@ import pytest
 
 from cv_pipeline.core.types import Detections, Frame, FrameResult
 from cv_pipeline.synthetic.passers import Passers, PassersConfig, draw_face
-from cv_pipeline.video.cover import GREY, PictureCover, Pictures, Privacy, encoded
+from cv_pipeline.video.cover import GREY, PictureCover, PictureUse, Privacy, encoded
 
 ROOT = Path(__file__).resolve().parents[2]
 LIB = ROOT / "cv_pipeline"
@@ -33,6 +33,10 @@ WRITERS = {  # functions that write, encode, copy or show pictures
     "video_frame",
     "savez_compressed",
     "fo.Sample",
+    "VideoSink",
+    "CollectSink",
+    "LiveCollection",
+    "Shelf",
 }
 COVERED = {  # module, function → what has to be in it
     ("annotation/collect", "encoded"): "self.cover(",
@@ -47,6 +51,12 @@ COVERED = {  # module, function → what has to be in it
     ("video/cover", "file"): "self(image",
     ("video/cover", "_shown"): "cover(image)",
     ("video/cover", "encoded"): "imencode",  # gets what it is given
+    ("service/assembly", "_own_sinks"): "VideoSink(",  # run_config attaches them: behind the gate
+    ("annotation/collect", "open_collect"): "LiveCollection(",  # the same
+    ("annotation/collect", "_held"): "Shelf(",  # of a CollectSink, which keeps pictures: behind the gate
+    ("release/shadow", "_keep"): "s._shelf.cover = PictureCover(",
+    ("privacy/pictures", "_blurred_film"): "Covered(",
+    ("privacy/pictures", "blur_files"): "cover(image",
     ("video/sinks", "__init__"): "av.open",
     ("video/sinks", "write"): "video_frame",  # VideoSink keeps pictures: it is behind the gate
     ("monitoring/upkeep", "save"): "savez_compressed",  # _store covers the background
@@ -56,10 +66,11 @@ ALSO = {  # where the cover is one call further away
     ("monitoring/drift_report", "drifted_pictures"): "cover(",
     ("monitoring/upkeep", "_store"): "covered_reference(",
     ("release/bundles", "write_golden"): "map(cover, pictures)",
-    ("release/shadow", "_keep"): "s._shelf.cover = PictureCover(",
     ("annotation/label_studio", "_send_tasks"): "_covered(part",
     ("annotation/collect", "_gathered"): "shelf.cover = ",
-    ("service/assembly", "build_pipeline"): "CoveredSource(",
+    ("service/assembly", "build_pipeline"): "for_the_model(",
+    ("service/assembly", "__call__"): "for_the_model(",
+    ("service/assembly", "for_the_model"): "CoveredSource(",
     ("video/pipeline", "_behind_gate"): "behind_gate(",
 }
 EXEMPT = {  # module, function → why nothing has to be covered
@@ -69,6 +80,7 @@ EXEMPT = {  # module, function → why nothing has to be covered
     ("monitoring/season_line", "*"): "drawn pictures",
     ("monitoring/trust", "write_example"): "drawn pictures",
     ("commands/main", "*"): "a plot of latencies",
+    ("service/privacy_demo", "*"): "drawn pictures",
 }
 
 
@@ -167,6 +179,7 @@ NO_PICTURES = {  # sinks that write rows, numbers or nothing
     "Sink",
     "SummarySink",
     "CallbackSink",  # the user's function: `pictures` is its argument
+    "PluginSink",  # as its sink says: see below
 }
 
 
@@ -174,7 +187,7 @@ NO_PICTURES = {  # sinks that write rows, numbers or nothing
 def test_every_sink_says_what_it_does_with_pictures(module, name):
     kind = getattr(importlib.import_module(f"cv_pipeline.{module.replace('/', '.')}"), name)
     declared = getattr(kind, "pictures", None)
-    assert name in NO_PICTURES or declared in (Pictures.KEEPS, Pictures.BLANK)
+    assert name in NO_PICTURES or declared in (PictureUse.KEEPS, PictureUse.BLANK)
 
 
 def test_the_sinks_that_keep_pictures_are_those_known_to():
@@ -187,10 +200,24 @@ def test_the_sinks_that_keep_pictures_are_those_known_to():
                 "pictures",
                 None,
             ),
-            Pictures,
+            PictureUse,
         )
     }
-    assert {"VideoSink", "CollectSink", "PluginSink"} <= keeps
+    assert {"VideoSink", "CollectSink"} <= keeps
+
+
+def test_a_plugin_is_behind_the_gate_unless_it_says_that_it_keeps_none():
+    from cv_pipeline.service.assembly import PluginSink
+
+    class Silent:
+        def write(self, result): ...
+        def close(self): ...
+
+    class Rows(Silent):
+        pictures = PictureUse.NONE
+
+    assert PluginSink("mail", Silent()).pictures is PictureUse.BLANK
+    assert PluginSink("rows", Rows()).pictures is PictureUse.NONE
 
 
 # --- the writers themselves, with a face in the picture
