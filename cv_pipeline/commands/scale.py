@@ -224,13 +224,15 @@ def plan(
 def _checked(check: Path | None, known: Any, run: Path | None) -> list[dict[str, Any]]:
     "Prediction beside a load test; what a frame costs besides its call is read from the run."
     from cv_pipeline.core.files import read_json
-    from cv_pipeline.scale.loadtest import check_plan, read_loadtest
+    from cv_pipeline.scale.loadtest import beside_others, check_plan, read_loadtest
 
     if check is None:
         return []
     latency = read_json(run / "summary.json", dict).get("latency_ms", {}) if run else {}
     around = sum((latency.get(k) or {}).get("p50") or 0.0 for k in ("preprocess", "postprocess", "deliver"))
-    return check_plan(read_loadtest(check), known, around_ms=around)
+    tested = read_loadtest(check)
+    notes(filter(None, [beside_others(tested)]), "warning")
+    return check_plan(tested, known, around_ms=around)
 
 
 def _show_plan(made: Any, rows: list[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import math
+import os
 import queue
 import threading
 import time
@@ -38,9 +39,9 @@ from ..video.streams import BaseSource
 
 # %% auto #0
 __all__ = ['ANSWERED', 'REFUSED', 'DROPPED', 'LOST', 'OPEN', 'Send', 'Offer', 'RunPipeline', 'Record', 'percentile', 'p99_bounds',
-           'Refused', 'Dropped', 'open_loop', 'frozen', 'LoadSettings', 'judged', 'Load', 'run_loadtest', 'trace_of',
-           'http_target', 'model_target', 'SharedStart', 'PacedSource', 'DueSink', 'pipeline_offer', 'check_plan',
-           'read_loadtest', 'write_loadtest']
+           'Refused', 'Dropped', 'open_loop', 'frozen', 'LoadSettings', 'judged', 'Load', 'load_average', 'trace_of',
+           'run_loadtest', 'http_target', 'model_target', 'SharedStart', 'PacedSource', 'DueSink', 'pipeline_offer',
+           'check_plan', 'beside_others', 'read_loadtest', 'write_loadtest']
 
 # %% ../../nbs/14_scale/06_loadtest.ipynb #b3997f85
 ANSWERED, REFUSED, DROPPED, LOST, OPEN = range(5)
@@ -258,6 +259,20 @@ class Load:
 
 Offer = Callable[[np.ndarray, Callable[[Record], None]], Record]  # a timetable → what became of it
 
+
+def load_average() -> float:
+    "Processes that wanted a core in the last minute, on average; 0 where the system does not say."
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+# %% ../../nbs/14_scale/06_loadtest.ipynb #5f81454e
+def trace_of(record: Record, s: LoadSettings) -> dict[str, list[float | None]]:
+    "Median and 99th percentile of at most 100 stretches of time, for a picture."
+    which = (np.arange(len(record.due)) * min(100, len(record.due)) // len(record.due)).astype(int)
+    parts = [record.latency[which == k] for k in np.unique(which)]
+    at: list[float | None] = [round(float(record.due[which == k].mean()) / 1e3, 3) for k in np.unique(which)]
+    ends = {f"p{q}_ms": [percentile(part, q) for part in parts] for q in (50, 99)}
+    return {"s": at, **{k: [round(x, 2) if math.isfinite(x) else None for x in v] for k, v in ends.items()}}
+
 # %% ../../nbs/14_scale/06_loadtest.ipynb #ee1de827
 def run_loadtest(
     offer: Offer,
@@ -269,6 +284,7 @@ def run_loadtest(
 ) -> dict[str, Any]:  # loadtest.json
     "All phases, the knee, and a verdict at the highest factor."
     phases: list[dict[str, Any]] = []
+    before = load_average()
     for k, factor in enumerate(s.factors):
         due = load.due_ms(factor, s.seconds)
 
@@ -300,18 +316,10 @@ def run_loadtest(
         "knee": knee,
         "settings": asked,
         "phases": phases,
+        "load": [round(before, 2), round(load_average(), 2)],
         **(about or {}),
         "stamp": origin,
     }
-
-
-def trace_of(record: Record, s: LoadSettings) -> dict[str, list[float | None]]:
-    "Median and 99th percentile of at most 100 stretches of time, for a picture."
-    which = (np.arange(len(record.due)) * min(100, len(record.due)) // len(record.due)).astype(int)
-    parts = [record.latency[which == k] for k in np.unique(which)]
-    at: list[float | None] = [round(float(record.due[which == k].mean()) / 1e3, 3) for k in np.unique(which)]
-    ends = {f"p{q}_ms": [percentile(part, q) for part in parts] for q in (50, 99)}
-    return {"s": at, **{k: [round(x, 2) if math.isfinite(x) else None for x in v] for k, v in ends.items()}}
 
 # %% ../../nbs/14_scale/06_loadtest.ipynb #47cd49dc
 def http_target(
@@ -496,6 +504,16 @@ def check_plan(
     return rows
 
 # %% ../../nbs/14_scale/06_loadtest.ipynb #9f6cd003
+def beside_others(loadtest: Mapping[str, Any]) -> str:
+    "Why a load test says little about a plan: other processes ran when it began; empty otherwise."
+    before = (loadtest.get("load") or [0.0])[0]
+    cores = loadtest.get("stamp", {}).get("machine", {}).get("cores", 1)
+    busy = before > 0.5 * cores
+    return (
+        f"the load test began beside other processes (load {before:.1f} on {cores:g} cores)" if busy else ""
+    )
+
+
 def read_loadtest(path: str | Path) -> dict[str, Any]:
     "A stored load test: its folder or loadtest.json; DataError for another file."
     path = Path(path) / "loadtest.json" if Path(path).is_dir() else Path(path)

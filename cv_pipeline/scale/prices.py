@@ -385,7 +385,9 @@ def make_plan(config: PlanConfig, given: PlanInputs) -> Plan:
     rows = pull_levers(levers, (known, config, prices), 3, given.picture_bytes)
     managed = prices.items.get("managed")
     unknown = [
-        f"{r['lever']}: {r['source']}" for r in rows if r["low"] is None and "not measured" in r["source"]
+        f"{r['lever']}: {r['source'].removeprefix('not measured: ')}"
+        for r in rows
+        if r["low"] is None and "not measured" in r["source"]
     ]
     if config.frames_kept and given.picture_bytes is None:
         unknown.append("size of a stored picture: pictures are missing from the storage")

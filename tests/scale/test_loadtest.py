@@ -1,6 +1,7 @@
 """A load test: every request accounted for, a stall seen, its own lateness, verdicts on bounds, targets."""
 
 import http.server
+import os
 import threading
 import time
 from dataclasses import replace
@@ -25,6 +26,7 @@ from cv_pipeline.scale.loadtest import (
     LoadSettings,
     Record,
     Refused,
+    beside_others,
     check_plan,
     http_target,
     judged,
@@ -236,6 +238,14 @@ def test_void_phases_are_not_compared():
     report["phases"][0]["reason"] = "void: the generator itself was late"
     with pytest.raises(DataError, match="no phase can be compared"):
         check_plan(report, known_server())
+
+
+def test_a_load_test_beside_other_processes_is_named(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (90.0, 0, 0))
+    report = run_loadtest(simulated, Load(5, 5.0), LoadSettings(factors=(0.5,)))
+    assert report["load"] == [90.0, 90.0]
+    assert "beside other processes (load 90.0 on" in beside_others(report)
+    assert beside_others(report | {"load": [0.0, 90.0]}) == ""
 
 
 def test_another_file_is_no_load_test(tmp_path):
