@@ -23,6 +23,7 @@ NBS, PAGES = ROOT / "nbs", ROOT / "docs"
 HAND = (
     "operations",
     "fleet",
+    "privacy",
     "scale",
     "reliability",
     "what_is_read",

@@ -346,6 +346,32 @@ PROOF = {  # how a row begins → tests that prove it
         "core/test_chain::test_removed_and_moved_lines_are_found",
         "privacy/test_access::test_a_cut_end_is_found_with_the_head_only",
     ],
+    "an erasure is killed": ["privacy/test_erasure::test_killed_at_twenty_points_the_same_command_finishes"],
+    "the disk is full while something is erased": [
+        "privacy/test_erasure::test_a_full_disk_stops_it_and_nothing_is_half"
+    ],
+    "two erasures": ["privacy/test_erasure::test_two_at_once_are_refused"],
+    "a label server, database": [
+        "privacy/test_erasure::test_a_store_that_is_offline_is_listed_and_done_later",
+        "privacy/test_remote::test_a_bucket_that_is_offline_is_listed",
+        "privacy/test_remote::test_a_label_server_that_is_offline_is_listed",
+    ],
+    "an outbox is open": [
+        "privacy/test_erasure::test_an_open_outbox_is_listed",
+        "privacy/test_erasure::test_a_collection_that_is_written_to_is_listed",
+        "privacy/test_erasure::test_a_damaged_table_is_listed_and_the_rest_goes",
+    ],
+    "a certificate is edited": [
+        "privacy/test_erasure::test_an_edited_certificate_is_found",
+        "privacy/test_erasure::test_an_edited_certificate_with_a_new_digest_is_not_in_the_log",
+    ],
+    "a copy of an erased picture": [
+        "privacy/test_erasure::test_a_copy_that_comes_back_is_found_by_its_bytes"
+    ],
+    "a key is destroyed": [
+        "privacy/test_encryption::test_an_erased_camera_is_unreadable_in_every_copy",
+        "privacy/test_encryption::test_a_key_that_others_can_read_is_refused",
+    ],
     "a process of a batch": [
         "scale/test_batch::test_workers_killed_at_every_point_lose_and_double_nothing",
         "scale/test_batch::test_a_driver_killed_again_and_again",

@@ -99,7 +99,9 @@ def collect(
     """Take a random sample and the doubtful cases out of a run's log, at most 100 a camera, day and kind
     (`--quota off`: all of them), each with its reason and its probability of being there."""
     from cv_pipeline.annotation.collect import collect as gather, read_flags
+    from cv_pipeline.privacy.access import note_access
 
+    note_access("export", f"collect from {run} to {out}")
     usual = run / "flags.jsonl"
     file = flags or (usual if usual.exists() else None)
     with share_bar("collecting") as progress:
@@ -211,7 +213,9 @@ def label_push(
 ) -> None:
     "Send pictures with the model's boxes as drafts to Label Studio. Repeating it sends what is missing."
     from cv_pipeline.annotation.label_studio import Server, push
+    from cv_pipeline.privacy.access import note_access
 
+    note_access("label", f"{folder} to {url}", title)
     drafts, book = _drafts(folder, names, model), folder / "label_studio.json"
     with share_bar("sending") as progress:
         bar = lambda k, n: progress(k / max(n, 1), f"{k} of {n}")
@@ -236,7 +240,9 @@ def label_pull(
     """Fetch everybody's finished answers from a Label Studio project; in a file that is there, only the same
     people's answers about the same pictures are replaced."""
     from cv_pipeline.annotation.label_studio import Server, pull
+    from cv_pipeline.privacy.access import note_access
 
+    note_access("label", f"{url} to {out}", title)
     book, people = pictures / "label_studio.json" if pictures else None, "number" if numbers else "email"
     got = pull(Server(url), title, list(names or ()) or None, book, people, reading.shapes, rename)
     problems(got.problems)
@@ -269,8 +275,10 @@ def label_files(
 ) -> None:
     "Drafts as files for any labelling tool, and a person's answers back from files."
     from cv_pipeline.annotation.annotations import add_annotations, read_labelled, write_drafts
+    from cv_pipeline.privacy.access import note_access
 
     if annotator is None:
+        note_access("export", f"{folder} to {out}")
         new, found = write_drafts(_drafts(folder, names, model), out, form)
         problems(found)
         say(f"written: {plain(out)}: {new} new pictures with drafts; next: label them there, then")

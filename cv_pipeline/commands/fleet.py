@@ -89,10 +89,12 @@ def _serve(
     "Serve devices and the page until `wait` returns."
     from cv_pipeline.edge.central import CentreServer
     from cv_pipeline.edge.central_page import FleetPage, check_page, fleet_duty, page_routes
+    from cv_pipeline.privacy.access import note_access
 
     check_page(host, password, guard.insecure)
     fleet_duty(centre)
-    routes = page_routes(FleetPage(centre, password, secure=guard.cert is not None))
+    seen = lambda who, what: note_access("view", what, f"by {who}")
+    routes = page_routes(FleetPage(centre, password, secure=guard.cert is not None, note=seen))
     with CentreServer(centre, port, host, guard, routes) as server:
         say(f"centre: [bold]{plain(server.url)}[/], folder {plain(centre.folder)}")
         if password is None:

@@ -812,8 +812,10 @@ def failures(
 ) -> None:
     "Browse the errors of an evaluation in FiftyOne: every box with its cause, saved views for each kind."
     from cv_pipeline.evaluation.failures import build_failures, find_failures, open_app, read_records
+    from cv_pipeline.privacy.access import note_access
 
     s, thresholds = read_records(report)
+    note_access("view", f"failures of {report} in FiftyOne", pictures=len(s))
     columns = [c for c in by if c in s.columns]
     dataset = build_failures(find_failures(s, thresholds, worst), name, columns, replace)
     say(f"dataset '{plain(name)}': {len(dataset)} pictures")

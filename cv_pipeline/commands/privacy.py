@@ -187,9 +187,17 @@ def demo_privacy(
     out: Path = Path("runs/privacy"),  # folder for the films and the page
     seconds: Annotated[float, Opt(min=1, max=600)] = 20.0,  # of film
 ) -> None:
-    "Cover drawn people and number plates in a film, and count what leaks; see OUT/index.html."
+    "Cover drawn people and plates in a film, count what leaks, and erase one camera of three; see OUT."
+    from cv_pipeline.service.erasure_demo import erase_one_camera
     from cv_pipeline.service.privacy_demo import covered_film
 
     film = covered_film(out, seconds, tell=lambda text: say(plain(text)))
     records("What leaks", list(film.rows))
     say(f"{film.frames} frames; see [bold]{plain(film.folder / 'index.html')}[/]")
+    place = next(p for k in range(1, 1000) if not (p := out / f"erasure-{k}").exists())
+    done = erase_one_camera(place, tell=lambda text: say(plain(text)))
+    records(f"Erased: {done.certificate.subject.camera}", done.rows())
+    notes(done.verified.problems, "warning")
+    say(
+        f"certificate {plain(done.path)}: {len(done.verified.problems)} problems in {done.verified.files} files"
+    )

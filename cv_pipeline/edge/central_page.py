@@ -435,6 +435,7 @@ class FleetPage:
     failures: list[float] = field(default_factory=list)  # times of wrong passwords
     made: dict[str, tuple[float, bytes]] = field(default_factory=dict)  # fragment → when it was made
     lock: threading.Lock = field(default_factory=threading.Lock)
+    note: Callable[[str, str], object] = lambda who, what: None  # called before a page is shown
 
     def __post_init__(self):
         if self.password is not None and len(self.password) < 12:
@@ -555,6 +556,7 @@ def _act(page: FleetPage, what: str, given: Mapping[str, str]) -> str:  # in wor
 def _full(page: FleetPage, request: Any, message: str = "", status: int = 200) -> Any:
     "The fleet as a whole page."
     csrf, asked, store = _session(page, request), _asked(request.query_params), page.centre.store
+    _note(page, request, csrf, "fleet page")
     template = _templates().get_template("fleet")
     fragment = page.fragment(asked, csrf).decode()
     rows = store.query("SELECT * FROM actions ORDER BY id DESC LIMIT 12")
@@ -576,6 +578,12 @@ def _full(page: FleetPage, request: Any, message: str = "", status: int = 200) -
     return _html(text, status)
 
 
+def _note(page: FleetPage, request: Any, csrf: str, what: str) -> None:
+    "Who opens a page, for a log of accesses."
+    client = getattr(request, "client", None)
+    page.note(f"{'operator' if csrf else 'guest'} from {client.host if client else 'unknown'}", what)
+
+
 def _safe(text: str) -> Any:
     "HTML that a template made."
     import markupsafe
@@ -590,6 +598,7 @@ def _device(page: FleetPage, request: Any) -> Any:
     if not found:
         raise Refused(404, "a device of this name is not enrolled")
     d, csrf = found[0], _session(page, request)
+    _note(page, request, csrf, f"fleet page, device {name}")
     rows = store.query("SELECT at, body FROM history WHERE device = ? ORDER BY id DESC LIMIT 200", name)
     beats = [Heard(r["at"], json.loads(r["body"])) for r in rows]
     history: list[dict[str, Any]] = [

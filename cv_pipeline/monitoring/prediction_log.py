@@ -330,16 +330,20 @@ def _deleted(
     folder: Path, period: tuple[int | None, int | None], cameras: Sequence[str] | None
 ) -> tuple[str, int]:
     "What of a period was deleted, as a sentence, and how many lines of deleted.jsonl cannot be read."
-    path, (a, b), found, bad = folder / "deleted.jsonl", _days(period), {}, 0
+    path, (a, b), found, bad, erased = folder / "deleted.jsonl", _days(period), {}, 0, dict[str, int]()
     places = None if cameras is None else {camera_folder(c) for c in cameras}
     for _, row in read_json_lines(path):
         try:
             day, of = row["what"][:10], set(row.get("cameras", places or ()))
-        except (KeyError, TypeError, AttributeError):
+            frames = int(row.get("frames", 0)) if row.get("why") == "erased" else -1
+        except (KeyError, TypeError, AttributeError, ValueError):
             bad += 1
             continue
         if a <= day <= b and (places is None or of & places):
-            found[day] = day
+            if frames >= 0:
+                erased[day] = erased.get(day, 0) + frames
+            else:
+                found[day] = day
     for day in found:
         if any(
             p.parts[-2] in (places or {p.parts[-2]})
@@ -348,7 +352,9 @@ def _deleted(
             found[day] = f"{day} in part"
     gone = [found[day] for day in sorted(found)]
     said = ", ".join(gone) if len(gone) <= 6 else f"{len(gone)} days, {gone[0]} to {gone[-1]}"
-    return (f"deleted to keep the log within its limit: {said}" if gone else ""), bad
+    texts = [f"deleted to keep the log within its limit: {said}"] * bool(gone)
+    texts += [f"erased on request or by age: {n} frames of {day}" for day, n in sorted(erased.items())[:6]]
+    return "; ".join(texts), bad
 
 # %% ../../nbs/09_monitoring/02_prediction_log.ipynb #878ad408
 def _frame_of(table: Any, frames: dict[str, np.ndarray]) -> np.ndarray:

@@ -174,7 +174,7 @@ def write_privacy_page(film: CoveredFilm) -> Path:
         "td,th{padding:2px 10px;border-bottom:1px solid #ddd}video{width:100%}</style>"
         "<h1>Covered before it leaves memory</h1>"
         f"<video controls muted loop autoplay src='{link_text(side)}'></video>"
-        "<p>Left the drawn original, right what a run writes. Nobody is in it: faces and plates are drawn. "
+        "<p>Left the drawn original, right what a run writes. Faces and plates are drawn. "
         "Faces are found by YuNet at .3, held for a second, linked and covered before and after; plates come "
         "from a stand-in for a detector that misses one in ten.</p><h2>What leaks</h2>"
         f"{table}<p>A leak is a face or plate of which a third or more can be seen and less than 80 % is "

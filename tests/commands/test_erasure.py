@@ -110,3 +110,35 @@ def test_old_pictures_are_shown_and_then_deleted(project, tables):
 def test_a_policy_with_an_unknown_kind_is_refused(project):
     (project / "line.yaml").write_text("privacy: {retain: {photos: 30d}}\n")
     assert "unknown kind: photos" in ask("retain", project / "line.yaml", "--root", project)[1]
+
+
+@pytest.mark.parametrize(
+    "words, action, what",
+    [
+        (
+            ("label", "files", "collected", "--out", "drafts", "--names", "part"),
+            "export",
+            "collected to drafts",
+        ),
+        (("label", "push", "collected", "--title", "Line", "--names", "part"), "label", "collected to http"),
+        (
+            ("label", "pull", "--title", "Line", "--out", "a.jsonl"),
+            "label",
+            "http://127.0.0.1:8080 to a.jsonl",
+        ),
+        (("collect", "run", "--out", "more"), "export", "collect from run to more"),
+    ],
+)
+def test_who_takes_pictures_away_is_recorded_before_it_happens(
+    made, tmp_path, monkeypatch, words, action, what
+):
+    "Also when it fails afterwards: here without a token, or without the film."
+    log = tmp_path / "access.jsonl"
+    monkeypatch.setenv("CV_PIPELINE_ACCESS_LOG", str(log))
+    monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
+    for name in ("collected", "run"):
+        shutil.copytree(made / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    CliRunner().invoke(app, list(words), env=PLAIN)
+    (row,) = read_access(log)
+    assert row.action == action and row.what.startswith(what)

@@ -322,3 +322,16 @@ def test_a_missing_template_engine_is_named(monkeypatch):
     with pytest.raises(MissingExtraError, match=r'pip install "cv_pipeline\[central\]"'):
         central_page._templates()
     central_page._templates.cache_clear()
+
+
+def test_opening_a_page_is_noted_and_its_polls_are_not(place):
+    seen = []
+    place.page.note = lambda who, what: seen.append((who, what))
+    browser = place.browser()
+    name = rows(browser.get("/")[1])[0]
+    browser.get("/fragment")
+    browser.get(f"/device/{quote(name)}")
+    assert seen == [
+        ("operator from 127.0.0.1", "fleet page"),
+        ("operator from 127.0.0.1", f"fleet page, device {name}"),
+    ]

@@ -142,7 +142,7 @@ def test_readers_of_the_log_know_how_many_frames_are_missing(erased):
     root, c, _, _ = erased
     assert S.erased_rows(root / "log", "gate") == {"2026-06-01": {"frames": FRAMES, "detections": FRAMES}}
     assert S.erased_rows(root / "log", "yard") == {}
-    assert any("deleted" in n for n in read_log(root / "log", cameras=["yard", "gate"]).notes)
+    assert any("erased on request" in n for n in read_log(root / "log", cameras=["yard", "gate"]).notes)
 
 
 def test_a_collection_stands_for_the_frames_that_are_left(made, erased):
@@ -364,3 +364,8 @@ def test_the_access_log_is_left_alone(project):
     note_access("view", "gate", path=log)
     E.erase(project, GATE, access=log)
     assert verify_access(log) == [] and read_access(log)[0].what == "gate"
+
+
+def test_readers_of_the_log_read_why_frames_are_missing(erased):
+    notes = read_log(erased[0] / "log", cameras=["gate", "yard"]).notes
+    assert f"erased on request or by age: {FRAMES} frames of 2026-06-01" in notes
