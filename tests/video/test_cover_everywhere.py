@@ -173,6 +173,7 @@ NO_PICTURES = {  # sinks that write rows, numbers or nothing
     "EventSink",
     "TelemetrySink",
     "DeliverySink",
+    "DueSink",  # of a load test: times
     "ForwardSink",
     "ShadowSink",  # its shelf covers
     "CoverGate",
