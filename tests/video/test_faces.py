@@ -97,6 +97,13 @@ def test_tiny_and_narrow_pictures_have_no_faces(finder, size):
     assert len(finder.find([np.full((*size, 3), 9, np.uint8)])[0].xyxy) == 0
 
 
+def test_many_pictures_are_several_calls_of_the_net_and_keep_their_order(finder):
+    image, box = scene()
+    empty = np.full((360, 640, 3), 90, np.uint8)
+    many = finder.find([image if k % 3 == 0 else empty for k in range(20)])
+    assert [len(f.xyxy) for f in many] == [1 if k % 3 == 0 else 0 for k in range(20)]
+
+
 def test_no_pictures_have_no_faces(finder):
     assert finder.find([]) == []
 
