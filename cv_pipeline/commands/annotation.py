@@ -224,7 +224,7 @@ def label_push(
     say(f"project {done.project.id} '{plain(title)}': {done.new} new tasks, {done.there} were there")
     say("next: people label, then `cv-pipeline label pull`")
 
-
+# %% ../../nbs/19_commands/03_annotation.ipynb #a96ae100
 @command(label_app, "label pull --title 'Line, June' --out annotations.jsonl", name="pull")
 def label_pull(
     *,

@@ -577,7 +577,7 @@ def _full(page: FleetPage, request: Any, message: str = "", status: int = 200) -
     )
     return _html(text, status)
 
-
+# %% ../../nbs/11_edge/06_central_page.ipynb #fde93583
 def _note(page: FleetPage, request: Any, csrf: str, what: str) -> None:
     "Who opens a page, for a log of accesses."
     client = getattr(request, "client", None)
