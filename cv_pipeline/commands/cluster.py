@@ -116,14 +116,15 @@ def manifests_check(
     plan: Plan = None,
     call: Annotated[float, Opt(min=0)] = 10.0,  # seconds that a call of the model takes at most
     zero: bool = False,  # none may run when nothing is asked
-    kubernetes: list[str] = [],  # versions whose schemas are to be kept; needs the extra `kubernetes`
-    crd: list[Path] = [],  # CustomResourceDefinitions of what a cluster was taught, such as KEDA's
+    kubernetes: list[str]
+    | None = None,  # versions whose schemas are to be kept; needs the extra `kubernetes`
+    crd: list[Path] | None = None,  # CustomResourceDefinitions of what a cluster was taught, such as KEDA's
 ) -> None:
     "Read manifests with the schema and with experience. Exit code 1: something is wrong."
     from cv_pipeline.scale.manifest_checks import Wanted, check_manifests, schema_errors
     from cv_pipeline.scale.manifests import read_manifests
 
-    taught = [_definition(path) for path in crd]
+    taught = [_definition(path) for path in crd or ()]
     skipped: set[str] = set()
 
     def schema(document: Any) -> list[str]:

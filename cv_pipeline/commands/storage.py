@@ -24,7 +24,7 @@ storage_commands = typer.Typer()
 lifecycle_app = group("What becomes of files with their age, in folders and buckets.")
 storage_commands.add_typer(lifecycle_app, name="lifecycle")
 Tier = Annotated[
-    list[str], Opt("--tier", help="folder of a tier, such as warm=/mnt/nas; the place itself is hot")
+    list[str] | None, Opt("--tier", help="folder of a tier, such as warm=/mnt/nas; the place itself is hot")
 ]
 
 
@@ -37,7 +37,7 @@ Tier = Annotated[
 def lifecycle_plan(
     declaration: Path,  # YAML: kinds of files and their ages
     *,
-    daily: list[str] = [],  # GB of a kind that are written a day, such as video=12
+    daily: list[str] | None = None,  # GB of a kind that are written a day, such as video=12
     days: Annotated[int, Opt(min=1)] = 365,  # to calculate forward
     rules: Path | None = None,  # write the rules of S3 to this file
 ) -> None:
@@ -61,7 +61,7 @@ def lifecycle_plan(
         say(f"rules: {write_json(rules, s3_rules(lifecycle))}")
 
 
-def _amounts(given: list[str]) -> dict[str, float]:
+def _amounts(given: list[str] | None) -> dict[str, float]:
     "KIND=GB."
     made = {}
     for name, value in pairs(given, "--daily", "e.g. video=12").items():
@@ -107,7 +107,7 @@ def lifecycle_check(
         raise typer.Exit(1)
 
 # %% ../../nbs/19_commands/12_storage.ipynb #5856dd69
-def _places(place: str, tiers: list[str]) -> dict[str, Path]:
+def _places(place: str, tiers: list[str] | None) -> dict[str, Path]:
     "Folders of the tiers."
     from cv_pipeline.scale.lifecycle import TIERS
 
@@ -129,7 +129,7 @@ def lifecycle_apply(
     declaration: Path,  # YAML: kinds of files and their ages
     place: str,  # folder, or s3://bucket
     *,
-    tier: Tier = [],
+    tier: Tier = None,
     yes: bool = False,  # do it; without it is shown what would be done
 ) -> None:
     "Move and delete what is due in a folder, or give a bucket its rules. Exit code 1: some is left."
@@ -166,7 +166,7 @@ def _now() -> float:
 Index = Annotated[Path | None, Opt(help="Parquet file of what was ever put there")]
 
 
-def _stored(place: str, tiers: list[str]) -> Any:
+def _stored(place: str, tiers: list[str] | None) -> Any:
     "What is there."
     from cv_pipeline.scale.ageing import list_bucket, list_folder
 
@@ -180,7 +180,7 @@ def lifecycle_index(
     place: str,  # folder, or s3://bucket/prefix/
     *,
     index: Path,  # Parquet file; what is in it stays
-    tier: Tier = [],
+    tier: Tier = None,
 ) -> None:
     "Add to an index what is there now."
     from cv_pipeline.scale.ageing import write_index
@@ -200,7 +200,7 @@ def lifecycle_verify(
     place: str,  # folder, or s3://bucket/prefix/
     *,
     index: Index = None,
-    tier: Tier = [],
+    tier: Tier = None,
     grace: Annotated[int, Opt(min=0)] = 2,  # days that a store may be late
     json: Path | None = None,  # write the result to this file
 ) -> None:

@@ -390,12 +390,12 @@ def check_s3_rules(
 def _together(names: Sequence[str], rules: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     "Rules that are about the same files and differ."
     acting = [
-        (n, r, _filter_of(r)["Prefix"])
+        (n, _filter_of(r)["Prefix"])
         for n, r in zip(names, rules)
         if r.get("Status") == "Enabled" and any(r.get(k) for k in ("Transitions", "Expiration"))
     ]
-    for k, (a, one, p) in enumerate(acting):
-        for b, other, q in acting[k + 1 :]:
+    for k, (a, p) in enumerate(acting):
+        for b, q in acting[k + 1 :]:
             says = f"{a} and {b} are both about {max(p, q, key=len)!r}: the earlier expiry wins"
             if p.startswith(q) or q.startswith(p):
                 yield Finding("lost", a, says)

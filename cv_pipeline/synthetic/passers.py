@@ -224,7 +224,7 @@ class Passers:
             share = (number - way.begins) / way.lasts
             if not 0 <= share <= 1:
                 continue
-            mean = lambda ends: ends[0] + (ends[1] - ends[0]) * share
+            mean = lambda ends, share=share: ends[0] + (ends[1] - ends[0]) * share
             draw = draw_plate if way.plate else draw_face
             drawn = draw(way.seed, max(4, round(mean(way.width))))
             height, width = drawn.alpha.shape
