@@ -198,6 +198,5 @@ def demo_privacy(
     done = erase_one_camera(place, tell=lambda text: say(plain(text)))
     records(f"Erased: {done.certificate.subject.camera}", done.rows())
     notes(done.verified.problems, "warning")
-    say(
-        f"certificate {plain(done.path)}: {len(done.verified.problems)} problems in {done.verified.files} files"
-    )
+    problems = len(done.verified.problems)
+    say(f"certificate {plain(done.path)}: {problems} problems in {done.verified.files} files")

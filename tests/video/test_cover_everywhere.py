@@ -81,6 +81,7 @@ EXEMPT = {  # module, function → why nothing has to be covered
     ("monitoring/trust", "write_example"): "drawn pictures",
     ("commands/main", "*"): "a plot of latencies",
     ("service/privacy_demo", "*"): "drawn pictures",
+    ("service/erasure_demo", "*"): "drawn people",
     ("commands/scale", "_offer"): "a load test: the user names the folder of pictures and the address",
 }
 
