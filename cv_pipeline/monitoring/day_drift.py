@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.stats import norm
 
 from cv_pipeline.monitoring.observed import (
     DriftSettings,
@@ -38,8 +39,9 @@ from cv_pipeline.monitoring.seasons import (
 from .statistics import block_sums, chance_of, kernel_for, largest
 
 # %% auto #0
-__all__ = ['STRETCHES', 'CUTS', 'MOST_FRAMES', 'LEAST_COUNT', 'LEAST_SPREAD', 'Tables', 'DayTable', 'local_days', 'day_table',
-           'DayFeature', 'day_features', 'day_plan', 'family_scopes', 'DayScopes', 'day_scopes']
+__all__ = ['STRETCHES', 'CUTS', 'MOST_FRAMES', 'LEAST_COUNT', 'LEAST_SPREAD', 'Tables', 'BOXES', 'DayTable', 'local_days',
+           'day_table', 'DayFeature', 'day_features', 'day_plan', 'least_alone', 'alone', 'family_scopes', 'DayScopes',
+           'day_scopes']
 
 # %% ../../nbs/09_monitoring/08_day_drift.ipynb #356c6b61
 STRETCHES = (24, 12, 6, 3, 1)  # hours at the end of a day that are compared: a step shows within the day
@@ -492,16 +494,17 @@ def _together(parts: Sequence[tuple[DayFeature, Sequence[np.ndarray | None]]]) -
 class _Family:
     "Tables of a family: camera → feature → stretch."
 
+    window: np.ndarray  # (D,) bool
     plan: DayPlan
     turned: _Turned
     features: dict[int, list[DayFeature]]
     tables: dict[int, list[list[np.ndarray | None]]]
+    least: float = 0.0  # boxes that a stretch of the window needs so that a camera is judged alone by it
 
     def stacked(self, k: int) -> Tables:
         "Of each stretch, kind and table of each feature of a camera."
-        return [
-            [(f.kind, t[i]) for f, t in zip(self.features[k], self.tables[k])] for i in range(len(STRETCHES))
-        ]
+        own = alone(self, k)
+        return [[(f.kind, t[i]) for f, t in zip(self.features[k], own)] for i in range(len(STRETCHES))]
 
     def apart(self, k: int, cameras: Sequence[int]) -> Tables:
         "A camera less the mean of the others: what all cameras share (batch, weather) is gone."
@@ -510,7 +513,7 @@ class _Family:
         made: list[list[tuple[str, np.ndarray | None]]] = []
         for i in range(len(STRETCHES)):
             found = []
-            for f, name, own in zip(self.features[k], names, self.tables[k]):
+            for f, name, own in zip(self.features[k], names, alone(self, k)):
                 mine = own[i]
                 same = [r[name][i] for r in rest if name in r and r[name][i] is not None and mine is not None]
                 found.append((f.kind, mine - np.mean(same, axis=0) if same else None))
@@ -538,6 +541,24 @@ class _Family:
             found.add(first)
             left.remove(first)
         return found
+
+# %% ../../nbs/09_monitoring/08_day_drift.ipynb #350da4de
+BOXES = ("class", "confidence", "size")  # families of numbers that boxes have
+
+
+def least_alone(cameras: int) -> float:  # boxes of a stretch of hours
+    "How many a camera needs to be judged alone; the more cameras, the more."
+    tail = norm.isf(0.025 * 3 / cameras) / norm.isf(0.025)
+    return 0.0 if cameras <= 3 else LEAST_COUNT * float(tail) ** 2
+
+
+def alone(family: _Family, k: int) -> list[list[np.ndarray | None]]:
+    "Tables of a camera, without stretches of too few boxes."
+    enough = lambda f, i: f.rows.weight[i][family.window].min() >= family.least
+    return [
+        [z if z is not None and enough(f, i) else None for i, z in enumerate(tables)]
+        for f, tables in zip(family.features[k], family.tables[k])
+    ]
 
 # %% ../../nbs/09_monitoring/08_day_drift.ipynb #a8a748b4
 def _less_kind(t: DayTable) -> np.ndarray | None:
@@ -581,6 +602,7 @@ def _tables_of(
         return None
     times = max(settings.permutations, min(20_000, 200 * len(own)))
     rng, stretches = np.random.default_rng(settings.seed), range(len(STRETCHES))
+    least = least_alone(len(own)) if family in BOXES else 0.0
     rows = lambda f, i: (
         without_gaps(f.rows.value[i], t.days.window) if _as_many(f, i, t.days.window) else None
     )
@@ -591,7 +613,8 @@ def _tables_of(
     other = day_plan(_less_rows(own, t.days.window), t, _less_kind(t)) or plan
     for p, found in ((plan, days), (other, less)):
         tables = {k: [[table(p, y) for y in f] for f in fs] for k, fs in found.items()}
-        made.append(_Family(p, _Turned(p, *rotations(p, times, rng)), own, tables))
+        turned = _Turned(p, *rotations(p, times, rng))
+        made.append(_Family(t.days.window, p, turned, own, tables, least))
     return made[0], made[1]
 
 
@@ -625,9 +648,9 @@ def family_scopes(
     by_name: dict[str, list] = {}
     for k, fs in f_.features.items():
         found = []
-        for f, tables in zip(fs, f_.tables[k]):
+        for f, tables, own in zip(fs, f_.tables[k], alone(f_, k)):
             by_name.setdefault(f.name, []).append((f, tables))
-            if (a := _answer(f.kind, tables, f_.turned)) is not None:
+            if (a := _answer(f.kind, own, f_.turned)) is not None:
                 found.append((f, a))
         if found:
             s = _scope(found, t.seen.cameras[k], int((t.inside & (t.seen.camera == k)).sum()))

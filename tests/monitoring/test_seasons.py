@@ -3,6 +3,7 @@ calendars with holes, and every kind of bad input."""
 
 from dataclasses import replace
 from datetime import datetime, timezone
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from scipy.stats import t as student
 from scipy.stats import ttest_ind
 
 from cv_pipeline.core.types import ConfigError, DataError
+from cv_pipeline.monitoring import day_drift
 from cv_pipeline.monitoring import seasons as S
+from cv_pipeline.monitoring.day_drift import LEAST_COUNT, alone, least_alone
 from cv_pipeline.monitoring.drift import compare, unit_of
 from cv_pipeline.monitoring.observed import DriftSettings, Observed, joined
 
@@ -437,3 +440,30 @@ def test_counting_noise_of_shares_is_the_same_whatever_the_batch():
     assert at_the_mean[0, 0] == 0 and abs(at_the_mean[1, 0] / 1e-4 - 1) < 1e-2  # still in units of shares
     assert np.isfinite(_steady(feature, np.array([[-base], [1 - base]]))).all()
     assert _steady(feature, None) is None
+
+
+def test_of_many_cameras_one_is_judged_alone_only_where_it_has_boxes_enough():
+    window = np.array([False, False, True])
+    weights = [np.array([90.0, 80.0, w]) for w in (120.0, 40.0)]  # the whole day, its last hours
+    feature = SimpleNamespace(rows=SimpleNamespace(weight=weights))
+    tables = {0: [[np.ones((3, 2)), np.ones((3, 2))]]}
+    family = lambda least: SimpleNamespace(window=window, features={0: [feature]}, tables=tables, least=least)
+    kept = lambda least: [z is not None for z in alone(family(least), 0)[0]]
+    assert kept(least_alone(3)) == [True, True]
+    assert kept(least_alone(40)) == [True, False]
+    assert kept(200.0) == [False, False]
+    needed = [least_alone(n) for n in (4, 10, 40, 400)]
+    assert needed == sorted(needed) and LEAST_COUNT < needed[0] and needed[-1] < 4 * LEAST_COUNT
+
+
+def test_a_quiet_sunday_of_many_cameras_accuses_none_of_them(monkeypatch):
+    # twelve cameras with a handful of boxes each on the window's Sunday, on one of them all of one class
+    seen = weeks(14, cameras=12, step=3600.0, seed=5, weekend=0.2)
+    few = np.flatnonzero((seen.camera[seen.box_frame] == 4) & (seen.at[seen.box_frame] >= MONDAY + 13 * DAY))
+    assert 0 < len(few) < least_alone(12)
+    klass = seen.box_class.copy()
+    klass[few] = 0
+    seen = replace(seen, box_class=klass)
+    assert last(seen).devices == ()
+    monkeypatch.setattr(day_drift, "least_alone", lambda cameras: 0.0)
+    assert "c4" in last(seen).devices, "without the rule it is named"
