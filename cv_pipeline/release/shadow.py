@@ -160,6 +160,7 @@ if sys.argv[4] == "idle":
     with contextlib.suppress(OSError, AttributeError):
         os.nice(19)
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # the caches of one core, not of all
     with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:
         group.write("19")  # a session has a share of its own
 from cv_pipeline.release.shadow import serve_shadow
