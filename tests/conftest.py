@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,18 @@ def serve(gstreamer):
     yield start
     for server in started:
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    "A project of three cameras with marked pictures and rows in every store; tests copy it."
+    from tests.helpers.watched_project import watched_project
+
+    return watched_project(tmp_path_factory.mktemp("made") / "project")
+
+
+@pytest.fixture
+def project(made, tmp_path):
+    "A copy of it to erase from."
+    shutil.copytree(made, tmp_path / "project")
+    return tmp_path / "project"

@@ -31,12 +31,12 @@ from .types import ConfigError, CVPipelineError, DataError, SinkError
 
 # %% auto #0
 __all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'make_folder', 'shortened', 'printable', 'json_bytes', 'draft_of',
-           'write_whole', 'write_json', 'append_lines', 'Busy', 'locked', 'sweep_drafts', 'sweep_folder', 'take_place',
-           'Staging', 'glob_escape', 'sync_tree', 'draft_folder', 'rewriting', 'copy_file', 'move_file', 'copy_over',
-           'is_there', 'file_sha256', 'name_key', 'portable_name', 'unique_names', 'path_below', 'plain_name',
-           'safe_name', 'decode_text', 'read_bytes', 'read_text', 'parse_json', 'read_json', 'read_json_lines',
-           'parse_yaml', 'read_yaml', 'read_table_file', 'expecting', 'writing', 'read_parquet',
-           'read_parquet_metadata', 'read_parquet_schema', 'parquet_groups']
+           'write_whole', 'write_json', 'append_lines', 'Busy', 'locked', 'process_lives', 'sweep_drafts',
+           'sweep_folder', 'take_place', 'Staging', 'glob_escape', 'sync_tree', 'draft_folder', 'rewriting',
+           'copy_file', 'move_file', 'copy_over', 'is_there', 'file_sha256', 'name_key', 'portable_name',
+           'unique_names', 'path_below', 'plain_name', 'safe_name', 'decode_text', 'read_bytes', 'read_text',
+           'parse_json', 'read_json', 'read_json_lines', 'parse_yaml', 'read_yaml', 'read_table_file', 'expecting',
+           'writing', 'read_parquet', 'read_parquet_metadata', 'read_parquet_schema', 'parquet_groups']
 
 # %% ../../nbs/00_core/02_files.ipynb #07d851ac
 _REMEDY = {
@@ -293,7 +293,8 @@ def locked(
                 lock.unlink()
 
 # %% ../../nbs/00_core/02_files.ipynb #80f67bb0
-def _alive(pid: str) -> bool:
+def process_lives(pid: str | int) -> bool:
+    "Whether a process of this number runs on this machine."
     try:
         os.kill(int(pid), 0)
     except PermissionError:
@@ -309,7 +310,7 @@ def sweep_drafts(path: Path) -> None:
     with suppress(OSError):  # no descriptors left: another time
         left = list(path.parent.glob(f".{glob_escape(shortened(path.name, 200))}.*-*.part"))
     for old in left:
-        if _alive(old.name.removesuffix(".part").rpartition(".")[2].partition("-")[0]):
+        if process_lives(old.name.removesuffix(".part").rpartition(".")[2].partition("-")[0]):
             continue
         if old.is_dir():
             shutil.rmtree(old, ignore_errors=True)

@@ -33,6 +33,7 @@ from cv_pipeline.core.files import (
     parse_json,
     path_below,
     plain_name,
+    process_lives,
     read_json,
     read_json_lines,
     read_parquet,
@@ -653,13 +654,9 @@ def _tidy(place: Path, top: Path) -> None:
 # %% ../../nbs/12_privacy/02_stores.ipynb #f50f3482
 def _alive(book: Path) -> bool:
     "Whether the process that wrote this file runs on this machine."
-    try:
-        os.kill(int(read_json(book, dict)["process"]), 0)
-    except PermissionError:
-        return True
-    except (CVPipelineError, OSError, KeyError, TypeError, ValueError):
-        return False
-    return True
+    with suppress(CVPipelineError, OSError, KeyError, TypeError):
+        return process_lives(read_json(book, dict)["process"])
+    return False
 
 
 class RunStore(FolderStore):

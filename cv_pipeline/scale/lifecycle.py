@@ -120,7 +120,7 @@ def forward(
     daily_gb: Mapping[str, float],  # kind → what is written a day
     days: int = 365,
 ) -> dict[str, np.ndarray]:  # kind → (days, 3) GB in each tier at the end of each day
-    "What lies where, from an empty store on; DataError is left to the caller's own kinds."
+    "What lies where, from an empty store on; ConfigError names kinds without ages."
     kinds = {k.name: k for k in lifecycle.kinds}
     unknown = sorted(set(daily_gb) - set(kinds))
     if unknown:

@@ -9,20 +9,9 @@ from cv_pipeline.commands import erasure
 from cv_pipeline.commands.main import app
 from cv_pipeline.core.types import CVPipelineError
 from cv_pipeline.privacy.access import read_access
-from tests.helpers.watched_project import FRAMES, content, found_markers, watched_project
+from tests.helpers.watched_project import FRAMES, content, found_markers
 
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return watched_project(tmp_path_factory.mktemp("made") / "project")
-
-
-@pytest.fixture
-def project(made, tmp_path):
-    shutil.copytree(made, tmp_path / "project")
-    return tmp_path / "project"
 
 
 @pytest.fixture

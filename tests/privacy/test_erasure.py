@@ -33,23 +33,11 @@ from tests.helpers.watched_project import (
     content,
     found_markers,
     markers_of,
-    watched_project,
 )
 
 ROOT = Path(__file__).parents[2]
 GATE = S.Subject("gate")
 QUARTER = S.Subject("gate", EIGHT + timedelta(minutes=5), EIGHT + timedelta(minutes=20))
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return watched_project(tmp_path_factory.mktemp("made") / "project")
-
-
-@pytest.fixture
-def project(made, tmp_path):
-    shutil.copytree(made, tmp_path / "project")
-    return tmp_path / "project"
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,21 +16,10 @@ from cv_pipeline.privacy.erasure import erase
 from cv_pipeline.privacy.stores import Subject, Wanted, open_stores
 from tests.helpers.label_studio_server import TOKEN, LabelStudio
 from tests.helpers.services import free_port, require
-from tests.helpers.watched_project import FRAMES, found_markers, watched_project
+from tests.helpers.watched_project import FRAMES, found_markers
 
 GATE = Subject("gate")
 SHOWN = {f"{k:08d}" for k in range(0, FRAMES, 5)}  # pictures that are in the bucket
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return watched_project(tmp_path_factory.mktemp("made") / "project")
-
-
-@pytest.fixture
-def project(made, tmp_path):
-    shutil.copytree(made, tmp_path / "project")
-    return tmp_path / "project"
 
 
 def listed(project: Path, **row) -> None:
