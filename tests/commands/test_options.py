@@ -29,6 +29,7 @@ from cv_pipeline.commands import (
     privacy,
     release,
     scale,
+    sites,
     storage,
     thresholds,
 )
@@ -63,6 +64,7 @@ BOOKS = (
     erasure,
     scale,
     storage,
+    sites,
     main,
 )
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
