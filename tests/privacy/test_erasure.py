@@ -221,6 +221,7 @@ def test_a_track_that_never_was_is_refused(project):
         E.erase(project, S.Subject("gate", track=99))
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_points_the_same_command_finishes(made, erased, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(made, base)
