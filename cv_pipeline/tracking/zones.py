@@ -5,6 +5,8 @@
 # %% ../../nbs/03_tracking/08_zones.ipynb #b5ced4b0
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -20,7 +22,7 @@ from .jitter import JitterBook, jitter_columns, needed_margin, note_distance, no
 
 # %% auto #0
 __all__ = ['ANCHORS', 'signed_distance', 'line_distance', 'ZoneConfig', 'LineRule', 'Rules', 'crosses_itself', 'rule_problems',
-           'read_rules', 'class_numbers', 'Event', 'Sides', 'RuleBook', 'settle', 'placed', 'RuleWatch']
+           'read_rules', 'class_numbers', 'Event', 'id_of_event', 'Sides', 'RuleBook', 'settle', 'placed', 'RuleWatch']
 
 # %% ../../nbs/03_tracking/08_zones.ipynb #1c2b654a
 def signed_distance(
@@ -270,6 +272,18 @@ class Event:
     x: float  # where, pixels
     y: float
     lost: bool = False  # zone_leave: the track was lost inside, not seen to leave
+    event_id: str = ""  # the same after a replay of the same results; empty: not known
+
+
+def id_of_event(
+    run: str,  # that the results are of, as its tables name it; empty: not known
+    event: Event,
+) -> str:  # 24 hexadecimal digits
+    """A hash of run, source, rule, kind, track and time: by its frame and the hour, so that boxes which were
+    rounded to 1/100 pixel on their way to a file give the same."""
+    hour = f"{event.at.astimezone(timezone.utc):%Y-%m-%dT%H}"
+    parts = [run, event.source_id, event.rule, event.kind, event.tracker_id, event.frame_id, hour]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 # %% ../../nbs/03_tracking/08_zones.ipynb #4c3b39b9
 class Sides(NamedTuple):
@@ -417,8 +431,13 @@ class _Fitted:
 class RuleWatch(_Fitted):
     "Zones and lines of one source: frames in, events out; counts by rule and class."
 
-    def __init__(self, rules: Rules, source_id: str):
-        self.source_id, self.settings = source_id, rules
+    def __init__(
+        self,
+        rules: Rules,
+        source_id: str,
+        run: str = "",  # that the ids of its events name
+    ):
+        self.source_id, self.settings, self.run = source_id, rules, run
         self.rules = [r for r in rules.every if not r.sources or source_id in r.sources]
         self.zone = np.array([isinstance(r, ZoneConfig) for r in self.rules], bool)
         self._dwell = np.array([getattr(r, "dwell_s", None) or np.inf for r in self.rules])
@@ -551,7 +570,7 @@ def _event(
     cls = int(book.votes[row].argmax())
     name = watch._names[cls] if cls < len(watch._names) else str(cls)
     when = datetime.fromtimestamp(at.moment + watch._set_by, timezone.utc)
-    return Event(
+    made = Event(
         kind,
         watch.source_id,
         watch.rules[j].name,
@@ -566,6 +585,8 @@ def _event(
         float(y),
         lost,
     )
+    made.event_id = id_of_event(watch.run, made)
+    return made
 
 # %% ../../nbs/03_tracking/08_zones.ipynb #73ee398d
 def _count(watch: RuleWatch, row: int, j: int, direction: str) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ..core.results import read_table
+from ..core.results import read_table, run_of, table_files
 from ..core.tables import Hours, PartedTable
 from ..core.types import Clock, ConfigError, FrameResult, MissingExtraError
 from ..core.viz import colour_of
-from ..tracking.zones import Event, LineRule, Rules, RuleWatch, ZoneConfig, placed
+from ..tracking.zones import Event, LineRule, Rules, RuleWatch, ZoneConfig, id_of_event, placed
 
 # %% auto #0
 __all__ = ['events_schema', 'events_table', 'read_events', 'EventSink', 'call_each', 'draw_rules']
@@ -74,8 +74,15 @@ def read_events(
     folder: str
     | Path,  # what EventSink was given; while it runs, after it was closed, or after it was killed
 ) -> Any:  # pyarrow.Table, one row an event, in the order in which they became certain
-    "All events of the newest run."
-    return read_table(folder, "events")
+    "All events of the newest run; those of an earlier version get the columns that it did not write."
+    table = read_table(folder, "events")
+    if table.schema.names == list(Event.__slots__):
+        return table
+    run, rows = run_of(table_files(folder, "events")[0]), _EventRows()
+    rows.events = [Event(**row) for row in table.to_pylist()]
+    for event in rows.events:
+        event.event_id = event.event_id or id_of_event(run, event)
+    return events_table(rows, run).replace_schema_metadata(None)
 
 # %% ../../nbs/04_video/09_events.ipynb #a6136e61
 class _Tally:
@@ -143,7 +150,7 @@ class EventSink(_Tally):
             return self._table.add()  # no inference: no evidence
         source = result.frame.source_id
         if source not in self.watches:
-            self.watches[source] = RuleWatch(self.rules, source)
+            self.watches[source] = RuleWatch(self.rules, source, self._table.run)
         self._deliver(self.watches[source].update(result.detections, result.frame, result.names))
 
     def _deliver(self, events: list[Event]) -> None:
