@@ -235,13 +235,13 @@ def test_names_outside_utf8_in_a_heartbeat_are_kept(site):
 def test_heartbeats_that_cannot_be_written_wait_and_the_newest_is_written_later(store):
     with changing(store) as db:
         db.execute("INSERT INTO devices VALUES ('box-1', 'x', '', 0, NULL)")
-    full(store._db)
+    full(store.base.db)
     for k in range(40):
         store.clock[0] += 10
         hear(store, "box-1", {"state": f"{k}", "pad": "x" * 9000})
     with pytest.raises(SinkError, match="cannot be written.*free some space"):
         flush_beats(store)
-    free(store._db)
+    free(store.base.db)
     assert flush_beats(store) == 1
     (row,) = store.query("SELECT body FROM beats")
     assert json.loads(row["body"])["state"] == "39"
@@ -361,12 +361,12 @@ def test_a_full_disk_at_the_centre_is_507_and_devices_keep_their_rows(site, tmp_
     token = site.device("box-1")
     with Outbox(tmp_path / "box", BARE) as box:
         box.write([("result", {"n": k, "pad": os.urandom(400).hex()}) for k in range(400)])
-        full(site.centre.inbox._db)
+        full(site.centre.inbox.base.db)
         sender = site.sender(box, token)
         sender.step()
         assert (sender.status.state, sender.status.problem[:8]) == ("busy", "507 the ")
         assert outbox_status(box).waiting == 400
-        free(site.centre.inbox._db)
+        free(site.centre.inbox.base.db)
         site.drains(sender)
         assert outbox_status(box).waiting == 0
 

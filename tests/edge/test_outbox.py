@@ -234,7 +234,7 @@ def test_a_kill_in_the_middle_of_deleting_offers_nothing_again(tmp_path):
     with Outbox(tmp_path, BARE) as box:
         box.write(rows_of(6))
         next_offer(box)
-        with outbox._transaction(box._db, durable=True):
+        with outbox.transaction(box._db, durable=True):
             outbox._set_facts(box._db, have=4)
     with Outbox(tmp_path, BARE) as box:
         assert [r.seq for r in next_offer(box).rows] == [5, 6]
