@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import socket
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from .types import ConfigError
 __all__ = ['SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'SelectionConfig', 'TrackerConfig',
            'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'TelemetryConfig', 'CollectConfig', 'ForwardConfig',
            'ShadowConfig', 'MaskSection', 'PrivacyConfig', 'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig',
-           'config_problems', 'load_config', 'show_config', 'config_schema']
+           'config_problems', 'site_of', 'load_config', 'show_config', 'config_schema']
 
 # %% ../../nbs/00_core/03_config.ipynb #0dac29bd
 class _Section(BaseModel):
@@ -478,6 +479,12 @@ class RunConfig(_Section):
     "Everything `cv-pipeline run` needs."
 
     sources: list[SourceConfig] = Field(min_length=1)
+    site: str | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="Name of this site in rows and metrics. None: the host name.",
+    )
     model: ModelConfig = ModelConfig()
     postprocess: PostprocessConfig = PostprocessConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -576,6 +583,11 @@ def _merge(base: dict, dotted: dict[str, Any]) -> dict:
     return merged
 
 # %% ../../nbs/00_core/03_config.ipynb #535d3262
+def site_of(config: RunConfig) -> str:
+    "The site of a run: as configured, or the name of this machine."
+    return config.site if config.site is not None else socket.gethostname() or "site"
+
+
 def load_config(
     path: str | Path | None = None,  # a YAML file; None: defaults and overrides only
     overrides: dict[str, Any] | None = None,  # dotted keys, e.g. {"postprocess.conf": 0.4}

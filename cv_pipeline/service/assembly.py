@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..core.config import HealthConfig, RunConfig, SourceConfig, TrackerConfig, load_config
+from ..core.config import HealthConfig, RunConfig, SourceConfig, TrackerConfig, load_config, site_of
 from ..core.files import locked, writable_folder, write_json, writing
 from ..core.http_server import Guard, is_loopback
 from ..core.masking import masked, masked_values
@@ -484,18 +484,18 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
         film = VideoSink(d.out, hours=hours)
         film.keep(path.name for path in d.out.glob("*.mp4"))
         yield film
-    sender, log, uris = None, None, [source.uri for source in config.sources]
+    sender, log, uris, site = None, None, [source.uri for source in config.sources], site_of(config)
     if config.forward is not None:
         from cv_pipeline.edge.delivery import open_forward
 
-        yield (sender := open_forward(config.forward, d.out, config.telemetry))
+        yield (sender := open_forward(config.forward, d.out, config.telemetry, site))
     if rules is not None:
-        yield EventSink(d.out, rules, sender.event_callbacks if sender else (), hours=hours)
+        yield EventSink(d.out, rules, sender.event_callbacks if sender else (), hours=hours, site=site)
     if config.telemetry is not None:
         from cv_pipeline.monitoring.exporter import open_telemetry
 
         send, privacy = sender.part_callback if sender else None, privacy_before(config.privacy, uris)
-        yield (log := open_telemetry(config.telemetry, d.out, send, privacy))
+        yield (log := open_telemetry(config.telemetry, d.out, send, privacy, site))
     if config.collect is not None:
         from cv_pipeline.annotation.collect import open_collect
 
@@ -654,7 +654,12 @@ def run_config(
             nullcontext()
             if health.port is None
             else HealthServer(
-                pipeline, health.port, health.host, health.stale_after_s, health_guard(health)
+                pipeline,
+                health.port,
+                health.host,
+                health.stale_after_s,
+                health_guard(health),
+                site=site_of(config),
             ) as server,
         ):
             pipeline.attach(open_sinks(config))
@@ -702,6 +707,7 @@ def describe(pipeline: Pipeline, config: RunConfig) -> dict[str, Any]:
     notes = notes_of_run(config.delivery.out)
     return {
         **pipeline.summary(),
+        "site": site_of(config),
         "privacy": pipeline.privacy.to_dict(),
         **({"sinks": kept} if kept else {}),
         **({"notes": notes} if notes else {}),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +26,7 @@ __all__ = ['events_schema', 'events_table', 'read_events', 'EventSink', 'call_ea
 # %% ../../nbs/04_video/09_events.ipynb #d2597dc6
 @cache
 def events_schema() -> Any:
-    "The columns of events.parquet, a pyarrow schema: the fields of Event."
+    "The columns of events.parquet, a pyarrow schema: the fields of Event, and the site."
     import pyarrow as pa
 
     kinds = {
@@ -39,7 +39,7 @@ def events_schema() -> Any:
         "y": pa.float32(),
         "lost": pa.bool_(),
     }
-    return pa.schema([(name, kinds.get(name, pa.string())) for name in Event.__slots__])
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in (*Event.__slots__, "site")])
 
 
 class _EventRows:
@@ -59,13 +59,13 @@ class _EventRows:
         return len(self.events)
 
 
-def events_table(rows: _EventRows, run: str) -> Any:
+def events_table(rows: _EventRows, run: str, site: str = "") -> Any:
     "Events as a pyarrow table that remembers which run it belongs to."
     import pyarrow as pa
 
     schema = events_schema().with_metadata({"cv_pipeline.run": run})
     return pa.Table.from_arrays(
-        [pa.array([getattr(e, field.name) for e in rows.events], field.type) for field in schema],
+        [pa.array([getattr(e, field.name, site) for e in rows.events], field.type) for field in schema],
         schema=schema,
     )
 
@@ -131,6 +131,7 @@ class EventSink(_Tally):
         part_seconds: float = 5.0,  # seconds after which an event is on disk at the latest
         clock: Clock = time.monotonic,
         hours: Hours | None = None,  # finish a file every hour; None: one file
+        site: str = "",  # name of the site, in every row
     ):
         if not rules.zones and not rules.lines:
             raise ConfigError(
@@ -141,7 +142,12 @@ class EventSink(_Tally):
         self.rules, self.callbacks, self.watches = rules, list(callbacks), {}
         self.callback_errors, self.events = {}, 0
         self._table = PartedTable(
-            folder, "events", _EventRows, events_table, part_seconds=part_seconds, clock=clock
+            folder,
+            "events",
+            _EventRows,
+            partial(events_table, site=site),
+            part_seconds=part_seconds,
+            clock=clock,
         )
         self._table.roll(hours)
 
