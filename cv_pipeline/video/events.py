@@ -75,14 +75,16 @@ def read_events(
     | Path,  # what EventSink was given; while it runs, after it was closed, or after it was killed
 ) -> Any:  # pyarrow.Table, one row an event, in the order in which they became certain
     "All events of the newest run; those of an earlier version get the columns that it did not write."
-    table = read_table(folder, "events")
-    if table.schema.names == list(Event.__slots__):
-        return table
-    run, rows = run_of(table_files(folder, "events")[0]), _EventRows()
-    rows.events = [Event(**row) for row in table.to_pylist()]
-    for event in rows.events:
-        event.event_id = event.event_id or id_of_event(run, event)
-    return events_table(rows, run).replace_schema_metadata(None)
+    import pyarrow as pa
+
+    table, wanted = read_table(folder, "events"), events_schema()
+    if "event_id" not in table.schema.names:
+        run = run_of(table_files(folder, "events")[0])
+        known = [{k: row.get(k) for k in Event.__slots__ if k in row} for row in table.to_pylist()]
+        table = table.append_column("event_id", [[id_of_event(run, Event(**row)) for row in known]])
+    if "site" not in table.schema.names:
+        table = table.append_column("site", pa.array([""] * len(table), pa.string()))
+    return table.select(wanted.names).cast(wanted)
 
 # %% ../../nbs/04_video/09_events.ipynb #a6136e61
 class _Tally:
