@@ -318,7 +318,8 @@ def test_a_page_ends_with_the_head_of_the_access_log_and_says_what_is_not_covere
     log = tmp_path / "access.jsonl"
     monkeypatch.setenv("CV_PIPELINE_ACCESS_LOG", str(log))
     monkeypatch.setenv("CV_PIPELINE_PRIVACY_OFF", "a belt <without> people")
-    note_access("view", "gate", path=log)
+    for what in ("gate", "door"):
+        note_access("view", what, path=log)
     report = run_report(template(tmp_path, PARAMETERS, "print(1)"), {}, root=tmp_path / "reports")
     card = json.loads((report.folder / "report.json").read_text())
     assert card["access log up to"] == access_head(log) and len(access_head(log)) == 12
