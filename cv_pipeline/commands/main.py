@@ -59,6 +59,7 @@ PANELS = {
     "Scale": "batch jobs split plan loadtest lifecycle manifests scale-sim serve-ray",
     "Data and labels": "data flag collect select label qa merge",
     "Train and gate": "train gate",
+    "Rules and events": "rules",
     "Evaluate": "baseline tune threshold eval-tracking robustness report failures",
     "Optimize": "optimize build benchmark serve-files",
     "Release": "registry keys shadow rollout",
@@ -97,7 +98,7 @@ app = typer.Typer(
 )
 data_app = group("Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
-PARTS = "models annotation monitoring thresholds release device fleet erasure scale storage cluster"
+PARTS = "models annotation monitoring thresholds release device fleet erasure scale storage cluster rules"
 for name in PARTS.split():  # a book each
     part = getattr(import_module(f"cv_pipeline.commands.{name}"), f"{name}_commands")
     app.registered_commands += part.registered_commands

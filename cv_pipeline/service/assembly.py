@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..core.config import HealthConfig, RunConfig, SourceConfig, TrackerConfig, load_config, site_of
+from cv_pipeline.core.config import (
+    EventsConfig,
+    HealthConfig,
+    RunConfig,
+    SourceConfig,
+    TrackerConfig,
+    load_config,
+    site_of,
+)
 from ..core.files import locked, writable_folder, write_json, writing
 from ..core.http_server import Guard, is_loopback
 from ..core.masking import masked, masked_values
@@ -56,8 +64,9 @@ from ..inference.loading import load_model
 from ..inference.triton import is_remote, parse_remote
 from ..scale.units import Unit
 from ..synthetic.line import open_line
+from ..tracking.conditions import zone_rules
 from ..tracking.trackers import make_tracker, tracker_settings
-from ..tracking.zones import Rules, read_rules
+from ..tracking.zones import Rules
 from ..video.adaptive import AdaptiveSelector, AdaptiveSettings, CallBudget
 from cv_pipeline.video.cover import (
     CoveredSource,
@@ -414,17 +423,19 @@ def selector_factory(config: RunConfig) -> Callable[[Source], Selector] | None:
 def configured_rules(
     config: RunConfig,
     names: Sequence[str] | None = None,  # the model's classes, to check the rules' against
-) -> Rules | None:
-    "Zones and lines of a configuration, checked; None when there are none."
-    if not config.events.zones and not config.events.lines:
+) -> Rules | EventsConfig | None:
+    "Zones, lines and rules of a configuration, checked; None when there are none."
+    given = config.events
+    if not (given.zones or given.lines or given.rules):
         return None
     if config.tracker.name == "none":
         raise ConfigError(
             "zones and lines need tracking", "tracker.name: none", "choose a tracker, or leave the rules out"
         )
     there = source_names(config.sources)
-    asked = [(zone.name, zone.sources) for zone in config.events.zones]
-    asked += [(line.name, line.sources) for line in config.events.lines]
+    asked = [(part.name, part.sources) for part in (*given.zones, *given.lines, *given.rules)]
+    asked += [(f"ground[{i}]", part.sources) for i, part in enumerate(given.ground)]
+    asked += [(f"ignore[{i}]", part.sources) for i, part in enumerate(given.ignore)]
     lost = [
         f"'{name}' names the unknown source '{s}'"
         for name, sources in asked
@@ -435,7 +446,8 @@ def configured_rules(
         raise ConfigError(
             "zones or lines with unknown sources", "events", f"there are {', '.join(there)}", lost
         )
-    return read_rules(config.events.model_dump(), names)
+    rules = zone_rules(given, names)
+    return given if given.rules or given.ignore else rules
 
 
 def privacy_of(config: RunConfig, names: Sequence[str] = ()) -> Privacy:
@@ -776,7 +788,8 @@ def batch_config(
         hint = "leave it out: a batch has time"
         raise ConfigError("a shared budget makes results depend on the order", "selection.adaptive", hint)
     given = (config.telemetry, config.collect, config.forward, config.shadow)
-    if any(part is not None for part in given) or config.events.zones or config.events.lines:
+    watched = config.events.zones or config.events.lines or config.events.rules
+    if any(part is not None for part in given) or watched:
         hint = "leave them out here; detections of videos carry track ids"
         raise ConfigError(
             "events, telemetry, collect, forward and shadow are of runs, not batches", "config", hint

@@ -28,6 +28,7 @@ from cv_pipeline.commands import (
     monitoring,
     privacy,
     release,
+    rules,
     scale,
     storage,
     thresholds,
@@ -63,6 +64,7 @@ BOOKS = (
     erasure,
     scale,
     storage,
+    rules,
     main,
 )
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
