@@ -23,11 +23,11 @@ from .types import ConfigError
 # %% auto #0
 __all__ = ['Rule', 'RULES', 'SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'SelectionConfig',
            'TrackerConfig', 'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'TelemetryConfig', 'CollectConfig',
-           'ForwardConfig', 'ShadowConfig', 'MaskSection', 'PrivacyConfig', 'HoursSection', 'GroundSection',
-           'IgnoreSection', 'RuleSection', 'ZoneRule', 'EnterRule', 'LeaveRule', 'StayRule', 'CrossRule', 'CrowdRule',
-           'WrongWayRule', 'SpeedRule', 'LeftRule', 'TakenRule', 'MissingRule', 'LineCountRule', 'SequenceRule',
-           'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig', 'config_problems', 'site_of', 'load_config',
-           'show_config', 'config_schema']
+           'ForwardConfig', 'ShadowConfig', 'SnapshotConfig', 'MaskSection', 'PrivacyConfig', 'HoursSection',
+           'GroundSection', 'IgnoreSection', 'RuleSection', 'ZoneRule', 'EnterRule', 'LeaveRule', 'StayRule',
+           'CrossRule', 'CrowdRule', 'WrongWayRule', 'SpeedRule', 'LeftRule', 'TakenRule', 'MissingRule',
+           'LineCountRule', 'SequenceRule', 'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig',
+           'config_problems', 'site_of', 'load_config', 'show_config', 'config_schema']
 
 # %% ../../nbs/00_core/03_config.ipynb #0dac29bd
 class _Section(BaseModel):
@@ -379,6 +379,21 @@ class ShadowConfig(_Section):
     save_s: float = Field(60.0, gt=0, description="Seconds between two writings of the evidence.")
     wait: bool = Field(False, description="Wait for the shadow: for recordings, so that no frame is skipped.")
 
+
+class SnapshotConfig(_Section):
+    "What a site reports of itself, for one page of many sites."
+
+    store: str | None = Field(
+        None, description="A folder, s3://BUCKET/PREFIX, or `forward`: by the outbox. None: OUT/sites."
+    )
+    endpoint: str | None = Field(None, description="Address of the S3 service. None: as boto3 finds it.")
+    every_s: float = Field(30.0, ge=1, le=3600, description="Seconds between two states.")
+    plan: Path | None = Field(None, description="Picture of the floor plan.")
+    places: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="{source: [x, y]}: cameras on the plan, fractions 0..1."
+    )
+    reports: Path = Field(Path("reports"), description="Reports, of which the newest drift verdict is shown.")
+
 # %% ../../nbs/00_core/03_config.ipynb #cafe0001
 class MaskSection(_Section):
     "A part of the view that is never recorded."
@@ -691,12 +706,7 @@ class RunConfig(_Section):
     "Everything `cv-pipeline run` needs."
 
     sources: list[SourceConfig] = Field(min_length=1)
-    site: str | None = Field(
-        None,
-        min_length=1,
-        max_length=64,
-        description="Name of this site in rows and metrics. None: the host name.",
-    )
+    site: str | None = Field(None, min_length=1, max_length=64, description="Its name. None: the host name.")
     model: ModelConfig = ModelConfig()
     postprocess: PostprocessConfig = PostprocessConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -709,11 +719,12 @@ class RunConfig(_Section):
     collect: CollectConfig | None = Field(None, description="Pictures for labelling; true: the defaults.")
     forward: ForwardConfig | None = Field(None, description="What is sent to a centre; null: nothing.")
     shadow: ShadowConfig | None = Field(None, description="A second model without effect; null: none.")
+    snapshot: SnapshotConfig | None = Field(None, description="State for a page of many sites; null: none.")
     privacy: PrivacyConfig = PrivacyConfig()
 
     _reason = field_validator("privacy", mode="before")(_with_a_reason)
 
-    @field_validator("telemetry", "collect", mode="before")
+    @field_validator("telemetry", "collect", "snapshot", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
         "`telemetry: true` and `telemetry: false`."
@@ -750,6 +761,7 @@ _ITEMS: dict[str, type[BaseModel]] = {
     "collect": CollectConfig,
     "forward": ForwardConfig,
     "shadow": ShadowConfig,
+    "snapshot": SnapshotConfig,
     "masks": MaskSection,
 }  # sections inside lists and options
 
@@ -801,7 +813,7 @@ def _merge(base: dict, dotted: dict[str, Any]) -> dict:
         place[last] = value
     return merged
 
-# %% ../../nbs/00_core/03_config.ipynb #535d3262
+
 def site_of(config: RunConfig) -> str:
     "The site of a run: as configured, or the name of this machine."
     return config.site if config.site is not None else socket.gethostname() or "site"

@@ -227,6 +227,7 @@ OWN_SINKS = (
     "callback",
     "forward",
     "shadow",
+    "site",
 )  # names that a plug-in cannot take
 
 
@@ -474,6 +475,10 @@ def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
         from cv_pipeline.release.trial import check_shadow
 
         check_shadow(config.shadow, config)
+    if config.snapshot is not None:
+        from cv_pipeline.alerts.site_stores import check_snapshot
+
+        check_snapshot(config.snapshot, source_names(config.sources), config.forward is not None)
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ee0435d0
 def rolling(config: RunConfig) -> Hours | None:
@@ -501,13 +506,21 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
         from cv_pipeline.edge.delivery import open_forward
 
         yield (sender := open_forward(config.forward, d.out, config.telemetry, site))
+    callbacks, state = list(sender.event_callbacks if sender else ()), None
+    if config.snapshot is not None:
+        from cv_pipeline.alerts.site_stores import open_site
+
+        yield (state := open_site(config.snapshot, d.out, site, sender.box if sender else None))
+        callbacks.append(state.reporter.counts.event)
     if rules is not None:
-        yield EventSink(d.out, rules, sender.event_callbacks if sender else (), hours=hours, site=site)
+        yield EventSink(d.out, rules, callbacks, hours=hours, site=site)
     if config.telemetry is not None:
         from cv_pipeline.monitoring.exporter import open_telemetry
 
         send, privacy = sender.part_callback if sender else None, privacy_before(config.privacy, uris)
         yield (log := open_telemetry(config.telemetry, d.out, send, privacy, site))
+        if state is not None and log.upkeep is not None:
+            state.watch(log.upkeep.states)
     if config.collect is not None:
         from cv_pipeline.annotation.collect import open_collect
 
@@ -517,14 +530,14 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
 
         yield open_shadow(config.shadow, config, _raised_by(None if log is None else log.upkeep))
 
-
+# %% ../../nbs/16_service/00_assembly.ipynb #ae8371eb
 def _raised_by(upkeep: Any) -> Callable[[str], Sequence[str]]:
     "Upkeep signals of a camera, for the shadow: what a dirty lens shows says nothing about a model."
     if upkeep is None:
         return lambda camera: ()
     return lambda camera: [s for s, on in upkeep.states().get(camera, {}).items() if on]
 
-# %% ../../nbs/16_service/00_assembly.ipynb #ae8371eb
+
 def _close_quietly(part: Any) -> None:
     "Close a sink, source or model of a run that does not begin; another error is on its way."
     with suppress(Exception):
@@ -649,6 +662,13 @@ def _ended(out: Path, pipeline: Pipeline) -> None:
         end_run(out)
 
 # %% ../../nbs/16_service/00_assembly.ipynb #7312f66f
+def _begin_reports(pipeline: Pipeline) -> None:
+    "Sinks that report how the run is may ask for its summary from now on."
+    for sink in pipeline.sinks:
+        if (begin := getattr(sink, "begin", None)) is not None:
+            begin(pipeline.summary)
+
+
 def run_config(
     config: RunConfig,
     tick: Callable[[Pipeline], None] | None = None,  # called about five times a second, for progress
@@ -676,6 +696,7 @@ def run_config(
         ):
             pipeline.attach(open_sinks(config))
             try:
+                _begin_reports(pipeline)
                 if on_ready is not None:
                     on_ready(getattr(server, "url", None), pipeline)
                 pipeline.run(supervised(tick))
@@ -787,12 +808,14 @@ def batch_config(
     if config.selection.adaptive and config.selection.adaptive.budget:
         hint = "leave it out: a batch has time"
         raise ConfigError("a shared budget makes results depend on the order", "selection.adaptive", hint)
-    given = (config.telemetry, config.collect, config.forward, config.shadow)
+    given = (config.telemetry, config.collect, config.forward, config.shadow, config.snapshot)
     watched = config.events.zones or config.events.lines or config.events.rules
     if any(part is not None for part in given) or watched:
         hint = "leave them out here; detections of videos carry track ids"
         raise ConfigError(
-            "events, telemetry, collect, forward and shadow are of runs, not batches", "config", hint
+            "events, telemetry, collect, forward, shadow and snapshot are of runs, not batches",
+            "config",
+            hint,
         )
     check_run(config)
     path = Path(config.model.path)

@@ -30,6 +30,7 @@ from cv_pipeline.commands import (
     release,
     rules,
     scale,
+    sites,
     storage,
     thresholds,
 )
@@ -65,6 +66,7 @@ BOOKS = (
     scale,
     storage,
     rules,
+    sites,
     main,
 )
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
