@@ -420,6 +420,24 @@ PROOF = {  # how a row begins → tests that prove it
         "scale/test_batch::test_workers_killed_at_every_point_lose_and_double_nothing",
         "scale/test_batch::test_a_driver_killed_again_and_again",
     ],
+    "one of several processes of a run": [
+        "service/test_processes::test_a_process_that_is_killed_comes_back_and_the_other_notices_nothing",
+        "service/test_processes::test_a_process_that_cannot_live_fails_alone",
+        "service/test_processes::test_one_that_hangs_is_ended_at_once",
+    ],
+    "a camera cannot be opened while costs": [
+        "service/test_processes::test_a_camera_that_cannot_be_opened_costs_as_much_as_the_others"
+    ],
+    "a client of a served model": [
+        "scale/test_inference_protocol::test_a_wrong_tensor_is_refused",
+        "scale/test_inference_protocol::test_every_request_has_an_answer",
+        "scale/test_inference_protocol::test_a_full_queue_refuses_and_a_request_that_was_given_up_costs_nothing",
+    ],
+    "a served model fails": [
+        "scale/test_inference_protocol::test_a_model_that_has_failed_is_unavailable_until_it_works_again",
+        "scale/test_inference_protocol::test_the_deadline_of_the_server_is_a_timeout_of_the_client",
+        "scale/test_inference_protocol::test_a_full_server_is_overloaded",
+    ],
     "a unit of a batch": ["scale/test_batch::test_a_poison_unit_is_set_aside_and_the_others_are_done"],
     "a file of a batch": [
         "scale/test_batch::test_a_changed_unit_is_reported_and_made_again_by_the_next_call"

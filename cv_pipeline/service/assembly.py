@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..core.config import HealthConfig, RunConfig, SourceConfig, TrackerConfig, load_config, site_of
+from cv_pipeline.core.config import (
+    EventsConfig,
+    HealthConfig,
+    RunConfig,
+    SourceConfig,
+    TrackerConfig,
+    load_config,
+    site_of,
+)
 from ..core.files import locked, writable_folder, write_json, writing
 from ..core.http_server import Guard, is_loopback
 from ..core.masking import masked, masked_values
@@ -46,7 +54,7 @@ from cv_pipeline.core.types import (
 # %% auto #0
 __all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'installed_sinks',
            'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory',
-           'configured_rules', 'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment',
+           'configured_rules', 'check_run', 'privacy_of', 'rolling', 'open_sinks', 'output_folder', 'environment',
            'health_guard', 'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised', 'served',
            'run_config', 'describe', 'UnitOpener', 'UnitWork', 'unit_source', 'batch_config', 'pipeline_over']
 
@@ -56,8 +64,9 @@ from ..inference.loading import load_model
 from ..inference.triton import is_remote, parse_remote
 from ..scale.units import Unit
 from ..synthetic.line import open_line
+from ..tracking.conditions import zone_rules
 from ..tracking.trackers import make_tracker, tracker_settings
-from ..tracking.zones import Event, Rules, read_rules
+from ..tracking.zones import Event, Rules
 from ..video.adaptive import AdaptiveSelector, AdaptiveSettings, CallBudget
 from cv_pipeline.video.cover import (
     CoveredSource,
@@ -417,17 +426,19 @@ def selector_factory(config: RunConfig) -> Callable[[Source], Selector] | None:
 def configured_rules(
     config: RunConfig,
     names: Sequence[str] | None = None,  # the model's classes, to check the rules' against
-) -> Rules | None:
-    "Zones and lines of a configuration, checked; None when there are none."
-    if not config.events.zones and not config.events.lines:
+) -> Rules | EventsConfig | None:
+    "Zones, lines and rules of a configuration, checked; None when there are none."
+    given = config.events
+    if not (given.zones or given.lines or given.rules):
         return None
     if config.tracker.name == "none":
         raise ConfigError(
             "zones and lines need tracking", "tracker.name: none", "choose a tracker, or leave the rules out"
         )
     there = source_names(config.sources)
-    asked = [(zone.name, zone.sources) for zone in config.events.zones]
-    asked += [(line.name, line.sources) for line in config.events.lines]
+    asked = [(part.name, part.sources) for part in (*given.zones, *given.lines, *given.rules)]
+    asked += [(f"ground[{i}]", part.sources) for i, part in enumerate(given.ground)]
+    asked += [(f"ignore[{i}]", part.sources) for i, part in enumerate(given.ignore)]
     lost = [
         f"'{name}' names the unknown source '{s}'"
         for name, sources in asked
@@ -438,12 +449,8 @@ def configured_rules(
         raise ConfigError(
             "zones or lines with unknown sources", "events", f"there are {', '.join(there)}", lost
         )
-    return read_rules(config.events.model_dump(), names)
-
-
-def privacy_of(config: RunConfig, names: Sequence[str] = ()) -> Privacy:
-    "Whether a run covers its pictures, and why."
-    return decide_cover(config.privacy, any(is_live(s.uri) for s in config.sources), names)
+    rules = zone_rules(given, names)
+    return given if given.rules or given.ignore else rules
 
 
 def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
@@ -471,6 +478,11 @@ def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
         check_snapshot(config.snapshot, source_names(config.sources), config.forward is not None)
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ee0435d0
+def privacy_of(config: RunConfig, names: Sequence[str] = ()) -> Privacy:
+    "Whether a run covers its pictures, and why."
+    return decide_cover(config.privacy, any(is_live(s.uri) for s in config.sources), names)
+
+
 def rolling(config: RunConfig) -> Hours | None:
     "Where finished hours of a run go; None when it writes one file of each kind."
     d = config.delivery
@@ -676,7 +688,7 @@ def served(
     if health.page:
         from cv_pipeline.alerts.live import LivePage, LiveSink, LiveState
 
-        watchers.append(LiveSink(pipeline.privacy, configured_rules(config)))
+        watchers.append(LiveSink(pipeline.privacy, zone_rules(config.events)))
         page = LivePage(LiveState(site, pipeline.summary, watchers[0]))
     guard = health_guard(health)
     with HealthServer(
@@ -815,7 +827,8 @@ def batch_config(
         hint = "leave it out: a batch has time"
         raise ConfigError("a shared budget makes results depend on the order", "selection.adaptive", hint)
     given = (config.telemetry, config.collect, config.forward, config.shadow, config.snapshot)
-    if any(part is not None for part in given) or config.events.zones or config.events.lines:
+    watched = config.events.zones or config.events.lines or config.events.rules
+    if any(part is not None for part in given) or watched:
         hint = "leave them out here; detections of videos carry track ids"
         raise ConfigError(
             "events, telemetry, collect, forward, shadow and snapshot are of runs, not batches",

@@ -28,6 +28,7 @@ from cv_pipeline.commands import (
     monitoring,
     privacy,
     release,
+    rules,
     scale,
     sites,
     storage,
@@ -64,6 +65,7 @@ BOOKS = (
     erasure,
     scale,
     storage,
+    rules,
     sites,
     main,
 )
