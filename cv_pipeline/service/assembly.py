@@ -450,7 +450,7 @@ def configured_rules(
     rules = zone_rules(given, names)
     return given if given.rules or given.ignore else rules
 
-
+# %% ../../nbs/16_service/00_assembly.ipynb #9c000010
 def privacy_of(config: RunConfig, names: Sequence[str] = ()) -> Privacy:
     "Whether a run covers its pictures, and why."
     return decide_cover(config.privacy, any(is_live(s.uri) for s in config.sources), names)
