@@ -98,8 +98,9 @@ app = typer.Typer(
 )
 data_app = group("Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
-PARTS = "models annotation monitoring thresholds release device fleet erasure scale storage cluster "
-PARTS += "rules sites"
+PARTS = (
+    "models annotation monitoring thresholds release device fleet erasure scale storage cluster rules sites"
+)
 for name in PARTS.split():  # a book each
     part = getattr(import_module(f"cv_pipeline.commands.{name}"), f"{name}_commands")
     app.registered_commands += part.registered_commands

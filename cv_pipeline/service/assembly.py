@@ -54,7 +54,7 @@ from cv_pipeline.core.types import (
 # %% auto #0
 __all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'installed_sinks',
            'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory',
-           'configured_rules', 'check_run', 'privacy_of', 'rolling', 'open_sinks', 'output_folder', 'environment',
+           'configured_rules', 'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment',
            'health_guard', 'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised', 'served',
            'run_config', 'describe', 'UnitOpener', 'UnitWork', 'unit_source', 'batch_config', 'pipeline_over']
 
@@ -452,6 +452,11 @@ def configured_rules(
     rules = zone_rules(given, names)
     return given if given.rules or given.ignore else rules
 
+# %% ../../nbs/16_service/00_assembly.ipynb #9c000010
+def privacy_of(config: RunConfig, names: Sequence[str] = ()) -> Privacy:
+    "Whether a run covers its pictures, and why."
+    return decide_cover(config.privacy, any(is_live(s.uri) for s in config.sources), names)
+
 
 def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
     "Everything in a configuration that can be wrong without opening a source or a model; ConfigError."
@@ -478,11 +483,6 @@ def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
         check_snapshot(config.snapshot, source_names(config.sources), config.forward is not None)
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ee0435d0
-def privacy_of(config: RunConfig, names: Sequence[str] = ()) -> Privacy:
-    "Whether a run covers its pictures, and why."
-    return decide_cover(config.privacy, any(is_live(s.uri) for s in config.sources), names)
-
-
 def rolling(config: RunConfig) -> Hours | None:
     "Where finished hours of a run go; None when it writes one file of each kind."
     d = config.delivery

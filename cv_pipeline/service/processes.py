@@ -199,6 +199,9 @@ def processes_for(
     return max(1, min(cores, len(costs), math.ceil(sum(c.cores for c in costs) / load)))
 
 # %% ../../nbs/16_service/05_processes.ipynb #2cdd6f4b
+_OF_CAMERAS = ("zones", "lines", "rules", "ground", "ignore")  # parts of `events` that may name cameras
+
+
 def _for_sources(rows: Sequence[Any], here: Sequence[str]) -> list[Any]:
     "Rules or masks that concern some cameras; their lists cut to these."
     kept = [r for r in rows if not r.sources or set(r.sources) & set(here)]
@@ -227,14 +230,16 @@ def share_of(config: RunConfig, cameras: Sequence[int], k: int, port: int) -> Ru
         "health": config.health.model_copy(
             update={"port": port, "host": "127.0.0.1", "token_env": None, "cert": None, "key": None}
         ),
-        "events": events.model_copy(
-            update={"zones": _for_sources(events.zones, here), "lines": _for_sources(events.lines, here)}
-        ),
+        "events": events.model_copy(update={k: _for_sources(getattr(events, k), here) for k in _OF_CAMERAS}),
         "privacy": config.privacy.model_copy(update={"masks": _for_sources(config.privacy.masks, here)}),
         "model": config.model.model_copy(update={"threads": config.model.threads or 1}),
     }
     if config.telemetry is not None and config.telemetry.folder is None:
         changes["telemetry"] = config.telemetry.model_copy(update={"folder": config.delivery.out / "log"})
+    if config.snapshot is not None:  # a box of one site for each process
+        places = {k: v for k, v in config.snapshot.places.items() if k in here}
+        store = config.snapshot.store or str(config.delivery.out / "sites")
+        changes["snapshot"] = config.snapshot.model_copy(update={"store": store, "places": places})
     if config.shadow is not None and config.shadow.cameras:
         own = [c for c in config.shadow.cameras if c in here]
         changes["shadow"] = config.shadow.model_copy(update={"cameras": own}) if own else None
