@@ -20,6 +20,9 @@ PROOF = {  # how a row begins → tests that prove it
     "a live picture cannot": [
         "alerts/test_live::test_a_picture_that_cannot_be_checked_is_not_shown",
     ],
+    "a foreign name is pointed": [
+        "alerts/test_live::test_a_foreign_name_that_points_here_is_refused_without_a_token"
+    ],
     "a wrong token for the live page": [
         "alerts/test_live::test_a_wrong_token_sees_nothing",
     ],

@@ -10,11 +10,12 @@ import base64
 import hmac
 import ipaddress
 import queue
+import re
 import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -105,7 +106,9 @@ class Stream:
     pieces: AsyncIterator[bytes]
 
 
-Live = Callable[[str, Mapping[str, str]], Awaitable["Answer | Stream"] | None]  # path, query → None: unknown
+Live = Callable[
+    [str, Mapping[str, str]], Coroutine[Any, Any, "Answer | Stream"] | None
+]  # path, query → None: unknown
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ _REASONS = {
     200: "OK",
     400: "Bad Request",
     401: "Unauthorized",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
@@ -199,6 +203,15 @@ def given_token(authorization: str) -> tuple[str, str]:
     return "", ""
 
 
+def _own_name(guard: Guard, host: str) -> bool:
+    """Whether a page for people may be asked for under this name. Without a token only `localhost` and numbers:
+    a foreign name may have been pointed here, so that a foreign page could read the answer."""
+    name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(name.strip("[]")))
+    return guard.token is not None or guard.insecure or name in ("", "localhost")
+
+
 def _allowed(token: str | None, headers: Mapping[str, str]) -> bool:
     "Whether a request carries the token; compared in constant time."
     if token is None:
@@ -214,6 +227,7 @@ def _packed(answer: Answer, only_head: bool) -> bytes:
         f"Content-Length: {len(answer.body)}",
         "Cache-Control: no-store",
         "X-Content-Type-Options: nosniff",
+        "Cross-Origin-Resource-Policy: same-origin",
         "Connection: close",
         *(["Allow: GET, HEAD"] if answer.status == 405 else []),
         *([f"Content-Security-Policy: {_POLICY}"] if answer.kind.startswith("text/html") else []),
@@ -232,9 +246,8 @@ _CHALLENGES = ("WWW-Authenticate: Bearer", 'WWW-Authenticate: Basic realm="cv-pi
 def _begun(stream: Stream) -> bytes:
     "The head of a stream."
     lines = ["HTTP/1.1 200 OK", f"Content-Type: {stream.kind}", "Cache-Control: no-store"]
-    return "\r\n".join([*lines, "X-Content-Type-Options: nosniff", "Connection: close", "", ""]).encode(
-        "latin-1"
-    )
+    lines += ["X-Content-Type-Options: nosniff", "Cross-Origin-Resource-Policy: same-origin"]
+    return "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1")
 
 # %% ../../nbs/00_core/19_http_server.ipynb #e68fd6bc
 @dataclass
@@ -259,8 +272,7 @@ class _Desk:
             raise ConnectionError("hung up") from e
         if (parsed := _parsed(head)) is None:
             return _text(400, "this is not a request of HTTP/1.1"), "GET"
-        method, path, headers = parsed
-        return await self.page(method, path, headers, _query(head)), method
+        return await self.page(*parsed, _query(head)), parsed[0]
 
     async def page(
         self, method: str, path: str, headers: Mapping[str, str], query: Mapping[str, str] = {}
@@ -275,6 +287,9 @@ class _Desk:
             made: Any = asyncio.shield(asyncio.wrap_future(self.maker.page(self.routes[path], fresh_s)))
         elif self.live is None or (made := self.live(path, query)) is None:
             return _text(404, f"try {', '.join(self.routes)}")
+        elif not _own_name(self.guard, headers.get("host", "")):
+            made.close()
+            return _text(403, "this name is not of this server: open it by its number, or with a token")
         try:
             return await asyncio.wait_for(made, self.limits.page_s)
         except asyncio.TimeoutError:

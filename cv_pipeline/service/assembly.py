@@ -674,6 +674,14 @@ def _begin_reports(pipeline: Pipeline) -> None:
             begin(pipeline.summary)
 
 
+def _report_failure(pipeline: Pipeline) -> None:
+    "Sinks that report how the run is hear that it has failed."
+    for sink in () if pipeline.unfinished else pipeline.sinks:
+        if (failed := getattr(sink, "failed", None)) is not None:
+            with suppress(Exception):  # the error that ended the run counts
+                failed()
+
+
 @contextmanager
 def served(
     config: RunConfig, pipeline: Pipeline
@@ -723,6 +731,7 @@ def run_config(
                 _ended(out, pipeline)
             except BaseException as e:
                 pipeline.fail(e)
+                _report_failure(pipeline)
                 _leave_summary(out, pipeline, config, e)
                 with suppress(Exception):  # the first error counts
                     _ended(out, pipeline)

@@ -262,6 +262,30 @@ def test_viewers_of_one_camera_share_its_pictures(stack):
     assert list(run.sink._wanted) == [("gate", View())]
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8080", 200),
+        ("localhost", 200),
+        ("[::1]:80", 200),
+        ("evil.example:8080", 403),
+        ("evil", 403),
+    ],
+)
+def test_a_foreign_name_that_points_here_is_refused_without_a_token(stack, host, status):
+    run = Played(stack)
+    with closing(http.client.HTTPConnection(run.server.url.partition("//")[2], timeout=30)) as line:
+        line.request("GET", "/live/state", headers={"Host": host})
+        assert line.getresponse().status == status
+
+
+def test_with_a_token_any_name_will_do(stack):
+    run = Played(stack, guard=Guard(TOKEN))
+    with closing(http.client.HTTPConnection(run.server.url.partition("//")[2], timeout=30)) as line:
+        line.request("GET", "/live/state", headers={"Host": "box-17", "Authorization": f"Bearer {TOKEN}"})
+        assert line.getresponse().status == 200
+
+
 # the page
 
 

@@ -306,6 +306,17 @@ def test_a_store_that_refuses_costs_the_others_nothing(tmp_path):
     assert states(tmp_path / "all") == {"Brno": "ok"}, "the copy keeps the time at which the store got it"
 
 
+@pytest.mark.parametrize("at", [1795975200.123456789, 1795975200.9999999, 1795975200.0])
+def test_what_is_there_is_not_copied_again_whatever_the_clock_of_a_store_resolves(tmp_path, at):
+    class Fine(FolderStore):
+        def entries(self):
+            return [e._replace(at=at) for e in super().entries()]
+
+    put(tmp_path / "a", FINE)
+    store = [("a", Fine(tmp_path / "a"))]
+    assert [collect_sites(store, tmp_path / "all").copied for _ in range(3)] == [1, 0, 0]
+
+
 def test_an_older_copy_from_a_second_store_does_not_win(tmp_path):
     put(tmp_path / "a", FINE, age=10)
     put(tmp_path / "b", replace(FINE, version="old"), age=500)
@@ -484,7 +495,7 @@ def test_a_run_that_fails_reports_that_it_failed(tmp_path):
             load_config(None, {**SETTINGS, **more, "sources": ["line:width=160,height=120,frames=400"]}), tick
         )
     (site,) = read_sites(tmp_path / "out" / "sites")
-    assert site.state in ("failed", "ended")
+    assert site.state == "failed" and "pulled the plug" in site.reasons[0]
 
 
 def test_kill_minus_nine_leaves_a_whole_state_that_becomes_stale(tmp_path):
