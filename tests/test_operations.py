@@ -52,6 +52,11 @@ PROOF = {  # how a row begins → tests that prove it
         "tracking/test_watch::test_results_that_cannot_be_replayed",
         "tracking/test_watch::test_lines_alone_and_torn_ones",
     ],
+    "a traffic report": [
+        "monitoring/test_traffic::test_a_run_without_events",
+        "monitoring/test_traffic::test_counts_by_hand_that_are_none",
+        "monitoring/test_traffic::test_too_few_hours_by_hand_correct_nothing_and_that_is_reported",
+    ],
     "a wrong password": ["video/test_streams::test_a_wrong_password_is_tried_rarely_and_a_new_one_is_found"],
     "a tracker or selector": [
         "video/test_pipeline::test_a_tracker_or_selector_that_fails_ends_its_own_camera_only"

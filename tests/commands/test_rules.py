@@ -115,11 +115,14 @@ def test_a_drawing_shows_the_rules_and_goes_through_the_cover(tmp_path, monkeypa
     image = tmp_path / "gate.png"
     cv2.imwrite(str(image), np.full((480, 640, 3), 200, np.uint8))
     covered = []
-    monkeypatch.setattr(PictureCover, "__call__", lambda self, picture, *more: covered.append(1) or picture)
+    monkeypatch.setattr(PictureCover, "__call__", lambda self, p, *more: covered.append(self.privacy.on) or p)
     file, out = a_file(tmp_path, {"zones": [YARD], "rules": [ENTER]}), tmp_path / "drawn.png"
     assert ask("draw", file, "--image", image, "--out", out).exit_code == 0
-    assert covered == [1] and (read_image(out) != 200).any(axis=2).mean() > 0.05
-    assert ask("draw", file, "--image", image, "--out", out, "--bare").exit_code == 0 and covered == [1]
+    assert covered == [True] and (read_image(out) != 200).any(axis=2).mean() > 0.05
+    assert ask("draw", file, "--image", image, "--out", out, "--bare").exit_code == 0 and covered == [
+        True,
+        False,
+    ]
 
 
 def test_faces_in_a_drawing_are_covered(tmp_path):
