@@ -65,6 +65,30 @@ PROOF = {  # how a row begins → tests that prove it
         "video/test_streams::test_a_server_that_accepts_and_never_sends",
     ],
     "a camera was away": ["tracking/test_zones::test_after_a_gap_nobody_has_stayed"],
+    "a rule names": [
+        "tracking/test_watch::test_what_is_wrong_between_keys_has_its_path",
+        "tracking/test_watch::test_a_configuration_with_rules_is_checked_with_its_sources",
+        "commands/test_rules::test_a_wrong_file_is_refused_with_the_path_of_the_key",
+    ],
+    "a tracker gives an object": [
+        "tracking/test_watch::test_a_parked_car_alarms_once_whatever_the_tracker_calls_it",
+        "tracking/test_watch::test_another_car_after_the_place_was_seen_empty_is_another_car",
+    ],
+    "a camera with rules": [
+        "tracking/test_watch::test_a_lost_camera_does_not_park_the_car_again",
+        "tracking/test_watch::test_a_clock_that_jumps_invents_nothing",
+        "tracking/test_watch::test_too_few_is_only_said_of_an_interval_that_was_watched",
+    ],
+    "a rule for speeds": ["tracking/test_watch::test_a_speed_without_a_plane_here_is_switched_off_and_named"],
+    "recorded results have no": [
+        "tracking/test_watch::test_results_that_cannot_be_replayed",
+        "tracking/test_watch::test_lines_alone_and_torn_ones",
+    ],
+    "a traffic report": [
+        "monitoring/test_traffic::test_a_run_without_events",
+        "monitoring/test_traffic::test_counts_by_hand_that_are_none",
+        "monitoring/test_traffic::test_too_few_hours_by_hand_correct_nothing_and_that_is_reported",
+    ],
     "a wrong password": ["video/test_streams::test_a_wrong_password_is_tried_rarely_and_a_new_one_is_found"],
     "a tracker or selector": [
         "video/test_pipeline::test_a_tracker_or_selector_that_fails_ends_its_own_camera_only"
