@@ -20,8 +20,8 @@ from .types import ConfigError
 # %% auto #0
 __all__ = ['SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'SelectionConfig', 'TrackerConfig',
            'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'TelemetryConfig', 'CollectConfig', 'ForwardConfig',
-           'ShadowConfig', 'MaskSection', 'PrivacyConfig', 'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig',
-           'config_problems', 'load_config', 'show_config', 'config_schema']
+           'ShadowConfig', 'AlertsConfig', 'MaskSection', 'PrivacyConfig', 'ZoneSection', 'LineSection', 'EventsConfig',
+           'RunConfig', 'config_problems', 'load_config', 'show_config', 'config_schema']
 
 # %% ../../nbs/00_core/03_config.ipynb #0dac29bd
 class _Section(BaseModel):
@@ -373,6 +373,14 @@ class ShadowConfig(_Section):
     save_s: float = Field(60.0, gt=0, description="Seconds between two writings of the evidence.")
     wait: bool = Field(False, description="Wait for the shadow: for recordings, so that no frame is skipped.")
 
+# %% ../../nbs/00_core/03_config.ipynb #a1e70001
+class AlertsConfig(_Section):
+    "Events of zones and lines become incidents; `cv-pipeline alerts serve` calls people about them."
+
+    book: Path = Field(description="Incident book, which the daemon reads: a file on a local disk.")
+    policy: Path | None = Field(None, description="Who is called, and when; checked before the run begins.")
+    site: str | None = Field(None, max_length=100, description="Name of this place. None: of this machine.")
+
 # %% ../../nbs/00_core/03_config.ipynb #cafe0001
 class MaskSection(_Section):
     "A part of the view that is never recorded."
@@ -490,6 +498,7 @@ class RunConfig(_Section):
     collect: CollectConfig | None = Field(None, description="Pictures for labelling; true: the defaults.")
     forward: ForwardConfig | None = Field(None, description="What is sent to a centre; null: nothing.")
     shadow: ShadowConfig | None = Field(None, description="A second model without effect; null: none.")
+    alerts: AlertsConfig | None = Field(None, description="Incidents and calls; null: none.")
     privacy: PrivacyConfig = PrivacyConfig()
 
     _reason = field_validator("privacy", mode="before")(_with_a_reason)
@@ -504,9 +513,8 @@ class RunConfig(_Section):
     @classmethod
     def _bare_uris(cls, value: Any) -> Any:
         "`sources: [belt.mp4, 0]` is short for a list of `{uri: …}`."
-        if not isinstance(value, list):
-            return value
-        return [{"uri": str(v)} if isinstance(v, (str, int, Path)) else v for v in value]
+        one = lambda v: {"uri": str(v)} if isinstance(v, (str, int, Path)) else v
+        return [one(v) for v in value] if isinstance(value, list) else value
 
     @field_validator("sources")
     @classmethod
@@ -527,6 +535,7 @@ _ITEMS: dict[str, type[BaseModel]] = {
     "collect": CollectConfig,
     "forward": ForwardConfig,
     "shadow": ShadowConfig,
+    "alerts": AlertsConfig,
     "masks": MaskSection,
 }  # sections inside lists and options
 
@@ -558,7 +567,7 @@ def config_problems(error: ValidationError) -> list[str]:
             lines.append(f"{key}: {item['msg']}{got}")
     return lines
 
-
+# %% ../../nbs/00_core/03_config.ipynb #a1e70003
 def _merge(base: dict, dotted: dict[str, Any]) -> dict:
     "`base` with `{'postprocess.conf': 0.4}` put in its place; an empty section counts as no section."
     merged = {key: value for key, value in copy.deepcopy(base).items() if value is not None}

@@ -218,6 +218,7 @@ OWN_SINKS = (
     "callback",
     "forward",
     "shadow",
+    "alerts",
 )  # names that a plug-in cannot take
 
 
@@ -442,7 +443,7 @@ def privacy_of(config: RunConfig, names: Sequence[str] = ()) -> Privacy:
     "Whether a run covers its pictures, and why."
     return decide_cover(config.privacy, any(is_live(s.uri) for s in config.sources), names)
 
-
+# %% ../../nbs/16_service/00_assembly.ipynb #a1e70002
 def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
     "Everything in a configuration that can be wrong without opening a source or a model; ConfigError."
     configured_rules(config, names)
@@ -462,6 +463,13 @@ def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
         from cv_pipeline.release.trial import check_shadow
 
         check_shadow(config.shadow, config)
+    if config.alerts is not None:
+        from cv_pipeline.alerts.daemon import check_alerts
+
+        check_alerts(config.alerts)
+        if not config.events.zones and not config.events.lines:
+            hint = "give events.zones or events.lines, or leave `alerts` out"
+            raise ConfigError("alerts need zones or lines", "alerts", hint)
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ee0435d0
 def rolling(config: RunConfig) -> Hours | None:
@@ -489,8 +497,14 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
         from cv_pipeline.edge.delivery import open_forward
 
         yield (sender := open_forward(config.forward, d.out, config.telemetry))
+    listeners = list(sender.event_callbacks if sender else ())
+    if config.alerts is not None:
+        from cv_pipeline.alerts.daemon import open_alerts
+
+        yield (alerts := open_alerts(config.alerts, d.out))
+        listeners += alerts.event_callbacks
     if rules is not None:
-        yield EventSink(d.out, rules, sender.event_callbacks if sender else (), hours=hours)
+        yield EventSink(d.out, rules, listeners, hours=hours)
     if config.telemetry is not None:
         from cv_pipeline.monitoring.exporter import open_telemetry
 
@@ -544,7 +558,8 @@ def open_sinks(config: RunConfig) -> list[Sink]:
             own.append(sink)
             undo.callback(_close_quietly, sink)
         undo.pop_all()
-    own.sort(key=lambda sink: sink_name(sink) == "forward")  # closed last: the others hand over to it
+    last = ("forward", "alerts")  # the others hand over to them
+    own.sort(key=lambda sink: sink_name(sink) in last)
     return [*own, *plugins]
 
 # %% ../../nbs/16_service/00_assembly.ipynb #6a47091a
@@ -769,11 +784,11 @@ def batch_config(
     if config.selection.adaptive and config.selection.adaptive.budget:
         hint = "leave it out: a batch has time"
         raise ConfigError("a shared budget makes results depend on the order", "selection.adaptive", hint)
-    given = (config.telemetry, config.collect, config.forward, config.shadow)
+    given = (config.telemetry, config.collect, config.forward, config.shadow, config.alerts)
     if any(part is not None for part in given) or config.events.zones or config.events.lines:
         hint = "leave them out here; detections of videos carry track ids"
         raise ConfigError(
-            "events, telemetry, collect, forward and shadow are of runs, not batches", "config", hint
+            "events, telemetry, collect, forward, shadow and alerts are of runs, not batches", "config", hint
         )
     check_run(config)
     path = Path(config.model.path)
