@@ -385,3 +385,13 @@ def test_too_many_alerts_at_once_are_refused():
 def test_a_key_that_cannot_be_written_is_a_sentence(tmp_path):
     with pytest.raises(SinkError, match="cannot be written"):
         link_secret(tmp_path / "nowhere" / "book.sqlite")
+
+
+def test_every_metric_of_the_rules_for_alerts_exists(place):
+    import re
+
+    from cv_pipeline.monitoring.exporter import alert_rules
+
+    asked = set(re.findall(r"cv_pipeline_(?:alerts_\w+|incidents)", alert_rules()))
+    page = place.ask("GET", "/metrics").body.decode()
+    assert len(asked) == 3 and asked <= set(re.findall(r"^(cv_pipeline_\w+)", page, re.M))
