@@ -634,6 +634,15 @@ def test_old_incidents_go_with_everything_and_open_ones_stay(place):
     assert left == {"events": 1, "pictures": 0, "incidents": 1, "tracks": 1}
 
 
+def test_what_no_incident_names_goes_too_but_not_before_it_was_read(place):
+    place.event(kind="zone_leave", ends=True)
+    place.round()
+    place.event(kind="zone_leave", ends=True)
+    place.time.pass_time(100 * 86_400)
+    forget_old(place.book, place.policy)
+    assert [r["seq"] for r in place.book.query("SELECT seq FROM events")] == [2]
+
+
 def test_states_are_those_of_the_field(place):
     assert set(OPEN) & set(CLOSED) == set()
     place.event()

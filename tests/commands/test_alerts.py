@@ -113,6 +113,7 @@ def test_incidents_as_json_with_their_answers(place):
         (["ack", "1", "--book", "BOOK"], "give --policy"),
         (["ack", "1", "--who", " ", "--book", "BOOK", "--policy", "POLICY"], "needs a name"),
         (["silence", "--book", "BOOK"], "needs a reason"),
+        (["silence", "--book", "nowhere.sqlite", "--why", "x"], "there is no incident book"),
         (["silence", "--book", "BOOK", "--end", "3"], "unknown or over"),
         (["test", "--book", "BOOK", "--policy", "POLICY", "--channels", "dsk"], "unknown channel 'dsk'"),
         (["serve", "--book", "BOOK", "--policy", "POLICY", "--host", "0.0.0.0"], "there is no token"),
