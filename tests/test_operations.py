@@ -43,6 +43,10 @@ PROOF = {  # how a row begins → tests that prove it
         "alerts/test_incidents::test_maintenance_is_kept_counted_and_not_called",
         "alerts/test_incidents::test_a_silence_of_a_person_holds_and_can_be_ended",
     ],
+    "the policy of alerts is changed": [
+        "alerts/test_daemon::test_a_changed_policy_that_is_wrong_leaves_the_one_in_force",
+        "alerts/test_daemon::test_calls_of_a_channel_that_was_removed_are_not_owed_any_more",
+    ],
     "a policy has a mistake": ["alerts/test_policy::test_a_mistake_is_named"],
     "two daemons": ["alerts/test_daemon::test_one_daemon_for_a_book"],
     "the incident book is damaged": [

@@ -257,6 +257,52 @@ def test_commands_use_the_policy_of_the_newest_daemon(tmp_path):
         assert policy_of(book).ack_hours == 7
 
 
+def test_a_changed_policy_is_taken_without_a_restart(tmp_path, receiver):
+    quiet = policy_for(
+        receiver.server.url, routes=[{"severity": "info"}], quiet=[{"from": "00:00", "to": "23:59"}]
+    )
+    offered = [None]
+    with AlertDaemon(tmp_path / "book.sqlite", quiet, QUICK) as daemon:
+        stop = threading.Event()
+        loop = threading.Thread(target=daemon.run, args=(stop, lambda: offered and offered.pop()))
+        loop.start()
+        offered.append(policy_for(receiver.server.url, ack_hours=9))
+        until(lambda: policy_of(daemon.book).ack_hours == 9, 30)
+        take(daemon.book, [happen(1)])
+        until(lambda: receiver.got, 60)
+        stop.set()
+        loop.join()
+    assert daemon.desk.policy.ack_hours == 9
+
+
+def test_a_changed_policy_that_is_wrong_leaves_the_one_in_force(tmp_path, receiver):
+    def wrong():
+        return read_policy(tmp_path / "nowhere.yaml")
+
+    with AlertDaemon(tmp_path / "book.sqlite", policy_for(receiver.server.url), QUICK) as daemon:
+        stop = threading.Event()
+        loop = threading.Thread(target=daemon.run, args=(stop, wrong))
+        loop.start()
+        until(lambda: "policy" in failing_parts(daemon), 30)
+        take(daemon.book, [happen(1)])
+        until(lambda: receiver.got, 60)
+        stop.set()
+        loop.join()
+
+
+def test_calls_of_a_channel_that_was_removed_are_not_owed_any_more(tmp_path):
+    with AlertDaemon(tmp_path / "book.sqlite", policy_for()) as daemon:
+        take(daemon.book, [happen(1)])
+        daemon.tick()
+    channels = {"siren": {"kind": "webhook", "url": "http://127.0.0.1:1/"}}
+    other = read_policy(
+        {"channels": channels, "levels": [{"after_s": 0, "channels": ["siren"], "repeat_s": 60}]}
+    )
+    with AlertDaemon(tmp_path / "book.sqlite", other) as daemon:
+        row = daemon.book.query("SELECT state, problem FROM notices")[0]
+    assert row == {"state": "cancelled", "problem": "its channel was removed"}
+
+
 # -- the run's side
 
 
@@ -373,7 +419,7 @@ def configured(folder, **more):
         "delivery.out": str(folder / "run"),
         "tracker.name": "bytetrack",
         "events": {"zones": [ZONE]},
-        "alerts": {"book": str(folder / "alerts" / "book.sqlite"), "site": "brno"},
+        "alerts": {"book": str(folder / "alerts" / "incidents.sqlite"), "site": "brno"},
     }
     return load_config(None, {**given, **more})
 
@@ -384,7 +430,7 @@ def test_events_of_a_run_are_in_the_book_once_however_often_it_is_played(tmp_pat
     assert first["sinks"]["alerts"]["events"] == first["sinks"]["events"]["events"] > 0
     assert again["sinks"]["alerts"].get("events", 0) == 0
     assert first["sinks"]["events"]["callback_errors"] == {}
-    with IncidentBook(tmp_path / "alerts" / "book.sqlite") as book:
+    with IncidentBook(tmp_path / "alerts" / "incidents.sqlite") as book:
         ingest(book, policy_for())
         fire(book, policy_for())
         (row,) = incidents(book)
@@ -423,6 +469,6 @@ def test_the_site_is_the_machine_unless_it_is_named(tmp_path):
 
 def test_a_damaged_book_is_a_sentence_before_the_run(tmp_path):
     (tmp_path / "alerts").mkdir()
-    (tmp_path / "alerts" / "book.sqlite").write_bytes(b"not a book" * 1000)
+    (tmp_path / "alerts" / "incidents.sqlite").write_bytes(b"not a book" * 1000)
     with pytest.raises(SinkError, match="incident book is corrupt"):
         run_config(configured(tmp_path))

@@ -10,6 +10,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
+from cv_pipeline.alerts.daemon import policy_of
 from cv_pipeline.alerts.incidents import Happening, IncidentBook, fire, incidents, ingest, open_silences, take
 from cv_pipeline.alerts.policy import Subject, read_policy
 from cv_pipeline.commands.main import app
@@ -182,6 +183,11 @@ def test_the_daemon_as_a_process_ends_in_order_and_is_alone(place, receiver):
         assert page.ask("GET", "/healthz", b"", {})[0].status == 200
         page.close()
         assert ask("alerts", "ack", 1, "--who", "Petra", "--book", place / "book.sqlite")[0] == 0
+        policy = place / "policy.yaml"
+        policy.write_text(policy.read_text() + "ack_hours: 9\n")
+        process.send_signal(signal.SIGHUP)
+        with IncidentBook(place / "book.sqlite") as book:
+            until(lambda: policy_of(book).ack_hours == 9, 60, process)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert "ended" in process.stderr.read()
