@@ -65,6 +65,7 @@ PANELS = {
     "Release": "registry keys shadow rollout",
     "Devices and fleet": "device central fleet",
     "Privacy": "privacy",
+    "Alerts": "alerts",
     "Monitor": "health log audit retrain-check monitoring-files sites",
 }
 
@@ -100,6 +101,7 @@ data_app = group("Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
 PARTS = (
     "models annotation monitoring thresholds release device fleet erasure scale storage cluster rules sites"
+    " alerts"
 )
 for name in PARTS.split():  # a book each
     part = getattr(import_module(f"cv_pipeline.commands.{name}"), f"{name}_commands")

@@ -93,6 +93,7 @@ class Answer:
     status: int
     kind: str
     body: bytes
+    headers: tuple[tuple[str, str], ...] = ()  # further ones
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ def _packed(answer: Answer, only_head: bool) -> bytes:
         "Connection: close",
         *(["Allow: GET, HEAD"] if answer.status == 405 else []),
         *(["WWW-Authenticate: Bearer"] if answer.status == 401 else []),
+        *(f"{name}: {value}" for name, value in answer.headers),
     ]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if only_head else answer.body)
 
