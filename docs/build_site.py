@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NBS, PAGES = ROOT / "nbs", ROOT / "docs"
 HAND = (
     "operations",
+    "alerts",
     "fleet",
     "privacy",
     "scale",

@@ -58,6 +58,65 @@ PROOF = {  # how a row begins → tests that prove it
     "HTML in names of sites": [
         "alerts/test_sites_page::test_html_in_every_field_is_text",
     ],
+    "a run or the daemon of alerts": [
+        "alerts/test_kills::test_killed_runs_and_daemons_lose_and_double_nothing"
+    ],
+    "the daemon of alerts was away": [
+        "alerts/test_incidents::test_after_three_hours_the_newest_call_once_and_late"
+    ],
+    "a receiver of calls": [
+        "alerts/test_outbox_of_alerts::test_a_call_that_failed_waits_longer_and_longer",
+        "alerts/test_outbox_of_alerts::test_a_receiver_that_hangs_holds_its_own_thread_only",
+        "alerts/test_outbox_of_alerts::test_when_no_channel_takes_it_the_next_level_is_called",
+    ],
+    "a receiver takes calls": [
+        "commands/test_alerts::test_a_receiver_that_takes_calls_and_drops_them_is_found"
+    ],
+    "the wall clock of the machine with alerts": [
+        "alerts/test_incidents::test_a_wall_clock_that_jumps_moves_no_timer",
+        "alerts/test_incidents::test_a_wall_clock_that_is_set_ends_quiet_hours_within_the_hour",
+    ],
+    "an incident comes and goes": [
+        "alerts/test_incidents::test_thirty_openings_are_one_incident_called_a_few_times"
+    ],
+    "100,000 events": [
+        "alerts/test_daemon::test_a_hundred_thousand_events_in_a_minute_are_bounded_and_counted"
+    ],
+    "an acknowledgement is forgotten": [
+        "alerts/test_incidents::test_an_acknowledgement_reminds_ends_and_the_ladder_continues_where_it_was"
+    ],
+    "quiet hours, maintenance": [
+        "alerts/test_incidents::test_in_quiet_hours_nothing_is_called_and_then_the_ladder_begins",
+        "alerts/test_incidents::test_maintenance_is_kept_counted_and_not_called",
+        "alerts/test_incidents::test_a_silence_of_a_person_holds_and_can_be_ended",
+    ],
+    "the policy of alerts is changed": [
+        "alerts/test_daemon::test_a_changed_policy_that_is_wrong_leaves_the_one_in_force",
+        "alerts/test_daemon::test_calls_of_a_channel_that_was_removed_are_not_owed_any_more",
+    ],
+    "a policy has a mistake": ["alerts/test_policy::test_a_mistake_is_named"],
+    "two daemons": ["alerts/test_daemon::test_one_daemon_for_a_book"],
+    "the incident book is damaged": [
+        "alerts/test_incidents::test_a_damaged_book_says_what_to_do",
+        "alerts/test_daemon::test_a_damaged_book_is_a_sentence_before_the_run",
+    ],
+    "the disk of the incident book": [
+        "alerts/test_incidents::test_a_full_disk_takes_none_of_a_batch_and_all_of_it_later",
+        "alerts/test_daemon::test_what_the_disk_does_not_take_waits_in_memory_bounded",
+        "alerts/test_daemon::test_a_full_disk_is_a_problem_and_the_next_round_tries_again",
+    ],
+    "a link of a call": [
+        "alerts/test_ack::test_every_edited_link_is_refused",
+        "alerts/test_ack::test_a_link_works_once",
+        "alerts/test_ack::test_a_link_ends_after_a_day",
+        "alerts/test_ack::test_opening_a_link_shows_and_changes_nothing",
+    ],
+    "a camera, rule or note": [
+        "alerts/test_ack::test_the_page_shows_hostile_names_as_text",
+        "alerts/test_channels::test_html_has_no_tag_of_its_fields",
+        "alerts/test_mqtt::test_a_part_of_a_topic_is_one_level_without_wildcards",
+    ],
+    "a picture of an alert": ["alerts/test_daemon::test_a_picture_that_could_not_be_covered_is_not_kept"],
     "the face finder fails": [
         "video/test_cover::test_a_finder_that_fails_shows_no_picture_and_the_results_continue"
     ],
@@ -80,6 +139,30 @@ PROOF = {  # how a row begins → tests that prove it
         "video/test_streams::test_a_server_that_accepts_and_never_sends",
     ],
     "a camera was away": ["tracking/test_zones::test_after_a_gap_nobody_has_stayed"],
+    "a rule names": [
+        "tracking/test_watch::test_what_is_wrong_between_keys_has_its_path",
+        "tracking/test_watch::test_a_configuration_with_rules_is_checked_with_its_sources",
+        "commands/test_rules::test_a_wrong_file_is_refused_with_the_path_of_the_key",
+    ],
+    "a tracker gives an object": [
+        "tracking/test_watch::test_a_parked_car_alarms_once_whatever_the_tracker_calls_it",
+        "tracking/test_watch::test_another_car_after_the_place_was_seen_empty_is_another_car",
+    ],
+    "a camera with rules": [
+        "tracking/test_watch::test_a_lost_camera_does_not_park_the_car_again",
+        "tracking/test_watch::test_a_clock_that_jumps_invents_nothing",
+        "tracking/test_watch::test_too_few_is_only_said_of_an_interval_that_was_watched",
+    ],
+    "a rule for speeds": ["tracking/test_watch::test_a_speed_without_a_plane_here_is_switched_off_and_named"],
+    "recorded results have no": [
+        "tracking/test_watch::test_results_that_cannot_be_replayed",
+        "tracking/test_watch::test_lines_alone_and_torn_ones",
+    ],
+    "a traffic report": [
+        "monitoring/test_traffic::test_a_run_without_events",
+        "monitoring/test_traffic::test_counts_by_hand_that_are_none",
+        "monitoring/test_traffic::test_too_few_hours_by_hand_correct_nothing_and_that_is_reported",
+    ],
     "a wrong password": ["video/test_streams::test_a_wrong_password_is_tried_rarely_and_a_new_one_is_found"],
     "a tracker or selector": [
         "video/test_pipeline::test_a_tracker_or_selector_that_fails_ends_its_own_camera_only"

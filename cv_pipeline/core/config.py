@@ -23,9 +23,9 @@ from .types import ConfigError
 # %% auto #0
 __all__ = ['Rule', 'RULES', 'SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'SelectionConfig',
            'TrackerConfig', 'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'TelemetryConfig', 'CollectConfig',
-           'ForwardConfig', 'ShadowConfig', 'SnapshotConfig', 'MaskSection', 'PrivacyConfig', 'HoursSection',
-           'GroundSection', 'IgnoreSection', 'RuleSection', 'ZoneRule', 'EnterRule', 'LeaveRule', 'StayRule',
-           'CrossRule', 'CrowdRule', 'WrongWayRule', 'SpeedRule', 'LeftRule', 'TakenRule', 'MissingRule',
+           'ForwardConfig', 'ShadowConfig', 'SnapshotConfig', 'AlertsConfig', 'MaskSection', 'PrivacyConfig',
+           'HoursSection', 'GroundSection', 'IgnoreSection', 'RuleSection', 'ZoneRule', 'EnterRule', 'LeaveRule',
+           'StayRule', 'CrossRule', 'CrowdRule', 'WrongWayRule', 'SpeedRule', 'LeftRule', 'TakenRule', 'MissingRule',
            'LineCountRule', 'SequenceRule', 'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig',
            'config_problems', 'site_of', 'load_config', 'show_config', 'config_schema']
 
@@ -395,6 +395,14 @@ class SnapshotConfig(_Section):
     )
     reports: Path = Field(Path("reports"), description="Reports, of which the newest drift verdict is shown.")
 
+# %% ../../nbs/00_core/03_config.ipynb #a1e70001
+class AlertsConfig(_Section):
+    "Events of zones and lines become incidents; `cv-pipeline alerts serve` calls people about them."
+
+    book: Path = Field(description="Incident book, which the daemon reads: a file on a local disk.")
+    policy: Path | None = Field(None, description="Who is called, and when; checked before the run begins.")
+    site: str | None = Field(None, max_length=100, description="Name of this place. None: of this machine.")
+
 # %% ../../nbs/00_core/03_config.ipynb #cafe0001
 class MaskSection(_Section):
     "A part of the view that is never recorded."
@@ -721,6 +729,7 @@ class RunConfig(_Section):
     forward: ForwardConfig | None = Field(None, description="What is sent to a centre; null: nothing.")
     shadow: ShadowConfig | None = Field(None, description="A second model without effect; null: none.")
     snapshot: SnapshotConfig | None = Field(None, description="State for a page of many sites; null: none.")
+    alerts: AlertsConfig | None = Field(None, description="Incidents and calls; null: none.")
     privacy: PrivacyConfig = PrivacyConfig()
 
     _reason = field_validator("privacy", mode="before")(_with_a_reason)
@@ -735,9 +744,8 @@ class RunConfig(_Section):
     @classmethod
     def _bare_uris(cls, value: Any) -> Any:
         "`sources: [belt.mp4, 0]` is short for a list of `{uri: …}`."
-        if not isinstance(value, list):
-            return value
-        return [{"uri": str(v)} if isinstance(v, (str, int, Path)) else v for v in value]
+        one = lambda v: {"uri": str(v)} if isinstance(v, (str, int, Path)) else v
+        return [one(v) for v in value] if isinstance(value, list) else value
 
     @field_validator("sources")
     @classmethod
@@ -763,6 +771,7 @@ _ITEMS: dict[str, type[BaseModel]] = {
     "forward": ForwardConfig,
     "shadow": ShadowConfig,
     "snapshot": SnapshotConfig,
+    "alerts": AlertsConfig,
     "masks": MaskSection,
 }  # sections inside lists and options
 

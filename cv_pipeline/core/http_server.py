@@ -96,6 +96,7 @@ class Answer:
     status: int
     kind: str
     body: bytes
+    headers: tuple[tuple[str, str], ...] = ()  # further ones
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,8 @@ class Stream:
     pieces: AsyncIterator[bytes]
 
 
-Live = Callable[
-    [str, Mapping[str, str]], Coroutine[Any, Any, "Answer | Stream"] | None
-]  # path, query → None: unknown
+_Made = Coroutine[Any, Any, "Answer | Stream"]
+Live = Callable[[str, Mapping[str, str]], "_Made | None"]  # path and query; None: unknown
 
 
 @dataclass(frozen=True)
@@ -203,15 +203,6 @@ def given_token(authorization: str) -> tuple[str, str]:
     return "", ""
 
 
-def _own_name(guard: Guard, host: str) -> bool:
-    """Whether a page for people may be asked for under this name. Without a token only `localhost` and numbers:
-    a foreign name may have been pointed here, so that a foreign page could read the answer."""
-    name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host
-    with suppress(ValueError):
-        return bool(ipaddress.ip_address(name.strip("[]")))
-    return guard.token is not None or guard.insecure or name in ("", "localhost")
-
-
 def _allowed(token: str | None, headers: Mapping[str, str]) -> bool:
     "Whether a request carries the token; compared in constant time."
     if token is None:
@@ -219,6 +210,15 @@ def _allowed(token: str | None, headers: Mapping[str, str]) -> bool:
     return hmac.compare_digest(given_token(headers.get("authorization", ""))[1].encode(), token.encode())
 
 # %% ../../nbs/00_core/19_http_server.ipynb #bf62d7a1
+def _own_name(guard: Guard, host: str) -> bool:
+    """Whether a page for people may be requested under this name. Without a token only `localhost` and
+    numbers: a foreign name may have been pointed here, so that a foreign page could read the answer."""
+    name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(name.strip("[]")))
+    return guard.token is not None or guard.insecure or name in ("", "localhost")
+
+
 def _packed(answer: Answer, only_head: bool) -> bytes:
     "An answer as it goes over the line."
     lines = [
@@ -230,16 +230,12 @@ def _packed(answer: Answer, only_head: bool) -> bytes:
         "Cross-Origin-Resource-Policy: same-origin",
         "Connection: close",
         *(["Allow: GET, HEAD"] if answer.status == 405 else []),
-        *([f"Content-Security-Policy: {_POLICY}"] if answer.kind.startswith("text/html") else []),
         *(_CHALLENGES if answer.status == 401 else []),
+        *(f"{name}: {value}" for name, value in answer.headers),
     ]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if only_head else answer.body)
 
 
-_POLICY = (
-    "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'"
-)
-_POLICY += "; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 _CHALLENGES = ("WWW-Authenticate: Bearer", 'WWW-Authenticate: Basic realm="cv-pipeline", charset="UTF-8"')
 
 

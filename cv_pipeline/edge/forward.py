@@ -530,6 +530,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(found.status)
         self.send_header("Content-Type", found.kind)
         self.send_header("Content-Length", str(len(found.body)))
+        for name, value in found.headers:
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(found.body)
 

@@ -42,7 +42,7 @@ from ..release.bundles import GOLDEN
 # %% auto #0
 __all__ = ['STORES', 'Maker', 'KINDS', 'RunStore', 'LogStore', 'erased_rows', 'CollectionStore', 'AuditStore', 'UpkeepStore',
            'DatasetStore', 'VersionStore', 'FrozenStore', 'GoldenStore', 'mentions', 'ReportStore', 'DatabaseStore',
-           'OutboxStore', 'add_kind', 'find_rows', 'Unreached', 'open_stores']
+           'OutboxStore', 'IncidentStore', 'add_kind', 'find_rows', 'Unreached', 'open_stores']
 
 # %% ../../nbs/12_privacy/03_places.ipynb #9c000005
 from cv_pipeline.privacy.stores import (
@@ -505,6 +505,56 @@ class OutboxStore(DatabaseStore):
             hint = "stop the agent of this device, then repeat the same command"
             raise StoreError("a process has this outbox open", self.folder, hint) from e
 
+# %% ../../nbs/12_privacy/03_places.ipynb #a1e70021
+_ERASED = "erased"
+
+
+class IncidentStore(DatabaseStore):
+    "Events, pictures and notes of incidents: numbers stay, contents go."
+
+    kind, table, key = "incidents", "events", "seq"
+
+    def _going(self, db: sqlite3.Connection, wanted: Wanted) -> list[int]:
+        made, s = list[int](), wanted.subject
+        rows = db.execute("SELECT seq, camera, at, track FROM events WHERE text != ?", (_ERASED,))
+        for seq, camera, at, track in rows:
+            moment = moment_of({"at": at})
+            if s.of(camera) and s.at(moment) and s.track in (None, track):
+                made.append(seq)
+        return made
+
+    def erase(self, found: Found, wanted: Wanted) -> None:
+        "Empty what is of the request; StoreError while the daemon of alerts has the file."
+        try:
+            with locked(self.folder, 0.0), reading(self.folder), closing(self._open()) as db:
+                db.execute("PRAGMA secure_delete=ON")
+                _erase_events(db, self._going(db, wanted))
+                db.execute("VACUUM")
+                (busy, *_) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except Busy as e:
+            hint = "stop `cv-pipeline alerts serve`, then repeat the same command"
+            raise StoreError("the daemon of alerts has this file", self.folder, hint) from e
+        if busy:
+            hint = "stop the run that writes events, then repeat the same command"
+            raise StoreError(
+                "another process reads this file: its log could not be emptied", self.folder, hint
+            )
+
+
+def _erase_events(db: sqlite3.Connection, events: Sequence[int]) -> None:
+    "Pictures, texts and notes of some events and their incidents, all or nothing."
+    db.execute("BEGIN IMMEDIATE")
+    for seq in events:
+        of = "(SELECT incident FROM events WHERE seq = ?)"
+        db.execute("DELETE FROM pictures WHERE event = (SELECT id FROM events WHERE seq = ?)", (seq,))
+        db.execute(f"UPDATE incidents SET text = '' WHERE id = {of}", (seq,))
+        db.execute(f"UPDATE acks SET note = '' WHERE incident = {of}", (seq,))
+        db.execute(f"UPDATE history SET detail = '' WHERE incident = {of}", (seq,))
+        db.execute("UPDATE events SET text = ?, track = -1 WHERE seq = ?", (_ERASED, seq))
+    left = "SELECT 1 FROM events e WHERE e.incident = tracks.incident AND e.track = tracks.track"
+    db.execute(f"DELETE FROM tracks WHERE track >= 0 AND NOT EXISTS ({left})")
+    db.execute("COMMIT")
+
 # %% ../../nbs/12_privacy/03_places.ipynb #b3275ca1
 STORES = "stores.yaml"
 Maker = Callable[[Mapping[str, Any], Path], Store]  # from a row of stores.yaml and the project's folder
@@ -530,7 +580,7 @@ def _folder_maker(cls: type[FolderStore]) -> Maker:
 
 _CLASSES: tuple[type[FolderStore], ...] = (
     *(FolderStore, RunStore, LogStore, CollectionStore, AuditStore, UpkeepStore, DatasetStore, VersionStore),
-    *(FrozenStore, GoldenStore, ReportStore, DatabaseStore, OutboxStore),
+    *(FrozenStore, GoldenStore, ReportStore, DatabaseStore, OutboxStore, IncidentStore),
 )
 for _cls in _CLASSES:
     add_kind(_cls.kind, _folder_maker(_cls))
@@ -581,7 +631,7 @@ def find_rows(root: Path) -> list[dict[str, Any]]:
             made = [r for r in made if r["path"] != path] + [{"kind": kind, "path": path}]
         if kind == "reports":
             folders[:] = [f for f in folders if not _DATED.fullmatch(f)]
-        single = {"outbox.sqlite": "outbox", "inbox.sqlite": "inbox"}
+        single = {"outbox.sqlite": "outbox", "inbox.sqlite": "inbox", "incidents.sqlite": "incidents"}
         made += [
             {"kind": single[f], "path": (here / f).relative_to(root).as_posix()}
             for f in sorted(files)

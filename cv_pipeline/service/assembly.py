@@ -230,6 +230,7 @@ OWN_SINKS = (
     "forward",
     "shadow",
     "site",
+    "alerts",
 )  # names that a plug-in cannot take
 
 
@@ -452,7 +453,7 @@ def configured_rules(
     rules = zone_rules(given, names)
     return given if given.rules or given.ignore else rules
 
-# %% ../../nbs/16_service/00_assembly.ipynb #9c000010
+# %% ../../nbs/16_service/00_assembly.ipynb #a1e70002
 def privacy_of(config: RunConfig, names: Sequence[str] = ()) -> Privacy:
     "Whether a run covers its pictures, and why."
     return decide_cover(config.privacy, any(is_live(s.uri) for s in config.sources), names)
@@ -481,6 +482,13 @@ def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
         from cv_pipeline.alerts.site_stores import check_snapshot
 
         check_snapshot(config.snapshot, source_names(config.sources), config.forward is not None)
+    if config.alerts is not None:
+        from cv_pipeline.alerts.daemon import check_alerts
+
+        check_alerts(config.alerts)
+        if not (config.events.zones or config.events.lines or config.events.rules):
+            hint = "give events.zones, lines or rules, or leave `alerts` out"
+            raise ConfigError("alerts need zones, lines or rules", "alerts", hint)
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ee0435d0
 def rolling(config: RunConfig) -> Hours | None:
@@ -509,6 +517,11 @@ def _own_sinks(config: RunConfig, heard: Sequence[Callable[[Event], Any]] = ()) 
 
         yield (sender := open_forward(config.forward, d.out, config.telemetry, site))
     callbacks, state = [*(sender.event_callbacks if sender else ()), *heard], None
+    if config.alerts is not None:
+        from cv_pipeline.alerts.daemon import open_alerts
+
+        yield (alerts := open_alerts(config.alerts, d.out))
+        callbacks += alerts.event_callbacks
     if config.snapshot is not None:
         from cv_pipeline.alerts.site_stores import open_site
 
@@ -574,7 +587,8 @@ def open_sinks(
             own.append(sink)
             undo.callback(_close_quietly, sink)
         undo.pop_all()
-    own.sort(key=lambda sink: sink_name(sink) == "forward")  # closed last: the others hand over to it
+    last = ("forward", "alerts")  # the others hand over to them
+    own.sort(key=lambda sink: sink_name(sink) in last)
     return [*own, *plugins]
 
 # %% ../../nbs/16_service/00_assembly.ipynb #6a47091a
@@ -835,12 +849,12 @@ def batch_config(
     if config.selection.adaptive and config.selection.adaptive.budget:
         hint = "leave it out: a batch has time"
         raise ConfigError("a shared budget makes results depend on the order", "selection.adaptive", hint)
-    given = (config.telemetry, config.collect, config.forward, config.shadow, config.snapshot)
+    given = (config.telemetry, config.collect, config.forward, config.shadow, config.snapshot, config.alerts)
     watched = config.events.zones or config.events.lines or config.events.rules
     if any(part is not None for part in given) or watched:
         hint = "leave them out here; detections of videos carry track ids"
         raise ConfigError(
-            "events, telemetry, collect, forward, shadow and snapshot are of runs, not batches",
+            "events, telemetry, collect, forward, shadow, snapshot and alerts are of runs, not batches",
             "config",
             hint,
         )

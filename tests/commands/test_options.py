@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from cv_pipeline.annotation.select import STRATEGIES, SelectSettings
 from cv_pipeline.commands import (
+    alerts,
     annotation,
     cluster,
     device,
@@ -53,6 +54,7 @@ from cv_pipeline.core.types import ConfigError
 from cv_pipeline.training.augment import AUGMENTS
 
 BOOKS = (
+    alerts,
     models,
     annotation,
     cluster,
