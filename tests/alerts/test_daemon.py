@@ -448,7 +448,7 @@ def test_a_run_with_alerts_has_the_same_results(tmp_path):
 
 
 def test_alerts_without_rules_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="alerts need zones or lines"):
+    with pytest.raises(ConfigError, match="alerts need zones, lines or rules"):
         check_run(configured(tmp_path, events={}))
 
 
