@@ -26,6 +26,7 @@ HAND = (
     "fleet",
     "privacy",
     "scale",
+    "sites",
     "reliability",
     "what_is_read",
     "labels",

@@ -70,6 +70,38 @@ PROOF = {  # how a row begins → tests that prove it
         "alerts/test_mqtt::test_a_part_of_a_topic_is_one_level_without_wildcards",
     ],
     "a picture of an alert": ["alerts/test_daemon::test_a_picture_that_could_not_be_covered_is_not_kept"],
+    "a site is dead": [
+        "alerts/test_sites::test_a_dead_site_is_stale_after_two_periods_and_never_ok",
+        "alerts/test_sites::test_kill_minus_nine_leaves_a_whole_state_that_becomes_stale",
+        "alerts/test_sites::test_a_camera_of_a_stale_site_is_unknown_and_its_age_grows",
+    ],
+    "the store of a site": [
+        "alerts/test_sites::test_a_store_that_refuses_never_ends_the_run_and_gets_everything_later",
+        "alerts/test_sites::test_closing_does_not_wait_for_a_store_that_hangs",
+    ],
+    "the state of a site is torn": [
+        "alerts/test_sites::test_a_half_written_file_is_a_state_of_its_own_site_only",
+        "alerts/test_sites::test_a_state_of_another_version_is_named",
+    ],
+    "the clock of a site": [
+        "alerts/test_sites::test_a_clock_that_is_off_is_shown_and_never_ok",
+    ],
+    "counts of a site": [
+        "alerts/test_sites::test_late_and_double_days_change_nothing",
+    ],
+    "two sites have one name": [
+        "alerts/test_sites::test_two_sites_of_one_name_are_said_to_be",
+    ],
+    "a store of many sites": [
+        "alerts/test_sites::test_a_store_that_refuses_costs_the_others_nothing",
+        "alerts/test_sites_page::test_a_store_that_fails_is_on_the_page_and_the_server_lives",
+    ],
+    "a wrong token for the page of sites": [
+        "alerts/test_sites_page::test_a_wrong_token_sees_nothing",
+    ],
+    "HTML in names of sites": [
+        "alerts/test_sites_page::test_html_in_every_field_is_text",
+    ],
     "the face finder fails": [
         "video/test_cover::test_a_finder_that_fails_shows_no_picture_and_the_results_continue"
     ],
@@ -434,6 +466,24 @@ PROOF = {  # how a row begins → tests that prove it
     "a process of a batch": [
         "scale/test_batch::test_workers_killed_at_every_point_lose_and_double_nothing",
         "scale/test_batch::test_a_driver_killed_again_and_again",
+    ],
+    "one of several processes of a run": [
+        "service/test_processes::test_a_process_that_is_killed_comes_back_and_the_other_notices_nothing",
+        "service/test_processes::test_a_process_that_cannot_live_fails_alone",
+        "service/test_processes::test_one_that_hangs_is_ended_at_once",
+    ],
+    "a camera cannot be opened while costs": [
+        "service/test_processes::test_a_camera_that_cannot_be_opened_costs_as_much_as_the_others"
+    ],
+    "a client of a served model": [
+        "scale/test_inference_protocol::test_a_wrong_tensor_is_refused",
+        "scale/test_inference_protocol::test_every_request_has_an_answer",
+        "scale/test_inference_protocol::test_a_full_queue_refuses_and_a_request_that_was_given_up_costs_nothing",
+    ],
+    "a served model fails": [
+        "scale/test_inference_protocol::test_a_model_that_has_failed_is_unavailable_until_it_works_again",
+        "scale/test_inference_protocol::test_the_deadline_of_the_server_is_a_timeout_of_the_client",
+        "scale/test_inference_protocol::test_a_full_server_is_overloaded",
     ],
     "a unit of a batch": ["scale/test_batch::test_a_poison_unit_is_set_aside_and_the_others_are_done"],
     "a file of a batch": [

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import socket
+from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,10 +21,13 @@ from .masking import masked_values
 from .types import ConfigError
 
 # %% auto #0
-__all__ = ['SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'SelectionConfig', 'TrackerConfig',
-           'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'TelemetryConfig', 'CollectConfig', 'ForwardConfig',
-           'ShadowConfig', 'AlertsConfig', 'MaskSection', 'PrivacyConfig', 'ZoneSection', 'LineSection', 'EventsConfig',
-           'RunConfig', 'config_problems', 'load_config', 'show_config', 'config_schema']
+__all__ = ['Rule', 'RULES', 'SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'SelectionConfig',
+           'TrackerConfig', 'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'TelemetryConfig', 'CollectConfig',
+           'ForwardConfig', 'ShadowConfig', 'SnapshotConfig', 'AlertsConfig', 'MaskSection', 'PrivacyConfig',
+           'HoursSection', 'GroundSection', 'IgnoreSection', 'RuleSection', 'ZoneRule', 'EnterRule', 'LeaveRule',
+           'StayRule', 'CrossRule', 'CrowdRule', 'WrongWayRule', 'SpeedRule', 'LeftRule', 'TakenRule', 'MissingRule',
+           'LineCountRule', 'SequenceRule', 'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig',
+           'config_problems', 'site_of', 'load_config', 'show_config', 'config_schema']
 
 # %% ../../nbs/00_core/03_config.ipynb #0dac29bd
 class _Section(BaseModel):
@@ -373,13 +379,27 @@ class ShadowConfig(_Section):
     save_s: float = Field(60.0, gt=0, description="Seconds between two writings of the evidence.")
     wait: bool = Field(False, description="Wait for the shadow: for recordings, so that no frame is skipped.")
 
+
+class SnapshotConfig(_Section):
+    "What a site reports of itself, for one page of many sites."
+
+    store: str | None = Field(
+        None, description="A folder, s3://BUCKET/PREFIX, or `forward`: by the outbox. None: OUT/sites."
+    )
+    endpoint: str | None = Field(None, description="Address of the S3 service. None: as boto3 finds it.")
+    every_s: float = Field(30.0, ge=1, le=3600, description="Seconds between two states.")
+    plan: Path | None = Field(None, description="Picture of the floor plan.")
+    places: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="{source: [x, y]}: cameras on the plan, fractions 0..1."
+    )
+    reports: Path = Field(Path("reports"), description="Reports, of which the newest drift verdict is shown.")
+
 # %% ../../nbs/00_core/03_config.ipynb #a1e70001
 class AlertsConfig(_Section):
     "Events of zones and lines become incidents; `cv-pipeline alerts serve` calls people about them."
 
     book: Path = Field(description="Incident book, which the daemon reads: a file on a local disk.")
     policy: Path | None = Field(None, description="Who is called, and when; checked before the run begins.")
-    site: str | None = Field(None, max_length=100, description="Name of this place. None: of this machine.")
 
 # %% ../../nbs/00_core/03_config.ipynb #cafe0001
 class MaskSection(_Section):
@@ -434,6 +454,201 @@ def _with_a_reason(value: Any) -> Any:
         return {("off" if key is False else key): v for key, v in value.items()}
     return value
 
+# %% ../../nbs/00_core/03_config.ipynb #3655c42a
+class HoursSection(_Section):
+    "Hours of the place, for rules that do not count always."
+
+    name: str = Field(min_length=1)
+    days: list[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]] = Field(
+        ["mon", "tue", "wed", "thu", "fri", "sat", "sun"], description="Days on which they begin."
+    )
+    start: str = Field("00:00", description="HH:MM by the clock of the place.")
+    end: str = Field("24:00", description="HH:MM; not after `start`: on the next day.")
+    timezone: str = Field("UTC", description="IANA name, e.g. Europe/Berlin.")
+    holidays: list[date] = Field(default_factory=list, description="Dates on which they do not begin.")
+    outside: bool = Field(False, description="All time but these hours.")
+
+    @field_validator("start", "end", mode="before")
+    @classmethod
+    def _clock_time(cls, value: Any) -> Any:
+        "HH:MM; YAML reads 22:00 without quotes as 1320."
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value // 60:02d}:{value % 60:02d}"
+        if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d|24:00", str(value)):
+            raise ValueError("must be HH:MM, from 00:00 to 24:00")
+        return value
+
+
+class GroundSection(_Section):
+    "Four points whose place on the floor is known: metres and speeds."
+
+    image: list[tuple[float, float]] = Field(
+        min_length=4, max_length=4, description="Four points [x, y], in pixels or as fractions 0..1."
+    )
+    metres: list[tuple[float, float]] = Field(
+        min_length=4, max_length=4, description="The same points [X, Y] on the floor, metres."
+    )
+    point_px: float = Field(2.0, ge=0, description="Standard error of the points in the picture, pixels.")
+    point_m: float = Field(0.02, ge=0, description="Standard error of the points on the floor, metres.")
+    sources: list[str] = Field(default_factory=list, description="Only these source ids; empty: all.")
+
+
+class IgnoreSection(_Section):
+    "A part of the view whose boxes count for no zone, line or rule."
+
+    polygon: list[tuple[float, float]] = Field(
+        min_length=3, description="Points [x, y], in pixels or as fractions 0..1."
+    )
+    sources: list[str] = Field(default_factory=list, description="Only these source ids; empty: all.")
+
+# %% ../../nbs/00_core/03_config.ipynb #05bfb52f
+class RuleSection(_Section):
+    "What all rules share."
+
+    name: str = Field(min_length=1, description="Name of its events; no other rule, zone or line has it.")
+    sources: list[str] = Field(default_factory=list, description="Only these source ids; empty: all.")
+    classes: list[str | int] = Field(default_factory=list, description="Only these; empty: all.")
+    during: str | None = Field(None, description="Name of the `hours` in which it counts. None: always.")
+    conf: float = Field(
+        0.0, ge=0, lt=1, description="Least median confidence of a track, calibrated where the model is."
+    )
+    min_height: float = Field(0.0, ge=0, le=1, description="Least height of a box, share of the picture's.")
+    max_height: float = Field(1.0, gt=0, le=1, description="Greatest height of a box.")
+    min_ratio: float = Field(0.0, ge=0, description="Least width of a box, in heights.")
+    max_ratio: float = Field(100.0, gt=0, description="Greatest width of a box, in heights.")
+    again_s: float = Field(
+        10.0, ge=0, description="Seconds after which it may fire again for the same track."
+    )
+
+
+class ZoneRule(RuleSection):
+    "A rule of a zone."
+
+    zone: str = Field(description="Name of a zone.")
+
+
+class EnterRule(ZoneRule):
+    "A track is in a zone while the rule counts; once for each stay."
+
+    kind: Literal["enter"]
+
+# %% ../../nbs/00_core/03_config.ipynb #ff52e7dd
+class LeaveRule(ZoneRule):
+    "A track is seen to leave a zone."
+
+    kind: Literal["leave"]
+
+
+class StayRule(ZoneRule):
+    "A track stays in a zone."
+
+    kind: Literal["stay"]
+    for_s: float = Field(gt=0, description="Seconds inside.")
+
+
+class CrossRule(RuleSection):
+    "A track crosses a line."
+
+    kind: Literal["cross"]
+    line: str = Field(description="Name of a line.")
+    direction: Literal["in", "out", "both"] = "both"
+
+
+class CrowdRule(ZoneRule):
+    "More tracks in a zone than it takes."
+
+    kind: Literal["crowding"]
+    more_than: int = Field(ge=0, description="So many are allowed.")
+    for_s: float = Field(5.0, ge=0, description="For this many seconds.")
+
+# %% ../../nbs/00_core/03_config.ipynb #d1fa9289
+class WrongWayRule(RuleSection):
+    "A track moves against a direction."
+
+    kind: Literal["wrong_way"]
+    way: tuple[tuple[float, float], tuple[float, float]] = Field(
+        description="[from, to]: the direction that is right, two points of the picture."
+    )
+    zone: str | None = Field(None, description="Only in this zone. None: everywhere.")
+    within: float = Field(60.0, gt=0, le=90, description="Degrees around the opposite direction.")
+    for_s: float = Field(1.0, ge=0, description="For this many seconds.")
+
+
+class SpeedRule(RuleSection):
+    "A track is faster than a limit, its error bar included; needs `ground`."
+
+    kind: Literal["speed"]
+    above: float = Field(gt=0, description="Metres a second; 1 m/s is 3.6 km/h.")
+    zone: str | None = Field(None, description="Only in this zone. None: everywhere.")
+    confidence: float = Field(0.975, gt=0.5, lt=1, description="That the speed is above, from its error.")
+    for_s: float = Field(0.5, ge=0, description="For this many seconds.")
+
+
+class LeftRule(RuleSection):
+    "An object stands where none stood when the camera began, and its owner is away."
+
+    kind: Literal["left_object"]
+    zone: str | None = Field(None, description="Only in this zone. None: everywhere.")
+    owners: list[str | int] = Field(["person"], description="Classes that belong to an object beside them.")
+    near: float = Field(1.0, gt=0, description="How near an owner is, in heights of the owner.")
+    for_s: float = Field(30.0, gt=0, description="Seconds alone.")
+
+
+class TakenRule(RuleSection):
+    "An object that stood in its place is no longer there, and nothing hides the place."
+
+    kind: Literal["taken_object"]
+    zone: str | None = Field(None, description="Only in this zone. None: everywhere.")
+    settled_s: float = Field(5.0, gt=0, description="Seconds that it must have stood.")
+    for_s: float = Field(3.0, gt=0, description="Seconds that its place must be seen empty.")
+
+# %% ../../nbs/00_core/03_config.ipynb #febfdbaa
+class MissingRule(RuleSection):
+    "A track of `classes` without what it must wear, neither in its box nor as its own class."
+
+    kind: Literal["missing"]
+    without: list[str | int] = Field(min_length=1, description="Classes, one of which it must have.")
+    zone: str | None = Field(None, description="Only in this zone. None: everywhere.")
+    share: float = Field(0.2, gt=0, lt=1, description="Share of its frames that may show it all the same.")
+    for_s: float = Field(2.0, ge=0, description="For this many seconds.")
+
+
+class LineCountRule(RuleSection):
+    "How many cross a line in an interval; with a limit an event beyond it, else one for each interval."
+
+    kind: Literal["line_count"]
+    line: str = Field(description="Name of a line.")
+    direction: Literal["in", "out", "both"] = "both"
+    every_s: float = Field(900.0, ge=1, description="Length of an interval, counted from the full hour.")
+    above: int | None = Field(None, ge=0, description="An event for more than this.")
+    below: int | None = Field(None, ge=0, description="An event for fewer than this.")
+
+
+class SequenceRule(RuleSection):
+    "A track enters zones or crosses lines one after the other."
+
+    kind: Literal["sequence"]
+    steps: list[str] = Field(min_length=2, description="Names of zones and lines.")
+    within_s: float = Field(30.0, gt=0, description="Most seconds from one step to the next.")
+
+# %% ../../nbs/00_core/03_config.ipynb #638e2d29
+Rule = Annotated[
+    EnterRule
+    | LeaveRule
+    | StayRule
+    | CrossRule
+    | CrowdRule
+    | WrongWayRule
+    | SpeedRule
+    | LeftRule
+    | TakenRule
+    | MissingRule
+    | LineCountRule
+    | SequenceRule,
+    Field(discriminator="kind"),
+]
+RULES: tuple[type[RuleSection], ...] = get_args(get_args(Rule)[0])
+
 # %% ../../nbs/00_core/03_config.ipynb #55227625
 class ZoneSection(_Section):
     "A polygon to watch."
@@ -460,9 +675,9 @@ class LineSection(_Section):
     sources: list[str] = Field(default_factory=list)
     anchor: Literal["bottom_center", "center", "top_center"] = "bottom_center"
 
-
+# %% ../../nbs/00_core/03_config.ipynb #f98df94a
 class EventsConfig(_Section):
-    "Zones and lines on confirmed tracks; events go to OUT/events.parquet."
+    "Zones, lines and rules on confirmed tracks; events go to OUT/events.parquet."
 
     zones: list[ZoneSection] = Field(
         default_factory=list, description="[{name, polygon: [[x, y], …], dwell_s, classes, sources, anchor}]"
@@ -480,12 +695,25 @@ class EventsConfig(_Section):
         2, ge=1, description="Consecutive observations beyond the border that confirm a crossing."
     )
     lost_s: float = Field(2.0, gt=0, description="Seconds without a track after which it counts as left.")
+    rules: list[Rule] = Field(
+        default_factory=list, description="[{name, kind: crowding, zone, more_than, …}]: `rules schema`."
+    )
+    ground: list[GroundSection] = Field(
+        default_factory=list, description="[{image: four points, metres: four points, sources}]: for speeds."
+    )
+    hours: list[HoursSection] = Field(
+        default_factory=list, description="[{name, days, start, end, timezone, holidays}]: for `during`."
+    )
+    ignore: list[IgnoreSection] = Field(
+        default_factory=list, description="[{polygon, sources}]: boxes that stand in there are ignored."
+    )
 
 # %% ../../nbs/00_core/03_config.ipynb #61644f39
 class RunConfig(_Section):
     "Everything `cv-pipeline run` needs."
 
     sources: list[SourceConfig] = Field(min_length=1)
+    site: str | None = Field(None, min_length=1, max_length=64, description="Its name. None: the host name.")
     model: ModelConfig = ModelConfig()
     postprocess: PostprocessConfig = PostprocessConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -499,11 +727,12 @@ class RunConfig(_Section):
     forward: ForwardConfig | None = Field(None, description="What is sent to a centre; null: nothing.")
     shadow: ShadowConfig | None = Field(None, description="A second model without effect; null: none.")
     alerts: AlertsConfig | None = Field(None, description="Incidents and calls; null: none.")
+    snapshot: SnapshotConfig | None = Field(None, description="State for a page of many sites; null: none.")
     privacy: PrivacyConfig = PrivacyConfig()
 
     _reason = field_validator("privacy", mode="before")(_with_a_reason)
 
-    @field_validator("telemetry", "collect", mode="before")
+    @field_validator("telemetry", "collect", "snapshot", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
         "`telemetry: true` and `telemetry: false`."
@@ -530,12 +759,17 @@ _ITEMS: dict[str, type[BaseModel]] = {
     "sources": SourceConfig,
     "zones": ZoneSection,
     "lines": LineSection,
+    "ground": GroundSection,
+    "hours": HoursSection,
+    "ignore": IgnoreSection,
+    **{get_args(r.model_fields["kind"].annotation)[0]: r for r in RULES},
     "adaptive": AdaptiveConfig,
     "telemetry": TelemetryConfig,
     "collect": CollectConfig,
     "forward": ForwardConfig,
     "shadow": ShadowConfig,
     "alerts": AlertsConfig,
+    "snapshot": SnapshotConfig,
     "masks": MaskSection,
 }  # sections inside lists and options
 
@@ -551,7 +785,10 @@ def _known_keys(model: type[BaseModel], path: tuple) -> list[str]:
     return list(model.model_fields)
 
 
-def config_problems(error: ValidationError) -> list[str]:
+def config_problems(
+    error: ValidationError,
+    root: type[BaseModel] | None = None,  # that was validated; None: the whole configuration
+) -> list[str]:
     "One readable line for each problem in a pydantic error."
     from difflib import get_close_matches
 
@@ -559,7 +796,7 @@ def config_problems(error: ValidationError) -> list[str]:
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            known = _known_keys(RunConfig, item["loc"][:-1])
+            known = _known_keys(root or RunConfig, item["loc"][:-1])
             near = get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
             lines.append(f"{key}: unknown key" + (f"; did you mean '{near[0]}'?" if near else ""))
         else:
@@ -567,7 +804,7 @@ def config_problems(error: ValidationError) -> list[str]:
             lines.append(f"{key}: {item['msg']}{got}")
     return lines
 
-# %% ../../nbs/00_core/03_config.ipynb #a1e70003
+# %% ../../nbs/00_core/03_config.ipynb #ca8135f9
 def _merge(base: dict, dotted: dict[str, Any]) -> dict:
     "`base` with `{'postprocess.conf': 0.4}` put in its place; an empty section counts as no section."
     merged = {key: value for key, value in copy.deepcopy(base).items() if value is not None}
@@ -584,7 +821,12 @@ def _merge(base: dict, dotted: dict[str, Any]) -> dict:
         place[last] = value
     return merged
 
-# %% ../../nbs/00_core/03_config.ipynb #535d3262
+
+def site_of(config: RunConfig) -> str:
+    "The site of a run: as configured, or the name of this machine."
+    return config.site if config.site is not None else socket.gethostname() or "site"
+
+
 def load_config(
     path: str | Path | None = None,  # a YAML file; None: defaults and overrides only
     overrides: dict[str, Any] | None = None,  # dotted keys, e.g. {"postprocess.conf": 0.4}

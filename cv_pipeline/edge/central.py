@@ -37,7 +37,7 @@ from .forward import MOST_FILE, Inbox, Request, answer_device, file_state
 __all__ = ['EVERY_DEVICE', 'Duties', 'CentreSettings', 'Heard', 'hashed', 'CentreStore', 'changing', 'hear', 'flush_beats',
            'note_action', 'new_code', 'admit_device', 'revoke_device', 'put_part', 'take_parts', 'archive_rows', 'tidy',
            'Centre', 'web', 'Refused', 'read_body', 'json_answer', 'answered', 'device_asking', 'device_routes',
-           'CentreServer']
+           'listening', 'configured_server', 'CentreServer']
 
 # %% ../../nbs/11_edge/04_central.ipynb #25b61902
 @dataclass(frozen=True)
@@ -661,14 +661,14 @@ def _protocol(head_s: float) -> type:
     return Patient
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int, section: str = "central") -> socket.socket:
     "A socket that listens; ConfigError when the port is taken."
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
     except (OSError, OverflowError) as e:
         what = f"cannot serve on {host}:{port}: {getattr(e, 'strerror', None) or e}"
-        raise ConfigError(what, "central.port", "choose a free port, or 0") from e
+        raise ConfigError(what, f"{section}.port", "choose a free port, or 0") from e
 
 # %% ../../nbs/11_edge/04_central.ipynb #bae74102
 def _claimed(held: ExitStack, folder: Path, host: str, port: int, guard: Guard) -> socket.socket:
@@ -679,12 +679,12 @@ def _claimed(held: ExitStack, folder: Path, host: str, port: int, guard: Guard) 
     busy, hint = "another centre serves this folder", "end it first, or give another folder"
     with ExitStack() as undo:
         undo.enter_context(locked(folder / "serve", 0, busy, hint))
-        made = undo.enter_context(_listening(host, port))
+        made = undo.enter_context(listening(host, port))
         held.push(undo.pop_all())
         return made
 
 
-def _configured(app: Any, settings: CentreSettings, guard: Guard) -> Any:
+def configured_server(app: Any, settings: CentreSettings, guard: Guard) -> Any:
     "uvicorn, with the limits of the centre."
     how: dict[str, Any] = {"lifespan": "off", "ws": "none", "loop": "asyncio", "log_config": None}
     how |= {
@@ -721,7 +721,7 @@ class CentreServer:
 
         app = web().Starlette(routes=[*device_routes(centre), *more])
         self.centre, self.supervisor = centre, Supervisor()
-        self._server, self._held = _configured(app, centre.settings, guard), ExitStack()
+        self._server, self._held = configured_server(app, centre.settings, guard), ExitStack()
         self._socket = _claimed(self._held, centre.folder, host, port, guard)
         self.url = f"http{'s' if guard.cert else ''}://{host}:{self._socket.getsockname()[1]}"
         self._closing = threading.Event()

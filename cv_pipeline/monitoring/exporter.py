@@ -211,6 +211,7 @@ def open_telemetry(
     out: str | Path,
     written: Callable[[Path], Any] | None = None,  # called with each file of the log, to send it
     privacy: Privacy | None = None,  # of the stored backgrounds; None: covered for classes of people
+    site: str = "",  # name of the site, in every row
 ) -> MonitoringSink:
     "The sink that a configuration asks for."
     folder = log_folder(settings, out)
@@ -219,6 +220,7 @@ def open_telemetry(
         unasked_fps=settings.unasked_fps,
         part_seconds=settings.part_seconds,
         max_bytes=None if settings.max_gb is None else int(settings.max_gb * 1e9),
+        site=site,
     )
     upkeep = Upkeep(folder / "upkeep", privacy=privacy) if settings.upkeep else None
     return MonitoringSink(folder, upkeep, log, written)
@@ -261,8 +263,8 @@ _Rule = tuple[
 
 
 def _ratio(part: str, whole: str, span: str) -> str:
-    "How fast one counter grows beside another, by camera, as an expression of Prometheus."
-    rate = lambda name: f"sum by (source) (rate(cv_pipeline_{name}[{span}]))"
+    "How fast one counter grows beside another, by site and camera, as an expression of Prometheus."
+    rate = lambda name: f"sum by (site, source) (rate(cv_pipeline_{name}[{span}]))"
     return f"{rate(part)} / {rate(whole)}"
 
 
@@ -355,8 +357,8 @@ def _model_rules(m: AlertLimits) -> Iterator[_Rule]:
     )
     yield (
         "SeesNothing",
-        "sum by (source) (rate(cv_pipeline_detections_per_image_sum[15m])) == 0 and sum by (source) "
-        "(rate(cv_pipeline_detections_per_image_count[15m])) > 0",
+        "sum by (site, source) (rate(cv_pipeline_detections_per_image_sum[15m])) == 0 and "
+        "sum by (site, source) (rate(cv_pipeline_detections_per_image_count[15m])) > 0",
         15,
         "warning",
         "{{ $labels.source }}: no detections",
@@ -543,7 +545,7 @@ _CAMERA_PANELS: tuple[_Panel, ...] = (
     (
         "Frames a second",
         "short",
-        [("sum by (source) (rate(cv_pipeline_frames_read_total[1m]))", "{{source}}")],
+        [("sum by (site, source) (rate(cv_pipeline_frames_read_total[1m]))", "{{source}}")],
         8,
     ),
 )

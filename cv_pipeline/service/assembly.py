@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..core.config import HealthConfig, RunConfig, SourceConfig, TrackerConfig, load_config
+from cv_pipeline.core.config import (
+    EventsConfig,
+    HealthConfig,
+    RunConfig,
+    SourceConfig,
+    TrackerConfig,
+    load_config,
+    site_of,
+)
 from ..core.files import locked, writable_folder, write_json, writing
 from ..core.http_server import Guard, is_loopback
 from ..core.masking import masked, masked_values
@@ -56,8 +64,9 @@ from ..inference.loading import load_model
 from ..inference.triton import is_remote, parse_remote
 from ..scale.units import Unit
 from ..synthetic.line import open_line
+from ..tracking.conditions import zone_rules
 from ..tracking.trackers import make_tracker, tracker_settings
-from ..tracking.zones import Rules, read_rules
+from ..tracking.zones import Rules
 from ..video.adaptive import AdaptiveSelector, AdaptiveSettings, CallBudget
 from cv_pipeline.video.cover import (
     CoveredSource,
@@ -219,6 +228,7 @@ OWN_SINKS = (
     "forward",
     "shadow",
     "alerts",
+    "site",
 )  # names that a plug-in cannot take
 
 
@@ -415,17 +425,19 @@ def selector_factory(config: RunConfig) -> Callable[[Source], Selector] | None:
 def configured_rules(
     config: RunConfig,
     names: Sequence[str] | None = None,  # the model's classes, to check the rules' against
-) -> Rules | None:
-    "Zones and lines of a configuration, checked; None when there are none."
-    if not config.events.zones and not config.events.lines:
+) -> Rules | EventsConfig | None:
+    "Zones, lines and rules of a configuration, checked; None when there are none."
+    given = config.events
+    if not (given.zones or given.lines or given.rules):
         return None
     if config.tracker.name == "none":
         raise ConfigError(
             "zones and lines need tracking", "tracker.name: none", "choose a tracker, or leave the rules out"
         )
     there = source_names(config.sources)
-    asked = [(zone.name, zone.sources) for zone in config.events.zones]
-    asked += [(line.name, line.sources) for line in config.events.lines]
+    asked = [(part.name, part.sources) for part in (*given.zones, *given.lines, *given.rules)]
+    asked += [(f"ground[{i}]", part.sources) for i, part in enumerate(given.ground)]
+    asked += [(f"ignore[{i}]", part.sources) for i, part in enumerate(given.ignore)]
     lost = [
         f"'{name}' names the unknown source '{s}'"
         for name, sources in asked
@@ -436,14 +448,15 @@ def configured_rules(
         raise ConfigError(
             "zones or lines with unknown sources", "events", f"there are {', '.join(there)}", lost
         )
-    return read_rules(config.events.model_dump(), names)
+    rules = zone_rules(given, names)
+    return given if given.rules or given.ignore else rules
 
-
+# %% ../../nbs/16_service/00_assembly.ipynb #9c000010
 def privacy_of(config: RunConfig, names: Sequence[str] = ()) -> Privacy:
     "Whether a run covers its pictures, and why."
     return decide_cover(config.privacy, any(is_live(s.uri) for s in config.sources), names)
 
-# %% ../../nbs/16_service/00_assembly.ipynb #a1e70002
+
 def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
     "Everything in a configuration that can be wrong without opening a source or a model; ConfigError."
     configured_rules(config, names)
@@ -463,13 +476,17 @@ def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
         from cv_pipeline.release.trial import check_shadow
 
         check_shadow(config.shadow, config)
+    if config.snapshot is not None:
+        from cv_pipeline.alerts.site_stores import check_snapshot
+
+        check_snapshot(config.snapshot, source_names(config.sources), config.forward is not None)
     if config.alerts is not None:
         from cv_pipeline.alerts.daemon import check_alerts
 
         check_alerts(config.alerts)
-        if not config.events.zones and not config.events.lines:
-            hint = "give events.zones or events.lines, or leave `alerts` out"
-            raise ConfigError("alerts need zones or lines", "alerts", hint)
+        if configured_rules(config) is None:
+            hint = "give events.zones, lines or rules, or leave `alerts` out"
+            raise ConfigError("alerts need zones, lines or rules", "alerts", hint)
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ee0435d0
 def rolling(config: RunConfig) -> Hours | None:
@@ -492,24 +509,31 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
         film = VideoSink(d.out, hours=hours)
         film.keep(path.name for path in d.out.glob("*.mp4"))
         yield film
-    sender, log, uris = None, None, [source.uri for source in config.sources]
+    sender, log, uris, site = None, None, [source.uri for source in config.sources], site_of(config)
     if config.forward is not None:
         from cv_pipeline.edge.delivery import open_forward
 
-        yield (sender := open_forward(config.forward, d.out, config.telemetry))
-    listeners = list(sender.event_callbacks if sender else ())
+        yield (sender := open_forward(config.forward, d.out, config.telemetry, site))
+    callbacks, state = list(sender.event_callbacks if sender else ()), None
     if config.alerts is not None:
         from cv_pipeline.alerts.daemon import open_alerts
 
-        yield (alerts := open_alerts(config.alerts, d.out))
-        listeners += alerts.event_callbacks
+        yield (alerts := open_alerts(config.alerts, d.out, site))
+        callbacks += alerts.event_callbacks
+    if config.snapshot is not None:
+        from cv_pipeline.alerts.site_stores import open_site
+
+        yield (state := open_site(config.snapshot, d.out, site, sender.box if sender else None))
+        callbacks.append(state.reporter.counts.event)
     if rules is not None:
-        yield EventSink(d.out, rules, listeners, hours=hours)
+        yield EventSink(d.out, rules, callbacks, hours=hours, site=site)
     if config.telemetry is not None:
         from cv_pipeline.monitoring.exporter import open_telemetry
 
         send, privacy = sender.part_callback if sender else None, privacy_before(config.privacy, uris)
-        yield (log := open_telemetry(config.telemetry, d.out, send, privacy))
+        yield (log := open_telemetry(config.telemetry, d.out, send, privacy, site))
+        if state is not None and log.upkeep is not None:
+            state.watch(log.upkeep.states)
     if config.collect is not None:
         from cv_pipeline.annotation.collect import open_collect
 
@@ -519,14 +543,14 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
 
         yield open_shadow(config.shadow, config, _raised_by(None if log is None else log.upkeep))
 
-
+# %% ../../nbs/16_service/00_assembly.ipynb #ae8371eb
 def _raised_by(upkeep: Any) -> Callable[[str], Sequence[str]]:
     "Upkeep signals of a camera, for the shadow: what a dirty lens shows says nothing about a model."
     if upkeep is None:
         return lambda camera: ()
     return lambda camera: [s for s, on in upkeep.states().get(camera, {}).items() if on]
 
-# %% ../../nbs/16_service/00_assembly.ipynb #ae8371eb
+
 def _close_quietly(part: Any) -> None:
     "Close a sink, source or model of a run that does not begin; another error is on its way."
     with suppress(Exception):
@@ -652,6 +676,13 @@ def _ended(out: Path, pipeline: Pipeline) -> None:
         end_run(out)
 
 # %% ../../nbs/16_service/00_assembly.ipynb #7312f66f
+def _begin_reports(pipeline: Pipeline) -> None:
+    "Sinks that report how the run is may ask for its summary from now on."
+    for sink in pipeline.sinks:
+        if (begin := getattr(sink, "begin", None)) is not None:
+            begin(pipeline.summary)
+
+
 def run_config(
     config: RunConfig,
     tick: Callable[[Pipeline], None] | None = None,  # called about five times a second, for progress
@@ -669,11 +700,17 @@ def run_config(
             nullcontext()
             if health.port is None
             else HealthServer(
-                pipeline, health.port, health.host, health.stale_after_s, health_guard(health)
+                pipeline,
+                health.port,
+                health.host,
+                health.stale_after_s,
+                health_guard(health),
+                site=site_of(config),
             ) as server,
         ):
             pipeline.attach(open_sinks(config))
             try:
+                _begin_reports(pipeline)
                 if on_ready is not None:
                     on_ready(getattr(server, "url", None), pipeline)
                 pipeline.run(supervised(tick))
@@ -717,6 +754,7 @@ def describe(pipeline: Pipeline, config: RunConfig) -> dict[str, Any]:
     notes = notes_of_run(config.delivery.out)
     return {
         **pipeline.summary(),
+        "site": site_of(config),
         "privacy": pipeline.privacy.to_dict(),
         **({"sinks": kept} if kept else {}),
         **({"notes": notes} if notes else {}),
@@ -784,11 +822,14 @@ def batch_config(
     if config.selection.adaptive and config.selection.adaptive.budget:
         hint = "leave it out: a batch has time"
         raise ConfigError("a shared budget makes results depend on the order", "selection.adaptive", hint)
-    given = (config.telemetry, config.collect, config.forward, config.shadow, config.alerts)
-    if any(part is not None for part in given) or config.events.zones or config.events.lines:
+    given = (config.telemetry, config.collect, config.forward, config.shadow, config.snapshot, config.alerts)
+    watched = config.events.zones or config.events.lines or config.events.rules
+    if any(part is not None for part in given) or watched:
         hint = "leave them out here; detections of videos carry track ids"
         raise ConfigError(
-            "events, telemetry, collect, forward, shadow and alerts are of runs, not batches", "config", hint
+            "events, telemetry, collect, forward, shadow, snapshot and alerts are of runs, not batches",
+            "config",
+            hint,
         )
     check_run(config)
     path = Path(config.model.path)

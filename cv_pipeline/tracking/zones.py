@@ -5,6 +5,8 @@
 # %% ../../nbs/03_tracking/08_zones.ipynb #b5ced4b0
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -19,8 +21,9 @@ from .frame_clock import FrameClock
 from .jitter import JitterBook, jitter_columns, needed_margin, note_distance, note_swings
 
 # %% auto #0
-__all__ = ['ANCHORS', 'signed_distance', 'line_distance', 'ZoneConfig', 'LineRule', 'Rules', 'crosses_itself', 'rule_problems',
-           'read_rules', 'class_numbers', 'Event', 'Sides', 'RuleBook', 'settle', 'placed', 'RuleWatch']
+__all__ = ['ANCHORS', 'signed_distance', 'line_distance', 'ZoneConfig', 'LineRule', 'Rules', 'crosses_itself', 'shape_problems',
+           'rule_problems', 'read_rules', 'class_numbers', 'Event', 'id_of_event', 'Sides', 'RuleBook', 'settle',
+           'placed', 'RuleWatch']
 
 # %% ../../nbs/03_tracking/08_zones.ipynb #1c2b654a
 def signed_distance(
@@ -150,7 +153,8 @@ def crosses_itself(polygon: np.ndarray) -> bool:  # (m, 2)
     return bool(((one <= 0) & (two <= 0) & near).any())
 
 # %% ../../nbs/03_tracking/08_zones.ipynb #afbabf11
-def _shape_problems(rule: ZoneConfig | LineRule, what: str) -> list[str]:
+def shape_problems(rule: ZoneConfig | LineRule, what: str) -> list[str]:
+    "One line for each thing that is wrong with the points of a zone or line."
     if isinstance(rule, LineRule):
         ends, problems = _points([rule.start, rule.end], 2, what)
         return problems if ends is None else [f"{what}: has no length"] * bool((ends[0] == ends[1]).all())
@@ -183,7 +187,7 @@ def rule_problems(rules: Rules) -> list[str]:
     ]
     for rule in rules.every:
         what = f"{'zone' if isinstance(rule, ZoneConfig) else 'line'} '{rule.name}'"
-        found += _shape_problems(rule, what)
+        found += shape_problems(rule, what)
         if rule.anchor not in ANCHORS:
             found.append(f"{what}: anchor must be one of {', '.join(ANCHORS)}, not {rule.anchor!r}")
         if isinstance(rule.classes, str) or isinstance(rule.sources, str):
@@ -235,7 +239,10 @@ def read_rules(
     return rules
 
 # %% ../../nbs/03_tracking/08_zones.ipynb #4944b40d
-def class_numbers(rule: ZoneConfig | LineRule, names: Sequence[str]) -> np.ndarray | None:
+def class_numbers(
+    rule: Any,  # a zone, line or rule: its name and classes
+    names: Sequence[str],  # of the model
+) -> np.ndarray | None:
     "Class ids of a rule, None = all; ConfigError for a class that the model does not have."
     if not rule.classes:
         return None
@@ -257,19 +264,33 @@ def class_numbers(rule: ZoneConfig | LineRule, names: Sequence[str]) -> np.ndarr
 class Event:
     "Something that happened to one track."
 
-    kind: str  # zone_enter, zone_leave, dwell, line_cross
+    kind: str  # zone_enter, zone_leave, dwell, line_cross, or the kind of a rule: crowding, speed, …
     source_id: str
-    rule: str  # name of the zone or line
-    tracker_id: int
-    class_id: int  # what the track was seen as most often
+    rule: str  # name of the zone, line or rule
+    tracker_id: int  # -1: of no single track
+    class_id: int  # what the track was seen as most often; -1: of no single class
     class_name: str
     at: datetime  # when it crossed the border, interpolated between two frames
     frame_id: int  # the first frame that shows it
-    direction: str  # "in" or "out"
-    dwell_s: float | None  # seconds inside until `at`, for zone_leave and dwell
+    direction: str  # "in" or "out"; empty where there is none
+    dwell_s: float | None  # seconds inside until `at`, for zone_leave, dwell, leave, stay, left_object
     x: float  # where, pixels
     y: float
     lost: bool = False  # zone_leave: the track was lost inside, not seen to leave
+    event_id: str = ""  # the same after a replay of the same results; empty: not known
+    value: float | None = None  # what a rule measured or counted: metres a second, people, crossings
+    plus_minus: float | None = None  # half of its 95 % interval
+
+
+def id_of_event(
+    run: str,  # that the results are of, as its tables name it; empty: not known
+    event: Event,
+) -> str:  # 24 hexadecimal digits
+    """A hash of run, source, rule, kind, track and time: by its frame and the hour, so that boxes which were
+    rounded to 1/100 pixel on their way to a file give the same."""
+    hour = f"{event.at.astimezone(timezone.utc):%Y-%m-%dT%H}"
+    parts = [run, event.source_id, event.rule, event.kind, event.tracker_id, event.frame_id, hour]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 # %% ../../nbs/03_tracking/08_zones.ipynb #4c3b39b9
 class Sides(NamedTuple):
@@ -417,8 +438,13 @@ class _Fitted:
 class RuleWatch(_Fitted):
     "Zones and lines of one source: frames in, events out; counts by rule and class."
 
-    def __init__(self, rules: Rules, source_id: str):
-        self.source_id, self.settings = source_id, rules
+    def __init__(
+        self,
+        rules: Rules,
+        source_id: str,
+        run: str = "",  # that the ids of its events name
+    ):
+        self.source_id, self.settings, self.run = source_id, rules, run
         self.rules = [r for r in rules.every if not r.sources or source_id in r.sources]
         self.zone = np.array([isinstance(r, ZoneConfig) for r in self.rules], bool)
         self._dwell = np.array([getattr(r, "dwell_s", None) or np.inf for r in self.rules])
@@ -431,26 +457,24 @@ class RuleWatch(_Fitted):
         self._clock, self._now, self._set_by = FrameClock(nominal=0.0, ordered=False), 0.0, 0.0
         self._made_for: list[tuple[int, int] | None] = [None] * len(self.rules)  # picture sizes
         self.problems: dict[str, str] = {}  # rule → why it is switched off
-        # rule → class → in, out, now, total
-        self.counts: dict[str, dict[str, dict[str, int]]] = {r.name: {} for r in self.rules}
+        self.counts = {r.name: dict[str, dict[str, int]]() for r in self.rules}  # class → in, out, now, total
 
     def update(self, detections: Detections, frame: Frame, names: Sequence[str] = ()) -> list[Event]:
         """Events confirmed by this frame; `detections` with tracker_id, of a frame with inference."""
-        if not self.rules:
-            return []
+        return self.see(detections, frame, names) if self.rules else []
+
+    def see(self, detections: Detections, frame: Frame, names: Sequence[str]) -> list[Event]:
+        "The same, also without zones and lines."
         if frame.size != self._size or tuple(names) != self._names:
-            self._classes = [class_numbers(r, names) for r in self.rules]
-            self._names = tuple(names)
+            self._classes, self._names = [class_numbers(r, names) for r in self.rules], tuple(names)
             _fit(self, frame.size)
         now = _moved(self, frame)
-        nobody = np.zeros(0, np.intp)
-        gone = _lost(self, nobody, now, all_of_them=True) if self._clock.gap(self.settings.lost_s) else []
+        gone = _forgotten(self, now) if self._clock.gap(self.settings.lost_s) else []
         ids, first = np.unique(detections.tracker_id, return_index=True)
         seen = detections[first[ids >= 0]]
         rows = _rows_of(self, seen, now)
         points = seen.xyxy[:, None, :2] + (seen.xyxy[:, None, 2:] - seen.xyxy[:, None, :2]) * self._share
-        side = np.sqrt(box_area(seen.xyxy))[:, None]
-        distance = _distances(self, points, rows)
+        distance, side = _distances(self, points, rows), np.sqrt(box_area(seen.xyxy))[:, None]
         sides = settle(self._book, rows, distance, side, points, now, frame.frame_id, self.settings)
         events = [e for i, j in np.argwhere(sides.flips).tolist() for e in _flipped(self, int(rows[i]), j)]
         return gone + events + _dwelt(self, rows, now, frame.frame_id) + _lost(self, rows, now)
@@ -536,7 +560,7 @@ class _Passage(NamedTuple):
     direction: str  # "in" | "out"
     place: np.ndarray  # (2,) x and y, pixels
 
-
+# %% ../../nbs/03_tracking/08_zones.ipynb #9b00d001
 def _event(
     watch: RuleWatch,
     row: int,
@@ -551,21 +575,10 @@ def _event(
     cls = int(book.votes[row].argmax())
     name = watch._names[cls] if cls < len(watch._names) else str(cls)
     when = datetime.fromtimestamp(at.moment + watch._set_by, timezone.utc)
-    return Event(
-        kind,
-        watch.source_id,
-        watch.rules[j].name,
-        int(book.id[row]),
-        cls,
-        name,
-        when,
-        int(at.frame_id),
-        at.direction,
-        dwell_s,
-        float(x),
-        float(y),
-        lost,
-    )
+    what = kind, watch.source_id, watch.rules[j].name, int(book.id[row]), cls, name
+    made = Event(*what, when, int(at.frame_id), at.direction, dwell_s, float(x), float(y), lost)
+    made.event_id = id_of_event(watch.run, made)
+    return made
 
 # %% ../../nbs/03_tracking/08_zones.ipynb #73ee398d
 def _count(watch: RuleWatch, row: int, j: int, direction: str) -> None:
@@ -650,3 +663,8 @@ def _lost(
     if gone.any():
         book.keep(~gone)
     return events
+
+
+def _forgotten(watch: RuleWatch, now: float) -> list[Event]:
+    "All tracks are lost: the camera was away."
+    return _lost(watch, np.zeros(0, np.intp), now, all_of_them=True)

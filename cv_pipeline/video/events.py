@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 
-from ..core.results import read_table
+from ..core.config import EventsConfig
+from ..core.results import read_table, run_of, table_files
 from ..core.tables import Hours, PartedTable
 from ..core.types import Clock, ConfigError, FrameResult, MissingExtraError
 from ..core.viz import colour_of
-from ..tracking.zones import Event, LineRule, Rules, RuleWatch, ZoneConfig, placed
+from ..tracking.conditions import zone_rules
+from ..tracking.watch import applies, ground_of, open_watch
+from ..tracking.zones import Event, LineRule, Rules, RuleWatch, ZoneConfig, id_of_event, placed
 
 # %% auto #0
-__all__ = ['events_schema', 'events_table', 'read_events', 'EventSink', 'call_each', 'draw_rules']
+__all__ = ['GRID_M', 'events_schema', 'events_table', 'table_of_events', 'read_events', 'EventSink', 'call_each', 'draw_rules',
+           'draw_watch']
 
 # %% ../../nbs/04_video/09_events.ipynb #d2597dc6
 @cache
 def events_schema() -> Any:
-    "The columns of events.parquet, a pyarrow schema: the fields of Event."
+    "The columns of events.parquet, a pyarrow schema: the fields of Event, and the site."
     import pyarrow as pa
 
     kinds = {
@@ -38,8 +43,9 @@ def events_schema() -> Any:
         "x": pa.float32(),
         "y": pa.float32(),
         "lost": pa.bool_(),
+        **dict.fromkeys(("value", "plus_minus"), pa.float64()),
     }
-    return pa.schema([(name, kinds.get(name, pa.string())) for name in Event.__slots__])
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in (*Event.__slots__, "site")])
 
 
 class _EventRows:
@@ -59,23 +65,44 @@ class _EventRows:
         return len(self.events)
 
 
-def events_table(rows: _EventRows, run: str) -> Any:
+def events_table(rows: _EventRows, run: str, site: str = "") -> Any:
     "Events as a pyarrow table that remembers which run it belongs to."
     import pyarrow as pa
 
     schema = events_schema().with_metadata({"cv_pipeline.run": run})
     return pa.Table.from_arrays(
-        [pa.array([getattr(e, field.name) for e in rows.events], field.type) for field in schema],
+        [pa.array([getattr(e, field.name, site) for e in rows.events], field.type) for field in schema],
         schema=schema,
     )
+
+# %% ../../nbs/04_video/09_events.ipynb #ce84b949
+def table_of_events(
+    events: Sequence[Event],
+    run: str = "",  # that they belong to
+) -> Any:  # pyarrow.Table
+    "The same of events that are at hand."
+    rows = _EventRows()
+    rows.add(events)
+    return events_table(rows, run)
 
 
 def read_events(
     folder: str
     | Path,  # what EventSink was given; while it runs, after it was closed, or after it was killed
 ) -> Any:  # pyarrow.Table, one row an event, in the order in which they became certain
-    "All events of the newest run."
-    return read_table(folder, "events")
+    "All events of the newest run; those of an earlier version get the columns that it did not write."
+    import pyarrow as pa
+
+    table, wanted = read_table(folder, "events"), events_schema()
+    if missing := [name for name in wanted.names if name not in table.schema.names]:
+        run, events = run_of(table_files(folder, "events")[0]), list[Event]()
+        for row in table.to_pylist():
+            events.append(event := Event(**{k: v for k, v in row.items() if k in Event.__slots__}))
+            event.event_id = event.event_id or id_of_event(run, event)
+        for name in missing:
+            column = pa.array([getattr(e, name, "") for e in events], wanted.field(name).type)
+            table = table.append_column(name, column)
+    return table.select(wanted.names).cast(wanted)
 
 # %% ../../nbs/04_video/09_events.ipynb #a6136e61
 class _Tally:
@@ -118,14 +145,15 @@ class EventSink(_Tally):
     def __init__(
         self,
         folder: str | Path,
-        rules: Rules,
+        rules: Rules | EventsConfig,
         callbacks: Sequence[Callable[[Event], Any]] = (),
         *,
         part_seconds: float = 5.0,  # seconds after which an event is on disk at the latest
         clock: Clock = time.monotonic,
         hours: Hours | None = None,  # finish a file every hour; None: one file
+        site: str = "",  # name of the site, in every row
     ):
-        if not rules.zones and not rules.lines:
+        if not (rules.zones or rules.lines or getattr(rules, "rules", ())):
             raise ConfigError(
                 "no zones or lines given",
                 "EventSink",
@@ -134,7 +162,12 @@ class EventSink(_Tally):
         self.rules, self.callbacks, self.watches = rules, list(callbacks), {}
         self.callback_errors, self.events = {}, 0
         self._table = PartedTable(
-            folder, "events", _EventRows, events_table, part_seconds=part_seconds, clock=clock
+            folder,
+            "events",
+            _EventRows,
+            partial(events_table, site=site),
+            part_seconds=part_seconds,
+            clock=clock,
         )
         self._table.roll(hours)
 
@@ -143,7 +176,7 @@ class EventSink(_Tally):
             return self._table.add()  # no inference: no evidence
         source = result.frame.source_id
         if source not in self.watches:
-            self.watches[source] = RuleWatch(self.rules, source)
+            self.watches[source] = open_watch(self.rules, source, self._table.run)
         self._deliver(self.watches[source].update(result.detections, result.frame, result.names))
 
     def _deliver(self, events: list[Event]) -> None:
@@ -214,4 +247,46 @@ def draw_rules(
             )
             words = {"custom_in_text": f"{rule.name} in", "custom_out_text": "out"}
             out = sv.LineZoneAnnotator(color=colour, **text, **words).annotate(out, line)
+    return out
+
+# %% ../../nbs/04_video/09_events.ipynb #d4a00001
+GRID_M = 10  # lines of the ground grid in each direction, at most
+
+
+def _draw_ground(image: np.ndarray, config: EventsConfig, source_id: str) -> None:
+    "The floor as a grid of metres around the four points, drawn in place."
+    size = (image.shape[1], image.shape[0])
+    ground = ground_of(config, source_id, size)
+    if ground is None:
+        return
+    given = next(g for g in config.ground if not g.sources or source_id in g.sources)
+    low, high = np.floor(np.min(given.metres, axis=0)), np.ceil(np.max(given.metres, axis=0))
+    step = max(1.0, float(np.ceil((high - low).max() / GRID_M)))
+    for axis in (0, 1):
+        for at in np.arange(low[axis], high[axis] + step / 2, step):
+            ends = np.linspace(low, high, 9)
+            ends[:, axis] = at
+            way = ground.to_pixels(ends).round().astype(np.int32)
+            cv2.polylines(image, [way], False, (200, 200, 0), 1, cv2.LINE_AA)
+    for x, y in placed(given.image, size).round().astype(int).tolist():
+        cv2.circle(image, (x, y), 5, (0, 0, 255), -1, cv2.LINE_AA)
+
+
+def draw_watch(
+    image: np.ndarray,  # (h, w, 3) uint8 BGR, not changed; covered already
+    config: EventsConfig,
+    source_id: str,
+) -> np.ndarray:  # a new (h, w, 3) uint8 picture
+    "Everything that a source is watched for: zones, lines, ground, ignored parts, directions."
+    size, out = (image.shape[1], image.shape[0]), image.copy()
+    for part in config.ignore:
+        if not part.sources or source_id in part.sources:
+            area = placed(part.polygon, size).round().astype(np.int32)
+            out = cv2.addWeighted(cv2.fillPoly(out.copy(), [area], (40, 40, 40)), 0.6, out, 0.4, 0)
+    _draw_ground(out, config, source_id)
+    out = draw_rules(out, zone_rules(config), None, source_id)
+    for rule in config.rules:
+        if rule.kind == "wrong_way" and applies(config, rule, source_id):
+            (ax, ay), (bx, by) = placed(rule.way, size).round().astype(int).tolist()
+            cv2.arrowedLine(out, (ax, ay), (bx, by), (0, 200, 0), 3, cv2.LINE_AA, tipLength=0.1)
     return out

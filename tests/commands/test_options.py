@@ -29,7 +29,9 @@ from cv_pipeline.commands import (
     monitoring,
     privacy,
     release,
+    rules,
     scale,
+    sites,
     storage,
     thresholds,
 )
@@ -65,6 +67,8 @@ BOOKS = (
     erasure,
     scale,
     storage,
+    rules,
+    sites,
     main,
 )
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}

@@ -292,6 +292,7 @@ with CentreServer(centre, port) as server:
 """
 
 
+@pytest.mark.slow
 def test_a_centre_that_is_killed_in_mid_batch_loses_and_doubles_nothing(tmp_path):
     "kill -9 inside the transaction, then right after it, before the answer: a device notices neither."
     port, folder, token = free_port(), tmp_path / "centre", "ab" * 32
@@ -418,6 +419,7 @@ def test_nothing_beside_the_releases_is_read(tmp_path, path):
         assert site.ask("GET", f"/tuf/{path}", token=token)[0] == 404
 
 
+@pytest.mark.slow
 def test_a_missing_key_is_a_problem_that_stops_nothing_else(tmp_path):
     require("tuf")
     from cv_pipeline.release.trust import new_repository
@@ -563,6 +565,7 @@ def parts_of(log):
     return sorted(log.glob("*/date=*/camera=*/part-*.parquet"))
 
 
+@pytest.mark.slow
 def test_parts_of_devices_become_one_log_that_drift_reads_unchanged(site, week, tmp_path):
     from cv_pipeline.edge.devices import keep_drift, kept_drift
     from cv_pipeline.monitoring.drift_report import drift_of_log

@@ -914,6 +914,7 @@ def test_a_sink_delivers_through_to_the_centre(place):
 # -- kills
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_nothing_is_lost_twice_or_out_of_order(tmp_path):
     found = kill_loop(tmp_path, 4, devices=2, seed=11, cuts=6)
     assert found["kills in all"] >= 4 and sum(found["cut"].values()) >= 6

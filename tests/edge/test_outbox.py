@@ -573,6 +573,7 @@ def test_files_of_rows_that_gave_way_are_owed_no_more(tmp_path):
 # -- power
 
 
+@pytest.mark.slow
 def test_without_power_no_number_is_given_twice_and_no_promise_is_broken(tmp_path):
     found = PowerCuts(tmp_path, seed=5).run(2)
     assert (found["lost"], found["twice"], found["out of order"], found["holes"], found["findings"]) == (

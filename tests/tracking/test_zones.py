@@ -2,6 +2,7 @@
 supervision."""
 
 import math
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import cv2
@@ -12,11 +13,13 @@ from hypothesis import strategies as st
 
 from cv_pipeline.core.types import ConfigError, Detections, Frame
 from cv_pipeline.tracking.zones import (
+    Event,
     LineRule,
     Rules,
     RuleWatch,
     ZoneConfig,
     crosses_itself,
+    id_of_event,
     line_distance,
     read_rules,
     signed_distance,
@@ -635,3 +638,36 @@ def test_pixel_rules_and_tracks_are_scaled_when_the_picture_changes_its_size():
         assert [e.at.timestamp() for e in events] == pytest.approx(
             [e.at.timestamp() for e in wanted], abs=1e-3
         )
+
+
+# --- ids of events
+
+
+def test_ids_are_the_same_for_the_same_run_and_boxes_rounded_to_files():
+    rules = Rules(
+        [ZoneConfig("yard", YARD, dwell_s=1, **CENTER)], [LineRule("gate", (320, 480), (320, 0), **CENTER)]
+    )
+    path, times = lambda t: (100.003 + 61.017 * t, 240.004), np.arange(0, 8, 0.1)
+    ids = lambda run, way: [e.event_id for e in walk(RuleWatch(rules, "cam", run), way, times)]
+    first = ids("a", path)
+    assert len(set(first)) == len(first) == 4 and all(len(i) == 24 for i in first)
+    assert ids("a", path) == first and not set(ids("b", path)) & set(first)
+    assert ids("a", lambda t: np.round(path(t), 2)) == first
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("source_id", "other"),
+        ("rule", "other"),
+        ("kind", "dwell"),
+        ("tracker_id", 8),
+        ("frame_id", 4),
+        ("at", NOON + timedelta(hours=1)),
+    ],
+)
+def test_every_part_of_an_event_counts_in_its_id(field, value):
+    event = Event("zone_enter", "cam", "yard", 7, 0, "car", NOON, 3, "in", None, 1.0, 2.0)
+    assert id_of_event("run", replace(event, **{field: value})) != id_of_event("run", event)
+    elsewhere = replace(event, at=NOON.astimezone(timezone(timedelta(hours=5, minutes=30))))
+    assert id_of_event("run", elsewhere) == id_of_event("run", event)

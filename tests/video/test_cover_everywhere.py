@@ -311,6 +311,7 @@ def test_pictures_without_people_are_sent_as_they_are(tmp_path, portrait):
     assert _covered([draft], tmp_path / "covered")[0].path == draft.path
 
 
+@pytest.mark.slow
 def test_a_film_and_a_collection_of_a_run_over_people(tmp_path):
     "The whole way: a pipeline with a model of people, its film and its collection."
     from cv_pipeline.annotation.cases import CollectPolicy

@@ -61,7 +61,9 @@ def test_rows_are_the_events_that_callbacks_heard(tmp_path):
         table.schema == events_schema()
         and pq.read_table(tmp_path / "events.parquet").num_rows == sink.events == len(heard) == 8
     )
-    assert [Event(**row) for row in table.to_pylist()] == [
+    assert set(table["site"].to_pylist()) == {""}
+    rows = table.drop_columns(["site"]).to_pylist()
+    assert [Event(**row) for row in rows] == [
         Event(
             **{
                 **{f: getattr(e, f) for f in Event.__slots__},
@@ -80,6 +82,27 @@ def test_rows_are_the_events_that_callbacks_heard(tmp_path):
     assert sink.counts["b"]["yard"]["person"] == {"in": 1, "out": 1, "now": 0, "total": 1} and sorted(
         p.name for p in tmp_path.iterdir()
     ) == ["events.parquet"]
+
+
+def test_events_of_an_earlier_version_are_read_with_the_ids_of_this_one(tmp_path):
+    heard = []
+    sink = EventSink(tmp_path, RULES, [heard.append])
+    cross(sink)
+    sink.close()
+    table = pq.read_table(tmp_path / "events.parquet")
+    pq.write_table(table.drop_columns(["event_id"]), tmp_path / "events.parquet")
+    again = read_events(tmp_path)
+    assert again["event_id"].to_pylist() == [e.event_id for e in heard] and len(heard) == 4
+    assert again.schema == events_schema()
+
+
+def test_two_runs_over_the_same_frames_have_different_ids(tmp_path):
+    ids = []
+    for name in "ab":
+        sink = EventSink(tmp_path / name, RULES, [lambda e: ids.append(e.event_id)])
+        cross(sink)
+        sink.close()
+    assert len(ids) == len(set(ids)) == 8
 
 
 def test_a_broken_callback_harms_nobody(tmp_path):
