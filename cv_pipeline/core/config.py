@@ -401,7 +401,6 @@ class AlertsConfig(_Section):
 
     book: Path = Field(description="Incident book, which the daemon reads: a file on a local disk.")
     policy: Path | None = Field(None, description="Who is called, and when; checked before the run begins.")
-    site: str | None = Field(None, max_length=100, description="Name of this place. None: of this machine.")
 
 # %% ../../nbs/00_core/03_config.ipynb #cafe0001
 class MaskSection(_Section):
@@ -730,6 +729,7 @@ class RunConfig(_Section):
     shadow: ShadowConfig | None = Field(None, description="A second model without effect; null: none.")
     snapshot: SnapshotConfig | None = Field(None, description="State for a page of many sites; null: none.")
     alerts: AlertsConfig | None = Field(None, description="Incidents and calls; null: none.")
+    snapshot: SnapshotConfig | None = Field(None, description="State for a page of many sites; null: none.")
     privacy: PrivacyConfig = PrivacyConfig()
 
     _reason = field_validator("privacy", mode="before")(_with_a_reason)
@@ -772,6 +772,7 @@ _ITEMS: dict[str, type[BaseModel]] = {
     "shadow": ShadowConfig,
     "snapshot": SnapshotConfig,
     "alerts": AlertsConfig,
+    "snapshot": SnapshotConfig,
     "masks": MaskSection,
 }  # sections inside lists and options
 

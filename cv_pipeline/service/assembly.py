@@ -231,6 +231,7 @@ OWN_SINKS = (
     "shadow",
     "site",
     "alerts",
+    "site",
 )  # names that a plug-in cannot take
 
 
@@ -453,7 +454,7 @@ def configured_rules(
     rules = zone_rules(given, names)
     return given if given.rules or given.ignore else rules
 
-# %% ../../nbs/16_service/00_assembly.ipynb #a1e70002
+# %% ../../nbs/16_service/00_assembly.ipynb #9c000010
 def privacy_of(config: RunConfig, names: Sequence[str] = ()) -> Privacy:
     "Whether a run covers its pictures, and why."
     return decide_cover(config.privacy, any(is_live(s.uri) for s in config.sources), names)
@@ -486,7 +487,7 @@ def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
         from cv_pipeline.alerts.daemon import check_alerts
 
         check_alerts(config.alerts)
-        if not (config.events.zones or config.events.lines or config.events.rules):
+        if configured_rules(config) is None:
             hint = "give events.zones, lines or rules, or leave `alerts` out"
             raise ConfigError("alerts need zones, lines or rules", "alerts", hint)
 
@@ -520,7 +521,7 @@ def _own_sinks(config: RunConfig, heard: Sequence[Callable[[Event], Any]] = ()) 
     if config.alerts is not None:
         from cv_pipeline.alerts.daemon import open_alerts
 
-        yield (alerts := open_alerts(config.alerts, d.out))
+        yield (alerts := open_alerts(config.alerts, d.out, site))
         callbacks += alerts.event_callbacks
     if config.snapshot is not None:
         from cv_pipeline.alerts.site_stores import open_site

@@ -17,7 +17,8 @@ from cv_pipeline.alerts.incidents import (
     take,
 )
 from cv_pipeline.alerts.policy import Subject, read_policy
-from cv_pipeline.privacy.stores import StoreError, Wanted, open_stores
+from cv_pipeline.privacy.places import open_stores
+from cv_pipeline.privacy.stores import StoreError, Wanted
 from cv_pipeline.privacy.stores import Subject as Erased
 
 POLICY = read_policy(
