@@ -102,38 +102,6 @@ PROOF = {  # how a row begins → tests that prove it
         "alerts/test_mqtt::test_a_part_of_a_topic_is_one_level_without_wildcards",
     ],
     "a picture of an alert": ["alerts/test_daemon::test_a_picture_that_could_not_be_covered_is_not_kept"],
-    "a site is dead": [
-        "alerts/test_sites::test_a_dead_site_is_stale_after_two_periods_and_never_ok",
-        "alerts/test_sites::test_kill_minus_nine_leaves_a_whole_state_that_becomes_stale",
-        "alerts/test_sites::test_a_camera_of_a_stale_site_is_unknown_and_its_age_grows",
-    ],
-    "the store of a site": [
-        "alerts/test_sites::test_a_store_that_refuses_never_ends_the_run_and_gets_everything_later",
-        "alerts/test_sites::test_closing_does_not_wait_for_a_store_that_hangs",
-    ],
-    "the state of a site is torn": [
-        "alerts/test_sites::test_a_half_written_file_is_a_state_of_its_own_site_only",
-        "alerts/test_sites::test_a_state_of_another_version_is_named",
-    ],
-    "the clock of a site": [
-        "alerts/test_sites::test_a_clock_that_is_off_is_shown_and_never_ok",
-    ],
-    "counts of a site": [
-        "alerts/test_sites::test_late_and_double_days_change_nothing",
-    ],
-    "two sites have one name": [
-        "alerts/test_sites::test_two_sites_of_one_name_are_said_to_be",
-    ],
-    "a store of many sites": [
-        "alerts/test_sites::test_a_store_that_refuses_costs_the_others_nothing",
-        "alerts/test_sites_page::test_a_store_that_fails_is_on_the_page_and_the_server_lives",
-    ],
-    "a wrong token for the page of sites": [
-        "alerts/test_sites_page::test_a_wrong_token_sees_nothing",
-    ],
-    "HTML in names of sites": [
-        "alerts/test_sites_page::test_html_in_every_field_is_text",
-    ],
     "the face finder fails": [
         "video/test_cover::test_a_finder_that_fails_shows_no_picture_and_the_results_continue"
     ],

@@ -728,7 +728,6 @@ class RunConfig(_Section):
     shadow: ShadowConfig | None = Field(None, description="A second model without effect; null: none.")
     snapshot: SnapshotConfig | None = Field(None, description="State for a page of many sites; null: none.")
     alerts: AlertsConfig | None = Field(None, description="Incidents and calls; null: none.")
-    snapshot: SnapshotConfig | None = Field(None, description="State for a page of many sites; null: none.")
     privacy: PrivacyConfig = PrivacyConfig()
 
     _reason = field_validator("privacy", mode="before")(_with_a_reason)
@@ -771,7 +770,6 @@ _ITEMS: dict[str, type[BaseModel]] = {
     "shadow": ShadowConfig,
     "snapshot": SnapshotConfig,
     "alerts": AlertsConfig,
-    "snapshot": SnapshotConfig,
     "masks": MaskSection,
 }  # sections inside lists and options
 
