@@ -18,12 +18,14 @@ from urllib.parse import urlsplit
 
 from cv_pipeline.alerts.snapshots import (
     HourlyCounts,
+    IncidentReader,
     SiteFacts,
     SiteReaders,
     SiteReporter,
     SiteSink,
     box_name,
     newest_drift,
+    no_incidents,
     plan_bytes,
 )
 from ..core.config import SnapshotConfig
@@ -331,6 +333,7 @@ def open_site(
     out: str | Path,  # folder of the run
     site: str,
     outbox: Outbox | None = None,  # of `forward`
+    incidents: IncidentReader = no_incidents,
 ) -> SiteSink:
     "The sink that a configuration wants; it writes from `begin` on."
     if settings.store == "forward" and outbox is not None:
@@ -340,5 +343,5 @@ def open_site(
     box, run = box_name(out), uuid.uuid4().hex[:12]
     facts = SiteFacts(site, box, run, settings.every_s, dict(settings.places))
     plan = b"" if settings.plan is None else plan_bytes(settings.plan)
-    readers = SiteReaders(drift=lambda: newest_drift(settings.reports))
+    readers = SiteReaders(incidents=incidents, drift=lambda: newest_drift(settings.reports))
     return SiteSink(SiteReporter(facts, store, HourlyCounts(site, box, run), readers, plan))

@@ -55,8 +55,8 @@ from cv_pipeline.core.types import (
 __all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'installed_sinks',
            'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory',
            'configured_rules', 'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment',
-           'health_guard', 'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised', 'served',
-           'run_config', 'describe', 'UnitOpener', 'UnitWork', 'unit_source', 'batch_config', 'pipeline_over']
+           'health_guard', 'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised', 'incident_reader',
+           'served', 'run_config', 'describe', 'UnitOpener', 'UnitWork', 'unit_source', 'batch_config', 'pipeline_over']
 
 # %% ../../nbs/16_service/00_assembly.ipynb #bae0aa31
 from ..inference.backends import Model
@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
     from cv_pipeline.alerts.live import LiveSink
+    from cv_pipeline.alerts.snapshots import IncidentReader
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ad57d458
 @dataclass
@@ -526,7 +527,8 @@ def _own_sinks(config: RunConfig, heard: Sequence[Callable[[Event], Any]] = ()) 
     if config.snapshot is not None:
         from cv_pipeline.alerts.site_stores import open_site
 
-        yield (state := open_site(config.snapshot, d.out, site, sender.box if sender else None))
+        box = sender.box if sender else None
+        yield (state := open_site(config.snapshot, d.out, site, box, incident_reader(config)))
         callbacks.append(state.reporter.counts.event)
     if rules is not None:
         yield EventSink(d.out, rules, callbacks, hours=hours, site=site)
@@ -697,6 +699,14 @@ def _report_failure(pipeline: Pipeline) -> None:
                 failed()
 
 
+def incident_reader(config: RunConfig) -> IncidentReader:
+    "What tells pages which incidents of a run are open."
+    from cv_pipeline.alerts.open_incidents import BookReader
+    from cv_pipeline.alerts.snapshots import no_incidents
+
+    return no_incidents if config.alerts is None else BookReader(config.alerts.book)
+
+
 @contextmanager
 def served(
     config: RunConfig, pipeline: Pipeline
@@ -712,7 +722,7 @@ def served(
         from cv_pipeline.alerts.live import LivePage, LiveSink, LiveState
 
         watchers.append(LiveSink(pipeline.privacy, zone_rules(config.events)))
-        page = LivePage(LiveState(site, pipeline.summary, watchers[0]))
+        page = LivePage(LiveState(site, pipeline.summary, watchers[0], incident_reader(config)))
     guard = health_guard(health)
     with HealthServer(
         pipeline, health.port, health.host, health.stale_after_s, guard, site=site, live=page
