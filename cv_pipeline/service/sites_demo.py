@@ -290,7 +290,7 @@ def sites_demo(
     _write_index(story)
     return story
 
-
+# %% ../../nbs/16_service/07_sites_demo.ipynb #9e000005
 def _write_index(story: SitesStory) -> None:
     rows = "".join(_row(f) for f in story.facts)
     page = (
