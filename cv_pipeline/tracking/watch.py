@@ -54,11 +54,11 @@ from cv_pipeline.tracking.zones import (
 )
 
 # %% auto #0
-__all__ = ['KEPT', 'STANDING_S', 'LEFT_S', 'EMPTY_S', 'MOST_PLACES', 'SAME', 'MOVING_S', 'LEAST_EARLY_S', 'JUDGES', 'FRESH_S',
-           'WATCHED', 'Places', 'empty_places', 'remember', 'note_empty', 'take_over', 'applies', 'ground_of',
-           'ignored', 'WholeRow', 'bind', 'event_of_rule', 'hours_now', 'scene_of', 'Moment', 'open_watch', 'Watch',
-           'judge_tracks', 'judge_passages', 'judge_whole', 'names_in', 'recorded_frames', 'poisson_interval',
-           'Replayed', 'replay_rules']
+__all__ = ['KEPT', 'STANDING_S', 'LEFT_S', 'EMPTY_S', 'MOST_PLACES', 'SAME', 'MOVING_S', 'EARLY_S', 'EARLY_FRAMES', 'JUDGES',
+           'FRESH_S', 'WATCHED', 'Places', 'empty_places', 'remember', 'note_empty', 'take_over', 'applies',
+           'ground_of', 'ignored', 'WholeRow', 'bind', 'event_of_rule', 'remember_lost', 'hours_now', 'scene_of',
+           'Moment', 'open_watch', 'Watch', 'judge_tracks', 'judge_passages', 'judge_whole', 'names_in',
+           'recorded_frames', 'poisson_interval', 'Replayed', 'replay_rules']
 
 # %% ../../nbs/03_tracking/12_watch.ipynb #3b000001
 KEPT = tuple(
@@ -201,7 +201,7 @@ class _Judged:
         "Forget everything."
         n = len(self.bound)
         vars(self._book).update(watch_columns(n))
-        self._places, self._homes, self._began = empty_places(n), empty_homes(), -1.0
+        self._places, self._homes, self._began, self._frames = empty_places(n), empty_homes(), -1.0, 0
         whole = {name: value for name, value in watch_columns(n).items() if name in KEPT and value.ndim == 2}
         self._whole = WholeRow(**whole)  # rules of the whole picture
         self._whole.add(1)
@@ -211,7 +211,7 @@ class _Judged:
         self._watched = np.zeros(n)
 
 # %% ../../nbs/03_tracking/12_watch.ipynb #3c000002
-LEAST_EARLY_S = 3.0  # what is found in the first seconds of a camera was there before
+EARLY_S, EARLY_FRAMES = 3.0, 10  # what is found in the first seconds or frames of a camera was there before
 
 
 def bind(watch: Watch, size: tuple[int, int], names: Sequence[str]) -> None:
@@ -286,6 +286,14 @@ def _fits(watch: Watch, scene: Scene) -> None:
         book.fits[scene.rows, b.column] = fine
 
 
+def remember_lost(watch: Watch, before: dict[str, np.ndarray]) -> None:
+    "Keep the places of tracks that the table had before this frame and has no more, or has anew."
+    book = watch._book
+    if book.id is not before["id"]:
+        gone = ~np.isin(before["id"], book.id[book.first > 0])
+        remember(watch._places, {name: value[gone] for name, value in before.items()})
+
+
 def hours_now(watch: Watch, frame: Frame) -> np.ndarray:  # (rules,) bool
     "Which rules count now."
     if not watch.config.hours:
@@ -317,7 +325,7 @@ def scene_of(watch: Watch, detections: Detections, frame: Frame) -> Scene:
     if new.any():
         away = np.setdiff1d(np.arange(len(book.id)), rows)
         known = take_over(book, rows[new], boxes[new], away, watch._places, now)
-        book.early[rows[new]] |= ~known & (now - watch._began <= LEAST_EARLY_S)
+        book.early[rows[new]] |= ~known & (now - watch._began <= EARLY_S or watch._frames <= EARLY_FRAMES)
     class_id = book.votes[rows].argmax(axis=1)
     scene = Scene(rows, boxes, class_id, book.side[rows] > 0, detections, now, frame.size)
     _fits(watch, scene)
@@ -390,17 +398,12 @@ class Watch(RuleWatch, _Judged):
         before = {name: value for name, value in vars(book).items() if name in (*KEPT, "box", "id", "seen")}
         events = self.see(detections, frame, names)
         self.problems |= dict.fromkeys(self._without_ground, "has no ground plane on this source")
-        gone = (
-            ~np.isin(before["id"], book.id[book.first > 0])
-            if book.id is not before["id"]
-            else np.zeros(0, bool)
-        )
-        if gone.any():
-            remember(self._places, {name: value[gone] for name, value in before.items()})
+        remember_lost(self, before)
         if not self.bound:
             return events
         if self._began < 0 or self._clock.gap(self.settings.lost_s):
-            self._began = self._now
+            self._began, self._frames = self._now, 0
+        self._frames += 1
         note_empty(self._places, detections.xyxy.astype(float), dt := min(self._now - last, 1.0) * bool(last))
         scene, active = scene_of(self, detections, frame), hours_now(self, frame)
         moment = Moment(frame, active, dt, tuple(events))
@@ -529,7 +532,11 @@ def judge_whole(watch: Watch, scene: Scene, moment: Moment) -> list[Event]:
     for b in watch.bound:
         j = b.column
         if b.rule.kind == "crowding" and b.zone >= 0:
-            there = (book.side[:, b.zone] > 0) & book.fits[:, j] & (now - book.seen <= FRESH_S)
+            there = (
+                (book.side[:, b.zone] > 0)
+                & book.fits[:, j]
+                & (now - book.seen <= max(FRESH_S, 3 * moment.dt))
+            )
             counts[j] = int(there.sum())
             on[0, j] = moment.active[j] and counts[j] > b.rule.more_than
         elif b.rule.kind == "taken_object":

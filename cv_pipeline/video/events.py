@@ -25,8 +25,8 @@ from ..tracking.watch import applies, ground_of, open_watch
 from ..tracking.zones import Event, LineRule, Rules, RuleWatch, ZoneConfig, id_of_event, placed
 
 # %% auto #0
-__all__ = ['GRID_M', 'events_schema', 'events_table', 'table_of_events', 'read_events', 'EventSink', 'call_each', 'draw_rules',
-           'draw_watch']
+__all__ = ['BASE_KINDS', 'GRID_M', 'events_schema', 'events_table', 'table_of_events', 'read_events', 'EventSink', 'call_each',
+           'draw_rules', 'draw_watch']
 
 # %% ../../nbs/04_video/09_events.ipynb #d2597dc6
 @cache
@@ -100,12 +100,16 @@ def read_events(
     return table_of_events(events).replace_schema_metadata(None)
 
 # %% ../../nbs/04_video/09_events.ipynb #a6136e61
+BASE_KINDS = ("zone_enter", "zone_leave", "dwell", "line_cross")  # of zones and lines; others are of rules
+
+
 class _Tally:
     "What zones and lines over all sources have seen so far."
 
     watches: dict[str, RuleWatch]
     callback_errors: dict[str, tuple[int, str]]  # name → how often, the last error
     events: int
+    fired: dict[str, dict[str, int]]  # source → rule that is neither zone nor line → events
 
     @property
     def problems(self) -> dict[str, str]:
@@ -129,6 +133,7 @@ class _Tally:
             "counts": self.counts,
             "problems": self.problems,
             "callback_errors": self.callback_errors,
+            **({"fired": self.fired} if self.fired else {}),
         }
 
 # %% ../../nbs/04_video/09_events.ipynb #e440de7d
@@ -154,7 +159,7 @@ class EventSink(_Tally):
                 "give at least one zone or line, or remove the sink",
             )
         self.rules, self.callbacks, self.watches = rules, list(callbacks), {}
-        self.callback_errors, self.events = {}, 0
+        self.callback_errors, self.events, self.fired = {}, 0, {}
         self._table = PartedTable(
             folder, "events", _EventRows, events_table, part_seconds=part_seconds, clock=clock
         )
@@ -170,6 +175,10 @@ class EventSink(_Tally):
 
     def _deliver(self, events: list[Event]) -> None:
         self.events += len(events)
+        for e in events:
+            if e.kind not in BASE_KINDS:
+                mine = self.fired.setdefault(e.source_id, {})
+                mine[e.rule] = mine.get(e.rule, 0) + 1
         try:
             self._table.add(events or None)
         finally:

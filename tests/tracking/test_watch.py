@@ -655,6 +655,31 @@ def test_columns_of_rules_reach_the_table_and_their_ids_the_lines(tmp_path):
     assert all(json.dumps(row["event_id"]) for row in live.values())
 
 
+def test_the_summary_counts_what_rules_have_fired(tmp_path):
+    sink = EventSink(tmp_path, ALL)
+    for result in results_of(busy, 20):
+        sink.write(result)
+    sink.close()
+    fired = sink.summary()["fired"]["cam"]
+    counts = [row["rule"] for row in read_events(tmp_path).to_pylist() if row["rule"].startswith("r")]
+    assert fired == {name: counts.count(name) for name in set(counts)} and fired["r1"] == 1
+    alone = EventSink(tmp_path / "alone", Rules([ZoneConfig("yard", YARD["polygon"])]))
+    alone.close()
+    assert "fired" not in alone.summary()
+
+
+@pytest.mark.parametrize("fps", [0.5, 2.0, 25.0])
+def test_rules_hold_at_any_frame_rate(fps):
+    rules = config({"kind": "crowding", "zone": "yard", "more_than": 3, "for_s": 6}, {**BAG, "for_s": 10})
+    scene = lambda t: [*crowd(5), thing("bag", (400, 280), 90) if t > 60 else None]
+    told = play(rules, scene, 120, fps=fps)
+    assert [k for k, _ in told] == ["crowding"]  # the people beside it may own the bag
+    alone = play(
+        config({**BAG, "for_s": 10}), lambda t: [thing("bag", (400, 160), 90)] * (t > 60), 120, fps=fps
+    )
+    assert [k for k, _ in alone] == ["left_object"] and 69 < alone[0][1] < 85
+
+
 def test_a_drawing_shows_what_is_watched():
     rules = config(
         {"kind": "wrong_way", "way": [[100, 240], [500, 240]]},
