@@ -25,6 +25,7 @@ HAND = (
     "fleet",
     "privacy",
     "scale",
+    "rules",
     "reliability",
     "what_is_read",
     "labels",

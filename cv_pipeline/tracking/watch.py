@@ -55,7 +55,7 @@ from cv_pipeline.tracking.zones import (
 
 # %% auto #0
 __all__ = ['KEPT', 'STANDING_S', 'LEFT_S', 'EMPTY_S', 'MOST_PLACES', 'SAME', 'MOVING_S', 'EARLY_S', 'EARLY_FRAMES', 'JUDGES',
-           'FRESH_S', 'WATCHED', 'Places', 'empty_places', 'remember', 'note_empty', 'take_over', 'applies',
+           'TWIN', 'FRESH_S', 'WATCHED', 'Places', 'empty_places', 'remember', 'note_empty', 'take_over', 'applies',
            'ground_of', 'ignored', 'WholeRow', 'bind', 'event_of_rule', 'remember_lost', 'hours_now', 'scene_of',
            'Moment', 'open_watch', 'Watch', 'judge_tracks', 'judge_passages', 'judge_whole', 'names_in',
            'recorded_frames', 'poisson_interval', 'Replayed', 'replay_rules']
@@ -195,6 +195,9 @@ class _Judged:
     run: str
     _set_by: float
     _ground: Ground | None  # the floor, where it is known
+    _wanted: np.ndarray  # (classes + 1, rules) bool, the last row: classes without a name
+    _least: np.ndarray  # (3, rules) confidence, height and ratio
+    _most: np.ndarray  # (3, rules)
     _without_ground: list[str]  # rules that lack it
 
     def _begin(self) -> None:
@@ -216,7 +219,10 @@ EARLY_S, EARLY_FRAMES = 3.0, 10  # what is found in the first seconds or frames 
 
 def bind(watch: Watch, size: tuple[int, int], names: Sequence[str]) -> None:
     "Names of classes and zones as numbers, for pictures of this size."
-    columns = {rule.name: j for j, rule in enumerate(watch.rules)}
+    columns, rules = {rule.name: j for j, rule in enumerate(watch.rules)}, [b.rule for b in watch.bound]
+    watch._wanted = np.ones((len(names) + 1, len(rules)), bool)
+    watch._least = np.array([(r.conf, r.min_height, r.min_ratio) for r in rules]).reshape(-1, 3).T
+    watch._most = np.array([(1.0, r.max_height, r.max_ratio) for r in rules]).reshape(-1, 3).T
     watch._ground = ground_of(watch.config, watch.source_id, size)
     lacks = [b.rule.name for b in watch.bound if b.rule.kind == "speed"] if watch._ground is None else []
     watch._without_ground = lacks
@@ -232,7 +238,16 @@ def bind(watch: Watch, size: tuple[int, int], names: Sequence[str]) -> None:
             others = []
         b.quantile = norm.ppf(getattr(b.rule, "confidence", 0.5))
         b.classes = _numbers(b.rule, b.rule.classes, names)
+        if b.classes is not None:
+            watch._wanted = _wider(watch._wanted, int(b.classes.max()) + 2)
+            watch._wanted[:, b.column] = np.isin(np.arange(len(watch._wanted)), b.classes)
         b.others = _numbers(b.rule, others, names) if others else np.zeros(0, int)
+
+
+def _wider(table: np.ndarray, rows: int) -> np.ndarray:  # (rows at least, rules) bool
+    "A table of classes with more rows, which are as its last one: classes without a name."
+    more = max(rows - len(table), 0)
+    return np.concatenate([table, np.repeat(table[-1:], more, axis=0)])
 
 
 def _numbers(rule: Any, classes: Sequence[str | int], names: Sequence[str]) -> np.ndarray | None:
@@ -271,19 +286,13 @@ def _with_speeds(watch: Watch, scene: Scene, used: np.ndarray) -> None:
 
 def _fits(watch: Watch, scene: Scene) -> None:
     "Note for each rule which tracks it is for: class, median confidence, size and ratio."
-    book, box = watch._book, scene.box
-    high = np.maximum(box[:, 3] - box[:, 1], 1e-9)
-    ratio, score = (box[:, 2] - box[:, 0]) / high, median_score(book, scene.rows)
-    for b in watch.bound:
-        r, share = b.rule, high / scene.size[1]
-        fine = of_class(scene.class_id, b.classes) & (score >= r.conf)
-        fine &= (
-            (share >= r.min_height)
-            & (share <= r.max_height)
-            & (ratio >= r.min_ratio)
-            & (ratio <= r.max_ratio)
-        )
-        book.fits[scene.rows, b.column] = fine
+    high = np.maximum(scene.box[:, 3] - scene.box[:, 1], 1e-9)
+    ratio, share = (scene.box[:, 2] - scene.box[:, 0]) / high, high / scene.size[1]
+    fine = watch._wanted[np.minimum(scene.class_id, len(watch._wanted) - 1)]
+    given = zip((median_score(watch._book, scene.rows), share, ratio), watch._least, watch._most)
+    for value, least, most in given:
+        fine = fine & (value[:, None] >= least) & (value[:, None] <= most)
+    watch._book.fits[scene.rows] = fine
 
 
 def remember_lost(watch: Watch, before: dict[str, np.ndarray]) -> None:
@@ -410,6 +419,9 @@ class Watch(RuleWatch, _Judged):
         return events + [event for judge in JUDGES for event in judge(self, scene, moment)]
 
 # %% ../../nbs/03_tracking/12_watch.ipynb #3b00000f
+TWIN = 0.7  # overlap of two tracks that are one object
+
+
 def judge_tracks(watch: Watch, scene: Scene, moment: Moment) -> list[Event]:
     "Events of the rules in CONDITIONS."
     book, rows, n = watch._book, scene.rows, len(watch.bound)
@@ -424,8 +436,12 @@ def judge_tracks(watch: Watch, scene: Scene, moment: Moment) -> list[Event]:
             begin[:, b.column] = np.maximum(book.entered[rows, b.zone], watch._active[b.column])
     due = hold(book, rows, on, begin, watch._limits, scene.now, max(GRACE_S, 3 * moment.dt))
     events = []
+    before = book.fired[rows] & ~due
     for i, j in np.argwhere(due).tolist():
         b, row, more = watch.bound[j], int(rows[i]), dict[str, Any]()
+        if (before[:, j] & (box_iou(scene.box[[i]], scene.box)[0] >= TWIN)).any():
+            continue  # a second track of one object
+        before[i, j] = True
         if b.rule.kind == "speed" and scene.speed is not None and scene.speed_error is not None:
             more = {"value": float(scene.speed[i]), "plus_minus": 1.96 * float(scene.speed_error[i])}
         elif b.rule.kind in ("stay", "left_object"):

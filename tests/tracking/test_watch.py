@@ -289,6 +289,14 @@ def test_the_number_changes_while_both_tracks_are_remembered():
     assert len(play(config({"kind": "stay", "zone": "yard", "for_s": 5}), scene, 40)) == 1
 
 
+def test_two_tracks_of_one_object_alarm_once_and_two_objects_twice():
+    rules = config({"kind": "stay", "zone": "yard", "for_s": 5})
+    assert len(play(rules, lambda t: [thing("car", INSIDE, 1), thing("car", (323, 242), 2)], 20)) == 1
+    late = lambda t: [thing("car", INSIDE, 1), thing("car", (323, 242), 2) if t > 8 else None]
+    assert len(play(rules, late, 20)) == 1
+    assert len(play(rules, lambda t: [thing("car", INSIDE, 1), thing("car", (390, 260), 2)], 20)) == 2
+
+
 def test_another_car_after_the_place_was_seen_empty_is_another_car():
     scene = lambda t: [thing("car", INSIDE, 1) if t < 20 else thing("car", INSIDE, 2) if t > 60 else None]
     assert len(play(config({"kind": "stay", "zone": "yard", "for_s": 5}), scene, 90)) == 2
@@ -413,11 +421,9 @@ def test_many_tracks_at_once_are_as_many_alone():
         ENTER, {"kind": "stay", "zone": "yard", "for_s": 2}, {"kind": "wrong_way", "way": [[0, 0], [100, 0]]}
     )
     rng = np.random.default_rng(0)
-    ways = [
-        walk(rng.uniform([30, 120], [610, 460]), rng.uniform([30, 120], [610, 460]), 0, 6) for _ in range(40)
-    ]
-    far = lambda k, p: (p[0], p[1]) if k is None else p
-    together = play(rules, lambda t: [thing("bag", far(k, w(t)), k) for k, w in enumerate(ways)], 6)
+    lanes = [120 + 8.5 * k for k in range(40)]  # apart enough to be two objects
+    ways = [walk((rng.uniform(30, 610), y), (rng.uniform(30, 610), y), 0, 6) for y in lanes]
+    together = play(rules, lambda t: [thing("bag", w(t), k) for k, w in enumerate(ways)], 6)
     alone = [
         e for k, w in enumerate(ways) for e in play(rules, lambda t, k=k, w=w: [thing("bag", w(t), k)], 6)
     ]
