@@ -194,6 +194,7 @@ class _Judged:
     source_id: str
     run: str
     _set_by: float
+    _before: float  # seconds, the frame before
     _ground: Ground | None  # the floor, where it is known
     _wanted: np.ndarray  # (classes + 1, rules) bool, the last row: classes without a name
     _least: np.ndarray  # (3, rules) confidence, height and ratio
@@ -296,7 +297,7 @@ def _fits(watch: Watch, scene: Scene) -> None:
 
 
 def remember_lost(watch: Watch, before: dict[str, np.ndarray]) -> None:
-    "Keep the places of tracks that the table had before this frame and has no more, or has anew."
+    "Keep the places of tracks that the table had before this frame and has no longer, or has begun again."
     book = watch._book
     if book.id is not before["id"]:
         gone = ~np.isin(before["id"], book.id[book.first > 0])
@@ -335,6 +336,9 @@ def scene_of(watch: Watch, detections: Detections, frame: Frame) -> Scene:
         away = np.setdiff1d(np.arange(len(book.id)), rows)
         known = take_over(book, rows[new], boxes[new], away, watch._places, now)
         book.early[rows[new]] |= ~known & (now - watch._began <= EARLY_S or watch._frames <= EARLY_FRAMES)
+    stands = ~new & (now - book.still[rows] >= 1.0) & (watch._before - book.still[rows] < 1.0)
+    if stands.any():  # a track that came from elsewhere may have jumped onto what stood here
+        take_over(book, rows[stands], boxes[stands], np.zeros(0, int), watch._places, now)
     class_id = book.votes[rows].argmax(axis=1)
     scene = Scene(rows, boxes, class_id, book.side[rows] > 0, detections, now, frame.size)
     _fits(watch, scene)
@@ -403,7 +407,7 @@ class Watch(RuleWatch, _Judged):
             ]
         if frame.size != self._size or tuple(names) != self._names:
             bind(self, frame.size, names)
-        book, last = self._book, self._now
+        book, last, self._before = self._book, self._now, self._now
         before = {name: value for name, value in vars(book).items() if name in (*KEPT, "box", "id", "seen")}
         events = self.see(detections, frame, names)
         self.problems |= dict.fromkeys(self._without_ground, "has no ground plane on this source")

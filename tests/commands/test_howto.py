@@ -35,7 +35,9 @@ def help_of(words):
     return len(path), CliRunner().invoke(app, [*path, "--help"], env=env).output
 
 
-CASES = [(page, *case) for page in ("fleet.md", "scale.md", "rules.md", "operations.md") for case in lines(page)]
+CASES = [
+    (page, *case) for page in ("fleet.md", "scale.md", "rules.md", "operations.md") for case in lines(page)
+]
 
 
 def test_the_pages_have_commands():

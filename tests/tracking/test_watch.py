@@ -289,6 +289,14 @@ def test_the_number_changes_while_both_tracks_are_remembered():
     assert len(play(config({"kind": "stay", "zone": "yard", "for_s": 5}), scene, 40)) == 1
 
 
+def test_a_track_that_jumps_onto_what_stood_there_is_that_object():
+    "Trackers do that: a passer's number goes on with the parked car."
+    rules = config({"kind": "stay", "zone": "yard", "for_s": 5})
+    other = lambda t: thing("car", (60 + 20 * (t - 20), 420), 2)
+    scene = lambda t: [thing("car", INSIDE, 1) if t < 20 else other(t) if t < 24 else thing("car", INSIDE, 2)]
+    assert len(play(rules, scene, 60)) == 1
+
+
 def test_two_tracks_of_one_object_alarm_once_and_two_objects_twice():
     rules = config({"kind": "stay", "zone": "yard", "for_s": 5})
     assert len(play(rules, lambda t: [thing("car", INSIDE, 1), thing("car", (323, 242), 2)], 20)) == 1
