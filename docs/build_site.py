@@ -22,10 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 NBS, PAGES = ROOT / "nbs", ROOT / "docs"
 HAND = (
     "operations",
+    "alerts",
     "fleet",
     "privacy",
     "scale",
     "rules",
+    "sites",
     "reliability",
     "what_is_read",
     "labels",

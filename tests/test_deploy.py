@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "cv-pipeline@.service"
 AGENT = DEPLOY / "cv-pipeline-device.service"
+ALERTS = DEPLOY / "cv-pipeline-alerts.service"
 
 
 def unit(file: Path = UNIT) -> dict[str, dict[str, list[str]]]:
@@ -34,7 +35,7 @@ def unit(file: Path = UNIT) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize("file", [UNIT, AGENT], ids=lambda p: p.stem)
+@pytest.mark.parametrize("file", [UNIT, AGENT, ALERTS], ids=lambda p: p.stem)
 def test_systemd_accepts_the_unit(tmp_path, file):
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze here")
@@ -75,6 +76,19 @@ def test_the_unit_of_an_agent_runs_a_command_that_exists():
     program, *words = shlex.split(unit(AGENT)["Service"]["ExecStart"][0])
     assert Path(program).name == "cv-pipeline" and words[-1] == "/etc/cv-pipeline/device.yaml"
     assert CliRunner().invoke(app, [*words[:-2], "--help"]).exit_code == 0
+
+
+def test_the_unit_of_alerts_is_as_closed_as_that_of_a_run_and_its_command_exists():
+    from typer.testing import CliRunner
+
+    from cv_pipeline.commands.main import app
+
+    run, alerts = unit()["Service"], unit(ALERTS)["Service"]
+    for key in ("ProtectSystem", "NoNewPrivileges", "CapabilityBoundingSet", "PrivateTmp", "Restart"):
+        assert alerts[key] == run[key], key
+    program, *words = shlex.split(alerts["ExecStart"][0])
+    said = CliRunner().invoke(app, [*words[:2], "--help"], env={"COLUMNS": "200"})
+    assert said.exit_code == 0 and all(w in said.output for w in words if w.startswith("--"))
 
 
 def test_the_unit_runs_a_command_that_exists():

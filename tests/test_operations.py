@@ -11,6 +11,112 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 PROOF = {  # how a row begins → tests that prove it
+    "a viewer of the live page": [
+        "alerts/test_live::test_a_viewer_that_never_reads_is_let_go_and_holds_no_frame",
+    ],
+    "a hundred viewers": [
+        "alerts/test_live::test_a_hundred_viewers_are_bounded_and_told_so",
+    ],
+    "a live picture cannot": [
+        "alerts/test_live::test_a_picture_that_cannot_be_checked_is_not_shown",
+    ],
+    "a foreign name is pointed": [
+        "alerts/test_live::test_a_foreign_name_that_points_here_is_refused_without_a_token"
+    ],
+    "a wrong token for the live page": [
+        "alerts/test_live::test_a_wrong_token_sees_nothing",
+    ],
+    "a site is dead": [
+        "alerts/test_sites::test_a_dead_site_is_stale_after_two_periods_and_never_ok",
+        "alerts/test_sites::test_kill_minus_nine_leaves_a_whole_state_that_becomes_stale",
+        "alerts/test_sites::test_a_camera_of_a_stale_site_is_unknown_and_its_age_grows",
+    ],
+    "the store of a site": [
+        "alerts/test_sites::test_a_store_that_refuses_never_ends_the_run_and_gets_everything_later",
+        "alerts/test_sites::test_closing_does_not_wait_for_a_store_that_hangs",
+    ],
+    "the state of a site is torn": [
+        "alerts/test_sites::test_a_half_written_file_is_a_state_of_its_own_site_only",
+        "alerts/test_sites::test_a_state_of_another_version_is_named",
+    ],
+    "the clock of a site": [
+        "alerts/test_sites::test_a_clock_that_is_off_is_shown_and_never_ok",
+    ],
+    "counts of a site": [
+        "alerts/test_sites::test_late_and_double_days_change_nothing",
+    ],
+    "two sites have one name": [
+        "alerts/test_sites::test_two_sites_of_one_name_are_said_to_be",
+    ],
+    "a store of many sites": [
+        "alerts/test_sites::test_a_store_that_refuses_costs_the_others_nothing",
+        "alerts/test_sites_page::test_a_store_that_fails_is_on_the_page_and_the_server_lives",
+    ],
+    "a wrong token for the page of sites": [
+        "alerts/test_sites_page::test_a_wrong_token_sees_nothing",
+    ],
+    "HTML in names of sites": [
+        "alerts/test_sites_page::test_html_in_every_field_is_text",
+    ],
+    "a run or the daemon of alerts": [
+        "alerts/test_kills::test_killed_runs_and_daemons_lose_and_double_nothing"
+    ],
+    "the daemon of alerts was away": [
+        "alerts/test_incidents::test_after_three_hours_the_newest_call_once_and_late"
+    ],
+    "a receiver of calls": [
+        "alerts/test_outbox_of_alerts::test_a_call_that_failed_waits_longer_and_longer",
+        "alerts/test_outbox_of_alerts::test_a_receiver_that_hangs_holds_its_own_thread_only",
+        "alerts/test_outbox_of_alerts::test_when_no_channel_takes_it_the_next_level_is_called",
+    ],
+    "a receiver takes calls": [
+        "commands/test_alerts::test_a_receiver_that_takes_calls_and_drops_them_is_found"
+    ],
+    "the wall clock of the machine with alerts": [
+        "alerts/test_incidents::test_a_wall_clock_that_jumps_moves_no_timer",
+        "alerts/test_incidents::test_a_wall_clock_that_is_set_ends_quiet_hours_within_the_hour",
+    ],
+    "an incident comes and goes": [
+        "alerts/test_incidents::test_thirty_openings_are_one_incident_called_a_few_times"
+    ],
+    "100,000 events": [
+        "alerts/test_daemon::test_a_hundred_thousand_events_in_a_minute_are_bounded_and_counted"
+    ],
+    "an acknowledgement is forgotten": [
+        "alerts/test_incidents::test_an_acknowledgement_reminds_ends_and_the_ladder_continues_where_it_was"
+    ],
+    "quiet hours, maintenance": [
+        "alerts/test_incidents::test_in_quiet_hours_nothing_is_called_and_then_the_ladder_begins",
+        "alerts/test_incidents::test_maintenance_is_kept_counted_and_not_called",
+        "alerts/test_incidents::test_a_silence_of_a_person_holds_and_can_be_ended",
+    ],
+    "the policy of alerts is changed": [
+        "alerts/test_daemon::test_a_changed_policy_that_is_wrong_leaves_the_one_in_force",
+        "alerts/test_daemon::test_calls_of_a_channel_that_was_removed_are_not_owed_any_more",
+    ],
+    "a policy has a mistake": ["alerts/test_policy::test_a_mistake_is_named"],
+    "two daemons": ["alerts/test_daemon::test_one_daemon_for_a_book"],
+    "the incident book is damaged": [
+        "alerts/test_incidents::test_a_damaged_book_says_what_to_do",
+        "alerts/test_daemon::test_a_damaged_book_is_a_sentence_before_the_run",
+    ],
+    "the disk of the incident book": [
+        "alerts/test_incidents::test_a_full_disk_takes_none_of_a_batch_and_all_of_it_later",
+        "alerts/test_daemon::test_what_the_disk_does_not_take_waits_in_memory_bounded",
+        "alerts/test_daemon::test_a_full_disk_is_a_problem_and_the_next_round_tries_again",
+    ],
+    "a link of a call": [
+        "alerts/test_ack::test_every_edited_link_is_refused",
+        "alerts/test_ack::test_a_link_works_once",
+        "alerts/test_ack::test_a_link_ends_after_a_day",
+        "alerts/test_ack::test_opening_a_link_shows_and_changes_nothing",
+    ],
+    "a camera, rule or note": [
+        "alerts/test_ack::test_the_page_shows_hostile_names_as_text",
+        "alerts/test_channels::test_html_has_no_tag_of_its_fields",
+        "alerts/test_mqtt::test_a_part_of_a_topic_is_one_level_without_wildcards",
+    ],
+    "a picture of an alert": ["alerts/test_daemon::test_a_picture_that_could_not_be_covered_is_not_kept"],
     "the face finder fails": [
         "video/test_cover::test_a_finder_that_fails_shows_no_picture_and_the_results_continue"
     ],
@@ -399,6 +505,24 @@ PROOF = {  # how a row begins → tests that prove it
     "a process of a batch": [
         "scale/test_batch::test_workers_killed_at_every_point_lose_and_double_nothing",
         "scale/test_batch::test_a_driver_killed_again_and_again",
+    ],
+    "one of several processes of a run": [
+        "service/test_processes::test_a_process_that_is_killed_comes_back_and_the_other_notices_nothing",
+        "service/test_processes::test_a_process_that_cannot_live_fails_alone",
+        "service/test_processes::test_one_that_hangs_is_ended_at_once",
+    ],
+    "a camera cannot be opened while costs": [
+        "service/test_processes::test_a_camera_that_cannot_be_opened_costs_as_much_as_the_others"
+    ],
+    "a client of a served model": [
+        "scale/test_inference_protocol::test_a_wrong_tensor_is_refused",
+        "scale/test_inference_protocol::test_every_request_has_an_answer",
+        "scale/test_inference_protocol::test_a_full_queue_refuses_and_a_request_that_was_given_up_costs_nothing",
+    ],
+    "a served model fails": [
+        "scale/test_inference_protocol::test_a_model_that_has_failed_is_unavailable_until_it_works_again",
+        "scale/test_inference_protocol::test_the_deadline_of_the_server_is_a_timeout_of_the_client",
+        "scale/test_inference_protocol::test_a_full_server_is_overloaded",
     ],
     "a unit of a batch": ["scale/test_batch::test_a_poison_unit_is_set_aside_and_the_others_are_done"],
     "a file of a batch": [

@@ -161,6 +161,7 @@ def test_a_drift_report_is_stamped_with_the_models_of_the_log(week):
     assert other["config"] != made["config"]
 
 
+@pytest.mark.slow
 def test_the_hash_of_a_log_follows_its_rows(week):
     from cv_pipeline.monitoring.drift_report import log_hash
 

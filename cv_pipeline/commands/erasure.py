@@ -72,6 +72,15 @@ def _show(title: str, rows: Sequence[dict[str, Any]], unreached: Sequence[Any]) 
     )
 
 
+def _index_again(root: Path, found: Sequence[Any]) -> None:
+    "The page of all reports, without those that went."
+    from cv_pipeline.reporting.history import write_index
+
+    for folder in sorted({(root / f.place).parents[1] for f in found if f.what == "report"}):
+        if (folder / "index.html").exists():
+            write_index(folder)
+
+
 @command(
     privacy_app,
     "privacy erase --camera gate --from 2026-06-01T08:00+02:00 --to 2026-06-01T09:00+02:00",
@@ -101,7 +110,9 @@ def privacy_erase(
         plan = plan_erasure(root, subject, why)
         _show(f"Would be erased: {plan.subject}", plan.rows(), plan.unreached)
         return say("nothing was changed; add --yes to erase")
-    c, path = certify(root, erase(root, subject, why, access=log), access=log)
+    done = erase(root, subject, why, access=log)
+    c, path = certify(root, done, access=log)
+    _index_again(root, done.plan.found)
     _show(f"Erased: {c.subject}", c.counts(), c.unreached)
     notes([f"still found: {text}" for text in c.left], "warning")
     searched = f"{c.files} files searched for {len(c.pieces)} pieces"
@@ -146,6 +157,8 @@ def privacy_retain(
 
     policy = read_policy(config)
     done = apply_retention(root, policy, log) if yes else find_old(root, policy)
+    if yes:
+        _index_again(root, [f for old in done.old for f in old.found])
     _show("Deleted" if yes else "Would be deleted", done.rows(), done.unreached)
     if not yes:
         say("nothing was changed; add --yes to delete")

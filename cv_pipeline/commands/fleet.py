@@ -104,20 +104,15 @@ def _serve(
 
 def _until_it_ends(server: Any) -> None:
     "Until Ctrl-C or SIGTERM; SinkError when one of its threads has died."
-    import signal
     import threading
 
-    stop, before = threading.Event(), {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, lambda *_: stop.set())
-    try:
+    from cv_pipeline.core.background import stopped_by_signals
+
+    stop = threading.Event()
+    with stopped_by_signals(stop):
         while not stop.wait(1.0):
             if not server.alive:
                 raise RuntimeError("the server has stopped by itself")
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 # %% ../../nbs/19_commands/08_fleet.ipynb #9b4e11e9
 @command(

@@ -11,7 +11,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -49,14 +49,14 @@ from ..core.files import write_json
 from ..core.types import ConfigError, CVPipelineError, DataError, SinkError, unexpected
 
 # %% auto #0
-__all__ = ['PANELS', 'app', 'data_app', 'PARTS', 'Bits', 'Images', 'Panels', 'main', 'show_summary', 'run', 'config_command',
-           'models_command', 'demo', 'tune', 'eval_tracking', 'json_text', 'report_command', 'baseline', 'robustness',
-           'data_check', 'data_split', 'data_freeze', 'data_verify', 'failures']
+__all__ = ['PANELS', 'app', 'data_app', 'PARTS', 'Bits', 'Images', 'Panels', 'main', 'show_summary', 'run', 'split',
+           'config_command', 'models_command', 'demo', 'tune', 'eval_tracking', 'json_text', 'report_command',
+           'baseline', 'robustness', 'data_check', 'data_split', 'data_freeze', 'data_verify', 'failures']
 
 # %% ../../nbs/19_commands/19_main.ipynb #0b073a68
 PANELS = {
-    "Run": "demo demo-fleet demo-privacy run config models",
-    "Scale": "batch jobs plan loadtest lifecycle manifests scale-sim",
+    "Run": "demo demo-fleet demo-privacy demo-scale run config models",
+    "Scale": "batch jobs split plan loadtest lifecycle manifests scale-sim serve-ray",
     "Data and labels": "data flag collect select label qa merge",
     "Train and gate": "train gate",
     "Rules and events": "rules",
@@ -65,7 +65,8 @@ PANELS = {
     "Release": "registry keys shadow rollout",
     "Devices and fleet": "device central fleet",
     "Privacy": "privacy",
-    "Monitor": "health log audit retrain-check monitoring-files",
+    "Alerts": "alerts",
+    "Monitor": "health log audit retrain-check monitoring-files sites",
 }
 
 
@@ -98,7 +99,10 @@ app = typer.Typer(
 )
 data_app = group("Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
-PARTS = "models annotation monitoring thresholds release device fleet erasure scale storage cluster rules"
+PARTS = (
+    "models annotation monitoring thresholds release device fleet erasure scale storage cluster rules "
+    "alerts sites"
+)
 for name in PARTS.split():  # a book each
     part = getattr(import_module(f"cv_pipeline.commands.{name}"), f"{name}_commands")
     app.registered_commands += part.registered_commands
@@ -290,6 +294,7 @@ def _show_rules(rules: dict[str, Any]) -> None:
     "run cameras.yaml",
     "run photos/ --model yolo.onnx --conf 0.4",
     "run --config line.yaml --serve-health 8080",
+    "run cameras.yaml --processes auto",
     "run line:frames=500",
 )
 def run(
@@ -299,6 +304,7 @@ def run(
     config: Path | None = None,  # YAML; see `cv-pipeline config --show`
     fps: float | None = None,  # frame rate of a folder that holds the frames of a video
     realtime: bool = False,  # play files at their own speed, like cameras
+    processes: str | None = None,  # share the cameras over so many processes; auto: by what they cost
     given: Any = keys_of(
         "core.config:RunConfig",
         model="model=path spec backend threads",
@@ -311,11 +317,15 @@ def run(
     ),
 ) -> None:
     "Run a detector over videos, pictures and cameras; write results.parquet, results.jsonl and summary.json."
-    _finish(_run_command(source or [], config, {"realtime": realtime, "fps": fps}, given))
+    _finish(_run_command(source or [], config, {"realtime": realtime, "fps": fps}, given, processes))
 
 # %% ../../nbs/19_commands/19_main.ipynb #b5a9bfa7
 def _run_command(
-    sources: list[str], config: Path | None, how: dict[str, Any], given: dict[str, Any]
+    sources: list[str],
+    config: Path | None,
+    how: dict[str, Any],
+    given: dict[str, Any],
+    processes: str | None = None,
 ) -> dict[str, Any]:
     "Validate, run, show; returns the summary."
     from cv_pipeline.core.config import load_config
@@ -330,8 +340,11 @@ def _run_command(
     also = {k: v for k, v in how.items() if v}  # also for sources that come from the YAML
     cfg.sources = [s.model_copy(update=also) for s in cfg.sources]
     try:
-        with _progress(None) as tick:
-            summary = run_config(cfg, tick, _ready)
+        if processes is not None:
+            summary = _run_split(cfg, processes)
+        else:
+            with _progress(None) as tick:
+                summary = run_config(cfg, tick, _ready)
     except KeyboardInterrupt:  # before the run began, or for the third time
         say(_INTERRUPTED)
         raise
@@ -341,6 +354,28 @@ def _run_command(
     return summary
 
 
+def _run_split(cfg: Any, processes: str) -> dict[str, Any]:
+    "A run in several processes, with a line that says how they are."
+    from rich.console import Console
+    from rich.status import Status
+
+    from cv_pipeline.service.processes import run_processes
+
+    status = Status("starting", console=Console(stderr=True))
+
+    def tick(group: Any) -> None:
+        running = [s for s in group.seats if s.state == "running"]
+        cameras = sum(len(s.cameras) for s in running)
+        away = [f"process {s.number} {s.state}" for s in group.seats if s.state in ("waiting", "failed")]
+        status.update(", ".join([f"{len(running)} processes with {cameras} cameras are running", *away]))
+
+    with status if status.console.is_terminal else nullcontext():
+        summary = run_processes(cfg, processes, tick, lambda url: _ready(url, None), tell=say)
+    rows = [{**row, "cameras": len(row["cameras"])} for row in summary["processes"]]
+    records("Processes", rows)
+    return summary
+
+# %% ../../nbs/19_commands/19_main.ipynb #9b00a004
 def _yaml_among(sources: list[str], config: Path | None) -> tuple[list[str], Path | None]:
     "`cv-pipeline run cameras.yaml` means `--config cameras.yaml`: a YAML is never a source."
     files = [s for s in sources if s.lower().endswith((".yaml", ".yml")) and "://" not in s]
@@ -357,6 +392,24 @@ def _finish(summary: dict[str, Any]) -> None:
         raise typer.Exit(130)
     if any(s["state"] == "failed" for s in summary["sources"].values()):
         raise typer.Exit(3)
+
+# %% ../../nbs/19_commands/19_main.ipynb #9a1c0020
+@command(app, "split cameras.yaml --machines 3 --out machines/")
+def split(
+    config: Path,  # YAML with all cameras
+    *,
+    machines: int = 2,  # how many files are written
+    out: Path = Path("machines"),  # folder of the files
+) -> None:
+    "Share a list of cameras over machines by what each camera costs; every machine runs its file."
+    from cv_pipeline.core.config import load_config
+    from cv_pipeline.service.processes import measure_cameras, write_machines
+
+    loaded = load_config(config)
+    costs = measure_cameras(loaded)
+    records("Cameras", [{"camera": c.source, "cores": round(c.cores, 3), "note": c.note} for c in costs])
+    for path in write_machines(loaded, costs, machines, out):
+        say(f"written: {plain(path)} — cv-pipeline run {plain(path)} --processes auto")
 
 # %% ../../nbs/19_commands/19_main.ipynb #7386d6a1
 @command(app, "config --show > line.yaml", "config line.yaml --show", "config line.yaml", name="config")

@@ -16,7 +16,7 @@ from .terminal import notes, plain, records, say, share_bar, some_pictures
 from ..core.types import ConfigError
 
 # %% auto #0
-__all__ = ['scale_commands', 'batch', 'jobs', 'profile_of', 'plan', 'loadtest']
+__all__ = ['scale_commands', 'batch', 'jobs', 'profile_of', 'plan', 'loadtest', 'demo_scale']
 
 # %% ../../nbs/19_commands/11_scale.ipynb #12ca41b5
 scale_commands = group()
@@ -338,4 +338,19 @@ def loadtest(
         f"{report['verdict']}, knee {report['knee'] or 'not found'} · written: {plain(out / 'loadtest.html')}"
     )
     if report["verdict"] != "PASS":
+        raise typer.Exit(1)
+
+# %% ../../nbs/19_commands/11_scale.ipynb #9d000002
+@command(scale_commands, "demo-scale", "demo-scale --out /tmp/scale --seconds 20", name="demo-scale")
+def demo_scale(
+    *,
+    out: Path = Path("runs/scale"),  # folder of the pages
+    seconds: Annotated[float, Opt(min=2, max=600)] = 10.0,  # of each phase of the load test
+) -> None:
+    "Measure, plan, test at twice the peak, and run a batch that loses a worker; about a minute, see OUT."
+    from cv_pipeline.service.scale_demo import scale_demo
+
+    story = scale_demo(out, seconds, lambda text: say(plain(text)))
+    say(f"see [bold]{plain(out / 'index.html')}[/]")
+    if not story.value("batch", "same"):
         raise typer.Exit(1)

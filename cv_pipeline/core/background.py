@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 import weakref
-from contextlib import suppress
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
 
 from .types import Clock, SinkError
 
 # %% auto #0
-__all__ = ['REAL_CLOCKS', 'BACKGROUND', 'Ticking', 'Background', 'tick_once']
+__all__ = ['REAL_CLOCKS', 'BACKGROUND', 'Ticking', 'Background', 'tick_once', 'stopped_by_signals']
 
 # %% ../../nbs/00_core/16_background.ipynb #db0477eb
 class Ticking(Protocol):
@@ -95,3 +97,17 @@ def tick_once(member: Ticking) -> None:
 BACKGROUND = Background()  # of this process
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=BACKGROUND.forget)
+
+# %% ../../nbs/00_core/16_background.ipynb #9a1c0011
+@contextmanager
+def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    "SIGTERM and Ctrl-C set an event until the block ends; in the main thread, elsewhere nothing changes."
+    before: dict[signal.Signals, Any] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                before[number] = signal.signal(number, lambda *_: stop.set())
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import socket
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -22,11 +23,11 @@ from .types import ConfigError
 # %% auto #0
 __all__ = ['Rule', 'RULES', 'SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'SelectionConfig',
            'TrackerConfig', 'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'TelemetryConfig', 'CollectConfig',
-           'ForwardConfig', 'ShadowConfig', 'MaskSection', 'PrivacyConfig', 'HoursSection', 'GroundSection',
-           'IgnoreSection', 'RuleSection', 'ZoneRule', 'EnterRule', 'LeaveRule', 'StayRule', 'CrossRule', 'CrowdRule',
-           'WrongWayRule', 'SpeedRule', 'LeftRule', 'TakenRule', 'MissingRule', 'LineCountRule', 'SequenceRule',
-           'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig', 'config_problems', 'load_config', 'show_config',
-           'config_schema']
+           'ForwardConfig', 'ShadowConfig', 'SnapshotConfig', 'AlertsConfig', 'MaskSection', 'PrivacyConfig',
+           'HoursSection', 'GroundSection', 'IgnoreSection', 'RuleSection', 'ZoneRule', 'EnterRule', 'LeaveRule',
+           'StayRule', 'CrossRule', 'CrowdRule', 'WrongWayRule', 'SpeedRule', 'LeftRule', 'TakenRule', 'MissingRule',
+           'LineCountRule', 'SequenceRule', 'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig',
+           'config_problems', 'site_of', 'load_config', 'show_config', 'config_schema']
 
 # %% ../../nbs/00_core/03_config.ipynb #0dac29bd
 class _Section(BaseModel):
@@ -264,7 +265,7 @@ class DeliveryConfig(_Section):
 
 # %% ../../nbs/00_core/03_config.ipynb #9abf760f
 class HealthConfig(_Section):
-    "The health endpoint: /healthz, /readyz, /metrics."
+    "The health endpoint: /healthz, /readyz, /metrics, and a live page at /."
 
     port: int | None = Field(None, ge=0, le=65535, description="Port, 0: a free one; None: not served.")
     host: str = Field("127.0.0.1", description="Address to serve on.")
@@ -277,6 +278,7 @@ class HealthConfig(_Section):
     cert: Path | None = Field(None, description="PEM file of a certificate, with `key`: HTTPS.")
     key: Path | None = Field(None, description="PEM file of the certificate's key.")
     insecure: bool = Field(False, description="Serve beyond the loopback address without a token.")
+    page: bool = Field(True, description="A live page: states, events, and covered pictures while watched.")
 
 # %% ../../nbs/00_core/03_config.ipynb #22b0eef4
 class TelemetryConfig(_Section):
@@ -377,6 +379,28 @@ class ShadowConfig(_Section):
     folder: Path | None = Field(None, description="Where evidence goes. None: OUT/shadow.")
     save_s: float = Field(60.0, gt=0, description="Seconds between two writings of the evidence.")
     wait: bool = Field(False, description="Wait for the shadow: for recordings, so that no frame is skipped.")
+
+
+class SnapshotConfig(_Section):
+    "What a site reports of itself, for one page of many sites."
+
+    store: str | None = Field(
+        None, description="A folder, s3://BUCKET/PREFIX, or `forward`: by the outbox. None: OUT/sites."
+    )
+    endpoint: str | None = Field(None, description="Address of the S3 service. None: as boto3 finds it.")
+    every_s: float = Field(30.0, ge=1, le=3600, description="Seconds between two states.")
+    plan: Path | None = Field(None, description="Picture of the floor plan.")
+    places: dict[str, tuple[float, float]] = Field(
+        default_factory=dict, description="{source: [x, y]}: cameras on the plan, fractions 0..1."
+    )
+    reports: Path = Field(Path("reports"), description="Reports, of which the newest drift verdict is shown.")
+
+# %% ../../nbs/00_core/03_config.ipynb #a1e70001
+class AlertsConfig(_Section):
+    "Events of zones and lines become incidents; `cv-pipeline alerts serve` calls people about them."
+
+    book: Path = Field(description="Incident book, which the daemon reads: a file on a local disk.")
+    policy: Path | None = Field(None, description="Who is called, and when; checked before the run begins.")
 
 # %% ../../nbs/00_core/03_config.ipynb #cafe0001
 class MaskSection(_Section):
@@ -690,6 +714,7 @@ class RunConfig(_Section):
     "Everything `cv-pipeline run` needs."
 
     sources: list[SourceConfig] = Field(min_length=1)
+    site: str | None = Field(None, min_length=1, max_length=64, description="Its name. None: the host name.")
     model: ModelConfig = ModelConfig()
     postprocess: PostprocessConfig = PostprocessConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -702,11 +727,13 @@ class RunConfig(_Section):
     collect: CollectConfig | None = Field(None, description="Pictures for labelling; true: the defaults.")
     forward: ForwardConfig | None = Field(None, description="What is sent to a centre; null: nothing.")
     shadow: ShadowConfig | None = Field(None, description="A second model without effect; null: none.")
+    snapshot: SnapshotConfig | None = Field(None, description="State for a page of many sites; null: none.")
+    alerts: AlertsConfig | None = Field(None, description="Incidents and calls; null: none.")
     privacy: PrivacyConfig = PrivacyConfig()
 
     _reason = field_validator("privacy", mode="before")(_with_a_reason)
 
-    @field_validator("telemetry", "collect", mode="before")
+    @field_validator("telemetry", "collect", "snapshot", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
         "`telemetry: true` and `telemetry: false`."
@@ -716,9 +743,8 @@ class RunConfig(_Section):
     @classmethod
     def _bare_uris(cls, value: Any) -> Any:
         "`sources: [belt.mp4, 0]` is short for a list of `{uri: …}`."
-        if not isinstance(value, list):
-            return value
-        return [{"uri": str(v)} if isinstance(v, (str, int, Path)) else v for v in value]
+        one = lambda v: {"uri": str(v)} if isinstance(v, (str, int, Path)) else v
+        return [one(v) for v in value] if isinstance(value, list) else value
 
     @field_validator("sources")
     @classmethod
@@ -743,6 +769,8 @@ _ITEMS: dict[str, type[BaseModel]] = {
     "collect": CollectConfig,
     "forward": ForwardConfig,
     "shadow": ShadowConfig,
+    "snapshot": SnapshotConfig,
+    "alerts": AlertsConfig,
     "masks": MaskSection,
 }  # sections inside lists and options
 
@@ -794,7 +822,12 @@ def _merge(base: dict, dotted: dict[str, Any]) -> dict:
         place[last] = value
     return merged
 
-# %% ../../nbs/00_core/03_config.ipynb #535d3262
+
+def site_of(config: RunConfig) -> str:
+    "The site of a run: as configured, or the name of this machine."
+    return config.site if config.site is not None else socket.gethostname() or "site"
+
+
 def load_config(
     path: str | Path | None = None,  # a YAML file; None: defaults and overrides only
     overrides: dict[str, Any] | None = None,  # dotted keys, e.g. {"postprocess.conf": 0.4}

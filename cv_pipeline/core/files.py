@@ -30,10 +30,10 @@ from .masking import masked
 from .types import ConfigError, CVPipelineError, DataError, SinkError
 
 # %% auto #0
-__all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'make_folder', 'shortened', 'printable', 'json_bytes', 'draft_of',
-           'write_whole', 'write_json', 'append_lines', 'Busy', 'locked', 'process_lives', 'sweep_drafts',
-           'sweep_folder', 'take_place', 'Staging', 'glob_escape', 'sync_tree', 'draft_folder', 'rewriting',
-           'copy_file', 'move_file', 'copy_over', 'is_there', 'file_sha256', 'name_key', 'portable_name',
+__all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'sync_folder', 'make_folder', 'shortened', 'printable',
+           'json_bytes', 'draft_of', 'write_whole', 'write_json', 'append_lines', 'Busy', 'locked', 'process_lives',
+           'sweep_drafts', 'sweep_folder', 'take_place', 'Staging', 'glob_escape', 'sync_tree', 'draft_folder',
+           'rewriting', 'copy_file', 'move_file', 'copy_over', 'is_there', 'file_sha256', 'name_key', 'portable_name',
            'unique_names', 'path_below', 'plain_name', 'safe_name', 'decode_text', 'read_bytes', 'read_text',
            'parse_json', 'read_json', 'read_json_lines', 'parse_yaml', 'read_yaml', 'read_table_file', 'expecting',
            'writing', 'read_parquet', 'read_parquet_metadata', 'read_parquet_schema', 'parquet_groups']
@@ -75,7 +75,7 @@ def writable_folder(folder: str | Path) -> Path:
     return folder
 
 # %% ../../nbs/00_core/02_files.ipynb #b0e62906
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     "Flush a folder's entries to disk (fsync), where the system supports it."
     try:
         handle = os.open(folder, os.O_RDONLY)
@@ -100,7 +100,7 @@ def make_folder(
         new = [p for p in (folder, *folder.parents) if not p.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         for made in new if durable else ():
-            _sync_folder(made.parent)
+            sync_folder(made.parent)
     return folder
 
 
@@ -157,7 +157,7 @@ def write_whole(
                 os.fsync(file.fileno())
         os.replace(draft, path)
         if durable:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     except BaseException as e:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -211,7 +211,7 @@ def append_lines(
                 left = left[file.write(left) :]
             if durable:
                 os.fsync(file.fileno())
-                _sync_folder(path.parent)  # a new file has a new name; a known one costs little
+                sync_folder(path.parent)  # a new file has a new name; a known one costs little
     except OSError as e:
         raise sink_error("could not be written", e, path) from e
     return path
@@ -355,7 +355,7 @@ def take_place(
             os.replace(old, out)
             raise
     if durable:
-        _sync_folder(out.parent)
+        sync_folder(out.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 # %% ../../nbs/00_core/02_files.ipynb #d742633d
@@ -414,8 +414,8 @@ def sync_tree(folder: Path) -> None:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         elif path.is_dir():
-            _sync_folder(path)
-    _sync_folder(folder)
+            sync_folder(path)
+    sync_folder(folder)
 
 
 @contextmanager
@@ -503,7 +503,7 @@ def move_file(
         make_folder(target.parent, durable)
         os.replace(source, target)
         for place in dict.fromkeys((target.parent, source.parent)) if durable else ():
-            _sync_folder(place)
+            sync_folder(place)
     except OSError as e:
         raise sink_error(f"cannot move from {source}", e, target) from e
     return target

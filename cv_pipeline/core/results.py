@@ -26,9 +26,9 @@ from cv_pipeline.core.files import (
 from .types import SinkError
 
 # %% auto #0
-__all__ = ['RUN_KEY', 'results_schema', 'run_of', 'part_numbers', 'parts_in', 'unfinished_parts', 'hours_of', 'table_files',
-           'jsonl_files', 'rows_after', 'read_table', 'read_results', 'stream_tables', 'merge_parts', 'merge_results',
-           'read_jsonl']
+__all__ = ['RUN_KEY', 'results_schema', 'run_of', 'part_numbers', 'parts_in', 'unfinished_parts', 'hours_of', 'process_folders',
+           'table_files', 'jsonl_files', 'rows_after', 'read_table', 'read_results', 'stream_tables', 'merge_parts',
+           'merge_results', 'read_jsonl']
 
 # %% ../../nbs/00_core/13_results.ipynb #581ad660
 @cache
@@ -101,16 +101,27 @@ def _listed(folder: Path, name: str) -> list[Path]:
     return hours + now  # what became an hour after the first look is among the hours
 
 
+def process_folders(folder: str | Path) -> list[Path]:
+    "Where the processes of a run that was split over several have written; empty for other runs."
+    return sorted(path for path in Path(folder).glob("process-[0-9][0-9]*") if path.is_dir())
+
+
 def table_files(
     folder: str | Path,  # of a run
     name: str = "results",  # of the table: "results", "events"
 ) -> list[Path]:  # Parquet files; empty where the table is missing
     "The files that hold a table, in the order of writing: finished hours, then what is being written."
+    shares = [path for place in process_folders(folder) for path in table_files(place, name)]
+    return shares + _own_table_files(Path(folder), name)
+
+
+def _own_table_files(folder: Path, name: str) -> list[Path]:
+    "Those of one process."
     found: list[Path] = []
     error: SinkError | None = None
     for _ in range(20):  # a run that goes on moves its files
         try:
-            again = _listed(Path(folder), name)
+            again = _listed(folder, name)
         except SinkError as e:  # one has gone since the list was made, or is torn
             error = e
             continue
@@ -125,8 +136,9 @@ def table_files(
 
 def jsonl_files(folder: str | Path) -> list[Path]:
     "The lines of a run, in the order of writing: finished hours, then the file that is being written."
-    now = Path(folder) / "results.jsonl"
-    return [*sorted(Path(folder, "results").glob("*.jsonl"), key=lambda p: p.stem), *[now] * now.exists()]
+    now, shares = Path(folder) / "results.jsonl", [p for f in process_folders(folder) for p in jsonl_files(f)]
+    hours = sorted(Path(folder, "results").glob("*.jsonl"), key=lambda p: p.stem)
+    return [*shares, *hours, *[now] * now.exists()]
 
 # %% ../../nbs/00_core/13_results.ipynb #077376dc
 _AT_MOST = 1 << 28  # bytes of lines that are searched for the last row of a table
@@ -231,23 +243,29 @@ def read_table(
     since: datetime | None = None,  # only rows captured at or after this time, with a zone
     until: datetime | None = None,  # and before this one
 ) -> Any:  # pyarrow.Table
-    "All rows of the newest run."
+    "All rows of the newest run, and of all its processes."
     import pyarrow as pa
 
+    places = [*process_folders(folder), Path(folder)]
+    found = [table for place in places for table in _tables(place, name, since, until)]
+    if not found:
+        raise SinkError(f"no {name} found", folder, "is this the folder that the run wrote to?")
+    return pa.concat_tables([table.replace_schema_metadata(None) for table in found])
+
+
+def _tables(folder: Path, name: str, since: datetime | None, until: datetime | None) -> list[Any]:
+    "What one process has written; empty where there is nothing."
     for attempt in range(10):
         paths = list[Path]()
         try:
-            paths = table_files(folder, name)
+            paths = _own_table_files(folder, name)
             found = [_between(read_parquet(path, error=SinkError), since, until) for path in paths]
-            if name == "results":
-                found.append(_between(rows_after(folder, paths), since, until))
-            break
+            more = _between(rows_after(folder, paths), since, until) if name == "results" else ()
+            return [*found, more] if name == "results" and (paths or len(more)) else found
         except (SinkError, FileNotFoundError):  # merged or rolled since the list was made?
             if attempt == 9 or (paths and all(path.exists() for path in paths)):
                 raise
-    if not paths and not (found and len(found[-1])):
-        raise SinkError(f"no {name} found", folder, "is this the folder that the run wrote to?")
-    return pa.concat_tables([table.replace_schema_metadata(None) for table in found])
+    return []
 
 
 def read_results(
@@ -303,13 +321,15 @@ def merge_results(
     rows_a_group: int = 100_000,  # rows held in memory at a time
     name: str = "results",  # of the table
 ) -> Path:  # results.parquet
-    "Stream the parts of an unclosed run into one file and remove them; its hours likewise."
+    "Stream the parts of an unclosed run into one file and remove them; its hours and processes likewise."
     folder = Path(folder)
+    for place in process_folders(folder):
+        merge_results(place, rows_a_group, name)
     final, parts = folder / f"{name}.parquet", unfinished_parts(folder, name)
     for hour in hours_of(folder, name):
         if (folder / name / f"{hour}.parts").exists():
             merge_results(folder / name, rows_a_group, hour)
-    more = [rows_after(folder, table_files(folder))] if name == "results" else []
+    more = [rows_after(folder, _own_table_files(folder, name))] if name == "results" else []
     more = [table for table in more if len(table)]
     if len(parts) == 1 and not more:
         move_file(parts[0], final)

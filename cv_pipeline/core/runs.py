@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from .files import move_file, read_json, write_json, writable_folder, writing
-from .results import hours_of, jsonl_files, table_files, unfinished_parts
+from cv_pipeline.core.results import (
+    hours_of,
+    jsonl_files,
+    process_folders,
+    table_files,
+    unfinished_parts,
+)
 from .tables import ASIDE
 from .types import DataError, SinkError, utc_now
 
@@ -71,6 +77,9 @@ def files_of_run(
     films = [str(f) for f in told if str(f).endswith(".mp4")] if isinstance(told, list) else []
     named = {folder / name for name in (*_FILES, *films) if Path(name).name == name}
     named -= {path for path in named if path.is_dir() and not _of_a_run(path)}
+    named |= {
+        place for place in process_folders(folder) if (place / "summary.json").exists() or files_of_run(place)
+    }
     young = {p for p in folder.glob("*.mp4") if since is not None and p.stat().st_mtime >= since - 1}
     return sorted(path for path in named | young if path.exists())
 

@@ -25,8 +25,9 @@ from .masking import masked_values
 from .types import utc_now
 
 # %% auto #0
-__all__ = ['LEAST_ADDRESS_SPACE', 'instruction_set', 'processor_name', 'usable_cores', 'user_name', 'nvml', 'machine',
-           'address_space_limit', 'address_space_left', 'process_memory_mib', 'config_hash', 'stamp', 'describe_stamp']
+__all__ = ['LEAST_ADDRESS_SPACE', 'UNCOVERED', 'instruction_set', 'processor_name', 'usable_cores', 'user_name', 'nvml',
+           'machine', 'address_space_limit', 'address_space_left', 'process_memory_mib', 'config_hash', 'stamp',
+           'describe_stamp']
 
 # %% ../../nbs/00_core/14_stamp.ipynb #7535e427
 _INSTRUCTION_SETS = {  # flag of the processor → name; the first that is there is what eight-bit kernels take
@@ -199,6 +200,9 @@ def _of_model(model: Any) -> dict[str, str] | list[dict[str, str]]:
 _machine = cache(machine)  # asked once a process
 
 
+UNCOVERED = "CV_PIPELINE_PRIVACY_OFF"  # variable with the reason why copies of pictures are not covered
+
+
 def stamp(
     # a Model, its manifest, or a mapping with name and sha256; several as a list; None: no model took part
     model: Any = None,
@@ -207,7 +211,7 @@ def stamp(
     now: Callable[[], datetime] = utc_now,
 ) -> dict[str, Any]:
     "Where numbers come from, for the key `stamp` of the file that holds them."
-    accepted = accepted_findings()
+    accepted, uncovered = accepted_findings(), os.environ.get(UNCOVERED)
     return {
         "cv_pipeline": __version__,
         "at": now().isoformat(timespec="seconds"),
@@ -216,6 +220,7 @@ def stamp(
         "config": None if config is None else config_hash(config),
         "machine": _machine(),
         **({"accepted": accepted} if accepted else {}),  # findings of the dataset that a person let pass
+        **({"pictures not covered": uncovered} if uncovered else {}),
     }
 
 # %% ../../nbs/00_core/14_stamp.ipynb #b2c0de78
@@ -238,6 +243,8 @@ def describe_stamp(
     ]
     if accepted := stamp.get("accepted"):
         parts.append("accepted: " + ", ".join(f"{kind} ({count})" for kind, count in accepted.items()))
+    if uncovered := stamp.get("pictures not covered"):
+        parts.append(f"pictures not covered: {uncovered}")
     where = stamp.get("machine", {})
     parts += [
         f"{where.get('processor', '?')} ({where.get('instruction set', '?')})",

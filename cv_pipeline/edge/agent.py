@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,14 +120,25 @@ def end_left(note: Path, grace_s: float = 10.0) -> int | None:  # its process id
         return pid
     return None
 
-
+# %% ../../nbs/11_edge/03_agent.ipynb #9b00b006
 class Child:
     "One run in a process of its own."
 
-    def __init__(self, command: Sequence[str], port: int, note: Path, more: Mapping[str, str] = {}):
+    def __init__(
+        self,
+        command: Sequence[str],
+        port: int,  # of its health page
+        note: Path,  # file that says which process it is
+        more: Mapping[str, str] = {},  # environment variables
+        log: Path | None = None,  # file that its output is added to; None: our own output
+    ):
         quiet = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
         env = {k: v for k, v in os.environ.items() if k not in quiet} | dict(more)
-        self.port, self.process = port, subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL)
+        with nullcontext() if log is None else open(log, "ab") as out:
+            self.port, self.process = (
+                port,
+                subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out),
+            )
         with suppress(CVPipelineError):
             write_json(note, {"pid": self.process.pid, "birth": _birth(self.process.pid)})
 

@@ -12,7 +12,6 @@ import random
 import re
 import secrets
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..core.background import stopped_by_signals
 from ..core.escaping import one_line
 from cv_pipeline.core.files import (
     make_folder,
@@ -467,17 +467,9 @@ def from_argument(text: str) -> DeviceConfig:
 
 def run_device(config: DeviceConfig) -> None:
     "Run the agent until SIGTERM or Ctrl-C; the run ends in order."
-    stop, before = threading.Event(), {}
-    for number in (
-        (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-    ):
-        before[number] = signal.signal(number, lambda *_: stop.set())
-    try:
-        with Device(config) as device:
-            device.run(stop)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    stop = threading.Event()
+    with stopped_by_signals(stop), Device(config) as device:
+        device.run(stop)
 
 
 def work() -> None:

@@ -27,16 +27,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from ..core.files import locked, path_below, read_parquet, sync_tree, writable_folder, write_whole
+from ..core.databases import Database, DatabaseKind
+from ..core.files import locked, path_below, read_parquet, writable_folder, write_whole
 from ..core.http_server import Guard, is_loopback
 from ..core.types import ConfigError, DataError, MissingExtraError, SinkError, check_rules
 from .forward import MOST_FILE, Inbox, Request, answer_device, file_state
 
 # %% auto #0
-__all__ = ['EVERY_DEVICE', 'Duties', 'CentreSettings', 'open_database', 'Heard', 'hashed', 'CentreStore', 'changing', 'hear',
-           'flush_beats', 'note_action', 'new_code', 'admit_device', 'revoke_device', 'put_part', 'take_parts',
-           'archive_rows', 'tidy', 'Centre', 'web', 'Refused', 'read_body', 'json_answer', 'answered', 'device_asking',
-           'device_routes', 'CentreServer']
+__all__ = ['EVERY_DEVICE', 'Duties', 'CentreSettings', 'Heard', 'hashed', 'CentreStore', 'changing', 'hear', 'flush_beats',
+           'note_action', 'new_code', 'admit_device', 'revoke_device', 'put_part', 'take_parts', 'archive_rows', 'tidy',
+           'Centre', 'web', 'Refused', 'read_body', 'json_answer', 'answered', 'device_asking', 'device_routes',
+           'listening', 'configured_server', 'CentreServer']
 
 # %% ../../nbs/11_edge/04_central.ipynb #25b61902
 @dataclass(frozen=True)
@@ -86,24 +87,11 @@ CREATE TABLE IF NOT EXISTS facts(name TEXT PRIMARY KEY, value TEXT NOT NULL);
 EVERY_DEVICE = "*"  # in `paused`
 
 
-def open_database(path: Path, schema: str) -> sqlite3.Connection:
-    "A database for any number of threads, one at a time; SinkError says what to do with a corrupt one."
-    try:
-        if not path.exists():
-            sqlite3.connect(path).close()
-            sync_tree(path.parent)
-        db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "journal_size_limit=8000000"):
-            db.execute(f"PRAGMA {pragma}")
-        for statement in schema.split(";"):
-            db.execute(statement)
-        return db
-    except sqlite3.DatabaseError as e:
-        corrupt = "malformed" in str(e) or "not a database" in str(e)
-        hint = "move it away, with its -wal and -shm, and put the newest backup in its place"
-        hint = f"{hint}; without one, devices must be enrolled again" if corrupt else "free some space"
-        what = f"the database is corrupt: {e}" if corrupt else f"the database cannot be opened: {e}"
-        raise SinkError(what, path, hint) from e
+_KIND = DatabaseKind(
+    durable=False,  # heartbeats come again
+    corrupt=f"{DatabaseKind.corrupt}; without one, devices must be enrolled again",
+    full="free some space on the centre's disk: devices continue meanwhile",
+)
 
 # %% ../../nbs/11_edge/04_central.ipynb #e0b05d22
 class Heard(NamedTuple):
@@ -137,7 +125,8 @@ class CentreStore:
     ):
         self.settings, self.now, self.path = settings or CentreSettings(), now, Path(folder) / "centre.sqlite"
         writable_folder(folder)
-        self._db, self._lock, self._version = open_database(self.path, _STORE), threading.RLock(), -1
+        self.base = Database(self.path, _STORE, _KIND)
+        self.query = self.base.query
         self.tokens, self.sites = dict[str, str](), dict[str, str]()  # hash → device; device → site
         self.wanted, self.paused = dict[str, dict[str, str]](), dict[str, str]()
         self.beats, self._kept = dict[str, Heard](), dict[str, float]()
@@ -147,25 +136,17 @@ class CentreStore:
             self.beats[row["device"]] = Heard(row["at"], json.loads(row["body"]))
         self.refresh()
 
-    def query(self, sql: str, *values: object) -> list[dict[str, Any]]:
-        "Rows of a SELECT, each with the names of its columns."
-        with self._lock:
-            found = self._db.execute(sql, values)
-            return [dict(zip([c[0] for c in found.description], row)) for row in found.fetchall()]
-
     def refresh(self) -> None:
         "What another process has changed."
-        with self._lock:
-            (version,) = self._db.execute("PRAGMA data_version").fetchone()
-            if version != self._version:
-                self._version = version
+        with self.base.lock:
+            if self.base.changed():
                 _reread(self)
 
     def close(self) -> None:
         "Write what is in memory."
         with suppress(SinkError):
             flush_beats(self)
-        self._db.close()
+        self.base.close()
 
 # %% ../../nbs/11_edge/04_central.ipynb #c5c8cfbe
 def _reread(store: CentreStore) -> None:
@@ -180,18 +161,9 @@ def _reread(store: CentreStore) -> None:
 @contextmanager
 def changing(store: CentreStore) -> Iterator[sqlite3.Connection]:
     "One transaction; SinkError for a full disk, and memory follows."
-    with store._lock:
-        try:
-            store._db.execute("BEGIN IMMEDIATE")
-            yield store._db
-            store._db.execute("COMMIT")
-        except BaseException as e:
-            with suppress(sqlite3.Error):
-                store._db.execute("ROLLBACK")
-            if isinstance(e, sqlite3.Error):
-                hint = "free some space on the centre's disk: devices continue meanwhile"
-                raise SinkError(f"the database cannot be written: {e}", store.path, hint) from e
-            raise
+    with store.base.lock:
+        with store.base.changing() as db:
+            yield db
         _reread(store)
 
 # %% ../../nbs/11_edge/04_central.ipynb #7f8f10a3
@@ -689,14 +661,14 @@ def _protocol(head_s: float) -> type:
     return Patient
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int, section: str = "central") -> socket.socket:
     "A socket that listens; ConfigError when the port is taken."
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
     except (OSError, OverflowError) as e:
         what = f"cannot serve on {host}:{port}: {getattr(e, 'strerror', None) or e}"
-        raise ConfigError(what, "central.port", "choose a free port, or 0") from e
+        raise ConfigError(what, f"{section}.port", "choose a free port, or 0") from e
 
 # %% ../../nbs/11_edge/04_central.ipynb #bae74102
 def _claimed(held: ExitStack, folder: Path, host: str, port: int, guard: Guard) -> socket.socket:
@@ -707,12 +679,12 @@ def _claimed(held: ExitStack, folder: Path, host: str, port: int, guard: Guard) 
     busy, hint = "another centre serves this folder", "end it first, or give another folder"
     with ExitStack() as undo:
         undo.enter_context(locked(folder / "serve", 0, busy, hint))
-        made = undo.enter_context(_listening(host, port))
+        made = undo.enter_context(listening(host, port))
         held.push(undo.pop_all())
         return made
 
 
-def _configured(app: Any, settings: CentreSettings, guard: Guard) -> Any:
+def configured_server(app: Any, settings: CentreSettings, guard: Guard) -> Any:
     "uvicorn, with the limits of the centre."
     how: dict[str, Any] = {"lifespan": "off", "ws": "none", "loop": "asyncio", "log_config": None}
     how |= {
@@ -749,7 +721,7 @@ class CentreServer:
 
         app = web().Starlette(routes=[*device_routes(centre), *more])
         self.centre, self.supervisor = centre, Supervisor()
-        self._server, self._held = _configured(app, centre.settings, guard), ExitStack()
+        self._server, self._held = configured_server(app, centre.settings, guard), ExitStack()
         self._socket = _claimed(self._held, centre.folder, host, port, guard)
         self.url = f"http{'s' if guard.cert else ''}://{host}:{self._socket.getsockname()[1]}"
         self._closing = threading.Event()

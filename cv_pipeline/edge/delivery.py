@@ -47,9 +47,9 @@ def _handed_over(sink: DeliverySink, path: Path) -> bool:
     return True
 
 # %% ../../nbs/11_edge/07_delivery.ipynb #a903cf99
-def event_record(event: Event) -> dict[str, Any]:
-    "An event as plain values for JSON."
-    return {**asdict(event), "at": event.at.isoformat()}
+def event_record(event: Event, site: str = "") -> dict[str, Any]:
+    "An event as plain values for JSON, with the name of the site where there is one."
+    return {**asdict(event), "at": event.at.isoformat(), **({"site": site} if site else {})}
 
 
 class DeliverySink(ForwardSink):
@@ -61,9 +61,10 @@ class DeliverySink(ForwardSink):
         sender: Forwarder | None = None,  # closed with it; None: rows only wait
         wanted: Wanted = EVERYTHING,
         log: Path | None = None,  # the folder of the log, which keeps the files that are owed; None: no log
+        site: str = "",  # name of the site, in every event
     ):
         super().__init__(box, result_record, sender)
-        self.wanted, self.log = wanted, log
+        self.wanted, self.log, self.site = wanted, log, site
         self.late: list[Path] = []  # could not be handed over yet
         self.event_callbacks: Sequence[Callable[[Event], Any]] = [self.event] if wanted.events else []
         self.part_callback = self.part if wanted.log and log is not None else None
@@ -76,7 +77,7 @@ class DeliverySink(ForwardSink):
     def event(self, event: Event) -> None:
         "A callback for `EventSink`."
         try:
-            self.box.put("event", event_record(event))
+            self.box.put("event", event_record(event, self.site))
         except SinkError as e:
             self.problems[e.what] += 1
 
@@ -132,7 +133,7 @@ def check_forward(settings: ForwardConfig) -> LinkSettings:
 
 
 def open_forward(
-    settings: ForwardConfig, out: str | Path, telemetry: TelemetryConfig | None = None
+    settings: ForwardConfig, out: str | Path, telemetry: TelemetryConfig | None = None, site: str = ""
 ) -> DeliverySink:
     "Open the outbox of a run and begin to send; ConfigError for settings that cannot work."
     link = Link(check_forward(settings))
@@ -145,4 +146,4 @@ def open_forward(
         ForwardSettings(settings.device, settings.lane),
     ).start()
     log = None if telemetry is None else log_folder(telemetry, out).resolve()
-    return DeliverySink(box, sender, Wanted(settings.results, settings.events, settings.log), log)
+    return DeliverySink(box, sender, Wanted(settings.results, settings.events, settings.log), log, site)

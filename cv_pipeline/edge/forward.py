@@ -19,8 +19,8 @@ import time
 import urllib.request
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from ..core.files import file_sha256, move_file, sink_error, sync_tree, writable_folder
+from ..core.databases import Database, DatabaseKind
+from ..core.files import file_sha256, move_file, sink_error, writable_folder
 from ..core.http_server import Answer, Guard, is_loopback
 from ..core.masking import masked
 from cv_pipeline.core.types import (
@@ -216,16 +217,11 @@ class Mark(NamedTuple):
     digest: str  # of the line with that number
 
 
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        with suppress(sqlite3.Error):
-            db.execute("ROLLBACK")
-        raise
+_KIND = DatabaseKind(
+    "inbox",
+    corrupt=f"{DatabaseKind.corrupt}, or none: devices report what it lacks",
+    full="free some space on the centre's disk: devices keep their rows and send them again",
+)
 
 # %% ../../nbs/11_edge/01_forward.ipynb #72fd3144
 def _mark(db: sqlite3.Connection, batch: Batch, at: float) -> Mark:
@@ -340,25 +336,14 @@ def _began(db: sqlite3.Connection, new: str) -> str:
     return found[0]
 
 
-def _open_inbox(path: Path, new: str) -> tuple[sqlite3.Connection, str]:
-    "The database and the id of its beginning; SinkError says what to do with one that is corrupt."
+def _begin(base: Database, new: str) -> str:
+    "The id of the beginning of a database; it is closed where that fails."
     try:
-        if not path.exists():
-            sqlite3.connect(path).close()
-            sync_tree(path.parent)
-        db = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "journal_size_limit=8000000"):
-            db.execute(f"PRAGMA {pragma}")
-        with _transaction(db):
-            for statement in _INBOX.split(";"):
-                db.execute(statement)
-            return db, _began(db, new)
-    except sqlite3.Error as e:
-        hint = "free some space, or put the newest backup in its place: devices report what it lacks"
-        if "malformed" in str(e) or "not a database" in str(e):
-            hint = "move it away, with its -wal and -shm, and put the newest backup in its place, or none: "
-            hint += "devices report what it lacks"
-        raise SinkError(f"the inbox cannot be opened: {e}", path, hint) from e
+        with base.changing() as db:
+            return _began(db, new)
+    except BaseException:
+        base.close()
+        raise
 
 # %% ../../nbs/11_edge/01_forward.ipynb #acc9cde1
 class Inbox:
@@ -372,10 +357,11 @@ class Inbox:
         began: str | None = None,  # id that a new database gets; None: the time, and a random number
     ):
         self.folder, self.now, self.step = writable_folder(folder), now, step
-        self.path, self._lock, self._files = self.folder / "inbox.sqlite", threading.Lock(), threading.Lock()
-        self._db, self.began = _open_inbox(
-            self.path, began or f"{now():.0f}-{random.SystemRandom().getrandbits(32):08x}"
-        )
+        self.path, self._files = self.folder / "inbox.sqlite", threading.Lock()
+        self.base = Database(self.path, _INBOX, _KIND)
+        self.query = self.base.query  # of spools, rows and findings
+        new = began or f"{now():.0f}-{random.SystemRandom().getrandbits(32):08x}"
+        self.began = _begin(self.base, new)
 
     def take(self, data: bytes, device: str) -> Receipt:
         "A batch, on the disk when this returns; DataError for a bad one, SinkError for a full disk."
@@ -383,7 +369,7 @@ class Inbox:
         if batch.device != device:
             what = f"a batch of {batch.device[:80]!r} with the token of {device!r}"
             raise DataError(what, "head of the batch", "each device has a token of its own")
-        with self._writing() as db:
+        with self.base.changing() as db:
             receipt = _take(db, batch, rows, self.now())
             self.step("inbox.inserted")
         self.step("inbox.committed")
@@ -391,27 +377,11 @@ class Inbox:
 
     def forget(self, ids: Sequence[int]) -> None:
         "Rows that are kept elsewhere go away; marks stay, so that they are not taken again."
-        with self._writing() as db:
+        with self.base.changing() as db:
             db.executemany("DELETE FROM rows WHERE id = ?", [(k,) for k in ids])
 
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                with _transaction(self._db):
-                    yield self._db
-            except sqlite3.Error as e:
-                hint = "free some space on the centre's disk: devices keep their rows and send them again"
-                raise SinkError(f"the inbox cannot be written: {e}", self.path, hint) from e
-
-    def query(self, sql: str, *values: object) -> list[dict[str, Any]]:
-        "Rows of a SELECT over spools, rows and findings, each with the names of its columns."
-        with self._lock:
-            found = self._db.execute(sql, values)
-            return [dict(zip([c[0] for c in found.description], row)) for row in found.fetchall()]
-
     def close(self) -> None:
-        self._db.close()
+        self.base.close()
 
 # %% ../../nbs/11_edge/01_forward.ipynb #550dfd2f
 MOST_FILE = 4_000_000_000  # bytes of one file
@@ -560,6 +530,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(found.status)
         self.send_header("Content-Type", found.kind)
         self.send_header("Content-Length", str(len(found.body)))
+        for name, value in found.headers:
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(found.body)
 

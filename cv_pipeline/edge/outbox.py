@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from ..core.databases import database_trouble, transaction
 from cv_pipeline.core.files import (
     file_sha256,
     json_bytes,
@@ -168,7 +169,7 @@ def _connect(path: Path, max_bytes: int) -> sqlite3.Connection:
             "synchronous=FULL",
         ):
             db.execute(f"PRAGMA {pragma}")
-        with _transaction(db, durable=True):
+        with transaction(db, durable=True):
             for statement in _SCHEMA.split(";"):
                 db.execute(statement)
             facts = {
@@ -186,18 +187,10 @@ def _connect(path: Path, max_bytes: int) -> sqlite3.Connection:
     return db
 
 # %% ../../nbs/11_edge/00_outbox.ipynb #8939dab1
-@contextmanager
-def _transaction(db: sqlite3.Connection, durable: bool) -> Iterator[None]:
-    "All or nothing; durable: the disk has it before this returns, otherwise the operating system."
-    db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        with suppress(sqlite3.Error):
-            db.execute("ROLLBACK")
-        raise
+def _trouble(e: BaseException) -> str:
+    "What an error of SQLite means here: disk (full, or failing), corrupt, or other."
+    found = database_trouble(e)
+    return "other" if found == "busy" else found
 
 # %% ../../nbs/11_edge/00_outbox.ipynb #7bb777c4
 def _fact(db: sqlite3.Connection, name: str) -> Any:
@@ -206,14 +199,6 @@ def _fact(db: sqlite3.Connection, name: str) -> Any:
 
 def _set_facts(db: sqlite3.Connection, **facts: Any) -> None:
     db.executemany("UPDATE facts SET value = ? WHERE name = ?", [(v, k) for k, v in facts.items()])
-
-
-def _trouble(e: BaseException) -> str:
-    "What an error of SQLite means here: disk (full, or failing), corrupt, or other."
-    text = str(e)
-    if "is full" in text or "disk I/O error" in text or "unable to open" in text or "readonly" in text:
-        return "disk"
-    return "corrupt" if "malformed" in text or "not a database" in text else "other"
 
 
 def _insert(db: sqlite3.Connection, rows: Iterable[Row]) -> int:
@@ -379,7 +364,7 @@ def _renewed(
         old = sqlite3.connect(aside, isolation_level=None)
         stack.callback(old.close)
         spool = _some(old, "SELECT value FROM facts WHERE name = 'spool'", "")
-        stack.enter_context(_transaction(db, durable=True))
+        stack.enter_context(transaction(db, durable=True))
         for row in _readable(old, counts):
             origin = row.origin or (f"{spool}:{row.seq}" if spool else "")
             _insert(db, [row._replace(origin=origin)])
@@ -494,7 +479,7 @@ def _free_space(box: Outbox, attempt: int) -> bool:
     with suppress(sqlite3.Error):
         box._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     with suppress(sqlite3.Error):
-        with _transaction(box._db, durable=False):
+        with transaction(box._db, durable=False):
             lost = _evict(box._db, box.clock, 100, "disk full")
         if lost is not None:
             box.tally[f"dropped.{lost.kind}"] += lost.n
@@ -532,7 +517,7 @@ def _with_space(box: Outbox, work: Callable[[], Any], again: bool = True) -> Any
 # %% ../../nbs/11_edge/00_outbox.ipynb #bb7d94eb
 def _store(box: Outbox, rows: list[Row], lost: list[Lost], durable: bool) -> int:
     "Rows in one transaction, with notes of what gave way; the last number."
-    with _transaction(box._db, durable):
+    with transaction(box._db, durable):
         for note in lost:
             _note_drop(box._db, note, box.clock)
         last = _insert(box._db, rows)
@@ -550,7 +535,7 @@ def _store(box: Outbox, rows: list[Row], lost: list[Lost], durable: bool) -> int
 
 def _sync(box: Outbox) -> None:
     "Earlier commits reach the disk: one write that waits for it takes them along."
-    with _transaction(box._db, durable=True):
+    with transaction(box._db, durable=True):
         _set_facts(box._db, offered=_fact(box._db, "offered"))
     box._synced = True
 
@@ -693,7 +678,7 @@ def _opened(box: Outbox) -> tuple[sqlite3.Connection, int]:
         ballast.unlink()
         box._most_pages = 0  # as long as the ballast is missing every row costs another one
         return _opened(box)
-    with suppress(sqlite3.Error), _transaction(db, durable=False):  # after a kill in the middle of deleting
+    with suppress(sqlite3.Error), transaction(db, durable=False):  # after a kill in the middle of deleting
         db.execute("DELETE FROM outbox WHERE seq <= ?", (_fact(db, "have"),))
     _settle_logs(db)
     if box._most_pages == 0:
@@ -766,7 +751,7 @@ def next_offer(
 
 
 def _offering(box: Outbox, last: int) -> None:
-    with _transaction(box._db, durable=True):
+    with transaction(box._db, durable=True):
         _set_facts(box._db, offered=last)
     box._synced = True
 
@@ -794,7 +779,7 @@ def acknowledge(box: Outbox, have: int) -> int:
 def _delete(box: Outbox, have: int, digest: str) -> int:
     "Some rows that have been delivered go; fewer at once where the disk is full."
     count = 100 if box.state == "disk" else 2000
-    with _transaction(box._db, durable=False):
+    with transaction(box._db, durable=False):
         _set_facts(box._db, have=have, have_digest=digest)
         sql = "DELETE FROM outbox WHERE seq IN (SELECT seq FROM outbox WHERE seq <= ? ORDER BY seq LIMIT ?)"
         n = box._db.execute(sql, (have, count)).rowcount
@@ -807,7 +792,7 @@ def refuse_row(box: Outbox, seq: int, why: str) -> None:
     "The centre does not take this row: a note takes its number, so that the rows behind it can be sent."
 
     def change() -> None:
-        with _transaction(box._db, durable=True):
+        with transaction(box._db, durable=True):
             found = box._db.execute("SELECT kind, at FROM outbox WHERE seq = ?", (seq,)).fetchone()
             if found is None:
                 return
@@ -830,7 +815,7 @@ def begin_spool(
         spool = uuid.uuid4().hex
 
         def change() -> None:
-            with _transaction(box._db, durable=True):
+            with transaction(box._db, durable=True):
                 box._db.execute("DELETE FROM outbox WHERE seq < ?", (first,))
                 last = box._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'").fetchone()
                 base = min(first, last[0] + 1 if last else 1) - 1
@@ -861,7 +846,7 @@ def file_done(box: Outbox, file: OwedFile, why: str = "") -> None:
     "It has been sent; or it is given up, and a note says why."
 
     def change() -> None:
-        with _transaction(box._db, durable=False):
+        with transaction(box._db, durable=False):
             box._db.execute("DELETE FROM files WHERE path = ?", (str(file.path),))
             if why:
                 now = round(box.clock.now(), 3)
@@ -896,7 +881,7 @@ def put_file(
     )
 
     def change() -> None:
-        with _transaction(box._db, durable=True):
+        with transaction(box._db, durable=True):
             logs = json.loads(_fact(box._db, "logs"))
             _set_facts(box._db, logs=json.dumps(sorted({*logs, folder} - {""})))
             values = (str(path), file.sha256, file.bytes, folder)

@@ -211,6 +211,7 @@ def open_telemetry(
     out: str | Path,
     written: Callable[[Path], Any] | None = None,  # called with each file of the log, to send it
     privacy: Privacy | None = None,  # of the stored backgrounds; None: covered for classes of people
+    site: str = "",  # name of the site, in every row
 ) -> MonitoringSink:
     "The sink that a configuration asks for."
     folder = log_folder(settings, out)
@@ -219,6 +220,7 @@ def open_telemetry(
         unasked_fps=settings.unasked_fps,
         part_seconds=settings.part_seconds,
         max_bytes=None if settings.max_gb is None else int(settings.max_gb * 1e9),
+        site=site,
     )
     upkeep = Upkeep(folder / "upkeep", privacy=privacy) if settings.upkeep else None
     return MonitoringSink(folder, upkeep, log, written)
@@ -238,6 +240,8 @@ class AlertLimits:
     outbox_s: float = 3600.0  # age of the oldest row that may wait on a device
     stuck_s: float = 86_400.0  # a step of a rollout may take
     clock_s: float = 30.0  # the clock of a device may be off
+    alerts_s: float = 60.0  # seconds without a round of the daemon of alerts
+    call_s: float = 600.0  # age of the oldest call that no receiver has taken
 
     def __post_init__(self):
         wrong = [
@@ -259,8 +263,8 @@ _Rule = tuple[
 
 
 def _ratio(part: str, whole: str, span: str) -> str:
-    "How fast one counter grows beside another, by camera, as an expression of Prometheus."
-    rate = lambda name: f"sum by (source) (rate(cv_pipeline_{name}[{span}]))"
+    "How fast one counter grows beside another, by site and camera, as an expression of Prometheus."
+    rate = lambda name: f"sum by (site, source) (rate(cv_pipeline_{name}[{span}]))"
     return f"{rate(part)} / {rate(whole)}"
 
 
@@ -353,8 +357,8 @@ def _model_rules(m: AlertLimits) -> Iterator[_Rule]:
     )
     yield (
         "SeesNothing",
-        "sum by (source) (rate(cv_pipeline_detections_per_image_sum[15m])) == 0 and sum by (source) "
-        "(rate(cv_pipeline_detections_per_image_count[15m])) > 0",
+        "sum by (site, source) (rate(cv_pipeline_detections_per_image_sum[15m])) == 0 and "
+        "sum by (site, source) (rate(cv_pipeline_detections_per_image_count[15m])) > 0",
         15,
         "warning",
         "{{ $labels.source }}: no detections",
@@ -419,10 +423,38 @@ def _fleet_rules(m: AlertLimits) -> Iterator[_Rule]:
         "check its time service; an update is not verified with a wrong clock",
     )
 
+# %% ../../nbs/09_monitoring/04_exporter.ipynb #a1e70010
+def _call_rules(m: AlertLimits) -> Iterator[_Rule]:
+    "Rules for the daemon of alerts: who watches the one that calls people."
+    yield (
+        "AlertsDown",
+        f"time() - cv_pipeline_alerts_heartbeat_timestamp_seconds > {m.alerts_s:g}",
+        0,
+        "critical",
+        "the daemon of alerts has made no round for {{ $value | humanizeDuration }}",
+        "check that cv-pipeline alerts serve runs, and the disk of the incident book",
+    )
+    yield (
+        "CallsNotTaken",
+        f"cv_pipeline_alerts_notification_oldest_seconds > {m.call_s:g}",
+        0,
+        "critical",
+        "a call waits for {{ $value | humanizeDuration }}",
+        "its /healthz names the channel that fails; run cv-pipeline alerts test afterwards",
+    )
+    yield (
+        "IncidentUnanswered",
+        'sum by (site) (cv_pipeline_incidents{state="firing"}) > 0',
+        15,
+        "warning",
+        "{{ $labels.site }}: {{ $value }} incidents without an answer",
+        "run cv-pipeline alerts list",
+    )
+
 # %% ../../nbs/09_monitoring/04_exporter.ipynb #c784428a
 def _rules(m: AlertLimits) -> Iterator[_Rule]:
-    "All rules, from the camera to the fleet."
-    for part in (_camera_rules, _run_rules, _model_rules, _log_rules, _fleet_rules):
+    "All rules, from the camera to the people who are called."
+    for part in (_camera_rules, _run_rules, _model_rules, _log_rules, _fleet_rules, _call_rules):
         yield from part(m)
 
 
@@ -513,7 +545,7 @@ _CAMERA_PANELS: tuple[_Panel, ...] = (
     (
         "Frames a second",
         "short",
-        [("sum by (source) (rate(cv_pipeline_frames_read_total[1m]))", "{{source}}")],
+        [("sum by (site, source) (rate(cv_pipeline_frames_read_total[1m]))", "{{source}}")],
         8,
     ),
 )

@@ -61,6 +61,7 @@ class PredictionLog:
     counts: dict[str, int] | None = None  # files, broken, orphans, twice
     # (name, SHA-256) of models that answered; older logs do not say
     model_files: tuple[tuple[str, str], ...] = ()
+    sites: tuple[str, ...] = ()  # that wrote the files; older logs do not say
 
     def __len__(self) -> int:
         return len(self.frames["frame_id"])
@@ -201,7 +202,8 @@ def _checked(path: Path, kind: str, notes: Counter) -> tuple[Any, dict[str, str]
             "it may have been written by another program; see FRAME_SCHEMA and the documentation of "
             "cv_pipeline.monitoring.telemetry",
         )
-    notes.update(f"{kind}.{c}" for c in schema.names if c not in table.column_names and c != "camera")
+    later = ("camera", "site")  # of folders, and of logs before there were sites
+    notes.update(f"{kind}.{c}" for c in schema.names if c not in table.column_names and c not in later)
     return table, said
 
 # %% ../../nbs/09_monitoring/02_prediction_log.ipynb #5e0cc8ca
@@ -263,6 +265,14 @@ def _vectors(table: Any) -> np.ndarray:
     return out
 
 # %% ../../nbs/09_monitoring/02_prediction_log.ipynb #c6cc7340
+def _sites_in(table: Any) -> set[str]:
+    "Names of the sites that wrote the rows; none in logs before there were sites."
+    import pyarrow.compute as pc
+
+    names = pc.unique(table["site"]).to_pylist() if "site" in table.column_names else []
+    return {str(name) for name in names if name}
+
+
 class _Books:
     "What is gathered while parts are read."
 
@@ -270,6 +280,7 @@ class _Books:
         self.cameras, self.names, self.models, self.statuses = {}, {}, {}, {}
         self.notes, self.descriptors, self.runs = Counter(), Counter(), {}
         self.model_files: set[tuple[str, str]] = set()
+        self.sites: set[str] = set()
 
     def frames(self, table: Any) -> dict[str, np.ndarray]:
         whole, real = ("frame_id", "width", "height", "detections", "uncertain"), ("latency_ms", *STATISTICS)
@@ -495,6 +506,7 @@ def _read(
             continue
         frames = books.frames(table)
         books.model_files.update(models_in(table.schema.metadata))
+        books.sites.update(_sites_in(table))
         if np.isfinite(frames["embedding"]).any():
             _vector_book(books, frames, said.get("cv_pipeline.embedding", ""), embedding)
         for camera in np.unique(frames["camera"]):
@@ -600,4 +612,5 @@ def _finished(
         ),
     ]
     counts = {"files": len(books.runs), "broken": len(broken) + len(torn), "orphans": orphans, "twice": twice}
-    return replace(log, notes=tuple([text for there, text in said if there] + back), counts=counts)
+    notes, sites = tuple([text for there, text in said if there] + back), tuple(sorted(books.sites))
+    return replace(log, notes=notes, counts=counts, sites=sites)

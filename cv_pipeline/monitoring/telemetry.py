@@ -47,12 +47,13 @@ from cv_pipeline.monitoring.frame_statistics import (
 )
 
 # %% auto #0
-__all__ = ['SCHEMA_VERSION', 'STATISTICS', 'EPOCH', 'MICROSECOND', 'DECISION', 'DRAFTS', 'Listener', 'frames_schema',
+__all__ = ['SCHEMA_VERSION', 'SITE_KEY', 'STATISTICS', 'EPOCH', 'MICROSECOND', 'DECISION', 'DRAFTS', 'Listener', 'frames_schema',
            'detections_schema', 'camera_folder', 'log_bytes', 'keep_within', 'twin_of', 'models_in', 'compact_log',
            'PartWriter', 'LogSettings', 'TelemetrySink']
 
 # %% ../../nbs/09_monitoring/01_telemetry.ipynb #f2e3cce2
 SCHEMA_VERSION = 1
+SITE_KEY = "cv_pipeline.site"  # in the metadata of every part, and in each of its rows as `site`
 STATISTICS = FrameStatistics._fields
 
 
@@ -77,6 +78,7 @@ def frames_schema() -> Any:
             ("uncertain", pa.int32()),
             *((name, pa.float32()) for name in STATISTICS),
             ("embedding", pa.list_(pa.float16())),
+            ("site", pa.string()),
         ]
     )
 
@@ -101,6 +103,7 @@ def detections_schema() -> Any:
             ("area_share", pa.float32()),
             ("tracker_id", pa.int32()),
             ("decision", pa.string()),
+            ("site", pa.string()),
         ]
     )
 
@@ -203,8 +206,9 @@ def _frames_table(b: _Rows, which: np.ndarray, metadata: dict[str, str]) -> Any:
     }
 
     def column(name: str, kind: Any) -> Any:
-        if name == "camera":
-            return pa.array(np.full(len(rows), b.camera, dtype=object), kind)
+        if name in ("camera", "site"):
+            word = b.camera if name == "camera" else metadata.get(SITE_KEY, "")
+            return pa.array(np.full(len(rows), word, dtype=object), kind)
         if name in ("model", "status"):
             return pa.array(words[rows[name]], kind)
         if name == "embedding":
@@ -251,6 +255,7 @@ def _detections_table(b: _Rows, which: np.ndarray, metadata: dict[str, str]) -> 
         share,
         tracker,
         DECISION[decision],
+        np.full(len(row), metadata.get(SITE_KEY, ""), dtype=object),
     ]
     return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, schema)], schema=schema)
 
@@ -676,6 +681,7 @@ class LogSettings:
     part_rows: int = 5000  # rows of a camera after which a part is written
     part_seconds: float = 60.0  # or seconds since its first row: what a crash can cost
     max_bytes: int | None = None  # of the whole log; None: no limit
+    site: str = ""  # name of the site, in every row
 
     def __post_init__(self):
         above = lambda value: value is None or value > 0
@@ -692,7 +698,7 @@ class LogSettings:
 def _facts(settings: LogSettings, run: str) -> dict[str, str]:
     "The metadata of every part."
     embedding = settings.descriptor.name if settings.descriptor else ""
-    facts = {"schema": str(SCHEMA_VERSION), "embedding": embedding, "run": run}
+    facts = {"schema": str(SCHEMA_VERSION), "embedding": embedding, "run": run, "site": settings.site}
     return {f"cv_pipeline.{key}": value for key, value in facts.items()}
 
 

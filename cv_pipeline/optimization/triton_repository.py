@@ -26,7 +26,7 @@ from cv_pipeline.inference.manifest import (
 from ..inference.triton import FOUND, Tensors, carried_manifest
 
 # %% auto #0
-__all__ = ['Word', 'pbtxt', 'graph_tensors', 'ServeOptions', 'triton_config', 'write_repository']
+__all__ = ['Word', 'pbtxt', 'manifest_tensors', 'graph_tensors', 'ServeOptions', 'triton_config', 'write_repository']
 
 # %% ../../nbs/06_optimization/09_triton_repository.ipynb #19bda4df
 class Word(str):
@@ -69,22 +69,18 @@ def _scalar(value: Any) -> str:
 _ORT_TYPES = {"tensor(float)": "FP32", "tensor(float16)": "FP16", "tensor(uint8)": "UINT8"}
 
 
+def manifest_tensors(manifest: ModelManifest) -> Tensors:
+    "The input and output that a manifest promises, under the names that exporters give."
+    wanted = tuple(-1 if d is None else d for d in output_shape(manifest))
+    (h, w), bytes_ = manifest.preprocess.imgsz, manifest.preprocess.layout == "nhwc-uint8"
+    kind, shape = ("UINT8", (-1, h, w, 3)) if bytes_ else ("FP32", (-1, 3, h, w))
+    return Tensors("images", kind, shape, "output0", "FP32", (-1, *wanted))
+
+
 def graph_tensors(file: Path, manifest: ModelManifest) -> Tensors:
     "Names, types and shapes of a model file's input and output."
     if file.suffix.lower() != ".onnx":
-        wanted, (h, w), bytes_ = (
-            tuple(-1 if d is None else d for d in output_shape(manifest)),
-            manifest.preprocess.imgsz,
-            manifest.preprocess.layout == "nhwc-uint8",
-        )
-        return Tensors(
-            "images",
-            "UINT8" if bytes_ else "FP32",
-            (-1, h, w, 3) if bytes_ else (-1, 3, h, w),
-            "output0",
-            "FP32",
-            (-1, *wanted),
-        )
+        return manifest_tensors(manifest)
     import onnxruntime as ort
 
     options = ort.SessionOptions()

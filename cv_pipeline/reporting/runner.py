@@ -9,6 +9,7 @@ import ast
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
@@ -39,7 +40,9 @@ from cv_pipeline.core.files import (
     writing,
 )
 from ..core.masking import masked
+from ..core.stamp import UNCOVERED
 from ..core.types import CVPipelineError, ConfigError, DataError, MissingExtraError, utc_now
+from ..privacy.access import access_head
 from ..privacy.secrets import mask_secrets
 
 # %% auto #0
@@ -299,7 +302,7 @@ def _executed(path: Path, part: Path, values: dict[str, Any], progress: bool) ->
         return "the kernel died: killed, or out of memory" if killed else f"{type(e).__name__}: {said[:300]}"
     return ""
 
-# %% ../../nbs/17_reporting/00_runner.ipynb #f33b92c9
+# %% ../../nbs/17_reporting/00_runner.ipynb #9b00e001
 def _pages(path: Path, part: Path, failed: str) -> None:
     "report.ipynb and report.html, also of a report that failed where papermill could not say so."
     import nbformat
@@ -314,6 +317,9 @@ def _pages(path: Path, part: Path, failed: str) -> None:
         output = nbformat.v4.new_output("display_data", data={"text/html": text, "text/plain": failed})
         book.cells.insert(0, nbformat.v4.new_code_cell("# how it ended", outputs=[output]))
         book.metadata.setdefault("papermill", {})["exception"] = True
+    if end := _last_line():
+        output = nbformat.v4.new_output("display_data", data={"text/html": html_text(end), "text/plain": end})
+        book.cells.append(nbformat.v4.new_code_cell("# who has seen what", outputs=[output]))
     write_whole(file, nbformat.writes(book))
     try:
         to_html(file, part / "report.html", code=bool(failed))
@@ -325,7 +331,7 @@ def _pages(path: Path, part: Path, failed: str) -> None:
         page = f"<h1>This report failed</h1><pre>{html_text(failed)}\n{html_text(str(e))}</pre>"
         write_whole(part / "report.html", f'<!doctype html><meta charset="utf-8">{page}\n')
 
-
+# %% ../../nbs/17_reporting/00_runner.ipynb #9b00e002
 def _identity(folder: Path) -> tuple[int, int] | None:
     "What makes a folder this folder and not another one of the same name."
     try:
@@ -361,6 +367,24 @@ def _without_secrets(part: Path) -> int:  # how many were masked
     "Passwords and keys that a cell printed do not get into what is published."
     return sum(mask_secrets(p) for p in sorted(part.glob("*")) if p.suffix in (".ipynb", ".html", ".json"))
 
+
+def _last_line() -> str:
+    "For the end of a page."
+    return " · ".join(f"{what}: {said}" for what, said in _privacy().items())
+
+
+def _privacy() -> dict[str, str]:
+    "The head of the access log, and why pictures are not covered; without what is not there."
+    try:
+        head = access_head()
+    except CVPipelineError as e:  # minutes of work are not thrown away for it
+        head = f"cannot be read: {e.what}"
+    return {
+        k: v
+        for k, v in (("access log up to", head), ("pictures not covered", os.environ.get(UNCOVERED, "")))
+        if v
+    }
+
 # %% ../../nbs/17_reporting/00_runner.ipynb #75598b8b
 def run_report(
     template: str | Path,  # name of a template, or its path
@@ -392,7 +416,7 @@ def run_report(
         with writing("cannot write the report", day, "free some space, or choose another place"):
             _pages(path, part, failed)
             masks = _without_secrets(part)
-            write_json(part / CARD, {**card, **made, "secrets masked": masks})
+            write_json(part / CARD, {**card, **made, "secrets masked": masks, **_privacy()})
             final = _put(part, final, begun, failed != "")
     metrics = read_json(final / "metrics.json") if (final / "metrics.json").exists() else {}
     if failed:

@@ -24,7 +24,8 @@ from .units import Outcome, Unit, has_part
 
 # %% auto #0
 __all__ = ['WORTH_S', 'ATTEMPT_S', 'work_left_s', 'advice', 'RaySettings', 'environment_of', 'ray_cluster', 'heard_of_actor',
-           'first_unit', 'RayEngine', 'JobSettings', 'entrypoint', 'ray_job', 'ray_up', 'sky_task', 'write_jobs']
+           'first_unit', 'RayEngine', 'JobSettings', 'entrypoint', 'pod_of', 'ray_job', 'ray_up', 'sky_task',
+           'write_jobs']
 
 # %% ../../nbs/14_scale/02_ray.ipynb #33b396a4
 WORTH_S = 20 * 60.0  # processor seconds of work below which a cluster costs more than it brings
@@ -235,7 +236,7 @@ def entrypoint(
     return shlex.join(["cv-pipeline", *command, *how])
 
 
-def _pod(s: JobSettings, name: str, memory: int, cpus: int, gpus: int) -> dict[str, Any]:
+def pod_of(s: JobSettings, name: str, memory: int, cpus: int, gpus: int) -> dict[str, Any]:
     "A pod of the cluster: limits, shared folder, no privileges."
     limits: dict[str, Any] = {"cpu": str(cpus), "memory": f"{memory}Gi"}
     limits |= {"nvidia.com/gpu": str(gpus)} if gpus else {}
@@ -258,9 +259,9 @@ def ray_job(command: Sequence[str], s: JobSettings) -> dict[str, Any]:
         "minReplicas": 1,
         "maxReplicas": s.workers,
         "rayStartParams": {},
-        "template": _pod(s, "worker", s.memory_gb, s.cpus, s.gpus),
+        "template": pod_of(s, "worker", s.memory_gb, s.cpus, s.gpus),
     }
-    head = {"rayStartParams": {"num-cpus": "0"}, "template": _pod(s, "head", 4, 2, 0)}
+    head = {"rayStartParams": {"num-cpus": "0"}, "template": pod_of(s, "head", 4, 2, 0)}
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",

@@ -11,7 +11,7 @@ import platform
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from cv_pipeline.core.config import (
     SourceConfig,
     TrackerConfig,
     load_config,
+    site_of,
 )
 from ..core.files import locked, writable_folder, write_json, writing
 from ..core.http_server import Guard, is_loopback
@@ -54,8 +55,8 @@ from cv_pipeline.core.types import (
 __all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'installed_sinks',
            'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory',
            'configured_rules', 'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment',
-           'health_guard', 'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised', 'run_config',
-           'describe', 'UnitOpener', 'UnitWork', 'unit_source', 'batch_config', 'pipeline_over']
+           'health_guard', 'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised', 'served',
+           'run_config', 'describe', 'UnitOpener', 'UnitWork', 'unit_source', 'batch_config', 'pipeline_over']
 
 # %% ../../nbs/16_service/00_assembly.ipynb #bae0aa31
 from ..inference.backends import Model
@@ -65,7 +66,7 @@ from ..scale.units import Unit
 from ..synthetic.line import open_line
 from ..tracking.conditions import zone_rules
 from ..tracking.trackers import make_tracker, tracker_settings
-from ..tracking.zones import Rules
+from ..tracking.zones import Event, Rules
 from ..video.adaptive import AdaptiveSelector, AdaptiveSettings, CallBudget
 from cv_pipeline.video.cover import (
     CoveredSource,
@@ -88,6 +89,8 @@ from ..video.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+
+    from cv_pipeline.alerts.live import LiveSink
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ad57d458
 @dataclass
@@ -226,6 +229,9 @@ OWN_SINKS = (
     "callback",
     "forward",
     "shadow",
+    "site",
+    "alerts",
+    "site",
 )  # names that a plug-in cannot take
 
 
@@ -448,7 +454,7 @@ def configured_rules(
     rules = zone_rules(given, names)
     return given if given.rules or given.ignore else rules
 
-
+# %% ../../nbs/16_service/00_assembly.ipynb #9c000010
 def privacy_of(config: RunConfig, names: Sequence[str] = ()) -> Privacy:
     "Whether a run covers its pictures, and why."
     return decide_cover(config.privacy, any(is_live(s.uri) for s in config.sources), names)
@@ -473,6 +479,17 @@ def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
         from cv_pipeline.release.trial import check_shadow
 
         check_shadow(config.shadow, config)
+    if config.snapshot is not None:
+        from cv_pipeline.alerts.site_stores import check_snapshot
+
+        check_snapshot(config.snapshot, source_names(config.sources), config.forward is not None)
+    if config.alerts is not None:
+        from cv_pipeline.alerts.daemon import check_alerts
+
+        check_alerts(config.alerts)
+        if configured_rules(config) is None:
+            hint = "give events.zones, lines or rules, or leave `alerts` out"
+            raise ConfigError("alerts need zones, lines or rules", "alerts", hint)
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ee0435d0
 def rolling(config: RunConfig) -> Hours | None:
@@ -484,7 +501,7 @@ def rolling(config: RunConfig) -> Hours | None:
     return Hours(d.out, None if d.max_gb is None else d.max_gb * 1e9)
 
 
-def _own_sinks(config: RunConfig) -> Iterator[Sink]:
+def _own_sinks(config: RunConfig, heard: Sequence[Callable[[Event], Any]] = ()) -> Iterator[Sink]:
     "The sinks of this package that a configuration asks for; what few runs need is imported when needed."
     d, rules, hours = config.delivery, configured_rules(config), rolling(config)
     if d.parquet:
@@ -495,18 +512,31 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
         film = VideoSink(d.out, hours=hours)
         film.keep(path.name for path in d.out.glob("*.mp4"))
         yield film
-    sender, log, uris = None, None, [source.uri for source in config.sources]
+    sender, log, uris, site = None, None, [source.uri for source in config.sources], site_of(config)
     if config.forward is not None:
         from cv_pipeline.edge.delivery import open_forward
 
-        yield (sender := open_forward(config.forward, d.out, config.telemetry))
+        yield (sender := open_forward(config.forward, d.out, config.telemetry, site))
+    callbacks, state = [*(sender.event_callbacks if sender else ()), *heard], None
+    if config.alerts is not None:
+        from cv_pipeline.alerts.daemon import open_alerts
+
+        yield (alerts := open_alerts(config.alerts, d.out, site))
+        callbacks += alerts.event_callbacks
+    if config.snapshot is not None:
+        from cv_pipeline.alerts.site_stores import open_site
+
+        yield (state := open_site(config.snapshot, d.out, site, sender.box if sender else None))
+        callbacks.append(state.reporter.counts.event)
     if rules is not None:
-        yield EventSink(d.out, rules, sender.event_callbacks if sender else (), hours=hours)
+        yield EventSink(d.out, rules, callbacks, hours=hours, site=site)
     if config.telemetry is not None:
         from cv_pipeline.monitoring.exporter import open_telemetry
 
         send, privacy = sender.part_callback if sender else None, privacy_before(config.privacy, uris)
-        yield (log := open_telemetry(config.telemetry, d.out, send, privacy))
+        yield (log := open_telemetry(config.telemetry, d.out, send, privacy, site))
+        if state is not None and log.upkeep is not None:
+            state.watch(log.upkeep.states)
     if config.collect is not None:
         from cv_pipeline.annotation.collect import open_collect
 
@@ -516,14 +546,14 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
 
         yield open_shadow(config.shadow, config, _raised_by(None if log is None else log.upkeep))
 
-
+# %% ../../nbs/16_service/00_assembly.ipynb #ae8371eb
 def _raised_by(upkeep: Any) -> Callable[[str], Sequence[str]]:
     "Upkeep signals of a camera, for the shadow: what a dirty lens shows says nothing about a model."
     if upkeep is None:
         return lambda camera: ()
     return lambda camera: [s for s, on in upkeep.states().get(camera, {}).items() if on]
 
-# %% ../../nbs/16_service/00_assembly.ipynb #ae8371eb
+
 def _close_quietly(part: Any) -> None:
     "Close a sink, source or model of a run that does not begin; another error is on its way."
     with suppress(Exception):
@@ -540,7 +570,10 @@ def _keep_sources(config: RunConfig) -> None:
             raise ConfigError(what, config.delivery.out, "choose another folder with --out")
 
 
-def open_sinks(config: RunConfig) -> list[Sink]:
+def open_sinks(
+    config: RunConfig,
+    heard: Sequence[Callable[[Event], Any]] = (),  # called with each event of zones and lines
+) -> list[Sink]:
     """Everything that a run writes to: this package's sinks, then those of others. What an unclosed run left
     in the folder is moved aside."""
     plugins: list[Sink] = []
@@ -551,11 +584,12 @@ def open_sinks(config: RunConfig) -> list[Sink]:
             undo.callback(_close_quietly, plugins[-1])
         _keep_sources(config)
         begin_run(config.delivery.out)
-        for sink in _own_sinks(config):
+        for sink in _own_sinks(config, heard):
             own.append(sink)
             undo.callback(_close_quietly, sink)
         undo.pop_all()
-    own.sort(key=lambda sink: sink_name(sink) == "forward")  # closed last: the others hand over to it
+    last = ("forward", "alerts")  # the others hand over to them
+    own.sort(key=lambda sink: sink_name(sink) in last)
     return [*own, *plugins]
 
 # %% ../../nbs/16_service/00_assembly.ipynb #6a47091a
@@ -647,6 +681,44 @@ def _ended(out: Path, pipeline: Pipeline) -> None:
     if not pipeline.unfinished:
         end_run(out)
 
+# %% ../../nbs/16_service/00_assembly.ipynb #b402a1b0
+def _begin_reports(pipeline: Pipeline) -> None:
+    "Sinks that report how the run is may ask for its summary from now on."
+    for sink in pipeline.sinks:
+        if (begin := getattr(sink, "begin", None)) is not None:
+            begin(pipeline.summary)
+
+
+def _report_failure(pipeline: Pipeline) -> None:
+    "Sinks that report how the run is hear that it has failed."
+    for sink in () if pipeline.unfinished else pipeline.sinks:
+        if (failed := getattr(sink, "failed", None)) is not None:
+            with suppress(Exception):  # the error that ended the run counts
+                failed()
+
+
+@contextmanager
+def served(
+    config: RunConfig, pipeline: Pipeline
+) -> Iterator[tuple[str | None, list[LiveSink]]]:  # its address, and what shows frames
+    "The health endpoint of a run with its live page, where the configuration wants them."
+    health, site = config.health, site_of(config)
+    watchers: list[LiveSink] = []
+    if health.port is None:
+        yield None, watchers
+        return
+    page = None
+    if health.page:
+        from cv_pipeline.alerts.live import LivePage, LiveSink, LiveState
+
+        watchers.append(LiveSink(pipeline.privacy, zone_rules(config.events)))
+        page = LivePage(LiveState(site, pipeline.summary, watchers[0]))
+    guard = health_guard(health)
+    with HealthServer(
+        pipeline, health.port, health.host, health.stale_after_s, guard, site=site, live=page
+    ) as server:
+        yield server.url, watchers
+
 # %% ../../nbs/16_service/00_assembly.ipynb #7312f66f
 def run_config(
     config: RunConfig,
@@ -656,28 +728,25 @@ def run_config(
 ) -> dict[str, Any]:  # the summary
     """Run to the end. `summary.json` is written also when the run fails; the error that ended it is raised
     after that, always a CVPipelineError."""
-    health = config.health
     try:
         with (
             output_folder(config.delivery.out) as out,
             closing(build_pipeline(config)) as pipeline,
             interruptible(pipeline),
-            nullcontext()
-            if health.port is None
-            else HealthServer(
-                pipeline, health.port, health.host, health.stale_after_s, health_guard(health)
-            ) as server,
+            served(config, pipeline) as (url, watchers),
         ):
-            pipeline.attach(open_sinks(config))
+            pipeline.attach([*open_sinks(config, [w.event for w in watchers]), *watchers])
             try:
+                _begin_reports(pipeline)
                 if on_ready is not None:
-                    on_ready(getattr(server, "url", None), pipeline)
+                    on_ready(url, pipeline)
                 pipeline.run(supervised(tick))
                 summary = describe(pipeline, config)
                 write_json(out / "summary.json", summary)
                 _ended(out, pipeline)
             except BaseException as e:
                 pipeline.fail(e)
+                _report_failure(pipeline)
                 _leave_summary(out, pipeline, config, e)
                 with suppress(Exception):  # the first error counts
                     _ended(out, pipeline)
@@ -713,6 +782,7 @@ def describe(pipeline: Pipeline, config: RunConfig) -> dict[str, Any]:
     notes = notes_of_run(config.delivery.out)
     return {
         **pipeline.summary(),
+        "site": site_of(config),
         "privacy": pipeline.privacy.to_dict(),
         **({"sinks": kept} if kept else {}),
         **({"notes": notes} if notes else {}),
@@ -780,12 +850,14 @@ def batch_config(
     if config.selection.adaptive and config.selection.adaptive.budget:
         hint = "leave it out: a batch has time"
         raise ConfigError("a shared budget makes results depend on the order", "selection.adaptive", hint)
-    given = (config.telemetry, config.collect, config.forward, config.shadow)
+    given = (config.telemetry, config.collect, config.forward, config.shadow, config.snapshot, config.alerts)
     watched = config.events.zones or config.events.lines or config.events.rules
     if any(part is not None for part in given) or watched:
         hint = "leave them out here; detections of videos carry track ids"
         raise ConfigError(
-            "events, telemetry, collect, forward and shadow are of runs, not batches", "config", hint
+            "events, telemetry, collect, forward, shadow, snapshot and alerts are of runs, not batches",
+            "config",
+            hint,
         )
     check_run(config)
     path = Path(config.model.path)

@@ -446,6 +446,7 @@ def judge_tracks(watch: Watch, scene: Scene, moment: Moment) -> list[Event]:
         if (before[:, j] & (box_iou(scene.box[[i]], scene.box)[0] >= TWIN)).any():
             continue  # a second track of one object
         before[i, j] = True
+        watch._places.fired[box_iou(watch._places.box, scene.box[[i]])[:, 0] >= SAME, j] = True
         if b.rule.kind == "speed" and scene.speed is not None and scene.speed_error is not None:
             more = {"value": float(scene.speed[i]), "plus_minus": 1.96 * float(scene.speed_error[i])}
         elif b.rule.kind in ("stay", "left_object"):

@@ -560,7 +560,7 @@ class _Passage(NamedTuple):
     direction: str  # "in" | "out"
     place: np.ndarray  # (2,) x and y, pixels
 
-
+# %% ../../nbs/03_tracking/08_zones.ipynb #9b00d001
 def _event(
     watch: RuleWatch,
     row: int,

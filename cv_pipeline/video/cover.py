@@ -24,6 +24,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from ..core.config import PrivacyConfig
 from ..core.files import copy_file, expecting, read_json, writable_folder, write_whole
 from ..core.images import read_image
+from ..core.stamp import UNCOVERED
 from cv_pipeline.core.types import (
     Clock,
     ConfigError,
@@ -103,7 +104,7 @@ _PEOPLE = frozenset(
     "rider cyclist face faces head".split()
 )
 _VEHICLES = frozenset("car cars truck bus van motorcycle motorbike vehicle vehicles lorry taxi".split())
-OFF = "CV_PIPELINE_PRIVACY_OFF"  # environment variable with the reason why commands show everything
+OFF = UNCOVERED  # environment variable with the reason why commands show everything
 
 
 def _among(names: Sequence[str], words: frozenset[str]) -> tuple[int, ...]:

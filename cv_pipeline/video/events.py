@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,13 +25,13 @@ from ..tracking.watch import applies, ground_of, open_watch
 from ..tracking.zones import Event, LineRule, Rules, RuleWatch, ZoneConfig, id_of_event, placed
 
 # %% auto #0
-__all__ = ['BASE_KINDS', 'GRID_M', 'events_schema', 'events_table', 'table_of_events', 'read_events', 'EventSink', 'call_each',
-           'draw_rules', 'draw_watch']
+__all__ = ['BASE_KINDS', 'GRID_M', 'events_schema', 'events_table', 'table_of_events', 'events_of', 'read_events', 'EventSink',
+           'call_each', 'draw_rules', 'draw_watch']
 
 # %% ../../nbs/04_video/09_events.ipynb #d2597dc6
 @cache
 def events_schema() -> Any:
-    "The columns of events.parquet, a pyarrow schema: the fields of Event."
+    "The columns of events.parquet, a pyarrow schema: the fields of Event, and the site."
     import pyarrow as pa
 
     kinds = {
@@ -45,7 +45,7 @@ def events_schema() -> Any:
         "lost": pa.bool_(),
         **dict.fromkeys(("value", "plus_minus"), pa.float64()),
     }
-    return pa.schema([(name, kinds.get(name, pa.string())) for name in Event.__slots__])
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in (*Event.__slots__, "site")])
 
 
 class _EventRows:
@@ -65,13 +65,13 @@ class _EventRows:
         return len(self.events)
 
 
-def events_table(rows: _EventRows, run: str) -> Any:
+def events_table(rows: _EventRows, run: str, site: str = "") -> Any:
     "Events as a pyarrow table that remembers which run it belongs to."
     import pyarrow as pa
 
     schema = events_schema().with_metadata({"cv_pipeline.run": run})
     return pa.Table.from_arrays(
-        [pa.array([getattr(e, field.name) for e in rows.events], field.type) for field in schema],
+        [pa.array([getattr(e, field.name, site) for e in rows.events], field.type) for field in schema],
         schema=schema,
     )
 
@@ -86,18 +86,27 @@ def table_of_events(
     return events_table(rows, run)
 
 
+def events_of(table: Any) -> list[Event]:  # pyarrow.Table, e.g. of read_events
+    "Rows as events; columns that are none of theirs are left out."
+    return [Event(**{k: v for k, v in row.items() if k in Event.__slots__}) for row in table.to_pylist()]
+
+
 def read_events(
     folder: str
     | Path,  # what EventSink was given; while it runs, after it was closed, or after it was killed
 ) -> Any:  # pyarrow.Table, one row an event, in the order in which they became certain
     "All events of the newest run; those of an earlier version get the columns that it did not write."
-    table = read_table(folder, "events")
-    if table.schema.names == list(Event.__slots__):
-        return table
-    run, events = run_of(table_files(folder, "events")[0]), [Event(**row) for row in table.to_pylist()]
-    for event in events:
-        event.event_id = event.event_id or id_of_event(run, event)
-    return table_of_events(events).replace_schema_metadata(None)
+    import pyarrow as pa
+
+    table, wanted = read_table(folder, "events"), events_schema()
+    if missing := [name for name in wanted.names if name not in table.schema.names]:
+        run, events = run_of(table_files(folder, "events")[0]), events_of(table)
+        for event in events:
+            event.event_id = event.event_id or id_of_event(run, event)
+        for name in missing:
+            column = pa.array([getattr(e, name, "") for e in events], wanted.field(name).type)
+            table = table.append_column(name, column)
+    return table.select(wanted.names).cast(wanted)
 
 # %% ../../nbs/04_video/09_events.ipynb #a6136e61
 BASE_KINDS = ("zone_enter", "zone_leave", "dwell", "line_cross")  # of zones and lines; others are of rules
@@ -110,6 +119,14 @@ class _Tally:
     callback_errors: dict[str, tuple[int, str]]  # name → how often, the last error
     events: int
     fired: dict[str, dict[str, int]]  # source → rule that is neither zone nor line → events
+
+    def note(self, events: Sequence[Event]) -> None:
+        "Count events, those of rules also by source and rule."
+        self.events += len(events)
+        for e in events:
+            if e.kind not in BASE_KINDS:
+                mine = self.fired.setdefault(e.source_id, {})
+                mine[e.rule] = mine.get(e.rule, 0) + 1
 
     @property
     def problems(self) -> dict[str, str]:
@@ -151,6 +168,7 @@ class EventSink(_Tally):
         part_seconds: float = 5.0,  # seconds after which an event is on disk at the latest
         clock: Clock = time.monotonic,
         hours: Hours | None = None,  # finish a file every hour; None: one file
+        site: str = "",  # name of the site, in every row
     ):
         if not (rules.zones or rules.lines or getattr(rules, "rules", ())):
             raise ConfigError(
@@ -161,7 +179,12 @@ class EventSink(_Tally):
         self.rules, self.callbacks, self.watches = rules, list(callbacks), {}
         self.callback_errors, self.events, self.fired = {}, 0, {}
         self._table = PartedTable(
-            folder, "events", _EventRows, events_table, part_seconds=part_seconds, clock=clock
+            folder,
+            "events",
+            _EventRows,
+            partial(events_table, site=site),
+            part_seconds=part_seconds,
+            clock=clock,
         )
         self._table.roll(hours)
 
@@ -174,11 +197,7 @@ class EventSink(_Tally):
         self._deliver(self.watches[source].update(result.detections, result.frame, result.names))
 
     def _deliver(self, events: list[Event]) -> None:
-        self.events += len(events)
-        for e in events:
-            if e.kind not in BASE_KINDS:
-                mine = self.fired.setdefault(e.source_id, {})
-                mine[e.rule] = mine.get(e.rule, 0) + 1
+        self.note(events)
         try:
             self._table.add(events or None)
         finally:

@@ -12,7 +12,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from ..core.http_server import Answer, Guard, HttpServer, Limits
+from ..core.http_server import Answer, Guard, HttpServer, Limits, Live
 from .pipeline import Pipeline, latencies
 from .reconnect import SourceState
 from .stages import LatencyHistogram
@@ -93,14 +93,25 @@ def _buckets(histogram: LatencyHistogram) -> tuple[list[tuple[str, float]], floa
     return [*rows, ("+Inf", float(len(histogram)))], histogram.total_ms / 1e3
 
 # %% ../../nbs/04_video/12_health.ipynb #4e0b4256
+def _at_site(family: Any, site: str) -> Any:
+    "The family with the site as one more label of each sample; unchanged without a name."
+    if site:
+        family.samples = [s._replace(labels={**s.labels, "site": site}) for s in family.samples]
+    return family
+
+
 class PipelineCollector:
     "Prometheus metrics of a pipeline, read at scrape time."
 
-    def __init__(self, pipeline: Pipeline):
-        self.pipeline = pipeline
+    def __init__(self, pipeline: Pipeline, site: str = ""):  # site: a label of every metric; empty: none
+        self.pipeline, self.site = pipeline, site
 
     def collect(self) -> Iterator[Any]:
         "All metric families."
+        for family in self._families():
+            yield _at_site(family, self.site)
+
+    def _families(self) -> Iterator[Any]:
         summary = self.pipeline.summary()
         for key, text in (
             ("frames_read", "Frames read"),
@@ -118,27 +129,7 @@ class PipelineCollector:
             for name, s in summary["sources"].items():
                 family.add_metric([name], s[key])
             yield family
-        up = GaugeMetricFamily(
-            "cv_pipeline_source_up",
-            "1 while the source delivers frames; absent once it has ended",
-            labels=["source"],
-        )
-        age = GaugeMetricFamily(
-            "cv_pipeline_frame_age_seconds",
-            "Age of the newest frame; absent once the source has ended",
-            labels=["source"],
-        )
-        tracks = GaugeMetricFamily(
-            "cv_pipeline_open_tracks", "Confirmed tracks in the newest frame", labels=["source"]
-        )
-        for name, s in summary["sources"].items():
-            if s["state"] in ("done", "stopped"):
-                continue  # a file that was read to its end is no camera that is down
-            up.add_metric([name], float(s["state"] == "running" and s["connection"] in (None, "live")))
-            tracks.add_metric([name], s["open_tracks"])
-            if s["seconds_since_frame"] is not None:
-                age.add_metric([name], s["seconds_since_frame"])
-        yield from (up, age, tracks)
+        yield from _live_families(summary["sources"])
         yield from _source_families(summary["sources"])
         yield from _rule_families(self.pipeline)
         yield from _stage_families(self.pipeline, summary)
@@ -203,6 +194,31 @@ def _stage_families(pipeline: Pipeline, summary: dict[str, Any]) -> Iterator[Any
         events.add_metric([event], summary["model"]["events"].get(event, 0))
     yield from (latency, errors, queued, events)
 
+
+def _live_families(sources: dict[str, dict[str, Any]]) -> Iterator[Any]:
+    "Which sources deliver, the age of their newest frames, and the tracks in them."
+    up = GaugeMetricFamily(
+        "cv_pipeline_source_up",
+        "1 while the source delivers frames; absent once it has ended",
+        labels=["source"],
+    )
+    age = GaugeMetricFamily(
+        "cv_pipeline_frame_age_seconds",
+        "Age of the newest frame; absent once the source has ended",
+        labels=["source"],
+    )
+    tracks = GaugeMetricFamily(
+        "cv_pipeline_open_tracks", "Confirmed tracks in the newest frame", labels=["source"]
+    )
+    for name, s in sources.items():
+        if s["state"] in ("done", "stopped"):
+            continue  # a file that was read to its end is no camera that is down
+        up.add_metric([name], float(s["state"] == "running" and s["connection"] in (None, "live")))
+        tracks.add_metric([name], s["open_tracks"])
+        if s["seconds_since_frame"] is not None:
+            age.add_metric([name], s["seconds_since_frame"])
+    yield from (up, age, tracks)
+
 # %% ../../nbs/04_video/12_health.ipynb #2ad0288d
 def _json(pair: tuple[int, dict[str, Any]]) -> Answer:
     "What a probe is told."
@@ -220,13 +236,15 @@ class HealthServer(HttpServer):
         stale_after_s: float = 10.0,  # see `readyz`
         guard: Guard = Guard(),  # needed beyond the loopback address
         limits: Limits = Limits(fresh_s={"/metrics": 0.5}),  # a probe is never answered from memory
+        site: str = "",  # a label of every metric; empty: none
+        live: Live | None = None,  # further pages, e.g. of `alerts.live`
     ):
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(PipelineCollector(pipeline))
+        registry.register(PipelineCollector(pipeline, site))
         text = "text/plain; version=0.0.4; charset=utf-8"
         routes = {
             "/healthz": lambda: _json(healthz(pipeline.summary())),
             "/readyz": lambda: _json(readyz(pipeline.summary(), stale_after_s)),
             "/metrics": lambda: Answer(200, text, generate_latest(registry)),
         }
-        super().__init__(routes, port, host, guard, limits)
+        super().__init__(routes, port, host, guard, limits, live=live)

@@ -67,6 +67,7 @@ word = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=1
         max_size=5,
     )
 )
+@pytest.mark.slow
 def test_written_and_read_is_the_same(tmp_path_factory, rows):
     made = [
         said(

@@ -471,6 +471,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, max_bytes):
     assert read_books(halves)["looks"] == read_books(tmp_path / "whole")["looks"]
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_probabilities(tmp_path):
     "A process that is killed for good between two writes of the books; then one look more."
     code = f"""

@@ -100,6 +100,7 @@ def test_errors_in_the_labels_lengthen_the_list(s):
     assert shares[0] < shares[1] < shares[2]
 
 
+@pytest.mark.slow
 def test_a_class_that_the_model_does_not_know_is_not_blamed_and_rows_still_point_at_their_labels(s):
     noisy = plant_errors(s, 0.05, 3).set
     lid = np.arange(len(noisy.truth)) % 7 == 0

@@ -867,6 +867,7 @@ def test_books_and_tasks_are_written_whole_or_not_at_all(token, tmp_path, monkey
     assert not (tmp_path / "label_studio.json").exists() and (tmp_path / "tasks.json").read_text() == "old"
 
 
+@pytest.mark.slow
 def test_what_is_pulled_replaces_answers_of_the_same_person_only(tmp_path):
     tasks = lambda who, *boxes: [
         {

@@ -150,6 +150,7 @@ def test_a_root_is_trusted_before_the_centre_is_asked(file, tmp_path):
     assert code is None and "not signed metadata" in text
 
 
+@pytest.mark.slow
 def test_the_service_is_a_process_that_ends_in_order(file):
     agent = subprocess.Popen([CLI, "device", "run", "--config", str(file)], stderr=subprocess.PIPE, text=True)
     folder = load_device(file).folder

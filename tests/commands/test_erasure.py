@@ -9,6 +9,7 @@ from cv_pipeline.commands import erasure
 from cv_pipeline.commands.main import app
 from cv_pipeline.core.types import CVPipelineError
 from cv_pipeline.privacy.access import read_access
+from cv_pipeline.reporting.history import list_reports, write_index
 from tests.helpers.watched_project import FRAMES, content, found_markers
 
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
@@ -46,6 +47,16 @@ def test_with_yes_it_goes_and_the_certificate_verifies(project, tables):
     (path,) = (project / "privacy" / "certificates").glob("*.json")
     assert ask("verify", path, "--root", project, "--log", log)[0] == 0
     assert [a.action for a in read_access(log)] == ["erase", "erase", "verify"]
+
+
+def test_the_page_of_all_reports_is_made_again(project, tables):
+    reports = project / "reports"
+    before = {entry.folder.name for entry in list_reports(reports)}
+    write_index(reports)
+    ask("erase", "--camera", "gate", "--root", project, "--yes")
+    left = {entry.folder.name for entry in list_reports(reports)}
+    page = (reports / "index.html").read_text()
+    assert left < before and not [name for name in before - left if name in page]
 
 
 def test_what_came_back_ends_with_1(project, made, tables):

@@ -173,6 +173,7 @@ def test_the_unit_of_the_centre_runs_a_command_with_options_that_exist():
     assert [w for w in words if w.startswith("--") and w not in help_] == []
 
 
+@pytest.mark.slow
 def test_the_report_of_a_fleet_runs_without_a_centre(tmp_path):
     done = subprocess.run(
         [CLI, "report", "fleet", "--root", str(tmp_path), "--gate", "-p", "permutations=999"],

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from cv_pipeline.annotation.select import STRATEGIES, SelectSettings
 from cv_pipeline.commands import (
+    alerts,
     annotation,
     cluster,
     device,
@@ -30,6 +31,7 @@ from cv_pipeline.commands import (
     release,
     rules,
     scale,
+    sites,
     storage,
     thresholds,
 )
@@ -52,6 +54,7 @@ from cv_pipeline.core.types import ConfigError
 from cv_pipeline.training.augment import AUGMENTS
 
 BOOKS = (
+    alerts,
     models,
     annotation,
     cluster,
@@ -65,6 +68,7 @@ BOOKS = (
     scale,
     storage,
     rules,
+    sites,
     main,
 )
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}

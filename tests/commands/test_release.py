@@ -343,6 +343,7 @@ def test_a_mistake_in_a_rollout_is_a_sentence(rollout, words, text):
     assert code is None and text in found and ("—" in found or "[" in found)
 
 
+@pytest.mark.slow
 def test_from_a_recording_through_answers_into_the_canary(tmp_path, monkeypatch, capsys):
     "With two real models: evidence of a run, answers about what differs, and the old one in the shadow."
     from cv_pipeline.inference.manifest import bundled_models

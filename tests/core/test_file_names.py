@@ -70,6 +70,7 @@ def portable(name: str) -> bool:
 @example(["0001.jpg", "0001.png", "0001.jpeg"])
 @example(["Stra\u00dfe.jpg", "STRASSE.jpg", "Cafe\u0301.png", "CAFÉ.jpg"])
 @example(["K.jpg", "\u212a.jpg", "k.jpg"])
+@pytest.mark.slow
 def test_no_system_takes_two_pictures_or_two_label_files_for_one(paths):
     made = F.unique_names(paths)
     assert len(made) == len(paths) and all(portable(n) for n in made)
@@ -79,6 +80,7 @@ def test_no_system_takes_two_pictures_or_two_label_files_for_one(paths):
 
 
 @given(PATHS)
+@pytest.mark.slow
 def test_a_name_that_needs_no_change_stays_as_it_is(paths):
     made, seen = F.unique_names(paths), []
     for path, name in zip(paths, made):
@@ -91,6 +93,7 @@ def test_a_name_that_needs_no_change_stays_as_it_is(paths):
 
 
 @given(PATHS, PATHS)
+@pytest.mark.slow
 def test_pictures_that_come_later_change_no_name(paths, more):
     first, both = F.unique_names(paths), F.unique_names(paths + more)
     natural = {F.name_key(stem(p.replace("/", "_"))) for p in more}

@@ -251,6 +251,7 @@ def test_a_progressive_jpeg_without_its_last_scans_and_end_is_refused():
         read_image(PROGRESSIVE[:last])
 
 
+@pytest.mark.slow
 def test_a_deflated_strip_of_a_bomb_is_checked_in_pieces():
     "A strip that unpacks to a gigabyte is judged without a gigabyte."
     import tracemalloc

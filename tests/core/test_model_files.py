@@ -189,6 +189,7 @@ def test_a_bomb_in_a_checkpoint_is_not_unpacked(tmp_path):
         check_checkpoint(tmp_path / "bomb.pt")
 
 
+@pytest.mark.slow
 def test_a_real_checkpoint_is_a_model_and_nothing_else(tmp_path):
     torch = require("torch")
     tasks = require("ultralytics.nn.tasks")

@@ -144,6 +144,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_rows_before_a_silence_survive_kill_9(tmp_path):
     "Read by this process after the other one, which says nothing more, was killed."
     from cv_pipeline.core.results import read_results
@@ -211,6 +212,7 @@ def test_an_error_in_the_background_that_nobody_foresaw_is_raised_by_close(tmp_p
 
 @settings(max_examples=20, deadline=None)
 @given(parts=st.integers(1, 80), known=st.integers(0, 5))
+@pytest.mark.slow
 def test_parts_merge_into_few_and_none_twice(tmp_path_factory, parts, known):
     with patch.object(tables, "FAN", 4):
         merged_by(tmp_path_factory.mktemp("parts"), Clock(), parts, known)

@@ -537,6 +537,7 @@ def agent_process(folder, digest, *more, **how):
     return subprocess.Popen([sys.executable, "-c", AGENT, str(folder), digest, *more], env=env, **how)
 
 
+@pytest.mark.slow
 def test_a_model_that_kills_its_agent_is_started_twice_at_most(slots, bundles, tmp_path):
     bundle, digest = mood_bundle(tmp_path, "2.0", "kills its agent")
     install_version(slots.folder, bundle, digest)
@@ -550,6 +551,7 @@ def test_a_model_that_kills_its_agent_is_started_twice_at_most(slots, bundles, t
     slots.__init__(slots.folder)  # the fixture closes it again
 
 
+@pytest.mark.slow
 def test_the_run_of_an_agent_that_was_killed_is_ended_by_the_next_one(slots, bundles, tmp_path):
     slots.close()
     agent = agent_process(tmp_path, bundles[0][1], "--stay", stdin=subprocess.PIPE, stdout=subprocess.PIPE)

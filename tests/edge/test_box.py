@@ -426,6 +426,7 @@ def device_file(folder, world, preflight):
     return folder / "device.yaml"
 
 
+@pytest.mark.slow
 def test_a_real_run_gets_a_signed_release_and_returns_from_one_that_crashes(world, tmp_path):
     "`cv-pipeline device run` in a process of its own, a release by TUF from a folder, then a bad one."
     file = device_file(tmp_path, world, preflight=False)
@@ -452,6 +453,7 @@ def test_a_real_run_gets_a_signed_release_and_returns_from_one_that_crashes(worl
     assert summary["config"]["model"]["path"].endswith(f"versions/{good.digest[:12]}")
 
 
+@pytest.mark.slow
 def test_the_preflight_of_a_real_device_keeps_a_broken_model_away(world, tmp_path):
     "The same file, tried before the switch: it never becomes the model of the run."
     bad = world.release["1.2"]()

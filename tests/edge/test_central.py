@@ -235,13 +235,13 @@ def test_names_outside_utf8_in_a_heartbeat_are_kept(site):
 def test_heartbeats_that_cannot_be_written_wait_and_the_newest_is_written_later(store):
     with changing(store) as db:
         db.execute("INSERT INTO devices VALUES ('box-1', 'x', '', 0, NULL)")
-    full(store._db)
+    full(store.base.db)
     for k in range(40):
         store.clock[0] += 10
         hear(store, "box-1", {"state": f"{k}", "pad": "x" * 9000})
     with pytest.raises(SinkError, match="cannot be written.*free some space"):
         flush_beats(store)
-    free(store._db)
+    free(store.base.db)
     assert flush_beats(store) == 1
     (row,) = store.query("SELECT body FROM beats")
     assert json.loads(row["body"])["state"] == "39"
@@ -292,6 +292,7 @@ with CentreServer(centre, port) as server:
 """
 
 
+@pytest.mark.slow
 def test_a_centre_that_is_killed_in_mid_batch_loses_and_doubles_nothing(tmp_path):
     "kill -9 inside the transaction, then right after it, before the answer: a device notices neither."
     port, folder, token = free_port(), tmp_path / "centre", "ab" * 32
@@ -360,12 +361,12 @@ def test_a_full_disk_at_the_centre_is_507_and_devices_keep_their_rows(site, tmp_
     token = site.device("box-1")
     with Outbox(tmp_path / "box", BARE) as box:
         box.write([("result", {"n": k, "pad": os.urandom(400).hex()}) for k in range(400)])
-        full(site.centre.inbox._db)
+        full(site.centre.inbox.base.db)
         sender = site.sender(box, token)
         sender.step()
         assert (sender.status.state, sender.status.problem[:8]) == ("busy", "507 the ")
         assert outbox_status(box).waiting == 400
-        free(site.centre.inbox._db)
+        free(site.centre.inbox.base.db)
         site.drains(sender)
         assert outbox_status(box).waiting == 0
 
@@ -418,6 +419,7 @@ def test_nothing_beside_the_releases_is_read(tmp_path, path):
         assert site.ask("GET", f"/tuf/{path}", token=token)[0] == 404
 
 
+@pytest.mark.slow
 def test_a_missing_key_is_a_problem_that_stops_nothing_else(tmp_path):
     require("tuf")
     from cv_pipeline.release.trust import new_repository
@@ -563,6 +565,7 @@ def parts_of(log):
     return sorted(log.glob("*/date=*/camera=*/part-*.parquet"))
 
 
+@pytest.mark.slow
 def test_parts_of_devices_become_one_log_that_drift_reads_unchanged(site, week, tmp_path):
     from cv_pipeline.edge.devices import keep_drift, kept_drift
     from cv_pipeline.monitoring.drift_report import drift_of_log

@@ -72,6 +72,7 @@ def result(found=1):
     return FrameResult(frame, Detections(boxes, np.full(found, 0.9, np.float32), np.zeros(found)), ("gear",))
 
 
+@pytest.mark.slow
 def test_the_centre_has_what_the_run_has(tmp_path):
     with centre(tmp_path / "centre") as (inbox, server):
         summary = run_config(configured(tmp_path / "run", server.url))
@@ -90,6 +91,7 @@ def test_the_centre_has_what_the_run_has(tmp_path):
     assert summary["sinks"]["forward"]["state"] == "ok" and summary["sinks"]["forward"]["problems"] == {}
 
 
+@pytest.mark.slow
 def test_without_a_centre_the_run_ends_as_always_and_the_next_start_sends(tmp_path):
     port = free_port()
     alone = run_config(configured(tmp_path / "run", f"http://127.0.0.1:{port}"))
@@ -102,6 +104,7 @@ def test_without_a_centre_the_run_ends_as_always_and_the_next_start_sends(tmp_pa
     assert numbers == sorted(numbers) and len(set(numbers)) == len(numbers)
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_with_and_without_a_centre(tmp_path):
     with centre(tmp_path / "centre") as (_, server):
         run_config(configured(tmp_path / "with", server.url))
@@ -130,6 +133,7 @@ def test_doors_that_are_not_wanted_are_closed(tmp_path):
         assert counted(inbox) == {"result": 40}
 
 
+@pytest.mark.slow
 def test_a_row_that_waits_does_not_hold_its_picture(tmp_path):
     box = Outbox(tmp_path / "box", OutboxSettings(ballast_bytes=0, commit_s=60, commit_rows=10_000))
     sink, one = DeliverySink(box, None), result()

@@ -333,13 +333,13 @@ def test_a_pause_needs_known_devices_and_a_reason(store, devices, reason):
 def test_gaps_copied_cards_and_clocks_come_from_the_inbox(store, tmp_path):
     with closing(Inbox(tmp_path / "inbox")) as inbox:
         sql = "INSERT INTO findings(device, spool, what, first, last, at) VALUES (?, 's', ?, ?, ?, ?)"
-        inbox._db.execute(sql, ("box-01", "gap", 11, 20, NOW))
-        inbox._db.execute(sql, ("box-01", "gap", 31, 35, NOW))
-        inbox._db.execute(sql, ("box-02", "fork", 1, 9, NOW - 60))
+        inbox.base.db.execute(sql, ("box-01", "gap", 11, 20, NOW))
+        inbox.base.db.execute(sql, ("box-01", "gap", 31, 35, NOW))
+        inbox.base.db.execute(sql, ("box-02", "fork", 1, 9, NOW - 60))
         sql = "INSERT INTO spools(device, lane, spool, mark, digest, clock_error, last) "
         sql += "VALUES (?, 'run', ?, 1, '', ?, ?)"
-        inbox._db.execute(sql, ("box-03", "old", 0.0, NOW - 999))
-        inbox._db.execute(sql, ("box-03", "new", 7200.0, NOW))
+        inbox.base.db.execute(sql, ("box-03", "old", 0.0, NOW - 999))
+        inbox.base.db.execute(sql, ("box-03", "new", 7200.0, NOW))
         hear(store, "box-03", WELL)
         found = {d.name: d for d in read_fleet(store, inbox)}
     assert found["box-01"].gaps == 15

@@ -273,9 +273,9 @@ def test_the_size_of_an_answer_has_a_limit_that_can_be_set():
 def test_a_centre_out_of_an_older_copy_records_what_is_missing(place):
     place.write(30)
     place.run()
-    with place.inbox._lock:  # the copy ends at number 12
-        place.inbox._db.execute("DELETE FROM rows WHERE seq > 12")
-        place.inbox._db.execute("UPDATE spools SET mark = 12, digest = ''")
+    with place.inbox.base.lock:  # the copy ends at number 12
+        place.inbox.base.db.execute("DELETE FROM rows WHERE seq > 12")
+        place.inbox.base.db.execute("UPDATE spools SET mark = 12, digest = ''")
     place.write(5, first=30)
     place.run()
     findings = place.inbox.query("SELECT what, first, last FROM findings")
@@ -417,7 +417,7 @@ def test_a_full_disk_at_the_centre_takes_nothing_half_and_devices_wait(tmp_path)
             assert outbox_status(place.box).waiting > 0
             other.unlink()
             place.now += 100
-            inbox._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            inbox.base.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             place.run()
             assert place.arrived() == list(range(2100))
 
@@ -610,7 +610,7 @@ def test_the_server_answers_every_request(place):
     assert ask("PUT", "/parts/" + "a" * 64, b"x", **{"content-range": "bytes 0-0/1"}) == 422
     assert ask("GET", "/parts/..") == 400
     assert answer_device(place.inbox, device_of, Request("GET", "/", {}, b"")).status == 401
-    place.inbox._db.close()
+    place.inbox.base.db.close()
     assert ask("POST", "/batches", packed({}, {})) == 507
 
 
@@ -914,6 +914,7 @@ def test_a_sink_delivers_through_to_the_centre(place):
 # -- kills
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_nothing_is_lost_twice_or_out_of_order(tmp_path):
     found = kill_loop(tmp_path, 4, devices=2, seed=11, cuts=6)
     assert found["kills in all"] >= 4 and sum(found["cut"].values()) >= 6

@@ -234,7 +234,7 @@ def test_a_kill_in_the_middle_of_deleting_offers_nothing_again(tmp_path):
     with Outbox(tmp_path, BARE) as box:
         box.write(rows_of(6))
         next_offer(box)
-        with outbox._transaction(box._db, durable=True):
+        with outbox.transaction(box._db, durable=True):
             outbox._set_facts(box._db, have=4)
     with Outbox(tmp_path, BARE) as box:
         assert [r.seq for r in next_offer(box).rows] == [5, 6]
@@ -573,6 +573,7 @@ def test_files_of_rows_that_gave_way_are_owed_no_more(tmp_path):
 # -- power
 
 
+@pytest.mark.slow
 def test_without_power_no_number_is_given_twice_and_no_promise_is_broken(tmp_path):
     found = PowerCuts(tmp_path, seed=5).run(2)
     assert (found["lost"], found["twice"], found["out of order"], found["holes"], found["findings"]) == (

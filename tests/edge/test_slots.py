@@ -85,6 +85,7 @@ def test_a_kill_at_every_step_leaves_one_whole_model(kind, made, device, tmp_pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_sigkill_at_some_steps(kind, made, device, tmp_path):
     bundle, digest = made["damaged" if kind == "damaged" else "new"]
     for stop_at in (1, 3, 4, 5, 6, 8):

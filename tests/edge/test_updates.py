@@ -263,6 +263,7 @@ def answering(monkeypatch, *answers):
     return asked
 
 
+@pytest.mark.slow
 def test_the_whole_way_of_an_order(world, beside):
     agent, updates, box = beside
     release = world.release("1.1")
@@ -407,6 +408,7 @@ def test_a_ready_version_that_has_vanished_is_a_sentence(beside, monkeypatch):
     assert agent.slots.state.trying == ""
 
 
+@pytest.mark.slow
 def test_a_model_that_was_put_back_is_not_tried_again_at_once(world, beside):
     "Its run ended because of a camera: it is not blocked, and the next trial is later than the last one."
     agent, updates, _ = beside

@@ -274,6 +274,7 @@ def test_a_precision_promise_holds(shape):
     assert study.summary(shape, 300, rows)["broken"] <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
 
 
+@pytest.mark.slow
 def test_frames_of_a_track_are_not_units():
     broken = [
         np.mean(

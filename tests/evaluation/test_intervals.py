@@ -297,6 +297,7 @@ def covered(rows, method, metric):
     return 1 - (row["below"] + row["above"]) / row["repeats"], row["below"] / row["repeats"]
 
 
+@pytest.mark.slow
 def test_ten_sequences_hold_the_truth_where_the_textbook_does_not():
     rows = study_cell(10, 4, "equal", "usual", 60, draws=120, seed=5)
     metrics = ("AP", "AP50", "precision", "recall", "F1")

@@ -88,6 +88,7 @@ def test_pictures_of_any_size(h, w, name, severity):
     assert len(seen) <= 1 and (seen.xyxy >= 0).all() and (seen.xyxy <= [w, h, w, h]).all()
 
 
+@pytest.mark.slow
 def test_severity_means_the_published_quantity(picture):
     grey = np.full((400, 400, 3), 128, np.uint8)
     for s, std in enumerate(CORRUPTIONS["gaussian_noise"].ladder[:2], 1):

@@ -112,7 +112,7 @@ def device(folder: str, name: str, url: str, life: str, seed: str) -> None:
 
 def offering_without_sync(box: Outbox, last: int) -> None:
     "What the outbox must not do."
-    with outbox._transaction(box._db, durable=False):
+    with outbox.transaction(box._db, durable=False):
         outbox._set_facts(box._db, offered=last)
 
 

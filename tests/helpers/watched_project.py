@@ -124,7 +124,7 @@ def _rest(root: Path) -> None:
     with closing(Inbox(root / "centre")) as inbox:
         rows = [(k, json.dumps(body(c, k, "inbox"))) for k in range(FRAMES) for c in CAMERAS]
         for seq, (_, text) in enumerate(rows, 1):
-            inbox._db.execute(
+            inbox.base.db.execute(
                 "INSERT INTO rows(spool, seq, kind, happened, by_device, corrected, body, digest) "
                 "VALUES (1, ?, 'result', 0, 0, 0, ?, '')",
                 (seq, text),

@@ -494,6 +494,7 @@ def test_layouts_turn_into_each_other_exactly(color, scale, mean, std, seed):
     assert to_layout(floats, spec, "nchw-float") is floats
 
 
+@pytest.mark.slow
 def test_load_model_auto_finds_what_the_own_file_finds(family, tmp_path, monkeypatch):
     monkeypatch.setenv("CV_PIPELINE_CACHE", str(tmp_path / "cache"))
     auto, own = load_model(family, threads=1, backend="auto"), load_model(family, threads=1)

@@ -141,6 +141,7 @@ def test_nothing_found_is_no_mismatch(tmp_path):
         assert len(model.predict([np.zeros((SIDE, SIDE, 3), np.uint8)])[0]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_with_such_a_model_ends_with_code_4_and_names_the_head(tmp_path):
     model = constant(tmp_path / "m.onnx", rows((32, 32, 20, 10, 0.9, 0, 1, 0)), head="yolox")
     code, said, summary = run(tmp_path, model, 6)
@@ -225,6 +226,7 @@ def test_what_is_not_suspicious(scores, pictures, more):
     assert watched(scores, pictures, more) is None
 
 
+@pytest.mark.slow
 def test_a_run_says_that_its_model_is_suspicious(tmp_path):
     model = constant(tmp_path / "m.onnx", columns(), head="yolov8")
     code, said, summary = run(tmp_path, model, FIRST + 20)

@@ -142,6 +142,7 @@ def test_frames_of_a_cause_are_those_of_its_camera_and_time():
     assert not during(window, [replace(OPEN, camera="camera-9")]).any()
 
 
+@pytest.mark.slow
 def test_a_cause_explains_what_is_gone_without_its_frames():
     e = explained([OPEN, RAIN], LID)
     assert e.found.verdict in RED_OR_AMBER

@@ -556,6 +556,7 @@ def test_a_log_is_compared_with_its_own_past(log):
     assert len(control_charts(found.seen, "detections", found.periods.reference)) == 2
 
 
+@pytest.mark.slow
 def test_periods_say_what_is_wrong(log):
     for reference, window, what in (
         (["2026-06-01"], None, "must be two times"),

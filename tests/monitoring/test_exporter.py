@@ -231,6 +231,13 @@ def test_each_rule_fires_on_the_series_that_it_is_for(tmp_path):
         ("OutboxGrows", {}, {'cv_pipeline_fleet_outbox_oldest_seconds{device="box-1"}': "0+60x120"}),
         ("RolloutStuck", {}, {'cv_pipeline_fleet_step_seconds{model="line 1.1"}': "86000+60x120"}),
         ("RolledBack", {}, {'cv_pipeline_fleet_rolled_back{device="box-1"}': "1+0x120"}),
+        ("AlertsDown", {}, {"cv_pipeline_alerts_heartbeat_timestamp_seconds": "5+0x120"}),
+        ("CallsNotTaken", {}, {"cv_pipeline_alerts_notification_oldest_seconds": "0+60x120"}),
+        (
+            "IncidentUnanswered",
+            {},
+            {'cv_pipeline_incidents{site="Brno",level="1",state="firing"}': "1+0x120"},
+        ),
         ("ClockOff", {}, {'cv_pipeline_fleet_clock_error_seconds{device="box-1"}': "-3600+0x120"}),
     ]
     tests = [
@@ -258,6 +265,9 @@ def test_each_rule_fires_on_the_series_that_it_is_for(tmp_path):
         'cv_pipeline_fleet_outbox_oldest_seconds{device="box-1"}': "40+0x120",
         'cv_pipeline_fleet_step_seconds{model="line 1.1"}': "0+60x120",
         'cv_pipeline_fleet_rolled_back{device="box-1"}': flat,
+        "cv_pipeline_alerts_heartbeat_timestamp_seconds": "0+60x120",
+        "cv_pipeline_alerts_notification_oldest_seconds": "20+0x120",
+        'cv_pipeline_incidents{site="Brno",level="1",state="acknowledged"}': "1+0x120",
         'cv_pipeline_fleet_clock_error_seconds{device="box-1"}': "-2+0x120",
     }
     ended = {

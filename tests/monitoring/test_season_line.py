@@ -46,6 +46,7 @@ def table(log, camera, values):
     return by_hour(Calendar(), log.at[mine], values[mine], 8)
 
 
+@pytest.mark.slow
 def test_every_hour_of_every_day_is_in_the_log(log):
     assert log.cameras == ("camera-1", "camera-2")
     assert len(log) == 2 * 8 * 24
@@ -84,6 +85,7 @@ def test_a_log_of_weeks_is_observed_with_all_statistics_and_vectors(log):
     assert seen.notes == ()
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_log(tmp_path):
     how = dict(a_day=4, days=1, cameras=1, fails=None)
     a, b, c = (read_log(write_weeks(tmp_path / n, seed=s, **how)) for n, s in (("a", 1), ("b", 1), ("c", 2)))

@@ -267,6 +267,7 @@ def test_a_fault_in_the_middle_of_a_week_is_seen_in_the_week():
     assert (d.verdict, d.cause, d.devices) == ("AMBER", "device fault", ("c2",))
 
 
+@pytest.mark.slow
 def test_what_only_one_camera_shows_is_seen_though_days_differ_more():
     """One number of one camera, by less than a batch moves it on half of the days: seen all the same."""
     soiled = lambda name, x, k, on: np.where(on & (k == 1), x + 0.8, x) if name == "blur" else x
@@ -307,6 +308,7 @@ def test_a_saturday_without_a_saturday_is_the_calendar():
     assert (fault.cause, fault.devices) == ("device fault", ("c1",))  # one camera is not the calendar
 
 
+@pytest.mark.slow
 def test_cameras_that_come_and_go_are_named():
     seen = weeks(15, 12)
     end = MONDAY + 14 * DAY
@@ -456,6 +458,7 @@ def test_of_many_cameras_one_is_judged_alone_only_where_it_has_boxes_enough():
     assert needed == sorted(needed) and LEAST_COUNT < needed[0] and needed[-1] < 4 * LEAST_COUNT
 
 
+@pytest.mark.slow
 def test_a_quiet_sunday_of_many_cameras_accuses_none_of_them(monkeypatch):
     # twelve cameras with a handful of boxes each on the window's Sunday, on one of them all of one class
     seen = weeks(14, cameras=12, step=3600.0, seed=5, weekend=0.2)

@@ -216,6 +216,7 @@ def files(example):
 END = FIRST_DAY + timedelta(days=29)
 
 
+@pytest.mark.slow
 def test_the_example_has_one_of_each(files):
     page = trust(files, now=END)
     assert {c: a.state for c, a in page.cameras.items()} == {

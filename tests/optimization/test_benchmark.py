@@ -155,6 +155,7 @@ def test_a_worker_that_fails_is_an_answer(program, said):
     assert worker.process.poll() is not None
 
 
+@pytest.mark.slow
 def test_what_a_library_prints_is_no_answer():
     program = """
 import os

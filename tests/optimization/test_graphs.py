@@ -65,6 +65,7 @@ def test_files_that_are_no_graph(tmp_path, content):
         open_graph(tmp_path / "m.onnx")
 
 
+@pytest.mark.slow
 def test_half_a_file(tmp_path, line):
     data = line[1].SerializeToString()
     for share in (0.1, 0.5, 0.9, 0.999):

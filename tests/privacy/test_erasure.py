@@ -23,6 +23,7 @@ from cv_pipeline.monitoring.prediction_log import read_log
 from cv_pipeline.monitoring.upkeep import read_events
 from cv_pipeline.privacy import certificate as C
 from cv_pipeline.privacy import erasure as E
+from cv_pipeline.privacy import places as P
 from cv_pipeline.privacy import stores as S
 from cv_pipeline.privacy.access import note_access, read_access, verify_access
 from tests.helpers.disks import fill, small_disk
@@ -128,8 +129,8 @@ def test_manifests_say_which_certificate_took_their_pictures(erased):
 
 def test_readers_of_the_log_know_how_many_frames_are_missing(erased):
     root, c, _, _ = erased
-    assert S.erased_rows(root / "log", "gate") == {"2026-06-01": {"frames": FRAMES, "detections": FRAMES}}
-    assert S.erased_rows(root / "log", "yard") == {}
+    assert P.erased_rows(root / "log", "gate") == {"2026-06-01": {"frames": FRAMES, "detections": FRAMES}}
+    assert P.erased_rows(root / "log", "yard") == {}
     assert any("erased on request" in n for n in read_log(root / "log", cameras=["yard", "gate"]).notes)
 
 
@@ -221,6 +222,7 @@ def test_a_track_that_never_was_is_refused(project):
         E.erase(project, S.Subject("gate", track=99))
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_points_the_same_command_finishes(made, erased, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(made, base)
@@ -288,7 +290,7 @@ def test_a_store_that_is_offline_is_listed_and_done_later(project, monkeypatch):
     )
 
     def stores(root):
-        found, missed = S.open_stores(root)
+        found, missed = P.open_stores(root)
         inside = [s for s in found if s.kind == "files"]
         inside[0].leave_out |= {root / "remote"}
         return [*found, Offline(root / "remote", root)], missed

@@ -13,7 +13,8 @@ from cv_pipeline.core.types import ConfigError, Detections
 from cv_pipeline.privacy import remote as R
 from cv_pipeline.privacy.certificate import Markers, certify, verify_certificate
 from cv_pipeline.privacy.erasure import erase
-from cv_pipeline.privacy.stores import Subject, Wanted, open_stores
+from cv_pipeline.privacy.places import open_stores
+from cv_pipeline.privacy.stores import Subject, Wanted
 from tests.helpers.label_studio_server import TOKEN, LabelStudio
 from tests.helpers.services import free_port, require
 from tests.helpers.watched_project import FRAMES, found_markers

@@ -132,6 +132,7 @@ def test_what_only_looks_alike_is_not_reported(text):
     assert secrets_in(text, known={}) == []
 
 
+@pytest.mark.slow
 def test_our_own_files_have_less_than_one_false_alarm_in_a_thousand_cells():
     books = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
     search = find_secrets([p for p in books if p.stem != "01_secrets"], {})

@@ -458,6 +458,7 @@ def golden(model, pictures, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_golden_pictures_are_small_few_and_exact(model, golden):
     files = sorted((golden / "golden").glob("*.jpg"))
     assert len(files) == 9

@@ -53,6 +53,7 @@ def filled(columns, values, fps=5.0):
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.floats(0.001, 0.999))
 @settings(max_examples=60, deadline=None)
+@pytest.mark.slow
 def test_capitals_are_products_of_the_stakes(x, limit):
     up = [math.prod(1 + g / limit * (v - limit) for v in x) for g in ABOVE]
     down = [math.prod(1 + g / (1 - limit) * (limit - v) for v in x) for g in BELOW]

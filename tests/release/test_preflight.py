@@ -51,6 +51,7 @@ def changed(place, **fields):
     return place
 
 
+@pytest.mark.slow
 def test_a_good_model_passes_beside_the_one_that_runs(good):
     before = children()
     found = P.preflight(good, good, QUICK, threads=1)
@@ -61,12 +62,14 @@ def test_a_good_model_passes_beside_the_one_that_runs(good):
     assert json.loads(json.dumps(found.to_dict()))["passed"] is True
 
 
+@pytest.mark.slow
 def test_swapped_classes_are_found_by_the_golden_pictures(copy):
     names = list(load_manifest(copy)[0].names)
     found = P.preflight(changed(copy, names=[*names[1:], names[0]]), None, QUICK, threads=1)
     assert any("classes" in r for r in found.reasons)
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_a_reason(copy):
     weights = next(copy.glob("*.onnx"))
     weights.write_bytes(weights.read_bytes()[:5000])
@@ -86,11 +89,13 @@ def load_manifest_without_sum(place):
     return replace(load_manifest(place)[0], sha256="")
 
 
+@pytest.mark.slow
 def test_damaged_golden_pictures_are_a_reason(copy):
     next((copy / GOLDEN).glob("*.jpg")).write_bytes(b"nothing")
     assert "was changed" in P.preflight(copy, None, QUICK, threads=1).reasons[0]
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_missing_is_a_reason(tmp_path):
     assert not P.preflight(tmp_path / "nothing", None, QUICK).passed
 
@@ -169,6 +174,7 @@ def test_a_crash_is_a_reason(good, monkeypatch):
     assert "SIGABRT" in P.preflight(good, None, QUICK).reasons[0]
 
 
+@pytest.mark.slow
 def test_two_gigabytes_are_not_to_be_had_under_the_cap(monkeypatch, good):
     code = "from cv_pipeline.release import preflight as P\n"
     code += "def load(*a, **k):\n    return bytearray(2 << 30)\nP.load_model = load\nP.work()"
@@ -177,6 +183,7 @@ def test_two_gigabytes_are_not_to_be_had_under_the_cap(monkeypatch, good):
     assert "it needs more memory than the limit allows" in found.reasons[0]
 
 
+@pytest.mark.slow
 def test_what_libraries_print_is_not_an_answer():
     code = "from cv_pipeline.release import preflight as P\n"
     code += (

@@ -184,6 +184,7 @@ def test_states_that_are_none(after, text):
 @given(
     moves=st.lists(st.tuples(st.sampled_from(["1.0", "1.1", "1.2"]), st.sampled_from(R.STATES)), max_size=15)
 )
+@pytest.mark.slow
 def test_there_is_never_more_than_one_in_production(tmp_path_factory, moves):
     with patch("os.fsync", lambda handle: None):  # many lines, and no power cut
         folder = tmp_path_factory.mktemp("r")
@@ -447,6 +448,7 @@ def killed_at(step, what):
 
 
 @pytest.mark.parametrize("action", ["add", "move"])
+@pytest.mark.slow
 def test_a_kill_at_any_step_leaves_a_whole_registry(registry, add, tmp_path, action):
     add("1.0", "shadow", "canary", "production")
     add("1.1", "shadow", "canary")

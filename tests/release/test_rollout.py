@@ -592,6 +592,7 @@ def test_the_rule_of_five_of_twenty():
     assert not try_rollout.flagger(np.concatenate([bad, *[good] * 5] * 6), 0.1)[0]
 
 
+@pytest.mark.slow
 def test_planted_faults_on_known_boxes_in_miniature():
     rng, names = np.random.default_rng(6), ("gear", "bolt", "nut", "bracket")
     frames = []

@@ -343,6 +343,7 @@ def lines(out):
     return [{k: v for k, v in r.items() if k not in ("timings_ms", "captured_at")} for r in rows]
 
 
+@pytest.mark.slow
 def test_a_run_has_the_same_bytes_with_and_without_a_shadow_that_is_killed(tmp_path):
     killed = []
 

@@ -304,6 +304,7 @@ def test_what_is_not_evidence_is_a_sentence(tmp_path, text):
         run_evidence(tmp_path)
 
 
+@pytest.mark.slow
 def test_whatever_is_changed_in_a_file_is_a_sentence_or_a_verdict(trial, clock):
     path = drawn(trial, replace(HARMLESS, hours=0.5, faults=fault("NaN", times=1)))
     good, rng = read_json(path, dict), random.Random(1)
@@ -428,6 +429,7 @@ def test_a_shadow_that_cannot_work_is_refused_before_the_run(section, what):
         check_shadow(config.shadow, config)
 
 
+@pytest.mark.slow
 def test_the_example_needs_labels(tmp_path):
     folder, when = write_example_trial(tmp_path / "example")
     status = judge_trial(folder, lambda: when)

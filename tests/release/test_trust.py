@@ -560,6 +560,7 @@ def test_without_the_extra_the_error_names_it(world, monkeypatch):
         client.check()
 
 
+@pytest.mark.slow
 def test_importing_the_book_does_not_import_tuf():
     code = "import sys, cv_pipeline.release.trust; print({'tuf', 'cryptography'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

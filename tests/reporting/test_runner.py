@@ -11,7 +11,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from cv_pipeline.core.stamp import stamp
 from cv_pipeline.core.types import ConfigError
+from cv_pipeline.privacy.access import access_head, note_access, verify_access
 from cv_pipeline.reporting import runner as reports
 from cv_pipeline.reporting.runner import (
     ReportFailed,
@@ -309,3 +311,22 @@ def test_a_secret_that_a_cell_printed_is_not_published(tmp_path):
     assert not [name for name, text in texts.items() if "Kl9-really@" in text or "Zk3v99xQ11pa" in text]
     assert "***@10.0.0.7/live" in texts["report.html"] and "opened" in texts["report.ipynb"]
     assert json.loads(texts["report.json"])["secrets masked"] >= 3
+
+
+@pytest.mark.slow
+def test_a_page_ends_with_the_head_of_the_access_log_and_says_what_is_not_covered(tmp_path, monkeypatch):
+    log = tmp_path / "access.jsonl"
+    monkeypatch.setenv("CV_PIPELINE_ACCESS_LOG", str(log))
+    monkeypatch.setenv("CV_PIPELINE_PRIVACY_OFF", "a belt <without> people")
+    for what in ("gate", "door"):
+        note_access("view", what, path=log)
+    report = run_report(template(tmp_path, PARAMETERS, "print(1)"), {}, root=tmp_path / "reports")
+    card = json.loads((report.folder / "report.json").read_text())
+    assert card["access log up to"] == access_head(log) and len(access_head(log)) == 12
+    page = (report.folder / "report.html").read_text()
+    assert f"access log up to: {access_head(log)}" in page and "a belt &lt;without&gt; people" in page
+    assert verify_access(log, card["access log up to"]) == []
+    assert stamp()["pictures not covered"] == "a belt <without> people"
+    log.write_text(log.read_text().replace("gate", "yard"))
+    report = run_report(template(tmp_path, PARAMETERS, "print(1)"), {}, root=tmp_path / "reports")
+    assert "cannot be read" in json.loads((report.folder / "report.json").read_text())["access log up to"]

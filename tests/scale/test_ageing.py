@@ -151,6 +151,7 @@ def done_in(places):
     return sum(log.read_bytes().count(b"\n") for log in logs if log.is_file())
 
 
+@pytest.mark.slow
 def test_killed_at_any_point_nothing_is_lost_and_it_goes_on(places):
     rng = random.Random(1)
     data = {}
@@ -301,6 +302,7 @@ def test_what_the_imitation_would_accept_and_amazon_would_not_is_refused(client)
         put_rules(hasty, "s3://hasty", client)
 
 
+@pytest.mark.slow
 def test_objects_are_listed_with_their_class_over_many_pages(client):
     client.create_bucket(Bucket="many")
     for n in range(1005):

@@ -41,6 +41,7 @@ def photos(tmp_path):
     return archive(tmp_path / "photos", NAMES)
 
 
+@pytest.mark.slow
 def test_workers_killed_at_every_point_lose_and_double_nothing(photos, tmp_path):
     units = planned(photos, 8)
     (tmp_path / "marks").mkdir()
@@ -56,6 +57,7 @@ def test_workers_killed_at_every_point_lose_and_double_nothing(photos, tmp_path)
     assert (tmp_path / "out" / "results.parquet").read_bytes() == in_one_process(units, tmp_path / "calm")
 
 
+@pytest.mark.slow
 def test_a_driver_killed_again_and_again(photos, tmp_path):
     units, out, marks = planned(photos, 4), tmp_path / "out", tmp_path / "marks"
     marks.mkdir()
@@ -73,6 +75,7 @@ def test_a_driver_killed_again_and_again(photos, tmp_path):
     assert not list((out / "parts").glob(".*.part"))
 
 
+@pytest.mark.slow
 def test_a_poison_unit_is_set_aside_and_the_others_are_done(tmp_path):
     folder = archive(tmp_path / "films", ["a.mp4", "poison.mp4", "b.mp4", "odd.mp4"])
     units = planned(folder)
@@ -118,6 +121,7 @@ def test_when_every_unit_fails_there_is_one_cause(photos):
     assert len(heard) == 5
 
 
+@pytest.mark.slow
 def test_a_changed_unit_is_reported_and_made_again_by_the_next_call(photos, tmp_path):
     units = planned(photos)
     (photos / "3.jpg").write_bytes(b"another picture")
@@ -128,6 +132,7 @@ def test_a_changed_unit_is_reported_and_made_again_by_the_next_call(photos, tmp_
     assert (report.before, report.done, report.left) == (9, 1, 0)
 
 
+@pytest.mark.slow
 def test_a_part_that_was_cut_off_is_made_again(photos, tmp_path):
     units = planned(photos)
     before = in_one_process(units, tmp_path / "out")
@@ -165,6 +170,7 @@ def line(tmp_path_factory):
 
 
 @pytest.mark.parametrize("what, tracker", [("photos", "none"), ("line.mp4", "bytetrack")])
+@pytest.mark.slow
 def test_rows_are_those_of_a_run_byte_for_byte(line, tmp_path, what, tracker):
     given = {"sources": [str(line / what)], "tracker.name": tracker, "model.threads": 1}
     run_config(load_config(None, {**given, "delivery.out": str(tmp_path / "run")}))
@@ -209,6 +215,7 @@ def test_wrong_settings(wrong):
         BatchSettings(**wrong)
 
 
+@pytest.mark.slow
 def test_a_batch_of_the_command(line, tmp_path):
     command = [str(Path(sys.executable).with_name("cv-pipeline")), "batch", str(line / "photos")]
     words = ["--out", str(tmp_path / "out"), "--processes", "1", "--pictures", "4"]

@@ -53,6 +53,7 @@ def test_what_kubernetes_knows_is_valid_to_the_letter(form, version):
 
 @pytest.mark.real
 @pytest.mark.parametrize("form", ["a card, KEDA", "processors, KEDA"])
+@pytest.mark.slow
 def test_what_keda_teaches_a_cluster_is_valid_to_the_letter(form, taught):
     document = manifests(FORMS[form], 6)["scaling.yaml"]
     assert schema_errors(document, definitions=taught) == []

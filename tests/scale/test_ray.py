@@ -28,6 +28,7 @@ from cv_pipeline.scale.units import find_work, part_path, plan_units, run_unit
 from cv_pipeline.service.assembly import UnitOpener, batch_config, run_config
 from cv_pipeline.synthetic.line import open_line
 from tests.helpers.batch_work import PlayedWork, archive
+from tests.helpers.schemas import closed
 from tests.helpers.services import require
 
 COMMAND = ("batch", "/data/my photos", "--out", "/data/done")
@@ -98,6 +99,7 @@ def as_local(units, out):
     return (out / "results.parquet").read_bytes()
 
 
+@pytest.mark.slow
 def test_actors_that_die_lose_and_double_nothing(units, tmp_path):
     stage = Stage([("4.jpg", "before"), ("6.jpg", "after"), ("4.jpg", "after")])
     engine = RayEngine(RaySettings(), cluster=stage.cluster)
@@ -106,6 +108,7 @@ def test_actors_that_die_lose_and_double_nothing(units, tmp_path):
     assert (tmp_path / "out" / "results.parquet").read_bytes() == as_local(units, tmp_path / "calm")
 
 
+@pytest.mark.slow
 def test_a_unit_that_kills_every_actor_is_set_aside(units, tmp_path):
     stage = Stage([("4.jpg", "before")] * 3)
     report = run_batch(units, tmp_path / "out", PlayedWork(), RayEngine(RaySettings(), cluster=stage.cluster))
@@ -113,6 +116,7 @@ def test_a_unit_that_kills_every_actor_is_set_aside(units, tmp_path):
     assert "the actor died while it worked on this unit" in report.set_aside[0]["error"]
 
 
+@pytest.mark.slow
 def test_little_work_is_advised_to_stay_and_one_unit_needs_no_cluster(units, tmp_path):
     stage, heard = Stage(), []
     engine = RayEngine(RaySettings(), heard.append, stage.cluster)
@@ -204,19 +208,6 @@ def test_names_with_spaces_survive_in_every_file(tmp_path):
         up["available_node_types"]["workers"]["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
     )
     assert sky["resources"]["use_spot"] is True and sky["resources"]["accelerators"] == "T4:1"
-
-
-def closed(schema):
-    "The schema of a custom resource, unknown keys refused, Kubernetes' number-or-text understood."
-    if not isinstance(schema, dict):
-        return [closed(s) for s in schema] if isinstance(schema, list) else schema
-    made = {k: closed(v) for k, v in schema.items()}
-    if made.pop("x-kubernetes-int-or-string", None):
-        made["type"] = ["integer", "string"]
-        made.pop("anyOf", None)
-    if "properties" in made and not made.get("x-kubernetes-preserve-unknown-fields"):
-        made.setdefault("additionalProperties", False)
-    return made
 
 
 def test_the_ray_job_is_valid_by_the_schema_of_kuberay(real_data, tmp_path):

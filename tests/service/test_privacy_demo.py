@@ -20,6 +20,7 @@ def row(demo, way, what):
     return next(r for r in demo.rows if (r["way"], r["what"]) == (way, what))
 
 
+@pytest.mark.slow
 def test_the_gate_leaks_less_than_frames_alone(demo):
     gate, alone = (row(demo, way, "faces")["leaks"] for way in (WAYS[2], WAYS[0]))
     assert gate <= alone

@@ -665,7 +665,7 @@ def test_columns_of_rules_reach_the_table_and_their_ids_the_lines(tmp_path):
     live = a_run(tmp_path, ALL, busy)
     table = pq.read_table(tmp_path / "events.parquet")
     counts = [row["value"] for row in table.to_pylist() if row["kind"] == "crowding"]
-    assert counts == [5.0] and table.column_names[-3:] == ["event_id", "value", "plus_minus"]
+    assert counts == [5.0] and table.column_names[-4:-1] == ["event_id", "value", "plus_minus"]
     assert all(json.dumps(row["event_id"]) for row in live.values())
 
 

@@ -145,6 +145,7 @@ def test_wrong_settings_are_named(given, contains):
         augment_settings(given)
 
 
+@pytest.mark.slow
 def test_without_albumentations_the_install_hint():
     code = (
         "import sys; sys.modules['albumentations'] = None\nfrom cv_pipeline.training.augment import "

@@ -312,6 +312,7 @@ def test_still_pictures_are_not_held_and_not_linked():
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=40, deadline=None)
+@pytest.mark.slow
 def test_every_frame_comes_out_once_in_order_and_every_finding_is_covered(seed):
     rng = np.random.default_rng(seed)
     plan = {
@@ -595,6 +596,7 @@ def test_nothing_is_found_in_an_empty_picture():
 # --- whole runs
 
 
+@pytest.mark.slow
 def test_kill_9_leaves_a_film_without_an_uncovered_frame(tmp_path):
     script = """
 import sys

@@ -108,6 +108,7 @@ def test_no_pictures_have_no_faces(finder):
     assert finder.find([]) == []
 
 
+@pytest.mark.slow
 def test_three_hundred_faces_are_as_many(finder):
     film = Passers(PassersConfig(size=(1600, 1000)))
     image = film._base.copy()

@@ -156,6 +156,7 @@ def test_pipeline_equals_predict(model):
         assert_same(r.detections, wanted)
 
 
+@pytest.mark.slow
 def test_batches_really_form(model):
     slow = with_backend(model, before=lambda call, batch: call > 1 or until(lambda: waiting(pipeline) >= 6))
     pipeline = Pipeline(
@@ -725,6 +726,7 @@ def test_a_model_that_does_not_answer_does_not_leave_the_selector_waiting(model)
         stopped.run()
 
 
+@pytest.mark.slow
 def test_open_tracks_are_the_confirmed_ones_of_the_newest_frame():
     from cv_pipeline.inference.loading import load_model
     from cv_pipeline.synthetic.line import open_line

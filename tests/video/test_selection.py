@@ -81,6 +81,7 @@ def test_motion_guarantees():
     assert selector.select(at(-100, np.zeros((30, 80, 3), np.uint8)))  # time went back
 
 
+@pytest.mark.slow
 def test_motion_sees_a_small_thing_a_slow_change_and_ignores_noise():
     rng = np.random.default_rng(0)
     still = cv2.resize(rng.integers(60, 190, (27, 48, 3), dtype=np.uint8), (1920, 1080))

@@ -33,6 +33,7 @@ class Systemd:
             return any(key in message for message in self.heard)
 
 
+@pytest.mark.slow
 def test_a_run_says_that_it_is_ready_and_lives_and_stops_in_order(tmp_path):
     systemd = Systemd(tmp_path / "notify")
     told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "600000"}

@@ -1,0 +1,61 @@
+"""The demo of scale: its steps, its pages, and the worker that dies in the middle."""
+
+import json
+import re
+
+import pytest
+
+from cv_pipeline.core.results import read_results
+from cv_pipeline.core.types import DataError
+from cv_pipeline.service.scale_demo import CAMERAS, FPS, ScaleStory, scale_demo
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    heard = []
+    story = scale_demo(tmp_path_factory.mktemp("demo") / "scale", 2.0, heard.append)
+    return story, heard
+
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_worker_dies_and_nothing_is_lost_or_double(told):
+    story, _ = told
+    assert [story.value("batch", k) for k in ("left", "same", "killed")] == [0, True, True]
+    rows = [read_results(story.out / name) for name in ("batch", "one_process")]
+    assert rows[0].equals(rows[1]) and len(rows[0]) > 50
+    journal = (story.out / "batch" / "manifest.jsonl").read_text()
+    assert len({json.loads(line)["unit"] for line in journal.splitlines()}) == story.value("batch", "units")
+
+
+def test_every_frame_that_was_offered_is_accounted_for(told):
+    story, _ = told
+    for factor in (1, 2):
+        offered = story.value(f"load × {factor}", "offered")
+        assert offered == round(CAMERAS * FPS * 2.0 * factor)
+        assert (
+            story.value(f"load × {factor}", "answered") + story.value(f"load × {factor}", "lost") <= offered
+        )
+
+
+def test_the_plan_has_a_page_and_stands_beside_the_load_test(told):
+    story, heard = told
+    for name in story.pages.values():
+        assert (story.out / name).stat().st_size > 3000
+    plan = json.loads((story.out / "plan.json").read_text())
+    assert plan["months"][-1]["servers"] == story.value("plan", "servers") >= 1
+    assert any(text.startswith("plan checked") for text in heard)
+
+
+def test_the_page_tells_every_step_and_links_to_the_others(told):
+    story, heard = told
+    page = (story.out / "index.html").read_text()
+    assert all(f["text"].replace("'", "&#x27;") in page for f in story.facts)
+    assert set(re.findall(r'href="([^"]+)"', page)) == set(story.pages.values())
+    assert heard == [f"{f['step']}: {f['text']}" for f in story.facts]
+
+
+def test_a_number_that_is_not_known_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no servers of 'plan'"):
+        ScaleStory(tmp_path).value("plan", "servers")
