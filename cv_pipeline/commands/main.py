@@ -278,6 +278,9 @@ def _show_rules(rules: dict[str, Any]) -> None:
         for name, cell in classes.items()
     ]
     records(f"Zones and lines: {rules['events']} events", rows)
+    fired = rules.get("fired", {})
+    rows_of = [{"source": s, "rule": r, "events": n} for s, by in fired.items() for r, n in by.items()]
+    records("Rules", rows_of)
     if not rows:
         say("zones and lines: no events")
     notes((f"{source}: {problem}" for source, problem in rules["problems"].items()), "rule switched off")
