@@ -11,6 +11,38 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 PROOF = {  # how a row begins → tests that prove it
+    "a site is dead": [
+        "alerts/test_sites::test_a_dead_site_is_stale_after_two_periods_and_never_ok",
+        "alerts/test_sites::test_kill_minus_nine_leaves_a_whole_state_that_becomes_stale",
+        "alerts/test_sites::test_a_camera_of_a_stale_site_is_unknown_and_its_age_grows",
+    ],
+    "the store of a site": [
+        "alerts/test_sites::test_a_store_that_refuses_never_ends_the_run_and_gets_everything_later",
+        "alerts/test_sites::test_closing_does_not_wait_for_a_store_that_hangs",
+    ],
+    "the state of a site is torn": [
+        "alerts/test_sites::test_a_half_written_file_is_a_state_of_its_own_site_only",
+        "alerts/test_sites::test_a_state_of_another_version_is_named",
+    ],
+    "the clock of a site": [
+        "alerts/test_sites::test_a_clock_that_is_off_is_shown_and_never_ok",
+    ],
+    "counts of a site": [
+        "alerts/test_sites::test_late_and_double_days_change_nothing",
+    ],
+    "two sites have one name": [
+        "alerts/test_sites::test_two_sites_of_one_name_are_said_to_be",
+    ],
+    "a store of many sites": [
+        "alerts/test_sites::test_a_store_that_refuses_costs_the_others_nothing",
+        "alerts/test_sites_page::test_a_store_that_fails_is_on_the_page_and_the_server_lives",
+    ],
+    "a wrong token for the page of sites": [
+        "alerts/test_sites_page::test_a_wrong_token_sees_nothing",
+    ],
+    "HTML in names of sites": [
+        "alerts/test_sites_page::test_html_in_every_field_is_text",
+    ],
     "a run or the daemon of alerts": [
         "alerts/test_kills::test_killed_runs_and_daemons_lose_and_double_nothing"
     ],
@@ -70,38 +102,6 @@ PROOF = {  # how a row begins → tests that prove it
         "alerts/test_mqtt::test_a_part_of_a_topic_is_one_level_without_wildcards",
     ],
     "a picture of an alert": ["alerts/test_daemon::test_a_picture_that_could_not_be_covered_is_not_kept"],
-    "a site is dead": [
-        "alerts/test_sites::test_a_dead_site_is_stale_after_two_periods_and_never_ok",
-        "alerts/test_sites::test_kill_minus_nine_leaves_a_whole_state_that_becomes_stale",
-        "alerts/test_sites::test_a_camera_of_a_stale_site_is_unknown_and_its_age_grows",
-    ],
-    "the store of a site": [
-        "alerts/test_sites::test_a_store_that_refuses_never_ends_the_run_and_gets_everything_later",
-        "alerts/test_sites::test_closing_does_not_wait_for_a_store_that_hangs",
-    ],
-    "the state of a site is torn": [
-        "alerts/test_sites::test_a_half_written_file_is_a_state_of_its_own_site_only",
-        "alerts/test_sites::test_a_state_of_another_version_is_named",
-    ],
-    "the clock of a site": [
-        "alerts/test_sites::test_a_clock_that_is_off_is_shown_and_never_ok",
-    ],
-    "counts of a site": [
-        "alerts/test_sites::test_late_and_double_days_change_nothing",
-    ],
-    "two sites have one name": [
-        "alerts/test_sites::test_two_sites_of_one_name_are_said_to_be",
-    ],
-    "a store of many sites": [
-        "alerts/test_sites::test_a_store_that_refuses_costs_the_others_nothing",
-        "alerts/test_sites_page::test_a_store_that_fails_is_on_the_page_and_the_server_lives",
-    ],
-    "a wrong token for the page of sites": [
-        "alerts/test_sites_page::test_a_wrong_token_sees_nothing",
-    ],
-    "HTML in names of sites": [
-        "alerts/test_sites_page::test_html_in_every_field_is_text",
-    ],
     "the face finder fails": [
         "video/test_cover::test_a_finder_that_fails_shows_no_picture_and_the_results_continue"
     ],
@@ -124,6 +124,30 @@ PROOF = {  # how a row begins → tests that prove it
         "video/test_streams::test_a_server_that_accepts_and_never_sends",
     ],
     "a camera was away": ["tracking/test_zones::test_after_a_gap_nobody_has_stayed"],
+    "a rule names": [
+        "tracking/test_watch::test_what_is_wrong_between_keys_has_its_path",
+        "tracking/test_watch::test_a_configuration_with_rules_is_checked_with_its_sources",
+        "commands/test_rules::test_a_wrong_file_is_refused_with_the_path_of_the_key",
+    ],
+    "a tracker gives an object": [
+        "tracking/test_watch::test_a_parked_car_alarms_once_whatever_the_tracker_calls_it",
+        "tracking/test_watch::test_another_car_after_the_place_was_seen_empty_is_another_car",
+    ],
+    "a camera with rules": [
+        "tracking/test_watch::test_a_lost_camera_does_not_park_the_car_again",
+        "tracking/test_watch::test_a_clock_that_jumps_invents_nothing",
+        "tracking/test_watch::test_too_few_is_only_said_of_an_interval_that_was_watched",
+    ],
+    "a rule for speeds": ["tracking/test_watch::test_a_speed_without_a_plane_here_is_switched_off_and_named"],
+    "recorded results have no": [
+        "tracking/test_watch::test_results_that_cannot_be_replayed",
+        "tracking/test_watch::test_lines_alone_and_torn_ones",
+    ],
+    "a traffic report": [
+        "monitoring/test_traffic::test_a_run_without_events",
+        "monitoring/test_traffic::test_counts_by_hand_that_are_none",
+        "monitoring/test_traffic::test_too_few_hours_by_hand_correct_nothing_and_that_is_reported",
+    ],
     "a wrong password": ["video/test_streams::test_a_wrong_password_is_tried_rarely_and_a_new_one_is_found"],
     "a tracker or selector": [
         "video/test_pipeline::test_a_tracker_or_selector_that_fails_ends_its_own_camera_only"

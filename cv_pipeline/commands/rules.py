@@ -16,40 +16,13 @@ from .terminal import bar_over, notes, plain, records, say
 from ..core.types import ConfigError
 
 # %% auto #0
-__all__ = ['rules_commands', 'rules_app', 'read_events_config', 'rules_check', 'rules_draw', 'alarm_rows', 'rules_replay',
-           'write_events', 'rules_schema']
+__all__ = ['rules_commands', 'rules_app', 'rules_check', 'rules_draw', 'alarm_rows', 'rules_replay', 'write_events',
+           'rules_schema']
 
 # %% ../../nbs/19_commands/14_rules.ipynb #114d93c3
 rules_commands = typer.Typer()
 rules_app = group("Rules on tracks: checked, drawn and replayed before they go live.")
 rules_commands.add_typer(rules_app, name="rules")
-
-
-def read_events_config(path: Path) -> Any:  # core.config.EventsConfig
-    "The rules of a file: the section `events`, alone or in the configuration of a run."
-    from pydantic import ValidationError
-
-    from cv_pipeline.core.config import EventsConfig, config_problems
-    from cv_pipeline.core.files import read_yaml
-    from cv_pipeline.tracking.conditions import zone_rules
-
-    given = read_yaml(path)
-    hint = "`cv-pipeline rules schema` lists all keys"
-    if not isinstance(given, dict) or not given:
-        raise ConfigError("the file has no rules", path, "give zones, lines and rules, as under `events:`")
-    section = given.get("events", given if "sources" not in given else {})
-    try:
-        config = EventsConfig.model_validate(section)
-    except ValidationError as e:
-        problems = config_problems(e, EventsConfig)
-        raise ConfigError(f"{len(problems)} problem(s) in the rules", path, hint, problems) from None
-    if not (config.zones or config.lines or config.rules):
-        raise ConfigError("the file has no rules", path, "give zones, lines and rules, as under `events:`")
-    try:
-        zone_rules(config)
-    except ConfigError as e:
-        raise ConfigError(e.what.splitlines()[0], path, hint, e.problems) from None
-    return config
 
 # %% ../../nbs/19_commands/14_rules.ipynb #54e5b35a
 def _for(rule: Any) -> str:
@@ -72,7 +45,7 @@ def rules_check(
     model: str | None = None,  # check the classes against those of this model
 ) -> None:
     "Name everything that is wrong with rules, with the path of each key. Exit code 2: something is."
-    from cv_pipeline.tracking.conditions import zone_rules
+    from cv_pipeline.tracking.conditions import read_events_config, zone_rules
 
     config = read_events_config(file)
     if model is not None:
@@ -104,22 +77,25 @@ def rules_draw(
     "Draw zones, lines, the ground grid and ignored parts on a frame, with faces covered."
     from cv_pipeline.core.files import write_whole
     from cv_pipeline.privacy.access import note_access
+    from cv_pipeline.tracking.conditions import read_events_config
     from cv_pipeline.video.cover import CoverSettings, PictureCover, Privacy, encoded
     from cv_pipeline.video.events import draw_watch
 
     if (image is None) == (video is None):
         raise ConfigError("give either --image or --video", "rules draw", "e.g. --image yard.jpg")
     config = read_events_config(file)
-    picture = _frame_of(image, video, second)
-    if not bare:
-        picture = PictureCover(Privacy(True, "a drawing of rules", CoverSettings()))(picture)
-    else:
+    picture, covered = (
+        _frame_of(image, video, second),
+        Privacy(not bare, "a drawing of rules", CoverSettings()),
+    )
+    picture = PictureCover(covered)(picture)
+    if bare:
         note_access("export", str(out), "a frame with rules, not covered")
     drawn = draw_watch(picture, config, source or Path(str(image or video)).stem)
     write_whole(out, encoded(drawn, out.suffix))
     say(f"written: {plain(out)}")
 
-
+# %% ../../nbs/19_commands/14_rules.ipynb #0d845559
 def _frame_of(image: Path | None, video: str | None, second: float) -> Any:
     "A picture, or a frame of a film."
     from contextlib import closing
@@ -155,7 +131,8 @@ def alarm_rows(config: Any, replayed: Any) -> list[dict[str, Any]]:
     "For each rule: how many events, and how many a day with a 95 % interval."
     from cv_pipeline.tracking.watch import poisson_interval
 
-    names = [r.name for r in config.rules] or [r.name for r in (*config.zones, *config.lines)]
+    shapes: list[Any] = [*config.zones, *config.lines]
+    names = [r.name for r in config.rules] or [shape.name for shape in shapes]
     rows, days = list[dict[str, Any]](), sum(replayed.seconds.values()) / 86400
     for name in names:
         count = sum(e.rule == name for e in replayed.events)
@@ -181,11 +158,12 @@ def rules_replay(
     most: Annotated[int, Opt(min=0)] = 20,  # events in the table
 ) -> None:
     "Apply rules to recorded results, without the video: events, counts, alarms a day."
+    from cv_pipeline.tracking.conditions import read_events_config
     from cv_pipeline.tracking.watch import replay_rules
 
     config = read_events_config(rules)
     found = replay_rules(config, results, _size(size), lambda frames: iter(bar_over(frames, "replaying")))
-    mine = {r.name for r in config.rules} or {r.name for r in (*config.zones, *config.lines)}
+    mine = [row["rule"] for row in alarm_rows(config, found)]
     events = [e for e in found.events if e.rule in mine]
     shown = [
         {

@@ -726,8 +726,8 @@ class RunConfig(_Section):
     collect: CollectConfig | None = Field(None, description="Pictures for labelling; true: the defaults.")
     forward: ForwardConfig | None = Field(None, description="What is sent to a centre; null: nothing.")
     shadow: ShadowConfig | None = Field(None, description="A second model without effect; null: none.")
-    alerts: AlertsConfig | None = Field(None, description="Incidents and calls; null: none.")
     snapshot: SnapshotConfig | None = Field(None, description="State for a page of many sites; null: none.")
+    alerts: AlertsConfig | None = Field(None, description="Incidents and calls; null: none.")
     privacy: PrivacyConfig = PrivacyConfig()
 
     _reason = field_validator("privacy", mode="before")(_with_a_reason)
@@ -768,8 +768,8 @@ _ITEMS: dict[str, type[BaseModel]] = {
     "collect": CollectConfig,
     "forward": ForwardConfig,
     "shadow": ShadowConfig,
-    "alerts": AlertsConfig,
     "snapshot": SnapshotConfig,
+    "alerts": AlertsConfig,
     "masks": MaskSection,
 }  # sections inside lists and options
 

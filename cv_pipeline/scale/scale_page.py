@@ -27,7 +27,7 @@ STYLE = (
     ".grid{stroke:#e3e6eb}.mark{font-weight:700;padding:.1rem .6rem;border-radius:1rem;color:#fff;"
     "background:#6b7280}.PASS{background:#1a7f4b}.FAIL{background:#b42318}.INSUFFICIENT{background:#8a6100}"
     ".warn{background:#fff4d6;padding:.4rem .8rem;border-radius:.4rem}text{font-size:11px;fill:#475467}"
-    ".wide{overflow-x:auto}"
+    ".wide{overflow-x:auto}td.word{text-align:left}"
 )
 COLOURS = ("#1f6feb", "#d1570a", "#1a7f4b", "#8250df", "#98a2b3")
 _W, _H, _LEFT, _TOP = 560.0, 170.0, 50.0, 12.0
@@ -109,8 +109,13 @@ def shown(value: Any) -> str:
 
 
 def _cells(tag: str, values: Sequence[Any]) -> str:
-    inner = "".join(f"<{html_text(tag)}>{html_text(shown(v))}</{html_text(tag)}>" for v in values)
-    return f"<tr>{inner}</tr>"
+    return "<tr>" + "".join(_cell(tag, v) for v in values) + "</tr>"
+
+
+def _cell(tag: str, value: Any) -> str:
+    "Numbers stand at the right, words at the left."
+    kind = "word" if isinstance(value, str) and tag == "td" else "number"
+    return f'<{html_text(tag)} class="{kind}">{html_text(shown(value))}</{html_text(tag)}>'
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -227,8 +227,8 @@ OWN_SINKS = (
     "callback",
     "forward",
     "shadow",
-    "alerts",
     "site",
+    "alerts",
 )  # names that a plug-in cannot take
 
 
@@ -451,7 +451,7 @@ def configured_rules(
     rules = zone_rules(given, names)
     return given if given.rules or given.ignore else rules
 
-# %% ../../nbs/16_service/00_assembly.ipynb #9c000010
+# %% ../../nbs/16_service/00_assembly.ipynb #a1e70002
 def privacy_of(config: RunConfig, names: Sequence[str] = ()) -> Privacy:
     "Whether a run covers its pictures, and why."
     return decide_cover(config.privacy, any(is_live(s.uri) for s in config.sources), names)
@@ -484,7 +484,7 @@ def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
         from cv_pipeline.alerts.daemon import check_alerts
 
         check_alerts(config.alerts)
-        if configured_rules(config) is None:
+        if not (config.events.zones or config.events.lines or config.events.rules):
             hint = "give events.zones, lines or rules, or leave `alerts` out"
             raise ConfigError("alerts need zones, lines or rules", "alerts", hint)
 

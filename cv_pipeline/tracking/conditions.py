@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from cv_pipeline.core.config import (
     EventsConfig,
@@ -20,7 +22,9 @@ from cv_pipeline.core.config import (
     SpeedRule,
     TakenRule,
     WrongWayRule,
+    config_problems,
 )
+from ..core.files import read_yaml
 from ..core.types import ConfigError, Detections, box_area, box_iou
 from .ground import ground_problem, slope_weights
 from .hours import place_of
@@ -29,10 +33,10 @@ from .zones import RuleBook, Rules, ZoneConfig, class_numbers, read_rules, shape
 
 # %% auto #0
 __all__ = ['SCORES', 'PLACES', 'SAMPLE_S', 'WINDOW_S', 'STILL', 'GRACE_S', 'LEAST_PACE', 'WORN', 'LEAST_FRAMES', 'CONDITIONS',
-           'HERE', 'HIDDEN', 'events_problems', 'zone_rules', 'WatchBook', 'watch_columns', 'feet_of', 'has_moved',
-           'note_boxes', 'median_score', 'empty_watch_book', 'hold', 'Scene', 'Bound', 'share_inside', 'in_zone',
-           'of_class', 'pixel_motion', 'wrong_way', 'too_fast', 'left_alone', 'worn_missing', 'Homes', 'empty_homes',
-           'taken_from']
+           'HERE', 'HIDDEN', 'events_problems', 'zone_rules', 'read_events_config', 'WatchBook', 'watch_columns',
+           'feet_of', 'has_moved', 'note_boxes', 'median_score', 'empty_watch_book', 'hold', 'Scene', 'Bound',
+           'share_inside', 'in_zone', 'of_class', 'pixel_motion', 'wrong_way', 'too_fast', 'left_alone', 'worn_missing',
+           'Homes', 'empty_homes', 'taken_from']
 
 # %% ../../nbs/03_tracking/11_conditions.ipynb #0d5e8ed4
 def _unknown(where: str, name: str, known: Sequence[str], what: str) -> list[str]:
@@ -117,6 +121,24 @@ def _owners(rule: Any, names: Sequence[str]) -> Sequence[str | int]:
     "Owners of a rule; the default is left out where the model does not know people."
     owners = getattr(rule, "owners", ())
     return [] if list(owners) == ["person"] and "person" not in names else owners
+
+# %% ../../nbs/03_tracking/11_conditions.ipynb #c1ff0101
+def read_events_config(path: str | Path) -> EventsConfig:
+    "The rules of a YAML file: what stands under `events:`, alone or in the configuration of a run."
+    given, hint = read_yaml(path), "`cv-pipeline rules schema` lists all keys"
+    section = given.get("events", {} if "sources" in given else given)
+    try:
+        config = EventsConfig.model_validate(section)
+    except ValidationError as e:
+        problems = config_problems(e, EventsConfig)
+        raise ConfigError(f"{len(problems)} problem(s) in the rules", path, hint, problems) from None
+    if not (config.zones or config.lines or config.rules):
+        raise ConfigError("the file has no rules", path, "give zones, lines and rules, as under `events:`")
+    try:
+        zone_rules(config)
+    except ConfigError as e:
+        raise ConfigError(e.what.splitlines()[0], path, hint, e.problems) from None
+    return config
 
 # %% ../../nbs/03_tracking/11_conditions.ipynb #0f410c6f
 SCORES, PLACES = 15, 16  # confidences of which the median counts, places that a motion is fitted to
