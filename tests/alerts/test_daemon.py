@@ -212,6 +212,21 @@ def test_what_the_disk_does_not_take_waits_in_memory_bounded(tmp_path, monkeypat
         assert (book.value("SELECT count(*) FROM events"), intake.problem) == (10, "")
 
 
+def test_while_another_process_writes_for_long_events_wait_in_memory(tmp_path):
+    now = [0.0]
+    with (
+        IncidentBook(tmp_path / "book.sqlite", wait_s=0.05) as book,
+        IncidentBook(tmp_path / "book.sqlite") as other,
+    ):
+        intake = Intake(book, clock=lambda: now[0])
+        with other.changing():
+            intake.add(happen(1))
+            assert "is locked" in intake.problem
+        now[0] += 5
+        intake.flush()
+        assert (book.value("SELECT count(*) FROM events"), intake.problem) == (1, "")
+
+
 def test_a_dead_mans_switch_is_called_while_the_daemon_lives(tmp_path):
     beats = []
 
