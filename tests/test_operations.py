@@ -11,6 +11,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 PROOF = {  # how a row begins → tests that prove it
+    "a viewer of the live page": [
+        "alerts/test_live::test_a_viewer_that_never_reads_is_let_go_and_holds_no_frame",
+    ],
+    "a hundred viewers": [
+        "alerts/test_live::test_a_hundred_viewers_are_bounded_and_told_so",
+    ],
+    "a live picture cannot": [
+        "alerts/test_live::test_a_picture_that_cannot_be_checked_is_not_shown",
+    ],
+    "a foreign name is pointed": [
+        "alerts/test_live::test_a_foreign_name_that_points_here_is_refused_without_a_token"
+    ],
+    "a wrong token for the live page": [
+        "alerts/test_live::test_a_wrong_token_sees_nothing",
+    ],
     "a site is dead": [
         "alerts/test_sites::test_a_dead_site_is_stale_after_two_periods_and_never_ok",
         "alerts/test_sites::test_kill_minus_nine_leaves_a_whole_state_that_becomes_stale",

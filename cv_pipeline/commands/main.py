@@ -100,8 +100,8 @@ app = typer.Typer(
 data_app = group("Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
 PARTS = (
-    "models annotation monitoring thresholds release device fleet erasure scale storage cluster rules sites"
-    " alerts"
+    "models annotation monitoring thresholds release device fleet erasure scale storage cluster rules "
+    "alerts sites"
 )
 for name in PARTS.split():  # a book each
     part = getattr(import_module(f"cv_pipeline.commands.{name}"), f"{name}_commands")

@@ -265,7 +265,7 @@ class DeliveryConfig(_Section):
 
 # %% ../../nbs/00_core/03_config.ipynb #9abf760f
 class HealthConfig(_Section):
-    "The health endpoint: /healthz, /readyz, /metrics."
+    "The health endpoint: /healthz, /readyz, /metrics, and a live page at /."
 
     port: int | None = Field(None, ge=0, le=65535, description="Port, 0: a free one; None: not served.")
     host: str = Field("127.0.0.1", description="Address to serve on.")
@@ -278,6 +278,7 @@ class HealthConfig(_Section):
     cert: Path | None = Field(None, description="PEM file of a certificate, with `key`: HTTPS.")
     key: Path | None = Field(None, description="PEM file of the certificate's key.")
     insecure: bool = Field(False, description="Serve beyond the loopback address without a token.")
+    page: bool = Field(True, description="A live page: states, events, and covered pictures while watched.")
 
 # %% ../../nbs/00_core/03_config.ipynb #22b0eef4
 class TelemetryConfig(_Section):

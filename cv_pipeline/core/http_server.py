@@ -6,25 +6,28 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
 import ipaddress
 import queue
+import re
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from .types import ConfigError
 
 # %% auto #0
-__all__ = ['Guard', 'is_loopback', 'check_guard', 'Answer', 'Limits', 'HttpServer']
+__all__ = ['Live', 'Guard', 'is_loopback', 'check_guard', 'Answer', 'Stream', 'Limits', 'given_token', 'HttpServer']
 
 # %% ../../nbs/00_core/19_http_server.ipynb #93215a68
 @dataclass(frozen=True)
@@ -97,6 +100,18 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Stream:
+    "A page without an end: its pieces are sent as they come, until there are none or the guest leaves."
+
+    kind: str
+    pieces: AsyncIterator[bytes]
+
+
+_Made = Coroutine[Any, Any, "Answer | Stream"]
+Live = Callable[[str, Mapping[str, str]], "_Made | None"]  # path and query; None: unknown
+
+
+@dataclass(frozen=True)
 class Limits:
     "How much of the process its guests may use."
 
@@ -105,6 +120,7 @@ class Limits:
     page_s: float = 5.0  # for making a page
     head_bytes: int = 8192  # of a request
     fresh_s: Mapping[str, float] = field(default_factory=dict)  # path → how long its page may be handed out
+    streams: int = 24  # at most; another one is refused
 
 
 class _Maker:
@@ -143,6 +159,7 @@ _REASONS = {
     200: "OK",
     400: "Bad Request",
     401: "Unauthorized",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
@@ -166,13 +183,40 @@ def _parsed(head: bytes) -> tuple[str, str, dict[str, str]] | None:
     return parts[0], parts[1].partition("?")[0], {k.strip().lower(): v.strip() for k, _, v in pairs}
 
 
+def _query(head: bytes) -> dict[str, str]:
+    "What stands behind the question mark of a request; empty where that cannot be read."
+    _, _, text = head.partition(b"\r\n")[0].decode("latin-1").split(" ")[1].partition("?")
+    with suppress(ValueError):
+        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=20))
+    return {}
+
+
+def given_token(authorization: str) -> tuple[str, str]:
+    "User and token of a header: `Bearer` of programs, `Basic` with the token as the password of browsers."
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return "program", value.strip()
+    with suppress(ValueError):
+        if scheme.lower() == "basic":
+            user, _, password = base64.b64decode(value.strip(), validate=True).decode().partition(":")
+            return user or "guest", password
+    return "", ""
+
+
 def _allowed(token: str | None, headers: Mapping[str, str]) -> bool:
     "Whether a request carries the token; compared in constant time."
-    given = headers.get("authorization", "")
-    scheme, _, value = given.partition(" ")
     if token is None:
         return True
-    return scheme.lower() == "bearer" and hmac.compare_digest(value.strip().encode(), token.encode())
+    return hmac.compare_digest(given_token(headers.get("authorization", ""))[1].encode(), token.encode())
+
+# %% ../../nbs/00_core/19_http_server.ipynb #bf62d7a1
+def _own_name(guard: Guard, host: str) -> bool:
+    """Whether a page for people may be requested under this name. Without a token only `localhost` and
+    numbers: a foreign name may have been pointed here, so that a foreign page could read the answer."""
+    name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(name.strip("[]")))
+    return guard.token is not None or guard.insecure or name in ("", "localhost")
 
 
 def _packed(answer: Answer, only_head: bool) -> bytes:
@@ -183,12 +227,23 @@ def _packed(answer: Answer, only_head: bool) -> bytes:
         f"Content-Length: {len(answer.body)}",
         "Cache-Control: no-store",
         "X-Content-Type-Options: nosniff",
+        "Cross-Origin-Resource-Policy: same-origin",
         "Connection: close",
         *(["Allow: GET, HEAD"] if answer.status == 405 else []),
-        *(["WWW-Authenticate: Bearer"] if answer.status == 401 else []),
+        *(_CHALLENGES if answer.status == 401 else []),
         *(f"{name}: {value}" for name, value in answer.headers),
     ]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if only_head else answer.body)
+
+
+_CHALLENGES = ("WWW-Authenticate: Bearer", 'WWW-Authenticate: Basic realm="cv-pipeline", charset="UTF-8"')
+
+
+def _begun(stream: Stream) -> bytes:
+    "The head of a stream."
+    lines = ["HTTP/1.1 200 OK", f"Content-Type: {stream.kind}", "Cache-Control: no-store"]
+    lines += ["X-Content-Type-Options: nosniff", "Cross-Origin-Resource-Policy: same-origin"]
+    return "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1")
 
 # %% ../../nbs/00_core/19_http_server.ipynb #e68fd6bc
 @dataclass
@@ -199,8 +254,9 @@ class _Desk:
     guard: Guard
     limits: Limits
     maker: _Maker
+    live: Live | None = None  # other pages, which may be streams
 
-    async def answer(self, reader: asyncio.StreamReader) -> tuple[Answer, str]:
+    async def answer(self, reader: asyncio.StreamReader) -> tuple[Answer | Stream, str]:
         "Read a request; the answer to it and its method."
         try:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), self.limits.request_s)
@@ -212,23 +268,30 @@ class _Desk:
             raise ConnectionError("hung up") from e
         if (parsed := _parsed(head)) is None:
             return _text(400, "this is not a request of HTTP/1.1"), "GET"
-        method, path, headers = parsed
-        return await self.page(method, path, headers), method
+        return await self.page(*parsed, _query(head)), parsed[0]
 
-    async def page(self, method: str, path: str, headers: Mapping[str, str]) -> Answer:
+    async def page(
+        self, method: str, path: str, headers: Mapping[str, str], query: Mapping[str, str] = {}
+    ) -> Answer | Stream:
         "The answer to a request that was understood."
         if not _allowed(self.guard.token, headers):
             return _text(401, "the token is missing or wrong: Authorization: Bearer …")
         if method not in ("GET", "HEAD"):
             return _text(405, "only GET and HEAD")
-        if path not in self.routes:
+        if path in self.routes:
+            fresh_s = self.limits.fresh_s.get(path, 0.0)
+            made: Any = asyncio.shield(asyncio.wrap_future(self.maker.page(self.routes[path], fresh_s)))
+        elif self.live is None or (made := self.live(path, query)) is None:
             return _text(404, f"try {', '.join(self.routes)}")
-        fresh_s = self.limits.fresh_s.get(path, 0.0)
-        made = asyncio.wrap_future(self.maker.page(self.routes[path], fresh_s))
+        elif not _own_name(self.guard, headers.get("host", "")):
+            made.close()
+            return _text(403, "this name is not of this server: open it by its number, or with a token")
         try:
-            return await asyncio.wait_for(asyncio.shield(made), self.limits.page_s)
+            return await asyncio.wait_for(made, self.limits.page_s)
         except asyncio.TimeoutError:
             return _text(503, f"this page was not made within {self.limits.page_s:g} s")
+        except Exception as e:
+            return _text(500, f"{type(e).__name__} while making this page")
 
 # %% ../../nbs/00_core/19_http_server.ipynb #d9664e3d
 @dataclass
@@ -239,6 +302,7 @@ class _Talks:
     limits: Limits
     context: ssl.SSLContext | None
     open: dict[asyncio.Task, None] = field(default_factory=dict)  # the oldest first
+    streams: int = 0  # that are being sent
 
     async def accept(self, listener: socket.socket) -> None:
         "Take connections until the loop ends."
@@ -275,10 +339,7 @@ class _Talks:
             transport, _ = await asyncio.wait_for(connecting, at.request_s)
             answer, method = await self.desk.answer(reader)
             writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-            writer.write(_packed(answer, method == "HEAD"))
-            await asyncio.wait_for(writer.drain(), at.request_s)
-            writer.close()  # what is still in its buffer goes out first
-            await asyncio.wait_for(writer.wait_closed(), at.request_s)
+            await _send(self, writer, answer, method)
         except (OSError, ValueError, asyncio.TimeoutError, asyncio.CancelledError, ssl.SSLError):
             pass
         finally:
@@ -286,6 +347,33 @@ class _Talks:
                 transport.abort()
 
 # %% ../../nbs/00_core/19_http_server.ipynb #ec04ea7d
+async def _send(talks: _Talks, writer: asyncio.StreamWriter, answer: Answer | Stream, method: str) -> None:
+    "An answer, or a stream while there are not too many, within the time for each piece."
+    wait = lambda step: asyncio.wait_for(step, talks.limits.request_s)
+    if isinstance(answer, Stream) and method == "GET":
+        if talks.streams < talks.limits.streams:
+            return await _stream(talks, writer, answer)
+        answer = _text(503, f"at most {talks.limits.streams} viewers: try again later")
+    writer.write(_begun(answer) if isinstance(answer, Stream) else _packed(answer, method == "HEAD"))
+    await wait(writer.drain())
+    writer.close()  # what is still in its buffer goes out first
+    await wait(writer.wait_closed())
+
+
+async def _stream(talks: _Talks, writer: asyncio.StreamWriter, stream: Stream) -> None:
+    "Pieces as they come; a guest that does not take one in time is let go."
+    talks.streams += 1
+    with suppress(OSError):  # what waits in the system is old, and hides that nobody reads
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 17)
+    try:
+        writer.write(_begun(stream))
+        async for piece in stream.pieces:
+            writer.write(piece)
+            await asyncio.wait_for(writer.drain(), talks.limits.request_s)
+    finally:
+        talks.streams -= 1
+
+
 def _listener(host: str, port: int, name: str) -> socket.socket:
     "A socket that listens; ConfigError when the port is taken."
     try:
@@ -326,6 +414,7 @@ class HttpServer:
         guard: Guard = Guard(),
         limits: Limits = Limits(),
         name: str = "health",  # of its thread, and of its section in the configuration
+        live: Live | None = None,  # other pages, made on the loop: they may wait, and be streams
     ):
         check_guard(host, guard, name)
         context = guard.context()
@@ -338,7 +427,7 @@ class HttpServer:
             undo.callback(self._maker.close)
             self._loop = asyncio.new_event_loop()
             undo.callback(self._loop.close)
-            desk = _Desk(dict(routes), guard, limits, self._maker)
+            desk = _Desk(dict(routes), guard, limits, self._maker, live)
             self._talks = _Talks(desk, limits, context)
             self._thread = threading.Thread(target=_serve, args=(self,), daemon=True, name=name)
             self._thread.start()

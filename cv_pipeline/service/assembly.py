@@ -11,7 +11,7 @@ import platform
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,8 +55,8 @@ from cv_pipeline.core.types import (
 __all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'installed_sinks',
            'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory',
            'configured_rules', 'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment',
-           'health_guard', 'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised', 'run_config',
-           'describe', 'UnitOpener', 'UnitWork', 'unit_source', 'batch_config', 'pipeline_over']
+           'health_guard', 'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised', 'incident_reader',
+           'served', 'run_config', 'describe', 'UnitOpener', 'UnitWork', 'unit_source', 'batch_config', 'pipeline_over']
 
 # %% ../../nbs/16_service/00_assembly.ipynb #bae0aa31
 from ..inference.backends import Model
@@ -66,7 +66,7 @@ from ..scale.units import Unit
 from ..synthetic.line import open_line
 from ..tracking.conditions import zone_rules
 from ..tracking.trackers import make_tracker, tracker_settings
-from ..tracking.zones import Rules
+from ..tracking.zones import Event, Rules
 from ..video.adaptive import AdaptiveSelector, AdaptiveSettings, CallBudget
 from cv_pipeline.video.cover import (
     CoveredSource,
@@ -89,6 +89,9 @@ from ..video.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+
+    from cv_pipeline.alerts.live import LiveSink
+    from cv_pipeline.alerts.snapshots import IncidentReader
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ad57d458
 @dataclass
@@ -229,6 +232,7 @@ OWN_SINKS = (
     "shadow",
     "site",
     "alerts",
+    "site",
 )  # names that a plug-in cannot take
 
 
@@ -451,7 +455,7 @@ def configured_rules(
     rules = zone_rules(given, names)
     return given if given.rules or given.ignore else rules
 
-# %% ../../nbs/16_service/00_assembly.ipynb #a1e70002
+# %% ../../nbs/16_service/00_assembly.ipynb #9c000010
 def privacy_of(config: RunConfig, names: Sequence[str] = ()) -> Privacy:
     "Whether a run covers its pictures, and why."
     return decide_cover(config.privacy, any(is_live(s.uri) for s in config.sources), names)
@@ -484,7 +488,7 @@ def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
         from cv_pipeline.alerts.daemon import check_alerts
 
         check_alerts(config.alerts)
-        if not (config.events.zones or config.events.lines or config.events.rules):
+        if configured_rules(config) is None:
             hint = "give events.zones, lines or rules, or leave `alerts` out"
             raise ConfigError("alerts need zones, lines or rules", "alerts", hint)
 
@@ -498,7 +502,7 @@ def rolling(config: RunConfig) -> Hours | None:
     return Hours(d.out, None if d.max_gb is None else d.max_gb * 1e9)
 
 
-def _own_sinks(config: RunConfig) -> Iterator[Sink]:
+def _own_sinks(config: RunConfig, heard: Sequence[Callable[[Event], Any]] = ()) -> Iterator[Sink]:
     "The sinks of this package that a configuration asks for; what few runs need is imported when needed."
     d, rules, hours = config.delivery, configured_rules(config), rolling(config)
     if d.parquet:
@@ -514,7 +518,7 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
         from cv_pipeline.edge.delivery import open_forward
 
         yield (sender := open_forward(config.forward, d.out, config.telemetry, site))
-    callbacks, state = list(sender.event_callbacks if sender else ()), None
+    callbacks, state = [*(sender.event_callbacks if sender else ()), *heard], None
     if config.alerts is not None:
         from cv_pipeline.alerts.daemon import open_alerts
 
@@ -523,7 +527,8 @@ def _own_sinks(config: RunConfig) -> Iterator[Sink]:
     if config.snapshot is not None:
         from cv_pipeline.alerts.site_stores import open_site
 
-        yield (state := open_site(config.snapshot, d.out, site, sender.box if sender else None))
+        box = sender.box if sender else None
+        yield (state := open_site(config.snapshot, d.out, site, box, incident_reader(config)))
         callbacks.append(state.reporter.counts.event)
     if rules is not None:
         yield EventSink(d.out, rules, callbacks, hours=hours, site=site)
@@ -567,7 +572,10 @@ def _keep_sources(config: RunConfig) -> None:
             raise ConfigError(what, config.delivery.out, "choose another folder with --out")
 
 
-def open_sinks(config: RunConfig) -> list[Sink]:
+def open_sinks(
+    config: RunConfig,
+    heard: Sequence[Callable[[Event], Any]] = (),  # called with each event of zones and lines
+) -> list[Sink]:
     """Everything that a run writes to: this package's sinks, then those of others. What an unclosed run left
     in the folder is moved aside."""
     plugins: list[Sink] = []
@@ -578,7 +586,7 @@ def open_sinks(config: RunConfig) -> list[Sink]:
             undo.callback(_close_quietly, plugins[-1])
         _keep_sources(config)
         begin_run(config.delivery.out)
-        for sink in _own_sinks(config):
+        for sink in _own_sinks(config, heard):
             own.append(sink)
             undo.callback(_close_quietly, sink)
         undo.pop_all()
@@ -675,7 +683,7 @@ def _ended(out: Path, pipeline: Pipeline) -> None:
     if not pipeline.unfinished:
         end_run(out)
 
-# %% ../../nbs/16_service/00_assembly.ipynb #7312f66f
+# %% ../../nbs/16_service/00_assembly.ipynb #b402a1b0
 def _begin_reports(pipeline: Pipeline) -> None:
     "Sinks that report how the run is may ask for its summary from now on."
     for sink in pipeline.sinks:
@@ -683,6 +691,45 @@ def _begin_reports(pipeline: Pipeline) -> None:
             begin(pipeline.summary)
 
 
+def _report_failure(pipeline: Pipeline) -> None:
+    "Sinks that report how the run is hear that it has failed."
+    for sink in () if pipeline.unfinished else pipeline.sinks:
+        if (failed := getattr(sink, "failed", None)) is not None:
+            with suppress(Exception):  # the error that ended the run counts
+                failed()
+
+
+def incident_reader(config: RunConfig) -> IncidentReader:
+    "What tells pages which incidents of a run are open."
+    from cv_pipeline.alerts.open_incidents import BookReader
+    from cv_pipeline.alerts.snapshots import no_incidents
+
+    return no_incidents if config.alerts is None else BookReader(config.alerts.book)
+
+
+@contextmanager
+def served(
+    config: RunConfig, pipeline: Pipeline
+) -> Iterator[tuple[str | None, list[LiveSink]]]:  # its address, and what shows frames
+    "The health endpoint of a run with its live page, where the configuration wants them."
+    health, site = config.health, site_of(config)
+    watchers: list[LiveSink] = []
+    if health.port is None:
+        yield None, watchers
+        return
+    page = None
+    if health.page:
+        from cv_pipeline.alerts.live import LivePage, LiveSink, LiveState
+
+        watchers.append(LiveSink(pipeline.privacy, zone_rules(config.events)))
+        page = LivePage(LiveState(site, pipeline.summary, watchers[0], incident_reader(config)))
+    guard = health_guard(health)
+    with HealthServer(
+        pipeline, health.port, health.host, health.stale_after_s, guard, site=site, live=page
+    ) as server:
+        yield server.url, watchers
+
+# %% ../../nbs/16_service/00_assembly.ipynb #7312f66f
 def run_config(
     config: RunConfig,
     tick: Callable[[Pipeline], None] | None = None,  # called about five times a second, for progress
@@ -691,34 +738,25 @@ def run_config(
 ) -> dict[str, Any]:  # the summary
     """Run to the end. `summary.json` is written also when the run fails; the error that ended it is raised
     after that, always a CVPipelineError."""
-    health = config.health
     try:
         with (
             output_folder(config.delivery.out) as out,
             closing(build_pipeline(config)) as pipeline,
             interruptible(pipeline),
-            nullcontext()
-            if health.port is None
-            else HealthServer(
-                pipeline,
-                health.port,
-                health.host,
-                health.stale_after_s,
-                health_guard(health),
-                site=site_of(config),
-            ) as server,
+            served(config, pipeline) as (url, watchers),
         ):
-            pipeline.attach(open_sinks(config))
+            pipeline.attach([*open_sinks(config, [w.event for w in watchers]), *watchers])
             try:
                 _begin_reports(pipeline)
                 if on_ready is not None:
-                    on_ready(getattr(server, "url", None), pipeline)
+                    on_ready(url, pipeline)
                 pipeline.run(supervised(tick))
                 summary = describe(pipeline, config)
                 write_json(out / "summary.json", summary)
                 _ended(out, pipeline)
             except BaseException as e:
                 pipeline.fail(e)
+                _report_failure(pipeline)
                 _leave_summary(out, pipeline, config, e)
                 with suppress(Exception):  # the first error counts
                     _ended(out, pipeline)

@@ -12,7 +12,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from ..core.http_server import Answer, Guard, HttpServer, Limits
+from ..core.http_server import Answer, Guard, HttpServer, Limits, Live
 from .pipeline import Pipeline, latencies
 from .reconnect import SourceState
 from .stages import LatencyHistogram
@@ -237,6 +237,7 @@ class HealthServer(HttpServer):
         guard: Guard = Guard(),  # needed beyond the loopback address
         limits: Limits = Limits(fresh_s={"/metrics": 0.5}),  # a probe is never answered from memory
         site: str = "",  # a label of every metric; empty: none
+        live: Live | None = None,  # further pages, e.g. of `alerts.live`
     ):
         registry = CollectorRegistry(auto_describe=False)
         registry.register(PipelineCollector(pipeline, site))
@@ -246,4 +247,4 @@ class HealthServer(HttpServer):
             "/readyz": lambda: _json(readyz(pipeline.summary(), stale_after_s)),
             "/metrics": lambda: Answer(200, text, generate_latest(registry)),
         }
-        super().__init__(routes, port, host, guard, limits)
+        super().__init__(routes, port, host, guard, limits, live=live)
