@@ -55,7 +55,7 @@ __all__ = ['PANELS', 'app', 'data_app', 'PARTS', 'Bits', 'Images', 'Panels', 'ma
 
 # %% ../../nbs/19_commands/19_main.ipynb #0b073a68
 PANELS = {
-    "Run": "demo demo-fleet demo-privacy demo-scale run config models",
+    "Run": "demo demo-fleet demo-privacy demo-scale demo-sites run config models",
     "Scale": "batch jobs split plan loadtest lifecycle manifests scale-sim serve-ray",
     "Data and labels": "data flag collect select label qa merge",
     "Train and gate": "train gate",
