@@ -15,7 +15,7 @@ PACKAGING := settings.ini setup.py constraints.txt
 export YOLO_OFFLINE := 1
 export YOLO_AUTOINSTALL := false
 
-.PHONY: help demo test test-fast fuzz coverage lint types notebooks pytest sync lab docs hooks bench report train-bundled campaigns lock licences wheel clean
+.PHONY: help demo demo-sites test test-fast fuzz coverage lint types notebooks pytest sync lab docs hooks bench report train-bundled campaigns lock licences wheel clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -54,6 +54,9 @@ $(VENV)/.dev: $(PACKAGING) | $(VENV)/.core
 
 demo: $(VENV)/.core  ## the factory line, the bundled detector, annotated video: offline, no torch
 	$(BIN)/cv-pipeline demo --out $(OUT)
+
+demo-sites: $(VENV)/.core  ## three sites, a defect that people are called about, a line that is cut, and one page
+	$(BIN)/cv-pipeline demo-sites --out runs/sites
 
 test: lint types notebooks pytest  ## every notebook top to bottom, then all tests
 

@@ -26,6 +26,7 @@ HAND = (
     "fleet",
     "privacy",
     "scale",
+    "rules",
     "sites",
     "reliability",
     "what_is_read",

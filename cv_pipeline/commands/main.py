@@ -55,7 +55,7 @@ __all__ = ['PANELS', 'app', 'data_app', 'PARTS', 'Bits', 'Images', 'Panels', 'ma
 
 # %% ../../nbs/19_commands/19_main.ipynb #0b073a68
 PANELS = {
-    "Run": "demo demo-fleet demo-privacy demo-scale run config models",
+    "Run": "demo demo-fleet demo-privacy demo-scale demo-sites run config models",
     "Scale": "batch jobs split plan loadtest lifecycle manifests scale-sim serve-ray",
     "Data and labels": "data flag collect select label qa merge",
     "Train and gate": "train gate",
@@ -278,6 +278,9 @@ def _show_rules(rules: dict[str, Any]) -> None:
         for name, cell in classes.items()
     ]
     records(f"Zones and lines: {rules['events']} events", rows)
+    fired = rules.get("fired", {})
+    rows_of = [{"source": s, "rule": r, "events": n} for s, by in fired.items() for r, n in by.items()]
+    records("Rules", rows_of)
     if not rows:
         say("zones and lines: no events")
     notes((f"{source}: {problem}" for source, problem in rules["problems"].items()), "rule switched off")

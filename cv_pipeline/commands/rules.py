@@ -183,6 +183,8 @@ def rules_replay(
     ]
     records("Events" + (f" (the first {most} of {len(events)})" if len(events) > most else ""), shown)
     records("Alarms", alarm_rows(config, found))
+    if found.days < 1:
+        notes(["less than a day was recorded: the limits of alarms a day are wide"])
     notes([f"class '{name}' never occurs in these results" for name in found.absent])
     notes([f"{name} {why}" for name, why in found.problems.items()], "rule switched off")
     hours = ", ".join(f"{name} {s / 3600:.1f} h" for name, s in found.seconds.items())

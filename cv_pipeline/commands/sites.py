@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from cv_pipeline.alerts.sites import SiteState
 
 # %% auto #0
-__all__ = ['sites_commands', 'sites_app', 'All', 'Endpoint', 'sites_collect', 'sites_page', 'serve_sites', 'sites_serve']
+__all__ = ['sites_commands', 'sites_app', 'All', 'Endpoint', 'sites_collect', 'sites_page', 'serve_sites', 'sites_serve',
+           'demo_sites']
 
 # %% ../../nbs/19_commands/16_sites.ipynb #e285b3bf
 sites_commands = typer.Typer()
@@ -168,3 +169,15 @@ def sites_serve(
     seen = lambda who, what: note_access("view", what, f"by {who}")
     page = SitesPage(sites, _stores(stores or [], endpoint), days=days, every_s=every, note=seen)
     serve_sites(page, port, host, guard)
+
+# %% ../../nbs/19_commands/16_sites.ipynb #9d000012
+@command(sites_commands, "demo-sites", "demo-sites --out /tmp/sites", name="demo-sites")
+def demo_sites(
+    *,
+    out: Path = Path("runs/sites"),  # folder of the pages
+) -> None:
+    "Three sites of four cameras, a defect that people are called about, a line that is cut; see OUT."
+    from cv_pipeline.service.sites_demo import sites_demo
+
+    sites_demo(out, lambda text: say(plain(text)))
+    say(f"see [bold]{plain(out / 'index.html')}[/]")

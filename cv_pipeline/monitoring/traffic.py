@@ -28,7 +28,7 @@ from ..tracking.hours import place_of
 from ..tracking.trackers import make_tracker
 from ..tracking.watch import ground_of, poisson_interval, recorded_frames
 from ..tracking.zones import Event
-from ..video.events import read_events, table_of_events
+from ..video.events import events_of, read_events, table_of_events
 
 # %% auto #0
 __all__ = ['PASSING', 'LEAST_PAIRS', 'LEAST_DAYS', 'CELL', 'PIECE', 'LONGEST_S', 'HourCount', 'count_hours', 'Ratio', 'ratio_of',
@@ -405,7 +405,7 @@ def traffic_of(
     hand: Mapping[tuple[str, str, str, datetime], int] | None = None,  # of `read_hand_counts`
 ) -> Traffic:
     "Count, compare and measure; DataError for a run without events of zones and lines."
-    events = [e for e in (Event(**row) for row in read_events(results).to_pylist()) if e.kind in PASSING]
+    events = [e for e in events_of(read_events(results)) if e.kind in PASSING]
     if not events:
         raise DataError(
             "the run has no events of zones and lines", results, "give it `events:` with zones or lines"

@@ -54,11 +54,11 @@ from cv_pipeline.tracking.zones import (
 )
 
 # %% auto #0
-__all__ = ['KEPT', 'STANDING_S', 'LEFT_S', 'EMPTY_S', 'MOST_PLACES', 'SAME', 'MOVING_S', 'LEAST_EARLY_S', 'JUDGES', 'FRESH_S',
-           'WATCHED', 'Places', 'empty_places', 'remember', 'note_empty', 'take_over', 'applies', 'ground_of',
-           'ignored', 'WholeRow', 'bind', 'event_of_rule', 'hours_now', 'scene_of', 'Moment', 'open_watch', 'Watch',
-           'judge_tracks', 'judge_passages', 'judge_whole', 'names_in', 'recorded_frames', 'poisson_interval',
-           'Replayed', 'replay_rules']
+__all__ = ['KEPT', 'STANDING_S', 'LEFT_S', 'EMPTY_S', 'MOST_PLACES', 'SAME', 'MOVING_S', 'EARLY_S', 'EARLY_FRAMES', 'JUDGES',
+           'TWIN', 'FRESH_S', 'WATCHED', 'Places', 'empty_places', 'remember', 'note_empty', 'take_over', 'applies',
+           'ground_of', 'ignored', 'WholeRow', 'bind', 'event_of_rule', 'remember_lost', 'hours_now', 'scene_of',
+           'Moment', 'open_watch', 'Watch', 'judge_tracks', 'judge_passages', 'judge_whole', 'names_in',
+           'recorded_frames', 'poisson_interval', 'Replayed', 'replay_rules']
 
 # %% ../../nbs/03_tracking/12_watch.ipynb #3b000001
 KEPT = tuple(
@@ -194,14 +194,18 @@ class _Judged:
     source_id: str
     run: str
     _set_by: float
+    _before: float  # seconds, the frame before
     _ground: Ground | None  # the floor, where it is known
+    _wanted: np.ndarray  # (classes + 1, rules) bool, the last row: classes without a name
+    _least: np.ndarray  # (3, rules) confidence, height and ratio
+    _most: np.ndarray  # (3, rules)
     _without_ground: list[str]  # rules that lack it
 
     def _begin(self) -> None:
         "Forget everything."
         n = len(self.bound)
         vars(self._book).update(watch_columns(n))
-        self._places, self._homes, self._began = empty_places(n), empty_homes(), -1.0
+        self._places, self._homes, self._began, self._frames = empty_places(n), empty_homes(), -1.0, 0
         whole = {name: value for name, value in watch_columns(n).items() if name in KEPT and value.ndim == 2}
         self._whole = WholeRow(**whole)  # rules of the whole picture
         self._whole.add(1)
@@ -211,12 +215,15 @@ class _Judged:
         self._watched = np.zeros(n)
 
 # %% ../../nbs/03_tracking/12_watch.ipynb #3c000002
-LEAST_EARLY_S = 3.0  # what is found in the first seconds of a camera was there before
+EARLY_S, EARLY_FRAMES = 3.0, 10  # what is found in the first seconds or frames of a camera was there before
 
 
 def bind(watch: Watch, size: tuple[int, int], names: Sequence[str]) -> None:
     "Names of classes and zones as numbers, for pictures of this size."
-    columns = {rule.name: j for j, rule in enumerate(watch.rules)}
+    columns, rules = {rule.name: j for j, rule in enumerate(watch.rules)}, [b.rule for b in watch.bound]
+    watch._wanted = np.ones((len(names) + 1, len(rules)), bool)
+    watch._least = np.array([(r.conf, r.min_height, r.min_ratio) for r in rules]).reshape(-1, 3).T
+    watch._most = np.array([(1.0, r.max_height, r.max_ratio) for r in rules]).reshape(-1, 3).T
     watch._ground = ground_of(watch.config, watch.source_id, size)
     lacks = [b.rule.name for b in watch.bound if b.rule.kind == "speed"] if watch._ground is None else []
     watch._without_ground = lacks
@@ -232,7 +239,16 @@ def bind(watch: Watch, size: tuple[int, int], names: Sequence[str]) -> None:
             others = []
         b.quantile = norm.ppf(getattr(b.rule, "confidence", 0.5))
         b.classes = _numbers(b.rule, b.rule.classes, names)
+        if b.classes is not None:
+            watch._wanted = _wider(watch._wanted, int(b.classes.max()) + 2)
+            watch._wanted[:, b.column] = np.isin(np.arange(len(watch._wanted)), b.classes)
         b.others = _numbers(b.rule, others, names) if others else np.zeros(0, int)
+
+
+def _wider(table: np.ndarray, rows: int) -> np.ndarray:  # (rows at least, rules) bool
+    "A table of classes with more rows, which are as its last one: classes without a name."
+    more = max(rows - len(table), 0)
+    return np.concatenate([table, np.repeat(table[-1:], more, axis=0)])
 
 
 def _numbers(rule: Any, classes: Sequence[str | int], names: Sequence[str]) -> np.ndarray | None:
@@ -271,19 +287,21 @@ def _with_speeds(watch: Watch, scene: Scene, used: np.ndarray) -> None:
 
 def _fits(watch: Watch, scene: Scene) -> None:
     "Note for each rule which tracks it is for: class, median confidence, size and ratio."
-    book, box = watch._book, scene.box
-    high = np.maximum(box[:, 3] - box[:, 1], 1e-9)
-    ratio, score = (box[:, 2] - box[:, 0]) / high, median_score(book, scene.rows)
-    for b in watch.bound:
-        r, share = b.rule, high / scene.size[1]
-        fine = of_class(scene.class_id, b.classes) & (score >= r.conf)
-        fine &= (
-            (share >= r.min_height)
-            & (share <= r.max_height)
-            & (ratio >= r.min_ratio)
-            & (ratio <= r.max_ratio)
-        )
-        book.fits[scene.rows, b.column] = fine
+    high = np.maximum(scene.box[:, 3] - scene.box[:, 1], 1e-9)
+    ratio, share = (scene.box[:, 2] - scene.box[:, 0]) / high, high / scene.size[1]
+    fine = watch._wanted[np.minimum(scene.class_id, len(watch._wanted) - 1)]
+    given = zip((median_score(watch._book, scene.rows), share, ratio), watch._least, watch._most)
+    for value, least, most in given:
+        fine = fine & (value[:, None] >= least) & (value[:, None] <= most)
+    watch._book.fits[scene.rows] = fine
+
+
+def remember_lost(watch: Watch, before: dict[str, np.ndarray]) -> None:
+    "Keep the places of tracks that the table had before this frame and has no longer, or has begun again."
+    book = watch._book
+    if book.id is not before["id"]:
+        gone = ~np.isin(before["id"], book.id[book.first > 0])
+        remember(watch._places, {name: value[gone] for name, value in before.items()})
 
 
 def hours_now(watch: Watch, frame: Frame) -> np.ndarray:  # (rules,) bool
@@ -317,7 +335,10 @@ def scene_of(watch: Watch, detections: Detections, frame: Frame) -> Scene:
     if new.any():
         away = np.setdiff1d(np.arange(len(book.id)), rows)
         known = take_over(book, rows[new], boxes[new], away, watch._places, now)
-        book.early[rows[new]] |= ~known & (now - watch._began <= LEAST_EARLY_S)
+        book.early[rows[new]] |= ~known & (now - watch._began <= EARLY_S or watch._frames <= EARLY_FRAMES)
+    stands = ~new & (now - book.still[rows] >= 1.0) & (watch._before - book.still[rows] < 1.0)
+    if stands.any():  # a track that came from elsewhere may have jumped onto what stood here
+        take_over(book, rows[stands], boxes[stands], np.zeros(0, int), watch._places, now)
     class_id = book.votes[rows].argmax(axis=1)
     scene = Scene(rows, boxes, class_id, book.side[rows] > 0, detections, now, frame.size)
     _fits(watch, scene)
@@ -386,27 +407,25 @@ class Watch(RuleWatch, _Judged):
             ]
         if frame.size != self._size or tuple(names) != self._names:
             bind(self, frame.size, names)
-        book, last = self._book, self._now
+        book, last, self._before = self._book, self._now, self._now
         before = {name: value for name, value in vars(book).items() if name in (*KEPT, "box", "id", "seen")}
         events = self.see(detections, frame, names)
         self.problems |= dict.fromkeys(self._without_ground, "has no ground plane on this source")
-        gone = (
-            ~np.isin(before["id"], book.id[book.first > 0])
-            if book.id is not before["id"]
-            else np.zeros(0, bool)
-        )
-        if gone.any():
-            remember(self._places, {name: value[gone] for name, value in before.items()})
+        remember_lost(self, before)
         if not self.bound:
             return events
         if self._began < 0 or self._clock.gap(self.settings.lost_s):
-            self._began = self._now
+            self._began, self._frames = self._now, 0
+        self._frames += 1
         note_empty(self._places, detections.xyxy.astype(float), dt := min(self._now - last, 1.0) * bool(last))
         scene, active = scene_of(self, detections, frame), hours_now(self, frame)
         moment = Moment(frame, active, dt, tuple(events))
         return events + [event for judge in JUDGES for event in judge(self, scene, moment)]
 
 # %% ../../nbs/03_tracking/12_watch.ipynb #3b00000f
+TWIN = 0.7  # overlap of two tracks that are one object
+
+
 def judge_tracks(watch: Watch, scene: Scene, moment: Moment) -> list[Event]:
     "Events of the rules in CONDITIONS."
     book, rows, n = watch._book, scene.rows, len(watch.bound)
@@ -421,8 +440,13 @@ def judge_tracks(watch: Watch, scene: Scene, moment: Moment) -> list[Event]:
             begin[:, b.column] = np.maximum(book.entered[rows, b.zone], watch._active[b.column])
     due = hold(book, rows, on, begin, watch._limits, scene.now, max(GRACE_S, 3 * moment.dt))
     events = []
+    before = book.fired[rows] & ~due
     for i, j in np.argwhere(due).tolist():
         b, row, more = watch.bound[j], int(rows[i]), dict[str, Any]()
+        if (before[:, j] & (box_iou(scene.box[[i]], scene.box)[0] >= TWIN)).any():
+            continue  # a second track of one object
+        before[i, j] = True
+        watch._places.fired[box_iou(watch._places.box, scene.box[[i]])[:, 0] >= SAME, j] = True
         if b.rule.kind == "speed" and scene.speed is not None and scene.speed_error is not None:
             more = {"value": float(scene.speed[i]), "plus_minus": 1.96 * float(scene.speed_error[i])}
         elif b.rule.kind in ("stay", "left_object"):
@@ -529,7 +553,11 @@ def judge_whole(watch: Watch, scene: Scene, moment: Moment) -> list[Event]:
     for b in watch.bound:
         j = b.column
         if b.rule.kind == "crowding" and b.zone >= 0:
-            there = (book.side[:, b.zone] > 0) & book.fits[:, j] & (now - book.seen <= FRESH_S)
+            there = (
+                (book.side[:, b.zone] > 0)
+                & book.fits[:, j]
+                & (now - book.seen <= max(FRESH_S, 3 * moment.dt))
+            )
             counts[j] = int(there.sum())
             on[0, j] = moment.active[j] and counts[j] > b.rule.more_than
         elif b.rule.kind == "taken_object":

@@ -25,8 +25,8 @@ from ..tracking.watch import applies, ground_of, open_watch
 from ..tracking.zones import Event, LineRule, Rules, RuleWatch, ZoneConfig, id_of_event, placed
 
 # %% auto #0
-__all__ = ['GRID_M', 'events_schema', 'events_table', 'table_of_events', 'read_events', 'EventSink', 'call_each', 'draw_rules',
-           'draw_watch']
+__all__ = ['BASE_KINDS', 'GRID_M', 'events_schema', 'events_table', 'table_of_events', 'events_of', 'read_events', 'EventSink',
+           'call_each', 'draw_rules', 'draw_watch']
 
 # %% ../../nbs/04_video/09_events.ipynb #d2597dc6
 @cache
@@ -86,6 +86,11 @@ def table_of_events(
     return events_table(rows, run)
 
 
+def events_of(table: Any) -> list[Event]:  # pyarrow.Table, e.g. of read_events
+    "Rows as events; columns that are none of theirs are left out."
+    return [Event(**{k: v for k, v in row.items() if k in Event.__slots__}) for row in table.to_pylist()]
+
+
 def read_events(
     folder: str
     | Path,  # what EventSink was given; while it runs, after it was closed, or after it was killed
@@ -95,9 +100,8 @@ def read_events(
 
     table, wanted = read_table(folder, "events"), events_schema()
     if missing := [name for name in wanted.names if name not in table.schema.names]:
-        run, events = run_of(table_files(folder, "events")[0]), list[Event]()
-        for row in table.to_pylist():
-            events.append(event := Event(**{k: v for k, v in row.items() if k in Event.__slots__}))
+        run, events = run_of(table_files(folder, "events")[0]), events_of(table)
+        for event in events:
             event.event_id = event.event_id or id_of_event(run, event)
         for name in missing:
             column = pa.array([getattr(e, name, "") for e in events], wanted.field(name).type)
@@ -105,12 +109,24 @@ def read_events(
     return table.select(wanted.names).cast(wanted)
 
 # %% ../../nbs/04_video/09_events.ipynb #a6136e61
+BASE_KINDS = ("zone_enter", "zone_leave", "dwell", "line_cross")  # of zones and lines; others are of rules
+
+
 class _Tally:
     "What zones and lines over all sources have seen so far."
 
     watches: dict[str, RuleWatch]
     callback_errors: dict[str, tuple[int, str]]  # name → how often, the last error
     events: int
+    fired: dict[str, dict[str, int]]  # source → rule that is neither zone nor line → events
+
+    def note(self, events: Sequence[Event]) -> None:
+        "Count events, those of rules also by source and rule."
+        self.events += len(events)
+        for e in events:
+            if e.kind not in BASE_KINDS:
+                mine = self.fired.setdefault(e.source_id, {})
+                mine[e.rule] = mine.get(e.rule, 0) + 1
 
     @property
     def problems(self) -> dict[str, str]:
@@ -134,6 +150,7 @@ class _Tally:
             "counts": self.counts,
             "problems": self.problems,
             "callback_errors": self.callback_errors,
+            **({"fired": self.fired} if self.fired else {}),
         }
 
 # %% ../../nbs/04_video/09_events.ipynb #e440de7d
@@ -160,7 +177,7 @@ class EventSink(_Tally):
                 "give at least one zone or line, or remove the sink",
             )
         self.rules, self.callbacks, self.watches = rules, list(callbacks), {}
-        self.callback_errors, self.events = {}, 0
+        self.callback_errors, self.events, self.fired = {}, 0, {}
         self._table = PartedTable(
             folder,
             "events",
@@ -180,7 +197,7 @@ class EventSink(_Tally):
         self._deliver(self.watches[source].update(result.detections, result.frame, result.names))
 
     def _deliver(self, events: list[Event]) -> None:
-        self.events += len(events)
+        self.note(events)
         try:
             self._table.add(events or None)
         finally:

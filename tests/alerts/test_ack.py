@@ -151,7 +151,8 @@ def test_what_is_not_a_link_is_refused(place, token):
 def test_a_link_of_another_book_is_refused(place, tmp_path):
     (tmp_path / "other").mkdir()
     other = Place(tmp_path / "other")
-    assert place.post(token=other.token).status == 404
+    theirs = other.token
+    assert place.post(token=theirs).status == 404
     other.book.close()
 
 

@@ -212,6 +212,21 @@ def test_what_the_disk_does_not_take_waits_in_memory_bounded(tmp_path, monkeypat
         assert (book.value("SELECT count(*) FROM events"), intake.problem) == (10, "")
 
 
+def test_while_another_process_writes_for_long_events_wait_in_memory(tmp_path):
+    now = [0.0]
+    with (
+        IncidentBook(tmp_path / "book.sqlite", wait_s=0.05) as book,
+        IncidentBook(tmp_path / "book.sqlite") as other,
+    ):
+        intake = Intake(book, clock=lambda: now[0])
+        with other.changing():
+            intake.add(happen(1))
+            assert "is locked" in intake.problem
+        now[0] += 5
+        intake.flush()
+        assert (book.value("SELECT count(*) FROM events"), intake.problem) == (1, "")
+
+
 def test_a_dead_mans_switch_is_called_while_the_daemon_lives(tmp_path):
     beats = []
 
@@ -320,6 +335,16 @@ def test_the_id_of_an_event_is_stable_and_its_own_one_counts():
     assert id_of(own, "run") == "abc"
 
 
+def test_the_text_of_an_event_says_what_was_measured():
+    fast = event(kind="speed")
+    fast.value, fast.plus_minus, fast.direction = 3.24, 0.41, ""
+    assert happening_of(fast, "run", "brno").text == "person: speed, 3.24 ± 0.41"
+    crowd = event(kind="crowding", track=-1)
+    crowd.class_id, crowd.class_name, crowd.value, crowd.direction = -1, "", 12.0, ""
+    assert happening_of(crowd, "run", "brno").text == "crowding, 12"
+    assert happening_of(event(), "run", "brno").text == "person: zone enter in"
+
+
 def test_a_leave_is_an_end():
     assert happening_of(event(kind="zone_leave"), "run", "brno").ends
     assert not happening_of(event(), "run", "brno").ends
@@ -353,6 +378,18 @@ def test_a_view_outside_of_the_picture_is_none():
     moved = result(1, 20)
     moved.detections.xyxy[0] = (500, 500, 520, 520)
     assert view_of(moved, 4) is None
+
+
+def test_an_event_of_no_single_track_has_the_whole_view(tmp_path):
+    sink = AlertSink(IncidentBook(tmp_path / "book.sqlite"), "brno", "run")
+    sink.event(event(3, kind="crowding", track=-1))
+    for k in range(3, 6):
+        sink.write(result(k, 30))
+    sink.close()
+    with IncidentBook(tmp_path / "book.sqlite") as book:
+        ingest(book, policy_for())
+        ((track, jpeg),) = best_pictures(book, 1)
+    assert (track, cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape) == (-1, (120, 160, 3))
 
 
 def test_tracks_that_are_watched_are_bounded(tmp_path):

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -72,10 +71,8 @@ def test_a_broker_that_is_away_is_a_sentence():
 
 def test_a_broker_that_hangs_is_given_up():
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        began = time.monotonic()
         with pytest.raises(SinkError, match="did not respond"):
             outlet(silent.getsockname()[1], timeout_s=0.3).send(CALL)
-    assert time.monotonic() - began < 60
 
 
 BROKER = """

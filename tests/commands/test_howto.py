@@ -1,4 +1,4 @@
-"""The commands of docs/fleet.md and docs/operations.md exist, with every option that is written there."""
+"""The commands of the pages in docs exist, with every option that is written there."""
 
 import re
 import shlex
@@ -35,7 +35,9 @@ def help_of(words):
     return len(path), CliRunner().invoke(app, [*path, "--help"], env=env).output
 
 
-CASES = [(page, *case) for page in ("fleet.md", "scale.md", "operations.md") for case in lines(page)]
+CASES = [
+    (page, *case) for page in ("fleet.md", "scale.md", "rules.md", "operations.md") for case in lines(page)
+]
 
 
 def test_the_pages_have_commands():

@@ -211,3 +211,13 @@ def test_the_schema_knows_every_kind_and_refuses_what_the_models_refuse(tmp_path
     plain["rules"][0]["zoen"] = "dock"
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(plain, schema)
+
+
+def test_the_example_of_the_page_is_right(tmp_path):
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "docs" / "rules.md").read_text(encoding="utf-8")
+    example = page.split("```yaml\n")[1].split("```")[0]
+    assert ask("check", a_file(tmp_path, example)).exit_code == 0
+    given = EventsConfig.model_validate(yaml.safe_load(example)["events"])
+    assert len({r.kind for r in given.rules}) == len(given.rules) == 12

@@ -289,6 +289,22 @@ def test_the_number_changes_while_both_tracks_are_remembered():
     assert len(play(config({"kind": "stay", "zone": "yard", "for_s": 5}), scene, 40)) == 1
 
 
+def test_a_track_that_jumps_onto_what_stood_there_is_that_object():
+    "Trackers do that: a passer's number goes on with the parked car."
+    rules = config({"kind": "stay", "zone": "yard", "for_s": 5})
+    other = lambda t: thing("car", (60 + 20 * (t - 20), 420), 2)
+    scene = lambda t: [thing("car", INSIDE, 1) if t < 20 else other(t) if t < 24 else thing("car", INSIDE, 2)]
+    assert len(play(rules, scene, 60)) == 1
+
+
+def test_two_tracks_of_one_object_alarm_once_and_two_objects_twice():
+    rules = config({"kind": "stay", "zone": "yard", "for_s": 5})
+    assert len(play(rules, lambda t: [thing("car", INSIDE, 1), thing("car", (323, 242), 2)], 20)) == 1
+    late = lambda t: [thing("car", INSIDE, 1), thing("car", (323, 242), 2) if t > 8 else None]
+    assert len(play(rules, late, 20)) == 1
+    assert len(play(rules, lambda t: [thing("car", INSIDE, 1), thing("car", (390, 260), 2)], 20)) == 2
+
+
 def test_another_car_after_the_place_was_seen_empty_is_another_car():
     scene = lambda t: [thing("car", INSIDE, 1) if t < 20 else thing("car", INSIDE, 2) if t > 60 else None]
     assert len(play(config({"kind": "stay", "zone": "yard", "for_s": 5}), scene, 90)) == 2
@@ -413,11 +429,9 @@ def test_many_tracks_at_once_are_as_many_alone():
         ENTER, {"kind": "stay", "zone": "yard", "for_s": 2}, {"kind": "wrong_way", "way": [[0, 0], [100, 0]]}
     )
     rng = np.random.default_rng(0)
-    ways = [
-        walk(rng.uniform([30, 120], [610, 460]), rng.uniform([30, 120], [610, 460]), 0, 6) for _ in range(40)
-    ]
-    far = lambda k, p: (p[0], p[1]) if k is None else p
-    together = play(rules, lambda t: [thing("bag", far(k, w(t)), k) for k, w in enumerate(ways)], 6)
+    lanes = [120 + 8.5 * k for k in range(40)]  # apart enough to be two objects
+    ways = [walk((rng.uniform(30, 610), y), (rng.uniform(30, 610), y), 0, 6) for y in lanes]
+    together = play(rules, lambda t: [thing("bag", w(t), k) for k, w in enumerate(ways)], 6)
     alone = [
         e for k, w in enumerate(ways) for e in play(rules, lambda t, k=k, w=w: [thing("bag", w(t), k)], 6)
     ]
@@ -653,6 +667,31 @@ def test_columns_of_rules_reach_the_table_and_their_ids_the_lines(tmp_path):
     counts = [row["value"] for row in table.to_pylist() if row["kind"] == "crowding"]
     assert counts == [5.0] and table.column_names[-4:-1] == ["event_id", "value", "plus_minus"]
     assert all(json.dumps(row["event_id"]) for row in live.values())
+
+
+def test_the_summary_counts_what_rules_have_fired(tmp_path):
+    sink = EventSink(tmp_path, ALL)
+    for result in results_of(busy, 20):
+        sink.write(result)
+    sink.close()
+    fired = sink.summary()["fired"]["cam"]
+    counts = [row["rule"] for row in read_events(tmp_path).to_pylist() if row["rule"].startswith("r")]
+    assert fired == {name: counts.count(name) for name in set(counts)} and fired["r1"] == 1
+    alone = EventSink(tmp_path / "alone", Rules([ZoneConfig("yard", YARD["polygon"])]))
+    alone.close()
+    assert "fired" not in alone.summary()
+
+
+@pytest.mark.parametrize("fps", [0.5, 2.0, 25.0])
+def test_rules_hold_at_any_frame_rate(fps):
+    rules = config({"kind": "crowding", "zone": "yard", "more_than": 3, "for_s": 6}, {**BAG, "for_s": 10})
+    scene = lambda t: [*crowd(5), thing("bag", (400, 280), 90) if t > 60 else None]
+    told = play(rules, scene, 120, fps=fps)
+    assert [k for k, _ in told] == ["crowding"]  # the people beside it may own the bag
+    alone = play(
+        config({**BAG, "for_s": 10}), lambda t: [thing("bag", (400, 160), 90)] * (t > 60), 120, fps=fps
+    )
+    assert [k for k, _ in alone] == ["left_object"] and 69 < alone[0][1] < 85
 
 
 def test_a_drawing_shows_what_is_watched():
