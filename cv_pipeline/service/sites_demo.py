@@ -52,7 +52,7 @@ class Line:
             raise SiteStoreError("the line is cut", self.store.folder, "it comes back")
 
     def put(self, name: str, data: bytes) -> None:
-        "Nobody writes from this end."
+        "This end does not write."
         raise SiteStoreError("only to read", self.store.folder)
 
     def entries(self) -> list[Entry]:
@@ -257,7 +257,7 @@ def sites_demo(
     tell: Callable[[str], Any] = lambda text: None,
     patience_s: float = 120.0,  # for each step, on a busy machine
 ) -> SitesStory:
-    "Three sites, a defect that nobody may miss, a line that is cut, and their page: OUT/index.html."
+    "Three sites, a defect that must not be missed, a line that is cut, and their page: OUT/index.html."
     out = make_folder(Path(out))
     story = SitesStory(out, tell)
     for name in (*(n.lower() for n in SITES), "stores", "centre"):

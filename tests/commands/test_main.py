@@ -525,7 +525,9 @@ def test_health_endpoint_of_a_running_process(tmp_path):
         assert json.load(urlopen(url + "/healthz", timeout=10))["status"] == "alive"
         metrics = urlopen(url + "/metrics", timeout=10).read().decode()
         assert (
-            'cv_pipeline_frames_read_total{source="line",site=' in metrics and 'stage="inference"' in metrics
+            'cv_pipeline_frames_read_total{site="' in metrics
+            and 'source="line"} ' in metrics
+            and 'stage="inference"' in metrics
         )
     finally:
         process.kill()
