@@ -26,7 +26,7 @@ def place_of(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except Exception as e:  # a missing key, a path outside of the database, a folder
-        hint = "use a name of the IANA database, e.g. Europe/Berlin, America/New_York, UTC"
+        hint = "use an IANA name, e.g. Europe/Berlin; a system without a database: pip install tzdata"
         raise ConfigError(f"unknown time zone {name!r}", "timezone", hint) from e
 
 

@@ -76,6 +76,7 @@ class Places(TrackRows):
     until: np.ndarray  # (k,) seconds
     empty: np.ndarray  # (k,) seconds for which nothing was seen there
     box: np.ndarray  # (k, 4) pixels
+    fired: np.ndarray  # (k, rules) bool, the event was given
 
 
 def empty_places(rules: int) -> Places:

@@ -222,7 +222,7 @@ def pairs_across(t, every, until=1e9):
 def test_lines_are_counted_by_full_intervals():
     rules = config({"kind": "line_count", "line": "gate", "every_s": 60})
     watch, values = Watch(rules, "cam"), []
-    for t in np.arange(30, 250, 0.1):
+    for t in np.arange(30, 250, 0.2):
         values += [
             e
             for e in watch.update(found(pairs_across(t - 30, 4)), frame_at(t), KINDS)
@@ -237,7 +237,7 @@ def test_lines_are_counted_by_full_intervals():
 
 def test_too_few_is_only_said_of_an_interval_that_was_watched():
     few = config({"kind": "line_count", "line": "gate", "every_s": 60, "below": 5})
-    assert [t for _, t in play(few, lambda t: pairs_across(t, 4, 100), 200, begin=0)] == [180.0]
+    assert [t for _, t in play(few, lambda t: pairs_across(t, 4, 100), 200, fps=5)] == [180.0]
     watch, events = Watch(few, "cam"), []
     for t in [
         *np.arange(0, 70, 0.1),
@@ -246,7 +246,7 @@ def test_too_few_is_only_said_of_an_interval_that_was_watched():
         events += watch.update(found(pairs_across(t, 4)), frame_at(t), KINDS)
     assert [e for e in events if e.kind == "line_count"] == []
     many = config({"kind": "line_count", "line": "gate", "every_s": 60, "above": 14})
-    assert [t for _, t in play(many, lambda t: pairs_across(t, 4), 130)] == [60.0, 120.0]
+    assert [t for _, t in play(many, lambda t: pairs_across(t, 4), 130, fps=5)] == [60.0, 120.0]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def parked(t, breaks=((20, 24), (50, 58))):
     "kind", [{"kind": "enter"}, {"kind": "stay", "for_s": 5}, {"kind": "stay", "for_s": 30}]
 )
 def test_a_parked_car_alarms_once_whatever_the_tracker_calls_it(kind):
-    assert len(play(config({**kind, "zone": "yard"}), parked, 120)) == 1
+    assert len(play(config({**kind, "zone": "yard"}), parked, 120, fps=5)) == 1
 
 
 def test_the_number_changes_while_both_tracks_are_remembered():
@@ -320,9 +320,9 @@ def test_a_lost_camera_does_not_park_the_car_again():
 
 def test_places_are_bounded():
     watch = Watch(config({"kind": "stay", "zone": "yard", "for_s": 500}), "cam")
-    for k in range(2 * MOST_PLACES):
+    for k in range(MOST_PLACES + 60):
         spot = (30 + 100 * (k % 6), 60 + 60 * (k % 7))
-        for t in (0.0, 0.6, 1.2, 1.8):
+        for t in (0.0, 0.8, 1.6):
             watch.update(found([thing("bag", spot, k)]), frame_at(4.0 * k + t), KINDS)
     assert len(watch._places.until) <= MOST_PLACES and len(watch._book.id) < 5
 
@@ -429,13 +429,13 @@ def test_many_tracks_at_once_are_as_many_alone():
         ENTER, {"kind": "stay", "zone": "yard", "for_s": 2}, {"kind": "wrong_way", "way": [[0, 0], [100, 0]]}
     )
     rng = np.random.default_rng(0)
-    lanes = [120 + 8.5 * k for k in range(40)]  # apart enough to be two objects
+    lanes = [120 + 14 * k for k in range(25)]  # apart enough to be two objects
     ways = [walk((rng.uniform(30, 610), y), (rng.uniform(30, 610), y), 0, 6) for y in lanes]
     together = play(rules, lambda t: [thing("bag", w(t), k) for k, w in enumerate(ways)], 6)
     alone = [
         e for k, w in enumerate(ways) for e in play(rules, lambda t, k=k, w=w: [thing("bag", w(t), k)], 6)
     ]
-    assert sorted(together) == sorted(alone) and len(alone) > 20
+    assert sorted(together) == sorted(alone) and len(alone) > 15
 
 
 def test_a_picture_of_another_size_scales_what_is_known():
@@ -682,14 +682,14 @@ def test_the_summary_counts_what_rules_have_fired(tmp_path):
     assert "fired" not in alone.summary()
 
 
-@pytest.mark.parametrize("fps", [0.5, 2.0, 25.0])
+@pytest.mark.parametrize("fps", [0.5, 2.0, 15.0])
 def test_rules_hold_at_any_frame_rate(fps):
     rules = config({"kind": "crowding", "zone": "yard", "more_than": 3, "for_s": 6}, {**BAG, "for_s": 10})
     scene = lambda t: [*crowd(5), thing("bag", (400, 280), 90) if t > 60 else None]
-    told = play(rules, scene, 120, fps=fps)
+    told = play(rules, scene, 100, fps=fps)
     assert [k for k, _ in told] == ["crowding"]  # the people beside it may own the bag
     alone = play(
-        config({**BAG, "for_s": 10}), lambda t: [thing("bag", (400, 160), 90)] * (t > 60), 120, fps=fps
+        config({**BAG, "for_s": 10}), lambda t: [thing("bag", (400, 160), 90)] * (t > 60), 100, fps=fps
     )
     assert [k for k, _ in alone] == ["left_object"] and 69 < alone[0][1] < 85
 
