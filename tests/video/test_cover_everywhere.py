@@ -62,8 +62,10 @@ COVERED = {  # module, function → what has to be in it
     ("monitoring/upkeep", "save"): "savez_compressed",  # _store covers the background
     ("alerts/daemon", "_finish"): "encoded(",  # AlertSink keeps pictures: it is behind the gate
     ("commands/rules", "rules_draw"): "PictureCover(",
+    ("alerts/live", "_draw"): "jpeg(",  # `take` hands over what the gate let through: see below
 }
 ALSO = {  # where the cover is one call further away
+    ("alerts/live", "take"): "self._gate.take(result)",
     ("monitoring/audit", "take_pictures"): "cover(",
     ("monitoring/drift_report", "drifted_pictures"): "cover(",
     ("monitoring/upkeep", "_store"): "covered_reference(",
@@ -182,6 +184,7 @@ NO_PICTURES = {  # sinks that write rows, numbers or nothing
     "ForwardSink",
     "ShadowSink",  # its shelf covers
     "SiteSink",
+    "LiveSink",  # has a gate of its own
     "CoverGate",
     "Covered",
     "Sink",
