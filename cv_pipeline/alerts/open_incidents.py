@@ -11,13 +11,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from urllib.parse import quote
 
-from .incidents import OPEN
+from .daemon import policy_of
+from .incidents import OPEN, IncidentBook, acknowledge, incident
+from .sites import SiteState
 from .snapshots import OpenIncident
 from ..core.files import is_there
-from ..core.types import DataError
+from ..core.types import ConfigError, DataError
 
 # %% auto #0
-__all__ = ['BookReader']
+__all__ = ['BookReader', 'BookDesk']
 
 # %% ../../nbs/13_alerts/17_open_incidents.ipynb #d3ad40ae
 _MOST = 100  # incidents on a page
@@ -55,3 +57,25 @@ class BookReader:
             raise DataError(
                 f"the incident book cannot be read: {e}", self.path, "see `cv-pipeline alerts list`"
             ) from e
+
+# %% ../../nbs/13_alerts/17_open_incidents.ipynb #9f000002
+class BookDesk:
+    "Acknowledges incidents of a book for the page of sites; see `SitesPage.acknowledge`."
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not is_there(self.path):
+            hint = "give the book that the run and `alerts serve` use"
+            raise ConfigError("this incident book does not exist", self.path, hint)
+
+    def __call__(self, site: SiteState, shown: OpenIncident, who: str) -> str:
+        "Note the answer; DataError when the incident is of another site, or has ended."
+        with IncidentBook(self.path) as book:
+            row = incident(book, int(shown.id) if shown.id.isdecimal() else -1)
+            if row["site"] != site.name:
+                where = f"incident {shown.id} of {site.name}"
+                raise DataError(
+                    "it lies in the book of another site", where, "answer it by the link of its call"
+                )
+            until = acknowledge(book, policy_of(book), row["id"], who, via="page")
+        return f"acknowledged until {datetime.fromtimestamp(until, timezone.utc):%H:%M} UTC"

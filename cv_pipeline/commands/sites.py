@@ -158,8 +158,9 @@ def sites_serve(
     days: Annotated[int, Opt(min=2, max=400)] = 30,  # of the trends
     every: Annotated[float, Opt(min=1)] = 30.0,  # seconds between two collections
     endpoint: Endpoint = None,
+    book: Path | None = None,  # incident book of a site on this machine: its incidents get a button
 ) -> None:
-    "Collect and serve the page of all sites, only to read."
+    "Collect and serve the page of all sites, to read, and to acknowledge incidents of --book."
     from cv_pipeline.alerts.sites_server import SitesPage
     from cv_pipeline.core.config import HealthConfig
     from cv_pipeline.privacy.access import note_access
@@ -168,6 +169,10 @@ def sites_serve(
     guard = health_guard(HealthConfig(token_env=token_env, cert=cert, key=key, insecure=insecure))
     seen = lambda who, what: note_access("view", what, f"by {who}")
     page = SitesPage(sites, _stores(stores or [], endpoint), days=days, every_s=every, note=seen)
+    if book is not None:
+        from cv_pipeline.alerts.open_incidents import BookDesk
+
+        page.acknowledge = BookDesk(book)
     serve_sites(page, port, host, guard)
 
 # %% ../../nbs/19_commands/16_sites.ipynb #9d000012
