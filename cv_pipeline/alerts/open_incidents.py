@@ -65,7 +65,7 @@ class BookDesk:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         if not is_there(self.path):
-            hint = "give the book that the run and `alerts serve` use"
+            hint = "give the file that the run and `alerts serve` use"
             raise ConfigError("this incident book does not exist", self.path, hint)
 
     def __call__(self, site: SiteState, shown: OpenIncident, who: str) -> str:
@@ -75,7 +75,7 @@ class BookDesk:
             if row["site"] != site.name:
                 where = f"incident {shown.id} of {site.name}"
                 raise DataError(
-                    "it lies in the book of another site", where, "answer it by the link of its call"
+                    "it belongs to another site", where, "answer it by the link of its call"
                 )
             until = acknowledge(book, policy_of(book), row["id"], who, via="page")
         return f"acknowledged until {datetime.fromtimestamp(until, timezone.utc):%H:%M} UTC"
