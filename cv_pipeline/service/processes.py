@@ -36,7 +36,7 @@ from cv_pipeline.core.types import (
     SourceError,
     check_rules,
 )
-from ..edge.agent import Child, Health, ask_health, ask_page, ending, free_port
+from ..edge.agent import Child, Health, ask_health, ask_page, end_left, ending, free_port
 from cv_pipeline.service.assembly import (
     check_run,
     health_guard,
@@ -147,7 +147,11 @@ def measure_cameras(
             return [], 0.0, str(e)[:200]
 
     with ThreadPoolExecutor(at_once, "look") as pool:
-        found = list(pool.map(one, range(len(names))))
+        found, each = list[tuple[list[Frame], float, str]](), max(10, len(names) // 10)
+        for seen in pool.map(one, range(len(names))):
+            found.append(seen)
+            if len(found) % each == 0:
+                tell(f"{len(found)} of {len(names)} cameras measured")
     shown = [f for f, _, _ in found if f]
     if not shown:
         raise SourceError(f"none of the {len(names)} cameras gave a frame: {found[0][2]}", names[0])
@@ -451,7 +455,7 @@ def plan_processes(config: RunConfig, wanted: str, tell: Callable[[str], Any] = 
     if wanted != "auto" and not (wanted.isdecimal() and 1 <= int(wanted) <= 1024):
         raise ConfigError(f"invalid number of processes: {wanted!r}", "--processes", "auto, or 1 to 1024")
     tell(f"measuring {len(config.sources)} cameras")
-    costs = measure_cameras(config)
+    costs = measure_cameras(config, tell=tell)
     count = processes_for(costs, os.cpu_count() or 1) if wanted == "auto" else int(wanted)
     return Split(costs, split_costs([c.cores for c in costs], count))
 
@@ -569,6 +573,8 @@ def run_processes(
     with output_folder(out), stopped_by_signals(stop):
         share_of(config, [0], 0, 0)
         check_run(config)  # what all of them would refuse
+        for note in sorted((out / "processes").glob("*.pid.json")):
+            end_left(note)  # of a run that was killed
         split = plan_processes(config, wanted, tell)
         begin_run(out)
         group = open_processes(config, split, settings)

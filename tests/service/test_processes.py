@@ -4,8 +4,11 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -342,6 +345,26 @@ def test_a_process_that_is_killed_comes_back_and_the_other_notices_nothing(tmp_p
     assert {line["source"] for line in labels if "source" in line} == {"camera-0", "camera-1"}
     assert {row["source_id"] for row in read_jsonl(tmp_path)} == {"camera-0", "camera-1"}
     assert [s["state"] for s in summary["processes"]] == ["ended", "ended"]
+
+
+@pytest.mark.slow
+def test_what_a_killed_run_left_behind_is_ended_by_the_next_one(tmp_path):
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    note = tmp_path / "processes" / "07.pid.json"
+    born = Path(f"/proc/{sleeper.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    note.parent.mkdir(parents=True)
+    note.write_text(json.dumps({"pid": sleeper.pid, "birth": born}))
+    try:
+        run_processes(config_of(tmp_path, lines(2, 3)), "2", settings=ProcessSettings(poll_s=0.1))
+        assert sleeper.wait(10) == -signal.SIGTERM
+    finally:
+        sleeper.kill()
+
+
+def test_long_measuring_says_how_far_it_is(tmp_path):
+    heard = []
+    measure_cameras(config_of(tmp_path, lines(20, 2)), tell=heard.append)
+    assert heard == ["10 of 20 cameras measured", "20 of 20 cameras measured"]
 
 
 @pytest.mark.parametrize("wanted", ["0", "-2", "many", "1.5", "²", "99999"])
