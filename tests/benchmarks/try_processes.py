@@ -3,8 +3,8 @@
     python -m tests.benchmarks.try_processes            # both parts, some minutes on two idle cores
     python -m tests.benchmarks.try_processes 20         # memory with 20 cameras instead of 200
 
-Speed: eight files of 1280×720 in H.264, the model asked about every 500th frame, each decoder with one thread;
-one process, then two, three rounds in turn. Memory: file-backed cameras at their own speed, the model asked
+Speed: eight files of 1280×720 in H.264, every 500th frame inferred, a thread for each decoder; one
+process, then two, three rounds in turn. Memory: file-backed cameras at their own speed, the model asked
 once in ten seconds; resident memory of all processes of the run after 40 s, and the same with one camera.
 """
 
@@ -93,9 +93,7 @@ def main(cameras: int) -> None:
         one = resident(folder / "one", slow, 1, "1")
         many = resident(folder / "many", slow, cameras, "2")
         each = (many - 2 * one) / max(1, cameras - 2)
-        print(
-            f"{cameras} cameras in 2 processes: {many:.0f} MiB, one camera in one: {one:.0f} MiB, so {each:.1f} a camera"
-        )
+        print(f"{cameras} cameras in 2 processes: {many:.0f} MiB, one: {one:.0f}; {each:.1f} MiB a camera")
         write_json(
             Path("reports/processes.json"),
             {"cameras": cameras, "mib": many, "one_mib": one, "each_mib": each},
