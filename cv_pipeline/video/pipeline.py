@@ -550,8 +550,9 @@ def _close_sinks(run: _Run) -> None:
     for position, sink in enumerate(run.sinks):
         if position in run.life.closed:
             continue
+        with suppress(Exception):  # only how long it takes
+            run.stages["deliver"].begin(run.clock())
         run.life.closed.add(position)
-        run.stages["deliver"].begin(run.clock())
         try:
             sink.close()
         except Exception as e:

@@ -176,8 +176,8 @@ def as_config(folder: Path, model: Model, sender: threading.Thread, strict: Stri
     config = load_config(None, {"sources": ["line:"], "delivery.out": str(folder), "delivery.video": True})
     opened, real = [], rooms.open_sinks
 
-    def sinks(config):
-        opened.extend([strict, *real(config)])
+    def sinks(config, *more):
+        opened.extend([strict, *real(config, *more)])
         return list(opened)
 
     with (
