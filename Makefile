@@ -60,7 +60,7 @@ demo-sites: $(VENV)/.core  ## three sites, a defect that people are called about
 
 test: lint types notebooks pytest  ## every notebook top to bottom, then all tests
 
-# two workers on two cores: a BLAS or torch of several threads in each would only wait for the others
+# a BLAS or torch of several threads in each worker would only wait for the others; three workers on two cores, since tests wait for servers and processes a fifth of their time
 test-fast pytest: export OMP_NUM_THREADS := 1
 
 test-fast: $(VENV)/.dev  ## the tests that train nothing, start no server and take less than a second or two: about 3 minutes
@@ -85,7 +85,7 @@ notebooks: $(VENV)/.dev  ## every notebook top to bottom, each in a process of i
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.notebooks --workers 2 $(BOOKS)
 
 pytest: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile $(ARGS)
 
 sync: $(VENV)/.lab  ## clean the notebooks, export the package, render README.md; fails when that changes anything
 	PATH="$(CURDIR)/$(BIN):$$PATH"; nbdev_clean; nbdev_export
