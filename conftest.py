@@ -33,6 +33,10 @@ SLOW = {  # fixtures that take seconds, by file: who uses one is slow, or the ne
     "test_trackers.py": {"belts"},
     "test_notebook_runner.py": {"done"},
 }
+FIRST = """service/test_fleet_demo commands/test_main video/test_interrupts training/test_train
+reporting/test_runner core/test_cameras_yaml optimization/test_optimize inference/test_models_real
+service/test_sites_demo service/test_processes video/test_liveness edge/test_box edge/test_agent
+scale/test_batch""".split()  # minutes by the clock: at the end one worker would be alone with them
 CPU, EACH = (
     defaultdict(float),
     defaultdict(float),
@@ -62,7 +66,9 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_collection_modifyitems(items):
-    "What uses a server is marked `service`, what uses a dear fixture `slow`."
+    "What uses a server is marked `service`, what uses a dear fixture `slow`; the longest files come first."
+    place = {name: k for k, name in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(f"{item.path.parent.name}/{item.path.stem}", len(place)))
     for item in items:
         if SLOW.get(item.path.name, set()) & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
