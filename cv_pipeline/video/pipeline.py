@@ -779,6 +779,7 @@ class _Changing(_Learning):
             reader.start()
         except (RuntimeError, MemoryError) as e:
             run.fail_channel(channel, SourceError(f"no thread can be started: {e}", key), "ingest", "it")
+            _end_reading(run, channel)
         run.life.readers = [*run.life.readers, (reader, channel)]
 
     def remove_source(self, source_id: str) -> None:

@@ -160,7 +160,7 @@ class FrameQueues(_Members):
         "Add a frame; waits or drops the oldest when full. False when the queue was closed meanwhile."
         depth, drop = self._limits[key]
         with self._changed:
-            while not drop and len(self._waiting[key]) >= depth and key in self.open:
+            while not drop and key in self.open and len(self._waiting[key]) >= depth:
                 self._changed.wait()
             if key not in self.open:
                 return False
