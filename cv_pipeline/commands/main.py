@@ -344,7 +344,7 @@ def _run_command(
             summary = _run_split(cfg, processes)
         else:
             with _progress(None) as tick, reloading(cfg, lambda path: again(path or config)) as reloader:
-                summary = run_config(cfg, lambda pipeline: (tick(pipeline), reloader.tick(pipeline)), _ready)
+                summary = run_config(cfg, _in_turn(reloader.tick, tick), _ready)
     except KeyboardInterrupt:  # before the run began, or for the third time
         say(_INTERRUPTED)
         raise
@@ -399,6 +399,16 @@ def _loader(sources: list[str], how: dict[str, Any], given: dict[str, Any]) -> C
         return cfg
 
     return loaded
+
+
+def _in_turn(*ticks: Callable[[Any], None]) -> Callable[[Any], None]:
+    "All of them, one after the other."
+
+    def tick(pipeline: Any) -> None:
+        for each in ticks:
+            each(pipeline)
+
+    return tick
 
 
 def _finish(summary: dict[str, Any]) -> None:
