@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from cv_pipeline.core.config import load_config
-from cv_pipeline.core.files import read_json, read_json_lines, write_json
+from cv_pipeline.core.files import locked, read_json, read_json_lines, write_json
 from cv_pipeline.core.results import read_jsonl
 from cv_pipeline.core.runs import RUNNING
 from cv_pipeline.core.types import ConfigError, DataError, SinkError
@@ -388,6 +388,13 @@ def test_a_run_that_does_not_answer_is_named_and_the_request_is_taken_back(tmp_p
     at = iter(range(1000))
     with pytest.raises(SinkError, match="did not answer within 5 s"):
         ask_reload(tmp_path, wait_s=5, clock=lambda: next(at), sleep=lambda s: None)
+    assert not (tmp_path / REQUEST).exists()
+
+
+def test_two_who_ask_at_once_do_not_mix(tmp_path):
+    write_json(tmp_path / RUNNING, {"process": os.getpid()})
+    with locked(tmp_path / "reload"), pytest.raises(ConfigError, match="another request"):
+        ask_reload(tmp_path, wait_s=0.1)
     assert not (tmp_path / REQUEST).exists()
 
 
