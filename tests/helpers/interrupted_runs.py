@@ -176,7 +176,7 @@ def as_config(folder: Path, model: Model, sender: threading.Thread, strict: Stri
     config = load_config(None, {"sources": ["line:"], "delivery.out": str(folder), "delivery.video": True})
     opened, real = [], rooms.open_sinks
 
-    def sinks(config):
+    def sinks(config, heard=()):
         opened.extend([strict, *real(config)])
         return list(opened)
 

@@ -235,7 +235,7 @@ from cv_pipeline.commands.main import main
 from cv_pipeline.service import assembly as run
 from tests.video.test_interrupts import Hangs
 sink = Hangs()
-run.open_sinks = lambda config: [sink]
+run.open_sinks = lambda config, heard=(): [sink]
 threading.Thread(target=lambda: (sink.writing.wait(), print("writing", flush=True)), daemon=True).start()
 sys.argv = ["cv-pipeline", "run", "line:", "--out", {str(tmp_path)!r}]
 main()
