@@ -62,7 +62,15 @@ def test_the_unit_restarts_what_fails_and_stops_what_hangs():
 def test_the_unit_of_an_agent_is_as_closed_as_that_of_a_run():
     "It may do nothing more than a run; it gets more time to end, since the run ends before it."
     run, agent = unit()["Service"], unit(AGENT)["Service"]
-    own = {"ExecStart", "EnvironmentFile", "TimeoutStartSec", "TimeoutStopSec", "MemoryMax", "KillMode"}
+    own = {
+        "ExecStart",
+        "ExecReload",
+        "EnvironmentFile",
+        "TimeoutStartSec",
+        "TimeoutStopSec",
+        "MemoryMax",
+        "KillMode",
+    }
     assert {k: v for k, v in agent.items() if k not in own} == {k: v for k, v in run.items() if k not in own}
     assert int(agent["TimeoutStopSec"][0]) > AgentSettings().grace_s and agent["KillMode"] == ["mixed"]
     assert int(agent["WatchdogSec"][0]) > AgentSettings().grace_s + 10

@@ -11,6 +11,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 PROOF = {  # how a row begins → tests that prove it
+    "`cv-pipeline reload` with a wrong file": [
+        "service/test_reload::test_a_wrong_file_is_refused_with_its_reason",
+        "service/test_reload::test_after_wrong_files_the_old_one_runs_on",
+        "service/test_reload::test_the_command_changes_a_real_run",
+    ],
+    "a camera is added or removed": [
+        "service/test_reload::test_an_untouched_camera_is_the_same_to_the_byte",
+        "service/test_reload::test_a_removed_camera_is_delivered_to_its_last_frame_and_keeps_its_counts",
+        "service/test_reload::test_thirty_reloads_leave_no_thread_no_channel_and_no_memory",
+    ],
+    "a run that is asked to reload": [
+        "service/test_reload::test_who_asks_when_the_run_ends_gets_an_answer",
+        "service/test_reload::test_a_run_that_does_not_answer_is_named_and_the_request_is_taken_back",
+        "service/test_reload::test_asking_a_run_that_was_killed_is_a_data_error",
+    ],
     "a viewer of the live page": [
         "alerts/test_live::test_a_viewer_that_never_reads_is_let_go_and_holds_no_frame",
     ],

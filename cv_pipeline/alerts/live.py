@@ -241,6 +241,7 @@ def camera_rows(summary: Mapping[str, Any], rates: Mapping[str, float]) -> list[
             "tracks": f"{s['open_tracks']} now, {s['tracks']:,} in all",
         }
         for name, s in summary["sources"].items()
+        if s["state"] != "removed"
     ]
 
 

@@ -286,6 +286,8 @@ def make_snapshot(
     raised, drift = dict(readers.upkeep()), readers.drift()
     cameras = []
     for name, s in summary["sources"].items():
+        if s["state"] == "removed":
+            continue
         made = _camera_now(name, s, rates.get(name), raised.get(name, {}), 3 * 10.0)
         cameras.append(CameraState(**{**vars(made), "place": facts.places.get(name)}))
     error, model = summary["error"], summary["model"]

@@ -49,13 +49,13 @@ from ..core.files import write_json
 from ..core.types import ConfigError, CVPipelineError, DataError, SinkError, unexpected
 
 # %% auto #0
-__all__ = ['PANELS', 'app', 'data_app', 'PARTS', 'Bits', 'Images', 'Panels', 'main', 'show_summary', 'run', 'split',
-           'config_command', 'models_command', 'demo', 'tune', 'eval_tracking', 'json_text', 'report_command',
+__all__ = ['PANELS', 'app', 'data_app', 'PARTS', 'Bits', 'Images', 'Panels', 'main', 'show_summary', 'run', 'reload_command',
+           'split', 'config_command', 'models_command', 'demo', 'tune', 'eval_tracking', 'json_text', 'report_command',
            'baseline', 'robustness', 'data_check', 'data_split', 'data_freeze', 'data_verify', 'failures']
 
 # %% ../../nbs/19_commands/19_main.ipynb #0b073a68
 PANELS = {
-    "Run": "demo demo-fleet demo-privacy demo-scale demo-sites run config models",
+    "Run": "demo demo-fleet demo-privacy demo-scale demo-sites run reload config models",
     "Scale": "batch jobs split plan loadtest lifecycle manifests scale-sim serve-ray",
     "Data and labels": "data flag collect select label qa merge",
     "Train and gate": "train gate",
@@ -328,23 +328,23 @@ def _run_command(
     processes: str | None = None,
 ) -> dict[str, Any]:
     "Validate, run, show; returns the summary."
-    from cv_pipeline.core.config import load_config
     from cv_pipeline.service.assembly import run_config
+    from cv_pipeline.service.reload import reloading
 
     sources, config = _yaml_among(sources, config)
     if not sources and config is None:
         hint = "name a file, folder or camera, `line:` for the synthetic line, or give --config"
         raise ConfigError("nothing to run", "command line", hint)
     given = {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
-    cfg = load_config(config, given | ({"sources": [{"uri": s, **how} for s in sources]} if sources else {}))
-    also = {k: v for k, v in how.items() if v}  # also for sources that come from the YAML
-    cfg.sources = [s.model_copy(update=also) for s in cfg.sources]
+    again = _loader(sources, how, given)
+
+    cfg = again(config)
     try:
         if processes is not None:
             summary = _run_split(cfg, processes)
         else:
-            with _progress(None) as tick:
-                summary = run_config(cfg, tick, _ready)
+            with _progress(None) as tick, reloading(cfg, lambda path: again(path or config)) as reloader:
+                summary = run_config(cfg, _in_turn(reloader.tick, tick), _ready)
     except KeyboardInterrupt:  # before the run began, or for the third time
         say(_INTERRUPTED)
         raise
@@ -386,12 +386,55 @@ def _yaml_among(sources: list[str], config: Path | None) -> tuple[list[str], Pat
     return [s for s in sources if s not in files], Path(files[0]) if files else config
 
 
+def _loader(sources: list[str], how: dict[str, Any], given: dict[str, Any]) -> Callable[[Path | None], Any]:
+    "Reads a file, under what was typed; a run that is asked to change does it again."
+    from cv_pipeline.core.config import load_config
+
+    typed = given | ({"sources": [{"uri": s, **how} for s in sources]} if sources else {})
+    also = {k: v for k, v in how.items() if v}  # also for sources that come from the YAML
+
+    def loaded(path: Path | None) -> Any:
+        cfg = load_config(path, typed)
+        cfg.sources = [s.model_copy(update=also) for s in cfg.sources]
+        return cfg
+
+    return loaded
+
+
+def _in_turn(*ticks: Callable[[Any], None]) -> Callable[[Any], None]:
+    "All of them, one after the other."
+
+    def tick(pipeline: Any) -> None:
+        for each in ticks:
+            each(pipeline)
+
+    return tick
+
+
 def _finish(summary: dict[str, Any]) -> None:
     "The exit code of a run that came to its end."
     if summary["interrupted"]:
         raise typer.Exit(130)
     if any(s["state"] == "failed" for s in summary["sources"].values()):
         raise typer.Exit(3)
+
+# %% ../../nbs/19_commands/19_main.ipynb #7c4e4001
+@command(app, "reload runs/latest", "reload runs/latest --config night.yaml", name="reload")
+def reload_command(
+    out: Path,  # folder of the run, its --out
+    *,
+    config: Path | None = None,  # a changed YAML; the file that the run was started with, if not given
+    wait_s: Annotated[float, Opt(min=0.1, max=3600)] = 60.0,  # seconds for the answer
+) -> None:
+    """Change cameras, zones, rules and thresholds of a run without a restart; unchanged cameras lose no frame
+    and no track. A file with a mistake, or with a change that needs a restart, is refused: exit code 2."""
+    from cv_pipeline.service.reload import ask_reload
+
+    told = ask_reload(out, config, wait_s)
+    for line in told["changes"]:
+        say(plain(line))
+    if not told["changes"]:
+        say("nothing has changed")
 
 # %% ../../nbs/19_commands/19_main.ipynb #9a1c0020
 @command(app, "split cameras.yaml --machines 3 --out machines/")

@@ -32,7 +32,7 @@ RUNNING = "running.json"  # there while a run writes into its folder, and after 
 _TABLES = ("results", "events")
 _FILES = (
     *(f"{name}{end}" for name in _TABLES for end in (".parquet", ".parts", "")),
-    *("results.jsonl", "video", "summary.json", "flags.jsonl", "deleted.jsonl"),
+    *("results.jsonl", "video", "summary.json", "flags.jsonl", "deleted.jsonl", "reload.jsonl"),
 )
 
 

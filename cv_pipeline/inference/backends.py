@@ -79,6 +79,7 @@ class Model:
     postprocess: Postprocessor
     path: Path | str | None = None  # its file, or the address of a server
     opener: Callable[[], Backend] | None = None  # opens a new backend like this one
+    own: PostprocessSpec | None = None  # of its manifest, where other thresholds were laid over it
 
     def reopen(self) -> Backend:
         "A new backend like the one it has, for when that is broken."
@@ -109,8 +110,13 @@ class Model:
     def with_postprocess(self, **changes: Any) -> Model:
         "The same model with other thresholds, e.g. `with_postprocess(conf=0.1)`; None keeps a value."
         spec = _changed(self.manifest, {k: v for k, v in changes.items() if v is not None})
-        manifest = replace(self.manifest, postprocess=spec)
-        return replace(self, manifest=manifest, postprocess=make_postprocessor(manifest))
+        manifest, own = replace(self.manifest, postprocess=spec), self.own or self.manifest.postprocess
+        return replace(self, manifest=manifest, postprocess=make_postprocessor(manifest), own=own)
+
+    def as_shipped(self) -> Model:
+        "The same model with the thresholds of its manifest."
+        manifest = replace(self.manifest, postprocess=self.own or self.manifest.postprocess)
+        return replace(self, manifest=manifest, postprocess=make_postprocessor(manifest), own=None)
 
     def with_calibration(self, calibrator: Calibrator | None) -> Model:
         "The same model with other calibration curves; None: raw scores of the network."

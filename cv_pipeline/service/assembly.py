@@ -52,11 +52,12 @@ from cv_pipeline.core.types import (
 )
 
 # %% auto #0
-__all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'installed_sinks',
-           'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory',
-           'configured_rules', 'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment',
-           'health_guard', 'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised', 'incident_reader',
-           'served', 'run_config', 'describe', 'UnitOpener', 'UnitWork', 'unit_source', 'batch_config', 'pipeline_over']
+__all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'open_all',
+           'installed_sinks', 'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory',
+           'selector_factory', 'configured_rules', 'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder',
+           'environment', 'health_guard', 'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised',
+           'incident_reader', 'served', 'run_config', 'describe', 'UnitOpener', 'UnitWork', 'unit_source',
+           'batch_config', 'pipeline_over']
 
 # %% ../../nbs/16_service/00_assembly.ipynb #bae0aa31
 from ..inference.backends import Model
@@ -217,6 +218,26 @@ def _first_answer(openings: Sequence[Opening]) -> list[BaseException]:
         if any(f.exception() is None for f in done):
             break
     return errors
+
+# %% ../../nbs/16_service/00_assembly.ipynb #7c4e3001
+def open_all(
+    configs: Sequence[SourceConfig],
+    names: Sequence[str],
+    beside: int = 0,  # how many sources are open already
+) -> list[Source]:
+    "Open every source and wait for cameras too; SourceError, and none is left open, when one cannot be."
+    threads = 1 if len(configs) + beside > (os.cpu_count() or 1) else None
+    opened, waiting = list[Source](), list[Opening]()
+    with ExitStack() as undo:
+        for config, name in zip(configs, names):
+            source, opening = _open(config, name, threads)
+            undo.callback(source.close)
+            opened.append(source)
+            waiting += [opening] if opening else []
+        for opening in waiting:
+            opening.outcome.result()
+        undo.pop_all()
+    return opened
 
 # %% ../../nbs/16_service/00_assembly.ipynb #dd348b19
 SINK_GROUP = "cv_pipeline.sinks"  # the entry point group in which packages offer sinks

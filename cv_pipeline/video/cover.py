@@ -478,6 +478,21 @@ class _Budget:
     def spend(self, seconds: float) -> None:
         self._credit -= seconds
 
+
+def _rest_of(gate: CoverGate, source: str) -> list[Passed]:
+    "What is held of a source that has no more frames; the same for each who asks."
+    if gate._ended[0] != source:
+        gate._ended = source, _release(gate, source, float("inf")) if source in gate._held else []
+        gate._held.pop(source, None)
+    return gate._ended[1]
+
+
+def _end_covered(covered: Covered, source: str) -> None:
+    "What the gate still held is passed on; then the sink hears that the source was removed."
+    covered._pass_on(covered.gate.source_ended(source))
+    if (ended := getattr(covered.sink, "source_ended", None)) is not None:
+        ended(source)
+
 # %% ../../nbs/04_video/07_cover.ipynb #b45037d0
 def is_still(frame: Frame) -> bool:
     "Whether the frame is a picture of its own, from a file, and not part of a film or a camera's stream."
@@ -505,6 +520,7 @@ class CoverGate:
         self._budget = _Budget(clock) if live else None
         self._last: tuple[FrameResult | None, list[Passed]] = (None, [])
         self._rest: list[Passed] | None = None
+        self._ended: tuple[str | None, list[Passed]] = (None, [])
         self.counts, self.seconds, self.problem = Counter[str](), 0.0, ""
 
     def take(self, result: FrameResult) -> list[Passed]:
@@ -521,6 +537,10 @@ class CoverGate:
 
     def write(self, result: FrameResult) -> None:
         self.take(result)
+
+    def source_ended(self, source: str) -> list[Passed]:
+        "What is still held of a source that was removed; for each sink that asks."
+        return _rest_of(self, source)
 
     def close(self) -> None:
         self.drain()
@@ -669,6 +689,8 @@ class Covered:
 
     def write(self, result: FrameResult) -> None:
         self._pass_on(self.gate.take(result))
+
+    source_ended = _end_covered
 
     def close(self) -> None:
         try:

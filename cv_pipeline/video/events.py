@@ -119,6 +119,7 @@ class _Tally:
     callback_errors: dict[str, tuple[int, str]]  # name → how often, the last error
     events: int
     fired: dict[str, dict[str, int]]  # source → rule that is neither zone nor line → events
+    earlier: list[dict[str, Any]]  # counts of sources that were removed or got other rules, the newest last
 
     def note(self, events: Sequence[Event]) -> None:
         "Count events, those of rules also by source and rule."
@@ -151,10 +152,44 @@ class _Tally:
             "problems": self.problems,
             "callback_errors": self.callback_errors,
             **({"fired": self.fired} if self.fired else {}),
+            **({"earlier": self.earlier} if self.earlier else {}),
         }
 
+# %% ../../nbs/04_video/09_events.ipynb #7c4e2001
+_KEPT = 100  # counts of earlier rules that the summary keeps
+
+
+class _Changed(_Tally):
+    "Rules that change, and sources that end, while frames go on; in the thread that writes."
+
+    rules: Rules | EventsConfig
+
+    def _deliver(self, events: list[Event]) -> None:
+        raise NotImplementedError
+
+    def _finish(self, sources: Sequence[str], why: str) -> None:
+        "End the watches of some sources; their counts are kept."
+        for source in [s for s in sources if s in self.watches]:
+            watch = self.watches.pop(source)
+            kept = {"source": source, "until": why, "counts": watch.counts}
+            self.earlier = [*self.earlier[1 - _KEPT :], kept]
+            self._deliver(watch.finish())
+
+    def change(
+        self,
+        rules: Rules | EventsConfig,
+        sources: Sequence[str],  # whose rules are others now; the watches of all others go on as they are
+    ) -> None:
+        "Watch by other rules from the next frame on."
+        self.rules = rules
+        self._finish(sources, "its rules were changed")
+
+    def source_ended(self, source: str) -> None:
+        "A source was removed."
+        self._finish([source], "it was removed")
+
 # %% ../../nbs/04_video/09_events.ipynb #e440de7d
-class EventSink(_Tally):
+class EventSink(_Changed):
     "Zones and lines over all sources: `events.parquet` and callbacks; a Sink."
 
     name = "events"
@@ -177,7 +212,7 @@ class EventSink(_Tally):
                 "give at least one zone or line, or remove the sink",
             )
         self.rules, self.callbacks, self.watches = rules, list(callbacks), {}
-        self.callback_errors, self.events, self.fired = {}, 0, {}
+        self.callback_errors, self.events, self.fired, self.earlier = {}, 0, {}, []
         self._table = PartedTable(
             folder,
             "events",

@@ -41,6 +41,8 @@ def readyz(
     "Readiness to deliver results: (HTTP status, body)."
     states = {}
     for name, s in summary["sources"].items():
+        if s["state"] == "removed":
+            continue
         age = s["seconds_since_frame"]
         silent = summary["seconds"] if age is None else age  # never a frame: silent since the start
         away = (
@@ -211,7 +213,7 @@ def _live_families(sources: dict[str, dict[str, Any]]) -> Iterator[Any]:
         "cv_pipeline_open_tracks", "Confirmed tracks in the newest frame", labels=["source"]
     )
     for name, s in sources.items():
-        if s["state"] in ("done", "stopped"):
+        if s["state"] in ("done", "stopped", "removed"):
             continue  # a file that was read to its end is no camera that is down
         up.add_metric([name], float(s["state"] == "running" and s["connection"] in (None, "live")))
         tracks.add_metric([name], s["open_tracks"])

@@ -116,6 +116,7 @@ class Channel:
     detections: int = 0
     uncertain: int = 0
     open_tracks: int = 0  # confirmed, in the newest frame with inference
+    settled: int = 0  # frames that have come to the end of the pipeline, delivered or not
     unanswered: int = 0  # selected frames whose outcome a selector that listens has not heard yet
     lock: threading.Lock = field(default_factory=threading.Lock)  # a selector is called by different threads
     listener: ListeningSelector | None = field(init=False)  # the selector, if it listens to results
@@ -133,6 +134,16 @@ class Channel:
         if self.tracker is None and self.new_tracker is not None:
             self.tracker = self.new_tracker(self.source)
         return detections if self.tracker is None else self.tracker.update(detections, frame)
+
+
+def _channel(
+    source: Source,
+    trackers: Callable[[Source], Tracker] | None,
+    selectors: Callable[[Source], Selector] | None,
+) -> Channel:
+    "A source with a selector and a tracker of its own."
+    tracker = trackers(source) if trackers and not source.live else None
+    return Channel(source, selectors(source) if selectors else None, tracker, trackers)
 
 # %% ../../nbs/04_video/11_pipeline.ipynb #5c0e92aa
 _INTERRUPT = "interrupt"  # a note for the main thread; other notes are stages whose thread has ended
@@ -154,6 +165,10 @@ class _Life:
     ended: float | None = None  # clock, when the last result had been delivered
     signal: int | None = None  # that interrupted the run; None: Ctrl-C, or `interrupt()`
     tick_error: BaseException | None = None  # raised by the caller's own function
+    makers: tuple[Any, Any] = (None, None)  # of a tracker and of a selector for a source
+    leaving: list[Channel] = field(default_factory=list)  # removed, with frames still on their way
+    gone: dict[str, dict[str, Any]] = field(default_factory=dict)  # removed source → its summary
+    changes: list[Any] = field(default_factory=list)  # notes about what was changed while it ran
     _claimed: threading.Lock = field(default_factory=threading.Lock)  # taken once, never given back
 
     def claim(self) -> bool:
@@ -288,7 +303,7 @@ def _select(run: _Run, item: _Item) -> bool:
             channel.unanswered, item.owed = channel.unanswered + 1, True
     return wanted
 
-# %% ../../nbs/04_video/11_pipeline.ipynb #4b13606c
+
 def _must_wait(run: _Run, channel: Channel) -> bool:
     "The next frame of a file waits until the selector has heard about the last one that it chose."
     return channel.unanswered > 0 and not (channel.source.live or channel.broken or run.error)
@@ -484,6 +499,19 @@ def _write(run: _Run, item: _Item, result: FrameResult) -> None:
             what = f"{sink_name(sink)} raised {type(e).__name__}: {e}"
             run.fail(e if isinstance(e, SinkError) else SinkError(what, item.frame.source_id), "deliver")
 
+
+def _say_ended(run: _Run, source_id: str) -> None:
+    "Sinks that keep something of a source finish it."
+    for position, sink in enumerate(run.sinks):
+        if position in run.broken or (ended := getattr(sink, "source_ended", None)) is None:
+            continue
+        try:
+            ended(source_id)
+        except Exception as e:
+            run.broken.add(position)
+            what = f"{sink_name(sink)} raised {type(e).__name__}: {e}"
+            run.fail(e if isinstance(e, SinkError) else SinkError(what, source_id), "deliver")
+
 # %% ../../nbs/04_video/11_pipeline.ipynb #3d9ded5e
 def _result(run: _Run, item: _Item, failed: bool) -> FrameResult:
     "The result for one frame."
@@ -510,6 +538,7 @@ def _hand_out(run: _Run, batch: _Batch) -> None:
         batch.items.clear()
     _answer(run, batch)
     for item in batch.items:
+        item.channel.settled += 1
         if item.lost:
             continue
         started = run.clock()
@@ -533,7 +562,7 @@ def _deliver(run: _Run) -> None:
     if not run.life.claim():
         return  # the run was given up before this thread came to life
     while (batch := run.to_deliver.get()) is not None:
-        _hand_out(run, batch)
+        batch() if callable(batch) else _hand_out(run, batch)  # a change has its turn between two batches
 
 # %% ../../nbs/04_video/11_pipeline.ipynb #eb2446d0
 def _behind_gate(run: _Run, sinks: Sequence[Sink], privacy: Privacy) -> list[Sink]:
@@ -617,6 +646,8 @@ def _tend(run: _Run) -> None:
             ended = SourceError("the thread that reads it has ended", key)
             run.fail_channel(channel, ended, "ingest", "the source")
         run.entrance.close([key])
+    if run.life.leaving and run.error is None:
+        _let_leave(run)
 
 # %% ../../nbs/04_video/11_pipeline.ipynb #0b19d622
 def _depth(source: Source, runtime: RuntimeConfig) -> tuple[int, bool]:
@@ -640,12 +671,7 @@ def _new_run(
         raise ConfigError(
             "at least one source is needed, and ids must be distinct", names, "give each source an `id`"
         )
-    channels = [
-        Channel(
-            s, selectors(s) if selectors else None, trackers(s) if trackers and not s.live else None, trackers
-        )
-        for s in sources
-    ]
+    channels = [_channel(s, trackers, selectors) for s in sources]
     backend = SteadyBackend(model.backend, recover, shape=output_shape(model.manifest))
     max_batch = min(runtime.max_batch or (1 if "CPU" in backend.provider else 8), backend.max_batch)
     entrance = FrameQueues({s.source_id: _depth(s, runtime) for s in sources})
@@ -661,6 +687,7 @@ def _new_run(
         entrance,
         model.identity["sha256"],
     )
+    run.life.makers = trackers, selectors
     for _ in range(3):
         run.tensors.put(
             _Tensor(
@@ -669,8 +696,109 @@ def _new_run(
         )
     return run
 
+# %% ../../nbs/04_video/11_pipeline.ipynb #7c4e0002
+class _Change:
+    "Something that the delivering thread does between two batches."
+
+    error: Exception | None
+
+    def __init__(self, apply: Callable[[], None]):
+        self.apply, self.done, self.error = apply, threading.Event(), None
+
+    def __call__(self) -> None:
+        try:
+            self.apply()
+        except Exception as e:
+            self.error = e
+        self.done.set()
+
+
+def _let_leave(run: _Run) -> None:
+    "Forget removed sources whose last frame has been delivered, and let the sinks know."
+    for channel in list(run.life.leaving):
+        key = channel.source.source_id
+        reads = any(reader.is_alive() for reader, c in run.life.readers if c is channel)
+        if reads or channel.frames_read > channel.settled + run.entrance.dropped[key]:
+            continue
+        ended = {**_channel_summary(run, channel, True), "state": "removed"}
+        run.life.gone = {**run.life.gone, key: ended}
+        run.life.leaving = [c for c in run.life.leaving if c is not channel]
+        run.life.readers = [(reader, c) for reader, c in run.life.readers if c is not channel]
+        run.entrance.remove(key)
+        run.to_deliver.put(partial(_say_ended, run, key))
+
+
+class _Learning:
+    "What the delivering thread of a pipeline can be given to do."
+
+    _run: _Run
+
+    @property
+    def model(self) -> Model:
+        "The model with the thresholds that count now."
+        return self._run.model
+
+    def use_thresholds(self, model: Model) -> None:
+        "Take another model's postprocessing from now on; for `between_batches`, and of the same network."
+        before, after = self._run.model.postprocess, model.postprocess
+        after.dropped, after.watch = before.dropped, before.watch
+        self._run.model = model
+
+    def note_change(self, note: Any) -> None:
+        "Something for the summary: what was changed; the last hundred are kept."
+        self._run.life.changes = [*self._run.life.changes[-99:], note]
+
+    def between_batches(self, apply: Callable[[], None]) -> _Change:
+        "Call a function in the delivering thread, between two batches; `done` is set afterwards."
+        self._run.to_deliver.put(change := _Change(apply))
+        return change
+
+# %% ../../nbs/04_video/11_pipeline.ipynb #7c4e0003
+class _Changing(_Learning):
+    "What may be changed while a pipeline runs; for its `tick`."
+
+    interrupted: bool
+    finished: bool
+
+    def add_source(self, source: Source) -> None:
+        "Read one more source from now on; ConfigError where its id was used before, or the run is to end."
+        run, key = self._run, source.source_id
+        if key in (*run.life.gone, *(c.source.source_id for c in (*run.channels, *run.life.leaving))):
+            hint = "give it another `id`: frames and tracks of two sources would share one name"
+            raise ConfigError("a source of this run had this id before", key, hint)
+        channel = _channel(source, *run.life.makers)
+        ends = self.interrupted or self.finished or run.error is not None
+        if ends or not run.entrance.add(key, *_depth(source, run.runtime)):
+            raise ConfigError("the run is about to end", key, "give the source to the next run")
+        run.channels = [*run.channels, channel]
+        if run.error is not None:  # meanwhile
+            run.entrance.close([key])
+        if not run.life.threads:
+            return  # it begins with the others
+        reader = threading.Thread(target=_read, args=(run, channel), name=f"read {key}", daemon=True)
+        try:
+            reader.start()
+        except (RuntimeError, MemoryError) as e:
+            run.fail_channel(channel, SourceError(f"no thread can be started: {e}", key), "ingest", "it")
+            _end_reading(run, channel)
+        run.life.readers = [*run.life.readers, (reader, channel)]
+
+    def remove_source(self, source_id: str) -> None:
+        "Close a source; the frames of it that were read are delivered. ConfigError for an unknown one."
+        run = self._run
+        found = [c for c in run.channels if c.source.source_id == source_id]
+        if not found:
+            there = ", ".join(c.source.source_id for c in run.channels)
+            raise ConfigError("no source of this id is read", source_id, f"there are {there}")
+        run.life.leaving = [*run.life.leaving, *found]
+        run.channels = [c for c in run.channels if c is not found[0]]
+        run.entrance.close([source_id])
+        if found[0].source.live:
+            with suppress(Exception):  # it ends anyway
+                found[0].source.close()
+
 # %% ../../nbs/04_video/11_pipeline.ipynb #c3277996
-class Pipeline:
+class Pipeline(_Changing):
     "Runs a model over sources and delivers results; overlapped, bounded, one camera's failure is its own."
 
     def __init__(
@@ -854,7 +982,7 @@ def _end_readers(run: _Run) -> None:
     "Wake readers that wait, close the sources of those that never came to life, and wait for them a little."
     run.life.warm.set()  # a reader whose model never came to life
     begun = {id(channel) for reader, channel in run.life.readers if reader.ident is not None}
-    for channel in run.channels:
+    for channel in (*run.channels, *run.life.leaving):
         if channel.source.live or id(channel) not in begun:
             with suppress(Exception):
                 channel.source.close()
@@ -951,7 +1079,8 @@ def _run_once(pipeline: Pipeline, run: _Run, tick: Callable | None) -> dict[str,
 # %% ../../nbs/04_video/11_pipeline.ipynb #342c88b3
 def _channel_summary(run: _Run, channel: Channel, finished: bool) -> dict[str, Any]:
     "What is known about one source. After the run, read = delivered + dropped + discarded."
-    key, status = channel.source.source_id, status_of(channel.source)
+    status = status_of(channel.source)
+    dropped = run.entrance.dropped.get(channel.source.source_id, 0)
     return {
         "state": channel.state,
         "error": str(error) if (error := channel.error or status.error) else None,
@@ -969,11 +1098,9 @@ def _channel_summary(run: _Run, channel: Channel, finished: bool) -> dict[str, A
         "clock_jumps": getattr(channel.tracker, "clock_jumps", 0) + status.clock_jumps,
         "frames_read": channel.frames_read,
         "frames_inferred": channel.frames_inferred,
-        "frames_dropped": run.entrance.dropped[key],
+        "frames_dropped": dropped,
         "frames_delivered": channel.frames_delivered,
-        "frames_discarded": channel.frames_read - channel.frames_delivered - run.entrance.dropped[key]
-        if finished
-        else 0,
+        "frames_discarded": channel.frames_read - channel.frames_delivered - dropped if finished else 0,
         "frames_skipped": status.frames_skipped,
         "skipped": [list(map(str, s)) for s in status.skipped[:20]],
         "notes": list(status.notes[:20]),
@@ -1035,7 +1162,8 @@ def _model_summary(run: _Run) -> dict[str, Any]:
 # %% ../../nbs/04_video/11_pipeline.ipynb #d02dc728
 def summarise(pipeline: Pipeline, run: _Run) -> dict[str, Any]:
     "The summary of a run, finished or not; what `summary.json` holds."
-    sources = {c.source.source_id: _channel_summary(run, c, pipeline.finished) for c in run.channels}
+    now = [*run.life.leaving, *run.channels]
+    sources = {c.source.source_id: _channel_summary(run, c, pipeline.finished) for c in now} | run.life.gone
     total = {
         key: sum(s[key] for s in sources.values())
         for key in (
@@ -1074,4 +1202,5 @@ def summarise(pipeline: Pipeline, run: _Run) -> dict[str, Any]:
             name: stats.to_dict(run.clock(), waiting.get(name, 0)) for name, stats in run.stages.items()
         },
         "sources": sources,
+        **({"changes": list(run.life.changes)} if run.life.changes else {}),
     }

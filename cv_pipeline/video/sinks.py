@@ -357,6 +357,13 @@ def _finish(sink: VideoSink, source: str) -> SinkError | None:
         return sink_error("cannot finish the video", e, clip.path)
     return None
 
+
+def _source_ended(sink: VideoSink, source: str) -> None:
+    "Finish the file of a source that was removed."
+    sink._painters.pop(source, None)
+    if source in sink._clips and (error := _finish(sink, source)):
+        raise error
+
 # %% ../../nbs/04_video/08_sinks.ipynb #f21cdb32
 KNOWN_FOR = timedelta(seconds=2)  # how long the last known boxes are shown on frames without inference
 PALE = 0.45  # their opacity
@@ -438,6 +445,8 @@ class VideoSink:
         except (OSError, av.FFmpegError) as e:
             self._clips[source] = None
             raise sink_error("cannot write the video", e, source) from e
+
+    source_ended = _source_ended
 
     def close(self) -> None:
         errors = [error for source in self._clips if (error := _finish(self, source))]

@@ -106,26 +106,61 @@ class StageStats:
             "latency_ms": self.latency.summary(),
         }
 
-# %% ../../nbs/04_video/10_stages.ipynb #fead3efe
-class FrameQueues:
-    "One bounded queue for each source and one consumer that takes from them in turn."
+# %% ../../nbs/04_video/10_stages.ipynb #7c4e1001
+class _Members:
+    "The sources that have a queue; they may come and go."
 
     def __init__(
         self, depths: dict[Hashable, tuple[int, bool]]
     ):  # source → (most waiting frames, drop the oldest when full)
-        if any(depth < 1 for depth, _ in depths.values()):
+        self._limits = dict[Hashable, tuple[int, bool]]()
+        self._waiting = dict[Hashable, deque[Any]]()
+        self.open, self._turn = set[Hashable](), deque[Hashable]()
+        self._changed, self._over = threading.Condition(), False
+        self.dropped = dict[Hashable, int]()
+        for key, (depth, drop) in depths.items():
+            self.add(key, depth, drop)
+
+    def add(
+        self,
+        key: Hashable,
+        depth: int,  # most waiting frames
+        drop: bool,  # the oldest when full
+    ) -> bool:
+        "One more source, last in turn; False when the consumer has already heard that all is over."
+        if depth < 1:
             raise ConfigError("a queue needs a capacity of at least 1", "queue_size")
-        self._limits = dict(depths)
-        self._waiting: dict[Hashable, deque[Any]] = {key: deque() for key in depths}
-        self.open, self._turn = set(depths), deque(depths)
-        self._changed = threading.Condition()
-        self.dropped = dict.fromkeys(depths, 0)
+        with self._changed:
+            if not self._over:
+                self._limits[key], self._waiting[key], self.dropped[key] = (depth, drop), deque(), 0
+                self._turn.append(key)
+                self.open.add(key)
+            return not self._over
+
+    def remove(self, key: Hashable) -> None:
+        "Forget a source that is closed; the turn of the others stays as it is."
+        with self._changed:
+            self.open.discard(key)
+            self._turn.remove(key)
+            del self._limits[key], self._waiting[key], self.dropped[key]
+            self._changed.notify_all()
+
+    def __len__(self) -> int:
+        return sum(map(len, list(self._waiting.values())))
+
+    def depth(self, key: Hashable) -> int:
+        "Frames of one source that wait now."
+        return len(self._waiting[key])
+
+# %% ../../nbs/04_video/10_stages.ipynb #fead3efe
+class FrameQueues(_Members):
+    "One bounded queue for each source and one consumer that takes from them in turn."
 
     def put(self, key: Hashable, item: Any) -> bool:
         "Add a frame; waits or drops the oldest when full. False when the queue was closed meanwhile."
         depth, drop = self._limits[key]
         with self._changed:
-            while not drop and len(self._waiting[key]) >= depth and key in self.open:
+            while not drop and key in self.open and len(self._waiting[key]) >= depth:
                 self._changed.wait()
             if key not in self.open:
                 return False
@@ -154,14 +189,8 @@ class FrameQueues:
             found = _take_in_turn(self._waiting, self._turn, most)
             if found:
                 self._changed.notify_all()
-            return found if found or self.open else None
-
-    def __len__(self) -> int:
-        return sum(map(len, self._waiting.values()))
-
-    def depth(self, key: Hashable) -> int:
-        "Frames of one source that wait now."
-        return len(self._waiting[key])
+            self._over = not found and not self.open
+            return None if self._over else found
 
 # %% ../../nbs/04_video/10_stages.ipynb #94143f25
 def _take_in_turn(waiting: dict[Hashable, deque], turn: deque, most: int) -> list[Any]:

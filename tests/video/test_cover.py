@@ -258,6 +258,28 @@ def test_cameras_do_not_mix():
     assert covered == {"a": [1.0] * 10, "b": [0.0] * 10}
 
 
+def test_what_is_held_of_a_removed_camera_comes_out_covered_and_its_sinks_hear_the_end():
+    class Ends(Keeps):
+        ended = ()
+
+        def source_ended(self, source_id):
+            self.ended = (*self.ended, (source_id, len(self.results)))
+
+    gate = CoverGate(ON, finder=Planned({n: [(30, 20, 50, 40)] for n in range(9)}))
+    first, second = Ends(), Ends()
+    sinks = [gate, Covered(first, gate), Covered(second, gate)]
+    for given_ in [result(n, "ab"[n % 2], n / 20) for n in range(8)]:
+        for sink in sinks:
+            sink.write(given_)
+    for sink in sinks:
+        sink.source_ended("a")
+    for kept in (first, second):
+        assert [r.frame.frame_id for r in kept.results if r.frame.source_id == "a"] == [0, 2, 4, 6]
+        assert all(grey(r, (30, 20, 50, 40)) == 1 for r in kept.results)
+        assert kept.ended == (("a", len(kept.results)),)
+    assert list(gate._held) == ["b"]
+
+
 def test_a_clock_that_is_set_back_loses_no_frame_and_uncovers_none():
     gate = CoverGate(ON, finder=Planned({n: [(30, 20, 50, 40)] for n in range(20)}))
     given_ = [result(n, seconds=n / 10 - (50 if n >= 10 else 0)) for n in range(20)]
