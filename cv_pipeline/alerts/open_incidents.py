@@ -74,8 +74,6 @@ class BookDesk:
             row = incident(book, int(shown.id) if shown.id.isdecimal() else -1)
             if row["site"] != site.name:
                 where = f"incident {shown.id} of {site.name}"
-                raise DataError(
-                    "it belongs to another site", where, "answer it by the link of its call"
-                )
+                raise DataError("it belongs to another site", where, "answer it by the link of its call")
             until = acknowledge(book, policy_of(book), row["id"], who, via="page")
         return f"acknowledged until {datetime.fromtimestamp(until, timezone.utc):%H:%M} UTC"
