@@ -689,7 +689,7 @@ def test_rules_hold_at_any_frame_rate(fps):
     told = play(rules, scene, 100, fps=fps)
     assert [k for k, _ in told] == ["crowding"]  # the people beside it may own the bag
     alone = play(
-        config({**BAG, "for_s": 10}), lambda t: [thing("bag", (400, 160), 90)] * (t > 60), 100, fps=fps
+        config({**BAG, "for_s": 10}), lambda t: [thing("bag", (400, 160), 90)] * bool(t > 60), 100, fps=fps
     )
     assert [k for k, _ in alone] == ["left_object"] and 69 < alone[0][1] < 85
 
