@@ -359,7 +359,8 @@ def reloading(
 
     if mine:
         before = signal.signal(signal.SIGHUP, hear)
-    (reloader.out / REQUEST).unlink(missing_ok=True)  # of a run before
+    with suppress(OSError):  # the run says what is wrong with its folder
+        (reloader.out / REQUEST).unlink(missing_ok=True)  # of a run before
     try:
         yield reloader
     finally:
