@@ -15,14 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..core.files import write_whole
 from ..core.types import BackendError, ConfigError, MissingExtraError
-from ..inference.loading import load_model
+from ..inference.loading import load_model, model_metadata
+from ..inference.manifest import ModelFolder, open_model_folder
 from ..inference.triton import is_remote
 from ..optimization.triton_repository import ServeOptions
 from .inference_protocol import Hosted, answer
 from .ray import JobSettings, RaySettings, pod_of, ray_cluster
 
 # %% auto #0
-__all__ = ['ServeArgs', 'ServedModel', 'application', 'serving', 'serve_config', 'ray_service', 'write_serve']
+__all__ = ['ServeArgs', 'own_folder', 'ServedModel', 'application', 'serving', 'serve_config', 'ray_service', 'write_serve']
 
 # %% ../../nbs/14_scale/14_serve.ipynb #f2c61c76
 class ServeArgs(BaseModel):
@@ -54,13 +55,19 @@ class ServeArgs(BaseModel):
         )
 
 # %% ../../nbs/14_scale/14_serve.ipynb #aebf3c79
+def own_folder(model: str) -> ModelFolder:
+    "The model that is to be served, not opened; ConfigError for the address of a server."
+    if is_remote(model):
+        raise ConfigError(f"{model} is served already", "serve", "give the folder or file of the model")
+    return open_model_folder(model, None, lambda: model_metadata(model))
+
+
 class ServedModel:
     "A copy of the model in a process of Ray Serve."
 
     def __init__(self, args: str):  # ServeArgs as JSON
         a = ServeArgs.model_validate_json(args)
-        if is_remote(a.model):
-            raise ConfigError(f"{a.model} is served already", "serve", "give the folder or file of the model")
+        own_folder(a.model)
         model = load_model(a.model, threads=a.threads, backend=a.backend)
         model.backend.warmup()
         self.hosted = Hosted(model, a.options)
@@ -109,7 +116,7 @@ def serving(
     start_s: float = 120.0,  # how long the start of an own cluster is tried
 ) -> Iterator[str]:  # address of the model, for load_model and `run`
     "Serve a model until the block ends; BackendError when Ray does not start or the model does not open."
-    serve, name = _library(), load_model(args.model).manifest.name
+    serve, name = _library(), own_folder(args.model).manifest.name
     settings = RaySettings(address, args.replicas, args.cpus, args.gpus, start_s, niceness=0)
     with ray_cluster(settings):
         try:

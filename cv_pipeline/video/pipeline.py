@@ -538,23 +538,26 @@ def _hand_out(run: _Run, batch: _Batch) -> None:
         batch.items.clear()
     _answer(run, batch)
     for item in batch.items:
-        item.channel.settled += 1
-        if item.lost:
-            continue
-        started = run.clock()
-        run.stages["deliver"].begin(started)
-        _write(run, item, _result(run, item, batch.error is not None))
-        now = run.clock()
-        item.timings["deliver"] = (now - started) * 1e3
-        item.timings["total"] = (now - item.arrived) * 1e3 + item.timings.get("ingest", 0.0)
-        run.stages["deliver"].done(item.timings["deliver"], now)
-        item.channel.frames_delivered += 1
-        if not item.selected:
-            continue
+        if not item.lost:
+            _hand_out_one(run, item, batch.error is not None)
+        item.channel.settled += 1  # last: what is known about a source that leaves is written down then
+    run.tensors.put(batch.tensor)
+
+
+def _hand_out_one(run: _Run, item: _Item, failed: bool) -> None:
+    "Write the result of a frame, and count it."
+    started = run.clock()
+    run.stages["deliver"].begin(started)
+    _write(run, item, _result(run, item, failed))
+    now = run.clock()
+    item.timings["deliver"] = (now - started) * 1e3
+    item.timings["total"] = (now - item.arrived) * 1e3 + item.timings.get("ingest", 0.0)
+    run.stages["deliver"].done(item.timings["deliver"], now)
+    item.channel.frames_delivered += 1
+    if item.selected:
         run.total.add(item.timings["total"])
         if item.channel.source.live:
             run.end_to_end.add((run.now() - item.frame.captured_at).total_seconds() * 1e3)
-    run.tensors.put(batch.tensor)
 
 
 def _deliver(run: _Run) -> None:

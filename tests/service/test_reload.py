@@ -172,7 +172,7 @@ def test_what_changed_is_in_the_answer_the_summary_and_the_log(pair):
 def test_a_removed_camera_is_delivered_to_its_last_frame_and_keeps_its_counts(pair):
     _, changed = pair
     gate = changed.summary["sources"]["gate"]
-    assert gate["state"] == "removed" and gate["frames_discarded"] <= 1
+    assert (gate["state"], gate["frames_discarded"]) == ("removed", 0)
     assert len(rows(changed, "gate")) == gate["frames_read"] == gate["frames_delivered"]
     assert [e["source"] for e in changed.summary["sinks"]["events"]["earlier"]] == ["gate"]
 
@@ -302,9 +302,7 @@ def test_thirty_reloads_leave_no_thread_no_channel_and_no_memory(tmp_path, monke
     assert seen[30][1] <= seen[10][1]
     assert seen[30][2] - seen[10][2] < 24e6
     assert len(talk.summary["sources"]) == 16
-    discarded = {name: s["frames_discarded"] for name, s in talk.summary["sources"].items()}
-    assert discarded.pop("belt") == 0
-    assert max(discarded.values()) <= 1  # a frame that was being read when its source was removed
+    assert talk.summary["frames_discarded"] == 0
 
 
 class Quiet:

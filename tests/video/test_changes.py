@@ -326,3 +326,29 @@ def test_a_writer_that_waits_for_a_removed_source_is_let_go():
     queues.remove("a")
     writer.join(30)
     assert told == [False]
+
+
+def test_what_is_known_of_a_removed_source_is_written_down_after_its_last_frame(model):
+    "Its only frame is at a sink when it is removed: it has left when that frame was counted, not before."
+    entered, go_on, looks = threading.Event(), threading.Event(), []
+
+    class Holds(Heard):
+        def write(self, result):
+            super().write(result)
+            if result.frame.source_id == "second":
+                entered.set()
+                go_on.wait(60)
+
+    def looked(summary):
+        looks.append(summary["sources"]["second"]["state"])
+        return len(looks) > 8
+
+    steps = [
+        (always, lambda p: p.add_source(line("second", 1))),
+        (lambda summary: entered.is_set(), lambda p: p.remove_source("second")),
+        (looked, lambda p: go_on.set()),
+        (is_in("second", "removed"), lambda p: None),
+    ]
+    told = run(model, steps, [Holds()], runtime=RuntimeConfig(max_batch=1))["sources"]["second"]
+    assert "removed" not in looks
+    assert (told["frames_read"], told["frames_delivered"], told["frames_discarded"]) == (1, 1, 0)
