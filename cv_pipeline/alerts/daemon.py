@@ -25,7 +25,6 @@ from .channels import Channel, open_channels, scrubbed
 from cv_pipeline.alerts.incidents import (
     Happening,
     IncidentBook,
-    event_id,
     fire,
     forget_old,
     ingest,
@@ -45,7 +44,7 @@ from ..core.http_server import Answer, Guard, check_guard
 from ..core.types import Clock, ConfigError, CVPipelineError, FrameResult, SinkError, check_rules
 from ..edge.forward import InboxServer, Link, LinkSettings, Request
 from ..edge.outbox import DeviceClock
-from ..tracking.zones import Event
+from ..tracking.zones import Event, id_of_event
 from ..video.cover import PictureUse, encoded
 from ..video.supervisor import Supervisor
 
@@ -56,8 +55,7 @@ __all__ = ['id_of', 'happening_of', 'IntakeSettings', 'Intake', 'view_of', 'Aler
 # %% ../../nbs/13_alerts/06_daemon.ipynb #ccb65b3a
 def id_of(event: Event, run: str) -> str:
     "The id of an event: its own, where it has one."
-    made = event_id(run, event.source_id, event.rule, event.kind, event.tracker_id, event.at)
-    return event.event_id or made
+    return event.event_id or id_of_event(run, event)
 
 
 def happening_of(event: Event, run: str, site: str) -> Happening:
@@ -312,9 +310,6 @@ class _Heart:
 
     def close(self) -> None:
         self._stop.set()
-
-# %% ../../nbs/13_alerts/06_daemon.ipynb #7af89db3
-#| export
 
 # %% ../../nbs/13_alerts/06_daemon.ipynb #cf148d0d
 class AlertDaemon:

@@ -5,7 +5,6 @@
 # %% ../../nbs/13_alerts/01_incidents.ipynb #3c5efc5c
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,6 @@ from typing import Any, NamedTuple
 from cv_pipeline.alerts.policy import (
     Level,
     Policy,
-    Route,
     Severity,
     Step,
     Subject,
@@ -31,15 +29,15 @@ from cv_pipeline.alerts.policy import (
 )
 from ..core.databases import Database, DatabaseKind
 from ..core.escaping import one_line
-from ..core.files import json_bytes, printable, writable_folder
+from ..core.files import printable, writable_folder
 from ..core.types import ConfigError, DataError
 from ..edge.outbox import DeviceClock
 
 # %% auto #0
-__all__ = ['OPEN', 'CLOSED', 'Anchor', 'next_anchor', 'IncidentBook', 'keep_fact', 'note_clock', 'Happening', 'event_id', 'take',
-           'rows_of', 'note_history', 'subject_of', 'key_of', 'last_step', 'close_incident', 'cancel_notices',
-           'plan_notice', 'ingest', 'severity_at', 'fire', 'next_due', 'acknowledge', 'resolve', 'add_silence',
-           'open_silences', 'end_silence', 'incidents', 'incident', 'keep_picture', 'best_pictures', 'forget_old']
+__all__ = ['OPEN', 'CLOSED', 'Anchor', 'next_anchor', 'IncidentBook', 'keep_fact', 'note_clock', 'Happening', 'take', 'rows_of',
+           'note_history', 'subject_of', 'key_of', 'last_step', 'close_incident', 'cancel_notices', 'plan_notice',
+           'ingest', 'severity_at', 'fire', 'next_due', 'acknowledge', 'resolve', 'add_silence', 'open_silences',
+           'end_silence', 'incidents', 'incident', 'keep_picture', 'best_pictures', 'forget_old']
 
 # %% ../../nbs/13_alerts/01_incidents.ipynb #43ce6ea4
 class Anchor(NamedTuple):
@@ -187,19 +185,6 @@ class Happening:
     n: int = 1  # so many of them, where there were too many for a row each
     ends: bool = False  # it has ended, or the track has left
     severity: Severity | None = None  # at least this; None: by its route
-
-
-def event_id(
-    run: str,
-    source: str,
-    rule: str,
-    kind: str,
-    track: int,
-    at: datetime,
-) -> str:  # 24 hexadecimal digits
-    "The id of an event of a run."
-    text = json.dumps([run, source, rule, kind, int(track), at.isoformat()])
-    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:24]
 
 
 def take(

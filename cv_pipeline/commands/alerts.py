@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,23 +87,6 @@ def policy_check(
         records(f"Ladder {name}", rows, as_text=True)
     say(f"{plain(file)}: good")
 
-# %% ../../nbs/19_commands/15_alerts.ipynb #afef4b28
-def _stop_signals() -> tuple[threading.Event, threading.Event, Callable[[], None]]:
-    "What Ctrl-C and SIGTERM set, what SIGHUP sets, and what puts the handlers back."
-    stop, changed, before = threading.Event(), threading.Event(), dict[int, Any]()
-    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, lambda *_: stop.set())
-        if hang_up is not None:
-            before[hang_up] = signal.signal(hang_up, lambda *_: changed.set())
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    return stop, changed, restore
-
 # %% ../../nbs/19_commands/15_alerts.ipynb #669fc821
 @command(
     alerts_app,
@@ -129,10 +111,11 @@ def alerts_serve(
     CV_PIPELINE_ALERTS_TOKEN is the token of /metrics, /incidents and /api/v2/alerts."""
     from cv_pipeline.alerts.daemon import AlertDaemon, DaemonSettings
     from cv_pipeline.alerts.policy import read_policy
+    from cv_pipeline.core.background import stopped_by_signals
     from cv_pipeline.core.http_server import Guard
 
     guard = Guard(os.environ.get(TOKEN_ENV) or None, cert, key, insecure)
-    stop, changed, restore = _stop_signals()
+    stop, changed = threading.Event(), threading.Event()
 
     def again() -> Policy | None:
         if not changed.is_set():
@@ -140,14 +123,12 @@ def alerts_serve(
         changed.clear()
         return read_policy(policy)
 
-    try:
-        with AlertDaemon(book, read_policy(policy), DaemonSettings(port, host, guard, site)) as daemon:
-            say(f"alerts: [bold]{plain(daemon.server.url)}[/], book {plain(book)}")
-            if host != "127.0.0.1" and daemon.policy.link is None:
-                notes(["set `link` in the policy to the address by which people reach this machine"])
-            daemon.run(stop, again)
-    finally:
-        restore()
+    settings = DaemonSettings(port, host, guard, site)
+    with stopped_by_signals(stop, changed), AlertDaemon(book, read_policy(policy), settings) as daemon:
+        say(f"alerts: [bold]{plain(daemon.server.url)}[/], book {plain(book)}")
+        if host != "127.0.0.1" and daemon.policy.link is None:
+            notes(["set `link` in the policy to the address by which people reach this machine"])
+        daemon.run(stop, again)
     say("ended; what waits is called after the next start")
 
 # %% ../../nbs/19_commands/15_alerts.ipynb #b5046809
@@ -298,7 +279,6 @@ def alerts_test(
 
     from cv_pipeline.alerts.daemon import AlertDaemon, start_test
     from cv_pipeline.alerts.incidents import IncidentBook, resolve
-    from cv_pipeline.alerts.policy import read_policy
     from cv_pipeline.core.files import Busy
 
     if policy is not None and not book.is_file():

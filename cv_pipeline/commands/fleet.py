@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from cv_pipeline.edge.central import Centre, CentreStore
 
 # %% auto #0
-__all__ = ['fleet_commands', 'central_app', 'fleet_app', 'At', 'PASSWORD_ENV', 'central_code', 'central_revoke', 'central_serve',
-           'fleet_list', 'fleet_push', 'fleet_advance', 'fleet_pause', 'fleet_resume', 'demo_fleet']
+__all__ = ['fleet_commands', 'central_app', 'fleet_app', 'At', 'PASSWORD_ENV', 'central_code', 'central_revoke', 'until_it_ends',
+           'central_serve', 'fleet_list', 'fleet_push', 'fleet_advance', 'fleet_pause', 'fleet_resume', 'demo_fleet']
 
 # %% ../../nbs/19_commands/08_fleet.ipynb #364c8b97
 fleet_commands = typer.Typer()
@@ -102,8 +102,8 @@ def _serve(
         wait(server)
 
 
-def _until_it_ends(server: Any) -> None:
-    "Until Ctrl-C or SIGTERM; SinkError when one of its threads has died."
+def until_it_ends(server: Any) -> None:
+    "Until Ctrl-C or SIGTERM; an error when one of its threads has died."
     import threading
 
     from cv_pipeline.core.background import stopped_by_signals
@@ -142,7 +142,7 @@ def central_serve(
     guard.context()
     sys.setswitchinterval(0.001)  # a heartbeat waits less for a page that is being made
     with closing(Centre(centre, releases, keys, CentreSettings(keep_days=keep_days))) as made:
-        _serve(made, port, host, guard, _password(PASSWORD_ENV), _until_it_ends)
+        _serve(made, port, host, guard, _password(PASSWORD_ENV), until_it_ends)
 
 # %% ../../nbs/19_commands/08_fleet.ipynb #561941e1
 @command(fleet_app, "fleet list", "fleet list --state offline", "fleet list --json", name="list")

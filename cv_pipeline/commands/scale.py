@@ -352,5 +352,5 @@ def demo_scale(
 
     story = scale_demo(out, seconds, lambda text: say(plain(text)))
     say(f"see [bold]{plain(out / 'index.html')}[/]")
-    if not story.value("batch", "same"):
+    if not story.value("batch")["same"]:
         raise typer.Exit(1)

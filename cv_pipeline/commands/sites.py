@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .fleet import until_it_ends
 from .options import Opt, command, group
 from .terminal import notes, plain, records, say
 
@@ -110,26 +111,8 @@ def sites_page(
         raise typer.Exit(1)
 
 # %% ../../nbs/19_commands/16_sites.ipynb #61acfe76
-def _until_it_ends(server: Any) -> None:
-    "Until Ctrl-C or SIGTERM; an error when one of its threads has died."
-    import signal
-    import threading
-
-    stop, before = threading.Event(), {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[number] = signal.signal(number, lambda *_: stop.set())
-    try:
-        while not stop.wait(1.0):
-            if not server.alive:
-                raise RuntimeError("the server has stopped by itself")
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def serve_sites(
-    page: Any, port: int, host: str, guard: Any, wait: Callable[[Any], None] = _until_it_ends
+    page: Any, port: int, host: str, guard: Any, wait: Callable[[Any], None] = until_it_ends
 ) -> None:
     "Serve a page of sites until `wait` returns."
     from cv_pipeline.alerts.sites_server import SitesServer

@@ -100,13 +100,19 @@ if hasattr(os, "register_at_fork"):
 
 # %% ../../nbs/00_core/16_background.ipynb #9a1c0011
 @contextmanager
-def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+def stopped_by_signals(
+    stop: threading.Event,
+    again: threading.Event | None = None,  # SIGHUP sets this one; None: it does what it did
+) -> Iterator[None]:
     "SIGTERM and Ctrl-C set an event until the block ends; in the main thread, elsewhere nothing changes."
-    before: dict[signal.Signals, Any] = {}
+    before: dict[int, Any] = {}
+    heard: list[tuple[int, threading.Event]] = [(signal.SIGTERM, stop), (signal.SIGINT, stop)]
+    if again is not None and hasattr(signal, "SIGHUP"):  # Windows has none
+        heard.append((signal.SIGHUP, again))
     try:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                before[number] = signal.signal(number, lambda *_: stop.set())
+            for number, event in heard:
+                before[number] = signal.signal(number, lambda *_, event=event: event.set())
         yield
     finally:
         for number, handler in before.items():

@@ -9,9 +9,11 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -31,8 +33,8 @@ from ..monitoring.hardware import HardwareWatch, read_hardware
 from ..video.supervisor import Supervisor
 
 # %% auto #0
-__all__ = ['Health', 'ask_page', 'ask_health', 'raised_upkeep', 'open_tracks', 'free_port', 'end_left', 'Child', 'AgentSettings',
-           'ending', 'AgentStatus', 'Agent', 'make_beat', 'give_order', 'take_orders', 'order_refused']
+__all__ = ['Health', 'ask_page', 'ask_health', 'raised_upkeep', 'open_tracks', 'own_program', 'free_port', 'end_left', 'Child',
+           'AgentSettings', 'ending', 'AgentStatus', 'Agent', 'make_beat', 'give_order', 'take_orders', 'order_refused']
 
 # %% ../../nbs/11_edge/03_agent.ipynb #d52164d0
 class Health(NamedTuple):
@@ -90,6 +92,15 @@ def open_tracks(metrics: str) -> int:
     return sum(map(int, found))
 
 # %% ../../nbs/11_edge/03_agent.ipynb #66fa654f
+def own_program() -> str:
+    "The command line tool of this Python; ConfigError where it is not installed."
+    beside = Path(sys.executable).with_name("cv-pipeline")
+    found = str(beside) if beside.is_file() else shutil.which("cv-pipeline")
+    if found is None:
+        raise ConfigError("the program cv-pipeline is missing", sys.executable, "install the package")
+    return found
+
+
 def free_port() -> int:
     "A port of the loopback address that is free now."
     with socket.socket() as line:

@@ -11,7 +11,6 @@ import os
 import random
 import re
 import secrets
-import shutil
 import sys
 import threading
 import time
@@ -35,7 +34,15 @@ from cv_pipeline.core.files import (
     write_whole,
 )
 from ..core.types import Clock, ConfigError, CVPipelineError, DataError, SinkError, check_rules
-from .agent import Agent, AgentSettings, Child, end_left, free_port, take_orders
+from cv_pipeline.edge.agent import (
+    Agent,
+    AgentSettings,
+    Child,
+    end_left,
+    free_port,
+    own_program,
+    take_orders,
+)
 from .forward import Forwarder, ForwardSettings, Link, LinkError, LinkSettings, drain
 from .outbox import Outbox, OutboxSettings
 from .slots import Slots, read_journal, read_state
@@ -305,19 +312,10 @@ def _beating(b: Beats) -> None:
         b._stop.wait(wait)
 
 # %% ../../nbs/11_edge/09_box.ipynb #c9ecc3b8
-def _program(config: DeviceConfig) -> str:
-    "The command line tool of this Python."
-    beside = Path(sys.executable).with_name("cv-pipeline")
-    found = config.program or (str(beside) if beside.is_file() else shutil.which("cv-pipeline"))
-    if not found:
-        raise ConfigError("the program cv-pipeline is missing", sys.executable, "give `program`")
-    return found
-
-
 def launch_run(config: DeviceConfig, place: Path | str) -> Child:
     "Start the run of a device with a model."
     port = config.health_port or free_port()
-    command = [_program(config), "run", "--config", str(config.run), "--model", str(place)]
+    command = [config.program or own_program(), "run", "--config", str(config.run), "--model", str(place)]
     command += ["--serve-health", str(port), "--health-host", "127.0.0.1"]
     more = {}
     if enrolled(config.folder) is not None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.files import expecting, json_bytes, parse_json
+from ..core.http_server import Answer
 from ..core.types import Clock, DataError
 from ..inference.backends import Model
 from ..inference.batching import DynamicBatcher
@@ -25,7 +25,7 @@ from ..inference.triton import NUMPY_TYPES, Tensors, carried_manifest
 from ..optimization.triton_repository import ServeOptions, manifest_tensors
 
 # %% auto #0
-__all__ = ['JSON_LENGTH', 'Asked', 'read_request', 'write_answer', 'Overloaded', 'Gathered', 'Reply', 'Hosted', 'answer']
+__all__ = ['JSON_LENGTH', 'Asked', 'read_request', 'write_answer', 'Overloaded', 'Gathered', 'Hosted', 'answer']
 
 # %% ../../nbs/14_scale/13_inference_protocol.ipynb #22180c23
 JSON_LENGTH = "Inference-Header-Content-Length"  # header: where the JSON part of a body ends
@@ -201,19 +201,11 @@ async def _within(what: Any, seconds: float | None) -> None:
         pass
 
 # %% ../../nbs/14_scale/13_inference_protocol.ipynb #cd8c2601
-class Reply(NamedTuple):
-    "Status, body and headers of HTTP."
-
-    status: int
-    body: bytes
-    headers: dict[str, str] = {}
+def _json(value: Any, status: int = 200) -> Answer:
+    return Answer(status, "application/json", json_bytes(value))
 
 
-def _json(value: Any, status: int = 200) -> Reply:
-    return Reply(status, json_bytes(value), {"Content-Type": "application/json"})
-
-
-def _refusal(status: int, why: object) -> Reply:
+def _refusal(status: int, why: object) -> Answer:
     return _json({"error": str(why)[:500]}, status)
 
 
@@ -261,7 +253,7 @@ class Hosted:
         return {"model_stats": [{"name": self.name, "version": "1", "batch_stats": rows}]}
 
 # %% ../../nbs/14_scale/13_inference_protocol.ipynb #5c830474
-async def _inferred(h: Hosted, headers: Mapping[str, str], body: bytes) -> Reply:
+async def _inferred(h: Hosted, headers: Mapping[str, str], body: bytes) -> Answer:
     "The answer to one request."
     try:
         length = headers.get(JSON_LENGTH) or headers.get(JSON_LENGTH.lower())
@@ -280,12 +272,9 @@ async def _inferred(h: Hosted, headers: Mapping[str, str], body: bytes) -> Reply
         h.broken = f"{type(e).__name__}: {e}"[:300]
         return _refusal(503, h.broken)
     text, length_of = write_answer(h.name, raw, h.tensors, asked)
-    kind = "application/octet-stream" if asked.binary else "application/json"
-    return Reply(
-        200,
-        text,
-        {JSON_LENGTH: str(length_of), "Content-Type": kind} if asked.binary else {"Content-Type": kind},
-    )
+    if not asked.binary:
+        return Answer(200, "application/json", text)
+    return Answer(200, "application/octet-stream", text, ((JSON_LENGTH, str(length_of)),))
 
 # %% ../../nbs/14_scale/13_inference_protocol.ipynb #9b00b001
 async def answer(
@@ -294,7 +283,7 @@ async def answer(
     path: str,
     headers: Mapping[str, str],
     body: bytes = b"",
-) -> Reply:
+) -> Answer:
     "Answer a request of HTTP."
     own = {f"/v2/models/{h.name}", f"/v2/models/{h.name}/versions/1"}
     base, _, last = path.rstrip("/").rpartition("/")

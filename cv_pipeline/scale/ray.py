@@ -24,7 +24,7 @@ from .units import Outcome, Unit, has_part
 
 # %% auto #0
 __all__ = ['WORTH_S', 'ATTEMPT_S', 'work_left_s', 'advice', 'RaySettings', 'environment_of', 'ray_cluster', 'heard_of_actor',
-           'first_unit', 'RayEngine', 'JobSettings', 'entrypoint', 'pod_of', 'ray_job', 'ray_up', 'sky_task',
+           'first_unit', 'RayEngine', 'JobSettings', 'entrypoint', 'cluster_of', 'ray_job', 'ray_up', 'sky_task',
            'write_jobs']
 
 # %% ../../nbs/14_scale/02_ray.ipynb #33b396a4
@@ -236,7 +236,7 @@ def entrypoint(
     return shlex.join(["cv-pipeline", *command, *how])
 
 
-def pod_of(s: JobSettings, name: str, memory: int, cpus: int, gpus: int) -> dict[str, Any]:
+def _pod(s: JobSettings, name: str, memory: int, cpus: int, gpus: int) -> dict[str, Any]:
     "A pod of the cluster: limits, shared folder, no privileges."
     limits: dict[str, Any] = {"cpu": str(cpus), "memory": f"{memory}Gi"}
     limits |= {"nvidia.com/gpu": str(gpus)} if gpus else {}
@@ -251,17 +251,22 @@ def pod_of(s: JobSettings, name: str, memory: int, cpus: int, gpus: int) -> dict
     return {"spec": {"containers": [container], "volumes": [volume]}}
 
 # %% ../../nbs/14_scale/02_ray.ipynb #36ddb572
-def ray_job(command: Sequence[str], s: JobSettings) -> dict[str, Any]:
-    "A RayJob of KubeRay: the cluster ends with the job."
+def cluster_of(s: JobSettings) -> dict[str, Any]:
+    "A cluster of KubeRay: a head that works on nothing, and the workers."
     worker = {
         "groupName": "workers",
         "replicas": s.workers,
         "minReplicas": 1,
         "maxReplicas": s.workers,
         "rayStartParams": {},
-        "template": pod_of(s, "worker", s.memory_gb, s.cpus, s.gpus),
+        "template": _pod(s, "worker", s.memory_gb, s.cpus, s.gpus),
     }
-    head = {"rayStartParams": {"num-cpus": "0"}, "template": pod_of(s, "head", 4, 2, 0)}
+    head = {"rayStartParams": {"num-cpus": "0"}, "template": _pod(s, "head", 4, 2, 0)}
+    return {"headGroupSpec": head, "workerGroupSpecs": [worker]}
+
+
+def ray_job(command: Sequence[str], s: JobSettings) -> dict[str, Any]:
+    "A RayJob of KubeRay: the cluster ends with the job."
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -270,7 +275,7 @@ def ray_job(command: Sequence[str], s: JobSettings) -> dict[str, Any]:
             "entrypoint": entrypoint(command, s),
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 600,
-            "rayClusterSpec": {"headGroupSpec": head, "workerGroupSpecs": [worker]},
+            "rayClusterSpec": cluster_of(s),
         },
     }
 

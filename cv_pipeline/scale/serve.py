@@ -20,7 +20,7 @@ from ..inference.manifest import ModelFolder, open_model_folder
 from ..inference.triton import is_remote
 from ..optimization.triton_repository import ServeOptions
 from .inference_protocol import Hosted, answer
-from .ray import JobSettings, RaySettings, pod_of, ray_cluster
+from .ray import JobSettings, RaySettings, cluster_of, ray_cluster
 
 # %% auto #0
 __all__ = ['ServeArgs', 'own_folder', 'ServedModel', 'application', 'serving', 'serve_config', 'ray_service', 'write_serve']
@@ -79,7 +79,7 @@ class ServedModel:
         reply = await answer(
             self.hosted, request.method, request.url.path, request.headers, await request.body()
         )
-        return Response(reply.body, reply.status, dict(reply.headers))
+        return Response(reply.body, reply.status, dict(reply.headers), media_type=reply.kind)
 
     def check_health(self) -> None:
         "Called by Ray Serve every ten seconds; a copy that fails three times is replaced."
@@ -150,22 +150,12 @@ def serve_config(args: ServeArgs, host: str = "0.0.0.0", port: int = 8000) -> di
 
 def ray_service(args: ServeArgs, s: JobSettings, port: int = 8000) -> dict[str, Any]:
     "A RayService of KubeRay."
-    worker = {
-        "groupName": "workers",
-        "replicas": s.workers,
-        "minReplicas": 1,
-        "maxReplicas": s.workers,
-        "rayStartParams": {},
-        "template": pod_of(s, "worker", s.memory_gb, s.cpus, s.gpus),
-    }
-    head = {"rayStartParams": {"num-cpus": "0"}, "template": pod_of(s, "head", 4, 2, 0)}
-    cluster = {"headGroupSpec": head, "workerGroupSpecs": [worker]}
     config = yaml.safe_dump(serve_config(args, port=port), sort_keys=False)
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
         "metadata": {"name": "cv-pipeline"},
-        "spec": {"serveConfigV2": config, "rayClusterConfig": cluster},
+        "spec": {"serveConfigV2": config, "rayClusterConfig": cluster_of(s)},
     }
 
 

@@ -12,7 +12,6 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -25,7 +24,7 @@ from typing import Any
 from ..core.escaping import html_text
 from ..core.files import read_json, write_json, write_whole
 from ..core.types import ConfigError, DataError
-from ..edge.agent import free_port
+from ..edge.agent import free_port, own_program
 from ..edge.box import enrol_device, load_device, model_folder
 from ..edge.central import Centre, CentreServer, CentreSettings, new_code
 from ..edge.central_page import STYLE, FleetPage, fleet_duty, page_routes
@@ -193,11 +192,7 @@ class Box:
 
     def start(self) -> None:
         "Start its agent."
-        program = Path(sys.executable).with_name("cv-pipeline")
-        command = str(program) if program.is_file() else shutil.which("cv-pipeline")
-        if command is None:
-            raise ConfigError("the program cv-pipeline is missing", sys.executable, "install the package")
-        words = [command, "device", "run", "--config", str(self.folder / "device.yaml")]
+        words = [own_program(), "device", "run", "--config", str(self.folder / "device.yaml")]
         with open(self.folder / "agent.log", "ab") as log:
             how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             self.process = subprocess.Popen(words, start_new_session=True, **how)
@@ -279,9 +274,7 @@ def until(what: str, holds: Callable[[], Any], seconds: float = 120.0) -> Any:  
     end = time.monotonic() + seconds
     while not (found := holds()):
         if time.monotonic() > end:
-            raise DataError(
-                f"waited {seconds:.0f} s for: {what}", "demo-fleet", "see agent.log of the devices"
-            )
+            raise DataError(f"waited {seconds:.0f} s for: {what}", "the demo", "see the logs in its folder")
         time.sleep(0.1)
     return found
 

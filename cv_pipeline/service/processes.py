@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,7 +34,16 @@ from cv_pipeline.core.types import (
     SourceError,
     check_rules,
 )
-from ..edge.agent import Child, Health, ask_health, ask_page, end_left, ending, free_port
+from cv_pipeline.edge.agent import (
+    Child,
+    Health,
+    ask_health,
+    ask_page,
+    end_left,
+    ending,
+    free_port,
+    own_program,
+)
 from cv_pipeline.service.assembly import (
     check_run,
     health_guard,
@@ -462,11 +469,7 @@ def plan_processes(config: RunConfig, wanted: str, tell: Callable[[str], Any] = 
 
 def _launcher(config: RunConfig, cameras: Sequence[int], k: int) -> Callable[[], Child]:
     "Starts a process of the run, each time on a port that is free then."
-    beside = Path(sys.executable).with_name("cv-pipeline")
-    program = str(beside) if beside.is_file() else shutil.which("cv-pipeline")
-    if program is None:
-        raise ConfigError("the program cv-pipeline is missing", sys.executable, "install the package")
-    folder = make_folder(config.delivery.out / "processes")
+    program, folder = own_program(), make_folder(config.delivery.out / "processes")
     folder.chmod(0o700)  # a configuration may hold passwords
 
     def launch() -> Child:

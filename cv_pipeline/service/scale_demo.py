@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,10 +44,11 @@ from cv_pipeline.service.assembly import (
     pipeline_over,
     run_config,
 )
+from .fleet_demo import Story
 from ..synthetic.line import open_line
 
 # %% auto #0
-__all__ = ['FPS', 'CAMERAS', 'KilledOnce', 'ScaleStory', 'measure', 'plan_it', 'load_it', 'batch_it', 'scale_demo']
+__all__ = ['FPS', 'CAMERAS', 'PAGES', 'KilledOnce', 'measure', 'plan_it', 'load_it', 'batch_it', 'scale_demo']
 
 # %% ../../nbs/16_service/06_scale_demo.ipynb #5aa82f09
 @dataclass(frozen=True)
@@ -83,32 +83,10 @@ class _Mortal:
         "Let go of the model."
         self.work.close()
 
-# %% ../../nbs/16_service/06_scale_demo.ipynb #6f9c0098
-@dataclass
-class ScaleStory:
-    "What the demo has found, step by step."
-
-    out: Path
-    facts: list[dict[str, Any]] = field(default_factory=list)
-    pages: dict[str, str] = field(default_factory=dict)  # title → file, relative
-    tell: Callable[[str], Any] = lambda text: None
-    began: float = field(default_factory=time.monotonic)
-
-    def note(self, step: str, text: str, **numbers: Any) -> None:
-        "A step is done."
-        self.facts.append({"s": round(time.monotonic() - self.began), "step": step, "text": text, **numbers})
-        self.tell(f"{step}: {text}")
-
-    def value(self, step: str, name: str) -> Any:
-        "A number of a step; DataError when it is not known."
-        for fact in self.facts:
-            if fact["step"] == step and name in fact:
-                return fact[name]
-        raise DataError(f"no {name} of {step!r}", "the demo of scale")
-
 # %% ../../nbs/16_service/06_scale_demo.ipynb #8c75cf2c
 FPS = 4.0  # of each camera
 CAMERAS = 3
+PAGES = {"The load test": "loadtest.html", "The plan": "plan.html"}
 
 
 def _config(out: Path) -> RunConfig:
@@ -121,25 +99,25 @@ def _config(out: Path) -> RunConfig:
     return load_config(None, given)
 
 
-def measure(story: ScaleStory) -> tuple[Benchmark, Measured, RunConfig]:
+def measure(story: Story, out: Path) -> tuple[Benchmark, Measured, RunConfig]:
     "What a call costs, and what a run is like."
     how = BenchmarkSettings(
         batches=(1, 2, 4), threads=(1,), seconds=0.6, rounds=2, latency_budget_ms=200.0, fit=False
     )
-    found = run_benchmark("factory_line", story.out / "benchmark", settings=how)
-    config = _config(story.out / "run")
+    found = run_benchmark("factory_line", out / "benchmark", settings=how)
+    config = _config(out / "run")
     run_config(config)
     wishes = read_plan_config(
         {"cameras": CAMERAS, "fps": FPS, "growth_percent": 3, "months": 6, "latency_ms": 200}
     )
-    known = measured_from(found, wishes, story.out / "run", None)
+    known = measured_from(found, wishes, out / "run", None)
     fastest = max(r["images_per_s"] for r in found.rows)
-    story.note("benchmark", f"up to {fastest:.0f} pictures a second on one core", images_per_s=fastest)
+    story.note("benchmark", f"up to {fastest:.0f} pictures a second on one core", fastest)
     return found, known, config
 
 
 def plan_it(
-    story: ScaleStory, found: Benchmark, known: Measured, checked: Sequence[Mapping[str, Any]]
+    story: Story, out: Path, found: Benchmark, known: Measured, checked: Sequence[Mapping[str, Any]]
 ) -> None:
     "The plan and its page, with how wrong it was."
     wishes = read_plan_config(
@@ -147,15 +125,16 @@ def plan_it(
     )
     today = datetime.now(timezone.utc).date()
     made = make_plan(wishes, PlanInputs(found, known, read_prices(None), today, 10, None, None))
-    write_plan(made, story.out / "plan.json")
-    write_page(plan_page(made, checked), story.out / "plan.html")
+    write_plan(made, out / "plan.json")
+    write_page(plan_page(made, checked), out / "plan.html")
     last = made.months[-1]
     text = f"{last.cameras:.1f} cameras in six months: {last.servers} servers on {last.machines} machines"
-    story.note("plan", text, servers=last.servers, machines=last.machines)
-    story.pages["The plan"] = "plan.html"
+    story.note("plan", text, last.servers)
 
 # %% ../../nbs/16_service/06_scale_demo.ipynb #9d000003
-def load_it(story: ScaleStory, known: Measured, config: RunConfig, seconds: float) -> list[dict[str, Any]]:
+def load_it(
+    story: Story, out: Path, known: Measured, config: RunConfig, seconds: float
+) -> list[dict[str, Any]]:
     "A load test at the peak and at twice the peak; the prediction of the plan beside it."
     pictures = [f.image for f in open_line("line:seed=1,frames=24", "line", False)]
     model = open_configured_model(config)
@@ -166,16 +145,14 @@ def load_it(story: ScaleStory, known: Measured, config: RunConfig, seconds: floa
     )
     offer = pipeline_offer(pipeline_over(config), CAMERAS, pictures)
     report = run_loadtest(offer, Load(CAMERAS, FPS), settings, about={"model": origin})
-    write_loadtest(report, story.out)
-    write_page(loadtest_page(report), story.out / "loadtest.html")
-    story.pages["The load test"] = "loadtest.html"
+    write_loadtest(report, out)
+    write_page(loadtest_page(report), out / "loadtest.html")
     for phase in report["phases"]:
         p99 = shown(phase["p99_ms"])
         text = f"{phase['answered']} of {phase['offered']} answered, p99 {p99} ms: {phase['verdict']}"
-        story.note(
-            f"load × {phase['factor']:g}", text, **{k: phase[k] for k in ("offered", "answered", "lost")}
-        )
-    stages = read_json(story.out / "run" / "summary.json", dict)["latency_ms"]
+        counts = {k: phase[k] for k in ("offered", "answered", "lost")}
+        story.note(f"load × {phase['factor']:g}", text, counts)
+    stages = read_json(out / "run" / "summary.json", dict)["latency_ms"]
     around = sum(stages[k]["p50"] or 0.0 for k in ("preprocess", "postprocess", "deliver"))
     try:
         return check_plan(report, known, around_ms=around)
@@ -184,60 +161,61 @@ def load_it(story: ScaleStory, known: Measured, config: RunConfig, seconds: floa
         return []
 
 # %% ../../nbs/16_service/06_scale_demo.ipynb #19fcc683
-def _engine(tell: Callable[[str], Any]) -> tuple[Any, str]:
+def _engine() -> tuple[Any, str]:
     "Ray where it is installed, else processes of this machine."
     if find_spec("ray") is not None:
         return RayEngine(RaySettings(workers=2), lambda text: None), "Ray"
     return LocalEngine(BatchSettings(processes=2)), "processes"
 
 
-def batch_it(story: ScaleStory, pictures: int = 48) -> None:
+def batch_it(story: Story, out: Path, pictures: int = 48) -> None:
     "A folder of pictures in small units on two workers, one of which is killed; the rows are those of a run."
-    photos, done = make_folder(story.out / "photos"), story.out / "batch"
+    photos, done = make_folder(out / "photos"), out / "batch"
     for k, frame in enumerate(open_line(f"line:seed=5,frames={pictures}", "line", False)):
         write_whole(photos / f"{k:04d}.jpg", jpeg(frame.image))
     given = {"sources": [str(photos)], "tracker.name": "none", "model.threads": 1}
-    run_config(load_config(None, {**given, "delivery.out": str(story.out / "one_process")}))
+    run_config(load_config(None, {**given, "delivery.out": str(out / "one_process")}))
     worker, _, identity = batch_config(load_config(None, given), 1, pictures=True)
     units = plan_units(find_work([photos]), identity, pictures=6)
-    mark = story.out / "alive"
+    mark = out / "alive"
     mark.touch()
     opener = KilledOnce(UnitOpener(worker.model_dump_json()), units[len(units) // 2].id, str(mark))
-    engine, name = _engine(story.tell)
+    engine, name = _engine()
     try:
         report = run_batch(units, done, opener, engine)
     except BackendError as e:  # a Ray that does not start on a busy machine
         story.note("Ray", f"did not start, so processes of this machine: {e.what}")
         engine, name = LocalEngine(BatchSettings(processes=2)), "processes"
         report = run_batch(units, done, opener, engine)
-    same = read_results(done).equals(read_results(story.out / "one_process"))
+    same = read_results(done).equals(read_results(out / "one_process"))
     killed = not mark.exists()
     text = f"{len(units)} units on two workers ({name}), one killed in the middle: {report.left} left, "
     text += "rows are those of one process" if same else "rows DIFFER from those of one process"
-    story.note("batch", text, units=len(units), left=report.left, same=same, killed=killed, engine=name)
+    found = {"units": len(units), "left": report.left, "same": same, "killed": killed}
+    story.note("batch", text, found)
 
 # %% ../../nbs/16_service/06_scale_demo.ipynb #a794d3bb
 def scale_demo(
     out: str | Path = "runs/scale",
     seconds: float = 10.0,  # of each phase of the load test
     tell: Callable[[str], Any] = lambda text: None,
-) -> ScaleStory:
+) -> Story:
     "Benchmark, plan, load test at twice the peak, and a batch with a kill in the middle; OUT/index.html."
-    story = ScaleStory(make_folder(Path(out)), tell=tell)
-    found, known, config = measure(story)
-    checked = load_it(story, known, config, seconds)
-    plan_it(story, found, known, checked)
+    story, out = Story(tell), make_folder(Path(out))
+    found, known, config = measure(story, out)
+    checked = load_it(story, out, known, config, seconds)
+    plan_it(story, out, found, known, checked)
     for row in checked:
         said = f"p50 {shown(row['p50_ms predicted'])} ms predicted, {shown(row['p50_ms'])} measured"
-        story.note("plan checked", f"at {row['factor']:g} × the peak: {said}", p50_error=row["p50_ms error"])
-    batch_it(story)
-    _write_page(story)
+        story.note("plan checked", f"at {row['factor']:g} × the peak: {said}", row["p50_ms error"])
+    batch_it(story, out)
+    _write_page(story, out)
     return story
 
 
-def _write_page(story: ScaleStory) -> None:
-    rows = [{"after s": f["s"], "step": f["step"], "what": f["text"]} for f in story.facts]
+def _write_page(story: Story, out: Path) -> None:
+    rows = [{"after s": f["s"], "step": f["name"], "what": f["text"]} for f in story.facts]
     parts = [("What happened", table(rows))]
-    links = "".join(f'<li><a href="{html_text(n)}">{html_text(t)}</a></li>' for t, n in story.pages.items())
+    links = "".join(f'<li><a href="{html_text(n)}">{html_text(t)}</a></li>' for t, n in PAGES.items())
     parts.append(("Pages", f"<ul>{links}</ul>"))
-    write_page(document("From one box to a cluster, in small", parts, stamp()), story.out / "index.html")
+    write_page(document("From one box to a cluster, in small", parts, stamp()), out / "index.html")

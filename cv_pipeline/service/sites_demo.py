@@ -9,12 +9,11 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,20 +22,20 @@ from urllib.request import Request as WebRequest
 from urllib.request import urlopen
 
 from ..alerts.daemon import AlertDaemon
-from ..alerts.incidents import incident, incidents
+from ..alerts.incidents import incident
 from ..alerts.policy import read_policy
 from ..alerts.site_stores import Entry, FolderStore, SiteStoreError, collect_sites
 from ..alerts.sites import SiteState, read_sites, read_trends
 from ..alerts.sites_page import PageNotes, write_sites_page
 from ..core.escaping import html_text
 from ..core.files import make_folder, write_json, write_whole
-from ..core.types import ConfigError, DataError
 from ..core.http_server import Answer
+from ..edge.agent import own_program
 from ..edge.forward import InboxServer, Request
+from .fleet_demo import Story, until
 
 # %% auto #0
-__all__ = ['SITES', 'PERIOD_S', 'Line', 'Phones', 'answer_by_link', 'site_config', 'running', 'SitesStory', 'Centre', 'wait_for',
-           'sites_demo']
+__all__ = ['SITES', 'PERIOD_S', 'Line', 'Phones', 'answer_by_link', 'site_config', 'running', 'Centre', 'sites_demo']
 
 # %% ../../nbs/16_service/07_sites_demo.ipynb #ef245255
 class Line:
@@ -134,14 +133,10 @@ def site_config(name: str, out: Path) -> dict[str, Any]:
 @contextmanager
 def running(name: str, out: Path) -> Iterator[subprocess.Popen[bytes]]:
     "The run of a site in a process of its own."
-    beside = Path(sys.executable).with_name("cv-pipeline")
-    program = str(beside) if beside.is_file() else shutil.which("cv-pipeline")
-    if program is None:
-        raise ConfigError("the program cv-pipeline is missing", sys.executable, "install the package")
     path = write_json(out / f"{name.lower()}.yaml", site_config(name, out))  # JSON is YAML
     with open(out / f"{name.lower()}.log", "wb") as log:
         process = subprocess.Popen(
-            [program, "run", str(path)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            [own_program(), "run", str(path)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
     try:
         yield process
@@ -151,28 +146,6 @@ def running(name: str, out: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
-
-# %% ../../nbs/16_service/07_sites_demo.ipynb #01aa8812
-@dataclass
-class SitesStory:
-    "What the demo has shown, step by step."
-
-    out: Path
-    tell: Callable[[str], Any] = lambda text: None
-    facts: list[dict[str, Any]] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
-
-    def note(self, step: str, text: str, **known: Any) -> None:
-        "A step is done."
-        self.facts.append({"s": round(time.monotonic() - self.began), "step": step, "text": text, **known})
-        self.tell(f"{step}: {text}")
-
-    def value(self, step: str, name: str) -> Any:
-        "What is known of a step; DataError when it is not."
-        found = next((f for f in self.facts if f["step"] == step and name in f), None)
-        if found is None:
-            raise DataError(f"no {name} of {step!r}", "the demo of many sites")
-        return found[name]
 
 # %% ../../nbs/16_service/07_sites_demo.ipynb #9e000003
 @dataclass
@@ -192,74 +165,50 @@ class Centre:
             write_sites_page(self.out / page, sites, read_trends(self.out / "centre"), notes)
         return {s.name: s for s in sites}
 
-
-def wait_for(what: str, true: Callable[[], bool], seconds: float) -> float:  # how long it took
-    "Wait until something is so; DataError when it does not come."
-    began = time.monotonic()
-    while not true():
-        if time.monotonic() - began > seconds:
-            raise DataError(
-                f"it did not happen within {seconds:.0f} s: {what}",
-                "the demo of many sites",
-                "a busy machine? try again",
-            )
-        time.sleep(0.1)
-    return time.monotonic() - began
-
 # %% ../../nbs/16_service/07_sites_demo.ipynb #8d4ab8a4
-def _all_live(story: SitesStory, centre: Centre, patience_s: float) -> None:
-    live = lambda: (
-        sum(len(s.boxes) > 0 and s.state in ("ok", "attention") for s in centre.look().values()) == len(SITES)
-    )
-    seconds = wait_for("all sites report", live, patience_s)
+def _all_live(story: Story, centre: Centre, patience_s: float) -> None:
+    live = lambda: [s for s in centre.look().values() if s.state in ("ok", "attention")]
+    until("all sites report", lambda: len(live()) == len(SITES), patience_s)
     cameras = sum(len(names.split()) for names in SITES.values())
-    story.note(
-        "sites", f"{len(SITES)} sites with {cameras} cameras report after {seconds:.0f} s", cameras=cameras
-    )
+    story.note("sites", f"{len(SITES)} sites with {cameras} cameras report", cameras)
 
 
-def _called(story: SitesStory, daemon: AlertDaemon, phones: Phones, patience_s: float) -> None:
-    wait_for("an incident is called about", lambda: bool(phones.calls), patience_s)
+def _called(story: Story, daemon: AlertDaemon, phones: Phones, patience_s: float) -> None:
+    until("an incident is called about", lambda: phones.calls, patience_s)
     number = phones.calls[0][1]["incident"]
-    wait_for("it has escalated twice", lambda: len(set(phones.levels(number))) >= 3, patience_s)
+    until("it has escalated twice", lambda: len(set(phones.levels(number))) >= 3, patience_s)
     levels = phones.levels(number)
-    story.note(
-        "defect", f"a defect in the press: incident {number}, calls of the levels {levels}", levels=levels
-    )
-    link = next(
-        c["link"] for _, c in reversed(phones.calls) if c["incident"] == number and c["kind"] == "call"
-    )
-    form, answered = answer_by_link(link, "Eva", "the press is stopped")
-    state = incident(daemon.book, number)["state"]
-    before = len(phones.levels(number))
-    story.note("answer", f"by link: incident {number} is {state}", state=state, form=form, answered=answered)
+    story.note("defect", f"a defect in the press: incident {number}, calls of the levels {levels}", levels)
+    calls = [c for _, c in phones.calls if c["incident"] == number and c["kind"] == "call"]
+    form, answered = answer_by_link(calls[-1]["link"], "Eva", "the press is stopped")
+    state, before = incident(daemon.book, number)["state"], len(phones.levels(number))
+    story.note("answer", f"by link: incident {number} is {state}", (form, answered, state))
     time.sleep(1.5)
-    after = len(phones.levels(number))
-    story.note("silence", f"{after - before} calls about it after the answer", calls=after - before)
+    after = len(phones.levels(number)) - before
+    story.note("silence", f"{after} calls about it after the answer", after)
 
 
-def _cut(story: SitesStory, centre: Centre, patience_s: float) -> None:
+def _cut(story: Story, centre: Centre, patience_s: float) -> None:
     fresh = lambda: centre.look()["Lyon"].state in ("ok", "attention")
-    wait_for("Lyon is fresh", fresh, patience_s)
-    centre.lines["Lyon"].whole = False
-    seconds = wait_for("Lyon is stale", lambda: centre.look("cut.html")["Lyon"].state == "stale", patience_s)
+    until("Lyon is fresh", fresh, patience_s)
+    centre.lines["Lyon"].whole, began = False, story.seconds
+    until("Lyon is stale", lambda: centre.look("cut.html")["Lyon"].state == "stale", patience_s)
+    seconds = story.seconds - began
     others = sorted(s.state for s in centre.look("cut.html").values() if s.name != "Lyon")
-    story.note(
-        "cut", f"the line to Lyon is cut: stale after {seconds:.1f} s, the others {others}", others=others
-    )
+    story.note("cut", f"the line to Lyon is cut: stale after {seconds:.1f} s, the others {others}", others)
     centre.lines["Lyon"].whole = True
-    seconds = wait_for("Lyon is back", fresh, patience_s)
-    story.note("healed", f"Lyon is back after {seconds:.1f} s")
+    until("Lyon is back", fresh, patience_s)
+    story.note("healed", "Lyon is back")
 
 # %% ../../nbs/16_service/07_sites_demo.ipynb #859e2b8f
 def sites_demo(
     out: str | Path = "runs/sites",
     tell: Callable[[str], Any] = lambda text: None,
     patience_s: float = 120.0,  # for each step, on a busy machine
-) -> SitesStory:
+) -> Story:
     "Three sites, a defect that must not be missed, a line that is cut, and their page: OUT/index.html."
     out = make_folder(Path(out))
-    story = SitesStory(out, tell)
+    story = Story(tell)
     for name in (*(n.lower() for n in SITES), "stores", "centre"):
         shutil.rmtree(out / name, ignore_errors=True)
     for old in out.glob("brno.sqlite*"):
@@ -281,17 +230,12 @@ def sites_demo(
         _cut(story, centre, patience_s)
         open_now = centre.look("sites.html")["Brno"]
         shown = sum(len(box.snapshot.incidents) for box in open_now.boxes if box.snapshot)
-        story.note(
-            "page",
-            f"the page of three sites shows {shown} open incidents",
-            shown=shown,
-            open=len(incidents(daemon.book)),
-        )
-    _write_index(story)
+        story.note("page", f"the page of three sites shows {shown} open incidents", shown)
+    _write_index(story, out)
     return story
 
 # %% ../../nbs/16_service/07_sites_demo.ipynb #9e000005
-def _write_index(story: SitesStory) -> None:
+def _write_index(story: Story, out: Path) -> None:
     rows = "".join(_row(f) for f in story.facts)
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Many sites</title>'
@@ -300,9 +244,9 @@ def _write_index(story: SitesStory) -> None:
         f"<table>{rows}</table><p><a href='sites.html'>The page at the end</a>, "
         "<a href='cut.html'>while the line to Lyon was cut</a></p></body></html>\n"
     )
-    write_whole(story.out / "index.html", page)
+    write_whole(out / "index.html", page)
 
 
 def _row(fact: dict[str, Any]) -> str:
-    cells = (f"{fact['s']} s", fact["step"], fact["text"])
+    cells = (f"{fact['s']} s", fact["name"], fact["text"])
     return "<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in cells) + "</tr>"

@@ -350,8 +350,8 @@ def test_two_agents_in_one_folder_are_refused(file):
 def test_a_program_that_is_missing_is_a_sentence(file, monkeypatch):
     config = B.load_device(file)
     config.program = None
-    monkeypatch.setattr(B.sys, "executable", "/nowhere/python")
-    monkeypatch.setattr(B.shutil, "which", lambda name: None)
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ConfigError, match="program cv-pipeline is missing"):
         B.launch_run(config, "model")
 

@@ -65,7 +65,11 @@ def listening(hosted, loop):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             made = loop(answer(hosted, self.command, self.path, self.headers, body))
             self.send_response(made.status)
-            for name, value in {**made.headers, "Content-Length": str(len(made.body))}.items():
+            for name, value in (
+                ("Content-Type", made.kind),
+                ("Content-Length", str(len(made.body))),
+                *made.headers,
+            ):
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(made.body)
