@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
@@ -44,14 +44,15 @@ from cv_pipeline.annotation.cases import (
 )
 
 # %% auto #0
-__all__ = ['Pictures', 'Collected', 'read_collected', 'write_collected', 'unclosed', 'read_books', 'Shelf', 'CollectSink',
-           'LiveCollection', 'open_collect', 'read_log', 'Flag', 'read_flags', 'KeptFrames', 'kept_folders',
-           'RecordedAddress', 'recorded_sources', 'Collection', 'collect', 'estimated_mean', 'audited']
+__all__ = ['ENCRYPTED', 'Pictures', 'Collected', 'stored', 'read_collected', 'write_collected', 'unclosed', 'read_books', 'Shelf',
+           'CollectSink', 'LiveCollection', 'open_collect', 'read_log', 'Flag', 'read_flags', 'KeptFrames',
+           'kept_folders', 'RecordedAddress', 'recorded_sources', 'Collection', 'collect', 'estimated_mean', 'audited']
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #e6ac7997
 from cv_pipeline.core.files import (
     append_lines,
     expecting,
+    is_there,
     json_bytes,
     locked,
     path_below,
@@ -159,6 +160,7 @@ def _collected(row: Mapping[str, Any]) -> Collected:
 
 _TALLY = "tally.jsonl"  # of a collection that is not closed
 _OFFERED = "offered.jsonl"  # of a collection from a log that is not finished
+ENCRYPTED = ".enc"  # after the name of a picture that is encrypted: see privacy.encryption
 
 
 def _refuse_unfinished(folder: Path) -> None:
@@ -166,6 +168,12 @@ def _refuse_unfinished(folder: Path) -> None:
     if (folder / _OFFERED).exists():
         hint = "repeat the same `cv-pipeline collect`: it continues where it was; or wait while it runs"
         raise DataError("this collection is unfinished: its pictures are a part of what counts", folder, hint)
+
+
+def stored(folder: Path, picture: str) -> Path:
+    "The file of a picture: the plain one, or the encrypted one where that is what there is."
+    plain = folder / picture
+    return sealed if not is_there(plain) and is_there(sealed := folder / (picture + ENCRYPTED)) else plain
 
 
 def _rows_in(path: Path) -> dict[str, Collected]:
@@ -192,22 +200,28 @@ def _rows_in(path: Path) -> dict[str, Collected]:
     return rows
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #798503f5
+def _listed(folder: Path) -> list[Collected]:
+    "What a collection lists, in the order of time within each source; DataError when there is none."
+    _refuse_unfinished(folder)
+    if not (folder / "collected.jsonl").is_file():
+        raise DataError(
+            "no collection found: collected.jsonl is missing", folder, "cv-pipeline collect makes one"
+        )
+    rows = _rows_in(folder / "collected.jsonl").values()
+    return sorted(rows, key=lambda r: (r.source_id, r.captured_at, r.frame_id))
+
+
 def read_collected(
     folder: str | Path,
     check: bool = True,  # False: missing images are left out silently
 ) -> list[Collected]:  # in the order of time within each source
     """The collected images; of a running or killed run with the probabilities of its last frame. DataError
     when there are none, or when images are missing."""
-    folder = Path(folder)
-    _refuse_unfinished(folder)
-    if not (folder / "collected.jsonl").is_file():
-        raise DataError(
-            "no collection found: collected.jsonl is missing", folder, "cv-pipeline collect makes one"
-        )
-    rows = sorted(
-        _rows_in(folder / "collected.jsonl").values(), key=lambda r: (r.source_id, r.captured_at, r.frame_id)
-    )
+    rows = _listed(folder := Path(folder))
     gone = [r.picture for r in rows if not (folder / r.picture).is_file()]
+    if check and (sealed := sum(stored(folder, name).suffix == ENCRYPTED for name in gone)):
+        what = f"{sealed} of {len(rows)} images are encrypted"
+        raise DataError(what, folder, "cv-pipeline privacy open FOLDER --keys KEYS -- COMMAND {}")
     if gone and check:
         raise DataError(
             "\n  - ".join(
@@ -403,7 +417,7 @@ def _give_way(shelf: Shelf, heap: list[tuple[float, str]]) -> None:
     del shelf.rows[picture]
     shelf.bytes -= shelf.lengths.pop(picture)
     shelf.append({"picture": picture, "dropped": True})  # first: a line without its picture is an error
-    (shelf.folder / picture).unlink(missing_ok=True)
+    stored(shelf.folder, picture).unlink(missing_ok=True)
 
 
 def _make_room(shelf: Shelf, length: int, limit: float, rank: float) -> bool:
@@ -460,6 +474,7 @@ def _check_room(max_bytes: float | None, folder: str | Path) -> None:
 class _Prints(_Books):
     policy: CollectPolicy
     cover: PictureCover | None = None  # None: the pictures come covered, or show no people
+    seal: Callable[[bytes, str, datetime], bytes] | None = None  # encrypts a file: its bytes, camera, time
 
     def hashes(self, frame: Frame, kinds: int) -> tuple[int, str]:
         "Of the scene, and of the very pixels with these reasons."
@@ -471,6 +486,8 @@ class _Prints(_Books):
             covered = self.cover(frame.image, _known(row, self.cover.names), frame.source_id)
             frame = replace(frame, image=covered)
         data = encoded(frame.image, ".jpg", self.policy.quality)
+        if self.seal is not None:
+            data = self.seal(data, frame.source_id, frame.captured_at)
         return data, len(data)
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #b85877b9
@@ -509,7 +526,8 @@ def _keep(shelf: Shelf, frame: Frame, row: Collected, contends: bool) -> bool:
         return False
     try:
         if data is not None:  # else it lies there since before the kill
-            write_whole(shelf.folder / row.picture, data)
+            name = row.picture + (ENCRYPTED if shelf.seal is not None else "")
+            write_whole(shelf.folder / name, data)
     except SinkError as e:
         raise SinkError(f"a collected picture {e.what}", e.where, e.hint) from e
     shelf.rows[row.picture] = replace(row, detections=[])  # what was detected is on disk
@@ -648,11 +666,10 @@ def _resume(shelf: Shelf) -> None:
         return
     with open(path, "rb+") as f:
         f.truncate(f.read().rfind(b"\n") + 1)  # without the torn line of a killed run
-    for row in read_collected(shelf.folder, check=False):
-        shelf.rows[row.picture], shelf.lengths[row.picture] = (
-            replace(row, detections=[]),
-            (shelf.folder / row.picture).stat().st_size,
-        )
+    for row in _listed(shelf.folder):
+        if not is_there(file := stored(shelf.folder, row.picture)):
+            continue
+        shelf.rows[row.picture], shelf.lengths[row.picture] = replace(row, detections=[]), file.stat().st_size
         shelf._folders[row.source_id] = row.picture.split("/")[1]
         if not row.case:
             continue
@@ -767,17 +784,18 @@ class LiveCollection(CollectSink):
 
 
 def open_collect(
-    settings: Any, out: Path
-) -> LiveCollection:  # settings: the section `collect` of a configuration
+    settings: Any,  # the section `collect` of a configuration
+    out: Path,
+    seal: Callable[[bytes, str, datetime], bytes] | None = None,  # encrypts what is kept
+) -> LiveCollection:
     "The sink that a configuration asks for."
     policy = CollectPolicy(
         **{f.name: getattr(settings, f.name) for f in fields(CollectPolicy) if hasattr(settings, f.name)}
     )
-    return LiveCollection(
-        settings.folder or Path(out) / "collected",
-        policy,
-        None if settings.max_gb is None else settings.max_gb * 1e9,
-    )
+    most = None if settings.max_gb is None else settings.max_gb * 1e9
+    sink = LiveCollection(settings.folder or Path(out) / "collected", policy, most)
+    sink.shelf.seal = seal
+    return sink
 
 
 def _learn(sink: CollectSink, result: FrameResult) -> None:

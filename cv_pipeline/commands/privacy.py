@@ -15,8 +15,8 @@ from .terminal import notes, plain, records, say
 from ..core.types import ConfigError
 
 # %% auto #0
-__all__ = ['privacy_commands', 'privacy_app', 'access_app', 'Log', 'privacy_secrets', 'privacy_blur', 'privacy_check',
-           'access_show', 'access_verify', 'demo_privacy']
+__all__ = ['privacy_commands', 'privacy_app', 'access_app', 'Log', 'KeyFolder', 'privacy_secrets', 'privacy_blur',
+           'privacy_check', 'access_show', 'access_verify', 'privacy_encrypt', 'privacy_open', 'demo_privacy']
 
 # %% ../../nbs/19_commands/09_privacy.ipynb #41e31d4d
 privacy_commands = typer.Typer()
@@ -177,6 +177,57 @@ def access_verify(
     if problems:
         raise typer.Exit(1)
     say("as recorded" if head else "every line continues the one before; compare the head with a report's")
+
+# %% ../../nbs/19_commands/09_privacy.ipynb #87b714cb
+KeyFolder = Annotated[
+    Path, Opt(help="folder of the keys, one for each camera and day; keep it out of backups")
+]
+
+
+@command(privacy_app, "privacy encrypt runs/latest/collected --keys privacy/keys", name="encrypt")
+def privacy_encrypt(
+    folder: Path,  # a collection: what `collect` made
+    *,
+    keys: KeyFolder = Path("privacy/keys"),
+) -> None:
+    "Encrypt the plain pictures of a collection with the keys of their cameras and days; may be repeated."
+    from cv_pipeline.privacy.access import note_access
+    from cv_pipeline.privacy.encryption import Keys, encrypt_collection
+
+    count = encrypt_collection(folder, Keys(keys))
+    note_access("encrypt", str(folder), f"{count} pictures")
+    say(f"{count} pictures encrypted; without {plain(keys)} no one can open them")
+
+
+@command(
+    privacy_app,
+    "privacy open runs/latest/collected -- cv-pipeline select {} --out round-1",
+    "privacy open runs/latest/collected --keys privacy/keys -- ls {}/frames",
+    name="open",
+)
+def privacy_open(
+    folder: Path,  # with encrypted pictures
+    run: list[str],  # after `--`: a command, with {} where the plain folder stands
+    *,
+    keys: KeyFolder = Path("privacy/keys"),
+) -> None:
+    "Run a command on a plain copy of a folder, in memory where there is one. The exit code is the command's."
+    import subprocess
+
+    from cv_pipeline.privacy.access import note_access
+    from cv_pipeline.privacy.encryption import Keys, decrypted
+
+    if not any("{}" in word for word in run):
+        hint = f"cv-pipeline privacy open {folder} -- cv-pipeline select {{}} --out round-1"
+        raise ConfigError("the command does not name the folder: {}", "privacy open", hint)
+    note_access("view", str(folder), "decrypted for: " + run[0])
+    with decrypted(folder, Keys(keys)) as plain_folder:
+        try:
+            done = subprocess.run([word.replace("{}", str(plain_folder)) for word in run])
+        except OSError as e:
+            raise ConfigError(f"{run[0]} cannot be started: {e.strerror}", "privacy open") from e
+    if done.returncode:
+        raise typer.Exit(done.returncode if done.returncode > 0 else 1)
 
 # %% ../../nbs/19_commands/09_privacy.ipynb #b8114ad2
 @command(

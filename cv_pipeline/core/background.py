@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import threading
 import time
@@ -99,21 +100,35 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=BACKGROUND.forget)
 
 # %% ../../nbs/00_core/16_background.ipynb #9a1c0011
+def _set_all(heard: queue.SimpleQueue[threading.Event | None]) -> None:
+    """Set each event that comes. Not in the handler: it interrupts the main thread, which may hold the lock
+    of the very event that it waits for, and would then wait for itself."""
+    while (event := heard.get()) is not None:
+        event.set()
+
+
 @contextmanager
 def stopped_by_signals(
     stop: threading.Event,
     again: threading.Event | None = None,  # SIGHUP sets this one; None: it does what it did
 ) -> Iterator[None]:
     "SIGTERM and Ctrl-C set an event until the block ends; in the main thread, elsewhere nothing changes."
-    before: dict[int, Any] = {}
-    heard: list[tuple[int, threading.Event]] = [(signal.SIGTERM, stop), (signal.SIGINT, stop)]
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    wanted: list[tuple[int, threading.Event]] = [(signal.SIGTERM, stop), (signal.SIGINT, stop)]
     if again is not None and hasattr(signal, "SIGHUP"):  # Windows has none
-        heard.append((signal.SIGHUP, again))
+        wanted.append((signal.SIGHUP, again))
+    before: dict[int, Any] = {}
+    heard: queue.SimpleQueue[threading.Event | None] = queue.SimpleQueue()
+    listener = threading.Thread(target=_set_all, args=(heard,), name="signals", daemon=True)
+    listener.start()
     try:
-        if threading.current_thread() is threading.main_thread():
-            for number, event in heard:
-                before[number] = signal.signal(number, lambda *_, event=event: event.set())
+        for number, event in wanted:
+            before[number] = signal.signal(number, lambda *_, event=event: heard.put(event))
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        heard.put(None)
+        listener.join(1.0)

@@ -443,6 +443,9 @@ class PrivacyConfig(_Section):
     about: dict[str, str] = Field(
         default_factory=dict, description="{controller, contact, purpose, basis}: for record and sign."
     )
+    encrypt: str | None = Field(
+        None, description="Folder of keys: `collect` encrypts its pictures with that of camera and day."
+    )
 
 
 def _with_a_reason(value: Any) -> Any:
@@ -754,6 +757,12 @@ class RunConfig(_Section):
         if twice := sorted({i for i in ids if ids.count(i) > 1}):
             raise ValueError(f"duplicate source id: {', '.join(twice)}")
         return value
+
+    @model_validator(mode="after")
+    def _something_to_encrypt(self) -> RunConfig:
+        if self.privacy.encrypt is not None and self.collect is None:
+            raise ValueError("privacy.encrypt needs `collect`: it encrypts the pictures that are collected")
+        return self
 
 # %% ../../nbs/00_core/03_config.ipynb #2f501f26
 _ITEMS: dict[str, type[BaseModel]] = {

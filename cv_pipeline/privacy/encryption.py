@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from ..annotation.collect import read_collected
+from ..annotation.collect import ENCRYPTED, read_collected
 from cv_pipeline.core.files import (
     append_lines,
     is_there,
@@ -23,6 +23,7 @@ from cv_pipeline.core.files import (
     path_below,
     read_bytes,
     read_json_lines,
+    writable_folder,
     write_whole,
 )
 from ..core.types import ConfigError, DataError, MissingExtraError, utc_now
@@ -30,7 +31,6 @@ from ..monitoring.telemetry import camera_folder
 from .places import add_kind
 from cv_pipeline.privacy.stores import (
     ANY,
-    ENCRYPTED,
     MAGIC,
     Found,
     LocalStore,
@@ -41,7 +41,8 @@ from cv_pipeline.privacy.stores import (
 )
 
 # %% auto #0
-__all__ = ['KeyDestroyed', 'Keys', 'encrypt_picture', 'decrypt_picture', 'encrypt_collection', 'decrypted', 'KeyStore']
+__all__ = ['KeyDestroyed', 'Keys', 'encrypt_picture', 'seal', 'decrypt_picture', 'sealer', 'encrypt_collection', 'decrypted',
+           'KeyStore']
 
 # %% ../../nbs/12_privacy/07_encryption.ipynb #1ebc9e1a
 class KeyDestroyed(DataError):
@@ -112,15 +113,24 @@ def encrypt_picture(
     day: date | str,  # of its capture, in UTC
 ) -> Path:  # of the encrypted one
     "Encrypt a picture in place: the encrypted file is on the disk before the plain one goes."
-    path, day = Path(path), str(day)
-    data, key = read_bytes(path), keys.newest(camera, day)
-    head: dict[str, Any] = {"camera": camera, "day": day, "key": key.name.split(".")[-2]}
-    head |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    made = write_whole(
-        path.with_name(path.name + ENCRYPTED), _sealed(data, head, read_bytes(key)), durable=True
-    )
+    path = Path(path)
+    sealed = seal(read_bytes(path), keys, camera, day)
+    made = write_whole(path.with_name(path.name + ENCRYPTED), sealed, durable=True)
     path.unlink()
     return made
+
+
+def seal(
+    data: bytes,  # of a plain picture file
+    keys: Keys,
+    camera: str,
+    day: date | str,  # of its capture, in UTC
+) -> bytes:
+    "The bytes of the encrypted file."
+    key = keys.newest(camera, str(day))
+    head: dict[str, Any] = {"camera": camera, "day": str(day), "key": key.name.split(".")[-2]}
+    head |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    return _sealed(data, head, read_bytes(key))
 
 
 def _sealed(data: bytes, head: Mapping[str, Any], key: bytes) -> bytes:
@@ -143,6 +153,14 @@ def decrypt_picture(path: str | Path, keys: Keys) -> bytes:
         raise DataError("the picture was changed, or has another key", path, "take it from a backup") from e
 
 # %% ../../nbs/12_privacy/07_encryption.ipynb #74c2c475
+def sealer(keys: Keys) -> Callable[[bytes, str, datetime], bytes]:
+    """What a run encrypts its pictures with, from bytes, camera and time of capture; MissingExtraError and
+    SinkError come now."""
+    _cipher(bytes(32))
+    writable_folder(keys.folder)
+    return lambda data, camera, at: seal(data, keys, camera, at.astimezone(timezone.utc).date())
+
+
 def encrypt_collection(folder: str | Path, keys: Keys) -> int:  # pictures that were encrypted
     "Encrypt the plain pictures of a collection; safe to repeat."
     count = 0

@@ -32,15 +32,16 @@ from cv_pipeline.core.files import (
     write_whole,
     writing,
 )
+from ..annotation.collect import ENCRYPTED
 from ..core.formats import IMAGE_SUFFIXES
 from ..core.types import ConfigError, DataError, SinkError
 from ..monitoring.telemetry import camera_folder
 
 # %% auto #0
-__all__ = ['ANY', 'LINES', 'ORDER', 'PICTURES', 'ENCRYPTED', 'MAGIC', 'PLACE', 'OUR_FOLDERS', 'Subject', 'subject_from', 'Wanted',
-           'moment_of', 'row_goes', 'edited', 'Lines', 'lines_in', 'rewrite_lines', 'StoreError', 'reading',
-           'table_rows', 'rewrite_table', 'Found', 'Pieces', 'Store', 'walk_files', 'is_picture', 'encrypted_head',
-           'named_after', 'modified_at', 'LocalStore', 'FolderStore', 'remove_empty']
+__all__ = ['ANY', 'LINES', 'ORDER', 'PICTURES', 'MAGIC', 'PLACE', 'OUR_FOLDERS', 'Subject', 'subject_from', 'Wanted', 'moment_of',
+           'row_goes', 'edited', 'Lines', 'lines_in', 'rewrite_lines', 'StoreError', 'reading', 'table_rows',
+           'rewrite_table', 'Found', 'Pieces', 'Store', 'walk_files', 'is_picture', 'encrypted_head', 'named_after',
+           'modified_at', 'LocalStore', 'FolderStore', 'remove_empty']
 
 # %% ../../nbs/12_privacy/02_stores.ipynb #c9c76b70
 ANY = "*"  # every camera
@@ -480,7 +481,6 @@ class Store(Protocol):
 
 # %% ../../nbs/12_privacy/02_stores.ipynb #c173a818
 PICTURES = tuple(IMAGE_SUFFIXES)
-ENCRYPTED = ".enc"  # a picture that was encrypted, after its own suffix
 MAGIC = b"cv_pipeline encrypted picture 1\n"  # its first line; the second one is its head, in JSON
 PLACE = "privacy"  # folder in a project: plans, certificates, access log, keys
 OUR_FOLDERS = (PLACE, ".git", "__pycache__")  # folders that no store searches

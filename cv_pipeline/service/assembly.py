@@ -563,13 +563,22 @@ def _own_sinks(config: RunConfig, heard: Sequence[Callable[[Event], Any]] = ()) 
     if config.collect is not None:
         from cv_pipeline.annotation.collect import open_collect
 
-        yield open_collect(config.collect, d.out)
+        yield open_collect(config.collect, d.out, _sealer(config.privacy.encrypt))
     if config.shadow is not None:
         from cv_pipeline.release.trial import open_shadow
 
         yield open_shadow(config.shadow, config, _raised_by(None if log is None else log.upkeep))
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ae8371eb
+def _sealer(folder: str | None) -> Callable[[bytes, str, Any], bytes] | None:
+    "What encrypts the pictures that are collected, with the keys of a folder."
+    if folder is None:
+        return None
+    from cv_pipeline.privacy.encryption import Keys, sealer
+
+    return sealer(Keys(folder))
+
+
 def _raised_by(upkeep: Any) -> Callable[[str], Sequence[str]]:
     "Upkeep signals of a camera, for the shadow: what a dirty lens shows says nothing about a model."
     if upkeep is None:

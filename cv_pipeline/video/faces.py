@@ -70,6 +70,7 @@ def _session(path: Path, threads: int) -> ort.InferenceSession:
 
 STRIDES = (8, 16, 32)  # pixels between the cells of the three outputs
 _AT_ONCE = 8  # pictures of one call of the net: about 100 MB
+_SIZES = 4  # of pictures whose input stays in memory, 3 MB each at 640 × 360
 
 # %% ../../nbs/04_video/06_faces.ipynb #99a31275
 _DARK, _BRIGHT = 90, 200  # the brightest hundredth of a picture: below the first it is lifted to the second
@@ -97,13 +98,24 @@ def _lit(image: np.ndarray) -> np.ndarray:
     return cv2.convertScaleAbs(soft, alpha=min(_BRIGHT / max(level, 1.0), _MOST_GAIN))
 
 
-def _tensor(images: Sequence[np.ndarray]) -> np.ndarray:  # of one size
-    "(B, 3, H, W) float32, padded to multiples of 32 with black."
-    h, w = images[0].shape[:2]
-    made = np.zeros((len(images), 3, -(-h // 32) * 32, -(-w // 32) * 32), np.float32)
-    for into, image in zip(made, images):
-        into[:, :h, :w] = image.transpose(2, 0, 1)
-    return made
+class _Tensors:
+    "The net's input, whose memory is used again: to ask for new pages costs four times the copying."
+
+    def __init__(self):
+        self._kept: dict[tuple[int, int], np.ndarray] = {}  # by the size of the pictures
+
+    def of(self, images: Sequence[np.ndarray]) -> np.ndarray:  # of one size
+        "(B, 3, H, W) float32, padded to multiples of 32 with black; good until the next call."
+        h, w = images[0].shape[:2]
+        made = self._kept.get((h, w))
+        if made is None or len(made) < len(images):
+            if len(self._kept) >= _SIZES:
+                self._kept.clear()
+            made = np.zeros((len(images), 3, -(-h // 32) * 32, -(-w // 32) * 32), np.float32)
+            self._kept[h, w] = made
+        for into, image in zip(made, images):
+            into[:, :h, :w] = image.transpose(2, 0, 1)
+        return made[: len(images)]
 
 # %% ../../nbs/04_video/06_faces.ipynb #879d4afb
 def _decoded(
@@ -145,7 +157,7 @@ class YuNet:
             raise ConfigError(what, "YuNet", "conf and iou in 0..1, side in 32..4096, max_det ≥ 1")
         self.conf, self.side, self.iou, self.max_det, self.thorough = conf, side, iou, max_det, thorough
         file = face_model() if path is None else Path(path)
-        self._session = _session(file, threads)
+        self._session, self._tensors = _session(file, threads), _Tensors()
         self.name = f"yunet {file_sha256(file)[:12]} conf={conf:g} side={side}"
 
     def find(self, images: Sequence[np.ndarray]) -> list[Faces]:
@@ -167,7 +179,7 @@ class YuNet:
         found, names = [NO_FACES] * len(images), [o.name for o in self._session.get_outputs()]
         parts = (rows[k : k + _AT_ONCE] for rows in groups.values() for k in range(0, len(rows), _AT_ONCE))
         for rows in parts:
-            tensor = _tensor([small[i] for i in rows])
+            tensor = self._tensors.of([small[i] for i in rows])
             outputs = dict(zip(names, self._session.run(None, {"input": tensor})))
             for row, i in enumerate(rows):
                 f = _decoded(outputs, row, tensor.shape[3], self.conf)

@@ -205,11 +205,11 @@ def test_a_held_lock_names_its_holder_and_a_killed_one_frees_it(tmp_path):
 
     process = FORK.Process(target=hold)
     process.start()
-    assert ours.recv() == "held"
+    assert ours.poll(60) and ours.recv() == "held"
     with pytest.raises(F.Busy) as caught, F.locked(path, wait_s=0):
         pass
     process.kill()
-    process.join()
+    process.join(60)
     assert caught.value.holder == str(process.pid)
     with F.locked(path, wait_s=0):
         assert (tmp_path / ".a.lock").read_text() == str(os.getpid())

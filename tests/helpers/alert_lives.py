@@ -181,7 +181,7 @@ class Lives:
                     break
                 time.sleep(0.05)
         process.terminate()
-        process.wait()
+        process.wait(60)
 
 
 def judged(book: IncidentBook, receiver: Receiver) -> dict[str, int]:
@@ -223,6 +223,7 @@ def kill_loop(folder: Path, kills: int, seed: int = 0, seconds: float = 120.0) -
         lives.spawn("run")
         lives.spawn("daemon")
         while sum(lives.kills.values()) < kills:
+            assert time.monotonic() < began + 60 + 20 * kills, f"only {lives.kills} in that time"
             lives.round()
             time.sleep(0.01)
         lives.finish(seconds)

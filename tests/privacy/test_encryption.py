@@ -9,12 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cv_pipeline.annotation.cases import CollectPolicy
+from cv_pipeline.annotation.collect import CollectSink, read_collected
 from cv_pipeline.core.files import append_lines, write_whole
-from cv_pipeline.core.types import ConfigError, DataError
+from cv_pipeline.core.types import ConfigError, CVPipelineError, DataError, SinkError
 from cv_pipeline.privacy import encryption as N
 from cv_pipeline.privacy.certificate import certify, verify_certificate
 from cv_pipeline.privacy.erasure import erase
 from cv_pipeline.privacy.stores import Subject, encrypted_head, walk_files
+from tests.helpers.made_up_camera import fill, result
 
 EIGHT = datetime(2026, 6, 1, 8, tzinfo=timezone.utc)
 
@@ -138,3 +141,63 @@ def test_a_session_is_plain_and_leaves_nothing(project):
     with N.decrypted(root / "collected", keys) as plain:
         assert {p.read_bytes() for p in plain.rglob("*.jpg")} == {picture(k) for k in range(16)}
     assert not plain.exists()
+
+
+# --- while a run goes on
+
+
+def encrypted_run(folder, keys, numbers=range(30), quota=4):
+    "A collection that is encrypted picture by picture; the same policy each time."
+    sink = CollectSink(folder, CollectPolicy(random=0, quota=quota, hamming=-1, high=None))
+    sink.shelf.seal = N.sealer(keys)
+    fill(sink, [result(i, [(0, 0, 0, 0, 0.4)], t=i) for i in numbers])
+
+
+def test_a_run_never_writes_a_plain_picture(tmp_path):
+    keys = N.Keys(tmp_path / "keys")
+    encrypted_run(tmp_path / "sealed", keys)
+    fill(
+        CollectSink(tmp_path / "plain", CollectPolicy(random=0, quota=4, hamming=-1, high=None)),
+        [result(i, [(0, 0, 0, 0, 0.4)], t=i) for i in range(30)],
+    )
+    rows = read_collected(tmp_path / "plain")
+    wanted = {row.picture: (tmp_path / "plain" / row.picture).read_bytes() for row in rows}
+    sealed = [p for p in walk_files(tmp_path / "sealed" / "frames")]
+    assert len(sealed) == len(wanted) == 4 and all(encrypted_head(p) for p in sealed)
+    with N.decrypted(tmp_path / "sealed", keys) as folder:
+        assert {row.picture: (folder / row.picture).read_bytes() for row in read_collected(folder)} == wanted
+
+
+def test_a_second_run_goes_on_with_what_the_first_one_encrypted(tmp_path):
+    keys = N.Keys(tmp_path / "keys")
+    encrypted_run(tmp_path / "twice", keys, range(15))
+    encrypted_run(tmp_path / "twice", keys, range(15, 30))
+    encrypted_run(tmp_path / "once", keys)
+    chosen = [sorted(p.name for p in walk_files(tmp_path / name / "frames")) for name in ("twice", "once")]
+    assert chosen[0] == chosen[1] and len(chosen[0]) == 4, "what gave way left the disk in both"
+
+
+def test_a_reader_of_an_encrypted_collection_learns_how_to_open_it(tmp_path):
+    encrypted_run(tmp_path / "sealed", N.Keys(tmp_path / "keys"))
+    with pytest.raises(DataError, match="4 of 4 images are encrypted.*privacy open"):
+        read_collected(tmp_path / "sealed")
+
+
+def test_a_key_that_cannot_be_made_ends_the_collection_and_nothing_plain_is_left(tmp_path, monkeypatch):
+    keys = N.Keys(tmp_path / "keys")
+    sink = CollectSink(tmp_path / "sealed", CollectPolicy(random=0, hamming=-1, high=None))
+    sink.shelf.seal = N.sealer(keys)
+
+    def broken(camera, day):
+        raise SinkError("the disk of the keys is full", tmp_path)
+
+    monkeypatch.setattr(keys, "newest", broken)
+    with pytest.raises(SinkError, match="disk of the keys"):
+        fill(sink, [result(i, [(0, 0, 0, 0, 0.4)], t=i) for i in range(3)])
+    assert not list(walk_files(tmp_path / "sealed" / "frames"))
+
+
+def test_keys_that_lie_where_a_file_is_are_refused_before_the_first_picture(tmp_path):
+    (tmp_path / "keys").write_text("")
+    with pytest.raises(CVPipelineError):
+        N.sealer(N.Keys(tmp_path / "keys"))

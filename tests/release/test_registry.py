@@ -397,7 +397,7 @@ def test_eight_processes_add_at_once(registry, tmp_path):
     for job in jobs:
         job.start()
     for job in jobs:
-        job.join()
+        job.join(120)
     assert sorted(v.version for v in registry.versions()) == [f"1.{k}" for k in range(8)]
     assert R.verify_registry(registry) == [] and [j.exitcode for j in jobs] == [0] * 8
 
@@ -413,7 +413,7 @@ def test_the_same_version_by_four_processes_is_added_once(registry, tmp_path):
     for job in jobs:
         job.start()
     for job in jobs:
-        job.join()
+        job.join(120)
     assert sorted(j.exitcode for j in jobs) == [0, 7, 7, 7]
     assert len(registry.versions()) == 1 and R.verify_registry(registry) == []
 
@@ -443,7 +443,8 @@ def killed_at(step, what):
 
     job = FORK.Process(target=child)
     job.start()
-    job.join()
+    job.join(120)
+    assert job.exitcode is not None, f"the child hangs at its call {step}"
     return job.exitcode == 9
 
 

@@ -248,6 +248,18 @@ def test_summaries_stand_under_the_names_of_the_sinks(site, tmp_path):
     assert set(summary["sinks"]["events"]) == {"events", "counts", "problems", "callback_errors"}
 
 
+def test_what_is_collected_is_encrypted_where_the_configuration_has_keys(site, tmp_path):
+    more = {"collect": {"random": 0.5}, "privacy": {"encrypt": str(tmp_path / "keys")}}
+    run_config(wanted(tmp_path, {"tally": {}}, **more))
+    names = [p.name for p in (tmp_path / "out" / "collected").rglob("*.jpg*")]
+    assert names and all(name.endswith(".jpg.enc") for name in names)
+
+
+def test_keys_without_anything_that_is_collected_are_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="privacy.encrypt needs `collect`"):
+        wanted(tmp_path, {"tally": {}}, privacy={"encrypt": "keys"})
+
+
 @pytest.mark.parametrize(
     "given, settings",
     [
