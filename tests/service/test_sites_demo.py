@@ -35,6 +35,13 @@ def test_a_site_behind_a_cut_line_is_stale_and_the_others_are_not(told):
 
 
 @slow
+def test_a_camera_whose_lamp_fails_stands_on_the_page(told):
+    story, _, out = told
+    assert story.value("dark") == ["hall"]
+    assert "dark" in (out / "sites.html").read_text()
+
+
+@slow
 def test_the_page_shows_all_cameras_and_open_incidents(told):
     story, _, out = told
     page = (out / "sites.html").read_text()
