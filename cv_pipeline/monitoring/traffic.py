@@ -19,7 +19,7 @@ from scipy.stats import beta, t as student
 
 from ..core.config import EventsConfig
 from ..core.escaping import csv_text
-from ..core.files import read_text, writable_folder, write_whole
+from ..core.files import expecting, read_json, read_text, writable_folder, write_whole
 from ..core.types import DataError, Detections, Frame, check_rules
 from ..synthetic.incidents import IncidentLine, IncidentsConfig, yard_shapes
 from ..tracking.conditions import feet_of
@@ -32,9 +32,10 @@ from ..video.events import events_of, read_events, table_of_events
 
 # %% auto #0
 __all__ = ['PASSING', 'LEAST_PAIRS', 'LEAST_DAYS', 'CELL', 'PIECE', 'LONGEST_S', 'HourCount', 'count_hours', 'Ratio', 'ratio_of',
-           'read_hand_counts', 'with_intervals', 'Change', 'compare_periods', 'Occupancy', 'occupancy',
-           'stay_percentiles', 'Ways', 'ways_of', 'TrafficSettings', 'Traffic', 'traffic_of', 'traffic_tables',
-           'write_traffic', 'example_traffic', 'traffic_rows', 'example_ways', 'plot_hours', 'plot_ways']
+           'AuditRates', 'read_audit_rates', 'read_hand_counts', 'with_intervals', 'Change', 'compare_periods',
+           'Occupancy', 'occupancy', 'stay_percentiles', 'Ways', 'ways_of', 'TrafficSettings', 'Traffic', 'traffic_of',
+           'traffic_tables', 'write_traffic', 'example_traffic', 'traffic_rows', 'example_ways', 'plot_hours',
+           'plot_ways']
 
 # %% ../../nbs/09_monitoring/19_traffic.ipynb #68f08194
 PASSING = {"line_cross": ("in", "out"), "zone_enter": ("in",), "zone_leave": ("out",)}
@@ -105,6 +106,49 @@ def ratio_of(
     spread = float((rest**2).sum() / (n - 1) / bottom.mean())
     return Ratio(float(value), float(max(value - wide, 0.0)), float(value + wide), spread, n)
 
+# %% ../../nbs/09_monitoring/19_traffic.ipynb #ab03dc87
+class AuditRates(NamedTuple):
+    "How right the boxes of each camera are."
+
+    cameras: dict[str, dict[str, float]]  # camera → precision and recall, each also with _low and _high
+    why: str  # what they rest on, or why there are none
+
+
+def read_audit_rates(path: str | Path) -> AuditRates:  # of an audit's folder, or its audit_result.json
+    "Precision and recall by camera; DataError for a file that is no result of an audit."
+    path = Path(path)
+    file = path / "audit_result.json" if path.is_dir() else path
+    with expecting("not the result of an audit", file, "cv-pipeline audit score writes audit_result.json"):
+        row = read_json(file, dict)
+        ends = [n + e for n in ("precision", "recall") for e in ("", "_low", "_high")]
+        known = {
+            c: {k: float(v[k]) for k in ends}
+            for c, v in row["by_camera"].items()
+            if all(isinstance(v[k], (int, float)) for k in ends) and v["recall_low"] > 0
+        }
+        text = str(row["reason"])
+        return AuditRates(known, text) if row["verdict"] == "SUFFICIENT" else AuditRates({}, text)
+
+
+def _by_audit(rows: Sequence[HourCount], audit: AuditRates) -> tuple[list[HourCount], str]:
+    "Limits of the true count from what an audit found; of cameras without an audit those of a rate."
+    made, said = [], []
+    for r in rows:
+        if (a := audit.cameras.get(r.source)) is None:
+            low, high = poisson_interval(r.count)
+        else:
+            p, s = a["precision"], a["recall"]
+            low, middle, high = a["precision_low"] / a["recall_high"], p / s, a["precision_high"] / a["recall_low"]
+            chance = 1.96**2 * max(r.count, 1) * (p * (1 - p) + p * (1 - s)) / s**2
+            down, up = np.sqrt([(r.count * (middle - low)) ** 2 + chance, (r.count * (high - middle)) ** 2 + chance])
+            low, high = max(middle * r.count - down, 0.0), middle * r.count + up
+        made.append(replace(r, low=float(low), high=float(high)))
+    for camera in sorted({r.source for r in rows}):
+        a = audit.cameras.get(camera)
+        said.append(f"{camera} {a['precision'] / a['recall']:.3f}" if a else f"{camera} not audited: limits of a rate")
+    text = f"limits of the true count, precision / recall times the camera's ({', '.join(said)})"
+    return made, f"{text}; from an audit of boxes: {audit.why}; what tracking loses or mends is not in them"
+
 # %% ../../nbs/09_monitoring/19_traffic.ipynb #8959e17e
 def read_hand_counts(path: str | Path) -> dict[tuple[str, str, str, datetime], int]:
     "Counts by hand: a CSV with source, rule, direction, hour (ISO, with a zone) and count."
@@ -126,8 +170,10 @@ def read_hand_counts(path: str | Path) -> dict[tuple[str, str, str, datetime], i
 def with_intervals(
     rows: Sequence[HourCount],
     hand: Mapping[tuple[str, str, str, datetime], int] | None = None,  # of `read_hand_counts`
+    audit: AuditRates | None = None,  # of `read_audit_rates`; where hours by hand do not suffice
 ) -> tuple[list[HourCount], str]:  # and what the limits mean, in a sentence
-    "Limits of each count: from hours that were counted by hand, else as a draw from a Poisson process."
+    """Limits of each count: from hours that were counted by hand, else from an audit of the boxes, else as a
+    draw from a Poisson process."""
     pairs = [
         (hand[key], r.count)
         for r in rows
@@ -136,6 +182,10 @@ def with_intervals(
     ratio = ratio_of(*np.array(pairs, float).reshape(-1, 2).T)
     if ratio.pairs < LEAST_PAIRS or not np.isfinite(ratio.value):
         why = f"{ratio.pairs} hours were counted by hand, {LEAST_PAIRS} are needed; " if hand else ""
+        if audit is not None and audit.cameras:
+            made, text = _by_audit(rows, audit)
+            return made, why + text
+        why += f"the audit does not serve: {audit.why}; " if audit is not None else ""
         made = [replace(r, low=low, high=high) for r in rows for low, high in [poisson_interval(r.count)]]
         return (
             made,
@@ -403,6 +453,7 @@ def traffic_of(
     settings: TrafficSettings = TrafficSettings(),
     config: EventsConfig | None = None,  # with `ground`, for speeds
     hand: Mapping[tuple[str, str, str, datetime], int] | None = None,  # of `read_hand_counts`
+    audit: AuditRates | None = None,  # of `read_audit_rates`
 ) -> Traffic:
     "Count, compare and measure; DataError for a run without events of zones and lines."
     events = [e for e in events_of(read_events(results)) if e.kind in PASSING]
@@ -415,7 +466,7 @@ def traffic_of(
     early, ends = (_days_before(at, weeks, settings.timezone) for at in (since, last))
     within = lambda a, b: [e for e in events if a <= e.at < b]
     now, earlier = within(since, last), within(early, ends)
-    hours, how = with_intervals(count_hours(now, since, last, settings.timezone), hand)
+    hours, how = with_intervals(count_hours(now, since, last, settings.timezone), hand, audit)
     before = count_hours(earlier, early, ends, settings.timezone)
     inside, ways = occupancy(now, since, last, settings.timezone), dict[str, Ways]()
     try:

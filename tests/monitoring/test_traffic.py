@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cv_pipeline.core.files import read_json, write_whole
+from cv_pipeline.core.files import read_json, write_json, write_whole
 from cv_pipeline.core.types import ConfigError, DataError
 from cv_pipeline.monitoring.traffic import (
     LEAST_PAIRS,
@@ -23,6 +23,7 @@ from cv_pipeline.monitoring.traffic import (
     example_ways,
     occupancy,
     ratio_of,
+    read_audit_rates,
     read_hand_counts,
     stay_percentiles,
     traffic_of,
@@ -32,6 +33,7 @@ from cv_pipeline.monitoring.traffic import (
     write_traffic,
 )
 from cv_pipeline.reporting.runner import run_report
+from cv_pipeline.tracking.watch import poisson_interval
 from cv_pipeline.tracking.zones import Event
 from cv_pipeline.video.events import table_of_events
 
@@ -101,6 +103,51 @@ def test_hours_counted_by_hand_cover_the_true_count_of_other_hours():
         inside += sum(r.low <= t <= r.high for r, t in zip(made[12:], truth[12:]))
         n += 28
     assert "12 hours counted by hand" in why and 0.9 <= inside / n <= 0.99
+
+
+def audited(tmp_path, verdict="SUFFICIENT", **camera):
+    "audit_result.json of one camera, as `audit score` writes it."
+    row = {"looks": 60, "objects": 200, **camera}
+    for name, (value, low, high) in {"precision": (0.95, 0.92, 0.98), "recall": (0.9, 0.86, 0.94)}.items():
+        row |= {name: value, f"{name}_low": low, f"{name}_high": high, f"{name}_n": 60.0}
+    by_camera = {"cam": {**row, **camera}, "blind": {**row, "recall": None, "recall_low": None}}
+    result = {"format": "cv_pipeline audit result 1", "verdict": verdict, "reason": "60 frames of 9,000"}
+    return write_json(tmp_path / "audit_result.json", {**result, "by_camera": by_camera}).parent
+
+
+def test_an_audit_gives_limits_of_the_true_count(tmp_path):
+    rates = read_audit_rates(audited(tmp_path))
+    rows = [HourCount("cam", "door", "in", NOON, 1000), HourCount("yard", "door", "in", NOON, 1000)]
+    (a, b), why = with_intervals(rows, None, rates)
+    middle = 1000 * 0.95 / 0.9
+    chance = 1.96**2 * 1000 * (0.95 * 0.05 + 0.95 * 0.1) / 0.81
+    assert a.low == pytest.approx(middle - ((middle - 920 / 0.94) ** 2 + chance) ** 0.5)
+    assert a.high == pytest.approx(middle + ((980 / 0.86 - middle) ** 2 + chance) ** 0.5)
+    assert (b.low, b.high) == poisson_interval(1000)
+    assert "cam 1.056, yard not audited" in why and "60 frames of 9,000" in why
+
+
+def test_hours_by_hand_come_before_an_audit_and_an_insufficient_audit_serves_nobody(tmp_path):
+    rows = [HourCount("cam", "door", "in", NOON + timedelta(hours=h), 50) for h in range(10)]
+    hand = {(*r.key, r.hour): 55 for r in rows}
+    assert "10 hours counted by hand" in with_intervals(rows, hand, read_audit_rates(audited(tmp_path)))[1]
+    poor = read_audit_rates(audited(tmp_path, verdict="INSUFFICIENT"))
+    made, why = with_intervals(rows, None, poor)
+    assert "the audit does not serve: 60 frames" in why and (made[0].low, made[0].high) == poisson_interval(
+        50
+    )
+
+
+def test_a_camera_whose_recall_is_not_known_has_no_rates(tmp_path):
+    assert set(read_audit_rates(audited(tmp_path)).cameras) == {"cam"}
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"by_camera": 3, "verdict": "SUFFICIENT", "reason": ""}', "{"])
+def test_what_is_no_result_of_an_audit_is_an_error_with_the_file(tmp_path, text):
+    write_whole(tmp_path / "audit_result.json", text)
+    with pytest.raises(DataError, match="not the result of an audit") as caught:
+        read_audit_rates(tmp_path)
+    assert "audit_result.json" in str(caught.value)
 
 
 def test_too_few_hours_by_hand_correct_nothing_and_that_is_reported():
