@@ -11,6 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 PROOF = {  # how a row begins → tests that prove it
+    "the hours of a profile begin or end": [
+        "service/test_reload::test_a_profile_counts_from_its_hour_on",
+        "service/test_reload::test_a_profile_that_a_run_could_not_take_is_known_when_it_begins",
+    ],
     "`cv-pipeline reload` with a wrong file": [
         "service/test_reload::test_a_wrong_file_is_refused_with_its_reason",
         "service/test_reload::test_after_wrong_files_the_old_one_runs_on",

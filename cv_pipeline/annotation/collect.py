@@ -157,7 +157,7 @@ def _collected(row: Mapping[str, Any]) -> Collected:
         }
     )
 
-
+# %% ../../nbs/07_annotation/03_collect.ipynb #d6c7ed9c
 _TALLY = "tally.jsonl"  # of a collection that is not closed
 _OFFERED = "offered.jsonl"  # of a collection from a log that is not finished
 ENCRYPTED = ".enc"  # after the name of a picture that is encrypted: see privacy.encryption

@@ -329,7 +329,7 @@ def _run_command(
 ) -> dict[str, Any]:
     "Validate, run, show; returns the summary."
     from cv_pipeline.service.assembly import run_config
-    from cv_pipeline.service.reload import reloading
+    from cv_pipeline.service.reload import in_profile_now, reloading
 
     sources, config = _yaml_among(sources, config)
     if not sources and config is None:
@@ -343,7 +343,9 @@ def _run_command(
         if processes is not None:
             summary = _run_split(cfg, processes)
         else:
-            with _progress(None) as tick, reloading(cfg, lambda path: again(path or config)) as reloader:
+            base, cfg = cfg, in_profile_now(cfg)
+            reread = lambda path: again(path or config)
+            with _progress(None) as tick, reloading(cfg, reread, base) as reloader:
                 summary = run_config(cfg, _in_turn(reloader.tick, tick), _ready)
     except KeyboardInterrupt:  # before the run began, or for the third time
         say(_INTERRUPTED)

@@ -26,8 +26,8 @@ __all__ = ['Rule', 'RULES', 'SourceConfig', 'ModelConfig', 'PostprocessConfig', 
            'ForwardConfig', 'ShadowConfig', 'SnapshotConfig', 'AlertsConfig', 'MaskSection', 'PrivacyConfig',
            'HoursSection', 'GroundSection', 'IgnoreSection', 'RuleSection', 'ZoneRule', 'EnterRule', 'LeaveRule',
            'StayRule', 'CrossRule', 'CrowdRule', 'WrongWayRule', 'SpeedRule', 'LeftRule', 'TakenRule', 'MissingRule',
-           'LineCountRule', 'SequenceRule', 'ZoneSection', 'LineSection', 'EventsConfig', 'RunConfig',
-           'config_problems', 'site_of', 'load_config', 'show_config', 'config_schema']
+           'LineCountRule', 'SequenceRule', 'ZoneSection', 'LineSection', 'EventsConfig', 'ProfileSection',
+           'in_profile', 'RunConfig', 'config_problems', 'site_of', 'load_config', 'show_config', 'config_schema']
 
 # %% ../../nbs/00_core/03_config.ipynb #0dac29bd
 class _Section(BaseModel):
@@ -712,6 +712,51 @@ class EventsConfig(_Section):
         default_factory=list, description="[{polygon, sources}]: boxes that stand in there are ignored."
     )
 
+# %% ../../nbs/00_core/03_config.ipynb #b088abeb
+class ProfileSection(_Section):
+    "Other thresholds and rules at some hours, by the clock of the machine."
+
+    name: str = Field(min_length=1, max_length=64)
+    during: str = Field(description="Name of hours in `events.hours`; the first profile that fits counts.")
+    postprocess: dict[str, Any] = Field(default_factory=dict, description="What differs, e.g. {conf: 0.4}.")
+    events: dict[str, Any] = Field(
+        default_factory=dict, description="What differs, e.g. {rules: […]}: in the place of the base's."
+    )
+
+
+def in_profile(
+    config: RunConfig,
+    name: str | None,  # None: the base
+) -> RunConfig:
+    "The configuration as it counts in a profile; the same one for the base."
+    if name is None:
+        return config
+    profile = next(p for p in config.profiles if p.name == name)
+    thresholds = {**config.postprocess.model_dump(), **profile.postprocess}
+    rules = {**config.events.model_dump(), **profile.events}
+    parts = {
+        "postprocess": PostprocessConfig.model_validate(thresholds),
+        "events": EventsConfig.model_validate(rules),
+    }
+    return config.model_copy(update=parts)
+
+
+def _check_profiles(config: RunConfig) -> None:
+    "ValueError for the first profile that does not fit the base."
+    hours, names = [h.name for h in config.events.hours], [p.name for p in config.profiles]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"profiles: the name {twice[0]!r} is used twice")
+    for p in config.profiles:
+        if p.during not in hours:
+            known = ", ".join(hours) or "there are none"
+            raise ValueError(f"profile {p.name!r}: unknown hours {p.during!r}; events.hours: {known}")
+        for part, section in (("postprocess", PostprocessConfig), ("events", EventsConfig)):
+            try:
+                section.model_validate({**getattr(config, part).model_dump(), **getattr(p, part)})
+            except ValidationError as e:
+                found = "; ".join(config_problems(e, section))
+                raise ValueError(f"profile {p.name!r}: {part}: {found}") from None
+
 # %% ../../nbs/00_core/03_config.ipynb #61644f39
 class RunConfig(_Section):
     "Everything `cv-pipeline run` needs."
@@ -733,6 +778,9 @@ class RunConfig(_Section):
     snapshot: SnapshotConfig | None = Field(None, description="State for a page of many sites; null: none.")
     alerts: AlertsConfig | None = Field(None, description="Incidents and calls; null: none.")
     privacy: PrivacyConfig = PrivacyConfig()
+    profiles: list[ProfileSection] = Field(
+        default_factory=list, description="[{name: night, during, postprocess, events}]: at some hours."
+    )
 
     _reason = field_validator("privacy", mode="before")(_with_a_reason)
 
@@ -759,7 +807,8 @@ class RunConfig(_Section):
         return value
 
     @model_validator(mode="after")
-    def _something_to_encrypt(self) -> RunConfig:
+    def _parts_fit(self) -> RunConfig:
+        _check_profiles(self)
         if self.privacy.encrypt is not None and self.collect is None:
             raise ValueError("privacy.encrypt needs `collect`: it encrypts the pictures that are collected")
         return self
@@ -781,6 +830,7 @@ _ITEMS: dict[str, type[BaseModel]] = {
     "snapshot": SnapshotConfig,
     "alerts": AlertsConfig,
     "masks": MaskSection,
+    "profiles": ProfileSection,
 }  # sections inside lists and options
 
 
@@ -810,8 +860,9 @@ def config_problems(
             near = get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
             lines.append(f"{key}: unknown key" + (f"; did you mean '{near[0]}'?" if near else ""))
         else:
-            got = "" if item["type"] == "missing" else f" (got {masked_values(item['input'])!r})"
-            lines.append(f"{key}: {item['msg']}{got}")
+            whole = item["type"] == "missing" or not item["loc"]  # of several keys: their values say nothing
+            got = "" if whole else f" (got {masked_values(item['input'])!r})"
+            lines.append(f"{key}: {item['msg']}{got}" if key else item["msg"].removeprefix("Value error, "))
     return lines
 
 # %% ../../nbs/00_core/03_config.ipynb #ca8135f9

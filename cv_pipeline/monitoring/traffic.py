@@ -115,7 +115,7 @@ class AuditRates(NamedTuple):
 
 
 def read_audit_rates(path: str | Path) -> AuditRates:  # of an audit's folder, or its audit_result.json
-    "Precision and recall by camera; DataError for a file that is no result of an audit."
+    "Precision and recall by camera; DataError for another kind of file."
     path = Path(path)
     file = path / "audit_result.json" if path.is_dir() else path
     with expecting("not the result of an audit", file, "cv-pipeline audit score writes audit_result.json"):
@@ -138,14 +138,22 @@ def _by_audit(rows: Sequence[HourCount], audit: AuditRates) -> tuple[list[HourCo
             low, high = poisson_interval(r.count)
         else:
             p, s = a["precision"], a["recall"]
-            low, middle, high = a["precision_low"] / a["recall_high"], p / s, a["precision_high"] / a["recall_low"]
+            low, middle, high = (
+                a["precision_low"] / a["recall_high"],
+                p / s,
+                a["precision_high"] / a["recall_low"],
+            )
             chance = 1.96**2 * max(r.count, 1) * (p * (1 - p) + p * (1 - s)) / s**2
-            down, up = np.sqrt([(r.count * (middle - low)) ** 2 + chance, (r.count * (high - middle)) ** 2 + chance])
+            down, up = np.sqrt(
+                [(r.count * (middle - low)) ** 2 + chance, (r.count * (high - middle)) ** 2 + chance]
+            )
             low, high = max(middle * r.count - down, 0.0), middle * r.count + up
         made.append(replace(r, low=float(low), high=float(high)))
     for camera in sorted({r.source for r in rows}):
         a = audit.cameras.get(camera)
-        said.append(f"{camera} {a['precision'] / a['recall']:.3f}" if a else f"{camera} not audited: limits of a rate")
+        said.append(
+            f"{camera} {a['precision'] / a['recall']:.3f}" if a else f"{camera} not audited: limits of a rate"
+        )
     text = f"limits of the true count, precision / recall times the camera's ({', '.join(said)})"
     return made, f"{text}; from an audit of boxes: {audit.why}; what tracking loses or mends is not in them"
 
@@ -166,7 +174,7 @@ def read_hand_counts(path: str | Path) -> dict[tuple[str, str, str, datetime], i
         raise DataError("there are no counts", path, "columns: source, rule, direction, hour, count")
     return found
 
-
+# %% ../../nbs/09_monitoring/19_traffic.ipynb #dde9fea0
 def with_intervals(
     rows: Sequence[HourCount],
     hand: Mapping[tuple[str, str, str, datetime], int] | None = None,  # of `read_hand_counts`

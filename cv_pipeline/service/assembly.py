@@ -551,8 +551,10 @@ def _own_sinks(config: RunConfig, heard: Sequence[Callable[[Event], Any]] = ()) 
         box = sender.box if sender else None
         yield (state := open_site(config.snapshot, d.out, site, box, incident_reader(config)))
         callbacks.append(state.reporter.counts.event)
-    if rules is not None:
-        yield EventSink(d.out, rules, callbacks, hours=hours, site=site)
+    later = any(p.events for p in config.profiles)  # rules that come with their hours
+    if rules is not None or later:
+        watched = rules or zone_rules(config.events)
+        yield EventSink(d.out, watched, callbacks, hours=hours, site=site, later=later)
     if config.telemetry is not None:
         from cv_pipeline.monitoring.exporter import open_telemetry
 

@@ -13,12 +13,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.config import EventsConfig, RunConfig, SourceConfig
+from ..core.config import EventsConfig, RunConfig, SourceConfig, in_profile
 from ..core.files import append_lines, locked, process_lives, read_json, write_json
 from ..core.results import process_folders
 from ..core.runs import RUNNING
@@ -43,6 +44,7 @@ from cv_pipeline.service.assembly import (
     source_names,
 )
 from ..tracking.conditions import zone_rules
+from ..tracking.hours import within_hours
 from ..video.events import EventSink
 from ..video.pipeline import Pipeline
 
@@ -50,11 +52,11 @@ if TYPE_CHECKING:
     from types import FrameType
 
 # %% auto #0
-__all__ = ['TAKEN', 'REQUEST', 'ANSWER', 'LOG', 'Plan', 'rules_of', 'compare', 'Ready', 'get_ready', 'carry_out', 'Reloader',
-           'reloading', 'ask_reload']
+__all__ = ['TAKEN', 'REQUEST', 'ANSWER', 'LOG', 'SIGNAL', 'CLOCK', 'Plan', 'rules_of', 'compare', 'Ready', 'get_ready',
+           'carry_out', 'profile_at', 'in_profile_now', 'check_changes', 'Reloader', 'reloading', 'ask_reload']
 
 # %% ../../nbs/16_service/08_reload.ipynb #8e922f20
-TAKEN = ("sources", "events", "postprocess")  # sections that may change while a run goes on
+TAKEN = ("sources", "events", "postprocess", "profiles")  # sections that may change while a run goes on
 _ONCE = {
     "model": "the network is loaded once",
     "delivery": "its files are open",
@@ -75,11 +77,13 @@ class Plan:
     rules: tuple[str, ...] = ()  # sources that stay, and whose rules change
     events: bool = False  # anything in the section of rules has changed
     thresholds: tuple[str, ...] = ()  # "conf: 0.25 → 0.4"
+    profile: str = ""  # "profile: base → night"
 
     @property
     def notes(self) -> list[str]:
         "A line for each change; empty when nothing has changed."
-        lines = [f"source added: {name}" for name in self.added]
+        lines = [self.profile] if self.profile else []
+        lines += [f"source added: {name}" for name in self.added]
         lines += [f"source removed: {name}" for name in self.removed]
         lines += [f"rules changed: {name}" for name in self.rules]
         lines += ["rules changed: of no source that stays"] if self.events and not self.rules else []
@@ -216,8 +220,36 @@ def carry_out(ready: Ready, pipeline: Pipeline) -> Any:  # `done` is set when al
         pipeline.remove_source(name)
     return change
 
+# %% ../../nbs/16_service/08_reload.ipynb #6dd577a4
+def profile_at(
+    base: RunConfig,
+    at: datetime,  # aware
+) -> str | None:
+    "The first profile whose hours have begun and not ended; None: the base counts."
+    hours = {h.name: h for h in base.events.hours}
+    return next((p.name for p in base.profiles if within_hours(hours[p.during], at)), None)
+
+
+def in_profile_now(base: RunConfig) -> RunConfig:
+    "A copy of the configuration, as it counts at this moment."
+    return in_profile(base, profile_at(base, utc_now())).model_copy()
+
+
+def check_changes(
+    config: RunConfig,  # of the run, in any profile
+    base: RunConfig,  # without one
+) -> None:
+    "ConfigError for a profile that would need a restart."
+    for name in (p.name for p in base.profiles):
+        try:
+            compare(config, in_profile(base, name))
+        except ConfigError as e:
+            what = f"a run cannot change into the profile {name!r}"
+            raise ConfigError(what, "profiles", e.hint, e.problems) from e
+
 # %% ../../nbs/16_service/08_reload.ipynb #4ea82d63
 REQUEST, ANSWER, LOG = "reload.request.json", "reload.answer.json", "reload.jsonl"
+SIGNAL, CLOCK = "signal", "clock"  # who asks, where nobody waits for an answer
 
 
 @dataclass
@@ -226,6 +258,8 @@ class _Attempt:
 
     id: str
     config: Path | None
+    base: RunConfig | None = None  # without a profile; None: it is read
+    profile: str | None = None  # that counts when it is answered
     thread: threading.Thread | None = None
     ready: Ready | None = None
     error: Exception | None = None
@@ -246,7 +280,7 @@ def _request(reloader: Reloader) -> _Attempt | None:
         where = Path(given) if isinstance(given, str) else None
         return _Attempt(str(told.get("id", "")), where, error=error)
     reloader._asked = False
-    return _Attempt("signal", None) if own else None
+    return _Attempt(SIGNAL, None) if own else None
 
 
 def _prepare(reloader: Reloader, attempt: _Attempt, pipeline: Pipeline) -> None:
@@ -254,8 +288,14 @@ def _prepare(reloader: Reloader, attempt: _Attempt, pipeline: Pipeline) -> None:
     if attempt.error is not None:
         return
     try:
-        new = reloader._reread(attempt.config)
+        if attempt.base is None:
+            attempt.base = reloader._reread(attempt.config)
+        attempt.profile = profile_at(attempt.base, reloader._now())
+        new = in_profile(attempt.base, attempt.profile)
         attempt.ready = get_ready(reloader.config, reloader.names, new, pipeline)
+        if attempt.profile != reloader.profile:
+            words = f"profile: {reloader.profile or 'base'} → {attempt.profile or 'base'}"
+            attempt.ready.plan = replace(attempt.ready.plan, profile=words)
     except Exception as e:
         attempt.error = (
             e if isinstance(e, CVPipelineError) else unexpected(e, "reading the new configuration")
@@ -271,8 +311,13 @@ class Reloader:
         self,
         config: RunConfig,  # of the run; kept up to date
         reread: Callable[[Path | None], RunConfig],  # the run's own file again, or another one
+        base: RunConfig | None = None,  # without a profile; None: `config`
+        now: Callable[[], datetime] = utc_now,
     ):
-        self.config, self._reread = config, reread
+        self.config, self._reread, self._now = config, reread, now
+        self.base = config.model_copy() if base is None else base
+        self.profile = self._wanted = profile_at(self.base, now())
+        check_changes(self.config, self.base)
         self.names, self.out = source_names(config.sources), Path(config.delivery.out)
         self._attempt: _Attempt | None = None
         self._asked = False
@@ -285,27 +330,16 @@ class Reloader:
     def tick(self, pipeline: Pipeline) -> None:
         "Take the next step of a request; never raises and never blocks."
         try:
-            self._step(pipeline)
+            _next_step(self, pipeline)
         except Exception as e:
             self._answer(pipeline, unexpected(e, "the reload"))
 
-    def _step(self, pipeline: Pipeline) -> None:
-        a = self._attempt
-        if a is None:
-            if (a := _request(self)) is not None:
-                self._attempt = a
-                a.thread = threading.Thread(
-                    target=_prepare, args=(self, a, pipeline), name="reload", daemon=True
-                )
-                a.thread.start()
-        elif a.change is not None:
-            if a.change.done.is_set():
-                self._answer(pipeline, a.change.error)
-        elif a.thread is not None and not a.thread.is_alive():
-            if a.error is not None or a.ready is None or not a.ready.plan.notes:
-                self._answer(pipeline, a.error)
-            else:
-                a.change = carry_out(a.ready, pipeline)
+    def _by_clock(self) -> _Attempt | None:
+        "The next profile, when its hours have begun; asked for once, also when it is refused."
+        if (profile := profile_at(self.base, self._now())) == self._wanted:
+            return None
+        self._wanted = profile
+        return _Attempt(CLOCK, None, self.base)
 
     def _answer(self, pipeline: Pipeline | None, error: Exception | None) -> None:
         _settle(self, pipeline, error)
@@ -320,10 +354,31 @@ class Reloader:
             self._answer(None, ConfigError("the run has ended", self.out, "start it again"))
 
 # %% ../../nbs/16_service/08_reload.ipynb #ce8989c3
+def _next_step(r: Reloader, pipeline: Pipeline) -> None:
+    "Begin with a request, or get on with the one that is being answered."
+    a = r._attempt
+    if a is None:
+        if (a := _request(r) or r._by_clock()) is not None:
+            r._attempt = a
+            a.thread = threading.Thread(target=_prepare, args=(r, a, pipeline), name="reload", daemon=True)
+            a.thread.start()
+    elif a.change is not None:
+        if a.change.done.is_set():
+            r._answer(pipeline, a.change.error)
+    elif a.thread is not None and not a.thread.is_alive():
+        if a.error is not None or a.ready is None or not a.ready.plan.notes:
+            r._answer(pipeline, a.error)
+        else:
+            a.change = carry_out(a.ready, pipeline)
+
+# %% ../../nbs/16_service/08_reload.ipynb #ae25fe80
 def _settle(reloader: Reloader, pipeline: Pipeline | None, error: Exception | None) -> None:
     "Note the outcome of a request, and answer it."
     attempt, reloader._attempt = reloader._attempt or _Attempt("", None), None
     notes = attempt.ready.plan.notes if attempt.ready is not None and error is None else []
+    if error is None and attempt.base is not None:
+        reloader.base, reloader.profile = attempt.base, attempt.profile
+        reloader._wanted = attempt.profile
     outcome = "refused" if error is not None else "changed" if notes else "unchanged"
     line = {"at": utc_now().isoformat(timespec="milliseconds"), "outcome": outcome, "changes": notes}
     line |= {"config": str(attempt.config or ""), "error": str(error or "")}
@@ -339,7 +394,7 @@ def _settle(reloader: Reloader, pipeline: Pipeline | None, error: Exception | No
     log.warning("%s: %s", outcome, error) if error else log.info("%s: %s", outcome, "; ".join(notes))
     with suppress(SinkError):  # a full disk is no reason to end a run
         append_lines(reloader.out / LOG, [line])
-    if attempt.id != "signal":
+    if attempt.id not in (SIGNAL, CLOCK):
         with suppress(SinkError):
             write_json(reloader.out / ANSWER, {"id": attempt.id, **line})
 
@@ -348,9 +403,12 @@ def _settle(reloader: Reloader, pipeline: Pipeline | None, error: Exception | No
 def reloading(
     config: RunConfig,  # of the run; kept up to date
     reread: Callable[[Path | None], RunConfig],  # the run's own file again, or another one
+    base: RunConfig | None = None,  # without a profile; None: `config`
+    now: Callable[[], datetime] = utc_now,
 ) -> Iterator[Reloader]:
-    "A run inside takes changes, by requests and from systemd; what is asked when it ends is answered."
-    reloader, before = Reloader(config, reread), None
+    """A run inside takes changes, by requests, from systemd and by the hours of its profiles; what is asked
+    when it ends is answered."""
+    reloader, before = Reloader(config, reread, base, now), None
     mine = os.environ.get("SYSTEMD_EXEC_PID") == str(os.getpid()) and hasattr(signal, "SIGHUP")
     mine = mine and threading.current_thread() is threading.main_thread()
 

@@ -110,7 +110,7 @@ _LEVELS = (
     {"after_s": 6, "channels": ["boss"], "repeat_s": 30},
 )
 
-
+# %% ../../nbs/16_service/07_sites_demo.ipynb #0835db1d
 def lamp_fails(path: Path, fps: float = 5.0) -> Path:
     "A film of the line, two minutes long, whose light fails: a fifth of it is left."
     film = open_line(f"line:seed=9,frames={round(120 * fps)},fps={fps},width=320,height=240")

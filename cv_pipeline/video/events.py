@@ -204,13 +204,11 @@ class EventSink(_Changed):
         clock: Clock = time.monotonic,
         hours: Hours | None = None,  # finish a file every hour; None: one file
         site: str = "",  # name of the site, in every row
+        later: bool = False,  # rules may come while it runs: there need not be any yet
     ):
-        if not (rules.zones or rules.lines or getattr(rules, "rules", ())):
-            raise ConfigError(
-                "no zones or lines given",
-                "EventSink",
-                "give at least one zone or line, or remove the sink",
-            )
+        if not (later or rules.zones or rules.lines or getattr(rules, "rules", ())):
+            hint = "give at least one zone or line, or remove the sink"
+            raise ConfigError("no zones or lines given", "EventSink", hint)
         self.rules, self.callbacks, self.watches = rules, list(callbacks), {}
         self.callback_errors, self.events, self.fired, self.earlier = {}, 0, {}, []
         self._table = PartedTable(

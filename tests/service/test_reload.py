@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import threading
+from datetime import datetime, timezone
 from pathlib import Path
 
 import psutil
 import pytest
 
-from cv_pipeline.core.config import load_config
+from cv_pipeline.core.config import EventsConfig, load_config
 from cv_pipeline.core.files import locked, read_json, read_json_lines, write_json
 from cv_pipeline.core.results import read_jsonl
 from cv_pipeline.core.runs import RUNNING
@@ -26,6 +27,8 @@ from cv_pipeline.service.reload import (
     Reloader,
     ask_reload,
     compare,
+    in_profile_now,
+    profile_at,
     reloading,
     rules_of,
 )
@@ -187,6 +190,113 @@ def test_a_new_camera_is_read_whole_and_watched_from_its_first_frame(pair):
 def test_the_summary_holds_the_configuration_that_counts_now(pair):
     _, changed = pair
     assert [s["id"] for s in changed.summary["config"]["sources"]] == ["belt", "yard"]
+
+
+# --- by the clock
+
+DAY, NIGHT = (datetime(2026, 6, 1, hour, tzinfo=timezone.utc) for hour in (12, 23))
+DARK = {"hours": [{"name": "dark", "start": "22:00", "end": "06:00"}]}
+
+
+def profile(**more):
+    return {"profiles": [{"name": "night", "during": "dark", **more}]}
+
+
+class Clocked(Talk):
+    "The same, at noon; while the sources wait it becomes the hour of each of `hours` in turn."
+
+    def __init__(self, out, base, hours, files=()):
+        super().__init__(out, files, base)
+        self.hours, self.time, self.names = list(hours), DAY, []
+
+    def may_go_on(self):
+        if self.names and self.reloader.profile != self.names[-1] and not self.refused():
+            return False
+        if self.hours:
+            self.time = self.hours.pop(0)
+            self.names.append("night" if self.time == NIGHT else None)
+            return False
+        return True
+
+    def refused(self):
+        return any(row["outcome"] == "refused" for _, row in read_json_lines(self.out / LOG))
+
+    def run(self, monkeypatch):
+        real = open_line
+        monkeypatch.setattr(assembly, "open_line", lambda *given: Held(real(*given), self.go))
+        with reloading(self.config, self.reread, now=lambda: self.time) as self.reloader:
+            self.summary = run_config(self.config, self.tick)
+        return self
+
+
+def said(talk):
+    return [(row["outcome"], row["changes"]) for _, row in read_json_lines(talk.out / LOG)]
+
+
+def test_a_profile_counts_from_its_hour_on(tmp_path, monkeypatch):
+    base = {"sources": [BELT], "events": DARK, **profile(postprocess={"conf": 0.97})}
+    talk = Clocked(tmp_path, base, [NIGHT]).run(monkeypatch)
+    assert said(talk) == [("changed", ["profile: base → night", "threshold changed: conf: None → 0.97"])]
+    found = [row["detections"] for row in read_jsonl(tmp_path / "results.jsonl")]
+    least = [min((d["confidence"] for d in row), default=1.0) for row in found]
+    assert min(least[:HOLD]) < 0.97 <= min(least[HOLD:])
+    assert [c["changes"][0] for c in talk.summary["changes"]] == ["profile: base → night"]
+
+
+def test_when_its_hours_end_the_base_counts_again(tmp_path, monkeypatch):
+    base = {"sources": [BELT], "events": DARK, **profile(postprocess={"conf": 0.97})}
+    talk = Clocked(tmp_path, base, [NIGHT, DAY]).run(monkeypatch)
+    assert [changes[0] for _, changes in said(talk)] == ["profile: base → night", "profile: night → base"]
+    assert talk.config == talk.load(base)
+
+
+def test_rules_of_a_profile_come_into_a_run_that_has_none_by_day(tmp_path, monkeypatch):
+    base = {"sources": [BELT], "events": DARK, **profile(events={"zones": [zone("yard")]})}
+    talk = Clocked(tmp_path, base, [NIGHT]).run(monkeypatch)
+    assert said(talk) == [("changed", ["profile: base → night", "rules changed: belt"])]
+    assert {e["rule"] for e in read_events(tmp_path).to_pylist()} == {"yard"}
+
+
+def test_a_new_file_is_taken_with_the_profile_of_the_hour(tmp_path, monkeypatch):
+    base = {"sources": [BELT], "events": DARK, **profile(postprocess={"conf": 0.9})}
+    file = {"postprocess": {"iou": 0.3}, **profile(postprocess={"conf": 0.95})}
+    talk = Clocked(tmp_path, base, [NIGHT], [file]).run(monkeypatch)
+    assert said(talk)[1][1] == ["threshold changed: conf: 0.9 → 0.95", "threshold changed: iou: None → 0.3"]
+
+
+def test_a_run_that_begins_at_night_begins_with_its_profile(tmp_path):
+    base = load_config(None, {"sources": [BELT], "events": DARK, **profile(postprocess={"conf": 0.9})})
+    monday = base.model_copy(update={"events": EventsConfig(hours=[{"name": "dark"}])})
+    assert in_profile_now(monday).postprocess.conf == 0.9 and monday.postprocess.conf is None
+    assert profile_at(base, NIGHT) == "night" and profile_at(base, DAY) is None
+
+
+def test_a_profile_that_a_run_could_not_take_is_known_when_it_begins(tmp_path):
+    base = {"sources": [BELT], "events": DARK, "shadow": {"model": "factory_line"}}
+    config = load_config(None, {**base, **profile(postprocess={"conf": 0.9})})
+    with pytest.raises(ConfigError, match="cannot change into the profile 'night'.*\n.*a shadow is compared"):
+        Reloader(config, lambda path: config)
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"during": "noon"}, "unknown hours 'noon'"),
+        ({"postprocess": {"cnof": 1}}, "did you mean 'conf'"),
+        ({"events": {"zones": [zone("z", [[0, 0]])]}}, "profile 'night': events: zones.0.polygon"),
+        ({"sources": []}, "unknown key"),
+    ],
+)
+def test_a_wrong_profile_is_refused_when_the_file_is_read(wrong, words):
+    given = {"name": "night", "during": "dark", **wrong}
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_config(None, {"sources": ["rtsp://u:pass@h/x"], "events": DARK, "profiles": [given]})
+    assert "pass" not in str(caught.value)
+
+
+def test_two_profiles_of_one_name_are_refused():
+    with pytest.raises(ConfigError, match="'night' is used twice"):
+        load_config(None, {"sources": [BELT], "events": DARK, "profiles": profile()["profiles"] * 2})
 
 
 # --- refused whole
