@@ -11,6 +11,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 PROOF = {  # how a row begins → tests that prove it
+    "an index of a search is cut": [
+        "apps/test_search::test_a_broken_list_is_a_typed_error",
+        "apps/test_search::test_a_broken_file_is_a_typed_error",
+        "apps/test_search::test_vectors_of_another_model_are_refused",
+        "apps/test_search_files::test_a_model_that_has_changed_is_refused",
+    ],
+    "a process is killed while an index": [
+        "apps/test_search::test_a_process_that_is_killed_while_it_erases_leaves_an_index_and_a_second_call_finishes",
+    ],
+    "a picture of a search is missing": [
+        "apps/test_search_files::test_a_missing_picture_is_a_grey_tile",
+        "apps/test_search_files::test_a_picture_that_cannot_be_checked_is_not_shown",
+    ],
     "`cv-pipeline reload` with a wrong file": [
         "service/test_reload::test_a_wrong_file_is_refused_with_its_reason",
         "service/test_reload::test_after_wrong_files_the_old_one_runs_on",
