@@ -1,7 +1,7 @@
 """Search: recall, speed and size of each kind of index over 200,000 vectors of 512 dimensions, on one core.
 
-The vectors lie in 2,000 heaps of unequal size whose spread is nearly as large as their distance; the queries are
-vectors of the index. Real vectors may be harder: `cv-pipeline search measure` tells it of an index.
+The vectors lie in 2,000 heaps of unequal size whose spread is nearly as large as their distance; the queries
+are vectors of the index. Real vectors may be harder: `cv-pipeline search measure` tells it of an index.
 
     python -m tests.benchmarks.try_search --full        # some minutes; writes search.csv beside this file
 
