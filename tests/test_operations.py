@@ -14,6 +14,18 @@ PROOF = {  # how a row begins → tests that prove it
     "the hours of a profile begin or end": [
         "service/test_reload::test_a_profile_counts_from_its_hour_on",
         "service/test_reload::test_a_profile_that_a_run_could_not_take_is_known_when_it_begins",
+    "an index of a search is cut": [
+        "apps/test_search::test_a_broken_list_is_a_typed_error",
+        "apps/test_search::test_a_broken_file_is_a_typed_error",
+        "apps/test_search::test_vectors_of_another_model_are_refused",
+        "apps/test_search_files::test_a_model_that_has_changed_is_refused",
+    ],
+    "a process is killed while an index": [
+        "apps/test_search::test_a_process_that_is_killed_while_it_erases_leaves_an_index_and_a_second_call_finishes",
+    ],
+    "a picture of a search is missing": [
+        "apps/test_search_files::test_a_missing_picture_is_a_grey_tile",
+        "apps/test_search_files::test_a_picture_that_cannot_be_checked_is_not_shown",
     ],
     "`cv-pipeline reload` with a wrong file": [
         "service/test_reload::test_a_wrong_file_is_refused_with_its_reason",

@@ -46,7 +46,8 @@ from cv_pipeline.annotation.cases import (
 # %% auto #0
 __all__ = ['ENCRYPTED', 'Pictures', 'Collected', 'stored', 'read_collected', 'write_collected', 'unclosed', 'read_books', 'Shelf',
            'CollectSink', 'LiveCollection', 'open_collect', 'read_log', 'Flag', 'read_flags', 'KeptFrames',
-           'kept_folders', 'RecordedAddress', 'recorded_sources', 'Collection', 'collect', 'estimated_mean', 'audited']
+           'kept_folders', 'RecordedAddress', 'recorded_sources', 'frames_of_run', 'Collection', 'collect',
+           'estimated_mean', 'audited']
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #e6ac7997
 from cv_pipeline.core.files import (
@@ -1174,6 +1175,27 @@ def _frames(looks: Looks, source_id: str, wanted: Mapping[int, int], place: Any)
     finally:
         if source is not place:
             source.close()
+
+# %% ../../nbs/07_annotation/03_collect.ipynb #7a3c21d9
+def frames_of_run(
+    run: str | Path,  # folder
+    wanted: Mapping[str, Iterable[int]],  # source → numbers of frames
+    pictures: str | Path | Pictures | None = None,  # kept frames, or source → what to read again
+    looks: Looks | None = None,  # its log, where it was read before
+) -> Iterator[Frame]:
+    """Frames of a finished run in order, source after source, read again from where they lie; those that are
+    missing are left out. SourceError when a source cannot be read again."""
+    looks = read_log(run) if looks is None else looks
+    places = _places(Path(run), looks, pictures)
+    for name, numbers in wanted.items():
+        if name not in looks.sources:
+            raise DataError(f"the run has no source '{name}'", run, f"it has {', '.join(looks.sources[:8])}")
+        mine = np.flatnonzero(looks.source == looks.sources.index(name))
+        row = dict(zip(looks.frame_id[mine].tolist(), mine.tolist()))
+        for frame in _frames(looks, name, {int(n): row.get(int(n), -1) for n in numbers}, places.get(name)):
+            i = row.get(frame.frame_id, -1)
+            at = frame.captured_at if i < 0 else datetime.fromtimestamp(float(looks.at[i]), timezone.utc)
+            yield replace(frame, source_id=name, captured_at=at)
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #61658a39
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+
 from ..annotation.datasets import read_frozen
 from ..annotation.versions import DatasetVersion, read_version
 from cv_pipeline.core.files import (
@@ -34,6 +37,7 @@ from cv_pipeline.core.files import (
 from ..core.images import read_image
 from ..core.likeness import perceptual_hash
 from ..core.runs import RUNNING
+from ..core.vectors import BOOK, erase_vectors, read_rows, read_vector_book
 from ..core.types import CVPipelineError, ConfigError
 from ..edge.outbox import body_bytes
 from ..monitoring.telemetry import camera_folder
@@ -42,7 +46,7 @@ from ..release.bundles import GOLDEN
 # %% auto #0
 __all__ = ['STORES', 'Maker', 'KINDS', 'RunStore', 'LogStore', 'erased_rows', 'CollectionStore', 'AuditStore', 'UpkeepStore',
            'DatasetStore', 'VersionStore', 'FrozenStore', 'GoldenStore', 'mentions', 'ReportStore', 'DatabaseStore',
-           'OutboxStore', 'IncidentStore', 'add_kind', 'find_rows', 'Unreached', 'open_stores']
+           'OutboxStore', 'IncidentStore', 'IndexStore', 'add_kind', 'find_rows', 'Unreached', 'open_stores']
 
 # %% ../../nbs/12_privacy/03_places.ipynb #9c000005
 from cv_pipeline.privacy.stores import (
@@ -64,6 +68,7 @@ from cv_pipeline.privacy.stores import (
     named_after,
     reading,
     row_goes,
+    table_mask,
     walk_files,
 )
 
@@ -555,6 +560,36 @@ def _erase_events(db: sqlite3.Connection, events: Sequence[int]) -> None:
     db.execute(f"DELETE FROM tracks WHERE track >= 0 AND NOT EXISTS ({left})")
     db.execute("COMMIT")
 
+# %% ../../nbs/12_privacy/03_places.ipynb #5d0a11c2
+class IndexStore(FolderStore):
+    "An index of a visual search: vectors, rows, and what was built from them."
+
+    kind = "index"
+
+    def _going(self, table: Any, wanted: Wanted) -> Any:
+        "(n,) bool: the rows of the camera, period or track, and of pictures that go."
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        named = pc.is_in(table["sha256"], value_set=pa.array(list(wanted.prints), pa.string()))
+        return np.asarray(table_mask(table, wanted.subject)) | np.asarray(pc.fill_null(named, False))
+
+    def find(self, wanted: Wanted) -> Iterator[Found]:
+        "How many rows go."
+        with reading(self.folder / BOOK):
+            book = read_vector_book(self.folder)
+            going = int(self._going(read_rows(self.folder, book), wanted).sum())
+        if going:
+            yield self.made(self.folder / BOOK, "rows", going, book.count)
+
+    def erase(self, found: Found, wanted: Wanted) -> None:
+        "Take rows and vectors out; StoreError while another process changes the index."
+        try:
+            erase_vectors(self.folder, lambda table: self._going(table, wanted))
+        except Busy as e:
+            hint = "wait until it has finished, then repeat the same command"
+            raise StoreError("another process is changing this index", self.folder, hint) from e
+
 # %% ../../nbs/12_privacy/03_places.ipynb #b3275ca1
 STORES = "stores.yaml"
 Maker = Callable[[Mapping[str, Any], Path], Store]  # from a row of stores.yaml and the project's folder
@@ -580,7 +615,7 @@ def _folder_maker(cls: type[FolderStore]) -> Maker:
 
 _CLASSES: tuple[type[FolderStore], ...] = (
     *(FolderStore, RunStore, LogStore, CollectionStore, AuditStore, UpkeepStore, DatasetStore, VersionStore),
-    *(FrozenStore, GoldenStore, ReportStore, DatabaseStore, OutboxStore, IncidentStore),
+    *(FrozenStore, GoldenStore, ReportStore, DatabaseStore, OutboxStore, IncidentStore, IndexStore),
 )
 for _cls in _CLASSES:
     add_kind(_cls.kind, _folder_maker(_cls))
@@ -590,6 +625,12 @@ def _is_frozen(path: Path) -> bool:
     with suppress(OSError):
         with open(path, "rb") as file:
             return b'"cv_pipeline frozen set' in file.read(200)
+    return False
+
+
+def _is_index(path: Path) -> bool:
+    with suppress(OSError), open(path, "rb") as file:
+        return b'"cv_pipeline vectors' in file.read(200)
     return False
 
 
@@ -611,6 +652,8 @@ def _kind_of(folder: Path, names: frozenset[str]) -> str:
     )
     if folder.name == GOLDEN and "golden.json" in names:
         return "golden"
+    if BOOK in names and _is_index(folder / BOOK):
+        return "index"
     if any(_DATED.fullmatch(n) and (folder / n).is_dir() for n in names):
         return "reports"
     if "frames" in names and any(n.startswith("date=") for n in os.listdir(folder / "frames")):

@@ -39,9 +39,9 @@ from ..monitoring.telemetry import camera_folder
 
 # %% auto #0
 __all__ = ['ANY', 'LINES', 'ORDER', 'PICTURES', 'MAGIC', 'PLACE', 'OUR_FOLDERS', 'Subject', 'subject_from', 'Wanted', 'moment_of',
-           'row_goes', 'edited', 'Lines', 'lines_in', 'rewrite_lines', 'StoreError', 'reading', 'table_rows',
-           'rewrite_table', 'Found', 'Pieces', 'Store', 'walk_files', 'is_picture', 'encrypted_head', 'named_after',
-           'modified_at', 'LocalStore', 'FolderStore', 'remove_empty']
+           'row_goes', 'edited', 'Lines', 'lines_in', 'rewrite_lines', 'StoreError', 'reading', 'table_mask',
+           'table_rows', 'rewrite_table', 'Found', 'Pieces', 'Store', 'walk_files', 'is_picture', 'encrypted_head',
+           'named_after', 'modified_at', 'LocalStore', 'FolderStore', 'remove_empty']
 
 # %% ../../nbs/12_privacy/02_stores.ipynb #c9c76b70
 ANY = "*"  # every camera
@@ -343,7 +343,7 @@ def _table_columns(schema: Any) -> tuple[str, str]:
     return camera, time
 
 
-def _mask(table: Any, subject: Subject) -> Any:
+def table_mask(table: Any, subject: Subject) -> Any:
     "A column of booleans: the rows that go."
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -406,7 +406,7 @@ def table_rows(path: Path, subject: Subject) -> tuple[int, int]:  # rows that go
             for c in (*_table_columns(read_parquet_schema(path)), "tracker_id" * (subject.track is not None))
             if c
         ]
-        mask = _mask(read_parquet(path, names), subject)
+        mask = table_mask(read_parquet(path, names), subject)
         return sum(chunk.true_count for chunk in mask.chunks), len(mask)
 
 
@@ -422,7 +422,7 @@ def rewrite_table(path: Path, subject: Subject) -> None:
     def stream(file: BinaryIO) -> None:
         with pq.ParquetWriter(file, read_parquet_schema(path), compression="zstd") as writer:
             for table in parquet_groups(path):
-                if len(left := table.filter(pc.invert(_mask(table, subject)))):
+                if len(left := table.filter(pc.invert(table_mask(table, subject)))):
                     writer.write_table(left)
 
     if going:

@@ -31,6 +31,7 @@ from cv_pipeline.commands import (
     release,
     rules,
     scale,
+    search,
     sites,
     storage,
     thresholds,
@@ -69,6 +70,7 @@ BOOKS = (
     storage,
     rules,
     sites,
+    search,
     main,
 )
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}

@@ -62,9 +62,13 @@ COVERED = {  # module, function → what has to be in it
     ("monitoring/upkeep", "save"): "savez_compressed",  # _store covers the background
     ("alerts/daemon", "_finish"): "encoded(",  # AlertSink keeps pictures: it is behind the gate
     ("commands/rules", "rules_draw"): "PictureCover(",
+    ("apps/search_files", "write"): "self.sheet()",  # of covered tiles: see below
+    ("apps/search_files", "_repr_html_"): "self.sheet()",
+    ("apps/search_files", "_sheet"): "_tile(",
     ("alerts/live", "_draw"): "jpeg(",  # `take` hands over what the gate let through: see below
 }
 ALSO = {  # where the cover is one call further away
+    ("apps/search_files", "_tile"): "m.cover(image",
     ("alerts/live", "take"): "self._gate.take(result)",
     ("monitoring/audit", "take_pictures"): "cover(",
     ("monitoring/drift_report", "drifted_pictures"): "cover(",
