@@ -14,6 +14,12 @@ PROOF = {  # how a row begins → tests that prove it
     "the hours of a profile begin or end": [
         "service/test_reload::test_a_profile_counts_from_its_hour_on",
         "service/test_reload::test_a_profile_that_a_run_could_not_take_is_known_when_it_begins",
+    ],
+    "a site falls silent": [
+        "alerts/test_handover::test_what_was_open_without_an_answer_is_taken_over_with_the_silence",
+        "alerts/test_handover::test_killed_anywhere_it_is_repeated_to_the_same_end",
+        "alerts/test_handover::test_a_site_that_is_heard_again_gets_its_incidents_back",
+    ],
     "an index of a search is cut": [
         "apps/test_search::test_a_broken_list_is_a_typed_error",
         "apps/test_search::test_a_broken_file_is_a_typed_error",

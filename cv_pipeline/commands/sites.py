@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['sites_commands', 'sites_app', 'All', 'Endpoint', 'sites_collect', 'sites_page', 'serve_sites', 'sites_serve',
-           'demo_sites']
+           'sites_watch', 'demo_sites']
 
 # %% ../../nbs/19_commands/16_sites.ipynb #e285b3bf
 sites_commands = typer.Typer()
@@ -159,6 +160,45 @@ def sites_serve(
     serve_sites(page, port, host, guard)
 
 # %% ../../nbs/19_commands/16_sites.ipynb #9d000012
+@command(
+    sites_app,
+    "sites watch /mnt/brno/sites /mnt/aachen/sites --book centre/incidents.sqlite --policy centre.yaml",
+    "sites watch s3://plants/sites --book centre/incidents.sqlite --policy centre.yaml --once",
+    name="watch",
+)
+def sites_watch(
+    stores: list[str],  # folders, s3://BUCKET/PREFIX, or folders of centres
+    *,
+    book: Path,  # incident book of the centre; `alerts serve` on it makes the calls
+    policy: Path,  # YAML: who is called
+    sites: All = Path("sites"),
+    silent: Annotated[float, Opt(min=0.1)] = 10.0,  # minutes without a state of a site
+    every: Annotated[float, Opt(min=1)] = 30.0,  # seconds between two collections
+    once: bool = False,  # one round, e.g. from cron
+    endpoint: Endpoint = None,
+) -> None:
+    """Take the open incidents of silent sites over into the book of the centre, and give them back when a
+    site is heard again; until SIGTERM."""
+    from cv_pipeline.alerts.handover import HandoverSettings, hand_over
+    from cv_pipeline.alerts.incidents import IncidentBook
+    from cv_pipeline.alerts.policy import read_policy
+    from cv_pipeline.alerts.site_stores import collect_sites
+    from cv_pipeline.alerts.sites import read_sites
+    from cv_pipeline.core.background import stopped_by_signals
+
+    opened, rules, settings = _stores(stores, endpoint), read_policy(policy), HandoverSettings(60 * silent)
+    stop = threading.Event()
+    with stopped_by_signals(stop), IncidentBook(book) as opened_book:
+        while not stop.is_set():
+            problems = collect_sites(opened, sites).problems
+            done = hand_over(opened_book, rules, read_sites(sites), settings)
+            notes([f"{name} is silent: the centre calls" for name in done.taken], "warning")
+            notes([f"incident {number} is given back" for number in done.back])
+            notes(problems, "not read")
+            if once or stop.wait(every):
+                break
+
+# %% ../../nbs/19_commands/16_sites.ipynb #daea0f34
 @command(sites_commands, "demo-sites", "demo-sites --out /tmp/sites", name="demo-sites")
 def demo_sites(
     *,

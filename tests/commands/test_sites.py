@@ -13,6 +13,7 @@ import urllib.request
 import pytest
 from typer.testing import CliRunner
 
+from cv_pipeline.alerts.incidents import IncidentBook
 from cv_pipeline.alerts.sites import example_sites
 from cv_pipeline.commands import sites
 from cv_pipeline.commands.main import app
@@ -47,6 +48,30 @@ def test_collect_copies_once_and_page_names_the_worst_first(store, tmp_path, mon
     assert code == 1, "one of them is stale"
     assert shown[0]["site"] == "Deal" and shown[0]["state"] == "stale"
     assert "Aachen" in (tmp_path / "p.html").read_text()
+
+
+def test_watch_takes_silent_sites_over_and_nothing_twice(store, tmp_path):
+    (tmp_path / "centre.yaml").write_text(
+        "channels: {desk: {kind: webhook, url: 'http://127.0.0.1:9/'}}\n"
+        "levels: [{after_s: 0, channels: [desk], repeat_s: 60}]\n"
+    )
+    place = [
+        "--book",
+        tmp_path / "c.sqlite",
+        "--policy",
+        tmp_path / "centre.yaml",
+        "--sites",
+        tmp_path / "all",
+    ]
+    words = ["watch", store, *place, "--silent", 2, "--once"]
+    code, text = run(*words)
+    assert code == 0 and "Deal is silent: the centre calls" in " ".join(text.split())
+    code, text = run(*words)
+    assert code == 0 and "silent" not in text
+    with IncidentBook(tmp_path / "c.sqlite") as book:
+        assert [e["site"] for e in book.query("SELECT site FROM events WHERE kind = 'site_silent'")] == [
+            "Deal"
+        ]
 
 
 def test_a_store_that_cannot_be_read_is_1_and_the_others_are_there(store, tmp_path):
