@@ -310,7 +310,7 @@ def run(
         "core.config:RunConfig",
         model="model=path spec backend threads",
         postprocess="conf iou max_det classes agnostic_nms",
-        selection="every max_fps motion adaptive",
+        selection="every max_fps motion adaptive gate",
         tracker="tracker=name",
         runtime="policy max_batch on_model_error",
         delivery="out save_video=video",

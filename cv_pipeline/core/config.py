@@ -21,7 +21,7 @@ from .masking import masked_values
 from .types import ConfigError
 
 # %% auto #0
-__all__ = ['Rule', 'RULES', 'SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'SelectionConfig',
+__all__ = ['Rule', 'RULES', 'SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'GateConfig', 'SelectionConfig',
            'TrackerConfig', 'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'TelemetryConfig', 'CollectConfig',
            'ForwardConfig', 'ShadowConfig', 'SnapshotConfig', 'AlertsConfig', 'MaskSection', 'PrivacyConfig',
            'HoursSection', 'GroundSection', 'IgnoreSection', 'RuleSection', 'ZoneRule', 'EnterRule', 'LeaveRule',
@@ -142,6 +142,33 @@ class AdaptiveConfig(_Section):
     )
 
 # %% ../../nbs/00_core/03_config.ipynb #75fbeedb
+class GateConfig(_Section):
+    "Packet gate: a camera on which nothing happens is not decoded; on top of adaptive selection."
+
+    alarm: float = Field(
+        3.0,
+        gt=0,
+        description="Robust deviations of packet sizes, over a quarter of a second, that wake a camera.",
+    )
+    glance_s: float = Field(
+        1.0, gt=0, description="Seconds after the last decoded frame at which a key frame is decoded."
+    )
+    calm_s: float = Field(1.0, gt=0, description="Seconds without anything new after which a camera sleeps.")
+    learn_s: float = Field(8.0, gt=0, description="Seconds at first in which every packet is decoded.")
+    longest_s: float = Field(
+        12.0, gt=0, description="Seconds without a key frame after which held packets are decoded."
+    )
+    wake_ms: float = Field(
+        100.0, gt=0, description="Live sources: time to decode what is held; more is decoded ahead."
+    )
+    held_mb: float = Field(16.0, gt=0, description="Undecoded packets kept per camera, megabytes.")
+    blind: Literal["plain", "glance"] = Field(
+        "plain",
+        description="Where packet sizes say little (constant bit rate, noise, a belt that never stops): "
+        "decode every packet, or key frames only, which finds an event up to a key-frame interval late.",
+    )
+
+# %% ../../nbs/00_core/03_config.ipynb #12a716b4
 class SelectionConfig(_Section):
     "Which frames are sent to the model."
 
@@ -155,21 +182,29 @@ class SelectionConfig(_Section):
     adaptive: AdaptiveConfig | None = Field(
         None, description="Adaptive selection from motion and tracks; `true` takes the defaults."
     )
+    gate: GateConfig | None = Field(
+        None,
+        description="Packet gate, with adaptive selection: cameras on which nothing happens are not "
+        "decoded; `true` takes the defaults.",
+    )
 
-    @field_validator("adaptive", mode="before")
+    @field_validator("adaptive", "gate", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
-        "`adaptive: true` and `adaptive: false`."
+        "`adaptive: true` and `adaptive: false`, and the same for `gate`."
         return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _one_way(self) -> SelectionConfig:
-        "The adaptive selector has a floor and a ceiling of its own."
+        "The adaptive selector has a floor and a ceiling of its own; a gate needs it."
+        if self.gate is not None and self.adaptive is None:
+            self.adaptive = AdaptiveConfig()
         if self.adaptive is not None and (
             self.every > 1 or self.max_fps is not None or self.motion is not None
         ):
+            which = "gate" if self.gate is not None else "adaptive"
             raise ValueError(
-                "adaptive cannot be combined with every, max_fps or motion; it has floor_fps and ceiling_fps"
+                f"{which} cannot be combined with every, max_fps or motion; it has floor_fps and ceiling_fps"
             )
         return self
 
@@ -823,6 +858,7 @@ _ITEMS: dict[str, type[BaseModel]] = {
     "ignore": IgnoreSection,
     **{get_args(r.model_fields["kind"].annotation)[0]: r for r in RULES},
     "adaptive": AdaptiveConfig,
+    "gate": GateConfig,
     "telemetry": TelemetryConfig,
     "collect": CollectConfig,
     "forward": ForwardConfig,

@@ -52,7 +52,7 @@ from cv_pipeline.core.types import (
 )
 
 # %% auto #0
-__all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'Opening', 'open_configured', 'source_names', 'open_all',
+__all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'gate_factory', 'Opening', 'open_configured', 'source_names', 'open_all',
            'installed_sinks', 'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory',
            'selector_factory', 'configured_rules', 'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder',
            'environment', 'health_guard', 'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised',
@@ -80,6 +80,7 @@ from cv_pipeline.video.cover import (
 )
 from ..video.events import EventSink
 from ..video.health import HealthServer
+from ..video.packets import GatedSelector, GateSettings, PacketGate
 from ..video.pipeline import Pipeline, interruptible
 from ..video.reconnect import ReconnectingSource
 from ..video.selection import make_selector
@@ -112,6 +113,14 @@ class UnopenedSource:
     def close(self) -> None:
         pass
 
+# %% ../../nbs/16_service/00_assembly.ipynb #6e5062a3
+def gate_factory(config: RunConfig) -> Callable[[bool], PacketGate] | None:
+    "Makes one packet gate a source, live or not; None without gates."
+    if config.selection.gate is None:
+        return None
+    settings = GateSettings(**config.selection.gate.model_dump())
+    return lambda live: PacketGate(settings, live)
+
 # %% ../../nbs/16_service/00_assembly.ipynb #a2405e39
 class Opening:
     """A live source that is being opened in the background. The first call waits for that, later calls open
@@ -137,7 +146,7 @@ class Opening:
             first, self._first = self._first, None
         return self._connect() if first is None else first.result()
 
-
+# %% ../../nbs/16_service/00_assembly.ipynb #ea5569bb
 def _password(config: SourceConfig) -> str | None:
     "The password from the environment; ConfigError when it is not set."
     if config.password_env is None:
@@ -154,23 +163,30 @@ def _password(config: SourceConfig) -> str | None:
     return os.environ[config.password_env]
 
 
-def _open(config: SourceConfig, name: str, threads: int | None) -> tuple[Source, Opening | None]:
+def _open(
+    config: SourceConfig, name: str, threads: int | None, gates: Callable[[bool], PacketGate] | None = None
+) -> tuple[Source, Opening | None]:
     "One source; a live one is opened in the background, and again whenever it is lost."
     if config.uri.startswith("line:"):
         return open_line(config.uri, name, config.realtime), None
     stream = StreamSettings(
         config.user, _password(config), config.open_timeout_s, config.read_timeout_s, config.transport
     )
-    settings = SourceSettings(None, config.realtime, config.fps, threads, config.hardware, stream)
+    watched, device = is_stream(config.uri), is_camera(config.uri)
+    gate = None if gates is None or device else gates(watched or config.realtime)
+    settings = SourceSettings(None, config.realtime, config.fps, threads, config.hardware, stream, gate=gate)
     connect = lambda: open_source(config.uri, name, settings)
-    if not (is_camera(config.uri) or is_stream(config.uri)):
+    if not (device or watched):
         return connect(), None
     opening = Opening(connect, name)
-    return ReconnectingSource(opening, name, stale_after_s=config.stale_after_s), opening
+    source = ReconnectingSource(opening, name, stale_after_s=config.stale_after_s)
+    source.gate = gate
+    return source, opening
 
 # %% ../../nbs/16_service/00_assembly.ipynb #cba76ead
 def open_configured(
     configs: Sequence[SourceConfig],
+    gates: Callable[[bool], PacketGate] | None = None,  # see `gate_factory`
 ) -> list[Source]:  # in the same order; ids are unique
     "Open every source; one that cannot be opened becomes an `UnopenedSource`. SourceError when none can."
     names = source_names(configs)
@@ -181,7 +197,7 @@ def open_configured(
     waiting: list[Opening] = []
     for config, name in zip(configs, names):
         try:
-            source, opening = _open(config, name, threads)
+            source, opening = _open(config, name, threads, gates)
         except SourceError as e:
             source, opening = UnopenedSource(name, e), None
         opened.append(source)
@@ -224,13 +240,14 @@ def open_all(
     configs: Sequence[SourceConfig],
     names: Sequence[str],
     beside: int = 0,  # how many sources are open already
+    gates: Callable[[bool], PacketGate] | None = None,  # see `gate_factory`
 ) -> list[Source]:
     "Open every source and wait for cameras too; SourceError, and none is left open, when one cannot be."
     threads = 1 if len(configs) + beside > (os.cpu_count() or 1) else None
     opened, waiting = list[Source](), list[Opening]()
     with ExitStack() as undo:
         for config, name in zip(configs, names):
-            source, opening = _open(config, name, threads)
+            source, opening = _open(config, name, threads, gates)
             undo.callback(source.close)
             opened.append(source)
             waiting += [opening] if opening else []
@@ -441,7 +458,16 @@ def selector_factory(config: RunConfig) -> Callable[[Source], Selector] | None:
             3, config.tracker.minimum_consecutive_frames or 0
         )  # as many consecutive frames as it takes to confirm a track
         budget = CallBudget(s.adaptive.budget, burst=burst) if s.adaptive.budget else None
-        return lambda source: AdaptiveSelector(settings, budget)
+
+        def made(source: Source) -> Selector:
+            gate = getattr(source, "gate", None)
+            return (
+                AdaptiveSelector(settings, budget)
+                if gate is None
+                else GatedSelector(settings, budget, gate=gate)
+            )
+
+        return made
     if s.every == 1 and s.max_fps is None and s.motion is None:
         return None
     return lambda source: make_selector(s.every, s.max_fps, {"changed": s.motion} if s.motion else False)
@@ -675,7 +701,7 @@ def build_pipeline(config: RunConfig) -> Pipeline:
             config.tracker, 2.0 if config.selection.adaptive else 0.0
         )  # a track is not lost between two selected frames
         selectors = selector_factory(config)
-        sources = open_configured(config.sources)
+        sources = open_configured(config.sources, gate_factory(config))
         for source in sources:
             undo.callback(_close_quietly, source)
         privacy = privacy_of(config, model.manifest.names)

@@ -407,6 +407,7 @@ class AdaptiveSelector:
         self.reasons: Counter[str] = (
             Counter()
         )  # why frames were selected: first, floor, motion, new, lost, follow
+        self.urgency = 0.0  # of motion that no track explains, in the last frame; 1 = now
         self._reach: Reach | None = None
         self._scene, self._rates, self._why = (
             _Scene(settings.area, settings.width, settings.forget_s),
@@ -414,13 +415,7 @@ class AdaptiveSelector:
             np.zeros(0, "U6"),
         )
         self._size: tuple[int, int] | None = None  # of the last frame
-        self._unseen, self._need, self._left = (
-            (0.0, ""),
-            1,
-            1,
-            # a first picture or another scene that waits for its look; looks that confirm a track, still
-            # lacking
-        )
+        self._unseen, self._need, self._left = (0.0, ""), 1, 1  # scene that waits; looks a track still lacks
         self._last: float | None = None  # seconds of the last look
         self._now: float | None = None  # and of the last frame
         self._asked: dict[
@@ -463,13 +458,14 @@ def _select(selector: AdaptiveSelector, frame: Frame) -> bool:
         selector._reach, selector._rates = (
             None,
             np.zeros(0, np.float32),
-        )  # what we knew of times, or of pixels, is void
+        )  # about times or pixels that are void
     if frame.size != selector._size:
         selector._size, scene.bored = frame.size, None
         selector._asked.clear()
     step = 0.0 if back or selector._now is None else at - selector._now
     urgency = scene.look(frame, step, _explained(selector, at))
-    selector._now, wanted, why = at, selector.settings.floor_fps, "floor"
+    selector._now, selector.urgency = at, urgency or 0.0
+    wanted, why = selector.settings.floor_fps, "floor"
     if urgency is None:
         selector._unseen = 1.0, "first"
     elif scene.cut and urgency > selector._unseen[0]:
@@ -481,9 +477,8 @@ def _select(selector: AdaptiveSelector, frame: Frame) -> bool:
         wanted, why = float(selector._rates.max()), str(selector._why[selector._rates.argmax()])
     selector._saved = min(selector._saved + step * selector.settings.ceiling_fps, selector._most)
     gap = at - selector._last if selector._last is not None and not back else math.inf
-    while (
-        selector._asked and not 0 <= at - next(iter(selector._asked.values()))[0] < selector.settings.answer_s
-    ):
+    patience = selector.settings.answer_s
+    while selector._asked and not 0 <= at - next(iter(selector._asked.values()))[0] < patience:
         del selector._asked[next(iter(selector._asked))]
     if len(selector._asked) >= (3 if why == "new" else 1):
         wanted = min(wanted, selector.settings.ceiling_fps)  # an answer is out: no haste

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import av
 import cv2
@@ -30,7 +30,7 @@ from ..core.types import ConfigError, SourceError
 __all__ = ['Skip', 'Note', 'DEVICES', 'HARDWARE', 'open_container', 'unheard', 'video_stream', 'DecoderChoice', 'probe_device',
            'choose_decoder', 'make_accelerator', 'thread_count', 'make_context', 'TimeLine', 'square_size', 'to_bgr',
            'seconds_a_tick', 'nominal_rate', 'Decoded', 'PlayerShape', 'PacketDecoder', 'Picture', 'packets',
-           'decode_video', 'SourceInfo', 'describe_decoder', 'probe_video']
+           'DecoderMaker', 'Some', 'decode_video', 'SourceInfo', 'describe_decoder', 'probe_video']
 
 # %% ../../nbs/04_video/00_decoding.ipynb #118a5bfc
 def _why_not(path: Path) -> tuple[str, str]:
@@ -298,7 +298,8 @@ class TimeLine:
     ):
         self.jump_s, self.ahead_s, self.jumps = jump_s, ahead_s, 0
         self.jumped = 0.0  # seconds that the last jump was ahead of the next frame's time; negative: back
-        self._shift, self._last, self._first_step = 0.0, -math.inf, step_s
+        self.shift = 0.0  # seconds by which the times are moved, after jumps
+        self._last, self._first_step = -math.inf, step_s
         self._arrived: float | None = None
         self._suspect: float | None = None
         self._steps: deque[float] = deque(maxlen=9)
@@ -321,7 +322,7 @@ class TimeLine:
 
     def at(self, seconds: float, arrived: float | None = None) -> float:
         "The next time; `seconds`: the container's, minus its start; `arrived`: the clock of who waited."
-        t, usual = seconds + self._shift, self.step
+        t, usual = seconds + self.shift, self.step
         passed = None if arrived is None or self._arrived is None else arrived - self._arrived
         step, self._arrived = t - self._last, arrived
         if self._last == -math.inf:
@@ -330,7 +331,7 @@ class TimeLine:
         if self._is_jump(step, passed):
             due = self._last + (passed if passed is not None and passed > max(1.0, 2 * usual) else usual)
             self.jumps, self.jumped = self.jumps + 1, t - due
-            self._shift, t = self._shift + due - t, due
+            self.shift, t = self.shift + due - t, due
         else:
             if step <= self.ahead_s:
                 self._suspect = None
@@ -416,6 +417,7 @@ class Decoded(NamedTuple):
     pts: float | None  # seconds since the start of the stream; None where the container does not know
     damaged: bool  # predicted from a frame that could not be decoded
     size: tuple[int, int] | None = None  # (width, height) with square pixels, where the stored ones are not
+    number: int = 0  # counts the frames of the stream
 
 # %% ../../nbs/04_video/00_decoding.ipynb #2bf12020
 class PlayerShape:
@@ -501,7 +503,7 @@ class PacketDecoder:
             if self.line.jumps != jumps:
                 self._note(f"clock jumped by {self.line.jumped:.0f} s at frame {self.delivered}", "clock")
         self.delivered += 1
-        return Decoded(frame, pts, self._damaged, self._shape.size(frame))
+        return Decoded(frame, pts, self._damaged, self._shape.size(frame), self.delivered - 1)
 
 # %% ../../nbs/04_video/00_decoding.ipynb #51ac0d4c
 class Picture(NamedTuple):
@@ -510,6 +512,7 @@ class Picture(NamedTuple):
     image: np.ndarray  # (H, W, 3) uint8 BGR, upright
     pts: float | None  # seconds since the start of the stream; None where the container does not know
     damaged: bool  # predicted from a frame that could not be decoded
+    number: int = 0  # counts the frames of the file
 
 
 def packets(
@@ -555,32 +558,56 @@ def _count_missing(path: Path, stream: av.VideoStream, decoder: PacketDecoder, r
         return 0
     return silent + (max(0, stream.frames - _in_file(path, stream.index)) if read < stream.frames else 0)
 
+# %% ../../nbs/04_video/00_decoding.ipynb #a543b26c
+class DecoderMaker(Protocol):
+    "Makes the decoder of a stream that is opened; `video.packets` has one that leaves packets undecoded."
+
+    thread_type: str  # of the decoder, as for `make_context`
+
+    def __call__(
+        self, stream: av.VideoStream, context: av.VideoCodecContext, skip: Skip, note: Note, joined: bool
+    ) -> PacketDecoder: ...
+
+
+class Some(NamedTuple):
+    "Not every frame of a file is wanted."
+
+    maker: DecoderMaker
+    wait: Callable[[float | None], None] = unheard  # called before each packet with the time of its coming
+
+
+def _comes_at(packet: av.Packet, stream: av.VideoStream) -> float | None:
+    "Seconds after its start at which a camera would have sent this packet; None where it says nothing."
+    stamp = packet.dts if packet.dts is not None else packet.pts
+    return None if stamp is None else (stamp - (stream.start_time or 0)) * seconds_a_tick(stream)
+
 # %% ../../nbs/04_video/00_decoding.ipynb #e6c2e160
 def _decode_file(
-    path: Path, choice: DecoderChoice, threads: int | None, skip: Skip, note: Note
+    path: Path, choice: DecoderChoice, threads: int | None, skip: Skip, note: Note, some: Some | None
 ) -> Generator[Picture, None, None]:
     "Pictures of a file that FFmpeg plays."
     rotation, read, hidden = _rotation(path, choice), 0, 0
     with open_container(path, make_accelerator(choice)) as container:
         stream = video_stream(container, path, note)
-        decoder = PacketDecoder(
-            stream,
-            make_context(stream, choice, threads),
-            skip,
-            note,
-            joined=bool(int(container.format.flags) & _JOINED),
-        )
+        joined = bool(int(container.format.flags) & _JOINED)
+        if some is None:
+            decoder = PacketDecoder(stream, make_context(stream, choice, threads), skip, note, joined)
+        else:
+            context = make_context(stream, choice, threads, some.maker.thread_type)
+            decoder = some.maker(stream, context, skip, note, joined)
         for packet in packets(container, stream, skip):
             read, hidden = read + bool(packet.size), hidden + bool(packet.size and packet.is_discard)
-            for frame, pts, damaged, size in decoder.feed(packet):
-                yield Picture(to_bgr(frame, rotation, size), pts, damaged)
+            if some is not None:
+                some.wait(_comes_at(packet, stream))
+            for frame, pts, damaged, size, number in decoder.feed(packet):
+                yield Picture(to_bgr(frame, rotation, size), pts, damaged, number)
         if not decoder.delivered:
             raise SourceError(
                 "no frame could be decoded",
                 path,
                 "the file is damaged or its codec is unknown; check it with `ffprobe`",
             )
-        missing = _count_missing(path, stream, decoder, read, hidden)
+        missing = 0 if some else _count_missing(path, stream, decoder, read, hidden)
         if missing > 0 and (decoder.broken or missing > 0.01 * stream.frames):
             skip("whole file", f"the header promises {stream.frames} frames, {missing} never came", missing)
 
@@ -602,16 +629,19 @@ def decode_video(
     hardware: str | DecoderChoice = "none",  # one of HARDWARE, or a choice that `probe_video` made
     skip: Skip = lambda name, reason, count=1: None,  # called for every skipped packet and frame
     note: Note = unheard,  # called with what else a reader of the results should know
+    some: Some | None = None,  # not every frame, see `video.packets`
 ) -> Generator[Picture, None, None]:
     "Pictures of a video file in display order; SourceError when not one of them can be decoded."
     path, choice = Path(path), choose_decoder(hardware)
     if not _holds_pages(path):
-        yield from _decode_file(path, choice, threads, skip, note)
+        yield from _decode_file(path, choice, threads, skip, note, some)
         return
+    if some is not None:
+        note("packet gate off: pictures, not packets; every one is read")
     if path.suffix.lower() != ".webp":
         note(f"{picture_count(path)} pages without times: shown at {1 / PAGE_S:.0f} a second")
-    for image, seconds, damaged in moving_pictures(path, skip):
-        yield Picture(image, seconds, damaged)
+    for number, (image, seconds, damaged) in enumerate(moving_pictures(path, skip)):
+        yield Picture(image, seconds, damaged, number)
 
 # %% ../../nbs/04_video/00_decoding.ipynb #6b754a1d
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def readyz(
             continue
         age = s["seconds_since_frame"]
         silent = summary["seconds"] if age is None else age  # never a frame: silent since the start
+        silent = min(silent, s.get("seconds_since_packet", silent))  # nothing to decode is no silence
         away = (
             s.get("connection") if s.get("connection") in _AWAY else None
         )  # a camera that says that it is gone need not be waited for

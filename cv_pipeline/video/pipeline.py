@@ -120,9 +120,12 @@ class Channel:
     unanswered: int = 0  # selected frames whose outcome a selector that listens has not heard yet
     lock: threading.Lock = field(default_factory=threading.Lock)  # a selector is called by different threads
     listener: ListeningSelector | None = field(init=False)  # the selector, if it listens to results
+    lockstep: bool = field(init=False)  # the next frame of a file is read when the last one has settled
 
     def __post_init__(self):
         self.listener = self.selector if isinstance(self.selector, ListeningSelector) else None
+        gate = getattr(self.source, "gate", None)  # decides by the selector which packets are decoded
+        self.lockstep = gate is not None and not self.source.live
 
     @property
     def tracks(self) -> int:
@@ -266,6 +269,8 @@ def _read(run: _Run, channel: Channel) -> None:
                 break
             stats.done(ms, now)
             channel.frames_read += 1
+            if channel.lockstep:
+                _let_settle(run, channel)
             started = run.clock()
         if channel.state != "failed":
             channel.state = state
@@ -273,6 +278,19 @@ def _read(run: _Run, channel: Channel) -> None:
         run.fail_channel(channel, e, "ingest", "the source")
     finally:
         _end_reading(run, channel)
+
+
+def _let_settle(run: _Run, channel: Channel) -> None:
+    "Wait until all frames of a channel have come to the end of the pipeline, or the run ends."
+    key = channel.source.source_id
+
+    def settled() -> bool:
+        read = channel.settled + run.entrance.dropped.get(key, 0) >= channel.frames_read
+        return read or channel.broken or run.error is not None or key not in run.entrance.open
+
+    with run.answered:
+        while not run.answered.wait_for(settled, 0.5):
+            pass
 
 
 def _end_reading(run: _Run, channel: Channel) -> None:
@@ -541,6 +559,8 @@ def _hand_out(run: _Run, batch: _Batch) -> None:
         if not item.lost:
             _hand_out_one(run, item, batch.error is not None)
         item.channel.settled += 1  # last: what is known about a source that leaves is written down then
+    with run.answered:
+        run.answered.notify_all()  # a reader may wait for its frame to settle
     run.tensors.put(batch.tensor)
 
 
@@ -1107,16 +1127,20 @@ def _channel_summary(run: _Run, channel: Channel, finished: bool) -> dict[str, A
         "frames_skipped": status.frames_skipped,
         "skipped": [list(map(str, s)) for s in status.skipped[:20]],
         "notes": list(status.notes[:20]),
-        "detections": channel.detections,
-        "uncertain": channel.uncertain,
-        "tracks": channel.tracks,
-        "open_tracks": channel.open_tracks,
-        "seconds_since_frame": None
-        if channel.last_frame is None
-        else round(run.clock() - channel.last_frame, 3),
+        **{key: getattr(channel, key) for key in ("detections", "uncertain", "tracks", "open_tracks")},
+        **_ages(run, channel),
     }
 
 # %% ../../nbs/04_video/11_pipeline.ipynb #1e9faf04
+def _ages(run: _Run, channel: Channel) -> dict[str, Any]:
+    "When a source was last heard; how one that leaves packets undecoded is doing."
+    gate, heard = getattr(channel.source, "gate", None), getattr(channel.source, "heard_at", None)
+    ages = {"frame": channel.last_frame, **({} if heard is None else {"packet": heard})}
+    now = run.clock()
+    since = {f"seconds_since_{what}": None if at is None else round(now - at, 3) for what, at in ages.items()}
+    return since if gate is None else {**since, "gate": gate.summary()}
+
+
 def latencies(pipeline: Pipeline) -> dict[str, LatencyHistogram]:
     """Histograms by stage, `total` from decoding to delivery, and for live sources `end_to_end` from capture
     to delivery."""

@@ -137,10 +137,25 @@ class StateLog:
             # a listener's mistake is not the camera's
             logging.getLogger(__name__).exception("on_state failed")
 
+# %% ../../nbs/04_video/03_reconnect.ipynb #d7215fb0
+def _heard_at(watched: Watched) -> float | None:
+    "Clock, when the last packet came, of a connection that leaves packets undecoded."
+    return getattr(watched._inner, "heard_at", None)
+
+
+def _state_of(watched: Watched) -> SourceState:
+    "The state; silence begins with the last packet, whether or not it became a frame."
+    log, at = watched._log, _heard_at(watched)
+    with log._lock:
+        if at is not None and log._asked is not None:
+            log._asked = max(log._asked, at)
+        return log.state
+
 # %% ../../nbs/04_video/03_reconnect.ipynb #6ff8429a
 class Watched:
     "What is known about a live source, over all its connections: the state, its history, and the counts."
 
+    heard_at = property(lambda self: _heard_at(self))
     _inner: Source | None  # the connection, None between two
     last_error: SourceError | None
 
@@ -150,7 +165,7 @@ class Watched:
 
     @property
     def state(self) -> SourceState:
-        return self._log.state
+        return _state_of(self)
 
     @property
     def state_changes(self) -> list[StateChange]:
@@ -158,8 +173,7 @@ class Watched:
 
     def status(self) -> SourceStatus:
         "The status over all connections, with the state and its history."
-        # in this order: asking for the state may add to the history
-        state, changes = self.state, self.state_changes
+        state, changes = self.state, self.state_changes  # in this order: asking may add to the history
         if state == SourceState.CLOSED:
             state = next((c.state for c in reversed(changes) if c.state != SourceState.CLOSED), state)
         with self._counting:
@@ -235,11 +249,11 @@ class ReconnectingSource(Watched):
     "A live source that is opened again after every loss, until it is closed."
 
     live = True
+    gate: Any = None  # of the connections, where they leave packets undecoded
 
     def __init__(
         self,
-        # opens the camera; SourceError when it cannot, SourceAuthError for a wrong password
-        connect: Callable[[], Source],
+        connect: Callable[[], Source],  # SourceError when it cannot, SourceAuthError for a wrong password
         source_id: str,
         *,
         connected: Source | None = None,  # an already open one, for the first round

@@ -24,7 +24,7 @@ from ..core.files import is_there, printable
 from ..core.formats import IMAGE_SUFFIXES
 from ..core.images import HEIF_SUFFIXES, MAX_PIXELS, image_header, natural_key, read_image
 from ..core.types import Clocks, Frame, SourceError, utc_now
-from .decoding import SourceInfo, decode_video, probe_video
+from .decoding import DecoderMaker, Some, SourceInfo, decode_video, probe_video
 from ..core.masking import masked
 from .streams import BaseSource, StreamSettings, StreamSource, is_stream, stream_id
 
@@ -61,9 +61,10 @@ class FileSource(BaseSource):
         realtime: bool = False,  # deliver each frame when it is due, like a camera
         threads: int | None = None,  # decoder threads, see decode_video
         hardware: str = "auto",  # who decodes, see choose_decoder; what does is in `info.choice`
+        gate: DecoderMaker | None = None,  # leaves packets undecoded, see `video.packets`
         clocks: Clocks = Clocks(),
     ):
-        self.path = Path(path)
+        self.path, self.gate = Path(path), gate
         super().__init__(source_id or self.path.stem, live=realtime)
         self.start, self._threads = _aware(start, self.path), threads
         self._clock, self._sleep, self._now = clocks.monotonic, clocks.sleep, clocks.now
@@ -84,9 +85,12 @@ class FileSource(BaseSource):
             hardware=self.info.choice or "none",
             skip=self._skip,
             note=self._note,
+            some=None
+            if self.gate is None
+            else Some(self.gate, lambda s: self._wait(began + (s or 0.0)) if self.live else None),
         )
         try:
-            for number, (image, pts, damaged) in enumerate(pictures):
+            for image, pts, damaged, number in pictures:
                 seconds = number * step if pts is None else pts
                 if self.live:
                     self._wait(began + seconds)
@@ -371,6 +375,7 @@ class SourceSettings:
     stream: StreamSettings = StreamSettings()
     max_pixels: int = MAX_PIXELS  # images: as in read_image
     bits: int = 16
+    gate: DecoderMaker | None = None  # video: leaves packets undecoded, see `video.packets`; one a source
 
 # %% ../../nbs/04_video/02_sources.ipynb #87e6b9f7
 def _is_image(path: Path) -> bool:
@@ -409,10 +414,11 @@ def open_source(
     opened."""
     text, s = str(uri), replace(settings, **changes)
     images: dict[str, Any] = {"start": s.start, "max_pixels": s.max_pixels, "bits": s.bits}
+    video: dict[str, Any] = {"hardware": s.hardware, "gate": s.gate}
     if is_camera(uri):
         return CameraSource(int(text) if text.isdecimal() else text, source_id, fps=s.fps)
     if is_stream(uri):
-        return StreamSource(text, source_id, s.stream, threads=s.threads or 1, hardware=s.hardware)
+        return StreamSource(text, source_id, s.stream, threads=s.threads or 1, **video)
     path = Path(text)
     if not is_there(path) and masked(text) == text:
         raise SourceError("file not found", path, "check the path; a webcam is a number, e.g. 0")
@@ -422,9 +428,7 @@ def open_source(
         return FolderSource(path, source_id, fps=s.fps, **images)
     if _is_image(path):
         return ImageSource(path, source_id, **images)
-    return FileSource(
-        path, source_id, start=s.start, realtime=s.realtime, threads=s.threads, hardware=s.hardware
-    )
+    return FileSource(path, source_id, start=s.start, realtime=s.realtime, threads=s.threads, **video)
 
 # %% ../../nbs/04_video/02_sources.ipynb #d55f1e21
 def unique_ids(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import math
 import re
 import threading
 import time
@@ -26,6 +27,7 @@ from ..core.masking import HARMLESS, masked
 from ..core.types import Clock, Clocks, ConfigError, Frame, SourceError, SourceStatus
 from cv_pipeline.video.decoding import (
     DecoderChoice,
+    DecoderMaker,
     PacketDecoder,
     SourceInfo,
     choose_decoder,
@@ -397,6 +399,8 @@ class Link:
     catch_up: CatchUp = field(default_factory=CatchUp)
     about: tuple[str, float | None] = ("", None)  # codec and nominal rate
     jumps: int = 0  # how often the camera's counter restarted
+    maker: DecoderMaker | None = None  # of a decoder that leaves packets undecoded; None: all are decoded
+    heard_at: float = -math.inf  # clock, when the last packet came
 
     def close(self) -> None:
         "Ask the thread to end; wake threads that wait for a frame."
@@ -429,7 +433,7 @@ def _decoder(link: Link, stream: av.VideoStream) -> PacketDecoder:
     try:
         context = make_context(
             stream, link.choice, link.threads, "SLICE"
-        )  # frame threads would hold frames back
+        )  # frame threads would hold frames back; no maker of a decoder asks for them here
     except SourceError as e:
         if link.choice.used == "software":
             raise
@@ -444,7 +448,7 @@ def _decoder(link: Link, stream: av.VideoStream) -> PacketDecoder:
         if decoder.delivered:  # what comes before the first key frame is not broken
             link.skip(*what)
 
-    decoder = PacketDecoder(stream, context, skip, link.note)
+    decoder = (link.maker or PacketDecoder)(stream, context, skip, link.note, True)
     return decoder
 
 # %% ../../nbs/04_video/01_streams.ipynb #7a9b33cf
@@ -459,9 +463,10 @@ def _deliver(
     arrived = link.now()
     if packet.pts is not None:
         arrivals[packet.pts] = arrived, _camera_time(packet) if link.camera_clock else None
-        if len(arrivals) > 256:
+        if len(arrivals) > (256 if link.maker is None else 4096):
             del arrivals[next(iter(arrivals))]
-    for frame, pts, damaged, size in decoder.feed(packet, link.clock()):
+    link.heard_at = link.clock()
+    for frame, pts, damaged, size, number in decoder.feed(packet, link.heard_at):
         if decoder.line.jumps != link.jumps:
             link.jumps = decoder.line.jumps
             link.stamps.forget()
@@ -469,7 +474,7 @@ def _deliver(
         link.box.put(
             Arrived(
                 frame,
-                decoder.delivered - 1,
+                number,
                 pts,
                 came if old or pts is None else link.stamps.at(pts, came, camera),
                 damaged,
@@ -626,8 +631,28 @@ class StreamSettings:
     camera_clock: bool = True  # believe the camera's own wall clock where it is within seconds of ours
     options: dict[str, str] | None = None  # further options of FFmpeg
 
+# %% ../../nbs/04_video/01_streams.ipynb #cf8e3a92
+class _Received(BaseSource):
+    "What a connection says about itself."
+
+    _link: Link
+    gate: DecoderMaker | None
+
+    @property
+    def heard_at(self) -> float | None:
+        "Clock, when the last packet came; None where every packet becomes a frame, which says the same."
+        return None if self.gate is None else self._link.heard_at
+
+    @property
+    def dropped(self) -> int:
+        "Frames received and not consumed in time."
+        return self._link.box.dropped + self._link.catch_up.left_out
+
+    def status(self) -> SourceStatus:
+        return replace(super().status(), frames_not_taken=self.dropped)
+
 # %% ../../nbs/04_video/01_streams.ipynb #4eb75e2b
-class StreamSource(BaseSource):
+class StreamSource(_Received):
     "A network camera or stream; `live`, the freshest frame, and an error when it is lost."
 
     info: SourceInfo
@@ -640,9 +665,11 @@ class StreamSource(BaseSource):
         *,
         hardware: str | DecoderChoice = "auto",
         threads: int = 1,  # many cameras keep the cores busy, and one thread notices a missing slice
+        gate: DecoderMaker | None = None,  # leaves packets undecoded, see `video.packets`
         clocks: Clocks = Clocks(),
     ):
         super().__init__(source_id or stream_id(uri), live=True)
+        self.gate = gate
         self.address = _checked(uri, settings.user, settings.password, settings.transport)
         skip, note, now = weakref.WeakMethod(self._skip), weakref.WeakMethod(self._note), clocks.now
         self._link = Link(
@@ -657,6 +684,7 @@ class StreamSource(BaseSource):
             lambda *what: (method := skip()) and method(*what),
             settings.camera_clock,
             lambda *what: (method := note()) and method(*what),
+            maker=gate,
         )
         self._closed = self._link.closed
         weakref.finalize(self, self._link.close)
@@ -664,14 +692,6 @@ class StreamSource(BaseSource):
             target=_receive, args=(self._link,), name=f"stream {self.source_id}", daemon=True
         ).start()
         self.info = _first_look(self._link)
-
-    @property
-    def dropped(self) -> int:
-        "Frames received and not consumed in time."
-        return self._link.box.dropped + self._link.catch_up.left_out
-
-    def status(self) -> SourceStatus:
-        return replace(super().status(), frames_not_taken=self.dropped)
 
     def __iter__(self) -> Iterator[Frame]:
         if self._closed.is_set():
@@ -727,6 +747,8 @@ def _stream_frames(source: StreamSource, link: Link) -> Iterator[Frame]:
         came = link.box.wait(link.limits[1])
         if link.closed.is_set():
             return
+        if not came and link.clock() - link.heard_at < link.limits[1]:
+            continue  # packets come, and none of them was wanted
         if (arrived := link.box.take()) is None:  # nothing more will come, or nothing came in time
             link.close()
             raise (link.box.error if came else None) or SourceError(
