@@ -60,7 +60,7 @@ PANELS = {
     "Data and labels": "data flag collect select label qa merge",
     "Train and gate": "train gate",
     "Rules and events": "rules",
-    "Evaluate": "baseline tune threshold eval-tracking robustness report failures",
+    "Evaluate": "evaluate baseline tune threshold eval-tracking robustness report failures",
     "Optimize": "optimize build benchmark serve-files",
     "Release": "registry keys shadow rollout",
     "Devices and fleet": "device central fleet",

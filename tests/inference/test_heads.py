@@ -136,6 +136,21 @@ def test_rtdetr_same_as_ultralytics(pictures):
         assert np.allclose(ours.xyxy, rows.xyxy.numpy()[order].clip(0, size), atol=1e-2)
 
 
+@pytest.mark.parametrize("family", ["rtdetr", "rfdetr", "dfine"])
+def test_detr_with_two_outputs_same_as_transformers(family):
+    """Tiny networks with the graphs of RT-DETR, RF-DETR and D-FINE, exported from transformers 5.24; what its
+    own post-processing made of their outputs lies beside them."""
+    folder = MODELS / f"tiny_{family}_two_outputs"
+    model, known = load_model(folder, threads=1), np.load(folder / "expected.npz")
+    for i in range(2):
+        picture = np.ascontiguousarray(known[f"picture{i}"])
+        (found,), size = model.predict([picture]), [picture.shape[1], picture.shape[0]] * 2
+        assert len(found) == len(known[f"scores{i}"]) > 5
+        assert np.allclose(found.confidence, known[f"scores{i}"], atol=1e-4)
+        assert np.array_equal(found.class_id, known[f"labels{i}"])
+        assert np.allclose(found.xyxy, known[f"boxes{i}"].clip(0, size), atol=1e-2)
+
+
 def detr_manifest(nc: int = 3, **post) -> ModelManifest:
     return ModelManifest(
         "tiny",
