@@ -210,7 +210,7 @@ class _Painter:
     def _draw(self, result: FrameResult) -> None:
         sink, frame, camera = self.sink, result.frame, result.frame.source_id
         views = [view for (of, view) in list(sink._wanted) if of == camera]
-        boxed = draw_detections(frame.image, result.detections, result.names)
+        boxed = draw_detections(frame.image, result.detections, result.names, skeleton=result.skeleton)
         before, now = self._before.get(camera), _grey(frame.image)
         self._before[camera] = now
         for view in views:

@@ -61,7 +61,7 @@ PANELS = {
     "Train and gate": "train gate",
     "Rules and events": "rules",
     "Search and inspect": "search",
-    "Evaluate": "baseline tune threshold eval-tracking robustness report failures",
+    "Evaluate": "evaluate baseline tune threshold eval-tracking robustness report failures",
     "Optimize": "optimize build benchmark serve-files",
     "Release": "registry keys shadow rollout",
     "Devices and fleet": "device central fleet",

@@ -14,12 +14,21 @@ from typing import Any
 import typer
 
 from .options import Count, Spec, Split, command, fields_of, group
-from .terminal import notes, plain, records, say, share_bar, some_pictures, tell
+from cv_pipeline.commands.terminal import (
+    bar_over,
+    notes,
+    plain,
+    records,
+    say,
+    share_bar,
+    some_pictures,
+    tell,
+)
 from ..core.files import read_json, write_json, write_whole
 from ..core.types import ConfigError, DataError
 
 # %% auto #0
-__all__ = ['models_commands', 'Judged', 'judging', 'is_frozen', 'optimize', 'build', 'benchmark', 'serve_files']
+__all__ = ['models_commands', 'Judged', 'judging', 'is_frozen', 'optimize', 'build', 'benchmark', 'evaluate', 'serve_files']
 
 # %% ../../nbs/19_commands/02_models.ipynb #fa6e663a
 models_commands = group()
@@ -196,6 +205,44 @@ def _show_benchmark(made: Any, before: Any, where: Path) -> None:
         notes(differences(made, before), "not the same")
         records("times beside the earlier run; below 1 is faster", compare(made, before), as_text=True)
     say(f"written: {plain(where)}")
+
+# %% ../../nbs/19_commands/02_models.ipynb #f130639f
+@command(
+    models_commands,
+    "evaluate models/parts-cls photos/ --split val",
+    "evaluate models/parts-seg annotations/val.json --out reports/seg.json",
+    "evaluate factory_line data.yaml",
+    dataset=True,
+)
+def evaluate(
+    model: str,  # bundled name, model folder or ONNX file, of any task
+    data: Path,  # labels of its task: a folder a class, a COCO json, images/ and labels/, or as for `tune`
+    *,
+    split: Split = None,
+    spec: Spec = None,
+    out: Path | None = None,  # write all numbers as JSON
+) -> None:
+    "Measure a model by the measure of its task: AP, top-1, or AP of masks, key points or turned boxes."
+    from cv_pipeline.core.formats import evaluation_items
+    from cv_pipeline.evaluation.summary import evaluate_model
+    from cv_pipeline.evaluation.tasks import evaluate_task
+    from cv_pipeline.inference.loading import load_model
+
+    m, bar = load_model(model, spec), lambda items: bar_over(items, "running the model")
+    if m.manifest.task == "detect":
+        measured = evaluate_model(m, evaluation_items(data, split), progress=bar)
+        made = measured.metrics()
+        records("detect", [{"measure": k, "value": v} for k, v in measured.coco.items()])
+    else:
+        made = evaluate_task(m, data, split, bar).to_dict()
+        found = made["metrics"].items()
+        rows = [{"measure": k, "value": v, "95 %": str(made["bounds"].get(k, ""))} for k, v in found]
+        records(f"{made['task']}: {made['pictures']} pictures, {made['labels']} labels", rows)
+        records("By class", made["per class"])
+        notes(made["notes"])
+    if out is not None:
+        write_json(out, made)
+        say(f"written: {plain(out)}")
 
 # %% ../../nbs/19_commands/02_models.ipynb #7576a30c
 @command(

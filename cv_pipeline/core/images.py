@@ -11,17 +11,18 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 import simplejpeg
 
-from .types import SourceError
+from .types import DataError, SourceError
 
 # %% auto #0
 __all__ = ['STRAY', 'HEIF_SUFFIXES', 'HEIF_EXTRA', 'MAX_PIXELS', 'tiff_tags', 'image_header', 'png_chunks', 'webp_chunks',
-           'upright', 'webp_damage', 'tiff_directory', 'tiff_pages', 'heif_lacks', 'read_image', 'natural_key']
+           'upright', 'webp_damage', 'tiff_directory', 'tiff_pages', 'heif_lacks', 'read_image', 'natural_key',
+           'encode_mask', 'decode_mask']
 
 # %% ../../nbs/00_core/04_images.ipynb #a1610904
 def _png(f: BinaryIO) -> tuple[int, int]:
@@ -610,3 +611,57 @@ def natural_key(
     text = str(name)
     pieces = re.split(r"([0-9]+)", text)
     return tuple((0, int(p), "") if i % 2 else (1, 0, p.casefold()) for i, p in enumerate(pieces)), text
+
+# %% ../../nbs/00_core/04_images.ipynb #e9e513cc
+def encode_mask(
+    region: np.ndarray,  # (h, w) bool: the mask, or the part of it around its object
+    at: tuple[int, int] = (0, 0),  # left and top of the region in its picture
+    size: tuple[int, int] | None = None,  # (height, width) of the picture; None: that of the region
+) -> dict[str, Any]:  # {"size": [height, width], "counts": text}, as in COCO files
+    "A mask as run lengths; the string that pycocotools writes for the same mask."
+    (h, w), (height, width) = region.shape, size or region.shape
+    (x, y), columns = at, np.zeros((region.shape[1], region.shape[0] + 2), np.int8)
+    columns[:, 1:-1] = region.T
+    column, row = np.nonzero(np.diff(columns, axis=1))
+    change = (x + column.astype(np.int64)) * height + y + row
+    meets = np.flatnonzero(change[1:-1:2] == change[2::2])  # a run that goes on at the top of the next column
+    change = np.delete(change, np.concatenate([2 * meets + 1, 2 * meets + 2]))
+    counts = np.diff(np.concatenate([[0], change, [height * width]]))
+    counts = counts[:-1] if len(counts) > 1 and counts[-1] == 0 else counts
+    value = counts.copy()
+    value[3:] -= counts[1:-2]
+    bits = value[:, None] >> np.arange(0, 35, 5)
+    group, rest = bits & 31, bits >> 5
+    more = np.where(group & 16, rest != -1, rest != 0)
+    used = np.concatenate([np.ones((len(more), 1), bool), np.logical_and.accumulate(more, axis=1)[:, :-1]], 1)
+    text = (group + 32 * more + 48)[used].astype(np.uint8).tobytes().decode("ascii")
+    return {"size": [int(height), int(width)], "counts": text}
+
+# %% ../../nbs/00_core/04_images.ipynb #ff3db8ae
+def decode_mask(
+    mask: Any,  # {"size": [height, width], "counts": text, bytes or a list of numbers}
+    where: object = None,  # for the error
+) -> np.ndarray:  # (height, width) bool
+    "The mask that run lengths stand for; DataError when they do not fill its picture."
+    try:
+        (height, width), counts = (int(n) for n in mask["size"]), mask["counts"]
+        if isinstance(counts, (str, bytes)):
+            letters = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, np.uint8)
+            code = letters.astype(np.int64) - 48
+            last = np.flatnonzero(code & 32 == 0)
+            first = np.concatenate([[0], last[:-1] + 1]) if len(last) else last
+            place = np.arange(len(code)) - np.repeat(first, last - first + 1)
+            value = np.add.reduceat((code & 31) << 5 * place, first) if len(last) else code
+            value = value - np.where(code[last] & 16, np.int64(1) << 5 * (last - first + 1), 0)
+            lengths = value.copy()
+            lengths[1::2], lengths[2::2] = np.cumsum(value[1::2]), np.cumsum(value[2::2])
+        else:
+            lengths = np.asarray(counts, np.int64)
+    except (KeyError, TypeError, ValueError, UnicodeError, IndexError) as e:
+        hint = 'a mask is {"size": [height, width], "counts": run lengths}, as in COCO files'
+        raise DataError(f"not a mask in run lengths: {type(e).__name__}", where, hint) from e
+    if lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != height * width:
+        raise DataError(
+            f"the run lengths of a mask do not fill its {height}×{width} pixels", where, "write it again"
+        )
+    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height).T

@@ -15,6 +15,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from cv_pipeline.core.files import (
     move_file,
     parquet_groups,
@@ -23,16 +25,27 @@ from cv_pipeline.core.files import (
     read_parquet_schema,
     write_whole,
 )
-from .types import SinkError
+from .types import RESULT_COLUMNS, Detections, SinkError
 
 # %% auto #0
 __all__ = ['RUN_KEY', 'results_schema', 'run_of', 'part_numbers', 'parts_in', 'unfinished_parts', 'hours_of', 'process_folders',
            'table_files', 'jsonl_files', 'rows_after', 'read_table', 'read_results', 'stream_tables', 'merge_parts',
-           'merge_results', 'read_jsonl']
+           'merge_results', 'read_jsonl', 'detections_of']
 
 # %% ../../nbs/00_core/13_results.ipynb #581ad660
 @cache
-def results_schema() -> Any:
+def _column_types() -> dict[str, Any]:
+    "The columns that not every model fills, by name; see `core.types.Classification` for what they hold."
+    import pyarrow as pa
+
+    mask = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
+    return {name: mask if name == "mask" else pa.list_(pa.float32()) for name in RESULT_COLUMNS}
+
+
+@cache
+def results_schema(
+    more: tuple[str, ...] = (),  # of RESULT_COLUMNS: what the model's task adds
+) -> Any:
     "The columns of results.parquet, a pyarrow schema: one row a detection."
     import pyarrow as pa
 
@@ -45,6 +58,7 @@ def results_schema() -> Any:
         **dict.fromkeys(("confidence", "x1", "y1", "x2", "y2"), pa.float32()),
         "tracker_id": pa.int32(),
         "decision": pa.string(),
+        **{name: kind for name, kind in _column_types().items() if name in more},
     }
     return pa.schema(list(kinds.items()))
 
@@ -179,11 +193,16 @@ def _last_frame(files: Sequence[Path]) -> tuple[str, int, datetime] | None:
     return None
 
 # %% ../../nbs/00_core/13_results.ipynb #0f93b324
+def _flat(name: str, value: Any) -> Any:
+    "A further column's value in a line as it is in the table: key points one after the other."
+    return [n for point in value for n in point] if name == "keypoints" and value is not None else value
+
+
 def _as_rows(lines: Iterable[bytes]) -> Any:
     "Detections of lines as rows of results.parquet; what is no result is left out."
     import pyarrow as pa
 
-    schema, rows = results_schema(), []
+    rows, more = [], set[str]()
     for line in lines:
         key, found = _record(line)
         for d in found if key is not None else ():
@@ -195,10 +214,14 @@ def _as_rows(lines: Iterable[bytes]) -> Any:
                     *d["xyxy"],
                     d["tracker_id"],
                     d["decision"],
+                    *(_flat(name, d.get(name)) for name in RESULT_COLUMNS),
                 )
             except (KeyError, TypeError):
                 continue
             rows.append((*(key or ()), *of))
+            more.update(name for name in RESULT_COLUMNS if name in d)
+    schema, every = results_schema(tuple(sorted(more))), results_schema(RESULT_COLUMNS)
+    rows = [tuple(v for v, name in zip(row, every.names) if name in schema.names) for row in rows]
     try:
         columns = list(zip(*rows, strict=True)) or [()] * len(schema)
         return pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(columns, schema)], schema=schema)
@@ -250,7 +273,7 @@ def read_table(
     found = [table for place in places for table in _tables(place, name, since, until)]
     if not found:
         raise SinkError(f"no {name} found", folder, "is this the folder that the run wrote to?")
-    return pa.concat_tables([table.replace_schema_metadata(None) for table in found])
+    return pa.concat_tables([t.replace_schema_metadata(None) for t in found], promote_options="default")
 
 
 def _tables(folder: Path, name: str, since: datetime | None, until: datetime | None) -> list[Any]:
@@ -277,6 +300,14 @@ def read_results(
     return read_table(folder, "results", since, until)
 
 # %% ../../nbs/00_core/13_results.ipynb #4b59d4ac
+def _with_columns(table: Any, schema: Any) -> Any:
+    "A table with the columns of a schema; those that it lacks are empty."
+    import pyarrow as pa
+
+    have = [table[f.name] if f.name in table.schema.names else pa.nulls(len(table), f.type) for f in schema]
+    return pa.table(have, schema=schema)
+
+
 def stream_tables(
     out: Path,
     paths: Sequence[Path],  # of one schema
@@ -287,14 +318,15 @@ def stream_tables(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = read_parquet_schema(paths[0], SinkError) if paths else more[0].schema
+    schemas = [*(read_parquet_schema(path, SinkError) for path in paths), *(table.schema for table in more)]
+    schema = pa.unify_schemas(schemas).with_metadata(schemas[0].metadata)
 
     def stream(file: BinaryIO) -> None:
         held, count = [], 0
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             groups = (table for path in paths for table in parquet_groups(path, SinkError))
             for table in chain(groups, more):
-                held.append(table.replace_schema_metadata(schema.metadata))
+                held.append(_with_columns(table, schema))
                 count += len(table)
                 if count >= rows_a_group:
                     writer.write_table(pa.concat_tables(held))
@@ -351,3 +383,26 @@ def read_jsonl(
                     yield json.loads(line)
                 except ValueError:
                     continue
+
+# %% ../../nbs/00_core/13_results.ipynb #ad14094e
+def detections_of(
+    table: Any,  # pyarrow.Table: rows of results.parquet, e.g. those of one frame
+) -> Detections:
+    "Rows of a results table as Detections, with the columns that the model's task added."
+    column = lambda name: table[name].to_numpy(zero_copy_only=False)
+    xyxy = np.stack([column(name) for name in ("x1", "y1", "x2", "y2")], axis=1)
+    codes = {"accept": 0, "review": 1, "drop": 2}
+    data: dict[str, np.ndarray] = {
+        "decision": np.array([codes[d] for d in table["decision"].to_pylist()], np.int8)
+    }
+    for name in (n for n in RESULT_COLUMNS if n in table.schema.names):
+        values = table[name].to_pylist()
+        if any(v is None for v in values) or not values:
+            continue  # rows of a model that has no such column
+        if name == "mask":
+            data[name] = np.empty(len(values), object)
+            data[name][:] = values
+        else:
+            rows = np.array(values, np.float32)
+            data[name] = rows.reshape(len(rows), -1, 3) if name == "keypoints" else rows
+    return Detections(xyxy, column("confidence"), column("class_id"), column("tracker_id"), data)

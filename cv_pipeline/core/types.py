@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 # %% auto #0
-__all__ = ['Clock', 'CVPipelineError', 'ConfigError', 'DataError', 'SourceError', 'BackendError', 'ModelSpecMismatch',
-           'SinkError', 'UnexpectedError', 'unexpected', 'MissingExtraError', 'is_number', 'is_whole', 'check_rules',
-           'Frame', 'box_area', 'box_iou', 'Detections', 'merge_detections', 'validate_detections', 'Decision',
-           'FrameResult', 'utc_now', 'Clocks', 'Source', 'Selector', 'ListeningSelector', 'Tracker', 'Backend', 'Sink',
-           'SummarySink', 'sink_name', 'sink_names', 'SourceStatus', 'StatusSource', 'status_of']
+__all__ = ['RESULT_COLUMNS', 'WHOLE_COLUMNS', 'Clock', 'CVPipelineError', 'ConfigError', 'DataError', 'SourceError',
+           'BackendError', 'ModelSpecMismatch', 'SinkError', 'UnexpectedError', 'unexpected', 'MissingExtraError',
+           'is_number', 'is_whole', 'check_rules', 'Frame', 'box_area', 'box_iou', 'Detections', 'merge_detections',
+           'validate_detections', 'Decision', 'Classification', 'FrameResult', 'utc_now', 'Clocks', 'Source',
+           'Selector', 'ListeningSelector', 'Tracker', 'Backend', 'Sink', 'SummarySink', 'sink_name', 'sink_names',
+           'SourceStatus', 'StatusSource', 'status_of']
 
 # %% ../../nbs/00_core/00_types.ipynb #abc6998f
 class CVPipelineError(Exception):
@@ -317,6 +318,42 @@ class Decision(IntEnum):
     REVIEW = 1  # uncertain: delivered and marked for review
     DROP = 2  # uncertain: counted, not delivered
 
+# %% ../../nbs/00_core/00_types.ipynb #2f7b2cf2
+RESULT_COLUMNS = (
+    "mask",
+    "keypoints",
+    "xywhr",
+    "scores",
+    "embedding",
+)  # of `Detections.data`; they are written
+WHOLE_COLUMNS = ("scores", "embedding")  # rows with one of these are results for the whole frame
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    "The classes of a whole frame, best first, and the scores of all classes."
+
+    class_id: np.ndarray  # (k,) int32, reported classes
+    confidence: np.ndarray  # (k,) float32, of the reported
+    scores: np.ndarray  # (classes,) float32, of all
+
+    @classmethod
+    def of(cls, detections: Detections) -> Classification | None:
+        "From the rows of a frame; None for rows of objects, and without rows."
+        scores = detections.data.get("scores")
+        if scores is None or not len(detections):
+            return None
+        order = np.argsort(-detections.confidence, kind="stable")
+        return cls(detections.class_id[order], detections.confidence[order], np.asarray(scores)[0])
+
+    def top(
+        self,
+        k: int = 5,
+    ) -> list[tuple[int, float]]:  # (class id, score), best first, of all classes
+        "The best classes, reported or not."
+        order = np.argsort(-self.scores, kind="stable")[:k]
+        return list(zip(order.tolist(), self.scores[order].tolist()))
+
 # %% ../../nbs/00_core/00_types.ipynb #b1e3f98a
 @dataclass(slots=True)
 class FrameResult:
@@ -330,6 +367,12 @@ class FrameResult:
     status: str = "ok"  # "ok" or the kind of failure, e.g. "model_error"
     model: str = ""  # name and version of the model
     model_sha256: str = ""  # of its file
+    skeleton: tuple[tuple[int, int], ...] = ()  # pairs of key points that belong together, of a pose model
+
+    @property
+    def classification(self) -> Classification | None:
+        "What a model that names whole frames reported; None for other models, and where it reported nothing."
+        return Classification.of(self.detections)
 
     def class_name(self, class_id: int) -> str:
         "Name of a class, or its number where the model has no names."

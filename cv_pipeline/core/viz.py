@@ -12,10 +12,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .types import DataError, Decision, Detections, MissingExtraError
+from .images import decode_mask
+from .types import WHOLE_COLUMNS, DataError, Decision, Detections, MissingExtraError
 
 # %% auto #0
-__all__ = ['PALETTE', 'colour_of', 'Trails', 'draw_detections', 'contact_sheet', 'jpeg', 'pyplot', 'plot_pr', 'plot_reliability']
+__all__ = ['PALETTE', 'POINT_LEAST', 'colour_of', 'Trails', 'draw_attached', 'draw_detections', 'contact_sheet', 'jpeg', 'pyplot',
+           'plot_pr', 'plot_reliability']
 
 # %% ../../nbs/00_core/05_viz.ipynb #ba1649c4
 def _palette(n: int = 64) -> list[tuple[int, int, int]]:
@@ -117,6 +119,40 @@ class Trails:
     def __len__(self) -> int:
         return len(self._points)
 
+# %% ../../nbs/00_core/05_viz.ipynb #f0a5ac5d
+POINT_LEAST = 0.3  # key points of lower confidence are not drawn
+
+
+def draw_attached(
+    out: np.ndarray,  # (h, w, 3) uint8 BGR, changed
+    detections: Detections,
+    row: int,
+    colour: tuple[int, int, int],
+    thick: int,
+    skeleton: Sequence[Sequence[int]] = (),  # pairs of key points to join
+) -> bool:  # whether a turned box was drawn
+    "Mask, key points and turned box of one detection, where it has them; masks of another size are left out."
+    data = detections.data
+    if "mask" in data and (mask := decode_mask(data["mask"][row], "draw_detections")).shape == out.shape[:2]:
+        x1, y1, x2, y2 = np.clip(_pixels(detections.xyxy[row]), 0, 1e6).astype(int) + [0, 0, 1, 1]
+        part, inside = out[y1:y2, x1:x2], mask[y1:y2, x1:x2]
+        part[inside] = (0.55 * part[inside] + 0.45 * np.array(colour, np.float32)).astype(np.uint8)
+    if "keypoints" in data:
+        points = np.nan_to_num(data["keypoints"][row], nan=-1, posinf=-1, neginf=-1)
+        at = points[:, :2].clip(-1e6, 1e6).round().astype(int).tolist()
+        seen = points[:, 2] >= POINT_LEAST
+        for a, b in skeleton:
+            if max(a, b) < len(at) and seen[a] and seen[b]:
+                cv2.line(out, at[a], at[b], colour, thick, cv2.LINE_AA)
+        for i in np.flatnonzero(seen):
+            cv2.circle(out, at[i], thick + 2, colour_of(int(i) + 20), -1, cv2.LINE_AA)
+    if "xywhr" not in data:
+        return False
+    x, y, w, h, angle = np.nan_to_num(data["xywhr"][row], posinf=0, neginf=0).clip(-1e6, 1e6).tolist()
+    corners = cv2.boxPoints(((x, y), (w, h), float(np.rad2deg(angle))))
+    cv2.polylines(out, [corners.round().astype(np.int32)], True, colour, thick, cv2.LINE_AA)
+    return True
+
 # %% ../../nbs/00_core/05_viz.ipynb #fddd0175
 def draw_detections(
     image: np.ndarray,  # (h, w, 3) uint8 BGR, not changed
@@ -125,6 +161,7 @@ def draw_detections(
     trails: Trails | None = None,  # of this camera; `update` is called here
     by: str = "auto",  # what colours mean: "class", "track", or "auto": the track where it is confirmed
     labels: bool = True,
+    skeleton: Sequence[Sequence[int]] = (),  # pairs of key points to join
 ) -> np.ndarray:  # a new (h, w, 3) uint8 picture
     "Boxes with class, track and confidence; REVIEW is dashed with a question mark, DROP is left out."
     if by not in ("auto", "class", "track"):
@@ -134,6 +171,7 @@ def draw_detections(
     decisions = np.asarray(detections.data.get("decision", np.zeros(len(detections), np.int8)))
     if trails is not None:
         trails.update(detections).draw(out, thick)
+    whole, line = any(key in detections.data for key in WHOLE_COLUMNS), round(34 * max(unit, 0.8))
     rows = zip(
         _pixels(detections.xyxy).round().astype(int).tolist(),
         detections.class_id.tolist(),
@@ -141,12 +179,16 @@ def draw_detections(
         detections.confidence.tolist(),
         decisions.tolist(),
     )
-    for (x1, y1, x2, y2), cls, track, conf, decision in rows:
-        if decision == Decision.DROP:
+    for row, ((x1, y1, x2, y2), cls, track, conf, decision) in enumerate(rows):
+        if decision == Decision.DROP or "embedding" in detections.data:
             continue
         colour = colour_of(track if by == "track" or (by == "auto" and track >= 0) else cls)
         box, unsure = (x1, y1, x2 - 1, y2 - 1), decision == Decision.REVIEW
-        if unsure:
+        if whole:
+            x1, y1 = 4, line * (row + 1)
+        elif draw_attached(out, detections, row, colour, thick, skeleton):
+            pass  # a turned box stands for the upright one
+        elif unsure:
             _dashed(out, box, colour, thick, dash)
         else:
             cv2.rectangle(out, box[:2], box[2:], colour, thick)

@@ -43,6 +43,7 @@ from .records import EvalSet, data_hash, predict_set
 from ..synthetic.belt import FactoryLine, LineConfig
 from ..synthetic.conditions import Conditions
 from ..synthetic.line import write_dataset
+from ..inference.tasks import BOX_TASKS, require_task
 
 # %% auto #0
 __all__ = ['versions', 'Evaluation', 'class_rows', 'sliceable', 'slice_rows', 'checked_floors', 'judge_floors', 'evaluate_set',
@@ -336,6 +337,7 @@ def evaluate_model(
     **how: Any,  # slices, floors, draws, seed of evaluate_set
 ) -> Evaluation:
     "Run a model (and a baseline) over labelled pictures and evaluate it at the thresholds of its manifest."
+    require_task(model.manifest.task, "evaluate", BOX_TASKS)
     checked_floors(how.get("floors"))  # before minutes of work
     items, spent = list(items), list[float]()
     raw = model.with_calibration(None)  # calibration is judged on what the network says

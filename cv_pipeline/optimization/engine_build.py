@@ -28,6 +28,7 @@ from cv_pipeline.inference.manifest import (
 from ..inference.onnx import OnnxBackend, read_metadata
 from ..inference.preprocess import Preprocessor
 from ..inference.tensorrt import TensorRTBackend
+from ..inference.tasks import require_task
 
 # %% auto #0
 __all__ = ['pick_source', 'scores_of', 'verify_engine', 'probe_batch', 'EngineSettings', 'BuiltModel', 'build_model']
@@ -190,6 +191,7 @@ def build_model(
     s = settings or EngineSettings()
     info = info or find_device(s.device)
     manifest, own = load_manifest(model, spec, lambda: read_metadata(Path(model)))
+    require_task(manifest.task, "build", ("detect",))
     if out is None and own.parent in bundled_models().values():
         raise ConfigError("bundled models cannot be changed", own.parent, "give a file with out=")
     source, entry = pick_source(manifest, own, s.file)

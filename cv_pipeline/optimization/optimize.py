@@ -48,6 +48,7 @@ from cv_pipeline.inference.manifest import (
 )
 from ..inference.openvino import default_precision
 from ..inference.preprocess import Preprocessor
+from ..inference.tasks import require_task
 
 # %% auto #0
 __all__ = ['CHANGED', 'STEPS', 'DEFAULT_STEPS', 'SHARED', 'Gate', 'check_loss', 'accuracy_gate', 'Workshop', 'Step', 'StepResult',
@@ -575,12 +576,15 @@ def _opened(
 ) -> Model:
     "The reference: a Model as it is, a checkpoint exported, anything else as `load_model` opens it."
     if isinstance(model, Model):
-        return model
-    if Path(model).suffix.lower() == ".pt":
+        opened = model
+    elif Path(model).suffix.lower() == ".pt":
         made = export_pt(model, folder / "export", imgsz)
         named = move_file(made, made.with_name(f"{Path(model).stem}.onnx"))
-        return load_model(named, spec, threads=threads)
-    return load_model(model, spec, threads=threads)
+        opened = load_model(named, spec, threads=threads)
+    else:
+        opened = load_model(model, spec, threads=threads)
+    require_task(opened.manifest.task, "optimize", ("detect",))
+    return opened
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #4d68bcd0
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..core.types import BackendError, ConfigError, Detections, box_iou
 from ..inference.backends import Model
+from ..inference.heads import sigmoid
 
 # %% auto #0
 __all__ = ['LIMITS', 'scores_of', 'match_detections', 'Limits', 'ParityError', 'Parity', 'check_parity']
@@ -20,13 +21,16 @@ __all__ = ['LIMITS', 'scores_of', 'match_detections', 'Limits', 'ParityError', '
 # %% ../../nbs/06_optimization/03_parity.ipynb #6e43f686
 def scores_of(
     raw: np.ndarray,  # (B, …) raw output
-    head: str,  # one of inference.manifest.HEADS
+    head: str,  # one of the heads of task detect
 ) -> np.ndarray:  # (B, N): the best score of each candidate
     "The scores in a raw output."
     if head == "yolov8":
         return raw[:, 4:].max(axis=1)
     if head in ("yolov5", "yolox"):
         return raw[:, :, 4] * raw[:, :, 5:].max(axis=2)
+    if head in ("rtdetr-scores", "detr"):
+        best = raw[:, :, 4:].max(axis=2)
+        return best if head == "rtdetr-scores" else sigmoid(best)
     return raw[:, :, 4]
 
 

@@ -31,8 +31,9 @@ from ..evaluation.intervals import draw_weights, interval_of
 from ..evaluation.records import EvalSet, class_mapping, data_hash, short_names, tabled, truth_in
 from ..inference.backends import Model
 from ..inference.manifest import ModelManifest, PostprocessSpec
-from ..inference.postprocess import Candidates, Postprocessor, decode, nms
+from ..inference.postprocess import Candidates, Postprocessor, decode, nms, with_probabilities
 from ..inference.preprocess import Geometry
+from ..inference.tasks import ORDERED_HEADS, require_task
 
 # %% auto #0
 __all__ = ['match', 'Sample', 'Judged', 'collect', 'judge', 'counts', 'Objective', 'parse_objective', 'ratios', 'achieved',
@@ -108,7 +109,9 @@ def collect(
                 "label and model must use the same class order",
             )
         raw, geometry = predict(image)
-        found = decode(np.asarray(raw, np.float32), spec.head, conf, imgsz)
+        raw = np.asarray(raw, np.float32)
+        raw = with_probabilities(raw, len(names)) if spec.head == "detr" else raw
+        found = decode(raw, spec.head, conf, imgsz)
         keep = np.isin(found.class_id, wanted)
         samples.append(
             Sample(
@@ -131,7 +134,7 @@ def _suppressed(sample: Sample, spec: PostprocessSpec, iou: float) -> Detections
     c = sample.candidates
     kept = (
         np.arange(len(c.xyxy))
-        if spec.head == "end2end"
+        if spec.head in ORDERED_HEADS
         else nms(c.xyxy, c.confidence, c.class_id, iou, spec.max_det, spec.agnostic_nms)
     )
     kept = kept[: spec.max_det]
@@ -677,7 +680,7 @@ def tune(
     "Choose the confidence and overlap thresholds that serve an objective best on a labelled set."
     s = settings or TuningSettings()
     goal, conf = parse_objective(s.objective), np.array(s.conf)
-    iou = np.array([spec.iou] if spec.head == "end2end" or goal.confidence else s.iou)
+    iou = np.array([spec.iou] if spec.head in ORDERED_HEADS or goal.confidence else s.iou)
     lowest = min(conf[0], spec.conf, *spec.class_conf.values())
     samples = collect(predict, dataset, spec, names, imgsz, lowest)
     found = sweep(samples, spec, len(names), conf, iou, s.match_iou)
@@ -716,6 +719,7 @@ def tune_model(
     if not items:
         raise DataError("no labelled images", "tune", "give a labelled dataset")
     settings, m = settings or TuningSettings(), model.manifest
+    require_task(m.task, "tune", ("detect",))
     mapping, sizes, truths = class_mapping(items[0].names, m.names, items[0].path), [], []
 
     def raw(image: np.ndarray) -> tuple[np.ndarray, Geometry]:

@@ -52,6 +52,7 @@ from ..inference.loading import load_model
 from ..inference.manifest import ModelManifest, find_artefact, save_manifest
 from ..optimization.optimize import accuracy_gate, export_pt
 from ..optimization.tuning import TuningSettings, parse_objective, tune_model
+from ..inference.tasks import BOX_TASKS, require_task
 
 # %% auto #0
 __all__ = ['Thin', 'THIN', 'among', 'SliceResult', 'judge_slice', 'Comparison', 'GateSettings', 'compare', 'plot_comparison',
@@ -324,10 +325,15 @@ def _adapted(
 # %% ../../nbs/08_training/04_gate.ipynb #40583a55
 def _opened(model: str | Path | Model, folder: Path, threads: int) -> Model:
     "A model; a checkpoint is exported first."
-    if isinstance(model, Model) or Path(model).suffix.lower() != ".pt":
-        return model if isinstance(model, Model) else load_model(model, threads=threads)
-    made = export_pt(model, folder)
-    return load_model(move_file(made, made.with_name(f"{Path(model).stem}.onnx")), threads=threads)
+    if isinstance(model, Model):
+        opened = model
+    elif Path(model).suffix.lower() != ".pt":
+        opened = load_model(model, threads=threads)
+    else:
+        made = export_pt(model, folder)
+        opened = load_model(move_file(made, made.with_name(f"{Path(model).stem}.onnx")), threads=threads)
+    require_task(opened.manifest.task, "gate", BOX_TASKS)
+    return opened
 
 
 def _about(model: Model) -> dict[str, Any]:

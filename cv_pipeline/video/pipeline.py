@@ -24,6 +24,7 @@ from ..core.config import RuntimeConfig
 from ..inference.backends import Model, SteadyBackend
 from ..inference.batching import DynamicBatcher
 from ..inference.manifest import output_shape
+from ..inference.tasks import WHOLE_TASKS
 from ..core.stamp import address_space_left
 from cv_pipeline.core.types import (
     Backend,
@@ -544,6 +545,7 @@ def _result(run: _Run, item: _Item, failed: bool) -> FrameResult:
         status,
         run.backend.name,
         run.model_sha256,
+        run.model.manifest.keypoints.get("skeleton", ()),
     )
 
 
@@ -694,6 +696,8 @@ def _new_run(
         raise ConfigError(
             "at least one source is needed, and ids must be distinct", names, "give each source an `id`"
         )
+    if model.manifest.task in WHOLE_TASKS:
+        trackers = None  # what is said of a whole frame is no object that moves
     channels = [_channel(s, trackers, selectors) for s in sources]
     backend = SteadyBackend(model.backend, recover, shape=output_shape(model.manifest))
     max_batch = min(runtime.max_batch or (1 if "CPU" in backend.provider else 8), backend.max_batch)

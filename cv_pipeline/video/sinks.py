@@ -23,7 +23,15 @@ from ..core.animations import colour_video, video_frame
 from ..core.files import json_bytes, move_file, safe_name, sink_error, writable_folder
 from ..core.results import RUN_KEY, results_schema
 from ..core.tables import Hours, PartedTable
-from ..core.types import Clock, Decision, Detections, Frame, FrameResult, SinkError
+from cv_pipeline.core.types import (
+    RESULT_COLUMNS,
+    Clock,
+    Decision,
+    Detections,
+    Frame,
+    FrameResult,
+    SinkError,
+)
 from ..core.viz import Trails, draw_detections
 from .cover import PictureUse, is_still
 
@@ -41,6 +49,17 @@ def _decisions(result: FrameResult) -> np.ndarray:
     return np.zeros(len(result.detections), np.int8) if found is None else np.asarray(found).astype(np.int8)
 
 
+def _plain_value(name: str, value: Any) -> Any:
+    "What a further column holds for one detection, as JSON has it; coordinates to 1/100."
+    if name == "mask":
+        return {"size": [int(n) for n in value["size"]], "counts": value["counts"]}
+    places = (
+        np.array([2, 2, 5]) if name == "keypoints" else np.array([2, 2, 2, 2, 5]) if name == "xywhr" else 7
+    )
+    scale = 10.0 ** np.asarray(places)
+    return (np.round(np.asarray(value, float) * scale) / scale).tolist()
+
+# %% ../../nbs/04_video/08_sinks.ipynb #62a7ce34
 def result_record(result: FrameResult) -> dict[str, Any]:
     "A result as plain values for JSON; boxes to 1/100 pixel."
     frame, d = result.frame, result.detections
@@ -73,7 +92,8 @@ def result_record(result: FrameResult) -> dict[str, Any]:
                 "tracker_id": i,
                 "decision": decision,
             }
-            for c, p, box, i, decision in rows
+            | {name: _plain_value(name, d.data[name][row]) for name in RESULT_COLUMNS if name in d.data}
+            for row, (c, p, box, i, decision) in enumerate(rows)
         ],
     }
 
@@ -148,7 +168,7 @@ class ResultRows:
     "Detections of many frames as lists of columns: a few appends a frame, no loop over boxes."
 
     def __init__(self):
-        self.frames, self.columns, self.count = [], [], 0
+        self.frames, self.columns, self.more, self.count = [], [], [], 0
 
     def add(self, result: FrameResult) -> None:
         d, frame = result.detections, result.frame
@@ -156,11 +176,13 @@ class ResultRows:
         self.columns.append(
             (d.xyxy.copy(), d.confidence.copy(), d.class_id.copy(), d.tracker_id.copy(), _decisions(result))
         )
+        self.more.append({name: d.data[name] for name in RESULT_COLUMNS if name in d.data} if len(d) else {})
         self.count += len(d)
 
     def extend(self, later: ResultRows) -> None:
         self.frames += later.frames
         self.columns += later.columns
+        self.more += later.more
         self.count += later.count
 
 
@@ -179,11 +201,30 @@ def _labels(names: Sequence[tuple[str, ...]], counts: np.ndarray, class_id: np.n
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=timezone.utc), timedelta(microseconds=1)
 
 
+def _further(rows: ResultRows, name: str, kind: Any, counts: np.ndarray) -> Any:
+    "A column that a model's task adds, as a pyarrow array; rows of frames without it are empty."
+    import pyarrow as pa
+
+    found = [more.get(name) for more in rows.more]
+    if (
+        name != "mask"
+        and len({np.shape(c)[1:] for c, n in zip(found, counts) if n}) == 1
+        and all(c is not None for c, n in zip(found, counts) if n)
+    ):
+        flat = np.concatenate([np.asarray(c, np.float32).reshape(n, -1) for c, n in zip(found, counts) if n])
+        return pa.ListArray.from_arrays(
+            np.arange(len(flat) + 1, dtype=np.int32) * flat.shape[1], flat.ravel()
+        )
+    each = [v for c, n in zip(found, counts) for v in (c if c is not None else [None] * n)]
+    return pa.array([v if v is None or name == "mask" else np.ravel(v) for v in each], type=kind)
+
+
 def results_table(rows: ResultRows, run: str) -> Any:
     "All rows as a pyarrow table that remembers which run it belongs to."
     import pyarrow as pa
 
-    schema = results_schema().with_metadata({RUN_KEY: run})
+    names_of_more = tuple(sorted({name for columns in rows.more for name in columns}))
+    schema = results_schema(names_of_more).with_metadata({RUN_KEY: run})
     if not rows.count:
         return schema.empty_table()
     source, number, captured, names, found = zip(*rows.frames)
@@ -206,9 +247,11 @@ def results_table(rows: ResultRows, run: str) -> Any:
         y2,
         tracker_id,
         _DECISION.astype(object)[decision],
+        *(_further(rows, f.name, f.type, counts) for f in schema if f.name in names_of_more),
     ]
     return pa.Table.from_arrays(
-        [pa.array(c, type=field.type) for c, field in zip(columns, schema)], schema=schema
+        [pa.array(c, type=f.type) if not isinstance(c, pa.Array) else c for c, f in zip(columns, schema)],
+        schema=schema,
     )
 
 # %% ../../nbs/04_video/08_sinks.ipynb #025e9819
@@ -384,12 +427,15 @@ class _Painter:
         if result.status == "ok" and not result.inferred and (known := self._still_known(frame)) is not None:
             image = frame.image.copy()
             self.trails.draw(image, max(1, round(max(image.shape[0], 200) / 240)))
-            return cv2.addWeighted(image, 1 - PALE, draw_detections(image, known, result.names), PALE, 0)
+            drawn = draw_detections(image, known, result.names, skeleton=result.skeleton)
+            return cv2.addWeighted(image, 1 - PALE, drawn, PALE, 0)
         if result.status != "ok" or is_still(frame):
             self._known = None
         elif result.inferred:
             self._known = frame.captured_at, frame.size, result.detections[np.arange(len(result.detections))]
-        return draw_detections(frame.image, result.detections, result.names, self.trails)
+        return draw_detections(
+            frame.image, result.detections, result.names, self.trails, skeleton=result.skeleton
+        )
 
     def _still_known(self, frame: Frame) -> Detections | None:
         if self._known is None:

@@ -257,8 +257,13 @@ def test_metadata_of_other_tasks_and_heads():
         from_ultralytics_metadata({**META, "end2end": "True"}, "x.onnx")["postprocess"]["head"] == "end2end"
     )
     for task in ("segment", "classify", "pose", "obb"):
-        with pytest.raises(ModelSpecMismatch, match=task):
-            from_ultralytics_metadata({**META, "task": task}, "x.onnx")
+        known = from_ultralytics_metadata({**META, "task": task, "kpt_shape": "[17, 3]"}, "x.onnx")
+        assert ModelManifest.from_dict({**known, "names": known["names"]}).task == task
+        if task != "classify":
+            with pytest.raises(ModelSpecMismatch, match=f"task '{task}' with the suppression inside"):
+                from_ultralytics_metadata({**META, "task": task, "end2end": "True"}, "x.onnx")
+    with pytest.raises(ModelSpecMismatch, match="task 'semantic' cannot be read"):
+        from_ultralytics_metadata({**META, "task": "semantic"}, "x.onnx")
     for broken in ({"names": "{0: "}, {"args": "3"}, {"stride": "'a'"}):
         with pytest.raises(ModelSpecMismatch, match="invalid embedded metadata"):
             from_ultralytics_metadata({**META, **broken}, "x.onnx")
