@@ -49,7 +49,6 @@ $(VENV)/.dev: $(PACKAGING) | $(VENV)/.core
 	$(BIN)/python -m venv $(VENV)/triton  # a real tritonserver, with the NumPy it needs
 	PYTHONWARNINGS=ignore $(VENV)/triton/bin/python -m pip --disable-pip-version-check install --quiet nvidia-pytriton==0.7.0 "numpy<2" onnxruntime==1.23.2 opencv-python-headless==4.11.0.86 pyyaml scipy
 	test -x $(VENV)/labelstudio/bin/label-studio || { $(BIN)/python -m venv $(VENV)/labelstudio && PYTHONWARNINGS=ignore $(VENV)/labelstudio/bin/python -m pip --disable-pip-version-check install --quiet label-studio==1.23.2; }  # the real server, apart from our packages
-	test -x $(VENV)/mqtt/bin/amqtt || { $(BIN)/python -m venv $(VENV)/mqtt && PYTHONWARNINGS=ignore $(VENV)/mqtt/bin/python -m pip --disable-pip-version-check install --quiet amqtt==0.12.1; }  # a broker of MQTT, apart from our packages
 	@touch $@ $(VENV)/.lab
 
 demo: $(VENV)/.core  ## the factory line, the bundled detector, annotated video: offline, no torch

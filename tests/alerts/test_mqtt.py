@@ -2,10 +2,11 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
 
@@ -75,52 +76,115 @@ def test_a_broker_that_hangs_is_given_up():
             outlet(silent.getsockname()[1], timeout_s=0.3).send(CALL)
 
 
-BROKER = """
-import asyncio, sys
-from amqtt.broker import Broker
-async def main(port):
-    plugins = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
-    listeners = {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}"}}
-    broker = Broker({"listeners": listeners, "plugins": plugins})
-    await broker.start()
-    print("ready", flush=True)
-    await asyncio.Event().wait()
-asyncio.run(main(int(sys.argv[1])))
-"""
+@contextmanager
+def mosquitto(folder, *lines):
+    "A real Mosquitto with these lines of configuration; its port."
+    program = shutil.which("mosquitto", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+    if program is None:
+        absent("no broker of MQTT here: apt install mosquitto")
+    port, log = free_port(), folder / "mosquitto.txt"
+    config = folder / "mosquitto.conf"
+    user = (
+        ["user root"] if os.geteuid() == 0 else []
+    )  # else it gives up its rights, and cannot read our files
+    config.write_text("\n".join([f"listener {port} 127.0.0.1", "persistence false", *user, *lines, ""]))
+    with open(log, "wb") as out:
+        process = subprocess.Popen([program, "-v", "-c", config], stdout=out, stderr=out)
+    try:
+        until(lambda: b" running" in log.read_bytes(), 60, process)
+        yield port
+    finally:
+        process.kill()
+        process.wait(60)
 
 
 @pytest.fixture
 def broker(tmp_path):
-    "A real broker in a process of its own: amqtt, in an environment of its own."
-    python = Path(os.environ.get("CV_PIPELINE_MQTT", sys.prefix)) / "mqtt" / "bin" / "python"
-    if not python.exists():
-        absent(f"no broker of MQTT here: amqtt in {python.parents[1]} (see the Makefile)")
-    port = free_port()
-    out = open(tmp_path / "broker.txt", "wb")
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    process = subprocess.Popen([python, "-c", BROKER, str(port)], stdout=out, stderr=out, env=env)
-    until(lambda: b"ready" in (tmp_path / "broker.txt").read_bytes(), 60, process)
-    yield port
-    process.kill()
-    process.wait()
-    out.close()
+    with mosquitto(tmp_path, "allow_anonymous true") as port:
+        yield port
+
+
+@contextmanager
+def reading(port, **how):
+    "What a program that subscribes now gets: topic → (payload, whether it was kept)."
+    from paho.mqtt import client
+
+    got = {}
+    reader = client.Client(client.CallbackAPIVersion.VERSION2)
+    if "user" in how:
+        reader.username_pw_set(how["user"], how["password"])
+    reader.on_message = lambda c, u, m: got.update({m.topic: (m.payload.decode(), m.retain)})
+    reader.connect("127.0.0.1", port)
+    reader.subscribe("#", qos=1)
+    reader.loop_start()
+    try:
+        yield got
+    finally:
+        reader.loop_stop()
+        reader.disconnect()
 
 
 @pytest.mark.service
 def test_a_program_that_connects_later_finds_state_and_call(broker):
     outlet(broker).send(CALL)
-    from paho.mqtt import client
+    with reading(broker) as got:
+        until(lambda: len(got) >= 3, 30)
+        assert got["cv_pipeline/Brno/gate/fence/state"] == ("ON", True)
+        assert json.loads(got["cv_pipeline/Brno/gate/fence/call"][0])["key"] == "key-1"
+        outlet(broker).send(Notice("key-2", 7, "resolved", site="Brno", camera="gate", rule="fence"))
+        until(lambda: got["cv_pipeline/Brno/gate/fence/state"][0] == "OFF", 30)
 
-    got = {}
-    reader = client.Client(client.CallbackAPIVersion.VERSION2)
-    reader.on_message = lambda c, u, m: got.update({m.topic: (m.payload.decode(), m.retain)})
-    reader.connect("127.0.0.1", broker)
-    reader.subscribe("#", qos=1)
-    reader.loop_start()
-    until(lambda: len(got) >= 3, 30)
-    assert got["cv_pipeline/Brno/gate/fence/state"] == ("ON", True)
-    assert json.loads(got["cv_pipeline/Brno/gate/fence/call"][0])["key"] == "key-1"
-    outlet(broker).send(Notice("key-2", 7, "resolved", site="Brno", camera="gate", rule="fence"))
-    until(lambda: got["cv_pipeline/Brno/gate/fence/state"][0] == "OFF", 30)
-    reader.loop_stop()
-    reader.disconnect()
+
+@pytest.mark.service
+def test_home_assistant_finds_the_device_by_itself(broker):
+    outlet(broker).send(CALL)
+    with reading(broker) as got:
+        until(lambda: any(topic.startswith("homeassistant/") for topic in got), 30)
+    (topic,) = (t for t in got if t.startswith("homeassistant/binary_sensor/"))
+    about = json.loads(got[topic][0])
+    assert about["state_topic"] == "cv_pipeline/Brno/gate/fence/state" and got[topic][1]
+
+
+@pytest.fixture
+def guarded(tmp_path):
+    "A broker that asks for a name and a password, over TLS with a certificate of its own authority."
+    trustme = require("trustme")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("127.0.0.1")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    if shutil.which("mosquitto_passwd") is None:
+        absent("no mosquitto_passwd here: apt install mosquitto")
+    words = ["mosquitto_passwd", "-b", "-c", tmp_path / "people", "line", "open sesame"]
+    subprocess.run(words, check=True, timeout=30)
+    lines = [f"password_file {tmp_path}/people", "allow_anonymous false"]
+    lines += [f"certfile {tmp_path}/cert.pem", f"keyfile {tmp_path}/key.pem"]
+    with mosquitto(tmp_path, *lines) as port:
+        yield port, tmp_path / "ca.pem", tmp_path / "mosquitto.txt"
+
+
+@pytest.mark.service
+def test_over_tls_with_name_and_password(guarded, monkeypatch):
+    port, ca, log = guarded
+    monkeypatch.setenv("BROKER_PASSWORD", "open sesame")
+    outlet(port, tls=True, ca=str(ca), user="line", password_env="BROKER_PASSWORD").send(CALL)
+    until(lambda: b"PUBLISH" in log.read_bytes(), 30)
+    assert log.read_bytes().count(b"Received PUBLISH") >= 3
+
+
+@pytest.mark.service
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        ({"password_env": "WRONG_PASSWORD", "user": "line"}, "[Nn]ot authori"),
+        ({}, "[Nn]ot authori"),
+        ({"ca": None, "user": "line", "password_env": "BROKER_PASSWORD"}, "certificate"),
+    ],
+)
+def test_a_broker_that_refuses_says_why(guarded, monkeypatch, more, words):
+    port, ca, _ = guarded
+    monkeypatch.setenv("BROKER_PASSWORD", "open sesame")
+    monkeypatch.setenv("WRONG_PASSWORD", "open barley")
+    with pytest.raises(SinkError, match=words):
+        outlet(port, **{"tls": True, "ca": str(ca), **more}).send(CALL)
