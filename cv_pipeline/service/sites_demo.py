@@ -30,14 +30,17 @@ from ..alerts.sites_page import PageNotes, write_sites_page
 from ..core.escaping import html_text
 from ..core.files import make_folder, write_json, write_whole
 from ..core.http_server import Answer
+from ..core.types import Detections, FrameResult
 from ..edge.agent import own_program
 from ..edge.forward import InboxServer, Request
+from ..monitoring.frame_statistics import frame_statistics
+from ..monitoring.upkeep import Upkeep
 from .fleet_demo import Story, until
 from ..synthetic.line import open_line, write_video
 
 # %% auto #0
-__all__ = ['DARK_AT_S', 'SITES', 'PERIOD_S', 'Line', 'Phones', 'answer_by_link', 'lamp_fails', 'site_config', 'running', 'Centre',
-           'sites_demo']
+__all__ = ['DARK_AT_S', 'SITES', 'PERIOD_S', 'Line', 'Phones', 'answer_by_link', 'lamp_fails', 'as_yesterday', 'site_config',
+           'running', 'Centre', 'sites_demo']
 
 # %% ../../nbs/16_service/07_sites_demo.ipynb #ef245255
 class Line:
@@ -101,7 +104,7 @@ def answer_by_link(
         return "<form" in shown, page.status == 200
 
 # %% ../../nbs/16_service/07_sites_demo.ipynb #51220274
-DARK_AT_S = 34.0  # of the camera whose lamp fails: upkeep knows it by then, after half a minute
+DARK_AT_S = 12.0  # of the camera whose lamp fails
 SITES = {"Brno": "gate belt press yard", "Lyon": "dock belt north south", "Turin": "hall gate ramp belt"}
 PERIOD_S = 1.0  # between two states of a site
 _LEVELS = (
@@ -112,11 +115,18 @@ _LEVELS = (
 
 # %% ../../nbs/16_service/07_sites_demo.ipynb #0835db1d
 def lamp_fails(path: Path, fps: float = 5.0) -> Path:
-    "A film of the line, two minutes long, whose light fails: a fifth of it is left."
-    film = open_line(f"line:seed=9,frames={round(120 * fps)},fps={fps},width=320,height=240")
-    images = (f.image if k < DARK_AT_S * fps else f.image // 5 for k, f in enumerate(film))
-    write_video(path, images, fps)
+    "A film of the line, five minutes long, whose light fails: a fifth of it is left."
+    shown = [f.image for f in open_line(f"line:seed=9,frames=60,fps={fps},width=320,height=240")]
+    light = (1 if k < DARK_AT_S * fps else 5 for k in range(round(300 * fps)))
+    write_video(path, (shown[k % 60] // part for k, part in enumerate(light)), fps)
     return path
+
+
+def as_yesterday(log: Path, camera: str, fps: float = 5.0) -> None:
+    "What upkeep has learnt of the camera in an earlier run, by good light."
+    upkeep = Upkeep(log / "upkeep")
+    for frame in open_line(f"line:seed=9,frames={round(40 * fps)},fps={fps},width=320,height=240", camera):
+        upkeep(FrameResult(frame, Detections.empty(), ()), frame_statistics(frame.image))
 
 
 def site_config(name: str, out: Path) -> dict[str, Any]:
@@ -136,6 +146,7 @@ def site_config(name: str, out: Path) -> dict[str, Any]:
         "snapshot": {"store": str(out / "stores" / name.lower()), "every_s": PERIOD_S},
     }
     if name == "Turin":
+        as_yesterday(out / name.lower() / "log", cameras[0])
         config["sources"][0]["uri"] = str(lamp_fails(out / "hall.mp4"))
         config["telemetry"] = True
     if name == "Brno":
