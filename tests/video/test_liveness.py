@@ -196,8 +196,9 @@ def test_no_room_for_another_thread(model, number):
     real, begun = threading.Thread.start, []
 
     def start(thread):
-        begun.append(thread)
-        if len(begun) == number + 1:
+        ours = thread.name.startswith(("_", "read "))  # not one of something else in this process
+        begun.extend([thread] * ours)
+        if ours and len(begun) == number + 1:
             raise RuntimeError("can't start new thread")
         real(thread)
 
