@@ -171,6 +171,23 @@ PROOF = {  # how a row begins → tests that prove it
     ],
     "`privacy: off`": ["video/test_cover::test_off_without_a_reason_is_refused"],
     "a file fails": ["video/test_pipeline::test_a_dead_camera_does_not_stop_or_delay_the_others"],
+    "with a packet gate: sizes": [
+        "video/test_packets::test_constant_bit_rate_is_known_and_every_packet_is_decoded",
+        "video/test_packets::test_constant_bit_rate_with_glances_decodes_key_frames_and_still_counts",
+        "video/test_packets::test_every_packet_of_mjpeg_is_a_picture_and_nothing_is_gained",
+    ],
+    "with a packet gate: broken": [
+        "video/test_packets::test_broken_packets_while_asleep_cost_nothing_and_are_not_shown",
+        "video/test_packets::test_a_broken_key_frame_while_asleep_is_skipped_and_the_next_one_is_seen",
+        "video/test_packets::test_empty_packets_are_counted_and_do_not_end_the_decoder",
+        "video/test_packets::test_packets_without_any_time_are_all_decoded",
+        "video/test_packets::test_a_camera_that_lies_about_key_frames_is_decoded_in_full",
+        "video/test_packets::test_a_stream_without_key_frames_is_decoded_ahead_and_holds_a_bounded_number",
+    ],
+    "with a packet gate: another": [
+        "video/test_packets::test_another_picture_size_while_asleep_is_seen_at_the_next_glance",
+        "video/test_packets::test_a_clock_that_jumps_begins_learning_anew",
+    ],
     "a camera is lost": [
         "video/test_reconnect::test_backoff_grows_stays_bounded_and_spreads",
         "video/test_streams::test_a_server_that_accepts_and_never_sends",

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from cv_pipeline.core.config import RunConfig
-from cv_pipeline.core.types import ConfigError, Detections
+from cv_pipeline.core.types import Clocks, ConfigError, Detections
 from cv_pipeline.inference.loading import load_model
 from cv_pipeline.service.assembly import run_config
 from cv_pipeline.tracking.sort import SortTracker
 from cv_pipeline.video.decoding import decode_video
+from cv_pipeline.video.health import readyz
 from cv_pipeline.video.packets import (
     Announced,
     GatedSelector,
@@ -27,8 +28,11 @@ from cv_pipeline.video.packets import (
     packet_kind,
 )
 from cv_pipeline.video.pipeline import Pipeline
+from cv_pipeline.video.reconnect import ReconnectingSource, SourceState
 from cv_pipeline.video.sinks import CallbackSink
-from cv_pipeline.video.sources import open_source
+from cv_pipeline.video.sources import FileSource, open_source
+from cv_pipeline.video.streams import StreamSource
+from tests.helpers.cameras import Server, why_no_server
 
 FPS = 25
 
@@ -545,3 +549,77 @@ def test_a_configuration_with_a_wrong_gate_is_refused(selection, problem):
 def test_a_gate_brings_adaptive_selection():
     config = RunConfig.model_validate({"sources": ["x.mp4"], "selection": {"gate": True}})
     assert config.selection.adaptive is not None
+
+
+# --- live
+
+
+def test_a_file_played_like_a_camera_gives_packets_when_a_camera_would(clips):
+    "The gate decides about a packet when it comes: no packet is read ahead of the clock."
+    now, slept = [0.0], []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        now[0] += seconds
+
+    gate = PacketGate(GateSettings(learn_s=4.0), live=True)
+    GatedSelector(gate=gate)
+    judged, feed = [], gate.alarm.score
+    gate.alarm.score = lambda key, at, size: judged.append((at, now[0])) or feed(key, at, size)
+    source = FileSource(
+        clips["plain"],
+        realtime=True,
+        threads=1,
+        hardware="none",
+        gate=gate,
+        clocks=Clocks(lambda: now[0], sleep=sleep),
+    )
+    for frame in source:
+        gate.selector.select(frame)
+    assert len(judged) == 22 * FPS
+    assert all(clock == pytest.approx(at, abs=0.05) for at, clock in judged)
+
+
+def test_packets_that_nobody_decodes_keep_a_camera_from_being_stale():
+    now = [0.0]
+    clocks = Clocks(lambda: now[0])
+    inner = type(
+        "Inner", (), {"source_id": "cam", "live": True, "heard_at": None, "close": lambda self: None}
+    )()
+    camera = ReconnectingSource(lambda: inner, "cam", connected=inner, stale_after_s=3.0, clocks=clocks)
+    camera._log.set(SourceState.LIVE)
+    camera._log.waiting(True)
+    now[0] = 5.0
+    inner.heard_at = 4.9
+    assert camera.state == SourceState.LIVE
+    now[0] = 8.0
+    assert camera.state == SourceState.STALE
+
+
+def test_ready_counts_packets_of_a_sleeping_camera():
+    source = {"state": "running", "connection": "live", "error": None, "seconds_since_frame": 60.0}
+    summary = {"sources": {"cam": source}, "seconds": 100.0, "error": None, "warm": True}
+    summary["model"] = {"state": "ready"}
+    assert readyz(summary, 10.0)[1]["sources"]["cam"]["state"] == "stale"
+    source["seconds_since_packet"] = 0.04
+    assert readyz(summary, 10.0)[1]["sources"]["cam"]["state"] == "running"
+
+
+@pytest.mark.service
+@pytest.mark.skipif(why_no_server() is not None, reason=str(why_no_server()))
+def test_a_camera_over_rtsp_is_gated_and_numbers_its_frames():
+    server = Server("--gop", 12, "--fps", 25)
+    gate = PacketGate(GateSettings(learn_s=1.0, blind="glance"), live=True)
+    selector, numbers = GatedSelector(gate=gate), []
+    try:
+        with StreamSource(server.uri, "cam", gate=gate, hardware="none") as source:
+            for frame in source:
+                numbers.append((frame.frame_id, frame.pts))
+                selector.select(frame)
+                if gate.counts["packets"] > 75 or len(numbers) > 200:
+                    break
+    finally:
+        server.kill()
+    assert numbers == sorted(numbers) and len(set(numbers)) == len(numbers)
+    assert gate.counts["packets"] > 75
+    assert source.heard_at is not None
