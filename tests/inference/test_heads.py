@@ -14,7 +14,7 @@ from cv_pipeline.core.types import Classification, ConfigError, ModelSpecMismatc
 from cv_pipeline.inference.backends import Model, make_postprocessor
 from cv_pipeline.inference.heads import postprocessor_of, prob_iou, turned_corners, turned_nms
 from cv_pipeline.inference.loading import load_backend, load_model
-from cv_pipeline.inference.manifest import ModelManifest, PostprocessSpec, PreprocessSpec
+from cv_pipeline.inference.manifest import ModelManifest, PostprocessSpec, PreprocessSpec, check_graph
 from cv_pipeline.inference.preprocess import Preprocessor, fit
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from tests.helpers.services import require
@@ -293,6 +293,16 @@ def test_a_network_of_other_classes_is_no_mask(pictures, tmp_path):
     folder = broken("line_segment", tmp_path, names=["a", "b"])
     with pytest.raises(ModelSpecMismatch, match="cannot be candidates|expects"):
         load_model(folder, threads=1).predict(pictures[:1])
+
+
+def test_a_runtime_that_takes_one_output_says_so():
+    manifest = detr_manifest()
+    outputs = [(1, 6, 4), (1, 6, 3)]
+    assert check_graph(manifest, (1, 3, 64, 64), outputs, names=["pred_boxes", "logits"]) == (0, 1)
+    with pytest.raises(ModelSpecMismatch, match="run the .onnx file with onnxruntime or openvino"):
+        check_graph(manifest, (1, 3, 64, 64), outputs)
+    with pytest.raises(ModelSpecMismatch, match="the graph knows 7 classes"):
+        check_graph(manifest, (1, 3, 64, 64), [(1, 6, 4), (1, 6, 7)], names=["pred_boxes", "logits"])
 
 
 def test_logits_read_as_probabilities_are_refused():
