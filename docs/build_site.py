@@ -29,6 +29,7 @@ HAND = (
     "rules",
     "sites",
     "reliability",
+    "models",
     "what_is_read",
     "labels",
     "benchmarks",

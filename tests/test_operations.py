@@ -38,6 +38,17 @@ PROOF = {  # how a row begins → tests that prove it
         "service/test_reload::test_after_wrong_files_the_old_one_runs_on",
         "service/test_reload::test_the_command_changes_a_real_run",
     ],
+    "a command is given a model of another task": [
+        "evaluation/test_tasks::test_a_wrong_task_is_named_with_those_that_fit",
+        "inference/test_heads::test_tasks_of_a_model_are_named_by_its_methods",
+    ],
+    "a graph with two outputs": [
+        "inference/test_heads::test_what_does_not_fit_is_named",
+        "inference/test_heads::test_a_runtime_that_takes_one_output_says_so",
+    ],
+    "a segmentation network has other classes": [
+        "inference/test_heads::test_a_network_of_other_classes_is_no_mask",
+    ],
     "a camera is added or removed": [
         "service/test_reload::test_an_untouched_camera_is_the_same_to_the_byte",
         "service/test_reload::test_a_removed_camera_is_delivered_to_its_last_frame_and_keeps_its_counts",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def class_folders(
         )
     return found
 
-
+# %% ../../nbs/05_evaluation/15_tasks.ipynb #ad32ae45
 def top_scores(
     scores: np.ndarray,  # (n, classes)
     truth: np.ndarray,  # (n,) class ids
@@ -165,7 +166,7 @@ def coco_predictions(
         rows.append(row)
     return rows
 
-
+# %% ../../nbs/05_evaluation/15_tasks.ipynb #40b7d651
 def coco_scores(
     truth: dict[str, Any],  # COCO file
     rows: Sequence[dict[str, Any]],  # see `coco_predictions`
@@ -181,8 +182,10 @@ def coco_scores(
     if not rows:
         return dict.fromkeys(names[:3], 0.0)
     with contextlib.redirect_stdout(io.StringIO()):
-        book = COCO({"info": {}, **truth})
-        judge = COCOeval_faster(book, book.loadRes(list(rows)), kind, print_function=lambda *a, **k: None)
+        book = COCO(deepcopy({"info": {}, **truth}))  # it writes into what it is given
+        judge = COCOeval_faster(
+            book, book.loadRes(deepcopy(list(rows))), kind, print_function=lambda *a, **k: None
+        )
         if kind == "keypoints":
             judge.params.kpt_oks_sigmas = COCO_SIGMAS if points == 17 else np.full(points, 1 / points)
         judge.evaluate()
@@ -216,7 +219,7 @@ def coco_file(
         )
     return book, found
 
-
+# %% ../../nbs/05_evaluation/15_tasks.ipynb #6e324a86
 def evaluate_regions(
     model: Any,  # cv_pipeline.inference.backends.Model of task segment or pose
     data: str | Path,  # see `coco_file`
@@ -310,7 +313,7 @@ def read_turned(
     boxes = np.array(rows, np.float32).reshape(-1, 5)
     return Detections(np.zeros((len(boxes), 4)), None, classes, data={"xywhr": boxes})
 
-
+# %% ../../nbs/05_evaluation/15_tasks.ipynb #73114ef0
 def evaluate_turned(
     model: Any,  # cv_pipeline.inference.backends.Model of task obb
     data: str | Path,  # folder with images/SPLIT and labels/SPLIT
@@ -333,13 +336,17 @@ def evaluate_turned(
         found.append(asked.predict([picture])[0])
     rows, every = [], list[list[float]]()
     for i, name in enumerate(model.manifest.names):
-        aps = [turned_ap(found, truth, i, least) for least in np.linspace(0.5, 0.95, 10)]
-        if aps[0] is not None:
+        every_ap = (turned_ap(found, truth, i, least) for least in np.linspace(0.5, 0.95, 10))
+        aps = [ap for ap in every_ap if ap is not None]
+        if aps:
             every.append(aps)
             rows.append({"class": name, "AP": round(float(np.mean(aps)), 4), "AP50": round(aps[0], 4)})
     if not every:
         raise DataError("no label has a class of the model", folder)
-    metrics = {"AP": float(np.mean(every)), "AP50": float(np.mean([aps[0] for aps in every]))}
+    metrics: dict[str, float | None] = {
+        "AP": float(np.mean(every)),
+        "AP50": float(np.mean([aps[0] for aps in every])),
+    }
     count = sum(map(len, truth))
     return TaskEvaluation("obb", model.identity, len(paths), count, metrics, per_class=tuple(rows))
 
@@ -358,6 +365,6 @@ def evaluate_task(
     split: str | None = None,
     progress: Progress = lambda items: items,
 ) -> TaskEvaluation:
-    "Evaluate a model that is no detector by the measure of its task; ConfigError for a task without one."
+    "Evaluate a model by the measure of its task; ConfigError that names the task where there is none."
     require_task(model.manifest.task, "evaluate", tuple(EVALUATORS))
     return EVALUATORS[model.manifest.task](model, data, split, progress)

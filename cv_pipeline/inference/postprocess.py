@@ -20,9 +20,9 @@ from .tasks import ORDERED_HEADS, head_shape
 
 # %% auto #0
 __all__ = ['CLASS_OFFSET', 'MAX_CANDIDATES', 'Candidates', 'yolov8_candidates', 'yolox_grid', 'yolox_candidates',
-           'yolov5_candidates', 'end2end_candidates', 'with_probabilities', 'detr_candidates', 'watched_head',
-           'as_watched', 'decode', 'nms_model', 'nms', 'ClassRules', 'class_rules', 'decide', 'check_raw', 'decided',
-           'Postprocessor']
+           'yolov5_candidates', 'end2end_candidates', 'with_probabilities', 'ready_to_decode', 'detr_candidates',
+           'watched_head', 'as_watched', 'decode', 'nms_model', 'nms', 'ClassRules', 'class_rules', 'decide',
+           'check_raw', 'decided', 'Postprocessor']
 
 # %% ../../nbs/02_inference/06_postprocess.ipynb #52e4d878
 class Candidates(NamedTuple):
@@ -138,6 +138,12 @@ def with_probabilities(
     "The output of a DETR head after the sigmoid; the background, where there is one, left out."
     logits = np.clip(raw[:, 4 : 4 + classes], -80, 80)
     return np.concatenate([raw[:, :4], 1 / (1 + np.exp(-logits))], axis=1)
+
+
+def ready_to_decode(raw: Any, head: str, classes: int) -> np.ndarray:
+    "One picture's output as `decode` takes it: float32, with probabilities in place of a DETR head's logits."
+    raw = np.asarray(raw, np.float32)
+    return with_probabilities(raw, classes) if head == "detr" else raw
 
 
 def detr_candidates(
@@ -441,8 +447,7 @@ class Postprocessor(_Policy):
 
     def candidates(self, raw: np.ndarray, mark: float | None = None) -> Candidates:
         "One image's boxes above their class's threshold, before suppression, in network pixels."
-        if self.spec.head == "detr":
-            raw = with_probabilities(raw, len(self.names))
+        raw = ready_to_decode(raw, self.spec.head, len(self.names))
         found = decode(raw, self.spec.head, self.conf, self.imgsz)
         self.watch(as_watched(raw, self.spec.head, self.imgsz), found, mark)
         wanted = slice(None) if self.plain else found.confidence > self.rules.floor[found.class_id]

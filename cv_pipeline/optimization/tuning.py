@@ -31,7 +31,7 @@ from ..evaluation.intervals import draw_weights, interval_of
 from ..evaluation.records import EvalSet, class_mapping, data_hash, short_names, tabled, truth_in
 from ..inference.backends import Model
 from ..inference.manifest import ModelManifest, PostprocessSpec
-from ..inference.postprocess import Candidates, Postprocessor, decode, nms, with_probabilities
+from ..inference.postprocess import Candidates, Postprocessor, decode, nms, ready_to_decode
 from ..inference.preprocess import Geometry
 from ..inference.tasks import ORDERED_HEADS, require_task
 
@@ -109,9 +109,7 @@ def collect(
                 "label and model must use the same class order",
             )
         raw, geometry = predict(image)
-        raw = np.asarray(raw, np.float32)
-        raw = with_probabilities(raw, len(names)) if spec.head == "detr" else raw
-        found = decode(raw, spec.head, conf, imgsz)
+        found = decode(ready_to_decode(raw, spec.head, len(names)), spec.head, conf, imgsz)
         keep = np.isin(found.class_id, wanted)
         samples.append(
             Sample(

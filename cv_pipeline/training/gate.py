@@ -325,15 +325,13 @@ def _adapted(
 # %% ../../nbs/08_training/04_gate.ipynb #40583a55
 def _opened(model: str | Path | Model, folder: Path, threads: int) -> Model:
     "A model; a checkpoint is exported first."
-    if isinstance(model, Model):
-        opened = model
-    elif Path(model).suffix.lower() != ".pt":
-        opened = load_model(model, threads=threads)
-    else:
-        made = export_pt(model, folder)
-        opened = load_model(move_file(made, made.with_name(f"{Path(model).stem}.onnx")), threads=threads)
-    require_task(opened.manifest.task, "gate", BOX_TASKS)
-    return opened
+    if not isinstance(model, Model):
+        if Path(model).suffix.lower() == ".pt":
+            made = export_pt(model, folder)
+            model = move_file(made, made.with_name(f"{Path(model).stem}.onnx"))
+        model = load_model(model, threads=threads)
+    require_task(model.manifest.task, "gate", BOX_TASKS)
+    return model
 
 
 def _about(model: Model) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cv_pipeline.core import images
-from cv_pipeline.core.images import image_header, read_image, tiff_pages, upright
-from cv_pipeline.core.types import SourceError
+from cv_pipeline.core.images import decode_mask, encode_mask, image_header, read_image, tiff_pages, upright
+from cv_pipeline.core.types import DataError, SourceError
 from tests.helpers.services import require
 
 Image = require("PIL.Image")
@@ -342,3 +342,50 @@ def test_without_the_extra_the_error_names_it(kind, monkeypatch):
     with pytest.raises(SourceError, match="needs the extra 'heif'") as caught:
         read_image(data)
     assert 'pip install "cv_pipeline[heif]"' in caught.value.hint
+
+
+# --- masks as run lengths
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_masks_are_written_as_pycocotools_writes_them(seed):
+    coco = require("pycocotools.mask")
+    rng = np.random.default_rng(seed)
+    size = tuple(rng.integers(1, 120, 2))
+    mask = cv2.resize(rng.random((rng.integers(1, 12), rng.integers(1, 12))), size) < rng.random()
+    theirs = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    ours = encode_mask(mask)
+    assert ours == {"size": theirs["size"], "counts": theirs["counts"].decode()}
+    assert np.array_equal(decode_mask(theirs), mask)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_region_is_written_as_its_whole_picture(seed):
+    rng = np.random.default_rng(seed)
+    (height, width), mask = rng.integers(5, 60, 2), None
+    y1, x1 = rng.integers(0, height), rng.integers(0, width)
+    y2, x2 = rng.integers(y1, height) + 1, rng.integers(x1, width) + 1
+    mask = np.zeros((height, width), bool)
+    mask[y1:y2, x1:x2] = rng.random((y2 - y1, x2 - x1)) < 0.7
+    assert encode_mask(mask[y1:y2, x1:x2], (x1, y1), mask.shape) == encode_mask(mask)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        None,
+        {},
+        {"size": [2, 2]},
+        {"size": [2], "counts": "04"},
+        {"size": [2, 2], "counts": "0"},
+        {"size": [2, 2], "counts": "P"},
+        {"size": [2, 2], "counts": ""},
+        {"size": [2, 2], "counts": [5, -1]},
+        {"size": [2, 2], "counts": [[4]]},
+        {"size": [2, 2], "counts": "\u2713"},
+        {"size": ["a", 2], "counts": "04"},
+    ],
+)
+def test_run_lengths_that_are_no_mask_are_named(broken):
+    with pytest.raises(DataError, match=r"run lengths.*\[labels.json row 3\]"):
+        decode_mask(broken, "labels.json row 3")

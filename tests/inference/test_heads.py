@@ -14,7 +14,7 @@ from cv_pipeline.core.types import Classification, ConfigError, ModelSpecMismatc
 from cv_pipeline.inference.backends import Model, make_postprocessor
 from cv_pipeline.inference.heads import postprocessor_of, prob_iou, turned_corners, turned_nms
 from cv_pipeline.inference.loading import load_backend, load_model
-from cv_pipeline.inference.manifest import ModelManifest, PostprocessSpec, PreprocessSpec
+from cv_pipeline.inference.manifest import ModelManifest, PostprocessSpec, PreprocessSpec, check_graph
 from cv_pipeline.inference.preprocess import Preprocessor, fit
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from tests.helpers.services import require
@@ -295,6 +295,16 @@ def test_a_network_of_other_classes_is_no_mask(pictures, tmp_path):
         load_model(folder, threads=1).predict(pictures[:1])
 
 
+def test_a_runtime_that_takes_one_output_says_so():
+    manifest = detr_manifest()
+    outputs = [(1, 6, 4), (1, 6, 3)]
+    assert check_graph(manifest, (1, 3, 64, 64), outputs, names=["pred_boxes", "logits"]) == (0, 1)
+    with pytest.raises(ModelSpecMismatch, match="run the .onnx file with onnxruntime or openvino"):
+        check_graph(manifest, (1, 3, 64, 64), outputs)
+    with pytest.raises(ModelSpecMismatch, match="the graph knows 7 classes"):
+        check_graph(manifest, (1, 3, 64, 64), [(1, 6, 4), (1, 6, 7)], names=["pred_boxes", "logits"])
+
+
 def test_logits_read_as_probabilities_are_refused():
     manifest = ModelManifest(
         "m", "m.onnx", ("a", "b"), postprocess=PostprocessSpec(head="probabilities"), task="classify"
@@ -345,3 +355,67 @@ def test_a_classifier_reports_its_best_class_unless_told_otherwise(pictures):
     assert model.with_postprocess(conf=0.9999).classify(pictures[:1]) == [None]
     said = Classification.of(model.predict(pictures[:1])[0])
     assert said.confidence[0] == said.scores.max()
+
+
+# --- vectors, several labels, maps of scores: graphs of one or two nodes, whose answer is known
+
+
+def small_graph(folder: Path, task: str, head: str, nodes: list, shape: list, **more) -> Path:
+    "A model folder whose graph is these nodes, from `images` to `out`."
+    onnx = require("onnx")
+    from onnx import TensorProto, helper
+
+    value = lambda name, dims: helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+    made = [helper.make_node(kind, inputs, [output], **how) for kind, inputs, output, how in nodes]
+    graph = helper.make_graph(made, "g", [value("images", ["b", 3, 32, 32])], [value("out", shape)])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), folder / "m.onnx"
+    )
+    preprocess = {"imgsz": 32, "stride": 1, "letterbox": "center" if task == "anomaly" else "crop"}
+    table = {"name": "m", "file": "m.onnx", "task": task, "preprocess": preprocess, "names": ["a", "b", "c"]}
+    (folder / "manifest.json").write_text(json.dumps(table | {"postprocess": {"head": head}} | more))
+    return folder
+
+
+MEAN = [("GlobalAveragePool", ["images"], "mean", {}), ("Flatten", ["mean"], "out", {})]
+COLOUR = np.tile(np.uint8([[[51, 102, 204]]]), (40, 60, 1))  # BGR
+
+
+def test_an_embedding_model_gives_vectors_of_length_one(tmp_path):
+    model = load_model(small_graph(tmp_path, "embed", "vector", MEAN, ["b", 3]), threads=1)
+    vectors = model.embed([COLOUR, COLOUR[..., ::-1]])
+    wanted = np.float32([204, 102, 51]) / np.linalg.norm([204, 102, 51])
+    assert vectors.shape == (2, 3) and vectors.dtype == np.float32
+    assert np.allclose(vectors, [wanted, wanted[::-1]], atol=1e-5)
+    assert model.embed([]).shape == (0, 0)
+    with pytest.raises(ModelSpecMismatch, match="a vector of length 0"):
+        model.embed([np.zeros((9, 9, 3), np.uint8)])
+
+
+def test_a_multilabel_model_reports_every_class_above_its_threshold(tmp_path):
+    graph = small_graph(
+        tmp_path,
+        "multilabel",
+        "probabilities",
+        MEAN,
+        ["b", 3],
+        postprocess={"head": "probabilities", "conf": 0.3, "class_conf": {"c": 0.1}},
+    )
+    (said,) = load_model(graph, threads=1).classify([COLOUR])
+    assert said.class_id.tolist() == [0, 1, 2]
+    assert np.allclose(said.scores, [0.8, 0.4, 0.2], atol=1e-5)
+    strict = load_model(graph, threads=1).with_postprocess(conf=0.5)
+    assert strict.classify([COLOUR])[0].class_id.tolist() == [0]
+    assert strict.classify([np.zeros((5, 5, 3), np.uint8)]) == [None]
+
+
+def test_a_map_of_scores_gives_the_regions_above_its_threshold(tmp_path):
+    nodes = [("ReduceMean", ["images"], "out", {"axes": [1], "keepdims": 1})]
+    model = load_model(small_graph(tmp_path, "anomaly", "score-map", nodes, ["b", 1, 32, 32]), threads=1)
+    picture = np.zeros((64, 128, 3), np.uint8)
+    picture[20:40, 30:60] = 255
+    (found,) = model.with_postprocess(conf=0.6).predict([picture])
+    assert len(found) == 1 and found.confidence[0] == pytest.approx(1, abs=1e-3)
+    assert np.abs(found.xyxy[0] - [30, 20, 60, 40]).max() <= 4
+    mask = decode_mask(found.data["mask"][0])
+    assert mask.shape == (64, 128) and mask[22:38, 34:56].all() and not mask[:14].any()

@@ -206,3 +206,12 @@ def test_the_prediction_log_counts_the_classes_of_a_classifier(tmp_path):
     rows = [t for t in tables if "confidence" in t.schema.names]
     assert sum(len(t) for t in rows) == 12
     assert all(pa.types.is_floating(t["confidence"].type) for t in rows)
+
+
+def test_a_vector_is_written_and_not_drawn():
+    vector = np.float32([[0.6, 0.8]])
+    rows = ResultRows()
+    rows.add(result(1, embedding=vector))
+    assert np.array_equal(detections_of(results_table(rows, "run")).data["embedding"], vector)
+    one = result(1, embedding=vector)
+    assert (draw_detections(one.frame.image, one.detections, one.names) == one.frame.image).all()
