@@ -619,7 +619,7 @@ def encode_mask(
     size: tuple[int, int] | None = None,  # (height, width) of the picture; None: that of the region
 ) -> dict[str, Any]:  # {"size": [height, width], "counts": text}, as in COCO files
     "A mask as run lengths; the string that pycocotools writes for the same mask."
-    (h, w), (height, width) = region.shape, size or region.shape
+    height, width = size or region.shape
     (x, y), columns = at, np.zeros((region.shape[1], region.shape[0] + 2), np.int8)
     columns[:, 1:-1] = region.T
     column, row = np.nonzero(np.diff(columns, axis=1))

@@ -128,7 +128,7 @@ def as_yesterday(log: Path, camera: str, fps: float = 5.0) -> None:
     for frame in open_line(f"line:seed=9,frames={round(40 * fps)},fps={fps},width=320,height=240", camera):
         upkeep(FrameResult(frame, Detections.empty(), ()), frame_statistics(frame.image))
 
-
+# %% ../../nbs/16_service/07_sites_demo.ipynb #12d22658
 def site_config(name: str, out: Path) -> dict[str, Any]:
     """The run of a site: four cameras of the line and its state for the page; at Brno a zone with alerts, at
     Turin a camera whose lamp fails."""

@@ -118,13 +118,13 @@ class GatedSelector(AdaptiveSelector):
 
     def __init__(
         self,
-        settings: AdaptiveSettings = AdaptiveSettings(),
+        settings: AdaptiveSettings | None = None,  # None: the defaults
         budget: CallBudget | None = None,
         busy_fps: float = 0.5,  # tracks that need more frames than this keep the camera awake
         gate: PacketGate | None = None,  # that asks it
     ):
         self.busy_fps, self.gate = busy_fps, gate
-        super().__init__(settings, budget)
+        super().__init__(settings or AdaptiveSettings(), budget)
         if gate is not None:
             gate.selector = self
 

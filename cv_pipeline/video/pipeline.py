@@ -581,7 +581,7 @@ def _hand_out_one(run: _Run, item: _Item, failed: bool) -> None:
         if item.channel.source.live:
             run.end_to_end.add((run.now() - item.frame.captured_at).total_seconds() * 1e3)
 
-
+# %% ../../nbs/04_video/11_pipeline.ipynb #c478e623
 def _deliver(run: _Run) -> None:
     "Body of the delivering thread: the only one that writes."
     if not run.life.claim():
