@@ -581,7 +581,7 @@ def _hand_out_one(run: _Run, item: _Item, failed: bool) -> None:
         if item.channel.source.live:
             run.end_to_end.add((run.now() - item.frame.captured_at).total_seconds() * 1e3)
 
-# %% ../../nbs/04_video/11_pipeline.ipynb #c478e623
+# %% ../../nbs/04_video/11_pipeline.ipynb #eb2446d0
 def _deliver(run: _Run) -> None:
     "Body of the delivering thread: the only one that writes."
     if not run.life.claim():
@@ -589,7 +589,7 @@ def _deliver(run: _Run) -> None:
     while (batch := run.to_deliver.get()) is not None:
         batch() if callable(batch) else _hand_out(run, batch)  # a change has its turn between two batches
 
-# %% ../../nbs/04_video/11_pipeline.ipynb #eb2446d0
+
 def _behind_gate(run: _Run, sinks: Sequence[Sink], privacy: Privacy) -> list[Sink]:
     "The sinks as they are written to: those that keep pictures get covered ones."
     live = any(channel.source.live for channel in run.channels)
