@@ -177,8 +177,8 @@ def sites_watch(
     once: bool = False,  # one round, e.g. from cron
     endpoint: Endpoint = None,
 ) -> None:
-    """Take the open incidents of silent sites over into the book of the centre, and give them back when a
-    site is heard again; until SIGTERM."""
+    """Take the open incidents of silent sites over, for `alerts serve` on --book to call about, and give them
+    back when a site is heard again; until SIGTERM."""
     from cv_pipeline.alerts.handover import HandoverSettings, hand_over
     from cv_pipeline.alerts.incidents import IncidentBook
     from cv_pipeline.alerts.policy import read_policy

@@ -63,7 +63,7 @@ COVERED = {  # module, function → what has to be in it
     ("alerts/daemon", "_finish"): "encoded(",  # AlertSink keeps pictures: it is behind the gate
     ("commands/rules", "rules_draw"): "PictureCover(",
     ("apps/search_files", "write"): "self.sheet()",  # of covered tiles: see below
-    ("apps/search_files", "_repr_html_"): "self.sheet()",
+    ("apps/search_files", "_shown"): "self.sheet()",
     ("apps/search_files", "_sheet"): "_tile(",
     ("alerts/live", "_draw"): "jpeg(",  # `take` hands over what the gate let through: see below
 }
@@ -85,6 +85,7 @@ EXEMPT = {  # module, function → why nothing has to be covered
     ("core/viz", "jpeg"): "encodes what it is given, for notebooks",
     ("synthetic/conditions", "compressed"): "drawn pictures, in memory",
     ("synthetic/line", "*"): "drawn pictures",
+    ("synthetic/regions", "write_task_data"): "drawn pictures",
     ("monitoring/season_line", "*"): "drawn pictures",
     ("monitoring/trust", "write_example"): "drawn pictures",
     ("commands/main", "*"): "a plot of latencies",
