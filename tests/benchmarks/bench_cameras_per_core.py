@@ -43,6 +43,7 @@ def theirs(video: str, model: str, conf: float, stride: int, names: list[int] | 
             stream=True,
             vid_stride=stride,
             tracker="bytetrack.yaml",
+            rect=False,
             conf=conf,
             classes=names,
             imgsz=imgsz,

@@ -175,7 +175,7 @@ def test_sizes_that_announce_nothing_are_known_to_be_blind():
 def test_a_quiet_stream_of_large_packets_is_believed_only_after_it_has_announced():
     heard = Announced()
     assert heard.blind(0.3) and heard.blind(None) and not heard.blind(0.01)
-    for second in range(0, 60, 10):
+    for second in range(0, 100, 10):
         heard.alarm(second - 0.1)
         heard.motion(second, True)
         heard.motion(second + 1, False)
