@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..core.images import encode_mask
 from ..core.types import Detections, ModelSpecMismatch
 from .calibrators import Calibrator
 from .manifest import ModelManifest, grid_cells
@@ -288,6 +287,8 @@ def masks_in_boxes(
     g: Geometry,
 ) -> list[dict[str, Any]]:  # run lengths, of the whole picture
     "The mask of each box, where the sum is positive inside it."
+    from cv_pipeline.core.images import encode_mask  # a server that reads boxes has no decoder of pictures
+
     rows, columns = mask_axes(g, (logits.shape[1], logits.shape[2]))
     made, edges = [], np.clip(np.ceil(xyxy), 0, [g.width, g.height] * 2).astype(int)
     for sums, (x1, y1, x2, y2) in zip(logits, edges.tolist()):
@@ -324,6 +325,8 @@ class MaskPostprocessor(AttachedPostprocessor):
         return raw[:rows].reshape(-1, n), raw[rows:].reshape(count, *cells)
 
     def attach(self, kept, more, rest, geometry, result):
+        from cv_pipeline.core.images import encode_mask
+
         sums = (more @ rest.reshape(len(rest), -1)).reshape(-1, *rest.shape[1:])
         column = np.empty(len(more), object)
         column[:] = masks_in_boxes(sums, result.xyxy, geometry)
@@ -337,6 +340,8 @@ class MapPostprocessor(Postprocessor):
 
     def one(self, raw: np.ndarray, geometry: Geometry, mark: float | None = None) -> Detections:
         "Regions of one picture's map (h, w), the highest score first."
+        from cv_pipeline.core.images import encode_mask
+
         if problem := score_problem(raw):
             raise ModelSpecMismatch(f"{problem} (head: {self.spec.head})", self.watch.name, EXPORT_AGAIN)
         note_best(self.watch, raw, mark)
