@@ -27,7 +27,7 @@ CELL = 4  # pixels of a cell
 def squared(
     crop: np.ndarray,  # (H, W, 3) uint8 BGR
 ) -> np.ndarray:  # (SIDE, SIDE, 3) uint8
-    "A crop as a square, its edge repeated; DataError when it is no picture or too small."
+    "A crop as a square, its edge repeated; DataError when it is not a picture, or too small."
     good = isinstance(crop, np.ndarray) and crop.dtype == np.uint8 and crop.ndim == 3
     if not (good and crop.shape[2] == 3 and min(crop.shape) > 1):
         raise DataError(
