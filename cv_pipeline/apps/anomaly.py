@@ -186,7 +186,7 @@ class AnomalySettings:
     held: float = 0.3  # share of the parts on which scores are scaled, and not fitted
     most: int = 300  # good parts of a class that are used
     worst: int = 4  # cells whose mean is the score of a surface
-    seed: int = 0
+    seed: int = 0  # random seed of what is drawn
 
     def __post_init__(self):
         rules = [

@@ -63,7 +63,7 @@ COVERED = {  # module, function → what has to be in it
     ("alerts/daemon", "_finish"): "encoded(",  # AlertSink keeps pictures: it is behind the gate
     ("commands/rules", "rules_draw"): "PictureCover(",
     ("apps/search_files", "write"): "self.sheet()",  # of covered tiles: see below
-    ("apps/search_files", "_repr_html_"): "self.sheet()",
+    ("apps/search_files", "_shown"): "self.sheet()",
     ("apps/search_files", "_sheet"): "_tile(",
     ("apps/anomaly_model", "odd_sheet"): "PictureCover(",
     ("alerts/live", "_draw"): "jpeg(",  # `take` hands over what the gate let through: see below
