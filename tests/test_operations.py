@@ -29,6 +29,12 @@ PROOF = {  # how a row begins → tests that prove it
     "a process is killed while an index": [
         "apps/test_search::test_a_process_that_is_killed_while_it_erases_leaves_an_index_and_a_second_call_finishes",
     ],
+    "too few good parts for an anomaly": [
+        "apps/test_anomaly::test_too_few_good_pictures",
+        "apps/test_anomaly::test_a_damaged_model_is_a_typed_error",
+        "apps/test_anomaly::test_a_class_that_was_not_fitted",
+        "apps/test_anomaly::test_a_threshold_needs_fifty_nine_good_parts",
+    ],
     "a picture of a search is missing": [
         "apps/test_search_files::test_a_missing_picture_is_a_grey_tile",
         "apps/test_search_files::test_a_picture_that_cannot_be_checked_is_not_shown",

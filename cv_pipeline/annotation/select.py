@@ -30,10 +30,10 @@ from cv_pipeline.core.types import (
 from ..inference.calibrators import Calibrator
 
 # %% auto #0
-__all__ = ['PIXELS', 'FEATURES', 'Chosen', 'STRATEGIES', 'Embedder', 'Candidates', 'candidates', 'box_entropy', 'unsure',
+__all__ = ['PIXELS', 'Embedder', 'FEATURES', 'Chosen', 'STRATEGIES', 'Candidates', 'candidates', 'box_entropy', 'unsure',
            'light_descriptor', 'DetectorFeatures', 'OnnxFeatures', 'k_centre', 'uncovered', 'SelectSettings', 'by_lot',
-           'by_uncertainty', 'by_diversity', 'class_weights', 'by_hybrid', 'select', 'light_features', 'candidates_of',
-           'write_selected', 'select_collected', 'labels_needed']
+           'by_uncertainty', 'by_diversity', 'class_weights', 'by_hybrid', 'by_novelty', 'part_vectors', 'select',
+           'light_features', 'candidates_of', 'write_selected', 'select_collected', 'labels_needed']
 
 # %% ../../nbs/07_annotation/04_select.ipynb #2b9c1809
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Candidates:
     names: tuple[str, ...] = ()  # of the classes
     embedding: np.ndarray | None = None  # (n, d) float32, one vector a picture
     rows: tuple[Any, ...] = ()  # (n,) what each came from, e.g. Collected
+    parts: np.ndarray | None = None  # (m, d) float32, one vector a box, picture after picture
 
     def __post_init__(self):
         n, m, problems = len(self.pictures), len(self.confidence), []
@@ -63,6 +64,9 @@ class Candidates:
         e = self.embedding
         if e is not None and (e.ndim != 2 or len(e) != n or not np.isfinite(e).all()):
             problems.append(f"embeddings are {e.shape} for {n} images, or contain NaN or infinity")
+        b = self.parts
+        if b is not None and (b.ndim != 2 or len(b) != m or not np.isfinite(b).all()):
+            problems.append(f"vectors of boxes are {b.shape} for {m} boxes, or contain NaN or infinity")
         if problems:
             raise DataError("\n  - ".join(["invalid candidates", *problems]), "Candidates")
 
@@ -81,6 +85,7 @@ def candidates(
     names: Sequence[str] = (),
     embedding: np.ndarray | None = None,
     rows: Sequence[Any] = (),
+    parts: np.ndarray | None = None,  # one vector a box
 ) -> Candidates:
     "Candidates from what a model found in each picture."
     if len(pictures) != len(found):
@@ -94,6 +99,7 @@ def candidates(
         tuple(names),
         None if embedding is None else np.asarray(embedding, np.float32),
         tuple(rows),
+        None if parts is None else np.asarray(parts, np.float32),
     )
 
 # %% ../../nbs/07_annotation/04_select.ipynb #2775c0fc
@@ -408,6 +414,7 @@ def uncovered(
     return rows
 
 # %% ../../nbs/07_annotation/04_select.ipynb #d2d4cf0e
+Embedder = Callable[[Sequence[np.ndarray]], np.ndarray]  # (H, W, 3) uint8 BGR each → (n, d)
 FEATURES = ("light", "model")  # light_descriptor; DetectorFeatures of the given model
 
 
@@ -416,7 +423,7 @@ class SelectSettings:
     "The strategy and its parameters; the defaults are those of the experiment below."
 
     # how pictures are chosen
-    strategy: Literal["hybrid", "random", "uncertainty", "diversity"] = "hybrid"
+    strategy: Literal["hybrid", "random", "uncertainty", "diversity", "novelty"] = "hybrid"
     seed: int = 0  # random seed of what is drawn
     band: tuple[float, float] = (0.3, 0.6)  # calibrated confidences worth asking about
     top: int = 3  # boxes whose mean entropy is a picture's
@@ -563,12 +570,53 @@ def _novel(c: Candidates, taken: list[int], budget: int, known: np.ndarray | Non
         for r in uncovered(c.embedding[others], budget, np.concatenate(seen) if seen else None)
     ]
 
+# %% ../../nbs/07_annotation/04_select.ipynb #b71e55a0
+def by_novelty(
+    c: Candidates, budget: int, s: SelectSettings, labelled: Candidates | None = None, known: int = 20
+) -> Chosen:
+    "Pictures with boxes unlike every labelled box; a kind of thing is new until there are twenty of it."
+    boxes, seen = c.parts, None if labelled is None or not len(labelled) else labelled.parts
+    if boxes is None or (labelled is not None and len(labelled) and seen is None):
+        raise ConfigError("the boxes have no vectors", "select", "novelty compares boxes: set `parts`")
+    if not len(boxes):
+        return by_lot(c, budget, s)
+    basis = boxes if seen is None or not len(seen) else seen
+    middle, spread = basis.mean(axis=0), np.maximum(basis.std(axis=0), 1e-3)
+    old = None if basis is boxes else (basis - middle) / spread
+    order = uncovered((boxes - middle) / spread, len(boxes), old, known)
+    pictures = list(dict.fromkeys(c.picture[order].tolist()))[:budget]
+    chosen = [(int(i), "a box unlike all labelled boxes") for i in pictures]
+    rest = [i for i, _ in by_lot(c, len(c), s) if i not in set(pictures)]
+    return chosen + [(i, "random") for i in rest[: budget - len(chosen)]]
+
+
+def part_vectors(image: np.ndarray, found: Detections, embed: Embedder) -> np.ndarray:  # (n, d) float32
+    "A vector for each box of a picture, with a tenth of its sides around it."
+    if not len(found):
+        return np.zeros((0, 0), np.float32)
+    (h, w), box = image.shape[:2], found.xyxy
+    around = np.tile(0.1 * (box[:, 2:] - box[:, :2]), 2) * [-1, -1, 1, 1]
+    edges = np.clip(box + around, 0, [w, h, w, h]).round().astype(int)
+    crops = [
+        image[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]
+        for x1, y1, x2, y2 in np.minimum(edges, [w - 1, h - 1, w, h])
+    ]
+    return np.asarray(embed(crops), np.float32)
+
+
+def _box_vectors(boxes: Sequence[np.ndarray], vectors: Sequence[np.ndarray]) -> np.ndarray:
+    "Vectors of all boxes; without any box none, as wide as those of pictures."
+    return (
+        np.concatenate(boxes) if boxes else np.zeros((0, vectors[0].shape[1] if vectors else 1), np.float32)
+    )
+
 # %% ../../nbs/07_annotation/04_select.ipynb #f075264c
 STRATEGIES: dict[str, Callable[[Candidates, int, SelectSettings, Candidates | None], Chosen]] = {
     "hybrid": by_hybrid,
     "random": by_lot,
     "uncertainty": by_uncertainty,
     "diversity": by_diversity,
+    "novelty": by_novelty,
 }
 
 
@@ -622,12 +670,10 @@ def _take(c: Candidates, rows: np.ndarray) -> Candidates:
         c.names,
         None if c.embedding is None else c.embedding[rows],
         tuple(c.rows[i] for i in rows) if c.rows else (),
+        None if c.parts is None else c.parts[boxes],
     )
 
 # %% ../../nbs/07_annotation/04_select.ipynb #d39c17b3
-Embedder = Callable[[Sequence[np.ndarray]], np.ndarray]  # (H, W, 3) uint8 BGR each → (n, d)
-
-
 def light_features(images: Sequence[np.ndarray]) -> np.ndarray:
     "`light_descriptor` of each picture."
     return np.stack([light_descriptor(i) for i in images]) if len(images) else np.zeros((0, 323), np.float32)
@@ -639,6 +685,7 @@ def candidates_of(
     calibrator: Calibrator | None = None,  # for confidences that were not calibrated when they were logged
     model: Any = None,  # run this model again, instead of using the log
     names: Sequence[str] | None = None,  # classes; None: those of the model, or those that occur
+    parts: bool = False,  # a vector for each box, too
 ) -> Candidates:  # named by picture and moment, so that two collections do not mix up their numbers
     "The pictures of a collection as candidates."
     rows, folder = read_collected(folder), Path(folder)
@@ -647,7 +694,7 @@ def candidates_of(
         if model is not None
         else tuple(names or sorted({d["class_name"] for r in rows for d in r.detections}))
     )
-    found, vectors = [], []
+    found, vectors, boxes = list[Detections](), list[np.ndarray](), list[np.ndarray]()
     for first in range(0, len(rows), 16):  # a few pictures in memory at a time
         part = rows[first : first + 16]
         images = (
@@ -656,6 +703,8 @@ def candidates_of(
         found += model.predict(images) if model is not None else [r.found(names) for r in part]
         if embed is not None:
             vectors.append(np.asarray(embed(images), np.float32))
+            pairs = zip(images, found[first:]) if parts else ()
+            boxes += [part_vectors(i, d, embed) for i, d in pairs if len(d)]
     if calibrator is not None:
         table = calibrator.table(names)
         found = [replace(d, confidence=table(d.confidence, d.class_id)) for d in found]
@@ -665,6 +714,7 @@ def candidates_of(
         names,
         np.concatenate(vectors) if vectors else None,
         rows,
+        _box_vectors(boxes, vectors) if parts else None,
     )
 
 # %% ../../nbs/07_annotation/04_select.ipynb #c7638aea
@@ -734,16 +784,23 @@ def select_collected(
             }
         )
     )
-    c = candidates_of(folder, embed, calibrator, model, names)
-    before = [candidates_of(f, embed, calibrator, model, names) for f in labelled] + [
-        _known(f, embed, c.names) for f in known
-    ]
+    parts = use.strategy == "novelty"
+    c = candidates_of(folder, embed, calibrator, model, names, parts)
+    before = [candidates_of(f, embed, calibrator, model, names, parts) for f in labelled]
+    before += [_known(f, embed, c.names, parts) for f in known]
     return write_selected(out, folder, c, select(c, budget, use, _joined(before)))
 
 # %% ../../nbs/07_annotation/04_select.ipynb #957e1ae2
-def _known(dataset: str | Path, embed: Embedder | None, names: Sequence[str]) -> Candidates:
+def _known(
+    dataset: str | Path, embed: Embedder | None, names: Sequence[str], parts: bool = False
+) -> Candidates:
     "A labelled dataset: its pictures, their vectors, and how many boxes of each class."
-    items, found, vectors = read_dataset(dataset), [], []
+    items, found, vectors, boxes = (
+        read_dataset(dataset),
+        list[Detections](),
+        list[np.ndarray](),
+        list[np.ndarray](),
+    )
     place = {n: i for i, n in enumerate(dict.fromkeys([*names, *(n for i in items for n in i.names)]))}
     for first in range(0, len(items), 16):
         part = items[first : first + 16]
@@ -755,14 +812,17 @@ def _known(dataset: str | Path, embed: Embedder | None, names: Sequence[str]) ->
             )
         if embed is not None:
             vectors.append(np.asarray(embed(images), np.float32))
+            pairs = zip(images, found[first:]) if parts else ()
+            boxes += [part_vectors(i, d, embed) for i, d in pairs if len(d)]
     return candidates(
         [f"{dataset}/{i.path}" for i in items],
         found,
         tuple(place),
         np.concatenate(vectors) if vectors else None,
+        parts=_box_vectors(boxes, vectors) if parts else None,
     )
 
-
+# %% ../../nbs/07_annotation/04_select.ipynb #b71e55a4
 def _joined(parts: Sequence[Candidates]) -> Candidates | None:
     "Several sets as one; a picture that is in two of them counts once."
     parts = [p for p in parts if len(p)]
@@ -785,6 +845,7 @@ def _joined(parts: Sequence[Candidates]) -> Candidates | None:
         join("class_id")[boxes],
         parts[0].names,
         None if embedding is None else embedding[rows],
+        parts=None if any(p.parts is None for p in parts) else join("parts")[boxes],
     )
 
 # %% ../../nbs/07_annotation/04_select.ipynb #77096742

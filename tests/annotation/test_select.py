@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from cv_pipeline.annotation.cases import CollectPolicy
 from cv_pipeline.annotation.collect import CollectSink, read_collected
 from cv_pipeline.annotation.select import (
-    STRATEGIES,
+    STRATEGIES as ALL_STRATEGIES,
+)
+from cv_pipeline.annotation.select import (
     Candidates,
     DetectorFeatures,
     OnnxFeatures,
@@ -40,6 +42,8 @@ from tests.helpers.plain_networks import plain_onnx
 from tests.helpers.services import require
 
 NAMES = ("a", "b", "c", "d")
+
+STRATEGIES = {k: v for k, v in ALL_STRATEGIES.items() if k != "novelty"}  # it compares boxes: see the end
 
 
 def made(n, seed=0, dims=6, most=6, names=NAMES):
@@ -678,3 +682,30 @@ def test_what_the_model_has_learnt_from_is_not_new(tmp_path):
     with pytest.raises(DataError, match="dataset not found"):
         select_collected(tmp_path / "c", tmp_path / "t", 5, known=[tmp_path / "nowhere"])
     assert not (tmp_path / "t").exists()
+
+
+def with_parts(n, odd=()):
+    "Candidates with two boxes each, of one kind but for the odd pictures."
+    rng = np.random.default_rng(0)
+    parts = rng.normal(0, 0.2, (2 * n, 4))
+    parts[[2 * i for i in odd]] += 5
+    found = [Detections([[0, 0, 9, 9]] * 2, [0.9] * 2, [0] * 2) for _ in range(n)]
+    return candidates([f"{i:03d}" for i in range(n)], found, ["gear"], parts=parts)
+
+
+def test_novelty_takes_the_boxes_unlike_labelled_ones_first():
+    c, odd = with_parts(60, (7, 20, 41)), {7, 20, 41}
+    labelled = candidates(["old"], [Detections([[0, 0, 9, 9]] * 40)], ["gear"], parts=with_parts(20).parts)
+    chosen = select(c, 5, SelectSettings("novelty"), labelled)
+    assert {i for i, _ in chosen[:3]} == odd and len(chosen) == 5
+
+
+def test_novelty_needs_vectors_of_boxes():
+    c = candidates(["a"], [Detections([[0, 0, 9, 9]])], ["gear"])
+    with pytest.raises(ConfigError, match="the boxes have no vectors"):
+        select(c, 1, SelectSettings("novelty"))
+
+
+def test_novelty_fills_up_with_pictures_without_boxes():
+    c = candidates(["a", "b"], [Detections.empty()] * 2, ["gear"], parts=np.zeros((0, 3)))
+    assert len(select(c, 2, SelectSettings("novelty"))) == 2

@@ -20,6 +20,7 @@ from cv_pipeline.annotation.select import STRATEGIES, SelectSettings
 from cv_pipeline.commands import (
     alerts,
     annotation,
+    applications,
     cluster,
     device,
     erasure,
@@ -71,6 +72,7 @@ BOOKS = (
     rules,
     sites,
     search,
+    applications,
     main,
 )
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}

@@ -65,6 +65,7 @@ COVERED = {  # module, function → what has to be in it
     ("apps/search_files", "write"): "self.sheet()",  # of covered tiles: see below
     ("apps/search_files", "_shown"): "self.sheet()",
     ("apps/search_files", "_sheet"): "_tile(",
+    ("apps/anomaly_model", "odd_sheet"): "PictureCover(",
     ("alerts/live", "_draw"): "jpeg(",  # `take` hands over what the gate let through: see below
 }
 ALSO = {  # where the cover is one call further away
