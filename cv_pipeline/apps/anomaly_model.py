@@ -127,7 +127,7 @@ def save_anomaly(model: AnomalyModel, folder: str | Path) -> Path:
     "Write a model into a new folder; ConfigError when there is something."
     with Staging(folder) as part:
         write_whole(part / "first_layers.onnx", model.early.graph)
-        for k, (name, g) in enumerate(model.classes.items()):
+        for k, g in enumerate(model.classes.values()):
             arrays = {f"net{i}": w for i, w in enumerate(g.net)} | {
                 "vectors": g.bank.vectors,
                 "mean": g.bank.mean,
