@@ -337,8 +337,8 @@ def evaluate_model(
     **how: Any,  # slices, floors, draws, seed of evaluate_set
 ) -> Evaluation:
     "Run a model (and a baseline) over labelled pictures and evaluate it at the thresholds of its manifest."
-    require_task(model.manifest.task, "evaluate", BOX_TASKS)
     checked_floors(how.get("floors"))  # before minutes of work
+    require_task(model.manifest.task, "evaluate", BOX_TASKS)
     items, spent = list(items), list[float]()
     raw = model.with_calibration(None)  # calibration is judged on what the network says
     s = predict_set(raw, items, columns=columns, progress=progress, spent_ms=spent)

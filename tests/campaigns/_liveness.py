@@ -93,8 +93,8 @@ class Trial:
     def build(self, real: Any, config: Any) -> Any:
         from cv_pipeline.service import assembly
 
-        def opened(configs: Any) -> Any:
-            file, camera = assembly_open(configs)
+        def opened(configs: Any, gates: Any = None) -> Any:
+            file, camera = assembly_open(configs, gates)
             return [file, as_camera(camera)]
 
         assembly_open = assembly.open_configured

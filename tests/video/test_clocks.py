@@ -68,7 +68,7 @@ def run(folder, camera, monkeypatch):
             "tracker.name": "bytetrack",
         },
     )
-    monkeypatch.setattr(assembly, "open_configured", lambda configs: [camera])
+    monkeypatch.setattr(assembly, "open_configured", lambda configs, gates=None: [camera])
     return assembly.run_config(config)
 
 

@@ -398,7 +398,7 @@ def test_a_sink_that_has_no_summary_spoils_no_run(tmp_path, monkeypatch):
 def test_sources_and_model_of_a_run_that_is_not_built_are_closed(tmp_path, monkeypatch):
     closed = []
 
-    def opened(configs):
+    def opened(configs, gates=None):
         source = open_line(LINE, "line")
         source.close = lambda: closed.append("source")
         return [source]
