@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from cv_pipeline.core.files import read_json
@@ -141,6 +142,8 @@ def test_detr_with_two_outputs_same_as_transformers(family):
     """Tiny networks with the graphs of RT-DETR, RF-DETR and D-FINE, exported from transformers 5.24; what its
     own post-processing made of their outputs lies beside them."""
     folder = MODELS / f"tiny_{family}_two_outputs"
+    if family == "dfine" and tuple(map(int, ort.__version__.split(".")[:2])) < (1, 20):
+        pytest.skip("this ONNX Runtime has no cosine of doubles, which the export of D-FINE takes")
     model, known = load_model(folder, threads=1), np.load(folder / "expected.npz")
     for i in range(2):
         picture = np.ascontiguousarray(known[f"picture{i}"])
