@@ -80,7 +80,7 @@ def regions(
         seen = cv2.countNonZero(own) / area
         if seen < least or wide * tall < 40:
             continue
-        outline = cv2.findNonZero(own)[:, 0].astype(np.float32)
+        outline = cv2.findNonZero(own).reshape(-1, 2).astype(np.float32)
         (cx, cy), (bw, bh), angle = cv2.minAreaRect(outline)
         inside = ((points >= 0) & (points < [w, h])).all(axis=1) & (class_id == CLASS_NAMES.index("bolt"))
         mask = encode_mask(own[y : y + tall, x : x + wide] > 0, (x, y), (h, w))
@@ -114,7 +114,7 @@ def label_lines(
         if task == "segment":
             mask = decode_mask(parts.data["mask"][row]).astype(np.uint8)
             outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-            values = (max(outlines, key=cv2.contourArea)[:, 0] + 0.5) / size
+            values = (max(outlines, key=cv2.contourArea).reshape(-1, 2) + 0.5) / size
         elif task == "obb":
             x, y, w, h, angle = parts.data["xywhr"][row].tolist()
             values = np.clip(cv2.boxPoints(((x, y), (w, h), float(np.rad2deg(angle)))) / size, 0, 1)
