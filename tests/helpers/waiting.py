@@ -1,10 +1,12 @@
-"""Waiting for what other threads and processes do: on a condition, with a limit; and the pace of a device
-that a test plays."""
+"""Waiting for what other threads and processes do: on a condition, with a limit; the pace of a device that a
+test plays; and signals that do not end the tests themselves."""
 
+import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -35,3 +37,14 @@ def paced(items: Iterable[T], seconds: float, gone: threading.Event | None = Non
         if gone.wait(max(0.0, began + k * seconds - time.monotonic())):
             return
         yield item
+
+
+@contextmanager
+def harmless(number: int) -> Iterator[object]:
+    """A signal that a test sends to its own process ends it in no case: it would take the other tests of the
+    worker along. Gives the handler that does nothing."""
+    before = signal.signal(number, lambda *_: None)
+    try:
+        yield signal.getsignal(number)
+    finally:
+        signal.signal(number, before)

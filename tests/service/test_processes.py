@@ -43,6 +43,7 @@ from cv_pipeline.service.processes import (
     write_machines,
 )
 from cv_pipeline.video.events import read_events
+from tests.helpers.waiting import harmless
 
 COSTS = st.lists(st.floats(0.001, 4, allow_subnormal=False), min_size=1, max_size=8)
 
@@ -337,10 +338,11 @@ def test_a_process_that_is_killed_comes_back_and_the_other_notices_nothing(tmp_p
     limit = threading.Timer(120, lambda: os.kill(os.getpid(), signal.SIGTERM))
     limit.start()
     settings = ProcessSettings(poll_s=0.1, first_s=0.1)
-    try:
-        summary = run_processes(config, "2", tick, lambda url: found.update(url=url), settings)
-    finally:
-        limit.cancel()  # or it would end this process later, in the middle of another test
+    with harmless(signal.SIGTERM):
+        try:
+            summary = run_processes(config, "2", tick, lambda url: found.update(url=url), settings)
+        finally:
+            limit.cancel()  # or it would end this process later, in the middle of another test
     assert found.get("again") and [row["starts"] for row in summary["processes"]] == [2, 1]
     labels = [s.labels for f in text_string_to_metric_families(found["metrics"]) for s in f.samples]
     assert {line["process"] for line in labels} == {"0", "1"}
