@@ -759,6 +759,14 @@ class ProfileSection(_Section):
     )
 
 
+_CHANGED: dict[str, type[_Section]] = {"postprocess": PostprocessConfig, "events": EventsConfig}
+
+
+def _changed_part(config: RunConfig, profile: ProfileSection, part: str) -> _Section:
+    "A section with what a profile puts in the place of its keys."
+    return _CHANGED[part].model_validate({**getattr(config, part).model_dump(), **getattr(profile, part)})
+
+
 def in_profile(
     config: RunConfig,
     name: str | None,  # None: the base
@@ -767,13 +775,7 @@ def in_profile(
     if name is None:
         return config
     profile = next(p for p in config.profiles if p.name == name)
-    thresholds = {**config.postprocess.model_dump(), **profile.postprocess}
-    rules = {**config.events.model_dump(), **profile.events}
-    parts = {
-        "postprocess": PostprocessConfig.model_validate(thresholds),
-        "events": EventsConfig.model_validate(rules),
-    }
-    return config.model_copy(update=parts)
+    return config.model_copy(update={part: _changed_part(config, profile, part) for part in _CHANGED})
 
 
 def _check_profiles(config: RunConfig) -> None:
@@ -785,9 +787,9 @@ def _check_profiles(config: RunConfig) -> None:
         if p.during not in hours:
             known = ", ".join(hours) or "there are none"
             raise ValueError(f"profile {p.name!r}: unknown hours {p.during!r}; events.hours: {known}")
-        for part, section in (("postprocess", PostprocessConfig), ("events", EventsConfig)):
+        for part, section in _CHANGED.items():
             try:
-                section.model_validate({**getattr(config, part).model_dump(), **getattr(p, part)})
+                _changed_part(config, p, part)
             except ValidationError as e:
                 found = "; ".join(config_problems(e, section))
                 raise ValueError(f"profile {p.name!r}: {part}: {found}") from None
