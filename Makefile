@@ -84,7 +84,7 @@ notebooks: $(VENV)/.dev  ## every notebook top to bottom, each in a process of i
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.notebooks --workers 2 $(BOOKS)
 
 pytest: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --max-worker-restart 0 $(ARGS)
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --max-worker-restart 0 --no-loadscope-reorder $(ARGS)
 
 sync: $(VENV)/.lab  ## clean the notebooks, export the package, render README.md; fails when that changes anything
 	PATH="$(CURDIR)/$(BIN):$$PATH"; nbdev_clean; nbdev_export

@@ -82,6 +82,14 @@ def pytest_runtest_teardown():
         helper.end_started()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    "How a worker of pytest-xdist ended that was not asked to: the signal, or its exit code."
+    if error:
+        code = node.gateway._io.popen.wait(10)
+        print(f"\nthe worker {node.gateway.id} ended with {code} (negative: killed by this signal): {error}")
+
+
 def pytest_collection_finish(session):
     "Imports are charged to no file."
     session.config.cpu_before = cpu_seconds()
