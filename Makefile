@@ -61,6 +61,8 @@ test: lint types notebooks pytest  ## every notebook top to bottom, then all tes
 
 # a BLAS or torch of several threads in each worker would only wait for the others; three workers on two cores, since tests wait for servers and processes a fifth of their time
 test-fast pytest: export OMP_NUM_THREADS := 1
+# a worker that has run thousands of tests keeps less of the memory that their threads gave back
+test-fast pytest: export MALLOC_ARENA_MAX := 2
 
 test-fast: $(VENV)/.dev  ## the tests that train nothing, start no server and take less than a second or two: about 3 minutes
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not service" $(ARGS)
