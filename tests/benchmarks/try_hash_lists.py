@@ -39,10 +39,13 @@ def pictures(folder):
 def long_list(photos, n, seed=0):
     "The photographs among random hashes: the list itself, without the text of a million lines."
     rng = np.random.default_rng(seed)
-    entries = [e for k, p in enumerate(photos) for e in entries_of(p, "forbidden", f"photo {k}", "2026-06-01")]
+    entries = [
+        e for k, p in enumerate(photos) for e in entries_of(p, "forbidden", f"photo {k}", "2026-06-01")
+    ]
     known = parse_list("\n".join("\t".join(e) for e in entries))
-    words = lambda width: rng.integers(0, 1 << 63, (n, width), np.uint64) * np.uint64(2) + rng.integers(
-        0, 2, (n, width), np.uint64
+    words = lambda width: (
+        rng.integers(0, 1 << 63, (n, width), np.uint64) * np.uint64(2)
+        + rng.integers(0, 2, (n, width), np.uint64)
     )
     made = HashList("", known.lines + ["\t".join(("0" * 64, "random", "random", "2026-06-01"))])
     last = len(known.lines)
@@ -109,7 +112,10 @@ def main():
             began = time.process_time()
             found.append(look_up(copy, known))
             took.append(time.process_time() - began)
-        right = [bool(f.matches) and any(m.entry.source == f"photo {k}" for m in f.matches) for k, f in enumerate(found)]
+        right = [
+            bool(f.matches) and any(m.entry.source == f"photo {k}" for m in f.matches)
+            for k, f in enumerate(found)
+        ]
         share = lambda action: sum(f.action == action and r for f, r in zip(found, right)) / len(found)
         rows.append({"copy": name, "blocked": f"{share('block'):.2f}", "to people": f"{share('person'):.2f}"})
         rows[-1] |= {"found": f"{sum(right) / len(found):.2f}", "pictures": len(found)}
