@@ -94,7 +94,7 @@ def _drawn(
     if not isinstance(row, Mapping):
         raise SuggestError(f"a box is not an object: {str(row)[:60]!r}", where)
     word, score, box = row.get("prompt"), row.get("score", 1.0), row.get("xyxy")
-    if word not in prompts:
+    if not isinstance(word, str) or word not in prompts:
         raise SuggestError(f"a box of {str(word)[:40]!r}, which was not requested", where, ", ".join(prompts))
     if not is_number(score) or not 0 <= score <= 1:
         raise SuggestError(f"score {str(score)[:20]} is not in 0..1", where)
@@ -129,8 +129,8 @@ def read_drafts(
     xyxy = np.array([m[2] for m in made], np.float32).reshape(-1, 4)
     if len(xyxy) >= 3 and min(size) > 32 and xyxy.max() <= 1.5:
         raise SuggestError("all corners lie within 0..1: fractions instead of pixels", where)
-    xyxy = np.clip(xyxy, 0, np.array([*size, *size], np.float32))
-    boxes = Detections(xyxy, [m[1] for m in made], [m[0] for m in made])
+    inside = np.clip(xyxy, 0, np.array([*size, *size], np.float32))
+    boxes = Detections(inside, [m[1] for m in made], [m[0] for m in made])
     return boxes, str(found.get("model") or "")[:80]
 
 # %% ../../nbs/07_annotation/12_suggest.ipynb #91686042
