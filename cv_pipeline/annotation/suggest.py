@@ -166,7 +166,7 @@ class AskSettings:
     "Deadline and retries of an endpoint."
 
     deadline_s: float = 30.0  # of one attempt, for one picture
-    attempts: int = 3
+    attempts: int = 3  # for one picture
     pause_s: float = 1.0  # after the first failure; doubles
 
     def __post_init__(self):
@@ -403,11 +403,11 @@ class Effort:
     """Seconds of a person. A box by extreme clicks takes 7 s (Papadopoulos et al. 2017), a yes or no to a box
     1.6 s (Papadopoulos et al. 2016); the others lie between. Measure your own people's."""
 
-    accept_s: float = 1.6
-    rename_s: float = 3.0
-    move_s: float = 5.0
-    remove_s: float = 2.0
-    draw_s: float = 7.0
+    accept_s: float = 1.6  # to see that a draft is right
+    rename_s: float = 3.0  # to give a draft another class
+    move_s: float = 5.0  # to correct the corners of a draft
+    remove_s: float = 2.0  # to remove a draft
+    draw_s: float = 7.0  # to draw a box
 
     def __post_init__(self):
         values = vars(self)
