@@ -11,6 +11,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 PROOF = {  # how a row begins → tests that prove it
+    "a large model that draws drafts fails": [
+        "annotation/test_suggest::test_a_service_that_never_answers_meets_its_deadline",
+        "annotation/test_suggest::test_a_service_that_drips_meets_its_deadline",
+        "annotation/test_suggest::test_rubbish_is_a_typed_error",
+        "annotation/test_suggest::test_three_failures_in_sequence_end_it_with_what_there_is",
+        "annotation/test_suggest::test_a_killed_process_continues",
+    ],
     "the hours of a profile begin or end": [
         "service/test_reload::test_a_profile_counts_from_its_hour_on",
         "service/test_reload::test_a_profile_that_a_run_could_not_take_is_known_when_it_begins",

@@ -42,6 +42,7 @@ COVERED = {  # module, function → what has to be in it
     ("annotation/collect", "encoded"): "self.cover(",
     ("annotation/collect", "_keep"): "shelf.encoded(",
     ("annotation/review", "_fo_samples"): "cover.shown(",
+    ("annotation/suggest", "_request"): "encoded(",  # suggest covers what leaves for another host
     ("annotation/inspection", "suspect_sheet"): "cover(",
     ("evaluation/failures", "_samples"): "cover.shown(",
     ("evaluation/worst", "worst_sheet"): "cover(",
@@ -71,6 +72,7 @@ COVERED = {  # module, function → what has to be in it
 ALSO = {  # where the cover is one call further away
     ("apps/search_files", "_tile"): "m.cover(image",
     ("alerts/live", "take"): "self._gate.take(result)",
+    ("annotation/suggest", "suggest"): "self.cover(image)",
     ("monitoring/audit", "take_pictures"): "cover(",
     ("monitoring/drift_report", "drifted_pictures"): "cover(",
     ("monitoring/upkeep", "_store"): "covered_reference(",
