@@ -27,6 +27,10 @@ PROOF = {  # how a row begins → tests that prove it
         "alerts/test_handover::test_killed_anywhere_it_is_repeated_to_the_same_end",
         "alerts/test_handover::test_a_site_that_is_heard_again_gets_its_incidents_back",
     ],
+    "FiftyOne or its database is missing while a map": [
+        "apps/test_browse::test_without_fiftyone_the_command_writes_the_page",
+        "apps/test_browse::test_what_fails_leaves_no_half_dataset",
+    ],
     "an index of a search is cut": [
         "apps/test_search::test_a_broken_list_is_a_typed_error",
         "apps/test_search::test_a_broken_file_is_a_typed_error",

@@ -21,6 +21,7 @@ from cv_pipeline.commands import (
     alerts,
     annotation,
     applications,
+    browse,
     cluster,
     device,
     erasure,
@@ -73,6 +74,7 @@ BOOKS = (
     sites,
     search,
     applications,
+    browse,
     main,
 )
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}

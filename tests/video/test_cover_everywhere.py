@@ -63,6 +63,9 @@ COVERED = {  # module, function → what has to be in it
     ("monitoring/upkeep", "save"): "savez_compressed",  # _store covers the background
     ("alerts/daemon", "_finish"): "encoded(",  # AlertSink keeps pictures: it is behind the gate
     ("commands/rules", "rules_draw"): "PictureCover(",
+    ("apps/browse", "_thumbnail"): "encoded(",  # of what `add` has covered
+    ("apps/browse", "_file_of"): "cover(picture_of(row)",
+    ("apps/browse", "_samples"): "_file_of(m, i, cover",
     ("apps/search_files", "write"): "self.sheet()",  # of covered tiles: see below
     ("apps/search_files", "_shown"): "self.sheet()",
     ("apps/search_files", "_sheet"): "_tile(",
@@ -70,6 +73,7 @@ COVERED = {  # module, function → what has to be in it
     ("alerts/live", "_draw"): "jpeg(",  # `take` hands over what the gate let through: see below
 }
 ALSO = {  # where the cover is one call further away
+    ("apps/browse", "add"): "self.cover(item.image",
     ("apps/search_files", "_tile"): "m.cover(image",
     ("alerts/live", "take"): "self._gate.take(result)",
     ("annotation/suggest", "suggest"): "self.cover(image)",
