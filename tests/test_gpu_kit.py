@@ -3,6 +3,7 @@ report, and the pieces that are carried."""
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -173,7 +174,7 @@ def test_pieces_are_small_and_join_to_what_was_packed(tmp_path):
     assert len(pieces) >= 3 and max(p.stat().st_size for p in pieces) <= 100_000
     whole = b"".join(p.read_bytes() for p in pieces)
     assert hashlib.sha256(whole).hexdigest() in (tmp_path / "kit" / "kit.sha256").read_text()
-    joined = tmp_path / "joined.tar.xz"
+    joined = tmp_path / "joined.tar"
     joined.write_bytes(whole)
     with tarfile.open(joined) as archive:
         assert archive.extractfile("wheels/thing-1-py3-none-any.whl").read() == noise
@@ -191,10 +192,12 @@ def test_a_changed_piece_is_noticed_before_anything_is_unpacked(tmp_path):
     assert done.returncode != 0 and not (tmp_path / "kit" / "kit").exists()
 
 
-def test_the_kit_takes_the_package_s_own_needs_and_one_onnx_runtime(root):
-    names = carry.requirements(root)
-    assert not any(n.startswith("onnxruntime") for n in names)
-    assert any(n.startswith("numpy") for n in names)
+@pytest.mark.parametrize(("light", "wanted"), [(True, ["onnxruntime"]), (False, ["onnxruntime-gpu"])])
+def test_the_kit_takes_the_package_s_own_needs_and_one_onnx_runtime(root, light, wanted):
+    names = [re.split("[<>=]", n)[0] for n in carry.requirements(root, light)]
+    assert [n for n in names if n.startswith("onnxruntime")] == wanted
+    assert {"numpy", "av", "tensorrt-rtx-cu13-libs", "setuptools"} <= set(names)
+    assert ("nvidia-cudnn-cu13" in names) is not light
 
 
 def test_the_working_tree_is_what_travels(root):

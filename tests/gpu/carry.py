@@ -16,21 +16,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-WHEELS = (
-    "onnxruntime-gpu==1.31.1",
-    "tensorrt-rtx-cu13-libs==1.7.1.116",
-    "tensorrt-rtx-cu13-bindings==1.7.1.116",
-    "cuda-python>=13",
-    "nvidia-cuda-nvrtc",
-    "nvidia-cuda-runtime",
-    "nvidia-cublas",
-    "nvidia-cudnn-cu13",
-    "nvidia-cufft",
-    "nvidia-curand",
-    "faster-coco-eval",
-    "onnx",
-    "psutil",
-)
+LIGHT = """tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116 cuda-python>=13
+nvidia-cuda-nvrtc nvidia-cuda-runtime faster-coco-eval onnx psutil scikit-learn setuptools wheel""".split()
+PROVIDER = """onnxruntime-gpu==1.31.1 nvidia-cublas nvidia-cudnn-cu13 nvidia-cufft nvidia-curand""".split()
 PLATFORMS = (
     "manylinux_2_28_x86_64",
     "manylinux_2_27_x86_64",
@@ -42,9 +30,9 @@ UNPACK = """#!/usr/bin/env bash
 # Join the pieces, check them, make .venv from the wheels alone, and run the checks.
 set -euo pipefail
 cd "$(dirname "$0")"
-cat kit.tar.xz.* > kit.tar.xz
+cat kit.tar.* > kit.tar
 sha256sum --check kit.sha256
-mkdir -p kit && tar -xJf kit.tar.xz -C kit && rm kit.tar.xz
+mkdir -p kit && tar -xf kit.tar -C kit && rm kit.tar
 "${PYTHON:-python3}" -m venv kit/.venv
 kit/.venv/bin/python -m pip install --quiet --no-index --find-links kit/wheels kit/wheels/*.whl
 kit/.venv/bin/python -m pip install --quiet --no-index --no-deps --no-build-isolation --editable kit/project
@@ -78,13 +66,13 @@ def pack(wheels: Path, files: Iterable[Path], root: Path, out: Path, piece_mb: f
     "Archive, sum, pieces and the script; the archive itself does not stay."
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "kit.tar.xz"
-        with tarfile.open(whole, "w:xz", preset=6) as archive:
+        whole = Path(folder) / "kit.tar"
+        with tarfile.open(whole, "w") as archive:
             for wheel in sorted(wheels.glob("*.whl")):
                 archive.add(wheel, f"wheels/{wheel.name}")
             for path in files:
                 archive.add(path, f"project/{path.relative_to(root)}")
-        (out / "kit.sha256").write_text(f"{sha256_of(whole)}  kit.tar.xz\n")
+        (out / "kit.sha256").write_text(f"{sha256_of(whole)}  kit.tar\n")
         pieces = cut(whole, out, int(piece_mb * 1e6))
     (out / "unpack.sh").write_text(UNPACK)
     return pieces
@@ -98,14 +86,16 @@ def download(wheels: Path, python: str, names: Sequence[str]) -> None:
     subprocess.run(asked, check=True)
 
 
-def requirements(root: Path) -> list[str]:
-    "What the package itself needs, but for ONNX Runtime: the one with CUDA takes its place."
+def requirements(root: Path, light: bool) -> list[str]:
+    """What has to be there. Wheels are compressed already, and the CUDA provider's are 1.5 of 1.9 GB: the
+    light kit has ONNX Runtime for the processor instead, and everything else."""
     import configparser
 
     cfg = configparser.ConfigParser(delimiters=["="])
     cfg.read(root / "settings.ini", encoding="utf-8")
     names = cfg["DEFAULT"]["requirements"].split()
-    return [n for n in names if not n.startswith("onnxruntime")] + ["setuptools", "wheel", "scikit-learn"]
+    own = [n for n in names if light or not n.startswith("onnxruntime")]
+    return [*own, *LIGHT, *([] if light else PROVIDER)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -114,10 +104,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("dist/gpu-kit"), help="folder for the pieces")
     parser.add_argument("--python", default="3.12", help="version on the other machine: 3.11 or 3.12")
     parser.add_argument("--piece-mb", type=float, default=60, help="most megabytes of a piece")
+    parser.add_argument("--light", action="store_true", help="without ONNX Runtime's CUDA provider")
     args = parser.parse_args(argv)
     shutil.rmtree(args.out, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
-        download(Path(folder), args.python, [*requirements(ROOT), *WHEELS])
+        download(Path(folder), args.python, requirements(ROOT, args.light))
         pieces = pack(Path(folder), tracked(ROOT), ROOT, args.out, args.piece_mb)
     total = sum(p.stat().st_size for p in pieces) / 1e6
     print(f"{len(pieces)} pieces, {total:.0f} MB: {args.out}; there: bash unpack.sh")

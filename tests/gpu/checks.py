@@ -374,6 +374,9 @@ def streams(g: Ground) -> Figures:
     }
 
 
+MOST_LOST = {"fp32": 0.005, "fp16": 0.02, "int8": 0.05}  # AP, on the factory line
+
+
 @check("What does each file cost in accuracy?", 60)
 def accuracy(g: Ground) -> Figures:
     from cv_pipeline.evaluation.summary import evaluate_model, line_pictures
@@ -384,7 +387,7 @@ def accuracy(g: Ground) -> Figures:
     for engine in sorted(g.out.glob("*.engine")):
         on_card = replace(model, backend=g.open_engine(engine, model.manifest))
         found[engine.stem] = ap_of(evaluate_model(on_card, items))
-        if found[engine.stem] < found["processor"] - 0.02:
+        if found[engine.stem] < found["processor"] - MOST_LOST[engine.stem]:
             raise ValueError(f"{engine.stem}: AP {found[engine.stem]} against {found['processor']}")
     return found
 
