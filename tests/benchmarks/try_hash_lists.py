@@ -116,10 +116,9 @@ def main():
             bool(f.matches) and any(m.entry.source == f"photo {k}" for m in f.matches)
             for k, f in enumerate(found)
         ]
-        share = lambda action, found=found, right=right: (
-            sum(f.action == action and r for f, r in zip(found, right)) / len(found)
-        )
-        rows.append({"copy": name, "blocked": f"{share('block'):.2f}", "to people": f"{share('person'):.2f}"})
+        counted = [f.action for f, r in zip(found, right) if r]
+        share = {k: f"{counted.count(k) / len(found):.2f}" for k in ("block", "person")}
+        rows.append({"copy": name, "blocked": share["block"], "to people": share["person"]})
         rows[-1] |= {"found": f"{sum(right) / len(found):.2f}", "pictures": len(found)}
         print(rows[-1])
     others = left + [p for folder in a.others for p in pictures(folder)]
