@@ -31,6 +31,16 @@ PROOF = {  # how a row begins → tests that prove it
         "apps/test_browse::test_without_fiftyone_the_command_writes_the_page",
         "apps/test_browse::test_what_fails_leaves_no_half_dataset",
     ],
+    "a converter for LiteRT or NCNN": [
+        "optimization/test_small_files::test_a_converter_that_is_missing",
+        "optimization/test_small_files::test_a_converter_that_fails_or_hangs",
+        "optimization/test_small_files::test_a_converter_that_writes_nothing",
+    ],
+    "a parity file of a device was edited": [
+        "release/test_attest::test_an_edited_file_is_refused",
+        "release/test_attest::test_what_a_parity_file_is_not",
+        "release/test_attest::test_a_device_that_is_blind_is_refused_with_reasons",
+    ],
     "an index of a search is cut": [
         "apps/test_search::test_a_broken_list_is_a_typed_error",
         "apps/test_search::test_a_broken_file_is_a_typed_error",
