@@ -349,6 +349,7 @@ class PacketGate(_GateBook):
     "Decides for one camera which packets are decoded; makes the decoders of its connections."
 
     thread_type = "SLICE"  # frame threads would hold frames back
+    waits = True  # what becomes of a packet depends on what the last frame showed
 
     def __init__(
         self,
