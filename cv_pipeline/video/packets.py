@@ -395,7 +395,7 @@ def judge(gate: PacketGate, seen: Seen) -> Verdict:
         return Verdict.SHOW
     gate.waste.packet()
     need = need_of(gate.selector, settings.longest_s)
-    keen = 0.5 if need.tracks else 1.0  # a track that begins to move must not be lost
+    keen = 0.25 if need.tracks else 1.0  # a track that begins to move must not be lost
     loud = score >= settings.alarm * keen * gate.waste.caution
     if score >= settings.alarm:
         gate.announced.alarm(at)

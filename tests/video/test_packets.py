@@ -1,6 +1,7 @@
 """The packet gate: numbers, times and pixels as without it, wakes, limits, and streams that are not as they
 should be."""
 
+import dataclasses
 import threading
 from fractions import Fraction
 
@@ -9,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cv_pipeline.core.config import RunConfig
+from cv_pipeline.core.config import GateConfig, RunConfig
 from cv_pipeline.core.types import Clocks, ConfigError, Detections
 from cv_pipeline.inference.loading import load_model
 from cv_pipeline.service.assembly import run_config
@@ -600,6 +601,10 @@ def test_a_failing_model_does_not_leave_the_reader_waiting(clips, tmp_path):
 def test_a_configuration_with_a_wrong_gate_is_refused(selection, problem):
     with pytest.raises(ValueError, match=problem):
         RunConfig.model_validate({"sources": ["x.mp4"], "selection": selection})
+
+
+def test_a_configuration_has_the_defaults_of_the_gate():
+    assert GateConfig().model_dump() == dataclasses.asdict(GateSettings())
 
 
 def test_a_gate_brings_adaptive_selection():
