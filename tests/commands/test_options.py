@@ -27,6 +27,7 @@ from cv_pipeline.commands import (
     fleet,
     main,
     models,
+    moderation,
     monitoring,
     privacy,
     release,
@@ -74,6 +75,7 @@ BOOKS = (
     search,
     applications,
     main,
+    moderation,
 )
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
