@@ -50,6 +50,40 @@ PROOF = {  # how a row begins → tests that prove it
     "a process is killed while an index": [
         "apps/test_search::test_a_process_that_is_killed_while_it_erases_leaves_an_index_and_a_second_call_finishes",
     ],
+    "a hash list is damaged": [
+        "apps/test_hash_lists::test_a_bad_line_is_named",
+        "apps/test_hash_lists::test_a_broken_list_is_not_overwritten",
+        "apps/test_hash_lists::test_a_flat_picture_is_not_listed",
+        "apps/test_hash_lists::test_a_flat_picture_has_no_quality_and_never_acts",
+    ],
+    "a picture of moderation cannot be read": [
+        "apps/test_moderation::test_a_file_that_cannot_be_read_goes_to_a_person",
+        "apps/test_moderation::test_a_network_that_fails_sends_pictures_to_people",
+    ],
+    "the context model is absent": [
+        "apps/test_moderation::test_rubbish_of_a_context_model_is_no_answer",
+        "apps/test_moderation::test_a_late_context_model_is_no_answer_and_requests_do_not_pile_up",
+        "apps/test_moderation::test_an_address_where_no_one_listens_is_no_answer",
+    ],
+    "thresholds of moderation are not proven": [
+        "apps/test_moderation::test_thresholds_that_are_not_proven_send_everything_to_people",
+        "apps/test_moderation::test_void_promises_leave_only_the_list",
+        "apps/test_moderation::test_a_voided_policy_sends_everything_to_people",
+    ],
+    "a line of the trail was changed": [
+        "apps/test_moderation::test_a_changed_line_breaks_the_chain",
+        "apps/test_moderation::test_a_decision_that_does_not_follow_from_its_evidence_is_found",
+    ],
+    "too few tracks for a cascade": [
+        "apps/test_cascade::test_too_few_tracks_are_named_with_the_number_that_is_needed",
+        "apps/test_cascade::test_a_first_stage_as_slow_as_the_large_model_is_named",
+        "apps/test_cascade::test_a_second_stage_as_slow_as_the_large_model_is_named",
+    ],
+    "a stage of a cascade is missing": [
+        "apps/test_cascade::test_a_changed_stage_changes_the_model",
+        "apps/test_cascade::test_another_model_in_the_place_of_a_stage",
+        "apps/test_cascade::test_a_stage_outside_of_the_folder_is_refused",
+    ],
     "too few good parts for an anomaly": [
         "apps/test_anomaly::test_too_few_good_pictures",
         "apps/test_anomaly::test_a_damaged_model_is_a_typed_error",

@@ -61,6 +61,7 @@ PANELS = {
     "Train and gate": "train gate",
     "Rules and events": "rules",
     "Search and inspect": "search anomaly browse",
+    "Moderate and cascade": "moderate cascade",
     "Evaluate": "evaluate baseline tune threshold eval-tracking robustness report failures",
     "Optimize": "optimize build benchmark serve-files",
     "Release": "registry keys shadow rollout",
@@ -102,7 +103,7 @@ data_app = group("Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
 PARTS = (
     "models annotation monitoring thresholds release device fleet erasure scale storage cluster rules "
-    "alerts sites search applications browse project"
+    "alerts sites search applications browse project moderation"
 )
 for name in PARTS.split():  # a book each
     part = getattr(import_module(f"cv_pipeline.commands.{name}"), f"{name}_commands")

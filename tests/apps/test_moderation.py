@@ -366,7 +366,7 @@ def decide_some(desk, scores, first=0):
 
 def judge(desk, rows, person, action):
     return note_judgements(
-        desk, [{"picture": r["picture"], "person": person, "action": action} for r in rows]
+        desk.trail, [{"picture": r["picture"], "person": person, "action": action} for r in rows]
     )
 
 
@@ -390,7 +390,7 @@ def test_a_judgement_is_written_once_and_a_person_may_change_it(desk):
 def test_judgements_that_are_none(desk, wrong):
     [row] = decide_some(desk, [0.5])
     with pytest.raises(DataError, match="a picture that was decided"):
-        note_judgements(desk, [{"picture": row["picture"], "person": "ana", "action": "pass", **wrong}])
+        note_judgements(desk.trail, [{"picture": row["picture"], "person": "ana", "action": "pass", **wrong}])
 
 
 def test_the_queue_is_a_collection_and_each_picture_is_in_it_once(desk, tmp_path):

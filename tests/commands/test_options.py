@@ -28,6 +28,7 @@ from cv_pipeline.commands import (
     fleet,
     main,
     models,
+    moderation,
     monitoring,
     privacy,
     project,
@@ -78,6 +79,7 @@ BOOKS = (
     applications,
     browse,
     main,
+    moderation,
 )
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
