@@ -260,6 +260,25 @@ PROOF = {  # how a row begins → tests that prove it
         "video/test_packets::test_another_picture_size_while_asleep_is_seen_at_the_next_glance",
         "video/test_packets::test_a_clock_that_jumps_begins_learning_anew",
     ],
+    "clips of events (`delivery.clips`)": [
+        "video/test_clips::test_a_kill_leaves_no_half_clip",
+        "video/test_clips::test_a_lost_connection_does_not_lose_the_clip",
+        "video/test_clips::test_the_name_of_an_event_cannot_leave_the_folder",
+    ],
+    "clips of events: packets that no film": [
+        "video/test_clips::test_packets_that_no_film_can_hold_are_counted_and_nothing_else_ends",
+        "video/test_clips::test_a_group_that_is_too_large_gives_no_half_group",
+        "video/test_clips::test_a_camera_that_never_gave_a_frame_has_no_clip",
+    ],
+    "clips of events: the folder": [
+        "video/test_clips::test_the_oldest_clips_go_first_and_their_names_are_recorded",
+        "video/test_clips::test_a_disk_that_fails_is_an_error_of_the_sink",
+    ],
+    "clips of events where": [
+        "video/test_clips::test_behind_the_cover_a_clip_shows_covered_pictures_only",
+        "video/test_clips::test_a_run_that_covers_pictures_keeps_no_packets",
+        "video/test_clips::test_packets_are_kept_only_where_nothing_is_covered",
+    ],
     "a camera is lost": [
         "video/test_reconnect::test_backoff_grows_stays_bounded_and_spreads",
         "video/test_streams::test_a_server_that_accepts_and_never_sends",

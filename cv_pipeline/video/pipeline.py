@@ -810,6 +810,11 @@ class _Changing(_Learning):
             _end_reading(run, channel)
         run.life.readers = [*run.life.readers, (reader, channel)]
 
+    @property
+    def sources(self) -> list[Source]:
+        "The sources that are read now."
+        return [channel.source for channel in self._run.channels]
+
     def remove_source(self, source_id: str) -> None:
         "Close a source; the frames of it that were read are delivered. ConfigError for an unknown one."
         run = self._run
