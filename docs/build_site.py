@@ -30,6 +30,7 @@ HAND = (
     "sites",
     "reliability",
     "models",
+    "gpu",
     "what_is_read",
     "labels",
     "benchmarks",

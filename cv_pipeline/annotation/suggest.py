@@ -266,7 +266,7 @@ class ObjectSuggester:
         try:
             found = self._results(image, tuple(prompts))[0].boxes
             numbers = [
-                np.asarray(getattr(v, "cpu", lambda: v)()) for v in (found.xyxy, found.conf, found.cls)
+                np.asarray(getattr(v, "cpu", lambda v=v: v)()) for v in (found.xyxy, found.conf, found.cls)
             ]
             made = Detections(numbers[0].reshape(-1, 4), numbers[1], numbers[2].astype(int))
             validate_detections(made, self.name, len(prompts))

@@ -243,13 +243,13 @@ def _show_benchmark(made: Any, before: Any, where: Path) -> None:
 )
 def evaluate(
     model: str,  # bundled name, model folder or ONNX file, of any task
-    data: Path,  # labels of its task: a folder a class, a COCO json, images/ and labels/, or as for `tune`
+    data: Path,  # labels of its task: boxes as for `tune`, a folder a class, a table; see docs/models.md
     *,
     split: Split = None,
     spec: Spec = None,
     out: Path | None = None,  # write all numbers as JSON
 ) -> None:
-    "Measure a model by the measure of its task: AP, top-1, or AP of masks, key points or turned boxes."
+    "Measure a model by the measure of its task: AP, top-1, mAP of labels, retrieval, AUROC, AP of masks."
     from cv_pipeline.core.formats import evaluation_items
     from cv_pipeline.evaluation.summary import evaluate_model
     from cv_pipeline.evaluation.tasks import evaluate_task

@@ -146,9 +146,13 @@ class GateConfig(_Section):
     "Packet gate: a camera on which nothing happens is not decoded; on top of adaptive selection."
 
     alarm: float = Field(
-        3.0,
+        6.0,
         gt=0,
-        description="Robust deviations of packet sizes, over a quarter of a second, that wake a camera.",
+        description="Deviations of packet sizes, summed up while they stay large, that wake a camera; it takes "
+        "more while it wakes for nothing.",
+    )
+    waste: float = Field(
+        0.03, gt=0, description="Share of the packets that may be decoded for nothing before it takes more."
     )
     glance_s: float = Field(
         1.0, gt=0, description="Seconds after the last decoded frame at which a key frame is decoded."

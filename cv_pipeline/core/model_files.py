@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from .files import file_sha256
+from .files import file_sha256, path_below, read_json
 from .types import BackendError, ModelSpecMismatch
 
 # %% auto #0
-__all__ = ['TRUST', 'weights_outside', 'model_parts', 'artefact_sha256', 'read_checkpoint', 'check_checkpoint']
+__all__ = ['TRUST', 'weights_outside', 'staged_files', 'model_parts', 'artefact_sha256', 'read_checkpoint', 'check_checkpoint']
 
 # %% ../../nbs/00_core/20_model_files.ipynb #894a3eda
 def _varint(data: Any, at: int) -> tuple[int, int]:
@@ -112,6 +112,22 @@ def weights_outside(
 _ALONE = {".engine", ".plan", ".pt", ".bin", ".tflite", ".rknn", ".hef"}  # files that name no others
 
 
+def staged_files(
+    path: str | Path,  # a .cascade: models that ask each other, in folders beside it
+) -> list[Path]:  # sorted
+    "The files of the models that a cascade consists of; ModelSpecMismatch when one is missing or outside."
+    path = Path(path)
+    named = read_json(path, dict, ModelSpecMismatch).get("files")
+    if not isinstance(named, list) or not all(isinstance(n, str) for n in named):
+        raise ModelSpecMismatch("a cascade lists its files as text", path, "write it with: cascade fit")
+    for name in named:
+        if not path_below(name):
+            raise ModelSpecMismatch(f"it names {name!r}, outside of its folder", path, "do not use this file")
+        if not (path.parent / name).is_file():
+            raise ModelSpecMismatch(f"the file {name!r} is missing", path, "copy the whole folder")
+    return [path.parent / name for name in sorted(named)]
+
+
 def model_parts(
     path: str | Path,  # an artefact: .onnx, .xml, .param, an engine
 ) -> list[Path]:  # the file itself first
@@ -121,6 +137,8 @@ def model_parts(
     if suffix in (".xml", ".param"):
         weights = path.with_suffix(".bin")
         return [path, weights] if weights.is_file() else [path]
+    if suffix == ".cascade":
+        return [path, *staged_files(path)]
     return [path] if suffix in _ALONE else [path, *weights_outside(path)]
 
 

@@ -5,21 +5,29 @@
 # %% ../../nbs/02_inference/18_loading.ipynb #42ac488f
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..core.types import Backend, BackendError
+import numpy as np
+
+from ..core.files import expecting, path_below, read_json
+from ..core.model_files import staged_files
+from ..core.types import Backend, BackendError, ConfigError, ModelSpecMismatch
 from .backends import Model, make_postprocessor
 from .choice import Choice, Measuring, choose, open_chosen
 from .manifest import BY_ENDING, Artefact, ModelFolder, ModelManifest, open_model_folder
 from .preprocess import Preprocessor
+from .tasks import BOX_TASKS, WHOLE_TASKS, require_task
 from .triton import is_remote, open_remote
 
 # %% auto #0
-__all__ = ['Opener', 'Metadata', 'RUNTIMES', 'register_backend', 'model_metadata', 'load_backend', 'open_artefact', 'load_model',
-           'explain_choice']
+__all__ = ['Opener', 'Metadata', 'RUNTIMES', 'CASCADE', 'register_backend', 'model_metadata', 'load_backend', 'open_artefact',
+           'load_model', 'explain_choice', 'Stages', 'whole_scores', 'cut_out', 'staged', 'CascadeBackend',
+           'open_stages']
 
 # %% ../../nbs/02_inference/18_loading.ipynb #4b09635b
 Opener = Callable[..., Backend]  # called as opener(path, manifest, providers=…, threads=…)
@@ -62,12 +70,17 @@ def _on_device() -> tuple[Opener, Metadata]:
     return open_on_device, lambda path: {}
 
 
+def _cascade() -> tuple[Opener, Metadata]:
+    return CascadeBackend, lambda path: {}
+
+
 RUNTIMES: dict[
     str, Callable[[], tuple[Opener, Metadata]]
 ] = {  # as an Artefact names them; imported when they are called
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
     "tensorrt": _tensorrt,
+    "cascade": _cascade,
     "litert": _litert,
     "ncnn": _ncnn,
     "rknn": _on_device,
@@ -161,3 +174,187 @@ def explain_choice(
     found = open_model_folder(path, spec, lambda: model_metadata(path))
     open_file = partial(open_artefact, found, providers=providers, threads=threads)
     return choose(found, open_file, wanted, how or Measuring(threads, tuple(providers or ())))
+
+# %% ../../nbs/02_inference/18_loading.ipynb #67e0264d
+@dataclass
+class Stages:
+    "Models that ask each other."
+
+    first: Model  # quick: a detector, or one that names whole pictures
+    large: Model  # the one that is right: a detector
+    second: Model | None = None  # names whole pictures, and is shown crops
+    limits: Mapping[str, float | None] = field(default_factory=dict)  # first, reject, accept
+    targets: tuple[str, ...] = ()  # classes that matter; (): all of the large model
+    margin: float = 0.15  # around a box that is cut out, of its sides
+    counts: Counter = field(default_factory=Counter)  # pictures, passed, crops, rejected, accepted, large
+
+    def __post_init__(self):
+        kinds = {"first": (*BOX_TASKS, *WHOLE_TASKS[:2]), "large": BOX_TASKS, "second": WHOLE_TASKS[:2]}
+        for name, tasks in kinds.items():
+            if (model := getattr(self, name)) is not None:
+                require_task(model.manifest.task, f"cascade, stage {name!r}", tasks)
+        self.targets = self.targets or tuple(self.large.manifest.names)
+        if unknown := [t for t in self.targets if t not in self.large.manifest.names]:
+            known = ", ".join(self.large.manifest.names)
+            raise ConfigError(
+                f"the large model does not know {', '.join(unknown)}", "cascade", f"it knows {known}"
+            )
+
+    def columns(self, model: Model) -> list[int]:
+        "Which classes of a stage matter: those with the name of a target, or all where none has."
+        found = [i for i, n in enumerate(model.manifest.names) if n in self.targets]
+        return found or list(range(len(model.manifest.names)))
+
+    def proposals(self, images: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        "Of each picture: boxes (n, 4) and scores (n,) of the first stage, above its limit."
+        limit, wanted = float(self.limits.get("first") or 0.0), self.columns(self.first)
+        if self.first.manifest.task in WHOLE_TASKS:
+            best = whole_scores(self.first, images)[:, wanted].max(axis=1)
+            whole = lambda i: np.array([[0, 0, i.shape[1], i.shape[0]]], np.float32)
+            every = [(whole(i), np.array([s], np.float32)) for i, s in zip(images, best)]
+        else:
+            low = self.first.with_postprocess(
+                conf=min(max(limit, 0.001), 0.999), class_conf={}, policy="review"
+            )
+            found = [d[np.isin(d.class_id, wanted)] for d in low.predict(images)]
+            every = [(d.xyxy, d.confidence) for d in found]
+        return [(boxes[s > np.float32(limit)], s[s > np.float32(limit)]) for boxes, s in every]
+
+# %% ../../nbs/02_inference/18_loading.ipynb #e9124b24
+def whole_scores(
+    model: Model,  # of the task classify or multilabel
+    images: Sequence[np.ndarray],  # (H, W, 3) uint8 BGR each
+) -> np.ndarray:  # (n, classes) float32, 0..1
+    "The score of every class for every picture, whatever the thresholds of the manifest."
+    require_task(model.manifest.task, "scores", WHOLE_TASKS[:2])
+    made, step = (
+        [np.zeros((0, len(model.manifest.names)), np.float32)],
+        max(1, min(16, model.backend.max_batch)),
+    )
+    for first in range(0, len(images), step):
+        batch, _ = model.preprocess.batch(images[first : first + step])
+        made.append(model.postprocess.checked(model.backend.infer(batch), len(batch)))
+    return np.concatenate(made)
+
+
+def cut_out(image: np.ndarray, box: Sequence[float], margin: float) -> np.ndarray:  # at least 2×2
+    "A box of a picture with some of its surroundings."
+    (h, w), (x1, y1, x2, y2) = image.shape[:2], (float(v) for v in box)
+    dx, dy = margin * (x2 - x1), margin * (y2 - y1)
+    left, top = int(np.clip(x1 - dx, 0, w - 2)), int(np.clip(y1 - dy, 0, h - 2))
+    return image[top : max(int(np.ceil(y2 + dy)), top + 2), left : max(int(np.ceil(x2 + dx)), left + 2)]
+
+
+def staged(
+    s: Stages,
+    images: Sequence[np.ndarray],  # (H, W, 3) uint8 BGR each
+) -> list[np.ndarray]:  # (n, 6) float32 each: left, top, right, bottom, score, class of the large model
+    "What a cascade finds."
+    proposed = s.proposals(images)
+    made: list[np.ndarray] = [np.zeros((0, 6), np.float32) for _ in images]
+    s.counts.update(pictures=len(images), passed=sum(len(b) > 0 for b, _ in proposed))
+    doubt = [i for i, (boxes, _) in enumerate(proposed) if len(boxes)]
+    if s.second is not None and doubt:
+        doubt = _second_look(s, images, proposed, made, doubt)
+    s.counts.update(large=len(doubt))
+    low, known = s.large.with_postprocess(conf=0.01, class_conf={}, policy="review"), s.large.manifest.names
+    wanted = [i for i, n in enumerate(known) if n in s.targets]
+    for i, d in zip(doubt, low.predict([images[i] for i in doubt]) if doubt else []):
+        d = d[np.isin(d.class_id, wanted)]
+        made[i] = np.column_stack([d.xyxy, d.confidence, d.class_id]).astype(np.float32)
+    return made
+
+# %% ../../nbs/02_inference/18_loading.ipynb #7edd189f
+def _second_look(
+    s: Stages, images: Any, proposed: Any, made: list[np.ndarray], passed: list[int]
+) -> list[int]:
+    "Fill in what the second stage accepts; the pictures about which it is in doubt."
+    assert s.second is not None
+    crops = [(i, b, cut_out(images[i], b, s.margin)) for i in passed for b in proposed[i][0]]
+    columns, names = s.columns(s.second), s.second.manifest.names
+    scores = whole_scores(s.second, [c for *_, c in crops])[:, columns]
+    best, kind = scores.max(axis=1), scores.argmax(axis=1)
+    reject, accept = s.limits.get("reject"), s.limits.get("accept")
+    out = np.zeros(len(crops), bool) if reject is None else best <= np.float32(reject)
+    box = s.first.manifest.task in BOX_TASKS and all(names[c] in s.targets for c in columns)
+    sure = best > np.float32(accept) if accept is not None and box else np.zeros(len(crops), bool)
+    s.counts.update(crops=len(crops), rejected=int(out.sum()), accepted=int(sure.sum()))
+    doubt = sorted({i for (i, *_), o, a in zip(crops, out, sure) if not o and not a})
+    for (i, b, _), a, score, k in zip(crops, sure, best, kind):
+        if a and i not in doubt:
+            row = [*b, score, s.large.manifest.names.index(names[columns[k]])]
+            made[i] = np.vstack([made[i], np.array(row, np.float32)])
+    return doubt
+
+# %% ../../nbs/02_inference/18_loading.ipynb #15a2341a
+class CascadeBackend:
+    "Runs a cascade: letterboxed pictures in, boxes out, as an end-to-end network has them."
+
+    provider, max_batch, fixed_batch = "cascade", 16, None
+
+    def __init__(
+        self,
+        path: str | Path,  # .cascade
+        manifest: ModelManifest,
+        providers: Sequence[str] | None = None,
+        threads: int = 0,
+    ):
+        self.name = f"{manifest.name} {manifest.version}"
+        self.stages = open_stages(path, providers, threads)
+        if manifest.preprocess.layout != "nhwc-uint8" or manifest.postprocess.head != "end2end":
+            hint = "layout nhwc-uint8 and head end2end; write it with: cv-pipeline cascade fit"
+            raise ModelSpecMismatch("the manifest of a cascade takes pictures and gives boxes", path, hint)
+
+    def infer(self, batch: np.ndarray) -> np.ndarray:  # (B, H, W, 3) uint8 → (B, n, 6) float32
+        "Boxes of a batch, padded with rows of score 0."
+        found = staged(self.stages, list(batch))
+        made = np.zeros((len(batch), max([1, *map(len, found)]), 6), np.float32)
+        for row, boxes in zip(made, found):
+            row[: len(boxes)] = boxes
+        return made
+
+    def warmup(self) -> None:
+        "Call every stage once."
+        for model in (self.stages.first, self.stages.second, self.stages.large):
+            if model is not None:
+                model.backend.warmup()
+
+    def close(self) -> None:
+        "Release the runtimes of all stages."
+        for model in (self.stages.first, self.stages.second, self.stages.large):
+            if model is not None:
+                model.close()
+
+# %% ../../nbs/02_inference/18_loading.ipynb #37d73155
+CASCADE = "cv_pipeline cascade 1"  # format of the file
+
+
+def open_stages(
+    path: str | Path,  # .cascade
+    providers: Sequence[str] | None = None,
+    threads: int = 0,
+) -> Stages:
+    "The models of a cascade, opened; ModelSpecMismatch where one is not the one that it was made of."
+    path, hint = Path(path), "write it with: cv-pipeline cascade fit"
+    with expecting("not a cascade", path, hint, ModelSpecMismatch):
+        book = read_json(path, dict, ModelSpecMismatch)
+        if book.get("format") != CASCADE:
+            raise ModelSpecMismatch(f"format {book.get('format')!r}, {CASCADE!r} is expected", path, hint)
+        staged_files(path)
+        limits = {k: None if v is None else float(v) for k, v in book["limits"].items()}
+        targets, margin = tuple(map(str, book["targets"])), float(book["margin"])
+        named = {k: (str(v["folder"]), str(v["sha256"])) for k, v in book["stages"].items()}
+        if not {"first", "large"} <= set(named) <= {"first", "second", "large"}:
+            raise ModelSpecMismatch(
+                f"its stages are {', '.join(named)}", path, "first, large, perhaps second"
+            )
+        if bad := [f for f, _ in named.values() if not path_below(f)]:
+            raise ModelSpecMismatch(
+                f"it names {bad[0]!r}, outside of its folder", path, "do not use this file"
+            )
+    opened = {}
+    for stage, (folder, sha256) in named.items():
+        opened[stage] = load_model(path.parent / folder, providers=providers, threads=threads)
+        if opened[stage].identity["sha256"] != sha256:
+            raise ModelSpecMismatch(f"stage {stage!r} is another model than it was made with", path, hint)
+    return Stages(opened["first"], opened["large"], opened.get("second"), limits, targets, margin)

@@ -294,8 +294,9 @@ class PostprocessSpec:
         return _build(cls, data, where)
 
 # %% ../../nbs/02_inference/02_manifest.ipynb #3b67d8bd
-RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "litert", "ncnn", "rknn", "hailo")
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "litert", "ncnn", "rknn", "hailo", "cascade")
 BY_ENDING = {
+    ".cascade": "cascade",
     ".onnx": "onnxruntime",
     ".xml": "openvino",
     ".engine": "tensorrt",

@@ -181,6 +181,7 @@ class Watched:
         return replace(
             told,
             connection=str(state),
+            heard_at=self.heard_at,
             reconnects=self.reconnects,
             state_changes=tuple(changes),
             error=self.last_error,

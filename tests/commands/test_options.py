@@ -30,6 +30,7 @@ from cv_pipeline.commands import (
     models,
     monitoring,
     privacy,
+    project,
     release,
     rules,
     scale,
@@ -58,6 +59,7 @@ from cv_pipeline.training.augment import AUGMENTS
 
 BOOKS = (
     alerts,
+    project,
     models,
     annotation,
     cluster,
