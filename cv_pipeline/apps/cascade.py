@@ -203,8 +203,8 @@ def costs_of(
     few = list(pictures)[:8]
     calls = {"first": lambda: stages.proposals(few), "large": lambda: stages.large.predict(few)}
     if stages.second is not None:
-        crops = stages.second
-        calls["second"] = lambda: whole_scores(crops, [p[:64, :64] for p in few])
+        second = stages.second
+        calls["second"] = lambda: whole_scores(second, [p[:64, :64] for p in few])
     ms = {k: v / len(few) for k, v in timed(calls, clock=clock).items()}
     asked = [
         (there, *_asks(stages.limits, found, stages.second is not None)) for there, found in seen.pictures

@@ -148,8 +148,8 @@ class GateConfig(_Section):
     alarm: float = Field(
         6.0,
         gt=0,
-        description="Deviations of packet sizes, summed up while they stay large, that wake a camera; it takes "
-        "more while it wakes for nothing.",
+        description="Deviations of packet sizes, summed up while they stay large, that wake a camera; more "
+        "while it wakes for nothing.",
     )
     waste: float = Field(
         0.03, gt=0, description="Share of the packets that may be decoded for nothing before it takes more."

@@ -88,7 +88,7 @@ RUNTIMES: dict[
 }
 _BY_ENDING = {ending: RUNTIMES[runtime] for ending, runtime in BY_ENDING.items()}
 
-# %% ../../nbs/02_inference/18_loading.ipynb #10adc0d4
+# %% ../../nbs/02_inference/18_loading.ipynb #b9904df4
 def register_backend(
     suffix: str,  # file ending with its dot, e.g. ".tflite"
     opener: Opener,  # a Backend class, or a function that returns one

@@ -134,8 +134,8 @@ def packet_advice(p: Packets, most_fps: float | None = None) -> list[str]:
     said = list[str]()
     if p.key_s is not None and p.key_s > FAR_KEYS_S:
         said.append(
-            f"a key frame every {p.key_s:.1f} s: after a lost connection nothing is seen until the next one, and "
-            f"`gate` wakes late; set 1 to 2 s in the camera"
+            f"a key frame every {p.key_s:.1f} s: after a lost connection nothing is seen until the next one, "
+            f"and `gate` wakes late; set 1 to 2 s in the camera"
         )
     if p.fps and p.claimed_fps and p.fps < SLOW_SHARE * p.claimed_fps:
         said.append(

@@ -70,6 +70,8 @@ PURPOSES = {
     "privacy": "encryption of pictures",
     "search": "millions of pictures",
     "heif": "pictures of telephones",
+    "litert": "phones and boards",
+    "ncnn": "phones and boards",
     "viz": "plots",
 }
 

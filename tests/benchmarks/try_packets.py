@@ -4,8 +4,8 @@ Two kinds of films, H.264 at 25 fps, three lengths of a group of pictures, const
 rate. `room`: a wall with sensor noise, into which somebody comes, stands, and goes. `belt`: the factory line,
 whose belt never stops, with few parts. The model is the truth: what is lost is lost by the selection. The
 same film goes through adaptive selection with every packet decoded, and through the gate. Delays are those of
-tracks behind adaptive selection: `frame` of the first frame that has it, `alarm` of the packet with which that
-frame was handed on (the frames before a wake are handed on late).
+tracks behind adaptive selection: `frame` of the first frame that has it, `alarm` of the packet with which
+that frame was handed on (the frames before a wake are handed on late).
 
 python -m tests.benchmarks.try_packets [--seeds 6] [--seconds 120] [--kinds room,belt]
 """

@@ -63,6 +63,7 @@ COVERED = {  # module, function → what has to be in it
     ("monitoring/upkeep", "save"): "savez_compressed",  # _store covers the background
     ("alerts/daemon", "_finish"): "encoded(",  # AlertSink keeps pictures: it is behind the gate
     ("commands/rules", "rules_draw"): "PictureCover(",
+    ("apps/moderation", "_request"): "self._cover(image)",
     ("apps/browse", "_thumbnail"): "encoded(",  # of what `add` has covered
     ("apps/browse", "_file_of"): "cover(picture_of(row)",
     ("apps/browse", "_samples"): "_file_of(m, i, cover",
