@@ -30,6 +30,7 @@ HAND = (
     "sites",
     "reliability",
     "models",
+    "applications",
     "gpu",
     "what_is_read",
     "labels",

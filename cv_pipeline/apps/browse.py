@@ -268,7 +268,9 @@ def _log_vectors(run: Path) -> Callable[[Mapping[str, Any]], np.ndarray | None]:
     return lambda row: known.get((str(row.get("camera")), int(row.get("frame_id") or 0)))
 
 
-def _gather(data: Path, features: Any, boxes: bool, every: int, s: BrowseSettings) -> _Gathered:
+def _gather(
+    data: Path, features: Any, boxes: bool, every: int, s: BrowseSettings, progress: Callable[[int], Any]
+) -> _Gathered:
     "Rows, vectors, hashes and thumbnails."
     if (data / "index.json").is_file() and not (data / "truth.json").is_file():
         index = PictureIndex(data)
@@ -277,6 +279,7 @@ def _gather(data: Path, features: Any, boxes: bool, every: int, s: BrowseSetting
             if n % every == 0:
                 with contextlib.suppress(CVPipelineError):  # a picture that is missing is not on the map
                     found.add(Item(picture_of(row), row), index.vectors(np.array([n]))[0])
+                    progress(found.seen)
         return found
     found = _Gathered(
         s, None if features == "log" else open_embedder(features), cover_of_index(_names_in(data))
@@ -287,6 +290,7 @@ def _gather(data: Path, features: Any, boxes: bool, every: int, s: BrowseSetting
         vector = known(item.row)
         if features != "log" or vector is not None:
             found.add(item, vector)
+            progress(found.seen)
     return found
 
 # %% ../../nbs/15_apps/07_browse.ipynb #6b967581
@@ -298,10 +302,11 @@ def make_map(
     *,
     boxes: bool = False,  # a point for each box instead of each picture; people are left out
     every: int = 1,  # of a run: every so many frames
+    progress: Callable[[int], Any] = lambda seen: None,  # pictures so far
 ) -> PictureMap:
     "Pictures on a plane; DataError where there are fewer than three."
     s, data, begins = settings or BrowseSettings(), Path(data), instant(since, "since")
-    found = _gather(data, features, boxes, every, s)
+    found = _gather(data, features, boxes, every, s, progress)
     found.embedded()
     if len(found.kept) < 3:
         raise DataError(f"{len(found.kept)} pictures are too few for a map", data, "at least 3 are needed")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import Count, Opt, command, fields_of
-from .terminal import plain, records, say
+from .terminal import plain, records, say, share_bar
 from ..core.types import ConfigError, CVPipelineError
 
 # %% auto #0
@@ -64,7 +64,9 @@ def browse(
 
     if out is not None and fiftyone is not None:
         raise ConfigError("--out and --fiftyone exclude each other", "browse", "give one of them")
-    made = make_map(data, features, since, settings, boxes=boxes, every=every)
+    with share_bar("reading the pictures") as bar:
+        told = lambda seen: bar(0.0, f"{seen} pictures")
+        made = make_map(data, features, since, settings, boxes=boxes, every=every, progress=told)
     note_access("view" if out is None else "export", f"map of {data}", pictures=len(made))
     records(
         f"{len(made)} pictures, {made.how}",

@@ -1,6 +1,7 @@
 """Drafts by large models: the contract of an endpoint against a real server that answers, refuses, talks
 rubbish, drips, dies or never answers; nothing is lost; and the count of what drafts save."""
 
+import inspect
 import json
 import socket
 import threading
@@ -27,6 +28,7 @@ from cv_pipeline.annotation.suggest import (
     suggest_drafts,
 )
 from cv_pipeline.core.types import BackendError, ConfigError, DataError, Detections
+from tests.helpers.services import require
 
 SIZE = (160, 120)
 GREY = np.full((120, 160, 3), 128, np.uint8)
@@ -445,6 +447,15 @@ def test_yoloe_gets_words_and_their_vectors():
     for _ in range(2):
         assert one.suggest(GREY, ["lid", "hand"]).class_id.tolist() == [1]
     assert calls == [(["lid", "hand"], ["vector", "vector"])]
+
+
+def test_the_methods_are_those_of_ultralytics():
+    models = require("ultralytics")
+    yoloe, world = (inspect.signature(k.set_classes).parameters for k in (models.YOLOE, models.YOLOWorld))
+    assert list(yoloe)[1:3] == ["classes", "embeddings"]
+    assert list(world)[1] == "classes"
+    assert "texts" in inspect.signature(models.YOLOE.get_text_pe).parameters
+    assert not hasattr(models.YOLOWorld, "get_text_pe")
 
 
 def test_a_model_that_takes_text():
