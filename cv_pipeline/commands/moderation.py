@@ -314,7 +314,7 @@ def moderate_audit(
     if policy is not None:
         rules = load_policy(policy)
         found = score_month(rows, rules)
-        what = {"event": "audit", "at": now, "month": month, "policy": rules.digest}
+        what: dict[str, Any] = {"event": "audit", "at": now, "month": month, "policy": rules.digest}
         append_chain(trail, {**what, **found._asdict()})
         records("Audit", [found.numbers])
         return say(f"[bold]{found.verdict}[/]: {plain(found.reason)}")

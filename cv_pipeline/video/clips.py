@@ -204,7 +204,7 @@ class PacketTap:
                 self.ring.add(packet, (stamp - origin) * decoder._tick + decoder.line.shift)
             return feed(packet, arrived)
 
-        setattr(decoder, "feed", kept)
+        decoder.feed = kept  # type: ignore[method-assign]
         return decoder
 
 # %% ../../nbs/04_video/15_clips.ipynb #876d00ea
