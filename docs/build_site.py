@@ -30,6 +30,7 @@ HAND = (
     "sites",
     "reliability",
     "models",
+    "moderation",
     "what_is_read",
     "labels",
     "benchmarks",
