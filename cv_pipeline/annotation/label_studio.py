@@ -85,7 +85,14 @@ class _Stay(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def http(method: str, url: str, headers: Mapping[str, str], body: bytes | None, timeout_s: float) -> Reply:
+def http(
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    body: bytes | None,
+    timeout_s: float,  # of each step
+    most: int = -1,  # bytes of the response that are read; -1: all
+) -> Reply:
     "One request. OSError without a response; ConnectionRefusedError when it certainly did not arrive."
     request = urllib.request.Request(url, data=body, method=method, headers=dict(headers))
     try:
@@ -94,7 +101,7 @@ def http(method: str, url: str, headers: Mapping[str, str], body: bytes | None, 
         except urllib.error.HTTPError as e:
             reply = e  # an answer all the same
         with reply:
-            return reply.status, dict(reply.headers), reply.read()
+            return reply.status, dict(reply.headers), reply.read(most)
     except urllib.error.URLError as e:
         raise (e.reason if isinstance(e.reason, OSError) else OSError(str(e.reason))) from e
     except http_client.HTTPException as e:

@@ -28,6 +28,7 @@ from cv_pipeline.core.types import (
     check_rules,
 )
 from ..inference.calibrators import Calibrator
+from ..inference.tasks import require_task
 
 # %% auto #0
 __all__ = ['PIXELS', 'Embedder', 'FEATURES', 'Chosen', 'STRATEGIES', 'Candidates', 'candidates', 'box_entropy', 'unsure',
@@ -769,6 +770,8 @@ def select_collected(
 ) -> list[Collected]:  # the chosen pictures, the most wanted one first
     "Choose from a collection and put the chosen pictures into a folder."
     use = settings or SelectSettings()
+    if model is not None:
+        require_task(model.manifest.task, "select")
     embed = _embedder(use.features, model)
     if use.strategy in ("random", "uncertainty"):
         embed = None

@@ -32,7 +32,8 @@ from ..core.types import ConfigError, CVPipelineError, DataError, MissingExtraEr
 
 # %% auto #0
 __all__ = ['annotation_commands', 'label_app', 'Names', 'ModelNames', 'Renamed', 'Url', 'READING', 'flag', 'collect', 'select',
-           'label_push', 'label_pull', 'label_files', 'label_settle', 'qa', 'merge', 'train', 'gate']
+           'label_push', 'label_pull', 'label_files', 'label_suggest', 'label_worth', 'label_settle', 'qa', 'merge',
+           'train', 'gate']
 
 # %% ../../nbs/19_commands/03_annotation.ipynb #e369a18d
 annotation_commands = group()
@@ -290,6 +291,92 @@ def label_files(
     if any(n.kind == "unchanged drafts" for n in found) and settings.unchanged != "accept":
         say(f"if {plain(annotator)} looked at those too and agrees: `--unchanged accept`")
     say(f"written: {plain(out)}: {len(answers)} pictures by {plain(annotator)}, {others} other answers")
+
+# %% ../../nbs/19_commands/03_annotation.ipynb #5a66e501
+def _suggester(endpoint: str | None, weights: Path | None, asking: Any, conf: float) -> Any:
+    "An endpoint, or weights on this machine; ConfigError unless exactly one is named."
+    from cv_pipeline.annotation.suggest import HttpSuggester, ObjectSuggester
+
+    if (endpoint is None) == (weights is None):
+        hint = "--endpoint http://127.0.0.1:8700/suggest, or --weights yoloe-11s-seg.pt"
+        raise ConfigError("name one large model", "label suggest", hint)
+    if endpoint is not None:
+        return HttpSuggester(endpoint, settings=asking)
+    if weights is None or not weights.is_file():
+        hint = "download it once; nothing is downloaded here"
+        raise ConfigError("the weights are missing", weights, hint)
+    try:
+        from ultralytics import YOLOE
+    except ImportError as e:
+        raise MissingExtraError("ultralytics", "train") from e
+    return ObjectSuggester(YOLOE(str(weights)), weights.stem, conf)
+
+# %% ../../nbs/19_commands/03_annotation.ipynb #5a66e502
+@command(
+    label_app,
+    "label suggest selected/monday --prompt 'lid, hand' --endpoint http://127.0.0.1:8700/ --out drafts/",
+    "label suggest selected/monday --prompt 'lid, hand' --weights yoloe-11s-seg.pt --out drafts/",
+    name="suggest",
+)
+def label_suggest(
+    folder: Path,  # selected (or collected) pictures
+    *,
+    prompt: str,  # what to find, words between commas: the names of the new classes
+    out: Path,  # new folder for the pictures with drafts; an interrupted one is continued
+    endpoint: str | None = None,  # address of a model's service; a key comes from SUGGEST_API_KEY
+    weights: Path | None = None,  # YOLOE weights on this machine, instead of an endpoint
+    alone: bool = False,  # without the boxes that the model of the log has found
+    conf: float = 0.1,  # of --weights: least score of a draft
+    asking: Any = fields_of("annotation.suggest:AskSettings"),
+) -> None:
+    """Drafts of classes that no model here knows, by a large model that takes words. Pictures for another
+    host are covered first."""
+    from cv_pipeline.annotation.suggest import read_prompts, suggest_drafts
+    from cv_pipeline.privacy.access import note_access
+
+    by, words = _suggester(endpoint, weights, asking, conf), read_prompts(prompt)
+    note_access("label", f"{folder} to {by.name}", prompt)
+    with share_bar("drawing drafts") as progress:
+        bar = lambda k, n: progress(k / max(n, 1), f"{k} of {n}")
+        done = suggest_drafts(folder, out, by, words, alone=alone, progress=bar)
+    records(f"drafts by {by.name}", [{"class": w, "drafts": n} for w, n in done.boxes.items()])
+    for text in done.problems[:10]:
+        say(f"[yellow]without drafts[/]: {plain(text)}")
+    say(f"written: {plain(out)}: {done.pictures} pictures, {done.asked} with inference now")
+    say(f"next: `cv-pipeline label push {plain(out)} --title T --names …,{plain(','.join(words))}`")
+    if done.problems:
+        say(f"{len(done.problems)} pictures have no drafts: repeat the command to try those again")
+        raise typer.Exit(1)
+
+# %% ../../nbs/19_commands/03_annotation.ipynb #5a66e503
+@command(
+    label_app,
+    "label worth drafts/ --annotations annotations.jsonl",
+    "label worth drafts/ --annotations annotations.jsonl --draw-s 12 --out worth.json",
+    name="worth",
+)
+def label_worth(
+    folder: Path,  # that `label suggest` wrote
+    *,
+    annotations: list[Path],  # people's answers, as `label pull` and `label files` add them
+    names: Sequence[str] | None = None,  # classes, separated by commas; None: those that occur
+    same: float = 0.9,  # overlap from which a draft was accepted as it is
+    out: Path | None = None,  # file (.json) for the counts
+    effort: Any = fields_of("annotation.suggest:Effort"),
+) -> None:
+    "How many drafts were wrong, how many labels they saved, and the minutes of people with and without them."
+    from cv_pipeline.annotation.annotations import read_annotations
+    from cv_pipeline.annotation.suggest import check_drafts
+    from cv_pipeline.core.files import write_json
+
+    answers = read_annotations(annotations, list(names) if names else None, None, "pixels")
+    made = check_drafts(folder, answers, effort, same)
+    rows, price = made.rows(), ("class", "labels saved", "minutes", "without drafts", "saved")
+    counts = [{k: v for k, v in r.items() if k not in price[1:]} for r in rows]
+    records(f"drafts of {made.pictures} pictures, and what people made of them", counts)
+    records("minutes of people, by the seconds given", [{k: r[k] for k in price} for r in rows])
+    if out is not None:
+        say(f"written: {plain(write_json(out, made.to_dict()))}")
 
 # %% ../../nbs/19_commands/03_annotation.ipynb #890bce52
 @command(

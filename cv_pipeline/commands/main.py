@@ -55,12 +55,12 @@ __all__ = ['PANELS', 'app', 'data_app', 'PARTS', 'Bits', 'Images', 'Panels', 'ma
 
 # %% ../../nbs/19_commands/29_main.ipynb #0b073a68
 PANELS = {
-    "Run": "demo demo-fleet demo-privacy demo-scale demo-sites run reload config models",
+    "Run": "demo demo-fleet demo-privacy demo-scale demo-sites run reload config models check doctor",
     "Scale": "batch jobs split plan loadtest lifecycle manifests scale-sim serve-ray",
     "Data and labels": "data flag collect select label qa merge",
     "Train and gate": "train gate",
     "Rules and events": "rules",
-    "Search and inspect": "search anomaly",
+    "Search and inspect": "search anomaly browse",
     "Moderate and cascade": "moderate cascade",
     "Evaluate": "evaluate baseline tune threshold eval-tracking robustness report failures",
     "Optimize": "optimize build benchmark serve-files",
@@ -103,7 +103,7 @@ data_app = group("Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
 PARTS = (
     "models annotation monitoring thresholds release device fleet erasure scale storage cluster rules "
-    "alerts sites search applications moderation"
+    "alerts sites search applications browse project moderation"
 )
 for name in PARTS.split():  # a book each
     part = getattr(import_module(f"cv_pipeline.commands.{name}"), f"{name}_commands")
@@ -911,10 +911,12 @@ def failures(
     worst: Count = 25,  # how many pictures the view of the worst holds
     by: Sequence[str] = ("camera",),  # columns with a view for each value, separated by commas
     port: int = 5151,  # of the App
+    features: str = "light",  # of the map: light, a model, an .onnx file; none: no map
     replace: bool = False,  # overwrite a dataset of this name
     app: bool = True,  # open the App when the dataset is built
 ) -> None:
     "Browse the errors of an evaluation in FiftyOne: every box with its cause, saved views for each kind."
+    from cv_pipeline.apps.browse import BrowseSettings, attach_map, make_map
     from cv_pipeline.evaluation.failures import build_failures, find_failures, open_app, read_records
     from cv_pipeline.privacy.access import note_access
 
@@ -923,6 +925,12 @@ def failures(
     columns = [c for c in by if c in s.columns]
     dataset = build_failures(find_failures(s, thresholds, worst), name, columns, replace)
     say(f"dataset '{plain(name)}': {len(dataset)} pictures")
+    if features != "none" and len(s) > 2:
+        most = BrowseSettings(most=max(len(s), 3)) if len(s) <= 20_000 else None
+        made = make_map(report, features, settings=most)
+        if made.step == 1:
+            attach_map(dataset, dataset.values("id"), made)
+            say("its Embeddings panel shows the map `map`; sort by similarity with `alike`")
     if not app:
         return
     session = open_app(dataset, port)

@@ -62,15 +62,20 @@ def is_frozen(path: Path) -> bool:
     models_commands,
     "optimize yolov8n.onnx --data test_set.json --calibrate train/images --out models/yolo",
     "optimize --data line --calibrate line --out models/line --steps int8,openvino-int8",
+    "optimize yolov8n.onnx --data test_set.json --out models/yolo --steps litert,ncnn",
     "optimize --verify models/yolo --data test_set.json",
+    "optimize models/yolo --attest parity.json",
     dataset=True,
 )
 def optimize(
     model: str = "factory_line",  # .pt, ONNX, model folder or bundled name
     *,
-    data: str,  # labelled pictures that the gate judges on: a dataset, a frozen set's manifest, or line
+    # labelled pictures that the gate judges on: a dataset, a frozen set's manifest, or line
+    data: str | None = None,
     out: Path | None = None,  # model folder to write
     verify: Path | None = None,  # judge this folder's files on this processor
+    kit: Path | None = None,  # new folder: what a device needs to make a parity file of MODEL
+    attest: Path | None = None,  # parity file of a device: its verdict goes into the manifest of MODEL
     calibrate: str | None = None,  # pictures for eight bits, 300 to 1000, none of --data; or line
     split: Split = None,
     spec: Spec = None,
@@ -89,24 +94,46 @@ def optimize(
     "Make a model's files (half precision, eight bits, OpenVINO, …), judge each, keep what passes."
     from cv_pipeline.optimization import optimize as library
 
-    if (out is None) == (verify is None):
-        raise ConfigError(
-            "give one of --out and --verify", "optimize", "--verify judges files that are there"
-        )
+    if _checked_wishes(out, verify, kit, attest, data):
+        return _from_device(Path(model), kit, attest)
     settings = replace(settings, prune=replace(settings.prune, seed=settings.seed))
-    target = out or Path()  # not used with --verify
     with tempfile.TemporaryDirectory() as folder:
-        items, columns = judging(data, split, Path(folder) / "judge")
+        items, columns = judging(str(data), split, Path(folder) / "judge")
         if verify is not None:
             known = {"columns": columns, "threads": settings.threads, "progress": tell}
-            report = library.verify(verify, items, settings.max_loss, settings.strict, **known)
-            return _keep_verdicts(report)
+            return _keep_verdicts(library.verify(verify, items, settings.max_loss, settings.strict, **known))
         chosen: Any = calibrate
         if calibrate == "line":  # none of the pictures that the gate judges on
             chosen = [i.path for i in judging("line", None, Path(folder) / "calibrate", 300, 2700)[0]]
         how: dict[str, Any] = {"spec": spec, "columns": columns, "progress": tell}
-        report = library.optimize(model, target, items, chosen, settings, **how)
-    _keep_optimised(report, target)
+        report = library.optimize(model, out or Path(), items, chosen, settings, **how)
+    _keep_optimised(report, out or Path())
+
+# %% ../../nbs/19_commands/02_models.ipynb #a77e5701
+def _checked_wishes(out: Any, verify: Any, kit: Any, attest: Any, data: str | None) -> bool:
+    "Whether it is about a device; ConfigError unless one thing is wanted, with data where that is needed."
+    if sum(v is not None for v in (out, verify, kit, attest)) != 1:
+        hint = "--verify judges files that are there, --attest what a device reports"
+        raise ConfigError("give one of --out, --verify, --kit and --attest", "optimize", hint)
+    if kit is not None or attest is not None:
+        return True
+    if data is None:
+        raise ConfigError("the gate needs labelled pictures", "optimize", "--data DATASET, or --data line")
+    return False
+
+
+def _from_device(folder: Path, kit: Path | None, attest: Path | None) -> None:
+    "The kit for a device, or the verdict of its parity file; and what is proven."
+    from cv_pipeline.inference.manifest import load_manifest
+    from cv_pipeline.release import attest as library
+
+    if kit is not None:
+        say(f"written: {plain(library.write_kit(folder, kit))}; run its device_parity.py on the device")
+    elif attest is not None:
+        check, artefact = library.attest(folder, attest)
+        row = {"pictures": check.pictures, "boxes": check.boxes, "matched": round(check.matched, 4)}
+        records(f"{artefact.label}: PASS", [{**row, "overlap": round(check.iou, 4)}])
+    records("chips that cannot be tried here", library.proofs(load_manifest(folder)[0]), as_text=True)
 
 # %% ../../nbs/19_commands/02_models.ipynb #3bc2678c
 def _show_optimised(report: Any, out: Path, name: str, title: str) -> None:
@@ -216,13 +243,13 @@ def _show_benchmark(made: Any, before: Any, where: Path) -> None:
 )
 def evaluate(
     model: str,  # bundled name, model folder or ONNX file, of any task
-    data: Path,  # labels of its task: a folder a class, a COCO json, images/ and labels/, or as for `tune`
+    data: Path,  # labels of its task: boxes as for `tune`, a folder a class, a table; see docs/models.md
     *,
     split: Split = None,
     spec: Spec = None,
     out: Path | None = None,  # write all numbers as JSON
 ) -> None:
-    "Measure a model by the measure of its task: AP, top-1, or AP of masks, key points or turned boxes."
+    "Measure a model by the measure of its task: AP, top-1, mAP of labels, retrieval, AUROC, AP of masks."
     from cv_pipeline.core.formats import evaluation_items
     from cv_pipeline.evaluation.summary import evaluate_model
     from cv_pipeline.evaluation.tasks import evaluate_task

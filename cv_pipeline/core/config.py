@@ -22,12 +22,13 @@ from .types import ConfigError
 
 # %% auto #0
 __all__ = ['Rule', 'RULES', 'SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'GateConfig', 'SelectionConfig',
-           'TrackerConfig', 'RuntimeConfig', 'DeliveryConfig', 'HealthConfig', 'TelemetryConfig', 'CollectConfig',
-           'ForwardConfig', 'ShadowConfig', 'SnapshotConfig', 'AlertsConfig', 'MaskSection', 'PrivacyConfig',
-           'HoursSection', 'GroundSection', 'IgnoreSection', 'RuleSection', 'ZoneRule', 'EnterRule', 'LeaveRule',
-           'StayRule', 'CrossRule', 'CrowdRule', 'WrongWayRule', 'SpeedRule', 'LeftRule', 'TakenRule', 'MissingRule',
-           'LineCountRule', 'SequenceRule', 'ZoneSection', 'LineSection', 'EventsConfig', 'ProfileSection',
-           'in_profile', 'RunConfig', 'config_problems', 'site_of', 'load_config', 'show_config', 'config_schema']
+           'TrackerConfig', 'RuntimeConfig', 'ClipsConfig', 'DeliveryConfig', 'HealthConfig', 'TelemetryConfig',
+           'CollectConfig', 'ForwardConfig', 'ShadowConfig', 'SnapshotConfig', 'AlertsConfig', 'MaskSection',
+           'PrivacyConfig', 'HoursSection', 'GroundSection', 'IgnoreSection', 'RuleSection', 'ZoneRule', 'EnterRule',
+           'LeaveRule', 'StayRule', 'CrossRule', 'CrowdRule', 'WrongWayRule', 'SpeedRule', 'LeftRule', 'TakenRule',
+           'MissingRule', 'LineCountRule', 'SequenceRule', 'ZoneSection', 'LineSection', 'EventsConfig',
+           'ProfileSection', 'in_profile', 'RunConfig', 'config_problems', 'site_of', 'load_config', 'show_config',
+           'config_schema']
 
 # %% ../../nbs/00_core/03_config.ipynb #0dac29bd
 class _Section(BaseModel):
@@ -146,9 +147,13 @@ class GateConfig(_Section):
     "Packet gate: a camera on which nothing happens is not decoded; on top of adaptive selection."
 
     alarm: float = Field(
-        3.0,
+        6.0,
         gt=0,
-        description="Robust deviations of packet sizes, over a quarter of a second, that wake a camera.",
+        description="Deviations of packet sizes, summed up while they stay large, that wake a camera; more "
+        "while it wakes for nothing.",
+    )
+    waste: float = Field(
+        0.03, gt=0, description="Share of packets that may be decoded for nothing; then it takes more."
     )
     glance_s: float = Field(
         1.0, gt=0, description="Seconds after the last decoded frame at which a key frame is decoded."
@@ -265,6 +270,18 @@ class RuntimeConfig(_Section):
     )
 
 # %% ../../nbs/00_core/03_config.ipynb #7fe40124
+class ClipsConfig(_Section):
+    "A short film of every event, in OUT/clips."
+
+    pre_s: float = Field(5.0, gt=0, le=120, description="Seconds before the event.")
+    post_s: float = Field(5.0, gt=0, le=120, description="Seconds after it.")
+    max_gb: float = Field(5.0, gt=0, description="Clips kept; above this size the oldest are deleted.")
+    ring_mb: float = Field(64.0, gt=0, description="Packets or pictures kept in memory per camera.")
+    covered_fps: float = Field(
+        5.0, gt=0, le=60, description="Pictures a second where pictures are covered; else packets are copied."
+    )
+
+
 class DeliveryConfig(_Section):
     "Where results go."
 
@@ -282,9 +299,18 @@ class DeliveryConfig(_Section):
         description="Finished hours and runs that were moved aside: above this size the oldest are deleted. "
         "None: no limit. The current hour is never deleted.",
     )
+    clips: ClipsConfig | None = Field(
+        None, description="A film of every event of zones, lines and rules; `true` takes the defaults."
+    )
     sinks: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Sinks of installed packages: {name: {settings}}."
     )
+
+    @field_validator("clips", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        "`clips: true` and `clips: false`."
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
     @field_validator("sinks", mode="before")
     @classmethod
@@ -861,6 +887,7 @@ _ITEMS: dict[str, type[BaseModel]] = {
     **{get_args(r.model_fields["kind"].annotation)[0]: r for r in RULES},
     "adaptive": AdaptiveConfig,
     "gate": GateConfig,
+    "clips": ClipsConfig,
     "telemetry": TelemetryConfig,
     "collect": CollectConfig,
     "forward": ForwardConfig,

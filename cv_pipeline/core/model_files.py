@@ -109,7 +109,7 @@ def weights_outside(
     return [onnx.parent / name for name in sorted(names)]
 
 # %% ../../nbs/00_core/20_model_files.ipynb #9d682180
-_ALONE = {".engine", ".plan", ".pt", ".bin"}  # files that name no others
+_ALONE = {".engine", ".plan", ".pt", ".bin", ".tflite", ".rknn", ".hef"}  # files that name no others
 
 
 def staged_files(
@@ -129,12 +129,12 @@ def staged_files(
 
 
 def model_parts(
-    path: str | Path,  # an artefact: .onnx, .xml, an engine
+    path: str | Path,  # an artefact: .onnx, .xml, .param, an engine
 ) -> list[Path]:  # the file itself first
     "All files that an artefact of a model consists of; ModelSpecMismatch when one is missing."
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix == ".xml":
+    if suffix in (".xml", ".param"):
         weights = path.with_suffix(".bin")
         return [path, weights] if weights.is_file() else [path]
     if suffix == ".cascade":

@@ -499,6 +499,9 @@ class SourceStatus:
     notes: tuple[str, ...] = ()  # what else a reader of the results should know, in sentences
     clock_jumps: int = 0  # jumps of its times that were corrected
     error: CVPipelineError | None = None  # the last one
+    gate: dict[str, Any] | None = None  # how its packet gate is doing; None: every packet is decoded
+    heard_at: float | None = None  # clock, when the last packet came; None: as the last frame
+    lockstep: bool = False  # the next frame is read when the outcome of the last one is known
 
 
 @runtime_checkable

@@ -43,6 +43,7 @@ from cv_pipeline.evaluation.records import (
     tabled,
     truth_in,
 )
+from ..inference.tasks import require_task
 from ..synthetic.belt import FactoryLine, LineConfig, Truth
 from ..synthetic.conditions import CONDITION_NAMES, Conditions, compressed
 from ..synthetic.parts import seeded
@@ -961,6 +962,7 @@ def robustness(
 ) -> RobustnessReport:
     """Predict and measure, without calibration: a curve does not change the order of boxes, and re-tuning
     uses raw scores."""
+    require_task(model.manifest.task, "robustness")
     s, raw = settings or RobustnessSettings(), model.with_calibration(None)
     cells = film(raw, subjects, s, clock=clock, progress=progress)
     about = {"asked": len(subjects), "model": raw.backend.name, "data": _data_of(cells[CLEAN, 0], subjects)}

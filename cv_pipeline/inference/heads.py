@@ -338,6 +338,13 @@ class MaskPostprocessor(AttachedPostprocessor):
 class MapPostprocessor(Postprocessor):
     "Regions of a map of scores that lie above `conf`: boxes with masks, all of class 0."
 
+    def in_picture(self, raw: np.ndarray, geometry: Geometry) -> np.ndarray:  # (h, w) → (height, width)
+        "A map in the pixels of the picture."
+        g, (rows, columns) = geometry, self.imgsz
+        wide = cv2.resize(raw, (columns, rows), interpolation=cv2.INTER_LINEAR)
+        inside = wide[g.pad_top : g.pad_top + g.inner[1], g.pad_left : g.pad_left + g.inner[0]]
+        return cv2.resize(inside, (g.width, g.height), interpolation=cv2.INTER_LINEAR)
+
     def one(self, raw: np.ndarray, geometry: Geometry, mark: float | None = None) -> Detections:
         "Regions of one picture's map (h, w), the highest score first."
         from cv_pipeline.core.images import encode_mask
@@ -345,10 +352,7 @@ class MapPostprocessor(Postprocessor):
         if problem := score_problem(raw):
             raise ModelSpecMismatch(f"{problem} (head: {self.spec.head})", self.watch.name, EXPORT_AGAIN)
         note_best(self.watch, raw, mark)
-        g, (rows, columns) = geometry, self.imgsz
-        wide = cv2.resize(raw, (columns, rows), interpolation=cv2.INTER_LINEAR)
-        inside = wide[g.pad_top : g.pad_top + g.inner[1], g.pad_left : g.pad_left + g.inner[0]]
-        whole = cv2.resize(inside, (g.width, g.height), interpolation=cv2.INTER_LINEAR)
+        whole = self.in_picture(raw, geometry)
         count, place, stats, _ = cv2.connectedComponentsWithStats((whole > self.conf).view(np.uint8))
         boxes = stats[1:, :4].astype(np.float32)
         boxes[:, 2:] += boxes[:, :2]

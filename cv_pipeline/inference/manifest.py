@@ -294,12 +294,16 @@ class PostprocessSpec:
         return _build(cls, data, where)
 
 # %% ../../nbs/02_inference/02_manifest.ipynb #3b67d8bd
-RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "cascade")
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "litert", "ncnn", "rknn", "hailo", "cascade")
 BY_ENDING = {
     ".cascade": "cascade",
     ".onnx": "onnxruntime",
     ".xml": "openvino",
     ".engine": "tensorrt",
+    ".tflite": "litert",
+    ".param": "ncnn",
+    ".rknn": "rknn",
+    ".hef": "hailo",
 }  # default runtime by file suffix
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
@@ -344,7 +348,7 @@ class Artefact:
     "One file of a model: who runs it, in which precision, and how it was judged."
 
     file: str  # relative to the manifest
-    backend: str  # "onnxruntime" | "openvino" | "tensorrt"
+    backend: str  # one of RUNTIMES
     precision: str  # "fp32" | "fp16" | "bf16" | "int8": what the bulk of the arithmetic runs in
     sha256: str = ""  # of `artefact_sha256`; "" = not checked
     layout: str = "nchw-float"  # what it takes, as PreprocessSpec.layout
@@ -533,7 +537,7 @@ class ModelManifest:
         return replace(
             self,
             file=artefact.file,
-            sha256="" if artefact.file.endswith(".xml") else artefact.sha256,
+            sha256="" if artefact.file.endswith((".xml", ".param")) else artefact.sha256,
             preprocess=preprocess,
             artefacts=(),
         )

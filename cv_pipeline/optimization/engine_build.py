@@ -5,6 +5,10 @@
 # %% ../../nbs/06_optimization/05_engine_build.ipynb #2873604b
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.files import writing
+from ..core.files import copy_over, writing
 from ..core.types import Backend, BackendError, ConfigError
 from ..inference.cuda import DeviceInfo, find_device
 from ..inference.engines import BuildOptions, BuiltEngine, build_engine
@@ -29,9 +33,11 @@ from ..inference.onnx import OnnxBackend, read_metadata
 from ..inference.preprocess import Preprocessor
 from ..inference.tensorrt import TensorRTBackend
 from ..inference.tasks import require_task
+from .graphs import copy_graph, save_graph, simplify
 
 # %% auto #0
-__all__ = ['pick_source', 'scores_of', 'verify_engine', 'probe_batch', 'EngineSettings', 'BuiltModel', 'build_model']
+__all__ = ['TOOLS', 'pick_source', 'scores_of', 'verify_engine', 'probe_batch', 'EngineSettings', 'BuiltModel', 'build_model',
+           'find_tool', 'run_tool', 'one_picture', 'convert']
 
 # %% ../../nbs/06_optimization/05_engine_build.ipynb #94bd05e4
 def pick_source(
@@ -220,3 +226,99 @@ def build_model(
             ),
         )
     return BuiltModel(built, source.name, agreement, listed)
+
+# %% ../../nbs/06_optimization/05_engine_build.ipynb #f975af70
+TOOLS = {"litert": ("onnx2tf", "CV_PIPELINE_ONNX2TF"), "ncnn": ("pnnx", "CV_PIPELINE_PNNX")}
+
+
+def find_tool(
+    kind: str,  # litert or ncnn
+) -> str:
+    "The converter of a runtime; BackendError that says where it is looked for."
+    name, variable = TOOLS[kind]
+    given = os.environ.get(variable, "").strip()
+    found = shutil.which(given or name)
+    if found is None:
+        what = f"the converter {name} is not found" + (f" at {variable}={given}" if given else " on the PATH")
+        hint = f"pip install {name} in an environment of its own, and set {variable} to the program"
+        raise BackendError(what, kind, hint)
+    return found
+
+
+def run_tool(
+    words: Sequence[str],  # program and arguments
+    folder: Path,  # where it works
+    timeout_s: float = 900.0,
+) -> str:  # what it printed
+    "Run a converter; BackendError with its last lines when it fails, or takes too long."
+    hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    env = {k: v for k, v in os.environ.items() if k not in hidden}
+    env |= {"PATH": f"{Path(words[0]).parent}{os.pathsep}{env.get('PATH', '')}", "CUDA_VISIBLE_DEVICES": ""}
+    how: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+    }
+    try:
+        done = subprocess.run(list(words), cwd=folder, env=env, timeout=timeout_s, **how)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise BackendError(f"the converter does not run: {str(e)[:200]}", words[0]) from e
+    text = done.stdout.decode("utf-8", "replace")
+    if done.returncode:
+        last = " | ".join(line.strip() for line in text.splitlines()[-4:])[:400]
+        raise BackendError(f"the converter failed with {done.returncode}: {last}", words[0])
+    return text
+
+# %% ../../nbs/06_optimization/05_engine_build.ipynb #829d7a87
+def one_picture(
+    graph: Any,  # onnx.ModelProto
+    imgsz: tuple[int, int],  # (height, width)
+) -> Any:  # a new graph, all shapes known
+    "The graph for one picture of a fixed size."
+    fixed = copy_graph(graph)
+    (given,) = [i for i in fixed.graph.input if i.name not in {t.name for t in fixed.graph.initializer}]
+    for place, size in zip(given.type.tensor_type.shape.dim, (1, 3, *imgsz)):
+        place.ClearField("dim_param")
+        place.dim_value = size
+    for out in fixed.graph.output:
+        out.type.tensor_type.ClearField("shape")
+    del fixed.graph.value_info[:]
+    return simplify(fixed)
+
+
+def convert(
+    graph: Any,  # onnx.ModelProto of a float network with one input
+    imgsz: tuple[int, int],
+    path: str | Path,  # .tflite; or .param, and its .bin beside it
+    half: bool = False,  # weights in half precision
+) -> Path:
+    "A file for LiteRT or NCNN, by the converter of that runtime."
+    path = Path(path)
+    kind = "ncnn" if path.suffix == ".param" else "litert"
+    tool = find_tool(kind)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        save_graph(one_picture(graph, imgsz), folder / "model.onnx")
+        if kind == "ncnn":
+            size = ",".join(map(str, (1, 3, *imgsz)))
+            run_tool([tool, "model.onnx", f"inputshape=[{size}]", f"fp16={int(half)}"], folder)
+            made = [
+                (folder / "model.ncnn.param", path),
+                (folder / "model.ncnn.bin", path.with_suffix(".bin")),
+            ]
+        else:
+            _keep_offline(folder)
+            run_tool([tool, "-i", "model.onnx", "-o", "made", "-n"], folder)
+            name = f"model_float{16 if half else 32}.tflite"
+            made = [(folder / "made" / name, path)]
+        for source, target in made:
+            if not source.is_file():
+                raise BackendError(f"the converter wrote no {source.name}", tool, "try another version of it")
+            copy_over(source, target)
+    return path
+
+
+def _keep_offline(folder: Path) -> None:
+    "The sample pictures that onnx2tf would load from the internet for its own check, as noise."
+    noise = np.random.default_rng(0).random((20, 128, 128, 3), dtype=np.float32)
+    np.save(folder / "calibration_image_sample_data_20x128x128x3_float32.npy", noise)

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ __all__ = ['CHANGED', 'STEPS', 'DEFAULT_STEPS', 'SHARED', 'Gate', 'check_loss', 
            'OptimizeReport', 'export_pt', 'Judge', 'run_step', 'OptimizeSettings', 'optimize', 'verify']
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #d84d7eed
+from .engine_build import convert, find_tool
 from cv_pipeline.optimization.graphs import (
     bytes_input,
     dynamic_batch,
@@ -295,6 +297,11 @@ def _openvino_int8(w: Workshop, path: Path) -> Path:
     )
 
 
+def _converted(w: Workshop, path: Path, half: bool = False) -> Path:
+    "By the converter of LiteRT or NCNN."
+    return convert(w.graph, w.model.manifest.preprocess.imgsz, path, half)
+
+
 def _pruned(w: Workshop, path: Path) -> Path:
     """Channels out: of the checkpoint, and trained again, where there are one and data to train on; else of
     the graph as it is."""
@@ -349,6 +356,12 @@ _OPENVINO_STEPS = {
     "openvino-bf16": Step("model_openvino.xml", "openvino", "bf16", None, {"precision": "bf16"}),
     "openvino-int8": Step("model_openvino_int8.xml", "openvino", "int8", _openvino_int8),
 }
+_SMALL_STEPS = {  # for phones and boards; weights in half precision are half as large
+    "litert": Step("model.tflite", "litert", "fp32", _converted, exact=True),
+    "litert-fp16": Step("model_fp16.tflite", "litert", "fp16", partial(_converted, half=True)),
+    "ncnn": Step("model_ncnn.param", "ncnn", "fp32", _converted, exact=True),
+    "ncnn-fp16": Step("model_ncnn_fp16.param", "ncnn", "fp16", partial(_converted, half=True)),
+}
 _BYTES_STEPS = {  # the arithmetic of the preprocessing in the graph
     "fp32-bytes": Step(
         "model_bytes.onnx",
@@ -381,6 +394,7 @@ STEPS: dict[str, Step] = {
     **_ONNX_STEPS,
     **_OPENVINO_STEPS,
     **_BYTES_STEPS,
+    **_SMALL_STEPS,
     "pruned": Step("model_pruned.onnx", "onnxruntime", "fp32", _pruned, limits=CHANGED),
 }
 
@@ -630,7 +644,11 @@ def _files(artefact: Artefact) -> list[str]:
     "The files of an artefact."
     return [
         artefact.file,
-        *([str(Path(artefact.file).with_suffix(".bin"))] if artefact.file.endswith(".xml") else []),
+        *(
+            [str(Path(artefact.file).with_suffix(".bin"))]
+            if artefact.file.endswith((".xml", ".param"))
+            else []
+        ),
     ]
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #fce4ada0
@@ -669,6 +687,13 @@ def _not_here(name: str) -> str:
             return str(e)
         if STEPS[name].options.get("precision") == "bf16" and default != "bf16":
             return "this processor has no bfloat16"
+    if module := {"litert": "ai_edge_litert", "ncnn": "ncnn"}.get(STEPS[name].runtime):
+        try:
+            if find_spec(module) is None:
+                return f'{module} is not installed: pip install "cv_pipeline[{STEPS[name].runtime}]"'
+            find_tool(STEPS[name].runtime)
+        except BackendError as e:
+            return str(e)
     return ""
 
 

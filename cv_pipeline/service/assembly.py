@@ -52,12 +52,12 @@ from cv_pipeline.core.types import (
 )
 
 # %% auto #0
-__all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'gate_factory', 'Opening', 'open_configured', 'source_names', 'open_all',
-           'installed_sinks', 'plugin_class', 'PluginSink', 'open_plugin', 'open_configured_model', 'tracker_factory',
-           'selector_factory', 'configured_rules', 'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder',
-           'environment', 'health_guard', 'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised',
-           'incident_reader', 'served', 'run_config', 'describe', 'UnitOpener', 'UnitWork', 'unit_source',
-           'batch_config', 'pipeline_over']
+__all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'gate_factory', 'copies_packets', 'rings_of', 'let_copy', 'Opening',
+           'open_configured', 'source_names', 'open_all', 'installed_sinks', 'plugin_class', 'PluginSink',
+           'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory', 'configured_rules',
+           'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment', 'health_guard',
+           'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised', 'incident_reader', 'served',
+           'run_config', 'describe', 'UnitOpener', 'UnitWork', 'unit_source', 'batch_config', 'pipeline_over']
 
 # %% ../../nbs/16_service/00_assembly.ipynb #bae0aa31
 from ..inference.backends import Model
@@ -80,6 +80,8 @@ from cv_pipeline.video.cover import (
 )
 from ..video.events import EventSink
 from ..video.health import HealthServer
+from ..video.clips import ClipSettings, ClipSink, PacketRing, PacketTap
+from ..video.decoding import DecoderMaker
 from ..video.packets import GatedSelector, GateSettings, PacketGate
 from ..video.pipeline import Pipeline, interruptible
 from ..video.reconnect import ReconnectingSource
@@ -114,12 +116,49 @@ class UnopenedSource:
         pass
 
 # %% ../../nbs/16_service/00_assembly.ipynb #6e5062a3
-def gate_factory(config: RunConfig) -> Callable[[bool], PacketGate] | None:
-    "Makes one packet gate a source, live or not; None without gates."
-    if config.selection.gate is None:
-        return None
-    settings = GateSettings(**config.selection.gate.model_dump())
-    return lambda live: PacketGate(settings, live)
+def gate_factory(
+    config: RunConfig,
+    copied: bool = False,  # packets are kept for clips, see `copies_packets`
+) -> Callable[[bool], DecoderMaker] | None:
+    "Makes what makes the decoders of a source, live or not: a packet gate, a ring, or both; None: neither."
+    clips, wanted = config.delivery.clips, config.selection.gate
+    settings = None if wanted is None else GateSettings(**wanted.model_dump())
+
+    def made(live: bool) -> DecoderMaker:
+        gate = None if settings is None else PacketGate(settings, live)
+        if clips is None or not copied:
+            return gate or PacketGate()
+        return PacketTap(PacketRing(ClipSettings(**clips.model_dump()).keep_s, clips.ring_mb), gate)
+
+    return made if settings is not None or (clips is not None and copied) else None
+
+
+def copies_packets(config: RunConfig, privacy: Privacy) -> bool:
+    "Whether clips of events are copies of a camera's packets: only where no picture is covered."
+    return config.delivery.clips is not None and not privacy.on
+
+
+def rings_of(sources: Sequence[Source]) -> dict[str, PacketRing]:
+    "The packets that are kept of each source."
+    taps = {source.source_id: getattr(source, "gate", None) for source in sources}
+    return {name: tap.ring for name, tap in taps.items() if isinstance(tap, PacketTap)}
+
+
+def let_copy(sinks: Sequence[Sink], sources: Sequence[Source]) -> None:
+    "Clips copy the packets of these sources; call it only for a run that covers nothing."
+    for sink in sinks:
+        if isinstance(sink, ClipSink):
+            sink.copy_packets({**(sink.rings or {}), **rings_of(sources)})
+
+
+def _clips(config: RunConfig, events: bool) -> list[ClipSink]:
+    "What makes a film of every event; ConfigError without events."
+    if (clips := config.delivery.clips) is None:
+        return []
+    if not events:
+        hint = "give zones, lines or rules, or remove `clips`"
+        raise ConfigError("clips are made of events, and there are none", "delivery.clips", hint)
+    return [ClipSink(config.delivery.out / "clips", ClipSettings(**clips.model_dump()))]
 
 # %% ../../nbs/16_service/00_assembly.ipynb #a2405e39
 class Opening:
@@ -164,7 +203,7 @@ def _password(config: SourceConfig) -> str | None:
 
 
 def _open(
-    config: SourceConfig, name: str, threads: int | None, gates: Callable[[bool], PacketGate] | None = None
+    config: SourceConfig, name: str, threads: int | None, gates: Callable[[bool], DecoderMaker] | None = None
 ) -> tuple[Source, Opening | None]:
     "One source; a live one is opened in the background, and again whenever it is lost."
     if config.uri.startswith("line:"):
@@ -186,7 +225,7 @@ def _open(
 # %% ../../nbs/16_service/00_assembly.ipynb #cba76ead
 def open_configured(
     configs: Sequence[SourceConfig],
-    gates: Callable[[bool], PacketGate] | None = None,  # see `gate_factory`
+    gates: Callable[[bool], DecoderMaker] | None = None,  # see `gate_factory`
 ) -> list[Source]:  # in the same order; ids are unique
     "Open every source; one that cannot be opened becomes an `UnopenedSource`. SourceError when none can."
     names = source_names(configs)
@@ -240,7 +279,7 @@ def open_all(
     configs: Sequence[SourceConfig],
     names: Sequence[str],
     beside: int = 0,  # how many sources are open already
-    gates: Callable[[bool], PacketGate] | None = None,  # see `gate_factory`
+    gates: Callable[[bool], DecoderMaker] | None = None,  # see `gate_factory`
 ) -> list[Source]:
     "Open every source and wait for cameras too; SourceError, and none is left open, when one cannot be."
     threads = 1 if len(configs) + beside > (os.cpu_count() or 1) else None
@@ -266,6 +305,7 @@ OWN_SINKS = (
     "telemetry",
     "collect",
     "callback",
+    "clips",
     "forward",
     "shadow",
     "site",
@@ -461,6 +501,7 @@ def selector_factory(config: RunConfig) -> Callable[[Source], Selector] | None:
 
         def made(source: Source) -> Selector:
             gate = getattr(source, "gate", None)
+            gate = gate.gate if isinstance(gate, PacketTap) else gate
             return (
                 AdaptiveSelector(settings, budget)
                 if gate is None
@@ -560,12 +601,12 @@ def _own_sinks(config: RunConfig, heard: Sequence[Callable[[Event], Any]] = ()) 
         film = VideoSink(d.out, hours=hours)
         film.keep(path.name for path in d.out.glob("*.mp4"))
         yield film
-    sender, log, uris, site = None, None, [source.uri for source in config.sources], site_of(config)
+    sender, log, state, site = None, None, None, site_of(config)
     if config.forward is not None:
         from cv_pipeline.edge.delivery import open_forward
 
         yield (sender := open_forward(config.forward, d.out, config.telemetry, site))
-    callbacks, state = [*(sender.event_callbacks if sender else ()), *heard], None
+    callbacks = [*(sender.event_callbacks if sender else ()), *heard]
     if config.alerts is not None:
         from cv_pipeline.alerts.daemon import open_alerts
 
@@ -577,14 +618,14 @@ def _own_sinks(config: RunConfig, heard: Sequence[Callable[[Event], Any]] = ()) 
         box = sender.box if sender else None
         yield (state := open_site(config.snapshot, d.out, site, box, incident_reader(config)))
         callbacks.append(state.reporter.counts.event)
-    later = any(p.events for p in config.profiles)  # rules that come with their hours
-    if rules is not None or later:
-        watched = rules or zone_rules(config.events)
-        yield EventSink(d.out, watched, callbacks, hours=hours, site=site, later=later)
+    yield from _event_sinks(config, rules, callbacks, hours)
     if config.telemetry is not None:
         from cv_pipeline.monitoring.exporter import open_telemetry
 
-        send, privacy = sender.part_callback if sender else None, privacy_before(config.privacy, uris)
+        send, privacy = (
+            sender.part_callback if sender else None,
+            privacy_before(config.privacy, [s.uri for s in config.sources]),
+        )
         yield (log := open_telemetry(config.telemetry, d.out, send, privacy, site))
         if state is not None and log.upkeep is not None:
             state.watch(log.upkeep.states)
@@ -598,6 +639,18 @@ def _own_sinks(config: RunConfig, heard: Sequence[Callable[[Event], Any]] = ()) 
         yield open_shadow(config.shadow, config, _raised_by(None if log is None else log.upkeep))
 
 # %% ../../nbs/16_service/00_assembly.ipynb #ae8371eb
+def _event_sinks(
+    config: RunConfig, rules: Any, callbacks: list[Callable[[Event], Any]], hours: Hours | None
+) -> Iterator[Sink]:
+    "What watches zones, lines and rules, and makes films of events; rules may come with their hours."
+    later = any(p.events for p in config.profiles)
+    yield from (clips := _clips(config, rules is not None or later))
+    if rules is not None or later:
+        heard, watched = [*callbacks, *(clip.event for clip in clips)], rules or zone_rules(config.events)
+        out, site = config.delivery.out, site_of(config)
+        yield EventSink(out, watched, heard, hours=hours, site=site, later=later)
+
+# %% ../../nbs/16_service/00_assembly.ipynb #b099d04a
 def _sealer(folder: str | None) -> Callable[[bytes, str, Any], bytes] | None:
     "What encrypts the pictures that are collected, with the keys of a folder."
     if folder is None:
@@ -701,10 +754,10 @@ def build_pipeline(config: RunConfig) -> Pipeline:
             config.tracker, 2.0 if config.selection.adaptive else 0.0
         )  # a track is not lost between two selected frames
         selectors = selector_factory(config)
-        sources = open_configured(config.sources, gate_factory(config))
+        privacy = privacy_of(config, model.manifest.names)
+        sources = open_configured(config.sources, gate_factory(config, copies_packets(config, privacy)))
         for source in sources:
             undo.callback(_close_quietly, source)
-        privacy = privacy_of(config, model.manifest.names)
         sources = [for_the_model(source, config, privacy) for source in sources]
         pipeline = Pipeline(sources, model, (), trackers, selectors, config.runtime, model.reopen)
         pipeline.privacy = privacy
@@ -803,7 +856,10 @@ def run_config(
             interruptible(pipeline),
             served(config, pipeline) as (url, watchers),
         ):
-            pipeline.attach([*open_sinks(config, [w.event for w in watchers]), *watchers])
+            sinks = open_sinks(config, [w.event for w in watchers])
+            if copies_packets(config, pipeline.privacy):
+                let_copy(sinks, pipeline.sources)
+            pipeline.attach([*sinks, *watchers])
             try:
                 _begin_reports(pipeline)
                 if on_ready is not None:

@@ -37,8 +37,10 @@ from ..inference.backends import Model
 from cv_pipeline.service.assembly import (
     check_run,
     configured_rules,
+    copies_packets,
     for_the_model,
     gate_factory,
+    let_copy,
     open_all,
     privacy_of,
     rolling,
@@ -196,7 +198,11 @@ def get_ready(
         model = pipeline.model.as_shipped().with_postprocess(**new.postprocess.model_dump())
     rules = configured_rules(named, classes) or zone_rules(new.events)
     wanted = [(c, c.id or "") for c in ids if c.id in plan.added]
-    opened = open_all([c for c, _ in wanted], [name for _, name in wanted], len(names), gate_factory(new))
+    copied = copies_packets(new, pipeline.privacy)
+    gates = gate_factory(new, copied)
+    opened = open_all([c for c, _ in wanted], [name for _, name in wanted], len(names), gates)
+    if copied:
+        let_copy(pipeline.sinks, opened)
     return Ready(plan, model, rules, [for_the_model(s, named, pipeline.privacy) for s in opened])
 
 # %% ../../nbs/16_service/08_reload.ipynb #08059867

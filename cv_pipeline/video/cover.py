@@ -42,6 +42,7 @@ from cv_pipeline.core.types import (
     status_of,
 )
 from ..inference.loading import load_model
+from ..inference.tasks import require_task
 from ..tracking.sort import SortTracker
 from .faces import FaceFinder, YuNet, heads_of
 from .sources import is_camera
@@ -296,6 +297,12 @@ def check_cover(s: CoverSettings, names: Sequence[str]) -> None:
     if names and not vehicles and "vehicles" in s.regions:
         raise ConfigError("the model finds no vehicles to cover", "privacy.regions", hint + "; cover plates")
 
+
+def _boxes_model(path: str, kind: str) -> Any:  # cv_pipeline.inference.backends.Model
+    opened = load_model(path, threads=1)
+    require_task(opened.manifest.task, f"cover {kind}")
+    return opened
+
 # %% ../../nbs/04_video/07_cover.ipynb #90748816
 class RegionFinder:
     "Everything in a picture that is to be covered."
@@ -315,7 +322,7 @@ class RegionFinder:
         if finder is None and "faces" in s.regions:
             self._faces = YuNet(conf=s.conf, thorough=thorough)
         wanted = (("plates", s.plate_model), ("text", s.text_model))
-        self._models = [load_model(path, threads=1) for kind, path in wanted if kind in s.regions and path]
+        self._models = [_boxes_model(path, kind) for kind, path in wanted if kind in s.regions and path]
 
     @property
     def name(self) -> str:

@@ -563,6 +563,9 @@ class DecoderMaker(Protocol):
     "Makes the decoder of a stream that is opened; `video.packets` has one that leaves packets undecoded."
 
     thread_type: str  # of the decoder, as for `make_context`
+    waits: bool  # the next frame of a file is read when the outcome of the last one is known
+
+    def summary(self) -> dict[str, Any] | None: ...  # how it is doing; None: it decodes every packet
 
     def __call__(
         self, stream: av.VideoStream, context: av.VideoCodecContext, skip: Skip, note: Note, joined: bool

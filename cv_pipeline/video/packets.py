@@ -19,11 +19,12 @@ import cv2
 
 from ..core.types import Clock, ConfigError, Detections, Frame, Tracker
 from .adaptive import AdaptiveSelector, AdaptiveSettings, CallBudget
-from .decoding import Decoded, Note, PacketDecoder, Skip, nominal_rate
+from .decoding import Decoded, Note, PacketDecoder, Skip
 
 # %% auto #0
-__all__ = ['NEAR', 'BLIND', 'INTRA', 'BLIND_NOTE', 'packet_kind', 'SizeBaseline', 'SizeAlarm', 'Need', 'GatedSelector', 'need_of',
-           'GateSettings', 'Verdict', 'Seen', 'Announced', 'PacketGate', 'judge', 'PassingDecoder', 'GatedDecoder']
+__all__ = ['NEAR', 'BLIND', 'BEFORE_S', 'INTRA', 'BLIND_NOTE', 'packet_kind', 'SizeBaseline', 'SizeAlarm', 'Need',
+           'GatedSelector', 'need_of', 'GateSettings', 'Verdict', 'Seen', 'Announced', 'Waste', 'PacketGate', 'judge',
+           'PassingDecoder', 'GatedDecoder']
 
 # %% ../../nbs/04_video/14_packets.ipynb #05fe3206
 def packet_kind(
@@ -77,29 +78,31 @@ class SizeBaseline:
 
 # %% ../../nbs/04_video/14_packets.ipynb #f0dfda2f
 class SizeAlarm:
-    "How unusual the sizes of the last packets are, together."
+    "How far sizes have gone up, and stay up: a sum of what exceeds the usual (CUSUM, Page 1954)."
 
-    def __init__(self, packets: int = 6, memory_s: float = 8.0):  # packets: how many are added up
+    chance = 1.5  # deviations that mean nothing: subtracted from every packet's
+    most = 3.0  # deviations that one packet counts for
+
+    def __init__(self, memory_s: float = 8.0):
         self.baseline = SizeBaseline(memory_s)
-        self._last: deque[float] = deque(maxlen=max(2, packets))
-        self._newest, self._position = -math.inf, 0
+        self.sum, self.since = 0.0, -math.inf  # since: the packet with which the sum began to grow
+        self.position = 0  # packets since the last key frame
+        self._newest = -math.inf
 
     def score(self, key: bool, stamp: float, size: int) -> tuple[str, float]:
-        "The kind of a packet, and robust deviations of the last ones, key frames excluded."
-        self._position = 0 if key else self._position + 1
-        kind = packet_kind(key, stamp, self._newest, self._position)
+        "The kind of a packet, and the sum with it; key frames are left out."
+        self.position = 0 if key else self.position + 1
+        kind = packet_kind(key, stamp, self._newest, self.position)
         self._newest = max(self._newest, stamp)
         if not key:
-            self._last.append(max(-2.0, min(self.baseline.deviation(kind, size), 8.0)))
-        return kind, sum(self._last) / math.sqrt(len(self._last)) if self._last else 0.0
-
-    def resize(self, packets: int) -> None:
-        "Add up another number of packets."
-        self._last = deque(self._last, maxlen=max(2, packets))
+            above = max(-2.0, min(self.baseline.deviation(kind, size), self.most)) - self.chance
+            self.since = min(self.since, stamp) if self.sum > 0 else stamp
+            self.sum = max(0.0, self.sum + above)
+        return kind, self.sum
 
     def forget(self) -> None:
         "The last packets count no more: they were looked at."
-        self._last.clear()
+        self.sum = 0.0
 
 # %% ../../nbs/04_video/14_packets.ipynb #db84e450
 class Need(NamedTuple):
@@ -111,6 +114,7 @@ class Need(NamedTuple):
     )
     due: float  # when a track, or the floor, needs the next frame
     patience: float  # how long after that a key frame may be waited for
+    tracks: bool = False  # there are some
 
 
 class GatedSelector(AdaptiveSelector):
@@ -172,14 +176,16 @@ def need_of(
         stirred = selector._stirred
         if selector._asked and selector._seen is not None and selector._left > 0:
             stirred = max(stirred, last)
-        return Need(selector._seen, stirred, last + 1 / rate, longest_s if floor else 0.1 / rate)
+        tracks = bool(len(selector._rates))
+        return Need(selector._seen, stirred, last + 1 / rate, longest_s if floor else 0.1 / rate, tracks)
 
 # %% ../../nbs/04_video/14_packets.ipynb #00e3f4d0
 @dataclass(frozen=True)
 class GateSettings:
     "When packets are decoded; ConfigError for invalid settings."
 
-    alarm: float = 3.0  # robust deviations of the sizes of a quarter of a second that wake a camera
+    alarm: float = 6.0  # sum of deviations of sizes that wakes a camera; more while it wakes for nothing
+    waste: float = 0.03  # share of the packets that may be decoded for nothing before it takes more
     glance_s: float = 1.0  # a key frame is decoded this long after the last frame
     calm_s: float = 1.0  # seconds without anything new after which a camera sleeps
     learn_s: float = 8.0  # at first every packet is decoded
@@ -198,7 +204,7 @@ class GateSettings:
 
 
 BLIND = ("plain", "glance")
-_NUMBERS = ("alarm", "glance_s", "calm_s", "learn_s", "longest_s", "wake_ms", "held_mb")
+_NUMBERS = ("alarm", "waste", "glance_s", "calm_s", "learn_s", "longest_s", "wake_ms", "held_mb")
 
 
 class Verdict(IntEnum):
@@ -220,9 +226,9 @@ class Seen(NamedTuple):
 class Announced:
     "How many episodes of motion the sizes announced, and how many they did not."
 
-    within_s = 0.5  # an alarm so long before or after the first frame of an episode announced it
+    within_s = 0.8  # an alarm so long before or after the first frame of an episode announced it
     enough = 4  # episodes after which they count, not the hint; against a bad hint twice as many
-    share = 0.8  # of them that must have been announced
+    share = 0.8  # of them that must have been announced against a bad hint; half with a good one
     hint = 0.03  # size of a predicted frame where nothing moves, of a key frame's: less is a good sign
 
     def __init__(self):
@@ -248,17 +254,48 @@ class Announced:
             self._begun = None if known else at
         self._last = at
 
+    def woken(self, at: float, by_sizes: bool) -> None:
+        "A camera that slept was woken for something: by the sizes, or by a picture that they had announced."
+        heard = by_sizes or at - self._alarm <= self.within_s
+        self.announced, self.missed = self.announced + heard, self.missed + (not heard)
+
     def blind(self, quiet: float | None) -> bool:  # quiet: the share of the hint; None: not known
         "Whether the sizes say little on this camera."
         seen = self.announced + self.missed
         doubtful = quiet is None or quiet > self.hint
         if seen < (2 * self.enough if doubtful else self.enough):  # some are announced by chance
             return doubtful
-        return self.announced < self.share * seen
+        return self.announced < (self.share if doubtful else self.share / 1.6) * seen
+
+# %% ../../nbs/04_video/14_packets.ipynb #20f65daf
+class Waste:
+    "Packets that were decoded for nothing, beyond the share that may be: a debt, which makes cautious."
+
+    most = 75.0  # packets of debt; what was decoded before is not held against a camera for ever
+    doubles = 25.0  # packets of debt with which the alarm takes twice as much
+    saved = 50.0  # packets that a quiet time puts aside
+
+    def __init__(self, share: float):
+        self.share, self.debt = share, 0.0
+
+    def packet(self) -> None:
+        "Another packet has come, a share of which may be wasted."
+        self.debt = max(-self.saved, self.debt - self.share)
+
+    def add(self, packets: int) -> None:
+        "So many were decoded, and nothing was there."
+        self.debt = min(self.most, self.debt + packets)
+
+    @property
+    def caution(self) -> float:
+        "Factor of the alarm, 1..6."
+        return min(6.0, 2.0 ** max(0.0, self.debt / self.doubles))
 
 # %% ../../nbs/04_video/14_packets.ipynb #f181deae
 class _GateBook:
     "What a gate knows of sizes, what it did, and how it says so."
+
+    forget_s = 600.0  # seconds after which the quietest time is forgotten
 
     def __init__(self, settings: GateSettings, live: bool, clock: Clock):
         self.settings, self.live, self.clock = settings, live, clock
@@ -267,17 +304,21 @@ class _GateBook:
         self.state, self.reason = "learning", ""  # learning, awake, asleep; blind or plain and why
         self.packet_ms, self.slowest_ms = 0.0, 0.0  # usual cost of a packet, longest time to wake
         self.key_s = 0.0  # seconds between the last two key frames
-        self.caution = 1.0  # factor of the alarm: more after waking for nothing
-
-    def tune(self, fps: float) -> None:
-        "The rate of a stream: a quarter of a second is so many packets."
-        self.alarm.resize(max(3, round(0.25 * fps)))
+        self.at = -math.inf  # seconds of the stream, of the last packet
+        self.waste = Waste(settings.waste)
+        self._probe: tuple[float, float, int] | None = None  # since, at, packets: an alarm not yet judged
+        self._lowest: tuple[float, float] | None = None  # of the share that `quiet` is, and when
 
     @property
     def quiet(self) -> float | None:
-        "Usual size of a predicted frame as a share of a key frame's, while nothing moves."
+        "Usual size of a predicted frame as a share of a key frame's, while nothing moves: the lowest so far."
         past, key = (self.alarm.baseline.usual(kind) for kind in ("past", "key"))
-        return None if past is None or not key else past / key
+        if past is not None and key:
+            share, (lowest, at) = past / key, self._lowest or (math.inf, self.at)
+            if lowest < share:  # forgotten in minutes: it becomes night
+                share = lowest + (share - lowest) * min(1.0, max(0.0, self.at - at) / self.forget_s)
+            self._lowest = share, self.at
+        return self._lowest[0] if self._lowest else None
 
     def note_cost(self, packets: int, ms: float) -> None:
         "So many packets took so long to decode."
@@ -297,6 +338,7 @@ class _GateBook:
             **{key: counts.get(key, 0) for key in ("packets", "decoded", "shown")},
             "decoded_share": round(decoded / packets, 4) if packets else None,
             "woken": {key.removeprefix("woken by "): n for key, n in counts.items() if key[:5] == "woken"},
+            "for_nothing": {key: counts.get(f"idle {key}", 0) for key in ("wakes", "packets")},
             "movements": {"announced": self.announced.announced, "missed": self.announced.missed},
             "slowest_wake_ms": round(self.slowest_ms, 1),
             "key_frame_every_s": round(self.key_s, 2),
@@ -307,6 +349,7 @@ class PacketGate(_GateBook):
     "Decides for one camera which packets are decoded; makes the decoders of its connections."
 
     thread_type = "SLICE"  # frame threads would hold frames back
+    waits = True  # what becomes of a packet depends on what the last frame showed
 
     def __init__(
         self,
@@ -321,8 +364,8 @@ class PacketGate(_GateBook):
     def begin(self) -> None:
         "A new connection: what was learnt of sizes is kept, what was decoded is not."
         self._first: float | None = None
-        self._woken = self._decoded = self._key = -math.inf
-        self.key_s = 0.0
+        self._woken = self._since = self._decoded = self._key = -math.inf
+        self.key_s, self._idle, self._probe = 0.0, 0, None
         if self.state != "plain":
             self.state = "learning"
 
@@ -347,14 +390,19 @@ def judge(gate: PacketGate, seen: Seen) -> Verdict:
     kind, score = gate.alarm.score(seen.key, at, seen.size)
     if seen.key:
         gate.key_s, gate._key = (at - gate._key if gate._key > -math.inf else 0.0), at
-    gate._first = at if gate._first is None else gate._first
+    gate._first, gate.at = (at if gate._first is None else gate._first), at
     if gate.state == "plain" or gate.selector is None:
         return Verdict.SHOW
-    need, loud = need_of(gate.selector, settings.longest_s), score >= settings.alarm * gate.caution
-    _learn(gate, need, kind, seen, loud)
-    if loud:
+    gate.waste.packet()
+    need = need_of(gate.selector, settings.longest_s)
+    keen = 0.25 if need.tracks else 1.0  # a track that begins to move must not be lost
+    loud = score >= settings.alarm * keen * gate.waste.caution
+    if score >= settings.alarm:
         gate.announced.alarm(at)
+    _learn(gate, need, kind, seen, loud)
+    _probed(gate, need)
     if gate.state == "learning" and at - gate._first < settings.learn_s:
+        _probe(gate, loud, gate.alarm.position)
         return Verdict.SHOW
     blind = gate.announced.blind(gate.quiet)
     if blind and settings.blind == "plain":
@@ -362,19 +410,14 @@ def judge(gate: PacketGate, seen: Seen) -> Verdict:
     if gate.state == "asleep":
         if (cause := _wakes(need, loud and not blind)) is None:
             return _glance(gate, need, seen)
-        gate.state, gate._woken = "awake", at
-        gate.counts[f"woken by {cause}"] += 1
+        return _wake(gate, need, cause)
+    if not _calm(gate, need):
         return Verdict.SHOW
-    idle = need.stirred < gate._woken  # woken, and nothing was there
-    calm_s = settings.calm_s / 2 if idle else settings.calm_s
-    if need.seen is None or need.seen - max(need.stirred, gate._woken) < calm_s:
-        return Verdict.SHOW
-    gate.caution = min(2.0, 1.2 * gate.caution) if idle else max(1.0, 0.8 * gate.caution)
     gate.state, gate.reason = "asleep", ""
     gate.alarm.forget()
     return Verdict.HOLD
 
-
+# %% ../../nbs/04_video/14_packets.ipynb #006d492b
 def _blind(gate: PacketGate) -> Verdict:
     "Every packet is decoded as long as sizes say little."
     seen, quiet = gate.announced, gate.quiet
@@ -391,6 +434,30 @@ def _wakes(need: Need, loud: bool) -> str | None:
         return "picture"
     return "sizes" if loud else None
 
+
+def _wake(gate: PacketGate, need: Need, cause: str) -> Verdict:
+    "From now on every packet is decoded; frames since the sizes went up are handed on."
+    gate.state, gate._woken, gate._since = "awake", gate.at, min(gate.at, need.stirred)
+    gate.counts[f"woken by {cause}"] += 1
+    if cause == "sizes":
+        gate._since = min(gate.at, gate.alarm.since) - BEFORE_S
+        _probe(gate, True, gate._idle)
+    else:
+        gate.announced.woken(gate.at, False)
+    return Verdict.SHOW
+
+
+BEFORE_S = 0.2  # the first change of a visit is smaller than what is unusual
+
+
+def _calm(gate: PacketGate, need: Need) -> bool:
+    "Whether a camera that is awake may sleep."
+    if need.seen is None:
+        return False
+    if need.stirred < gate._since:  # nothing was there
+        return need.seen >= gate._woken
+    return need.seen - max(need.stirred, gate._woken) >= gate.settings.calm_s
+
 # %% ../../nbs/04_video/14_packets.ipynb #b2e3575b
 def _glance(gate: PacketGate, need: Need, seen: Seen) -> Verdict:
     "Whether a sleeping camera looks at this packet."
@@ -405,6 +472,27 @@ def _glance(gate: PacketGate, need: Need, seen: Seen) -> Verdict:
     return Verdict.LOOK if seen.key or at - need.due + max(soon, 0.0) > need.patience else Verdict.HOLD
 
 
+def _probe(gate: PacketGate, loud: bool, packets: int) -> None:
+    "The sizes are unusual; whether anything is there will be seen. `packets`: what it costs to see."
+    if loud and gate._probe is None:
+        gate._probe = gate.alarm.since - BEFORE_S, gate.at, packets
+        gate.alarm.forget()
+
+
+def _probed(gate: PacketGate, need: Need) -> None:
+    "What was decoded for nothing is a debt."
+    if gate._probe is None or need.seen is None or need.seen < gate._probe[1]:
+        return
+    since, _, packets = gate._probe
+    gate._probe = None
+    if need.stirred < since:
+        gate.waste.add(packets)
+        gate.counts["idle wakes"] += 1
+        gate.counts["idle packets"] += packets
+    elif gate.state == "awake":
+        gate.announced.woken(gate.at, True)
+
+# %% ../../nbs/04_video/14_packets.ipynb #882e07f0
 def _learn(gate: PacketGate, need: Need, kind: str, seen: Seen, loud: bool) -> None:
     "The usual size: of a sleeping camera, and of one that is awake while nothing new moves."
     if gate.state == "asleep":
@@ -412,7 +500,7 @@ def _learn(gate: PacketGate, need: Need, kind: str, seen: Seen, loud: bool) -> N
             gate.alarm.baseline.learn(kind, seen.size, seen.at)
         return
     moves = need.seen is not None and need.stirred >= need.seen
-    if need.seen is not None:
+    if need.seen is not None and gate.state != "awake":
         gate.announced.motion(need.seen, moves)
     if gate.state == "learning" or not moves:
         haste = 4.0 if gate.state == "awake" else 1.0
@@ -420,6 +508,15 @@ def _learn(gate: PacketGate, need: Need, kind: str, seen: Seen, loud: bool) -> N
 
 # %% ../../nbs/04_video/14_packets.ipynb #7cb4bc5d
 INTRA = (av.video.frame.PictureType.I, av.video.frame.PictureType.SI)  # what a key frame is made of
+
+
+def _prove(decoder: PassingDecoder, frame: av.VideoFrame, intra: bool) -> None:
+    "Whether the first frame after a leap is that of the key frame; until the next one nothing is shown."
+    if decoder._proof is not None:
+        proven, decoder._proof = intra and frame.pts == decoder._leapt, None
+        decoder._blank = 0 if intra else decoder.most_blank
+        decoder.lied = decoder.lied or not (proven or decoder._damaged)
+    decoder._blank = 0 if intra else max(0, decoder._blank - 1)
 
 
 def _pass_over(decoder: PassingDecoder, stamp: int) -> None:
@@ -448,6 +545,7 @@ class PassingDecoder(PacketDecoder):
         self._leapt = 0  # stamp of the key frame of the last leap
         self._proof: int | None = None  # packets since a leap that has not given a frame yet
         self.lied = False  # a leap to a key frame led to something else
+        self._again: int | None = None  # stamp of a frame that came out already, and is decoded once more
         self._out = -(1 << 62)  # stamp of the last frame that came out, or would have
         self._blank = 0  # frames that are predicted from nothing, at most
 
@@ -480,12 +578,10 @@ class PassingDecoder(PacketDecoder):
     def _judge(self, frame: av.VideoFrame, corrupt: bool, arrived: float | None) -> Decoded | None:
         if frame.pts is not None:
             self._inside.pop(frame.pts, None)
-            intra = frame.pict_type in INTRA
-            if self._proof is not None:
-                proven, self._proof = intra and frame.pts == self._leapt, None
-                self._blank = 0 if intra else self.most_blank
-                self.lied = self.lied or not (proven or self._damaged)
-            self._blank = 0 if intra else max(0, self._blank - 1)
+            _prove(self, frame, frame.pict_type in INTRA)
+            if frame.pts == self._again:
+                self._again = None
+                return None
             _pass_over(self, frame.pts)
             self._out = frame.pts
         found = super()._judge(frame, corrupt, arrived)
@@ -505,7 +601,8 @@ class GatedDecoder(PassingDecoder):
         self._owed: int | None = None  # the first frame from this stamp on is
         self._at: float | None = None  # seconds of the stream, of the last packet
         self._shift = self.line.shift
-        gate.tune(nominal_rate(stream) or 25.0)
+        self._newest_key: int | None = None  # stamp of the last key frame
+        self._closed: bool | None = None  # no packet behind a key frame is shown before it; None: not known
 
     def feed(self, packet: av.Packet, arrived: float | None = None) -> Iterator[Decoded]:
         "Frames that are wanted and complete with this packet."
@@ -520,12 +617,15 @@ class GatedDecoder(PassingDecoder):
             stamp = self._held[-1][2] if self._held else 0
         yield from _wanted(self, _read_clock(self, stamp))
         verdict = _verdict(self, packet, stamp)
+        _note_order(self, packet.is_keyframe, stamp)
         if packet.is_keyframe and self._held and self.gate.state != "plain":
             _drop(self)
         self._held.append((packet, arrived, stamp))
         self._bytes += packet.size
         if verdict or self._owed is not None or _full(self):
             yield from _wanted(self, self._decode())
+            if self._owed == stamp and packet.is_keyframe and self._closed and stamp in self._inside:
+                yield from _wanted(self, _alone(self, packet, arrived))
 
     def _decode(self) -> list[Decoded]:
         "Every frame of what is held."
@@ -551,11 +651,12 @@ def _new_format(packet: av.Packet) -> bool:
 
 def _verdict(decoder: GatedDecoder, packet: av.Packet, stamp: int) -> Verdict:
     "What the gate says of a packet, and which frames are handed on then."
-    gate, at = decoder.gate, decoder._at or 0.0
+    gate, at, asleep = decoder.gate, decoder._at or 0.0, decoder.gate.state == "asleep"
     verdict = judge(gate, Seen(at, packet.size, packet.is_keyframe))
     if _new_format(packet):
         verdict = max(verdict, Verdict.LOOK)
     gate.counts["packets"] += 1
+    gate._idle = 0 if verdict or packet.is_keyframe else gate._idle + 1
     if verdict:
         gate._decoded = at
     if gate.state != decoder._noted:
@@ -563,6 +664,8 @@ def _verdict(decoder: GatedDecoder, packet: av.Packet, stamp: int) -> Verdict:
         if gate.state in ("plain", "blind"):
             decoder._note(f"packet gate off: {gate.reason}" if gate.state == "plain" else BLIND_NOTE)
     shown = decoder._from if decoder._from is not None else stamp
+    if asleep and verdict == Verdict.SHOW:  # woken
+        shown = stamp - round(max(0.0, min(at - gate._since, 10.0)) / decoder._tick)
     decoder._from = shown if verdict == Verdict.SHOW else None
     if verdict == Verdict.LOOK and decoder._owed is None:
         decoder._owed = stamp
@@ -606,6 +709,25 @@ def _full(decoder: GatedDecoder) -> bool:
     gate, held = decoder.gate, len(decoder._held)
     late = gate.live and held * gate.packet_ms > gate.settings.wake_ms
     return late or held >= decoder.most_held or decoder._bytes > gate.settings.held_mb * 1e6
+
+# %% ../../nbs/04_video/14_packets.ipynb #2b3ffa04
+def _note_order(decoder: GatedDecoder, key: bool, stamp: int) -> None:
+    "Whether packets behind a key frame may be shown before it (an open group of pictures)."
+    if key:
+        if decoder._newest_key is not None and decoder._closed is None:
+            decoder._closed = True
+        decoder._newest_key = stamp
+    elif decoder._newest_key is not None and stamp < decoder._newest_key:
+        decoder._closed = False
+
+
+def _alone(decoder: GatedDecoder, packet: av.Packet, arrived: float | None) -> list[Decoded]:
+    "The frame of a key frame that the decoder keeps until more packets come: they need not."
+    found, stamp = list(PassingDecoder.feed(decoder, av.Packet())), decoder._owed
+    decoder.context.flush_buffers()
+    decoder._held.append((packet, arrived, stamp or 0))  # those behind it need it once more
+    decoder._bytes, decoder._due_leap, decoder._again = packet.size, True, stamp
+    return found
 
 
 def _wanted(decoder: GatedDecoder, found: list[Decoded]) -> list[Decoded]:

@@ -43,6 +43,7 @@ from cv_pipeline.core.types import (
     SinkError,
     Source,
     SourceError,
+    SourceStatus,
     Tracker,
     UnexpectedError,
     sink_name,
@@ -125,8 +126,7 @@ class Channel:
 
     def __post_init__(self):
         self.listener = self.selector if isinstance(self.selector, ListeningSelector) else None
-        gate = getattr(self.source, "gate", None)  # decides by the selector which packets are decoded
-        self.lockstep = gate is not None and not self.source.live
+        self.lockstep = status_of(self.source).lockstep
 
     @property
     def tracks(self) -> int:
@@ -810,6 +810,11 @@ class _Changing(_Learning):
             _end_reading(run, channel)
         run.life.readers = [*run.life.readers, (reader, channel)]
 
+    @property
+    def sources(self) -> list[Source]:
+        "The sources that are read now."
+        return [channel.source for channel in self._run.channels]
+
     def remove_source(self, source_id: str) -> None:
         "Close a source; the frames of it that were read are delivered. ConfigError for an unknown one."
         run = self._run
@@ -1132,17 +1137,17 @@ def _channel_summary(run: _Run, channel: Channel, finished: bool) -> dict[str, A
         "skipped": [list(map(str, s)) for s in status.skipped[:20]],
         "notes": list(status.notes[:20]),
         **{key: getattr(channel, key) for key in ("detections", "uncertain", "tracks", "open_tracks")},
-        **_ages(run, channel),
+        **_ages(run, channel, status),
     }
 
 # %% ../../nbs/04_video/11_pipeline.ipynb #1e9faf04
-def _ages(run: _Run, channel: Channel) -> dict[str, Any]:
+def _ages(run: _Run, channel: Channel, status: SourceStatus) -> dict[str, Any]:
     "When a source was last heard; how one that leaves packets undecoded is doing."
-    gate, heard = getattr(channel.source, "gate", None), getattr(channel.source, "heard_at", None)
+    heard = status.heard_at
     ages = {"frame": channel.last_frame, **({} if heard is None else {"packet": heard})}
     now = run.clock()
     since = {f"seconds_since_{what}": None if at is None else round(now - at, 3) for what, at in ages.items()}
-    return since if gate is None else {**since, "gate": gate.summary()}
+    return since if status.gate is None else {**since, "gate": status.gate}
 
 
 def latencies(pipeline: Pipeline) -> dict[str, LatencyHistogram]:

@@ -202,12 +202,11 @@ class Watched:
 
     def _leave(self) -> None:
         "Give a lost connection back; what it has told is kept."
-        if (lost := self._inner) is None:
-            return
-        with self._counting:
-            self._past, self._inner = self._told(), None
-        with suppress(Exception):
-            lost.close()  # it is lost already
+        if (lost := self._inner) is not None:
+            with self._counting:
+                self._past, self._inner = self._told(), None
+            with suppress(Exception):
+                lost.close()  # it is lost already
 
 # %% ../../nbs/04_video/03_reconnect.ipynb #00d6b42c
 def _open(camera: ReconnectingSource) -> Source:

@@ -129,6 +129,7 @@ class BaseSource:
     "What all sources share: identity, what was skipped, and closing."
 
     info: SourceInfo | None = None
+    gate: DecoderMaker | None = None  # makes its decoder, where packets are left undecoded or kept
     skipped_limit = 100  # names kept; the count goes on
 
     def __init__(self, source_id: str, live: bool = False):
@@ -163,6 +164,8 @@ class BaseSource:
             notes=tuple(self.notes),
             clock_jumps=self.clock_jumps,
         )
+        if (gate := self.gate) is not None:
+            told = replace(told, gate=gate.summary(), lockstep=gate.waits and not self.live)
         if (info := self.info) is None:
             return told
         choice = asdict(info.choice) if info.choice else None
@@ -636,7 +639,6 @@ class _Received(BaseSource):
     "What a connection says about itself."
 
     _link: Link
-    gate: DecoderMaker | None
 
     @property
     def heard_at(self) -> float | None:
@@ -649,7 +651,7 @@ class _Received(BaseSource):
         return self._link.box.dropped + self._link.catch_up.left_out
 
     def status(self) -> SourceStatus:
-        return replace(super().status(), frames_not_taken=self.dropped)
+        return replace(super().status(), frames_not_taken=self.dropped, heard_at=self.heard_at)
 
 # %% ../../nbs/04_video/01_streams.ipynb #4eb75e2b
 class StreamSource(_Received):

@@ -36,7 +36,17 @@ def help_of(words):
 
 
 CASES = [
-    (page, *case) for page in ("fleet.md", "scale.md", "rules.md", "operations.md") for case in lines(page)
+    (page, *case)
+    for page in (
+        "fleet.md",
+        "scale.md",
+        "rules.md",
+        "operations.md",
+        "labels.md",
+        "models.md",
+        "applications.md",
+    )
+    for case in lines(page)
 ]
 
 

@@ -21,6 +21,7 @@ from cv_pipeline.commands import (
     alerts,
     annotation,
     applications,
+    browse,
     cluster,
     device,
     erasure,
@@ -30,6 +31,7 @@ from cv_pipeline.commands import (
     moderation,
     monitoring,
     privacy,
+    project,
     release,
     rules,
     scale,
@@ -58,6 +60,7 @@ from cv_pipeline.training.augment import AUGMENTS
 
 BOOKS = (
     alerts,
+    project,
     models,
     annotation,
     cluster,
@@ -74,6 +77,7 @@ BOOKS = (
     sites,
     search,
     applications,
+    browse,
     main,
     moderation,
 )

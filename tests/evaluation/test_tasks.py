@@ -10,21 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cv_pipeline.annotation.select import select_collected
 from cv_pipeline.core.files import read_json
+from cv_pipeline.core.labels import LabelledImage
 from cv_pipeline.core.types import ConfigError, DataError, Detections
+from cv_pipeline.evaluation.baseline import baseline_experiment
+from cv_pipeline.evaluation.robustness import robustness
 from cv_pipeline.evaluation.summary import evaluate_model
 from cv_pipeline.evaluation.tasks import (
     coco_predictions,
     coco_scores,
     evaluate_task,
     read_turned,
-    top_scores,
     turned_ap,
 )
+from cv_pipeline.evaluation.whole_pictures import top_scores
 from cv_pipeline.inference.loading import load_model
 from cv_pipeline.optimization.tuning import tune_model
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.regions import write_task_data
+from cv_pipeline.video.cover import CoverSettings, RegionFinder
 from tests.helpers.services import require
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -140,6 +145,25 @@ def test_a_wrong_task_is_named_with_those_that_fit(data):
         evaluate_model(model("classify"), [])
     with pytest.raises(ConfigError, match='tune: this model\'s task is "pose"; it takes models for detect'):
         tune_model(model("pose"), [object()])
+
+
+@pytest.mark.parametrize(
+    "what, asked",
+    [
+        ("robustness", lambda m, folder: robustness(m, [])),
+        ("select", lambda m, folder: select_collected(folder, folder / "out", 3, model=m)),
+        ("evaluate", lambda m, folder: baseline_experiment(m, [LabelledImage(folder / "a.png", ("a",))])),
+    ],
+)
+def test_what_works_with_boxes_refuses_a_model_without(what, asked, tmp_path):
+    with pytest.raises(ConfigError, match=f'{what}: this model\'s task is "classify"'):
+        asked(model("classify"), tmp_path)
+
+
+def test_a_classifier_is_no_finder_of_plates():
+    settings = CoverSettings(regions=("plates",), plate_model=str(MODELS / "line_classify"))
+    with pytest.raises(ConfigError, match='cover plates: this model\'s task is "classify"'):
+        RegionFinder(settings)
 
 
 def changed(source: Path, target: Path, change) -> Path:

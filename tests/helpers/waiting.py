@@ -1,15 +1,16 @@
 """Waiting for what other threads and processes do: on a condition, with a limit; the pace of a device that a
-test plays; and signals that do not end the tests themselves."""
+test plays; and work in a process of its own."""
 
-import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def until(
@@ -39,12 +40,15 @@ def paced(items: Iterable[T], seconds: float, gone: threading.Event | None = Non
         yield item
 
 
-@contextmanager
-def harmless(number: int) -> Iterator[object]:
-    """A signal that a test sends to its own process ends it in no case: it would take the other tests of the
-    worker along. Gives the handler that does nothing."""
-    before = signal.signal(number, lambda *_: None)
-    try:
-        yield signal.getsignal(number)
-    finally:
-        signal.signal(number, before)
+def apart(work: Callable[..., object], *words: str | Path, seconds: float = 300.0) -> None:
+    """Call a function of a test file with these words in a process of its own: signals that it
+    sends to itself meet no other test. AssertionError with what it printed when it fails."""
+    code = f"import sys; from {work.__module__} import {work.__name__} as work; work(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, *map(str, words)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            _, said = process.communicate(timeout=seconds)
+        except BaseException:
+            process.kill()
+            raise
+    assert process.returncode == 0, f"it ended with {process.returncode}: {said[-4000:]}"

@@ -735,3 +735,27 @@ def test_the_larger_the_shift_the_larger_the_effect(size):
         f.effect for f in says(stream(2, 250, start=1e5, shift={1: s})).families if f.family == "image"
     )
     assert effect(size + 0.7) >= effect(size) - 0.02
+
+
+# --- a model that names whole pictures: one row a frame, as large as the picture ---------------------------
+
+
+def named(seed, mix, n=600, start=0.0):
+    "What the log of a classifier holds."
+    seen = stream(seed, n, start=start)
+    rng, frames = np.random.default_rng(seed + 100), len(seen.camera)
+    return replace(
+        seen,
+        box_frame=np.arange(frames),
+        box_class=rng.choice(3, frames, p=np.array(mix) / np.sum(mix)),
+        confidence=rng.beta(5, 2, frames).astype(np.float32),
+        size=np.ones(frames, np.float32),
+    )
+
+
+def test_a_classifier_is_watched_by_its_classes():
+    quiet = D.compare(named(1, (2, 1, 1)), named(2, (2, 1, 1), start=10_000), FAST)
+    assert quiet.verdict == "GREEN"
+    moved = D.compare(named(1, (2, 1, 1)), named(2, (1, 1, 2), start=10_000), FAST)
+    assert moved.verdict in ("AMBER", "RED")
+    assert {f.family for f in moved.families if f.state not in ("GREEN", "GREY")} == {"class"}

@@ -43,7 +43,7 @@ from cv_pipeline.service.processes import (
     write_machines,
 )
 from cv_pipeline.video.events import read_events
-from tests.helpers.waiting import harmless
+from tests.helpers.waiting import apart
 
 COSTS = st.lists(st.floats(0.001, 4, allow_subnormal=False), min_size=1, max_size=8)
 
@@ -317,9 +317,10 @@ def test_the_rows_are_those_of_one_run(tmp_path):
     assert (tmp_path / "two" / "processes").stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.slow
-def test_a_process_that_is_killed_comes_back_and_the_other_notices_nothing(tmp_path):
-    found, killed = {}, []
+def killed_and_back(folder):
+    """In a process of its own, which is ended as systemd ends a service: one process of a run is killed and
+    comes back, and the other notices nothing."""
+    out, found, killed = Path(folder), {}, []
 
     def tick(group):
         if all(s.state == "running" for s in group.seats) and not killed:
@@ -327,28 +328,28 @@ def test_a_process_that_is_killed_comes_back_and_the_other_notices_nothing(tmp_p
                 found["metrics"] = page.read().decode()
             killed.append(group.seats[0].child.process.pid)
             os.kill(killed[0], signal.SIGKILL)
-        seen = {row["source_id"] for row in read_jsonl(tmp_path)} if killed else set()
+        seen = {row["source_id"] for row in read_jsonl(out)} if killed else set()
         if len(seen) == 2 and group.seats[0].starts == 2 and group.seats[0].state == "running":
             found["again"] = True
-            os.kill(os.getpid(), signal.SIGTERM)  # as systemd ends a service
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    config = config_of(
-        tmp_path, lines(2, 100_000, realtime=True), **{"health.port": 0, "selection.max_fps": 2.0}
-    )
+    config = config_of(out, lines(2, 100_000, realtime=True), **{"health.port": 0, "selection.max_fps": 2.0})
     limit = threading.Timer(120, lambda: os.kill(os.getpid(), signal.SIGTERM))
     limit.start()
     settings = ProcessSettings(poll_s=0.1, first_s=0.1)
-    with harmless(signal.SIGTERM):
-        try:
-            summary = run_processes(config, "2", tick, lambda url: found.update(url=url), settings)
-        finally:
-            limit.cancel()  # or it would end this process later, in the middle of another test
+    summary = run_processes(config, "2", tick, lambda url: found.update(url=url), settings)
+    limit.cancel()
     assert found.get("again") and [row["starts"] for row in summary["processes"]] == [2, 1]
     labels = [s.labels for f in text_string_to_metric_families(found["metrics"]) for s in f.samples]
     assert {line["process"] for line in labels} == {"0", "1"}
     assert {line["source"] for line in labels if "source" in line} == {"camera-0", "camera-1"}
-    assert {row["source_id"] for row in read_jsonl(tmp_path)} == {"camera-0", "camera-1"}
+    assert {row["source_id"] for row in read_jsonl(out)} == {"camera-0", "camera-1"}
     assert [s["state"] for s in summary["processes"]] == ["ended", "ended"]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_comes_back_and_the_other_notices_nothing(tmp_path):
+    apart(killed_and_back, tmp_path)
 
 
 @pytest.mark.slow

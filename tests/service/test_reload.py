@@ -36,7 +36,7 @@ from cv_pipeline.synthetic.line import open_line
 from cv_pipeline.video.events import read_events
 from cv_pipeline.video.pipeline import Channel
 from tests.helpers.cli import CLI, start_endless
-from tests.helpers.waiting import harmless, until
+from tests.helpers.waiting import apart, until
 
 HOLD = 12  # frames that a source gives before it waits
 BOX = [[0.2, 0.1], [0.8, 0.1], [0.8, 0.9], [0.2, 0.9]]
@@ -453,15 +453,20 @@ def test_who_asks_when_the_run_ends_gets_an_answer(tmp_path):
     assert "the run has ended" in answer["error"]
 
 
-def test_systemd_s_hang_up_is_a_request(tmp_path, monkeypatch):
-    monkeypatch.setenv("SYSTEMD_EXEC_PID", str(os.getpid()))
-    config = load_config(None, {"sources": [BELT], "delivery.out": tmp_path})
-    with harmless(signal.SIGHUP) as before:
-        with reloading(config, lambda path: config) as reloader:
-            assert signal.getsignal(signal.SIGHUP) != before
-            os.kill(os.getpid(), signal.SIGHUP)
-            until(lambda: reloader.tick(Quiet()) or (tmp_path / LOG).exists())
-        assert signal.getsignal(signal.SIGHUP) == before
+def hung_up(folder):
+    "In a process of its own: systemd's signal reaches the run, and the handler of before is back afterwards."
+    os.environ["SYSTEMD_EXEC_PID"] = str(os.getpid())
+    config = load_config(None, {"sources": [BELT], "delivery.out": folder})
+    before = signal.getsignal(signal.SIGHUP)
+    with reloading(config, lambda path: config) as reloader:
+        assert signal.getsignal(signal.SIGHUP) != before
+        os.kill(os.getpid(), signal.SIGHUP)
+        until(lambda: reloader.tick(Quiet()) or (Path(folder) / LOG).exists())
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_systemd_s_hang_up_is_a_request(tmp_path):
+    apart(hung_up, tmp_path)
 
 
 def test_a_hang_up_without_systemd_stays_what_it_is(tmp_path, monkeypatch):

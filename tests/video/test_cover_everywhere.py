@@ -37,11 +37,16 @@ WRITERS = {  # functions that write, encode, copy or show pictures
     "CollectSink",
     "LiveCollection",
     "Shelf",
+    "remuxed",
+    "film_of",
+    "copy_packets",
+    "let_copy",
 }
 COVERED = {  # module, function → what has to be in it
     ("annotation/collect", "encoded"): "self.cover(",
     ("annotation/collect", "_keep"): "shelf.encoded(",
     ("annotation/review", "_fo_samples"): "cover.shown(",
+    ("annotation/suggest", "_request"): "encoded(",  # suggest covers what leaves for another host
     ("annotation/inspection", "suspect_sheet"): "cover(",
     ("evaluation/failures", "_samples"): "cover.shown(",
     ("evaluation/worst", "worst_sheet"): "cover(",
@@ -62,15 +67,30 @@ COVERED = {  # module, function → what has to be in it
     ("monitoring/upkeep", "save"): "savez_compressed",  # _store covers the background
     ("alerts/daemon", "_finish"): "encoded(",  # AlertSink keeps pictures: it is behind the gate
     ("commands/rules", "rules_draw"): "PictureCover(",
+    ("apps/moderation", "_request"): "self._cover(image)",
+    ("apps/browse", "_thumbnail"): "encoded(",  # of what `add` has covered
+    ("apps/browse", "_file_of"): "cover(picture_of(row)",
+    ("apps/browse", "_samples"): "_file_of(m, i, cover",
     ("apps/search_files", "write"): "self.sheet()",  # of covered tiles: see below
     ("apps/search_files", "_shown"): "self.sheet()",
     ("apps/search_files", "_sheet"): "_tile(",
     ("apps/anomaly_model", "odd_sheet"): "PictureCover(",
     ("alerts/live", "_draw"): "jpeg(",  # `take` hands over what the gate let through: see below
 }
+COVERED |= {
+    ("video/clips", "_take_shot"): "encoded(frame.image",  # ClipSink keeps pictures: it is behind the gate
+    ("video/clips", "film_of"): "_decoded(data)",  # of what `_take_shot` was given
+    ("video/clips", "_film"): "(sink.rings or {}).get(",  # packets only by permission: see below
+    ("service/assembly", "let_copy"): "isinstance(sink, ClipSink)",  # its callers ask: see below
+    ("service/assembly", "run_config"): "if copies_packets(config, pipeline.privacy):",
+    ("service/reload", "get_ready"): "copies_packets(new, pipeline.privacy)",
+    ("video/clips", "remuxed"): "known.streams",  # packets; only `_film` calls it
+}
 ALSO = {  # where the cover is one call further away
+    ("apps/browse", "add"): "self.cover(item.image",
     ("apps/search_files", "_tile"): "m.cover(image",
     ("alerts/live", "take"): "self._gate.take(result)",
+    ("annotation/suggest", "suggest"): "self.cover(image)",
     ("monitoring/audit", "take_pictures"): "cover(",
     ("monitoring/drift_report", "drifted_pictures"): "cover(",
     ("monitoring/upkeep", "_store"): "covered_reference(",
@@ -81,9 +101,12 @@ ALSO = {  # where the cover is one call further away
     ("service/assembly", "__call__"): "for_the_model(",
     ("service/assembly", "for_the_model"): "CoveredSource(",
     ("video/pipeline", "_behind_gate"): "behind_gate(",
+    ("service/assembly", "copies_packets"): "not privacy.on",
+    ("video/clips", "__init__"): "None",
 }
 EXEMPT = {  # module, function → why nothing has to be covered
     ("core/viz", "jpeg"): "encodes what it is given, for notebooks",
+    ("video/clips", "stream_header"): "in memory, of a ring; see `_film`",
     ("synthetic/conditions", "compressed"): "drawn pictures, in memory",
     ("synthetic/line", "*"): "drawn pictures",
     ("synthetic/regions", "write_task_data"): "drawn pictures",
