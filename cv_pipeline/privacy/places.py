@@ -80,8 +80,16 @@ def _alive(book: Path) -> bool:
     return False
 
 
+def _clip_of(path: Path) -> list[str]:
+    "The camera of a clip of an event, which is named after the event: by the list beside it."
+    if not is_there(path.with_name("clips.jsonl")):
+        return []
+    rows = [row for _, row in read_json_lines(path.with_name("clips.jsonl")) if isinstance(row, dict)]
+    return [str(row.get("source")) for row in rows if row.get("file") == path.name]
+
+
 class RunStore(FolderStore):
-    "What a run has written: results, events, films."
+    "What a run has written: results, events, films, clips."
 
     kind = "run"
 
@@ -105,7 +113,8 @@ class RunStore(FolderStore):
         "A film of the camera, or a picture."
         if path.suffix != ".mp4":
             return super().own(path, wanted, named)
-        ours = named_after(wanted.subject, (path.stem, re.sub(r"-\d+$", "", path.stem)))
+        names = (path.stem, re.sub(r"-\d+$", "", path.stem), *_clip_of(path))
+        ours = named_after(wanted.subject, names)
         return self.made(path, "film") if ours and self._overlaps(path, wanted.subject) else None
 
     def _overlaps(self, path: Path, subject: Subject) -> bool:

@@ -16,6 +16,8 @@ import pytest
 
 from cv_pipeline.core.config import RunConfig
 from cv_pipeline.core.types import ConfigError, Detections, Frame, FrameResult, SinkError
+from cv_pipeline.privacy.places import RunStore
+from cv_pipeline.privacy.stores import Subject, Wanted
 from cv_pipeline.service.assembly import copies_packets, gate_factory, run_config
 from cv_pipeline.tracking.zones import Event
 from cv_pipeline.video import clips
@@ -324,6 +326,16 @@ def test_clips_without_events_are_refused(tmp_path, line):
     given = config(tmp_path / "out", line, events={})
     with pytest.raises(ConfigError, match="clips are made of events"):
         run_config(given)
+
+
+def test_an_erasure_finds_the_clips_of_a_camera(films, tmp_path):
+    "They are named after events: the list beside them says whose they are."
+    record(films["plain"], tmp_path / "clips", (5.0, 12.5))
+    lines = (tmp_path / "clips/clips.jsonl").read_text().splitlines()
+    other = lines[1].replace('"wall"', '"yard"')
+    (tmp_path / "clips/clips.jsonl").write_text(f"{lines[0]}\n{other}\n")
+    found = RunStore(tmp_path).find(Wanted(Subject("wall")))
+    assert [one.place for one in found if one.what == "film"] == ["clips/e5.mp4"]
 
 
 @pytest.mark.parametrize("wrong", [{"pre_s": 0}, {"max_gb": -1}, {"covered_fps": 0}, {"pre": 1}])
