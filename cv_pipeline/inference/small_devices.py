@@ -191,7 +191,7 @@ class NcnnBackend(OnePicture):
 
     def _one(self, image: np.ndarray) -> np.ndarray:
         extract = self._net.create_extractor()
-        given = self._ncnn.Mat(image)
+        given = self._ncnn.Mat(image).clone()  # it only borrows an array, and layers in place write into it
         if extract.input(self._in, given):
             raise BackendError(f"NCNN does not take the input {image.shape}", self.name)
         failed, made = extract.extract(self._out)

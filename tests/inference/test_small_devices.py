@@ -16,6 +16,7 @@ from cv_pipeline.inference.loading import load_backend, load_model
 from cv_pipeline.inference.manifest import Artefact, ModelSpecMismatch, save_manifest
 from cv_pipeline.inference.onnx import OnnxBackend
 from tests.helpers.tiny_detectors import manifest
+from tests.helpers.waiting import apart
 
 FILES = Path(__file__).resolve().parents[1] / "models" / "tiny_small_devices"
 KINDS = {"litert": ("ai_edge_litert", "tiny.tflite"), "ncnn": ("ncnn", "tiny.param")}
@@ -135,6 +136,22 @@ def test_weights_of_ncnn_that_are_missing_or_cut(folder):
     (folder / "tiny.bin").unlink()
     with pytest.raises(BackendError, match="weights of this NCNN model are missing"):
         opened("ncnn", folder)
+
+
+def rectified(folder):
+    "In a process of its own, which a layer that writes into borrowed memory would end."
+    Path(folder, "net.param").write_text("7767517\n2 2\nInput in0 0 1 in0\nReLU r 1 1 in0 out0\n")
+    Path(folder, "net.bin").write_bytes(b"1234")
+    image = pictures(1)[0] - np.float32(0.5)
+    kept = image.copy()
+    made = S.NcnnBackend(Path(folder, "net.param"), manifest("net.param"), threads=1)._one(image)
+    assert np.array_equal(made, np.maximum(kept, 0)) and np.array_equal(image, kept)
+
+
+def test_layers_in_place_leave_the_picture_as_it_was(tmp_path):
+    if importlib.util.find_spec("ncnn") is None:
+        pytest.skip('ncnn is not installed: pip install "cv_pipeline[ncnn]"')
+    apart(rectified, tmp_path)
 
 
 def test_a_model_folder_runs_the_file_that_is_asked_for(kind, folder):
