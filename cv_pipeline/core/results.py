@@ -104,7 +104,8 @@ def hours_of(
     name: str = "results",  # of the table
 ) -> list[str]:  # in the order of writing, e.g. 2026-11-28T10
     "The finished hours of a table that is rolled."
-    return sorted({path.stem for end in ("parquet", "parts") for path in Path(folder, name).glob(f"*.{end}")})
+    # parts first: a file is written before its parts go, so that one of both is seen whatever happens between
+    return sorted({path.stem for end in ("parts", "parquet") for path in Path(folder, name).glob(f"*.{end}")})
 
 
 def _listed(folder: Path, name: str) -> list[Path]:
@@ -131,7 +132,7 @@ def table_files(
 
 def _own_table_files(folder: Path, name: str) -> list[Path]:
     "Those of one process."
-    found: list[Path] = []
+    found: list[Path] | None = None  # until there were two looks that agree
     error: SinkError | None = None
     for _ in range(20):  # a run that goes on moves its files
         try:
@@ -145,7 +146,7 @@ def _own_table_files(folder: Path, name: str) -> list[Path]:
         found = again
     if error is not None:
         raise error
-    return found
+    return found or []
 
 
 def jsonl_files(folder: str | Path) -> list[Path]:

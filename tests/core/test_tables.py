@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from unittest.mock import patch
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cv_pipeline.core import tables
+from cv_pipeline.core import results, tables
 from cv_pipeline.core.background import Background
 from cv_pipeline.core.results import RUN_KEY, hours_of, merge_parts, parts_in, read_table, table_files
 from cv_pipeline.core.tables import FAN, Hours, PartedTable, keep_hours_within
@@ -379,6 +380,28 @@ def test_a_reader_that_reads_while_hours_are_finished_sees_every_row_once(tmp_pa
     done.set()
     reader.join()
     assert wrong == [] and numbers(tmp_path) == list(range(300))
+
+
+def test_an_hour_that_is_finished_between_two_looks_is_seen(tmp_path, monkeypatch):
+    hours = tmp_path / "numbers"
+    (hours / "2026-11-28T10.parts").mkdir(parents=True)
+    real = Path.glob
+
+    def glob(self, pattern):
+        found = list(real(self, pattern))
+        if (hours / "2026-11-28T10.parts").is_dir():  # finished after the first look
+            (hours / "2026-11-28T10.parquet").touch()
+            (hours / "2026-11-28T10.parts").rmdir()
+        return iter(found)
+
+    monkeypatch.setattr(Path, "glob", glob)
+    assert hours_of(tmp_path, "numbers") == ["2026-11-28T10"]
+
+
+def test_nothing_is_believed_only_when_it_was_seen_twice(tmp_path, monkeypatch):
+    answers = iter([[], [tmp_path / "a.parquet"], [tmp_path / "a.parquet"]])
+    monkeypatch.setattr(results, "_listed", lambda folder, name: next(answers))
+    assert table_files(tmp_path, "numbers") == [tmp_path / "a.parquet"]
 
 
 # --- the limit
