@@ -27,7 +27,13 @@ class OnePicture:
     checks_output = True  # `infer` returns only finite output of the expected shape
     runtime = ""  # as errors and reports name it
 
-    def __init__(self, path: Path, manifest: ModelManifest, threads: int = 0):
+    def __init__(
+        self,
+        path: Path,
+        manifest: ModelManifest,
+        providers: Sequence[str] | None = None,  # none are taken
+        threads: int = 0,
+    ):
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
             hint = "0: the runtime's choice"
             raise ConfigError(f"threads: must be a whole number from 0, not {threads!r}", path, hint)
@@ -85,15 +91,6 @@ class LiteRTBackend(OnePicture):
     "Runs a .tflite file by LiteRT."
 
     runtime = "LiteRT"
-
-    def __init__(
-        self,
-        path: Path,
-        manifest: ModelManifest,
-        providers: Sequence[str] | None = None,  # none are taken
-        threads: int = 0,
-    ):
-        super().__init__(path, manifest, threads)
 
     def _load(self, path: Path, manifest: ModelManifest, threads: int) -> None:
         make = _litert()
@@ -160,15 +157,6 @@ class NcnnBackend(OnePicture):
     "Runs a .param file with its .bin by NCNN, in single precision, on the CPU."
 
     runtime = "NCNN"
-
-    def __init__(
-        self,
-        path: Path,
-        manifest: ModelManifest,
-        providers: Sequence[str] | None = None,  # none are taken
-        threads: int = 0,
-    ):
-        super().__init__(path, manifest, threads)
 
     def _load(self, path: Path, manifest: ModelManifest, threads: int) -> None:
         inputs, outputs = ncnn_layers(path)

@@ -25,11 +25,11 @@ from ..core.types import CVPipelineError
 from ..inference.cuda import find_devices
 from ..inference.loading import load_model
 from ..inference.manifest import bundled_models
+from ..optimization.benchmark import memory_free_mib
 
 # %% auto #0
 __all__ = ['STATES', 'PURPOSES', 'TWINS', 'CODECS', 'Finding', 'worst', 'package_problem', 'examine_packages', 'examine_twins',
-           'free_memory', 'examine_machine', 'examine_video', 'examine_runtimes', 'examine_model', 'examine_jupyter',
-           'examine']
+           'examine_machine', 'examine_video', 'examine_runtimes', 'examine_model', 'examine_jupyter', 'examine']
 
 # %% ../../nbs/18_readiness/00_doctor.ipynb #6b41fe5b
 STATES = ("broken", "slow", "optional", "well")
@@ -163,16 +163,7 @@ def examine_twins(version: Callable[[str], str] = metadata.version) -> Iterator[
         yield Finding("packages", names[0], state, f"{told} write the same folder: the last one counts", mend)
 
 # %% ../../nbs/18_readiness/00_doctor.ipynb #ae9a5521
-_LEAST_MEMORY, _LEAST_DISK = 2e9, 2e9  # bytes, for a run of a few cameras
-
-
-def free_memory() -> float | None:
-    "Bytes that a new process may take; None where the system does not report it."
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, ValueError, StopIteration, IndexError):
-        return None
+_LEAST_MEMORY, _LEAST_DISK = 2048, 2e9  # MiB and bytes, for a run of a few cameras
 
 
 def examine_machine(folder: str | Path = ".") -> Iterator[Finding]:
@@ -192,13 +183,13 @@ def examine_machine(folder: str | Path = ".") -> Iterator[Finding]:
     if asked.isdigit() and int(asked) > cores:
         what = f"OMP_NUM_THREADS={asked} on {cores:g} usable cores: threads wait for each other"
         yield Finding("machine", "threads", "slow", what, f"export OMP_NUM_THREADS={max(1, int(cores))}")
-    if (memory := free_memory()) is not None:
+    if (memory := memory_free_mib()) is not None:
         state = "well" if memory >= _LEAST_MEMORY else "slow"
         yield Finding(
             "machine",
             "memory",
             state,
-            f"{memory / 1e9:.1f} GB free",
+            f"{memory / 1024:.1f} GiB free",
             "end other programs" * (state == "slow"),
         )
     for name, place in (("results", Path(folder)), ("temporary files", Path(tempfile.gettempdir()))):
@@ -235,7 +226,7 @@ def examine_video() -> Iterator[Finding]:
     told = f"PyAV {av.__version__}: " + (
         f"no decoder for {', '.join(missing)}" if missing else ", ".join(CODECS)
     )
-    again = "pip install --force-reinstall --no-binary=none av" * bool(missing)
+    again = "pip install --force-reinstall av" * bool(missing)
     yield Finding("video", "decoders", "broken" if missing else "well", told, again)
     try:
         av.Codec("libx264", "w")
