@@ -269,17 +269,25 @@ class Story:
         return next((f["value"] for f in reversed(self.facts) if f["name"] == name), None)
 
 
-def until(what: str, holds: Callable[[], Any], seconds: float = 120.0) -> Any:  # what holds
+def until(
+    what: str,
+    holds: Callable[[], Any],
+    seconds: float = 120.0,
+    seen: Callable[[], str] | None = None,  # what there is instead, for the error
+) -> Any:  # what holds
     "Wait for something; DataError when it does not happen."
     end = time.monotonic() + seconds
     while not (found := holds()):
         if time.monotonic() > end:
-            raise DataError(f"waited {seconds:.0f} s for: {what}", "the demo", "see the logs in its folder")
+            instead = f"; instead: {seen()}" if seen else ""
+            why = f"waited {seconds:.0f} s for: {what}{instead}"
+            raise DataError(why, "the demo", "see the logs in its folder")
         time.sleep(0.1)
     return found
 
 # %% ../../nbs/16_service/02_fleet_demo.ipynb #fd000018
-LIMITS = FleetLimits(beat_s=1.0, stale_beats=5, offline_beats=120)
+# three devices on one disk, which may be nearly full: its share says nothing about them
+LIMITS = FleetLimits(beat_s=1.0, stale_beats=5, offline_beats=120, disk_free=1e-9)
 TRIAL = Policy(  # ten minutes of a line are little evidence: wider limits than the defaults, no rare things
     loss=0.08,
     hours=0.0,
@@ -323,6 +331,12 @@ class Fleet:
         tables = "rows JOIN spools ON spools.id = rows.spool"
         sql = f"SELECT count(*) AS n FROM {tables} WHERE device = ? AND kind = 'result'"
         return int(self.centre.inbox.query(sql, name)[0]["n"])
+
+    def words(self) -> str:
+        "Every device with its state, its reasons and its rows."
+        seen = [(n, self.device(n)) for n in self.boxes]
+        each = (f"{n} {', '.join(d.reasons) or d.state}, {self.rows(n)} rows" for n, d in seen)
+        return "; ".join(each)
 
     def push(self, version: str) -> None:
         "Bring a version to the first device."
@@ -397,12 +411,12 @@ def try_good_model(fleet: Fleet, story: Story) -> None:
     story.note("shadow", f"{text}, {_blocks(status)} blocks of evidence", status.report.verdict.value)
     write_box(box, {"model": str(old.folder), "role": "previous", "rollout": str(trial)})
     fleet.push("1.1")
-    until("1.1 on the first device", lambda: _runs(fleet, good, [box.name]))
+    until("1.1 on the first device", lambda: _runs(fleet, good, [box.name]), seen=fleet.words)
     story.note("canary", f"1.1 runs on {box.name}, 1.0 in its shadow", box.name)
     status = _judged(fleet, trial, box, "canary")
     story.note("trial", f"the trial of 1.1: {status.state.stage}", status.state.stage)
     advance_push(fleet.centre.store, good.digest, status.report, "demo")
-    until("1.1 on all devices", lambda: _runs(fleet, good, list(fleet.boxes)))
+    until("1.1 on all devices", lambda: _runs(fleet, good, list(fleet.boxes)), seen=fleet.words)
     advance_push(fleet.centre.store, good.digest, status.report, "demo")
     stage = read_pushes(fleet.centre.store)[-1].state.stage
     running = sum(_runs(fleet, good, [name]) for name in fleet.boxes)
@@ -421,13 +435,13 @@ def break_things(fleet: Fleet, story: Story) -> None:
     story.note("killed", f"kill -9: agent and run of {killed.name}", killed.name)
     there = fleet.rows(killed.name)
     killed.start()
-    until(f"{killed.name} is back", lambda: fleet.rows(killed.name) > there + 10)
+    until(f"{killed.name} is back", lambda: fleet.rows(killed.name) > there + 10, seen=fleet.words)
     story.note("restarted", f"{killed.name} runs again")
     until("the link was down for long enough", lambda: time.monotonic() - began > 12)
     held = fleet.rows(cut.name) - before
     fleet.relays[cut.name].heal()
     healed = time.monotonic()
-    until("the first row after the outage", lambda: fleet.rows(cut.name) > before + held, 60)
+    until("the first row after the outage", lambda: fleet.rows(cut.name) > before + held, 60, fleet.words)
     seconds = round(time.monotonic() - healed, 1)
     story.note("healed", f"the link of {cut.name} is back: first rows after {seconds} s", seconds)
 
@@ -551,9 +565,8 @@ def run_fleet_demo(
             )
             box.start()
         story.note("centre", f"the centre serves on {fleet.server.url}")
-        until(
-            "three devices", lambda: all(fleet.device(n).state == "ok" and fleet.rows(n) for n in fleet.boxes)
-        )
+        up = lambda: all(fleet.device(n).state == "ok" and fleet.rows(n) for n in fleet.boxes)
+        until("three devices", up, seen=fleet.words)
         story.note("devices", "three devices run their cameras and report", len(fleet.boxes))
         break_things(fleet, story)
         try_good_model(fleet, story)

@@ -8,7 +8,9 @@ import signal
 import pytest
 
 from cv_pipeline.core.types import ConfigError, DataError
-from cv_pipeline.service.fleet_demo import PLANTED, Relay, Story, run_fleet_demo, until
+from cv_pipeline.edge.central import Heard
+from cv_pipeline.edge.devices import read_device
+from cv_pipeline.service.fleet_demo import LIMITS, PLANTED, Relay, Story, run_fleet_demo, until
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +107,17 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path):
 
 
 def test_waiting_ends_with_what_was_waited_for():
-    with pytest.raises(DataError, match="for: rain"):
-        until("rain", lambda: False, 0.1)
+    with pytest.raises(DataError, match="for: rain; instead: box-1 disk: 4.9% free"):
+        until("rain", lambda: False, 0.1, lambda: "box-1 disk: 4.9% free")
     assert until("sun", lambda: "sun", 0.1) == "sun"
+
+
+def test_the_disk_of_this_machine_may_be_nearly_full():
+    now = 1.8e9
+    for free in (0.04, 1e-4):  # three devices of the demo share it: it is not what the demo is about
+        heard = Heard(now, {"state": "running", "at": now, "hardware": {"disk_free": free}})
+        assert read_device("box-1", "hall", heard, now, limits=LIMITS).state == "ok"
+        assert read_device("box-1", "hall", heard, now).state == "disk"
 
 
 def test_a_relay_to_a_server_that_is_gone_refuses():
