@@ -131,7 +131,7 @@ def _facts(s: EvalSet) -> dict[str, Any]:
     "What a set holds, on one line."
     counts = {"pictures": len(s), "objects": len(s.truth), "predictions": len(s.predictions)}
     more = {"slices": ", ".join(s.columns)} if s.columns else {}
-    return {**counts, "classes": len(s.names), **more, **({"from": s.where} if s.where else {})}
+    return {**counts, "classes": len(s.names), **more}
 
 
 def _class_counts(s: EvalSet) -> list[dict[str, Any]]:
