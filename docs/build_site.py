@@ -21,6 +21,7 @@ from nbconvert import MarkdownExporter
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PAGES = ROOT / "nbs", ROOT / "docs"
 HAND = (
+    "project",
     "operations",
     "alerts",
     "fleet",

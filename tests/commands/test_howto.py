@@ -38,6 +38,7 @@ def help_of(words):
 CASES = [
     (page, *case)
     for page in (
+        "project.md",
         "fleet.md",
         "scale.md",
         "rules.md",
