@@ -23,7 +23,7 @@ from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PAGES = ROOT / "nbs", ROOT / "docs"
-USE = "install labels models applications rules alerts sites fleet scale privacy gpu".split()
+USE = "install project labels models applications rules alerts sites fleet scale privacy gpu".split()
 REFERENCE = "files what_is_read glossary licences".split()
 RUN = "operations reliability benchmarks model_card".split()
 HAND = (*USE, *REFERENCE, *RUN)  # pages written by hand, in the order of the site
