@@ -91,6 +91,7 @@ SEVERAL = {  # files that are read without a class: the module, and where their 
     "data.yaml": ("core.data_yaml", DATA),
     "rules.yaml": ("tracking.conditions", "`events` of a run, alone. [Rules](../rules.md)"),
     "names.yaml": ("core.class_names", "class names in seven shapes. [What is read](../what_is_read.md)"),
+    "decisions/NAME.yaml": ("readiness.decide", "answers, and what follows from them. `cv-pipeline decide`"),
     "metadata.yaml": ("inference.openvino", "Ultralytics' file beside an OpenVINO export"),
 }
 OTHERS = {  # modules that read YAML which is described elsewhere
@@ -123,6 +124,7 @@ ENVIRONMENT = {  # what a user may set
     "CV_PIPELINE_PRIVACY_OFF": "a reason: copies of stored pictures are not covered; it is stamped on them",
     "CV_PIPELINE_TRACEBACK": "1: an error is printed with its whole traceback",
     "CV_PIPELINE_TRUST_CHECKPOINTS": "1: opens any checkpoint of torch; only for files of your own",
+    "CV_PIPELINE_WIDGETS": "1: panels are widgets, 0: still cards; else by what started the kernel",
 }
 TABLES = {  # file → the function that gives its columns
     "results.parquet": "core.results:results_schema",
