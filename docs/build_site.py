@@ -23,7 +23,9 @@ from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PAGES = ROOT / "nbs", ROOT / "docs"
-USE = "install project labels models applications rules alerts sites fleet scale privacy gpu".split()
+USE = (
+    "install project comparison labels models applications rules alerts sites fleet scale privacy gpu".split()
+)
 REFERENCE = "files what_is_read glossary licences".split()
 RUN = "operations reliability benchmarks model_card".split()
 HAND = (*USE, *REFERENCE, *RUN)  # pages written by hand, in the order of the site
@@ -269,7 +271,12 @@ def write_pages(src: Path, books: list[Book]) -> dict[str, list[Book]]:
     places |= {(ROOT / file).resolve(): page for page, file in files.items()}
     made = reference.pages()
     places |= {(PAGES / "reference" / name).resolve(): f"reference/{name}" for name in made}
-    pictures = [PAGES / "imports.svg", ROOT / "data" / "demo.webp", *sorted((PAGES / "pictures").glob("*"))]
+    pictures = [
+        PAGES / "imports.svg",
+        PAGES / "looks.css",
+        ROOT / "data" / "demo.webp",
+        *sorted((PAGES / "pictures").glob("*")),
+    ]
     base = lambda path: ROOT if path.is_relative_to(ROOT / "data") else PAGES
     places |= {path.resolve(): str(path.relative_to(base(path))) for path in pictures}
     write_books(src, books, places)
