@@ -202,7 +202,7 @@ def _numeric_flips(topic: Topic, a: Mapping[str, Any], q: Question, now: str) ->
         {q.low, q.high, *(10.0**e for k in range(-12, 37) if q.low <= 10.0 ** (e := k / 4) <= q.high)}
     )
     if here is None:  # unknown: the first of each other answer
-        first = {(x := _tried(topic, a, q.key, v)): v for v in reversed(grid)}
+        first = {_tried(topic, a, q.key, v): v for v in reversed(grid)}
         return [(v, x) for x, v in first.items() if x != now]
     found = []
     for up in (False, True):
