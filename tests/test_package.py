@@ -26,8 +26,11 @@ def settings() -> dict[str, str]:
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT], check=True, capture_output=True
-    )
+        [sys.executable, "-m", "build", "--outdir", folder, ROOT],
+        check=True,
+        capture_output=True,
+        timeout=600,
+    )  # as a release: the source archive, and the wheel from it
     return next(folder.glob("*.whl"))
 
 
@@ -42,6 +45,10 @@ def test_the_wheel_holds_every_module_and_the_bundled_model_and_nothing_else(whe
         "cv_pipeline/models/yunet/LICENSE",
         "cv_pipeline/models/yunet/NOTICE",
     } <= set(names)
+    for folder, place in (("reports", "templates"), ("how_to", "how_to")):
+        notebooks = {p.name for p in (ROOT / "nbs" / folder).glob("*.ipynb")}
+        assert {f"cv_pipeline/{place}/{name}" for name in notebooks} <= set(names)
+    assert "cv_pipeline/how_to/cv-pipeline@.service" in names
     assert all(name.startswith(("cv_pipeline/", "cv_pipeline-")) for name in names)
     assert zipfile.ZipFile(wheel).getinfo("cv_pipeline/models/factory_line/model.onnx").file_size <= 4 * 2**20
 
