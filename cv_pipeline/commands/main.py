@@ -68,6 +68,7 @@ PANELS = {
     "Devices and fleet": "device central fleet",
     "Privacy": "privacy",
     "Alerts": "alerts",
+    "Decide and check": "decide",
     "Monitor": "health log audit retrain-check monitoring-files sites",
 }
 
@@ -103,7 +104,7 @@ data_app = group("Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
 PARTS = (
     "models annotation monitoring thresholds release device fleet erasure scale storage cluster rules "
-    "alerts sites search applications browse project moderation"
+    "alerts sites search applications browse project moderation readiness"
 )
 for name in PARTS.split():  # a book each
     part = getattr(import_module(f"cv_pipeline.commands.{name}"), f"{name}_commands")

@@ -25,7 +25,9 @@ def lines(page):
         for line in block.replace("\\\n", " ").splitlines():
             for part in re.split(r"&&|\|", re.sub(r"\s#.*", "", line)):
                 words = shlex.split(part)
-                if words[:1] == ["cv-pipeline"]:
+                while words[:1] and (words[0] == "sudo" or "=" in words[0]):
+                    words = words[1:]
+                if words and words[0].rpartition("/")[2] == "cv-pipeline":
                     yield " ".join(words[1:]), words[1:]
 
 
@@ -40,21 +42,10 @@ def help_of(words):
     return len(path), CliRunner().invoke(app, [*path, "--help"], env=env).output
 
 
-CASES = [
-    (page, *case)
-    for page in (
-        "project.md",
-        "fleet.md",
-        "scale.md",
-        "rules.md",
-        "operations.md",
-        "labels.md",
-        "models.md",
-        "applications.md",
-        *sorted(p.name for p in (ROOT / "nbs" / "how_to").glob("*.ipynb")),
-    )
-    for case in lines(page)
-]
+PAGES = sorted(
+    p.name for d in ("docs", "nbs/how_to") for p in (ROOT / d).glob("*") if p.suffix in (".md", ".ipynb")
+)
+CASES = [(page, *case) for page in PAGES for case in lines(page)]
 
 
 def test_the_pages_have_commands():
