@@ -104,3 +104,34 @@ def test_the_installed_wheel_runs_the_demo_away_from_the_source(wheel, tmp_path)
     )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out/index.html").exists() and "camera-1" in result.stdout
+
+
+def test_a_project_of_the_installed_wheel_stands_on_its_own(wheel, tmp_path):
+    "Away from the source: made, checked, run, reported, two notebooks executed; a second init refuses."
+    site, place = tmp_path / "site", tmp_path / "my line"
+    words = ["install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel]
+    subprocess.run([sys.executable, "-m", "pip", *words], check=True, timeout=300)
+    env = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+
+    def done(*command, cwd=place):
+        how = {"cwd": cwd, "env": env, "capture_output": True, "text": True, "timeout": 300}
+        return subprocess.run([sys.executable, *map(str, command)], **how)
+
+    cli = site / "bin" / "cv-pipeline"
+    made = done(cli, "init", place, "--source", "line:frames=60", "--yes", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    where = done("-c", "import cv_pipeline.readiness.init as m; print(m.__file__, m.how_to_folder())")
+    assert where.stdout.count(str(site)) == 2, where.stdout + where.stderr
+    for command in (("check", "cameras.yaml"), ("run", "cameras.yaml")):
+        result = done(cli, *command)
+        assert result.returncode == 0, result.stderr
+    assert (place / "runs/latest/results.parquet").is_file()
+    reported = done(cli, "report", "traffic", "-p", "results=runs/latest")
+    assert reported.returncode == 0, reported.stderr
+    assert list((place / "reports").glob("*/traffic-*/report.html"))
+    for name in ("01_own_yolo.ipynb", "08_canary.ipynb"):
+        run = done("-m", "nbconvert", "--to", "notebook", "--execute", "--inplace", name, cwd=place / "nbs")
+        assert run.returncode == 0, run.stderr
+    assert (place / "runs/how_to/01/run/results.parquet").is_file()
+    again = done(cli, "init", place, "--yes", cwd=tmp_path)
+    assert again.returncode == 2 and "not empty" in again.stderr
