@@ -199,7 +199,7 @@ telemetry: {{max_gb: 2}}                  # the prediction log, which drift repo
 collect: {{random: 0.01, max_gb: 1}}      # pictures worth a label, in runs/latest/collected
 """
 
-# %% ../../nbs/18_readiness/08_init.ipynb #d3772aa3
+# %% ../../nbs/18_readiness/08_init.ipynb #8d524525
 EVALUATION, TRAFFIC, DRIFT = "evaluation", "traffic", "drift"
 
 
@@ -247,11 +247,11 @@ report:  ## evaluate the model on labelled pictures
 traffic:  ## counts by hour of the last run
 	$(CV) {_make(lines[TRAFFIC])}
 
-drift:  ## compare the last day with the time before
+drift:  ## compare the last day with the days before, from the second day on
 	$(CV) {_make(lines[DRIFT])}
 
 index:  ## one page that lists all reports
-	$(CV) report --index
+	$(CV) report index
 
 checklist:  ## what is proven, and what is missing, before this may go live
 	$(CV) checklist .
@@ -411,7 +411,7 @@ def ignored_text(project: NewProject) -> str:
     secret = ("cameras.yaml",) if project.camera.secret else ()
     return "\n".join((*_IGNORED, ".ipynb_checkpoints/", *secret)) + "\n"
 
-# %% ../../nbs/18_readiness/08_init.ipynb #7ed63d5e
+# %% ../../nbs/18_readiness/08_init.ipynb #bf38f087
 def readme_text(project: NewProject) -> str:
     "README.md of the project."
     who = project.answers.readers or "not named yet"
@@ -451,14 +451,16 @@ Reports are read by: {who}.
 def checklist_text(project: NewProject) -> str:
     "checklist.yaml."
     return f"""# Where `cv-pipeline checklist` finds the evidence; paths begin at this folder.
+name: {_said(project.name)}
 model: {_said(project.model.path)}
 config: cameras.yaml
-runs: [runs]
-reports: [reports]
-benchmarks: []
-datasets: [data/test]
-attestations: []
-not_applicable: {{}}     # ITEM: {{reason: …, name: …, date: 2026-01-31}}
+runs: runs
+reports: reports
+benchmarks: benchmarks
+datasets: data
+attestations: attestations
+decisions: decisions
+not_applicable: {{}}     # ITEM: {{reason: one box, name: A. Ng, date: 2026-11-01}}
 """
 
 # %% ../../nbs/18_readiness/08_init.ipynb #951a9ad6

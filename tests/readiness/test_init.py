@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from cv_pipeline.commands.main import PANELS, app
 from cv_pipeline.core.config import load_config
 from cv_pipeline.core.types import ConfigError, CVPipelineError
 from cv_pipeline.inference.loading import load_model
@@ -26,10 +29,12 @@ from cv_pipeline.readiness.init import (
     init_project,
     with_values,
 )
-from cv_pipeline.reporting.runner import checked_cron, read_parameters
+from cv_pipeline.reporting.runner import checked_cron, read_parameters, template_folders
 from tests.helpers.cli import CLI
 
 FACTORY = bundled_models()["factory_line"]
+PANEL_COMMANDS = {name for names in PANELS.values() for name in names.split()}
+LATER = {"checklist"}  # of the book that is being written beside this one
 SECRET = "rtsp://viewer:hunter2@10.0.0.7/stream"
 
 
@@ -142,6 +147,37 @@ def test_a_target_of_the_makefile_calls_its_command(project, target):
     assert made.returncode == 0, made.stderr
     word = {"traffic": "report", "drift": "report", "lab": "lab"}.get(target, target)
     assert word in made.stdout.split()
+
+
+def commands_of(folder):
+    "Every cv-pipeline command in files of a project: its words after the program."
+    names = (
+        "Makefile",
+        "deploy/crontab",
+        ".github/workflows/reports.yml",
+        "deploy/project.conf",
+        "README.md",
+    )
+    for name in names:
+        for line in (folder / name).read_text(encoding="utf-8").splitlines():
+            for found in re.findall(r"(?:\$\(CV\)|run: cv-pipeline|bin/cv-pipeline\"?) ([^>`|&]+)", line):
+                yield name, shlex.split(found)
+
+
+def test_every_command_of_the_files_exists_with_its_options(project):
+    env = {"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}
+    found = list(commands_of(project))
+    assert len(found) >= 12
+    for name, words in found:
+        if words[0] not in PANEL_COMMANDS:
+            assert words[0] in LATER, f"{name}: unknown command {words[0]}"
+            continue
+        shown = CliRunner().invoke(app, [words[0], "--help"], env=env).output
+        given = {w.partition("=")[0] for w in words[1:] if re.match(r"--?[a-z]", w)}
+        assert [o for o in given if o not in shown] == [], name
+        if words[0] == "report":
+            known = {p.stem for folder in template_folders() for p in folder.glob("*.ipynb")}
+            assert words[1] in known | {"index", "list", "prune"}, name
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
