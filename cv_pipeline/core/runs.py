@@ -9,11 +9,13 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .files import move_file, read_json, write_json, writable_folder, writing
+from .escaping import html_card
+from .files import move_file, process_lives, read_json, write_json, writable_folder, writing
 from cv_pipeline.core.results import (
     hours_of,
     jsonl_files,
@@ -25,7 +27,7 @@ from .tables import ASIDE
 from .types import DataError, SinkError, utc_now
 
 # %% auto #0
-__all__ = ['RUNNING', 'files_of_run', 'files_in_the_way', 'make_way', 'begin_run', 'notes_of_run', 'end_run', 'runs_aside']
+__all__ = ['RUNNING', 'files_of_run', 'files_in_the_way', 'make_way', 'begin_run', 'notes_of_run', 'end_run', 'runs_aside', 'Run']
 
 # %% ../../nbs/00_core/19_runs.ipynb #3fdc9b71
 RUNNING = "running.json"  # there while a run writes into its folder, and after it was killed
@@ -171,3 +173,52 @@ def end_run(folder: str | Path) -> None:
 def runs_aside(folder: str | Path) -> list[Path]:
     "Folders of the runs that were moved aside; each can be read like a run's folder."
     return sorted(path for start in ASIDE for path in Path(folder).glob(f"{start}*") if path.is_dir())
+
+# %% ../../nbs/00_core/19_runs.ipynb #16edc09b
+class Run:
+    "A run's folder, for people: its state, its cameras, its counts. Reads again whenever it is shown."
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise DataError("the folder of a run was not found", folder, "give the folder after `--out`")
+
+    def summary(self) -> dict[str, Any]:
+        "What `summary.json` holds; empty while the run has not ended."
+        return _table(self.folder / "summary.json")
+
+    @property
+    def state(self) -> str:
+        "running, interrupted, failed, done; or unknown for a folder that no run has written to."
+        told = self.summary()
+        if (self.folder / RUNNING).exists():
+            process = str(_table(self.folder / RUNNING).get("process"))
+            return "running" if process_lives(process) else "interrupted"
+        if told.get("error"):
+            return "failed"
+        return ("interrupted" if told.get("interrupted") else "done") if told else "unknown"
+
+    def sources(self) -> list[dict[str, Any]]:
+        "A row a camera: state, frames, detections, tracks."
+        named = {"state": "state", "frames_read": "frames", "detections": "detections", "tracks": "tracks"}
+        rows = self.summary().get("sources")
+        known = rows.items() if isinstance(rows, Mapping) else ()
+        return [
+            {"source": name, **{text: row.get(key) for key, text in named.items()}}
+            for name, row in known
+            if isinstance(row, Mapping)
+        ]
+
+    def __repr__(self) -> str:
+        return f"Run({self.folder.name!r}, {self.state}, {len(self.sources())} sources)"
+
+    def _repr_html_(self) -> str:
+        told, model = self.summary(), _table(self.folder / "summary.json", "model")
+        facts = {
+            "model": model.get("name"),
+            "seconds": told.get("seconds"),
+            "frames": told.get("frames_read"),
+        }
+        facts["files"] = ", ".join(path.name for path in files_of_run(self.folder)) or "none"
+        notes = [told["error"]] if told.get("error") else []
+        return html_card(f"Run {self.folder.name}", facts, self.sources(), None, self.state, notes)

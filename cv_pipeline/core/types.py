@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from .escaping import html_card
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 # %% auto #0
-__all__ = ['RESULT_COLUMNS', 'WHOLE_COLUMNS', 'Clock', 'CVPipelineError', 'ConfigError', 'DataError', 'SourceError',
+__all__ = ['MOST_ROWS', 'RESULT_COLUMNS', 'WHOLE_COLUMNS', 'Clock', 'CVPipelineError', 'ConfigError', 'DataError', 'SourceError',
            'BackendError', 'ModelSpecMismatch', 'SinkError', 'UnexpectedError', 'unexpected', 'MissingExtraError',
            'is_number', 'is_whole', 'check_rules', 'Frame', 'box_area', 'box_iou', 'Detections', 'merge_detections',
            'validate_detections', 'Decision', 'Classification', 'FrameResult', 'utc_now', 'Clocks', 'Source',
@@ -167,6 +169,10 @@ class Frame:
         "(width, height) in pixels."
         return self.image.shape[1], self.image.shape[0]
 
+    def __repr__(self) -> str:
+        width, height = self.size
+        return f"Frame({self.source_id!r}, {self.frame_id}, {width}x{height}, {self.captured_at.isoformat()})"
+
 # %% ../../nbs/00_core/01_types.ipynb #7755dede
 def _column(value: Any, name: str, dtype: type, shape: tuple[int, ...], fill: Any = None) -> np.ndarray:
     "`value` as an array of `dtype`, None as `fill`; DataError when its shape is not `shape` (-1: any size)."
@@ -208,6 +214,41 @@ def box_iou(
     np.maximum(union, 1e-9, out=union)
     overlap /= union
     return overlap
+
+# %% ../../nbs/00_core/01_types.ipynb #6d43ca2b
+MOST_ROWS = 10  # of an object that shows itself
+
+
+def _facts(d: Detections) -> dict[str, Any]:
+    "What there is to say about detections, on one line."
+    classes, counts = np.unique(d.class_id, return_counts=True)
+    often = np.argsort(-counts, kind="stable")[:4]
+    some = ", ".join(f"{classes[i]}×{counts[i]}" for i in often) + (", …" if len(classes) > 4 else "")
+    facts: dict[str, Any] = {"count": len(d)}
+    if len(d):
+        low, high = float(np.min(d.confidence)), float(np.max(d.confidence))
+        facts |= {"classes": some, "confidence": f"{low:.2f} to {high:.2f}"}
+    if (d.tracker_id >= 0).any():
+        facts["tracked"] = int((d.tracker_id >= 0).sum())
+    return facts | ({"more": ", ".join(map(str, d.data))} if d.data else {})
+
+
+def _rows(d: Detections, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    "The first rows for a table; class names where they are known."
+    rows, tracked = [], bool((d.tracker_id >= 0).any())
+    for i in range(min(len(d), MOST_ROWS)):
+        number = int(d.class_id[i])
+        row: dict[str, Any] = {"class": names[number] if 0 <= number < len(names) else str(number)}
+        row["confidence"] = round(float(d.confidence[i]), 3)
+        if tracked:
+            row["track"] = int(d.tracker_id[i]) if d.tracker_id[i] >= 0 else None
+        corners = np.round(d.xyxy[i].astype(float), 1).tolist()
+        row |= dict(zip(("x1", "y1", "x2", "y2"), corners))
+        if "decision" in d.data:
+            value = int(d.data["decision"][i])
+            row["decision"] = Decision(value).name if value in tuple(Decision) else value
+        rows.append(row)
+    return rows
 
 # %% ../../nbs/00_core/01_types.ipynb #dd700287
 _FILLED: Any = None  # the default of a column that `__post_init__` fills: afterwards it is always an array
@@ -265,6 +306,12 @@ class Detections:
     def area(self) -> np.ndarray:
         "(n,) square pixels."
         return box_area(self.xyxy)
+
+    def __repr__(self) -> str:
+        return f"Detections({', '.join(f'{key}: {value}' for key, value in _facts(self).items())})"
+
+    def _repr_html_(self) -> str:
+        return html_card("Detections", _facts(self), _rows(self), len(self))
 
 # %% ../../nbs/00_core/01_types.ipynb #02595a0d
 def merge_detections(
@@ -354,6 +401,42 @@ class Classification:
         order = np.argsort(-self.scores, kind="stable")[:k]
         return list(zip(order.tolist(), self.scores[order].tolist()))
 
+    def __repr__(self) -> str:
+        best = ", ".join(f"{number}: {score:.3g}" for number, score in self.top(3))
+        return f"Classification({len(self.class_id)} reported, {len(self.scores)} classes, best {best})"
+
+    def _repr_html_(self) -> str:
+        return html_card("Classification", {"classes": len(self.scores)}, _scored(self), len(self.scores))
+
+# %% ../../nbs/00_core/01_types.ipynb #d7219066
+def _scored(c: Classification) -> list[dict[str, Any]]:
+    "The best classes for a table."
+    reported = set(c.class_id.tolist())
+    return [
+        {"class": str(number), "score": round(score, 4), "reported": number in reported}
+        for number, score in c.top(MOST_ROWS)
+    ]
+
+
+def _result_html(r: FrameResult) -> str:
+    "A result as a card, without its picture."
+    width, height = r.frame.size
+    facts = {
+        "source": r.frame.source_id,
+        "frame": r.frame.frame_id,
+        "at": r.frame.captured_at.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        "size": f"{width}×{height}",
+        **({"model": r.model} if r.model else {}),
+        **({"time": f"{sum(r.timings_ms.values()):.1f} ms"} if r.timings_ms else {}),
+    }
+    rows: list[dict[str, Any]] = _rows(r.detections, r.names)
+    if (c := r.classification) is not None:
+        rows = [{**row, "class": r.class_name(int(row["class"]))} for row in _scored(c)]
+    notes = [] if r.inferred else ["the selector left this frame out"]
+    return html_card(
+        "FrameResult", facts, rows, len(r.detections if c is None else c.scores), r.status, notes
+    )
+
 # %% ../../nbs/00_core/01_types.ipynb #b1e3f98a
 @dataclass(slots=True)
 class FrameResult:
@@ -382,6 +465,12 @@ class FrameResult:
         "The same result with a black picture of this size that takes one byte: to be kept."
         black = np.broadcast_to(np.zeros(1, np.uint8), self.frame.image.shape)
         return replace(self, frame=replace(self.frame, image=black))
+
+    def __repr__(self) -> str:
+        return f"FrameResult({self.frame!r}, {self.detections!r}, status={self.status!r})"
+
+    def _repr_html_(self) -> str:
+        return _result_html(self)
 
 # %% ../../nbs/00_core/01_types.ipynb #069921b0
 Clock = Callable[[], float]  # monotonic seconds, e.g. time.monotonic

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.escaping import csv_plain
+from ..core.escaping import csv_plain, html_card
 from ..core.files import expecting, read_json, read_text
 from ..core.formats import IMAGE_SUFFIXES, LabelledImage
 from ..core.images import read_image
@@ -95,8 +95,7 @@ class EvalSet:
         return len(self.images)
 
     def select(self, pictures: np.ndarray) -> EvalSet:
-        """The set of some pictures, by mask or index; a repeated index repeats the image (as a bootstrap
-        does)."""
+        "The set of some pictures, by mask or index; a repeated index repeats the image, as in a bootstrap."
         rows = np.arange(len(self))[pictures]
         take = lambda table: table[order] if len(order := _rows_of(table.image, rows)[0]) else table[:0]
         new = lambda table: replace(take(table), image=_rows_of(table.image, rows)[1].astype(np.int32))
@@ -120,6 +119,28 @@ class EvalSet:
             )
         values = self.columns[column]
         return {value: values == value for value in sorted(set(values.tolist()), key=str)}
+
+    def __repr__(self) -> str:
+        return f"EvalSet({', '.join(f'{key}: {value}' for key, value in _facts(self).items())})"
+
+    def _repr_html_(self) -> str:
+        return html_card("EvalSet", _facts(self), _class_counts(self), len(self.names), notes=self.notes)
+
+# %% ../../nbs/05_evaluation/00_records.ipynb #0b70bd8e
+def _facts(s: EvalSet) -> dict[str, Any]:
+    "What a set holds, on one line."
+    counts = {"pictures": len(s), "objects": len(s.truth), "predictions": len(s.predictions)}
+    more = {"slices": ", ".join(s.columns)} if s.columns else {}
+    return {**counts, "classes": len(s.names), **more}
+
+
+def _class_counts(s: EvalSet) -> list[dict[str, Any]]:
+    "The most frequent classes for a table."
+    count = lambda table: np.bincount(table.class_id, minlength=len(s.names))
+    objects, predicted = count(s.truth), count(s.predictions)
+    order = np.argsort(-objects, kind="stable")[:10].tolist()
+    row = lambda c: {"class": s.names[c], "objects": int(objects[c]), "predictions": int(predicted[c])}
+    return [row(c) for c in order]
 
 
 def _rows_of(image: np.ndarray, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..core.escaping import html_text
+from ..core.escaping import html_card, html_text
 from ..core.stamp import stamp
 from ..core.viz import pyplot
 from .calibration import CalibrationReport, calibrate, plot_claims
@@ -133,6 +133,24 @@ class Evaluation:
             "comparison": self.comparison,
             "calibration": self.calibration and _calibration_dict(self.calibration),
         }
+
+    def __repr__(self) -> str:
+        return f"Evaluation({self.set!r}, {', '.join(f'{k}: {v}' for k, v in self.intervals.items())})"
+
+    def _repr_html_(self) -> str:
+        return _evaluation_html(self)
+
+# %% ../../nbs/05_evaluation/11_summary.ipynb #2c96d2fe
+def _evaluation_html(e: Evaluation) -> str:
+    "An evaluation as a card: the verdict, five numbers with their intervals, and why it is what it is."
+    rows = [
+        {"metric": name, "value": round(v.value, 4), "low": round(v.low, 4), "high": round(v.high, 4)}
+        for name, v in e.intervals.items()
+    ]
+    shown = ("model", "pictures", "objects", "clusters", "data")
+    facts = {key: e.header[key] for key in shown if key in e.header}
+    notes = [f"{f.verdict.value} {f.what}: {f.reason}" for f in e.findings]
+    return html_card("Evaluation", facts, rows, state=e.verdict or "no floors given", notes=notes)
 
 # %% ../../nbs/05_evaluation/11_summary.ipynb #f6c2fdc8
 def _row(

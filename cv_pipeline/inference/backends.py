@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.escaping import html_card
 from ..core.model_files import artefact_sha256
 from ..core.types import Backend, BackendError, Classification, ConfigError, Detections
 from .calibrators import Calibrator
@@ -148,6 +149,23 @@ class Model(_Asked):
     def close(self) -> None:
         "Release the runtime."
         self.backend.close()
+
+    def __repr__(self) -> str:
+        return f"Model({', '.join(f'{key}: {value}' for key, value in _facts(self).items())})"
+
+    def _repr_html_(self) -> str:
+        rows = [{"class": name, "number": i} for i, name in enumerate(self.manifest.names)]
+        return html_card(self.manifest.name, _facts(self), rows, len(rows))
+
+# %% ../../nbs/02_inference/08_backends.ipynb #fc772b7a
+def _facts(model: Model) -> dict[str, Any]:
+    "What a model is, on one line."
+    known, (height, width) = model.manifest, model.manifest.preprocess.imgsz
+    facts: dict[str, Any] = {"name": known.name, "version": known.version, "task": known.task}
+    facts |= {"classes": len(known.names), "input": f"{width}×{height}", "head": known.postprocess.head}
+    facts |= {"conf": known.postprocess.conf, "iou": known.postprocess.iou}
+    facts["thresholds"] = "as shipped" if model.own is None else "changed"
+    return {**facts, "runs on": model.backend.provider, "sha256": known.sha256[:12]}
 
 # %% ../../nbs/02_inference/08_backends.ipynb #e81a2036
 def make_postprocessor(manifest: ModelManifest) -> Postprocessor:

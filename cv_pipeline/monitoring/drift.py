@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
+from ..core.escaping import html_card
 from .day_drift import DayScopes, DayTable, day_scopes, day_table, local_days
 from cv_pipeline.monitoring.observed import (
     FAMILIES,
@@ -546,6 +547,29 @@ class Drift:
             "notes": self.notes,
             **self.header,
         }
+
+    def __repr__(self) -> str:
+        alarms = ", ".join(f.family for f in self.families if f.alarm) or "none"
+        return f"Drift({self.verdict}, cause: {self.cause}, alarms: {alarms}, action: {self.action})"
+
+    def _repr_html_(self) -> str:
+        facts = {"cause": self.cause, "action": self.action, "cameras": ", ".join(self.devices) or "none"}
+        return html_card("Drift", facts, _family_rows(self), state=self.verdict, notes=self.notes)
+
+# %% ../../nbs/09_monitoring/09_drift.ipynb #0b3c593e
+def _family_rows(drift: Drift) -> list[dict[str, Any]]:
+    "A row a family of features for a table."
+    shown = lambda v: float(f"{v:.3g}") if np.isfinite(v) else None
+    return [
+        {
+            "family": f.family,
+            "state": f.state,
+            "effect": shown(f.effect),
+            "floor": f.floor,
+            "p": shown(f.p_adjusted),
+        }
+        for f in drift.families
+    ]
 
 
 def _rare_enough(window: np.ndarray, settings: DriftSettings) -> bool:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.escaping import html_text, markdown_text
+from ..core.escaping import html_card, html_text, markdown_text
 from ..core.files import expecting, read_json, write_whole, writing
 from ..core.formats import LabelledImage, evaluation_items
 from ..core.model_files import artefact_sha256
@@ -561,9 +561,7 @@ class Benchmark:
     model: str
     machine: dict[str, Any]
     when: str  # UTC
-    load: tuple[
-        float, float
-    ]  # load average before and after; far above 0 before: other processes were running
+    load: tuple[float, float]  # load average before and after; far above 0 before: others were running
     settings: dict[str, Any]
     rows: list[dict[str, Any]]  # speed and memory: a row a case
     accuracy: dict[str, dict[str, Any]] = field(default_factory=dict)  # label → AP
@@ -571,9 +569,7 @@ class Benchmark:
     batching: dict[str, Any] = field(default_factory=dict)  # knee and advice
     start_s: float | None = None  # from starting a process to the first detections of the own file
     notes: list[str] = field(default_factory=list)  # what was not measured, and why
-    stamp: dict[str, Any] = field(
-        default_factory=dict
-    )  # where the numbers come from; an older document has none
+    stamp: dict[str, Any] = field(default_factory=dict)  # of the numbers; an older document has none
     format: int = 2  # 1 had no mean_ms and no raw_ms
 
     def to_dict(self) -> dict[str, Any]:
@@ -593,6 +589,12 @@ class Benchmark:
             None,
         )
         return None if own is None or row["error"] else own["p50_ms"] / row["p50_ms"]
+
+    def __repr__(self) -> str:
+        return f"Benchmark({self.model!r}, {len(self.rows)} rows, {self.when})"
+
+    def _repr_html_(self) -> str:
+        return _benchmark_html(self)
 
 
 def read_benchmark(path: str | Path) -> Benchmark:
@@ -662,6 +664,14 @@ def accuracy_table(b: Benchmark) -> list[dict[str, str]]:
             }
         )
     return rows
+
+# %% ../../nbs/06_optimization/08_benchmark.ipynb #e527cab2
+def _benchmark_html(b: Benchmark) -> str:
+    "A benchmark as a card: the columns that most people compare."
+    some = ("file", "threads", "batch", "p50 ms", "p95 ms", "images/s", "× own file")
+    rows = [{key: row.get(key) for key in some} for row in speed_table(b)]
+    facts = {"machine": b.machine.get("processor"), "measured": b.when}
+    return html_card(f"Benchmark of {b.model}", facts, rows, notes=b.notes)
 
 # %% ../../nbs/06_optimization/08_benchmark.ipynb #13245037
 def _markdown_table(rows: Sequence[Mapping[str, str]]) -> str:

@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from ..core.escaping import html_card
 from ..core.files import append_lines, locked, read_json_lines
 from ..core.types import ConfigError, DataError, check_rules, is_number, is_whole, utc_now
 from cv_pipeline.release.evidence import (
@@ -182,6 +183,15 @@ class RolloutReport:
         named = [{**asdict(f), "verdict": f.verdict.value} for f in self.findings]
         hours = self.more_hours if math.isfinite(self.more_hours) else None
         return {**asdict(self), "verdict": self.verdict.value, "findings": named, "more_hours": hours}
+
+    def __repr__(self) -> str:
+        first = next((f"{f.what}: {f.reason}" for f in self.findings), "no evidence")
+        return f"RolloutReport({self.verdict.value}, {first})"
+
+    def _repr_html_(self) -> str:
+        rows = [{"what": f.what, "verdict": f.verdict.value, "reason": f.reason} for f in self.findings]
+        facts = {"more hours": self.more_hours, "expired": self.expired}
+        return html_card("Rollout", facts, rows, state=self.verdict, notes=[*self.missing, *self.notes])
 
 
 def memory_failure(policy: Policy, baseline: Baseline, peak_mb: float, where: str) -> list[Failure]:

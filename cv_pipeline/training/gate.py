@@ -18,6 +18,7 @@ import numpy as np
 from ..annotation.datasets import check_leak, check_test_set, read_frozen
 from ..annotation.versions import read_version
 from ..core.data_yaml import pictures_below
+from ..core.escaping import html_card
 from ..core.files import Staging, copy_over, move_file, write_whole
 from ..core.model_files import model_parts
 from ..core.formats import LabelledImage, evaluation_items, read_dataset
@@ -168,6 +169,14 @@ class Comparison:
             "lost": list(self.lost),
             "added": list(self.added),
         }
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.verdict.value}, {len(self.slices)} slices, lost classes: {len(self.lost)})"
+
+    def _repr_html_(self) -> str:
+        facts = {"classes": len(self.shared), "lost": len(self.lost), "new": len(self.added)}
+        rows = [s.row() for s in self.slices]
+        return html_card("New against old", facts, rows, state=self.verdict, notes=self.reasons())
 
 # %% ../../nbs/08_training/04_gate.ipynb #b505906f
 def _added(new: EvalSet, names: Sequence[str]) -> list[dict[str, Any]]:

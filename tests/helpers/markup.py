@@ -13,6 +13,9 @@ TAG = re.compile(r"</?[a-zA-Z][a-zA-Z0-9]*[\s>=/]|<!")
 ESCAPE = {"html_text", "link_text", "quoteattr"}
 NUMBERS = {"len", "int", "float", "round", "sum", "abs"}
 MARKUP = {  # functions whose result is markup: their own f-strings are read like all others
+    "html_badge",
+    "html_card",
+    "html_rows",
     "html_table",
     "html_verdict",
     "html_drift",

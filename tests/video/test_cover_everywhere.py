@@ -75,6 +75,8 @@ COVERED = {  # module, function → what has to be in it
     ("apps/search_files", "_shown"): "self.sheet()",
     ("apps/search_files", "_sheet"): "_tile(",
     ("apps/anomaly_model", "odd_sheet"): "PictureCover(",
+    ("reporting/panels", "jpeg"): "self.covered(number)",
+    ("reporting/thresholds", "explorer_picture"): "x.album.jpeg(",
     ("alerts/live", "_draw"): "jpeg(",  # `take` hands over what the gate let through: see below
 }
 COVERED |= {
@@ -89,6 +91,7 @@ COVERED |= {
 ALSO = {  # where the cover is one call further away
     ("apps/browse", "add"): "self.cover(item.image",
     ("apps/search_files", "_tile"): "m.cover(image",
+    ("reporting/panels", "covered"): "self.cover(self.read(number))",
     ("alerts/live", "take"): "self._gate.take(result)",
     ("annotation/suggest", "suggest"): "self.cover(image)",
     ("monitoring/audit", "take_pictures"): "cover(",
