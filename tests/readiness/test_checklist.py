@@ -566,3 +566,11 @@ def test_a_preprocessing_that_is_not_the_trainers_is_found(monkeypatch):
     right = module.as_trained
     monkeypatch.setattr(module, "as_trained", lambda image, spec: right(image, replace(spec, color="BGR")))
     assert module.prove_preprocessing(PreprocessSpec())["outcome"] == "fail"
+
+
+def test_what_fails_stands_above_everything_else_on_the_page(tmp_path):
+    (tmp_path / "checklist.yaml").write_text("name: x\n")
+    (tmp_path / "cameras.yaml").write_text("sources: [gate.mp4]\n")
+    page = checklist_page(run_checklist(opened(tmp_path), note=False))
+    assert page.index("What fails") < page.index("<b>H1</b>") < page.index("<h2>architecture</h2>")
+    assert page.count("<b>H1</b>") == 1
