@@ -110,7 +110,8 @@ def test_time_and_memory_are_measured(done):
 
 
 def test_temporary_files_of_a_notebook_go_with_it(done, tmp_path_factory):
-    (folder,) = tmp_path_factory.getbasetemp().glob("books*/temporary")
+    folder = tmp_path_factory.getbasetemp() / "books0" / "temporary"
+    assert folder.is_dir()
     assert not [p for p in folder.iterdir() if p.name.startswith("nb-")]
 
 
