@@ -92,6 +92,9 @@ def test_every_how_to_notebook_is_copied_with_the_values_of_the_project(project)
         assert values["out"] == f"../runs/how_to/{name[:2]}"
         assert values.get("model", "../models/my_yolo") == "../models/my_yolo"
         assert values.get("cameras", "../cameras.yaml") == "../cameras.yaml"
+        assert values.get("collection", "../runs/latest/collected") == "../runs/latest/collected"
+        kinds = {k: type(p.default) for k, p in read_parameters(how_to_folder() / name).items()}
+        assert {k: type(v) for k, v in values.items()} == kinds, "a value has another type than the default"
         assert values.get("source", "") == "", "an address that needs a password stands in cameras.yaml only"
 
 
