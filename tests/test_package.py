@@ -107,6 +107,23 @@ def test_the_installed_wheel_runs_the_demo_away_from_the_source(wheel, tmp_path)
     assert (tmp_path / "out/index.html").exists() and "camera-1" in result.stdout
 
 
+def test_a_run_loads_nothing_that_takes_long_before_its_first_result(tmp_path):
+    code = f"""
+import sys
+sys.argv = ["cv-pipeline", "run", "line:frames=1", "--out", {str(tmp_path / "out")!r}]
+from cv_pipeline.commands.main import main
+try:
+    main()
+finally:
+    slow = {{"scipy.stats", "scipy.optimize", "scipy.sparse", "matplotlib", "torch"}}
+    print(sorted(slow & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert (tmp_path / "out" / "results.parquet").exists()
+
+
 def test_a_project_of_the_installed_wheel_stands_on_its_own(wheel, tmp_path):
     "Away from the source: made, checked, run, reported, two notebooks executed; a second init refuses."
     site, place = tmp_path / "site", tmp_path / "my line"
