@@ -68,7 +68,7 @@ PANELS = {
     "Devices and fleet": "device central fleet",
     "Privacy": "privacy",
     "Alerts": "alerts",
-    "Decide and check": "decide",
+    "Decide and check": "decide checklist",
     "Monitor": "health log audit retrain-check monitoring-files sites",
 }
 

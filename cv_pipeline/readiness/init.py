@@ -199,7 +199,7 @@ telemetry: {{max_gb: 2}}                  # the prediction log, which drift repo
 collect: {{random: 0.01, max_gb: 1}}      # pictures worth a label, in runs/latest/collected
 """
 
-# %% ../../nbs/18_readiness/08_init.ipynb #8d524525
+# %% ../../nbs/18_readiness/08_init.ipynb #f5f02bd2
 EVALUATION, TRAFFIC, DRIFT = "evaluation", "traffic", "drift"
 
 
@@ -254,10 +254,10 @@ index:  ## one page that lists all reports
 	$(CV) report index
 
 checklist:  ## what is proven, and what is missing, before this may go live
-	$(CV) checklist .
+	$(CV) checklist . --html reports/checklist.html
 
 lab:  ## the notebooks, filled in for this project
-	jupyter lab --notebook-dir nbs
+	jupyter lab --notebook-dir nbs $$([ $$(id -u) != 0 ] || echo --allow-root)
 """
 
 # %% ../../nbs/18_readiness/08_init.ipynb #e5795e49
