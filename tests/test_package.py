@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -114,7 +115,8 @@ from cv_pipeline.commands.main import main
 try:
     main()
 finally:
-    print(sorted({{"scipy.stats", "scipy.optimize", "scipy.sparse", "matplotlib", "torch"}} & set(sys.modules)))
+    slow = {{"scipy.stats", "scipy.optimize", "scipy.sparse", "matplotlib", "torch"}}
+    print(sorted(slow & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -134,7 +136,9 @@ def test_a_project_of_the_installed_wheel_stands_on_its_own(wheel, tmp_path):
         return subprocess.run([sys.executable, *map(str, command)], **how)
 
     cli = site / "bin" / "cv-pipeline"
-    made = done(cli, "init", place, "--source", "line:frames=60", "--yes", cwd=tmp_path)
+    onnx = shutil.copy(ROOT / "cv_pipeline/models/factory_line/model.onnx", tmp_path / "my yolo.onnx")
+    words = ("--source", "line:frames=60", "--model", onnx, "--yes")
+    made = done(cli, "init", place, *words, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     where = done("-c", "import cv_pipeline.readiness.init as m; print(m.__file__, m.how_to_folder())")
     assert where.stdout.count(str(site)) == 2, where.stdout + where.stderr
@@ -145,9 +149,9 @@ def test_a_project_of_the_installed_wheel_stands_on_its_own(wheel, tmp_path):
     reported = done(cli, "report", "traffic", "-p", "results=runs/latest")
     assert reported.returncode == 0, reported.stderr
     assert list((place / "reports").glob("*/traffic-*/report.html"))
-    for name in ("01_own_yolo.ipynb", "08_canary.ipynb"):
+    for name in ("03_cameras.ipynb", "08_canary.ipynb"):
         run = done("-m", "nbconvert", "--to", "notebook", "--execute", "--inplace", name, cwd=place / "nbs")
         assert run.returncode == 0, run.stderr
-    assert (place / "runs/how_to/01/run/results.parquet").is_file()
+    assert (place / "runs/how_to/03/run/results.parquet").is_file()
     again = done(cli, "init", place, "--yes", cwd=tmp_path)
     assert again.returncode == 2 and "not empty" in again.stderr

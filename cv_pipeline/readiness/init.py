@@ -199,7 +199,7 @@ telemetry: {{max_gb: 2}}                  # the prediction log, which drift repo
 collect: {{random: 0.01, max_gb: 1}}      # pictures worth a label, in runs/latest/collected
 """
 
-# %% ../../nbs/18_readiness/08_init.ipynb #8d524525
+# %% ../../nbs/18_readiness/08_init.ipynb #f5f02bd2
 EVALUATION, TRAFFIC, DRIFT = "evaluation", "traffic", "drift"
 
 
@@ -254,10 +254,10 @@ index:  ## one page that lists all reports
 	$(CV) report index
 
 checklist:  ## what is proven, and what is missing, before this may go live
-	$(CV) checklist .
+	$(CV) checklist . --html reports/checklist.html
 
 lab:  ## the notebooks, filled in for this project
-	jupyter lab --notebook-dir nbs
+	jupyter lab --notebook-dir nbs $$([ $$(id -u) != 0 ] || echo --allow-root)
 """
 
 # %% ../../nbs/18_readiness/08_init.ipynb #e5795e49
@@ -317,7 +317,7 @@ ExecReload=
 ExecReload={_systemd(program)} reload {out}
 """
 
-# %% ../../nbs/18_readiness/08_init.ipynb #c451bc6e
+# %% ../../nbs/18_readiness/08_init.ipynb #b4a25e2d
 def how_to_folder() -> Path:
     "Where the how-to notebooks are: the repository, or the installed package; ConfigError without them."
     package = Path(str(files("cv_pipeline")))
@@ -350,15 +350,16 @@ def how_to_values(project: NewProject, stem: str) -> dict[str, Any]:
         "data": data if data == "line" else f"../{data}",
         "source": project.camera.uri if plain else "",
         "cameras": "../cameras.yaml",
+        "collection": "" if project.model.bundled else "../runs/latest/collected",
         "out": f"../runs/how_to/{stem}",
     }
 
-# %% ../../nbs/18_readiness/08_init.ipynb #8983c2de
+# %% ../../nbs/18_readiness/08_init.ipynb #d4eba42a
 def how_to_text(path: Path, project: NewProject) -> str:
     "A how-to notebook for a project: its values, no outputs, and links that lead to the repository."
     book = read_json(path, dict)
     values = how_to_values(project, path.stem.partition("_")[0])
-    known = set(read_parameters(path)) & set(values)
+    known = {name for name, p in read_parameters(path).items() if name in values and p.annotation == "str"}
     for cell in book["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "code":
@@ -496,7 +497,7 @@ def write_project(project: NewProject, folder: Path) -> None:
         copy_model(project.answers.model, project.answers.spec, folder / project.model.path)
     configured_rules(load_config(folder / "cameras.yaml"), project.model.names)
 
-# %% ../../nbs/18_readiness/08_init.ipynb #62382856
+# %% ../../nbs/18_readiness/08_init.ipynb #0eb89f9c
 @dataclass(frozen=True)
 class Initialised:
     "What `init_project` has written."
@@ -515,7 +516,7 @@ def _notes(project: NewProject) -> tuple[str, ...]:
     if project.camera.secret:
         made.append("the address of the camera holds a key: git does not keep cameras.yaml")
     if not project.model.bundled:
-        made.append("make report needs labelled pictures: see data/README.md")
+        made.append("make report and two notebooks need labelled pictures: see data/README.md")
     return tuple(made)
 
 

@@ -34,7 +34,6 @@ from tests.helpers.cli import CLI
 
 FACTORY = bundled_models()["factory_line"]
 PANEL_COMMANDS = {name for names in PANELS.values() for name in names.split()}
-LATER = {"checklist"}  # of the book that is being written beside this one
 SECRET = "rtsp://viewer:hunter2@10.0.0.7/stream"
 
 
@@ -92,6 +91,9 @@ def test_every_how_to_notebook_is_copied_with_the_values_of_the_project(project)
         assert values["out"] == f"../runs/how_to/{name[:2]}"
         assert values.get("model", "../models/my_yolo") == "../models/my_yolo"
         assert values.get("cameras", "../cameras.yaml") == "../cameras.yaml"
+        assert values.get("collection", "../runs/latest/collected") == "../runs/latest/collected"
+        kinds = {k: type(p.default) for k, p in read_parameters(how_to_folder() / name).items()}
+        assert {k: type(v) for k, v in values.items()} == kinds, "a value has another type than the default"
         assert values.get("source", "") == "", "an address that needs a password stands in cameras.yaml only"
 
 
@@ -169,9 +171,7 @@ def test_every_command_of_the_files_exists_with_its_options(project):
     found = list(commands_of(project))
     assert len(found) >= 12
     for name, words in found:
-        if words[0] not in PANEL_COMMANDS:
-            assert words[0] in LATER, f"{name}: unknown command {words[0]}"
-            continue
+        assert words[0] in PANEL_COMMANDS, f"{name}: unknown command {words[0]}"
         shown = CliRunner().invoke(app, [words[0], "--help"], env=env).output
         given = {w.partition("=")[0] for w in words[1:] if re.match(r"--?[a-z]", w)}
         assert [o for o in given if o not in shown] == [], name
@@ -186,6 +186,14 @@ def test_make_alone_lists_the_targets(project):
     assert {"make run", "make check", "make lab"} <= {
         line.strip().split("\t")[0] for line in made.stdout.splitlines()
     }
+
+
+def test_the_checklist_reads_a_new_project_and_finds_nothing_proven(project, tmp_path):
+    words = [CLI, "checklist", str(project), "--json", str(tmp_path / "found.json")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["findings"]
+    assert {f["state"] for f in found} == {"not proven"}
 
 
 def test_the_service_leads_to_the_project(project):

@@ -77,6 +77,10 @@ COVERED = {  # module, function → what has to be in it
     ("apps/anomaly_model", "odd_sheet"): "PictureCover(",
     ("reporting/panels", "jpeg"): "self.covered(number)",
     ("reporting/thresholds", "explorer_picture"): "x.album.jpeg(",
+    ("reporting/scrubber", "picture"): "self.album.jpeg(",
+    ("reporting/failure_browser", "browser_picture"): "x.album.jpeg(",
+    ("reporting/draw_zones", "_card"): "editor.image",  # `draw_zones` has covered it
+    ("reporting/draw_zones", "_build"): "editor.image",
     ("alerts/live", "_draw"): "jpeg(",  # `take` hands over what the gate let through: see below
 }
 COVERED |= {
@@ -92,6 +96,7 @@ ALSO = {  # where the cover is one call further away
     ("apps/browse", "add"): "self.cover(item.image",
     ("apps/search_files", "_tile"): "m.cover(image",
     ("reporting/panels", "covered"): "self.cover(self.read(number))",
+    ("reporting/draw_zones", "draw_zones"): "ZoneEditor(covered",
     ("alerts/live", "take"): "self._gate.take(result)",
     ("annotation/suggest", "suggest"): "self.cover(image)",
     ("monitoring/audit", "take_pictures"): "cover(",
