@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= runs/demo
+LOCKED ?= core
 BIN    := $(VENV)/bin
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 LOCK := --quiet --generate-hashes --no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --strip-extras --allow-unsafe
@@ -15,7 +16,7 @@ PACKAGING := settings.ini setup.py constraints.txt
 export YOLO_OFFLINE := 1
 export YOLO_AUTOINSTALL := false
 
-.PHONY: help demo demo-sites test test-fast fuzz coverage lint types notebooks pytest sync lab docs hooks bench gpu-check gpu-kit report train-bundled campaigns lock licences wheel clean
+.PHONY: help demo demo-sites checklist test test-fast fuzz coverage lint types notebooks pytest sync lab docs hooks bench gpu-check gpu-kit report train-bundled campaigns lock licences wheel wheelhouse clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -56,6 +57,9 @@ demo: $(VENV)/.core  ## the factory line, the bundled detector, annotated video:
 
 demo-sites: $(VENV)/.core  ## three sites, a defect that people are called about, a line that is cut, and one page
 	$(BIN)/cv-pipeline demo-sites --out runs/sites
+
+checklist: $(VENV)/.core  ## every item of readiness on a demo project of the line, with a page: PROJECT=my_line for yours
+	$(BIN)/cv-pipeline checklist $(or $(PROJECT),runs/checklist) $(if $(PROJECT),,--demo) --html $(or $(PROJECT),runs)/checklist.html || test $$? -eq 1
 
 test: lint types notebooks pytest  ## every notebook top to bottom, then all tests
 
@@ -136,6 +140,14 @@ wheel: $(VENV)/.dev  ## build the wheel into dist/, and beside it what is in it:
 	$(BIN)/python -m build --wheel --outdir dist
 	$(INSTALL) "cyclonedx-bom>=5"
 	for lock in core edge; do $(BIN)/cyclonedx-py requirements --of JSON --output-reproducible -o dist/cv_pipeline-$$lock.cdx.json deploy/$$lock.lock; done
+
+wheelhouse: $(BIN)/python  ## dist/wheelhouse: everything that a machine without a network needs, and the script that installs it; LOCKED=edge
+	rm -rf dist/wheelhouse && mkdir -p dist/wheelhouse
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist/wheelhouse .
+	$(BIN)/python -m pip --disable-pip-version-check download --quiet --only-binary :all: --require-hashes --requirement deploy/$(LOCKED).lock --dest dist/wheelhouse
+	cp deploy/$(LOCKED).lock dist/wheelhouse/requirements.lock && cp deploy/install.sh dist/wheelhouse
+	$(BIN)/python -c 'import platform, sys; print("%d.%d" % sys.version_info[:2], platform.machine())' > dist/wheelhouse/MADE_FOR
+	cd dist/wheelhouse && sha256sum -- *.whl requirements.lock install.sh MADE_FOR > SHA256SUMS && du -sh . | sed 's/\t\./ in dist\/wheelhouse: copy the folder, then sudo sh install.sh/'
 
 campaigns: $(VENV)/.dev  ## strike with every fault there is, and keep what became of it in docs/reliability.md (hours)
 	for name in $(CAMPAIGNS); do $(BIN)/python -m tests.campaigns $$name --record || exit 1; done

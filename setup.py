@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -25,23 +26,31 @@ def extras(settings: dict[str, str]) -> dict[str, list[str]]:
     return {**found, "all": sorted({req for reqs in found.values() for req in reqs})}
 
 
+CARRIED = {
+    "templates": "nbs/reports",
+    "how_to": "nbs/how_to",
+}  # folder of the wheel: folder of the repository
+
+
 class WithTemplates(build_py):
-    "Report templates are notebooks of the repository; a wheel carries copies of them."
+    "Report templates and how-to notebooks are notebooks of the repository; a wheel carries copies of them."
 
     def run(self):
         super().run()
-        target = Path(self.build_lib) / "cv_pipeline" / "templates"
         if self.editable_mode:
             return  # they are found where they are edited
-        target.mkdir(parents=True, exist_ok=True)
-        for template in sorted((HERE / "nbs" / "reports").glob("*.ipynb")):
-            book = json.loads(template.read_text(encoding="utf-8"))
-            for cell in book["cells"]:
-                if cell["cell_type"] == "code":
-                    cell["outputs"] = []
-            (target / template.name).write_text(
-                json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+        for name, folder in CARRIED.items():
+            target = Path(self.build_lib) / "cv_pipeline" / name
+            target.mkdir(parents=True, exist_ok=True)
+            for notebook in sorted((HERE / folder).glob("*.ipynb")):
+                book = json.loads(notebook.read_text(encoding="utf-8"))
+                for cell in book["cells"]:
+                    if cell["cell_type"] == "code":
+                        cell["outputs"] = []
+                text = json.dumps(book, indent=1, ensure_ascii=False) + "\n"
+                (target / notebook.name).write_text(text, encoding="utf-8")
+        unit = "cv-pipeline@.service"
+        shutil.copy(HERE / "deploy" / unit, Path(self.build_lib) / "cv_pipeline" / "how_to" / unit)
 
 
 cfg = read_settings()

@@ -1,8 +1,10 @@
 """Builds the site: `make docs`, or `python docs/build_site.py [--out _docs/site] [--serve]`.
 
-Needs `cv_pipeline[docs]`, no network. The books are turned into Markdown in one process (nbconvert), with
-their pictures beside them; the pages of this folder and README.md are taken as they are; MkDocs makes a site
-with search of it, and ends with an error at a broken link.
+Needs `cv_pipeline[docs]`, no network. Four parts: what to do (tour, how-to notebooks and pages), reference
+(docs/reference.py makes it from the package), the books, and operations. Notebooks are turned into Markdown
+in one process (nbconvert), with their pictures beside them; MkDocs makes a site with search of all that,
+and ends with an error at a broken link. The Markdown of every page lies beside it, and llms.txt lists them,
+for people who work with assistants.
 """
 
 import argparse
@@ -15,30 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+import reference
 import yaml
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PAGES = ROOT / "nbs", ROOT / "docs"
-HAND = (
-    "operations",
-    "alerts",
-    "fleet",
-    "privacy",
-    "scale",
-    "rules",
-    "sites",
-    "reliability",
-    "models",
-    "applications",
-    "gpu",
-    "what_is_read",
-    "labels",
-    "benchmarks",
-    "model_card",
-    "glossary",
-    "licences",
-)  # pages written by hand, in this order
+USE = (
+    "install project comparison labels models applications rules alerts sites fleet scale privacy gpu".split()
+)
+REFERENCE = "files what_is_read glossary licences".split()
+RUN = "operations reliability benchmarks model_card".split()
+HAND = (*USE, *REFERENCE, *RUN)  # pages written by hand, in the order of the site
+TWIN = """{% extends "base.html" %}
+{% block extrahead %}{{ super() }}
+{% if page %}<link rel="alternate" type="text/markdown" href="{{ page.file.src_uri | url }}">{% endif %}
+{% endblock %}
+"""  # the Markdown of a page lies beside it
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
 CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.M | re.S)
 
@@ -57,22 +52,20 @@ class Book:
         return str(Path("books") / self.path.with_suffix(".md"))
 
 
+def read_book(path: Path) -> Book:
+    "A notebook with its title and its sentence."
+    notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
+    first = notebook.cells[0].source
+    title = re.search(r"^#\s+(.+)$", first, re.M)
+    sentence = re.search(r"^>\s*(.+)$", first, re.M)
+    words = (title[1] if title else path.stem, sentence[1] if sentence else "")
+    return Book(path.relative_to(NBS), *words, notebook)
+
+
 def read_books() -> list[Book]:
     "Every notebook except index, in reading order."
-    books = []
-    for path in sorted(NBS.rglob("*.ipynb")):
-        if ".ipynb_checkpoints" in path.parts or path.name == "index.ipynb":
-            continue
-        book = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
-        first = book.cells[0].source
-        title = re.search(r"^#\s+(.+)$", first, re.M)
-        sentence = re.search(r"^>\s*(.+)$", first, re.M)
-        books.append(
-            Book(
-                path.relative_to(NBS), title[1] if title else path.stem, sentence[1] if sentence else "", book
-            )
-        )
-    return books
+    skipped = (".ipynb_checkpoints", "index.ipynb")
+    return [read_book(p) for p in sorted(NBS.rglob("*.ipynb")) if not {*skipped} & {*p.parts}]
 
 
 def chapter_of(book: Book) -> str:
@@ -177,25 +170,128 @@ def write_chapters(src: Path, books: list[Book]) -> dict[str, list[Book]]:
         table = [f"| [{b.path.stem}]({{}}{b.page}) | {b.sentence} |" for b in its]
         head = ["| book | what it is about |", "|---|---|"]
         lines += [f"## {chapter}", "", *head, *(row.format("") for row in table), ""]
-        own = [f"# {chapter}", "", *head, *(row.format("../../") for row in table), ""]
-        write(src, f"books/{chapter}/index.md", "\n".join(own))
+        names = ", ".join(b.title.partition(":")[0] for b in its)
+        own = [
+            f"# {chapter}",
+            "",
+            f"In reading order: {names}.",
+            "",
+            *head,
+            *(row.format("../../") for row in table),
+            "",
+        ]
+        if chapter != "tour":  # one page, no chapter
+            write(src, f"books/{chapter}/index.md", "\n".join(own))
     write(src, "map.md", "\n".join(lines))
     return chapters
 
 
-def write_config(work: Path, chapters: dict[str, list[Book]]) -> Path:
+def title_of(text: str, default: str) -> str:
+    "The first heading of a page."
+    found = re.search(r"^#\s+(.+)$", text, re.M)
+    return found[1].strip() if found else default
+
+
+def navigation(src: Path, chapters: dict[str, list[Book]]) -> list[dict]:
+    "Four parts."
+    named = lambda page: {title_of((src / page).read_text(encoding="utf-8"), page): page}
+    hand = lambda pages: [named(f"{page}.md") for page in pages]
+    first = {c: books for c, books in chapters.items() if c in ("tour", "how_to")}
+    its = lambda books: [{b.title.split(":")[0]: b.page} for b in books]
+    use = its(first.get("tour", []))
+    if how_to := first.get("how_to"):
+        use.append({"How to": ["books/how_to/index.md", *its(how_to)]})
+    made = list(reference.pages())  # in the order of the work
+    part = lambda head: [named(f"reference/{n}") for n in made if n.startswith(f"{head}_")]
+    group = lambda head: {head.capitalize(): [f"reference/{head}.md", *part(head)]}
+    alone = [named(f"reference/{n}.md") for n in ("metrics", "columns", "exit_codes", "environment")]
+    books = [{c: [f"books/{c}/index.md", *its(b)]} for c, b in chapters.items() if c not in first]
+    return [
+        {"Start": ["index.md", *use, *hand(USE)]},
+        {"Reference": [group("commands"), group("settings"), *alone, *hand(REFERENCE), group("names")]},
+        {"Books": [{"Map": "map.md"}, *books]},
+        {"Operations": [*hand(RUN), named("security.md"), named("contributing.md"), named("changes.md")]},
+    ]
+
+
+def write_config(work: Path, src: Path, chapters: dict[str, list[Book]]) -> Path:
     "mkdocs.yml with the navigation of these books."
     base = yaml.safe_load((PAGES / "mkdocs.yml").read_text(encoding="utf-8"))
-    pages = [{page.replace("_", " ").capitalize(): f"{page}.md"} for page in HAND]
-    its = [
-        {c: [f"books/{c}/index.md", *({b.title.split(":")[0]: b.page} for b in books)]}
-        for c, books in chapters.items()
-    ]
-    nav = [{"Start": "index.md"}, *pages, {"Books": [{"Map": "map.md"}, *its]}]
-    base |= {"docs_dir": str(work / "src"), "nav": nav, "repo_url": REPOSITORY}
+    base |= {"docs_dir": str(src), "nav": navigation(src, chapters), "repo_url": REPOSITORY}
+    (work / "theme").mkdir(exist_ok=True)
+    (work / "theme" / "main.html").write_text(TWIN, encoding="utf-8")
+    base["theme"]["custom_dir"] = str(work / "theme")
     path = work / "mkdocs.yml"
     path.write_text(yaml.safe_dump(base, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return path
+
+
+def summary_of(text: str) -> str:
+    "The first sentence of a page: after its heading, without links."
+    for part in re.split(r"\n\s*\n", text):
+        part = re.sub(r"^>\s*", "", part.strip(), flags=re.M)
+        if not part or part.startswith(("#", "|", "```", "!", "[", "<", "- ")):
+            continue
+        plain = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", " ".join(part.split()))
+        return re.split(r"(?<=\.)\s", plain)[0].rstrip(":")[:240]
+    return ""
+
+
+def write_llms(src: Path, nav: list[dict]) -> None:
+    "llms.txt: every page with its first sentence; llms-full.txt: all pages but the books."
+    lines = ["# cv_pipeline", "", f"> {summary_of((src / 'index.md').read_text(encoding='utf-8'))}", ""]
+    whole: list[str] = []
+
+    def add(entry: object, books: bool) -> None:
+        for title, at in entry.items() if isinstance(entry, dict) else [("", entry)]:
+            if isinstance(at, list):
+                for inner in at:
+                    add(inner, books)
+                continue
+            text = (src / at).read_text(encoding="utf-8")
+            lines.append(f"- [{title or title_of(text, at)}]({at}): {summary_of(text)}")
+            if not books and not at.startswith("reference/names"):
+                whole.append(text)
+
+    for part in nav:
+        for name, entries in part.items():
+            lines += ["", f"## {name}", ""]
+            for entry in entries:
+                add(entry, name == "Books")
+    write(src, "llms.txt", "\n".join(lines) + "\n")
+    write(src, "llms-full.txt", "\n\n".join(whole))
+
+
+def write_pages(src: Path, books: list[Book]) -> dict[str, list[Book]]:
+    "All Markdown of the site; its chapters."
+    places = {(NBS / b.path).resolve(): b.page for b in books}
+    places |= {(PAGES / f"{page}.md").resolve(): f"{page}.md" for page in HAND}
+    files = {"index.md": "README.md", "security.md": "SECURITY.md", "contributing.md": "CONTRIBUTING.md"}
+    files |= {"changes.md": "CHANGELOG.md"}
+    places |= {(ROOT / file).resolve(): page for page, file in files.items()}
+    made = reference.pages()
+    places |= {(PAGES / "reference" / name).resolve(): f"reference/{name}" for name in made}
+    pictures = [
+        PAGES / "imports.svg",
+        PAGES / "looks.css",
+        ROOT / "data" / "demo.webp",
+        *sorted((PAGES / "pictures").glob("*")),
+    ]
+    base = lambda path: ROOT if path.is_relative_to(ROOT / "data") else PAGES
+    places |= {path.resolve(): str(path.relative_to(base(path))) for path in pictures}
+    write_books(src, books, places)
+    for page in HAND:
+        text = (PAGES / f"{page}.md").read_text(encoding="utf-8")
+        write(src, f"{page}.md", linked(text, PAGES, places, f"{page}.md"))
+    for page, file in files.items():
+        write(src, page, linked((ROOT / file).read_text(encoding="utf-8"), ROOT, places, page))
+    for name, text in made.items():
+        write(src, f"reference/{name}", linked(text, PAGES / "reference", places, f"reference/{name}"))
+    for path in pictures:
+        file = src / places[path.resolve()]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, file)
+    return write_chapters(src, books)
 
 
 def main() -> int:
@@ -212,31 +308,18 @@ def main() -> int:
     src = work / "src"
     src.mkdir(parents=True)
     books = read_books()
-    places = {(NBS / b.path).resolve(): b.page for b in books}
-    places |= {(PAGES / f"{page}.md").resolve(): f"{page}.md" for page in HAND}
-    places |= {(PAGES / "imports.svg").resolve(): "imports.svg", (ROOT / "README.md").resolve(): "index.md"}
-    places |= {(ROOT / "data" / "demo.webp").resolve(): "data/demo.webp"}
-    write_books(src, books, places)
-    chapters = write_chapters(src, books)
-    for page in HAND:
-        write(
-            src,
-            f"{page}.md",
-            linked((PAGES / f"{page}.md").read_text(encoding="utf-8"), PAGES, places, f"{page}.md"),
-        )
-    write(src, "index.md", linked((ROOT / "README.md").read_text(encoding="utf-8"), ROOT, places, "index.md"))
-    shutil.copy(PAGES / "imports.svg", src / "imports.svg")
-    (src / "data").mkdir()
-    shutil.copy(ROOT / "data" / "demo.webp", src / "data" / "demo.webp")
+    chapters = write_pages(src, books)
+    config = write_config(work, src, chapters)
+    write_llms(src, navigation(src, chapters))
     command = (
         ["serve"]
         if options.serve
         else ["build", "--strict", "--quiet", "--site-dir", str(options.out.resolve())]
     )
-    code = subprocess.run(
-        [sys.executable, "-m", "mkdocs", *command, "--config-file", write_config(work, chapters)]
-    ).returncode
+    code = subprocess.run([sys.executable, "-m", "mkdocs", *command, "--config-file", config]).returncode
     if code == 0 and not options.serve:
+        for path in src.rglob("*.md"):  # a twin of every page
+            shutil.copy(path, options.out / path.relative_to(src))
         print(f"{len(books)} books; open {options.out / 'index.html'}")
     return code
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "imports.svg"
-ROW, LEFT, BOX = 44, 150, 210  # pixels: height of a row, room for arcs on the left, width of a box
+ROW, LEFT, BOX = 44, 60, 210  # pixels: height of a row, room for arcs on the left, width of a box
 
 
 def chapters() -> dict[str, list[str]]:
@@ -58,7 +58,8 @@ def drawing() -> str:
     "The SVG."
     books = chapters()
     place, count = {name: i for i, name in enumerate(books)}, edges(books)
-    height, width = ROW * len(books) + 20, LEFT + BOX + 330
+    height = ROW * len(books) + 20
+    width = LEFT + BOX + round(0.75 * (30 + 22 * len(books))) + 20  # a curve reaches .75 of its bend
     rows = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         'font-size="13">',

@@ -2,12 +2,14 @@
 
 `python -m tests.notebooks [--workers 2] [PATHS]`. nbdev keeps everything that a notebook imported until its
 worker ends, some gigabytes at the end of the tree; a process of its own gives memory back, and its CPU time
-and peak memory are known. Children of the notebook that it waited for are counted.
+and peak memory are known. Children of the notebook that it waited for are counted. Each has a folder for
+temporary files of its own, which is removed when it ends.
 """
 
 import argparse
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -36,6 +38,7 @@ class Job:
     pid: int
     began: float
     log: object
+    scratch: Path  # its temporary files
     killed: bool = False
     cpu: float = 0.0  # seconds, user and system, with waited-for children
     peak: int = 0  # MB resident, of the largest process
@@ -72,13 +75,14 @@ def preload() -> None:
     import scipy.optimize  # noqa: F401
 
 
-def run_one(path: Path, log) -> int:
+def run_one(path: Path, log, scratch: Path) -> int:
     "In the child: the notebook from top to bottom by nbdev's own test_nb; 0 where it passed."
     from nbdev.config import get_config
     from nbdev.test import test_nb
 
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
+    os.environ["TMPDIR"], tempfile.tempdir = str(scratch), None
     os.chdir(get_config().nbs_path)
     passed, _ = test_nb(
         path, skip_flags=get_config().tst_flags.split(), force_flags=[], basepath=get_config().config_path
@@ -88,17 +92,17 @@ def run_one(path: Path, log) -> int:
 
 def start(path: Path) -> Job:
     "Fork a process, leader of a group of its own, for one notebook."
-    log = tempfile.TemporaryFile(mode="w+b")
+    log, scratch = tempfile.TemporaryFile(mode="w+b"), Path(tempfile.mkdtemp(prefix="nb-"))
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid:
-        return Job(path, pid, time.monotonic(), log)
+        return Job(path, pid, time.monotonic(), log, scratch)
     code = 1
     try:
         os.setsid()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-        code = run_one(path, log)
+        code = run_one(path, log, scratch)
     except BaseException:
         import traceback
 
@@ -127,6 +131,7 @@ def reap(jobs: dict[int, Job]) -> list[Job]:
             job.cpu, job.peak = used.ru_utime + used.ru_stime, used.ru_maxrss // 1024
             job.wall, job.code = time.monotonic() - job.began, os.waitstatus_to_exitcode(status)
             kill(job)  # whatever it left behind
+            shutil.rmtree(job.scratch, ignore_errors=True)
             ended.append(jobs.pop(pid))
         elif not job.killed and time.monotonic() - job.began > WALL_S:
             job.killed = True
@@ -160,6 +165,7 @@ def run_all(books: list[Path], workers: int) -> list[Job]:
     finally:
         for job in jobs.values():
             kill(job)
+            shutil.rmtree(job.scratch, ignore_errors=True)
     return done
 
 

@@ -1,6 +1,7 @@
 """The runner of the notebooks: failures are failures, flags are nbdev's, what a notebook used is measured."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,15 +52,18 @@ def done(tmp_path_factory):
             "good",
             "x = 1\nimport time\nwhile time.process_time() < 0.3:\n    pass",  # also on a fast processor
             "assert x == 1",
+            f"import tempfile\nassert tempfile.mkdtemp().startswith({str(folder)!r})",
             "#| eval: false\nraise RuntimeError('not to be run')",
             "#| notest\nraise RuntimeError('nor this')",
         ),
         book(folder, "bad", "x = 1", "assert x == 2, 'two it is not'"),
-        book(folder, "dead", "import os\nos._exit(7)"),
+        book(folder, "dead", "import os, tempfile\ntempfile.mkdtemp()\nos._exit(7)"),
     ]
+    (folder / "temporary").mkdir()
     return subprocess.run(
         [sys.executable, "-m", "tests.notebooks", *map(str, books)],
         cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(folder / "temporary")},
         capture_output=True,
         text=True,
         timeout=300,
@@ -103,6 +107,12 @@ def test_time_and_memory_are_measured(done):
     )
     assert seconds >= 0.2
     assert memory > 20
+
+
+def test_temporary_files_of_a_notebook_go_with_it(done, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "books0" / "temporary"
+    assert folder.is_dir()
+    assert not [p for p in folder.iterdir() if p.name.startswith("nb-")]
 
 
 @pytest.mark.slow

@@ -11,6 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 PROOF = {  # how a row begins → tests that prove it
+    "`init` into a folder that is not empty": [
+        "readiness/test_init::test_a_full_folder_is_refused_with_what_is_in_it",
+        "readiness/test_init::test_a_model_that_is_not_one_leaves_nothing_behind",
+        "readiness/test_init::test_a_failure_half_way_leaves_nothing_behind",
+        "readiness/test_init::test_a_parent_that_cannot_be_written_is_a_sentence",
+    ],
     "a large model that draws drafts fails": [
         "annotation/test_suggest::test_a_service_that_never_answers_meets_its_deadline",
         "annotation/test_suggest::test_a_service_that_drips_meets_its_deadline",

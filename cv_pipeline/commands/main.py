@@ -55,7 +55,7 @@ __all__ = ['PANELS', 'app', 'data_app', 'PARTS', 'Bits', 'Images', 'Panels', 'ma
 
 # %% ../../nbs/19_commands/29_main.ipynb #0b073a68
 PANELS = {
-    "Run": "demo demo-fleet demo-privacy demo-scale demo-sites run reload config models check doctor",
+    "Run": "demo demo-fleet demo-privacy demo-scale demo-sites run reload config models init check doctor",
     "Scale": "batch jobs split plan loadtest lifecycle manifests scale-sim serve-ray",
     "Data and labels": "data flag collect select label qa merge",
     "Train and gate": "train gate",
@@ -68,6 +68,7 @@ PANELS = {
     "Devices and fleet": "device central fleet",
     "Privacy": "privacy",
     "Alerts": "alerts",
+    "Decide and check": "decide checklist",
     "Monitor": "health log audit retrain-check monitoring-files sites",
 }
 
@@ -103,7 +104,7 @@ data_app = group("Check, split and freeze labelled data.")
 app.add_typer(data_app, name="data")
 PARTS = (
     "models annotation monitoring thresholds release device fleet erasure scale storage cluster rules "
-    "alerts sites search applications browse project moderation"
+    "alerts sites search applications browse project moderation readiness"
 )
 for name in PARTS.split():  # a book each
     part = getattr(import_module(f"cv_pipeline.commands.{name}"), f"{name}_commands")

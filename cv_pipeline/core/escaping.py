@@ -141,7 +141,7 @@ def html_card(
     total: int | None = None,  # rows that there are
     state: Any = None,  # see `html_badge`
     notes: Sequence[Any] = (),  # sentences
-    picture: bytes = b"",  # a JPEG that every reader of the notebook may see
+    picture: bytes = b"",  # a JPEG that may be seen with the notebook
 ) -> str:
     "How an object shows itself in JupyterLab, in its dark and its light theme."
     badge = f" {html_badge(state)}" if state is not None else ""

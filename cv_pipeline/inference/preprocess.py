@@ -8,11 +8,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from scipy.sparse import csr_array
 
 from ..core.types import ConfigError, DataError
 from .manifest import PreprocessSpec
@@ -164,7 +163,7 @@ def equalise(
 
 # %% ../../nbs/02_inference/03_preprocess.ipynb #2bb565f2
 @lru_cache(maxsize=64)
-def _filter(taken: int, made: int, first: int, last: int) -> csr_array:  # (last − first, taken) int32
+def _filter(taken: int, made: int, first: int, last: int) -> Any:  # csr_array (last − first, taken) int32
     "Weights of Pillow's bilinear filter from `taken` pixels to `made`, in units of 2⁻²²; rows first … last."
     scale = taken / made
     reach = max(scale, 1.0)  # a smaller picture is made from everything that it stands for
@@ -176,6 +175,8 @@ def _filter(taken: int, made: int, first: int, last: int) -> csr_array:  # (last
     weight /= weight.sum(axis=1, keepdims=True)
     rows = np.repeat(np.arange(len(at)), at.shape[1])
     whole = np.floor(weight * 2**22 + 0.5).astype(np.int32)
+    from scipy.sparse import csr_array  # loads for long: only these networks need it
+
     return csr_array((whole.ravel(), (rows, np.minimum(at, taken - 1).ravel())), (last - first, taken))
 
 

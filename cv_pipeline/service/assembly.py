@@ -30,7 +30,7 @@ from ..core.files import locked, writable_folder, write_json, writing
 from ..core.http_server import Guard, is_loopback
 from ..core.masking import masked, masked_values
 from ..core.runs import begin_run, end_run, files_in_the_way, notes_of_run
-from ..core.stamp import config_hash
+from ..core.stamp import config_hash, stamp
 from ..core.tables import Hours
 from cv_pipeline.core.types import (
     ConfigError,
@@ -904,14 +904,16 @@ def describe(pipeline: Pipeline, config: RunConfig) -> dict[str, Any]:
     told = {name: _told(s) for name, s in zip(sink_names(sinks), sinks) if isinstance(s, SummarySink)}
     kept = {name: summary for name, summary in told.items() if summary is not None}
     notes = notes_of_run(config.delivery.out)
+    made = pipeline.summary()
     return {
-        **pipeline.summary(),
+        **made,
         "site": site_of(config),
         "privacy": pipeline.privacy.to_dict(),
         **({"sinks": kept} if kept else {}),
         **({"notes": notes} if notes else {}),
         "config": settings,
         "environment": environment(),
+        "stamp": stamp(made.get("model"), None, settings),
     }
 
 # %% ../../nbs/16_service/00_assembly.ipynb #a1533312

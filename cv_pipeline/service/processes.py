@@ -534,6 +534,7 @@ def joined_summary(config: RunConfig, group: Processes, split: Split) -> dict[st
         "costs": [{**asdict(c), "cores": round(c.cores, 4)} for c in split.costs],
         "config": {k: v for k, v in first.get("config", {}).items() if k not in ("sources", "health")},
         "environment": first.get("environment"),
+        "stamp": first.get("stamp"),
     }
 
 # %% ../../nbs/16_service/05_processes.ipynb #d08bb2c7

@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from ..core.types import ConfigError, DataError, Detections, Frame, box_iou, validate_detections
 from .frame_clock import FrameClock
@@ -44,6 +43,8 @@ def associate(
     contested = similarity[block] * allowed[block]
     if value is not None:
         contested *= value(tracks, found)
+    from scipy.optimize import linear_sum_assignment  # loads for long: not before there is a choice
+
     i, j = linear_sum_assignment(contested, maximize=True)
     real = contested[i, j] > 0
     return np.concatenate([rows[alone], tracks[i[real]]]), np.concatenate([columns[alone], found[j[real]]])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import chi2, norm
+from scipy.special import gammaincinv, ndtri
 
 from ..core.config import EventsConfig
 from ..core.results import jsonl_files, read_jsonl, run_of, table_files
@@ -238,7 +238,7 @@ def bind(watch: Watch, size: tuple[int, int], names: Sequence[str]) -> None:
         others = list(getattr(b.rule, "without", ()) or getattr(b.rule, "owners", ()))
         if others == ["person"] and "person" not in names:
             others = []
-        b.quantile = norm.ppf(getattr(b.rule, "confidence", 0.5))
+        b.quantile = float(ndtri(getattr(b.rule, "confidence", 0.5)))
         b.classes = _numbers(b.rule, b.rule.classes, names)
         if b.classes is not None:
             watch._wanted = _wider(watch._wanted, int(b.classes.max()) + 2)
@@ -672,8 +672,8 @@ def poisson_interval(
 ) -> tuple[float, float]:
     "Limits of the expected count. Garwood 1936."
     tail = (1 - confidence) / 2
-    low = 0.0 if count == 0 else float(chi2.ppf(tail, 2 * count)) / 2
-    return low, float(chi2.ppf(1 - tail, 2 * (count + 1))) / 2
+    low = 0.0 if count == 0 else float(gammaincinv(count, tail))
+    return low, float(gammaincinv(count + 1, 1 - tail))
 
 # %% ../../nbs/03_tracking/12_watch.ipynb #3a7c0007
 @dataclass

@@ -1,5 +1,6 @@
-"""The commands of the pages in docs exist, with every option that is written there."""
+"""The commands of the pages in docs and of the how-to notebooks exist, with every option that they name."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -16,11 +17,17 @@ FENCE = re.compile(r"^```bash\n(.*?)^```", re.M | re.S)
 
 def lines(page):
     "Commands of a page: words without comments, one command each."
-    for block in FENCE.findall((ROOT / "docs" / page).read_text(encoding="utf-8")):
+    text = (ROOT / ("nbs/how_to" if page.endswith(".ipynb") else "docs") / page).read_text(encoding="utf-8")
+    if page.endswith(".ipynb"):
+        cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "markdown"]
+        text = "\n".join("".join(c["source"]) for c in cells)
+    for block in FENCE.findall(text):
         for line in block.replace("\\\n", " ").splitlines():
             for part in re.split(r"&&|\|", re.sub(r"\s#.*", "", line)):
                 words = shlex.split(part)
-                if words[:1] == ["cv-pipeline"]:
+                while words[:1] and (words[0] == "sudo" or "=" in words[0]):
+                    words = words[1:]
+                if words and words[0].rpartition("/")[2] == "cv-pipeline":
                     yield " ".join(words[1:]), words[1:]
 
 
@@ -35,23 +42,15 @@ def help_of(words):
     return len(path), CliRunner().invoke(app, [*path, "--help"], env=env).output
 
 
-CASES = [
-    (page, *case)
-    for page in (
-        "fleet.md",
-        "scale.md",
-        "rules.md",
-        "operations.md",
-        "labels.md",
-        "models.md",
-        "applications.md",
-    )
-    for case in lines(page)
-]
+PAGES = sorted(
+    p.name for d in ("docs", "nbs/how_to") for p in (ROOT / d).glob("*") if p.suffix in (".md", ".ipynb")
+)
+CASES = [(page, *case) for page in PAGES for case in lines(page)]
 
 
 def test_the_pages_have_commands():
     assert sum(page == "fleet.md" for page, *_ in CASES) >= 25 and len(CASES) >= 40
+    assert len({page for page, *_ in CASES if page.endswith(".ipynb")}) >= 10
 
 
 @pytest.mark.parametrize(("page", "text", "words"), CASES, ids=[f"{p}: {t[:60]}" for p, t, _ in CASES])

@@ -32,6 +32,7 @@ from cv_pipeline.commands import (
     monitoring,
     privacy,
     project,
+    readiness,
     release,
     rules,
     scale,
@@ -80,6 +81,7 @@ BOOKS = (
     browse,
     main,
     moderation,
+    readiness,
 )
 PLAIN = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
