@@ -222,6 +222,12 @@ def test_a_camera_with_a_key_in_its_address_is_not_kept_by_git(tmp_path):
     )
 
 
+def test_missing_extras_are_named_with_their_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(init, "find_spec", lambda name: None if name == "papermill" else object())
+    notes = init_project(tmp_path / "made").notes
+    assert notes == ('for reports and notebooks: pip install "cv_pipeline[report]"',)
+
+
 def test_a_full_folder_is_refused_with_what_is_in_it(bundled):
     before = {p: p.read_bytes() for p in bundled.rglob("*") if p.is_file()}
     with pytest.raises(
