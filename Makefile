@@ -16,7 +16,7 @@ PACKAGING := settings.ini setup.py constraints.txt
 export YOLO_OFFLINE := 1
 export YOLO_AUTOINSTALL := false
 
-.PHONY: help demo demo-sites test test-fast fuzz coverage lint types notebooks pytest sync lab docs hooks bench gpu-check gpu-kit report train-bundled campaigns lock licences wheel wheelhouse clean
+.PHONY: help demo demo-sites checklist test test-fast fuzz coverage lint types notebooks pytest sync lab docs hooks bench gpu-check gpu-kit report train-bundled campaigns lock licences wheel wheelhouse clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -57,6 +57,9 @@ demo: $(VENV)/.core  ## the factory line, the bundled detector, annotated video:
 
 demo-sites: $(VENV)/.core  ## three sites, a defect that people are called about, a line that is cut, and one page
 	$(BIN)/cv-pipeline demo-sites --out runs/sites
+
+checklist: $(VENV)/.core  ## every item of readiness on a demo project of the line, with a page: PROJECT=my_line for yours
+	$(BIN)/cv-pipeline checklist $(or $(PROJECT),runs/checklist) $(if $(PROJECT),,--demo) --html $(or $(PROJECT),runs)/checklist.html || test $$? -eq 1
 
 test: lint types notebooks pytest  ## every notebook top to bottom, then all tests
 

@@ -81,7 +81,7 @@ def _model(root: Path):
     tuned = {"objective": "F1", "reachable": True, "stamp": stamp(identity, "d" * 64, now=clock)}
     curve = {"kind": "temperature", "t": 1.4}
     calibration = {"classes": {"gear": curve}, "rest": curve}
-    made = replace(made, metrics={"tuned": tuned})
+    made = replace(made, metrics={"tuning": tuned})
     try:
         made = replace(made, calibration=calibration)
     except Exception:
@@ -202,7 +202,7 @@ def _reports(origin: dict) -> dict[str, dict]:
         "reports/w/metrics.json": {
             "sufficient": True, "severities": [3], "conditions": [{"condition": "fog", "low": 0.61}]},
         "reports/f/metrics.json": {
-            "verdict": "GREEN", "devices": devices, "pushes": [{"stage": "promoted", "version": "3.1"}]},
+            "verdict": "GREEN", "devices": devices, "pushes": [{"stage": "promoted", "model": "line 3.1"}]},
         "benchmarks/baseline.json": {"custom training": "yes", "intervals": {"AP": [0.4, 0.36, 0.44]}},
     }  # fmt: skip
 
@@ -211,8 +211,10 @@ def _labels(root: Path, origin: dict) -> None:
     "Collection, selection, answers, dataset version, frozen test set, gate."
     policy = {"random": 0.01, "low": [0.3, 0.5], "none": 0.02, "many": 5.0, "flicker": True}
     day, at = {"gate": {"until": YESTERDAY.isoformat()}}, YESTERDAY.isoformat()
-    book = {"policy": policy, "looks": {"gate/x": 5000}, "kept": {"gate/x/random": 52}, "audit": day}
+    book = {"policy": policy, "looks": {"gate/x": 5000}, "kept": {}, "audit": day}
     write_json(root / "labels/all/collection.json", {**book, "stamp": origin})
+    lines = json.dumps({"reasons": ["random"], "captured_at": at}) + "\n"
+    write_whole(root / "labels/all/collected.jsonl", lines * 52)
     notes = ["selected: random", *["selected: unsure"] * 5]
     rows = [{"picture": f"{k}.jpg", "captured_at": at, "note": n} for k, n in enumerate(notes)]
     write_whole(root / "labels/monday/collected.jsonl", "".join(json.dumps(r) + "\n" for r in rows))

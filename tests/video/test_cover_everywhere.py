@@ -77,6 +77,8 @@ COVERED = {  # module, function → what has to be in it
     ("apps/anomaly_model", "odd_sheet"): "PictureCover(",
     ("reporting/panels", "jpeg"): "self.covered(number)",
     ("reporting/thresholds", "explorer_picture"): "x.album.jpeg(",
+    ("reporting/scrubber", "picture"): "self.album.jpeg(",
+    ("reporting/failure_browser", "browser_picture"): "x.album.jpeg(",
     ("reporting/draw_zones", "_card"): "editor.image",  # `draw_zones` has covered it
     ("reporting/draw_zones", "_build"): "editor.image",
     ("alerts/live", "_draw"): "jpeg(",  # `take` hands over what the gate let through: see below
