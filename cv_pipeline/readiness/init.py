@@ -544,7 +544,7 @@ def check_folder(folder: str | Path, into: bool = False) -> None:
         hint = "give a new folder, or add only what is missing with --into"
         raise ConfigError(f"the folder is not empty: {', '.join(there[:5])}{more}", folder, hint)
 
-# %% ../../nbs/18_readiness/08_init.ipynb #2cfb5ad6
+# %% ../../nbs/18_readiness/08_init.ipynb #7090ba77
 def init_project(
     folder: str | Path,
     answers: ProjectAnswers = ProjectAnswers(),
@@ -553,8 +553,8 @@ def init_project(
     "Write a project, whole or not at all; a full folder or an unusable model is an error before that."
     folder = Path(folder).expanduser()
     check_folder(folder, into)
-    model = model_of(answers.model, answers.spec)
-    project = NewProject(folder.resolve(), camera_of(answers.source), model, answers)
+    opened = model_of(answers.model, answers.spec)
+    project = NewProject(folder.resolve(), camera_of(answers.source), opened, answers)
     if not is_there(folder):
         with Staging(folder) as draft:
             write_project(project, draft)
@@ -563,7 +563,9 @@ def init_project(
     with draft_folder(folder / "project") as draft:
         write_project(project, draft)
         names = sorted(p.relative_to(draft).as_posix() for p in draft.rglob("*") if p.is_file())
-        kept = [name for name in names if is_there(folder / name)]
+        model = f"{project.model.path}/"  # a model folder is one thing: never half of another one
+        whole = is_there(folder / model)
+        kept = [n for n in names if is_there(folder / n) or (whole and n.startswith(model))]
         for name in names:
             if name not in kept:
                 move_file(draft / name, folder / name)
