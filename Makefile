@@ -108,8 +108,8 @@ hooks: $(VENV)/.lab  ## at every commit: format, clean, export, lint; and nbdev'
 	git config merge.nbdev-merge.driver "$(CURDIR)/$(BIN)/nbdev_merge %O %A %B %P"
 	git config merge.nbdev-merge.name "resolve conflicts of notebooks cell by cell"
 
-lab: $(VENV)/.lab  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir nbs $$([ $$(id -u) != 0 ] || echo --allow-root) $(ARGS)
+lab: $(VENV)/.lab  ## JupyterLab on the notebooks, opened at the tour
+	$(BIN)/jupyter lab --notebook-dir nbs --LabApp.default_url=/lab/tree/tour.ipynb $$([ $$(id -u) != 0 ] || echo --allow-root) $(ARGS)
 
 bench: $(VENV)/.dev  ## speed beside named peers, same input, one run
 	$(BIN)/python -m tests.benchmarks $(ARGS)
