@@ -59,6 +59,7 @@ demo-sites: $(VENV)/.core  ## three sites, a defect that people are called about
 	$(BIN)/cv-pipeline demo-sites --out runs/sites
 
 checklist: $(VENV)/.core  ## every item of readiness on a demo project of the line, with a page: PROJECT=my_line for yours
+	$(if $(PROJECT),,rm -rf runs/checklist)
 	$(BIN)/cv-pipeline checklist $(or $(PROJECT),runs/checklist) $(if $(PROJECT),,--demo) --html $(or $(PROJECT),runs)/checklist.html || test $$? -eq 1
 
 test: lint types notebooks pytest  ## every notebook top to bottom, then all tests

@@ -24,8 +24,9 @@ from nbconvert import MarkdownExporter
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PAGES = ROOT / "nbs", ROOT / "docs"
 USE = (
-    "install project workbench comparison labels models applications rules alerts sites fleet scale privacy gpu".split()
-)
+    "install project walks workbench checklist comparison labels models applications rules alerts sites fleet scale "
+    "privacy gpu"
+).split()
 REFERENCE = "files what_is_read glossary licences".split()
 RUN = "operations reliability benchmarks model_card".split()
 HAND = (*USE, *REFERENCE, *RUN)  # pages written by hand, in the order of the site

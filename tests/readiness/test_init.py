@@ -222,6 +222,12 @@ def test_a_camera_with_a_key_in_its_address_is_not_kept_by_git(tmp_path):
     )
 
 
+def test_missing_extras_are_named_with_their_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(init, "find_spec", lambda name: None if name == "papermill" else object())
+    notes = init_project(tmp_path / "made").notes
+    assert notes == ('for reports and notebooks: pip install "cv_pipeline[report]"',)
+
+
 def test_a_full_folder_is_refused_with_what_is_in_it(bundled):
     before = {p: p.read_bytes() for p in bundled.rglob("*") if p.is_file()}
     with pytest.raises(
@@ -239,6 +245,41 @@ def test_into_adds_what_is_missing_and_changes_nothing(tmp_path):
     assert (tmp_path / "Makefile").read_text() == "mine"
     assert (tmp_path / "cameras.yaml").is_file() and (tmp_path / "nbs/01_own_yolo.ipynb").is_file()
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".") and "git" not in p.name] == []
+
+
+def test_into_leaves_a_model_folder_that_exists_alone(tmp_path):
+    onnx = shutil.copy(FACTORY / "model.onnx", tmp_path / "yolo.onnx")
+    (tmp_path / "made/models/yolo").mkdir(parents=True)
+    (tmp_path / "made/models/yolo/manifest.json").write_text("{}")
+    made = init_project(tmp_path / "made", ProjectAnswers(model=str(onnx)), into=True)
+    assert [p.name for p in (tmp_path / "made/models/yolo").iterdir()] == ["manifest.json"]
+    assert set(made.kept) == {"models/yolo/manifest.json", "models/yolo/yolo.onnx"}
+
+
+@pytest.mark.parametrize("name", ["50% $HOME 'x' \"y\" #1", "- a: b", "*", "日本", "a" * 120])
+def test_an_odd_name_is_a_name(tmp_path, name):
+    init_project(tmp_path / name)
+    assert load_config(tmp_path / name / "cameras.yaml").site == name[:64]
+    job = [x for x in (tmp_path / name / "deploy/crontab").read_text().splitlines() if x[:1].isdigit()][0]
+    line = job.split(maxsplit=5)[5].replace("\\%", "%").partition(" && mkdir")[0]
+    where = subprocess.run(["sh", "-c", line + " && pwd"], capture_output=True, text=True, timeout=60).stdout
+    assert where.rstrip("\n") == str(tmp_path / name)
+
+
+def test_a_name_with_a_line_break_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(ConfigError, match="line break or control character"):
+        init_project(tmp_path / "a\nExecStartPre=x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_outside_unicode_is_no_traceback(tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/a\xff")
+    try:
+        init_project(folder)
+    except CVPipelineError:
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert load_config(Path(folder) / "cameras.yaml").sources
 
 
 def test_an_empty_folder_and_the_current_one_are_filled(tmp_path, monkeypatch):
