@@ -59,6 +59,7 @@ demo-sites: $(VENV)/.core  ## three sites, a defect that people are called about
 	$(BIN)/cv-pipeline demo-sites --out runs/sites
 
 checklist: $(VENV)/.core  ## every item of readiness on a demo project of the line, with a page: PROJECT=my_line for yours
+	$(if $(PROJECT),,rm -rf runs/checklist)
 	$(BIN)/cv-pipeline checklist $(or $(PROJECT),runs/checklist) $(if $(PROJECT),,--demo) --html $(or $(PROJECT),runs)/checklist.html || test $$? -eq 1
 
 test: lint types notebooks pytest  ## every notebook top to bottom, then all tests
@@ -107,8 +108,8 @@ hooks: $(VENV)/.lab  ## at every commit: format, clean, export, lint; and nbdev'
 	git config merge.nbdev-merge.driver "$(CURDIR)/$(BIN)/nbdev_merge %O %A %B %P"
 	git config merge.nbdev-merge.name "resolve conflicts of notebooks cell by cell"
 
-lab: $(VENV)/.lab  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir nbs $$([ $$(id -u) != 0 ] || echo --allow-root) $(ARGS)
+lab: $(VENV)/.lab  ## JupyterLab on the notebooks, opened at the tour
+	$(BIN)/jupyter lab --notebook-dir nbs --LabApp.default_url=/lab/tree/tour.ipynb $$([ $$(id -u) != 0 ] || echo --allow-root) $(ARGS)
 
 bench: $(VENV)/.dev  ## speed beside named peers, same input, one run
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -77,6 +77,7 @@ SETTINGS = {  # a page each: file → (what it is, the classes that read it)
 PLAN = "`as_of`, `currency`, `source`, `items`: name → [low, high]. `cv-pipeline plan --example` prints them."
 DATA = "Ultralytics' file of a dataset: `path`, `train`, `val`, `names`. [What is read](../what_is_read.md)"
 KEEP = "`privacy: {retain: {pictures: 30d}}` in the file of a run, or alone. [Privacy](../privacy.md)"
+READY = "[Are we ready?](../checklist.md)"
 SEVERAL = {  # files that are read without a class: the module, and where their keys are explained
     "prices.yaml": ("scale.prices", PLAN),
     "stores.yaml": (
@@ -91,6 +92,8 @@ SEVERAL = {  # files that are read without a class: the module, and where their 
     "data.yaml": ("core.data_yaml", DATA),
     "rules.yaml": ("tracking.conditions", "`events` of a run, alone. [Rules](../rules.md)"),
     "names.yaml": ("core.class_names", "class names in seven shapes. [What is read](../what_is_read.md)"),
+    "checklist.yaml": ("readiness.evidence", "what is in service, where evidence lies. " + READY),
+    "ontology.yaml": ("readiness.checks_labels", "definitions of classes. " + READY),
     "decisions/NAME.yaml": ("readiness.decide", "answers, and what follows from them. `cv-pipeline decide`"),
     "metadata.yaml": ("inference.openvino", "Ultralytics' file beside an OpenVINO export"),
 }
@@ -104,6 +107,7 @@ OTHERS = {  # modules that read YAML which is described elsewhere
     "scale.capacity": "plan.yaml",
     "scale.manifests": "cluster.yaml",
     "scale.lifecycle": "lifecycle.yaml",
+    "readiness.demo_project": "a decision of the demo, which it edits",
 }
 STATES = {  # outside of the exceptions
     1: "a cell of a report failed, its gate is closed, or what was checked is not as it must be",

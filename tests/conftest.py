@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from cv_pipeline import __version__
 from tests.helpers.cameras import Server, why_no_server
 from tests.helpers.fiftyone_service import open_fiftyone
 from tests.helpers.services import absent
@@ -20,6 +22,17 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def origin_of_results(record_testsuite_property) -> None:
+    "A JUnit file says of which version and commit its results are: `cv-pipeline checklist` asks for that."
+    record_testsuite_property("cv_pipeline", __version__)
+    if git := shutil.which("git"):
+        head = subprocess.run(
+            [git, "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=30
+        )
+        record_testsuite_property("commit", head.stdout.strip() or "unknown")
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 PROOF = {  # how a row begins → tests that prove it
+    "evidence of the checklist was edited": [
+        "readiness/test_checklist::test_no_place_that_was_read_can_be_changed_and_pass",
+        "readiness/test_checklist::test_no_evidence_that_is_about_something_else_passes",
+        "readiness/test_checklist::test_a_file_that_is_cut_off_proves_nothing_and_ends_nothing",
+        "readiness/test_checklist::test_an_edited_file_is_found_by_the_log",
+    ],
+    "`checklist.yaml` is missing": [
+        "readiness/test_checklist::test_a_wrong_checklist_yaml_is_a_config_error",
+        "readiness/test_checklist::test_a_missing_checklist_yaml_is_a_config_error",
+    ],
+    "a stored decision no longer": [
+        "readiness/test_decide::test_an_answer_that_was_edited_is_found",
+        "readiness/test_checklist::test_a_decision_that_was_edited_fails_and_an_override_counts",
+    ],
     "`init` into a folder that is not empty": [
         "readiness/test_init::test_a_full_folder_is_refused_with_what_is_in_it",
         "readiness/test_init::test_a_model_that_is_not_one_leaves_nothing_behind",

@@ -612,6 +612,7 @@ def eval_tracking(
     iou: Annotated[float, Opt(min=0.01, max=1)] = 0.5,  # overlap from which a pair counts for MOTA and IDF1
     switches: bool = False,  # list the id switches
     as_json: Annotated[bool, Opt("--json")] = False,  # print every score as JSON instead of a table
+    out: Path | None = None,  # write the scores, with model and tracker of the run, to this file
 ) -> None:
     "HOTA, MOTA, IDF1 and id switches of tracks against the truth; TrackEval's numbers."
     from cv_pipeline.evaluation.tracking_scores import evaluate_tracking, find_sequences
@@ -620,6 +621,8 @@ def eval_tracking(
     scores = {name: evaluate_tracking(*pair, least=iou) for name, pair in pairs_of}
     if len(scores) > 1:
         scores["COMBINED"] = sum(list(scores.values())[1:], next(iter(scores.values())))
+    if out is not None:
+        say(f"written: {plain(_keep_tracking(scores, result, out))}")
     if as_json:
         whole = {k: {**s.to_dict(), "switches": s.switches} for k, s in scores.items()}
         return typer.echo(json.dumps(whole, indent=2))
@@ -628,6 +631,19 @@ def eval_tracking(
     table("Tracking against the truth", ["sequence", *_SHOWN], rows)
     for name, s in scores.items() if switches else ():
         _show_switches(name, s.switches)
+
+
+def _keep_tracking(scores: Mapping[str, Any], result: Path, out: Path) -> Path:
+    "Scores in percent with the model and the tracker of the run that they are about."
+    from cv_pipeline.core.files import read_json
+    from cv_pipeline.core.stamp import stamp
+
+    summary = result / "summary.json"
+    run = read_json(summary, dict) if summary.is_file() else {}
+    last = list(scores.values())[-1].to_dict()
+    about = {"clip": ", ".join(scores), "tracker": run.get("config", {}).get("tracker", {}).get("name")}
+    percent = {k: round(100 * float(last[k]), 2) for k in ("HOTA", "MOTA", "IDF1")}
+    return write_json(out, {**about, **percent, "stamp": stamp(run.get("model"))})
 
 # %% ../../nbs/19_commands/29_main.ipynb #fc16a6c9
 def _show_parameters(template: str, known: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from ..core.escaping import visible
+from ..core.progress import progress_over, share_of
 from ..core.types import ConfigError, DataError
 
 # %% auto #0
@@ -107,31 +108,15 @@ def findings(
 
 # %% ../../nbs/19_commands/00_terminal.ipynb #94edf12d
 def bar_over(items: Iterable, title: str, total: int | None = None) -> Iterable:
-    "The items, with a progress bar on a terminal."
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(items, title, total, console=console, transient=True, disable=not console.is_terminal)
+    "The items, with a progress bar on a terminal, or in a notebook."
+    return progress_over(items, title, total)
 
 
 @contextmanager
 def share_bar(title: str) -> Iterator[Callable[[float, str], None]]:
     "A progress bar; call it with (share, phase)."
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task(title, total=1.0)
-        yield lambda share, phase: bar.update(task, completed=share, description=f"{title}: {phase}")
+    with share_of(title) as bar:
+        yield bar
 
 # %% ../../nbs/19_commands/00_terminal.ipynb #5c0f27a2
 class SteadyStream(io.TextIOWrapper):

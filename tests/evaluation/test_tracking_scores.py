@@ -1,6 +1,8 @@
 """HOTA, CLEAR and identity scores: TrackEval is the oracle, on real and on random sequences; what is wrong
 with a file is said."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -248,3 +250,21 @@ def test_a_truth_is_not_compared_with_itself(tmp_path):
         find_sequences(tmp_path / "gt.txt", tmp_path / "gt.txt")
     with pytest.raises(DataError, match="are the same file"):
         find_sequences(tmp_path / "gt.txt", tmp_path)  # the folder holds only the truth
+
+
+def test_scores_are_kept_with_the_tracker_and_the_model_of_their_run(tmp_path):
+    from typer.testing import CliRunner
+
+    from cv_pipeline.commands.main import app
+
+    rows = "".join(f"{k},1,{10 + k},10,20,20,1,-1,-1,-1\n" for k in range(1, 9))
+    (tmp_path / "gt.txt").write_text(rows)
+    (tmp_path / "res.txt").write_text(rows)
+    out = tmp_path / "tracking.json"
+    made = CliRunner().invoke(
+        app, ["eval-tracking", str(tmp_path / "gt.txt"), str(tmp_path / "res.txt"), "--out", str(out)]
+    )
+    assert made.exit_code == 0, made.exception
+    book = json.loads(out.read_text())
+    assert (book["HOTA"], book["IDF1"], book["tracker"]) == (100.0, 100.0, None)
+    assert book["stamp"]["cv_pipeline"]

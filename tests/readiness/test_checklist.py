@@ -3,22 +3,32 @@ passes that was changed: every place that a check has read is dropped, set to Na
 
 import copy
 import json
+import re
+import shlex
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+import typer
 import yaml
+from typer.testing import CliRunner
 
+from cv_pipeline.commands import readiness
+from cv_pipeline.commands.main import app
 from cv_pipeline.core.files import file_sha256
 from cv_pipeline.core.types import ConfigError
 from cv_pipeline.readiness.checklist import (
     ITEMS,
     checklist_page,
     chosen_items,
+    items_markdown,
     run_checklist,
     write_checklist,
 )
+from cv_pipeline.readiness.choices import TOPICS
+from cv_pipeline.readiness.decide import recompute
 from cv_pipeline.readiness.evidence import STATES, evaluate, in_days, open_project, remember
+from cv_pipeline.readiness.prove import prove
 from tests.helpers.ready_project import NOW, write_ready_project
 
 BY_ID = {i.id: i for i in ITEMS}
@@ -409,3 +419,158 @@ def test_a_hostile_name_stays_text_on_the_page(ready):
 
 def test_an_age_in_words():
     assert [in_days(timedelta(days=n)) for n in (1, 9)] == ["1 day", "9 days"]
+
+
+def test_a_decision_that_was_edited_fails_and_an_override_counts(ready):
+    path = ready / "decisions/buy.yaml"
+    before = path.read_text()
+    book = yaml.safe_load(before)
+    choice = {"answer": "buy", "reason": "a pilot", "name": "A. Ng", "date": "2026-11-01"}
+    try:
+        path.write_text(yaml.safe_dump({**book, "answer": "buy"}))
+        edited = evaluate(BY_ID["N1"], opened(ready))
+        path.write_text(yaml.safe_dump({**book, "override": choice}))
+        chosen = evaluate(BY_ID["N1"], opened(ready))
+    finally:
+        path.write_text(before)
+    assert (edited.state, chosen.state) == ("fail", "pass")
+    assert "a pilot" in chosen.reason
+
+
+def test_what_a_real_run_leaves_counts_for_the_configuration_that_it_used(tmp_path):
+    from cv_pipeline.core.config import load_config
+    from cv_pipeline.readiness.evidence import service_config
+    from cv_pipeline.service.assembly import run_config
+
+    config = tmp_path / "cameras.yaml"
+    config.write_text('sources: ["line:frames=12"]\nhealth: {port: 0}\n')
+    run_config(load_config(config, {"delivery.out": str(tmp_path / "runs" / "a")}))
+    (tmp_path / "checklist.yaml").write_text("name: x\ndemo: true\n")
+    stored = json.loads((tmp_path / "runs/a/summary.json").read_text())
+    assert service_config(stored["config"]) == service_config(load_config(config))
+    assert evaluate(BY_ID["A3"], open_project(tmp_path)).state == "pass"
+    config.write_text('sources: ["line:frames=12"]\nhealth: {port: 0}\nselection: {every: 2}\n')
+    assert "another configuration" in evaluate(BY_ID["A3"], open_project(tmp_path)).reason
+
+
+# commands and documentation -------------------------------------------------------------------------------
+
+
+def help_of(words):
+    here, path = typer.main.get_command(app), []
+    while hasattr(here, "get_command") and len(path) < len(words):
+        path.append(words[len(path)])
+        here = here.get_command(None, path[-1])
+        assert here is not None, path
+    env = {"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}
+    return path, CliRunner().invoke(app, [*path, "--help"], env=env).output
+
+
+@pytest.mark.parametrize(
+    "item", [i for i in ITEMS if i.command.startswith("cv-pipeline")], ids=lambda i: i.id
+)
+def test_the_command_that_would_prove_an_item_exists_with_its_options(item):
+    words = shlex.split(item.command.partition(" > ")[0])[1:]
+    path, text = help_of(words)
+    given = [w for w in words[len(path) :] if w.startswith("--")]
+    assert [o for o in given if not re.search(rf"(?<![\w-]){re.escape(o)}(?![\w-])", text)] == []
+
+
+def test_the_table_of_the_documentation_is_the_code(root):
+    page = (root / "docs" / "checklist.md").read_text(encoding="utf-8")
+    assert items_markdown() in page, "make it again: cv_pipeline.readiness.checklist.items_markdown"
+
+
+def ask(*words):
+    return CliRunner().invoke(
+        app, list(map(str, words)), env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    )
+
+
+def test_the_command_shows_the_worst_first_and_writes_both_files(tmp_path, monkeypatch):
+    tables = {}
+    monkeypatch.setattr(readiness, "records", lambda title, rows, *more: tables.update({title: list(rows)}))
+    (tmp_path / "checklist.yaml").write_text("name: x\n")
+    (tmp_path / "cameras.yaml").write_text("sources: [gate.mp4]\n")
+    made = ask("checklist", tmp_path, "--json", tmp_path / "c.json", "--html", tmp_path / "c.html")
+    assert made.exit_code == 1  # upkeep is off
+    assert [r["item"] for r in tables["x"]][0] == "H1"
+    assert (
+        json.loads((tmp_path / "c.json").read_text())["counts"]["fail"] == 1
+        and (tmp_path / "c.html").exists()
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--max-age", "soon"], "--max-age"), (["--only", "speed"], "unknown: speed"),
+     (["--max-age", "0d"], "--max-age")],
+)  # fmt: skip
+def test_a_wrong_option_is_a_config_error(words, message, tmp_path):
+    (tmp_path / "checklist.yaml").write_text("name: x\n")
+    made = ask("checklist", tmp_path, *words)
+    assert isinstance(made.exception, ConfigError) and message in str(made.exception)
+
+
+def test_max_age_is_in_days_or_hours(ready):
+    assert evaluate(BY_ID["T2"], opened(ready, max_age=timedelta(hours=12))).state == "not proven"
+
+
+def test_the_list_names_every_item(monkeypatch):
+    tables = {}
+    monkeypatch.setattr(readiness, "records", lambda title, rows, *more: tables.update({title: list(rows)}))
+    assert ask("checklist", "--list").exit_code == 0
+    assert [r["item"] for r in tables["Items"]] == [i.id for i in ITEMS]
+
+
+def test_decide_takes_keys_a_file_and_writes_what_recomputes(tmp_path):
+    (tmp_path / "a.yaml").write_text("live: true\nacts: true\n")
+    out = tmp_path / "decisions" / "mode.yaml"
+    made = ask("decide", "mode", "needed_s=20", "--inputs", tmp_path / "a.yaml", "--out", out)
+    assert made.exit_code == 0
+    again = recompute(out, TOPICS)
+    assert (again.now.answer, again.differs) == ("real time", ())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["speed"], "unknown topic 'speed'"), (["mode", "fast"], "not key=value"),
+     (["mode", "need=3"], "unknown: need")],
+)  # fmt: skip
+def test_a_wrong_decision_is_a_config_error(words, message):
+    made = ask("decide", *words)
+    assert isinstance(made.exception, ConfigError) and message in str(made.exception)
+
+
+def test_prove_leaves_drills_that_count(tmp_path):
+    (tmp_path / "checklist.yaml").write_text("name: x\ndemo: true\nmodel: factory_line\n")
+    (tmp_path / "cameras.yaml").write_text("sources: [gate.mp4]\n")
+    told = []
+    prove(open_project(tmp_path), told.append)
+    assert [t.partition(": ")[2] for t in told] == ["pass"] * 3
+    assert evaluate(BY_ID["I1"], open_project(tmp_path)).state == "pass"
+
+
+def test_prove_without_a_model_says_why_and_ends_nothing(tmp_path):
+    (tmp_path / "checklist.yaml").write_text("name: x\nmodel: nowhere\n")
+    (tmp_path / "cameras.yaml").write_text("sources: [gate.mp4]\n")
+    told = []
+    prove(open_project(tmp_path), told.append)
+    assert all("not proven" in t for t in told) and len(told) == 3
+
+
+def test_a_preprocessing_that_is_not_the_trainers_is_found(monkeypatch):
+    from cv_pipeline.inference.manifest import PreprocessSpec
+    from cv_pipeline.readiness import prove as module
+
+    right = module.as_trained
+    monkeypatch.setattr(module, "as_trained", lambda image, spec: right(image, replace(spec, color="BGR")))
+    assert module.prove_preprocessing(PreprocessSpec())["outcome"] == "fail"
+
+
+def test_what_fails_stands_above_everything_else_on_the_page(tmp_path):
+    (tmp_path / "checklist.yaml").write_text("name: x\n")
+    (tmp_path / "cameras.yaml").write_text("sources: [gate.mp4]\n")
+    page = checklist_page(run_checklist(opened(tmp_path), note=False))
+    assert page.index("What fails") < page.index("<b>H1</b>") < page.index("<h2>architecture</h2>")
+    assert page.count("<b>H1</b>") == 1

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cv_pipeline.core.progress import WIDGETS
 from cv_pipeline.core.types import ConfigError, DataError, Frame, MissingExtraError, utc_now
 from cv_pipeline.reporting import panels
 from cv_pipeline.reporting.draw_zones import CSS, ESM, draw_zones, drawing_problems, obey, save_drawing
@@ -132,14 +133,14 @@ def test_faces_are_covered_unless_the_picture_is_bare(monkeypatch, tmp_path):
 
 
 def test_without_a_front_end_it_is_the_frame_with_the_shapes(editor, monkeypatch):
-    monkeypatch.setenv(panels.WIDGETS, "0")
+    monkeypatch.setenv(WIDGETS, "0")
     shown = editor.add("zone", SQUARE, "<script>")._repr_mimebundle_()
     assert "data:image/jpeg" in shown["text/html"] and "<script" not in shown["text/html"]
     assert sorted(shown) == ["text/html", "text/plain"]
 
 
 def test_with_one_it_is_a_widget(editor, monkeypatch):
-    monkeypatch.setenv(panels.WIDGETS, "1")
+    monkeypatch.setenv(WIDGETS, "1")
     assert "application/vnd.jupyter.widget-view+json" in editor._repr_mimebundle_()
 
 

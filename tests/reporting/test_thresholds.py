@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cv_pipeline.core.progress import WIDGETS
 from cv_pipeline.core.types import ConfigError, DataError, MissingExtraError
 from cv_pipeline.evaluation.intervals import picture_counts
 from cv_pipeline.evaluation.metrics import match_set
@@ -106,31 +107,15 @@ def test_names_of_classes_are_text_in_the_card(explorer):
 
 
 def test_without_a_front_end_it_is_a_card_with_a_picture(explorer, monkeypatch):
-    monkeypatch.setenv(panels.WIDGETS, "0")
+    monkeypatch.setenv(WIDGETS, "0")
     shown = explorer._repr_mimebundle_()
     assert sorted(shown) == ["text/html", "text/plain"]
     assert "data:image/jpeg;base64," in shown["text/html"] and "<svg" in shown["text/html"]
 
 
 def test_with_a_front_end_it_is_a_widget(explorer, monkeypatch):
-    monkeypatch.setenv(panels.WIDGETS, "1")
+    monkeypatch.setenv(WIDGETS, "1")
     assert "application/vnd.jupyter.widget-view+json" in explorer._repr_mimebundle_()
-
-
-@pytest.mark.parametrize(
-    "given_, expected",
-    [
-        ({}, False),
-        ({"JPY_SESSION_NAME": "a.ipynb"}, True),
-        ({"CV_PIPELINE_WIDGETS": "0", "JPY_SESSION_NAME": "a"}, False),
-    ],
-)
-def test_a_kernel_that_serves_no_person_shows_cards(given_, expected, monkeypatch):
-    for name in (panels.WIDGETS, "JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in given_.items():
-        monkeypatch.setenv(name, value)
-    assert panels.live_front_end() is expected
 
 
 def test_without_ipywidgets_the_extra_is_named(monkeypatch):
