@@ -53,7 +53,11 @@ def _show_decision(d: Any) -> None:
         [{"answers": v["rules out"], "because": v["because"], "source": v["source"]} for v in d.vetoes],
     )
     shown = lambda v: (
-        {True: "yes", False: "no", None: "unknown"}.get(v, v) if isinstance(v, (bool, type(None))) else f"{v}"
+        {True: "yes", False: "no", None: "unknown"}.get(v, v)
+        if isinstance(v, (bool, type(None)))
+        else f"{v:.4g}"
+        if isinstance(v, float)
+        else f"{v}"
     )
     rows = [
         {"input": f["input"], "now": shown(f["from"]), "if": shown(f["to"]), "answer": f["answer"]}

@@ -272,7 +272,7 @@ class Project:
     def floor(self, name: str, usual: float) -> float:
         "A floor of the project, such as audit: 0.9."
         value = (self.settings.get("floors") or {}).get(name)
-        return float(value) if is_number(value) else usual
+        return float(value) if value is not None and is_number(value) else usual
 
     def relative(self, path: Path) -> str:
         "A path as it is shown."
