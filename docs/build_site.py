@@ -24,8 +24,8 @@ from nbconvert import MarkdownExporter
 ROOT = Path(__file__).resolve().parents[1]
 NBS, PAGES = ROOT / "nbs", ROOT / "docs"
 USE = (
-    "install project walks checklist comparison labels models applications rules alerts sites fleet scale "
-    "privacy gpu"
+    "install project walks workbench checklist comparison labels models applications rules alerts sites "
+    "fleet scale privacy gpu"
 ).split()
 REFERENCE = "files what_is_read glossary licences".split()
 RUN = "operations reliability benchmarks model_card".split()

@@ -11,6 +11,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 PROOF = {  # how a row begins → tests that prove it
+    "zones are drawn that a run would refuse": [
+        "reporting/test_zone_files::test_what_a_run_would_refuse_is_not_written",
+        "reporting/test_zone_files::test_a_file_that_somebody_else_changed_is_not_overwritten",
+        "reporting/test_draw_zones::test_a_disk_that_cannot_be_written_is_told_in_place",
+        "reporting/test_in_jupyterlab::test_what_is_wrong_stands_below_the_picture_until_it_is_undone",
+    ],
+    "a widget is shown without a front end": [
+        "reporting/test_thresholds::test_without_a_front_end_it_is_a_card_with_a_picture",
+        "reporting/test_draw_zones::test_without_a_front_end_it_is_the_frame_with_the_shapes",
+        "reporting/test_thresholds::test_without_ipywidgets_the_extra_is_named",
+    ],
+    "the film of a scrubber is cut off": [
+        "reporting/test_scrubber::test_a_film_that_is_cut_off_is_read_as_far_as_it_goes",
+        "reporting/test_thresholds::test_missing_pictures_leave_the_numbers",
+        "reporting/test_failure_browser::test_a_table_of_another_kind_is_not_overwritten",
+    ],
     "evidence of the checklist was edited": [
         "readiness/test_checklist::test_no_place_that_was_read_can_be_changed_and_pass",
         "readiness/test_checklist::test_no_evidence_that_is_about_something_else_passes",
