@@ -632,7 +632,7 @@ def eval_tracking(
     for name, s in scores.items() if switches else ():
         _show_switches(name, s.switches)
 
-
+# %% ../../nbs/19_commands/29_main.ipynb #9c1d7e02
 def _keep_tracking(scores: Mapping[str, Any], result: Path, out: Path) -> Path:
     "Scores in percent with the model and the tracker of the run that they are about."
     from cv_pipeline.core.files import read_json

@@ -17,6 +17,7 @@ from cv_pipeline.commands import readiness
 from cv_pipeline.commands.main import app
 from cv_pipeline.core.files import file_sha256
 from cv_pipeline.core.types import ConfigError
+from cv_pipeline.inference.manifest import bundled_models, load_manifest
 from cv_pipeline.readiness.checklist import (
     ITEMS,
     checklist_page,
@@ -102,7 +103,9 @@ def changed(book, pointer, how):
 def in_the_place_of(project, old, new):
     "The project with another evidence in the place of one, without a second walk over its files."
     made = replace(project)
-    made.__dict__.update({k: project.__dict__[k] for k in ("manifest", "config") if k in project.__dict__})
+    made.__dict__.update(
+        {k: project.__dict__[k] for k in ("model", "model_sha", "config") if k in project.__dict__}
+    )
     made.__dict__["files"] = [
         new if e is old else replace(e, read=[]) for e in project.files if new or e is not old
     ]
@@ -574,3 +577,20 @@ def test_what_fails_stands_above_everything_else_on_the_page(tmp_path):
     page = checklist_page(run_checklist(opened(tmp_path), note=False))
     assert page.index("What fails") < page.index("<b>H1</b>") < page.index("<h2>architecture</h2>")
     assert page.count("<b>H1</b>") == 1
+
+
+def test_a_bare_model_file_without_a_manifest_is_known_by_its_hash(tmp_path):
+    from cv_pipeline.core.stamp import stamp
+
+    (tmp_path / "net.onnx").write_bytes((bundled_models()["factory_line"] / "model.onnx").read_bytes() + b" ")
+    sha = file_sha256(tmp_path / "net.onnx")
+    (tmp_path / "checklist.yaml").write_text("name: x\nmodel: net.onnx\n")
+    made = json.dumps(
+        {"drill": "preprocessing", "outcome": "pass", "worst difference": 0.0, "sizes": 24,
+         "stamp": stamp({"name": "net", "sha256": sha}, now=lambda: NOW)}
+    )  # fmt: skip
+    (tmp_path / "drills").mkdir()
+    (tmp_path / "drills" / "p.json").write_text(made)
+    project = opened(tmp_path)
+    project.__dict__["model"] = (replace(load_manifest("factory_line")[0], sha256=""), tmp_path / "net.onnx")
+    assert evaluate(BY_ID["I1"], project).state == "pass"
