@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -262,6 +263,7 @@ def test_the_campaign_sees_what_a_writer_without_a_lock_loses(tmp_path):
         path = folder / "annotations.jsonl"
         before = path.read_text() if path.exists() else ""
         row = json.dumps(writers.one_answer(f"person {who}", f"{k:04d}.jpg").to_dict())
+        time.sleep(0.005)  # as on a busy machine
         path.write_text(before + row + "\n")
 
     [writer] = writers.chosen("annotations.jsonl")

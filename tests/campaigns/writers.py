@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -308,9 +309,8 @@ WRITERS = [
 ]
 
 
-def work(writer: Writer, folder: Path, who: int, each: int, go: float, pause_s: float = 0.0) -> None:
+def work(writer: Writer, folder: Path, who: int, each: int, pause_s: float = 0.0) -> None:
     "One process: all its operations."
-    time.sleep(max(0.0, go - time.time()))
     for k in range(each):
         writer.write(folder, who, k)
         time.sleep(pause_s)
@@ -334,8 +334,13 @@ def stress(writer: Writer, root: Path, people: int, each: int) -> Outcome:
     folder, log = prepared(writer, root)
     each, began = max(1, each // writer.share), time.monotonic()
     reader = start(lambda: reading(writer, folder, 600), log)
-    go = time.time() + 0.1
-    children = [start(lambda p=p: work(writer, folder, p, each, go), log) for p in range(people)]
+    together = get_context("fork").Barrier(people)  # on a busy machine the last one starts late
+
+    def at_once(who: int) -> None:
+        together.wait(300)
+        work(writer, folder, who, each)
+
+    children = [start(lambda p=p: at_once(p), log) for p in range(people)]
     failed = sum(c.wait(600) != 0 for c in children)
     seconds = time.monotonic() - began
     (folder / "done").touch()
@@ -366,14 +371,14 @@ def killed(writer: Writer, root: Path, people: int, times: int, rng: random.Rand
     "kill -9 of a writer in the middle, again and again; the others go on, and the files stay readable."
     folder, log = prepared(writer, root)
     wrong, problems, endless = 0, set(), 10**6
-    children = [start(lambda p=p: work(writer, folder, p, endless, 0, 0.01), log) for p in range(people)]
+    children = [start(lambda p=p: work(writer, folder, p, endless, 0.01), log) for p in range(people)]
     longest = 0.0
     for k in range(times):
         time.sleep(rng.uniform(0.0, 0.03))
         place = rng.randrange(people)
         os.kill(children[place].pid, signal.SIGKILL)
         children[place].wait(10)
-        children[place] = start(lambda p=people + k: work(writer, folder, p, endless, 0, 0.01), log)
+        children[place] = start(lambda p=people + k: work(writer, folder, p, endless, 0.01), log)
         try:
             began = time.monotonic()
             writer.read(folder)
