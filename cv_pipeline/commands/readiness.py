@@ -81,7 +81,7 @@ def decide(
     answers: list[str] | None = None,  # key=value; unknown: not known. Without any, a terminal is asked
     *,
     inputs: Path | None = None,  # YAML or JSON with answers
-    measured: list[Path] | None = None,  # benchmark.json, summary.json, plan.json, or their folders
+    measured: list[Path] | None = None,  # benchmark, summary, plan, baseline (.json), or their folders
     out: Path | None = None,  # write the decision to this YAML
     questions: bool = False,  # list the questions of this topic, and decide nothing
 ) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core.files import file_sha256, parse_json, read_bytes
 from ..core.types import CVPipelineError, DataError, is_number
+from ..evaluation.baseline import ANSWERS
 from cv_pipeline.readiness.decide import (
     ARITHMETIC,
     CHECKLIST,
@@ -236,6 +237,7 @@ DATA = Topic(
     "data",
     "Are there enough labels?",
     {
+        "no training": "a pretrained model does it: run it, and audit it every month",
         "collect first": "too few to judge a model by, let alone to train one",
         "a first model": "train, and let it choose what is labelled next: `cv-pipeline select`",
         "production": "enough for steady conditions",
@@ -258,8 +260,11 @@ DATA = Topic(
                  100),
         Question("curve", "Learning curve: [labels a class, score]", "better than a rule of thumb", "list",
                  measured=True),
+        Question("baseline", "Is custom training needed, as `cv-pipeline baseline` found?",
+                 "a pretrained model may do", "choice", choices=tuple(ANSWERS), measured=True),
     ),
     (
+        Rule("no training", "baseline", lambda x: x == "no", "measured: it meets every floor", "measured"),
         Rule("hard conditions", "images", lambda n: n >= 10_000, "{images:g} a class, 10,000 or more",
              CHECKLIST),
         Rule("production", "images", lambda n: n >= 1000, "{images:g} a class, 1,000 to 5,000", CHECKLIST),
@@ -347,6 +352,10 @@ def _of_run(book: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
             return
 
 
+def _of_baseline(book: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    yield "baseline", book["custom training"], "/custom training"
+
+
 def _of_plan(book: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     if book.get("break_even"):
         yield "even_low", book["break_even"][0], "/break_even/0"
@@ -359,11 +368,13 @@ _KINDS = {
     "rows machine fit": _of_benchmark,
     "latency_ms stages sources": _of_run,
     "months sizing break_even": _of_plan,
+    "means reasons coco": _of_baseline,
 }
 
 
 def measured_in(
-    paths: Iterable[str | Path],  # benchmark.json, summary.json, plan.json, or folders with one of them
+    # benchmark.json, summary.json, plan.json, baseline.json, or folders with one of them
+    paths: Iterable[str | Path],
 ) -> dict[str, dict[str, Any]]:  # input → value, file, pointer, sha256
     "Inputs of decisions that files of this project hold; DataError for a file that is none of them."
     made: dict[str, dict[str, Any]] = {}
@@ -378,7 +389,9 @@ def measured_in(
                     known += 1
                     made |= _rows_of(file, book, read)
         if not known:
-            hint = "give benchmark.json, summary.json or plan.json, or a folder with one of them"
+            hint = (
+                "give benchmark.json, summary.json, plan.json or baseline.json, or a folder with one of them"
+            )
             raise DataError("nothing measured is known in here", path, hint)
     return made
 

@@ -8,7 +8,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cv_pipeline.core.files import write_json
 from cv_pipeline.core.types import ConfigError, DataError
+from cv_pipeline.evaluation.baseline import ANSWERS
 from cv_pipeline.readiness.choices import (
     BUY,
     DATA,
@@ -298,3 +300,34 @@ def test_labels_that_are_missing_cost_something():
     )
     assert d.numbers["pictures missing"] == [1000.0, 9000.0]
     assert d.numbers["cost"] == [10, 90]
+
+
+def a_baseline(folder, answer):
+    "What `cv-pipeline baseline --out` leaves."
+    return write_json(
+        folder / "baseline.json",
+        {"custom training": answer, "means": ANSWERS[answer], "reasons": [], "coco": {}, "latency_ms": None},
+    )
+
+
+def test_a_baseline_that_meets_every_floor_needs_no_labels(tmp_path):
+    path = a_baseline(tmp_path, "no")
+    made = decide(DATA, {"images": 50}, measured_for(DATA, [path]))
+    assert made.answer == "no training" and made.rules[0]["source"] == "measured"
+    file = write_decision(made, tmp_path / "data.yaml")
+    assert recompute(file, TOPICS).differs == ()
+
+
+@pytest.mark.parametrize("answer", sorted(set(ANSWERS) - {"no"}))
+def test_any_other_baseline_leaves_the_count_of_labels_to_decide(tmp_path, answer):
+    measured = measured_for(DATA, [a_baseline(tmp_path, answer)])
+    assert measured["baseline"]["value"] == answer and measured["baseline"]["pointer"] == "/custom training"
+    assert decide(DATA, {"images": 50}, measured).answer == "collect first"
+
+
+def test_a_baseline_with_an_unknown_answer_is_refused(tmp_path):
+    path = write_json(
+        tmp_path / "b.json", {"custom training": "maybe", "means": "", "reasons": [], "coco": {}}
+    )
+    with pytest.raises(ConfigError, match="baseline: 'maybe' is not one of"):
+        decide(DATA, {}, measured_for(DATA, [path]))
