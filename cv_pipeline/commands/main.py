@@ -196,7 +196,10 @@ def _progress(total: int | None) -> Iterator[Callable[[Any], None]]:  # frames, 
 
     console, text = Console(stderr=True), TextColumn("{task.completed} frames {task.fields[note]}")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), text, TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    if not console.is_terminal:  # old versions of rich write an empty line into a log
+        yield lambda pipeline: None
+        return
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("running", total=total, note="")
 
         def tick(pipeline: Any) -> None:

@@ -94,7 +94,10 @@ def progress_over(
     from rich.progress import track
 
     console = Console(stderr=True)
-    yield from track(items, title, total, console=console, transient=True, disable=not console.is_terminal)
+    if console.is_terminal:  # old versions of rich write empty lines into a log
+        yield from track(items, title, total, console=console, transient=True)
+    else:
+        yield from items
 
 
 def _in_notebook(items: Iterable[T], title: str, total: int | None, clock: Clock) -> Iterator[T]:
@@ -123,7 +126,10 @@ def share_of(title: str, clock: Clock = time.monotonic) -> Iterator[Callable[[fl
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda share, phase: None
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as made:
+    with Progress(*columns, console=console, transient=True) as made:
         task = made.add_task(title, total=1.0)
         yield lambda share, phase: made.update(task, completed=share, description=f"{title}: {phase}")
