@@ -215,10 +215,10 @@ def navigation(src: Path, chapters: dict[str, list[Book]]) -> list[dict]:
     ]
 
 
-def write_config(work: Path, src: Path, chapters: dict[str, list[Book]]) -> Path:
-    "mkdocs.yml with the navigation of these books."
+def write_config(work: Path, src: Path, nav: list[dict]) -> Path:
+    "mkdocs.yml with this navigation."
     base = yaml.safe_load((PAGES / "mkdocs.yml").read_text(encoding="utf-8"))
-    base |= {"docs_dir": str(src), "nav": navigation(src, chapters), "repo_url": REPOSITORY}
+    base |= {"docs_dir": str(src), "nav": nav, "repo_url": REPOSITORY}
     (work / "theme").mkdir(exist_ok=True)
     (work / "theme" / "main.html").write_text(TWIN, encoding="utf-8")
     base["theme"]["custom_dir"] = str(work / "theme")
@@ -309,9 +309,9 @@ def main() -> int:
     src = work / "src"
     src.mkdir(parents=True)
     books = read_books()
-    chapters = write_pages(src, books)
-    config = write_config(work, src, chapters)
-    write_llms(src, navigation(src, chapters))
+    nav = navigation(src, write_pages(src, books))
+    config = write_config(work, src, nav)
+    write_llms(src, nav)
     command = (
         ["serve"]
         if options.serve

@@ -564,12 +564,12 @@ def environment_page() -> str:
 
 def columns_page() -> str:
     "The columns of every Parquet file."
+    from cv_pipeline.core.results import RESULT_COLUMNS
+
     lines = ["# Columns", "", "Of the Parquet files that [runs and logs](../files.md) leave.", ""]
     for title, where in TABLES.items():
         module, _, name = where.partition(":")
         function = getattr(import_module(f"cv_pipeline.{module}"), name)
-        from cv_pipeline.core.results import RESULT_COLUMNS
-
         schema = function(tuple(RESULT_COLUMNS)) if name == "results_schema" else function()
         rows = [[f"`{f.name}`", str(f.type).split("<")[0], COLUMNS.get(f.name, "")] for f in schema]
         lines += [f"## {title}", "", sentence_of(function), "", table(["column", "type", ""], rows)]

@@ -60,7 +60,7 @@ def test_every_command_has_its_place_with_every_option(pages):
     for path, command in commands.items():
         section = text.partition(f"\n## {' '.join(path)}\n")[2].partition("\n## ")[0]
         assert section, path
-        assert f"({'commands_'}" in pages["commands.md"] and f"`{' '.join(path)}`" in pages["commands.md"]
+        assert f"[`{' '.join(path)}`](commands_" in pages["commands.md"], path
         for parameter in command.params:
             if parameter.name != "help":
                 names = parameter.opts if parameter.param_type_name == "option" else [parameter.name.upper()]

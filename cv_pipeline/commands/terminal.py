@@ -21,7 +21,7 @@ from ..core.progress import progress_over, share_of
 from ..core.types import ConfigError, DataError
 
 # %% auto #0
-__all__ = ['say', 'plain', 'tell', 'notes', 'table', 'records', 'intervals', 'problems', 'findings', 'bar_over', 'share_bar',
+__all__ = ['bar_over', 'share_bar', 'say', 'plain', 'tell', 'notes', 'table', 'records', 'intervals', 'problems', 'findings',
            'SteadyStream', 'steady_streams', 'Ends', 'ended_by_signals', 'exit_code', 'listed', 'pairs',
            'some_pictures']
 
@@ -107,16 +107,7 @@ def findings(
             (set() if seen is None else seen).add(line)
 
 # %% ../../nbs/19_commands/00_terminal.ipynb #94edf12d
-def bar_over(items: Iterable, title: str, total: int | None = None) -> Iterable:
-    "The items, with a progress bar on a terminal, or in a notebook."
-    return progress_over(items, title, total)
-
-
-@contextmanager
-def share_bar(title: str) -> Iterator[Callable[[float, str], None]]:
-    "A progress bar; call it with (share, phase)."
-    with share_of(title) as bar:
-        yield bar
+bar_over, share_bar = progress_over, share_of  # as the commands call them
 
 # %% ../../nbs/19_commands/00_terminal.ipynb #5c0f27a2
 class SteadyStream(io.TextIOWrapper):

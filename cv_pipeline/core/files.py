@@ -343,10 +343,15 @@ def take_place(
 ) -> None:
     """The folder becomes the target, an old one goes away. Where the system can, both names are swapped at
     once: a reader, or a start after a kill, finds the one or the other."""
-    old = folder  # where the old one is afterwards
-    if not (replace and out.exists()):
-        os.replace(folder, out)
-    elif not _exchange(folder, out):
+    old, first = folder, not (replace and out.exists())  # old: where the old one is afterwards
+    if first:
+        try:
+            os.replace(folder, out)
+        except OSError:
+            if not (replace and out.is_dir()):
+                raise
+            first = False  # another process has put its folder there since
+    if not first and not _exchange(folder, out):
         old = draft_of(out).with_suffix(".old")  # not .part: nobody sweeps it away
         os.replace(out, old)
         try:

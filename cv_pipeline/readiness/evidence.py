@@ -5,6 +5,7 @@
 # %% ../../nbs/18_readiness/02_evidence.ipynb #83aedeef
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -361,7 +362,7 @@ def _read(
         p.relative(path),
         kind,
         book,
-        file_sha256(path),
+        hashlib.sha256(data).hexdigest(),  # of what was read
         _when(book, kind, card),
         models,
         machine if isinstance(machine, Mapping) else {},

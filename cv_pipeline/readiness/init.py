@@ -13,7 +13,6 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import __version__
 from ..core.config import load_config
 from cv_pipeline.core.files import (
     Staging,
@@ -47,10 +47,10 @@ from ..video.streams import is_stream
 
 # %% auto #0
 __all__ = ['PASSWORD', 'SITE', 'EVALUATION', 'TRAFFIC', 'DRIFT', 'Camera', 'camera_of', 'ProjectModel', 'model_of', 'copy_model',
-           'ProjectAnswers', 'NewProject', 'cameras_text', 'reports_of', 'makefile_text', 'package_version',
-           'crontab_text', 'workflow_text', 'service_text', 'how_to_folder', 'with_values', 'how_to_values',
-           'how_to_text', 'how_to_texts', 'ignored_text', 'readme_text', 'checklist_text', 'project_texts',
-           'write_project', 'Initialised', 'check_folder', 'init_project']
+           'ProjectAnswers', 'NewProject', 'cameras_text', 'reports_of', 'makefile_text', 'crontab_text',
+           'workflow_text', 'service_text', 'how_to_folder', 'with_values', 'how_to_values', 'how_to_text',
+           'how_to_texts', 'ignored_text', 'readme_text', 'checklist_text', 'project_texts', 'write_project',
+           'Initialised', 'check_folder', 'init_project']
 
 # %% ../../nbs/18_readiness/08_init.ipynb #724d4ca9
 PASSWORD = "CAMERA_PASSWORD"  # variable of the environment
@@ -262,14 +262,6 @@ lab:  ## the notebooks, filled in for this project
 """
 
 # %% ../../nbs/18_readiness/08_init.ipynb #e5795e49
-def package_version() -> str:
-    "Of the installed package."
-    try:
-        return version("cv_pipeline")
-    except PackageNotFoundError:
-        return "0"
-
-
 def crontab_text(project: NewProject) -> str:
     "deploy/crontab."
     program = shutil.which("cv-pipeline") or str(Path(sys.executable).with_name("cv-pipeline"))
@@ -286,10 +278,7 @@ def crontab_text(project: NewProject) -> str:
 
 def workflow_text(project: NewProject) -> str:
     ".github/workflows/reports.yml."
-    given = reports_of(project)[EVALUATION]
-    installed = f'python -m pip install "cv_pipeline[report]=={package_version()}"'
-    text = github_workflow(EVALUATION, given).replace('pip install ".[report]"', installed)
-    return text.replace("jobs:", "permissions:\n  contents: read\njobs:", 1)
+    return github_workflow(EVALUATION, reports_of(project)[EVALUATION])
 
 # %% ../../nbs/18_readiness/08_init.ipynb #df2041ba
 def _systemd(text: object) -> str:
@@ -425,7 +414,7 @@ def readme_text(project: NewProject) -> str:
     )
     return f"""# {project.name}
 
-Made by `cv-pipeline init` {package_version()}. Source: `{shown}`. Model: `{project.model.path}`.
+Made by `cv-pipeline init` {__version__}. Source: `{shown}`. Model: `{project.model.path}`.
 Reports are read by: {who}.
 {login}
 | command | what it does |

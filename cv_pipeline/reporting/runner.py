@@ -26,6 +26,7 @@ from typing import Any, Literal, Optional, Union
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from .. import __version__
 from ..core.escaping import html_text
 from cv_pipeline.core.files import (
     draft_folder,
@@ -527,7 +528,7 @@ def github_workflow(
     steps = [
         {"uses": "actions/checkout@v4"},
         {"uses": "actions/setup-python@v5", "with": {"python-version": "3.11"}},
-        {"run": 'pip install ".[report]"'},
+        {"run": f'python -m pip install "cv_pipeline[report]=={__version__}"'},
         {"run": command_line(template, parameters, options=options)},
         {
             "uses": "actions/upload-artifact@v4",
@@ -538,6 +539,7 @@ def github_workflow(
     flow = {
         "name": f"{name} report",
         "on": {"schedule": [{"cron": when}], "workflow_dispatch": None},
+        "permissions": {"contents": "read"},
         "jobs": {"report": {"runs-on": "ubuntu-latest", "timeout-minutes": 60, "steps": steps}},
     }
     return (

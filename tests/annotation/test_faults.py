@@ -5,8 +5,8 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -259,11 +259,13 @@ def test_writers_at_once_lose_nothing(tmp_path, name):
 
 
 def test_the_campaign_sees_what_a_writer_without_a_lock_loses(tmp_path):
+    together = get_context("fork").Barrier(4)
+
     def naive(folder, who, k):
         path = folder / "annotations.jsonl"
         before = path.read_text() if path.exists() else ""
         row = json.dumps(writers.one_answer(f"person {who}", f"{k:04d}.jpg").to_dict())
-        time.sleep(0.005)  # as on a busy machine
+        together.wait(60)  # all have read before one of them writes
         path.write_text(before + row + "\n")
 
     [writer] = writers.chosen("annotations.jsonl")

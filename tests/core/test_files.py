@@ -250,6 +250,23 @@ def test_waiting_for_a_lock_asks_often_at_first(tmp_path):
     assert 0.0101 < max(slept) < 0.11
 
 
+@pytest.mark.parametrize("replace", [True, False])
+def test_a_folder_that_another_process_put_there_meanwhile(tmp_path, monkeypatch, replace):
+    "Between the question whether there is one and the rename."
+    draft, out = tmp_path / "draft", tmp_path / "out"
+    for folder in (draft, out):
+        folder.mkdir()
+        (folder / "name").write_text(folder.name)
+    monkeypatch.setattr(type(out), "exists", lambda self, **how: False)
+    if replace:
+        F.take_place(draft, out, replace=True)
+        assert (out / "name").read_text() == "draft" and not draft.is_dir()
+    else:
+        with pytest.raises(OSError):
+            F.take_place(draft, out, replace=False)
+        assert (out / "name").read_text() == "out"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="two names are swapped at once on Linux only")
 def test_a_folder_is_replaced_without_a_moment_in_which_it_is_gone(tmp_path, monkeypatch):
     F.write_whole(tmp_path / "v" / "old", "1")
