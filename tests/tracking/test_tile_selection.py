@@ -280,8 +280,8 @@ def test_a_frame_that_is_not_cut_is_reported_once(caplog):
         look = chosen.select(frame_of(paint([]), i))
         found = chosen.join(look, model.predict([paint([(30, 30, 20, 20)])]), model.manifest.postprocess)
         assert len(found) == 1
-    assert caplog.text.count("no larger than a tile") == 1
-    assert chosen.summary()["notes"] == ["frames of 640×480 are no larger than a tile: not cut"]
+    assert caplog.text.count("fit into one tile") == 1
+    assert chosen.summary()["notes"] == ["frames of 640×480 fit into one tile: not cut"]
 
 
 def test_a_clock_that_is_set_back_stops_nothing():

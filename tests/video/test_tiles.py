@@ -128,9 +128,7 @@ def test_one_tile_that_covers_the_frame_is_like_no_tiles():
     for a, b in zip(plain, tiled):
         assert (a.detections.xyxy == b.detections.xyxy).all()
         assert (a.detections.confidence == b.detections.confidence).all()
-    assert summary["sources"]["cam"]["tiles"]["notes"] == [
-        "frames of 150×120 are no larger than a tile: not cut"
-    ]
+    assert summary["sources"]["cam"]["tiles"]["notes"] == ["frames of 150×120 fit into one tile: not cut"]
 
 
 def test_the_bundled_detector_answers_the_same_where_nothing_is_cut():
