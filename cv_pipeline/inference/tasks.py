@@ -18,7 +18,7 @@ __all__ = ['HEADS_OF', 'TASKS', 'HEADS', 'BOX_TASKS', 'WHOLE_TASKS', 'ORDERED_HE
 
 # %% ../../nbs/02_inference/01_tasks.ipynb #30ce2bf2
 HEADS_OF: dict[str, tuple[str, ...]] = {  # task: its heads, the usual one first
-    "detect": ("yolov8", "yolov5", "yolox", "end2end", "rtdetr", "rtdetr-scores", "detr"),
+    "detect": ("yolov8", "yolov5", "yolox", "end2end", "topk", "rtdetr", "rtdetr-scores", "detr"),
     "classify": ("softmax", "probabilities"),
     "multilabel": ("sigmoid", "probabilities"),
     "embed": ("vector",),
@@ -59,6 +59,7 @@ def head_shape(
         "yolov5": (None, 5 + nc),
         "yolox": (None, 5 + nc),
         "end2end": (None, 6),
+        "topk": (None, 6),
         "rtdetr": (None, 6),
         "rtdetr-scores": (None, 4 + nc),
         "detr": (None, None),
