@@ -528,7 +528,7 @@ def _keep(shelf: Shelf, frame: Frame, row: Collected, contends: bool) -> bool:
     try:
         if data is not None:  # else it lies there since before the kill
             name = row.picture + (ENCRYPTED if shelf.seal is not None else "")
-            write_whole(shelf.folder / name, data)
+            write_whole(shelf.folder / name, data, private=True)
     except SinkError as e:
         raise SinkError(f"a collected picture {e.what}", e.where, e.hint) from e
     shelf.rows[row.picture] = replace(row, detections=[])  # what was detected is on disk

@@ -348,7 +348,7 @@ def _finish(sink: ClipSink, window: _Window) -> None:
     if not film:
         sink.counts["empty"] += 1
         return
-    write_whole(path, film, durable=True)
+    write_whole(path, film, durable=True, private=True)
     row: dict[str, Any] = {"file": path.name, "source": window.source, "at": event.at.isoformat()}
     row |= {"before_s": round(before_s, 2), "covered": sink.rings is None}  # else as the camera saw it
     append_lines(sink.folder / "clips.jsonl", [row | {"events": [e.event_id for e in window.events]}])
