@@ -134,7 +134,7 @@ def draft_of(
 
 # %% ../../nbs/00_core/03_files.ipynb #6672bb14
 def keep_private(path: str | Path) -> None:
-    "Take a file's rights away from all but its owner and group; nothing where there are no such rights."
+    "Take a file's rights away from all but its owner and group, where the system knows such rights."
     if os.name == "posix":
         os.chmod(path, os.stat(path).st_mode & 0o770)
 
