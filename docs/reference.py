@@ -67,7 +67,7 @@ SETTINGS = {  # a page each: file → (what it is, the classes that read it)
     ),
     "moderation.json": (
         "What a machine may decide alone. `cv-pipeline moderate run --policy policy.json`.",
-        ["apps.moderation:Policy", "apps.moderation:Context"],
+        ["apps.decisions:Policy", "apps.context:Context"],
     ),
     "retraining": (
         "When to train again: the options of `cv-pipeline retrain-check`.",

@@ -97,14 +97,14 @@ PROOF = {  # how a row begins → tests that prove it
         "apps/test_moderation::test_a_network_that_fails_sends_pictures_to_people",
     ],
     "the context model is absent": [
-        "apps/test_moderation::test_rubbish_of_a_context_model_is_no_answer",
-        "apps/test_moderation::test_a_late_context_model_is_no_answer_and_requests_do_not_pile_up",
-        "apps/test_moderation::test_an_address_where_no_one_listens_is_no_answer",
+        "apps/test_context::test_rubbish_of_a_context_model_is_no_answer",
+        "apps/test_context::test_a_late_context_model_is_no_answer_and_requests_do_not_pile_up",
+        "apps/test_context::test_an_address_where_no_one_listens_is_no_answer",
     ],
     "thresholds of moderation are not proven": [
-        "apps/test_moderation::test_thresholds_that_are_not_proven_send_everything_to_people",
-        "apps/test_moderation::test_void_promises_leave_only_the_list",
-        "apps/test_moderation::test_a_voided_policy_sends_everything_to_people",
+        "apps/test_decisions::test_thresholds_that_are_not_proven_send_everything_to_people",
+        "apps/test_decisions::test_void_promises_leave_only_the_list",
+        "apps/test_moderation_queue::test_a_voided_policy_sends_everything_to_people",
     ],
     "a line of the trail was changed": [
         "apps/test_moderation::test_a_changed_line_breaks_the_chain",

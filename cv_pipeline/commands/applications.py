@@ -25,7 +25,7 @@ applications_commands.add_typer(anomaly_app, name="anomaly")
 
 def parts_by_class(data: Path, classes: str | None) -> dict[str, list[Any]]:
     "Crops of a dataset, a collection or a run by class; DataError without any box."
-    from cv_pipeline.apps.search_files import items_of
+    from cv_pipeline.apps.picture_items import items_of
 
     found: dict[str, list[Any]] = {}
     for item in items_of(data, boxes=True):
@@ -84,7 +84,7 @@ def anomaly_score(
 ) -> None:
     "Score every part: how unlike good ones it is, in which channel, and whether it is above the threshold."
     from cv_pipeline.apps.anomaly_model import load_anomaly, odd_sheet
-    from cv_pipeline.apps.search_files import items_of
+    from cv_pipeline.apps.picture_items import items_of
 
     if most < 1:
         raise ConfigError(f"--most {most}", "anomaly score", "at least 1")
