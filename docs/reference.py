@@ -156,6 +156,7 @@ COLUMNS = {  # what a column means wherever it occurs
     "direction": "of a line that was crossed",
     "dwell_s": "seconds in the zone",
     "embedding": "of the picture or box",
+    "anomaly": "how unlike good parts of its class a box is, 0..1; -1: it was not judged",
     "event_id": "a hash: the same event has the same id in every copy",
     "frame_id": "number of the frame in its source, from 0",
     "height": "pixels",

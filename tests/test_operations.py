@@ -120,6 +120,13 @@ PROOF = {  # how a row begins → tests that prove it
         "apps/test_cascade::test_another_model_in_the_place_of_a_stage",
         "apps/test_cascade::test_a_stage_outside_of_the_folder_is_refused",
     ],
+    "the detector or the good parts of an inspection": [
+        "apps/test_inspector::test_a_changed_or_missing_file_is_found",
+        "apps/test_inspector::test_a_file_that_is_no_inspection",
+    ],
+    "a part is cut off by the edge": [
+        "apps/test_inspector::test_parts_at_the_edge_of_the_picture_are_not_judged",
+    ],
     "too few good parts for an anomaly": [
         "apps/test_anomaly::test_too_few_good_pictures",
         "apps/test_anomaly::test_a_damaged_model_is_a_typed_error",
