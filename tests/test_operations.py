@@ -97,14 +97,14 @@ PROOF = {  # how a row begins → tests that prove it
         "apps/test_moderation::test_a_network_that_fails_sends_pictures_to_people",
     ],
     "the context model is absent": [
-        "apps/test_moderation::test_rubbish_of_a_context_model_is_no_answer",
-        "apps/test_moderation::test_a_late_context_model_is_no_answer_and_requests_do_not_pile_up",
-        "apps/test_moderation::test_an_address_where_no_one_listens_is_no_answer",
+        "apps/test_context::test_rubbish_of_a_context_model_is_no_answer",
+        "apps/test_context::test_a_late_context_model_is_no_answer_and_requests_do_not_pile_up",
+        "apps/test_context::test_an_address_where_no_one_listens_is_no_answer",
     ],
     "thresholds of moderation are not proven": [
-        "apps/test_moderation::test_thresholds_that_are_not_proven_send_everything_to_people",
-        "apps/test_moderation::test_void_promises_leave_only_the_list",
-        "apps/test_moderation::test_a_voided_policy_sends_everything_to_people",
+        "apps/test_decisions::test_thresholds_that_are_not_proven_send_everything_to_people",
+        "apps/test_decisions::test_void_promises_leave_only_the_list",
+        "apps/test_moderation_queue::test_a_voided_policy_sends_everything_to_people",
     ],
     "a line of the trail was changed": [
         "apps/test_moderation::test_a_changed_line_breaks_the_chain",
@@ -119,6 +119,13 @@ PROOF = {  # how a row begins → tests that prove it
         "apps/test_cascade::test_a_changed_stage_changes_the_model",
         "apps/test_cascade::test_another_model_in_the_place_of_a_stage",
         "apps/test_cascade::test_a_stage_outside_of_the_folder_is_refused",
+    ],
+    "the detector or the good parts of an inspection": [
+        "apps/test_inspector::test_a_changed_or_missing_file_is_found",
+        "apps/test_inspector::test_a_file_that_is_no_inspection",
+    ],
+    "a part is cut off by the edge": [
+        "apps/test_inspector::test_parts_at_the_edge_of_the_picture_are_not_judged",
     ],
     "too few good parts for an anomaly": [
         "apps/test_anomaly::test_too_few_good_pictures",

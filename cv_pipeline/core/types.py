@@ -372,6 +372,7 @@ RESULT_COLUMNS = (
     "xywhr",
     "scores",
     "embedding",
+    "anomaly",
 )  # of `Detections.data`; they are written
 WHOLE_COLUMNS = ("scores", "embedding")  # rows with one of these are results for the whole frame
 

@@ -294,9 +294,10 @@ class PostprocessSpec:
         return _build(cls, data, where)
 
 # %% ../../nbs/02_inference/02_manifest.ipynb #3b67d8bd
-RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "litert", "ncnn", "rknn", "hailo", "cascade")
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "litert", "ncnn", "rknn", "hailo", "cascade", "inspection")
 BY_ENDING = {
     ".cascade": "cascade",
+    ".inspection": "inspection",
     ".onnx": "onnxruntime",
     ".xml": "openvino",
     ".engine": "tensorrt",

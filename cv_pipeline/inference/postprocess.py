@@ -174,8 +174,9 @@ def watched_head(head: str) -> str:
     "As which head the answers of a head are checked."
     if head.startswith("yolov8-"):
         return "yolov8"
-    finished = {"topk": "end2end", "rtdetr": "end2end", "rtdetr-scores": "yolov8", "detr": "yolov8"}
-    return finished.get(head, head)
+    if head in ("topk", "rtdetr", "inspected"):
+        return "end2end"
+    return {"rtdetr-scores": "yolov8", "detr": "yolov8"}.get(head, head)
 
 
 def as_watched(raw: np.ndarray, head: str, imgsz: tuple[int, int]) -> np.ndarray:

@@ -67,8 +67,8 @@ COVERED = {  # module, function → what has to be in it
     ("monitoring/upkeep", "save"): "savez_compressed",  # _store covers the background
     ("alerts/daemon", "_finish"): "encoded(",  # AlertSink keeps pictures: it is behind the gate
     ("commands/rules", "rules_draw"): "PictureCover(",
-    ("apps/moderation", "_request"): "self._cover(image)",
-    ("apps/browse", "_thumbnail"): "encoded(",  # of what `add` has covered
+    ("apps/context", "_request"): "self._cover(image)",
+    ("apps/picture_map", "_thumbnail"): "encoded(",  # of what `add` has covered
     ("apps/browse", "_file_of"): "cover(picture_of(row)",
     ("apps/browse", "_samples"): "_file_of(m, i, cover",
     ("apps/search_files", "write"): "self.sheet()",  # of covered tiles: see below
@@ -93,7 +93,7 @@ COVERED |= {
     ("video/clips", "remuxed"): "known.streams",  # packets; only `_film` calls it
 }
 ALSO = {  # where the cover is one call further away
-    ("apps/browse", "add"): "self.cover(item.image",
+    ("apps/picture_map", "add"): "self.cover(item.image",
     ("apps/search_files", "_tile"): "m.cover(image",
     ("reporting/panels", "covered"): "self.cover(self.read(number))",
     ("reporting/draw_zones", "draw_zones"): "ZoneEditor(covered",
