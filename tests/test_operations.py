@@ -11,6 +11,24 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 PROOF = {  # how a row begins → tests that prove it
+    "with tiles: the model fails for one tile": [
+        "video/test_tiles::test_a_call_that_fails_marks_the_frame_and_the_next_one_is_computed_whole",
+        "video/test_tiles::test_a_call_that_fails_ends_the_run_where_it_should",
+    ],
+    "with tiles: the selection of tiles fails": [
+        "video/test_tiles::test_a_selection_of_tiles_that_fails_ends_its_own_camera_only",
+    ],
+    "with tiles: a frame no larger than a tile": [
+        "tracking/test_tile_selection::test_a_frame_that_is_not_cut_is_reported_once",
+        "core/test_tiles::test_tiles_below_the_stride_are_refused",
+        "video/test_tiles::test_tiles_of_an_unknown_source_are_refused",
+        "video/test_tiles::test_a_model_for_whole_pictures_is_not_cut",
+    ],
+    "with tiles by motion: something comes": [
+        "tracking/test_tile_selection::test_the_turn_finds_what_appears_below_the_bar_within_its_frames",
+        "tracking/test_tile_selection::test_a_camera_that_was_pushed_is_computed_whole",
+        "tracking/test_tile_selection::test_a_lamp_is_not_motion",
+    ],
     "zones are drawn that a run would refuse": [
         "reporting/test_zone_files::test_what_a_run_would_refuse_is_not_written",
         "reporting/test_zone_files::test_a_file_that_somebody_else_changed_is_not_overwritten",

@@ -247,6 +247,7 @@ def evaluate(
     *,
     split: Split = None,
     spec: Spec = None,
+    tiles: int | None = None,  # side of tiles, pixels: large pictures are cut; None: they are made small
     out: Path | None = None,  # write all numbers as JSON
 ) -> None:
     "Measure a model by the measure of its task: AP, top-1, mAP of labels, retrieval, AUROC, AP of masks."
@@ -256,6 +257,7 @@ def evaluate(
     from cv_pipeline.inference.loading import load_model
 
     m, bar = load_model(model, spec), lambda items: bar_over(items, "running the model")
+    m = m if tiles is None else m.with_tiles(tiles)
     if m.manifest.task == "detect":
         measured = evaluate_model(m, evaluation_items(data, split), progress=bar)
         made = measured.metrics()

@@ -171,7 +171,7 @@ def _key_items(how: Keys, name: str) -> Iterator[Item]:
     for section, key in ((s, key) for s, keys in how.keys.items() for key in keys.split()):
         option, last = key.split("=") if "=" in key else (key, key)
         model: Any = how.load()
-        found = model.model_fields[section].annotation.model_fields[last]
+        found = _plain(model.model_fields[section].annotation)[0].model_fields[last]
         plain = _plain(found.annotation)
         flag = plain == [bool] or hasattr(plain[0], "model_fields")
         kind: Any = bool if flag else reduce(or_, plain) | None

@@ -36,7 +36,7 @@ def _planned(
         notes(["single pictures are not tracked; give --fps when folders hold the frames of a video"])
     notes(f"not read: {n} files {suffix or 'without a suffix'}" for suffix, n in found.left_out.items())
     units = plan_units(found, identity, pictures, fps)
-    kept = config.model_dump(mode="json", include={"model", "postprocess", "selection", "tracker"})
+    kept = config.model_dump(mode="json", include={"model", "postprocess", "tiles", "selection", "tracker"})
     return units, UnitOpener(worker.model_dump_json()), {"model": model, "config": kept}
 
 # %% ../../nbs/19_commands/11_scale.ipynb #ea148d4c
@@ -66,6 +66,7 @@ def batch(
         "core.config:RunConfig",
         model="model=path spec backend",
         postprocess="conf iou max_det classes agnostic_nms",
+        tiles="tiles=size",
         selection="every max_fps motion adaptive",
         tracker="tracker=name",
     ),

@@ -21,12 +21,12 @@ from .masking import masked_values
 from .types import ConfigError
 
 # %% auto #0
-__all__ = ['Rule', 'RULES', 'SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'GateConfig', 'SelectionConfig',
-           'TrackerConfig', 'RuntimeConfig', 'ClipsConfig', 'DeliveryConfig', 'HealthConfig', 'TelemetryConfig',
-           'CollectConfig', 'ForwardConfig', 'ShadowConfig', 'SnapshotConfig', 'AlertsConfig', 'MaskSection',
-           'PrivacyConfig', 'HoursSection', 'GroundSection', 'IgnoreSection', 'RuleSection', 'ZoneRule', 'EnterRule',
-           'LeaveRule', 'StayRule', 'CrossRule', 'CrowdRule', 'WrongWayRule', 'SpeedRule', 'LeftRule', 'TakenRule',
-           'MissingRule', 'LineCountRule', 'SequenceRule', 'ZoneSection', 'LineSection', 'EventsConfig',
+__all__ = ['Rule', 'RULES', 'SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'GateConfig', 'TilesConfig',
+           'SelectionConfig', 'TrackerConfig', 'RuntimeConfig', 'ClipsConfig', 'DeliveryConfig', 'HealthConfig',
+           'TelemetryConfig', 'CollectConfig', 'ForwardConfig', 'ShadowConfig', 'SnapshotConfig', 'AlertsConfig',
+           'MaskSection', 'PrivacyConfig', 'HoursSection', 'GroundSection', 'IgnoreSection', 'RuleSection', 'ZoneRule',
+           'EnterRule', 'LeaveRule', 'StayRule', 'CrossRule', 'CrowdRule', 'WrongWayRule', 'SpeedRule', 'LeftRule',
+           'TakenRule', 'MissingRule', 'LineCountRule', 'SequenceRule', 'ZoneSection', 'LineSection', 'EventsConfig',
            'ProfileSection', 'in_profile', 'RunConfig', 'config_problems', 'site_of', 'load_config', 'show_config',
            'config_schema']
 
@@ -75,6 +75,12 @@ class SourceConfig(_Section):
     hardware: Literal["auto", "none", "cuda", "qsv", "vaapi", "videotoolbox"] = Field(
         "auto", description="Who decodes video; auto: a device that is present, else software."
     )
+
+
+def _bare_uris(value: Any) -> Any:
+    "`sources: [belt.mp4, 0]` is short for a list of `{uri: …}`."
+    one = lambda v: {"uri": str(v)} if isinstance(v, (str, int, Path)) else v
+    return [one(v) for v in value] if isinstance(value, list) else value
 
 # %% ../../nbs/00_core/04_config.ipynb #98dba502
 class ModelConfig(_Section):
@@ -174,6 +180,38 @@ class GateConfig(_Section):
     )
 
 # %% ../../nbs/00_core/04_config.ipynb #12a716b4
+class TilesConfig(_Section):
+    "Large frames go to the model in overlapping tiles, so that small objects are found."
+
+    size: int | None = Field(
+        None, ge=32, le=65536, description="Side of a tile, pixels of the frame; None: the model's input."
+    )
+    overlap: float = Field(
+        0.2, ge=0, lt=0.9, description="Share of a tile's side that its neighbour shows too, at least."
+    )
+    whole: bool = Field(True, description="The whole frame is one more tile, for large objects.")
+    when: Literal["always", "motion"] = Field(
+        "always", description="motion: only tiles that changed or show a track that moves."
+    )
+    every: int = Field(
+        25, ge=1, description="motion: every tile at least once in this many frames sent to the model."
+    )
+    level: float = Field(
+        12.0, gt=0, lt=255, description="motion: grey levels by which 4 × 4 pixels differ when they changed."
+    )
+    iou: float = Field(
+        0.5, gt=0, le=1, description="Overlap, where both tiles see, of boxes that are one object."
+    )
+    sources: list[str] = Field(default_factory=list, description="Only these source ids; empty: all.")
+
+
+def _with_a_side(value: Any) -> Any:
+    "`tiles: 640`, `tiles: true` and `tiles: false`."
+    if isinstance(value, bool):
+        return {} if value else None
+    return {"size": value} if isinstance(value, int) else value
+
+# %% ../../nbs/00_core/04_config.ipynb #1aa4d145
 class SelectionConfig(_Section):
     "Which frames are sent to the model."
 
@@ -828,6 +866,9 @@ class RunConfig(_Section):
     site: str | None = Field(None, min_length=1, max_length=64, description="Its name. None: the host name.")
     model: ModelConfig = ModelConfig()
     postprocess: PostprocessConfig = PostprocessConfig()
+    tiles: TilesConfig | None = Field(
+        None, description="Tiles for small objects: 640 is {size: 640}, `true` takes the defaults."
+    )
     selection: SelectionConfig = SelectionConfig()
     tracker: TrackerConfig = TrackerConfig()
     runtime: RuntimeConfig = RuntimeConfig()
@@ -846,19 +887,14 @@ class RunConfig(_Section):
     )
 
     _reason = field_validator("privacy", mode="before")(_with_a_reason)
+    _uris = field_validator("sources", mode="before")(_bare_uris)
+    _side = field_validator("tiles", mode="before")(_with_a_side)
 
     @field_validator("telemetry", "collect", "snapshot", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
         "`telemetry: true` and `telemetry: false`."
         return {True: {}, False: None}[value] if isinstance(value, bool) else value
-
-    @field_validator("sources", mode="before")
-    @classmethod
-    def _bare_uris(cls, value: Any) -> Any:
-        "`sources: [belt.mp4, 0]` is short for a list of `{uri: …}`."
-        one = lambda v: {"uri": str(v)} if isinstance(v, (str, int, Path)) else v
-        return [one(v) for v in value] if isinstance(value, list) else value
 
     @field_validator("sources")
     @classmethod
@@ -885,6 +921,7 @@ _ITEMS: dict[str, type[BaseModel]] = {
     "hours": HoursSection,
     "ignore": IgnoreSection,
     **{get_args(r.model_fields["kind"].annotation)[0]: r for r in RULES},
+    "tiles": TilesConfig,
     "adaptive": AdaptiveConfig,
     "gate": GateConfig,
     "clips": ClipsConfig,

@@ -376,7 +376,12 @@ def evaluate_model(
     e.stamp = stamp(
         model.identity,
         data_hash(s),
-        {"thresholds": e.thresholds, "postprocess": model.manifest.postprocess, **how},
+        {
+            "thresholds": e.thresholds,
+            "postprocess": model.manifest.postprocess,
+            **({} if model.tiles is None else {"tiles": model.tiles}),
+            **how,
+        },
     )
     e.header = {
         "model": model.backend.name,

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.escaping import html_card
 from ..core.model_files import artefact_sha256
+from ..core.tiles import TilePlan, TileSettings, frame_pixels, join_parts, plan_tiles, tile_size
 from ..core.types import Backend, BackendError, Classification, ConfigError, Detections
 from .calibrators import Calibrator
 from .heads import postprocessor_of
@@ -71,19 +72,56 @@ def check_output(
         )
     return raw
 
-# %% ../../nbs/02_inference/08_backends.ipynb #c57122a5
-class _Asked:
-    "What a model is asked about pictures."
+# %% ../../nbs/02_inference/08_backends.ipynb #68d2cd01
+class _InTiles:
+    "How a model sees pictures that are larger than its input."
 
     manifest: ModelManifest
     backend: Backend
     preprocess: Preprocessor
     postprocess: Postprocessor
+    tiles: TileSettings | None
+
+    def plan(self, size: tuple[int, int], tiles: TileSettings) -> TilePlan:
+        "The tiles of pictures of a size, (width, height)."
+        spec = self.manifest.preprocess
+        side = tile_size(tiles, spec.imgsz, spec.stride)
+        return plan_tiles(size, side, tiles.overlap, tiles.whole, spec.imgsz)
+
+    def predict_tiles(self, image: np.ndarray, tiles: TileSettings) -> Detections:
+        "What is found in the tiles of a picture, every object once; as many tiles a call as the model takes."
+        plan = self.plan((image.shape[1], image.shape[0]), tiles)
+        step, parts, every = min(len(plan), max(1, self.backend.max_batch)), [], range(len(plan))
+        tensor = np.empty((step, *self.preprocess.shape), self.preprocess.dtype)
+        for first in every[::step]:
+            views = [plan.view(image, tile) for tile in every[first : first + step]]
+            batch, geometries = self.preprocess.batch(views, tensor)
+            parts += self.postprocess(self.backend.infer(batch), geometries, batch)
+        spec = self.manifest.postprocess
+        found = frame_pixels(parts, every, plan)
+        return join_parts(found, every, plan, tiles, spec.agnostic_nms, spec.max_det)
+
+
+def _tiles_for(
+    manifest: ModelManifest, tiles: TileSettings | int | None, changes: dict[str, Any]
+) -> TileSettings:
+    "Settings of tiles that a model can work with."
+    settings, spec = tiles if isinstance(tiles, TileSettings) else TileSettings(tiles), manifest.preprocess
+    require_task(manifest.task, "tiles", ("detect",))
+    settings = replace(settings, **changes)
+    tile_size(settings, spec.imgsz, spec.stride)
+    return settings
+
+# %% ../../nbs/02_inference/08_backends.ipynb #c57122a5
+class _Asked(_InTiles):
+    "What a model is asked about pictures."
 
     def predict(
         self, images: Sequence[np.ndarray]
     ) -> list[Detections]:  # (H, W, 3) uint8 BGR each, any sizes
-        "Detections of each picture, in its own pixels."
+        "Detections of each picture, in its own pixels; of large ones tile by tile, see `with_tiles`."
+        if self.tiles is not None:
+            return [self.predict_tiles(image, self.tiles) for image in images]
         found, step = [], max(1, self.backend.max_batch)
         for first in range(0, len(images), step):
             batch, geometries = self.preprocess.batch(images[first : first + step])
@@ -113,6 +151,7 @@ class Model(_Asked):
     path: Path | str | None = None  # its file, or the address of a server
     opener: Callable[[], Backend] | None = None  # opens a new backend like this one
     own: PostprocessSpec | None = None  # of its manifest, where other thresholds were laid over it
+    tiles: TileSettings | None = None  # how large pictures are cut; None: they are made small
 
     def reopen(self) -> Backend:
         "A new backend like the one it has, for when that is broken."
@@ -135,6 +174,10 @@ class Model(_Asked):
         spec = _changed(self.manifest, {k: v for k, v in changes.items() if v is not None})
         manifest, own = replace(self.manifest, postprocess=spec), self.own or self.manifest.postprocess
         return replace(self, manifest=manifest, postprocess=make_postprocessor(manifest), own=own)
+
+    def with_tiles(self, tiles: TileSettings | int | None = None, **changes: Any) -> Model:
+        "The same model for small objects: it sees large pictures in tiles, e.g. `with_tiles(640)`."
+        return replace(self, tiles=_tiles_for(self.manifest, tiles, changes))
 
     def as_shipped(self) -> Model:
         "The same model with the thresholds of its manifest."
@@ -165,6 +208,8 @@ def _facts(model: Model) -> dict[str, Any]:
     facts |= {"classes": len(known.names), "input": f"{width}×{height}", "head": known.postprocess.head}
     facts |= {"conf": known.postprocess.conf, "iou": known.postprocess.iou}
     facts["thresholds"] = "as shipped" if model.own is None else "changed"
+    if model.tiles is not None:
+        facts["tiles"] = f"{'×'.join(map(str, tile_size(model.tiles, (height, width))))}, {model.tiles.when}"
     return {**facts, "runs on": model.backend.provider, "sha256": known.sha256[:12]}
 
 # %% ../../nbs/02_inference/08_backends.ipynb #e81a2036

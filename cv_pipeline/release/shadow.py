@@ -23,7 +23,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +33,7 @@ import numpy as np
 from ..core import files
 from ..core.masking import masked
 from ..core.stamp import process_memory_mib
+from ..core.tiles import TileSettings
 from cv_pipeline.core.types import (
     Backend,
     BackendError,
@@ -48,13 +49,7 @@ from cv_pipeline.core.types import (
     utc_now,
     validate_detections,
 )
-from cv_pipeline.release.evidence import (
-    Column,
-    Evidence,
-    evidence_from_dict,
-    evidence_to_dict,
-    readings_of,
-)
+from .evidence import Column, Evidence, evidence_from_dict, evidence_to_dict, readings_of
 
 # %% auto #0
 __all__ = ['ROLES', 'SLOT_BYTES', 'FORMAT', 'ShadowSettings', 'FrameSlots', 'serve_shadow', 'ShadowFault', 'ShadowProcess',
@@ -88,6 +83,7 @@ class ShadowSettings:
     current_spec: str | None = None  # of the run's model
     backend: str | None = None  # which file of the models runs, as in the run
     opener: str = "cv_pipeline.inference.loading:load_model"  # module:function that opens a model
+    tiles: TileSettings | None = None  # how the run's frames are cut, for both models
 
     def __post_init__(self):
         above = lambda v: is_number(v) and v > 0
@@ -207,6 +203,7 @@ def _opened(job: Mapping[str, Any]) -> Any:
     model = getattr(import_module(module), name)(job["model"], threads=1, **job["how"])
     if isinstance(model, Model):
         model = model.with_postprocess(**job["changes"])
+        model = model.with_tiles(TileSettings(**job["tiles"])) if job.get("tiles") else model
         checked = SteadyBackend(model.backend, None, shape=output_shape(model.manifest))
         model = replace(model, backend=cast(Backend, checked))
         checked.warmup()
@@ -283,7 +280,8 @@ class ShadowProcess:
         spec = settings.spec if model == settings.model else settings.current_spec
         how = {k: v for k, v in (("spec", spec), ("backend", settings.backend)) if v is not None}
         job = {"model": model, "opener": settings.opener, "changes": dict(settings.changes), "how": how}
-        words = json.dumps({**job, "memory_mb": settings.memory_mb})
+        tiles = None if settings.tiles is None else asdict(settings.tiles)
+        words = json.dumps({**job, "tiles": tiles, "memory_mb": settings.memory_mb})
         ends = (str(other.fileno()), str(slots.fd))
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         path = os.pathsep.join(p for p in sys.path if p)

@@ -19,6 +19,7 @@ import numpy as np
 from ..annotation.annotations import Annotation
 from ..core import files
 from ..core.config import RunConfig, ShadowConfig
+from ..core.tiles import TileSettings
 from ..core.types import ConfigError, DataError, Detections, utc_now
 from ..evaluation.uncertainty import best_match
 from ..inference.manifest import ModelManifest, PostprocessSpec, save_manifest
@@ -704,7 +705,11 @@ def shadow_settings(
     given |= {k: None if v is None else str(v) for k, v in specs.items()}
     given |= {"changes": {k: v for k, v in run.postprocess.model_dump().items() if v is not None}}
     given |= {"current": str(run.model.path), "cameras": tuple(config.cameras), "backend": run.model.backend}
-    return ShadowSettings(**given)
+    if run.tiles is not None and run.tiles.sources:
+        hint = "cut all sources, or leave the shadow out"
+        raise ConfigError("a shadow sees the frames of all its cameras in one way", "tiles.sources", hint)
+    tiles = None if run.tiles is None else TileSettings(**run.tiles.model_dump())
+    return ShadowSettings(**given, tiles=tiles)
 
 
 def check_shadow(config: ShadowConfig, run: RunConfig) -> None:

@@ -22,6 +22,7 @@ from cv_pipeline.core.config import (
     HealthConfig,
     RunConfig,
     SourceConfig,
+    TilesConfig,
     TrackerConfig,
     load_config,
     site_of,
@@ -32,6 +33,7 @@ from ..core.masking import masked, masked_values
 from ..core.runs import begin_run, end_run, files_in_the_way, notes_of_run
 from ..core.stamp import config_hash, stamp
 from ..core.tables import Hours
+from ..core.tiles import TileSettings
 from cv_pipeline.core.types import (
     ConfigError,
     CVPipelineError,
@@ -54,10 +56,10 @@ from cv_pipeline.core.types import (
 # %% auto #0
 __all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'gate_factory', 'copies_packets', 'rings_of', 'let_copy', 'Opening',
            'open_configured', 'source_names', 'open_all', 'installed_sinks', 'plugin_class', 'PluginSink',
-           'open_plugin', 'open_configured_model', 'tracker_factory', 'selector_factory', 'configured_rules',
-           'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment', 'health_guard',
-           'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised', 'incident_reader', 'served',
-           'run_config', 'describe', 'UnitOpener', 'UnitWork', 'unit_source', 'batch_config', 'pipeline_over']
+           'open_plugin', 'open_configured_model', 'in_tiles', 'tracker_factory', 'selector_factory',
+           'configured_rules', 'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment',
+           'health_guard', 'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised', 'incident_reader',
+           'served', 'run_config', 'describe', 'UnitOpener', 'UnitWork', 'unit_source', 'batch_config', 'pipeline_over']
 
 # %% ../../nbs/16_service/00_assembly.ipynb #bae0aa31
 from ..inference.backends import Model
@@ -459,7 +461,17 @@ def open_configured_model(config: RunConfig) -> Model:
         config.model.threads,
         config.model.backend,
     )
-    return model.with_postprocess(**config.postprocess.model_dump())
+    model = model.with_postprocess(**config.postprocess.model_dump())
+    return model if config.tiles is None else in_tiles(model, config)
+
+
+def in_tiles(model: Model, config: RunConfig) -> Model:
+    "The model as it sees frames in tiles; ConfigError where it cannot."
+    given, there = (config.tiles or TilesConfig()).model_dump(), source_names(config.sources)
+    if unknown := [s for s in given["sources"] if s not in there]:
+        what = f"unknown source {', '.join(map(repr, unknown))}"
+        raise ConfigError(what, "tiles.sources", f"there are {', '.join(there)}")
+    return model.with_tiles(TileSettings(**{**given, "sources": tuple(given["sources"])}))
 
 # %% ../../nbs/16_service/00_assembly.ipynb #0d0b9d69
 def tracker_factory(
@@ -973,6 +985,9 @@ def batch_config(
     if pictures and (config.selection.adaptive or config.selection != type(config.selection)()):
         hint = "give --fps when the folders hold the frames of a video, or leave the selection out"
         raise ConfigError("a selection over time does not go with single pictures", "selection", hint)
+    if config.tiles is not None and (config.tiles.sources or (pictures and config.tiles.when == "motion")):
+        hint = "leave out tiles.sources, and for pictures tiles.when"
+        raise ConfigError("tiles of some sources, or by motion, are of cameras", "tiles", hint)
     if config.selection.adaptive and config.selection.adaptive.budget:
         hint = "leave it out: a batch has time"
         raise ConfigError("a shared budget makes results depend on the order", "selection.adaptive", hint)
@@ -1001,6 +1016,7 @@ def batch_config(
         update={"model": config.model.model_copy(update=fixed), "sources": [SourceConfig(uri="batch")]}
     )
     counted = {k: getattr(worker, k) for k in ("postprocess", "selection", "tracker")}
+    counted |= {} if worker.tiles is None else {"tiles": worker.tiles}
     counted["model"] = worker.model.model_dump(mode="json", include={"spec", "backend", "providers"})
     return worker, origin, f"{origin['sha256']}|{config_hash(counted)}"
 

@@ -251,6 +251,9 @@ def share_of(config: RunConfig, cameras: Sequence[int], k: int, port: int) -> Ru
         places = {k: v for k, v in config.snapshot.places.items() if k in here}
         store = config.snapshot.store or str(config.delivery.out / "sites")
         changes["snapshot"] = config.snapshot.model_copy(update={"store": store, "places": places})
+    if config.tiles is not None and config.tiles.sources:
+        cut = [s for s in config.tiles.sources if s in here]
+        changes["tiles"] = config.tiles.model_copy(update={"sources": cut}) if cut else None
     if config.shadow is not None and config.shadow.cameras:
         own = [c for c in config.shadow.cameras if c in here]
         changes["shadow"] = config.shadow.model_copy(update={"cameras": own}) if own else None

@@ -66,6 +66,7 @@ _ONCE = {
     "health": "its port is open",
     "tracker": "tracks would begin again",
     "selection": "selectors are made once",
+    "tiles": "frames are cut one way in a run",
 }
 
 

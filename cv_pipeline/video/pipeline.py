@@ -25,6 +25,7 @@ from ..inference.backends import Model, SteadyBackend
 from ..inference.batching import DynamicBatcher
 from ..inference.manifest import output_shape
 from ..inference.tasks import WHOLE_TASKS
+from ..tracking.tile_selection import TileLook, TileSelector, tile_selector
 from ..core.stamp import address_space_left
 from cv_pipeline.core.types import (
     Backend,
@@ -68,7 +69,9 @@ class _Item:
     selected: bool = True  # selected for inference
     owed: bool = False  # its channel's selector waits for the result
     lost: bool = False  # its channel failed at or before this frame: not delivered
-    geometry: Any = None  # from preprocess, maps boxes back
+    look: TileLook | None = None  # its tiles that the model sees; None: it is not cut
+    found: list[Detections] = field(default_factory=list)  # in the frame, or in each tile
+    failed: bool = False  # the model failed for the frame, or for one of its tiles
     detections: Detections | None = None  # None: no inference, or it failed
 
 
@@ -83,17 +86,18 @@ class _Tensor:
 
 @dataclass(slots=True)
 class _Batch:
-    "Frames that share one model call."
+    "What shares one model call, frames or tiles of frames, and the frames that are complete after it."
 
     items: list[_Item]
+    asked: list[tuple[_Item, Any]]  # a frame, or a tile of one: its row in the plan, None without tiles
     tensor: _Tensor
     raw: np.ndarray | None = None
     error: BackendError | None = None
 
     @property
-    def wanted(self) -> list[_Item]:
-        "The frames selected for inference."
-        return [item for item in self.items if item.selected]
+    def frames(self) -> list[_Item]:
+        "The frames that the call is about, each once."
+        return list({id(item): item for item, _ in self.asked}.values())
 
 # %% ../../nbs/04_video/11_pipeline.ipynb #6ac2998e
 @dataclass
@@ -104,6 +108,7 @@ class Channel:
     source: Source
     selector: Selector | None = None
     tracker: Tracker | None = None
+    tiles: TileSelector | None = None  # cuts its frames into tiles
     new_tracker: Callable[[Source], Tracker] | None = (
         None  # called when the first frame is there: only then a camera's frame rate is known
     )
@@ -121,11 +126,12 @@ class Channel:
     settled: int = 0  # frames that have come to the end of the pipeline, delivered or not
     unanswered: int = 0  # selected frames whose outcome a selector that listens has not heard yet
     lock: threading.Lock = field(default_factory=threading.Lock)  # a selector is called by different threads
-    listener: ListeningSelector | None = field(init=False)  # the selector, if it listens to results
+    listeners: list[Any] = field(init=False)  # the selectors that listen to results: of frames, of tiles
     lockstep: bool = field(init=False)  # the next frame of a file is read when the last one has settled
 
     def __post_init__(self):
-        self.listener = self.selector if isinstance(self.selector, ListeningSelector) else None
+        self.listeners = [self.selector] if isinstance(self.selector, ListeningSelector) else []
+        self.listeners += [self.tiles] if self.tiles is not None and self.tiles.listens else []
         self.lockstep = status_of(self.source).lockstep
 
     @property
@@ -138,16 +144,6 @@ class Channel:
         if self.tracker is None and self.new_tracker is not None:
             self.tracker = self.new_tracker(self.source)
         return detections if self.tracker is None else self.tracker.update(detections, frame)
-
-
-def _channel(
-    source: Source,
-    trackers: Callable[[Source], Tracker] | None,
-    selectors: Callable[[Source], Selector] | None,
-) -> Channel:
-    "A source with a selector and a tracker of its own."
-    tracker = trackers(source) if trackers and not source.live else None
-    return Channel(source, selectors(source) if selectors else None, tracker, trackers)
 
 # %% ../../nbs/04_video/11_pipeline.ipynb #5c0e92aa
 _INTERRUPT = "interrupt"  # a note for the main thread; other notes are stages whose thread has ended
@@ -308,16 +304,16 @@ def _end_reading(run: _Run, channel: Channel) -> None:
 def _select(run: _Run, item: _Item) -> bool:
     "Whether a frame is selected; a selector that fails ends its own channel only."
     channel, item.lost = item.channel, item.channel.broken
-    if item.lost or channel.selector is None:
-        return not item.lost
+    if item.lost:
+        return False
     try:
         with channel.lock:
-            wanted = channel.selector.select(item.frame)
+            wanted = channel.selector is None or channel.selector.select(item.frame)
     except Exception as e:
         run.fail_channel(channel, e, "preprocess", "the selector")
         item.lost = True
         return False
-    if wanted and channel.listener is not None:
+    if wanted and channel.listeners:
         with run.answered:
             channel.unanswered, item.owed = channel.unanswered + 1, True
     return wanted
@@ -352,24 +348,67 @@ def _next_items(run: _Run, batcher: DynamicBatcher) -> list[_Item] | None:
     return batcher.take()
 
 # %% ../../nbs/04_video/11_pipeline.ipynb #4aa0a6f9
+def _calls(run: _Run, items: list[_Item]) -> Iterator[tuple[list[_Item], list[tuple[_Item, Any]]]]:
+    "The frames of a batch as model calls: without tiles a single one. A frame leaves with its last tile."
+    leaving, asked = list[_Item](), list[tuple[_Item, Any]]()
+    for item in items:
+        for tile in _tiles(run, item) if item.selected else ():
+            if len(asked) == run.max_batch:
+                yield leaving, asked
+                leaving, asked = [], []
+            asked.append((item, tile))
+        leaving.append(item)
+    yield leaving, asked
+
+
+def _tiles(run: _Run, item: _Item) -> Sequence[Any]:
+    "The tiles of a frame that the model sees; a selection that fails ends its own channel only."
+    if item.channel.tiles is None:
+        return (None,)
+    try:
+        with item.channel.lock:
+            item.look = item.channel.tiles.select(item.frame)
+    except Exception as e:
+        run.fail_channel(item.channel, e, "preprocess", "the selection of tiles")
+        item.selected, item.lost = False, True
+        return ()
+    return item.look.tiles.tolist()
+
+
+def _channel(
+    source: Source,
+    trackers: Callable[[Source], Tracker] | None,
+    selectors: Callable[[Source], Selector] | None,
+    model: Model,
+) -> Channel:
+    "A source with selectors and a tracker of its own."
+    tracker = trackers(source) if trackers and not source.live else None
+    tiles = tile_selector(model, source.source_id)
+    return Channel(source, selectors(source) if selectors else None, tracker, tiles, trackers)
+
+# %% ../../nbs/04_video/11_pipeline.ipynb #64e087cc
 def _fill(run: _Run, batch: _Batch) -> None:
     """Write the wanted frames into the batch's tensor. A picture that cannot be prepared ends its own channel
     only."""
-    slot = 0
-    for item in batch.wanted:
-        started = run.clock()
+    asked, batch.asked = batch.asked, []
+    for item, tile in asked:
+        if item.lost:
+            continue
+        started, slot = run.clock(), len(batch.asked)
         run.stages["preprocess"].begin(started)
         before, batch.tensor.painted[slot] = batch.tensor.painted[slot], None
         try:
-            item.geometry = run.model.preprocess.into(item.frame.image, batch.tensor.array[slot], before)
+            image = item.frame.image if item.look is None else item.look.plan.view(item.frame.image, tile)
+            geometry = run.model.preprocess.into(image, batch.tensor.array[slot], before)
         except Exception as e:
             run.fail_channel(item.channel, e, "preprocess", "preprocessing")
             item.selected, item.lost = False, True
             continue
-        batch.tensor.painted[slot] = item.geometry
-        slot, now = slot + 1, run.clock()
-        item.timings["preprocess"] = (now - started) * 1e3
-        run.stages["preprocess"].done(item.timings["preprocess"], now)
+        batch.tensor.painted[slot], now = geometry, run.clock()
+        batch.asked.append((item, tile))
+        ms = (now - started) * 1e3
+        item.timings["preprocess"] = item.timings.get("preprocess", 0.0) + ms
+        run.stages["preprocess"].done(ms, now)
 
 
 def _prepare(run: _Run) -> None:
@@ -379,9 +418,12 @@ def _prepare(run: _Run) -> None:
         items = _next_items(run, batcher)
         if items is None:
             break
-        batch = _Batch(items, tensor)
-        _fill(run, batch)
-        run.to_model.put(batch)
+        for leaving, asked in _calls(run, items):
+            if tensor is None and (tensor := run.tensors.get()) is None:
+                return
+            batch, tensor = _Batch(leaving, asked, tensor), None
+            _fill(run, batch)
+            run.to_model.put(batch)
 
 # %% ../../nbs/04_video/11_pipeline.ipynb #d374aedd
 def _model_error(error: Exception, name: str) -> BackendError:
@@ -395,20 +437,20 @@ def _model_error(error: Exception, name: str) -> BackendError:
 
 def _ask(run: _Run, batch: _Batch) -> None:
     "One model call; the outcome is stored in the batch."
-    wanted, stats = batch.wanted, run.stages["inference"]
+    stats = run.stages["inference"]
     started = run.clock()
     stats.begin(started)
     try:
-        batch.raw = run.backend.infer(batch.tensor.array[: len(wanted)])
+        batch.raw = run.backend.infer(batch.tensor.array[: len(batch.asked)])
     except Exception as e:
         batch.error = _model_error(e, run.backend.name)
         stats.failed(batch.error)
         return
     now = run.clock()
     ms = (now - started) * 1e3
-    for item in wanted:
-        item.timings["inference"] = ms
-    stats.done(ms, now, len(wanted))
+    for item in batch.frames:
+        item.timings["inference"] = item.timings.get("inference", 0.0) + ms
+    stats.done(ms, now, len(batch.asked))
 
 
 def _warm_up(run: _Run) -> None:
@@ -426,9 +468,9 @@ def _infer(run: _Run) -> None:
     "Body of the model thread."
     _warm_up(run)
     while (batch := run.to_model.get()) is not None:
-        if run.error is None and batch.wanted:
+        if run.error is None and batch.asked:
             _ask(run, batch)
-        if batch.wanted:
+        if batch.asked:
             run.failed_batches = run.failed_batches + 1 if batch.error else 0
         if batch.error and (
             run.runtime.on_model_error == "stop" or run.failed_batches >= run.runtime.max_consecutive_errors
@@ -456,48 +498,62 @@ class _Refuses:
 
 
 def _postprocess(run: _Run, batch: _Batch) -> None:
-    "Give each wanted frame its detections; count and time them."
-    wanted = batch.wanted
-    if not wanted or batch.raw is None:
+    "What the model found in each frame or tile of a call; frames that are complete get their detections."
+    count, started = len(batch.asked), run.clock()
+    if batch.raw is not None and count:
+        run.stages["postprocess"].begin(started)
+        geometries, inputs = batch.tensor.painted[:count], batch.tensor.array[:count]
+        found = run.model.postprocess(batch.raw, geometries, inputs)
+        share = (run.clock() - started) * 1e3 / count
+        for (item, _), detections in zip(batch.asked, found):
+            item.timings["postprocess"] = item.timings.get("postprocess", 0.0) + share
+            item.found.append(detections)
+    for item in batch.items:
+        if item.failed and item.channel.tiles is not None:
+            item.channel.tiles.forget()
+        elif (item.found or item.look) and not item.failed and not item.lost:
+            _complete(run, item)  # also where no tile had to be computed
+
+
+def _complete(run: _Run, item: _Item) -> None:
+    "Give a frame its detections; count and time them."
+    begun, channel, what = run.clock(), item.channel, "the joining of tiles"
+    try:
+        if item.look is None or channel.tiles is None:
+            detections = item.found[0]
+        else:
+            detections = channel.tiles.join(item.look, item.found, run.model.manifest.postprocess)
+        what = "the tracker"
+        detections = channel.track(detections, item.frame)
+    except Exception as e:
+        run.fail_channel(channel, e, "postprocess", what)
+        channel.tracker = _Refuses(channel.tracks)
+    if isinstance(channel.tracker, _Refuses):
+        item.lost = True
         return
-    started = run.clock()
-    run.stages["postprocess"].begin(started)
-    geometries, inputs = [item.geometry for item in wanted], batch.tensor.array[: len(wanted)]
-    found = run.model.postprocess(batch.raw, geometries, inputs)
-    share = (run.clock() - started) * 1e3 / len(wanted)
-    for item, detections in zip(wanted, found):
-        begun, channel = run.clock(), item.channel
-        try:
-            detections = channel.track(detections, item.frame)
-        except Exception as e:
-            run.fail_channel(channel, e, "postprocess", "the tracker")
-            channel.tracker = _Refuses(channel.tracks)
-        if isinstance(channel.tracker, _Refuses):
-            item.lost = True
-            continue
-        item.timings["postprocess"] = share + (run.clock() - begun) * 1e3
-        channel.frames_inferred += 1
-        channel.detections += len(detections)
-        channel.open_tracks = int(np.count_nonzero(detections.tracker_id >= 0))
-        channel.uncertain += (
-            int(np.count_nonzero(detections.data["decision"] == Decision.REVIEW)) if len(detections) else 0
-        )
-        run.stages["postprocess"].done(item.timings["postprocess"], run.clock())
-        item.detections = detections
+    item.timings["postprocess"] = ms = item.timings.get("postprocess", 0.0) + (run.clock() - begun) * 1e3
+    channel.frames_inferred += 1
+    channel.detections += len(detections)
+    channel.open_tracks = int(np.count_nonzero(detections.tracker_id >= 0))
+    channel.uncertain += (
+        int(np.count_nonzero(detections.data["decision"] == Decision.REVIEW)) if len(detections) else 0
+    )
+    run.stages["postprocess"].done(ms, run.clock())
+    item.detections = detections
 
 # %% ../../nbs/04_video/11_pipeline.ipynb #772238a2
 def _answer(run: _Run, batch: _Batch) -> None:
     "Pass results to listening selectors; frames that waited for them go on."
     owed = [item for item in batch.items if item.owed]
     for item in owed:
-        listener = item.channel.listener
-        if item.detections is None or item.channel.broken or listener is None:
-            continue  # the model did not answer: nothing to learn
-        try:
-            with item.channel.lock:
-                listener.observe(item.frame, item.detections, item.channel.tracker)
-        except Exception as e:
-            run.fail_channel(item.channel, e, "postprocess", "the selector")
+        for listener in item.channel.listeners:
+            if item.detections is None or item.channel.broken:
+                continue  # the model did not answer: nothing to learn
+            try:
+                with item.channel.lock:
+                    listener.observe(item.frame, item.detections, item.channel.tracker)
+            except Exception as e:
+                run.fail_channel(item.channel, e, "postprocess", "the selector")
     if not owed:
         return
     with run.answered:
@@ -532,10 +588,10 @@ def _say_ended(run: _Run, source_id: str) -> None:
             run.fail(e if isinstance(e, SinkError) else SinkError(what, source_id), "deliver")
 
 # %% ../../nbs/04_video/11_pipeline.ipynb #3d9ded5e
-def _result(run: _Run, item: _Item, failed: bool) -> FrameResult:
+def _result(run: _Run, item: _Item) -> FrameResult:
     "The result for one frame."
     found = item.detections
-    status = "model_error" if failed and item.selected else "ok"
+    status = "model_error" if item.failed and item.selected else "ok"
     return FrameResult(
         item.frame,
         Detections.empty() if found is None else found,
@@ -551,6 +607,8 @@ def _result(run: _Run, item: _Item, failed: bool) -> FrameResult:
 
 def _hand_out(run: _Run, batch: _Batch) -> None:
     "Postprocess a batch, tell the selectors, write to the sinks."
+    for item in batch.frames if batch.error else ():
+        item.failed = True
     try:
         _postprocess(run, batch)
     except Exception as e:
@@ -559,18 +617,18 @@ def _hand_out(run: _Run, batch: _Batch) -> None:
     _answer(run, batch)
     for item in batch.items:
         if not item.lost:
-            _hand_out_one(run, item, batch.error is not None)
+            _hand_out_one(run, item)
         item.channel.settled += 1  # last: what is known about a source that leaves is written down then
     with run.answered:
         run.answered.notify_all()  # a reader may wait for its frame to settle
     run.tensors.put(batch.tensor)
 
 
-def _hand_out_one(run: _Run, item: _Item, failed: bool) -> None:
+def _hand_out_one(run: _Run, item: _Item) -> None:
     "Write the result of a frame, and count it."
     started = run.clock()
     run.stages["deliver"].begin(started)
-    _write(run, item, _result(run, item, failed))
+    _write(run, item, _result(run, item))
     now = run.clock()
     item.timings["deliver"] = (now - started) * 1e3
     item.timings["total"] = (now - item.arrived) * 1e3 + item.timings.get("ingest", 0.0)
@@ -698,7 +756,7 @@ def _new_run(
         )
     if model.manifest.task in WHOLE_TASKS:
         trackers = None  # what is said of a whole frame is no object that moves
-    channels = [_channel(s, trackers, selectors) for s in sources]
+    channels = [_channel(s, trackers, selectors, model) for s in sources]
     backend = SteadyBackend(model.backend, recover, shape=output_shape(model.manifest))
     max_batch = min(runtime.max_batch or (1 if "CPU" in backend.provider else 8), backend.max_batch)
     entrance = FrameQueues({s.source_id: _depth(s, runtime) for s in sources})
@@ -770,6 +828,9 @@ class _Learning:
         before, after = self._run.model.postprocess, model.postprocess
         after.dropped, after.watch = before.dropped, before.watch
         self._run.model = model
+        for channel in self._run.channels:
+            if channel.tiles is not None:
+                channel.tiles.forget()  # what was found by other thresholds
 
     def note_change(self, note: Any) -> None:
         "Something for the summary: what was changed; the last hundred are kept."
@@ -793,7 +854,7 @@ class _Changing(_Learning):
         if key in (*run.life.gone, *(c.source.source_id for c in (*run.channels, *run.life.leaving))):
             hint = "give it another `id`: frames and tracks of two sources would share one name"
             raise ConfigError("a source of this run had this id before", key, hint)
-        channel = _channel(source, *run.life.makers)
+        channel = _channel(source, *run.life.makers, run.model)
         ends = self.interrupted or self.finished or run.error is not None
         if ends or not run.entrance.add(key, *_depth(source, run.runtime)):
             raise ConfigError("the run is about to end", key, "give the source to the next run")
@@ -1137,6 +1198,7 @@ def _channel_summary(run: _Run, channel: Channel, finished: bool) -> dict[str, A
         "skipped": [list(map(str, s)) for s in status.skipped[:20]],
         "notes": list(status.notes[:20]),
         **{key: getattr(channel, key) for key in ("detections", "uncertain", "tracks", "open_tracks")},
+        **({} if channel.tiles is None else {"tiles": channel.tiles.summary()}),
         **_ages(run, channel, status),
     }
 
