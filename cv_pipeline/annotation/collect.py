@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
+from functools import partial
 from itertools import chain
 from math import isfinite
 from operator import index
@@ -44,10 +45,10 @@ from cv_pipeline.annotation.cases import (
 )
 
 # %% auto #0
-__all__ = ['ENCRYPTED', 'Pictures', 'Collected', 'stored', 'read_collected', 'write_collected', 'unclosed', 'read_books', 'Shelf',
-           'CollectSink', 'LiveCollection', 'open_collect', 'read_log', 'Flag', 'read_flags', 'KeptFrames',
-           'kept_folders', 'RecordedAddress', 'recorded_sources', 'frames_of_run', 'Collection', 'collect',
-           'estimated_mean', 'audited']
+__all__ = ['ENCRYPTED', 'Larger', 'Pictures', 'Collected', 'stored', 'read_collected', 'write_collected', 'unclosed',
+           'read_books', 'Shelf', 'CollectSink', 'LiveCollection', 'open_collect', 'read_log', 'Flag', 'read_flags',
+           'KeptFrames', 'kept_folders', 'RecordedAddress', 'recorded_sources', 'frames_of_run', 'Collection',
+           'collect', 'estimated_mean', 'audited']
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #e6ac7997
 from cv_pipeline.core.files import (
@@ -542,6 +543,9 @@ def _keep(shelf: Shelf, frame: Frame, row: Collected, contends: bool) -> bool:
     return True
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #81bd990a
+Larger = Callable[[], tuple[Frame, list[dict[str, Any]]]]  # a frame and what was detected, on another picture
+
+
 class Shelf(_Prints):
     "A folder of collected images that is being filled."
 
@@ -572,10 +576,16 @@ class Shelf(_Prints):
         return float(chance(self.policy.seed, source_id, frame_id, "rank")[0])
 
     def offer(
-        self, frame: Frame, bits: int, detections: list[dict[str, Any]], model: str = "", note: str = ""
+        self,
+        frame: Frame,
+        bits: int,
+        detections: list[dict[str, Any]],
+        model: str = "",
+        note: str = "",
+        larger: Larger | None = None,  # frame and detections as they are kept; called for kept ones only
     ) -> bool:
         "Add a frame with its reasons; True when it was kept."
-        return _offer(self, frame, int(bits), detections, model, note)
+        return _offer(self, frame, int(bits), detections, model, note, larger)
 
     def append(self, line: Any, file: Any = None) -> None:
         _append(file or self._file, line)
@@ -599,7 +609,13 @@ class Shelf(_Prints):
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #e0a17ba1
 def _offer(
-    shelf: Shelf, frame: Frame, bits: int, detections: list[dict[str, Any]], model: str, note: str
+    shelf: Shelf,
+    frame: Frame,
+    bits: int,
+    detections: list[dict[str, Any]],
+    model: str,
+    note: str,
+    larger: Larger | None = None,
 ) -> bool:
     "Whether a frame is kept: always (sample or flag), or because it wins a place among similar cases."
     late = bits & REASON_BIT["random"] if frame.source_id in shelf.audit else 0  # its audit has ended
@@ -610,6 +626,9 @@ def _offer(
         if late:
             _note(shelf, "counts", "no room", shelf.counts["no room"] + 1)
         return False
+    code = code or shelf.hashes(frame, 0)[0]
+    if larger is not None:
+        frame, detections = larger()
     row = Collected(
         picture,
         frame.source_id,
@@ -618,7 +637,7 @@ def _offer(
         frame.size,
         reasons_of(bits),
         1.0,
-        f"{code or shelf.hashes(frame, 0)[0]:016x}",
+        f"{code:016x}",
         0,
         model,
         detections,
@@ -729,6 +748,7 @@ class CollectSink:
         self._held, self.shelf = _held(folder, self.strict, self.policy, max_bytes, flush_s, clock)
         self.shelf.usual |= usual or {}
         self._given, self._last, self._counts, self._flags = set(usual or ()), {}, {}, {}
+        self.larger: Callable[[FrameResult], FrameResult] = lambda result: result  # see `video.substream`
 
     @property
     def collected(self) -> int:
@@ -758,8 +778,14 @@ class CollectSink:
         bits |= 0 if note is None else REASON_BIT["flag"]
         _learn(self, last[i])
         if bits:
-            shelf.offer(last[i].frame, bits, looks.said(i), last[i].model, note or "")
+            larger = partial(self._kept, last[i])
+            shelf.offer(last[i].frame, bits, looks.said(i), last[i].model, note or "", larger)
         shelf.flush(now=False)
+
+    def _kept(self, result: FrameResult) -> tuple[Frame, list[dict[str, Any]]]:
+        "A frame and its detections as they are kept: of the camera's main stream, where it has one."
+        large = self.larger(result)
+        return large.frame, looks_of([large], self._table).said(0)
 
     def close(self) -> None:
         with self._held:
@@ -1095,10 +1121,11 @@ def recorded_sources(
     "Where the images of a run's sources may be read again, from its summary.json; DataError without one."
     file, hint = Path(run) / "summary.json", "name them: --source gate=belt.mp4"
     with expecting("the run does not say what its sources were", file, hint):
-        listed = [(c["uri"], c.get("id")) for c in read_json(file, dict)["config"]["sources"]]
-        uris = ["line" if uri.startswith("line:") else uri for uri, name in listed if not name]
-        made = iter(unique_ids(uris, {name for _, name in listed if name}))
-        places = {name or next(made): uri for uri, name in listed}
+        seen = lambda c: (c.get("substream") or c)["uri"]  # of two streams the one on which boxes were found
+        listed = [(c["uri"], seen(c), c.get("id")) for c in read_json(file, dict)["config"]["sources"]]
+        uris = ["line" if uri.startswith("line:") else uri for uri, _, name in listed if not name]
+        made = iter(unique_ids(uris, {name for *_, name in listed if name}))
+        places = {name or next(made): uri for _, uri, name in listed}
     remote = lambda uri: is_camera(uri) or is_stream(uri)
     return {name: RecordedAddress(masked(uri)) if remote(uri) else uri for name, uri in places.items()}
 
