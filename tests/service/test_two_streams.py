@@ -121,6 +121,17 @@ def test_clips_are_of_the_main_stream(run):
     assert {next(decode_video(path, threads=1)).image.shape[:2] for path in films} == {(960, 1280)}
 
 
+def test_clips_are_of_the_small_stream_while_the_main_one_is_away(belt, tmp_path):
+    images = [p.image for p in decode_video(belt[0], threads=1)]
+    short = write(tmp_path / "short.mp4", images[:12], (1280, 960))
+    source = {"uri": short, "id": "belt", "substream": belt[1]}
+    told = run_config(config(belt, tmp_path / "run", sources=[source], collect=None))
+    films = sorted((tmp_path / "run" / "clips").glob("*.mp4"))
+    assert len(films) == 3
+    assert {next(decode_video(path, threads=1)).image.shape[:2] for path in films} == {(480, 640)}
+    assert told["sinks"]["clips"]["from_small"] == 3
+
+
 def test_pictures_of_alerts_are_cut_out_of_the_main_stream(run):
     with closing(IncidentBook(run[0] / "book.db")) as book:
         rows = book.query("SELECT jpeg FROM pictures")
