@@ -45,10 +45,10 @@ from cv_pipeline.annotation.cases import (
 )
 
 # %% auto #0
-__all__ = ['ENCRYPTED', 'Larger', 'Pictures', 'Collected', 'stored', 'read_collected', 'write_collected', 'unclosed',
-           'read_books', 'Shelf', 'CollectSink', 'LiveCollection', 'open_collect', 'read_log', 'Flag', 'read_flags',
-           'KeptFrames', 'kept_folders', 'RecordedAddress', 'recorded_sources', 'frames_of_run', 'Collection',
-           'collect', 'estimated_mean', 'audited']
+__all__ = ['ENCRYPTED', 'Pictures', 'Collected', 'stored', 'read_collected', 'write_collected', 'unclosed', 'read_books', 'Shelf',
+           'CollectSink', 'LiveCollection', 'open_collect', 'read_log', 'Flag', 'read_flags', 'KeptFrames',
+           'kept_folders', 'RecordedAddress', 'recorded_sources', 'frames_of_run', 'Collection', 'collect',
+           'estimated_mean', 'audited']
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #e6ac7997
 from cv_pipeline.core.files import (
@@ -543,11 +543,10 @@ def _keep(shelf: Shelf, frame: Frame, row: Collected, contends: bool) -> bool:
     return True
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #81bd990a
-Larger = Callable[[], tuple[Frame, list[dict[str, Any]]]]  # a frame and what was detected, on another picture
-
-
 class Shelf(_Prints):
     "A folder of collected images that is being filled."
+
+    larger: Callable[[], tuple[Frame, list[dict[str, Any]]]] | None = None  # what is offered, as it is kept
 
     def __init__(
         self,
@@ -576,16 +575,10 @@ class Shelf(_Prints):
         return float(chance(self.policy.seed, source_id, frame_id, "rank")[0])
 
     def offer(
-        self,
-        frame: Frame,
-        bits: int,
-        detections: list[dict[str, Any]],
-        model: str = "",
-        note: str = "",
-        larger: Larger | None = None,  # frame and detections as they are kept; called for kept ones only
+        self, frame: Frame, bits: int, detections: list[dict[str, Any]], model: str = "", note: str = ""
     ) -> bool:
         "Add a frame with its reasons; True when it was kept."
-        return _offer(self, frame, int(bits), detections, model, note, larger)
+        return _offer(self, frame, int(bits), detections, model, note)
 
     def append(self, line: Any, file: Any = None) -> None:
         _append(file or self._file, line)
@@ -609,13 +602,7 @@ class Shelf(_Prints):
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #e0a17ba1
 def _offer(
-    shelf: Shelf,
-    frame: Frame,
-    bits: int,
-    detections: list[dict[str, Any]],
-    model: str,
-    note: str,
-    larger: Larger | None = None,
+    shelf: Shelf, frame: Frame, bits: int, detections: list[dict[str, Any]], model: str, note: str
 ) -> bool:
     "Whether a frame is kept: always (sample or flag), or because it wins a place among similar cases."
     late = bits & REASON_BIT["random"] if frame.source_id in shelf.audit else 0  # its audit has ended
@@ -627,8 +614,8 @@ def _offer(
             _note(shelf, "counts", "no room", shelf.counts["no room"] + 1)
         return False
     code = code or shelf.hashes(frame, 0)[0]
-    if larger is not None:
-        frame, detections = larger()
+    if shelf.larger is not None:
+        frame, detections = shelf.larger()
     row = Collected(
         picture,
         frame.source_id,
@@ -766,26 +753,19 @@ class CollectSink:
         last.append(replace(result, detections=result.detections[boxes]))  # other sinks may change theirs
         if len(last) > 1:
             self._decide(source, len(last) - 2)
-        if len(last) > 2:
-            del last[0]
+        del last[:-2]
 
     def _decide(self, source: str, i: int) -> None:
         last, shelf, note = self._last[source], self.shelf, self._flags.pop(source, None)
         if self._calibrator is not None and self._table is None:
             self._table = self._calibrator.table(last[i].names)
-        looks = looks_of(last, self._table)
-        bits = int(decide(looks, self.policy, *bounds_now(shelf.usual.get(source), self.policy))[i])
-        bits |= 0 if note is None else REASON_BIT["flag"]
+        looks, limits = looks_of(last, self._table), bounds_now(shelf.usual.get(source), self.policy)
+        bits = int(decide(looks, self.policy, *limits)[i]) | (0 if note is None else REASON_BIT["flag"])
         _learn(self, last[i])
+        shelf.larger = partial(_kept, self, one := last[i])
         if bits:
-            larger = partial(self._kept, last[i])
-            shelf.offer(last[i].frame, bits, looks.said(i), last[i].model, note or "", larger)
+            shelf.offer(one.frame, bits, looks.said(i), one.model, note or "")
         shelf.flush(now=False)
-
-    def _kept(self, result: FrameResult) -> tuple[Frame, list[dict[str, Any]]]:
-        "A frame and its detections as they are kept: of the camera's main stream, where it has one."
-        large = self.larger(result)
-        return large.frame, looks_of([large], self._table).said(0)
 
     def close(self) -> None:
         with self._held:
@@ -794,6 +774,12 @@ class CollectSink:
             self.shelf.close()
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #dc0a1412
+def _kept(sink: CollectSink, result: FrameResult) -> tuple[Frame, list[dict[str, Any]]]:
+    "A frame and its detections as they are kept: of the camera's main stream, where it has one."
+    large = sink.larger(result)
+    return large.frame, looks_of([large], sink._table).said(0)
+
+
 class LiveCollection(CollectSink):
     "The collection of a run: its counters go into summary.json."
 

@@ -56,7 +56,7 @@ class SubstreamConfig(_Section):
     keep_s: float = Field(20.0, gt=0, le=600, description="Seconds of the main stream kept undecoded.")
     ring_mb: float = Field(64.0, gt=0, description="Memory for them, at most.")
 
-
+# %% ../../nbs/00_core/04_config.ipynb #ab6696e5
 class SourceConfig(_Section):
     "One camera, file or folder."
 

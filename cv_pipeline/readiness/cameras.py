@@ -265,8 +265,8 @@ class CameraCheck:
         cost = None if self.cost is None else {**asdict(self.cost), "cores": round(self.cost.cores, 4)}
         packets = None if self.packets is None else self.packets.to_dict()
         main = {} if self.main is None else {"main": self.main.to_dict()}
-        told = {**asdict(self), "packets": packets, "cost": cost, "advice": list(self.advice), **main}
-        return told if self.main else {key: value for key, value in told.items() if key != "main"}
+        plain = {key: value for key, value in asdict(self).items() if key != "main"}
+        return {**plain, "packets": packets, "cost": cost, "advice": list(self.advice), **main}
 
     def row(self) -> dict[str, Any]:
         "For a table."
@@ -284,21 +284,6 @@ class CameraCheck:
         }
 
 
-@dataclass(frozen=True)
-class CamerasCheck:
-    "All cameras of a configuration, and whether this machine carries them."
-
-    cameras: tuple[CameraCheck, ...]
-    cores: float  # that all need
-    usable: float  # that there are
-    notes: tuple[str, ...] = field(default=())
-
-    @property
-    def good(self) -> bool:
-        "Whether every camera opens and the machine is large enough."
-        return not any(c.error for c in self.cameras) and self.cores <= self.usable
-
-# %% ../../nbs/18_readiness/01_cameras.ipynb #d0d18027
 class _Looked(NamedTuple):
     "The packets of a camera, or why there are none."
 
@@ -318,6 +303,21 @@ def _looked(config: SourceConfig, seconds: float) -> _Looked:
         return _Looked(small, "", None if small is None else check_main(config, small, seconds))
     except CVPipelineError as e:
         return _Looked(small, f"main stream: {e}")
+
+# %% ../../nbs/18_readiness/01_cameras.ipynb #d0d18027
+@dataclass(frozen=True)
+class CamerasCheck:
+    "All cameras of a configuration, and whether this machine carries them."
+
+    cameras: tuple[CameraCheck, ...]
+    cores: float  # that all need
+    usable: float  # that there are
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def good(self) -> bool:
+        "Whether every camera opens and the machine is large enough."
+        return not any(c.error for c in self.cameras) and self.cores <= self.usable
 
 
 def check_cameras(

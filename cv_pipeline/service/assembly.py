@@ -91,7 +91,14 @@ from ..video.selection import make_selector
 from ..video.sinks import CallbackSink, JsonlSink, ParquetSink, VideoSink
 from ..video.sources import FolderSource, SourceSettings, is_camera, open_source, unique_ids
 from ..video.streams import StreamSettings, is_stream
-from ..video.substream import MainPictures, MainSettings, MainStream, MainTap, TwoStreams
+from cv_pipeline.video.substream import (
+    MainPictures,
+    MainSettings,
+    MainStream,
+    MainTap,
+    TwoStreams,
+    fit_of,
+)
 from ..video.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -273,7 +280,8 @@ def _open_two(
             main.read_camera(camera)
         else:
             main.read_file(config.uri)
-            main.check(_announced_size(small))
+            if (size := _announced_size(small)) is not None and main.size is not None:
+                fit_of(size, main.size, sub.fit)
         undo.pop_all()
     return TwoStreams(small, main), opening
 

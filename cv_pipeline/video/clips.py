@@ -34,7 +34,7 @@ from .decoding import Decoded, Note, PacketDecoder, Skip
 from .packets import PacketGate
 
 # %% auto #0
-__all__ = ['Kept', 'stream_header', 'PacketRing', 'remuxed', 'film_of', 'PacketTap', 'ClipSettings', 'ClipSink']
+__all__ = ['Rings', 'Kept', 'stream_header', 'PacketRing', 'remuxed', 'film_of', 'PacketTap', 'ClipSettings', 'ClipSink']
 
 # %% ../../nbs/04_video/15_clips.ipynb #71483e31
 class Kept(NamedTuple):
@@ -69,6 +69,17 @@ def stream_header(
             )
         )
     return held.getvalue()
+
+
+def _let_go(ring: PacketRing, now: float) -> None:
+    "Groups that no clip will need, or that are too much; lock held."
+    while ring._groups:
+        too_much = ring.bytes > ring.max_mb * 1e6
+        old = len(ring._groups) > 1 and bool(ring._groups[1]) and ring._groups[1][0].at <= now - ring.keep_s
+        if not (old or too_much):
+            return
+        ring.cut_short += too_much and not old
+        ring.bytes -= sum(kept.packet.size for kept in ring._groups.popleft())
 
 # %% ../../nbs/04_video/15_clips.ipynb #7ed97adb
 class PacketRing:
@@ -120,17 +131,6 @@ class PacketRing:
             groups = [group for group in kept if group]
             first = max((i for i, group in enumerate(groups) if group[0].at <= since), default=0)
             return header, [one for group in groups[first:] for one in group if one.at <= until]
-
-
-def _let_go(ring: PacketRing, now: float) -> None:
-    "Groups that no clip will need, or that are too much; lock held."
-    while ring._groups:
-        too_much = ring.bytes > ring.max_mb * 1e6
-        old = len(ring._groups) > 1 and bool(ring._groups[1]) and ring._groups[1][0].at <= now - ring.keep_s
-        if not (old or too_much):
-            return
-        ring.cut_short += too_much and not old
-        ring.bytes -= sum(kept.packet.size for kept in ring._groups.popleft())
 
 # %% ../../nbs/04_video/15_clips.ipynb #0846366e
 def remuxed(
@@ -256,6 +256,9 @@ class _Window:
         return True
 
 # %% ../../nbs/04_video/15_clips.ipynb #e7921bd6
+Rings = Mapping[str, PacketRing]  # source → the packets that are kept of it
+
+
 class ClipSink:
     "Writes a clip for every event; a Sink, and a callback for events (`event`)."
 
@@ -267,17 +270,13 @@ class ClipSink:
         self.rings: Mapping[str, PacketRing] | None = None  # source → its ring; None: covered pictures
         self.counts: Counter[str] = Counter()
         self.problem = ""  # why the last clip that failed did
-        self.spare: Mapping[str, PacketRing] = {}
+        self.spare: Rings = {}  # small streams of cameras with two
         self._shots: dict[str, deque[tuple[datetime, bytes]]] = {}
         self._offsets: dict[str, float] = {}  # source → capture time minus time of the stream
         self._windows: list[_Window] = []
 
-    def copy_packets(
-        self,
-        rings: Mapping[str, PacketRing],
-        spare: Mapping[str, PacketRing] | None = None,  # of small streams, where the others are of main ones
-    ) -> None:
-        "Clips are copies of packets: for a run whose pictures are not covered, and only for that."
+    def copy_packets(self, rings: Rings, spare: Rings | None = None) -> None:
+        "Clips copy packets: where no picture is covered; `spare`: of small streams, if the others are main."
         self.rings, self.spare, self.pictures = rings, spare or {}, PictureUse.NONE
 
     def event(self, event: Event) -> None:

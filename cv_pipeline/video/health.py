@@ -162,6 +162,22 @@ def _source_families(sources: dict[str, dict[str, Any]]) -> Iterator[Any]:
     yield from (decoder, connection)
 
 
+def _rule_families(pipeline: Pipeline) -> Iterator[Any]:
+    "What zones and lines have counted: in, out, now, total."
+    family = GaugeMetricFamily(
+        "cv_pipeline_rule_count", "Counts of zones and lines", labels=["source", "rule", "class", "count"]
+    )
+    for sink in pipeline.sinks:
+        for source, rules in list(
+            getattr(sink, "counts", {}).items()
+        ):  # copies: the delivering thread adds to them meanwhile
+            for rule, classes in list(rules.items()):
+                for name, cell in list(classes.items()):
+                    for key, value in list(cell.items()):
+                        family.add_metric([source, rule, str(name), key], float(value))
+    yield family
+
+# %% ../../nbs/04_video/12_health.ipynb #8c565275
 def _main_families(sources: dict[str, dict[str, Any]]) -> Iterator[Any]:
     "How the main streams of cameras with two streams are doing; nothing without one."
     mains = {name: s["main"] for name, s in sources.items() if "main" in s}
@@ -183,22 +199,6 @@ def _main_families(sources: dict[str, dict[str, Any]]) -> Iterator[Any]:
         if main["offset_ms"] is not None:
             offset.add_metric([name], main["offset_ms"] / 1e3)
     yield from (up, offset, kept)
-
-
-def _rule_families(pipeline: Pipeline) -> Iterator[Any]:
-    "What zones and lines have counted: in, out, now, total."
-    family = GaugeMetricFamily(
-        "cv_pipeline_rule_count", "Counts of zones and lines", labels=["source", "rule", "class", "count"]
-    )
-    for sink in pipeline.sinks:
-        for source, rules in list(
-            getattr(sink, "counts", {}).items()
-        ):  # copies: the delivering thread adds to them meanwhile
-            for rule, classes in list(rules.items()):
-                for name, cell in list(classes.items()):
-                    for key, value in list(cell.items()):
-                        family.add_metric([source, rule, str(name), key], float(value))
-    yield family
 
 # %% ../../nbs/04_video/12_health.ipynb #d8265860
 def _stage_families(pipeline: Pipeline, summary: dict[str, Any]) -> Iterator[Any]:
