@@ -4,7 +4,7 @@ Each film is written twice, as a main stream (1920×1080) and as a small one (64
 every two seconds. `line`: the factory line, every frame and with adaptive selection. `person`: the real clip
 of people, scaled, with YOLOv8n. A run is a process of its own; its processor time is user + system of the
 whole process from the first frame to the last, the model's included. Both runs watch the same line across
-the middle, collect a tenth of the frames at random, and copy a clip of every event. `decode only` is the
+the middle, collect a fiftieth of the frames at random, and copy a clip of every event. `decode only` is the
 same without a model, tracker and sinks.
 
 python -m tests.benchmarks.try_substream [--seconds 40] [--cases line,line-adaptive,person-adaptive]

@@ -24,7 +24,6 @@ from cv_pipeline.video.substream import (
     TwoStreams,
     best_lag,
     fit_of,
-    frames_of,
     measure_lag,
     picture_near,
     shared_view,
@@ -157,14 +156,37 @@ def test_the_nearest_picture_says_how_far_it_is(films):
     assert picture.apart_s == pytest.approx(-0.013)
 
 
-def test_no_more_is_decoded_than_up_to_the_picture(films, monkeypatch):
-    main, decoded = MainStream("gate").read_file(films["main"]), []
-    monkeypatch.setattr(
-        "cv_pipeline.video.substream.frames_of",
-        lambda *what: (decoded.append(one) or one for one in frames_of(*what)),
-    )
+def test_no_more_is_decoded_than_up_to_the_picture(films):
+    main = MainStream("gate").read_file(films["main"])
     main.ring.picture(2.4)
-    assert len(decoded) == 11  # the key frame at 2 s, and ten more
+    assert 11 <= main.ring._reader.decoded <= 12  # the key frame at 2 s, ten more, and what tells it is over
+
+
+def test_all_pictures_together_cost_no_more_than_decoding_everything(films):
+    main, whole = MainStream("gate").read_file(films["both"]), list(decode_video(films["both"], threads=1))
+    first, readers = main.ring.picture(0.0), set()
+    for picture in whole[1:]:
+        assert np.array_equal(main.ring.picture(picture.pts).image, picture.image), picture.number
+        readers.add(main.ring._reader)
+    assert np.array_equal(first.image, whole[0].image)
+    assert sum(reader.decoded for reader in readers) <= len(whole) + 4 * 8  # frames ahead, of each group
+
+
+@pytest.mark.parametrize("times", [(5.0, 1.0, 5.0), (1.0, 1.0, 1.04), (0.0, 3.96, 4.0), (7.96, 0.0)])
+def test_pictures_may_be_asked_for_in_any_order(films, times):
+    main, whole = MainStream("gate").read_file(films["both"]), list(decode_video(films["both"], threads=1))
+    for at in times:
+        assert np.array_equal(main.ring.picture(at).image, whole[round(at * FPS)].image), at
+
+
+def test_a_decoder_that_rests_is_given_back(films):
+    source = two(films)
+    frames = list(source)
+    source.main.picture(frames[0])
+    source.main.see(frames[100])
+    assert source.main.ring._reader is not None
+    source.main.see(replace(frames[199], pts=12.0))
+    assert source.main.ring._reader is None
 
 
 def test_what_left_the_ring_and_what_never_came_are_no_pictures(films):
