@@ -21,7 +21,9 @@ def umask():
 
 
 @posix
-@pytest.mark.parametrize(("mask", "private", "plain"), [(0o022, 0o640, 0o644), (0o077, 0o600, 0o600), (0, 0o660, 0o666)])
+@pytest.mark.parametrize(
+    ("mask", "private", "plain"), [(0o022, 0o640, 0o644), (0o077, 0o600, 0o600), (0, 0o660, 0o666)]
+)
 def test_a_private_file_is_for_owner_and_group(tmp_path, umask, mask, private, plain):
     umask(mask)
     assert write_whole(tmp_path / "a.jpg", b"1", private=True).stat().st_mode & 0o777 == private
