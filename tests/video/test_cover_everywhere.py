@@ -86,11 +86,12 @@ COVERED = {  # module, function → what has to be in it
 COVERED |= {
     ("video/clips", "_take_shot"): "encoded(frame.image",  # ClipSink keeps pictures: it is behind the gate
     ("video/clips", "film_of"): "_decoded(data)",  # of what `_take_shot` was given
-    ("video/clips", "_film"): "(sink.rings or {}).get(",  # packets only by permission: see below
+    ("video/clips", "_film"): "not in (sink.rings or {})",  # packets only by permission: see below
     ("service/assembly", "let_copy"): "isinstance(sink, ClipSink)",  # its callers ask: see below
     ("service/assembly", "run_config"): "if copies_packets(config, pipeline.privacy):",
     ("service/reload", "get_ready"): "copies_packets(new, pipeline.privacy)",
-    ("video/clips", "remuxed"): "known.streams",  # packets; only `_film` calls it
+    ("video/clips", "remuxed"): "known.streams",  # packets; only `_copy_of` calls it
+    ("video/clips", "_copy_of"): "ring: PacketRing",  # only `_film` calls it, for rings that it was let have
 }
 ALSO = {  # where the cover is one call further away
     ("apps/picture_map", "add"): "self.cover(item.image",
