@@ -67,7 +67,7 @@ SETTINGS = {  # a page each: file → (what it is, the classes that read it)
     ),
     "moderation.json": (
         "What a machine may decide alone. `cv-pipeline moderate run --policy policy.json`.",
-        ["apps.moderation:Policy", "apps.moderation:Context"],
+        ["apps.decisions:Policy", "apps.context:Context"],
     ),
     "retraining": (
         "When to train again: the options of `cv-pipeline retrain-check`.",
@@ -156,6 +156,7 @@ COLUMNS = {  # what a column means wherever it occurs
     "direction": "of a line that was crossed",
     "dwell_s": "seconds in the zone",
     "embedding": "of the picture or box",
+    "anomaly": "how unlike good parts of its class a box is, 0..1; -1: it was not judged",
     "event_id": "a hash: the same event has the same id in every copy",
     "frame_id": "number of the frame in its source, from 0",
     "height": "pixels",

@@ -6,15 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from cv_pipeline import __version__
 from tests.helpers.cameras import Server, why_no_server
 from tests.helpers.fiftyone_service import open_fiftyone
 from tests.helpers.services import absent
-
-settings.register_profile("any machine", deadline=None)  # a busy machine is no failed property
-settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parents[1]
 

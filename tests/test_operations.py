@@ -115,14 +115,14 @@ PROOF = {  # how a row begins → tests that prove it
         "apps/test_moderation::test_a_network_that_fails_sends_pictures_to_people",
     ],
     "the context model is absent": [
-        "apps/test_moderation::test_rubbish_of_a_context_model_is_no_answer",
-        "apps/test_moderation::test_a_late_context_model_is_no_answer_and_requests_do_not_pile_up",
-        "apps/test_moderation::test_an_address_where_no_one_listens_is_no_answer",
+        "apps/test_context::test_rubbish_of_a_context_model_is_no_answer",
+        "apps/test_context::test_a_late_context_model_is_no_answer_and_requests_do_not_pile_up",
+        "apps/test_context::test_an_address_where_no_one_listens_is_no_answer",
     ],
     "thresholds of moderation are not proven": [
-        "apps/test_moderation::test_thresholds_that_are_not_proven_send_everything_to_people",
-        "apps/test_moderation::test_void_promises_leave_only_the_list",
-        "apps/test_moderation::test_a_voided_policy_sends_everything_to_people",
+        "apps/test_decisions::test_thresholds_that_are_not_proven_send_everything_to_people",
+        "apps/test_decisions::test_void_promises_leave_only_the_list",
+        "apps/test_moderation_queue::test_a_voided_policy_sends_everything_to_people",
     ],
     "a line of the trail was changed": [
         "apps/test_moderation::test_a_changed_line_breaks_the_chain",
@@ -137,6 +137,13 @@ PROOF = {  # how a row begins → tests that prove it
         "apps/test_cascade::test_a_changed_stage_changes_the_model",
         "apps/test_cascade::test_another_model_in_the_place_of_a_stage",
         "apps/test_cascade::test_a_stage_outside_of_the_folder_is_refused",
+    ],
+    "the detector or the good parts of an inspection": [
+        "apps/test_inspector::test_a_changed_or_missing_file_is_found",
+        "apps/test_inspector::test_a_file_that_is_no_inspection",
+    ],
+    "a part is cut off by the edge": [
+        "apps/test_inspector::test_parts_at_the_edge_of_the_picture_are_not_judged",
     ],
     "too few good parts for an anomaly": [
         "apps/test_anomaly::test_too_few_good_pictures",
@@ -332,6 +339,36 @@ PROOF = {  # how a row begins → tests that prove it
         "video/test_clips::test_behind_the_cover_a_clip_shows_covered_pictures_only",
         "video/test_clips::test_a_run_that_covers_pictures_keeps_no_packets",
         "video/test_clips::test_packets_are_kept_only_where_nothing_is_covered",
+    ],
+    "two streams: the main one is lost": [
+        "service/test_two_streams::test_a_lost_main_stream_gives_small_pictures_and_comes_back",
+        "service/test_two_streams::test_a_main_stream_that_never_comes_is_waited_for_without_delay",
+        "service/test_two_streams::test_clips_are_of_the_small_stream_while_the_main_one_is_away",
+        "video/test_substream::test_a_main_film_that_ends_sooner_gives_small_pictures_and_says_so",
+    ],
+    "two streams: different shapes": [
+        "service/test_two_streams::test_films_of_another_shape_end_the_run_before_it_begins",
+        "service/test_two_streams::test_films_the_wrong_way_round_are_named",
+        "service/test_two_streams::test_places_in_pixels_are_refused_where_there_are_two_pictures",
+        "video/test_substream::test_pairs_that_are_none_are_refused",
+        "video/test_substream::test_a_small_picture_that_changes_its_shape_is_noted_and_the_run_goes_on",
+    ],
+    "two streams: one shows": [
+        "video/test_substream::test_a_planted_lag_is_found_within_a_frame",
+        "video/test_substream::test_a_view_in_which_nothing_moves_gives_no_lag",
+        "video/test_substream::test_a_movement_that_repeats_gives_no_lag",
+    ],
+    "two streams: a main stream without": [
+        "video/test_substream::test_a_main_stream_without_key_frames_is_named",
+        "video/test_substream::test_a_broken_packet_costs_its_picture_not_the_run",
+        "video/test_substream::test_a_ring_is_bounded_in_bytes",
+    ],
+    "two streams where": [
+        "service/test_two_streams::test_with_privacy_nothing_uncovered_of_the_main_stream_is_kept",
+        "service/test_two_streams::test_a_run_that_covers_makes_no_clip_of_packets",
+        "video/test_substream::test_with_privacy_a_result_that_did_not_pass_the_gate_stays_as_it_is",
+        "video/test_substream::test_with_privacy_nothing_is_taken_before_the_lag_is_measured",
+        "video/test_substream::test_a_main_picture_that_cannot_be_checked_is_not_kept",
     ],
     "a camera is lost": [
         "video/test_reconnect::test_backoff_grows_stays_bounded_and_spreads",

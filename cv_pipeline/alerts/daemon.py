@@ -162,6 +162,7 @@ class _Watched:
     event: str
     until: float  # seconds since 1970, of frames
     best: _View | None = None
+    of: FrameResult | None = None  # the frame of the best view
 
 
 def view_of(
@@ -206,6 +207,7 @@ class AlertSink:
         self.intake = Intake(book, settings, clock)
         self._watched: dict[tuple[str, int], _Watched] = {}
         self._last: dict[str, FrameResult] = {}  # source → the newest covered frame
+        self.larger: Callable[[FrameResult], FrameResult] = lambda result: result  # see `video.substream`
         self.kept = 0
         self.event_callbacks: Sequence[Callable[[Event], Any]] = [self.event]
 
@@ -246,17 +248,20 @@ class AlertSink:
 def _see(sink: AlertSink, result: FrameResult, source: str, track: int) -> None:
     watched, view = sink._watched[source, track], view_of(result, track)
     if view is not None and (watched.best is None or view.score > watched.best.score):
-        watched.best = _View(view.score, view.image.copy())
+        watched.best, watched.of = _View(view.score, view.image.copy()), result
 
 
 def _finish(sink: AlertSink, source: str, track: int) -> None:
     watched = sink._watched.pop((source, track))
-    if watched.best is not None:
-        with suppress(CVPipelineError):
-            keep_picture(
-                sink.book, watched.event, encoded(watched.best.image, quality=85), watched.best.score
-            )
-            sink.kept += 1
+    if watched.best is None or watched.of is None:
+        return
+    large = sink.larger(watched.of)  # where the camera has a main stream
+    image = watched.best.image
+    if large is not watched.of and (view := view_of(large, track)) is not None:
+        image = view.image
+    with suppress(CVPipelineError):
+        keep_picture(sink.book, watched.event, encoded(image, quality=85), watched.best.score)
+        sink.kept += 1
 
 
 def check_alerts(settings: AlertsConfig) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
+from functools import partial
 from itertools import chain
 from math import isfinite
 from operator import index
@@ -528,7 +529,7 @@ def _keep(shelf: Shelf, frame: Frame, row: Collected, contends: bool) -> bool:
     try:
         if data is not None:  # else it lies there since before the kill
             name = row.picture + (ENCRYPTED if shelf.seal is not None else "")
-            write_whole(shelf.folder / name, data)
+            write_whole(shelf.folder / name, data, private=True)
     except SinkError as e:
         raise SinkError(f"a collected picture {e.what}", e.where, e.hint) from e
     shelf.rows[row.picture] = replace(row, detections=[])  # what was detected is on disk
@@ -544,6 +545,8 @@ def _keep(shelf: Shelf, frame: Frame, row: Collected, contends: bool) -> bool:
 # %% ../../nbs/07_annotation/03_collect.ipynb #81bd990a
 class Shelf(_Prints):
     "A folder of collected images that is being filled."
+
+    larger: Callable[[], tuple[Frame, list[dict[str, Any]]]] | None = None  # what is offered, as it is kept
 
     def __init__(
         self,
@@ -610,6 +613,9 @@ def _offer(
         if late:
             _note(shelf, "counts", "no room", shelf.counts["no room"] + 1)
         return False
+    code = code or shelf.hashes(frame, 0)[0]
+    if shelf.larger is not None:
+        frame, detections = shelf.larger()
     row = Collected(
         picture,
         frame.source_id,
@@ -618,7 +624,7 @@ def _offer(
         frame.size,
         reasons_of(bits),
         1.0,
-        f"{code or shelf.hashes(frame, 0)[0]:016x}",
+        f"{code:016x}",
         0,
         model,
         detections,
@@ -729,6 +735,7 @@ class CollectSink:
         self._held, self.shelf = _held(folder, self.strict, self.policy, max_bytes, flush_s, clock)
         self.shelf.usual |= usual or {}
         self._given, self._last, self._counts, self._flags = set(usual or ()), {}, {}, {}
+        self.larger: Callable[[FrameResult], FrameResult] = lambda result: result  # see `video.substream`
 
     @property
     def collected(self) -> int:
@@ -746,19 +753,18 @@ class CollectSink:
         last.append(replace(result, detections=result.detections[boxes]))  # other sinks may change theirs
         if len(last) > 1:
             self._decide(source, len(last) - 2)
-        if len(last) > 2:
-            del last[0]
+        del last[:-2]
 
     def _decide(self, source: str, i: int) -> None:
         last, shelf, note = self._last[source], self.shelf, self._flags.pop(source, None)
         if self._calibrator is not None and self._table is None:
             self._table = self._calibrator.table(last[i].names)
-        looks = looks_of(last, self._table)
-        bits = int(decide(looks, self.policy, *bounds_now(shelf.usual.get(source), self.policy))[i])
-        bits |= 0 if note is None else REASON_BIT["flag"]
+        looks, limits = looks_of(last, self._table), bounds_now(shelf.usual.get(source), self.policy)
+        bits = int(decide(looks, self.policy, *limits)[i]) | (0 if note is None else REASON_BIT["flag"])
         _learn(self, last[i])
+        shelf.larger = partial(_kept, self, one := last[i])
         if bits:
-            shelf.offer(last[i].frame, bits, looks.said(i), last[i].model, note or "")
+            shelf.offer(one.frame, bits, looks.said(i), one.model, note or "")
         shelf.flush(now=False)
 
     def close(self) -> None:
@@ -768,6 +774,12 @@ class CollectSink:
             self.shelf.close()
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #dc0a1412
+def _kept(sink: CollectSink, result: FrameResult) -> tuple[Frame, list[dict[str, Any]]]:
+    "A frame and its detections as they are kept: of the camera's main stream, where it has one."
+    large = sink.larger(result)
+    return large.frame, looks_of([large], sink._table).said(0)
+
+
 class LiveCollection(CollectSink):
     "The collection of a run: its counters go into summary.json."
 
@@ -1095,10 +1107,11 @@ def recorded_sources(
     "Where the images of a run's sources may be read again, from its summary.json; DataError without one."
     file, hint = Path(run) / "summary.json", "name them: --source gate=belt.mp4"
     with expecting("the run does not say what its sources were", file, hint):
-        listed = [(c["uri"], c.get("id")) for c in read_json(file, dict)["config"]["sources"]]
-        uris = ["line" if uri.startswith("line:") else uri for uri, name in listed if not name]
-        made = iter(unique_ids(uris, {name for _, name in listed if name}))
-        places = {name or next(made): uri for uri, name in listed}
+        seen = lambda c: (c.get("substream") or c)["uri"]  # of two streams the one on which boxes were found
+        listed = [(c["uri"], seen(c), c.get("id")) for c in read_json(file, dict)["config"]["sources"]]
+        uris = ["line" if uri.startswith("line:") else uri for uri, _, name in listed if not name]
+        made = iter(unique_ids(uris, {name for *_, name in listed if name}))
+        places = {name or next(made): uri for _, uri, name in listed}
     remote = lambda uri: is_camera(uri) or is_stream(uri)
     return {name: RecordedAddress(masked(uri)) if remote(uri) else uri for name, uri in places.items()}
 

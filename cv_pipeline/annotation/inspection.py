@@ -16,7 +16,7 @@ from .annotations import Annotation, read_annotations, settle
 from .label_errors import KINDS, plant_errors
 from .qa import RELIABLE, Suspect, ranked
 from .review import Review, read_suspects, review
-from ..core.escaping import html_text
+from ..core.escaping import html_banner
 from ..core.files import expecting, file_sha256, read_json, write_json
 from ..core.formats import LabelledImage, read_dataset
 from ..core.images import read_image
@@ -424,18 +424,6 @@ def look_into(
     )
 
 # %% ../../nbs/07_annotation/10_inspection.ipynb #69487617
-_COLOURS = {Verdict.PASS: "#1a7f37", Verdict.FAIL: "#cf222e", Verdict.INSUFFICIENT: "#9a6700"}
-
-
 def inspection_html(one: Inspection) -> str:
     "The verdict as a banner, with its reasons."
-    rows = "".join(
-        f"<li><b style='color:{_COLOURS[f.verdict]}'>{html_text(f.verdict.value)}</b> {html_text(f.what)}: "
-        f"{html_text(f.reason)}</li>"
-        for f in one.findings
-    )
-    return (
-        f"<div style='border-left:8px solid {_COLOURS[one.verdict]};padding:.4em 1em'><span "
-        f"style='font-size:1.6em;color:{_COLOURS[one.verdict]}'>{html_text(one.verdict.value)}</span>"
-        f"<ul>{rows}</ul></div>"
-    )
+    return html_banner(one.verdict, [(f.verdict, f"{f.what}: {f.reason}") for f in one.findings])

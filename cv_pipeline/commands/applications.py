@@ -25,7 +25,7 @@ applications_commands.add_typer(anomaly_app, name="anomaly")
 
 def parts_by_class(data: Path, classes: str | None) -> dict[str, list[Any]]:
     "Crops of a dataset, a collection or a run by class; DataError without any box."
-    from cv_pipeline.apps.search_files import items_of
+    from cv_pipeline.apps.picture_items import items_of
 
     found: dict[str, list[Any]] = {}
     for item in items_of(data, boxes=True):
@@ -49,17 +49,21 @@ def anomaly_fit(
     data: Path,  # good parts only: a dataset, a collection or a run with boxes
     *,
     out: Path,  # new folder for the model
-    model: str = "factory_line",  # detector whose first layers are used
+    model: str = "factory_line",  # detector that finds the parts, and whose first layers are used
     classes: str | None = None,  # names, separated by commas. None: all
     promise: str = "recall>=0.95@95%",  # of good parts that pass
+    imgsz: int | None = None,  # side of the pictures that a run judges parts in. None: twice the detector's
     settings: Any = fields_of("apps.anomaly:AnomalySettings", leave_out="worst held"),
 ) -> None:
     "Learn what good parts of each class are like, and prove a threshold that good parts pass."
-    from cv_pipeline.apps.anomaly_model import fit_model, save_anomaly
+    from cv_pipeline.apps.anomaly_model import fit_model
+    from cv_pipeline.apps.inspector import inspected_names, save_inspection
     from cv_pipeline.inference.loading import load_model
 
-    made = fit_model(parts_by_class(data, classes), load_model(model), settings, promise)
-    save_anomaly(made, out)
+    parts, detector = parts_by_class(data, classes), load_model(model)
+    inspected_names(detector.manifest.names, tuple(parts))
+    made = fit_model(parts, detector, settings, promise)
+    save_inspection(made, detector, out, None if imgsz is None else (imgsz, imgsz))
     known, row = made.about["classes"], lambda c: {"good parts": c["good"], "threshold": c["threshold"]}
     records(
         "Thresholds", [{"class": n, **row(c), "proof": c["promise"]["verdict"]} for n, c in known.items()]
@@ -84,7 +88,7 @@ def anomaly_score(
 ) -> None:
     "Score every part: how unlike good ones it is, in which channel, and whether it is above the threshold."
     from cv_pipeline.apps.anomaly_model import load_anomaly, odd_sheet
-    from cv_pipeline.apps.search_files import items_of
+    from cv_pipeline.apps.picture_items import items_of
 
     if most < 1:
         raise ConfigError(f"--most {most}", "anomaly score", "at least 1")

@@ -56,10 +56,11 @@ def browse(
     app: bool = True,  # open the App when the dataset is built
     port: int = 5151,  # of the App
     index: str = "INDEX",  # folder of an index of a search, for the commands that are shown
-    settings: Any = fields_of("apps.browse:BrowseSettings", leave_out="seed"),
+    settings: Any = fields_of("apps.picture_map:BrowseSettings", leave_out="seed"),
 ) -> None:
     "A map of pictures, like beside like: more like this, near duplicates, what is new in a window of time."
-    from cv_pipeline.apps.browse import make_map, write_page
+    from cv_pipeline.apps.map_page import write_page
+    from cv_pipeline.apps.picture_map import make_map
     from cv_pipeline.privacy.access import note_access
 
     if out is not None and fiftyone is not None:

@@ -938,7 +938,8 @@ def failures(
     app: bool = True,  # open the App when the dataset is built
 ) -> None:
     "Browse the errors of an evaluation in FiftyOne: every box with its cause, saved views for each kind."
-    from cv_pipeline.apps.browse import BrowseSettings, attach_map, make_map
+    from cv_pipeline.apps.browse import attach_map
+    from cv_pipeline.apps.picture_map import BrowseSettings, make_map
     from cv_pipeline.evaluation.failures import build_failures, find_failures, open_app, read_records
     from cv_pipeline.privacy.access import note_access
 

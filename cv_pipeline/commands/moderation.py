@@ -115,7 +115,8 @@ def moderate_prove(
     timeout_s: float = 20.0,  # seconds after which it is as if there were none
 ) -> None:
     "Thresholds above which a class is blocked and below which it passes, each with a promise."
-    from cv_pipeline.apps.moderation import Context, Policy, prove_policy, save_policy, scores_of
+    from cv_pipeline.apps.context import Context
+    from cv_pipeline.apps.decisions import Policy, prove_policy, save_policy, scores_of
     from cv_pipeline.core.images import read_image
     from cv_pipeline.inference.loading import load_model
 
@@ -146,7 +147,9 @@ def open_moderator(
 ) -> Any:
     "A moderator from files; without a policy only the list acts."
     from cv_pipeline.apps.hash_lists import HashList, read_list
-    from cv_pipeline.apps.moderation import ContextReader, Moderator, Policy, load_policy
+    from cv_pipeline.apps.context import ContextReader
+    from cv_pipeline.apps.decisions import Policy, load_policy
+    from cv_pipeline.apps.moderation import Moderator
     from cv_pipeline.inference.loading import load_model
     from cv_pipeline.monitoring.trust import newest_drift
 
@@ -176,7 +179,7 @@ def moderate_run(
     reports: Path | None = None,  # folder of drift reports: RED voids every promise of the network
 ) -> None:
     "Decide about pictures: list, classes, context; what is not proven goes to people."
-    from cv_pipeline.apps.moderation import queue_pictures
+    from cv_pipeline.apps.moderation_queue import queue_pictures
     from cv_pipeline.core.data_yaml import pictures_below
     from cv_pipeline.core.files import read_bytes
     from cv_pipeline.privacy.access import note_access
@@ -206,7 +209,7 @@ def moderate_queue(
     most: int = 20,  # lines that are shown, the oldest first
 ) -> None:
     "What waits for a person, and why."
-    from cv_pipeline.apps.moderation import outcomes, waiting
+    from cv_pipeline.apps.moderation_queue import outcomes, waiting
     from cv_pipeline.core.chain import read_chain
 
     rows = read_chain(trail).rows
@@ -235,7 +238,7 @@ def moderate_decide(
 ) -> None:
     "Write decisions of people into the trail."
     from cv_pipeline.annotation.annotations import read_annotations
-    from cv_pipeline.apps.moderation import judgements, note_judgements
+    from cv_pipeline.apps.moderation_queue import judgements, note_judgements
     from cv_pipeline.core.chain import read_chain
 
     if (answers is None) == (picture is None):
@@ -304,7 +307,8 @@ def moderate_audit(
     waiting: Path = Path("runs/moderation/queue"),  # folder of what people have to decide
 ) -> None:
     "Draw a month's random sample for people, or say whether their judgements bear out the promises."
-    from cv_pipeline.apps.moderation import draw_month, load_policy, queue_pictures, score_month
+    from cv_pipeline.apps.decisions import load_policy
+    from cv_pipeline.apps.moderation_queue import draw_month, queue_pictures, score_month
     from cv_pipeline.core.chain import append_chain, read_chain
     from cv_pipeline.core.data_yaml import pictures_below
     from cv_pipeline.core.files import file_sha256, read_bytes

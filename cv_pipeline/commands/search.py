@@ -51,10 +51,11 @@ def search_build(
     features: str = "light",  # light, a model (MODEL:deep for its deep layer), or an .onnx file
     boxes: bool = False,  # a vector for each box instead of each picture; people are left out
     every: Count = 1,  # of a run: every so many frames
-    settings: Any = fields_of("apps.search:SearchSettings", leave_out="memory_mb seed"),
+    settings: Any = fields_of("apps.neighbours:SearchSettings", leave_out="memory_mb seed"),
 ) -> None:
     "Embed all pictures of a folder, or all boxes in them, into an index that a person can open."
-    from cv_pipeline.apps.search_files import build_index, items_of
+    from cv_pipeline.apps.picture_items import items_of
+    from cv_pipeline.apps.search_files import build_index
     from cv_pipeline.privacy.access import note_access
 
     note_access("export", str(index), f"vectors of {data}")
@@ -74,7 +75,8 @@ def search_add(
     every: Count = 1,  # of a run: every so many frames
 ) -> None:
     "Add pictures to an index; those that it knows are not added again."
-    from cv_pipeline.apps.search_files import PictureIndex, items_of
+    from cv_pipeline.apps.picture_items import items_of
+    from cv_pipeline.apps.search_files import PictureIndex
     from cv_pipeline.privacy.access import note_access
 
     note_access("export", str(index), f"vectors of {data}")

@@ -21,14 +21,14 @@ from .masking import masked_values
 from .types import ConfigError
 
 # %% auto #0
-__all__ = ['Rule', 'RULES', 'SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'GateConfig', 'TilesConfig',
-           'SelectionConfig', 'TrackerConfig', 'RuntimeConfig', 'ClipsConfig', 'DeliveryConfig', 'HealthConfig',
-           'TelemetryConfig', 'CollectConfig', 'ForwardConfig', 'ShadowConfig', 'SnapshotConfig', 'AlertsConfig',
-           'MaskSection', 'PrivacyConfig', 'HoursSection', 'GroundSection', 'IgnoreSection', 'RuleSection', 'ZoneRule',
-           'EnterRule', 'LeaveRule', 'StayRule', 'CrossRule', 'CrowdRule', 'WrongWayRule', 'SpeedRule', 'LeftRule',
-           'TakenRule', 'MissingRule', 'LineCountRule', 'SequenceRule', 'ZoneSection', 'LineSection', 'EventsConfig',
-           'ProfileSection', 'in_profile', 'RunConfig', 'config_problems', 'site_of', 'load_config', 'show_config',
-           'config_schema']
+__all__ = ['Rule', 'RULES', 'SubstreamConfig', 'SourceConfig', 'ModelConfig', 'PostprocessConfig', 'AdaptiveConfig', 'GateConfig',
+           'TilesConfig', 'SelectionConfig', 'TrackerConfig', 'RuntimeConfig', 'ClipsConfig', 'DeliveryConfig',
+           'HealthConfig', 'TelemetryConfig', 'CollectConfig', 'ForwardConfig', 'ShadowConfig', 'SnapshotConfig',
+           'AlertsConfig', 'MaskSection', 'PrivacyConfig', 'HoursSection', 'GroundSection', 'IgnoreSection',
+           'RuleSection', 'ZoneRule', 'EnterRule', 'LeaveRule', 'StayRule', 'CrossRule', 'CrowdRule', 'WrongWayRule',
+           'SpeedRule', 'LeftRule', 'TakenRule', 'MissingRule', 'LineCountRule', 'SequenceRule', 'ZoneSection',
+           'LineSection', 'EventsConfig', 'ProfileSection', 'in_profile', 'RunConfig', 'config_problems', 'site_of',
+           'load_config', 'show_config', 'config_schema']
 
 # %% ../../nbs/00_core/04_config.ipynb #0dac29bd
 class _Section(BaseModel):
@@ -39,6 +39,24 @@ class _Section(BaseModel):
     )
 
 
+class SubstreamConfig(_Section):
+    "The small stream of a camera: objects are found on it, and pictures that are kept come from `uri`."
+
+    uri: str = Field(description="Its address, or file; user, password and time limits as for the main one.")
+    fit: Literal["same", "stretch", "crop", "bars"] = Field(
+        "same",
+        description="How it shows the view of the main stream: the same shape; squeezed; its middle; "
+        "with black bars.",
+    )
+    pixels: Literal["refuse", "small"] = Field(
+        "refuse",
+        description="Zones, lines and masks in pixels: refused, as there are two pictures, or those of the "
+        "small one. Shares of the picture (0..1) need nothing.",
+    )
+    keep_s: float = Field(20.0, gt=0, le=600, description="Seconds of the main stream kept undecoded.")
+    ring_mb: float = Field(64.0, gt=0, description="Memory for them, at most.")
+
+# %% ../../nbs/00_core/04_config.ipynb #ab6696e5
 class SourceConfig(_Section):
     "One camera, file or folder."
 
@@ -75,6 +93,15 @@ class SourceConfig(_Section):
     hardware: Literal["auto", "none", "cuda", "qsv", "vaapi", "videotoolbox"] = Field(
         "auto", description="Who decodes video; auto: a device that is present, else software."
     )
+    substream: SubstreamConfig | None = Field(
+        None, description="The camera's small stream, or its address: objects are found on it; null: none."
+    )
+
+    @field_validator("substream", mode="before")
+    @classmethod
+    def _address(cls, value: Any) -> Any:
+        "`substream: rtsp://…` is short for `substream: {uri: …}`."
+        return {"uri": str(value)} if isinstance(value, (str, int, Path)) else value
 
 
 def _bare_uris(value: Any) -> Any:
@@ -922,6 +949,7 @@ _ITEMS: dict[str, type[BaseModel]] = {
     "ignore": IgnoreSection,
     **{get_args(r.model_fields["kind"].annotation)[0]: r for r in RULES},
     "tiles": TilesConfig,
+    "substream": SubstreamConfig,
     "adaptive": AdaptiveConfig,
     "gate": GateConfig,
     "clips": ClipsConfig,

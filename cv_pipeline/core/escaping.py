@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import quote
 
 # %% auto #0
-__all__ = ['LONGEST', 'visible', 'one_line', 'html_text', 'link_text', 'markdown_text', 'csv_text', 'csv_plain', 'html_badge',
-           'cell_text', 'html_rows', 'html_card']
+__all__ = ['LONGEST', 'visible', 'one_line', 'html_text', 'link_text', 'markdown_text', 'csv_text', 'csv_plain', 'state_colour',
+           'html_badge', 'cell_text', 'html_rows', 'html_card', 'html_banner']
 
 # %% ../../nbs/00_core/00_escaping.ipynb #1646608b
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -74,14 +74,20 @@ _STATES = {
 LONGEST = 160  # characters of a cell
 
 
+def state_colour(
+    state: Any,  # a word, or an enum of words
+) -> str:
+    "The colour of a state: green, red or amber, and grey for any other text."
+    return _STATES.get(str(getattr(state, "value", state)), _GREY)
+
+
 def html_badge(
     state: Any,  # a word: PASS, RED, running, …; an unknown one is grey
 ) -> str:
     "A state as a coloured badge with its word in it."
     word = str(getattr(state, "value", state))
-    colour = _STATES.get(word, _GREY)
     return (
-        f"<span style='background:{colour};color:#fff;border-radius:1em;padding:.15em .8em;"
+        f"<span style='background:{state_colour(state)};color:#fff;border-radius:1em;padding:.15em .8em;"
         f"font-weight:600;white-space:nowrap'>{html_text(word)}</span>"
     )
 
@@ -162,4 +168,24 @@ def html_card(
     return (
         f"<div style='{edge}'><div><b>{html_text(cell_text(title))}</b>{badge}</div>"
         f"{told}{image}{html_rows(rows, total)}{lines}</div>"
+    )
+
+# %% ../../nbs/00_core/00_escaping.ipynb #7f5ba519
+def html_banner(
+    verdict: Any,  # a state; any other text is grey
+    reasons: Sequence[tuple[Any, str]] = (),  # state of each, None: a remark; what and why
+    lead: tuple[str, str] = ("", ""),  # a sentence before them: what stands out in it, and the rest
+) -> str:
+    "A verdict in large letters, with its reasons."
+    word, colour = str(getattr(verdict, "value", verdict)), state_colour(verdict)
+    mark = lambda state: (
+        f"<b style='color:{state_colour(state)}'>{html_text(getattr(state, 'value', state))}</b> "
+        if state is not None
+        else ""
+    )
+    listed = "".join(f"<li>{mark(state)}{html_text(text)}</li>" for state, text in reasons)
+    first = f"<p><b>{html_text(lead[0])}</b>{html_text(lead[1])}</p>" if any(lead) else ""
+    return (
+        f"<div style='border-left:8px solid {colour};padding:.4em 1em'>"
+        f"<span style='font-size:1.6em;color:{colour}'>{html_text(word)}</span>{first}<ul>{listed}</ul></div>"
     )

@@ -31,12 +31,12 @@ from .types import ConfigError, CVPipelineError, DataError, SinkError
 
 # %% auto #0
 __all__ = ['MAX_YAML_NODES', 'sink_error', 'writable_folder', 'sync_folder', 'make_folder', 'shortened', 'printable',
-           'json_bytes', 'draft_of', 'write_whole', 'write_json', 'append_lines', 'Busy', 'locked', 'process_lives',
-           'sweep_drafts', 'sweep_folder', 'take_place', 'Staging', 'glob_escape', 'sync_tree', 'draft_folder',
-           'rewriting', 'copy_file', 'move_file', 'copy_over', 'is_there', 'file_sha256', 'name_key', 'portable_name',
-           'unique_names', 'path_below', 'plain_name', 'safe_name', 'decode_text', 'read_bytes', 'read_text',
-           'parse_json', 'read_json', 'read_json_lines', 'parse_yaml', 'read_yaml', 'read_table_file', 'expecting',
-           'writing', 'read_parquet', 'read_parquet_metadata', 'read_parquet_schema', 'parquet_groups']
+           'json_bytes', 'draft_of', 'keep_private', 'write_whole', 'write_json', 'append_lines', 'Busy', 'locked',
+           'process_lives', 'sweep_drafts', 'sweep_folder', 'take_place', 'Staging', 'glob_escape', 'sync_tree',
+           'draft_folder', 'rewriting', 'copy_file', 'move_file', 'copy_over', 'is_there', 'file_sha256', 'name_key',
+           'portable_name', 'unique_names', 'path_below', 'plain_name', 'safe_name', 'decode_text', 'read_bytes',
+           'read_text', 'parse_json', 'read_json', 'read_json_lines', 'parse_yaml', 'read_yaml', 'read_table_file',
+           'expecting', 'writing', 'read_parquet', 'read_parquet_metadata', 'read_parquet_schema', 'parquet_groups']
 
 # %% ../../nbs/00_core/03_files.ipynb #07d851ac
 _REMEDY = {
@@ -133,12 +133,19 @@ def draft_of(
     return path.with_name(f".{shortened(path.name, 200)}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
 
 # %% ../../nbs/00_core/03_files.ipynb #6672bb14
+def keep_private(path: str | Path) -> None:
+    "Take a file's rights away from all but its owner and group, where the system knows such rights."
+    if os.name == "posix":
+        os.chmod(path, os.stat(path).st_mode & 0o770)
+
+
 def write_whole(
     path: str | Path,
     content: str
     | bytes
     | Callable[[BinaryIO], Any],  # text is written as UTF-8; a function gets the open file
     durable: bool = False,  # also after a power cut: costs a wait for the disk
+    private: bool = False,  # a picture of a camera: not for the other users of the machine
 ) -> Path:  # the same path
     "Write a file atomically: it is replaced as a whole or left unchanged; SinkError when that fails."
     path = Path(path)
@@ -146,6 +153,8 @@ def write_whole(
     try:
         make_folder(path.parent, durable)
         with open(draft, "wb") as file:
+            if private:
+                keep_private(draft)
             if callable(content):
                 content(file)
             else:

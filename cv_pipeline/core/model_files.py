@@ -113,7 +113,7 @@ _ALONE = {".engine", ".plan", ".pt", ".bin", ".tflite", ".rknn", ".hef"}  # file
 
 
 def staged_files(
-    path: str | Path,  # a .cascade: models that ask each other, in folders beside it
+    path: str | Path,  # a .cascade or an .inspection: models that ask each other, in folders beside it
 ) -> list[Path]:  # sorted
     "The files of the models that a cascade consists of; ModelSpecMismatch when one is missing or outside."
     path = Path(path)
@@ -137,7 +137,7 @@ def model_parts(
     if suffix in (".xml", ".param"):
         weights = path.with_suffix(".bin")
         return [path, weights] if weights.is_file() else [path]
-    if suffix == ".cascade":
+    if suffix in (".cascade", ".inspection"):
         return [path, *staged_files(path)]
     return [path] if suffix in _ALONE else [path, *weights_outside(path)]
 

@@ -196,7 +196,8 @@ def _last_frame(files: Sequence[Path]) -> tuple[str, int, datetime] | None:
 # %% ../../nbs/00_core/14_results.ipynb #0f93b324
 def _flat(name: str, value: Any) -> Any:
     "A further column's value in a line as it is in the table: key points one after the other."
-    return [n for point in value for n in point] if name == "keypoints" and value is not None else value
+    flat = {"keypoints": lambda v: [n for point in v for n in point], "anomaly": lambda v: [v]}.get(name)
+    return value if flat is None or value is None else flat(value)
 
 
 def _as_rows(lines: Iterable[bytes]) -> Any:
@@ -405,5 +406,6 @@ def detections_of(
             data[name][:] = values
         else:
             rows = np.array(values, np.float32)
-            data[name] = rows.reshape(len(rows), -1, 3) if name == "keypoints" else rows
+            shaped = {"keypoints": (len(rows), -1, 3), "anomaly": (len(rows),)}
+            data[name] = rows.reshape(shaped.get(name, rows.shape))
     return Detections(xyxy, column("confidence"), column("class_id"), column("tracker_id"), data)

@@ -372,6 +372,7 @@ RESULT_COLUMNS = (
     "xywhr",
     "scores",
     "embedding",
+    "anomaly",
 )  # of `Detections.data`; they are written
 WHOLE_COLUMNS = ("scores", "embedding")  # rows with one of these are results for the whole frame
 
@@ -591,6 +592,7 @@ class SourceStatus:
     gate: dict[str, Any] | None = None  # how its packet gate is doing; None: every packet is decoded
     heard_at: float | None = None  # clock, when the last packet came; None: as the last frame
     lockstep: bool = False  # the next frame is read when the outcome of the last one is known
+    main: dict[str, Any] | None = None  # how its main stream is doing; None: it has one stream
 
 
 @runtime_checkable

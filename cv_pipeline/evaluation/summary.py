@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..core.escaping import html_card, html_text
+from ..core.escaping import html_banner, html_card, html_text
 from ..core.stamp import stamp
 from ..core.viz import pyplot
 from .calibration import CalibrationReport, calibrate, plot_claims
@@ -441,22 +441,10 @@ def html_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> str:
     return f"{above}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-_COLOURS = {"PASS": "#1a7f37", "FAIL": "#cf222e", "INSUFFICIENT": "#9a6700", None: "#57606a"}
-
-
 def html_verdict(e: Evaluation) -> str:
     "The verdict as a banner with its reasons."
-    name = e.verdict.value if e.verdict else None
-    reasons = "".join(
-        f"<li><b style='color:{_COLOURS[f.verdict.value]}'>{html_text(f.verdict.value)}</b> "
-        f"{html_text(f.what)}: {html_text(f.reason)}</li>"
-        for f in e.findings
-    )
-    said = html_text(name or "no floors given: no verdict")
-    return (
-        f"<div style='border-left:8px solid {_COLOURS[name]};padding:.4em 1em'><span "
-        f"style='font-size:1.6em;color:{_COLOURS[name]}'>{said}</span><ul>{reasons}</ul></div>"
-    )
+    reasons = [(f.verdict, f"{f.what}: {f.reason}") for f in e.findings]
+    return html_banner(e.verdict or "no floors given: no verdict", reasons)
 
 # %% ../../nbs/05_evaluation/11_summary.ipynb #e743f5a9
 def plot_curves(e: Evaluation, most: int = 12) -> Any:  # matplotlib Figure

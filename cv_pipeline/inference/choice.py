@@ -33,6 +33,7 @@ from cv_pipeline.inference.manifest import (
     find_artefact,
     output_shape,
 )
+from .postprocess import answer_as, replaceable
 from .preprocess import Preprocessor, value_tables
 
 # %% auto #0
@@ -442,6 +443,8 @@ class Option:
     label: str
     layout: str
     open: Callable[[], Backend]
+    shape: tuple[int | None, ...] | None = None  # promised after the batch axis; None: as for all
+    answer: Callable[[np.ndarray], np.ndarray] | None = None  # brings its output to the first option's head
 
 # %% ../../nbs/02_inference/16_choice.ipynb #0d73adaa
 class _Ladder:
@@ -568,11 +571,9 @@ class FallbackBackend(_Ladder):
         step = inner.max_batch
         parts = [inner.infer(batch[i : i + step]) for i in range(0, len(batch), step)]
         raw = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return (
-            raw
-            if getattr(inner, "checks_output", False)
-            else check_output(raw, len(batch), self.name, self.shape)
-        )
+        if not getattr(inner, "checks_output", False):
+            raw = check_output(raw, len(batch), self.name, self.option.shape or self.shape)
+        return raw if self.option.answer is None else self.option.answer(raw)
 
     def warmup(self) -> None:
         answered(self, lambda: self.opened().warmup(), 1)
@@ -586,6 +587,23 @@ class FallbackBackend(_Ladder):
         self.inner = None
 
 # %% ../../nbs/02_inference/16_choice.ipynb #e9c97a94
+def _options(
+    manifest: ModelManifest, order: Sequence[Artefact], open_file: Callable[[Artefact], Backend]
+) -> list[Option]:
+    "The files that can take the place of the first one; the others' answers are brought to its head."
+    wanted, made = manifest.for_artefact(order[0]).postprocess.head, []
+    for a in order:
+        own = manifest.for_artefact(a)
+        given, answer = own.postprocess.head, None
+        if given != wanted:
+            if not replaceable(given, wanted):
+                continue
+            imgsz = manifest.preprocess.imgsz
+            answer = partial(answer_as, given=given, wanted=wanted, classes=len(manifest.names), imgsz=imgsz)
+        made.append(Option(a.label, a.layout, partial(open_file, a), output_shape(own), answer))
+    return made
+
+
 def open_chosen(
     model: ModelFolder,
     open_file: Callable[[Artefact], Backend],  # opens one of its files, checksum compared
@@ -596,7 +614,7 @@ def open_chosen(
     backend='auto')` comes here."""
     choice = choose(model, open_file, wanted, how)
     manifest, first = model.manifest, model.manifest.for_artefact(choice.artefact)
-    options = [Option(a.label, a.layout, partial(open_file, a)) for a in choice.order]
+    options = _options(manifest, choice.order, open_file)
     opener = lambda: FallbackBackend(options, manifest.preprocess, output_shape(manifest), choice)
     file = model.folder / choice.artefact.file
     return Model(first, opener(), Preprocessor(first.preprocess), make_postprocessor(first), file, opener)

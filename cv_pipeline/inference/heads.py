@@ -27,13 +27,13 @@ from cv_pipeline.inference.postprocess import (
     nms,
 )
 from .preprocess import Geometry
-from .tasks import WHOLE_TASKS
+from .tasks import HEAT, WHOLE_TASKS
 
 # %% auto #0
 __all__ = ['softmax', 'sigmoid', 'note_best', 'class_scores', 'WholePostprocessor', 'attached_candidates',
            'AttachedPostprocessor', 'PosePostprocessor', 'prob_iou', 'turned_nms', 'turned_corners',
            'TurnedPostprocessor', 'mask_axes', 'masks_in_boxes', 'MaskPostprocessor', 'MapPostprocessor',
-           'postprocessor_of']
+           'InspectedPostprocessor', 'postprocessor_of']
 
 # %% ../../nbs/02_inference/07_heads.ipynb #095ce1f3
 def softmax(
@@ -367,6 +367,32 @@ class MapPostprocessor(Postprocessor):
         data = {"decision": decide(best, class_id, self.rules), "mask": column}
         return self.without_dropped(Detections(boxes[order], best, class_id, data=data))
 
+# %% ../../nbs/02_inference/07_heads.ipynb #432d097b
+class InspectedPostprocessor(Postprocessor):
+    'Boxes with `data["anomaly"]`, 0..1 or -1, and `data["mask"]`: what is odd, empty for all others.'
+
+    def one(self, raw: np.ndarray, geometry: Geometry, mark: float | None = None) -> Detections:
+        "Detections of one picture: left, top, right, bottom, score, class, anomaly, map of the box."
+        from cv_pipeline.core.images import encode_mask
+
+        boxes = raw[:, :6]
+        found = self.candidates(boxes, mark)
+        rows = np.flatnonzero(boxes[:, 4] > np.float32(self.conf))
+        rows = rows[boxes[rows, 4] > self.rules.floor[boxes[rows, 5].astype(int)]]
+        order = np.argsort(-found.confidence, kind="stable")[: self.spec.max_det]
+        kept, rows = Candidates(*(column.take(order, axis=0) for column in found)), rows[order]
+        result = decided(self, kept, geometry)
+        g, column = geometry, np.empty(len(rows), object)
+        edges = np.clip(np.round(result.xyxy), 0, [g.width, g.height] * 2).astype(int)
+        for i, (x1, y1, x2, y2) in enumerate(edges.tolist()):
+            size = (max(x2 - x1, 1), max(y2 - y1, 1))
+            heat = cv2.resize(raw[rows[i], 7:].reshape(HEAT, HEAT), size, interpolation=cv2.INTER_LINEAR)
+            column[i] = encode_mask(
+                heat[: g.height - y1, : g.width - x1] > 0.5, (x1, y1), (g.height, g.width)
+            )
+        result.data |= {"anomaly": raw[rows, 6].astype(np.float32), "mask": column}
+        return self.without_dropped(result)
+
 # %% ../../nbs/02_inference/07_heads.ipynb #13015366
 _OF_TASK: dict[str, type[Postprocessor]] = {
     "detect": Postprocessor,
@@ -376,13 +402,15 @@ _OF_TASK: dict[str, type[Postprocessor]] = {
     "anomaly": MapPostprocessor,
     **dict.fromkeys(WHOLE_TASKS, WholePostprocessor),
 }
+_OF_HEAD: dict[str, type[Postprocessor]] = {"inspected": InspectedPostprocessor}
 
 
 def postprocessor_of(manifest: ModelManifest) -> Postprocessor:
     "What reads the answers of a model, as its manifest says."
     calibration = Calibrator.from_dict(manifest.calibration) if manifest.calibration else None
     size, spec = manifest.preprocess.imgsz, manifest.postprocess
-    made = _OF_TASK[manifest.task](spec, manifest.names, size, calibration, manifest.name)
+    kind = _OF_HEAD.get(spec.head) or _OF_TASK[manifest.task]
+    made = kind(spec, manifest.names, size, calibration, manifest.name)
     if isinstance(made, WholePostprocessor):
         made.task = manifest.task
     if isinstance(made, PosePostprocessor):

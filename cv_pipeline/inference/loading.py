@@ -74,6 +74,12 @@ def _cascade() -> tuple[Opener, Metadata]:
     return CascadeBackend, lambda path: {}
 
 
+def _inspection() -> tuple[Opener, Metadata]:
+    import cv_pipeline  # the book that opens these is a later one: the package knows it
+
+    return cv_pipeline.runtime_of("inspection"), lambda path: {}
+
+
 RUNTIMES: dict[
     str, Callable[[], tuple[Opener, Metadata]]
 ] = {  # as an Artefact names them; imported when they are called
@@ -81,6 +87,7 @@ RUNTIMES: dict[
     "openvino": _openvino,
     "tensorrt": _tensorrt,
     "cascade": _cascade,
+    "inspection": _inspection,
     "litert": _litert,
     "ncnn": _ncnn,
     "rknn": _on_device,

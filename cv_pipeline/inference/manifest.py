@@ -294,9 +294,10 @@ class PostprocessSpec:
         return _build(cls, data, where)
 
 # %% ../../nbs/02_inference/02_manifest.ipynb #3b67d8bd
-RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "litert", "ncnn", "rknn", "hailo", "cascade")
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "litert", "ncnn", "rknn", "hailo", "cascade", "inspection")
 BY_ENDING = {
     ".cascade": "cascade",
+    ".inspection": "inspection",
     ".onnx": "onnxruntime",
     ".xml": "openvino",
     ".engine": "tensorrt",
@@ -330,7 +331,7 @@ def _gate(value: Any) -> dict[str, Any]:
             del table["elsewhere"]
     return table
 
-# %% ../../nbs/02_inference/02_manifest.ipynb #326bdd13
+
 _ARTEFACT_FIELDS = {  # field of an artefact: its parser
     "file": _relative_file,
     "backend": _choice(*RUNTIMES),
@@ -340,9 +341,10 @@ _ARTEFACT_FIELDS = {  # field of an artefact: its parser
     "options": _typed(Mapping, "a table"),
     "gate": _gate,
     "made": _typed(Mapping, "a table"),
+    "head": lambda value: value and _choice(*HEADS_OF["detect"])(value),
 }
 
-
+# %% ../../nbs/02_inference/02_manifest.ipynb #326bdd13
 @dataclass(frozen=True)
 class Artefact:
     "One file of a model: who runs it, in which precision, and how it was judged."
@@ -356,6 +358,7 @@ class Artefact:
     # how it was judged; "accepted": True lets it be chosen, "reason" says why
     gate: dict[str, Any] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)  # how it was made: method, calibration, versions, size
+    head: str = ""  # what its graph answers, where that is not the manifest's: "topk"
 
     def __post_init__(self):
         _settle(self, _ARTEFACT_FIELDS)
@@ -484,7 +487,7 @@ _MANIFEST_FIELDS: dict[str, Callable[..., Any]] = {  # field of a manifest: its 
     "keypoints": _key_points,
 }
 
-# %% ../../nbs/02_inference/02_manifest.ipynb #945a2a28
+
 def _with_usual_head(data: Any) -> Any:
     "A manifest that names only its task gets the usual head of that task, and a classifier no threshold."
     if not isinstance(data, Mapping) or not isinstance(post := data.get("postprocess", {}), Mapping):
@@ -495,7 +498,7 @@ def _with_usual_head(data: Any) -> Any:
     usual = {"head": HEADS_OF[task][0]} | ({"conf": 0.0} if task == "classify" else {})
     return {**data, "postprocess": {**usual, **post}}
 
-
+# %% ../../nbs/02_inference/02_manifest.ipynb #945a2a28
 @dataclass(frozen=True)
 class ModelManifest:
     "Everything about a model that its file does not say."
@@ -534,11 +537,13 @@ class ModelManifest:
     def for_artefact(self, artefact: Artefact) -> ModelManifest:
         "The manifest of one of its files alone: what a backend that opens that file is held to."
         preprocess = replace(self.preprocess, layout=artefact.layout)
+        head = artefact.head or self.postprocess.head
         return replace(
             self,
             file=artefact.file,
             sha256="" if artefact.file.endswith((".xml", ".param")) else artefact.sha256,
             preprocess=preprocess,
+            postprocess=replace(self.postprocess, head=head),
             artefacts=(),
         )
 

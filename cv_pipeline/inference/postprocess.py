@@ -21,8 +21,8 @@ from .tasks import ORDERED_HEADS, head_shape
 # %% auto #0
 __all__ = ['CLASS_OFFSET', 'MAX_CANDIDATES', 'Candidates', 'yolov8_candidates', 'yolox_grid', 'yolox_candidates',
            'yolov5_candidates', 'end2end_candidates', 'with_probabilities', 'ready_to_decode', 'detr_candidates',
-           'watched_head', 'as_watched', 'decode', 'nms_model', 'nms', 'ClassRules', 'class_rules', 'decide',
-           'check_raw', 'decided', 'Postprocessor']
+           'watched_head', 'as_watched', 'topk_candidates', 'replaceable', 'answer_as', 'decode', 'nms_model', 'nms',
+           'ClassRules', 'class_rules', 'decide', 'check_raw', 'decided', 'Postprocessor']
 
 # %% ../../nbs/02_inference/06_postprocess.ipynb #52e4d878
 class Candidates(NamedTuple):
@@ -174,7 +174,9 @@ def watched_head(head: str) -> str:
     "As which head the answers of a head are checked."
     if head.startswith("yolov8-"):
         return "yolov8"
-    return {"rtdetr": "end2end", "rtdetr-scores": "yolov8", "detr": "yolov8"}.get(head, head)
+    if head in ("topk", "rtdetr", "inspected"):
+        return "end2end"
+    return {"rtdetr-scores": "yolov8", "detr": "yolov8"}.get(head, head)
 
 
 def as_watched(raw: np.ndarray, head: str, imgsz: tuple[int, int]) -> np.ndarray:
@@ -184,6 +186,56 @@ def as_watched(raw: np.ndarray, head: str, imgsz: tuple[int, int]) -> np.ndarray
     size = np.array([imgsz[1], imgsz[0]] * 2, np.float32)
     pixels = np.concatenate([raw[:, :4] * size, raw[:, 4:]], axis=1)
     return pixels if head == "rtdetr" else pixels.T
+
+# %% ../../nbs/02_inference/06_postprocess.ipynb #32b1ff13
+def topk_candidates(
+    raw: np.ndarray,  # (K, 6) float32: centre x, y, width, height in input pixels, score, class; best first
+    conf: float,  # only scores above
+) -> Candidates:
+    "Rows above the threshold of a graph that chose its own best candidates."
+    rows = raw[raw[:, 4] > np.float32(conf)]
+    whole = rows[:, 5].astype(np.intp)
+    return Candidates(_corners(rows[:, :4]), rows[:, 4], whole if (whole == rows[:, 5]).all() else rows[:, 5])
+
+
+def replaceable(given: str, wanted: str) -> bool:
+    "Whether an answer of one head can be read as another head's."
+    short = wanted == "topk" and given in ("yolov8", "yolov5", "yolox")
+    return given == wanted or short or (given == "topk" and wanted in ("yolov8", "yolov5"))
+
+
+def answer_as(
+    raw: np.ndarray,  # (B, …) float32, as a graph with head `given` answers
+    given: str,
+    wanted: str,  # the head that reads it
+    classes: int,
+    imgsz: tuple[int, int],  # (height, width) of the network input
+    rows: int = 300,  # most that are made for "topk"
+) -> np.ndarray:  # (B, …)
+    """An answer as if a file of the same model with another head had given it: when one file takes the
+    place of another, boxes and scores stay. ConfigError for heads that cannot replace each other."""
+    if not replaceable(given, wanted):
+        raise ConfigError(f"an answer of head '{given}' cannot be read as '{wanted}'", "artefacts")
+    if given == wanted:
+        return raw
+    if wanted == "topk":
+        return np.stack([_best_rows(decode(one, given, -1.0, imgsz), rows) for one in raw])
+    label = raw[..., 5].astype(np.intp)[..., None]
+    made = np.zeros((*raw.shape[:2], 4 + classes), np.float32)
+    made[..., :4] = raw[..., :4]
+    np.put_along_axis(made[..., 4:], label, raw[..., 4:5], axis=2)
+    if wanted == "yolov8":
+        return made.transpose(0, 2, 1)
+    np.put_along_axis(made[..., 4:], label, np.float32(1), axis=2)
+    return np.insert(made, 4, raw[..., 4], axis=2)
+
+
+def _best_rows(found: Candidates, rows: int) -> np.ndarray:
+    "(rows, 6) as head topk answers."
+    best = np.argsort(-found.confidence, kind="stable")[:rows]
+    low, high = found.xyxy[best, :2], found.xyxy[best, 2:]
+    more = (found.confidence[best, None], found.class_id[best, None])
+    return np.concatenate([(low + high) / 2, high - low, *more], axis=1).astype(np.float32)
 
 # %% ../../nbs/02_inference/06_postprocess.ipynb #8342fe10
 def decode(
@@ -199,6 +251,8 @@ def decode(
         return yolov8_candidates(raw, conf)
     if head == "yolov5":
         return yolov5_candidates(raw, conf)
+    if head == "topk":
+        return topk_candidates(raw, conf)
     return yolox_candidates(raw, conf, imgsz) if head == "yolox" else end2end_candidates(raw, conf)
 
 # %% ../../nbs/02_inference/06_postprocess.ipynb #a52a57f8
@@ -406,13 +460,20 @@ class _Policy:
     names: tuple[str, ...]
     imgsz: tuple[int, int]
     rules: ClassRules
+    conf: float
     watch: AnswerWatch
     dropped: int
+    full: int
 
     @property
     def suspicion(self) -> str | None:
         "Why a person should look at this model's answers; None: nothing to report."
-        return self.watch.suspicion
+        if not self.full or 100 * self.full < self.watch.seen:
+            return self.watch.suspicion
+        return (
+            f"in {self.full} of {self.watch.seen} pictures every row of the graph was above conf "
+            f"{self.conf:g}: boxes may be missing (a higher conf, or the model's own file, shows them all)"
+        )
 
     def checked(self, raw: Any, images: int) -> np.ndarray:
         "The output of a batch as float32; ModelSpecMismatch when its shape does not match the head."
@@ -443,6 +504,7 @@ class Postprocessor(_Policy):
         self.conf = float(self.rules.floor.min())
         self.plain = bool((self.rules.floor == self.rules.floor[0]).all())  # one threshold for all classes
         self.dropped = 0  # uncertain detections that the policy dropped, so far
+        self.full = 0  # pictures of a graph that chooses its best rows, all of which passed the threshold
         self.watch = AnswerWatch(name, watched_head(spec.head), len(self.names), self.imgsz)
 
     def candidates(self, raw: np.ndarray, mark: float | None = None) -> Candidates:
@@ -450,6 +512,7 @@ class Postprocessor(_Policy):
         raw = ready_to_decode(raw, self.spec.head, len(self.names))
         found = decode(raw, self.spec.head, self.conf, self.imgsz)
         self.watch(as_watched(raw, self.spec.head, self.imgsz), found, mark)
+        self.full += self.spec.head == "topk" and 0 < len(raw) == len(found.xyxy)
         wanted = slice(None) if self.plain else found.confidence > self.rules.floor[found.class_id]
         return Candidates(*(column[wanted] for column in found))
 

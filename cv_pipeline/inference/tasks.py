@@ -13,12 +13,22 @@ import numpy as np
 from ..core.types import ConfigError
 
 # %% auto #0
-__all__ = ['HEADS_OF', 'TASKS', 'HEADS', 'BOX_TASKS', 'WHOLE_TASKS', 'ORDERED_HEADS', 'require_task', 'head_shape',
+__all__ = ['HEADS_OF', 'TASKS', 'HEADS', 'BOX_TASKS', 'WHOLE_TASKS', 'HEAT', 'ORDERED_HEADS', 'require_task', 'head_shape',
            'output_order', 'packed']
 
 # %% ../../nbs/02_inference/01_tasks.ipynb #30ce2bf2
 HEADS_OF: dict[str, tuple[str, ...]] = {  # task: its heads, the usual one first
-    "detect": ("yolov8", "yolov5", "yolox", "end2end", "rtdetr", "rtdetr-scores", "detr"),
+    "detect": (
+        "yolov8",
+        "yolov5",
+        "yolox",
+        "end2end",
+        "topk",
+        "rtdetr",
+        "rtdetr-scores",
+        "detr",
+        "inspected",
+    ),
     "classify": ("softmax", "probabilities"),
     "multilabel": ("sigmoid", "probabilities"),
     "embed": ("vector",),
@@ -31,7 +41,14 @@ TASKS = tuple(HEADS_OF)
 HEADS = tuple(dict.fromkeys(head for heads in HEADS_OF.values() for head in heads))
 BOX_TASKS = ("detect", "segment", "pose", "obb")  # their result is boxes with a class and a confidence
 WHOLE_TASKS = ("classify", "multilabel", "embed")  # their result is one for the whole picture
-ORDERED_HEADS = ("end2end", "rtdetr", "rtdetr-scores", "detr")  # their boxes do not suppress each other
+HEAT = 16  # cells of a side of what an inspection says of each box
+ORDERED_HEADS = (
+    "end2end",
+    "rtdetr",
+    "rtdetr-scores",
+    "detr",
+    "inspected",
+)  # their boxes do not suppress each other
 
 
 def require_task(
@@ -59,6 +76,8 @@ def head_shape(
         "yolov5": (None, 5 + nc),
         "yolox": (None, 5 + nc),
         "end2end": (None, 6),
+        "topk": (None, 6),
+        "inspected": (None, 7 + HEAT * HEAT),
         "rtdetr": (None, 6),
         "rtdetr-scores": (None, 4 + nc),
         "detr": (None, None),

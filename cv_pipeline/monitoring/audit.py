@@ -406,7 +406,7 @@ def take_pictures(
 
 
 def _picture(path: Path, image: np.ndarray) -> None:
-    write_whole(path, encoded(image))  # what is there is not taken again: never half a picture
+    write_whole(path, encoded(image), private=True)  # what is there is not taken again: never half a picture
 
 # %% ../../nbs/09_monitoring/15_audit.ipynb #e5475271
 def _again(

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..annotation.collect import KeptFrames, kept_folders, read_collected
 from ..core.files import file_sha256
-from ..core.escaping import html_text
+from ..core.escaping import html_banner, state_colour
 from ..core.images import read_image
 from ..core.stamp import stamp
 from ..core.types import ConfigError, DataError
@@ -33,7 +33,7 @@ from .telemetry import STATISTICS
 from ..video.cover import PictureCover, cover_for
 
 # %% auto #0
-__all__ = ['COLOURS', 'observed_of', 'Periods', 'periods_of', 'DriftOfLog', 'log_hash', 'drift_of_log', 'Chart', 'control_charts',
+__all__ = ['observed_of', 'Periods', 'periods_of', 'DriftOfLog', 'log_hash', 'drift_of_log', 'Chart', 'control_charts',
            'plot_timeline', 'plot_heatmap', 'plot_scatter', 'witness', 'drifted_pictures', 'kept_beside',
            'strongest_statistic', 'profile_of', 'plot_profile', 'outside_since', 'html_drift', 'feature_rows']
 
@@ -492,9 +492,6 @@ def kept_beside(log: str | Path) -> Path:
     )
 
 # %% ../../nbs/09_monitoring/12_drift_report.ipynb #d53315be
-COLOURS = {"GREEN": "#1a7f37", "AMBER": "#9a6700", "RED": "#cf222e", "GREY": "#57606a"}
-
-
 def strongest_statistic(drift: Drift) -> tuple[str, str] | None:
     "Camera and image statistic with the strongest evidence; None where no camera was judged by itself."
     rows = [r for r in drift.features if r.family == "image" and r.camera and np.isfinite(r.p)]
@@ -534,7 +531,7 @@ def plot_profile(found: DriftOfLog, camera: str, name: str) -> Any:
         y = np.where(p.window[i], p.value[i], np.nan)
         ax.plot(hours, y, color="#0969da", lw=1, label="window" if i == days[0] else None)
         out = p.outside[i] & p.window[i]
-        ax.plot(hours[out], y[out], "o", ms=3, color=COLOURS["RED"])
+        ax.plot(hours[out], y[out], "o", ms=3, color=state_colour("RED"))
     ax.set(xlabel="hour of the day", ylabel=name, title=camera)
     ax.legend(fontsize=6)
     wide = np.nanmax(np.abs(p.value - p.mean)) if np.isfinite(p.value - p.mean).any() else 1.0
@@ -558,14 +555,9 @@ def outside_since(found: DriftOfLog, camera: str, name: str) -> str:
 # %% ../../nbs/09_monitoring/12_drift_report.ipynb #73af68dc
 def html_drift(drift: Drift) -> str:
     "Verdict, cause, what to do, and the families."
-    colour = COLOURS[drift.verdict]
-    where = f" ({html_text(', '.join(drift.devices))})" if drift.devices else ""
-    notes = "".join(f"<li>{html_text(n)}</li>" for n in drift.notes)
-    head = (
-        f"<div style='border-left:8px solid {colour};padding:.4em 1em'><span "
-        f"style='font-size:1.6em;color:{colour}'>{html_text(drift.verdict)}</span>"
-        f"<p><b>{html_text(drift.cause)}</b>{where}: {html_text(drift.action)}</p><ul>{notes}</ul></div>"
-    )
+    where = f" ({', '.join(drift.devices)})" if drift.devices else ""
+    notes = [(None, note) for note in drift.notes]
+    head = html_banner(drift.verdict, notes, (drift.cause, f"{where}: {drift.action}"))
     rows = [
         {
             "family": f.family,

@@ -65,7 +65,8 @@ def pick_source(
                 f"it names {', '.join(a.file for a in known)}",
             )
         return find_artefact(model.parent, found[0]), found[0]
-    best = next((a for a in known if a.gated and a.precision == "fp16" and a.layout == own.layout), own)
+    halves = (a for a in known if a.gated and a.precision == "fp16" and a.layout == own.layout)
+    best = next((a for a in halves if not a.head), own)
     if not best.file.endswith(".onnx"):
         raise ConfigError(f"an engine is built from an .onnx file, not from '{best.file}'", model)
     return find_artefact(model.parent, best), best
@@ -223,6 +224,7 @@ def build_model(
                 entry.layout,
                 gate={**entry.gate, "accepted": entry.gated, "reason": reason, "agreement": agreement},
                 made={"source": entry.file, "binding": asdict(built.key), "seconds": round(built.seconds, 1)},
+                head=entry.head,
             ),
         )
     return BuiltModel(built, source.name, agreement, listed)

@@ -16,12 +16,13 @@ import numpy as np
 from ..core.files import write_whole, writing
 from ..core.types import BackendError
 from ..inference.manifest import PreprocessSpec
+from ..inference.postprocess import yolox_grid
 
 # %% auto #0
 __all__ = ['OPSETS', 'TOO_BIG', 'SUPPRESSION', 'KNOWN_DOMAINS', 'onnx_package', 'open_graph', 'opset_of', 'check_opset',
            'GraphFacts', 'real_inputs', 'inspect_graph', 'producers_of', 'name_nodes', 'head_nodes', 'sort_nodes',
            'upgrade_opset', 'simplify', 'run_once', 'copy_graph', 'dynamic_batch', 'half_precision', 'bytes_input',
-           'save_graph']
+           'best_rows', 'save_graph']
 
 # %% ../../nbs/06_optimization/00_graphs.ipynb #a99330cc
 OPSETS = (9, 23)  # operator sets that the conversions here have been tried with
@@ -548,6 +549,77 @@ def bytes_input(
     del made.graph.node[:]
     made.graph.node.extend([*nodes, *rest])
     return made, replace(spec, layout="nhwc-uint8")
+
+# %% ../../nbs/06_optimization/00_graphs.ipynb #e194e621
+_COLUMNS = """
+  scores = Slice(raw, first, last, one)
+  best = ReduceMax <axes = [1], keepdims = 0> (scores)
+  top, index = TopK <axis = 1> (best, count)
+  asked = Unsqueeze(index, one)
+  every = Expand(asked, across)
+  found = GatherElements <axis = 2> (raw, every)
+  rows = Transpose <perm = [0, 2, 1]> (found)"""
+_ROWS = """
+  scores = Slice(raw, first, last, two)
+  likely = ReduceMax <axes = [2], keepdims = 0> (scores)
+  object = Slice(raw, four, first, two)
+  sure = Squeeze(object, two)
+  best = Mul(likely, sure)
+  top, index = TopK <axis = 1> (best, count)
+  asked = Unsqueeze(index, two)
+  every = Expand(asked, across)
+  rows = GatherElements <axis = 1> (raw, every)"""
+_PIXELS = """
+  box = Slice(rows, zero, four, two)"""
+_CELLS = """
+  offset = Slice(rows, zero, two, two)
+  size_log = Slice(rows, two, four, two)
+  at = Gather <axis = 0> (cell, index)
+  by = Gather <axis = 0> (stride, index)
+  centre = Add(offset, at)
+  size = Exp(size_log)
+  in_cells = Concat <axis = 2> (centre, size)
+  box = Mul(in_cells, by)"""
+_SIX = """
+  theirs = Slice(rows, first, last, two)
+  label = ArgMax <axis = 2, keepdims = 1> (theirs)
+  class = Cast <to = 1> (label)
+  confidence = Unsqueeze(top, two)
+  best_rows = Concat <axis = 2> (box, confidence, class)"""
+
+# %% ../../nbs/06_optimization/00_graphs.ipynb #aeef9a6b
+def best_rows(
+    model: Any,  # a graph with one output of head yolov8, yolov5 or yolox
+    head: str,
+    classes: int,
+    imgsz: tuple[int, int],  # (height, width) of its input
+    rows: int = 300,  # candidates a picture that are kept; as many as `max_det` lets through
+) -> Any:  # answers (B, rows, 6) as head "topk"
+    "The graph ending in its best rows: box, best score and its class; BackendError for another head."
+    onnx, front = onnx_package(), upgrade_opset(model)
+    if head not in ("yolov8", "yolov5", "yolox") or len(front.graph.output) != 1:
+        what = f"a graph with {len(front.graph.output)} outputs and head '{head}' has no rows to choose from"
+        raise BackendError(what, front.graph.name, "heads yolov8, yolov5 and yolox can be shortened")
+    raw, columns, first = front.graph.output[0], head == "yolov8", 4 if head == "yolov8" else 5
+    wide, count = first + classes, _shape(raw)[2 if columns else 1]
+    if isinstance(count, int):
+        rows = min(rows, count)
+    batch = front.graph.input[0].type.tensor_type.shape.dim[0]
+    sizes = {"zero": 0, "one": 1, "two": 2, "four": 4, "first": first, "last": wide, "count": rows}
+    values = {name: np.array([size]) for name, size in sizes.items()}
+    values["across"] = np.array([1, wide, 1] if columns else [1, 1, wide])
+    if head == "yolox":
+        values["cell"], values["stride"] = yolox_grid(imgsz)
+    body = (_COLUMNS if columns else _ROWS) + (_CELLS if head == "yolox" else _PIXELS) + _SIX
+    shape = f"float[{batch.dim_param or batch.dim_value or 'batch'}, {rows}, 6]"
+    end = onnx.parser.parse_graph(f"ends (float[a, b, c] raw) => ({shape} best_rows) {{{body}\n}}")
+    end.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in values.items())
+    tail = onnx.helper.make_model(end, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    tail = upgrade_opset(tail, opset_of(front))
+    tail.ir_version = front.ir_version
+    joined = onnx.compose.merge_models(front, tail, io_map=[(raw.name, "raw")], prefix2="topk_")
+    del joined.graph.value_info[:]
+    return sort_nodes(name_nodes(joined))
 
 # %% ../../nbs/06_optimization/00_graphs.ipynb #7cdf2c3f
 def save_graph(

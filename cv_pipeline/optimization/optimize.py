@@ -58,6 +58,7 @@ __all__ = ['CHANGED', 'STEPS', 'DEFAULT_STEPS', 'SHARED', 'Gate', 'check_loss', 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #d84d7eed
 from .engine_build import convert, find_tool
 from cv_pipeline.optimization.graphs import (
+    best_rows,
     bytes_input,
     dynamic_batch,
     half_precision,
@@ -274,6 +275,13 @@ class Step:
     purpose: str = ""  # other than to be run as it is
     exact: bool = False  # the same arithmetic in the same precision: parity is proof enough
     limits: Limits | None = None  # of the parity check; None: those of the precision
+    head: str = ""  # as Artefact.head
+
+
+def _shortened(w: Workshop, graph: Any) -> Any:
+    "The graph ending in its best rows."
+    known = w.model.manifest
+    return best_rows(graph, known.postprocess.head, len(known.names), known.preprocess.imgsz)
 
 
 def _bytes(w: Workshop, graph: Any) -> Any:
@@ -390,10 +398,47 @@ _BYTES_STEPS = {  # the arithmetic of the preprocessing in the graph
         "model_openvino_int8_bytes.xml", "openvino", "int8", _openvino_int8_bytes, layout="nhwc-uint8"
     ),
 }
+
+# %% ../../nbs/06_optimization/06_optimize.ipynb #8752c0e1
+_FUSED_STEPS = {  # the best rows chosen in the graph: kilobytes leave it instead of megabytes
+    "fused": Step(
+        "model_fused.onnx",
+        "onnxruntime",
+        "fp32",
+        lambda w, p: save_graph(_shortened(w, w.graph), p),
+        purpose="servers and cards: the best 300 rows leave the graph",
+        exact=True,
+        head="topk",
+    ),
+    "fp16-fused": Step(
+        "model_fp16_fused.onnx",
+        "onnxruntime",
+        "fp16",
+        lambda w, p: save_graph(_shortened(w, half_precision(w.graph)), p),
+        purpose="GPU; TensorRT engines in half precision",
+        head="topk",
+    ),
+    "int8-fused": Step(
+        "model_int8_fused.onnx",
+        "onnxruntime",
+        "int8",
+        lambda w, p: save_graph(_shortened(w, quantize_cpu(w.graph, w.ranges, w.limits, w.float_nodes)), p),
+        head="topk",
+    ),
+    "openvino-fused": Step(
+        "model_openvino_fused.xml",
+        "openvino",
+        "fp32",
+        lambda w, p: write_openvino(_shortened(w, w.graph), p),
+        exact=True,
+        head="topk",
+    ),
+}
 STEPS: dict[str, Step] = {
     **_ONNX_STEPS,
     **_OPENVINO_STEPS,
     **_BYTES_STEPS,
+    **_FUSED_STEPS,
     **_SMALL_STEPS,
     "pruned": Step("model_pruned.onnx", "onnxruntime", "fp32", _pruned, limits=CHANGED),
 }
@@ -672,8 +717,8 @@ def _named_in(out: Path) -> set[str]:
 # %% ../../nbs/06_optimization/06_optimize.ipynb #2a653231
 def _open_step(family: ModelManifest, path: Path, step: Step, threads: int) -> Model:
     "The file of a step as a model."
-    takes = replace(family.preprocess, layout=step.layout)
-    manifest = replace(family, file=path.name, sha256="", artefacts=(), preprocess=takes)
+    made = Artefact(path.name, step.runtime, step.precision, layout=step.layout, head=step.head)
+    manifest = family.for_artefact(made)
     backend = load_backend(path, manifest, threads=threads, runtime=step.runtime, **step.options)
     return Model(manifest, backend, Preprocessor(manifest.preprocess), make_postprocessor(manifest), path)
 
@@ -707,7 +752,9 @@ def _record(w: Workshop, step: Step, record: dict[str, Any], path: Path) -> Arte
         calibrated = {"pictures": len(c.paths), "of": c.found, "sha256": c.digest[:16], "limits": w.limits}
         made |= {"calibration": calibrated, "in float besides the head": list(w.keep)}
     digest, options = artefact_sha256(path), dict(step.options)
-    return Artefact(step.file, step.runtime, step.precision, digest, step.layout, options, record, made)
+    return Artefact(
+        step.file, step.runtime, step.precision, digest, step.layout, options, record, made, step.head
+    )
 
 # %% ../../nbs/06_optimization/06_optimize.ipynb #2d4af1ac
 @dataclass
@@ -1004,7 +1051,9 @@ def _write(w: Workshop, report: OptimizeReport, folder: Path, out: Path) -> None
 def _as_step(a: Artefact) -> Step:
     "The step that made a file; of a file that none of them made, its bare facts."
     same = [s for s in STEPS.values() if (s.file, s.runtime, s.options) == (a.file, a.backend, a.options)]
-    return same[0] if same else Step(a.file, a.backend, a.precision, None, a.options, a.layout)
+    if same:
+        return same[0]
+    return Step(a.file, a.backend, a.precision, None, a.options, a.layout, head=a.head)
 
 
 def _again(a: Artefact, folder: Path, reference: Model, judge: Judge) -> StepResult:

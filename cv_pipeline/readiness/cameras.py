@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -19,14 +21,15 @@ import numpy as np
 from ..core.config import RunConfig, SourceConfig
 from ..core.masking import masked
 from ..core.stamp import usable_cores
-from ..core.types import Clock, CVPipelineError, SourceError
-from ..service.assembly import source_names
+from ..core.types import Clock, ConfigError, CVPipelineError, SourceError
+from ..service.assembly import mains_of, open_configured, source_names
 from ..service.processes import CameraCost, measure_cameras
 from ..video.streams import Address, explain, ffmpeg_options, is_stream
+from ..video.substream import fit_of
 
 # %% auto #0
-__all__ = ['FAR_KEYS_S', 'SLOW_SHARE', 'OFF_PACE', 'Packets', 'packets_of', 'read_packets', 'packet_advice', 'CameraCheck',
-           'CamerasCheck', 'check_cameras']
+__all__ = ['FAR_KEYS_S', 'SLOW_SHARE', 'OFF_PACE', 'OFF_MS', 'Packets', 'packets_of', 'read_packets', 'packet_advice', 'small_of',
+           'MainCheck', 'main_advice', 'check_main', 'CameraCheck', 'CamerasCheck', 'check_cameras']
 
 # %% ../../nbs/18_readiness/01_cameras.ipynb #0734af26
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def packet_advice(p: Packets, most_fps: float | None = None) -> list[str]:
     if p.width * p.height > 1920 * 1080:
         said.append(
             f"{p.width}×{p.height}: {p.width * p.height / 1920 / 1080:.1f} times the pixels of 1080p are "
-            f"decoded; use the camera's second stream, or a device that decodes"
+            f"decoded; give the camera's small stream as `substream`, or a device that decodes"
         )
     if p.codec == "mjpeg":
         said.append(
@@ -166,6 +169,84 @@ def packet_advice(p: Packets, most_fps: float | None = None) -> list[str]:
         )
     return said
 
+# %% ../../nbs/18_readiness/01_cameras.ipynb #c5c7da79
+def small_of(config: SourceConfig) -> SourceConfig:
+    "The small stream of a camera with two, as a camera of its own."
+    assert config.substream is not None
+    return config.model_copy(update={"uri": config.substream.uri, "substream": None})
+
+
+@dataclass(frozen=True)
+class MainCheck:
+    "What was seen of the main stream of a camera with two."
+
+    packets: Packets
+    offset_ms: int | None  # how much later it shows a moment than the small one; None: too little moved
+
+    @property
+    def name(self) -> str:
+        "For a table."
+        return f" + {self.packets.width}×{self.packets.height}"
+
+    def to_dict(self) -> dict[str, Any]:
+        "Plain types, for JSON."
+        return {"packets": self.packets.to_dict(), "offset_ms": self.offset_ms}
+
+
+def main_advice(main: MainCheck) -> list[str]:
+    "What the main stream of a camera means for a run."
+    p, said = main.packets, list[str]()
+    if p.key_s is not None and p.key_s > FAR_KEYS_S:
+        said.append(
+            f"main stream: a key frame every {p.key_s:.1f} s: for a picture as many as "
+            f"{p.key_s * (p.fps or 25):.0f} frames are decoded; set 1 to 2 s in the camera"
+        )
+    if p.key_s is None:
+        said.append("main stream: no two key frames were seen: pictures may be impossible or late")
+    if main.offset_ms is None:
+        said.append("main stream: its offset is not measured yet: nothing moved, or too little")
+    elif abs(main.offset_ms) > OFF_MS:
+        said.append(
+            f"main stream: {main.offset_ms:+d} ms against the small one; pictures are matched by that"
+        )
+    return said
+
+
+OFF_MS = 100
+
+# %% ../../nbs/18_readiness/01_cameras.ipynb #7691f69a
+def check_main(config: SourceConfig, small: Packets, seconds: float) -> MainCheck:
+    "Look at the main stream beside the small one; CVPipelineError where they do not belong together."
+    assert config.substream is not None
+    if config.uri == config.substream.uri:
+        raise ConfigError(
+            "`uri` and `substream` are the same address", masked(config.uri), "give the small one"
+        )
+    packets = read_packets(config, seconds)
+    if packets is None:
+        raise SourceError("no video", masked(config.uri), "two streams, or two films")
+    fit_of((small.width, small.height), (packets.width, packets.height), config.substream.fit)
+    return MainCheck(packets, _offset_of(config, max(seconds, 8.0)))
+
+
+def _offset_of(config: SourceConfig, seconds: float) -> int | None:
+    "Read both streams for a while, until the offset is measured."
+    (source,) = open_configured([config])
+    with closing(source):
+        end = threading.Timer(2 * seconds, source.close)  # a silent camera is not waited for
+        end.daemon = True
+        end.start()
+        try:
+            main = mains_of([source])[source.source_id]
+            for frame in source:
+                if main.meter.measured or (frame.pts or 0.0) > seconds:
+                    break
+            return main.summary()["offset_ms"]
+        except (CVPipelineError, KeyError):
+            return None  # the small stream was lost meanwhile: the run will say so
+        finally:
+            end.cancel()
+
 # %% ../../nbs/18_readiness/01_cameras.ipynb #dd1028f2
 @dataclass(frozen=True)
 class CameraCheck:
@@ -177,12 +258,15 @@ class CameraCheck:
     cost: CameraCost | None
     error: str = ""
     advice: tuple[str, ...] = ()
+    main: MainCheck | None = None  # of a camera with two streams; the rest is of the small one
 
     def to_dict(self) -> dict[str, Any]:
         "Plain types, for JSON."
         cost = None if self.cost is None else {**asdict(self.cost), "cores": round(self.cost.cores, 4)}
         packets = None if self.packets is None else self.packets.to_dict()
-        return {**asdict(self), "packets": packets, "cost": cost, "advice": list(self.advice)}
+        main = {} if self.main is None else {"main": self.main.to_dict()}
+        plain = {key: value for key, value in asdict(self).items() if key != "main"}
+        return {**plain, "packets": packets, "cost": cost, "advice": list(self.advice), **main}
 
     def row(self) -> dict[str, Any]:
         "For a table."
@@ -190,7 +274,7 @@ class CameraCheck:
         fps = p.fps if p and p.fps else c.fps if c else None
         return {
             "camera": self.source,
-            "video": f"{p.codec} {p.width}×{p.height}" if p else "",
+            "video": (f"{p.codec} {p.width}×{p.height}" if p else "") + (self.main.name if self.main else ""),
             "fps": round(fps, 1) if fps else None,
             "key frame every": f"{p.key_s:.1f} s" if p and p.key_s is not None else "",
             "Mbit/s": round(p.mbit_s, 2) if p and p.mbit_s else None,
@@ -200,6 +284,27 @@ class CameraCheck:
         }
 
 
+class _Looked(NamedTuple):
+    "The packets of a camera, or why there are none."
+
+    packets: Packets | None
+    error: str = ""
+    main: MainCheck | None = None
+
+
+def _looked(config: SourceConfig, seconds: float) -> _Looked:
+    try:
+        if config.substream is None:
+            return _Looked(read_packets(config, seconds))
+        small = read_packets(small_of(config), seconds)
+    except CVPipelineError as e:
+        return _Looked(None, str(e))
+    try:
+        return _Looked(small, "", None if small is None else check_main(config, small, seconds))
+    except CVPipelineError as e:
+        return _Looked(small, f"main stream: {e}")
+
+# %% ../../nbs/18_readiness/01_cameras.ipynb #d0d18027
 @dataclass(frozen=True)
 class CamerasCheck:
     "All cameras of a configuration, and whether this machine carries them."
@@ -214,14 +319,6 @@ class CamerasCheck:
         "Whether every camera opens and the machine is large enough."
         return not any(c.error for c in self.cameras) and self.cores <= self.usable
 
-# %% ../../nbs/18_readiness/01_cameras.ipynb #d0d18027
-def _looked(config: SourceConfig, seconds: float) -> tuple[Packets | None, str]:
-    "The packets of a camera, or why there are none."
-    try:
-        return read_packets(config, seconds), ""
-    except CVPipelineError as e:
-        return None, str(e)
-
 
 def check_cameras(
     config: RunConfig,
@@ -232,7 +329,7 @@ def check_cameras(
     "Open every camera of a configuration; one that fails is named, and the others are checked."
     names, usable = source_names(config.sources), usable_cores()
     with ThreadPoolExecutor(at_once, "check") as pool:
-        looked = list(pool.map(lambda k: _looked(config.sources[k], seconds), range(len(names))))
+        looked = list(pool.map(lambda source: _looked(source, seconds), config.sources))
     tell(f"the packets of {len(names)} cameras are read; now as a run would")
     costs: list[CameraCost | None] = [None] * len(names)
     notes = list[str]()
@@ -241,12 +338,15 @@ def check_cameras(
     except CVPipelineError as e:
         notes.append(str(e))
     made = list[CameraCheck]()
-    for name, source, (packets, error), cost in zip(names, config.sources, looked, costs):
+    for name, source, seen, cost in zip(names, config.sources, looked, costs):
+        packets, error = seen.packets, seen.error
         lost = cost is not None and cost.note.startswith("no frame: ")
         silent = cost.note.removeprefix("no frame: ").partition("; the median")[0] if cost and lost else ""
         why = error or silent or (notes[0] if cost is None and packets is None else "")
         said = packet_advice(packets, config.selection.max_fps) if packets else []
-        made.append(CameraCheck(name, masked(source.uri), packets, None if why else cost, why, tuple(said)))
+        said += main_advice(seen.main) if seen.main else []
+        at = masked(source.uri)
+        made.append(CameraCheck(name, at, packets, None if why else cost, why, tuple(said), seen.main))
     cores = sum(c.cost.cores for c in made if c.cost is not None)
     if cores > usable:
         notes.append(

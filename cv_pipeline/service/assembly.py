@@ -23,6 +23,7 @@ from cv_pipeline.core.config import (
     RunConfig,
     SourceConfig,
     TilesConfig,
+    SubstreamConfig,
     TrackerConfig,
     load_config,
     site_of,
@@ -54,12 +55,13 @@ from cv_pipeline.core.types import (
 )
 
 # %% auto #0
-__all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'gate_factory', 'copies_packets', 'rings_of', 'let_copy', 'Opening',
-           'open_configured', 'source_names', 'open_all', 'installed_sinks', 'plugin_class', 'PluginSink',
-           'open_plugin', 'open_configured_model', 'in_tiles', 'tracker_factory', 'selector_factory',
-           'configured_rules', 'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder', 'environment',
-           'health_guard', 'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised', 'incident_reader',
-           'served', 'run_config', 'describe', 'UnitOpener', 'UnitWork', 'unit_source', 'batch_config', 'pipeline_over']
+__all__ = ['SINK_GROUP', 'OWN_SINKS', 'UnopenedSource', 'gate_factory', 'copies_packets', 'rings_of', 'mains_of', 'let_copy',
+           'let_enlarge', 'Opening', 'open_configured', 'source_names', 'open_all', 'installed_sinks', 'plugin_class',
+           'PluginSink', 'open_plugin', 'open_configured_model', 'in_tiles', 'tracker_factory', 'selector_factory',
+           'configured_rules', 'check_substreams', 'privacy_of', 'check_run', 'rolling', 'open_sinks', 'output_folder',
+           'environment', 'health_guard', 'build_pipeline', 'leaves_the_machine', 'for_the_model', 'supervised',
+           'incident_reader', 'served', 'run_config', 'describe', 'UnitOpener', 'UnitWork', 'unit_source',
+           'batch_config', 'pipeline_over']
 
 # %% ../../nbs/16_service/00_assembly.ipynb #bae0aa31
 from ..inference.backends import Model
@@ -91,6 +93,14 @@ from ..video.selection import make_selector
 from ..video.sinks import CallbackSink, JsonlSink, ParquetSink, VideoSink
 from ..video.sources import FolderSource, SourceSettings, is_camera, open_source, unique_ids
 from ..video.streams import StreamSettings, is_stream
+from cv_pipeline.video.substream import (
+    MainPictures,
+    MainSettings,
+    MainStream,
+    MainTap,
+    TwoStreams,
+    fit_of,
+)
 from ..video.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -141,16 +151,33 @@ def copies_packets(config: RunConfig, privacy: Privacy) -> bool:
 
 
 def rings_of(sources: Sequence[Source]) -> dict[str, PacketRing]:
-    "The packets that are kept of each source."
+    "The packets that are kept of each source, of its small stream where it has two."
     taps = {source.source_id: getattr(source, "gate", None) for source in sources}
     return {name: tap.ring for name, tap in taps.items() if isinstance(tap, PacketTap)}
 
 
+def mains_of(sources: Sequence[Source]) -> dict[str, MainStream]:
+    "The main streams of those sources that have two."
+    found = {source.source_id: getattr(source, "main", None) for source in sources}
+    return {name: main for name, main in found.items() if isinstance(main, MainStream)}
+
+
 def let_copy(sinks: Sequence[Sink], sources: Sequence[Source]) -> None:
     "Clips copy the packets of these sources; call it only for a run that covers nothing."
+    rings, mains = rings_of(sources), {name: main.ring for name, main in mains_of(sources).items()}
+    small = {name: ring for name, ring in rings.items() if name in mains}
     for sink in sinks:
         if isinstance(sink, ClipSink):
-            sink.copy_packets({**(sink.rings or {}), **rings_of(sources)})
+            sink.copy_packets({**(sink.rings or {}), **rings, **mains}, {**sink.spare, **small})
+
+
+def let_enlarge(sinks: Sequence[Sink], pipeline: Pipeline) -> None:
+    "Sinks that keep pictures take them from main streams, covered where the run covers."
+    names = pipeline.model.manifest.names
+    pictures = MainPictures(lambda: pipeline.sources, pipeline.privacy, names)
+    for sink in sinks:
+        if hasattr(sink, "larger"):
+            sink.larger = pictures
 
 
 def _clips(config: RunConfig, events: bool) -> list[ClipSink]:
@@ -204,15 +231,21 @@ def _password(config: SourceConfig) -> str | None:
     return os.environ[config.password_env]
 
 
+def _stream_settings(config: SourceConfig) -> StreamSettings:
+    return StreamSettings(
+        config.user, _password(config), config.open_timeout_s, config.read_timeout_s, config.transport
+    )
+
+
 def _open(
     config: SourceConfig, name: str, threads: int | None, gates: Callable[[bool], DecoderMaker] | None = None
 ) -> tuple[Source, Opening | None]:
     "One source; a live one is opened in the background, and again whenever it is lost."
     if config.uri.startswith("line:"):
         return open_line(config.uri, name, config.realtime), None
-    stream = StreamSettings(
-        config.user, _password(config), config.open_timeout_s, config.read_timeout_s, config.transport
-    )
+    if config.substream is not None:
+        return _open_two(config, config.substream, name, threads, gates)
+    stream = _stream_settings(config)
     watched, device = is_stream(config.uri), is_camera(config.uri)
     gate = None if gates is None or device else gates(watched or config.realtime)
     settings = SourceSettings(None, config.realtime, config.fps, threads, config.hardware, stream, gate=gate)
@@ -223,6 +256,42 @@ def _open(
     source = ReconnectingSource(opening, name, stale_after_s=config.stale_after_s)
     source.gate = gate
     return source, opening
+
+# %% ../../nbs/16_service/00_assembly.ipynb #5c4906ea
+def _open_two(
+    config: SourceConfig,
+    sub: SubstreamConfig,
+    name: str,
+    threads: int | None,
+    gates: Callable[[bool], DecoderMaker] | None,
+) -> tuple[Source, Opening | None]:
+    "A camera of two streams; the main one is opened in the background, and may be away."
+    only = config.model_copy(update={"uri": sub.uri, "substream": None})
+    small, opening = _open(only, name, threads, gates)
+    tap = getattr(small, "gate", None)
+    keep_s = max(sub.keep_s, tap.ring.keep_s if isinstance(tap, PacketTap) else 0.0)
+    main = MainStream(name, MainSettings(sub.fit, keep_s, sub.ring_mb), is_stream(config.uri))
+    with ExitStack() as undo:
+        undo.callback(small.close)
+        if main.live:
+            keeps, full = MainTap(main.ring), f"{name} main"
+            settings = SourceSettings(threads=1, hardware="none", stream=_stream_settings(config), gate=keeps)
+            again = Opening(lambda: open_source(config.uri, full, settings), full)
+            camera = ReconnectingSource(again, full, stale_after_s=config.stale_after_s)
+            camera.gate = keeps
+            main.read_camera(camera)
+        else:
+            main.read_file(config.uri)
+            if (size := _announced_size(small)) is not None and main.size is not None:
+                fit_of(size, main.size, sub.fit)
+        undo.pop_all()
+    return TwoStreams(small, main), opening
+
+
+def _announced_size(source: Source) -> tuple[int, int] | None:
+    "(width, height) that a source announces; None where it does not."
+    info = getattr(source, "info", None)
+    return None if info is None or not info.width else (info.width, info.height)
 
 # %% ../../nbs/16_service/00_assembly.ipynb #cba76ead
 def open_configured(
@@ -555,6 +624,48 @@ def configured_rules(
     rules = zone_rules(given, names)
     return given if given.rules or given.ignore else rules
 
+# %% ../../nbs/16_service/00_assembly.ipynb #3eea8118
+def _in_pixels(config: RunConfig) -> Iterator[tuple[str, Sequence[str]]]:
+    "Places that are given in pixels, and the sources that they count for (none: all)."
+    e = config.events
+    places: list[tuple[str, Sequence[str], Any]] = [
+        *((f"zone '{z.name}'", z.sources, z.polygon) for z in e.zones),
+        *((f"line '{k.name}'", k.sources, [k.start, k.end]) for k in e.lines),
+        *((f"ground[{i}]", g.sources, g.image) for i, g in enumerate(e.ground)),
+        *((f"ignore[{i}]", p.sources, p.polygon) for i, p in enumerate(e.ignore)),
+        *((f"rule '{r.name}'", r.sources, way) for r in e.rules if (way := getattr(r, "way", None))),
+        *((f"privacy.masks[{i}]", m.sources, m.polygon) for i, m in enumerate(config.privacy.masks)),
+    ]
+    for what, sources, points in places:
+        if max(max(point) for point in points) > 1:
+            yield what, sources
+
+
+def check_substreams(config: RunConfig) -> None:
+    "ConfigError, with all problems, for cameras of two streams that cannot be read as they are given."
+    problems = list[str]()
+    for source, name in zip(config.sources, source_names(config.sources)):
+        if (sub := source.substream) is None:
+            continue
+        kinds = [
+            "a stream" if is_stream(uri) else "a camera number" if is_camera(uri) else "a file"
+            for uri in (source.uri, sub.uri)
+        ]
+        if sub.uri == source.uri:
+            problems.append(f"'{name}': `uri` and `substream` are the same address")
+        elif kinds[0] != kinds[1] or "a camera number" in kinds:
+            problems.append(
+                f"'{name}': `uri` is {kinds[0]} and `substream` {kinds[1]}: two streams or two films"
+            )
+        elif any(u.startswith("line:") or Path(u).is_dir() for u in (source.uri, sub.uri)):
+            problems.append(f"'{name}': two streams or two films, not folders or the factory line")
+        if sub.pixels == "refuse":
+            drawn = [what for what, named in _in_pixels(config) if not named or name in named]
+            told = "given in pixels, and the camera has two pictures: give shares (0..1), or `pixels: small`"
+            problems += [f"'{name}': {what} is {told}" for what in drawn]
+    if problems:
+        raise ConfigError("cameras of two streams", "sources", "see `substream`", problems)
+
 # %% ../../nbs/16_service/00_assembly.ipynb #9c000010
 def privacy_of(config: RunConfig, names: Sequence[str] = ()) -> Privacy:
     "Whether a run covers its pictures, and why."
@@ -568,6 +679,7 @@ def check_run(config: RunConfig, names: Sequence[str] | None = None) -> None:
         check_cover(privacy.settings, names or ())
     tracker_factory(config.tracker)
     selector_factory(config)
+    check_substreams(config)
     for source in config.sources:
         _password(source)
     for name, settings in config.delivery.sinks.items():
@@ -688,8 +800,8 @@ def _close_quietly(part: Any) -> None:
 def _keep_sources(config: RunConfig) -> None:
     "ConfigError when a source is a file that this run would move or remove."
     ours = {path.resolve() for path in files_in_the_way(config.delivery.out)}
-    for source in config.sources:
-        path = Path(source.uri).resolve()
+    for uri in (u for s in config.sources for u in (s.uri, *([s.substream.uri] if s.substream else []))):
+        path = Path(uri).resolve()
         if ours & {path, *path.parents}:
             what = f"'{path.name}' was written by the run before into this very folder"
             raise ConfigError(what, config.delivery.out, "choose another folder with --out")
@@ -871,6 +983,7 @@ def run_config(
             sinks = open_sinks(config, [w.event for w in watchers])
             if copies_packets(config, pipeline.privacy):
                 let_copy(sinks, pipeline.sources)
+            let_enlarge(sinks, pipeline)
             pipeline.attach([*sinks, *watchers])
             try:
                 _begin_reports(pipeline)

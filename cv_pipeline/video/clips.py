@@ -34,7 +34,7 @@ from .decoding import Decoded, Note, PacketDecoder, Skip
 from .packets import PacketGate
 
 # %% auto #0
-__all__ = ['Kept', 'stream_header', 'PacketRing', 'remuxed', 'film_of', 'PacketTap', 'ClipSettings', 'ClipSink']
+__all__ = ['Rings', 'Kept', 'stream_header', 'PacketRing', 'remuxed', 'film_of', 'PacketTap', 'ClipSettings', 'ClipSink']
 
 # %% ../../nbs/04_video/15_clips.ipynb #71483e31
 class Kept(NamedTuple):
@@ -70,6 +70,17 @@ def stream_header(
         )
     return held.getvalue()
 
+
+def _let_go(ring: PacketRing, now: float) -> None:
+    "Groups that no clip will need, or that are too much; lock held."
+    while ring._groups:
+        too_much = ring.bytes > ring.max_mb * 1e6
+        old = len(ring._groups) > 1 and bool(ring._groups[1]) and ring._groups[1][0].at <= now - ring.keep_s
+        if not (old or too_much):
+            return
+        ring.cut_short += too_much and not old
+        ring.bytes -= sum(kept.packet.size for kept in ring._groups.popleft())
+
 # %% ../../nbs/04_video/15_clips.ipynb #7ed97adb
 class PacketRing:
     "The last seconds of one stream, in whole groups of pictures; bounded in bytes; from any thread."
@@ -101,6 +112,12 @@ class PacketRing:
                 self.bytes += packet.size
                 _let_go(self, at)
 
+    def seconds(
+        self, moment: float, offset: float
+    ) -> float:  # seconds since 1970; those of a frame minus its time
+        "The time of the stream at a moment."
+        return moment - offset
+
     def cut(
         self,
         since: float,  # seconds of the stream
@@ -114,17 +131,6 @@ class PacketRing:
             groups = [group for group in kept if group]
             first = max((i for i, group in enumerate(groups) if group[0].at <= since), default=0)
             return header, [one for group in groups[first:] for one in group if one.at <= until]
-
-
-def _let_go(ring: PacketRing, now: float) -> None:
-    "Groups that no clip will need, or that are too much; lock held."
-    while ring._groups:
-        too_much = ring.bytes > ring.max_mb * 1e6
-        old = len(ring._groups) > 1 and bool(ring._groups[1]) and ring._groups[1][0].at <= now - ring.keep_s
-        if not (old or too_much):
-            return
-        ring.cut_short += too_much and not old
-        ring.bytes -= sum(kept.packet.size for kept in ring._groups.popleft())
 
 # %% ../../nbs/04_video/15_clips.ipynb #0846366e
 def remuxed(
@@ -238,7 +244,7 @@ class _Window:
     until: datetime
     events: list[Event] = field(default_factory=list)
     offset: float = 0.0  # capture time minus time of the stream
-    connection: int = 0  # of the ring, whose times these are
+    connections: tuple[int, int] = (0, 0)  # of the ring, whose times these are, and of the spare one
 
     def takes(self, event: Event, settings: ClipSettings) -> bool:
         "Whether an event belongs to it; it then lasts until some time after it, at most three clips long."
@@ -250,6 +256,9 @@ class _Window:
         return True
 
 # %% ../../nbs/04_video/15_clips.ipynb #e7921bd6
+Rings = Mapping[str, PacketRing]  # source → the packets that are kept of it
+
+
 class ClipSink:
     "Writes a clip for every event; a Sink, and a callback for events (`event`)."
 
@@ -261,13 +270,14 @@ class ClipSink:
         self.rings: Mapping[str, PacketRing] | None = None  # source → its ring; None: covered pictures
         self.counts: Counter[str] = Counter()
         self.problem = ""  # why the last clip that failed did
+        self.spare: Rings = {}  # small streams of cameras with two
         self._shots: dict[str, deque[tuple[datetime, bytes]]] = {}
         self._offsets: dict[str, float] = {}  # source → capture time minus time of the stream
         self._windows: list[_Window] = []
 
-    def copy_packets(self, rings: Mapping[str, PacketRing]) -> None:
-        "Clips are copies of packets: for a run whose pictures are not covered, and only for that."
-        self.rings, self.pictures = rings, PictureUse.NONE
+    def copy_packets(self, rings: Rings, spare: Rings | None = None) -> None:
+        "Clips copy packets: where no picture is covered; `spare`: of small streams, if the others are main."
+        self.rings, self.spare, self.pictures = rings, spare or {}, PictureUse.NONE
 
     def event(self, event: Event) -> None:
         "Something happened: a clip will show it."
@@ -275,7 +285,8 @@ class ClipSink:
             pre, post = (timedelta(seconds=s) for s in (self.settings.pre_s, self.settings.post_s))
             window = _Window(event.source_id, event.at - pre, event.at + post, [event])
             window.offset = self._offsets.get(event.source_id, 0.0)
-            window.connection = getattr((self.rings or {}).get(event.source_id), "connection", 0)
+            main, small = ((rings or {}).get(event.source_id) for rings in (self.rings, self.spare))
+            window.connections = getattr(main, "connection", 0), getattr(small, "connection", 0)
             self._windows.append(window)
 
     def write(self, result: FrameResult) -> None:
@@ -319,19 +330,37 @@ def _take_shot(sink: ClipSink, result: FrameResult) -> None:
         size -= len(shots.popleft()[1])
 
 
+def _copy_of(
+    ring: PacketRing | None,
+    window: _Window,
+    connection: int,
+    whole: bool = False,  # the event itself must be in it
+) -> tuple[bytes, float]:  # empty where the ring has nothing
+    "The packets around an event as a film, and how many seconds before it that begins."
+    if ring is None:
+        return b"", 0.0
+    times = (window.since, window.until, window.events[0].at)
+    since, until, at = (ring.seconds(when.timestamp(), window.offset) for when in times)
+    header, packets = ring.cut(since, until, connection)
+    if not (header and packets) or (whole and not packets[0].at <= at <= packets[-1].at):
+        return b"", 0.0
+    return remuxed(header, packets), at - packets[0].at
+
+
 def _film(sink: ClipSink, window: _Window) -> tuple[bytes, float]:
     "The clip of a window, and how many seconds before the event it begins; empty where nothing is kept."
     at = window.events[0].at
-    if (ring := (sink.rings or {}).get(window.source)) is None:
+    if window.source not in (sink.rings or {}):
         kept = list(sink._shots.get(window.source, ()))
         earlier = [shot for shot in kept if shot[0] < window.since]
         shots = earlier[-1:] + [shot for shot in kept if window.since <= shot[0] <= window.until]
         return (film_of(shots), (at - shots[0][0]).total_seconds()) if shots else (b"", 0.0)
-    since, until = (when.timestamp() - window.offset for when in (window.since, window.until))
-    header, packets = ring.cut(since, until, window.connection)
-    if not (header and packets):
-        return b"", 0.0
-    return remuxed(header, packets), at.timestamp() - window.offset - packets[0].at
+    main, small = ((rings or {}).get(window.source) for rings in (sink.rings, sink.spare))
+    found = _copy_of(main, window, window.connections[0], small is not None)
+    if small is None or found[0]:
+        return found
+    sink.counts["from_small"] += 1  # the main stream was away
+    return _copy_of(small, window, window.connections[1])
 
 # %% ../../nbs/04_video/15_clips.ipynb #ddb844a9
 def _finish(sink: ClipSink, window: _Window) -> None:
@@ -348,7 +377,7 @@ def _finish(sink: ClipSink, window: _Window) -> None:
     if not film:
         sink.counts["empty"] += 1
         return
-    write_whole(path, film, durable=True)
+    write_whole(path, film, durable=True, private=True)
     row: dict[str, Any] = {"file": path.name, "source": window.source, "at": event.at.isoformat()}
     row |= {"before_s": round(before_s, 2), "covered": sink.rings is None}  # else as the camera saw it
     append_lines(sink.folder / "clips.jsonl", [row | {"events": [e.event_id for e in window.events]}])

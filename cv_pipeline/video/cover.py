@@ -590,10 +590,11 @@ def _painted(gate: CoverGate, result: FrameResult, boxes: np.ndarray) -> Passed:
     made = grown(boxes, s.grow, frame.size)
     gate.counts["frames"] += 1
     gate.counts["regions"] += len(made)
+    meta = {**frame.meta, "covered": made}  # for a larger picture of the same moment
     if not len(made) and not s.masks:
-        return Passed(result, True)
+        return Passed(replace(result, frame=replace(frame, meta=meta)), True)
     image = cover_masks(cover(frame.image.copy(), made, s.cover), s.masks, frame.source_id)
-    return Passed(replace(result, frame=replace(frame, image=image)), True)
+    return Passed(replace(result, frame=replace(frame, image=image, meta=meta)), True)
 
 
 def _hidden(gate: CoverGate, result: FrameResult) -> Passed:

@@ -54,6 +54,7 @@ def readyz(
             "state": away or ("stale" if stale else s["state"]),
             "error": s["error"],
             "seconds_since_frame": age,
+            **({"main": s["main"]["state"]} if "main" in s else {}),
         }
     usable = [n for n, s in states.items() if s["state"] not in ("failed", *_AWAY)]
     reason = healthz(summary)[1]["error"] or _unready(summary, bool(usable), stale_after_s)
@@ -134,6 +135,7 @@ class PipelineCollector:
             yield family
         yield from _live_families(summary["sources"])
         yield from _source_families(summary["sources"])
+        yield from _main_families(summary["sources"])
         yield from _rule_families(self.pipeline)
         yield from _stage_families(self.pipeline, summary)
         for sink in list(self.pipeline.sinks):
@@ -174,6 +176,29 @@ def _rule_families(pipeline: Pipeline) -> Iterator[Any]:
                     for key, value in list(cell.items()):
                         family.add_metric([source, rule, str(name), key], float(value))
     yield family
+
+# %% ../../nbs/04_video/12_health.ipynb #8c565275
+def _main_families(sources: dict[str, dict[str, Any]]) -> Iterator[Any]:
+    "How the main streams of cameras with two streams are doing; nothing without one."
+    mains = {name: s["main"] for name, s in sources.items() if "main" in s}
+    if not mains:
+        return
+    up = GaugeMetricFamily("cv_pipeline_main_up", "1 while the main stream comes", labels=["source"])
+    offset = GaugeMetricFamily(
+        "cv_pipeline_main_offset_seconds",
+        "How much later the main stream shows a moment than the small one; absent until measured",
+        labels=["source"],
+    )
+    kept = CounterMetricFamily(
+        "cv_pipeline_main_pictures", "Pictures for what is kept, by stream", labels=["source", "stream"]
+    )
+    for name, main in mains.items():
+        up.add_metric([name], float(main["state"] in ("live", "file")))
+        kept.add_metric([name, "main"], main["pictures"])
+        kept.add_metric([name, "small"], sum(main["from_small"].values()))
+        if main["offset_ms"] is not None:
+            offset.add_metric([name], main["offset_ms"] / 1e3)
+    yield from (up, offset, kept)
 
 # %% ../../nbs/04_video/12_health.ipynb #d8265860
 def _stage_families(pipeline: Pipeline, summary: dict[str, Any]) -> Iterator[Any]:

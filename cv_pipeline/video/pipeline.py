@@ -1209,7 +1209,8 @@ def _ages(run: _Run, channel: Channel, status: SourceStatus) -> dict[str, Any]:
     ages = {"frame": channel.last_frame, **({} if heard is None else {"packet": heard})}
     now = run.clock()
     since = {f"seconds_since_{what}": None if at is None else round(now - at, 3) for what, at in ages.items()}
-    return since if status.gate is None else {**since, "gate": status.gate}
+    more = {"gate": status.gate, "main": status.main}
+    return {**since, **{what: told for what, told in more.items() if told is not None}}
 
 
 def latencies(pipeline: Pipeline) -> dict[str, LatencyHistogram]:

@@ -20,7 +20,14 @@ import cv2
 import numpy as np
 
 from ..core.animations import colour_video, video_frame
-from ..core.files import json_bytes, move_file, safe_name, sink_error, writable_folder
+from cv_pipeline.core.files import (
+    json_bytes,
+    keep_private,
+    move_file,
+    safe_name,
+    sink_error,
+    writable_folder,
+)
 from ..core.results import RUN_KEY, results_schema
 from ..core.tables import Hours, PartedTable
 from cv_pipeline.core.types import (
@@ -315,6 +322,8 @@ class _Clip:
         self, path: Path, size: tuple[int, int], fps: float | None, crf: int, preset: str, threads: int
     ):  # fps: None: as captured
         self.path, self.size, self.fps, self.first, self.pts, self.frames = path, size, fps, None, -90, 0
+        path.touch()
+        keep_private(path)
         self._out = av.open(
             os.path.abspath(path),  # a name may hold a colon
             "w",

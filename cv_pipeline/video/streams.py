@@ -43,7 +43,7 @@ from cv_pipeline.video.decoding import (
 
 # %% auto #0
 __all__ = ['SCHEMES', 'Address', 'is_stream', 'stream_id', 'SourceAuthError', 'BaseSource', 'StreamClock', 'CatchUp', 'Mailbox',
-           'ffmpeg_options', 'explain', 'Arrived', 'Link', 'StreamSettings', 'StreamSource']
+           'ffmpeg_options', 'explain', 'Arrived', 'Link', 'camera_time', 'StreamSettings', 'StreamSource']
 
 # %% ../../nbs/04_video/01_streams.ipynb #21df93e3
 class Address:
@@ -411,7 +411,7 @@ class Link:
         self.box.end(None)
 
 
-def _camera_time(packet: av.Packet) -> float | None:
+def camera_time(packet: av.Packet) -> float | None:
     """The moment of capture by the camera's own clock (RTP sender reports), seconds since 1970; None where
     FFmpeg has none."""
     try:
@@ -465,7 +465,7 @@ def _deliver(
     "Decode a packet and put its frames into the mailbox, stamped by when *their* packet came."
     arrived = link.now()
     if packet.pts is not None:
-        arrivals[packet.pts] = arrived, _camera_time(packet) if link.camera_clock else None
+        arrivals[packet.pts] = arrived, camera_time(packet) if link.camera_clock else None
         if len(arrivals) > (256 if link.maker is None else 4096):
             del arrivals[next(iter(arrivals))]
     link.heard_at = link.clock()

@@ -15,7 +15,7 @@ from cv_pipeline.apps.anomaly import (
     part_mask,
     squared,
 )
-from cv_pipeline.apps.anomaly_model import Inspector, fit_model, load_anomaly, pass_threshold, save_anomaly
+from cv_pipeline.apps.anomaly_model import fit_model, load_anomaly, pass_threshold, save_anomaly
 from cv_pipeline.core.types import ConfigError, DataError
 from cv_pipeline.evaluation.patch_bank import EarlyMaps, PatchBank, coreset, first_layers
 from cv_pipeline.inference.loading import load_model
@@ -201,13 +201,3 @@ def test_scores_that_are_none(bad):
 def test_the_score_is_at_least_the_largest_channel():
     for parts in np.random.default_rng(0).uniform(0, 0.99, (50, 3)).astype(np.float32):
         assert parts.max() - 1e-4 <= combined(parts) <= 1
-
-
-def test_behind_a_detector(model, detector):
-    from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
-
-    shot = FactoryLine(LineConfig(seed=3, hand_every=0)).render(60)[0].image
-    [found], [plain] = Inspector(detector, model).predict([shot]), detector.predict([shot])
-    assert np.array_equal(found.xyxy, plain.xyxy)
-    nut = np.array([detector.manifest.names[c] == "nut" for c in found.class_id])
-    assert (np.isfinite(found.data["anomaly"]) == nut).all()

@@ -8,7 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from cv_pipeline.apps.search import KINDS, Index, SearchSettings, measure, nearest
+from cv_pipeline.apps.neighbours import KINDS, SearchSettings, nearest
+from cv_pipeline.apps.search import Index, measure
 from cv_pipeline.core.types import ConfigError, DataError
 from cv_pipeline.core.vectors import (
     BOOK,

@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from cv_pipeline.apps.search_files import (
-    Matches,
-    PictureIndex,
-    build_index,
-    cover_of_index,
-    items_of,
-    open_embedder,
-    part_of,
-)
+from cv_pipeline.apps.picture_items import items_of
+from cv_pipeline.apps.search_files import Matches, PictureIndex, build_index
 from cv_pipeline.commands.main import app
 from cv_pipeline.core.types import ConfigError, CVPipelineError, DataError
 from cv_pipeline.privacy.erasure import erase, plan_erasure
@@ -135,12 +128,6 @@ def test_an_object_with_embed_is_an_embedder(tmp_path):
         PictureIndex(tmp_path / "i", embedder="light")
 
 
-@pytest.mark.parametrize("box", [(70, 0, 90, 10), (5, 5, 5, 9), (9, 9, 3, 20), (np.nan, 0, 9, 9)])
-def test_a_box_outside_the_picture(box):
-    with pytest.raises(DataError, match="not within 64x48"):
-        part_of(noisy(0), box)
-
-
 def test_a_missing_picture_is_a_grey_tile(tmp_path):
     row = {"picture": str(tmp_path / "gone.jpg"), "x1": None, "camera": None}
     sheet = Matches([row], [0.5]).sheet()
@@ -155,11 +142,6 @@ def test_a_picture_that_cannot_be_checked_is_not_shown(tmp_path):
     row = {"picture": str(tmp_path / "a.png"), "x1": None, "camera": None}
     assert np.median(Matches([row], [0.5], broken).sheet()) == 128
     assert np.median(Matches([row], [0.5]).sheet()) == 7
-
-
-@pytest.mark.parametrize(("names", "on"), [((), True), (("person", "bolt"), True), (("bolt", "nut"), False)])
-def test_faces_are_covered_unless_the_classes_say_that_there_are_none(names, on):
-    assert cover_of_index(names).privacy.on is on
 
 
 def test_a_page_escapes_the_name_of_the_index(tmp_path):
@@ -185,13 +167,6 @@ def test_privacy_erase_takes_a_camera_out_of_an_index(tmp_path):
     assert not [v for v in gate if v in files]
     assert b"frames/gate" not in files
     assert not [f for f in plan_erasure(tmp_path / "project", Subject("gate")).found if "search" in f.store]
-
-
-def test_open_embedder_names_what_is_wrong(tmp_path):
-    with pytest.raises(CVPipelineError):
-        open_embedder("nothing.onnx")
-    with pytest.raises(ConfigError, match="unknown depth"):
-        open_embedder("factory_line:sideways")
 
 
 def run(*words):

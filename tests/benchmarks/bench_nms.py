@@ -1,11 +1,13 @@
 """From the raw output of a detection head to boxes: this package beside Ultralytics, on the same arrays, in
 one process, in alternating rounds.
 
-Two comparisons a row:
+Three comparisons a row:
   suppression   raw (1, 84, 8400) → boxes, scores, classes in network pixels: `non_max_suppression` against
                 `yolov8_candidates` + `nms`
   whole way     raw → a result object in picture pixels: + `scale_boxes` + `Results` against
                 `Postprocessor.one` (with its decisions)
+  fused         Ultralytics as above against `Postprocessor.one` on the 300 best rows, which a file of
+                `optimize --steps fused` answers with; what choosing them costs in the graph is printed last
 
 torchvision is loaded, as it is after any Ultralytics prediction. The two sides take turns, so each call meets
 caches and a branch predictor that the other has just used, much as it would after a network's run; the same
@@ -19,7 +21,7 @@ import os
 import sys
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 
@@ -106,7 +108,7 @@ def compare(name: str, raw: np.ndarray, conf: float, iou: float, rounds: int, se
     from ultralytics.utils.nms import non_max_suppression
 
     from cv_pipeline.inference.manifest import PostprocessSpec
-    from cv_pipeline.inference.postprocess import Postprocessor, nms, yolov8_candidates
+    from cv_pipeline.inference.postprocess import Postprocessor, answer_as, nms, yolov8_candidates
     from cv_pipeline.inference.preprocess import fit
 
     tensor, image, labels = (
@@ -116,6 +118,8 @@ def compare(name: str, raw: np.ndarray, conf: float, iou: float, rounds: int, se
     )
     geometry = fit(1280, 720, (640, 640))
     post = Postprocessor(PostprocessSpec(conf=conf, iou=iou), tuple(labels.values()), (640, 640))
+    short = answer_as(raw[None], "yolov8", "topk", 80, (640, 640))[0]
+    rows = Postprocessor(PostprocessSpec(head="topk", conf=conf, iou=iou), post.names, (640, 640))
 
     def their_whole():
         found = non_max_suppression(tensor, conf, iou)[0]
@@ -138,8 +142,9 @@ def compare(name: str, raw: np.ndarray, conf: float, iou: float, rounds: int, se
         our_nms,
         their_whole,
         lambda: post.one(raw, geometry),
+        lambda: rows.one(short, geometry),
     ]
-    a, b, c, d = alternate(calls, rounds, seconds)
+    a, b, c, d, e = alternate(calls, rounds, seconds)
     return {
         "input": name,
         "conf": conf,
@@ -153,6 +158,9 @@ def compare(name: str, raw: np.ndarray, conf: float, iou: float, rounds: int, se
         "ultralytics_whole_us": c,
         "ours_whole_us": d,
         "ratio_whole": c / d,
+        "fused_us": e,
+        "ratio_fused": c / e,
+        "fused_cut": bool(rows.full),
         "threads": torch.get_num_threads(),
     }
 
@@ -173,6 +181,27 @@ def run(quick: bool = False, threads: int = 1) -> list[dict]:
     ]
 
 
+def in_the_graph(folder: Path, rounds: int = 20) -> tuple[float, float]:
+    "CPU milliseconds a picture of YOLOv8n as it is, and ending in its best rows; one thread, turn by turn."
+    import onnxruntime as ort
+
+    from cv_pipeline.optimization.graphs import best_rows, open_graph, simplify
+
+    whole = simplify(open_graph(folder / "models" / "yolov8n_fp32_reconstructed.onnx"))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    graphs = [whole, best_rows(whole, "yolov8", 80, (640, 640))]
+    sessions = [ort.InferenceSession(g.SerializeToString(), options) for g in graphs]
+    picture, spent = np.zeros((1, 3, 640, 640), np.float32), [[], []]
+    for _ in range(rounds):
+        for session, times in zip(sessions, spent):
+            start = process_time()
+            for _ in range(3):
+                session.run(None, {"images": picture})
+            times.append((process_time() - start) / 3)
+    return 1e3 * median(spent[0]), 1e3 * median(spent[1])
+
+
 def main() -> None:
     rows = run("--quick" in sys.argv, os.cpu_count() or 1 if "--threads" in sys.argv else 1)
     print(
@@ -181,7 +210,7 @@ def main() -> None:
     )
     print(
         f"{'input':18} {'conf':>6} {'above':>6} {'kept':>5} same | suppression: Ultralytics    ours  ratio | "
-        "whole way: Ultralytics    ours  ratio"
+        "whole way: Ultralytics    ours  ratio | fused  ratio"
     )
     for r in rows:
         print(
@@ -189,6 +218,7 @@ def main() -> None:
             f"{'yes' if r['same'] else 'NO':4} | {r['ultralytics_us']:24.0f} {r['ours_us']:7.0f} "
             f"{r['ratio']:5.1f}x"
             f" | {r['ultralytics_whole_us']:22.0f} {r['ours_whole_us']:7.0f} {r['ratio_whole']:5.1f}x"
+            f" | {r['fused_us']:5.0f} {r['ratio_fused']:5.1f}x{' cut to 300' * r['fused_cut']}"
         )
     for conf in (0.25, 0.001):
         for kind, some in (
@@ -200,15 +230,18 @@ def main() -> None:
                 continue
             spread = [
                 (min(ratios), median(ratios), max(ratios))
-                for ratios in ([r["ratio"] for r in some], [r["ratio_whole"] for r in some])
+                for ratios in ([r[key] for r in some] for key in ("ratio", "ratio_whole", "ratio_fused"))
             ]
             print(
                 f"conf {conf}, {kind}: "
                 + ", ".join(
                     f"{m:.1f}x {what} ({a:.1f} to {b:.1f})"
-                    for (a, m, b), what in zip(spread, ("suppression", "whole way"))
+                    for (a, m, b), what in zip(spread, ("suppression", "whole way", "whole way fused"))
                 )
             )
+    if folder := os.environ.get("CV_PIPELINE_REAL_DATA"):
+        whole, short = in_the_graph(Path(folder))
+        print(f"YOLOv8n, CPU ms a picture: {whole:.2f} as it is, {short:.2f} ending in its best rows")
 
 
 if __name__ == "__main__":

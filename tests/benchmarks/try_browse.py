@@ -9,8 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cv_pipeline.apps.browse import BrowseSettings, make_map, project, write_page
-from cv_pipeline.apps.search import nearest
+from cv_pipeline.apps.map_page import write_page
+from cv_pipeline.apps.neighbours import nearest
+from cv_pipeline.apps.picture_map import BrowseSettings, make_map, project
 from cv_pipeline.core.vectors import unit_vectors
 
 

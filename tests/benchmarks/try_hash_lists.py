@@ -17,15 +17,11 @@ from cv_pipeline.apps.hash_lists import (
     BLOCK_BITS,
     BitIndex,
     HashList,
-    as_words,
     entries_of,
-    handy,
-    hashes_of,
     look_up,
     parse_list,
-    pdq_bits,
-    pdq_samples,
 )
+from cv_pipeline.apps.pdq import as_words, handy, hashes_of, pdq_bits, pdq_samples
 from cv_pipeline.core.images import read_image
 from tests.helpers.scenes import COPIES, cut
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cv_pipeline.apps.search import Index, SearchSettings, measure
+from cv_pipeline.apps.neighbours import SearchSettings
+from cv_pipeline.apps.search import Index, measure
 from cv_pipeline.core.vectors import unit_vectors
 
 TABLE = Path(__file__).with_name("search.csv")

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cv_pipeline.annotation.annotations import Annotation, write_annotations
-from cv_pipeline.apps.moderation import outcomes
+from cv_pipeline.apps.moderation_queue import outcomes
 from cv_pipeline.commands import moderation
 from cv_pipeline.commands.main import app
 from cv_pipeline.core.chain import read_chain
@@ -116,7 +116,7 @@ def test_a_trail_with_a_false_decision_is_exit_code_one(place):
 
 
 def test_an_audit_is_drawn_and_judged(place, shown):
-    from cv_pipeline.apps.moderation import Policy, save_policy
+    from cv_pipeline.apps.decisions import Policy, save_policy
 
     ask("moderate", "run", "uploads", "--known", "known.tsv")
     save_policy(Policy(), place / "p.json")

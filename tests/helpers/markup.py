@@ -14,6 +14,7 @@ ESCAPE = {"html_text", "link_text", "quoteattr"}
 NUMBERS = {"len", "int", "float", "round", "sum", "abs"}
 MARKUP = {  # functions whose result is markup: their own f-strings are read like all others
     "html_badge",
+    "html_banner",
     "html_card",
     "html_rows",
     "html_table",

@@ -156,3 +156,64 @@ def test_an_unreachable_camera_does_not_print_its_password(monkeypatch):
     with pytest.raises(SourceError) as e:
         read_packets(config)
     assert "hush-hush-77" not in str(e.value) and e.value.__cause__ is None and e.value.__context__ is None
+
+
+# --- two streams
+
+
+def pair(path, size, late_s=0.0, seconds=8, group=50):
+    "A block that walks about, shown later by so much."
+    (w, h), rate = size, 25
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=rate, options={"preset": "ultrafast", "g": str(group)})
+        stream.width, stream.height, stream.pix_fmt = w, h, "yuv420p"
+        for k in range(seconds * rate):
+            t, picture = k / rate - late_s, np.full((h, w, 3), 90, np.uint8)
+            x = 0.4 + 0.25 * np.sin(1.3 * t) + 0.06 * np.sin(4.1 * t)
+            picture[h // 3 : 3 * h // 4, int(x * w) : int((x + 0.15) * w)] = 220
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+        file.mux(stream.encode())
+    return str(path)
+
+
+def checked(main, small, out, **sub):
+    source = {"uri": main, "id": "gate", "substream": {"uri": small, **sub}}
+    (camera,) = check_cameras(load_config(None, {"sources": [source], "delivery.out": str(out)})).cameras
+    return camera
+
+
+def test_both_streams_of_a_camera_are_looked_at(tmp_path):
+    main, small = pair(tmp_path / "m.mp4", (960, 540), 0.4), pair(tmp_path / "s.mp4", (320, 180))
+    camera = checked(main, small, tmp_path / "out")
+    assert camera.error == ""
+    assert camera.row()["video"] == "h264 320×180 + 960×540"
+    assert abs(camera.main.offset_ms - 400) <= 40
+    assert any("+" in line and "against the small one" in line for line in camera.advice)
+    assert json.loads(json.dumps(camera.to_dict()))["main"]["packets"]["width"] == 960
+    assert camera.cost is not None and camera.cost.decode_ms < 40
+
+
+def test_a_main_stream_whose_key_frames_are_far_apart_is_named(tmp_path):
+    main = pair(tmp_path / "m.mp4", (640, 360), group=150, seconds=13)
+    camera = checked(main, pair(tmp_path / "s.mp4", (320, 180)), tmp_path / "out")
+    assert any(line.startswith("main stream: a key frame every 6.0 s") for line in camera.advice)
+
+
+def test_two_streams_of_different_shapes_fail_the_check_with_the_setting(tmp_path):
+    main, small = pair(tmp_path / "m.mp4", (640, 360)), pair(tmp_path / "s.mp4", (160, 120), seconds=2)
+    assert "different shapes" in checked(main, small, tmp_path / "out").error
+    assert checked(main, small, tmp_path / "out", fit="stretch").error == ""
+
+
+def test_a_main_stream_that_cannot_be_opened_fails_the_check(tmp_path):
+    small = pair(tmp_path / "s.mp4", (320, 180), seconds=2)
+    (tmp_path / "words.mp4").write_text("no video")
+    camera = checked(str(tmp_path / "words.mp4"), small, tmp_path / "out")
+    assert camera.error.startswith("main stream: ")
+    assert "same address" in checked(small, small, tmp_path / "out").error
+
+
+def test_a_camera_with_one_stream_says_nothing_of_a_main_one(tmp_path):
+    source = {"uri": pair(tmp_path / "s.mp4", (320, 180), seconds=2), "id": "gate"}
+    (camera,) = check_cameras(load_config(None, {"sources": [source], "delivery.out": str(tmp_path)})).cameras
+    assert camera.main is None and "main" not in camera.to_dict()

@@ -67,8 +67,8 @@ COVERED = {  # module, function → what has to be in it
     ("monitoring/upkeep", "save"): "savez_compressed",  # _store covers the background
     ("alerts/daemon", "_finish"): "encoded(",  # AlertSink keeps pictures: it is behind the gate
     ("commands/rules", "rules_draw"): "PictureCover(",
-    ("apps/moderation", "_request"): "self._cover(image)",
-    ("apps/browse", "_thumbnail"): "encoded(",  # of what `add` has covered
+    ("apps/context", "_request"): "self._cover(image)",
+    ("apps/picture_map", "_thumbnail"): "encoded(",  # of what `add` has covered
     ("apps/browse", "_file_of"): "cover(picture_of(row)",
     ("apps/browse", "_samples"): "_file_of(m, i, cover",
     ("apps/search_files", "write"): "self.sheet()",  # of covered tiles: see below
@@ -86,14 +86,15 @@ COVERED = {  # module, function → what has to be in it
 COVERED |= {
     ("video/clips", "_take_shot"): "encoded(frame.image",  # ClipSink keeps pictures: it is behind the gate
     ("video/clips", "film_of"): "_decoded(data)",  # of what `_take_shot` was given
-    ("video/clips", "_film"): "(sink.rings or {}).get(",  # packets only by permission: see below
+    ("video/clips", "_film"): "not in (sink.rings or {})",  # packets only by permission: see below
     ("service/assembly", "let_copy"): "isinstance(sink, ClipSink)",  # its callers ask: see below
     ("service/assembly", "run_config"): "if copies_packets(config, pipeline.privacy):",
     ("service/reload", "get_ready"): "copies_packets(new, pipeline.privacy)",
-    ("video/clips", "remuxed"): "known.streams",  # packets; only `_film` calls it
+    ("video/clips", "remuxed"): "known.streams",  # packets; only `_copy_of` calls it
+    ("video/clips", "_copy_of"): "ring: PacketRing",  # only `_film` calls it, for rings that it was let have
 }
 ALSO = {  # where the cover is one call further away
-    ("apps/browse", "add"): "self.cover(item.image",
+    ("apps/picture_map", "add"): "self.cover(item.image",
     ("apps/search_files", "_tile"): "m.cover(image",
     ("reporting/panels", "covered"): "self.cover(self.read(number))",
     ("reporting/draw_zones", "draw_zones"): "ZoneEditor(covered",
