@@ -75,7 +75,7 @@ def config(case: str, main: str, small: str | None, out: str) -> RunConfig:
             "privacy": {"off": OFF},
             "events": {"lines": [{"name": "middle", "start": [0.5, 1], "end": [0.5, 0]}]},
             "collect": {
-                "random": 0.1,
+                "random": 0.02,
                 "low": None,
                 "high": None,
                 "none": None,
