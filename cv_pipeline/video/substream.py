@@ -166,7 +166,7 @@ def picture_near(codec: Codec, kept: Sequence[Kept], at: float) -> MainPicture |
 
 # %% ../../nbs/04_video/16_substream.ipynb #44798ed5
 class GroupReader:
-    "Decodes packets of a stream in order, and goes on where it stopped when a later picture is wanted."
+    "Decodes packets of a stream in order, and continues where it stopped when a later picture is wanted."
 
     def __init__(self, codec: Codec):
         self.codec, self.decoded, self.starved = codec, 0, False  # frames; the packets ended too soon
