@@ -53,6 +53,7 @@ def pages():
     return reference.pages()
 
 
+@pytest.mark.slow
 def test_every_command_has_its_place_with_every_option(pages):
     text = "\n".join(t for name, t in pages.items() if name.startswith("commands_"))
     commands = reference.all_commands()
@@ -116,6 +117,7 @@ def test_every_module_that_reads_yaml_is_on_the_page_of_settings():
     assert not set(readers()) - named, "add it to docs/reference.py: SETTINGS, SEVERAL or OTHERS"
 
 
+@pytest.mark.slow
 def test_every_family_of_metrics_was_read():
     made = [
         call
@@ -143,6 +145,7 @@ def test_every_metric_of_the_rules_and_the_dashboard_is_on_the_page(pages):
     assert len(used) > 15 and missing <= {"cv_pipeline_rules"}  # a file
 
 
+@pytest.mark.slow
 def test_a_real_scrape_holds_no_metric_that_the_page_lacks(tmp_path):
     from prometheus_client import CollectorRegistry, generate_latest
 

@@ -21,6 +21,7 @@ QUICK = {"card", "copies", "kernel", "onnx_runtime", "video"}
 
 
 @pytest.mark.parametrize("name", sorted(QUICK))
+@pytest.mark.slow
 def test_a_check_runs_on_stand_ins(name, tmp_path):
     found = kit.run_here(name, Ground(tmp_path, stand_ins=True, seconds=0.01))
     assert found["state"] == "done", found

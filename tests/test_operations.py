@@ -357,6 +357,8 @@ PROOF = {  # how a row begins → tests that prove it
         "video/test_substream::test_a_planted_lag_is_found_within_a_frame",
         "video/test_substream::test_a_view_in_which_nothing_moves_gives_no_lag",
         "video/test_substream::test_a_movement_that_repeats_gives_no_lag",
+        "video/test_substream::test_the_lag_of_a_camera_is_measured_while_it_runs",
+        "video/test_substream::test_a_picture_that_has_not_come_yet_is_waited_for_and_not_for_ever",
     ],
     "two streams: a main stream without": [
         "video/test_substream::test_a_main_stream_without_key_frames_is_named",

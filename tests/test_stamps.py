@@ -36,6 +36,7 @@ def is_full(text) -> bool:
     return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_stamped(line, model):
     items, columns = line
     e = evaluate_model(model, items, columns, draws=20)

@@ -85,6 +85,7 @@ def two(tmp_path_factory):
     return base, root
 
 
+@pytest.mark.slow
 def test_the_new_version_runs_and_the_old_one_stays(two):
     base, root = two
     assert runs(root) == "cv-pipeline 1.1.0"
@@ -106,6 +107,7 @@ def test_a_version_that_was_never_there(two):
     assert code == 2 and "0.9 is not in" in text and runs(two[1]) == "cv-pipeline 1.1.0"
 
 
+@pytest.mark.slow
 def test_a_version_that_is_broken_is_removed_and_the_one_before_runs(two):
     base, root = two
     code, text = install(a_stick(base / "bad", "1.2.0", broken=True), root)

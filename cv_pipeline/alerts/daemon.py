@@ -208,6 +208,7 @@ class AlertSink:
         self._watched: dict[tuple[str, int], _Watched] = {}
         self._last: dict[str, FrameResult] = {}  # source → the newest covered frame
         self.larger: Callable[[FrameResult], FrameResult] = lambda result: result  # see `video.substream`
+        self.ready: Callable[[FrameResult, float], bool] = lambda result, now: True
         self.kept = 0
         self.event_callbacks: Sequence[Callable[[Event], Any]] = [self.event]
 
@@ -230,7 +231,7 @@ class AlertSink:
         for (camera, track), watched in list(self._watched.items()):
             if camera == source:
                 _see(self, result, camera, track)
-                if now > watched.until:
+                if now > watched.until and (watched.of is None or self.ready(watched.of, now)):
                     _finish(self, camera, track)
 
     def close(self) -> None:

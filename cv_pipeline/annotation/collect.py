@@ -10,14 +10,14 @@ import heapq
 import json
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
-from math import isfinite
+from math import inf, isfinite
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -715,8 +715,36 @@ def _held(folder: str | Path, strict: bool, *how: Any) -> tuple[ExitStack, Shelf
         shelf = Shelf(folder, *how)
         return held.pop_all(), shelf
 
+# %% ../../nbs/07_annotation/03_collect.ipynb #d2d308aa
+class _FromMain:
+    "What is kept may be of a camera's main stream, which comes later: see `video.substream`."
+
+    larger: Callable[[FrameResult], FrameResult] = staticmethod(lambda result: result)
+    ready: Callable[[FrameResult, float], bool] = staticmethod(lambda result, now: True)
+    shelf: Shelf
+    _table: Any  # of the calibrator
+
+    @cached_property
+    def _late(self) -> deque[tuple[FrameResult, int, list[dict[str, Any]], str]]:
+        "Decided, and not yet offered: result, reasons, detections, note."
+        return deque()
+
+
+def _kept(sink: _FromMain, result: FrameResult) -> tuple[Frame, list[dict[str, Any]]]:
+    "A frame and its detections as they are kept."
+    large = sink.larger(result)
+    return large.frame, looks_of([large], sink._table).said(0)
+
+
+def _offer_late(sink: _FromMain, now: float) -> None:  # now: seconds since 1970, of the newest frame
+    "Offer what was decided, in order, as soon as the pictures that are kept have come."
+    while sink._late and (now == inf or sink.ready(sink._late[0][0], now)):
+        result, bits, said, note = sink._late.popleft()
+        sink.shelf.larger = partial(_kept, sink, result)
+        sink.shelf.offer(result.frame, bits, said, result.model, note)
+
 # %% ../../nbs/07_annotation/03_collect.ipynb #12584adc
-class CollectSink:
+class CollectSink(_FromMain):
     "Collects while the pipeline runs; a Sink. Every case is decided when its camera's next frame arrives."
 
     strict, pictures = False, PictureUse.KEEPS  # strict: an unclosed one of this process keeps it out too
@@ -735,7 +763,6 @@ class CollectSink:
         self._held, self.shelf = _held(folder, self.strict, self.policy, max_bytes, flush_s, clock)
         self.shelf.usual |= usual or {}
         self._given, self._last, self._counts, self._flags = set(usual or ()), {}, {}, {}
-        self.larger: Callable[[FrameResult], FrameResult] = lambda result: result  # see `video.substream`
 
     @property
     def collected(self) -> int:
@@ -762,24 +789,19 @@ class CollectSink:
         looks, limits = looks_of(last, self._table), bounds_now(shelf.usual.get(source), self.policy)
         bits = int(decide(looks, self.policy, *limits)[i]) | (0 if note is None else REASON_BIT["flag"])
         _learn(self, last[i])
-        shelf.larger = partial(_kept, self, one := last[i])
         if bits:
-            shelf.offer(one.frame, bits, looks.said(i), one.model, note or "")
+            self._late.append((last[i], bits, looks.said(i), note or ""))
+        _offer_late(self, last[-1].frame.captured_at.timestamp())
         shelf.flush(now=False)
 
     def close(self) -> None:
         with self._held:
             for source, last in self._last.items():
                 self._decide(source, len(last) - 1)
+            _offer_late(self, inf)
             self.shelf.close()
 
 # %% ../../nbs/07_annotation/03_collect.ipynb #dc0a1412
-def _kept(sink: CollectSink, result: FrameResult) -> tuple[Frame, list[dict[str, Any]]]:
-    "A frame and its detections as they are kept: of the camera's main stream, where it has one."
-    large = sink.larger(result)
-    return large.frame, looks_of([large], sink._table).said(0)
-
-
 class LiveCollection(CollectSink):
     "The collection of a run: its counters go into summary.json."
 

@@ -19,7 +19,7 @@ from scipy.stats import beta, chi2, norm
 from scipy.stats import t as t_distribution
 
 from ..annotation.cases import chance
-from ..annotation.collect import Flag, read_collected
+from ..annotation.collect import Collected, Flag, read_collected
 from cv_pipeline.core.files import (
     expecting,
     name_key,
@@ -32,7 +32,7 @@ from cv_pipeline.core.files import (
     write_whole,
 )
 from ..core.formats import LabelledImage
-from ..core.images import read_image
+from ..core.images import image_header, read_image
 from ..core.types import ConfigError, DataError, Detections, Source
 from ..evaluation.guarantees import lower, upper
 from cv_pipeline.evaluation.intervals import (
@@ -380,21 +380,20 @@ def take_pictures(
         [],
         [look for look in audit.looks if not (Path(folder) / look.picture).exists()],
     )
-    there: dict[tuple[str, int], list[tuple[int, Path]]] = {}
+    there: dict[tuple[str, int], list[Collected]] = {}
     for r in read_collected(collection, check=False) if collection is not None else ():
-        there.setdefault((r.source_id, r.frame_id), []).append(
-            (instant(r.captured_at), Path(collection) / r.picture)
-        )
+        there.setdefault((r.source_id, r.frame_id), []).append(r)
     for camera in sorted({look.camera for look in left}):
         wanted: dict[int, list[AuditLook]] = {}
         for look in (look for look in left if look.camera == camera):
             kept = [
-                path
-                for at, path in there.get((camera, look.frame_id), ())
-                if abs(at - instant(look.captured_at)) <= _NEAR
+                r
+                for r in there.get((camera, look.frame_id), ())
+                if abs(instant(r.captured_at) - instant(look.captured_at)) <= _NEAR and _same_view(r, look)
             ]
-            if kept:
-                _picture(folder / look.picture, cover(read_image(kept[0]), source=camera))
+            if kept and collection is not None:
+                image = read_image(Path(collection) / kept[0].picture)
+                _picture(folder / look.picture, cover(image, source=camera))
             else:
                 wanted.setdefault(look.frame_id, []).append(look)
         if wanted and camera in (sources or {}):
@@ -403,6 +402,17 @@ def take_pictures(
                 wanted[look.frame_id].remove(look)
         missing += [look for looks in wanted.values() for look in looks]
     return missing
+
+
+def _same_view(row: Collected, look: AuditLook) -> bool:
+    "Whether shares of a collected picture, perhaps of a main stream, are those of what the model saw."
+    if tuple(row.size) == tuple(look.size):
+        return True
+    a, b = (
+        sorted((np.array(d["xyxy"]) / np.tile(size, 2)).round(3).tolist() for d in found)
+        for found, size in ((row.detections, row.size), (look.detections, look.size))
+    )
+    return len(a) == len(b) and bool(np.allclose(a, b, atol=0.02))
 
 
 def _picture(path: Path, image: np.ndarray) -> None:
@@ -571,10 +581,24 @@ def _belonging(audit: Audit, items: Sequence[LabelledImage]) -> tuple[dict[int, 
     return found, strange
 
 
-def _delivered(look: Any, names: Sequence[str]) -> Detections:
-    "The detections of a frame in the log."
+def _labelled_size(item: LabelledImage, look: AuditLook) -> tuple[int, int]:
+    "(width, height) of the labelled picture: one of a main stream is larger than what the model saw."
+    if item.claimed is not None:
+        return item.claimed
+    try:
+        with open(item.path, "rb") as f:
+            found = image_header(f)
+    except (OSError, ValueError):
+        found = None
+    return (look.size[0], look.size[1]) if found is None else found[1:]
+
+
+def _delivered(look: AuditLook, names: Sequence[str], size: tuple[int, int]) -> Detections:
+    "The detections of a frame in the log, in a picture of another size."
     columns = [[d[k] for d in look.detections] for k in ("xyxy", "confidence", "class_name")]
-    return Detections(columns[0], columns[1], [names.index(n) for n in columns[2]])
+    made = Detections(columns[0], columns[1], [names.index(n) for n in columns[2]])
+    made.xyxy = made.xyxy * np.tile(np.divide(size, look.size), 2).astype(np.float32)
+    return made
 
 
 def replace_classes(found: Detections, theirs: Sequence[str], ours: Sequence[str]) -> Detections:
@@ -594,13 +618,15 @@ def _evaluated(
     names = list(
         dict.fromkeys([*(model.manifest.names if model else audit.names), *next(iter(found.values())).names])
     )
-    rows, truth, said = sorted(found), [], []
+    rows, truth, said, sizes = sorted(found), list[Detections](), list[Detections](), list[tuple[int, int]]()
     for i in rows:
-        look, item = audit.looks[i], found[i]
-        boxes = item.truth(tuple(look.size))
-        truth.append(replace_classes(boxes, item.names, names))
-        said.append(_delivered(look, names) if model is None else model.predict([read_image(item.path)])[0])
-    size = np.array([audit.looks[i].size for i in rows])
+        item, size = found[i], _labelled_size(found[i], audit.looks[i])
+        truth.append(replace_classes(item.truth(size), item.names, names))
+        if model is None:
+            said.append(_delivered(audit.looks[i], names, size))
+        else:
+            said.append(model.predict([read_image(item.path)])[0])
+        sizes.append(size)
     notes = [f"{strange} labelled images do not belong to this audit"] if strange else []
     if len(rows) < len(audit.looks):
         notes.append(
@@ -610,7 +636,11 @@ def _evaluated(
     return (
         check_set(
             EvalSet(
-                tuple(names), tuple(audit.looks[i].picture for i in rows), size, tabled(truth), tabled(said)
+                tuple(names),
+                tuple(audit.looks[i].picture for i in rows),
+                np.array(sizes),
+                tabled(truth),
+                tabled(said),
             ),
             need_truth=False,
         ),

@@ -177,7 +177,7 @@ def let_enlarge(sinks: Sequence[Sink], pipeline: Pipeline) -> None:
     pictures = MainPictures(lambda: pipeline.sources, pipeline.privacy, names)
     for sink in sinks:
         if hasattr(sink, "larger"):
-            sink.larger = pictures
+            sink.larger, sink.ready = pictures, pictures.ready  # type: ignore[attr-defined]
 
 
 def _clips(config: RunConfig, events: bool) -> list[ClipSink]:

@@ -460,6 +460,7 @@ def configured(folder, **more):
     return load_config(None, {**given, **more})
 
 
+@pytest.mark.slow
 def test_events_of_runs_are_in_the_book_with_the_ids_of_their_tables_and_one_incident(tmp_path):
     first = run_config(configured(tmp_path))
     written = set(pq.read_table(tmp_path / "run" / "events.parquet")["event_id"].to_pylist())
@@ -478,6 +479,7 @@ def test_events_of_runs_are_in_the_book_with_the_ids_of_their_tables_and_one_inc
         assert best_pictures(book, row["id"]) != []
 
 
+@pytest.mark.slow
 def test_a_run_with_alerts_has_the_same_results(tmp_path):
     run_config(configured(tmp_path))
     run_config(configured(tmp_path / "without", alerts=None))

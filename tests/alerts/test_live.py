@@ -329,6 +329,7 @@ def live_run(tmp_path, ready, **more):
     return run_config(load_config(None, settings), on_ready=ready)
 
 
+@pytest.mark.slow
 def test_a_real_run_in_chromium_on_a_desk_and_on_a_phone(tmp_path):
     seen, errors = {}, []
 

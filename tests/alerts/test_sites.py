@@ -498,6 +498,7 @@ def test_a_run_that_fails_reports_that_it_failed(tmp_path):
     assert site.state == "failed" and "pulled the plug" in site.reasons[0]
 
 
+@pytest.mark.slow
 def test_kill_minus_nine_leaves_a_whole_state_that_becomes_stale(tmp_path):
     code = (
         "from cv_pipeline.core.config import load_config\n"

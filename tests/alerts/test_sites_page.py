@@ -215,6 +215,7 @@ def test_a_store_that_fails_is_on_the_page_and_the_server_lives(folder):
 # in a browser
 
 
+@pytest.mark.slow
 def test_in_chromium_the_page_fits_a_desk_and_a_phone(folder, tmp_path):
     page = tmp_path / "sites.html"
     plan = tmp_path / "plan.png"

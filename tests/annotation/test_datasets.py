@@ -540,6 +540,7 @@ def test_leaks_are_named_and_can_be_allowed(tmp_path):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_three_forms_of_voc100_say_the_same_273_boxes(real_data):
     folder = real_data / "voc100"
     coco, voc, yolo = (

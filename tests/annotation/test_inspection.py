@@ -127,6 +127,7 @@ def test_a_class_that_the_model_does_not_know_is_not_blamed_and_rows_still_point
     )  # asked as if it knew, it would blame them
 
 
+@pytest.mark.slow
 def test_a_model_that_knows_a_class_badly_is_doubted_before_the_labels(s):
     nut = s.names.index("nut")
     deaf = replace(

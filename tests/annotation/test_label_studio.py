@@ -845,6 +845,7 @@ def test_a_torn_book_is_named(token, tmp_path, text, message):
     assert e.value.where == book and "delete it" in e.value.hint
 
 
+@pytest.mark.slow
 def test_books_and_tasks_are_written_whole_or_not_at_all(token, tmp_path, monkeypatch):
     config = L.labelling_config(NAMES)
     server = L.Server(

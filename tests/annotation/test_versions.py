@@ -503,6 +503,7 @@ V.merge([Path(sys.argv[1])], Path(sys.argv[2]))
 
 
 @pytest.mark.parametrize("call, n", [("utime", 3), ("replace", 1), ("replace", 3)])
+@pytest.mark.slow
 def test_a_killed_merge_leaves_no_half_version(first, tmp_path, call, n):
     done = subprocess.run(
         [sys.executable, "-c", KILLED.format(call=call, n=n), first, tmp_path / "v"],
@@ -673,6 +674,7 @@ def test_balance_counts_what_the_files_say(first, tmp_path):
 # ---- real data
 
 
+@pytest.mark.slow
 def test_voc_in_two_forms_and_two_class_orders_is_one_dataset(real_data, tmp_path):
     root = real_data / "voc100"
     book = next(p for p in sorted(root.rglob("*.json")))
@@ -686,6 +688,7 @@ def test_voc_in_two_forms_and_two_class_orders_is_one_dataset(real_data, tmp_pat
     assert sum(p.kind == "picture twice" for p in both.notes) == 100
 
 
+@pytest.mark.slow
 def test_blood_cells_keep_their_sides(real_data, tmp_path):
     v = merge([real_data / "bccd"], tmp_path / "v")
     assert {k: c["pictures"] for k, c in v.counts.items()} == {"train": 205, "val": 87} and sum(

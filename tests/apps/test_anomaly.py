@@ -100,6 +100,7 @@ def test_a_bite_out_of_the_outline_is_a_gap():
     assert outline_gap(outline(np.rot90(plate).copy()), known) < 0.2
 
 
+@pytest.mark.slow
 def test_good_parts_pass_and_flaws_score_higher(model):
     good = [model.judge(c, "nut").score for c in part_crops(2, [41, 42], 6)]
     bad = [model.judge(c, "nut").score for kind in FLAWS for c in part_crops(2, [41, 42], 6, kind)]

@@ -75,7 +75,7 @@ def config(case: str, main: str, small: str | None, out: str) -> RunConfig:
             "privacy": {"off": OFF},
             "events": {"lines": [{"name": "middle", "start": [0.5, 1], "end": [0.5, 0]}]},
             "collect": {
-                "random": 0.1,
+                "random": 0.02,
                 "low": None,
                 "high": None,
                 "none": None,
@@ -116,7 +116,7 @@ def one(case: str, main: str, small: str, out: str) -> dict:
         "events": summary["sinks"]["events"]["events"],
         "collected": len(rows),
         "width": sizes[0] if sizes else None,
-        "clips": summary["sinks"]["clips"].get("written", 0),
+        "clips": summary["sinks"]["clips"],
         "main": {k: (told.get("main") or {}).get(k) for k in ("offset_ms", "pictures", "slowest_ms")},
     }
 

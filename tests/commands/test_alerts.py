@@ -161,6 +161,7 @@ def test_a_test_that_is_answered_by_its_link(place, receiver):
     assert code == 0 and "answered by Petra" in text
 
 
+@pytest.mark.slow
 def test_the_daemon_as_a_process_ends_in_order_and_is_alone(place, receiver):
     words = [
         CLI,

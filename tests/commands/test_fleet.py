@@ -113,6 +113,7 @@ def test_bad_input_is_a_sentence(centre, tmp_path, monkeypatch, words, text):
     assert code is None and re.search(text, said, re.S), said
 
 
+@pytest.mark.slow
 def test_the_service_from_a_code_to_a_row_and_a_clean_end(tmp_path):
     folder = tmp_path / "centre"
     made = CliRunner().invoke(app, ["central", "code", "box-01", "--site", "Brno", "--centre", str(folder)])

@@ -156,6 +156,7 @@ def test_a_drawing_of_a_film_and_what_cannot_be_drawn(tmp_path):
 # --- replay
 
 
+@pytest.mark.slow
 def test_a_replay_counts_alarms_a_day_with_an_interval(tmp_path, tables):
     a_recording(tmp_path)
     file = a_file(tmp_path, {"zones": [YARD], "rules": [ENTER, {**ENTER, "name": "dog", "classes": ["dog"]}]})
@@ -175,6 +176,7 @@ def test_a_replay_counts_alarms_a_day_with_an_interval(tmp_path, tables):
     assert read_events(tmp_path).num_rows == len(table)
 
 
+@pytest.mark.slow
 def test_events_as_lines_are_the_same_each_time(tmp_path, tables):
     a_recording(tmp_path, 1300)
     file, texts = a_file(tmp_path, {"zones": [YARD], "rules": [ENTER]}), []

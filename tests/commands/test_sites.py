@@ -99,6 +99,7 @@ def test_serve_refuses_to_begin_without_a_token_where_others_can_read(store, mon
         run("serve", "--sites", store, "--token-env", "SITES_TOKEN")
 
 
+@pytest.mark.slow
 def test_a_served_page_asks_for_the_token_notes_who_reads_and_ends_in_order(store, tmp_path):
     require("starlette")
     log = tmp_path / "access.jsonl"

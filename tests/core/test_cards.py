@@ -160,6 +160,7 @@ def test_a_result_carries_no_picture():
         st.dictionaries(st.text(max_size=5), st.one_of(st.none(), st.text(), st.floats(), st.integers()))
     )
 )
+@pytest.mark.slow
 def test_any_rows_become_one_table_of_text(rows):
     page = Seen(f"<div>{html_rows(rows)}</div>")
     assert page.tags <= TAGS

@@ -43,6 +43,7 @@ class Reader(HTMLParser):
 
 
 @given(NASTY)
+@pytest.mark.slow
 def test_a_browser_sees_the_text_and_no_tag(text):
     page = Reader(f'<p title="{html_text(text)}">{html_text(text)}</p>')
     assert page.tags == ["p"]

@@ -350,6 +350,7 @@ def test_a_killed_run_with_hours_is_read_whole(tmp_path, finished):
     assert numbers(tmp_path) == list(range(5))  # never closed
 
 
+@pytest.mark.slow
 def test_a_reader_that_reads_while_hours_are_finished_sees_every_row_once(tmp_path):
     "A second thread reads without a pause while parts are merged, rolled and closed."
     clock = Clock()

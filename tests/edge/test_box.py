@@ -356,6 +356,7 @@ def test_a_program_that_is_missing_is_a_sentence(file, monkeypatch):
         B.launch_run(config, "model")
 
 
+@pytest.mark.slow
 def test_the_agent_is_small(file, centre):
     "No picture, no model, no library of either: 60 MB at most, as `cv-pipeline device run` starts it."
     config = B.load_device(file)

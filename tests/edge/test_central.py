@@ -591,6 +591,7 @@ def test_parts_of_devices_become_one_log_that_drift_reads_unchanged(site, week, 
     assert set(verdicts) == {"box-1", "box-2"} and kept_drift(site.centre.store) == verdicts
 
 
+@pytest.mark.slow
 def test_a_part_that_is_none_is_refused_once_and_the_others_are_taken(site, week, tmp_path):
     token, log = site.device("box-1"), tmp_path / "own"
     shutil.copytree(week, log)

@@ -126,6 +126,7 @@ def test_results_of_the_frames_that_are_wanted(tmp_path, asked, rows):
         assert counted(inbox) == rows
 
 
+@pytest.mark.slow
 def test_doors_that_are_not_wanted_are_closed(tmp_path):
     with centre(tmp_path / "centre") as (inbox, server):
         quiet = {"url": server.url, "device": "box-7", "events": False, "log": False}

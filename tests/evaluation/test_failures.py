@@ -95,6 +95,7 @@ def test_hits_ignored_and_missed_equal_pycocotools_with_crowds(seed):
 
 @settings(max_examples=60, deadline=None)
 @given(SEEDS, st.floats(0, 0.9))
+@pytest.mark.slow
 def test_columns_agree_with_each_other_and_with_the_ranking(seed, threshold):
     s = random_set(seed)
     f = X.find_failures(s, threshold, worst=3, twins=[])

@@ -455,6 +455,7 @@ def test_noise_hurts_the_bundled_detector_and_pixels_do_not(model):
     assert report.clean.value > 0.8 and isinstance(model.manifest, ModelManifest)
 
 
+@pytest.mark.slow
 def test_subjects_of_ones_own(model):
     "Anything that can be shown can be measured."
     inner = line_subjects(4, 1, seed=980)

@@ -51,6 +51,7 @@ def model(task: str):
 
 
 @pytest.mark.parametrize("task, kind", [("segment", "segm"), ("pose", "keypoints")])
+@pytest.mark.slow
 def test_ap_is_that_of_pycocotools(task, kind, data):
     require("pycocotools")
     from pycocotools.coco import COCO
@@ -224,6 +225,7 @@ def test_a_picture_without_labels_counts_against_what_is_found_there():
     assert turned_ap([one, worse], [one, none], 0) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_refuses(data, tmp_path):
     made = subprocess.run(
         [CLI, "evaluate", MODELS / "line_obb", data / "obb", "--out", tmp_path / "e.json"],

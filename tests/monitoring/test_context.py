@@ -154,6 +154,7 @@ def test_a_cause_explains_what_is_gone_without_its_frames():
     assert e.sentence in e.drift.notes
 
 
+@pytest.mark.slow
 def test_a_cause_does_not_explain_what_is_still_there_without_its_frames():
     e = explained([OPEN], LAMP)
     assert e.causes == [] and e.also == [OPEN] and e.left is None
@@ -163,6 +164,7 @@ def test_a_cause_does_not_explain_what_is_still_there_without_its_frames():
     assert "still there without these frames" in e.sentence
 
 
+@pytest.mark.slow
 def test_of_two_changes_the_one_that_is_left_is_reported():
     noisy = Event("size", LINE.when(14), factor=3.0)
     e = explained([OPEN], LID, noisy)
@@ -253,6 +255,7 @@ def test_short_causes_do_not_explain_a_lasting_fault_and_do_explain_their_own():
     assert right >= 7 and wrong == 0
 
 
+@pytest.mark.slow
 def test_a_camera_that_is_silent_during_its_maintenance_is_explained_by_it():
     off = Event("absent", LINE.when(14), LINE.when(14, "17:00"), cameras=(1,))
     cause = KnownCause(MIDDLE, MIDDLE + 17 * HOUR, "maintenance", "camera-2")
@@ -261,6 +264,7 @@ def test_a_camera_that_is_silent_during_its_maintenance_is_explained_by_it():
     assert e.causes == [cause] and e.drift.verdict == "GREEN"
 
 
+@pytest.mark.slow
 def test_leaving_a_camera_out_is_not_a_change_of_the_mix_of_cameras():
     half = KnownCause(MIDDLE, MIDDLE + 14 * HOUR, "maintenance", "camera-2")
     bright = Event("brightness", LINE.when(14), LINE.when(14, "14:00"), (1,), factor=0.4)

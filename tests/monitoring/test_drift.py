@@ -584,6 +584,7 @@ def test_periods_say_what_is_wrong(log):
         drift_of_log(log, ["2025-01-01", "2025-01-02"], None, SMALL)
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_there_are_left_out_and_said(log):
     less = lambda name, n: replace(
         log,

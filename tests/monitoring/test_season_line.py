@@ -53,6 +53,7 @@ def test_every_hour_of_every_day_is_in_the_log(log):
     assert not np.isnan(table(log, "camera-1", log.frames["brightness"])).any()
 
 
+@pytest.mark.slow
 def test_nights_are_darker_than_days(log):
     bright = table(log, "camera-1", log.frames["brightness"])
     assert bright[:, [0, 1, 2]].mean() < 0.75 * bright[:, [12, 13, 14]].mean()
@@ -141,6 +142,7 @@ def test_days_of_23_hours_have_as_many_frames_as_others():
     assert datetime.fromtimestamp(at[46], timezone.utc).hour == 23
 
 
+@pytest.mark.slow
 def test_a_camera_that_is_absent_writes_no_frames(tmp_path):
     calendar = Calendar()
     late = Event("absent", until=calendar.when(0, "12:00"), cameras=(0,))

@@ -71,6 +71,7 @@ def test_psi_is_nothing_for_the_same_numbers_and_large_for_others():
     assert psi(x, x + 1) > 0.5
 
 
+@pytest.mark.slow
 def test_a_stream_without_drift_and_one_with_a_step_give_their_rows():
     quiet = null_row(("all together", 7, 1, 2, 0))
     assert quiet["seed"] == 0 and quiet["verdict"] in ("GREEN", "AMBER", "GREY")
@@ -79,6 +80,7 @@ def test_a_stream_without_drift_and_one_with_a_step_give_their_rows():
     assert dark["hours"] == 24
 
 
+@pytest.mark.slow
 def test_parts_are_continued_and_merged(tmp_path):
     run(asked(tmp_path, streams=1))
     path = file_of(tmp_path, "null|all together|14|1|2")

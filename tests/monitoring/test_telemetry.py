@@ -272,6 +272,7 @@ def test_a_disk_that_stays_full_is_an_error_when_closing(tmp_path, monkeypatch):
         sink.close()
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_as_with_other_sinks(tmp_path, monkeypatch):
     FullDisk(monkeypatch, 0)
     config = load_config(

@@ -227,6 +227,7 @@ def test_the_example_has_one_of_each(files):
     assert page.verdict == "FAIL"
 
 
+@pytest.mark.slow
 def test_before_the_lamp_failed_the_dock_was_proven(files, example):
     early = sorted((example / "audits").rglob("audit_result.json"))[:3]
     page = trust(replace(files, audits=early, reports="nowhere"), now=END - timedelta(days=7))

@@ -58,6 +58,7 @@ def changed(belt, change, first=60, last=120):
     return [change(image) if first <= k < last else image for k, image in enumerate(belt)]
 
 
+@pytest.mark.slow
 def test_a_healthy_camera_is_quiet(belt):
     events, watch = heard(results(belt))
     assert events == [] and watch.healthy is not None and watch.raised == ()

@@ -50,6 +50,7 @@ def erased(made, tmp_path_factory):
     return root, *C.certify(root, E.erase(root, GATE, "request 14", access=log), access=log), log
 
 
+@pytest.mark.slow
 def test_the_markers_are_in_the_project(made):
     for camera in CAMERAS:
         assert found_markers(made, camera) == set(markers_of(camera))

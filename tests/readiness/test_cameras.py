@@ -127,6 +127,7 @@ def test_a_machine_that_is_too_small_is_named(tmp_path, monkeypatch):
     assert not found.good and "cores are needed" in found.notes[0]
 
 
+@pytest.mark.slow
 def test_the_command_shows_a_table_and_ends_with_three_for_a_lost_camera(tmp_path):
     path = clip(tmp_path / "a.mp4")
     (tmp_path / "cameras.yaml").write_text(

@@ -131,6 +131,7 @@ def mutations(ready, passes):
                         yield finding.id, proof["file"], pointer, how
 
 
+@pytest.mark.slow
 def test_no_place_that_was_read_can_be_changed_and_pass(ready, passes):
     base = opened(ready)
     by_file, count, false_passes = {e.shown: e for e in base.files}, 0, []
@@ -545,6 +546,7 @@ def test_a_wrong_decision_is_a_config_error(words, message):
     assert isinstance(made.exception, ConfigError) and message in str(made.exception)
 
 
+@pytest.mark.slow
 def test_prove_leaves_drills_that_count(tmp_path):
     (tmp_path / "checklist.yaml").write_text("name: x\ndemo: true\nmodel: factory_line\n")
     (tmp_path / "cameras.yaml").write_text("sources: [gate.mp4]\n")

@@ -176,6 +176,7 @@ def run(*words, **env):
     )
 
 
+@pytest.mark.slow
 def test_the_command_says_it_as_json(tmp_path):
     done = run("--json", "--folder", str(tmp_path))
     found = json.loads(done.stdout)
@@ -183,6 +184,7 @@ def test_the_command_says_it_as_json(tmp_path):
     assert {f["area"] for f in found} == {"packages", "machine", "video", "runtimes", "model", "jupyter"}
 
 
+@pytest.mark.slow
 def test_a_broken_package_is_named_and_the_command_ends_with_one(tmp_path):
     (tmp_path / "jupyter_client").mkdir()
     (tmp_path / "jupyter_client" / "__init__.py").write_text("raise RuntimeError('half an installation')\n")
@@ -195,6 +197,7 @@ def test_a_broken_package_is_named_and_the_command_ends_with_one(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_missing_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     done = run("--folder", str(Path(tmp_path) / "file"))

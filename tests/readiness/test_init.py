@@ -188,6 +188,7 @@ def test_make_alone_lists_the_targets(project):
     }
 
 
+@pytest.mark.slow
 def test_the_checklist_reads_a_new_project_and_finds_nothing_proven(project, tmp_path):
     words = [CLI, "checklist", str(project), "--json", str(tmp_path / "found.json")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
@@ -361,6 +362,7 @@ def command(*words, **how):
     return subprocess.run([CLI, "init", *map(str, words)], capture_output=True, text=True, timeout=300, **how)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_project_and_refuses_a_second_one(tmp_path):
     first = command("my line", "--yes", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
@@ -371,6 +373,7 @@ def test_the_command_writes_a_project_and_refuses_a_second_one(tmp_path):
     assert command("my line", "--yes", "--into", cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_three_questions_are_asked_at_a_terminal(tmp_path):
     main, worker = pty.openpty()
     process = subprocess.Popen(

@@ -68,6 +68,7 @@ def given(proven, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_a_device_that_agrees_is_recorded(folder, proven):
     check, artefact = A.attest(folder, proven[1])
     assert check.matched == 1.0 and check.pictures == 8

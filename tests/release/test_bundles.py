@@ -473,6 +473,7 @@ def fault(model, **changes):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.slow
 def test_mixed_up_colours_are_caught_at_every_precision(model, golden, precision):
     check = B.check_golden(fault(model, color="BGR"), golden, precision)
     assert check.verdict is Verdict.FAIL
@@ -551,6 +552,7 @@ def test_too_few_or_empty_pictures_are_refused(model, pictures):
         B.choose_golden(model, [np.full((48, 64, 3), 90, np.uint8)] * 12)
 
 
+@pytest.mark.slow
 def test_large_pictures_are_made_smaller_until_they_fit(pictures):
     large = [np.kron(p, np.ones((3, 3, 1), np.uint8)) for p in pictures[:8]]
     assert sum(map(len, B._encoded(large, 300_000))) <= 300_000

@@ -164,6 +164,7 @@ def test_a_model_that_fails_while_it_is_measured_is_refused():
     )
 
 
+@pytest.mark.slow
 def test_no_response_in_time_is_a_reason_and_the_process_is_ended(good):
     found = P.preflight(good, None, P.PreflightLimits(answer_s=0.01))
     assert "no response within 0.01 s" in found.reasons[0]

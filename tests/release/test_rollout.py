@@ -186,6 +186,7 @@ def test_a_camera_with_few_blocks_holds_the_others(fine):
     assert "blocks of b, 30 are needed" in report.findings[0].reason
 
 
+@pytest.mark.slow
 def test_every_camera_must_prove_it(fine):
     "One camera that agrees for ever does not promote for one that stands between."
     between = camera(disagree=0.02)

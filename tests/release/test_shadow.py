@@ -130,6 +130,7 @@ def test_it_is_the_least_important_process_with_a_limit(shadow, tmp_path):
     assert known["nice"] == 19 and known["idle"] and known["threads"] == "1" and 0 < known["limit"] < 64e9
 
 
+@pytest.mark.slow
 def test_a_live_run_has_a_pause_before_each_new_start_which_doubles(shadow):
     now, starts = [0.0], []
     sink = shadow("crash at 0", wait=False, pause_s=8.0, restarts=9)

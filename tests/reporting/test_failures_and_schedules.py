@@ -123,6 +123,7 @@ def passing(out, values):
     (Path(values["output"]) / "metrics.json").write_text(json.dumps(metrics))
 
 
+@pytest.mark.slow
 def test_a_failed_run_does_not_take_the_place_of_a_good_one(tmp_path, monkeypatch):
     path, root = template(tmp_path), tmp_path / "r"
     executed(monkeypatch, passing)

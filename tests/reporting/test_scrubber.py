@@ -27,6 +27,7 @@ def watched(tmp_path_factory):
     return clip, folder / "out"
 
 
+@pytest.mark.slow
 def test_frames_in_any_order_are_those_of_decoding_all(watched):
     every = {p.number: p.image for p in decode_video(watched[0])}
     with Film(watched[0], keep=4) as film:

@@ -63,6 +63,7 @@ names = st.text(st.characters(exclude_categories=("C",)), min_size=1, max_size=1
 
 @given(polygons(), names)
 @settings(max_examples=60, deadline=None)
+@pytest.mark.slow
 def test_what_is_drawn_is_what_a_run_reads(points, name):
     shape = Shape("zone", name, points)
     section = section_with({}, [shape], SIZE)

@@ -77,6 +77,7 @@ def test_the_hours_of_the_day_hold_on_every_day():
         assert run.copies[day + 7 * 3600] == 7 and run.copies[day + 3 * 3600] == 1
 
 
+@pytest.mark.slow
 def test_backlog_alone_is_at_least_five_times_as_late_as_two_signals_for_more_money():
     day = two_shifts()
     policies = policies_for(day, 50)

@@ -73,6 +73,7 @@ def test_what_keda_teaches_a_cluster_is_valid_to_the_letter(form, taught):
         (("advanced", "horizontalPodAutoscalerConfig", "behaviour"), {}, "behaviour"),
     ],
 )
+@pytest.mark.slow
 def test_a_mistyped_scaled_object_is_refused(taught, path, value, says):
     document = deepcopy(manifests(PLANT, 6)["scaling.yaml"])
     place = document["spec"]

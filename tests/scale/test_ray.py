@@ -210,6 +210,7 @@ def test_names_with_spaces_survive_in_every_file(tmp_path):
     assert sky["resources"]["use_spot"] is True and sky["resources"]["accelerators"] == "T4:1"
 
 
+@pytest.mark.slow
 def test_the_ray_job_is_valid_by_the_schema_of_kuberay(real_data, tmp_path):
     jsonschema = require("jsonschema")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -28,6 +28,7 @@ def test_the_gate_leaks_less_than_frames_alone(demo):
     assert row(demo, WAYS[2], "plates")["leaks"] <= row(demo, WAYS[1], "plates")["leaks"]
 
 
+@pytest.mark.slow
 def test_all_ways_were_asked_about_the_same_faces(demo):
     assert len({row(demo, way, "faces")["visible"] for way in WAYS}) == 1
     assert row(demo, WAYS[0], "faces")["visible"] > 50

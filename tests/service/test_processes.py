@@ -60,6 +60,7 @@ def lines(n, frames=20, **more):
 
 
 @given(COSTS, st.integers(1, 4))
+@pytest.mark.slow
 def test_every_camera_is_in_one_group_and_no_split_is_much_better(costs, groups):
     made = split_costs(costs, groups)
     assert sorted(sum(made, [])) == list(range(len(costs))) and all(made)
@@ -85,6 +86,7 @@ def test_as_many_processes_as_the_cameras_are_worth(each, count, cores, wanted):
     assert costs[0].cores == pytest.approx(each) and processes_for(costs, cores) == wanted
 
 
+@pytest.mark.slow
 def test_a_dear_camera_is_measured_as_dearer(tmp_path):
     config = config_of(tmp_path, [{"uri": "line:fps=25", "id": "fast"}, {"uri": "line:fps=2", "id": "slow"}])
     fast, slow = measure_cameras(config)
@@ -92,6 +94,7 @@ def test_a_dear_camera_is_measured_as_dearer(tmp_path):
     assert fast.model_ms == slow.model_ms > 0 and fast.cores > 2 * slow.cores
 
 
+@pytest.mark.slow
 def test_a_camera_that_cannot_be_opened_costs_as_much_as_the_others(tmp_path):
     config = config_of(tmp_path, [*lines(2), {"uri": str(tmp_path / "missing.mp4"), "id": "gone"}])
     *good, gone = measure_cameras(config)
@@ -366,6 +369,7 @@ def test_what_a_killed_run_left_behind_is_ended_by_the_next_one(tmp_path):
         sleeper.kill()
 
 
+@pytest.mark.slow
 def test_long_measuring_says_how_far_it_is(tmp_path):
     heard = []
     measure_cameras(config_of(tmp_path, lines(20, 2)), tell=heard.append)

@@ -149,6 +149,7 @@ def pair(tmp_path_factory):
         return quiet, Talk(folder / "changed", [CHANGED]).run(patch)
 
 
+@pytest.mark.slow
 def test_an_untouched_camera_is_the_same_to_the_byte(pair):
     quiet, changed = pair
     assert rows(changed, "belt") == rows(quiet, "belt")
@@ -337,11 +338,13 @@ def test_after_wrong_files_the_old_one_runs_on(refused, pair):
     assert "changes" not in refused.summary
 
 
+@pytest.mark.slow
 def test_a_run_without_rules_takes_none(tmp_path, monkeypatch):
     talk = Talk(tmp_path, [{"events": ZONES}], {"sources": [BELT, GATE]}).run(monkeypatch)
     assert "begun without zones" in talk.answers[0]["error"]
 
 
+@pytest.mark.slow
 def test_an_id_is_never_used_twice_in_a_run(tmp_path, monkeypatch):
     talk = Talk(tmp_path, [{"sources": [BELT]}, {"sources": [BELT, GATE]}], {"sources": [BELT, GATE]})
     talk.run(monkeypatch)
@@ -352,6 +355,7 @@ def test_an_id_is_never_used_twice_in_a_run(tmp_path, monkeypatch):
 # --- rules and thresholds
 
 
+@pytest.mark.slow
 def test_rules_change_for_their_camera_only(tmp_path, monkeypatch, pair):
     quiet, _ = pair
     narrow = {"zones": [ZONES["zones"][0], zone("at gate", NARROW, "gate")]}
@@ -362,6 +366,7 @@ def test_rules_change_for_their_camera_only(tmp_path, monkeypatch, pair):
     assert events(talk, "gate") != events(quiet, "gate")
 
 
+@pytest.mark.slow
 def test_thresholds_change_between_two_batches_and_back_to_the_model_s_own(tmp_path, monkeypatch):
     files = [{"postprocess": {"conf": 0.99}}, {}]
     seen = []
@@ -377,6 +382,7 @@ def test_thresholds_change_between_two_batches_and_back_to_the_model_s_own(tmp_p
     assert (seen[-1], talk.config.postprocess.conf) == (own, None)
 
 
+@pytest.mark.slow
 def test_all_frames_after_a_threshold_that_nothing_reaches_are_empty(tmp_path, monkeypatch):
     talk = Talk(tmp_path, [{"postprocess": {"conf": 1.0}}]).run(monkeypatch)
     found = [len(r["detections"]) for r in read_jsonl(tmp_path / "results.jsonl") if r["source_id"] == "belt"]
@@ -388,6 +394,7 @@ def test_all_frames_after_a_threshold_that_nothing_reaches_are_empty(tmp_path, m
 # --- many, and the end
 
 
+@pytest.mark.slow
 def test_thirty_reloads_leave_no_thread_no_channel_and_no_memory(tmp_path, monkeypatch):
     files = [{"sources": [BELT, *([line(f"c{k}", k % 3, 4)] if k % 2 == 0 else [])]} for k in range(30)]
     seen = {}
@@ -465,6 +472,7 @@ def hung_up(folder):
     assert signal.getsignal(signal.SIGHUP) == before
 
 
+@pytest.mark.slow
 def test_systemd_s_hang_up_is_a_request(tmp_path):
     apart(hung_up, tmp_path)
 
@@ -557,6 +565,7 @@ def reload(out, *args):
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_changes_a_real_run(tmp_path):
     out, new = tmp_path / "out", tmp_path / "new.yaml"
     new.write_text("postprocess: {conf: 0.5}\n")

@@ -2,6 +2,7 @@
 a lost main stream costs size, not the run."""
 
 import json
+import shutil
 import threading
 from contextlib import closing
 
@@ -11,11 +12,14 @@ import numpy as np
 import pytest
 
 from cv_pipeline.alerts.incidents import IncidentBook
-from cv_pipeline.annotation.collect import collect, recorded_sources
+from cv_pipeline.annotation.collect import audited, collect, recorded_sources
 from cv_pipeline.core.config import RunConfig, SourceConfig
+from cv_pipeline.core.formats import LabelledImage
 from cv_pipeline.core.images import read_image
 from cv_pipeline.core.results import read_jsonl
 from cv_pipeline.core.types import ConfigError, Detections, FrameResult, SourceError
+from cv_pipeline.monitoring.audit import AuditPlan, draw_audit, score_audit, take_pictures
+from cv_pipeline.monitoring.prediction_log import read_log
 from cv_pipeline.service.assembly import build_pipeline, mains_of, open_configured, run_config
 from cv_pipeline.synthetic.line import open_line
 from cv_pipeline.synthetic.passers import Passers, PassersConfig
@@ -67,7 +71,7 @@ def config(belt, out, **more):
 def run(belt, tmp_path_factory):
     "A run that keeps everything: its folder, its summary."
     out = tmp_path_factory.mktemp("run")
-    return out, run_config(config(belt, out / "run", alerts={"book": str(out / "book.db")}))
+    return out, run_config(config(belt, out / "run", alerts={"book": str(out / "book.db")}, telemetry=True))
 
 
 def rows_of(run):
@@ -145,6 +149,61 @@ def test_a_finished_run_is_collected_again_from_the_stream_of_its_boxes(run, bel
     assert recorded_sources(run[0] / "run") == {"belt": belt[1]}
     again = collect(run[0] / "run", tmp_path / "again")
     assert {tuple(row.size) for row in again.rows} == {(640, 480)}
+
+
+def audited_labels(run, folder, form):
+    "An audit of the run with its pictures, and labels drawn on them: what was found, as shares or pixels."
+    log, (kept, _) = read_log(run[0] / "run" / "log"), audited(run[0] / "run" / "collected")
+    audit = draw_audit(log, AuditPlan(looks=12), [(row.source_id, row.frame_id) for row in kept])
+    assert take_pictures(audit, folder, None, run[0] / "run" / "collected") == []
+    items = []
+    for look in audit.looks:
+        path = folder / look.picture
+        height, width = read_image(path).shape[:2]
+        boxes = np.array([d["xyxy"] for d in look.detections]).reshape(-1, 4) * width / look.size[0]
+        sides = boxes[:, 2:] - boxes[:, :2]
+        ids = [audit.names.index(d["class_name"]) for d in look.detections]
+        if form == "yolo":
+            rows = np.column_stack([(boxes[:, :2] + sides / 2) / (width, height), sides / (width, height)])
+            label = path.with_suffix(".txt")
+            label.write_text("".join(f"{c} {' '.join(map(str, row))}\n" for c, row in zip(ids, rows)))
+            items.append(LabelledImage(path, audit.names, label))
+        else:
+            found = [
+                {
+                    "bbox": [*map(float, (*b[:2], *wh))],
+                    "category_id": c,
+                    "iscrowd": 0,
+                    "area": float(wh.prod()),
+                }
+                for c, b, wh in zip(ids, boxes, sides)
+            ]
+            numbers = tuple(range(len(audit.names)))
+            items.append(LabelledImage(path, audit.names, None, found, numbers, claimed=(width, height)))
+    return audit, items
+
+
+@pytest.mark.parametrize("form", ["yolo", "coco"])
+def test_an_audit_labels_large_pictures_and_scores_the_boxes_of_the_small_ones(run, tmp_path, form):
+    audit, items = audited_labels(run, tmp_path, form)
+    assert {read_image(item.path).shape[1] for item in items} == {1280}
+    assert {look.size for look in audit.looks} == {(640, 480)}
+    numbers = score_audit(audit, items, draws=50).numbers
+    assert (numbers["precision"].value, numbers["recall"].value) == (1.0, 1.0)
+
+
+def test_an_audit_takes_no_picture_whose_shares_are_of_another_view(run, tmp_path):
+    log, (kept, _) = read_log(run[0] / "run" / "log"), audited(run[0] / "run" / "collected")
+    audit = draw_audit(log, AuditPlan(looks=5), [(row.source_id, row.frame_id) for row in kept])
+    folder = tmp_path / "collected"
+    shutil.copytree(run[0] / "run" / "collected", folder)
+    rows = [json.loads(line) for line in (folder / "collected.jsonl").read_text().splitlines()]
+    for row in rows:  # as of a small picture that is the middle of the main one
+        for found in row["detections"]:
+            found["xyxy"] = [160 + 0.75 * found["xyxy"][0], found["xyxy"][1], *found["xyxy"][2:]]
+    (folder / "collected.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    missing = take_pictures(audit, tmp_path / "audit", None, folder)
+    assert [look.frame_id for look in missing] == [look.frame_id for look in audit.looks if look.detections]
 
 
 def test_metrics_and_readiness_say_how_the_main_stream_is(belt, tmp_path):

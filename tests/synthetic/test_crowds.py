@@ -21,6 +21,7 @@ from cv_pipeline.synthetic.crowds import (
 )
 
 
+@pytest.mark.slow
 def test_same_seed_same_crowd_other_seed_another():
     one, two, other = crowd("line-shaky", 2), crowd("line-shaky", 2), crowd("line-shaky", 2, seed=5)
     assert all(

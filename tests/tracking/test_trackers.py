@@ -106,6 +106,7 @@ def test_outputs_are_the_inputs_with_sane_ids(name, seed, need, miss):
 @EVERY
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6))
+@pytest.mark.slow
 def test_the_order_of_detections_only_renames(name, seed):
     rng, one, other, renamed = np.random.default_rng(seed), make(name), make(name), {}
     for i, found in enumerate(wander(seed)):

@@ -163,6 +163,7 @@ def left_bag(t, owner_goes=10.0, bag_until=60.0, bag_from=6.0):
     ]
 
 
+@pytest.mark.slow
 def test_a_bag_that_was_left_and_one_with_its_owner():
     (event,) = play(config(BAG), left_bag, 40)
     assert 14 < event[1] < 20
@@ -176,6 +177,7 @@ def test_a_bag_that_was_there_before_is_furniture():
 TAKEN = {"kind": "taken_object", "classes": ["bag"], "settled_s": 3, "for_s": 3}
 
 
+@pytest.mark.slow
 def test_taken_and_merely_hidden():
     gone = lambda t: [thing("bag", INSIDE) if t < 20 else None]
     ((kind, at),) = play(config(TAKEN), gone, 40)
@@ -219,6 +221,7 @@ def pairs_across(t, every, until=1e9):
     ]
 
 
+@pytest.mark.slow
 def test_lines_are_counted_by_full_intervals():
     rules = config({"kind": "line_count", "line": "gate", "every_s": 60})
     watch, values = Watch(rules, "cam"), []
@@ -235,6 +238,7 @@ def test_lines_are_counted_by_full_intervals():
     ]
 
 
+@pytest.mark.slow
 def test_too_few_is_only_said_of_an_interval_that_was_watched():
     few = config({"kind": "line_count", "line": "gate", "every_s": 60, "below": 5})
     assert [t for _, t in play(few, lambda t: pairs_across(t, 4, 100), 200, fps=5)] == [180.0]
@@ -318,6 +322,7 @@ def test_a_lost_camera_does_not_park_the_car_again():
     assert (len(first), again) == (1, [])
 
 
+@pytest.mark.slow
 def test_places_are_bounded():
     watch = Watch(config({"kind": "stay", "zone": "yard", "for_s": 500}), "cam")
     for k in range(MOST_PLACES + 60):
@@ -424,6 +429,7 @@ def test_a_clock_that_jumps_invents_nothing(jump, enters):
     assert [e.kind for e in events if e.rule.startswith("r")] == ["enter"] * enters
 
 
+@pytest.mark.slow
 def test_many_tracks_at_once_are_as_many_alone():
     rules = config(
         ENTER, {"kind": "stay", "zone": "yard", "for_s": 2}, {"kind": "wrong_way", "way": [[0, 0], [100, 0]]}
@@ -683,6 +689,7 @@ def test_the_summary_counts_what_rules_have_fired(tmp_path):
 
 
 @pytest.mark.parametrize("fps", [0.5, 2.0, 15.0])
+@pytest.mark.slow
 def test_rules_hold_at_any_frame_rate(fps):
     rules = config({"kind": "crowding", "zone": "yard", "more_than": 3, "for_s": 6}, {**BAG, "for_s": 10})
     scene = lambda t: [*crowd(5), thing("bag", (400, 280), 90) if t > 60 else None]
@@ -709,6 +716,7 @@ def test_a_drawing_shows_what_is_watched():
 # --- the yard
 
 
+@pytest.mark.slow
 def test_the_yard_in_miniature():
     yard, rules = IncidentLine(IncidentsConfig(seconds=300, fps=6, seed=30)), EventsConfig(**yard_rules())
     tracker, watch, events = make_tracker("bytetrack", frame_rate=6.0), Watch(rules, "yard"), []

@@ -550,6 +550,7 @@ def test_works_without_tracks(tracker):
     assert 4 <= calls <= 50
 
 
+@pytest.mark.slow
 def test_a_budget_bounds_selectors_together_and_reset_leaves_it():
     noise = [np.random.default_rng(i).integers(0, 255, (60, 80, 3), dtype=np.uint8) for i in range(5)]
     budget = CallBudget(1.0)

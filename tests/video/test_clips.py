@@ -71,6 +71,7 @@ def rows(folder):
 
 
 @pytest.mark.parametrize("name", ["plain", "both", "ts", "hevc"])
+@pytest.mark.slow
 def test_a_clip_has_its_seconds_before_and_shows_every_pixel(films, tmp_path, name):
     if name not in films:
         pytest.skip("this build of FFmpeg has no HEVC encoder")
@@ -231,6 +232,7 @@ for i in range(100_000):
 """
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_no_half_clip(films, tmp_path):
     child = subprocess.Popen([sys.executable, "-c", _ENDLESS, str(films["plain"]), str(tmp_path)])
     try:
@@ -295,6 +297,7 @@ def line(tmp_path_factory):
 
 
 @pytest.mark.parametrize("selection", [{}, {"gate": {"learn_s": 1}}])
+@pytest.mark.slow
 def test_a_run_that_covers_nothing_copies_packets(line, tmp_path, selection):
     summary = run_config(config(tmp_path / "out", line, selection=selection))
     told = summary["sinks"]["clips"]
@@ -303,6 +306,7 @@ def test_a_run_that_covers_nothing_copies_packets(line, tmp_path, selection):
     assert ("gate" in summary["sources"]["line"]) == bool(selection)
 
 
+@pytest.mark.slow
 def test_a_run_that_covers_pictures_keeps_no_packets(line, tmp_path):
     given = config(tmp_path / "out", line, privacy={"always": True, "regions": ["masks"]})
     given.privacy.masks = RunConfig.model_validate(

@@ -239,6 +239,7 @@ def test_every_sink_says_what_it_does_with_pictures(module, name):
     assert name in NO_PICTURES or declared in (PictureUse.KEEPS, PictureUse.BLANK)
 
 
+@pytest.mark.slow
 def test_the_sinks_that_keep_pictures_are_those_known_to():
     keeps = {
         name

@@ -331,6 +331,7 @@ def test_pixel_formats(tmp_path, pix_fmt, codec):
 
 
 @pytest.mark.parametrize("size", [(161, 121), (34, 2), (2, 34), (1922, 2)])
+@pytest.mark.slow
 def test_odd_sizes(tmp_path, size):
     path = make(tmp_path / "x.mkv", [0, 0.04], size=size, pix_fmt="yuv444p")
     source = FileSource(path)

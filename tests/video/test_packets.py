@@ -150,6 +150,7 @@ def test_invalid_settings_are_a_typed_error(wrong):
 
 
 @pytest.mark.parametrize("name", ["plain", "both", "long", "open", "ts", "hevc"])
+@pytest.mark.slow
 def test_frames_are_equal_in_number_time_and_every_byte(clips, name):
     if name not in clips:
         pytest.skip("this build of FFmpeg has no HEVC encoder")
@@ -313,6 +314,7 @@ def test_a_live_camera_decodes_ahead_when_waking_would_take_too_long(clips):
     assert gate.counts["shown"] < gate.counts["decoded"]
 
 
+@pytest.mark.slow
 def test_a_camera_that_lies_about_key_frames_is_decoded_in_full(tmp_path, clips):
     source = av.open(str(clips["plain"]))
     stream = source.streams.video[0]
@@ -432,6 +434,7 @@ def test_a_clock_that_jumps_begins_learning_anew(clips):
     assert all(a.pts < b.pts for a, b in zip(shown, shown[1:]))
 
 
+@pytest.mark.slow
 def test_another_picture_size_while_asleep_is_seen_at_the_next_glance(tmp_path):
     small, large = list(scene(10, ())), list(scene(6, (), size=(480, 360)))
     first = film(tmp_path / "small.ts", small, tune="zerolatency")
@@ -479,6 +482,7 @@ def test_judge_shows_everything_while_it_learns():
 # --- in a run
 
 
+@pytest.mark.slow
 def test_a_run_with_a_gate_selects_and_counts_as_one_frame_after_another(clips):
     "The reader waits for the outcome of every frame, so a run does what a loop does."
     results, gate = [], new_gate()

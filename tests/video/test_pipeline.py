@@ -286,6 +286,7 @@ def test_wrong_shaped_output_is_a_backend_error(model):
         ).run()
 
 
+@pytest.mark.slow
 def test_out_of_memory_splits_the_batch_and_loses_nothing(model):
     def before(call, batch):
         if len(batch) > 2:
@@ -487,6 +488,7 @@ def test_batches_fill_with_selected_frames(model):
 
 
 @pytest.mark.parametrize("part", ["tracker", "selector"])
+@pytest.mark.slow
 def test_a_tracker_or_selector_that_fails_ends_its_own_camera_only(model, part):
     class Fails:
         confirmed = 0
@@ -539,6 +541,7 @@ def test_a_failing_progress_callback_stops_the_run_before_the_sinks_close(model)
     assert not [t.name for t in threading.enumerate() if t.name in ("_deliver", "_infer", "_prepare")]
 
 
+@pytest.mark.slow
 def test_detections_dropped_by_policy_are_counted(model):
     wanted = sum(len(d) for d in model.predict(line_images(20)))
     strict = model.with_postprocess(accept_conf=1.0, policy="drop")

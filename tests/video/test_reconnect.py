@@ -119,6 +119,7 @@ def test_a_bug_is_not_retried():
     assert waits == []
 
 
+@pytest.mark.slow
 def test_in_a_pipeline_the_other_camera_and_the_tracker_do_not_notice():
     images = [f.image for f in open_line("line:frames=12,seed=5", "x")]
     small = [np.ascontiguousarray(i[::2, ::2]) for i in images]

@@ -215,6 +215,7 @@ def test_a_full_disk_keeps_rows_until_there_is_space_and_bounds_memory(tmp_path,
     assert len(ids) == taken + 3 and ids[-1] == 50 and ids == sorted(ids)
 
 
+@pytest.mark.slow
 def test_many_parts_are_merged_into_few_row_groups(tmp_path):
     sink = ParquetSink(tmp_path, part_rows=3)
     for i in range(200):

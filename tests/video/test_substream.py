@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import av
 import cv2
@@ -11,9 +11,17 @@ import numpy as np
 import pytest
 
 from cv_pipeline.core.config import RunConfig
-from cv_pipeline.core.types import ConfigError, Detections, Frame, FrameResult, SourceError
+from cv_pipeline.core.types import (
+    Clocks,
+    ConfigError,
+    Detections,
+    Frame,
+    FrameResult,
+    SourceError,
+    SourceStatus,
+)
 from cv_pipeline.video.cover import CoverGate, CoverSettings, Mask, Privacy
-from cv_pipeline.video.decoding import decode_video
+from cv_pipeline.video.decoding import decode_video, open_container, packets, unheard, video_stream
 from cv_pipeline.video.sources import SourceSettings, open_source
 from cv_pipeline.video.substream import (
     LagMeter,
@@ -21,6 +29,7 @@ from cv_pipeline.video.substream import (
     MainRing,
     MainSettings,
     MainStream,
+    MainTap,
     TwoStreams,
     best_lag,
     fit_of,
@@ -29,6 +38,7 @@ from cv_pipeline.video.substream import (
     shared_view,
     stamp_of,
 )
+from tests.helpers.waiting import until
 
 FPS, NOON = 25, datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 OPEN, CLOSED = Privacy(False, "boxes are no people"), Privacy(True, "requested")
@@ -296,6 +306,91 @@ def test_a_lag_that_cannot_be_measured_is_tried_again_later_and_later():
         assert measure_lag(meter, taken, (320, 180)) is None
         dues.append(meter._due)
     assert dues == [2.0, 4.0, 8.0, 16.0]
+
+
+def live(films, name, seconds=8.0, clock_s=0.0):
+    "Two streams that come packet by packet, by a clock of their own; `clock_s`: the main one's delay."
+    start, main = NOON.timestamp(), MainStream("gate", live=True)
+    now = [start]
+    clocks = Clocks(lambda: now[0], lambda: datetime.fromtimestamp(now[0], timezone.utc))
+    frames = list(open_source(films["small"], "gate", SourceSettings(start=NOON, threads=1)))
+    with open_container(films[name]) as container:
+        stream = video_stream(container, films[name])
+        decoder = MainTap(main.ring, clocks)(stream, stream.codec_context, unheard, unheard, True)
+        for packet in packets(container, stream, unheard):
+            if packet.size and (seconds_in := float(packet.pts * packet.time_base)) <= seconds:
+                now[0] = start + seconds_in + clock_s
+                for decoded in decoder.feed(packet):
+                    main.size = decoded.frame.width, decoded.frame.height
+                main.see(frames[round(seconds_in * FPS)])
+                yield main, frames[round(seconds_in * FPS)]
+
+
+@pytest.mark.parametrize(
+    "name, clock_s, ms", [("later", 0.0, 400), ("main", 0.3, 300), ("sooner", 0.2, -200)]
+)
+def test_the_lag_of_a_camera_is_measured_while_it_runs(films, name, clock_s, ms):
+    seen = []
+    for main, frame in live(films, name, clock_s=clock_s):
+        seen.append(frame)
+        if main.meter._due > 0 and not main._waiting:  # the measurement runs in a thread of its own
+            until(lambda m=main: m.meter.measured or m.meter.failures, 60)
+    assert main.meter.measured == 1
+    assert abs(main.summary()["offset_ms"] - ms) <= 40
+    picture = main.picture(seen[-25])  # a second ago
+    assert abs(red(picture.image)[0] - red(seen[-25].image)[0]) < 0.02
+
+
+def test_a_picture_that_has_not_come_yet_is_waited_for_and_not_for_ever(films):
+    main, last = list(live(films, "later", seconds=6.0))[-1]
+    main.ring.lag_s = 0.4
+    main._source = source_that_is("live")
+    source = TwoStreams(open_source(films["small"], "gate"), main)
+    pictures, result = MainPictures(lambda: [source], OPEN), FrameResult(last, NONE)
+    now = last.captured_at.timestamp()
+    early = FrameResult(replace(last, captured_at=last.captured_at - timedelta(seconds=0.5)), NONE)
+    assert not pictures.ready(result, now)
+    assert pictures.ready(early, now)
+    assert pictures.ready(result, now + 2.1)
+    main._source = source_that_is("lost")
+    assert pictures.ready(result, now)
+
+
+def source_that_is(state):
+    "A source in this state."
+
+    class Told:
+        source_id, live = "gate main", True
+
+        def __iter__(self):
+            return iter(())
+
+        def close(self):
+            pass
+
+        def status(self):
+            return SourceStatus(connection=state)
+
+    return Told()
+
+
+def test_packets_that_waited_while_a_camera_was_opened_do_not_shift_its_clock(films):
+    main, now = MainStream("gate", live=True), [NOON.timestamp()]
+    clocks = Clocks(lambda: now[0], lambda: datetime.fromtimestamp(now[0], timezone.utc))
+    with open_container(films["main"]) as container:
+        stream = video_stream(container, films["main"])
+        decoder = MainTap(main.ring, clocks)(stream, stream.codec_context, unheard, unheard, True)
+        for number, packet in enumerate(p for p in packets(container, stream, unheard) if p.size):
+            now[0] = NOON.timestamp() + max(number, 30) / FPS  # thirty come at once
+            list(decoder.feed(packet))
+    last = main.ring.from_key(now[0], main.ring.connection)[-1]
+    assert last.at == pytest.approx(now[0], abs=0.05)
+
+
+def test_a_connection_decodes_two_frames(films):
+    main = [m for m, _ in live(films, "main")][-1]
+    assert main.size == (960, 540)
+    assert main.ring.connection == 2  # none, and this one
 
 
 # --- what is kept
