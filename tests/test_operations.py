@@ -138,6 +138,10 @@ PROOF = {  # how a row begins → tests that prove it
         "apps/test_cascade::test_another_model_in_the_place_of_a_stage",
         "apps/test_cascade::test_a_stage_outside_of_the_folder_is_refused",
     ],
+    "a served model does not give an output": [
+        "inference/test_triton_outputs::test_outputs_of_another_head_are_refused",
+        "inference/test_triton_outputs::test_an_output_that_is_missing_in_an_answer_is_invalid",
+    ],
     "the detector or the good parts of an inspection": [
         "apps/test_inspector::test_a_changed_or_missing_file_is_found",
         "apps/test_inspector::test_a_file_that_is_no_inspection",

@@ -23,7 +23,8 @@ def nearest(
     k: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # (q, min(k, n)) rows and cosines, the nearest first
     "The nearest rows of each query by cosine; of equal ones those with the lowest number."
-    score = queries @ np.asarray(vectors, np.float32).T
+    v = np.asarray(vectors, np.float32)
+    score = (v @ queries[0])[None] if len(queries) == 1 else queries @ v.T  # one: read row by row, once
     k = min(k, score.shape[1])
     few = (
         np.argpartition(-score, k - 1, axis=1)[:, :k]

@@ -33,6 +33,7 @@ from cv_pipeline.core.types import (
 from .backends import InvalidOutput, Model, OutOfMemory, check_output, make_postprocessor
 from .manifest import ModelManifest, check_graph, output_shape
 from .preprocess import Preprocessor
+from .tasks import packed
 
 # %% auto #0
 __all__ = ['REMOTE', 'NUMPY_TYPES', 'FOUND', 'is_remote', 'Remote', 'parse_remote', 'RemoteUnavailable', 'RemoteTimeout',
@@ -205,7 +206,7 @@ def remote_error(error: BaseException, where: Remote, call: str) -> BackendError
 # %% ../../nbs/02_inference/14_triton.ipynb #fa2be466
 @dataclass(frozen=True)
 class Tensors:
-    "The one input and the one output of a served model."
+    "The one input of a served model and what its head reads: one output, or two."
 
     input: str
     input_type: str  # "FP32" | "FP16" | "UINT8"
@@ -213,6 +214,12 @@ class Tensors:
     output: str
     output_type: str
     output_shape: tuple[int, ...]
+    more: tuple[tuple[str, str, tuple[int, ...]], ...] = ()  # further outputs, in the head's order
+
+    @property
+    def outputs(self) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+        "Name, type and shape of each output, in the head's order."
+        return ((self.output, self.output_type, self.output_shape), *self.more)
 
 
 NUMPY_TYPES = {"FP32": np.float32, "FP16": np.float16, "UINT8": np.uint8}  # by the server's names
@@ -511,25 +518,21 @@ class Line(Connections):
 
 # %% ../../nbs/02_inference/14_triton.ipynb #68381026
 def _check_served(served: Served, manifest: ModelManifest, where: Remote) -> Tensors:
-    "The one input and output of a remote model; ModelSpecMismatch when it is not the expected one."
+    "The input and the outputs of a remote model; ModelSpecMismatch when they are not the expected ones."
     if len(served.inputs) != 1:
         raise ModelSpecMismatch(
             f"the remote model takes {', '.join(served.inputs)}; one image tensor was expected",
             where,
             "use RemoteDetector for an ensemble that takes images",
         )
-    (name, (kind, shape)), (got, (got_kind, got_shape)) = (
-        next(iter(served.inputs.items())),
-        next(iter(served.outputs.items())),
-    )
+    (name, (kind, shape)), ends = next(iter(served.inputs.items())), list(served.outputs.items())
     if kind not in NUMPY_TYPES:
         raise ModelSpecMismatch(f"the remote model takes {kind}; FP32, FP16 or UINT8 were expected", where)
-    if served.max_batch and (len(shape), len(got_shape)) == (3, 2):
-        shape, got_shape = (-1, *shape), (-1, *got_shape)
-    check_graph(
-        manifest, shape, [s if i else got_shape for i, (_, s) in enumerate(served.outputs.values())], where
-    )
-    return Tensors(name, kind, shape, got, got_kind, got_shape)
+    if served.max_batch and len(shape) == 3 and all(len(s) == 2 for _, (_, s) in ends):
+        shape, ends = (-1, *shape), [(n, (k, (-1, *s))) for n, (k, s) in ends]
+    order = check_graph(manifest, shape, [s for _, (_, s) in ends], where, [n for n, _ in ends])
+    first, *more = ((n, k, s) for n, (k, s) in (ends[i] for i in order))
+    return Tensors(name, kind, shape, *first, tuple(more))
 
 
 def _send(
@@ -574,6 +577,19 @@ def _padded(part: np.ndarray, size: int) -> np.ndarray:
         if len(part) >= size
         else np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
     )
+
+
+def _joined(
+    head: str,
+    made: Sequence[np.ndarray | None],  # (sent, …) of each output, in the head's order
+    sent: int,  # pictures of the call
+    count: int,  # of them that were asked for
+) -> np.ndarray | None:  # None: an output is missing, or they do not fit each other
+    "What a head reads, without the answers about padding."
+    there = [a[:count] if len(a) == sent else a for a in made if a is not None]
+    if len(there) < len(made) or len({len(a) for a in there}) != 1:
+        return None
+    return packed(head, there)
 
 
 def _check_providers(remote: Remote, providers: Sequence[str] | None) -> None:
@@ -627,9 +643,8 @@ class TritonBackend:
     def _run(self, part: np.ndarray) -> np.ndarray:
         n, t = len(part), self.tensors
         data = np.ascontiguousarray(_padded(part, t.input_shape[0]), NUMPY_TYPES[t.input_type])
-        raw = _send(self.line, [(t.input, t.input_type, data)], [t.output])[0]
-        if raw is not None and len(raw) == len(data):
-            raw = raw[:n]
+        made = _send(self.line, [(t.input, t.input_type, data)], [name for name, *_ in t.outputs])
+        raw = _joined(self.manifest.postprocess.head, made, len(data), n)
         return check_output(raw, n, self.name, self._shape)
 
     def warmup(self) -> None:

@@ -23,6 +23,7 @@ from cv_pipeline.inference.manifest import (
     open_model_folder,
     output_shape,
 )
+from ..inference.tasks import output_order
 from ..inference.triton import FOUND, Tensors, carried_manifest
 
 # %% auto #0
@@ -91,17 +92,14 @@ def graph_tensors(file: Path, manifest: ModelManifest) -> Tensors:
     except Exception as e:
         raise BackendError(f"ONNX Runtime cannot open it: {str(e).splitlines()[0][:200]}", file) from e
     ends = session.get_inputs(), session.get_outputs()
-    if [len(e) for e in ends] != [1, 1] or any(e[0].type not in _ORT_TYPES for e in ends):
-        raise BackendError(
-            "expected one input and one output of float, float16 or uint8",
-            file,
-            "export a plain detection model",
-        )
-    (given,), (got,) = ends
     shape = lambda t: tuple(d if isinstance(d, int) and d > 0 else -1 for d in t.shape)
-    return Tensors(
-        given.name, _ORT_TYPES[given.type], shape(given), got.name, _ORT_TYPES[got.type], shape(got)
-    )
+    head, names = manifest.postprocess.head, [t.name for t in ends[1]]
+    order = output_order(head, names, [shape(t) for t in ends[1]])
+    if len(ends[0]) != 1 or order is None or any(t.type not in _ORT_TYPES for e in ends for t in e):
+        what = f"expected one input, and outputs that head '{head}' reads, of float, float16 or uint8"
+        raise BackendError(what, file, "export a plain model, or correct postprocess.head")
+    told = [(t.name, _ORT_TYPES[t.type], shape(t)) for t in (ends[0][0], *(ends[1][i] for i in order))]
+    return Tensors(*told[0], *told[1], tuple(told[2:]))
 
 # %% ../../nbs/06_optimization/09_triton_repository.ipynb #0210dcab
 _PLATFORMS = {
@@ -178,7 +176,8 @@ def triton_config(name: str, tensors: Tensors, manifest: ModelManifest, o: Serve
     "The configuration of one network."
     key, value, _ = _PLATFORMS[o.platform]
     dims = lambda shape: list(shape[1:] if o.max_batch else shape)
-    taken, given = Word(f"TYPE_{tensors.input_type}"), Word(f"TYPE_{tensors.output_type}")
+    taken = Word(f"TYPE_{tensors.input_type}")
+    gives = [{"name": n, "data_type": Word(f"TYPE_{k}"), "dims": dims(s)} for n, k, s in tensors.outputs]
     grey = {"data_type": taken, "dims": [max(d, 1) for d in dims(tensors.input_shape)], "zero_data": True}
     threads = _strings(threads=o.threads, intra_op_thread_count=o.threads) if o.threads else []
     return {
@@ -186,7 +185,7 @@ def triton_config(name: str, tensors: Tensors, manifest: ModelManifest, o: Serve
         key: value,
         "max_batch_size": o.max_batch,
         "input": [{"name": tensors.input, "data_type": taken, "dims": dims(tensors.input_shape)}],
-        "output": [{"name": tensors.output, "data_type": given, "dims": dims(tensors.output_shape)}],
+        "output": gives,
         "instance_group": [{"count": o.instances, "kind": Word(f"KIND_{o.kind.upper()}")}],
         "dynamic_batching": _batching(o) if o.max_batch else None,
         "model_warmup": [
@@ -220,18 +219,20 @@ class TritonPythonModel:
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"]}))
         file = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
         self.session = ort.InferenceSession(file, options, providers=providers)
-        self.input, self.output = self.session.get_inputs()[0].name, self.session.get_outputs()[0].name
+        self.input = self.session.get_inputs()[0].name
+        self.outputs = [o.name for o in self.session.get_outputs()]
 
     def execute(self, requests):
         parts = [pb.get_input_tensor_by_name(r, self.input).as_numpy() for r in requests]
         try:
             joined = np.concatenate(parts) if len(parts) > 1 else parts[0]
-            raw = self.session.run([self.output], {self.input: joined})[0]
+            made = self.session.run(self.outputs, {self.input: joined})
         except Exception as e:
             return [pb.InferenceResponse(error=pb.TritonError(f"{type(e).__name__}: {e}"))] * len(requests)
         ends = np.cumsum([len(p) for p in parts])[:-1]
-        answers = [pb.Tensor(self.output, np.ascontiguousarray(part)) for part in np.split(raw, ends)]
-        return [pb.InferenceResponse([answer]) for answer in answers]
+        split = [np.split(array, ends) for array in made]
+        named = lambda parts: [pb.Tensor(n, np.ascontiguousarray(p)) for n, p in zip(self.outputs, parts)]
+        return [pb.InferenceResponse(named(parts)) for parts in zip(*split)]
 '''
 
 # %% ../../nbs/06_optimization/09_triton_repository.ipynb #86d02cab
@@ -390,6 +391,21 @@ def _served_file(file: Path, platform: str) -> Path | bytes:
         )
     return read_engine(file).plan() if file.suffix.lower() == ".engine" else file
 
+
+def _check_ends(manifest: ModelManifest, tensors: Tensors, o: ServeOptions, file: Path) -> None:
+    "ModelSpecMismatch when graph and manifest disagree; ConfigError for ends of a graph with two outputs."
+    names = [name for name, *_ in tensors.outputs]
+    check_graph(manifest, tensors.input_shape, [s for *_, s in tensors.outputs], file, names)
+    if o.ends and tensors.more:
+        what = f"the graph has the outputs {', '.join(names)}: detections cannot be made on the server"
+        raise ConfigError(what, file, "leave ends out: clients make them, or pack the outputs into one")
+
+
+def _of_artefact(model: ModelFolder, wanted: str) -> tuple[ModelManifest, Path]:
+    "One file of a family, as if it were alone."
+    found = matching(candidates(model.manifest, model.folder, gate=False), wanted)[0].artefact
+    return model.manifest.for_artefact(found), model.path_of(found)
+
 # %% ../../nbs/06_optimization/09_triton_repository.ipynb #ce4b27da
 def write_repository(
     model: str | Path,  # bundled name, model folder, .onnx or .engine file
@@ -408,7 +424,7 @@ def write_repository(
     found = open_model_folder(model, spec, lambda: model_metadata(model))
     manifest, file = (found.manifest, found.file) if artefact is None else _of_artefact(found, artefact)
     content, tensors = _served_file(file, o.platform), graph_tensors(file, manifest)
-    check_graph(manifest, tensors.input_shape, tensors.output_shape, file)
+    _check_ends(manifest, tensors, o, file)
     if o.max_batch and tensors.input_shape[0] > 0:
         raise ConfigError(
             f"the graph has a fixed batch of {tensors.input_shape[0]}: the server cannot batch",
@@ -435,9 +451,3 @@ def write_repository(
             f"models already exist: {', '.join(there)}", root, "choose another name, or overwrite=True"
         )
     return {n: _put(root / n, config, content, version, overwrite) for n, (config, content) in wanted.items()}
-
-
-def _of_artefact(model: ModelFolder, wanted: str) -> tuple[ModelManifest, Path]:
-    "One file of a family, as if it were alone."
-    found = matching(candidates(model.manifest, model.folder, gate=False), wanted)[0].artefact
-    return model.manifest.for_artefact(found), model.path_of(found)

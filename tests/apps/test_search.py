@@ -270,3 +270,23 @@ def test_blocks_are_divided_and_read_across(tmp_path, monkeypatch):
     assert index.search(heaps(200)[::9], 1).rows[:, 0].tolist() == list(range(0, 200, 9))
     assert index.erase(from_camera("cam03")) == 11
     assert sum(len(open_block(index.folder, index.book, b)) for b in index.book.blocks) == len(index) == 199
+
+
+def test_one_query_is_found_as_among_many():
+    stock, asked = heaps(900), heaps(5, 3)
+    alone = np.concatenate([nearest(stock, q[None], 7)[0] for q in asked])
+    assert np.array_equal(alone, nearest(stock, asked, 7)[0])
+
+
+def test_a_measurement_has_the_time_of_the_machine_and_of_the_processor(tmp_path):
+    ticks = {"wall": 0.0, "cpu": 0.0}
+
+    def clock(name, step):
+        def read():
+            ticks[name] += step
+            return ticks[name]
+
+        return read
+
+    made = measure(filled(tmp_path / "i"), 20, 5, clock("wall", 0.008), clock("cpu", 0.002))
+    assert (round(made.p50_ms, 6), round(made.cpu_p99_ms, 6)) == (8, 2)

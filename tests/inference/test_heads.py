@@ -15,10 +15,11 @@ from cv_pipeline.core.types import Classification, ConfigError, ModelSpecMismatc
 from cv_pipeline.inference.backends import Model, make_postprocessor
 from cv_pipeline.inference.heads import postprocessor_of, prob_iou, turned_corners, turned_nms
 from cv_pipeline.inference.loading import load_backend, load_model
-from cv_pipeline.inference.manifest import ModelManifest, PostprocessSpec, PreprocessSpec, check_graph
+from cv_pipeline.inference.manifest import ModelManifest, PostprocessSpec, check_graph
 from cv_pipeline.inference.preprocess import Preprocessor, fit
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from tests.helpers.services import require
+from tests.helpers.two_outputs import detr_manifest, two_outputs
 
 MODELS = Path(__file__).parents[1] / "models"
 TASKS = ("segment", "pose", "obb")
@@ -154,16 +155,6 @@ def test_detr_with_two_outputs_same_as_transformers(family):
         assert np.allclose(found.xyxy, known[f"boxes{i}"].clip(0, size), atol=1e-2)
 
 
-def detr_manifest(nc: int = 3, **post) -> ModelManifest:
-    return ModelManifest(
-        "tiny",
-        "m.onnx",
-        tuple("abcdefgh"[:nc]),
-        preprocess=PreprocessSpec(imgsz=64, letterbox="stretch"),
-        postprocess=PostprocessSpec(head="detr", **post),
-    )
-
-
 def naive_detr(logits: np.ndarray, boxes: np.ndarray, size: tuple[int, int], conf: float):
     "Loops over queries and classes, as the published post-processing: (score, class, box) best first."
     found = []
@@ -190,32 +181,6 @@ def test_detr_is_the_naive_loop(background):
     assert np.allclose(found.confidence, [w[0] for w in wanted], atol=1e-5)
     assert found.class_id.tolist() == [w[1] for w in wanted]
     assert np.allclose(found.xyxy, [w[2] for w in wanted], atol=1e-3)
-
-
-def two_outputs(path: Path, names: tuple[str, str], nc: int = 3, queries: int = 6) -> Path:
-    "A graph with two outputs as RF-DETR and transformers have: boxes, and logits from the picture's mean."
-    onnx = require("onnx")
-    from onnx import TensorProto, helper, numpy_helper
-
-    rng = np.random.default_rng(0)
-    box = np.concatenate([rng.uniform(0.3, 0.7, (queries, 2)), rng.uniform(0.1, 0.3, (queries, 2))], 1)
-    weights = {"box": box.astype(np.float32), "logit": rng.normal(0, 2, (queries, nc)).astype(np.float32)}
-    zero = numpy_helper.from_array(np.float32(0), "zero")
-    nodes = [
-        helper.make_node("ReduceMean", ["images"], ["mean"], axes=[1, 2, 3], keepdims=1),
-        helper.make_node("Squeeze", ["mean", "axis"], ["flat"]),
-        helper.make_node("Mul", ["flat", "zero"], ["nothing"]),
-        helper.make_node("Add", ["flat", "logit"], [names[1]]),
-        helper.make_node("Add", ["nothing", "box"], [names[0]]),
-    ]
-    value = lambda name, *shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-    outputs = [value(names[1], "b", queries, nc), value(names[0], "b", queries, 4)]
-    start = [numpy_helper.from_array(v, k) for k, v in weights.items()]
-    start += [zero, numpy_helper.from_array(np.int64([3]), "axis")]
-    graph = helper.make_graph(nodes, "g", [value("images", "b", 3, 64, 64)], outputs, start)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    onnx.save(model, path / "m.onnx")
-    return path
 
 
 @pytest.mark.parametrize("names", [("pred_boxes", "logits"), ("dets", "labels")])
