@@ -10,13 +10,18 @@ import pytest
 from cv_pipeline.apps.anomaly import AnomalySettings
 from cv_pipeline.apps.anomaly_model import fit_model, load_anomaly
 from cv_pipeline.apps.inspector import ODD, Inspector, inspected_names, picture_area, save_inspection
+from cv_pipeline.core.formats import read_dataset
 from cv_pipeline.core.images import decode_mask
 from cv_pipeline.core.model_files import model_parts
 from cv_pipeline.core.results import detections_of, read_jsonl, read_results
 from cv_pipeline.core.types import ConfigError, CVPipelineError, ModelSpecMismatch
+from cv_pipeline.evaluation.records import predict_set
 from cv_pipeline.inference.loading import load_model
+from cv_pipeline.inference.manifest import load_manifest
+from cv_pipeline.release.registry import Registry
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.flaws import part_crops
+from cv_pipeline.synthetic.line import write_dataset
 
 CONFIG = LineConfig(seed=3, hand_every=0, density=6, class_weights=(1, 0, 2, 0, 0))
 
@@ -177,3 +182,23 @@ def test_a_manifest_that_does_not_fit(copy, how):
     other = replace(m, preprocess=replace(m.preprocess, **pre), postprocess=replace(m.postprocess, **post))
     with pytest.raises(ModelSpecMismatch, match="takes pictures as bytes"):
         InspectionBackend(copy / "parts.inspection", other)
+
+
+def test_it_is_evaluated_as_a_detector_of_all_its_classes(folder, tmp_path):
+    drawn = FactoryLine(LineConfig(seed=5, density=5))
+    write_dataset(tmp_path / "d", [drawn.render(i) for i in (0, 20, 40)], ["yolo", "coco"], split="val")
+    items = read_dataset(tmp_path / "d" / "annotations" / "val.json")
+    found = predict_set(load_model(folder, threads=1), items)
+    named = {found.names[c] for c in found.truth.class_id}
+    assert named and not any(name.startswith(ODD) for name in named)
+    assert tuple(found.names) == load_manifest(folder)[0].names
+    assert len(found.predictions) > 0
+
+
+def test_the_registry_keeps_all_its_files_and_gives_them_back(folder, tmp_path):
+    registry = Registry.init(tmp_path / "registry")
+    there = registry.add(folder, force=True, reason="the first one").folder
+    assert {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()} <= {
+        p.relative_to(there) for p in there.rglob("*") if p.is_file()
+    }
+    assert len(load_model(there, threads=1).predict([shot()])[0]) > 0
