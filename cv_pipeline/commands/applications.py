@@ -15,7 +15,7 @@ from .terminal import notes, plain, records, say
 from ..core.types import ConfigError, DataError
 
 # %% auto #0
-__all__ = ['applications_commands', 'anomaly_app', 'parts_by_class', 'anomaly_fit', 'anomaly_score']
+__all__ = ['applications_commands', 'anomaly_app', 'parts_by_class', 'anomaly_fit', 'anomaly_score', 'demo_apps']
 
 # %% ../../nbs/19_commands/18_applications.ipynb #44017f14
 applications_commands = typer.Typer()
@@ -107,3 +107,24 @@ def anomaly_score(
     say(f"{sum(v.anomalous for v, _ in found)} of {len(found)} above the threshold")
     if out is not None:
         say(f"written: {plain(odd_sheet(found[:most], out))}")
+
+# %% ../../nbs/19_commands/18_applications.ipynb #82aff666
+@command(
+    applications_commands,
+    "demo-apps",
+    "demo-apps --only search,anomaly --out /tmp/apps",
+    name="demo-apps",
+)
+def demo_apps(
+    *,
+    out: Path = Path("runs/apps"),  # folder of the page
+    only: str | None = None,  # search, moderation, anomaly, cascade, separated by commas. None: all
+    seed: int = 0,  # random seed of what is drawn
+) -> None:
+    "Search, moderation, inspection and a cascade at work on drawn parts; about a minute, see OUT."
+    from cv_pipeline.service.apps_demo import apps_demo
+
+    names = [] if only is None else [n.strip() for n in only.split(",") if n.strip()]
+    for shown in apps_demo(out, names, seed, lambda text: say(plain(text))):
+        records(shown.name, shown.rows)
+    say(f"see [bold]{plain(out / 'index.html')}[/]")

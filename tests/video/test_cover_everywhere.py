@@ -118,6 +118,7 @@ EXEMPT = {  # module, function → why nothing has to be covered
     ("video/clips", "stream_header"): "in memory, of a ring; see `_film`",
     ("synthetic/conditions", "compressed"): "drawn pictures, in memory",
     ("synthetic/line", "*"): "drawn pictures",
+    ("service/apps_demo", "*"): "drawn pictures",
     ("synthetic/regions", "write_task_data"): "drawn pictures",
     ("monitoring/season_line", "*"): "drawn pictures",
     ("monitoring/trust", "write_example"): "drawn pictures",
