@@ -762,7 +762,7 @@ def test_places_that_are_not_what_they_are_taken_for_are_one_line(tmp_path, args
     result = cli(*(a.format(tmp=tmp_path, data=tmp_path / "data") for a in args))
     assert result.returncode in (2, 5), result.stderr  # 5: nothing can be written there
     assert (
-        words in " ".join(result.stderr.split())
+        words.replace(" ", "") in "".join(result.stderr.split())  # a long path is broken anywhere
         and "Traceback" not in result.stderr
         and "\nerror " in f"\n{result.stderr}"
     ), result.stderr
