@@ -56,7 +56,7 @@ __all__ = ['PANELS', 'app', 'data_app', 'PARTS', 'Bits', 'Images', 'Panels', 'ma
 # %% ../../nbs/19_commands/29_main.ipynb #0b073a68
 PANELS = {
     "Run": "demo run reload config models init check doctor",
-    "Demos of more": "demo-apps demo-fleet demo-privacy demo-scale demo-sites",
+    "More demos": "demo-apps demo-fleet demo-privacy demo-scale demo-sites",
     "Scale": "batch jobs split plan loadtest lifecycle manifests scale-sim serve-ray",
     "Data and labels": "data flag collect select label qa merge",
     "Train and gate": "train gate",

@@ -125,6 +125,8 @@ def test_pictures_with_more_candidates_than_rows_are_counted_and_reported():
     post(short, [fit(*SIZE[::-1], SIZE)] * 4)
     assert post.full == 4
     assert "in 4 of 4 pictures every row of the graph was above conf 0.5" in post.suspicion
+    post.watch.seen = 401  # 4 of 401: below one in a hundred
+    assert post.suspicion is None
     rare = Postprocessor(PostprocessSpec(head="topk", conf=0.9999), names, SIZE)
     rare(short, [fit(*SIZE[::-1], SIZE)] * 4)
     assert (rare.full, rare.suspicion) == (0, None)

@@ -21,6 +21,7 @@ from cv_pipeline.tracking.sort import SortTracker
 from cv_pipeline.video.pipeline import Pipeline
 from cv_pipeline.video.selection import make_selector
 from cv_pipeline.video.stages import FrameQueues
+from tests.helpers.recorder import Recorder
 from tests.helpers.waiting import until
 
 START = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
@@ -28,25 +29,6 @@ START = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 
 def track(source):
     return SortTracker(frame_rate=25)
-
-
-class Recorder:
-    "Keeps every result."
-
-    def __init__(self):
-        self.results, self.closed = [], 0
-
-    def write(self, result):
-        self.results.append(result)
-
-    def close(self):
-        self.closed += 1
-
-    def by_source(self):
-        found = defaultdict(list)
-        for r in self.results:
-            found[r.frame.source_id].append(r)
-        return found
 
 
 class Pictures:

@@ -19,6 +19,7 @@ from cv_pipeline.service.assembly import (
 from cv_pipeline.service.processes import share_of
 from cv_pipeline.tracking.sort import SortTracker
 from cv_pipeline.video.pipeline import Pipeline
+from tests.helpers.recorder import Recorder
 from tests.helpers.squares import paint, squares_model
 
 START = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
@@ -33,19 +34,6 @@ class Pictures:
     def __iter__(self):
         for i, image in enumerate(self.images):
             yield Frame(image, self.source_id, i, START + timedelta(seconds=i / 25))
-
-    def close(self):
-        pass
-
-
-class Recorder:
-    "Keeps every result."
-
-    def __init__(self):
-        self.results = []
-
-    def write(self, result):
-        self.results.append(result)
 
     def close(self):
         pass
