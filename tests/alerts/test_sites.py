@@ -423,19 +423,19 @@ def test_a_store_that_refuses_never_ends_the_run_and_gets_everything_later(tmp_p
 
 
 def test_closing_does_not_wait_for_a_store_that_hangs(tmp_path):
-    held, began = threading.Event(), threading.Event()
+    held, began, ended = threading.Event(), threading.Event(), []
 
     class Store(FolderStore):
         def put(self, name, data):
             began.set()
             held.wait(60)
+            ended.append(name)
 
     made, summary = reporter(Store(tmp_path))
     made.start(summary)
     assert began.wait(20)
-    started = time.monotonic()
     made.close(0.2)
-    assert time.monotonic() - started < 20, "60 s would be the store's"
+    assert ended == []
     held.set()
 
 

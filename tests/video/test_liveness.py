@@ -265,13 +265,11 @@ def test_a_run_that_is_to_end_does_not_wait_for_a_dead_disk(model, monkeypatch, 
         if sink.writing.is_set() and not p.interrupted and p.summary()["error"] is None:
             p._run.fail(BackendError("the model broke")) if fails else p.interrupt()
 
-    began = time.monotonic()
     with pytest.raises(BackendError if fails else SinkError):
-        pipeline.run(tick)
-    took = time.monotonic() - began
+        pipeline.run(tick)  # while the sink still waits for the disk
+    assert pipeline.unfinished
     disk.set()
     until(lambda: not pipeline.unfinished)
-    assert took < 15
 
 
 def test_a_file_waits_for_a_sink_that_is_slow(model):
