@@ -27,10 +27,11 @@ __all__ = ['bar_over', 'share_bar', 'say', 'plain', 'tell', 'notes', 'table', 'r
 
 # %% ../../nbs/19_commands/00_terminal.ipynb #9574013b
 def say(text: str) -> None:
-    "A line on stderr, so that stdout stays clean for data."
+    "A line on stderr, so that stdout stays clean for data; a terminal wraps it, a file or pipe gets it whole."
     from rich.console import Console
 
-    Console(stderr=True, highlight=False).print(text)
+    console = Console(stderr=True, highlight=False)
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def plain(value: object) -> str:

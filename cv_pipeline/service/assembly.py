@@ -68,7 +68,7 @@ from ..inference.backends import Model
 from ..inference.loading import load_model
 from ..inference.triton import is_remote, parse_remote
 from ..scale.units import Unit
-from ..synthetic.line import open_line
+
 from ..tracking.conditions import zone_rules
 from ..tracking.trackers import make_tracker, tracker_settings
 from ..tracking.zones import Event, Rules
@@ -241,8 +241,7 @@ def _open(
     config: SourceConfig, name: str, threads: int | None, gates: Callable[[bool], DecoderMaker] | None = None
 ) -> tuple[Source, Opening | None]:
     "One source; a live one is opened in the background, and again whenever it is lost."
-    if config.uri.startswith("line:"):
-        return open_line(config.uri, name, config.realtime), None
+
     if config.substream is not None:
         return _open_two(config, config.substream, name, threads, gates)
     stream = _stream_settings(config)
@@ -329,9 +328,7 @@ def open_configured(
 def source_names(configs: Sequence[SourceConfig]) -> list[str]:
     "The id of each source: as given, else made from its address; all different."
     given = {c.id for c in configs if c.id is not None}
-    made = iter(
-        unique_ids(["line" if c.uri.startswith("line:") else c.uri for c in configs if c.id is None], given)
-    )
+    made = iter(unique_ids([c.uri for c in configs if c.id is None], given))
     return [c.id if c.id is not None else next(made) for c in configs]
 
 

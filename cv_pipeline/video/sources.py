@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -27,6 +27,9 @@ from ..core.types import Clocks, Frame, SourceError, utc_now
 from .decoding import DecoderMaker, Some, SourceInfo, decode_video, probe_video
 from ..core.masking import masked
 from .streams import BaseSource, StreamSettings, StreamSource, is_stream, stream_id
+
+if TYPE_CHECKING:
+    from cv_pipeline.synthetic.line import LineSource
 
 # %% auto #0
 __all__ = ['READABLE', 'FILM_SUFFIXES', 'FileSource', 'list_images', 'FolderSource', 'ImageSource', 'CameraSource',
@@ -405,14 +408,18 @@ def is_camera(
 def open_source(
     uri: str
     | int
-    | Path,  # video file, image, folder, camera number or device path, or the address of a stream
+    | Path,  # video file, image, folder, camera number or device path, address of a stream, or `line:…`
     source_id: str | None = None,  # name in results; from the file or camera when not given
     settings: SourceSettings = SourceSettings(),
     **changes: Any,  # of single settings, e.g. realtime=True
-) -> BaseSource:
+) -> BaseSource | LineSource:
     """Open any source by its `uri`; settings of other kinds are ignored. SourceError says why it cannot be
     opened."""
     text, s = str(uri), replace(settings, **changes)
+    if text.startswith("line:"):
+        from cv_pipeline.synthetic.line import open_line  # draws frames; what only decodes does not need it
+
+        return open_line(text, source_id, s.realtime)
     images: dict[str, Any] = {"start": s.start, "max_pixels": s.max_pixels, "bits": s.bits}
     video: dict[str, Any] = {"hardware": s.hardware, "gate": s.gate}
     if is_camera(uri):
@@ -440,6 +447,8 @@ def unique_ids(
     parts = [
         ["camera-" + u]
         if u.isdecimal()
+        else ["line"]
+        if u.startswith("line:")
         else [stream_id(u)]
         if is_stream(u)
         else [*(p for p in Path(u).parts[:-1] if p not in ("/", ".", "..")), Path(u).stem or "source"]
@@ -462,9 +471,9 @@ def open_sources(
     uris: Iterable[str | int | Path],
     settings: SourceSettings = SourceSettings(),
     **changes: Any,  # of single settings, as for open_source
-) -> list[BaseSource]:
+) -> list[BaseSource | LineSource]:
     "Open all of `uris` under different names; one SourceError names all that failed."
-    uris, opened, failed = list(uris), [], []
+    uris, opened, failed = list(uris), list[Any](), []
     for uri, name in zip(uris, unique_ids(uris)):
         try:
             opened.append(open_source(uri, name, settings, **changes))

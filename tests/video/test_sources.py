@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from cv_pipeline.core.images import image_header, natural_key, read_image
 from cv_pipeline.core.masking import masked
-from cv_pipeline.core.types import Clocks, Source, SourceError
+from cv_pipeline.core.types import Clocks, ConfigError, Source, SourceError
 from cv_pipeline.video.decoding import decode_video
 from cv_pipeline.video.sources import (
     CameraSource,
@@ -555,6 +555,16 @@ def test_open_source_looks_at_the_content(clip, tmp_path):
         open_source("rtsp://user:pass@host/1")
     assert "pass" not in str(caught.value)
     assert masked("http://a:b@c/d") == "http://***@c/d" and masked(Path("x.mp4")) == "x.mp4"
+
+
+def test_the_drawn_line_is_a_source_like_others(clip):
+    film, line, other = open_sources([clip, "line:frames=2,width=320,height=240", "line:frames=1,seed=3"])
+    assert (line.source_id, other.source_id) == ("line", "line-2")
+    assert [frame.size for frame in line] == [(320, 240)] * 2 and line.status().fps == 25
+    assert open_source("line:", realtime=True).live and not line.live
+    film.close()
+    with pytest.raises(ConfigError, match="unknown setting of the line: 'colour'"):
+        open_source("line:colour=red")
 
 
 def test_many_sources_have_names_of_their_own(clip, tmp_path):
