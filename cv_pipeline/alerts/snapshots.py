@@ -29,7 +29,7 @@ from .. import __version__
 from ..core.escaping import one_line
 from ..core.files import json_bytes, parse_json, plain_name, read_json
 from ..core.images import read_image
-from ..core.types import CVPipelineError, DataError, FrameResult, utc_now
+from ..core.types import CVPipelineError, DataError, FrameResult, parse_time, utc_now
 from ..tracking.zones import Event
 from ..video.cover import PictureUse, encoded
 
@@ -193,7 +193,7 @@ _TEXTS = (
 
 def moment(text: str) -> datetime:
     "A time with a zone, in UTC; ValueError for another text."
-    at = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    at = parse_time(text)
     if at.tzinfo is None:
         raise ValueError(f"{text!r:.60} has no time zone")
     return at.astimezone(timezone.utc)

@@ -47,6 +47,7 @@ from cv_pipeline.core.types import (
     Detections,
     box_iou,
     check_rules,
+    parse_time,
     validate_detections,
 )
 
@@ -188,7 +189,7 @@ def _annotation(
         unknown_labels(labels, names, where)
         data = {"rotated": np.array([b.get("rotated", 0.0) for b in row["boxes"]], np.float32)}
         boxes = Detections([b["xyxy"] for b in row["boxes"]], class_id=[index[n] for n in labels], data=data)
-        made = datetime.fromisoformat(row["created_at"]) if row.get("created_at") else None
+        made = parse_time(row["created_at"]) if row.get("created_at") else None
         return Annotation(
             row["picture"],
             row["annotator"],

@@ -29,7 +29,7 @@ from cv_pipeline.annotation.annotations import (
 from .datasets import Problem
 from ..core.files import write_whole
 from ..core.masking import masked
-from ..core.types import ConfigError, DataError, Detections
+from ..core.types import ConfigError, DataError, Detections, parse_time
 from ..core.viz import colour_of
 
 # %% auto #0
@@ -249,7 +249,7 @@ def _read_region(
 
 
 def _time(text: Any) -> datetime | None:
-    return datetime.fromisoformat(str(text).replace("Z", "+00:00")) if text else None
+    return parse_time(str(text)) if text else None
 
 # %% ../../nbs/07_annotation/05_label_tasks.ipynb #074d90ac
 def read_annotation(

@@ -28,7 +28,7 @@ from cv_pipeline.commands.terminal import (
     tell,
 )
 from ..core.files import append_lines, read_json_lines
-from ..core.types import ConfigError, CVPipelineError, DataError, MissingExtraError
+from ..core.types import CVPipelineError, ConfigError, DataError, MissingExtraError, parse_time
 
 # %% auto #0
 __all__ = ['annotation_commands', 'label_app', 'Names', 'ModelNames', 'Renamed', 'Url', 'READING', 'flag', 'collect', 'select',
@@ -47,7 +47,7 @@ def _moment(frame: str) -> tuple[int | None, datetime | None]:
         return int(frame), None
     example = "2026-06-01T08:30:00+00:00"
     try:
-        at = datetime.fromisoformat(frame)
+        at = parse_time(frame)
     except ValueError:
         raise ConfigError(
             f"{frame!r} is neither a frame number nor a time", "FRAME", f"e.g. 1200, or {example}"

@@ -15,7 +15,7 @@ import typer
 from .options import Opt, command
 from .privacy import privacy_app, privacy_commands
 from .terminal import notes, plain, records, say
-from ..core.types import ConfigError
+from ..core.types import ConfigError, parse_time
 
 if TYPE_CHECKING:
     from cv_pipeline.privacy.stores import Subject
@@ -37,7 +37,7 @@ def read_time(text: str | None, option: str) -> datetime | None:
     if text is None:
         return None
     try:
-        made = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
+        made = parse_time(text)
     except ValueError:
         hint = "2026-06-01T08:00+02:00, or a day in UTC: 2026-06-01"
         raise ConfigError(f"not a time: {text!r}", option, hint) from None

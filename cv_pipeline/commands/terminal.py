@@ -27,7 +27,7 @@ __all__ = ['bar_over', 'share_bar', 'say', 'plain', 'tell', 'notes', 'table', 'r
 
 # %% ../../nbs/19_commands/00_terminal.ipynb #9574013b
 def say(text: str) -> None:
-    "A line on stderr, so that stdout stays clean for data; a terminal wraps it, a file or pipe gets it whole."
+    "A line on stderr, so that stdout stays clean for data; only a terminal wraps it."
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)

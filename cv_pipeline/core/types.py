@@ -5,6 +5,7 @@
 # %% ../../nbs/00_core/01_types.ipynb #f7768edd
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 __all__ = ['MOST_ROWS', 'RESULT_COLUMNS', 'WHOLE_COLUMNS', 'Clock', 'CVPipelineError', 'ConfigError', 'DataError', 'SourceError',
            'BackendError', 'ModelSpecMismatch', 'SinkError', 'UnexpectedError', 'unexpected', 'MissingExtraError',
            'is_number', 'is_whole', 'check_rules', 'Frame', 'box_area', 'box_iou', 'Detections', 'merge_detections',
-           'validate_detections', 'Decision', 'Classification', 'FrameResult', 'utc_now', 'Clocks', 'Source',
-           'Selector', 'ListeningSelector', 'Tracker', 'Backend', 'Sink', 'SummarySink', 'sink_name', 'sink_names',
-           'SourceStatus', 'StatusSource', 'status_of']
+           'validate_detections', 'Decision', 'Classification', 'FrameResult', 'parse_time', 'utc_now', 'Clocks',
+           'Source', 'Selector', 'ListeningSelector', 'Tracker', 'Backend', 'Sink', 'SummarySink', 'sink_name',
+           'sink_names', 'SourceStatus', 'StatusSource', 'status_of']
 
 # %% ../../nbs/00_core/01_types.ipynb #abc6998f
 class CVPipelineError(Exception):
@@ -472,6 +473,24 @@ class FrameResult:
 
     def _repr_html_(self) -> str:
         return _result_html(self)
+
+# %% ../../nbs/00_core/01_types.ipynb #e2a20cfd
+_TIME = re.compile(
+    r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(?::(\d\d)(?:[.,](\d+))?)?\s*(?:(Z|UTC)|([+-]\d\d):?(\d\d)?)?)?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def parse_time(text: str) -> datetime:
+    "A day or a time of ISO 8601, aware where it names its zone; ValueError for another text."
+    found = _TIME.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"{text.strip()[:60]!r} is not a time")
+    day, clock, seconds, part, utc, hours, minutes = found.groups()
+    zone = "+00:00" if utc else f"{hours}:{minutes or '00'}" if hours else ""
+    return datetime.fromisoformat(
+        f"{day}T{clock or '00:00'}:{seconds or '00'}.{(part or '')[:6].ljust(6, '0')}{zone}"
+    )
 
 # %% ../../nbs/00_core/01_types.ipynb #069921b0
 Clock = Callable[[], float]  # monotonic seconds, e.g. time.monotonic

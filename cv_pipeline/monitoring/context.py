@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 
 from ..core.files import printable, read_text
-from ..core.types import DataError
+from ..core.types import DataError, parse_time
 from .drift import Drift, FamilyResult, compare, verdict_of
 from .observed import DriftSettings, Observed
 from .seasons import wall_clock
@@ -67,7 +67,7 @@ def moment(
 ) -> float:  # seconds since 1970
     "A time of the table. ValueError with a reason."
     try:
-        found = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
+        found = parse_time(text)
     except ValueError:
         raise ValueError(f"{printable(text.strip())!r} is not a time") from None
     if found.tzinfo is None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..core.files import read_json_lines, read_parquet
-from ..core.types import ConfigError, DataError, FrameResult
+from ..core.types import ConfigError, DataError, FrameResult, parse_time
 from .frame_statistics import EMBEDDING_SIZE
 from cv_pipeline.monitoring.telemetry import (
     DECISION,
@@ -104,7 +104,7 @@ def instant(value: datetime | str | None, what: str = "time") -> int | None:
         return None
     day = isinstance(value, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", value.strip())
     try:
-        at = datetime.fromisoformat(value.strip().replace("Z", "+00:00")) if isinstance(value, str) else value
+        at = parse_time(value) if isinstance(value, str) else value
     except ValueError:
         raise ConfigError(
             f"{value!r} is not a time", what, "e.g. 2026-06-01 or 2026-06-01T06:00+02:00"

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..core.files import expecting, read_json, read_yaml, writable_folder, write_whole
 from ..core.formats import read_dataset
-from ..core.types import ConfigError, DataError
+from ..core.types import ConfigError, DataError, parse_time
 
 # %% auto #0
 __all__ = ['ACTIONS', 'RetrainPolicy', 'DriftWindow', 'read_drift', 'running', 'Change', 'read_changes', 'Evidence', 'Trigger',
@@ -55,7 +55,7 @@ def _when(value: Any, what: str) -> datetime:
             if isinstance(value, datetime)
             else datetime(value.year, value.month, value.day)
             if isinstance(value, date)
-            else datetime.fromisoformat(str(value).replace("Z", "+00:00"))
+            else parse_time(str(value))
         )
     except ValueError:
         raise DataError(

@@ -34,7 +34,7 @@ from cv_pipeline.core.files import (
 )
 from ..annotation.collect import ENCRYPTED
 from ..core.formats import IMAGE_SUFFIXES
-from ..core.types import ConfigError, DataError, SinkError
+from ..core.types import ConfigError, DataError, SinkError, parse_time
 from ..monitoring.telemetry import camera_folder
 
 # %% auto #0
@@ -125,7 +125,7 @@ def moment_of(row: Mapping[str, Any]) -> datetime | None:
         value = row.get(key)
         with suppress(ValueError, OverflowError, OSError):
             if isinstance(value, str):
-                made = datetime.fromisoformat(value.replace("Z", "+00:00"))
+                made = parse_time(value)
                 return made if made.tzinfo else made.replace(tzinfo=timezone.utc)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 return datetime.fromtimestamp(value, timezone.utc)

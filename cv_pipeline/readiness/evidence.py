@@ -21,7 +21,7 @@ from ..core.files import file_sha256, parse_json, read_bytes, read_json_lines, r
 from ..core.masking import masked_values
 from ..core.model_files import artefact_sha256
 from ..core.stamp import config_hash
-from ..core.types import ConfigError, CVPipelineError, DataError, is_number, utc_now
+from ..core.types import CVPipelineError, ConfigError, DataError, is_number, parse_time, utc_now
 from ..inference.manifest import ModelManifest, bundled_models, load_manifest
 
 # %% auto #0
@@ -149,7 +149,7 @@ def as_moment(value: Any) -> datetime | None:
         made = datetime(value.year, value.month, value.day)
     elif isinstance(value, str):
         try:
-            made = datetime.fromisoformat(value.strip().replace(" UTC", "+00:00").replace("Z", "+00:00"))
+            made = parse_time(value)
         except ValueError:
             return None
     else:

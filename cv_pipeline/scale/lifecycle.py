@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..core.files import read_yaml
-from ..core.types import ConfigError, check_rules, is_number, is_whole
+from ..core.types import ConfigError, check_rules, is_number, is_whole, parse_time
 
 # %% auto #0
 __all__ = ['TIERS', 'GONE', 'CLASSES', 'ABORT_DAYS', 'WATERFALL', 'SMALL', 'Kind', 'Lifecycle', 'read_lifecycle', 'tier_at',
@@ -353,7 +353,7 @@ def _midnight(value: Any) -> bool:
     at = value if isinstance(value, datetime) else None
     if isinstance(value, str):
         try:
-            at = datetime.fromisoformat(value)
+            at = parse_time(value)
         except ValueError:
             return False
     return at is not None and (at.hour, at.minute, at.second, at.microsecond) == (0, 0, 0, 0)

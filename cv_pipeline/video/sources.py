@@ -406,9 +406,7 @@ def is_camera(
 
 
 def open_source(
-    uri: str
-    | int
-    | Path,  # video file, image, folder, camera number or device path, address of a stream, or `line:…`
+    uri: str | int | Path,  # file, folder, camera number or device, address of a stream, or `line:…`
     source_id: str | None = None,  # name in results; from the file or camera when not given
     settings: SourceSettings = SourceSettings(),
     **changes: Any,  # of single settings, e.g. realtime=True
