@@ -234,9 +234,9 @@ FORGETS_S = 8.0  # seconds after which the background has forgotten two thirds o
 def _see(w: CameraWatch, image: np.ndarray, at: float) -> None:
     "The background, and when the picture last changed."
     rough = cv2.resize(
-        image, (2 * _SMALL[0], 2 * _SMALL[1]), interpolation=cv2.INTER_NEAREST
-    )  # every pixel of a large picture would take a millisecond
-    small = cv2.resize(cv2.cvtColor(rough, cv2.COLOR_BGR2GRAY), _SMALL, interpolation=cv2.INTER_AREA)
+        image, (2 * _SMALL[0], _SMALL[1]), interpolation=cv2.INTER_NEAREST
+    )  # two pixels for each of the background: all of a large picture would take a millisecond
+    small = cv2.resize(cv2.cvtColor(rough, cv2.COLOR_BGR2GRAY), _SMALL)  # their mean
     grey, digest = small.astype(np.float32), zlib.crc32(small)
     if digest != w._digest or w._changed is None:
         w._changed, w._digest = at, digest
