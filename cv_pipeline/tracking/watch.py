@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import gammaincinv, ndtri
 
 from ..core.config import EventsConfig
 from ..core.results import jsonl_files, read_jsonl, run_of, table_files
@@ -238,7 +238,7 @@ def bind(watch: Watch, size: tuple[int, int], names: Sequence[str]) -> None:
         others = list(getattr(b.rule, "without", ()) or getattr(b.rule, "owners", ()))
         if others == ["person"] and "person" not in names:
             others = []
-        b.quantile = float(ndtri(getattr(b.rule, "confidence", 0.5)))
+        b.quantile = NormalDist().inv_cdf(getattr(b.rule, "confidence", 0.5))
         b.classes = _numbers(b.rule, b.rule.classes, names)
         if b.classes is not None:
             watch._wanted = _wider(watch._wanted, int(b.classes.max()) + 2)
@@ -671,6 +671,8 @@ def poisson_interval(
     confidence: float = 0.95,
 ) -> tuple[float, float]:
     "Limits of the expected count. Garwood 1936."
+    from scipy.special import gammaincinv  # loads for long: a run does not need it
+
     tail = (1 - confidence) / 2
     low = 0.0 if count == 0 else float(gammaincinv(count, tail))
     return low, float(gammaincinv(count + 1, 1 - tail))
