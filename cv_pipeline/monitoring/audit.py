@@ -50,7 +50,7 @@ from ..evaluation.metrics import IOUS, match_set
 from ..evaluation.records import EvalSet, check_set, tabled
 from .prediction_log import PredictionLog, instant
 from .telemetry import camera_folder
-from ..synthetic.line import open_line
+
 from ..video.cover import PictureCover, Privacy, cover_for, encoded
 from ..video.sources import open_source
 
@@ -424,13 +424,7 @@ def _again(
 ) -> Iterator[tuple[AuditLook, np.ndarray]]:
     """Read a source again, until the last wanted frame; only pictures of the size that the model saw, and of
     the run that it saw: by their time, or where the number is of one look only."""
-    source = (
-        place
-        if isinstance(place, Source)
-        else open_line(str(place), camera)
-        if str(place).startswith("line:")
-        else open_source(place, camera)
-    )
+    source = place if isinstance(place, Source) else open_source(place, camera)
     left, last = set(wanted), max(wanted)
     try:
         for frame in source:
