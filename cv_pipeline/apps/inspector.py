@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from .anomaly import SIDE
@@ -22,7 +22,7 @@ from ..inference.manifest import ModelManifest, save_manifest
 from ..inference.tasks import HEAT, require_task
 
 # %% auto #0
-__all__ = ['ODD', 'INSPECTION', 'picture_area', 'judged', 'Inspector', 'inspected_names', 'save_inspection', 'InspectionBackend']
+__all__ = ['ODD', 'INSPECTION', 'picture_area', 'judged', 'inspected_names', 'save_inspection', 'InspectionBackend']
 
 # %% ../../nbs/15_apps/06_inspector.ipynb #0f0d57bf
 ODD = "anomalous "  # before the name of a class: its parts that are unlike good ones
@@ -69,27 +69,6 @@ def _of_box(heat: np.ndarray, width: float, height: float) -> np.ndarray:  # (HE
     cells = (np.arange(HEAT) + 0.5) / HEAT
     across, down = np.meshgrid(x + cells * width * unit - 0.5, y + cells * height * unit - 0.5)
     return cv2.remap(heat, across.astype(np.float32), down.astype(np.float32), cv2.INTER_LINEAR)
-
-# %% ../../nbs/15_apps/06_inspector.ipynb #2dfb5d43
-@dataclass(frozen=True)
-class Inspector:
-    "A detector whose boxes carry how odd they are."
-
-    detector: Any  # a Model
-    anomaly: AnomalyModel
-
-    @property
-    def manifest(self) -> Any:
-        "That of the detector."
-        return self.detector.manifest
-
-    def predict(self, images: Sequence[np.ndarray]) -> list[Detections]:  # (H, W, 3) uint8 BGR each
-        "Detections with `data`: anomaly (n,) float32, -1 where it was not judged; anomalous (n,) bool."
-        made = []
-        for image, found in zip(images, self.detector.predict(images)):
-            score, odd, _ = judged(image, found, self.manifest.names, self.anomaly)
-            made.append(replace(found, data={**found.data, "anomaly": score, "anomalous": odd}))
-        return made
 
 # %% ../../nbs/15_apps/06_inspector.ipynb #0fc68693
 INSPECTION = "cv_pipeline inspection 1"  # format of the file
