@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import io
+import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -34,7 +35,7 @@ from .decoding import Decoded, Note, PacketDecoder, Skip
 from .packets import PacketGate
 
 # %% auto #0
-__all__ = ['Rings', 'Kept', 'stream_header', 'PacketRing', 'remuxed', 'film_of', 'PacketTap', 'ClipSettings', 'ClipSink']
+__all__ = ['Make', 'Rings', 'Kept', 'stream_header', 'PacketRing', 'remuxed', 'film_of', 'PacketTap', 'ClipSettings', 'ClipSink']
 
 # %% ../../nbs/04_video/15_clips.ipynb #71483e31
 class Kept(NamedTuple):
@@ -255,10 +256,57 @@ class _Window:
         self.events.append(event)
         return True
 
-# %% ../../nbs/04_video/15_clips.ipynb #e7921bd6
+# %% ../../nbs/04_video/15_clips.ipynb #bfb4077e
+Make = Callable[[], bytes]  # the film of a clip, from what was kept of it
 Rings = Mapping[str, PacketRing]  # source → the packets that are kept of it
 
 
+class _Draft(NamedTuple):
+    "A clip that is to be written."
+
+    path: Path
+    make: Make
+    row: dict[str, Any]  # of clips.jsonl
+
+
+class _ClipWriter:
+    "Makes and writes the clips of a sink in a thread; what goes wrong is raised where the sink is used next."
+
+    def __init__(self, sink: ClipSink, waiting: int = 4):
+        self._sink, self._waiting = sink, waiting
+        self._todo: queue.Queue[_Draft | None] = queue.Queue(waiting)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def take(self, draft: _Draft) -> None:
+        "Write this one soon; waits while too many are waiting."
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="clips", daemon=True)
+            self._thread.start()
+        self._todo.put(draft)
+
+    def check(self) -> None:
+        "Raise what went wrong meanwhile, once."
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def close(self) -> None:
+        "Wait until all are written."
+        if self._thread is not None:
+            self._todo.put(None)
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def _run(self) -> None:
+        while (draft := self._todo.get()) is not None:
+            try:
+                _write(self._sink, draft)
+            except BaseException as e:  # MemoryError too; the others are still tried
+                self._error = self._error or e
+
+# %% ../../nbs/04_video/15_clips.ipynb #e7921bd6
 class ClipSink:
     "Writes a clip for every event; a Sink, and a callback for events (`event`)."
 
@@ -268,12 +316,11 @@ class ClipSink:
         self.folder, self.settings = writable_folder(folder), settings
         sweep_folder(self.folder)  # drafts of a run that was killed
         self.rings: Mapping[str, PacketRing] | None = None  # source → its ring; None: covered pictures
-        self.counts: Counter[str] = Counter()
-        self.problem = ""  # why the last clip that failed did
+        self.counts, self.problem = Counter[str](), ""  # why the last clip that failed did
         self.spare: Rings = {}  # small streams of cameras with two
         self._shots: dict[str, deque[tuple[datetime, bytes]]] = {}
         self._offsets: dict[str, float] = {}  # source → capture time minus time of the stream
-        self._windows: list[_Window] = []
+        self._windows, self._writer = list[_Window](), _ClipWriter(self)
 
     def copy_packets(self, rings: Rings, spare: Rings | None = None) -> None:
         "Clips copy packets: where no picture is covered; `spare`: of small streams, if the others are main."
@@ -290,6 +337,7 @@ class ClipSink:
             self._windows.append(window)
 
     def write(self, result: FrameResult) -> None:
+        self._writer.check()
         frame = result.frame
         if frame.pts is not None:
             self._offsets[frame.source_id] = frame.captured_at.timestamp() - frame.pts
@@ -308,13 +356,14 @@ class ClipSink:
     def close(self) -> None:
         for window in list(self._windows):
             _finish(self, window)
+        self._writer.close()
 
     def summary(self) -> dict[str, Any]:
         "For summary.json."
         how = "copied packets" if self.rings is not None else "covered pictures"
         short = sum(ring.cut_short for ring in (self.rings or {}).values())
         more = {"groups_cut_short": short, "problem": self.problem}
-        return {"of": how, **self.counts, **{key: value for key, value in more.items() if value}}
+        return {"of": how, **dict(self.counts), **{key: value for key, value in more.items() if value}}
 
 # %% ../../nbs/04_video/15_clips.ipynb #e472f8ba
 def _take_shot(sink: ClipSink, result: FrameResult) -> None:
@@ -335,54 +384,60 @@ def _copy_of(
     window: _Window,
     connection: int,
     whole: bool = False,  # the event itself must be in it
-) -> tuple[bytes, float]:  # empty where the ring has nothing
-    "The packets around an event as a film, and how many seconds before it that begins."
+) -> tuple[Make | None, float]:  # None where the ring has nothing
+    "How the packets around an event become a film, and how many seconds before it that begins."
     if ring is None:
-        return b"", 0.0
+        return None, 0.0
     times = (window.since, window.until, window.events[0].at)
     since, until, at = (ring.seconds(when.timestamp(), window.offset) for when in times)
     header, packets = ring.cut(since, until, connection)
     if not (header and packets) or (whole and not packets[0].at <= at <= packets[-1].at):
-        return b"", 0.0
-    return remuxed(header, packets), at - packets[0].at
+        return None, 0.0
+    return lambda: remuxed(header, packets), at - packets[0].at
 
 
-def _film(sink: ClipSink, window: _Window) -> tuple[bytes, float]:
-    "The clip of a window, and how many seconds before the event it begins; empty where nothing is kept."
+def _film(sink: ClipSink, window: _Window) -> tuple[Make | None, float]:
+    "How the clip of a window is made, and how many seconds before the event it begins; None: nothing kept."
     at = window.events[0].at
     if window.source not in (sink.rings or {}):
         kept = list(sink._shots.get(window.source, ()))
         earlier = [shot for shot in kept if shot[0] < window.since]
         shots = earlier[-1:] + [shot for shot in kept if window.since <= shot[0] <= window.until]
-        return (film_of(shots), (at - shots[0][0]).total_seconds()) if shots else (b"", 0.0)
+        return (lambda: film_of(shots), (at - shots[0][0]).total_seconds()) if shots else (None, 0.0)
     main, small = ((rings or {}).get(window.source) for rings in (sink.rings, sink.spare))
     found = _copy_of(main, window, window.connections[0], small is not None)
-    if small is None or found[0]:
+    if small is None or found[0] is not None:
         return found
     sink.counts["from_small"] += 1  # the main stream was away
     return _copy_of(small, window, window.connections[1])
 
 # %% ../../nbs/04_video/15_clips.ipynb #ddb844a9
 def _finish(sink: ClipSink, window: _Window) -> None:
-    "Write a clip, whole or not at all, and record whose it is; only a disk that fails is an error."
+    "Hand a clip to the thread that writes it: what is kept now is what it shows."
     sink._windows.remove(window)
     event = window.events[0]
     path = sink.folder / f"{plain_name(event.event_id or f'{window.source}-{event.frame_id}')}.mp4"
-    try:
-        film, before_s = _film(sink, window)
-    except (av.FFmpegError, ValueError, cv2.error) as e:
-        sink.counts["failed"] += 1
-        sink.problem = f"{path.name}: {type(e).__name__}: {e}"
-        return
-    if not film:
+    make, before_s = _film(sink, window)
+    if make is None:
         sink.counts["empty"] += 1
         return
-    write_whole(path, film, durable=True, private=True)
     row: dict[str, Any] = {"file": path.name, "source": window.source, "at": event.at.isoformat()}
     row |= {"before_s": round(before_s, 2), "covered": sink.rings is None}  # else as the camera saw it
-    append_lines(sink.folder / "clips.jsonl", [row | {"events": [e.event_id for e in window.events]}])
+    sink._writer.take(_Draft(path, make, row | {"events": [e.event_id for e in window.events]}))
+
+
+def _write(sink: ClipSink, draft: _Draft) -> None:
+    "Write a clip, whole or not at all, and record whose it is; only a disk that fails is an error."
+    try:
+        film = draft.make()
+    except (av.FFmpegError, ValueError, cv2.error) as e:
+        sink.problem = f"{draft.path.name}: {type(e).__name__}: {e}"
+        sink.counts["failed"] += 1
+        return
+    write_whole(draft.path, film, durable=True, private=True)
+    append_lines(sink.folder / "clips.jsonl", [draft.row])
     sink.counts["written"] += 1
-    _make_space(sink, path)
+    _make_space(sink, draft.path)
 
 
 def _make_space(sink: ClipSink, newest: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -125,6 +126,7 @@ def test_a_lost_connection_does_not_lose_the_clip(films, tmp_path):
                 sink.event(event(frame.captured_at, "lost"))
             if again == 0 or frame.pts > 4:
                 sink.write(FrameResult(frame, NONE))
+    sink.close()
     assert sink.counts["written"] == 1
     assert rows(tmp_path)[0]["before_s"] >= 3.0
 
@@ -182,6 +184,49 @@ def test_a_disk_that_fails_is_an_error_of_the_sink(films, tmp_path, monkeypatch)
         record(films["plain"], tmp_path)
 
 
+def test_frames_go_on_while_a_clip_is_encoded(tmp_path, monkeypatch):
+    go, made, real = threading.Event(), [], clips.film_of
+
+    def slow(shots):
+        go.wait(60)
+        made.append(len(shots))
+        return real(shots)
+
+    monkeypatch.setattr(clips, "film_of", slow)
+    sink = ClipSink(tmp_path, SHORT)
+    for i in range(60):
+        frame = Frame(np.full((32, 32, 3), 90, np.uint8), "wall", i, NOON + timedelta(seconds=i), float(i))
+        if i in (5, 25):
+            sink.event(event(frame.captured_at, f"e{i}"))
+        sink.write(FrameResult(frame, NONE))
+    assert made == [] and sink.counts["written"] == 0  # both are due, and every frame was taken
+    go.set()
+    sink.close()
+    assert sink.counts["written"] == 2 and [row["file"] for row in rows(tmp_path)] == ["e5.mp4", "e25.mp4"]
+
+
+def test_the_run_learns_of_a_full_disk_with_the_next_frame(tmp_path, monkeypatch):
+    failed = threading.Event()
+
+    def full(path, *what, **how):
+        failed.set()
+        raise SinkError("could not be written: No space left on device", path)
+
+    monkeypatch.setattr(clips, "write_whole", full)
+    sink, taken = ClipSink(tmp_path, SHORT), []
+    with pytest.raises(SinkError, match="No space left"):
+        for i in range(10_000):
+            frame = Frame(np.full((32, 32, 3), 9, np.uint8), "wall", i, NOON + timedelta(seconds=i), float(i))
+            if i == 5:
+                sink.event(event(frame.captured_at, "e5"))
+            if i == 20:
+                assert failed.wait(60)
+            sink.write(FrameResult(frame, NONE))
+            taken.append(i)
+    assert 15 < len(taken) < 10_000
+    sink.close()  # it was raised once
+
+
 def test_a_camera_that_never_gave_a_frame_has_no_clip(tmp_path):
     sink = ClipSink(tmp_path, SHORT)
     sink.copy_packets({})
@@ -217,6 +262,7 @@ def test_the_name_of_an_event_cannot_leave_the_folder(films, tmp_path):
 
 _ENDLESS = """
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from tests.video.test_clips import ClipSink, PacketRing, PacketTap, SHORT, SourceSettings, event, open_source
