@@ -227,15 +227,19 @@ class Trainer(Protocol):
 
     def plan(self) -> dict[str, Any]: ...  # what the run card keeps of its own settings
 
-    def check(self, plan: Mapping[str, Any]) -> None: ...  # before anything is written
+    def check(self, plan: Mapping[str, Any], device: str) -> None: ...  # before anything is written
 
     def size_of(self, model: str | Path) -> int: ...  # picture size that the start was made for
 
     def start_of(self, model: str) -> dict[str, Any]: ...  # what the run card keeps of the start
 
-    def keeper(self, model: str) -> str | Path | None: ...  # the start as a model that labels; None: it cannot
+    def keeper(
+        self, model: str
+    ) -> str | Path | None: ...  # the start as a model that labels; None: it cannot
 
-    def last(self, out: Path, tell: Callable[[Progress], None]) -> tuple[Path | None, int]: ...  # and its epoch
+    def last(
+        self, out: Path, tell: Callable[[Progress], None]
+    ) -> tuple[Path | None, int]: ...  # and its epoch
 
     def fit(
         self,
@@ -254,7 +258,7 @@ class Trainer(Protocol):
 def _plan(data: str | Path, model: str | Path, settings: TrainSettings, trainer: Trainer) -> dict[str, Any]:
     "What was asked for; ConfigError for what the trainer refuses."
     plan = {"data": str(Path(data).resolve()), "model": str(model), **settings.to_dict(), **trainer.plan()}
-    trainer.check(plan)
+    trainer.check(plan, settings.device)
     return plan
 
 
@@ -740,7 +744,7 @@ class Ultralytics:
     def plan(self) -> dict[str, Any]:
         return {}  # run cards say nothing about it: they are older than the choice
 
-    def check(self, plan: Mapping[str, Any]) -> None:
+    def check(self, plan: Mapping[str, Any], device: str) -> None:
         problems = _refused(plan["settings"])
         if problems:
             hint = "its documentation lists their names and values"
