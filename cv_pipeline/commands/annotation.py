@@ -568,15 +568,20 @@ def _show_left_out(rows: Sequence[dict[str, Any]]) -> None:
     "train datasets/v2 --out runs/train/v2",
     "train datasets/v2 --out runs/train/v2 --model models/line --replay datasets/v1 --epochs 40",
     "train datasets/v2 --out runs/train/v2 --resume",
+    "train datasets/v2 --out runs/train/v2 --with rfdetr --model rf-detr-nano.pth --size nano",
     dataset=True,
 )
 def train(
     data: Path,  # dataset version, YOLO folder or data.yaml, with the sides train and val
     *,
     out: Path,  # new folder: becomes a model folder with its run card
-    model: str = "factory_line",  # start: bundled name, model folder, .onnx, .pt; .yaml: random weights
+    # start: bundled name, model folder, .onnx, .pt; .yaml: random weights. RF-DETR: .pth, its run, scratch
+    model: str = "factory_line",
     frozen: Path | None = None,  # manifest of the test set: none of it may be trained on
     resume: bool = False,  # resume the run in --out
+    # package that trains: Ultralytics here (AGPL-3.0), RF-DETR in its own Python (Apache-2.0)
+    with_: Annotated[Literal["ultralytics", "rfdetr"], Opt("--with")] = "ultralytics",
+    rfdetr: Any = fields_of("training.rfdetr:Rfdetr"),
     settings: Any = fields_of(
         "training.train:TrainSettings",
         leave_out="overrides replay.keeper replay.share replay.labelled "
@@ -584,12 +589,14 @@ def train(
         rename={"replay.data": "replay", "replay.teacher": "teacher"},
     ),
 ) -> None:
-    "Train a detector on a dataset version, offline, with albumentations, replay and a run card."
+    "Train a detector on a dataset version, offline, with augmentation, replay and a run card."
     from cv_pipeline.training.train import train as fit
 
-    done = fit(data, out, model, settings, frozen=frozen, resume=resume, progress=tell)
+    trainer = rfdetr if with_ == "rfdetr" else None
+    done = fit(data, out, model, settings, frozen=frozen, resume=resume, progress=tell, trainer=trainer)
+    old = plain(model) if trainer is None else "factory_line"
     say(f"trained: {plain(done.folder)}; next:")
-    say(f"`cv-pipeline gate {plain(done.folder)} --old {plain(model)} --frozen … --out candidates/…`")
+    say(f"`cv-pipeline gate {plain(done.folder)} --old {old} --frozen … --out candidates/…`")
 
 # %% ../../nbs/19_commands/03_annotation.ipynb #09cfb320
 @command(

@@ -38,7 +38,7 @@ from cv_pipeline.inference.manifest import (
     save_manifest,
 )
 from .augment import AUGMENTS
-from .train import Progress, write_card
+from .train import Progress, read_card, write_card
 
 # %% auto #0
 __all__ = ['START', 'SIZES', 'STRIDE', 'coco_folders', 'process_file', 'run_job', 'failure', 'weights_of', 'interpreter',
@@ -387,6 +387,10 @@ class Rfdetr:
 
     def size_of(self, model: str | Path) -> int:
         weights_of(model)
+        if (Path(model) / "run.json").is_file():
+            size = read_card(model)["plan"].get("size", self.size)
+            if size != self.size:
+                raise ConfigError(f"this run has size {size}, not {self.size}", model, f"pass size {size}")
         known = (Path(model) / "manifest.json").is_file()
         return max(load_manifest(model)[0].preprocess.imgsz) if known else SIZES[self.size]
 
@@ -465,8 +469,6 @@ def start_of(model: str) -> dict[str, Any]:
 
 def last_checkpoint(out: Path, tell: Callable[[Progress], None]) -> tuple[Path | None, int]:
     "The checkpoint to continue from and its epoch, as the run card counted it."
-    from cv_pipeline.training.train import read_card
-
     path, epochs = out / "training" / "last.ckpt", read_card(out)["epochs"]
     if not path.is_file() or not epochs:
         return None, 0

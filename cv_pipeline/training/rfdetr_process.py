@@ -151,10 +151,20 @@ def report_epochs(training: Any, lines: Lines) -> None:
 
 
 def network_of(s: dict[str, Any]) -> Any:
-    "The network, from its weights or from nothing."
+    "The network, from its weights or from nothing; ValueError for weights that fit in part."
+    import logging
+
     import rfdetr
 
-    return getattr(rfdetr, f"RFDETR{s['size'].capitalize()}")(**network_settings(s))
+    heard: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("rf-detr").addHandler(listener)
+    network = getattr(rfdetr, f"RFDETR{s['size'].capitalize()}")(**network_settings(s))
+    logging.getLogger("rf-detr").removeHandler(listener)
+    if partly := [text for text in heard if "loaded only partially" in text]:
+        raise ValueError(partly[0])  # a warning there: the rest of the network would be noise
+    return network
 
 
 def fit(s: dict[str, Any], lines: Lines) -> None:

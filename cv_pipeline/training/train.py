@@ -545,7 +545,7 @@ def _agreed(out: Path, plan: dict[str, Any], default: Mapping[str, Any], kind: s
     finished."""
     card = read_card(out)
     if trained_with(card) != kind:
-        hint = f"resume it with trainer {trained_with(card)}, or train into a new folder"
+        hint = f"resume it with `--with {trained_with(card)}` (trainer= in Python), or use a new folder"
         raise ConfigError(f"this run is trained with {trained_with(card)}, not {kind}", out, hint)
     if card["state"] == "finished":
         raise ConfigError(

@@ -2,6 +2,7 @@
 boxes in every picture, those of `detr.onnx`. RFDETR_STUB says how it fails."""
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -34,6 +35,8 @@ class RFDETR:
         start = settings.get("pretrain_weights")
         if start and not Path(start).read_bytes().startswith(b"{"):
             raise ValueError("invalid load key in these weights")
+        if MODE == "partly":
+            logging.getLogger("rf-detr").warning("Pretrained weights at %r loaded only partially", start)
         print("| a table | on stdout |")
 
     def train(self, **s):
