@@ -145,7 +145,8 @@ def run_job(
         except OSError as e:
             hint = "give the Python of an environment that has rfdetr"
             raise ConfigError(f"this interpreter does not start: {e.strerror}", python, hint) from e
-    watch = threading.Timer(limit_s, child.kill) if limit_s else None
+    late = threading.Event()
+    watch = threading.Timer(limit_s, lambda: (late.set(), child.kill())) if limit_s else None
     last: dict[str, Any] = {}
     try:
         if watch is not None:
@@ -161,6 +162,9 @@ def run_job(
         if watch is not None:
             watch.cancel()
         _end(child)
+    if late.is_set():
+        hint = "give the Python of an environment that has rfdetr"
+        raise BackendError(f"this program did not end within {limit_s:g} s", python, hint)
     if last.get("what") == "failed" or child.returncode:
         raise failure(last, child.returncode, job, python, log)
     return last

@@ -133,18 +133,18 @@ def check(s: dict[str, Any], lines: Lines) -> None:
 # %% ../../nbs/08_training/07_rfdetr_process.ipynb #2c88cd50
 def report_epochs(training: Any, lines: Lines) -> None:
     "Make every trainer that `rfdetr.training` builds report its epochs."
-    from pytorch_lightning import Callback
+    from pytorch_lightning.callbacks import Checkpoint
 
     build = training.build_trainer
 
-    class Report(Callback):
+    class Report(Checkpoint):  # Lightning calls these after all others
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
             seen = {k: float(v) for k, v in trainer.callback_metrics.items()}
             lines.ask("epoch", epoch=int(trainer.current_epoch) + 1, metrics=seen)
 
     def built(*args: Any, **kwargs: Any) -> Any:
         trainer = build(*args, **kwargs)
-        trainer.callbacks.append(Report())  # behind those that write checkpoints
+        trainer.callbacks.append(Report())  # after those that write checkpoints
         return trainer
 
     training.build_trainer = built

@@ -950,7 +950,8 @@ def train(
                 out,
                 "use a new folder; set resume=True to continue an interrupted run",
             )
-        plan["imgsz"] = plan["imgsz"] or with_.size_of(model)
+        made_for = with_.size_of(model)
+        plan["imgsz"] = plan["imgsz"] or made_for
         return _start(out, plan, frozen, resume, progress, how)
 
 # %% ../../nbs/08_training/03_train.ipynb #be8376e6

@@ -10,6 +10,8 @@ import signal
 import zipfile
 from pathlib import Path
 
+from pytorch_lightning.callbacks import Checkpoint
+
 from rfdetr import training as parts
 from rfdetr.config import ModelConfig
 
@@ -21,6 +23,17 @@ MODE = os.environ.get("RFDETR_STUB", "")
 class Listed(list):
     def tolist(self):
         return list(self)
+
+
+class Last(Checkpoint):
+    "Writes last.ckpt."
+
+    def __init__(self, out):
+        self.path = Path(out) / "last.ckpt"
+
+    def on_train_epoch_end(self, trainer, module):
+        with zipfile.ZipFile(self.path, "w") as file:
+            file.writestr("epoch", str(trainer.current_epoch + 1))
 
 
 class Found:
@@ -45,7 +58,7 @@ class RFDETR:
         assert all((Path(s["dataset_dir"]) / "train" / i["file_name"]).is_file() for i in book["images"])
         self.class_names = [c["name"] for c in book["categories"]]
         self.sizes = {i["file_name"]: [i["width"], i["height"]] for i in valid["images"]}
-        out, trainer, first = Path(s["output_dir"]), parts.build_trainer(s), 0
+        out, trainer, first = Path(s["output_dir"]), parts.build_trainer(Last(s["output_dir"])), 0
         if s["resume"]:
             with zipfile.ZipFile(s["resume"]) as file:
                 first = json.loads(file.read("epoch"))
@@ -59,10 +72,9 @@ class RFDETR:
             print(f"Epoch {epoch}")
             if epoch == 1:
                 self.fail()
-            with zipfile.ZipFile(out / "last.ckpt", "w") as file:
-                file.writestr("epoch", str(epoch + 1))
-            for callback in trainer.callbacks:
-                callback.on_train_epoch_end(trainer, self)
+            for late in (False, True):  # as Lightning does: checkpoints are written among the late ones
+                for callback in (c for c in trainer.callbacks if isinstance(c, Checkpoint) == late):
+                    callback.on_train_epoch_end(trainer, self)
         kept = {"names": self.class_names, "sizes": self.sizes, "imgsz": self.model_config.resolution}
         (out / "checkpoint_best_total.pth").write_text(json.dumps(kept))
 

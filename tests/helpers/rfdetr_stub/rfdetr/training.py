@@ -2,9 +2,9 @@
 
 
 class Trainer:
-    def __init__(self):
-        self.callbacks, self.current_epoch, self.callback_metrics = [], 0, {}
+    def __init__(self, callbacks):
+        self.callbacks, self.current_epoch, self.callback_metrics = list(callbacks), 0, {}
 
 
-def build_trainer(*settings):
-    return Trainer()
+def build_trainer(*callbacks):
+    return Trainer(callbacks)

@@ -1,5 +1,1 @@
 """What the trainer asks of Lightning."""
-
-
-class Callback:
-    pass
