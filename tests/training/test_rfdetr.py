@@ -353,18 +353,20 @@ def test_the_real_package_trains_exports_and_agrees(data, tmp_path):
     python = os.environ.get("CV_PIPELINE_RFDETR_PYTHON")
     if not python:
         pytest.skip("CV_PIPELINE_RFDETR_PYTHON does not name a Python that has rfdetr")
-    small = {"num_queries": 30, "num_select": 30, "group_detr": 2}
-    run = train(
-        data,
-        tmp_path / "run",
-        "scratch",
-        replace(QUICK, epochs=1, overrides=small),
-        trainer=R.Rfdetr(python=python),
-    )
-    assert run.card["state"] == "finished" and run.card["model"]["agreement with rfdetr"]["pictures"] == 3
+    how = {"num_queries": 30, "num_select": 30, "group_detr": 2}
+
+    def interrupt(p):
+        if p.epoch == 1:
+            raise KeyboardInterrupt
+
+    settings, trainer = replace(QUICK, epochs=2, overrides=how), R.Rfdetr(python=python)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run", "scratch", settings, trainer=trainer, progress=interrupt)
+    run = train(data, tmp_path / "run", resume=True, trainer=trainer)
+    assert run.card["state"] == "finished" and run.card["resumed"][0]["after_epoch"] == 1
+    assert [e["epoch"] for e in run.card["epochs"]] == [1, 2]
+    assert run.card["model"]["agreement with rfdetr"]["pictures"] == 3
     assert run.card["versions"]["rfdetr"] != "not installed"
     model = load_model(run.folder, threads=1)
-    assert (
-        model.manifest.names == CLASS_NAMES
-        and len(model.predict([read_image(read_dataset(data)[0].path)])) == 1
-    )
+    image = read_image(read_dataset(data)[0].path)
+    assert model.manifest.names == CLASS_NAMES and len(model.predict([image])) == 1
