@@ -540,7 +540,9 @@ def _last_checkpoint(
     return None, 0
 
 # %% ../../nbs/08_training/03_train.ipynb #05782f38
-def _agreed(out: Path, plan: dict[str, Any], default: Mapping[str, Any], kind: str) -> dict[str, Any]:
+def _agreed(
+    out: Path, plan: dict[str, Any], default: Mapping[str, Any], kind: str = "ultralytics"
+) -> dict[str, Any]:
     """The plan of the run in this folder; ConfigError when something else is asked for now, or when it is
     finished."""
     card = read_card(out)
