@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -584,7 +585,7 @@ def train(
     rfdetr: Any = fields_of("training.rfdetr:Rfdetr"),
     settings: Any = fields_of(
         "training.train:TrainSettings",
-        leave_out="overrides replay.keeper replay.share replay.labelled "
+        leave_out="overrides trainer replay.keeper replay.share replay.labelled "
         "replay.sure replay.unsure replay.doubt",
         rename={"replay.data": "replay", "replay.teacher": "teacher"},
     ),
@@ -592,9 +593,10 @@ def train(
     "Train a detector on a dataset version, offline, with augmentation, replay and a run card."
     from cv_pipeline.training.train import train as fit
 
-    trainer = rfdetr if with_ == "rfdetr" else None
-    done = fit(data, out, model, settings, frozen=frozen, resume=resume, progress=tell, trainer=trainer)
-    old = plain(model) if trainer is None else "factory_line"
+    own = with_ == "rfdetr"
+    settings = replace(settings, trainer=rfdetr) if own else settings
+    done = fit(data, out, model, settings, frozen=frozen, resume=resume, progress=tell)
+    old = "factory_line" if own else plain(model)
     say(f"trained: {plain(done.folder)}; next:")
     say(f"`cv-pipeline gate {plain(done.folder)} --old {old} --frozen … --out candidates/…`")
 

@@ -41,14 +41,14 @@ from .augment import AUGMENTS
 from .train import Progress, read_card, write_card
 
 # %% auto #0
-__all__ = ['START', 'SIZES', 'STRIDE', 'coco_folders', 'process_file', 'run_job', 'failure', 'weights_of', 'interpreter',
+__all__ = ['START', 'Tell', 'SIZES', 'STRIDE', 'coco_folders', 'process_file', 'run_job', 'failure', 'weights_of', 'interpreter',
            'agreement', 'check_agreement', 'Rfdetr', 'start_of', 'last_checkpoint', 'fit', 'export']
 
 # %% ../../nbs/08_training/08_rfdetr.ipynb #ff54e032
 def _linked(source: Path, target: Path) -> None:
     "The same file under another name; a copy where the disk has no links."
     try:
-        os.link(source, target)
+        target.symlink_to(source.resolve())
     except OSError:
         copy_file(source, target)
 
@@ -206,6 +206,7 @@ def failure(
     return (ConfigError if kind == "settings" else BackendError)(why, python if job == "check" else log, hint)
 
 # %% ../../nbs/08_training/08_rfdetr.ipynb #0a39d164
+Tell = Callable[[Progress], None]
 SIZES = {"nano": 384, "small": 512, "medium": 576, "large": 704}  # picture size in pixels, of rfdetr 1.11
 STRIDE = 32  # patches of 16 pixels, in windows of two
 _OWNED = {
@@ -243,7 +244,7 @@ def weights_of(
 def interpreter(
     python: str | Path | None,  # None: as the environment variable CV_PIPELINE_RFDETR_PYTHON says
 ) -> str:
-    "The Python that has rfdetr; ConfigError where none is named or it is not there."
+    "The Python that has rfdetr; ConfigError where none is named or found."
     given = str(python or os.environ.get("CV_PIPELINE_RFDETR_PYTHON", "").strip())
     hint = 'python -m venv /opt/rfdetr, /opt/rfdetr/bin/pip install "rfdetr[train,onnx]", and pass its Python'
     if not given:
@@ -274,7 +275,7 @@ def agreement(
     close = np.abs(np.array([r[1] for r in firm])[:, None] - ours.confidence[None]) <= 0.1
     return float(np.abs(scores).max(initial=0)), len(firm), int((same & near & close).any(axis=1).sum())
 
-
+# %% ../../nbs/08_training/08_rfdetr.ipynb #36110fc0
 def check_agreement(
     folder: Path,  # the model folder
     pictures: Sequence[Path],
@@ -339,7 +340,7 @@ def _manifest(out: Path, card: Mapping[str, Any]) -> ModelManifest:
         training=about,
     )
 
-
+# %% ../../nbs/08_training/08_rfdetr.ipynb #fbad1570
 def _note_epoch(
     event: Mapping[str, Any], out: Path, card: dict[str, Any], began: float, tell: Callable[[Progress], None]
 ) -> None:
@@ -360,7 +361,7 @@ def _note_epoch(
 # %% ../../nbs/08_training/08_rfdetr.ipynb #87f5241c
 @dataclass(frozen=True)
 class Rfdetr:
-    "RF-DETR in an environment of its own, for `train(…, trainer=Rfdetr())`."
+    "RF-DETR in an environment of its own, for `TrainSettings(trainer=Rfdetr())`."
 
     size: Literal["nano", "small", "medium", "large"] = "nano"  # of the network of RF-DETR
     # Python that has rfdetr; None: of the environment variable CV_PIPELINE_RFDETR_PYTHON
@@ -404,20 +405,13 @@ class Rfdetr:
     def keeper(self, model: str) -> str | None:
         return model if (Path(model) / "manifest.json").is_file() else None
 
-    def last(self, out: Path, tell: Callable[[Progress], None]) -> tuple[Path | None, int]:
+    def last(self, out: Path, tell: Tell) -> tuple[Path | None, int]:
         return last_checkpoint(out, tell)
 
-    def fit(
-        self,
-        out: Path,
-        card: dict[str, Any],
-        device: str,
-        last: Path | None,
-        tell: Callable[[Progress], None],
-    ) -> None:
+    def fit(self, out: Path, card: dict[str, Any], device: str, last: Path | None, tell: Tell) -> None:
         fit(interpreter(self.python), out, card, device, last, tell)
 
-    def export(self, out: Path, card: dict[str, Any], tell: Callable[[Progress], None]) -> None:
+    def export(self, out: Path, card: dict[str, Any], tell: Tell) -> None:
         export(interpreter(self.python), out, card, tell)
 
     def versions(self) -> dict[str, str]:
@@ -509,7 +503,7 @@ def fit(
     if not card["epochs"]:
         raise BackendError("the training reported no epoch", place, "a version of rfdetr that was not tried")
 
-
+# %% ../../nbs/08_training/08_rfdetr.ipynb #a36b6367
 def export(python: str, out: Path, card: dict[str, Any], tell: Callable[[Progress], None]) -> None:
     "The model folder: model.onnx, its manifest, model.pth to continue from; checked against the package."
     place, plan = (out / "training").resolve(), card["plan"]

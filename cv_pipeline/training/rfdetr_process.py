@@ -39,7 +39,7 @@ class Lines:
 
 
 def listen_to_parent() -> threading.Semaphore:  # one more for each byte that the parent sends
-    "Hear the process that started this one, and end when it is not there any more: its pipe closes."
+    "Hear the process that started this one, and end with it: its pipe closes."
     heard = threading.Semaphore(0)
 
     def wait() -> None:

@@ -191,11 +191,12 @@ class TrainSettings:
     augment: Literal["none", "usual", "strong"] | Augment | Mapping[str, Any] | None = "usual"
     seed: int = 0  # random seed of everything that is drawn, from 0
     device: str = "cpu"  # processor or card as PyTorch calls it: cpu, 0, …
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # of Ultralytics' trainer, e.g. {"lr0": 0.001}
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # of the package's own, e.g. {"lr0": 0.001}
+    trainer: Trainer | None = None  # package that trains; None: Ultralytics
 
     def __post_init__(self):
         object.__setattr__(self, "overrides", dict(self.overrides or {}))
-        size, owned = self.imgsz, sorted(set(self.overrides) & _OWNED)
+        size, owned = self.imgsz, sorted(set(self.overrides) & _OWNED if self.trainer is None else ())
         rules = [
             (is_whole(self.epochs, 1), f"epochs: {self.epochs!r} is not a whole number from 1"),
             (size is None or is_whole(size, 32), f"imgsz: {size!r} is not a whole number from 32"),
@@ -203,6 +204,10 @@ class TrainSettings:
             (is_whole(self.seed, 0), f"seed: {self.seed!r} is not a whole number from 0"),
             (isinstance(self.replay, Replay | None), f"replay: {self.replay!r} is not a Replay"),
             (not owned, f"overrides: {', '.join(owned)} are set by this package, not by overrides"),
+            (
+                self.trainer is None or hasattr(self.trainer, "fit"),
+                f"trainer: {self.trainer!r} is not a Trainer",
+            ),
         ]
         check_rules("settings of the training", self, rules)
         augment_settings(self.augment)
@@ -547,7 +552,7 @@ def _agreed(
     finished."""
     card = read_card(out)
     if trained_with(card) != kind:
-        hint = f"resume it with `--with {trained_with(card)}` (trainer= in Python), or use a new folder"
+        hint = f"resume it with `--with {trained_with(card)}` (TrainSettings.trainer), or use a new folder"
         raise ConfigError(f"this run is trained with {trained_with(card)}, not {kind}", out, hint)
     if card["state"] == "finished":
         raise ConfigError(
@@ -927,10 +932,10 @@ def train(
     resume: bool = False,  # continue the run in `out`, with its settings
     progress: Callable[[Progress], None] = lambda p: None,
     now: Callable[[], datetime] = utc_now,
-    trainer: Trainer | None = None,  # package that trains; None: Ultralytics
 ) -> TrainRun:
-    "Train a detector; MissingExtraError without the extra `train`, unless another trainer is given."
-    use, with_ = settings or TrainSettings(), trainer or Ultralytics()
+    "Train a detector; MissingExtraError where Ultralytics is to train without the extra `train`."
+    use = settings or TrainSettings()
+    with_ = use.trainer or Ultralytics()
     out, how = Path(out), {"device": use.device, "now": now, "trainer": with_}
     plan = _plan(data, model, use, with_)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -51,6 +51,10 @@ def data(tmp_path_factory):
     return folder
 
 
+def fit(data, out, model="factory_line", settings=None, *, trainer, **how):
+    return train(data, out, model, replace(settings or TrainSettings(), trainer=trainer), **how)
+
+
 @pytest.fixture
 def rf(python):
     return R.Rfdetr(python=python)
@@ -61,7 +65,7 @@ def done(data, python, tmp_path_factory):
     "A finished run, and what it reported."
     heard, out = [], tmp_path_factory.mktemp("done") / "run"
     trainer = R.Rfdetr(python=python)
-    return train(data, out, "scratch", QUICK, trainer=trainer, progress=heard.append), heard
+    return fit(data, out, "scratch", QUICK, trainer=trainer, progress=heard.append), heard
 
 
 def test_a_finished_run_is_a_model_folder_with_a_history(done, data):
@@ -95,7 +99,7 @@ def test_the_package_gets_every_box_in_the_order_of_the_classes(data, tmp_path):
 
 
 def test_a_run_starts_from_another_one(done, data, rf, tmp_path):
-    run = train(data, tmp_path / "run", done[0].folder, replace(QUICK, imgsz=None), trainer=rf)
+    run = fit(data, tmp_path / "run", done[0].folder, replace(QUICK, imgsz=None), trainer=rf)
     assert run.card["parent"]["kind"] == "pth" and len(run.card["parent"]["sha256"]) == 64
     assert run.card["plan"]["imgsz"] == 96 and (tmp_path / "run" / "start.pth").is_file()
 
@@ -105,11 +109,11 @@ def test_old_pictures_are_replayed_and_the_test_set_is_kept_out(data, rf, tmp_pa
     for side, seed, n in (("train", 700, 4), ("val", 760, 2)):
         write_dataset(old, (shrunk(*p, 96) for p in domain_randomised(seed, n)), ["yolo"], side)
     how = replace(QUICK, replay=Replay(old, share=0.5))
-    run = train(data, tmp_path / "run", "scratch", how, trainer=rf)
+    run = fit(data, tmp_path / "run", "scratch", how, trainer=rf)
     assert run.card["data"]["pictures"]["train old"] == 3
     freeze(old, tmp_path / "frozen.json", "val")
     with pytest.raises(LeakError, match="in the training data"):
-        train(data, tmp_path / "leak", "scratch", how, trainer=rf, frozen=tmp_path / "frozen.json")
+        fit(data, tmp_path / "leak", "scratch", how, trainer=rf, frozen=tmp_path / "frozen.json")
     assert not (tmp_path / "leak").exists()
 
 
@@ -141,11 +145,11 @@ def test_the_gate_judges_it_like_any_other(done, tmp_path):
 def test_a_failure_says_what_to_do_and_the_run_goes_on(mode, what, data, rf, tmp_path, monkeypatch):
     monkeypatch.setenv("RFDETR_STUB", mode)
     with pytest.raises(BackendError, match=what):
-        train(data, tmp_path / "run", "scratch", QUICK, trainer=rf)
+        fit(data, tmp_path / "run", "scratch", QUICK, trainer=rf)
     card = read_card(tmp_path / "run")
     assert card["state"] == "training" and [e["epoch"] for e in card["epochs"]] == [1]
     monkeypatch.delenv("RFDETR_STUB")
-    run = train(data, tmp_path / "run", resume=True, trainer=rf)
+    run = fit(data, tmp_path / "run", resume=True, trainer=rf)
     assert [e["epoch"] for e in run.card["epochs"]] == [1, 2, 3] and run.card["state"] == "finished"
     assert run.card["resumed"][0]["after_epoch"] == 1
 
@@ -153,11 +157,11 @@ def test_a_failure_says_what_to_do_and_the_run_goes_on(mode, what, data, rf, tmp
 def test_a_checkpoint_that_was_cut_off_is_not_continued_from(data, rf, tmp_path, monkeypatch):
     monkeypatch.setenv("RFDETR_STUB", "error")
     with pytest.raises(BackendError):
-        train(data, tmp_path / "run", "scratch", QUICK, trainer=rf)
+        fit(data, tmp_path / "run", "scratch", QUICK, trainer=rf)
     monkeypatch.delenv("RFDETR_STUB")
     (tmp_path / "run" / "training" / "last.ckpt").write_bytes(b"half of it")
     heard = []
-    run = train(data, tmp_path / "run", resume=True, trainer=rf, progress=heard.append)
+    run = fit(data, tmp_path / "run", resume=True, trainer=rf, progress=heard.append)
     assert any("last.ckpt is unreadable" in str(p) for p in heard)
     assert [e["epoch"] for e in run.card["epochs"]] == [1, 2, 3]
 
@@ -166,11 +170,11 @@ def test_a_checkpoint_that_was_cut_off_is_not_continued_from(data, rf, tmp_path,
 def test_an_export_that_is_not_what_was_trained_is_refused(mode, what, data, rf, tmp_path, monkeypatch):
     monkeypatch.setenv("RFDETR_STUB", mode)
     with pytest.raises(BackendError, match=what):
-        train(data, tmp_path / "run", "scratch", QUICK, trainer=rf)
+        fit(data, tmp_path / "run", "scratch", QUICK, trainer=rf)
     assert read_card(tmp_path / "run")["state"] == "trained"
     monkeypatch.delenv("RFDETR_STUB")
     heard = []
-    run = train(data, tmp_path / "run", resume=True, trainer=rf, progress=heard.append)
+    run = fit(data, tmp_path / "run", resume=True, trainer=rf, progress=heard.append)
     assert run.card["state"] == "finished" and [p.what for p in heard] == ["note", "export"]
 
 
@@ -183,11 +187,11 @@ def test_an_interrupt_leaves_no_process_behind(data, rf, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(data, tmp_path / "run", "scratch", QUICK, trainer=rf, progress=interrupt)
+        fit(data, tmp_path / "run", "scratch", QUICK, trainer=rf, progress=interrupt)
     jobs = [child for child in started if child.args[0] == str(rf.python)]
     assert len(jobs) == 2 and all(child.returncode is not None for child in jobs)
     assert [e["epoch"] for e in read_card(tmp_path / "run")["epochs"]] == [1, 2]
-    run = train(data, tmp_path / "run", resume=True, trainer=rf)
+    run = fit(data, tmp_path / "run", resume=True, trainer=rf)
     assert [e["epoch"] for e in run.card["epochs"]] == [1, 2, 3]
 
 
@@ -196,8 +200,9 @@ import sys
 from cv_pipeline.training.rfdetr import Rfdetr
 from cv_pipeline.training.train import TrainSettings, train
 tell = lambda p: print(p.what, p.epoch, flush=True)
-how = TrainSettings(epochs=3, imgsz=96, batch=4, augment="none")
-train(sys.argv[1], sys.argv[2], "scratch", how, trainer=Rfdetr(python=sys.argv[3]), progress=tell)
+trainer = Rfdetr(python=sys.argv[3])
+how = TrainSettings(epochs=3, imgsz=96, batch=4, augment="none", trainer=trainer)
+train(sys.argv[1], sys.argv[2], "scratch", how, progress=tell)
 """
 
 
@@ -222,7 +227,7 @@ def test_a_killed_parent_takes_the_trainer_along(data, python, tmp_path):
     parent.communicate()
     assert len(children) == 1
     until(lambda: not Path(f"/proc/{children[0]}").exists())
-    run = train(data, tmp_path / "run", resume=True, trainer=R.Rfdetr(python=python))
+    run = fit(data, tmp_path / "run", resume=True, trainer=R.Rfdetr(python=python))
     assert [e["epoch"] for e in run.card["epochs"]] == [1, 2, 3]
 
 
@@ -240,18 +245,18 @@ def test_an_interpreter_that_cannot_train(data, tmp_path, monkeypatch):
         (empty, r'rfdetr cannot be imported.*pip install "rfdetr\[train,onnx\]"'),
     ):
         with pytest.raises((ConfigError, BackendError), match=what):
-            train(data, tmp_path / "run", "scratch", QUICK, trainer=R.Rfdetr(python=given))
+            fit(data, tmp_path / "run", "scratch", QUICK, trainer=R.Rfdetr(python=given))
     script = tmp_path / "script"
     script.write_text("no program")
     script.chmod(0o755)
     with pytest.raises(ConfigError, match="this interpreter does not start"):
-        train(data, tmp_path / "run", "scratch", QUICK, trainer=R.Rfdetr(python=script))
+        fit(data, tmp_path / "run", "scratch", QUICK, trainer=R.Rfdetr(python=script))
     assert not (tmp_path / "run").exists()
 
 
 def test_the_environment_variable_names_the_interpreter(data, python, tmp_path, monkeypatch):
     monkeypatch.setenv("CV_PIPELINE_RFDETR_PYTHON", str(python))
-    assert train(data, tmp_path / "run", "scratch", QUICK, trainer=R.Rfdetr()).card["state"] == "finished"
+    assert fit(data, tmp_path / "run", "scratch", QUICK, trainer=R.Rfdetr()).card["state"] == "finished"
 
 
 @pytest.mark.parametrize(
@@ -263,49 +268,52 @@ def test_the_environment_variable_names_the_interpreter(data, python, tmp_path, 
         ({"imgsz": 100}, "100 is not a multiple of 32"),
         ({"augment": "strong"}, "RF-DETR has its own augmentation"),
         ({"device": "0"}, "no CUDA card"),
+        ({"overrides": {"batch_size": 2, "device": "cuda"}}, "batch_size, device are set by this package"),
     ],
 )
 def test_settings_that_make_no_sense(how, what, data, rf, tmp_path):
     with pytest.raises(ConfigError, match=what):
-        train(data, tmp_path / "run", "scratch", replace(QUICK, **how), trainer=rf)
+        fit(data, tmp_path / "run", "scratch", replace(QUICK, **how), trainer=rf)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_start_that_makes_no_sense(data, rf, tmp_path):
     with pytest.raises(ConfigError, match="RF-DETR cannot start from 'factory_line'"):
-        train(data, tmp_path / "run", settings=QUICK, trainer=rf)
+        fit(data, tmp_path / "run", settings=QUICK, trainer=rf)
     with pytest.raises(BackendError, match="nothing is downloaded"):
-        train(data, tmp_path / "run", tmp_path / "rf-detr-nano.pth", QUICK, trainer=rf)
+        fit(data, tmp_path / "run", tmp_path / "rf-detr-nano.pth", QUICK, trainer=rf)
     assert not (tmp_path / "run").exists()
     (tmp_path / "bad.pth").write_bytes(b"no weights")
     with pytest.raises(BackendError, match="unusable weights.*belongs to this size"):
-        train(data, tmp_path / "run", tmp_path / "bad.pth", QUICK, trainer=rf)
+        fit(data, tmp_path / "run", tmp_path / "bad.pth", QUICK, trainer=rf)
     with pytest.raises(ConfigError, match="size: 'huge' is unknown"):
         R.Rfdetr("huge")
+    with pytest.raises(ConfigError, match="trainer: 'rfdetr' is not a Trainer"):
+        TrainSettings(trainer="rfdetr")
 
 
 def test_weights_that_fit_in_part_are_refused(done, data, rf, python, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="this run has size nano, not small"):
-        train(data, tmp_path / "no", done[0].folder, QUICK, trainer=R.Rfdetr("small", python))
+        fit(data, tmp_path / "no", done[0].folder, QUICK, trainer=R.Rfdetr("small", python))
     assert not (tmp_path / "no").exists()
     monkeypatch.setenv("RFDETR_STUB", "partly")
     with pytest.raises(BackendError, match="unusable weights.*loaded only partially"):
-        train(data, tmp_path / "run", done[0].folder, QUICK, trainer=rf)
+        fit(data, tmp_path / "run", done[0].folder, QUICK, trainer=rf)
 
 
 def test_a_run_belongs_to_its_trainer_and_size(data, rf, python, tmp_path, monkeypatch):
     monkeypatch.setenv("RFDETR_STUB", "error")
     with pytest.raises(BackendError):
-        train(data, tmp_path / "run", "scratch", QUICK, trainer=R.Rfdetr("small", python))
+        fit(data, tmp_path / "run", "scratch", QUICK, trainer=R.Rfdetr("small", python))
     monkeypatch.delenv("RFDETR_STUB")
     with pytest.raises(ConfigError, match="epochs: 3 stored, 9 given"):
-        train(data, tmp_path / "run", settings=replace(QUICK, epochs=9), resume=True, trainer=rf)
+        fit(data, tmp_path / "run", settings=replace(QUICK, epochs=9), resume=True, trainer=rf)
     other = shutil.copytree(tmp_path / "run", tmp_path / "other")
     card = json.loads((other / "run.json").read_text())
     (other / "run.json").write_text(json.dumps({**card, "plan": {**card["plan"], "size": "medium"}}))
     with pytest.raises(ConfigError, match="size: 'medium' stored, 'small' given"):
-        train(data, other, resume=True, trainer=R.Rfdetr("small", python))
-    run = train(data, tmp_path / "run", resume=True, trainer=rf)  # the default size is no other wish
+        fit(data, other, resume=True, trainer=R.Rfdetr("small", python))
+    run = fit(data, tmp_path / "run", resume=True, trainer=rf)  # the default size is no other wish
     assert run.card["plan"]["size"] == "small"
 
 
@@ -361,8 +369,8 @@ def test_the_real_package_trains_exports_and_agrees(data, tmp_path):
 
     settings, trainer = replace(QUICK, epochs=2, overrides=how), R.Rfdetr(python=python)
     with pytest.raises(KeyboardInterrupt):
-        train(data, tmp_path / "run", "scratch", settings, trainer=trainer, progress=interrupt)
-    run = train(data, tmp_path / "run", resume=True, trainer=trainer)
+        fit(data, tmp_path / "run", "scratch", settings, trainer=trainer, progress=interrupt)
+    run = fit(data, tmp_path / "run", resume=True, trainer=trainer)
     assert run.card["state"] == "finished" and run.card["resumed"][0]["after_epoch"] == 1
     assert [e["epoch"] for e in run.card["epochs"]] == [1, 2]
     assert run.card["model"]["agreement with rfdetr"]["pictures"] == 3
