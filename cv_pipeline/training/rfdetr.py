@@ -146,7 +146,12 @@ def run_job(
             hint = "give the Python of an environment that has rfdetr"
             raise ConfigError(f"this interpreter does not start: {e.strerror}", python, hint) from e
     late = threading.Event()
-    watch = threading.Timer(limit_s, lambda: (late.set(), child.kill())) if limit_s else None
+
+    def stop() -> None:
+        late.set()
+        child.kill()
+
+    watch = threading.Timer(limit_s, stop) if limit_s else None
     last: dict[str, Any] = {}
     try:
         if watch is not None:
@@ -311,12 +316,12 @@ def _manifest(out: Path, card: Mapping[str, Any]) -> ModelManifest:
     "The manifest of the model folder; thresholds are the parent's until the gate sets them."
     plan, names = card["plan"], tuple(card["data"]["names"])
     post = PostprocessSpec.from_dict(card["parent"]["postprocess"] or {})
-    tables = {
+    tables: dict[str, Any] = {
         k: {n: v for n, v in getattr(post, k).items() if n in names}
         for k in ("class_conf", "class_accept_conf", "class_policy")
     }
     best = next(e for e in card["epochs"] if e["epoch"] == card["best_epoch"])
-    colours = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    colours: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     about = {
         "run": card["run"],
         "with": "rfdetr",
@@ -440,17 +445,11 @@ def _settings(
     "What the other process reads."
     place = f"cuda:{device}" if device.isdigit() else device
     paths = {"data": str(out / "coco"), "out": str(out), "weights": weights and str(weights)}
+    paths["resume"] = resume and str(resume)
     asked = {k: plan[k] for k in ("size", "epochs", "batch", "seed")}
     asked |= {"imgsz": plan["imgsz"] or SIZES[plan["size"]], "overrides": plan["settings"]}
     augment = plan["augment"] != AUGMENTS["none"].to_dict()
-    return {
-        **asked,
-        **paths,
-        "names": list(names),
-        "device": place,
-        "augment": augment,
-        "resume": resume and str(resume),
-    }
+    return {**asked, **paths, "names": list(names), "device": place, "augment": augment}
 
 
 def start_of(model: str) -> dict[str, Any]:
