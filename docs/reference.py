@@ -126,6 +126,7 @@ ENVIRONMENT = {  # what a user may set
     "CV_PIPELINE_OPERATOR": "password of the fleet page, and token of its interface",
     "CV_PIPELINE_PNNX": "the program pnnx: NCNN files",
     "CV_PIPELINE_PRIVACY_OFF": "a reason: copies of stored pictures are not covered; it is stamped on them",
+    "CV_PIPELINE_RFDETR_PYTHON": "Python of an environment that has rfdetr, for `train --with rfdetr`",
     "CV_PIPELINE_TRACEBACK": "1: an error is printed with its whole traceback",
     "CV_PIPELINE_TRUST_CHECKPOINTS": "1: opens any checkpoint of torch; only for files of your own",
     "CV_PIPELINE_WIDGETS": "1: panels are widgets, 0: still cards; else by what started the kernel",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -568,28 +569,36 @@ def _show_left_out(rows: Sequence[dict[str, Any]]) -> None:
     "train datasets/v2 --out runs/train/v2",
     "train datasets/v2 --out runs/train/v2 --model models/line --replay datasets/v1 --epochs 40",
     "train datasets/v2 --out runs/train/v2 --resume",
+    "train datasets/v2 --out runs/train/v2 --with rfdetr --model rf-detr-nano.pth --size nano",
     dataset=True,
 )
 def train(
     data: Path,  # dataset version, YOLO folder or data.yaml, with the sides train and val
     *,
     out: Path,  # new folder: becomes a model folder with its run card
-    model: str = "factory_line",  # start: bundled name, model folder, .onnx, .pt; .yaml: random weights
+    # start: bundled name, model folder, .onnx, .pt; .yaml: random weights. RF-DETR: .pth, its run, scratch
+    model: str = "factory_line",
     frozen: Path | None = None,  # manifest of the test set: none of it may be trained on
     resume: bool = False,  # resume the run in --out
+    # package that trains: Ultralytics here (AGPL-3.0), RF-DETR in its own Python (Apache-2.0)
+    with_: Annotated[Literal["ultralytics", "rfdetr"], Opt("--with")] = "ultralytics",
+    rfdetr: Any = fields_of("training.rfdetr:Rfdetr"),
     settings: Any = fields_of(
         "training.train:TrainSettings",
-        leave_out="overrides replay.keeper replay.share replay.labelled "
+        leave_out="overrides trainer replay.keeper replay.share replay.labelled "
         "replay.sure replay.unsure replay.doubt",
         rename={"replay.data": "replay", "replay.teacher": "teacher"},
     ),
 ) -> None:
-    "Train a detector on a dataset version, offline, with albumentations, replay and a run card."
+    "Train a detector on a dataset version, offline, with augmentation, replay and a run card."
     from cv_pipeline.training.train import train as fit
 
+    own = with_ == "rfdetr"
+    settings = replace(settings, trainer=rfdetr) if own else settings
     done = fit(data, out, model, settings, frozen=frozen, resume=resume, progress=tell)
+    old = "factory_line" if own else plain(model)
     say(f"trained: {plain(done.folder)}; next:")
-    say(f"`cv-pipeline gate {plain(done.folder)} --old {plain(model)} --frozen … --out candidates/…`")
+    say(f"`cv-pipeline gate {plain(done.folder)} --old {old} --frozen … --out candidates/…`")
 
 # %% ../../nbs/19_commands/03_annotation.ipynb #09cfb320
 @command(

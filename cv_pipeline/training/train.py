@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -48,7 +48,8 @@ from cv_pipeline.core.types import (
 from ..evaluation.records import BoxTable, EvalSet
 
 # %% auto #0
-__all__ = ['Progress', 'write_card', 'read_card', 'TrainRun', 'TrainSettings', 'train', 'out_of_sample']
+__all__ = ['Progress', 'write_card', 'read_card', 'TrainRun', 'TrainSettings', 'Trainer', 'trained_with', 'Ultralytics', 'train',
+           'out_of_sample']
 
 # %% ../../nbs/08_training/03_train.ipynb #decb900e
 from ..evaluation.summary import versions
@@ -190,11 +191,12 @@ class TrainSettings:
     augment: Literal["none", "usual", "strong"] | Augment | Mapping[str, Any] | None = "usual"
     seed: int = 0  # random seed of everything that is drawn, from 0
     device: str = "cpu"  # processor or card as PyTorch calls it: cpu, 0, …
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # of Ultralytics' trainer, e.g. {"lr0": 0.001}
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # of the package's own, e.g. {"lr0": 0.001}
+    trainer: Trainer | None = None  # package that trains; None: Ultralytics
 
     def __post_init__(self):
         object.__setattr__(self, "overrides", dict(self.overrides or {}))
-        size, owned = self.imgsz, sorted(set(self.overrides) & _OWNED)
+        size, owned = self.imgsz, sorted(set(self.overrides) & _OWNED if self.trainer is None else ())
         rules = [
             (is_whole(self.epochs, 1), f"epochs: {self.epochs!r} is not a whole number from 1"),
             (size is None or is_whole(size, 32), f"imgsz: {size!r} is not a whole number from 32"),
@@ -202,6 +204,10 @@ class TrainSettings:
             (is_whole(self.seed, 0), f"seed: {self.seed!r} is not a whole number from 0"),
             (isinstance(self.replay, Replay | None), f"replay: {self.replay!r} is not a Replay"),
             (not owned, f"overrides: {', '.join(owned)} are set by this package, not by overrides"),
+            (
+                self.trainer is None or hasattr(self.trainer, "fit"),
+                f"trainer: {self.trainer!r} is not a Trainer",
+            ),
         ]
         check_rules("settings of the training", self, rules)
         augment_settings(self.augment)
@@ -219,27 +225,53 @@ class TrainSettings:
         }
 
 # %% ../../nbs/08_training/03_train.ipynb #d0187668
-def _refused(settings: Mapping[str, Any]) -> list[str]:
-    "Validate the settings of Ultralytics before anything is done."
-    with quiet_ultralytics():
-        from ultralytics.cfg import get_cfg
+class Trainer(Protocol):
+    "What `train` asks of the package that trains; data, replay, card and resume are the same for all."
 
-        try:
-            get_cfg(overrides=dict(settings))
-        except Exception as e:
-            return [
-                " ".join(str(e).split())[:200]
-            ]  # SyntaxError, TypeError or ValueError, with colours and advice
-    return []
+    kind: str  # its name in the plan of a run card
+
+    def plan(self) -> dict[str, Any]: ...  # what the run card keeps of its own settings
+
+    def check(self, plan: Mapping[str, Any], device: str) -> None: ...  # before anything is written
+
+    def size_of(self, model: str | Path) -> int: ...  # picture size that the start was made for
+
+    def start_of(self, model: str) -> dict[str, Any]: ...  # what the run card keeps of the start
+
+    def keeper(
+        self, model: str
+    ) -> str | Path | None: ...  # the start as a model that labels; None: it cannot
+
+    def last(
+        self, out: Path, tell: Callable[[Progress], None]
+    ) -> tuple[Path | None, int]: ...  # and its epoch
+
+    def fit(
+        self,
+        out: Path,
+        card: dict[str, Any],
+        device: str,
+        last: Path | None,  # a checkpoint to continue from
+        tell: Callable[[Progress], None],
+    ) -> None: ...  # every epoch is in the card
+
+    def export(self, out: Path, card: dict[str, Any], tell: Callable[[Progress], None]) -> None: ...
+
+    def versions(self) -> dict[str, str]: ...
 
 
-def _plan(data: str | Path, model: str | Path, settings: TrainSettings) -> dict[str, Any]:
-    "What was asked for; ConfigError for what Ultralytics refuses."
-    problems = _refused(settings.overrides)
-    if problems:
-        hint = "its documentation lists their names and values"
-        raise ConfigError("Ultralytics rejects the overrides", "TrainSettings", hint, problems)
-    return {"data": str(Path(data).resolve()), "model": str(model), **settings.to_dict()}
+def _plan(data: str | Path, model: str | Path, settings: TrainSettings, trainer: Trainer) -> dict[str, Any]:
+    "What was asked for; ConfigError for what the trainer refuses."
+    plan = {"data": str(Path(data).resolve()), "model": str(model), **settings.to_dict(), **trainer.plan()}
+    trainer.check(plan, settings.device)
+    return plan
+
+
+def trained_with(
+    card: Mapping[str, Any],  # a run card
+) -> str:
+    "The package that a run was trained with."
+    return card["plan"].get("with", "ultralytics")
 
 # %% ../../nbs/08_training/03_train.ipynb #abcc8008
 def _replayed(replay: Replay, new: Sequence[Sample], seed: int) -> tuple[tuple[str, ...], list[Sample]]:
@@ -306,8 +338,9 @@ def _completers(
         return []
     models = [] if replay.teacher is None else [_opened(replay.teacher, out / ".teacher", plan["imgsz"])]
     left = missing - {n for m in models for n in m.manifest.names}
-    if left and (replay.keeper is not None or _start_of(plan["model"])[0] != "yaml"):
-        keeper = _opened(replay.keeper or plan["model"], out / ".keeper", plan["imgsz"])
+    asked = replay.keeper or how["trainer"].keeper(plan["model"]) if left else None
+    if asked is not None:
+        keeper = _opened(asked, out / ".keeper", plan["imgsz"])
         if left & set(keeper.manifest.names):
             models.append(keeper)
         left -= set(keeper.manifest.names)
@@ -512,10 +545,15 @@ def _last_checkpoint(
     return None, 0
 
 # %% ../../nbs/08_training/03_train.ipynb #05782f38
-def _agreed(out: Path, plan: dict[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+def _agreed(
+    out: Path, plan: dict[str, Any], default: Mapping[str, Any], kind: str = "ultralytics"
+) -> dict[str, Any]:
     """The plan of the run in this folder; ConfigError when something else is asked for now, or when it is
     finished."""
     card = read_card(out)
+    if trained_with(card) != kind:
+        hint = f"resume it with `--with {trained_with(card)}` (TrainSettings.trainer), or use a new folder"
+        raise ConfigError(f"this run is trained with {trained_with(card)}, not {kind}", out, hint)
     if card["state"] == "finished":
         raise ConfigError(
             "this run is finished: nothing to resume",
@@ -689,6 +727,66 @@ def _parent_of(model: str) -> dict[str, Any]:
         "postprocess": manifest and manifest.postprocess.to_dict(),
     }
 
+# %% ../../nbs/08_training/03_train.ipynb #97f09033
+def _refused(settings: Mapping[str, Any]) -> list[str]:
+    "Validate the settings of Ultralytics before anything is done."
+    with quiet_ultralytics():
+        from ultralytics.cfg import get_cfg
+
+        try:
+            get_cfg(overrides=dict(settings))
+        except Exception as e:
+            return [
+                " ".join(str(e).split())[:200]
+            ]  # SyntaxError, TypeError or ValueError, with colours and advice
+    return []
+
+# %% ../../nbs/08_training/03_train.ipynb #b7c8c0de
+@dataclass(frozen=True)
+class Ultralytics:
+    "YOLO by Ultralytics, in this process."
+
+    kind = "ultralytics"
+
+    def plan(self) -> dict[str, Any]:
+        return {}  # run cards say nothing about it: they are older than the choice
+
+    def check(self, plan: Mapping[str, Any], device: str) -> None:
+        problems = _refused(plan["settings"])
+        if problems:
+            hint = "its documentation lists their names and values"
+            raise ConfigError("Ultralytics rejects the overrides", "TrainSettings", hint, problems)
+        transforms(plan["augment"])  # a missing package is reported now
+
+    def size_of(self, model: str | Path) -> int:
+        return _size_of(model)
+
+    def start_of(self, model: str) -> dict[str, Any]:
+        return _parent_of(model)
+
+    def keeper(self, model: str) -> str | None:
+        return None if _start_of(model)[0] == "yaml" else model
+
+    def last(self, out: Path, tell: Callable[[Progress], None]) -> tuple[Path | None, int]:
+        return _last_checkpoint(out, tell)
+
+    def fit(
+        self,
+        out: Path,
+        card: dict[str, Any],
+        device: str,
+        last: Path | None,
+        tell: Callable[[Progress], None],
+    ) -> None:
+        plan = card["plan"]
+        _fit(out, plan, card, device, "" if last else _weights(out, plan), last, tell)
+
+    def export(self, out: Path, card: dict[str, Any], tell: Callable[[Progress], None]) -> None:
+        _export(out, card, tell)
+
+    def versions(self) -> dict[str, str]:
+        return versions(_PACKAGES)
+
 # %% ../../nbs/08_training/03_train.ipynb #9f60b9a4
 def _begin(
     out: Path,
@@ -699,7 +797,7 @@ def _begin(
 ) -> dict[str, Any]:
     "The run's folder with its data, and the first state of its card."
     names, samples, models, replay = material
-    parent = _parent_of(plan["model"])
+    parent = how["trainer"].start_of(plan["model"])
     shutil.rmtree(out / "data", ignore_errors=True)  # of a try that was killed before its card was complete
     staged = stage(samples, names, out / "data", models, replay)
     warnings = [] if models else _blind_spots(names, samples)
@@ -720,7 +818,7 @@ def _begin(
         "seconds": 0.0,
         "device": how["device"],
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "versions": versions(_PACKAGES),
+        "versions": how["trainer"].versions(),
         "warnings": warnings,
         "best_epoch": 0,
         "epochs": [],
@@ -737,7 +835,8 @@ def _train(
 ) -> TrainRun:
     "A run from its pictures, or on from where it was."
     began = time.perf_counter()
-    last, epoch = (None, 0) if card is None else _last_checkpoint(out, tell)
+    trainer = how["trainer"]
+    last, epoch = (None, 0) if card is None else trainer.last(out, tell)
     if card is None:
         out.mkdir(parents=True, exist_ok=True)
         card = _begin(out, plan, material, tell, how)
@@ -761,10 +860,10 @@ def _train(
             card["state"] = "trained"
     spent = max([card["seconds"], *(e["seconds"] for e in card["epochs"])])
     if card["state"] == "training":
-        _fit(out, plan, card, how["device"], "" if last else _weights(out, plan), last, tell)
+        trainer.fit(out, card, how["device"], last, tell)
         card["state"], card["seconds"] = "trained", round(spent + time.perf_counter() - began, 1)
         write_card(out, card)
-    _export(out, card, tell)
+    trainer.export(out, card, tell)
     card.update(
         state="finished",
         finished_at=how["now"]().isoformat(),
@@ -834,16 +933,16 @@ def train(
     progress: Callable[[Progress], None] = lambda p: None,
     now: Callable[[], datetime] = utc_now,
 ) -> TrainRun:
-    "Train a detector; MissingExtraError without the extra `train`."
+    "Train a detector; MissingExtraError where Ultralytics is to train without the extra `train`."
     use = settings or TrainSettings()
-    with quiet_ultralytics():
-        out, how = Path(out), {"device": use.device, "now": now}
-    plan = _plan(data, model, use)
-    transforms(plan["augment"])  # a missing package is said now
+    with_ = use.trainer or Ultralytics()
+    out, how = Path(out), {"device": use.device, "now": now, "trainer": with_}
+    plan = _plan(data, model, use, with_)
     out.parent.mkdir(parents=True, exist_ok=True)
     with build_lock(out):
         if resume and not (out / "teacher").exists() or (out / "run.json").exists() and resume:
-            card = _agreed(out, plan, _plan(data, "factory_line", TrainSettings()))
+            usual = {"data": plan["data"], "model": "factory_line", **TrainSettings().to_dict()}
+            card = _agreed(out, plan, {**usual, **type(with_)().plan()}, with_.kind)
             if card["state"] != "staging":
                 return _train(out, card["plan"], None, progress, how, card)
             progress(Progress("note", "killed before its images were complete: starting again"))
@@ -858,7 +957,8 @@ def train(
                 out,
                 "use a new folder; set resume=True to continue an interrupted run",
             )
-        plan["imgsz"] = plan["imgsz"] or _size_of(model)
+        made_for = with_.size_of(model)
+        plan["imgsz"] = plan["imgsz"] or made_for
         return _start(out, plan, frozen, resume, progress, how)
 
 # %% ../../nbs/08_training/03_train.ipynb #be8376e6
