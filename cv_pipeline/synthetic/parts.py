@@ -210,7 +210,7 @@ class Sprite:
     paint: np.ndarray  # (h, w, 3) uint8 BGR × opacity
     cover: np.ndarray  # (h, w) uint8, how much of the ground it hides, shadow included
     mask: np.ndarray  # (h, w) uint8, 255 on the part itself: boxes and visibility come from here
-    layers: np.ndarray = field(init=False, repr=False)  # (h, w, 4) uint8: paint and cover, to be turned at once
+    layers: np.ndarray = field(init=False, repr=False)  # (h, w, 4) uint8: paint and cover, turned at once
 
     def __post_init__(self):
         object.__setattr__(self, "layers", cv2.merge([self.paint, self.cover]))
