@@ -37,6 +37,7 @@ THREADS = (
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
 )  # BLAS and torch; ONNX Runtime is told by the notebooks
+TRAIN = {"06_optimization", "08_training"}  # torch is imported once, when the first of their books comes
 LEFT = {"onnxruntime"}  # to the notebooks: its import starts a thread, which a fork would lose
 
 
@@ -123,9 +124,10 @@ class Refuse:
 def warm(book: Path) -> None:
     """Import here what a notebook will import. What cannot be imported is left to the notebook, with its
     error."""
+    more = ["ultralytics"] if book.parent.name in TRAIN else []
     sys.meta_path.insert(0, Refuse)
     try:
-        for name in imports(book):
+        for name in [*imports(book), *more]:
             try:
                 importlib.import_module(name)
             except Exception:
