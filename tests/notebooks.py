@@ -4,9 +4,17 @@
 worker ends, some gigabytes at the end of the tree; a process of its own gives memory back, and its CPU time
 and peak memory are known. Children of the notebook that it waited for are counted. Each has a folder for
 temporary files of its own, which is removed when it ends.
+
+What a book imports at the beginning of a line is imported before its process is forked, so the next book has
+it too. Books run in order and import only earlier ones: the module that a book writes is never there before
+it.
 """
 
 import argparse
+import ast
+import gc
+import importlib
+import json
 import os
 import resource
 import shutil
@@ -15,6 +23,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +37,8 @@ THREADS = (
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
 )  # BLAS and torch; ONNX Runtime is told by the notebooks
+TRAIN = {"06_optimization", "08_training"}  # torch is imported once, when the first of their books comes
+LEFT = {"onnxruntime"}  # to the notebooks: its import starts a thread, which a fork would lose
 
 
 @dataclass
@@ -63,16 +74,66 @@ def found(paths: list[str]) -> list[Path]:
 
 def preload() -> None:
     """What nearly every notebook imports: once here, and never again in the processes that are forked from
-    this one."""
+    this one. Nothing that starts a thread: a fork would lose it."""
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")  # the one that pyarrow starts
     import matplotlib
 
     matplotlib.use("agg")
     import cv2  # noqa: F401
+    import fastcore.test  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
-    import nbdev.test  # noqa: F401
+    import nbdev.test
     import numpy  # noqa: F401
+    import pandas  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
     import pydantic  # noqa: F401
     import scipy.optimize  # noqa: F401
+    import scipy.stats  # noqa: F401
+
+    # these pictures are not kept: a quarter of the pixels is enough
+    nbdev.test.CaptureShell = partial(nbdev.test.CaptureShell, mpl_format="png")
+
+
+def imports(book: Path) -> list[str]:
+    "The modules of the package that a notebook imports at the beginning of a line, in its order."
+    found = []
+    for cell in json.loads(book.read_text(encoding="utf-8"))["cells"]:
+        try:
+            body = ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else []
+        except SyntaxError:  # a line of IPython's, or a cell that shows an error
+            continue
+        for node in body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("cv_pipeline."):
+                found.append(node.module)
+    return found
+
+
+class Refused(Exception):
+    "A module that the notebook's own process has to import; no ImportError, which a module may expect."
+
+
+class Refuse:
+    "A finder that ends every import of what is LEFT, and so of each module that begins with one."
+
+    @staticmethod
+    def find_spec(name: str, path=None, target=None) -> None:
+        if name in LEFT:
+            raise Refused(name)
+
+
+def warm(book: Path) -> None:
+    """Import here what a notebook will import. What cannot be imported is left to the notebook, with its
+    error."""
+    more = ["ultralytics"] if book.parent.name in TRAIN else []
+    sys.meta_path.insert(0, Refuse)
+    try:
+        for name in [*imports(book), *more]:
+            try:
+                importlib.import_module(name)
+            except Exception:
+                LEFT.add(name)
+    finally:
+        sys.meta_path.remove(Refuse)
 
 
 def run_one(path: Path, log, scratch: Path) -> int:
@@ -92,9 +153,11 @@ def run_one(path: Path, log, scratch: Path) -> int:
 
 def start(path: Path) -> Job:
     "Fork a process, leader of a group of its own, for one notebook."
+    warm(path)
     log, scratch = tempfile.TemporaryFile(mode="w+b"), Path(tempfile.mkdtemp(prefix="nb-"))
     sys.stdout.flush()
     sys.stderr.flush()
+    gc.freeze()  # the collector of the child leaves these pages alone, and shared
     pid = os.fork()
     if pid:
         return Job(path, pid, time.monotonic(), log, scratch)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import notebooks as runner
 from tests.helpers.services import require
 
 require("nbdev", reason='nbdev runs the notebooks: pip install "cv_pipeline[lab]"')
@@ -125,3 +126,46 @@ def test_nothing_to_run_is_an_error(tmp_path):
         timeout=300,
     )
     assert done.returncode == 2 and "no notebook found" in done.stderr
+
+
+def test_the_modules_that_a_notebook_imports_first_are_found(tmp_path):
+    path = book(
+        tmp_path,
+        "mine",
+        "import numpy\nfrom cv_pipeline.core.files import write_json\nfrom cv_pipeline import __version__",
+        "def later():\n    from cv_pipeline.core.runs import read_run",
+        "%time x = 1",
+        "from cv_pipeline.core.types import Frame",
+    )
+    assert runner.imports(path) == ["cv_pipeline.core.files", "cv_pipeline.core.types"]
+
+
+def test_what_cannot_be_imported_is_left_to_the_notebook(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "LEFT", {"onnxruntime"})
+    path = book(tmp_path, "mine", "from cv_pipeline.core.absent import x")
+    finders = list(sys.meta_path)
+    runner.warm(path)
+    assert runner.LEFT == {"onnxruntime", "cv_pipeline.core.absent"} and sys.meta_path == finders
+    with pytest.raises(runner.Refused, match="absent"):
+        runner.Refuse.find_spec("cv_pipeline.core.absent")
+    assert runner.Refuse.find_spec("cv_pipeline.core.files") is None
+
+
+@pytest.mark.slow
+def test_no_notebook_begins_with_its_own_module_or_beside_a_thread():
+    code = """
+import os, sys
+from tests import notebooks as runner
+os.environ.update(dict.fromkeys(runner.THREADS, "1"))
+runner.preload()
+for path in runner.found([]):
+    runner.warm(path)
+    own = f"cv_pipeline.{path.parent.name[3:]}.{path.stem[3:]}"
+    assert own not in sys.modules, own
+    if os.path.isdir("/proc/self/task"):
+        assert len(os.listdir("/proc/self/task")) == 1, path
+print(sum(name.startswith("cv_pipeline.") for name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.splitlines()[-1]) > 100

@@ -405,10 +405,11 @@ def stamp(
         return None
     m, side = place.copy(), (int(cx1 - cx0), int(cy1 - cy0))
     m[:, 2] -= cx0, cy0
-    paint, cover, mask = (cv2.warpAffine(a, m, side) for a in (sprite.paint, sprite.cover, sprite.mask))
+    layers, mask = cv2.warpAffine(sprite.layers, m, side), cv2.warpAffine(sprite.mask, m, side)
     patch, solid = canvas[cy0:cy1, cx0:cx1], cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY)[1]
-    cv2.multiply(patch, cv2.cvtColor(cv2.bitwise_not(cover), cv2.COLOR_GRAY2BGR), dst=patch, scale=1 / 255)
-    cv2.add(patch, paint, dst=patch)
+    through = cv2.cvtColor(cv2.bitwise_not(cv2.extractChannel(layers, 3)), cv2.COLOR_GRAY2BGR)
+    cv2.multiply(patch, through, dst=patch, scale=1 / 255)
+    cv2.add(patch, cv2.cvtColor(layers, cv2.COLOR_BGRA2BGR), dst=patch)
     bx, by, bw, bh = cv2.boundingRect(solid)
     if bw == 0:
         return None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import cv2
@@ -210,6 +210,10 @@ class Sprite:
     paint: np.ndarray  # (h, w, 3) uint8 BGR × opacity
     cover: np.ndarray  # (h, w) uint8, how much of the ground it hides, shadow included
     mask: np.ndarray  # (h, w) uint8, 255 on the part itself: boxes and visibility come from here
+    layers: np.ndarray = field(init=False, repr=False)  # (h, w, 4) uint8: paint and cover, turned at once
+
+    def __post_init__(self):
+        object.__setattr__(self, "layers", cv2.merge([self.paint, self.cover]))
 
     @property
     def centre(self) -> tuple[float, float]:

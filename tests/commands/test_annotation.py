@@ -33,13 +33,13 @@ from cv_pipeline.inference.manifest import load_manifest
 from cv_pipeline.service.assembly import run_config
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.line import write_dataset
+from tests.helpers.cli import called
 from tests.helpers.label_studio_server import TOKEN, LabelStudio
 from tests.helpers.plain_networks import plain_onnx
 from tests.helpers.services import require
 
 pytestmark = pytest.mark.slow
 
-CLI = str(Path(sys.executable).with_name("cv-pipeline"))
 NAMES = ("gear", "bolt", "nut", "bracket", "defect")
 
 
@@ -935,20 +935,10 @@ def test_every_command_has_examples_and_typed_exit_codes(tmp_path):
     ):
         assert "Example" in ask(*command, "--help"), command
     assert "at most 100" in ask("collect", "--help") and ".onnx" in ask("select", "--help")
-    done = subprocess.run(
-        [CLI, "merge", tmp_path / "nowhere", "--out", tmp_path / "v"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = called("merge", tmp_path / "nowhere", "--out", tmp_path / "v")
     assert done.returncode == 2 and "dataset not found" in done.stderr and "Traceback" not in done.stderr
     cv2.imwrite(str(tmp_path / "p.png"), np.zeros((40, 40, 3), np.uint8))
-    done = subprocess.run(
-        [CLI, "qa", tmp_path, "--out", tmp_path / "q", "--no-report"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = called("qa", tmp_path, "--out", tmp_path / "q", "--no-report")
     assert done.returncode == 2 and "labels-missing" in done.stderr
 
 

@@ -23,7 +23,7 @@ from cv_pipeline.edge.central import CentreStore
 from cv_pipeline.edge.devices import example_fleet, read_pushes
 from cv_pipeline.edge.forward import Forwarder, ForwardSettings, Link, LinkSettings
 from cv_pipeline.edge.outbox import Outbox, OutboxSettings, outbox_status
-from tests.helpers.cli import CLI, hears_ctrl_c
+from tests.helpers.cli import CLI, called, hears_ctrl_c
 from tests.helpers.services import require
 from tests.helpers.waiting import until
 
@@ -176,12 +176,7 @@ def test_the_unit_of_the_centre_runs_a_command_with_options_that_exist():
 
 @pytest.mark.slow
 def test_the_report_of_a_fleet_runs_without_a_centre(tmp_path):
-    done = subprocess.run(
-        [CLI, "report", "fleet", "--root", str(tmp_path), "--gate", "-p", "permutations=999"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = called("report", "fleet", "--root", str(tmp_path), "--gate", "-p", "permutations=999")
     assert done.returncode == 1, done.stderr  # RED: a box is offline, and a model was halted
     metrics = json.loads(next(tmp_path.glob("*/fleet/metrics.json")).read_text())
     assert (metrics["verdict"], len(metrics["devices"])) == ("RED", 12)

@@ -1,5 +1,5 @@
-"""The command line as a user meets it: real processes, real files, exit codes, and bad input of every
-kind."""
+"""The command line as a user meets it: real files, exit codes, and bad input of every kind; real processes
+where signals, locks, disks or the whole run are the point, the entry point called in this one elsewhere."""
 
 import json
 import os
@@ -19,7 +19,8 @@ import pytest
 from cv_pipeline.core.results import read_results
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.line import open_line, write_dataset, write_video
-from tests.helpers.cli import CLI, lines_in, start_endless
+from tests.helpers.cli import CLI, as_process, lines_in, start_endless
+from tests.helpers.cli import called as cli
 from tests.helpers.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -40,10 +41,6 @@ COLUMNS = [
 ]
 
 
-def cli(*args, **kwargs):
-    return subprocess.run([CLI, *map(str, args)], capture_output=True, text=True, timeout=120, **kwargs)
-
-
 def line_frames(n, seed=3):
     return [f.image for f in open_line(f"line:frames={n},seed={seed}", "x")]
 
@@ -58,7 +55,7 @@ def clip(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(clip, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
-    result = cli("run", clip, "--out", out, "--save-video")
+    result = as_process("run", clip, "--out", out, "--save-video")
     assert result.returncode == 0, result.stderr
     return out, result
 
@@ -105,6 +102,7 @@ def test_annotated_video_plays(done):
 
 
 def test_help_has_examples():
+    assert as_process("--help").returncode == 0
     for args in (
         ["--help"],
         ["run", "--help"],
@@ -362,7 +360,7 @@ def tiny_disk(tmp_path):
 
 
 def test_a_disk_that_is_really_full(tiny_disk):
-    result = cli("run", "line:", "--out", tiny_disk, "--save-video")
+    result = as_process("run", "line:", "--out", tiny_disk, "--save-video")
     assert result.returncode == 5 and "Traceback" not in result.stderr, result.stderr
     frames = [json.loads(line) for line in (tiny_disk / "results.jsonl").read_bytes().splitlines()[:-1]]
     assert len(frames) > 5 and [f["frame_id"] for f in frames] == list(range(len(frames)))
@@ -393,7 +391,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     first = start_endless(tmp_path)
     try:
         until(lambda: lines_in(tmp_path / "results.jsonl") > 5, 60, first)
-        second = cli("run", "line:frames=5", "--out", tmp_path)
+        second = as_process("run", "line:frames=5", "--out", tmp_path)
         assert second.returncode == 2 and "another run" in second.stderr
     finally:
         first.send_signal(signal.SIGINT)
@@ -412,7 +410,7 @@ def test_realtime_also_holds_for_sources_of_a_file(tmp_path, clip):
 
 def test_interrupted_demo_gives_no_scores(tmp_path):
     process = subprocess.Popen(
-        [CLI, "demo", "--seconds", "30", "--out", str(tmp_path)],
+        [CLI, "demo", "--seconds", "10", "--out", str(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -4,20 +4,15 @@ a manifest, its end, exit codes, and bad input."""
 import json
 import re
 import shutil
-import subprocess
 
 import pytest
 
 from cv_pipeline.inference.manifest import bundled_models
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.line import write_dataset
-from tests.helpers.cli import CLI
+from tests.helpers.cli import called as cli
 
 pytestmark = pytest.mark.slow
-
-
-def cli(*args):
-    return subprocess.run([CLI, *map(str, args)], capture_output=True, text=True, timeout=120)
 
 
 def words(result):

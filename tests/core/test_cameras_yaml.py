@@ -14,7 +14,7 @@ import pytest
 from cv_pipeline.core.results import read_results
 from cv_pipeline.synthetic.line import open_line, write_video
 from cv_pipeline.video.events import read_events
-from tests.helpers.cli import CLI, hears_ctrl_c
+from tests.helpers.cli import CLI, called, hears_ctrl_c
 from tests.helpers.waiting import until
 
 SECRET = "p%40ss:w/rd?"
@@ -183,16 +183,12 @@ def test_zones_and_lines_come_out_as_events(tmp_path):
 def test_mistakes_in_the_yaml_are_said_before_anything_runs(tmp_path, change, words):
     config = {"sources": ["line:frames=5"], "delivery": {"out": str(tmp_path / "out")}, **change}
     (tmp_path / "cameras.yaml").write_text(json.dumps(config))
-    result = subprocess.run(
-        [CLI, "run", str(tmp_path / "cameras.yaml")], capture_output=True, text=True, timeout=60
-    )
+    result = called("run", str(tmp_path / "cameras.yaml"))
     assert result.returncode in (2, 4) and words in result.stderr and "Traceback" not in result.stderr, (
         result.stderr
     )
     assert not (tmp_path / "out" / "results.jsonl").exists()
-    checked = subprocess.run(
-        [CLI, "config", str(tmp_path / "cameras.yaml")], capture_output=True, text=True, timeout=60
-    )
+    checked = called("config", str(tmp_path / "cameras.yaml"))
     assert checked.returncode in (2, 4) or words == "cat", (
         "what `run` refuses, `config` does not call good (a model's classes are only known with the model)"
     )
@@ -212,13 +208,9 @@ def test_mistakes_in_the_yaml_are_said_before_anything_runs(tmp_path, change, wo
 )
 def test_errors_in_a_configuration_do_not_print_its_passwords(tmp_path, text):
     (tmp_path / "cameras.yaml").write_text(text)
-    result = subprocess.run(
-        [CLI, "run", str(tmp_path / "cameras.yaml")], capture_output=True, text=True, timeout=60
-    )
+    result = called("run", str(tmp_path / "cameras.yaml"))
     assert result.returncode == 2 and "S3cretPw" not in result.stderr + result.stdout, result.stderr
-    address = subprocess.run(
-        [CLI, "run", "rtsp://u:S3cretPw@127.0.0.1:9/cfg.yaml"], capture_output=True, text=True, timeout=60
-    )
+    address = called("run", "rtsp://u:S3cretPw@127.0.0.1:9/cfg.yaml")
     assert address.returncode == 3 and "S3cretPw" not in address.stderr
 
 
@@ -245,9 +237,7 @@ def test_when_no_stream_answers_the_run_does_not_start(tmp_path):
             }
         )
     )
-    result = subprocess.run(
-        [CLI, "run", str(tmp_path / "cameras.yaml")], capture_output=True, text=True, timeout=60
-    )
+    result = called("run", str(tmp_path / "cameras.yaml"))
     assert (
         result.returncode == 3
         and "cannot open any of the 2 sources" in result.stderr

@@ -3,8 +3,6 @@
 import contextlib
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +28,10 @@ from cv_pipeline.optimization.tuning import tune_model
 from cv_pipeline.synthetic.belt import FactoryLine, LineConfig
 from cv_pipeline.synthetic.regions import write_task_data
 from cv_pipeline.video.cover import CoverSettings, RegionFinder
+from tests.helpers.cli import called
 from tests.helpers.services import require
 
 MODELS = Path(__file__).parents[1] / "models"
-CLI = str(Path(sys.executable).with_name("cv-pipeline"))
 
 
 @pytest.fixture(scope="module")
@@ -227,12 +225,7 @@ def test_a_picture_without_labels_counts_against_what_is_found_there():
 
 @pytest.mark.slow
 def test_the_command_measures_and_refuses(data, tmp_path):
-    made = subprocess.run(
-        [CLI, "evaluate", MODELS / "line_obb", data / "obb", "--out", tmp_path / "e.json"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    made = called("evaluate", MODELS / "line_obb", data / "obb", "--out", tmp_path / "e.json")
     assert made.returncode == 0, made.stderr
     assert read_json(tmp_path / "e.json")["metrics"]["AP50"] > 0.05
     assert "AP50" in made.stdout + made.stderr

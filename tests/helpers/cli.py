@@ -1,12 +1,39 @@
-"""The command `cv-pipeline` as a process."""
+"""The command `cv-pipeline`, as a process and in this one."""
 
+import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 CLI = str(Path(sys.executable).with_name("cv-pipeline"))
 STARTED: list[subprocess.Popen] = []
+
+
+def as_process(*args: object, timeout: float = 120) -> subprocess.CompletedProcess:
+    "In a process of its own: for a run, a lock or a disk that another process is the point of."
+    return subprocess.run([CLI, *map(str, args)], capture_output=True, text=True, timeout=timeout)
+
+
+def called(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """The same entry point, called here: exit code and texts of a process, without the second that its
+    imports take."""
+    from cv_pipeline.commands.main import main
+
+    out, err, before = StringIO(), StringIO(), os.getcwd()
+    words = ["cv-pipeline", *map(str, args)]
+    os.chdir(cwd or before)
+    try:
+        with patch.object(sys, "argv", words), redirect_stdout(out), redirect_stderr(err):
+            main()
+    except SystemExit as e:
+        return subprocess.CompletedProcess(words, e.code or 0, out.getvalue(), err.getvalue())
+    finally:
+        os.chdir(before)
+    raise AssertionError("the entry point has returned without an exit code")
 
 
 def hears_ctrl_c() -> None:

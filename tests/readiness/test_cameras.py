@@ -1,7 +1,6 @@
 """What cameras are like, from their packets: against PyAV's decoding, a real RTSP server, and bad input."""
 
 import json
-import subprocess
 
 import av
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from cv_pipeline.core.config import SourceConfig, load_config
 from cv_pipeline.core.types import SourceError
 from cv_pipeline.readiness.cameras import check_cameras, packet_advice, packets_of, read_packets
-from tests.helpers.cli import CLI
+from tests.helpers.cli import called
 
 
 def clip(path, codec="libx264", rate=25, group=25, frames=75, size=(64, 48), **options):
@@ -133,9 +132,7 @@ def test_the_command_shows_a_table_and_ends_with_three_for_a_lost_camera(tmp_pat
     (tmp_path / "cameras.yaml").write_text(
         f"sources: [{path}, nowhere.mp4]\ndelivery: {{out: {tmp_path / 'out'}}}\n"
     )
-    done = subprocess.run(
-        [CLI, "check", str(tmp_path / "cameras.yaml"), "--json"], capture_output=True, text=True, timeout=300
-    )
+    done = called("check", str(tmp_path / "cameras.yaml"), "--json")
     assert done.returncode == 3, done.stderr
     found = json.loads(done.stdout)
     assert [c["packets"] and c["packets"]["codec"] for c in found["cameras"]] == ["h264", None]

@@ -30,7 +30,7 @@ from cv_pipeline.readiness.init import (
     with_values,
 )
 from cv_pipeline.reporting.runner import checked_cron, read_parameters, template_folders
-from tests.helpers.cli import CLI
+from tests.helpers.cli import CLI, called
 
 FACTORY = bundled_models()["factory_line"]
 PANEL_COMMANDS = {name for names in PANELS.values() for name in names.split()}
@@ -359,7 +359,7 @@ def test_values_take_the_place_of_the_old_ones():
 
 
 def command(*words, **how):
-    return subprocess.run([CLI, "init", *map(str, words)], capture_output=True, text=True, timeout=300, **how)
+    return called("init", *words, **how)
 
 
 @pytest.mark.slow

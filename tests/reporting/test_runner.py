@@ -3,8 +3,6 @@ oracle's."""
 
 import json
 import re
-import subprocess
-import sys
 from datetime import date
 from pathlib import Path
 
@@ -24,10 +22,9 @@ from cv_pipeline.reporting.runner import (
     read_parameters,
     run_report,
 )
+from tests.helpers.cli import called
 
 pytestmark = pytest.mark.slow
-
-CLI = str(Path(sys.executable).with_name("cv-pipeline"))
 
 
 def template(folder: Path, *sources: str, name: str = "small") -> Path:
@@ -115,12 +112,7 @@ def test_a_failing_cell_leaves_a_readable_page_and_exit_code_1(tmp_path):
         and "never" not in re.sub("print.*never", "", page)
     )
     assert nbformat.read(folder / "report.ipynb", 4).metadata.papermill.exception
-    result = subprocess.run(
-        [CLI, "report", str(path), "--root", str(tmp_path / "cli")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = called("report", str(path), "--root", str(tmp_path / "cli"))
     assert result.returncode == 1 and "lens cap on" in result.stderr and "Traceback" not in result.stderr
     again = run_report(
         template(tmp_path, PARAMETERS, "pass"), {}, root=tmp_path / "r", today=date(2026, 6, 1)
@@ -160,24 +152,18 @@ def test_the_schedule_lines_are_complete_and_quoted():
 
 
 def test_the_evaluation_report_of_the_line_says_pass_and_its_page_needs_no_network(tmp_path):
-    result = subprocess.run(
-        [
-            CLI,
-            "report",
-            "evaluation",
-            "-p",
-            "pictures=60",
-            "-p",
-            "draws=200",
-            "-p",
-            "floors={AP: 0.5, 'AP, light = good': 0.5}",
-            "--gate",
-            "--root",
-            str(tmp_path),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
+    result = called(
+        "report",
+        "evaluation",
+        "-p",
+        "pictures=60",
+        "-p",
+        "draws=200",
+        "-p",
+        "floors={AP: 0.5, 'AP, light = good': 0.5}",
+        "--gate",
+        "--root",
+        str(tmp_path),
     )
     assert result.returncode == 0, result.stderr
     folder = next(tmp_path.glob("*/evaluation-factory_line"))
@@ -194,24 +180,18 @@ def test_the_evaluation_report_of_the_line_says_pass_and_its_page_needs_no_netwo
         if u.startswith("http")
     ]
     assert "PASS" in page and "data:image" in page
-    closed = subprocess.run(
-        [
-            CLI,
-            "report",
-            "evaluation",
-            "-p",
-            "pictures=60",
-            "-p",
-            "draws=100",
-            "-p",
-            "floors={AP: 0.99}",
-            "--gate",
-            "--root",
-            str(tmp_path / "b"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
+    closed = called(
+        "report",
+        "evaluation",
+        "-p",
+        "pictures=60",
+        "-p",
+        "draws=100",
+        "-p",
+        "floors={AP: 0.99}",
+        "--gate",
+        "--root",
+        str(tmp_path / "b"),
     )
     assert closed.returncode == 1 and "FAIL" in closed.stderr
 
@@ -270,19 +250,13 @@ def test_templates_that_are_shipped_have_typed_parameters():
 @pytest.mark.real
 def test_baseline_answers_on_real_photos(real_data):
     def ask(*more):
-        return subprocess.run(
-            [
-                CLI,
-                "baseline",
-                "--model",
-                str(real_data / "models/yolov8n_fp32_reconstructed.onnx"),
-                "--data",
-                str(real_data / "coco8"),
-                *more,
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
+        return called(
+            "baseline",
+            "--model",
+            str(real_data / "models/yolov8n_fp32_reconstructed.onnx"),
+            "--data",
+            str(real_data / "coco8"),
+            *more,
         )
 
     few = ask("--floor", "AP=0.3")
