@@ -6,7 +6,8 @@ results. User and system time of it and its children are counted, so a loaded ma
 event is a visit: of a person on the real clip (the tracks that every frame gives, as intervals), of a part on
 a line (labelled in at least 13 frames). It is `seen` when any track is there, and `kept` when a track begins
 in it: who takes the next visitor for the last one has no event. `in 1 s`: within a second (and two frames).
-`best stride` is the cheapest of Ultralytics' strides that keeps 95 % of the events.
+`best stride` is the cheapest of Ultralytics' strides that keeps 95 % of the events. Joules a camera-hour are
+those of the processor packages, where they can be read (RAPL or perf), with all else that ran meanwhile.
 
 All of it takes about an hour, in parts where need be: a row that is in the file is not measured again.
 
@@ -29,7 +30,9 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from tests.benchmarks import energy
 from tests.benchmarks.headline import Rows, compared, markdown, write_table
 
 REAL = Path(os.environ["CV_PIPELINE_REAL_DATA"]) if os.environ.get("CV_PIPELINE_REAL_DATA") else None
@@ -116,23 +119,31 @@ def contest(kind: str, *arguments: object, processor: str = "own") -> dict:
         call = f"from tests.benchmarks.bench_cameras_per_core import {kind}; import sys, json; " + (
             f"{kind}(*json.loads(sys.argv[1]))"
         )
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        ended = subprocess.run(
-            [sys.executable, "-c", call, json.dumps([*arguments, str(out)])],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **ENVIRONMENT, **MASKS[processor]},
-            preexec_fn=lambda: os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]}),
-            timeout=3600,
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        if ended.returncode:
-            raise RuntimeError(f"{kind} failed: {ended.stderr.decode(errors='replace')[-1000:]}")
-        found = json.loads(out.read_text())
-        found["cpu"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        arguments = [sys.executable, "-c", call, json.dumps([*arguments, str(out)])]
+        ended = dict[str, Any]()
+        joules = energy.measure(lambda: ended.update(_ended(arguments, MASKS[processor])))
+        if ended["code"]:
+            raise RuntimeError(f"{kind} failed: {ended['errors'][-1000:]}")
+        found = json.loads(out.read_text()) | {"cpu": ended["cpu"], "joules": joules}
         if kind == "ours":
             found["rows"] = _tracks(out.with_suffix(""))
         return found
+
+
+def _ended(call: list[str], mask: dict[str, str]) -> dict:
+    "Run a process on one core: exit code, what it wrote to stderr, its processor seconds."
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ended = subprocess.run(
+        call,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **ENVIRONMENT, **mask},
+        preexec_fn=lambda: os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]}),
+        timeout=3600,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"code": ended.returncode, "errors": ended.stderr.decode(errors="replace"), "cpu": cpu}
 
 
 ENVIRONMENT = {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "false", "OMP_NUM_THREADS": "1"}
@@ -261,7 +272,7 @@ def measure(clip: str, case: dict, name: str, processor: str) -> dict:
         )
     visits, seconds = case["visits"], case["frames"] / case["fps"]
     seen, first = [frame for frame, _ in found["rows"]], begun(found["rows"])
-    gate = found.get("gate") or {}
+    gate, joules = found.get("gate") or {}, found["joules"]
     return {
         "clip": clip,
         "contestant": name,
@@ -276,6 +287,8 @@ def measure(clip: str, case: dict, name: str, processor: str) -> dict:
         "kept": kept(first, visits),
         "in 1 s": kept(first, visits, case["fps"] + 2),
         "tracks": len({k for _, k in found["rows"]}),
+        "J a camera-hour": None if joules.value is None else joules.value / seconds * 3600,
+        "energy": joules.reason,
         "gate": gate,
     }
 

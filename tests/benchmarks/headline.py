@@ -62,7 +62,7 @@ def compared(rows: list[dict]) -> list[dict]:
         ]
         first = [r for r in peers if r["contestant"].endswith("stride 1")]
         good = [r for r in peers if r["kept"] >= 0.95 * r["events"]]
-        row = {key: value for key, value in row.items() if key != "gate"}
+        row = {key: value for key, value in row.items() if key not in ("gate", "energy")}
         row["× stride 1"] = first[0]["CPU s"] / row["CPU s"] if first else None
         row["× best stride"] = min(r["CPU s"] for r in good) / row["CPU s"] if good else None
         found.append(row)
@@ -73,6 +73,7 @@ def markdown(rows: list[dict]) -> str:
     "The table, a row a contestant, clip after clip."
     head = ("clip", "processor", "contestant", "CPU s a second of video", "cameras a core")
     head += ("× stride 1", "× best stride", "model calls", "decoded", "events kept", "within 1 s", "tracks")
+    head += ("J a camera-hour",)
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in compared(rows):
         ratios = ["–" if row[key] is None else f"{row[key]:.1f}" for key in ("× stride 1", "× best stride")]
@@ -88,9 +89,18 @@ def markdown(rows: list[dict]) -> str:
             f"{row['kept']} of {row['events']}",
             str(row["in 1 s"]),
             str(row["tracks"]),
+            "–" if row.get("J a camera-hour") is None else f"{row['J a camera-hour']:.0f}",
         )
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + _not_measured(rows)
+
+
+def _not_measured(rows: list[dict]) -> str:
+    "Why rows have no energy, in a paragraph of its own."
+    missing = [row for row in rows if row.get("J a camera-hour") is None]
+    why = sorted({row["energy"] for row in missing if row.get("energy")})
+    text = f"Energy: not measured{' (' + '; '.join(why) + ')' if why else ''}.\n"
+    return f"\n{text}" if missing else ""
 
 
 def write_table(document: Path, table: str) -> None:

@@ -118,6 +118,15 @@ def test_without_peers_there_is_no_ratio():
     assert "| – | – |" in markdown([made_up()])
 
 
+def test_energy_that_was_not_measured_has_its_reason():
+    row = made_up() | {"J a camera-hour": None, "energy": "no RAPL counters, no perf"}
+    assert markdown([row]).endswith("| – |\n\nEnergy: not measured (no RAPL counters, no perf).\n")
+
+
+def test_energy_that_was_measured_is_in_the_table():
+    assert markdown([made_up() | {"J a camera-hour": 1234.4, "energy": ""}]).endswith("| 1234 |\n")
+
+
 def test_the_table_goes_between_its_marks(tmp_path):
     document = tmp_path / "page.md"
     document.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
