@@ -62,7 +62,7 @@ def compared(rows: list[dict]) -> list[dict]:
         ]
         first = [r for r in peers if r["contestant"].endswith("stride 1")]
         good = [r for r in peers if r["kept"] >= 0.95 * r["events"]]
-        row = {key: value for key, value in row.items() if key not in ("gate", "energy")}
+        row = {key: value for key, value in row.items() if key not in ("gate", "energy", "begins")}
         row["× stride 1"] = first[0]["CPU s"] / row["CPU s"] if first else None
         row["× best stride"] = min(r["CPU s"] for r in good) / row["CPU s"] if good else None
         found.append(row)

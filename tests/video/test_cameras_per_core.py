@@ -100,6 +100,30 @@ def test_eight_bits_are_measured_where_the_gate_accepted_them():
     assert with_int8 == [bench.PERSON]
 
 
+@pytest.mark.parametrize(
+    "begins, found",
+    [
+        ([100, 200], 2),
+        ([99, 195], 2),  # a tracker that believes sooner
+        ([94, 194], 0),  # too early
+        ([100, 151], 1),  # in the gap
+        ([100, 149, 210], 2),
+    ],
+)
+def test_a_visit_is_kept_by_a_track_that_begins_with_it(begins, found):
+    assert bench.kept(begins, [(100, 150), (200, 250)], early=5) == found
+
+
+def test_a_track_of_the_visit_before_is_not_an_early_one():
+    assert bench.kept([148], [(100, 147), (149, 250)], early=5) == 1
+    assert bench.kept([148], [(100, 148), (149, 250)], early=5) == 1
+    assert bench.kept([100], [(100, 200), (150, 250)], early=60) == 1
+
+
+def test_a_late_track_is_not_within_the_time():
+    assert bench.kept([110], [(100, 150)], early=5, within=9) == 0
+
+
 def test_ratios_are_to_the_cheapest_stride_that_keeps_the_events():
     rows = [
         made_up(contestant="Ultralytics, stride 1", cpu=100.0),
