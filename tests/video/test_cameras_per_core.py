@@ -1,6 +1,7 @@
 """The headline benchmark in parts: rows that are there are not measured again, a torn file, the table."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -158,6 +159,11 @@ def test_the_table_goes_between_its_marks(tmp_path):
     text = document.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| line, 5 % | as it is | ours, adaptive | 0.033 | 30.0 |" in text
+
+
+def test_the_benchmarks_page_has_the_marks():
+    text = (Path(__file__).parents[2] / "docs/benchmarks.md").read_text(encoding="utf-8")
+    assert text.count(BEGIN) == text.count(END) == 1
 
 
 def test_a_document_without_the_marks_is_refused_and_stays(tmp_path):
