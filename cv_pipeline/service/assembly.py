@@ -32,7 +32,7 @@ from ..core.files import locked, writable_folder, write_json, writing
 from ..core.http_server import Guard, is_loopback
 from ..core.masking import masked, masked_values
 from ..core.runs import begin_run, end_run, files_in_the_way, notes_of_run
-from ..core.stamp import config_hash, stamp
+from ..core.stamp import config_hash, stamp, usable_cores
 from ..core.tables import Hours
 from ..core.tiles import TileSettings
 from cv_pipeline.core.types import (
@@ -299,9 +299,8 @@ def open_configured(
 ) -> list[Source]:  # in the same order; ids are unique
     "Open every source; one that cannot be opened becomes an `UnopenedSource`. SourceError when none can."
     names = source_names(configs)
-    threads = (
-        1 if len(configs) > (os.cpu_count() or 1) else None
-    )  # many decoders side by side need no threads of their own
+    # many decoders side by side need no threads of their own
+    threads = 1 if len(configs) > usable_cores() else None
     opened: list[Source] = []
     waiting: list[Opening] = []
     for config, name in zip(configs, names):
@@ -350,7 +349,7 @@ def open_all(
     gates: Callable[[bool], DecoderMaker] | None = None,  # see `gate_factory`
 ) -> list[Source]:
     "Open every source and wait for cameras too; SourceError, and none is left open, when one cannot be."
-    threads = 1 if len(configs) + beside > (os.cpu_count() or 1) else None
+    threads = 1 if len(configs) + beside > usable_cores() else None
     opened, waiting = list[Source](), list[Opening]()
     with ExitStack() as undo:
         for config, name in zip(configs, names):

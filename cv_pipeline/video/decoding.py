@@ -24,6 +24,7 @@ import numpy as np
 
 from ..core.animations import HD_LINES, PAGE_S, moving_pictures, picture_count
 from ..core.images import MAX_PIXELS, image_header, png_chunks
+from ..core.stamp import usable_cores
 from ..core.types import ConfigError, SourceError
 
 # %% auto #0
@@ -252,10 +253,10 @@ def make_accelerator(choice: DecoderChoice):
 
 
 def thread_count(
-    threads: int | None,  # asked for; None: as many as there are cores, at most 4
+    threads: int | None,  # asked for; None: as many as this process may use cores, at most 4
 ) -> int:
-    "Decoder threads."
-    return threads or min(4, os.cpu_count() or 1)
+    "Decoder threads; a second one on the same core only costs (about a tenth, in H.264)."
+    return threads or max(1, min(4, int(usable_cores())))
 
 
 def make_context(
@@ -628,7 +629,7 @@ def _holds_pages(path: Path) -> bool:
 def decode_video(
     path: str | Path,  # a video file, GIF, animated PNG or WebP, or TIFF of many pages
     *,
-    threads: int | None = None,  # decoder threads; None: as many as there are cores, at most 4
+    threads: int | None = None,  # decoder threads; None: as many as there are cores to use, at most 4
     hardware: str | DecoderChoice = "none",  # one of HARDWARE, or a choice that `probe_video` made
     skip: Skip = lambda name, reason, count=1: None,  # called for every skipped packet and frame
     note: Note = unheard,  # called with what else a reader of the results should know

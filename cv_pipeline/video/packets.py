@@ -22,7 +22,7 @@ from .adaptive import AdaptiveSelector, AdaptiveSettings, CallBudget
 from .decoding import Decoded, Note, PacketDecoder, Skip
 
 # %% auto #0
-__all__ = ['NEAR', 'BLIND', 'BEFORE_S', 'INTRA', 'BLIND_NOTE', 'packet_kind', 'SizeBaseline', 'SizeAlarm', 'Need',
+__all__ = ['NEAR', 'BLIND', 'PURPOSES', 'BEFORE_S', 'INTRA', 'BLIND_NOTE', 'packet_kind', 'SizeBaseline', 'SizeAlarm', 'Need',
            'GatedSelector', 'need_of', 'GateSettings', 'Verdict', 'Seen', 'Announced', 'Waste', 'PacketGate', 'judge',
            'PassingDecoder', 'GatedDecoder']
 
@@ -115,6 +115,7 @@ class Need(NamedTuple):
     due: float  # when a track, or the floor, needs the next frame
     patience: float  # how long after that a key frame may be waited for
     tracks: bool = False  # there are some
+    busy: str = ""  # what needs frame after frame: "tracks" or "motion"; empty: nothing does
 
 
 class GatedSelector(AdaptiveSelector):
@@ -149,10 +150,11 @@ class GatedSelector(AdaptiveSelector):
             if frame.pts is not None and self._busy():
                 self._stirred = max(self._stirred, frame.pts)
 
-    def _busy(self) -> bool:
-        "Whether something is about that needs frame after frame; lock held."
-        restless = bool(len(self._rates)) and float(self._rates.max()) > self.busy_fps
-        return restless or self.urgency >= 0.25 or self._unseen[0] > 0
+    def _busy(self) -> str:
+        "What is about that needs frame after frame, tracks or motion; empty: nothing. Lock held."
+        if len(self._rates) and float(self._rates.max()) > self.busy_fps:
+            return "tracks"
+        return "motion" if self.urgency >= 0.25 or self._unseen[0] > 0 else ""
 
     def _note(self, frame: Frame) -> None:
         "Where in the stream the selector is; lock held."
@@ -177,7 +179,8 @@ def need_of(
         if selector._asked and selector._seen is not None and selector._left > 0:
             stirred = max(stirred, last)
         tracks = bool(len(selector._rates))
-        return Need(selector._seen, stirred, last + 1 / rate, longest_s if floor else 0.1 / rate, tracks)
+        patience, busy = longest_s if floor else 0.1 / rate, selector._busy()
+        return Need(selector._seen, stirred, last + 1 / rate, patience, tracks, busy)
 
 # %% ../../nbs/04_video/14_packets.ipynb #00e3f4d0
 @dataclass(frozen=True)
@@ -292,6 +295,18 @@ class Waste:
         return min(6.0, 2.0 ** max(0.0, self.debt / self.doubles))
 
 # %% ../../nbs/04_video/14_packets.ipynb #f181deae
+PURPOSES = {  # what packets are decoded for
+    "learning": "the first seconds, to learn the usual sizes",
+    "tracks": "awake: a track that needs frame after frame",
+    "motion": "awake: motion that no track explains",
+    "calm": "awake: nothing new, until it sleeps again",
+    "glances": "asleep: key frames, and what is due",
+    "catching up": "held packets before one that is wanted, since the last key frame",
+    "blind": "sizes say little",
+    "plain": "no gain, or given up: see `reason`",
+}
+
+
 class _GateBook:
     "What a gate knows of sizes, what it did, and how it says so."
 
@@ -299,7 +314,8 @@ class _GateBook:
 
     def __init__(self, settings: GateSettings, live: bool, clock: Clock):
         self.settings, self.live, self.clock = settings, live, clock
-        self.counts: Counter[str] = Counter()  # packets, decoded, shown, empty, and what woke it
+        self.counts: Counter[str] = Counter()  # packets, decoded and for what, shown, empty, what woke it
+        self.busy = ""  # see `Need`
         self.alarm, self.announced = SizeAlarm(), Announced()
         self.state, self.reason = "learning", ""  # learning, awake, asleep; blind or plain and why
         self.packet_ms, self.slowest_ms = 0.0, 0.0  # usual cost of a packet, longest time to wake
@@ -320,9 +336,18 @@ class _GateBook:
             self._lowest = share, self.at
         return self._lowest[0] if self._lowest else None
 
+    @property
+    def purpose(self) -> str:
+        "What a packet is decoded for now, one of PURPOSES."
+        if self.state == "asleep":
+            return "glances"
+        return (self.busy or "calm") if self.state == "awake" else self.state
+
     def note_cost(self, packets: int, ms: float) -> None:
         "So many packets took so long to decode."
         self.counts["decoded"] += packets
+        self.counts[f"for {self.purpose}"] += 1
+        self.counts["for catching up"] += packets - 1
         share = 0.02 if self.packet_ms else 1.0
         self.packet_ms += share * (ms / packets - self.packet_ms)
         if self.state == "awake" and packets > 1:
@@ -337,6 +362,7 @@ class _GateBook:
             "reason": self.reason,
             **{key: counts.get(key, 0) for key in ("packets", "decoded", "shown")},
             "decoded_share": round(decoded / packets, 4) if packets else None,
+            "decoded_for": {key: n for key in PURPOSES if (n := counts.get(f"for {key}", 0))},
             "woken": {key.removeprefix("woken by "): n for key, n in counts.items() if key[:5] == "woken"},
             "for_nothing": {key: counts.get(f"idle {key}", 0) for key in ("wakes", "packets")},
             "movements": {"announced": self.announced.announced, "missed": self.announced.missed},
@@ -395,6 +421,7 @@ def judge(gate: PacketGate, seen: Seen) -> Verdict:
         return Verdict.SHOW
     gate.waste.packet()
     need = need_of(gate.selector, settings.longest_s)
+    gate.busy = need.busy
     keen = 0.25 if need.tracks else 1.0  # a track that begins to move must not be lost
     loud = score >= settings.alarm * keen * gate.waste.caution
     if score >= settings.alarm:

@@ -404,3 +404,15 @@ def test_pictures_beside_sound_and_cover_art(tmp_path):
         out.mux(stream.encode())
         out.mux(sound.encode())
     assert [number(p.image) for p in decode_video(path)] == list(range(25))
+
+
+@pytest.mark.parametrize("cores, threads", [(0.5, 1), (1.0, 1), (1.9, 1), (2.0, 2), (64.0, 4)])
+def test_a_decoder_takes_no_more_threads_than_cores_it_may_use(monkeypatch, cores, threads):
+    "Of a container's quota and an affinity, not of the machine."
+    monkeypatch.setattr(decoding, "usable_cores", lambda: cores)
+    assert decoding.thread_count(None) == threads
+
+
+def test_a_number_of_decoder_threads_that_is_given_stays(monkeypatch):
+    monkeypatch.setattr(decoding, "usable_cores", lambda: 1.0)
+    assert decoding.thread_count(3) == 3

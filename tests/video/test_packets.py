@@ -637,3 +637,28 @@ def test_a_camera_over_rtsp_is_gated_and_numbers_its_frames():
     assert numbers == sorted(numbers) and len(set(numbers)) == len(numbers)
     assert gate.counts["packets"] > 75
     assert source.heard_at is not None
+
+
+def test_the_summary_names_what_every_decoded_packet_was_for(clips):
+    gate = new_gate()
+    play(clips["plain"], gate)
+    told = gate.summary()
+    assert sum(told["decoded_for"].values()) == told["decoded"]
+    assert (
+        {"learning", "tracks", "glances", "catching up"} <= set(told["decoded_for"]) <= set(packets.PURPOSES)
+    )
+
+
+def test_a_gate_that_gave_up_decodes_for_nothing_else(clips):
+    gate = new_gate()
+    play(clips["mjpeg"], gate)
+    assert set(gate.summary()["decoded_for"]) <= {"plain"}
+
+
+@pytest.mark.parametrize("blind, most", [("plain", 1.0), ("glance", 0.4)])
+def test_a_film_of_key_frames_only_is_blind(tmp_path, blind, most):
+    "Sizes of key frames are not judged; each can be decoded alone, so glances are cheap."
+    path, gate = film(tmp_path / "intra.mp4", scene(16, begins=()), gop=1), new_gate(blind=blind)
+    play(path, gate)
+    share = gate.summary()["decoded_share"]
+    assert (share == 1.0 and gate.state == "blind") if blind == "plain" else share < most
