@@ -441,7 +441,7 @@ def test_a_settings_class_inside_another_is_made_only_when_it_was_asked_for():
         *,
         settings: Any = fields_of(
             "training.train:TrainSettings",
-            leave_out="overrides replay.keeper replay.share replay.labelled "
+            leave_out="overrides trainer replay.keeper replay.share replay.labelled "
             "replay.sure replay.unsure replay.doubt",
             rename={"replay.data": "replay", "replay.teacher": "teacher"},
         ),
