@@ -23,8 +23,8 @@ from .decoding import Decoded, Note, PacketDecoder, Skip
 
 # %% auto #0
 __all__ = ['NEAR', 'BLIND', 'PURPOSES', 'BEFORE_S', 'INTRA', 'BLIND_NOTE', 'packet_kind', 'SizeBaseline', 'SizeAlarm', 'Need',
-           'GatedSelector', 'need_of', 'GateSettings', 'Verdict', 'Seen', 'Announced', 'Waste', 'PacketGate', 'judge',
-           'PassingDecoder', 'GatedDecoder']
+           'GatedSelector', 'need_of', 'GateSettings', 'Verdict', 'Seen', 'Announced', 'Waste', 'purpose_of',
+           'PacketGate', 'judge', 'PassingDecoder', 'GatedDecoder']
 
 # %% ../../nbs/04_video/14_packets.ipynb #05fe3206
 def packet_kind(
@@ -294,7 +294,7 @@ class Waste:
         "Factor of the alarm, 1..6."
         return min(6.0, 2.0 ** max(0.0, self.debt / self.doubles))
 
-# %% ../../nbs/04_video/14_packets.ipynb #f181deae
+# %% ../../nbs/04_video/14_packets.ipynb #0981772d
 PURPOSES = {  # what packets are decoded for
     "learning": "the first seconds, to learn the usual sizes",
     "tracks": "awake: a track that needs frame after frame",
@@ -307,6 +307,16 @@ PURPOSES = {  # what packets are decoded for
 }
 
 
+def purpose_of(
+    state: str,  # of a gate
+    busy: str,  # see `Need`
+) -> str:  # one of PURPOSES
+    "What a packet is decoded for; held packets before it are for catching up."
+    if state == "asleep":
+        return "glances"
+    return (busy or "calm") if state == "awake" else state
+
+# %% ../../nbs/04_video/14_packets.ipynb #f181deae
 class _GateBook:
     "What a gate knows of sizes, what it did, and how it says so."
 
@@ -315,13 +325,12 @@ class _GateBook:
     def __init__(self, settings: GateSettings, live: bool, clock: Clock):
         self.settings, self.live, self.clock = settings, live, clock
         self.counts: Counter[str] = Counter()  # packets, decoded and for what, shown, empty, what woke it
-        self.busy = ""  # see `Need`
-        self.alarm, self.announced = SizeAlarm(), Announced()
-        self.state, self.reason = "learning", ""  # learning, awake, asleep; blind or plain and why
+        self.alarm, self.announced, self.waste = SizeAlarm(), Announced(), Waste(settings.waste)
+        self.busy, self.reason = "", ""  # what keeps it awake, see `Need`; why it is blind or plain
+        self.state = "learning"  # awake, asleep; blind or plain
         self.packet_ms, self.slowest_ms = 0.0, 0.0  # usual cost of a packet, longest time to wake
         self.key_s = 0.0  # seconds between the last two key frames
         self.at = -math.inf  # seconds of the stream, of the last packet
-        self.waste = Waste(settings.waste)
         self._probe: tuple[float, float, int] | None = None  # since, at, packets: an alarm not yet judged
         self._lowest: tuple[float, float] | None = None  # of the share that `quiet` is, and when
 
@@ -336,17 +345,10 @@ class _GateBook:
             self._lowest = share, self.at
         return self._lowest[0] if self._lowest else None
 
-    @property
-    def purpose(self) -> str:
-        "What a packet is decoded for now, one of PURPOSES."
-        if self.state == "asleep":
-            return "glances"
-        return (self.busy or "calm") if self.state == "awake" else self.state
-
     def note_cost(self, packets: int, ms: float) -> None:
         "So many packets took so long to decode."
         self.counts["decoded"] += packets
-        self.counts[f"for {self.purpose}"] += 1
+        self.counts[f"for {purpose_of(self.state, self.busy)}"] += 1
         self.counts["for catching up"] += packets - 1
         share = 0.02 if self.packet_ms else 1.0
         self.packet_ms += share * (ms / packets - self.packet_ms)
