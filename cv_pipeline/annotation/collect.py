@@ -89,7 +89,7 @@ from cv_pipeline.core.types import (
     SourceStatus,
 )
 from ..inference.calibrators import Calibrator
-from ..synthetic.line import open_line
+
 from ..video.cover import PictureCover, PictureUse, encoded, privacy_of_run
 from ..video.sources import FolderSource, is_camera, open_source, unique_ids
 from ..video.streams import is_stream
@@ -1131,8 +1131,9 @@ def recorded_sources(
     with expecting("the run does not say what its sources were", file, hint):
         seen = lambda c: (c.get("substream") or c)["uri"]  # of two streams the one on which boxes were found
         listed = [(c["uri"], seen(c), c.get("id")) for c in read_json(file, dict)["config"]["sources"]]
-        uris = ["line" if uri.startswith("line:") else uri for uri, _, name in listed if not name]
-        made = iter(unique_ids(uris, {name for *_, name in listed if name}))
+        made = iter(
+            unique_ids([uri for uri, _, name in listed if not name], {name for *_, name in listed if name})
+        )
         places = {name or next(made): uri for _, uri, name in listed}
     remote = lambda uri: is_camera(uri) or is_stream(uri)
     return {name: RecordedAddress(masked(uri)) if remote(uri) else uri for name, uri in places.items()}
@@ -1165,8 +1166,6 @@ def _opened(place: Any, source_id: str) -> Source:
         return place
     if isinstance(place, RecordedAddress):
         raise SourceError("its address comes from a file, and is not visited", source_id, place.hint)
-    if str(place).startswith("line:"):
-        return open_line(str(place), source_id)
     source = open_source(place, source_id)
     problem = (
         "a live camera cannot be read again"
