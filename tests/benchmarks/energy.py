@@ -100,5 +100,7 @@ def _with_perf(work: Callable[[], object], program: str, why: str) -> Joules:
                 counting.wait()
         try:
             return Joules(joules_of_perf(out.read_text()))
-        except (OSError, ValueError) as e:
+        except OSError:
+            return Joules(None, f"{why}, perf cannot measure it (it wrote nothing)")
+        except ValueError as e:
             return Joules(None, f"{why}, perf cannot measure it ({e})")
