@@ -18,7 +18,6 @@ from cv_pipeline.core.files import locked, read_json, read_json_lines, write_jso
 from cv_pipeline.core.results import read_jsonl
 from cv_pipeline.core.runs import RUNNING
 from cv_pipeline.core.types import ConfigError, DataError, SinkError
-from cv_pipeline.service import assembly
 from cv_pipeline.service.assembly import run_config
 from cv_pipeline.service.reload import (
     ANSWER,
@@ -32,6 +31,7 @@ from cv_pipeline.service.reload import (
     reloading,
     rules_of,
 )
+from cv_pipeline.synthetic import line as synthetic_line
 from cv_pipeline.synthetic.line import open_line
 from cv_pipeline.video.events import read_events
 from cv_pipeline.video.pipeline import Channel
@@ -113,7 +113,7 @@ class Talk:
 
     def run(self, monkeypatch):
         real = open_line
-        monkeypatch.setattr(assembly, "open_line", lambda *given: Held(real(*given), self.go))
+        monkeypatch.setattr(synthetic_line, "open_line", lambda *given: Held(real(*given), self.go))
         with reloading(self.config, self.reread) as self.reloader:
             self.summary = run_config(self.config, self.tick)
         return self
@@ -224,7 +224,7 @@ class Clocked(Talk):
 
     def run(self, monkeypatch):
         real = open_line
-        monkeypatch.setattr(assembly, "open_line", lambda *given: Held(real(*given), self.go))
+        monkeypatch.setattr(synthetic_line, "open_line", lambda *given: Held(real(*given), self.go))
         with reloading(self.config, self.reread, now=lambda: self.time) as self.reloader:
             self.summary = run_config(self.config, self.tick)
         return self

@@ -1,6 +1,7 @@
 """Joules of the packages: counters that begin again, ones that cannot be read, and perf instead."""
 
 import os
+import sys
 
 import pytest
 
@@ -73,11 +74,13 @@ def made_up_perf(folder, line):
     "A perf that writes a line into its file when it is interrupted."
     path = folder / "perf"
     path.write_text(
-        f"""#!/bin/sh
-while [ "$1" != -o ]; do shift; done
-trap 'echo "{line}" > "$2"; exit' INT
-: > {folder}/ready
-while :; do sleep 0.05; done
+        f"""#!{sys.executable}
+import pathlib, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+pathlib.Path({str(folder / "ready")!r}).touch()
+signal.sigwait([signal.SIGINT])
+pathlib.Path(sys.argv[sys.argv.index("-o") + 1]).write_text({line!r} + chr(10))
 """
     )
     os.chmod(path, 0o755)
