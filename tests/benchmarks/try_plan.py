@@ -43,7 +43,7 @@ def configured(model: str, out: Path, batch: tuple[int, float]) -> RunConfig:
 def known_of(model: str, folder: Path, seconds: float) -> tuple[Measured, float]:
     "What the plan knows, and milliseconds of a frame besides its call."
     how = BenchmarkSettings(
-        batches=(1, 2, 4), threads=(1,), seconds=seconds, rounds=4, latency_budget_ms=1000.0, fit=False
+        ("onnxruntime",), (1, 2, 4), (1,), seconds, 4, latency_budget_ms=1000.0, fit=False
     )
     found = run_benchmark(model, folder / "benchmark", settings=how)
     summary = run_config(configured(model, folder / "run", (1, 0.0)))
