@@ -30,15 +30,9 @@ from ..core.model_files import artefact_sha256
 from ..core.types import BackendError, ConfigError, CVPipelineError, Detections, box_iou
 from ..evaluation.summary import versions
 from ..inference.loading import load_model
-from cv_pipeline.inference.manifest import (
-    ModelManifest,
-    PostprocessSpec,
-    PreprocessSpec,
-    load_manifest,
-    save_manifest,
-)
+from ..inference.manifest import PreprocessSpec, load_manifest, save_manifest
 from .augment import AUGMENTS
-from .train import Progress, read_card, write_card
+from .train import Progress, manifest_of, read_card, write_card
 
 # %% auto #0
 __all__ = ['START', 'Tell', 'SIZES', 'STRIDE', 'coco_folders', 'process_file', 'run_job', 'failure', 'weights_of', 'interpreter',
@@ -312,38 +306,10 @@ _LICENCE = (
 _NAMES = {"val/precision": "precision", "val/recall": "recall", "val/mAP_50": "AP50", "val/mAP_50_95": "AP"}
 
 
-def _manifest(out: Path, card: Mapping[str, Any]) -> ModelManifest:
-    "The manifest of the model folder; thresholds are the parent's until the gate sets them."
-    plan, names = card["plan"], tuple(card["data"]["names"])
-    post = PostprocessSpec.from_dict(card["parent"]["postprocess"] or {})
-    tables: dict[str, Any] = {
-        k: {n: v for n, v in getattr(post, k).items() if n in names}
-        for k in ("class_conf", "class_accept_conf", "class_policy")
-    }
-    best = next(e for e in card["epochs"] if e["epoch"] == card["best_epoch"])
-    colours: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-    about = {
-        "run": card["run"],
-        "with": "rfdetr",
-        "data_sha256": card["data"]["sha256"],
-        "parent": {k: v for k, v in card["parent"].items() if k in ("kind", "sha256")},
-        "epochs": len(card["epochs"]),
-        "best_epoch": card["best_epoch"],
-        "seed": plan["seed"],
-        "replay": bool(plan["replay"]),
-        "versions": card["versions"],
-    }
-    return ModelManifest(
-        out.name,
-        "model.onnx",
-        names,
-        card["run"],
-        preprocess=PreprocessSpec(imgsz=(plan["imgsz"],) * 2, letterbox="stretch", stride=STRIDE, **colours),
-        postprocess=replace(post, head="detr", classes=None, **tables),
-        license=_LICENCE,
-        metrics={"validation during training": {k: best[k] for k in _NAMES.values() if k in best}},
-        training=about,
-    )
+def _preprocess(size: int) -> PreprocessSpec:
+    "What RF-DETR was trained with: stretched to a square, ImageNet's mean and deviation."
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return PreprocessSpec(imgsz=(size, size), letterbox="stretch", stride=STRIDE, mean=mean, std=std)
 
 # %% ../../nbs/08_training/08_rfdetr.ipynb #fbad1570
 def _note_epoch(
@@ -518,7 +484,8 @@ def export(python: str, out: Path, card: dict[str, Any], tell: Callable[[Progres
         what = f"the export has classes {told['names']} at {told['imgsz']} pixels, the run {names} at {size}"
         raise BackendError(what, place, "a version of rfdetr that was not tried: report it")
     move_file(told["file"], out / "model.onnx")
-    save_manifest(_manifest(out, card), out)
+    how_read = _preprocess(size), _LICENCE, _NAMES.values()
+    save_manifest(manifest_of(out, card, "detr", *how_read, **{"with": "rfdetr"}), out)
     same = check_agreement(out, pictures, told["found"])
     sha = artefact_sha256(out / "model.onnx")
     card["model"] = {"file": "model.onnx", "sha256": sha, "agreement with rfdetr": same}

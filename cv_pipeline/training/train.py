@@ -12,7 +12,7 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -48,8 +48,8 @@ from cv_pipeline.core.types import (
 from ..evaluation.records import BoxTable, EvalSet
 
 # %% auto #0
-__all__ = ['Progress', 'write_card', 'read_card', 'TrainRun', 'TrainSettings', 'Trainer', 'trained_with', 'Ultralytics', 'train',
-           'out_of_sample']
+__all__ = ['Progress', 'write_card', 'read_card', 'TrainRun', 'TrainSettings', 'Trainer', 'trained_with', 'manifest_of',
+           'Ultralytics', 'train', 'out_of_sample']
 
 # %% ../../nbs/08_training/03_train.ipynb #decb900e
 from ..evaluation.summary import versions
@@ -634,52 +634,51 @@ _LICENCE = (
 )
 
 
-def _manifest(out: Path, card: Mapping[str, Any]) -> ModelManifest:
-    "The manifest of the model folder; thresholds are the parent's until the gate sets them."
-    plan, names = card["plan"], tuple(card["data"]["names"])
+def manifest_of(
+    out: Path,
+    card: Mapping[str, Any],
+    head: str,
+    preprocess: PreprocessSpec,
+    licence: str,
+    metrics: Iterable[str],  # of an epoch in the card, which the manifest keeps
+    **about: Any,  # of the training, besides what the card says
+) -> ModelManifest:
+    "The manifest of a trained model; thresholds are the parent's until the gate sets them."
+    names, kept = tuple(card["data"]["names"]), ("class_conf", "class_accept_conf", "class_policy")
     post = PostprocessSpec.from_dict(card["parent"]["postprocess"] or {})
-    tables = {
-        k: {n: v for n, v in getattr(post, k).items() if n in names}
-        for k in ("class_conf", "class_accept_conf", "class_policy")
-    }
+    tables: dict[str, Any] = {k: {n: v for n, v in getattr(post, k).items() if n in names} for k in kept}
     best = next(e for e in card["epochs"] if e["epoch"] == card["best_epoch"])
     told = {
         "run": card["run"],
+        **about,
         "data_sha256": card["data"]["sha256"],
         "parent": {k: v for k, v in card["parent"].items() if k in ("kind", "sha256")},
         "epochs": len(card["epochs"]),
         "best_epoch": card["best_epoch"],
-        "seed": plan["seed"],
-        "replay": bool(plan["replay"]),
+        "seed": card["plan"]["seed"],
+        "replay": bool(card["plan"]["replay"]),
         "versions": card["versions"],
     }
-    measured = {"validation during training": {k: best[k] for k in _NAMES.values() if k in best}}
-    return ModelManifest(
-        out.name,
-        "model.onnx",
-        names,
-        card["run"],
-        preprocess=PreprocessSpec(imgsz=(plan["imgsz"],) * 2),
-        postprocess=replace(post, head="yolov8", classes=None, **tables),
-        license=_LICENCE,
-        metrics=measured,
-        training=told,
-    )
+    post = replace(post, head=head, classes=None, **tables)
+    made = ModelManifest(out.name, "model.onnx", names, card["run"], preprocess=preprocess, postprocess=post)
+    measured = {"validation during training": {k: best[k] for k in metrics if k in best}}
+    return replace(made, license=licence, metrics=measured, training=told)
 
 
 def _export(out: Path, card: dict[str, Any], tell: Callable[[Progress], None]) -> None:
     "The model folder, and the last word of the card."
-    plan = card["plan"]
-    _onnx_of(out, plan["imgsz"])
-    save_manifest(_manifest(out, card), out)
-    gap = _same_answer(out, plan["imgsz"])
+    size = card["plan"]["imgsz"]
+    _onnx_of(out, size)
+    spec = PreprocessSpec(imgsz=(size, size))
+    save_manifest(manifest_of(out, card, "yolov8", spec, _LICENCE, _NAMES.values()), out)
+    gap = _same_answer(out, size)
     card["model"] = {
         "file": "model.onnx",
         "sha256": artefact_sha256(out / "model.onnx"),
         "largest difference to the checkpoint": round(gap, 6),
     }
-    size = (out / "model.onnx").stat().st_size / 1e6
-    tell(Progress("export", f"model.onnx, {size:.2f} MB, best epoch {card['best_epoch']}"))
+    megabytes = (out / "model.onnx").stat().st_size / 1e6
+    tell(Progress("export", f"model.onnx, {megabytes:.2f} MB, best epoch {card['best_epoch']}"))
 
 # %% ../../nbs/08_training/03_train.ipynb #87d94f00
 class _Material(NamedTuple):

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import energy
+from tests.benchmarks.bench_optimize import SAME
 from tests.benchmarks.headline import Rows, compared, markdown, write_table
 
 REAL = Path(os.environ["CV_PIPELINE_REAL_DATA"]) if os.environ.get("CV_PIPELINE_REAL_DATA") else None
@@ -229,16 +230,6 @@ def _draw(path: Path, traffic: str, seconds: float, seed: int) -> None:
     video.close()
     visits = [(min(f), max(f)) for f in there.values() if len(f) >= 13]
     path.with_suffix(".json").write_text(json.dumps(visits))
-
-
-SAME = {  # VOC's names as COCO spells them
-    "aeroplane": "airplane",
-    "diningtable": "dining table",
-    "motorbike": "motorcycle",
-    "pottedplant": "potted plant",
-    "sofa": "couch",
-    "tvmonitor": "tv",
-}
 
 
 def int8_of_yolo(cache: Path) -> Path:

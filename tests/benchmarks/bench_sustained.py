@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.benchmarks.bench_cameras import CLIPS, clips, fleet
+from tests.benchmarks.bench_cameras_per_core import _imgsz
 
 FPS = 5
 CONTESTANTS = {
@@ -133,12 +134,6 @@ def ultralytics(files: list[str], cameras: int, model: str, settings: dict) -> d
         )
         ages.append(time.perf_counter() - due)
     return {"ages": ages, "read": played.read, "lost": played.lost}
-
-
-def _imgsz(model: str) -> list[int]:
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(model).get_inputs()[0].shape[2:]
 
 
 def ours(files: list[str], cameras: int, model: str, settings: dict) -> dict:

@@ -43,6 +43,7 @@ from cv_pipeline.video.cover import (
 from cv_pipeline.video.decoding import decode_video
 from cv_pipeline.video.faces import NO_FACES, Faces
 from cv_pipeline.video.sinks import CallbackSink, VideoSink
+from tests.helpers.recorder import Recorder
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
 ON = Privacy(True, "tested")
@@ -71,17 +72,8 @@ class Broken:
         raise RuntimeError("no device")
 
 
-class Keeps:
+class Keeps(Recorder):
     name, pictures = "keeps", PictureUse.KEEPS
-
-    def __init__(self):
-        self.results, self.closed = [], 0
-
-    def write(self, result):
-        self.results.append(result)
-
-    def close(self):
-        self.closed += 1
 
 
 def result(number, source="gate", seconds=None, size=(80, 60), boxes=(), meta=None):
@@ -626,6 +618,7 @@ from cv_pipeline.core.types import Detections, FrameResult
 from cv_pipeline.synthetic.passers import Passers, PassersConfig
 from cv_pipeline.video.cover import Covered, CoverGate, Privacy
 from cv_pipeline.video.sinks import VideoSink
+from tests.helpers.recorder import Recorder
 film = Passers(PassersConfig(frames=2000, faces=6, plates=0, size=(320, 180), widths=(24, 60)))
 draw = lambda r, trails: r.frame.image
 sink = Covered(VideoSink(sys.argv[1], draw=draw, threads=1), CoverGate(Privacy(True, "tested")))
